@@ -1,0 +1,1 @@
+//! Apple: is this transaction real, and what is it now.

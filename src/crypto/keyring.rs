@@ -1,0 +1,371 @@
+//! Seals secrets before they reach the database, and opens them again only where they belong.
+//!
+//! A sealed value is `key id (1 byte) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`, AES-256-GCM. The sealing key is derived
+//! from the master key by HKDF-SHA-256 for each table and column, and table, column and tenant are authenticated
+//! with the value: a blob copied to another row, column or table does not open. The first key of the ring seals,
+//! every key of the ring opens.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use aws_lc_rs::rand;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretBox, SecretSlice};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes of a master key, and of each key derived from it.
+pub const KEY_BYTES: usize = 32;
+const TAG_BYTES: usize = 16;
+/// The shortest sealed value: an empty secret.
+const SHORTEST: usize = 1 + NONCE_LEN + TAG_BYTES;
+
+/// Where a sealed value lives. It opens there and nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The table's name.
+    pub table: &'static str,
+    /// The column's name.
+    pub column: &'static str,
+    /// Whose row it is: the tenant's id, or another name that is fixed for the row.
+    pub row: &'a str,
+}
+
+impl Place<'_> {
+    /// Length before each part, so that no two places are written alike.
+    fn authenticated(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for part in [self.table, self.column, self.row] {
+            bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        bytes
+    }
+}
+
+/// A master key and the id that sealed values carry in their first byte.
+pub struct MasterKey {
+    id: u8,
+    bytes: SecretBox<[u8; KEY_BYTES]>,
+}
+
+/// Why a text is not a master key. Never repeats the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedKey {
+    /// The part before the colon is not a number from 1 to 255.
+    #[error("the id before the colon must be a whole number from 1 to 255")]
+    Id,
+    /// The key is not standard base64.
+    #[error(
+        "the key must be standard base64 with padding (make one with: openssl rand -base64 32)"
+    )]
+    Base64,
+    /// The decoded key has another length than 32 bytes.
+    #[error(
+        "the key must decode to exactly 32 bytes, this one decodes to {0} (make one with: openssl rand -base64 32)"
+    )]
+    Length(usize),
+}
+
+impl MasterKey {
+    /// Reads `<base64 of 32 bytes>`, optionally with `<id>:` before it; without one the id is `default_id`.
+    pub fn parse(text: &str, default_id: Option<u8>) -> Result<Self, MalformedKey> {
+        let text = text.trim();
+        let (id, encoded) = match text.split_once(':') {
+            Some((id, encoded)) => {
+                // Digits only: `u8::from_str` also takes a leading plus.
+                let digits = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
+                let id = digits.then(|| id.parse::<u8>().ok()).flatten();
+                (id.filter(|id| *id != 0).ok_or(MalformedKey::Id)?, encoded)
+            }
+            None => (default_id.ok_or(MalformedKey::Id)?, text),
+        };
+        let decoded = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| MalformedKey::Base64)?);
+        let bytes: [u8; KEY_BYTES] = decoded
+            .as_slice()
+            .try_into()
+            .map_err(|_| MalformedKey::Length(decoded.len()))?;
+        Ok(Self {
+            id,
+            bytes: SecretBox::new(Box::new(bytes)),
+        })
+    }
+
+    /// The id sealed values carry.
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MasterKey({})", self.id)
+    }
+}
+
+/// Why a sealed value does not open. Three causes that need three different remedies, never merged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It was sealed with a key this process was not given.
+    #[error(
+        "it was sealed with encryption key {id}, which is not configured (add it to ATTESTO_ENCRYPTION_KEYS_RETIRED)"
+    )]
+    UnknownKey {
+        /// The id in the value's first byte.
+        id: u8,
+    },
+    /// The key of that id is another key, or the value was changed or moved.
+    #[error(
+        "it does not open with encryption key {id}: the configured key is not the one it was sealed with, or the value was changed or moved"
+    )]
+    DoesNotOpen {
+        /// The id in the value's first byte.
+        id: u8,
+    },
+    /// It is too short to be a sealed value.
+    #[error("it is not a sealed value")]
+    Malformed,
+}
+
+/// Two keys were given the same id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("encryption key id {0} is given twice: each key needs an id of its own")]
+pub struct DuplicateKeyId(pub u8);
+
+/// The master keys of this process: one seals, all open.
+pub struct Keyring {
+    sealing: u8,
+    keys: BTreeMap<u8, MasterKey>,
+}
+
+impl Keyring {
+    /// A ring that seals with `sealing` and also opens what the `retired` keys sealed.
+    pub fn new(sealing: MasterKey, retired: Vec<MasterKey>) -> Result<Self, DuplicateKeyId> {
+        let id = sealing.id;
+        let mut keys = BTreeMap::from([(id, sealing)]);
+        for key in retired {
+            let id = key.id;
+            if keys.insert(id, key).is_some() {
+                return Err(DuplicateKeyId(id));
+            }
+        }
+        Ok(Self { sealing: id, keys })
+    }
+
+    /// The id of the key that seals.
+    pub fn sealing_id(&self) -> u8 {
+        self.sealing
+    }
+
+    /// Every id that can open, ascending.
+    pub fn ids(&self) -> impl Iterator<Item = u8> {
+        self.keys.keys().copied()
+    }
+
+    /// Seals `secret` for `place`.
+    pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Vec<u8> {
+        let key = derive(&self.keys[&self.sealing], place);
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).expect("the operating system gives random bytes");
+        let mut blob = Vec::with_capacity(SHORTEST + secret.len());
+        blob.push(self.sealing);
+        blob.extend_from_slice(&nonce);
+        blob.extend_from_slice(secret);
+        let aad = Aad::from(place.authenticated());
+        let tag = key
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                aad,
+                &mut blob[1 + NONCE_LEN..],
+            )
+            .expect("AES-GCM seals anything shorter than 64 GiB");
+        blob.extend_from_slice(tag.as_ref());
+        blob
+    }
+
+    /// Opens a value that was sealed for `place`.
+    pub fn open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
+        if blob.len() < SHORTEST {
+            return Err(OpenError::Malformed);
+        }
+        let id = blob[0];
+        let master = self.keys.get(&id).ok_or(OpenError::UnknownKey { id })?;
+        let (nonce, sealed) = blob[1..].split_at(NONCE_LEN);
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| OpenError::Malformed)?;
+        let mut buffer = Zeroizing::new(sealed.to_vec());
+        let opened = derive(master, place)
+            .open_in_place(nonce, Aad::from(place.authenticated()), &mut buffer)
+            .map_err(|_| OpenError::DoesNotOpen { id })?;
+        Ok(SecretSlice::from(opened.to_vec()))
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Keyring(seals with {}, opens {:?})",
+            self.sealing,
+            self.keys.keys()
+        )
+    }
+}
+
+struct DerivedLength;
+
+impl KeyType for DerivedLength {
+    fn len(&self) -> usize {
+        KEY_BYTES
+    }
+}
+
+fn derive(master: &MasterKey, place: Place<'_>) -> LessSafeKey {
+    let info = [
+        b"attesto/seal/v1/".as_slice(),
+        place.table.as_bytes(),
+        b"/",
+        place.column.as_bytes(),
+    ];
+    let mut bytes = [0; KEY_BYTES];
+    Salt::new(HKDF_SHA256, &[])
+        .extract(master.bytes.expose_secret())
+        .expand(&info, DerivedLength)
+        .and_then(|okm| okm.fill(&mut bytes))
+        .expect("HKDF gives 32 bytes");
+    let key = UnboundKey::new(&AES_256_GCM, &bytes).expect("an AES-256 key is 32 bytes");
+    bytes.zeroize();
+    LessSafeKey::new(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HERE: Place<'_> = Place {
+        table: "apple_credentials",
+        column: "private_key_enc",
+        row: "tenant_a",
+    };
+
+    fn key(id: u8, fill: u8) -> MasterKey {
+        MasterKey::parse(
+            &format!("{id}:{}", STANDARD.encode([fill; KEY_BYTES])),
+            None,
+        )
+        .expect("a good key")
+    }
+
+    fn ring(id: u8, fill: u8) -> Keyring {
+        Keyring::new(key(id, fill), vec![]).expect("one id")
+    }
+
+    #[test]
+    fn a_key_is_refused_with_what_to_do() {
+        let good = STANDARD.encode([7; 32]);
+        let parse = |text: &str| MasterKey::parse(text, Some(1)).map(|key| key.id());
+        assert_eq!(parse(&good), Ok(1));
+        assert_eq!(parse(&format!("{good}\n")), Ok(1));
+        assert_eq!(parse(&format!("255:{good}")), Ok(255));
+        for id in ["0", "256", "-1", "+1", "a", ""] {
+            assert_eq!(
+                parse(&format!("{id}:{good}")),
+                Err(MalformedKey::Id),
+                "{id}"
+            );
+        }
+        assert_eq!(parse("not base64!"), Err(MalformedKey::Base64));
+        assert_eq!(
+            parse(&STANDARD.encode([7; 31])),
+            Err(MalformedKey::Length(31))
+        );
+        assert_eq!(
+            MasterKey::parse(&good, None).map(|key| key.id()),
+            Err(MalformedKey::Id)
+        );
+    }
+
+    #[test]
+    fn a_retired_key_opens_and_never_seals() {
+        let before = ring(1, 1).seal(HERE, b"secret");
+        let after = Keyring::new(key(2, 2), vec![key(1, 1)]).expect("two ids");
+        assert_eq!(
+            after.open(HERE, &before).expect("opens").expose_secret(),
+            b"secret"
+        );
+        assert_eq!(after.seal(HERE, b"secret")[0], 2);
+        assert_eq!(
+            ring(2, 2).open(HERE, &before).unwrap_err(),
+            OpenError::UnknownKey { id: 1 }
+        );
+        assert_eq!(
+            Keyring::new(key(1, 1), vec![key(1, 2)]).unwrap_err(),
+            DuplicateKeyId(1)
+        );
+    }
+
+    #[test]
+    fn a_blob_opens_only_where_it_was_sealed() {
+        let ring = ring(1, 1);
+        let blob = ring.seal(HERE, b"secret");
+        for there in [
+            Place {
+                table: "google_credentials",
+                ..HERE
+            },
+            Place {
+                column: "other_enc",
+                ..HERE
+            },
+            Place {
+                row: "tenant_b",
+                ..HERE
+            },
+            Place { row: "", ..HERE },
+        ] {
+            assert_eq!(
+                ring.open(there, &blob).unwrap_err(),
+                OpenError::DoesNotOpen { id: 1 }
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_key_is_printed() {
+        let text = format!("{:?} {:?}", ring(1, 0x41), key(3, 0x41));
+        assert_eq!(text, "Keyring(seals with 1, opens [1]) MasterKey(3)");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sealed_opens(secret: Vec<u8>, row in ".{0,40}") {
+            let place = Place { row: &row, ..HERE };
+            let ring = ring(9, 9);
+            let blob = ring.seal(place, &secret);
+            prop_assert_eq!(blob.len(), SHORTEST + secret.len());
+            let opened = ring.open(place, &blob).expect("opens");
+            prop_assert_eq!(opened.expose_secret(), secret.as_slice());
+            prop_assert_ne!(ring.seal(place, &secret), blob, "a nonce is never used twice");
+        }
+
+        #[test]
+        fn any_flipped_bit_and_any_cut_is_refused(secret: Vec<u8>, at: prop::sample::Index, bit in 0_u8..8) {
+            let ring = ring(9, 9);
+            let blob = ring.seal(HERE, &secret);
+            let at = at.index(blob.len());
+            let mut flipped = blob.clone();
+            flipped[at] ^= 1_u8 << bit;
+            prop_assert!(ring.open(HERE, &flipped).is_err());
+            prop_assert!(ring.open(HERE, &blob[..at]).is_err());
+        }
+
+        #[test]
+        fn another_key_of_the_same_id_does_not_open(secret: Vec<u8>) {
+            let blob = ring(9, 9).seal(HERE, &secret);
+            prop_assert_eq!(ring(9, 8).open(HERE, &blob).unwrap_err(), OpenError::DoesNotOpen { id: 9 });
+        }
+    }
+}

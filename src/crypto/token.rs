@@ -1,0 +1,60 @@
+//! Secrets made of random bytes, and the digests they are recognised by.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::{digest, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+/// 32 random bytes as 43 characters of base64url.
+pub fn random() -> SecretString {
+    let mut bytes = Zeroizing::new([0_u8; 32]);
+    rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
+    SecretString::from(URL_SAFE_NO_PAD.encode(*bytes))
+}
+
+/// SHA-256. Enough to recognise a secret of 256 random bits by; not for passwords.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest::digest(&digest::SHA256, bytes)
+        .as_ref()
+        .try_into()
+        .expect("SHA-256 gives 32 bytes")
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a `String` cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// A short name for a key or certificate by which two people can compare it: the first 16 hex digits of its SHA-256.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    hex(&sha256(bytes)[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_43_characters_and_never_the_same() {
+        let (one, two) = (random(), random());
+        assert_eq!(one.expose_secret().len(), 43);
+        assert_ne!(one.expose_secret(), two.expose_secret());
+        assert!(!format!("{one:?}").contains(one.expose_secret()));
+    }
+
+    #[test]
+    fn a_fingerprint_is_the_beginning_of_the_digest() {
+        assert_eq!(fingerprint(b"abc"), "ba7816bf8f01cfea");
+    }
+}

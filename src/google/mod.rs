@@ -1,0 +1,1 @@
+//! Google Play: is this purchase real, and what is it now.

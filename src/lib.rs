@@ -1,0 +1,26 @@
+//! Attesto tells a mobile app's backend whether an in-app purchase is real, and tells it again whenever that changes.
+//!
+//! Three floors; whatever stands higher may use what stands lower, never the other way round.
+//!
+//! *Assembly* sees everything: [`cli`], [`config`].
+//!
+//! *Features*, lowest first: [`tenants`], [`credentials`], [`apple`] and [`google`] (twins that never see each
+//! other), [`simulator`] (the stores, played).
+//!
+//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`clock`], [`id`].
+
+pub mod apple;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod credentials;
+pub mod crypto;
+pub mod db;
+pub mod google;
+pub mod http;
+pub mod id;
+pub mod simulator;
+pub mod tenants;
+
+/// This release, as sent in every answer.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

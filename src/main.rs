@@ -1,0 +1,3 @@
+//! The `attesto` binary.
+
+fn main() {}
