@@ -2,10 +2,22 @@
 //!
 //! Parsing is pure: it is given the texts and gives back either [`Settings`] or every problem at once.
 
+pub mod admin;
+pub mod secret_file;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
+
+/// The process' environment. Everything else is handed what was read from it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the environment"
+)]
+pub fn environment(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,3 +1,11 @@
 //! The `attesto` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // One cryptographic backend for everything that speaks TLS, chosen before anything does. It fails only when one
+    // was chosen already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    attesto::cli::run(std::env::args_os()).await
+}

@@ -1,1 +1,29 @@
-//! The command line: one file a noun.
+//! The command line: the same functions as HTTP, through another door. One file a noun.
+//!
+//! Promises: results go to stdout and are one JSON object a line unless a person is watching; everything else goes to
+//! stderr; a secret is never printed, except a new API key, once. Exit codes: 0 done, 1 not found, already so, or
+//! something failed, 2 asked wrongly.
+//!
+//! - [`command`]: the tree of commands, and [`run`]
+//! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
+//! - [`context`]: what every command is given, and how it fails
+//! - [`output`]: JSON lines, or tables and prose
+//! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
+//! - [`tenant`], [`key`], [`apple`], [`google`]: things that are kept
+
+pub mod apple;
+pub mod command;
+pub mod context;
+pub mod dev;
+pub mod google;
+pub mod key;
+pub mod migrate;
+pub mod output;
+pub mod serve;
+pub mod simulator;
+pub mod spelling;
+pub mod tenant;
+
+pub use command::run;
+pub use context::{Context, Failure};
+pub use output::Output;

@@ -140,6 +140,11 @@ pub fn is_unavailable(error: &Error) -> bool {
     }
 }
 
+/// Whether an error says that a table or column is not there: the migrations have not run, or not all of them.
+pub fn is_missing_table(error: &Error) -> bool {
+    matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))
+}
+
 /// Turns a violation of one named constraint into the sentence it means; everything else stays what it was.
 pub fn on_constraint<E: From<Error>>(
     error: Error,

@@ -1,0 +1,118 @@
+//! The tree of commands.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use super::context::{Context, Failure};
+use super::output::Format;
+use super::{apple, dev, google, key, migrate, serve, simulator, spelling, tenant};
+
+/// Tells a mobile app's backend whether an in-app purchase is real.
+#[derive(Debug, Parser)]
+#[command(
+    name = "attesto",
+    version,
+    after_help = "Without a command, attesto serves. Every command of two words has a second spelling: `attesto key:revoke` is `attesto key revoke`."
+)]
+pub struct Cli {
+    /// How results are written: `auto` is a table on a terminal and JSON lines anywhere else
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    output: Format,
+
+    /// Where the database is
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        help = "Where the database is: postgres://user:password@host:5432/name [env: DATABASE_URL or DATABASE_URL_FILE]"
+    )]
+    database_url: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service (what happens without a command)
+    Serve(serve::Args),
+    /// Try everything on this machine: a private database, simulated stores, a demo tenant
+    Dev(dev::Args),
+    /// Bring the database's tables to this release
+    Migrate(migrate::Args),
+    /// Tenants: the teams whose apps Attesto answers for
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    /// API keys of a tenant
+    #[command(subcommand)]
+    Key(key::Command),
+    /// A tenant's access to the App Store
+    #[command(subcommand)]
+    Apple(apple::Command),
+    /// A tenant's access to Google Play
+    #[command(subcommand)]
+    Google(google::Command),
+    /// Run only the simulated stores
+    Simulator(simulator::Args),
+}
+
+/// Runs what the arguments ask, program name first; writes results to stdout, what went wrong to stderr, and gives
+/// the exit code.
+pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut tree = Cli::command();
+    tree.build();
+    let arguments = spelling::nested(arguments, &tree);
+    let cli = match Cli::command()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+    {
+        Ok(cli) => cli,
+        // Help and the version too arrive as an "error", meant for stdout and with exit code 0.
+        Err(error) => {
+            // Nobody is left to tell when even this cannot be written.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let context = Context::new(cli.output, cli.database_url, crate::config::environment);
+    match dispatch(cli.command, &context).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.message.lines() {
+                eprintln!("attesto: {line}");
+            }
+            failure.code()
+        }
+    }
+}
+
+async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args, context).await,
+        Command::Dev(args) => dev::run(args, context).await,
+        Command::Migrate(args) => migrate::run(args, context).await,
+        Command::Tenant(command) => tenant::run(command, context).await,
+        Command::Key(command) => key::run(command, context).await,
+        Command::Apple(command) => apple::run(command, context).await,
+        Command::Google(command) => google::run(command, context).await,
+        Command::Simulator(args) => simulator::run(args, context).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,145 @@
+//! What every command is given, and how it fails.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::config::admin;
+use crate::crypto::keyring::Keyring;
+use crate::db::Database;
+use crate::id::MalformedId;
+
+use super::output::{Format, Output};
+
+/// What a command may use. The database and the keys are read from the settings only when it asks for them.
+pub struct Context {
+    /// Where results are written.
+    pub output: Output,
+    /// What time it is.
+    pub clock: Clock,
+    database_url: Option<String>,
+    lookup: Environment,
+}
+
+type Environment = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
+
+impl Context {
+    /// For one run of the program. `database_url` is the flag's value; `lookup` is the environment.
+    pub fn new(
+        format: Format,
+        database_url: Option<String>,
+        lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            output: Output::stdout(format),
+            clock: Clock::system(),
+            database_url,
+            lookup: Box::new(lookup),
+        }
+    }
+
+    /// One variable of the environment.
+    pub fn variable(&self, name: &str) -> Option<OsString> {
+        (self.lookup)(name)
+    }
+
+    /// The value of `--database-url`.
+    pub fn database_url(&self) -> Option<&str> {
+        self.database_url.as_deref()
+    }
+
+    /// The database, which is connected to when first asked something.
+    #[expect(
+        clippy::unused_async,
+        reason = "joining an embedded Postgres as a guest will wait"
+    )]
+    pub async fn database(&self) -> Result<Database, Failure> {
+        let settings =
+            admin::database(&*self.lookup, self.database_url()).map_err(Failure::settings)?;
+        let settings = settings.ok_or_else(|| {
+            Failure::usage(
+                "which database? Give --database-url postgres://… or set DATABASE_URL (or DATABASE_URL_FILE).",
+            )
+        })?;
+        Ok(Database::open(&settings))
+    }
+
+    /// The encryption keys.
+    pub fn keyring(&self) -> Result<Arc<Keyring>, Failure> {
+        let keyring = admin::keyring(&*self.lookup).map_err(Failure::settings)?;
+        let keyring = keyring.ok_or_else(|| {
+            Failure::usage(
+                "this command seals or opens a secret: set ATTESTO_ENCRYPTION_KEY (or ATTESTO_ENCRYPTION_KEY_FILE) to the key the service runs with.",
+            )
+        })?;
+        Ok(Arc::new(keyring))
+    }
+}
+
+/// How a command ended badly: what to say on stderr, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// 1 or 2.
+    pub exit: u8,
+    /// Full sentences without a secret in them; one line a problem.
+    pub message: String,
+}
+
+impl Failure {
+    /// Exit 1: not found, already in that state, or something outside failed.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self {
+            exit: 1,
+            message: message.into(),
+        }
+    }
+
+    /// Exit 2: what was asked cannot be meant.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self {
+            exit: 2,
+            message: message.into(),
+        }
+    }
+
+    /// Exit 2, for settings that cannot be used: one line each.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "it is handed to `map_err` as it is"
+    )]
+    pub fn settings(problems: Vec<String>) -> Self {
+        Self::usage(problems.join("\n"))
+    }
+
+    /// The exit code for the shell.
+    pub fn code(&self) -> ExitCode {
+        ExitCode::from(self.exit)
+    }
+}
+
+impl From<MalformedId> for Failure {
+    fn from(problem: MalformedId) -> Self {
+        Self::usage(problem.to_string())
+    }
+}
+
+impl From<crate::db::Error> for Failure {
+    fn from(error: crate::db::Error) -> Self {
+        if crate::db::is_unavailable(&error) {
+            Self::refused(format!("the database cannot be reached: {error}"))
+        } else if crate::db::is_missing_table(&error) {
+            Self::refused(
+                "the database has not been prepared for this release: run `attesto migrate` first.",
+            )
+        } else {
+            Self::refused(format!("the database refused: {error}"))
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::refused(format!("cannot write the result: {error}"))
+    }
+}

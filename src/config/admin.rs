@@ -1,0 +1,142 @@
+//! What an administrator's command needs: where the database is and, when it touches something sealed, the keys.
+//!
+//! Each is read only when a command asks for it, so that `attesto tenant list` needs no encryption key.
+
+use secrecy::ExposeSecret;
+
+use super::secret_file::{self, Lookup};
+use crate::crypto::keyring::{Keyring, MasterKey};
+use crate::db::ConnectSettings;
+
+/// The id of an encryption key that is given without one.
+const DEFAULT_KEY_ID: u8 = 1;
+
+/// Where the database is: `flag` when given, else `DATABASE_URL` or the file named by `DATABASE_URL_FILE`. `None` when
+/// nothing says it. Every problem is one line that never repeats the URL.
+pub fn database(
+    lookup: Lookup<'_>,
+    flag: Option<&str>,
+) -> Result<Option<ConnectSettings>, Vec<String>> {
+    let parse = |name: &str, url: &str| {
+        ConnectSettings::from_url(url)
+            .map(Some)
+            .map_err(|problem| vec![format!("{name}: {problem}")])
+    };
+    if let Some(url) = flag {
+        return parse("--database-url", url);
+    }
+    match secret_file::read(lookup, "DATABASE_URL") {
+        Ok(Some(url)) => parse("DATABASE_URL", url.expose_secret()),
+        Ok(None) => Ok(None),
+        Err(problem) => Err(vec![problem.to_string()]),
+    }
+}
+
+/// The encryption keys: `ATTESTO_ENCRYPTION_KEY` seals and opens, those of `ATTESTO_ENCRYPTION_KEYS_RETIRED` only
+/// open; either may come from a `_FILE`. `None` when neither is set. All problems at once, none repeats a key.
+pub fn keyring(lookup: Lookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
+    const KEY: &str = "ATTESTO_ENCRYPTION_KEY";
+    const RETIRED: &str = "ATTESTO_ENCRYPTION_KEYS_RETIRED";
+
+    let mut problems = Vec::new();
+    let mut read = |name| {
+        secret_file::read(lookup, name).unwrap_or_else(|problem| {
+            problems.push(problem.to_string());
+            None
+        })
+    };
+    let (sealing, retired_list) = (read(KEY), read(RETIRED));
+
+    let is_set = sealing.is_some();
+    let sealing = sealing.and_then(|key| {
+        MasterKey::parse(key.expose_secret(), Some(DEFAULT_KEY_ID))
+            .map_err(|problem| problems.push(format!("{KEY}: {problem}")))
+            .ok()
+    });
+    let mut retired = Vec::new();
+    if let Some(list) = retired_list {
+        for (position, key) in list.expose_secret().split(',').enumerate() {
+            match MasterKey::parse(key, None) {
+                Ok(key) => retired.push(key),
+                Err(problem) => problems.push(format!(
+                    "{RETIRED}, entry {} (each is <id>:<base64>): {problem}",
+                    position + 1
+                )),
+            }
+        }
+        if !is_set && problems.is_empty() {
+            problems.push(format!(
+                "{RETIRED} is set without {KEY}: retired keys open and never seal"
+            ));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let Some(sealing) = sealing else {
+        return Ok(None);
+    };
+    Keyring::new(sealing, retired)
+        .map(Some)
+        .map_err(|problem| vec![format!("{KEY} and {RETIRED}: {problem}")])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    fn ask(set: &[(&str, &str)]) -> Result<Option<Vec<u8>>, Vec<String>> {
+        let lookup = |name: &str| {
+            set.iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        keyring(&lookup).map(|ring| ring.map(|ring| ring.ids().collect()))
+    }
+
+    #[test]
+    fn keys_are_read_and_every_problem_is_said() {
+        let key = |fill: u8| STANDARD.encode([fill; 32]);
+        let (plain, second, third) = (
+            key(1),
+            format!("2:{}", key(2)),
+            format!("1:{}, 3:{}", key(1), key(3)),
+        );
+        assert_eq!(ask(&[]), Ok(None));
+        assert_eq!(
+            ask(&[("ATTESTO_ENCRYPTION_KEY", &plain)]),
+            Ok(Some(vec![1]))
+        );
+        assert_eq!(
+            ask(&[
+                ("ATTESTO_ENCRYPTION_KEY", &second),
+                ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &third),
+            ]),
+            Ok(Some(vec![1, 2, 3]))
+        );
+        let problems = ask(&[
+            ("ATTESTO_ENCRYPTION_KEY", "c2hvcnQ="),
+            ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &plain),
+        ])
+        .expect_err("both are wrong");
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(!problems.concat().contains("c2hvcnQ"), "no key is repeated");
+        assert!(
+            ask(&[("ATTESTO_ENCRYPTION_KEYS_RETIRED", &second)]).is_err(),
+            "something must seal"
+        );
+        assert!(
+            ask(&[
+                ("ATTESTO_ENCRYPTION_KEY", &plain),
+                ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &third)
+            ])
+            .is_err(),
+            "two keys of one id"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! A setting from its variable, or from the file that the same variable with `_FILE` appended names.
+//!
+//! Docker and Swarm hand secrets over as files. One of the two may be set, never both: which of them is meant must
+//! not depend on an order nobody remembers.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+/// Where settings come from: a variable's name in, its value out. The process' environment, or a test's table.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Why a setting cannot be read. Never repeats the value.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// Both ways are used at once.
+    #[error("{name} and {name}_FILE are both set: remove one of them")]
+    Both {
+        /// The variable.
+        name: String,
+    },
+    /// Set, but to nothing.
+    #[error("{name} is set but empty: give it a value or remove it")]
+    Empty {
+        /// The variable, with `_FILE` when the file is what is empty.
+        name: String,
+    },
+    /// Bytes that are no text.
+    #[error("{name} is not valid UTF-8")]
+    NotText {
+        /// The variable, with `_FILE` when the file is meant.
+        name: String,
+    },
+    /// The file is not there or may not be read.
+    #[error("{name}_FILE names {}, which cannot be read: {cause}", path.display())]
+    File {
+        /// The variable, without `_FILE`.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+}
+
+/// Reads `name`, or the file that `name`_FILE names, without the one line end that editors and `echo` leave behind.
+/// `None` when neither is set.
+pub fn read(lookup: Lookup<'_>, name: &str) -> Result<Option<SecretString>, Unreadable> {
+    let file_name = format!("{name}_FILE");
+    match (lookup(name), lookup(&file_name)) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(Unreadable::Both { name: name.into() }),
+        (Some(value), None) => {
+            let value = value
+                .into_string()
+                .map_err(|_| Unreadable::NotText { name: name.into() })?;
+            not_empty(name, SecretString::from(value)).map(Some)
+        }
+        (None, Some(path)) if path.is_empty() => Err(Unreadable::Empty { name: file_name }),
+        (None, Some(path)) => {
+            let path = PathBuf::from(path);
+            let bytes = std::fs::read(&path).map(Zeroizing::new);
+            let bytes = bytes.map_err(|cause| Unreadable::File {
+                name: name.into(),
+                path,
+                cause,
+            })?;
+            let Ok(text) = std::str::from_utf8(&bytes) else {
+                return Err(Unreadable::NotText { name: file_name });
+            };
+            let text = text.strip_suffix('\n').unwrap_or(text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            not_empty(&file_name, SecretString::from(text)).map(Some)
+        }
+    }
+}
+
+fn not_empty(name: &str, value: SecretString) -> Result<SecretString, Unreadable> {
+    if value.expose_secret().trim().is_empty() {
+        return Err(Unreadable::Empty { name: name.into() });
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_from(set: &[(&str, &str)]) -> Result<Option<String>, String> {
+        let lookup = |name: &str| {
+            set.iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        read(&lookup, "SECRET")
+            .map(|value| value.map(|value| value.expose_secret().to_owned()))
+            .map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn a_variable_or_a_file_and_never_both() {
+        let folder = std::env::temp_dir().join(format!("attesto-secret-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.join(name);
+            std::fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (good, blank, binary) = (
+            file("good", b" s3cret\r\n"),
+            file("blank", b"\n"),
+            file("binary", &[0xff, 0xfe]),
+        );
+        let missing = folder.join("missing").to_str().unwrap().to_owned();
+
+        assert_eq!(read_from(&[]), Ok(None));
+        assert_eq!(
+            read_from(&[("SECRET", "s3cret")]),
+            Ok(Some("s3cret".into()))
+        );
+        assert_eq!(
+            read_from(&[("SECRET_FILE", &good)]),
+            Ok(Some(" s3cret".into()))
+        );
+        for (set, problem) in [
+            (
+                vec![("SECRET", "s3cret"), ("SECRET_FILE", good.as_str())],
+                "SECRET and SECRET_FILE are both set: remove one of them".to_owned(),
+            ),
+            (
+                vec![("SECRET", "")],
+                "SECRET is set but empty: give it a value or remove it".to_owned(),
+            ),
+            (
+                vec![("SECRET_FILE", "")],
+                "SECRET_FILE is set but empty: give it a value or remove it".to_owned(),
+            ),
+            (
+                vec![("SECRET_FILE", &blank)],
+                "SECRET_FILE is set but empty: give it a value or remove it".to_owned(),
+            ),
+            (
+                vec![("SECRET_FILE", &binary)],
+                "SECRET_FILE is not valid UTF-8".to_owned(),
+            ),
+            (
+                vec![("SECRET_FILE", &missing)],
+                format!(
+                    "SECRET_FILE names {missing}, which cannot be read: No such file or directory (os error 2)"
+                ),
+            ),
+        ] {
+            assert_eq!(read_from(&set), Err(problem));
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
