@@ -127,7 +127,7 @@ fn plain_table() -> Table {
 
 fn aligned(mut table: Table) -> String {
     for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
+        column.set_padding((0, 2));
     }
     table.trim_fmt()
 }

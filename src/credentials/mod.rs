@@ -1,1 +1,11 @@
 //! What is sealed, bound to what; and the cache of what was opened.
+//!
+//! Promises: a credential that was changed is not used again, by any process, once the change was heard of; while
+//! changes are not heard, nothing remembered is believed; plaintext leaves memory when its time is over, whether
+//! anybody asks again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
+//!
+//! - [`cached`]: a tenant's opened credential, remembered
+
+pub mod cached;
+
+pub use cached::Cached;

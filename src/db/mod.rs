@@ -4,6 +4,9 @@
 //! within seconds; the schema is exactly the one this binary was built with, or start-up says why not.
 //!
 //! - [`Database`]: connect, migrate, ping
+//! - [`changes`]: hear of changes to what is remembered
+
+pub mod changes;
 
 use std::str::FromStr as _;
 use std::time::Duration;

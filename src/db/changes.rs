@@ -1,0 +1,277 @@
+//! Hears of changes to tenants, keys and credentials as they are committed, by whichever process.
+//!
+//! What a process remembers of those tables is right only while it would hear of a change. [`Changes::listening`] says
+//! whether it would: a lease of a few seconds that is prolonged by proof, never by the absence of bad news.
+//!
+//! - The first proof goes all the way round: a notification sent over another connection must arrive on the listening
+//!   one. A pooler that shares server connections between transactions accepts `LISTEN` and delivers nothing; behind
+//!   one, this process never trusts its memory, and says so.
+//! - After that, a cheap query on the listening connection every two seconds. A connection that died without a word (a
+//!   firewall that forgot it, a machine that vanished) is noticed within [`LEASE`], and so is a process that was
+//!   stopped and resumed: the lease ran out while it could not hear.
+//!
+//! The cost is one connection and half a query a second.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::Executor as _;
+use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::{Database, Error};
+use crate::crypto::{ExposeSecret as _, token};
+use crate::id::TenantId;
+
+/// Where the triggers of `migrations/0001_tenants_and_credentials.sql` notify; payload `table:tenant_id`.
+const CHANNEL: &str = "attesto_changes";
+/// How often the connection proves that it is alive.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// How long a proof may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long after a proof was begun the process may believe that it hears everything.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// The first pause before listening again; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A row of one tenant.
+    Row {
+        /// The table's name.
+        table: String,
+        /// Whose row.
+        tenant: TenantId,
+    },
+    /// Anything may have changed: listening has just begun, or has just ended.
+    Everything,
+}
+
+impl Change {
+    /// Whether a row of `tenant` in `table` may have changed.
+    pub fn concerns(&self, table: &str) -> bool {
+        match self {
+            Self::Row { table: changed, .. } => changed == table,
+            Self::Everything => true,
+        }
+    }
+
+    /// What cannot be read may mean anything.
+    fn parse(payload: &str) -> Self {
+        let row = payload.split_once(':').and_then(|(table, tenant)| {
+            Some(Self::Row {
+                table: table.to_owned(),
+                tenant: tenant.parse().ok()?,
+            })
+        });
+        row.unwrap_or(Self::Everything)
+    }
+}
+
+/// This process' ear on the database. Clones share it.
+#[derive(Clone)]
+pub struct Changes {
+    shared: Arc<Shared>,
+}
+
+type Subscriber = Box<dyn Fn(&Change) + Send + Sync>;
+
+struct Shared {
+    database: Database,
+    subscribers: RwLock<Vec<Subscriber>>,
+    born: Instant,
+    /// Until when everything is heard, in milliseconds since `born`. Zero: not listening.
+    trusted_until: AtomicU64,
+}
+
+/// Why listening ended.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Database(#[from] Error),
+    #[error("the connection ended")]
+    Ended,
+    #[error("the database did not answer within {PATIENCE:?}")]
+    Silent,
+    #[error(
+        "a notification sent over another connection did not arrive: is there a pooler in transaction mode between? Connect directly, or in session mode"
+    )]
+    Deaf,
+}
+
+impl Changes {
+    /// An ear that does not listen until [`Changes::run`] runs.
+    pub fn new(database: &Database) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                database: database.clone(),
+                subscribers: RwLock::default(),
+                born: Instant::now(),
+                trusted_until: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Whether every change committed by now has been told to the subscribers or is about to be. While this is
+    /// `false`, what is remembered of the database must not be believed.
+    pub fn listening(&self) -> bool {
+        self.shared.age() < self.shared.trusted_until.load(Ordering::Acquire)
+    }
+
+    /// Calls `subscriber` at every change from now on. It must be quick and must not subscribe.
+    pub fn subscribe(&self, subscriber: impl Fn(&Change) + Send + Sync + 'static) {
+        let mut subscribers = self
+            .shared
+            .subscribers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        subscribers.push(Box::new(subscriber));
+    }
+
+    /// Listens until `stop`, again after every loss.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        let mut silent_about_it = false;
+        loop {
+            let outcome = stop.run_until_cancelled(Box::pin(self.listen())).await;
+            let was_listening = self.shared.trusted_until.swap(0, Ordering::AcqRel) != 0;
+            self.tell(&Change::Everything);
+            let Some(Err(cause)) = outcome else { return };
+            if was_listening {
+                pause = FIRST_PAUSE;
+                silent_about_it = false;
+            }
+            // Once an outage, not once an attempt.
+            if !silent_about_it {
+                tracing::warn!(error = %cause, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
+                silent_about_it = true;
+            }
+            let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+            if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Listens on a connection of its own until that is lost. Every wait here is bounded, and may be given up at any
+    /// point: sqlx removes a message from its buffer only when all of it has arrived.
+    async fn listen(&self) -> Result<std::convert::Infallible, Lost> {
+        // A pool of its own: the main one may be busy, and a connection that died silently must not go back to it.
+        let options = self.shared.database.pool().connect_options();
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(PATIENCE)
+            .connect_lazy_with((*options).clone().application_name("attesto-changes"));
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.ignore_pool_close_event(true);
+        // A loss is ours to handle: what was remembered must be forgotten before anything else.
+        listener.eager_reconnect(false);
+        let proof = format!("attesto_proof_{}", token::random().expose_secret());
+        bounded(listener.listen_all([CHANNEL, &proof])).await?;
+        // What was read before this moment may be stale; what is read after it will be corrected.
+        self.tell(&Change::Everything);
+
+        let mut begun = Instant::now();
+        let notify = sqlx::query("select pg_notify($1, '')").bind(&proof);
+        bounded(notify.execute(self.shared.database.pool())).await?;
+        match timeout(PATIENCE, self.arrival(&mut listener, &proof)).await {
+            Ok(arrived) => arrived?,
+            Err(_) => return Err(Lost::Deaf),
+        }
+        loop {
+            while let Some(notification) = listener.next_buffered() {
+                self.hear(&notification);
+            }
+            self.shared.trust_until(begun + LEASE);
+            let next_beat = begun + BEAT_EVERY;
+            while Instant::now() < next_beat {
+                match timeout_at(next_beat, listener.try_recv()).await {
+                    Ok(Ok(Some(notification))) => self.hear(&notification),
+                    Ok(Ok(None)) => return Err(Lost::Ended),
+                    Ok(Err(error)) => return Err(error.into()),
+                    Err(_) => {}
+                }
+            }
+            begun = Instant::now();
+            bounded(listener.execute("select 1")).await?;
+        }
+    }
+
+    /// Waits for a notification on the channel `proof`.
+    async fn arrival(&self, listener: &mut PgListener, proof: &str) -> Result<(), Lost> {
+        loop {
+            let notification = listener.try_recv().await?.ok_or(Lost::Ended)?;
+            if notification.channel() == proof {
+                return Ok(());
+            }
+            self.hear(&notification);
+        }
+    }
+
+    fn hear(&self, notification: &PgNotification) {
+        if notification.channel() == CHANNEL {
+            self.tell(&Change::parse(notification.payload()));
+        }
+    }
+
+    fn tell(&self, change: &Change) {
+        let subscribers = self
+            .shared
+            .subscribers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        for subscriber in subscribers.iter() {
+            subscriber(change);
+        }
+    }
+}
+
+impl Shared {
+    fn age(&self) -> u64 {
+        self.since_birth(Instant::now())
+    }
+
+    fn since_birth(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn trust_until(&self, moment: Instant) {
+        self.trusted_until
+            .store(self.since_birth(moment), Ordering::Release);
+    }
+}
+
+async fn bounded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Lost> {
+    match timeout(PATIENCE, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Lost::Silent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn what_cannot_be_read_may_mean_anything() {
+        let tenant = TenantId::mint(Timestamp::from_millis(0));
+        assert_eq!(
+            Change::parse(&format!("api_keys:{tenant}")),
+            Change::Row {
+                table: "api_keys".into(),
+                tenant
+            }
+        );
+        for odd in ["", "api_keys", "api_keys:", "api_keys:somebody"] {
+            assert_eq!(Change::parse(odd), Change::Everything, "{odd}");
+        }
+    }
+}
