@@ -1,0 +1,736 @@
+//! The tenant's identity at Google: a service account's key file, and the access tokens bought with it.
+//!
+//! Promises: a key file is understood completely when it is set, so that nothing about it can fail later but Google's
+//! opinion of it; the private key is held as a parsed key and never prints; an assertion goes to the configured token
+//! endpoint and nowhere else, whatever the file says; an access token is bought once for all who need it at the same
+//! time, and renewed a minute early.
+//!
+//! - [`ServiceAccount`]: the key file
+//! - [`AccessTokens`]: bought, kept, forgotten
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::KeyPair;
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use serde::Deserialize;
+use serde_json::json;
+use url::Url;
+use zeroize::Zeroizing;
+
+use crate::clock::{Clock, Timestamp};
+use crate::crypto::{ExposeSecret as _, SecretString, token};
+use crate::http::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
+use crate::id::TenantId;
+
+/// What an access token for the Play Developer API is asked for.
+pub const PUBLISHER_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
+
+/// A key file is 2.4 KB; nobody's is larger than this.
+const MAX_FILE_BYTES: usize = 64 * 1024;
+/// How long an assertion is good for: Google's own ceiling.
+const ASSERTION_LIFETIME: Duration = Duration::from_hours(1);
+/// A token this close to its end is not used any more.
+const RENEW_EARLY: Duration = Duration::from_mins(1);
+/// What is assumed when Google does not say how long a token lasts, and the most that is believed.
+const ASSUMED_LIFETIME: u64 = 300;
+const LONGEST_LIFETIME: u64 = 3600;
+
+/// A Google service account that can sign.
+pub struct ServiceAccount {
+    client_email: String,
+    key_id: String,
+    key: KeyPair,
+    fingerprint: String,
+    token_uri: Option<String>,
+}
+
+/// Why a file is not a service account's key file. Says what it is instead when that can be seen, and never repeats
+/// what is inside.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedAccount {
+    /// No bytes, or only blanks.
+    #[error("the file is empty")]
+    Empty,
+    /// Larger than any key file.
+    #[error(
+        "the file is larger than {MAX_FILE_BYTES} bytes, so it is not a service account's key file"
+    )]
+    TooLarge,
+    /// Something else that people have at hand.
+    #[error("this is {0}. {DOWNLOAD}")]
+    SomethingElse(&'static str),
+    /// Not JSON at all.
+    #[error("the file is not JSON (line {line}, column {column}). {DOWNLOAD}")]
+    NotJson {
+        /// Where reading stopped.
+        line: usize,
+        /// Where reading stopped.
+        column: usize,
+    },
+    /// JSON of another kind.
+    #[error("the file's \"type\" must be \"service_account\". {DOWNLOAD}")]
+    Type,
+    /// A field is missing, empty or no string.
+    #[error(
+        "the file has no usable \"{0}\". Use the file exactly as Google Cloud gave it, or download a new one"
+    )]
+    Field(&'static str),
+    /// The private key is not a key that can sign here.
+    #[error(
+        "the file's \"private_key\" {0}. Use the file exactly as Google Cloud gave it, or download a new one"
+    )]
+    Key(&'static str),
+}
+
+const DOWNLOAD: &str = "What is needed is a service account's key file: Google Cloud console, IAM & Admin, Service \
+    Accounts, Keys, Add key, JSON";
+
+/// The fields of a key file that matter, and those by which other files are told.
+#[derive(Deserialize)]
+struct KeyFile {
+    r#type: Option<serde_json::Value>,
+    client_email: Option<serde_json::Value>,
+    private_key_id: Option<serde_json::Value>,
+    private_key: Option<serde_json::Value>,
+    token_uri: Option<serde_json::Value>,
+    installed: Option<serde::de::IgnoredAny>,
+    web: Option<serde::de::IgnoredAny>,
+    project_info: Option<serde::de::IgnoredAny>,
+}
+
+impl ServiceAccount {
+    /// Reads the JSON key file that Google Cloud gives for a service account.
+    pub fn parse(file: &[u8]) -> Result<Self, MalformedAccount> {
+        let file = file
+            .strip_prefix(b"\xEF\xBB\xBF")
+            .unwrap_or(file)
+            .trim_ascii();
+        if file.is_empty() {
+            return Err(MalformedAccount::Empty);
+        }
+        if file.len() > MAX_FILE_BYTES {
+            return Err(MalformedAccount::TooLarge);
+        }
+        if let Some(what) = something_else(file) {
+            return Err(MalformedAccount::SomethingElse(what));
+        }
+        let read: KeyFile =
+            serde_json::from_slice(file).map_err(|error| match error.classify() {
+                serde_json::error::Category::Data => MalformedAccount::Type,
+                _ => MalformedAccount::NotJson {
+                    line: error.line(),
+                    column: error.column(),
+                },
+            })?;
+        if read.installed.is_some() || read.web.is_some() {
+            return Err(MalformedAccount::SomethingElse("an OAuth client's file"));
+        }
+        if read.project_info.is_some() {
+            return Err(MalformedAccount::SomethingElse(
+                "google-services.json, the app's Firebase settings",
+            ));
+        }
+        match read.r#type.as_ref().and_then(serde_json::Value::as_str) {
+            Some("service_account") => {}
+            Some("authorized_user") => {
+                return Err(MalformedAccount::SomethingElse("a person's gcloud login"));
+            }
+            Some("external_account" | "impersonated_service_account") => {
+                return Err(MalformedAccount::SomethingElse(
+                    "a pointer to a service account without its key",
+                ));
+            }
+            _ => return Err(MalformedAccount::Type),
+        }
+        let client_email = text("client_email", read.client_email)?;
+        if !client_email.contains('@') {
+            return Err(MalformedAccount::Field("client_email"));
+        }
+        let key_id = text("private_key_id", read.private_key_id)?;
+        let pem = Zeroizing::new(text("private_key", read.private_key)?);
+        let key = parse_key(&pem).map_err(MalformedAccount::Key)?;
+        let fingerprint = token::fingerprint(key.public_key().as_ref());
+        Ok(Self {
+            client_email,
+            key_id,
+            key,
+            fingerprint,
+            token_uri: text("token_uri", read.token_uri).ok(),
+        })
+    }
+
+    /// The account's name.
+    pub fn client_email(&self) -> &str {
+        &self.client_email
+    }
+
+    /// A short name for the key: the first 16 hex digits of the SHA-256 of the public key (PKCS#1, DER).
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Where the file says tokens are bought. For a warning only: it is never called, because whoever writes the file
+    /// would choose where signed assertions go.
+    pub fn token_uri(&self) -> Option<&str> {
+        self.token_uri.as_deref()
+    }
+
+    /// A signed statement that this account asks `audience` for a token with `scope` (RFC 7523, RS256).
+    pub fn assertion(&self, scope: &str, audience: &Url, now: Timestamp) -> SecretString {
+        let header = json!({ "alg": "RS256", "typ": "JWT", "kid": self.key_id });
+        let claims = json!({
+            "iss": self.client_email,
+            "scope": scope,
+            "aud": audience.as_str(),
+            "iat": now.seconds(),
+            "exp": now.plus(ASSERTION_LIFETIME).seconds(),
+        });
+        let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", encode(header), encode(claims));
+        let mut signature = vec![0; self.key.public_modulus_len()];
+        self.key
+            .sign(
+                &RSA_PKCS1_SHA256,
+                &SystemRandom::new(),
+                signed.as_bytes(),
+                &mut signature,
+            )
+            .expect("a key that was accepted signs");
+        SecretString::from(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+}
+
+impl fmt::Debug for ServiceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ServiceAccount({}, key {})",
+            self.client_email, self.fingerprint
+        )
+    }
+}
+
+/// What a file that is not JSON looks like.
+fn something_else(file: &[u8]) -> Option<&'static str> {
+    if file.starts_with(b"-----BEGIN") {
+        Some("a bare key or certificate")
+    } else if file.starts_with(&[0x30, 0x82]) {
+        Some("a binary key file, perhaps the old .p12 kind")
+    } else if file.starts_with(b"AIza") {
+        Some("an API key")
+    } else {
+        None
+    }
+}
+
+fn text(name: &'static str, value: Option<serde_json::Value>) -> Result<String, MalformedAccount> {
+    match value {
+        Some(serde_json::Value::String(text)) if !text.trim().is_empty() => Ok(text),
+        _ => Err(MalformedAccount::Field(name)),
+    }
+}
+
+fn parse_key(pem: &str) -> Result<KeyPair, &'static str> {
+    if pem.contains("\\n") {
+        return Err("has its line breaks escaped twice");
+    }
+    if pem.contains("ENCRYPTED") {
+        return Err("is encrypted with a password");
+    }
+    let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes())
+        .map_err(|_| "is not a PEM block that begins with -----BEGIN PRIVATE KEY-----")?;
+    let der = Zeroizing::new(der);
+    match kind {
+        SectionKind::PrivateKey => {}
+        SectionKind::RsaPrivateKey => return Err("is a PKCS#1 key, not PKCS#8"),
+        SectionKind::EcPrivateKey => return Err("is an elliptic-curve key, not RSA"),
+        SectionKind::PublicKey => return Err("is a public key"),
+        SectionKind::Certificate => return Err("is a certificate"),
+        _ => return Err("is not a private key"),
+    }
+    KeyPair::from_pkcs8(&der).map_err(|_| "is not an intact RSA key of 2048 to 8192 bits")
+}
+
+/// Buys access tokens and keeps them as long as they are good.
+#[derive(Clone)]
+pub struct AccessTokens {
+    upstream: Upstream,
+    token_url: Url,
+    clock: Clock,
+    kept: Arc<Mutex<HashMap<Owner, AccessToken>>>,
+    buying: InFlight<Owner, Result<AccessToken, TokenError>>,
+}
+
+/// Whose token: the tenant and the fingerprint of the key it was bought with, so that a token never outlives its key.
+type Owner = (TenantId, String);
+
+/// Lets its holder speak for a service account until it expires.
+#[derive(Clone)]
+pub struct AccessToken {
+    secret: Arc<SecretString>,
+    expires: Timestamp,
+}
+
+impl AccessToken {
+    /// The token, for the `Authorization` header.
+    pub fn secret(&self) -> &str {
+        self.secret.expose_secret()
+    }
+
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        now.plus(RENEW_EARLY) < self.expires
+    }
+}
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AccessToken(until {})", self.expires)
+    }
+}
+
+/// Why there is no access token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Google does not accept the account: deleted, its key rotated or disabled, or this machine's clock is wrong.
+    #[error("the token endpoint refused the service account: status {status}, {}: {}", .code.as_deref().unwrap_or("no code"), .description.as_deref().unwrap_or("no description"))]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// OAuth's word, such as `invalid_grant`.
+        code: Option<String>,
+        /// Google's sentence, for the operator.
+        description: Option<String>,
+    },
+    /// Any other answer that is not a token.
+    #[error("the token endpoint answered with status {0} and no usable token")]
+    Unexpected(u16),
+    /// No answer.
+    #[error("the token endpoint gave no answer: {0}")]
+    NoAnswer(#[from] SendError),
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct TokenRefusal {
+    error: Option<String>,
+    error_description: Option<String>,
+}
+
+impl AccessTokens {
+    /// Tokens from `token_url`.
+    pub fn new(upstream: Upstream, token_url: Url, clock: Clock) -> Self {
+        Self {
+            upstream,
+            token_url,
+            clock,
+            kept: Arc::default(),
+            buying: InFlight::default(),
+        }
+    }
+
+    /// A token for `account` of `tenant` that is good for at least another minute, or as good as Google sells them.
+    pub async fn get(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<ServiceAccount>,
+    ) -> Result<AccessToken, TokenError> {
+        let owner = (tenant.clone(), account.fingerprint.clone());
+        if let Some(token) = self.fresh(&owner) {
+            return Ok(token);
+        }
+        let (tokens, account) = (self.clone(), account.clone());
+        self.buying
+            .share(owner.clone(), move || async move {
+                // Somebody's purchase may have ended between our look and our turn.
+                if let Some(token) = tokens.fresh(&owner) {
+                    return Ok(token);
+                }
+                let token = tokens.buy(&account).await?;
+                tokens.keep(owner, &token);
+                Ok(token)
+            })
+            .await
+    }
+
+    /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
+    pub fn forget(&self, tenant: &TenantId, account: &ServiceAccount, token: &AccessToken) {
+        let owner = (tenant.clone(), account.fingerprint.clone());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept
+            .get(&owner)
+            .is_some_and(|held| Arc::ptr_eq(&held.secret, &token.secret))
+        {
+            kept.remove(&owner);
+        }
+    }
+
+    fn fresh(&self, owner: &Owner) -> Option<AccessToken> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(owner)
+            .filter(|token| token.is_fresh(self.clock.now()))
+            .cloned()
+    }
+
+    fn keep(&self, owner: Owner, token: &AccessToken) {
+        let now = self.clock.now();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once an hour for each account, so looking at all of them costs nothing, and dead tokens leave memory.
+        kept.retain(|_, token| token.is_fresh(now));
+        kept.insert(owner, token.clone());
+    }
+
+    async fn buy(&self, account: &ServiceAccount) -> Result<AccessToken, TokenError> {
+        let assertion = account.assertion(PUBLISHER_SCOPE, &self.token_url, self.clock.now());
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+            ("assertion", assertion.expose_secret()),
+        ];
+        let answer = self
+            .upstream
+            .send(
+                |client| client.post(self.token_url.clone()).form(&form),
+                judge,
+            )
+            .await?;
+        read_token(&answer, self.clock.now())
+    }
+}
+
+fn judge(answer: &Answer) -> Verdict {
+    if answer.status.is_server_error() {
+        Verdict::Transient
+    } else {
+        Verdict::Final
+    }
+}
+
+fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError> {
+    let status = answer.status.as_u16();
+    match status {
+        200 => {
+            let read: TokenAnswer =
+                serde_json::from_slice(&answer.body).map_err(|_| TokenError::Unexpected(status))?;
+            // Anything else could not be written into a header.
+            let usable = |token: &String| {
+                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+            };
+            let secret = read
+                .access_token
+                .filter(usable)
+                .ok_or(TokenError::Unexpected(status))?;
+            let lasts = read
+                .expires_in
+                .unwrap_or(ASSUMED_LIFETIME)
+                .min(LONGEST_LIFETIME);
+            Ok(AccessToken {
+                secret: Arc::new(SecretString::from(secret)),
+                expires: now.plus(Duration::from_secs(lasts)),
+            })
+        }
+        400 | 401 | 403 => {
+            let read: TokenRefusal =
+                serde_json::from_slice(&answer.body).map_err(|_| TokenError::Unexpected(status))?;
+            Err(TokenError::Refused {
+                status,
+                code: read.error,
+                description: read.error_description,
+            })
+        }
+        _ => Err(TokenError::Unexpected(status)),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+    use aws_lc_rs::rsa::KeySize;
+    use axum::http::{HeaderMap, StatusCode};
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A key file with a key made for this run.
+    pub(crate) fn key_file() -> Value {
+        let key = KeyPair::generate(KeySize::Rsa2048).expect("a key");
+        let der: Pkcs8V1Der<'_> = key.as_der().expect("encodes");
+        json!({
+            "type": "service_account",
+            "project_id": "project",
+            "private_key_id": "0123456789abcdef",
+            "private_key": pem("PRIVATE KEY", der.as_ref()),
+            "client_email": "attesto@project.iam.example",
+            "client_id": "1",
+            "token_uri": "https://oauth2.googleapis.com/token",
+        })
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let base64 = STANDARD.encode(der);
+        let lines: Vec<&str> = base64
+            .as_bytes()
+            .chunks(64)
+            .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
+            .collect();
+        format!(
+            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+            lines.join("\n")
+        )
+    }
+
+    fn parse(file: &Value) -> Result<ServiceAccount, MalformedAccount> {
+        ServiceAccount::parse(file.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_good_file_is_read_and_prints_no_secret() {
+        let file = key_file();
+        let account = parse(&file).expect("good");
+        assert_eq!(account.client_email(), "attesto@project.iam.example");
+        assert_eq!(
+            account.token_uri(),
+            Some("https://oauth2.googleapis.com/token")
+        );
+        assert_eq!(account.fingerprint().len(), 16);
+        assert_eq!(
+            format!("{account:?}"),
+            format!(
+                "ServiceAccount(attesto@project.iam.example, key {})",
+                account.fingerprint()
+            )
+        );
+        let with_mark = [
+            b"\xEF\xBB\xBF".as_slice(),
+            file.to_string().as_bytes(),
+            b"\r\n",
+        ]
+        .concat();
+        assert!(
+            ServiceAccount::parse(&with_mark).is_ok(),
+            "Windows' byte order mark"
+        );
+    }
+
+    #[test]
+    fn what_is_not_json_is_named() {
+        use MalformedAccount::{Empty, NotJson, SomethingElse, TooLarge, Type};
+        let huge = vec![b'x'; MAX_FILE_BYTES + 1];
+        for (file, expected) in [
+            (b"".as_slice(), Empty),
+            (b" \n\t", Empty),
+            (&huge, TooLarge),
+            (
+                b"-----BEGIN PRIVATE KEY-----\n",
+                SomethingElse("a bare key or certificate"),
+            ),
+            (
+                b"0\x82\x0a\x41\x02\x01\x03",
+                SomethingElse("a binary key file, perhaps the old .p12 kind"),
+            ),
+            (b"AIzaSyExample", SomethingElse("an API key")),
+            (b"{\"type\": ", NotJson { line: 1, column: 8 }),
+            (b"hello", NotJson { line: 1, column: 1 }),
+            (b"[]", Type),
+            (b"\"text\"", Type),
+            (b"{}", Type),
+            (b"{\"type\":7}", Type),
+            (b"{\"type\":\"other\"}", Type),
+            (
+                b"{\"type\":\"authorized_user\"}",
+                SomethingElse("a person's gcloud login"),
+            ),
+            (
+                b"{\"type\":\"external_account\"}",
+                SomethingElse("a pointer to a service account without its key"),
+            ),
+            (
+                b"{\"installed\":{}}",
+                SomethingElse("an OAuth client's file"),
+            ),
+            (b"{\"web\":{}}", SomethingElse("an OAuth client's file")),
+            (
+                b"{\"project_info\":{},\"client\":[]}",
+                SomethingElse("google-services.json, the app's Firebase settings"),
+            ),
+        ] {
+            let found = ServiceAccount::parse(file).map(|account| account.client_email);
+            assert_eq!(
+                found,
+                Err(expected),
+                "{}",
+                String::from_utf8_lossy(&file[..file.len().min(40)])
+            );
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_missing_or_wrong_is_named() {
+        let good = key_file();
+        for (name, wrong) in [
+            (
+                "client_email",
+                vec![
+                    Value::Null,
+                    json!(""),
+                    json!(" "),
+                    json!(7),
+                    json!("no-at-sign"),
+                ],
+            ),
+            ("private_key_id", vec![Value::Null, json!(""), json!({})]),
+            ("private_key", vec![Value::Null, json!(""), json!(["x"])]),
+        ] {
+            for value in wrong {
+                let mut file = good.clone();
+                file[name] = value;
+                let found = parse(&file).map(|account| account.client_email);
+                assert_eq!(found, Err(MalformedAccount::Field(name)), "{}", file[name]);
+            }
+        }
+        let mut file = good;
+        file["token_uri"] = Value::Null;
+        assert_eq!(parse(&file).expect("still good").token_uri(), None);
+    }
+
+    #[test]
+    fn a_key_that_cannot_sign_here_is_explained() {
+        let good = key_file();
+        let intact = good["private_key"].as_str().expect("text").to_owned();
+        let elliptic = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        let mut broken = intact.clone();
+        broken.replace_range(200..204, "AAAA");
+        let not_pem = "is not a PEM block that begins with -----BEGIN PRIVATE KEY-----";
+        let not_rsa = "is not an intact RSA key of 2048 to 8192 bits";
+        for (key, reason) in [
+            (
+                intact.replace('\n', "\\n"),
+                "has its line breaks escaped twice",
+            ),
+            (
+                pem("ENCRYPTED PRIVATE KEY", b"x"),
+                "is encrypted with a password",
+            ),
+            (pem("RSA PRIVATE KEY", b"x"), "is a PKCS#1 key, not PKCS#8"),
+            (
+                pem("EC PRIVATE KEY", b"x"),
+                "is an elliptic-curve key, not RSA",
+            ),
+            (pem("PUBLIC KEY", b"x"), "is a public key"),
+            (pem("CERTIFICATE", b"x"), "is a certificate"),
+            (pem("PRIVATE KEY", b"x"), not_rsa),
+            (elliptic, not_rsa),
+            (broken, not_rsa),
+            ("garbage".to_owned(), not_pem),
+            (intact[..300].to_owned(), not_pem),
+        ] {
+            let mut file = good.clone();
+            file["private_key"] = json!(key);
+            let found = parse(&file).map(|account| account.client_email);
+            assert_eq!(found, Err(MalformedAccount::Key(reason)));
+        }
+    }
+
+    #[test]
+    fn an_assertion_is_what_google_asks_for() {
+        let account = parse(&key_file()).expect("good");
+        let audience = Url::parse("https://oauth2.googleapis.com/token").expect("a URL");
+        let now = Timestamp::from_millis(1_775_830_930_999);
+        let assertion = account.assertion(PUBLISHER_SCOPE, &audience, now);
+        // Checked by another implementation than the one that signed.
+        let key = jsonwebtoken::DecodingKey::from_rsa_der(account.key.public_key().as_ref());
+        let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
+        rules.set_audience(&[audience.as_str()]);
+        rules.validate_exp = false;
+        let read = jsonwebtoken::decode::<Value>(assertion.expose_secret(), &key, &rules)
+            .expect("verifies");
+        assert_eq!(read.header.kid.as_deref(), Some("0123456789abcdef"));
+        assert_eq!(
+            read.claims,
+            json!({
+                "iss": "attesto@project.iam.example",
+                "scope": PUBLISHER_SCOPE,
+                "aud": "https://oauth2.googleapis.com/token",
+                "iat": 1_775_830_930,
+                "exp": 1_775_834_530,
+            })
+        );
+        assert!(!format!("{assertion:?}").contains("ey"));
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body: body.as_bytes().to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_token_lasts_as_long_as_google_says_within_reason() {
+        let now = Timestamp::from_millis(0);
+        for (body, seconds) in [
+            (
+                r#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#,
+                3599,
+            ),
+            (r#"{"access_token":"ya29.x"}"#, 300),
+            (r#"{"access_token":"ya29.x","expires_in":99999999}"#, 3600),
+        ] {
+            let token = read_token(&answer(200, body), now).expect("a token");
+            assert_eq!(token.expires, now.plus(Duration::from_secs(seconds)));
+            assert_eq!(token.secret(), "ya29.x");
+            assert!(!format!("{token:?}").contains("ya29"));
+            let last = now.plus(Duration::from_secs(seconds - 61));
+            assert!(token.is_fresh(last) && !token.is_fresh(last.plus(Duration::from_secs(1))));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_token_is_classed() {
+        let refused = |status, code: Option<&str>, description: Option<&str>| TokenError::Refused {
+            status,
+            code: code.map(str::to_owned),
+            description: description.map(str::to_owned),
+        };
+        for (status, body, expected) in [
+            (
+                400,
+                r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#,
+                refused(400, Some("invalid_grant"), Some("Invalid JWT Signature.")),
+            ),
+            (
+                401,
+                r#"{"error":"invalid_client"}"#,
+                refused(401, Some("invalid_client"), None),
+            ),
+            (403, "{}", refused(403, None, None)),
+            (403, "<html>", TokenError::Unexpected(403)),
+            (200, "{}", TokenError::Unexpected(200)),
+            (200, "<html>", TokenError::Unexpected(200)),
+            (200, r#"{"access_token":""}"#, TokenError::Unexpected(200)),
+            (
+                200,
+                "{\"access_token\":\"a\\nb\"}",
+                TokenError::Unexpected(200),
+            ),
+            (302, "", TokenError::Unexpected(302)),
+            (429, "{}", TokenError::Unexpected(429)),
+            (503, "{}", TokenError::Unexpected(503)),
+        ] {
+            let found = read_token(&answer(status, body), Timestamp::from_millis(0));
+            assert_eq!(found.map(|_| ()), Err(expected), "{status} {body}");
+        }
+    }
+}

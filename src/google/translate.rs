@@ -1,0 +1,423 @@
+//! From Google's words to Attesto's. Pure: facts and the time go in, an answer comes out.
+//!
+//! | Google says of a subscription | and | status |
+//! |---|---|---|
+//! | `PENDING` | | `pending` |
+//! | `ACTIVE` | | `active` |
+//! | `IN_GRACE_PERIOD` | | `in_grace_period` |
+//! | `CANCELED` | its expiry lies ahead | `canceled`: paid for, and will not renew |
+//! | `CANCELED` | its expiry has passed | `expired` |
+//! | `ON_HOLD` | | `on_hold` |
+//! | `PAUSED` | | `paused` |
+//! | `EXPIRED` | | `expired` |
+//! | `PENDING_PURCHASE_CANCELED` | | `expired`: it never began; not `canceled`, which is still paid for |
+//! | `ACTIVE`, `IN_GRACE_PERIOD` | the item has expired while another item lasts | `expired`: the state is the other's |
+//! | a word that is not known here | | `unknown` |
+//!
+//! | Google says of a product | and | status |
+//! |---|---|---|
+//! | 0, purchased | not consumed | `active` |
+//! | 0, purchased | consumed | `consumed` |
+//! | 1, cancelled | | `canceled`: given back or never paid; Google does not say here which |
+//! | 2, pending | | `pending` |
+//! | anything else | | `unknown` |
+//!
+//! So a subscription is paid for now in `active`, `in_grace_period` and `canceled`, a product in `active` and `consumed`,
+//! and nothing is in any other.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::payload::{Int64, LineItem, Money, ProductPurchase, SubscriptionPurchase};
+use crate::clock::Timestamp;
+
+/// How long Google waits for an acknowledgement before it refunds.
+pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_hours(72);
+
+/// What a purchase is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = google::Status)]
+pub enum Status {
+    /// Paid for.
+    Active,
+    /// A renewal failed; access goes on while Google tries again.
+    InGracePeriod,
+    /// A renewal failed and the grace period is over; no access.
+    OnHold,
+    /// The subscriber paused it; no access.
+    Paused,
+    /// Not paid yet, such as cash at a shop; no access.
+    Pending,
+    /// Subscription: will not renew, paid for until it expires. Product: cancelled or refunded; no access.
+    Canceled,
+    /// Over, or never began.
+    Expired,
+    /// A product that was used up.
+    Consumed,
+    /// Google uses a word this release does not know.
+    Unknown,
+}
+
+/// The item an answer is about: the one of the wanted product, else the one that lasts longest. Of several items of
+/// one product the one that lasts longest. `None` when no item is of the wanted product, or there is none at all.
+pub fn line_item<'a>(
+    purchase: &'a SubscriptionPurchase,
+    product_id: Option<&str>,
+) -> Option<&'a LineItem> {
+    purchase
+        .line_items
+        .iter()
+        .filter(|item| product_id.is_none() || item.product_id.as_deref() == product_id)
+        // The first of equals: `max_by_key` would take the last.
+        .rev()
+        .max_by_key(|item| item.expiry_time)
+}
+
+/// What a subscription is now, as far as `item` of it is concerned. The table stands at the top of this file.
+pub fn subscription_status(
+    purchase: &SubscriptionPurchase,
+    item: Option<&LineItem>,
+    now: Timestamp,
+) -> Status {
+    let lasts = |item: &LineItem| item.expiry_time.is_some_and(|expiry| expiry > now);
+    let this_lasts = item.is_some_and(lasts);
+    let state = purchase.subscription_state.as_deref().unwrap_or_default();
+    match state.strip_prefix("SUBSCRIPTION_STATE_") {
+        // The state is that of the purchase as a whole; an add-on can be over while the rest goes on.
+        Some("ACTIVE" | "IN_GRACE_PERIOD")
+            if item.is_some() && !this_lasts && purchase.line_items.iter().any(lasts) =>
+        {
+            Status::Expired
+        }
+        Some("ACTIVE") => Status::Active,
+        Some("IN_GRACE_PERIOD") => Status::InGracePeriod,
+        Some("CANCELED") if this_lasts => Status::Canceled,
+        Some("CANCELED" | "EXPIRED" | "PENDING_PURCHASE_CANCELED") => Status::Expired,
+        Some("ON_HOLD") => Status::OnHold,
+        Some("PAUSED") => Status::Paused,
+        Some("PENDING") => Status::Pending,
+        _ => Status::Unknown,
+    }
+}
+
+/// What a product is now. The table stands at the top of this file.
+pub fn product_status(purchase: &ProductPurchase) -> Status {
+    match (purchase.purchase_state, purchase.consumption_state) {
+        (Some(Int64(0)), Some(Int64(1))) => Status::Consumed,
+        (Some(Int64(0)), _) => Status::Active,
+        (Some(Int64(1)), _) => Status::Canceled,
+        (Some(Int64(2)), _) => Status::Pending,
+        _ => Status::Unknown,
+    }
+}
+
+/// The payment state that version 1 of Google's API gave and version 2 no longer gives: 0 waiting for the money,
+/// 1 received, 2 free trial, 3 another plan takes over at the next renewal. `None` when the subscription is cancelled,
+/// over or unknown, as in version 1.
+pub fn payment_state(status: Status, item: Option<&LineItem>) -> Option<u8> {
+    match status {
+        Status::Pending | Status::InGracePeriod | Status::OnHold => Some(0),
+        Status::Active | Status::Paused => {
+            let deferred = item.is_some_and(|item| item.deferred_item_replacement.is_some());
+            let free = item
+                .and_then(|item| item.offer_phase.as_ref())
+                .is_some_and(|phase| phase.free_trial.is_some());
+            Some(match (deferred, free) {
+                (true, _) => 3,
+                (false, true) => 2,
+                (false, false) => 1,
+            })
+        }
+        Status::Canceled | Status::Expired | Status::Consumed | Status::Unknown => None,
+    }
+}
+
+/// 1 when the purchase was acknowledged. Everything else is 0: an acknowledgement too many does no harm, one too few
+/// costs the purchase.
+pub fn subscription_acknowledgement(purchase: &SubscriptionPurchase) -> u8 {
+    u8::from(
+        purchase.acknowledgement_state.as_deref() == Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"),
+    )
+}
+
+/// 1 when the purchase was acknowledged, else 0.
+pub fn product_acknowledgement(purchase: &ProductPurchase) -> u8 {
+    u8::from(purchase.acknowledgement_state == Some(Int64(1)))
+}
+
+/// Until when a subscription must be acknowledged. `None` once it is, and as long as it is not paid for: Google
+/// counts from the purchase, not from the promise of one.
+pub fn subscription_acknowledge_by(
+    purchase: &SubscriptionPurchase,
+    status: Status,
+) -> Option<Timestamp> {
+    let waiting = subscription_acknowledgement(purchase) == 0 && status != Status::Pending;
+    purchase
+        .start_time
+        .filter(|_| waiting)
+        .map(|start| start.plus(ACKNOWLEDGE_WITHIN))
+}
+
+/// Until when a product must be acknowledged or consumed. `None` once it is, and as long as it is not paid for.
+pub fn product_acknowledge_by(purchase: &ProductPurchase) -> Option<Timestamp> {
+    let waiting =
+        product_acknowledgement(purchase) == 0 && product_status(purchase) == Status::Active;
+    purchase
+        .purchase_time_millis
+        .filter(|_| waiting)
+        .map(|Int64(millis)| Timestamp::from_millis(millis).plus(ACKNOWLEDGE_WITHIN))
+}
+
+/// An amount in millionths of a unit, rounded towards zero. `None` when it does not fit 64 bits, which no price does.
+pub fn micros(money: &Money) -> Option<Int64> {
+    let Int64(units) = money.units.unwrap_or(Int64(0));
+    let Int64(nanos) = money.nanos.unwrap_or(Int64(0));
+    let micros = i128::from(units) * 1_000_000 + i128::from(nanos) / 1_000;
+    i64::try_from(micros).ok().map(Int64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::payload::{AutoRenewingPlan, OfferPhase, Present};
+    use super::*;
+
+    const NOW: i64 = 1_775_830_930_000;
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(NOW)
+    }
+
+    fn item(product: &str, ends_in_ms: i64) -> LineItem {
+        LineItem {
+            product_id: Some(product.to_owned()),
+            expiry_time: Some(Timestamp::from_millis(NOW + ends_in_ms)),
+            ..LineItem::default()
+        }
+    }
+
+    fn subscription(state: &str, line_items: Vec<LineItem>) -> SubscriptionPurchase {
+        SubscriptionPurchase {
+            subscription_state: Some(format!("SUBSCRIPTION_STATE_{state}")),
+            start_time: Some(Timestamp::from_millis(NOW - 1000)),
+            line_items,
+            ..SubscriptionPurchase::default()
+        }
+    }
+
+    #[test]
+    fn every_state_of_a_subscription_has_its_word() {
+        use Status::*;
+        // state, expiry in ms from now, status, payment state
+        for (state, ends_in_ms, status, payment) in [
+            ("ACTIVE", 1, Active, Some(1)),
+            // Google says it is active, and Google knows: the date may be a moment behind.
+            ("ACTIVE", -1, Active, Some(1)),
+            ("IN_GRACE_PERIOD", 1, InGracePeriod, Some(0)),
+            ("IN_GRACE_PERIOD", -1, InGracePeriod, Some(0)),
+            ("CANCELED", 1, Canceled, None),
+            ("CANCELED", 0, Expired, None),
+            ("CANCELED", -1, Expired, None),
+            ("ON_HOLD", -1, OnHold, Some(0)),
+            ("PAUSED", -1, Paused, Some(1)),
+            ("PENDING", 1, Pending, Some(0)),
+            ("EXPIRED", -1, Expired, None),
+            ("EXPIRED", 1, Expired, None),
+            ("PENDING_PURCHASE_CANCELED", 1, Expired, None),
+            ("UNSPECIFIED", 1, Unknown, None),
+            ("SOMETHING_NEW", 1, Unknown, None),
+        ] {
+            let purchase = subscription(state, vec![item("a", ends_in_ms)]);
+            let item = line_item(&purchase, None);
+            let found = subscription_status(&purchase, item, now());
+            assert_eq!(found, status, "{state} {ends_in_ms}");
+            assert_eq!(payment_state(found, item), payment, "{state} {ends_in_ms}");
+        }
+        let mut wordless = subscription("ACTIVE", vec![]);
+        wordless.subscription_state = None;
+        assert_eq!(subscription_status(&wordless, None, now()), Unknown);
+        assert_eq!(
+            subscription_status(&subscription("CANCELED", vec![]), None, now()),
+            Expired,
+            "without an expiry there is nothing left to use"
+        );
+    }
+
+    #[test]
+    fn an_add_on_can_be_over_while_the_rest_goes_on() {
+        let purchase = subscription("ACTIVE", vec![item("plan", 1000), item("add-on", -1000)]);
+        let status = |product| {
+            let item = line_item(&purchase, Some(product));
+            assert!(item.is_some());
+            subscription_status(&purchase, item, now())
+        };
+        assert_eq!(status("plan"), Status::Active);
+        assert_eq!(status("add-on"), Status::Expired);
+    }
+
+    #[test]
+    fn the_item_is_the_wanted_one_or_the_longest() {
+        let mut endless = item("no-date", 0);
+        endless.expiry_time = None;
+        let purchase = subscription(
+            "ACTIVE",
+            vec![
+                endless,
+                item("short", 1),
+                item("long", 9),
+                item("twin", 9),
+                item("short", 5),
+            ],
+        );
+        let pick = |product| line_item(&purchase, product).and_then(|item| item.product_id.clone());
+        assert_eq!(pick(None).as_deref(), Some("long"), "the first of equals");
+        assert_eq!(pick(Some("twin")).as_deref(), Some("twin"));
+        assert_eq!(pick(Some("no-date")).as_deref(), Some("no-date"));
+        assert_eq!(pick(Some("other")), None);
+        assert_eq!(
+            line_item(&purchase, Some("short")).and_then(|item| item.expiry_time),
+            Some(Timestamp::from_millis(NOW + 5)),
+            "the longest of one product"
+        );
+        assert!(line_item(&subscription("PENDING", vec![]), None).is_none());
+    }
+
+    #[test]
+    fn a_trial_and_a_coming_change_show_in_the_payment_state() {
+        let mut item = item("a", 1);
+        item.offer_phase = Some(OfferPhase {
+            free_trial: Some(Present),
+        });
+        assert_eq!(payment_state(Status::Active, Some(&item)), Some(2));
+        item.deferred_item_replacement = Some(Present);
+        assert_eq!(payment_state(Status::Active, Some(&item)), Some(3));
+        item.offer_phase = Some(OfferPhase::default());
+        item.auto_renewing_plan = Some(AutoRenewingPlan::default());
+        assert_eq!(payment_state(Status::Active, Some(&item)), Some(3));
+        assert_eq!(payment_state(Status::Active, None), Some(1));
+    }
+
+    #[test]
+    fn every_state_of_a_product_has_its_word() {
+        use Status::*;
+        // purchase state, consumption state, acknowledgement state, status, must be acknowledged
+        for (purchased, consumed, acknowledged, status, due) in [
+            (Some(0), Some(0), Some(0), Active, true),
+            (Some(0), None, None, Active, true),
+            (Some(0), Some(0), Some(1), Active, false),
+            (Some(0), Some(1), Some(1), Consumed, false),
+            // To consume is to acknowledge.
+            (Some(0), Some(1), Some(0), Consumed, false),
+            (Some(1), Some(0), Some(0), Canceled, false),
+            (Some(1), Some(1), Some(1), Canceled, false),
+            (Some(2), Some(0), Some(0), Pending, false),
+            (Some(3), Some(0), Some(0), Unknown, false),
+            (None, Some(0), Some(0), Unknown, false),
+        ] {
+            let purchase = ProductPurchase {
+                purchase_time_millis: Some(Int64(NOW)),
+                purchase_state: purchased.map(Int64),
+                consumption_state: consumed.map(Int64),
+                acknowledgement_state: acknowledged.map(Int64),
+                ..ProductPurchase::default()
+            };
+            let case = format!("{purchased:?} {consumed:?} {acknowledged:?}");
+            assert_eq!(product_status(&purchase), status, "{case}");
+            let by = due.then(|| now().plus(Duration::from_hours(72)));
+            assert_eq!(product_acknowledge_by(&purchase), by, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_is_to_be_acknowledged_within_three_days_of_being_paid_for() {
+        let by = Some(Timestamp::from_millis(NOW - 1000).plus(Duration::from_hours(72)));
+        for (acknowledgement, status, number, due) in [
+            (Some("ACKNOWLEDGEMENT_STATE_PENDING"), Status::Active, 0, by),
+            (
+                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
+                Status::Canceled,
+                0,
+                by,
+            ),
+            (
+                Some("ACKNOWLEDGEMENT_STATE_UNSPECIFIED"),
+                Status::Active,
+                0,
+                by,
+            ),
+            (None, Status::Active, 0, by),
+            (
+                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
+                Status::Pending,
+                0,
+                None,
+            ),
+            (
+                Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"),
+                Status::Active,
+                1,
+                None,
+            ),
+        ] {
+            let mut purchase = subscription("ACTIVE", vec![]);
+            purchase.acknowledgement_state = acknowledgement.map(str::to_owned);
+            assert_eq!(subscription_acknowledgement(&purchase), number);
+            assert_eq!(
+                subscription_acknowledge_by(&purchase, status),
+                due,
+                "{acknowledgement:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn money_in_micros() {
+        let amount = |units, nanos| {
+            micros(&Money {
+                currency_code: None,
+                units,
+                nanos,
+            })
+        };
+        for (units, nanos, expected) in [
+            (Some(9), Some(990_000_000), Some(9_990_000)),
+            (Some(0), Some(990_000_000), Some(990_000)),
+            (None, Some(990_000_000), Some(990_000)),
+            (Some(1_200_000), None, Some(1_200_000_000_000)),
+            (Some(-1), Some(-750_000_000), Some(-1_750_000)),
+            (Some(0), Some(999), Some(0)),
+            (None, None, Some(0)),
+            (Some(i64::MAX), None, None),
+            (
+                Some(9_007_199_254),
+                Some(740_993_000),
+                Some(9_007_199_254_740_993),
+            ),
+        ] {
+            assert_eq!(
+                amount(units.map(Int64), nanos.map(Int64)),
+                expected.map(Int64)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn canceled_is_said_only_while_something_is_left(state in "[A-Z_]{0,30}", ends in -10_i64..10) {
+            let purchase = subscription(&state, vec![item("a", ends)]);
+            let status = subscription_status(&purchase, line_item(&purchase, None), now());
+            prop_assert!(status != Status::Canceled || ends > 0);
+        }
+
+        #[test]
+        fn money_is_exact(units in -9_000_000_000_000_i64..9_000_000_000_000, micro in 0_i64..1_000_000) {
+            let sign = if units < 0 { -1 } else { 1 };
+            let money = Money { currency_code: None, units: Some(Int64(units)), nanos: Some(Int64(sign * micro * 1000)) };
+            prop_assert_eq!(micros(&money), Some(Int64(units * 1_000_000 + sign * micro)));
+        }
+    }
+}
