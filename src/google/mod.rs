@@ -11,5 +11,6 @@
 //! - [`store`]: the tenant's credentials, sealed
 
 pub mod account;
+pub mod api;
 pub mod payload;
 pub mod translate;

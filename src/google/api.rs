@@ -1,0 +1,722 @@
+//! Calls to the Play Developer API, and what each of its answers means.
+//!
+//! Promises: what Google does not say about a purchase is never read as "no such purchase" (a gateway's 404 page, a
+//! refused credential, a quota, an outage); ids from a caller cannot change which address is called; identical
+//! questions in flight share one call; one tenant cannot take every connection; an access token that Google refuses is
+//! replaced once.
+//!
+//! | status | reason | meaning |
+//! |---|---|---|
+//! | 200 | | known |
+//! | 404 | `applicationNotFound`, `packageNotFound` | [`Failure::Application`] |
+//! | 404 | any other of Google's | [`Absent::Unknown`] |
+//! | 404 | none: not Google's body | [`Failure::Unexpected`] |
+//! | 410 | any | [`Absent::Gone`] |
+//! | 400 | `purchaseTokenNoLongerValid`, `subscriptionPurchaseNoLongerAvailable` | [`Absent::Gone`] |
+//! | 400 | `failedPrecondition`, or status `FAILED_PRECONDITION` | [`Absent::Gone`]: expired too long ago |
+//! | 400 | `invalid`, `invalidPurchaseToken`, `purchaseTokenNotFound`; `invalidValue` | [`Absent::Unknown`]: not a token |
+//! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`Absent::OtherApp`] |
+//! | 400 | `purchaseTokenDoesNotMatchProductId` | [`Absent::OtherProduct`] |
+//! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`Absent::OtherType`] |
+//! | 401 | any | one more try with a new token, then [`Failure::Credentials`] |
+//! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`Failure::Quota`] |
+//! | 403 | any other | [`Failure::Credentials`] |
+//! | 408, 5xx | any | two quick retries, then [`Failure::Unexpected`] |
+//! | anything else | | [`Failure::Unexpected`] |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::RETRY_AFTER;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+use url::Url;
+
+use super::account::{AccessTokens, ServiceAccount, TokenError};
+use super::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
+use crate::clock::{Clock, Timestamp};
+use crate::crypto::token;
+use crate::http::outbound::{Answer, Bulkhead, InFlight, SendError, Upstream, Verdict};
+use crate::id::TenantId;
+
+/// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
+const WIDTH: usize = 64;
+/// How long a question waits for one of those places.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Google's quotas are per minute; said when Google does not say when to come back.
+const QUOTA_WINDOW: Duration = Duration::from_mins(1);
+/// The longest wait that is passed on.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+
+/// The Play Developer API.
+#[derive(Clone)]
+pub struct Play {
+    upstream: Upstream,
+    base: Url,
+    tokens: AccessTokens,
+    clock: Clock,
+    places: Bulkhead<TenantId>,
+    asking: InFlight<(TenantId, String, String), Result<Arc<[u8]>, NoPurchase>>,
+}
+
+/// What Google knows of a purchase.
+#[derive(Clone, Debug)]
+pub struct Known<T> {
+    /// The part that is understood here.
+    pub purchase: T,
+    /// The answer, byte for byte.
+    pub raw: Box<RawValue>,
+}
+
+/// Why there is no purchase to speak of: Google said no, or nothing can be said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoPurchase {
+    /// Google said no.
+    #[error("{0}")]
+    Absent(#[from] Absent),
+    /// Google said neither yes nor no.
+    #[error("{0}")]
+    Failure(#[from] Failure),
+}
+
+/// Google's "no".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// Never seen, or not a token at all.
+    #[error("no such purchase")]
+    Unknown,
+    /// It once existed: replaced by another, or over for so long that Google has forgotten it.
+    #[error("the purchase is gone")]
+    Gone,
+    /// The token was made by another app.
+    #[error("the purchase is another app's")]
+    OtherApp,
+    /// The token is of another product.
+    #[error("the purchase is of another product")]
+    OtherProduct,
+    /// A product's token was asked about as a subscription, or the reverse.
+    #[error("the purchase is of the other type")]
+    OtherType,
+}
+
+/// Google said neither yes nor no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The service account is refused, at the token endpoint or by Play.
+    #[error("Google refused the service account: status {status}, {}: {}", .reason.as_deref().unwrap_or("no reason"), .message.as_deref().unwrap_or("no message"))]
+    Credentials {
+        /// The HTTP status.
+        status: u16,
+        /// Google's word, such as `permissionDenied` or `invalid_grant`.
+        reason: Option<String>,
+        /// Google's sentence, for the operator.
+        message: Option<String>,
+    },
+    /// Play knows no app of the configured package name.
+    #[error("Google knows no app of this package name: status 404, {reason}")]
+    Application {
+        /// Google's word.
+        reason: String,
+    },
+    /// The project's quota is used up.
+    #[error("Google's quota is used up: status {status}")]
+    Quota {
+        /// The HTTP status.
+        status: u16,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// Any other answer, after retries where those could help.
+    #[error("Google answered with status {status}, {}: {}", .reason.as_deref().unwrap_or("no reason"), .message.as_deref().unwrap_or("no message"))]
+    Unexpected {
+        /// The HTTP status.
+        status: u16,
+        /// Google's word.
+        reason: Option<String>,
+        /// Google's sentence, for the operator.
+        message: Option<String>,
+        /// When to come back, if Google said.
+        retry_after: Option<Duration>,
+    },
+    /// A success that cannot be read.
+    #[error("Google's answer cannot be read: {0}")]
+    Unreadable(String),
+    /// No answer.
+    #[error("Google gave no answer: {0}")]
+    NoAnswer(#[from] SendError),
+    /// The tenant has so many questions on their way that this one found no place.
+    #[error("{WIDTH} questions of this tenant are waiting for Google already")]
+    Crowded,
+}
+
+impl From<SendError> for NoPurchase {
+    fn from(error: SendError) -> Self {
+        Failure::NoAnswer(error).into()
+    }
+}
+
+impl From<TokenError> for NoPurchase {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Refused {
+                status,
+                code,
+                description,
+            } => Failure::Credentials {
+                status,
+                reason: code,
+                message: description,
+            },
+            TokenError::Unexpected(status) => Failure::Unexpected {
+                status,
+                reason: None,
+                message: Some("the token endpoint gave no token".to_owned()),
+                retry_after: None,
+            },
+            TokenError::NoAnswer(error) => Failure::NoAnswer(error),
+        }
+        .into()
+    }
+}
+
+impl Play {
+    /// The API at `base` (the part before `/androidpublisher`), with tokens from `token_url`.
+    pub fn new(upstream: Upstream, base: Url, token_url: Url, clock: Clock) -> Self {
+        Self {
+            tokens: AccessTokens::new(upstream.clone(), token_url, clock.clone()),
+            upstream,
+            base,
+            clock,
+            places: Bulkhead::new(WIDTH),
+            asking: InFlight::default(),
+        }
+    }
+
+    /// `purchases.subscriptionsv2.get`
+    pub async fn subscription(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<ServiceAccount>,
+        package_name: &str,
+        purchase_token: &str,
+    ) -> Result<Known<SubscriptionPurchase>, NoPurchase> {
+        let path = ["subscriptionsv2", "tokens", purchase_token];
+        self.ask(tenant, account, package_name, &path).await
+    }
+
+    /// `purchases.products.get`
+    pub async fn product(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<ServiceAccount>,
+        package_name: &str,
+        product_id: &str,
+        purchase_token: &str,
+    ) -> Result<Known<ProductPurchase>, NoPurchase> {
+        let path = ["products", product_id, "tokens", purchase_token];
+        self.ask(tenant, account, package_name, &path).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<ServiceAccount>,
+        package_name: &str,
+        path: &[&str],
+    ) -> Result<Known<T>, NoPurchase> {
+        let url = address(&self.base, package_name, path).ok_or(Absent::Unknown)?;
+        let key = (
+            tenant.clone(),
+            account.fingerprint().to_owned(),
+            // A digest, so that purchase tokens are not kept in a second place.
+            token::hex(&token::sha256(url.as_str().as_bytes())),
+        );
+        let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
+        let body = self
+            .asking
+            .share(key, move || async move {
+                play.call(&tenant, &account, url).await
+            })
+            .await?;
+        read(&body).map_err(NoPurchase::from)
+    }
+
+    async fn call(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<ServiceAccount>,
+        url: Url,
+    ) -> Result<Arc<[u8]>, NoPurchase> {
+        let _place = self
+            .places
+            .enter(tenant, PATIENCE)
+            .await
+            .ok_or(Failure::Crowded)?;
+        let mut tries_left = 2;
+        loop {
+            tries_left -= 1;
+            let token = self.tokens.get(tenant, account).await?;
+            let answer = self
+                .upstream
+                .send(
+                    |client| client.get(url.clone()).bearer_auth(token.secret()),
+                    judge,
+                )
+                .await?;
+            if answer.status.as_u16() == 401 {
+                self.tokens.forget(tenant, account, &token);
+                if tries_left > 0 {
+                    continue;
+                }
+            }
+            return meaning(answer, self.clock.now()).map(Arc::from);
+        }
+    }
+}
+
+/// Where a question goes. `None` when a part cannot be written as one path segment: a URL has no spelling for a
+/// segment of one or two dots, and no purchase is called that.
+fn address(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
+    let mut text = base.as_str().trim_end_matches('/').to_owned();
+    text.push_str("/androidpublisher/v3/applications/");
+    push_segment(&mut text, package_name)?;
+    text.push_str("/purchases");
+    for part in path {
+        text.push('/');
+        push_segment(&mut text, part)?;
+    }
+    Url::parse(&text).ok()
+}
+
+/// Writes everything but RFC 3986's unreserved characters as `%XX`: a slash, a colon (which begins a method's name in
+/// Google's paths), a question mark and the like stay part of the id.
+fn push_segment(text: &mut String, part: &str) -> Option<()> {
+    if matches!(part, "" | "." | "..") {
+        return None;
+    }
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push('%');
+            text.push_str(&token::hex(&[byte]).to_ascii_uppercase());
+        }
+    }
+    Some(())
+}
+
+fn judge(answer: &Answer) -> Verdict {
+    if answer.status.is_server_error() || answer.status.as_u16() == 408 {
+        Verdict::Transient
+    } else {
+        Verdict::Final
+    }
+}
+
+/// What an answer means: the body of a success, or why there is none. The table stands at the top of this file.
+fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
+    let status = answer.status.as_u16();
+    if status == 200 {
+        return Ok(answer.body);
+    }
+    let error = serde_json::from_slice::<ErrorBody>(&answer.body)
+        .ok()
+        .and_then(|body| body.error);
+    let is_googles = error.is_some();
+    let error = error.unwrap_or_default();
+    let word = error
+        .errors
+        .into_iter()
+        .find_map(|one| one.reason)
+        .or_else(|| error.status.clone());
+    let is_precondition = error.status.as_deref() == Some("FAILED_PRECONDITION");
+    let wait = retry_after(&answer.headers, now);
+    let (reason, message) = (word.as_deref().unwrap_or_default(), error.message);
+    Err(match (status, reason) {
+        (404, "applicationNotFound" | "packageNotFound") => Failure::Application {
+            reason: reason.to_owned(),
+        }
+        .into(),
+        (404, _) if is_googles => Absent::Unknown.into(),
+        (410, _) => Absent::Gone.into(),
+        (
+            400,
+            "purchaseTokenNoLongerValid"
+            | "subscriptionPurchaseNoLongerAvailable"
+            | "failedPrecondition",
+        ) => Absent::Gone.into(),
+        (400, _) if is_precondition => Absent::Gone.into(),
+        (400, "invalid" | "invalidValue" | "invalidPurchaseToken" | "purchaseTokenNotFound") => {
+            Absent::Unknown.into()
+        }
+        (400, "purchaseTokenDoesNotMatchPackageName") => Absent::OtherApp.into(),
+        (400, "purchaseTokenDoesNotMatchProductId") => Absent::OtherProduct.into(),
+        (400, reason) if is_type_confusion(reason) => Absent::OtherType.into(),
+        (429, _)
+        | (
+            403,
+            "quotaExceeded"
+            | "rateLimitExceeded"
+            | "userRateLimitExceeded"
+            | "dailyLimitExceeded"
+            | "RESOURCE_EXHAUSTED",
+        ) => Failure::Quota {
+            status,
+            retry_after: wait.unwrap_or(QUOTA_WINDOW),
+        }
+        .into(),
+        (401 | 403, _) => Failure::Credentials {
+            status,
+            reason: word,
+            message,
+        }
+        .into(),
+        _ => Failure::Unexpected {
+            status,
+            reason: word,
+            message,
+            retry_after: wait,
+        }
+        .into(),
+    })
+}
+
+/// `subscriptionInvalidArgument` is what was seen; its siblings are spelled after the same pattern.
+fn is_type_confusion(reason: &str) -> bool {
+    reason.strip_suffix("InvalidArgument").is_some_and(|what| {
+        matches!(
+            what,
+            "subscription" | "product" | "inAppProduct" | "inappProduct"
+        )
+    })
+}
+
+/// `Retry-After` as seconds or as a date; at least a second, at most a day. `None` when absent or nonsense.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
+    };
+    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Known<T>, Failure> {
+    // Not serde_json's own sentence, which repeats the value that it did not expect.
+    let unreadable = |error: serde_json::Error| {
+        Failure::Unreadable(format!(
+            "{:?} error at line {}, column {}",
+            error.classify(),
+            error.line(),
+            error.column()
+        ))
+    };
+    let raw: Box<RawValue> = serde_json::from_slice(body).map_err(unreadable)?;
+    if !raw.get().starts_with('{') {
+        return Err(Failure::Unreadable("it is not a JSON object".to_owned()));
+    }
+    let purchase = serde_json::from_str(raw.get()).map_err(unreadable)?;
+    Ok(Known { purchase, raw })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderValue, StatusCode};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::parse("2026-04-10T14:22:10.500Z").expect("a time")
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body: body.as_bytes().to_vec(),
+        }
+    }
+
+    fn refusal(status: u16, reason: &str) -> Answer {
+        let body = json!({ "error": { "code": status, "message": "A sentence.", "errors": [
+            { "domain": "androidpublisher", "reason": reason, "message": "A sentence." }
+        ] } });
+        answer(status, &body.to_string())
+    }
+
+    fn unexpected(status: u16, reason: Option<&str>, message: Option<&str>) -> NoPurchase {
+        Failure::Unexpected {
+            status,
+            reason: reason.map(str::to_owned),
+            message: message.map(str::to_owned),
+            retry_after: None,
+        }
+        .into()
+    }
+
+    #[test]
+    fn every_refusal_has_its_meaning() {
+        let credentials = |status, reason: &str| {
+            NoPurchase::from(Failure::Credentials {
+                status,
+                reason: Some(reason.to_owned()),
+                message: Some("A sentence.".to_owned()),
+            })
+        };
+        let quota = |status| {
+            NoPurchase::from(Failure::Quota {
+                status,
+                retry_after: Duration::from_mins(1),
+            })
+        };
+        let application = |reason: &str| {
+            NoPurchase::from(Failure::Application {
+                reason: reason.to_owned(),
+            })
+        };
+        for (status, reason, expected) in [
+            (404, "purchaseTokenNotFound", Absent::Unknown.into()),
+            (404, "notFound", Absent::Unknown.into()),
+            (
+                404,
+                "applicationNotFound",
+                application("applicationNotFound"),
+            ),
+            (404, "packageNotFound", application("packageNotFound")),
+            (400, "invalid", Absent::Unknown.into()),
+            (400, "invalidValue", Absent::Unknown.into()),
+            (400, "invalidPurchaseToken", Absent::Unknown.into()),
+            (400, "subscriptionInvalidArgument", Absent::OtherType.into()),
+            (400, "productInvalidArgument", Absent::OtherType.into()),
+            (
+                400,
+                "purchaseTokenDoesNotMatchPackageName",
+                Absent::OtherApp.into(),
+            ),
+            (
+                400,
+                "purchaseTokenDoesNotMatchProductId",
+                Absent::OtherProduct.into(),
+            ),
+            (400, "failedPrecondition", Absent::Gone.into()),
+            (400, "purchaseTokenNoLongerValid", Absent::Gone.into()),
+            (
+                410,
+                "subscriptionPurchaseNoLongerAvailable",
+                Absent::Gone.into(),
+            ),
+            (410, "purchaseTokenNoLongerValid", Absent::Gone.into()),
+            (410, "somethingNew", Absent::Gone.into()),
+            (401, "authError", credentials(401, "authError")),
+            (
+                403,
+                "permissionDenied",
+                credentials(403, "permissionDenied"),
+            ),
+            (
+                403,
+                "projectNotLinked",
+                credentials(403, "projectNotLinked"),
+            ),
+            (403, "somethingNew", credentials(403, "somethingNew")),
+            (403, "quotaExceeded", quota(403)),
+            (403, "rateLimitExceeded", quota(403)),
+            (403, "userRateLimitExceeded", quota(403)),
+            (429, "rateLimitExceeded", quota(429)),
+            (429, "somethingNew", quota(429)),
+        ] {
+            let found = meaning(refusal(status, reason), now());
+            assert_eq!(found, Err(expected), "{status} {reason}");
+        }
+        for (status, reason) in [
+            (400, "badRequest"),
+            (400, "otherInvalidArgument"),
+            (409, "conflict"),
+            (500, "backendError"),
+            (503, "backendError"),
+        ] {
+            let found = meaning(refusal(status, reason), now());
+            assert_eq!(
+                found,
+                Err(unexpected(status, Some(reason), Some("A sentence.")))
+            );
+        }
+    }
+
+    #[test]
+    fn a_status_word_stands_in_for_a_missing_reason() {
+        let body = |status: &str| json!({ "error": { "status": status } }).to_string();
+        for (status, word, expected) in [
+            (400, "FAILED_PRECONDITION", Absent::Gone.into()),
+            (404, "NOT_FOUND", Absent::Unknown.into()),
+            (
+                403,
+                "PERMISSION_DENIED",
+                NoPurchase::from(Failure::Credentials {
+                    status: 403,
+                    reason: Some("PERMISSION_DENIED".to_owned()),
+                    message: None,
+                }),
+            ),
+        ] {
+            assert_eq!(
+                meaning(answer(status, &body(word)), now()),
+                Err(expected),
+                "{word}"
+            );
+        }
+        let both = json!({ "error": {
+            "status": "FAILED_PRECONDITION",
+            "errors": [{ "reason": "expiredTooLong" }],
+        } });
+        assert_eq!(
+            meaning(answer(400, &both.to_string()), now()),
+            Err(Absent::Gone.into())
+        );
+    }
+
+    #[test]
+    fn a_gateways_page_is_never_a_no() {
+        for status in [302, 400, 404, 500, 502] {
+            for body in [
+                "<html>Not Found</html>",
+                "",
+                "{}",
+                "[]",
+                "{\"message\":\"no route\"}",
+            ] {
+                let found = meaning(answer(status, body), now());
+                assert_eq!(
+                    found,
+                    Err(unexpected(status, None, None)),
+                    "{status} {body}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for (status, transient) in [
+            (200, false),
+            (400, false),
+            (401, false),
+            (403, false),
+            (404, false),
+            (408, true),
+            // A quota is per minute: a quick retry would only use up more of it.
+            (429, false),
+            (500, true),
+            (503, true),
+        ] {
+            let verdict = judge(&answer(status, ""));
+            assert_eq!(verdict == Verdict::Transient, transient, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_read_in_both_spellings() {
+        for (text, seconds) in [
+            ("30", Some(30)),
+            (" 30 ", Some(30)),
+            ("0", Some(1)),
+            ("999999999", Some(86_400)),
+            ("Fri, 10 Apr 2026 14:22:40 GMT", Some(29)),
+            ("Fri, 10 Apr 2026 14:00:00 GMT", Some(1)),
+            ("soon", None),
+            ("-5", None),
+            ("1.5", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            let found = retry_after(&headers, now()).map(|wait| wait.as_secs());
+            assert_eq!(found, seconds, "{text}");
+        }
+        let mut refused = refusal(429, "rateLimitExceeded");
+        refused
+            .headers
+            .insert(RETRY_AFTER, HeaderValue::from_static("7"));
+        assert_eq!(
+            meaning(refused, now()),
+            Err(Failure::Quota {
+                status: 429,
+                retry_after: Duration::from_secs(7)
+            }
+            .into())
+        );
+    }
+
+    #[test]
+    fn an_answer_is_kept_byte_for_byte() {
+        let body = "{ \"b\": 1.0,\n \"a\" : \"\\u0041\", \"lineItems\":[] }";
+        let known: Known<SubscriptionPurchase> = read(body.as_bytes()).expect("readable");
+        assert_eq!(known.raw.get(), body);
+        for bad in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "7",
+            "{\"lineItems\":7}",
+            "{\"startTime\":\"soon\"}",
+        ] {
+            let found = read::<SubscriptionPurchase>(bad.as_bytes());
+            assert!(matches!(found, Err(Failure::Unreadable(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_question_has_one_address() {
+        let google = Url::parse("https://androidpublisher.googleapis.com").expect("a URL");
+        let under = Url::parse("http://127.0.0.1:9/google/play/").expect("a URL");
+        let text = |base, package, path: &[&str]| address(base, package, path).map(String::from);
+        assert_eq!(
+            text(
+                &google,
+                "com.example.app",
+                &["subscriptionsv2", "tokens", "abc.AO-J1_x~"]
+            )
+            .as_deref(),
+            Some(
+                "https://androidpublisher.googleapis.com/androidpublisher/v3/applications/com.example.app/purchases/subscriptionsv2/tokens/abc.AO-J1_x~"
+            )
+        );
+        assert_eq!(
+            text(&under, "p", &["products", "a/b:c?d#e%2e", "tokens", "é"]).as_deref(),
+            Some(
+                "http://127.0.0.1:9/google/play/androidpublisher/v3/applications/p/purchases/products/a%2Fb%3Ac%3Fd%23e%252e/tokens/%C3%A9"
+            )
+        );
+        for dots in ["", ".", ".."] {
+            assert_eq!(text(&google, "p", &["products", dots, "tokens", "x"]), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_id_changes_which_address_is_called(product in ".{1,40}", token in ".{1,40}") {
+            let base = Url::parse("https://play.example/base").expect("a URL");
+            if let Some(url) = address(&base, "com.example", &["products", &product, "tokens", &token]) {
+                prop_assert_eq!(url.host_str(), Some("play.example"));
+                prop_assert_eq!(url.query(), None);
+                prop_assert_eq!(url.fragment(), None);
+                let parts: Vec<&str> = url.path_segments().expect("a path").collect();
+                prop_assert_eq!(parts.len(), 9);
+                prop_assert_eq!(&parts[..7], ["base", "androidpublisher", "v3", "applications", "com.example", "purchases", "products"]);
+                prop_assert!(!parts[7].is_empty() && !parts[8].is_empty());
+            }
+        }
+
+        #[test]
+        fn no_answer_panics_and_none_but_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
+            let mut reply = answer(200, "");
+            reply.status = StatusCode::from_u16(status).expect("a status");
+            reply.body = body;
+            prop_assert_eq!(meaning(reply, now()).is_ok(), status == 200);
+        }
+    }
+}
