@@ -705,9 +705,9 @@ mod tests {
                 prop_assert_eq!(url.query(), None);
                 prop_assert_eq!(url.fragment(), None);
                 let parts: Vec<&str> = url.path_segments().expect("a path").collect();
-                prop_assert_eq!(parts.len(), 9);
+                prop_assert_eq!(parts.len(), 10);
                 prop_assert_eq!(&parts[..7], ["base", "androidpublisher", "v3", "applications", "com.example", "purchases", "products"]);
-                prop_assert!(!parts[7].is_empty() && !parts[8].is_empty());
+                prop_assert!(parts[8] == "tokens" && !parts[7].is_empty() && !parts[9].is_empty());
             }
         }
 
