@@ -1,24 +1,203 @@
 //! `attesto google`: a tenant's access to Google Play.
 
+use std::path::PathBuf;
+
 use super::context::{Context, Failure};
+use super::upload;
+use crate::google::account::{ServiceAccount, TOKEN_URL};
+use crate::google::store::{self, NewCredentials, PutError};
+use crate::id::TenantId;
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Print everything but the secret
+    /// Store what Attesto needs to ask Google Play, in place of what was stored before
+    SetCredentials(SetCredentials),
+    /// Print everything but the key
     GetCredentials {
-        /// Whose
-        tenant: String,
-    },
-    /// Store what Attesto needs to ask the store
-    SetCredentials {
-        /// Whose
-        tenant: String,
+        /// Whose: the tenant's id
+        tenant: TenantId,
     },
 }
 
+/// Arguments of `set-credentials`.
+#[derive(Debug, clap::Args)]
+pub struct SetCredentials {
+    /// Whose: the tenant's id
+    tenant: TenantId,
+
+    /// The app's package name, such as com.example.app
+    #[arg(long, value_name = "NAME", value_parser = package_name)]
+    package_name: String,
+
+    /// The service account's JSON key file, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    service_account_path: PathBuf,
+
+    /// What a Pub/Sub push's token must be meant for. Left out: what is stored stays; empty: removed
+    #[arg(long, value_name = "TEXT", value_parser = audience)]
+    pubsub_audience: Option<String>,
+
+    /// The account that signs Pub/Sub pushes. Left out: what is stored stays; empty: removed
+    #[arg(long, value_name = "EMAIL", value_parser = email)]
+    pubsub_service_account: Option<String>,
+
+    /// Where Google publishes notifications: projects/…/topics/…. Left out: what is stored stays; empty: removed
+    #[arg(long, value_name = "TOPIC", value_parser = topic)]
+    pubsub_topic: Option<String>,
+}
+
 /// Runs one of them.
-#[expect(clippy::unused_async, reason = "every command is run alike")]
-pub async fn run(_command: Command, _context: &Context) -> Result<(), Failure> {
-    Err(Failure::refused("this command is not there yet."))
+pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::SetCredentials(arguments) => set(arguments, context).await,
+        Command::GetCredentials { tenant } => get(&tenant, context).await,
+    }
+}
+
+async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure> {
+    let file = upload::read(&arguments.service_account_path)?;
+    let account = ServiceAccount::parse(&file).map_err(|problem| {
+        let path = arguments.service_account_path.display();
+        Failure::usage(format!("{path}: {problem}."))
+    })?;
+    let database = context.database().await?;
+    let keyring = context.keyring()?;
+    let tenant = arguments.tenant;
+    let new = NewCredentials {
+        package_name: &arguments.package_name,
+        file: &file,
+        account: &account,
+        pubsub_audience: arguments.pubsub_audience.as_deref(),
+        pubsub_service_account: arguments.pubsub_service_account.as_deref(),
+        pubsub_topic: arguments.pubsub_topic.as_deref(),
+    };
+    store::put(&database, &keyring, &tenant, &new)
+        .await
+        .map_err(|error| match error {
+            PutError::UnknownTenant(_) => Failure::refused(format!("{error}.")),
+            PutError::Database(error) => error.into(),
+        })?;
+    let used = context
+        .variable("GOOGLE_TOKEN_URL")
+        .and_then(|url| url.into_string().ok())
+        .unwrap_or_else(|| TOKEN_URL.to_owned());
+    if let Some(written) = account.token_uri().filter(|written| *written != used) {
+        eprintln!(
+            "attesto: warning: the file's token_uri ({written}) is not used; access tokens are bought at {used} (GOOGLE_TOKEN_URL)."
+        );
+    }
+    let stored = store::describe(&database, &tenant)
+        .await?
+        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
+    let prose = format!(
+        "{tenant} asks Google Play about {} as {} (key {}).",
+        stored.package_name, stored.client_email, stored.key_fingerprint
+    );
+    context.output.sentence(&stored, &prose)?;
+    Ok(())
+}
+
+async fn get(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
+    let database = context.database().await?;
+    let stored = store::describe(&database, tenant)
+        .await?
+        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
+    context.output.object(&stored)?;
+    Ok(())
+}
+
+/// Google's rule: two parts or more, each beginning with a letter, made of letters, digits and underscores.
+fn package_name(text: &str) -> Result<String, String> {
+    let is_part = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphabetic())
+            && part
+                .chars()
+                .all(|one| one.is_ascii_alphanumeric() || one == '_')
+    };
+    if text.len() <= 200 && text.contains('.') && text.split('.').all(is_part) {
+        Ok(text.to_owned())
+    } else {
+        Err("a package name looks like com.example.app and has at most 200 characters".to_owned())
+    }
+}
+
+fn audience(text: &str) -> Result<String, String> {
+    if text.len() <= 1000 && !text.contains(|one: char| one.is_whitespace() || one.is_control()) {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "an audience is one word, usually the push endpoint's URL, of at most 1000 bytes"
+                .to_owned(),
+        )
+    }
+}
+
+fn email(text: &str) -> Result<String, String> {
+    let is_address = text.split_once('@').is_some_and(|(name, host)| {
+        !name.is_empty() && host.contains('.') && !text.contains(char::is_whitespace)
+    });
+    if text.is_empty() || (is_address && text.len() <= 320) {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "a service account's address looks like push@project.iam.gserviceaccount.com"
+                .to_owned(),
+        )
+    }
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let is_topic = matches!(
+        parts.as_slice(),
+        ["projects", project, "topics", topic] if !project.is_empty() && !topic.is_empty()
+    );
+    if text.is_empty() || (is_topic && text.len() <= 400 && !text.contains(char::is_whitespace)) {
+        Ok(text.to_owned())
+    } else {
+        Err("a topic looks like projects/my-project/topics/my-topic".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_name_is_what_google_allows() {
+        for good in ["com.example.app", "a.b", "com.example_2.App9", "c.a1"] {
+            assert_eq!(package_name(good).as_deref(), Ok(good));
+        }
+        let long = format!("com.{}", "a".repeat(200));
+        for bad in [
+            "", "com", "com.", ".com", "com..app", "com.1app", "com.a-b", "com.ä", " com.a", &long,
+        ] {
+            assert!(package_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_pubsub_is_checked_and_may_be_emptied() {
+        for good in ["", "projects/p/topics/t"] {
+            assert!(topic(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "t",
+            "projects//topics/t",
+            "projects/p/topics/",
+            "projects/p/topics/t/u",
+            "projects/p/topics/ t",
+        ] {
+            assert!(topic(bad).is_err(), "{bad}");
+        }
+        for good in ["", "push@project.iam.example"] {
+            assert!(email(good).is_ok(), "{good}");
+        }
+        for bad in ["push", "@project.example", "push@host", "a b@c.d"] {
+            assert!(email(bad).is_err(), "{bad}");
+        }
+        assert!(audience("https://attesto.example/v1/webhooks/google/x").is_ok());
+        assert!(audience("two words").is_err());
+    }
 }

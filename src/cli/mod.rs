@@ -8,6 +8,7 @@
 //! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
 //! - [`context`]: what every command is given, and how it fails
 //! - [`output`]: JSON lines, or tables and prose
+//! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
 //! - [`tenant`], [`key`], [`apple`], [`google`]: things that are kept
 
@@ -23,6 +24,7 @@ pub mod serve;
 pub mod simulator;
 pub mod spelling;
 pub mod tenant;
+pub mod upload;
 
 pub use command::run;
 pub use context::{Context, Failure};

@@ -29,6 +29,8 @@ use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::http::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
 use crate::id::TenantId;
 
+/// Where Google sells access tokens.
+pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 /// What an access token for the Play Developer API is asked for.
 pub const PUBLISHER_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
 

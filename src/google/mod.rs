@@ -13,4 +13,5 @@
 pub mod account;
 pub mod api;
 pub mod payload;
+pub mod store;
 pub mod translate;

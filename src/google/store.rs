@@ -1,0 +1,201 @@
+//! A tenant's Google credentials in the database: the service account's file sealed, the rest in the open.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::account::{MalformedAccount, ServiceAccount};
+use crate::clock::Timestamp;
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, OpenError, Place};
+use crate::db::{self, Database};
+use crate::id::TenantId;
+
+/// What it takes to ask Google about a tenant's purchases.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The tenant's app.
+    pub package_name: String,
+    /// Who asks.
+    pub account: Arc<ServiceAccount>,
+}
+
+/// Why stored credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// The database did not answer.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+    /// They do not open.
+    #[error("the service account of {tenant} cannot be opened: {cause}")]
+    Sealed {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: OpenError,
+    },
+    /// They open, but are not what was checked when they were set: another release, or another hand.
+    #[error("the stored service account of {tenant} is not one: {cause}")]
+    Malformed {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: MalformedAccount,
+    },
+}
+
+/// What may be shown of a tenant's Google credentials: everything but the key.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The tenant's app.
+    pub package_name: String,
+    /// The service account's name.
+    pub client_email: String,
+    /// Always true: there are no credentials without one.
+    pub has_private_key: bool,
+    /// First 16 hex digits of the SHA-256 of the public key.
+    pub key_fingerprint: String,
+    /// What a push's token must be meant for.
+    pub pubsub_audience: Option<String>,
+    /// Whose token a push must carry.
+    pub pubsub_service_account: Option<String>,
+    /// Where Google publishes notifications: `projects/…/topics/…`.
+    pub pubsub_topic: Option<String>,
+    /// When they were last set.
+    pub updated_at: Timestamp,
+}
+
+/// What is set.
+pub struct NewCredentials<'a> {
+    /// The tenant's app.
+    pub package_name: &'a str,
+    /// The service account's key file as it was uploaded, which is what is sealed.
+    pub file: &'a [u8],
+    /// The same, understood.
+    pub account: &'a ServiceAccount,
+    /// What a push's token must be meant for. `None` keeps what is stored, an empty text removes it.
+    pub pubsub_audience: Option<&'a str>,
+    /// Whose token a push must carry; likewise.
+    pub pubsub_service_account: Option<&'a str>,
+    /// Where Google publishes notifications; likewise.
+    pub pubsub_topic: Option<&'a str>,
+}
+
+/// Why credentials were not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// There is no tenant of this id.
+    #[error("there is no tenant {0}")]
+    UnknownTenant(TenantId),
+    /// The database did not take them.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+fn place(tenant: &TenantId) -> Place<'_> {
+    Place {
+        table: "google_credentials",
+        column: "service_account_enc",
+        row: tenant.as_str(),
+    }
+}
+
+/// The tenant's credentials, opened. `None` when it has none.
+pub async fn find(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+) -> Result<Option<Credentials>, FindError> {
+    let row = sqlx::query!(
+        "select package_name, service_account_enc from google_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let file = keyring
+        .open(place(tenant), &row.service_account_enc)
+        .map_err(|cause| FindError::Sealed {
+            tenant: tenant.clone(),
+            cause,
+        })?;
+    let account =
+        ServiceAccount::parse(file.expose_secret()).map_err(|cause| FindError::Malformed {
+            tenant: tenant.clone(),
+            cause,
+        })?;
+    Ok(Some(Credentials {
+        package_name: row.package_name,
+        account: Arc::new(account),
+    }))
+}
+
+/// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
+pub async fn describe(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<Summary>, db::Error> {
+    let row = sqlx::query!(
+        "select package_name, client_email, key_fingerprint, pubsub_audience, pubsub_service_account, pubsub_topic, \
+                updated_at \
+           from google_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| Summary {
+        tenant_id: tenant.clone(),
+        package_name: row.package_name,
+        client_email: row.client_email,
+        has_private_key: true,
+        key_fingerprint: row.key_fingerprint,
+        pubsub_audience: row.pubsub_audience,
+        pubsub_service_account: row.pubsub_service_account,
+        pubsub_topic: row.pubsub_topic,
+        updated_at: row.updated_at.into(),
+    }))
+}
+
+/// Stores credentials in place of those there were. Setting the same twice is the same as once.
+pub async fn put(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+) -> Result<(), PutError> {
+    let sealed = keyring.seal(place(tenant), new.file);
+    sqlx::query!(
+        "insert into google_credentials as stored \
+                (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
+                 pubsub_audience, pubsub_service_account, pubsub_topic) \
+         values ($1, $2, $3, $4, $5, nullif($6::text, ''), nullif($7::text, ''), nullif($8::text, '')) \
+         on conflict (tenant_id) do update \
+            set package_name = excluded.package_name, \
+                service_account_enc = excluded.service_account_enc, \
+                client_email = excluded.client_email, \
+                key_fingerprint = excluded.key_fingerprint, \
+                pubsub_audience = nullif(coalesce($6, stored.pubsub_audience), ''), \
+                pubsub_service_account = nullif(coalesce($7, stored.pubsub_service_account), ''), \
+                pubsub_topic = nullif(coalesce($8, stored.pubsub_topic), ''), \
+                updated_at = now()",
+        tenant.as_str(),
+        new.package_name,
+        sealed,
+        new.account.client_email(),
+        new.account.fingerprint(),
+        new.pubsub_audience,
+        new.pubsub_service_account,
+        new.pubsub_topic,
+    )
+    .execute(database.pool())
+    .await
+    .map_err(|error| {
+        db::on_constraint(error, "google_credentials_tenant_id_fkey", || {
+            PutError::UnknownTenant(tenant.clone())
+        })
+    })?;
+    Ok(())
+}
