@@ -4,9 +4,9 @@
 //! time instead of waiting for it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
@@ -43,6 +43,18 @@ impl Clock {
             )]
             Source::System => Timestamp::from(OffsetDateTime::now_utc()),
             Source::Fixed(millis) => Timestamp(millis.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// How long this clock has been running, for measuring waits: it never goes back, even when the system's wall
+    /// clock is set.
+    pub fn uptime(&self) -> Duration {
+        static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        match &self.0 {
+            Source::System => BEGIN.elapsed(),
+            Source::Fixed(millis) => {
+                Duration::from_millis(u64::try_from(millis.load(Ordering::SeqCst)).unwrap_or(0))
+            }
         }
     }
 

@@ -1,0 +1,175 @@
+//! API keys: `attesto_live_` or `attesto_test_` and 43 characters of base64url, which are 32 random bytes.
+//!
+//! The key itself is shown once, when it is made. What is stored is its SHA-256, which is enough for a secret of 256
+//! random bits: there is nothing to guess, so nothing to slow down.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::clock::Timestamp;
+use crate::crypto::token;
+use crate::id::{KeyId, TenantId};
+
+/// Characters after the prefix.
+const RANDOM_CHARACTERS: usize = 43;
+/// How many of them are kept in the clear, so that a person can tell keys apart. 48 of 256 bits.
+const PREFIX_CHARACTERS: usize = 8;
+
+/// What a key is for. Only a word that its holder chose: both kinds ask the same stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyEnvironment {
+    /// An app in users' hands.
+    Live,
+    /// Everything else.
+    Test,
+}
+
+impl KeyEnvironment {
+    /// The word, as it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Test => "test",
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Live => "attesto_live_",
+            Self::Test => "attesto_test_",
+        }
+    }
+}
+
+/// A key as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The first 8 of its 43 characters.
+    pub prefix: String,
+    /// What people call it.
+    pub name: Option<String>,
+    /// What it is for.
+    pub environment: KeyEnvironment,
+    /// When it was last used, give or take a minute.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Since when it is good no more.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A key itself, on its way to the person who asked for it.
+#[derive(Debug)]
+pub struct RawKey {
+    text: SecretString,
+}
+
+impl RawKey {
+    /// A new key.
+    pub fn mint(environment: KeyEnvironment) -> Self {
+        let random = token::random();
+        let text = format!("{}{}", environment.prefix(), random.expose_secret());
+        Self {
+            text: SecretString::from(text),
+        }
+    }
+
+    /// The key as text, to be shown once.
+    pub fn expose(&self) -> &str {
+        self.text.expose_secret()
+    }
+
+    /// What it is recognised by.
+    pub fn hash(&self) -> KeyHash {
+        KeyHash(token::sha256(self.expose().as_bytes()))
+    }
+
+    /// The part of it that is kept in the clear.
+    pub fn prefix(&self) -> &str {
+        let random = &self.expose()[KeyEnvironment::Live.prefix().len()..];
+        &random[..PREFIX_CHARACTERS]
+    }
+}
+
+/// The SHA-256 of a whole key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// Of a text that has the shape of a key; `None` for anything else, which no hash and no query is spent on.
+    pub fn of(text: &str) -> Option<Self> {
+        let random = [KeyEnvironment::Live, KeyEnvironment::Test]
+            .iter()
+            .find_map(|environment| text.strip_prefix(environment.prefix()))?;
+        let mut bytes = [0; 32];
+        let well_formed = random.len() == RANDOM_CHARACTERS
+            && URL_SAFE_NO_PAD.decode_slice(random, &mut bytes) == Ok(bytes.len());
+        well_formed.then(|| Self(token::sha256(text.as_bytes())))
+    }
+
+    /// As it is stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyHash({}…)", token::hex(&self.0[..4]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_key_is_recognised_and_does_not_print() {
+        for (environment, prefix) in [
+            (KeyEnvironment::Live, "attesto_live_"),
+            (KeyEnvironment::Test, "attesto_test_"),
+        ] {
+            let key = RawKey::mint(environment);
+            let random = key.expose().strip_prefix(prefix).expect("its prefix");
+            assert_eq!(random.len(), 43);
+            assert_eq!(key.prefix(), &random[..8]);
+            assert_eq!(KeyHash::of(key.expose()), Some(key.hash()));
+            assert_eq!(
+                key.hash().as_bytes(),
+                token::sha256(key.expose().as_bytes())
+            );
+            assert!(!format!("{key:?}").contains(random));
+        }
+    }
+
+    #[test]
+    fn what_has_not_the_shape_of_a_key_is_not_hashed() {
+        let key = RawKey::mint(KeyEnvironment::Live).expose().to_owned();
+        let random = key.strip_prefix("attesto_live_").unwrap();
+        for text in [
+            String::new(),
+            "attesto_live_".to_owned(),
+            random.to_owned(),
+            format!("attesto_prod_{random}"),
+            format!("ATTESTO_LIVE_{random}"),
+            format!("{key}A"),
+            key[..key.len() - 1].to_owned(),
+            format!(" {key}"),
+            format!("{}=", &key[..key.len() - 1]),
+            format!("{}+", &key[..key.len() - 1]),
+            // The last of 43 characters carries four bits: only sixteen of them can end a key.
+            format!("{}B", &key[..key.len() - 1]),
+            format!("{}é", &key[..key.len() - 2]),
+        ] {
+            assert_eq!(KeyHash::of(&text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Every query on tenants and their keys.
+
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::id::{KeyId, TenantId};
+
+use super::api_key::{ApiKey, KeyEnvironment, KeyHash, RawKey};
+use super::tenant::{Limits, Name, Tenant};
+
+/// Why a change to a tenant or a key was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no such tenant.
+    #[error("there is no tenant {0}")]
+    NoTenant(TenantId),
+    /// There is no such key.
+    #[error("there is no key {0}")]
+    NoKey(KeyId),
+    /// It is active, or it is inactive, as asked.
+    #[error("tenant {id} is already {}", if *active { "active" } else { "inactive" })]
+    AlreadySo {
+        /// Which tenant.
+        id: TenantId,
+        /// What it already is.
+        active: bool,
+    },
+    /// The key was revoked before.
+    #[error("key {id} is already revoked, since {since}")]
+    AlreadyRevoked {
+        /// Which key.
+        id: KeyId,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The database did not do it.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+struct TenantRow {
+    id: TenantId,
+    name: String,
+    is_active: bool,
+    rate_limit_per_second: Option<i32>,
+    rate_limit_burst: Option<i32>,
+    created_at: time::OffsetDateTime,
+}
+
+impl From<TenantRow> for Tenant {
+    fn from(row: TenantRow) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            is_active: row.is_active,
+            limits: limits(row.rate_limit_per_second, row.rate_limit_burst),
+            created_at: row.created_at.into(),
+        }
+    }
+}
+
+fn limits(per_second: Option<i32>, burst: Option<i32>) -> Limits {
+    let positive = |limit: Option<i32>| limit.and_then(|limit| u32::try_from(limit).ok());
+    Limits {
+        per_second: positive(per_second),
+        burst: positive(burst),
+    }
+}
+
+/// Postgres' integer is signed; what is larger than it is as good as no limit.
+fn stored(limit: Option<u32>) -> Option<i32> {
+    limit.map(|limit| i32::try_from(limit).unwrap_or(i32::MAX))
+}
+
+/// A new, active tenant.
+pub async fn create_tenant(
+    database: &Database,
+    name: &Name,
+    now: Timestamp,
+) -> Result<Tenant, Error> {
+    let id = TenantId::mint(now);
+    let row = sqlx::query_as!(
+        TenantRow,
+        r#"
+        insert into tenants (id, name, created_at, updated_at) values ($1, $2, $3, $3)
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        "#,
+        id.as_str(),
+        name.as_str(),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(row.into())
+}
+
+/// Every tenant, newest first.
+pub async fn list_tenants(database: &Database) -> Result<Vec<Tenant>, Error> {
+    let rows = sqlx::query_as!(
+        TenantRow,
+        r#"
+        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        from tenants
+        order by created_at desc, id desc
+        "#
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.into_iter().map(Tenant::from).collect())
+}
+
+/// One tenant, active or not.
+pub async fn find_tenant(database: &Database, id: &TenantId) -> Result<Option<Tenant>, Error> {
+    let row = sqlx::query_as!(
+        TenantRow,
+        r#"
+        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        from tenants
+        where id = $1
+        "#,
+        id.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(Tenant::from))
+}
+
+/// Activates or deactivates.
+pub async fn set_active(
+    database: &Database,
+    id: &TenantId,
+    active: bool,
+    now: Timestamp,
+) -> Result<Tenant, ChangeError> {
+    let changed = sqlx::query_as!(
+        TenantRow,
+        r#"
+        update tenants set is_active = $2, updated_at = $3
+        where id = $1 and is_active <> $2
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        "#,
+        id.as_str(),
+        active,
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    match changed {
+        Some(row) => Ok(row.into()),
+        None if find_tenant(database, id).await?.is_some() => Err(ChangeError::AlreadySo {
+            id: id.clone(),
+            active,
+        }),
+        None => Err(ChangeError::NoTenant(id.clone())),
+    }
+}
+
+/// Gives a tenant another name.
+pub async fn rename(
+    database: &Database,
+    id: &TenantId,
+    name: &Name,
+    now: Timestamp,
+) -> Result<Tenant, ChangeError> {
+    let changed = sqlx::query_as!(
+        TenantRow,
+        r#"
+        update tenants set name = $2, updated_at = $3
+        where id = $1
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        "#,
+        id.as_str(),
+        name.as_str(),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    changed
+        .map(Tenant::from)
+        .ok_or_else(|| ChangeError::NoTenant(id.clone()))
+}
+
+/// Sets each limit that is `Some`: to a number, or, with `Some(None)`, back to the service's.
+pub async fn set_limits(
+    database: &Database,
+    id: &TenantId,
+    per_second: Option<Option<u32>>,
+    burst: Option<Option<u32>>,
+    now: Timestamp,
+) -> Result<Tenant, ChangeError> {
+    let changed = sqlx::query_as!(
+        TenantRow,
+        r#"
+        update tenants set
+            rate_limit_per_second = case when $2 then $3 else rate_limit_per_second end,
+            rate_limit_burst = case when $4 then $5 else rate_limit_burst end,
+            updated_at = $6
+        where id = $1
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        "#,
+        id.as_str(),
+        per_second.is_some(),
+        stored(per_second.flatten()),
+        burst.is_some(),
+        stored(burst.flatten()),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    changed
+        .map(Tenant::from)
+        .ok_or_else(|| ChangeError::NoTenant(id.clone()))
+}
+
+struct KeyRow {
+    id: KeyId,
+    tenant_id: TenantId,
+    key_prefix: String,
+    name: Option<String>,
+    environment: String,
+    last_used_at: Option<time::OffsetDateTime>,
+    created_at: time::OffsetDateTime,
+    revoked_at: Option<time::OffsetDateTime>,
+}
+
+impl From<KeyRow> for ApiKey {
+    fn from(row: KeyRow) -> Self {
+        Self {
+            id: row.id,
+            tenant: row.tenant_id,
+            prefix: row.key_prefix,
+            name: row.name,
+            environment: environment(&row.environment),
+            last_used_at: row.last_used_at.map(Timestamp::from),
+            created_at: row.created_at.into(),
+            revoked_at: row.revoked_at.map(Timestamp::from),
+        }
+    }
+}
+
+/// The column's check constraint allows two words.
+fn environment(word: &str) -> KeyEnvironment {
+    match word {
+        "test" => KeyEnvironment::Test,
+        _ => KeyEnvironment::Live,
+    }
+}
+
+/// Stores a new key; only what it is recognised by is kept of it.
+pub async fn create_key(
+    database: &Database,
+    tenant: &TenantId,
+    name: Option<&Name>,
+    environment: KeyEnvironment,
+    raw: &RawKey,
+    now: Timestamp,
+) -> Result<ApiKey, ChangeError> {
+    let id = KeyId::mint(now);
+    let hash = raw.hash();
+    let row = sqlx::query_as!(
+        KeyRow,
+        r#"
+        insert into api_keys (id, tenant_id, key_hash, key_prefix, name, environment, created_at)
+        values ($1, $2, $3, $4, $5, $6, $7)
+        returning id as "id: KeyId", tenant_id as "tenant_id: TenantId", key_prefix, name, environment,
+            last_used_at, created_at, revoked_at
+        "#,
+        id.as_str(),
+        tenant.as_str(),
+        hash.as_bytes(),
+        raw.prefix(),
+        name.map(Name::as_str),
+        environment.as_str(),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_one(database.pool())
+    .await
+    .map_err(|error| {
+        crate::db::on_constraint(error, "api_keys_tenant_id_fkey", || {
+            ChangeError::NoTenant(tenant.clone())
+        })
+    })?;
+    Ok(row.into())
+}
+
+/// A tenant's keys, newest first.
+pub async fn list_keys(
+    database: &Database,
+    tenant: &TenantId,
+    limit: u32,
+    offset: u32,
+) -> Result<Vec<ApiKey>, Error> {
+    let rows = sqlx::query_as!(
+        KeyRow,
+        r#"
+        select id as "id: KeyId", tenant_id as "tenant_id: TenantId", key_prefix, name, environment,
+            last_used_at, created_at, revoked_at
+        from api_keys
+        where tenant_id = $1
+        order by created_at desc, id desc
+        limit $2 offset $3
+        "#,
+        tenant.as_str(),
+        i64::from(limit),
+        i64::from(offset)
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.into_iter().map(ApiKey::from).collect())
+}
+
+/// Ends a key for good.
+pub async fn revoke_key(
+    database: &Database,
+    id: &KeyId,
+    now: Timestamp,
+) -> Result<ApiKey, ChangeError> {
+    let revoked = sqlx::query_as!(
+        KeyRow,
+        r#"
+        update api_keys set revoked_at = $2
+        where id = $1 and revoked_at is null
+        returning id as "id: KeyId", tenant_id as "tenant_id: TenantId", key_prefix, name, environment,
+            last_used_at, created_at, revoked_at
+        "#,
+        id.as_str(),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    if let Some(row) = revoked {
+        return Ok(row.into());
+    }
+    let since = sqlx::query_scalar!("select revoked_at from api_keys where id = $1", id.as_str())
+        .fetch_optional(database.pool())
+        .await?;
+    match since.flatten() {
+        Some(since) => Err(ChangeError::AlreadyRevoked {
+            id: id.clone(),
+            since: since.into(),
+        }),
+        None => Err(ChangeError::NoKey(id.clone())),
+    }
+}
+
+/// What a good key stands for.
+#[derive(Debug)]
+pub(super) struct GoodKey {
+    pub(super) id: KeyId,
+    pub(super) tenant: TenantId,
+    pub(super) environment: KeyEnvironment,
+    pub(super) limits: Limits,
+}
+
+/// The key with this hash, unless it is revoked or its tenant is inactive.
+pub(super) async fn find_good_key(
+    database: &Database,
+    hash: &KeyHash,
+) -> Result<Option<GoodKey>, Error> {
+    let row = sqlx::query!(
+        r#"
+        select key.id as "id: KeyId", key.tenant_id as "tenant: TenantId", key.environment,
+            tenant.rate_limit_per_second, tenant.rate_limit_burst
+        from api_keys key
+        join tenants tenant on tenant.id = key.tenant_id
+        where key.key_hash = $1 and key.revoked_at is null and tenant.is_active
+        "#,
+        hash.as_bytes()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| GoodKey {
+        id: row.id,
+        tenant: row.tenant,
+        environment: environment(&row.environment),
+        limits: limits(row.rate_limit_per_second, row.rate_limit_burst),
+    }))
+}
+
+/// Writes when keys were last used, in one statement. Rows another process is just writing are left to it, and a
+/// newer time is never overwritten by an older one.
+pub(super) async fn write_last_used(
+    database: &Database,
+    used: &[(KeyId, Timestamp)],
+) -> Result<(), Error> {
+    let ids: Vec<String> = used.iter().map(|(id, _)| id.to_string()).collect();
+    let moments: Vec<time::OffsetDateTime> = used.iter().map(|(_, at)| (*at).into()).collect();
+    sqlx::query!(
+        "
+        with used as (
+            select * from unnest($1::text[], $2::timestamptz[]) as used (id, at)
+        ), free as (
+            select key.id, used.at
+            from api_keys key
+            join used on used.id = key.id
+            where key.last_used_at is null or key.last_used_at < used.at
+            order by key.id
+            for no key update of key skip locked
+        )
+        update api_keys key set last_used_at = free.at from free where key.id = free.id
+        ",
+        &ids,
+        &moments
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! A tenant: one team whose apps Attesto answers for.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::clock::Timestamp;
+use crate::config::RateLimit;
+use crate::id::TenantId;
+
+/// A tenant as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its id.
+    pub id: TenantId,
+    /// What people call it.
+    pub name: String,
+    /// Whether its keys are good and its webhooks are taken.
+    pub is_active: bool,
+    /// Limits of its own.
+    pub limits: Limits,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// A tenant's own limits; `None` means the service's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests a second, from 1.
+    pub per_second: Option<u32>,
+    /// Requests at once after a pause, from 1.
+    pub burst: Option<u32>,
+}
+
+impl Limits {
+    /// What applies, where `service` is what the service gives to those without limits of their own.
+    pub fn or(self, service: RateLimit) -> RateLimit {
+        RateLimit {
+            per_second: self.per_second.unwrap_or(service.per_second),
+            burst: self.burst.unwrap_or(service.burst),
+        }
+    }
+}
+
+/// The name of a tenant or a key: 1 to 200 characters, not all of them blank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+/// Why a text is not a [`Name`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a name has 1 to 200 characters, and not only blanks")]
+pub struct MalformedName;
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = MalformedName;
+
+    fn from_str(text: &str) -> Result<Self, MalformedName> {
+        // Postgres stores no NUL, and nobody names anything so.
+        let good = !text.trim().is_empty() && text.chars().count() <= 200 && !text.contains('\0');
+        good.then(|| Self(text.to_owned())).ok_or(MalformedName)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_counted_in_characters() {
+        for good in ["a", &"é".repeat(200), " Acme Games ", "日本"] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        for bad in ["", " ", "\t\n", &"é".repeat(201), "a\0b"] {
+            assert_eq!(bad.parse::<Name>(), Err(MalformedName), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_tenant_has_of_its_own_goes_first() {
+        let service = RateLimit {
+            per_second: 100,
+            burst: 200,
+        };
+        let own = Limits {
+            per_second: Some(5),
+            burst: None,
+        };
+        assert_eq!(Limits::default().or(service), service);
+        assert_eq!(
+            own.or(service),
+            RateLimit {
+                per_second: 5,
+                burst: 200
+            }
+        );
+    }
+}

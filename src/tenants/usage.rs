@@ -1,0 +1,139 @@
+//! When a key was last used: noted in memory at every request, written at most once a minute a key, in batches.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
+use crate::db::{Database, Error};
+use crate::id::KeyId;
+
+use super::store;
+
+/// A key's time is written at most this often.
+const WRITE_EVERY: Duration = Duration::from_mins(1);
+/// How often it is looked whether there is something to write.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long the last write may take when the process ends.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+/// Keys in one statement.
+const BATCH: usize = 1000;
+/// No moment: a key that was not used, or not written, since this process began.
+const NEVER: i64 = i64::MIN;
+
+/// One key's clock card. Shared by everyone who knows the key.
+#[derive(Debug)]
+pub(super) struct Used {
+    /// The last use, in milliseconds.
+    last: AtomicI64,
+    /// What of it is written.
+    written: AtomicI64,
+}
+
+impl Used {
+    /// Notes a use.
+    pub(super) fn touch(&self, now: Timestamp) {
+        self.last.fetch_max(now.millis(), Ordering::Relaxed);
+    }
+}
+
+/// The clock cards of this process.
+pub(super) struct Usage {
+    database: Database,
+    clock: Clock,
+    cards: Mutex<HashMap<KeyId, Arc<Used>>>,
+}
+
+impl Usage {
+    pub(super) fn new(database: Database, clock: Clock) -> Self {
+        Self {
+            database,
+            clock,
+            cards: Mutex::default(),
+        }
+    }
+
+    /// The key's card.
+    pub(super) fn card(&self, key: &KeyId) -> Arc<Used> {
+        let mut cards = self.cards.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(card) = cards.get(key) {
+            return card.clone();
+        }
+        let card = Arc::new(Used {
+            last: AtomicI64::new(NEVER),
+            written: AtomicI64::new(NEVER),
+        });
+        cards.insert(key.clone(), card.clone());
+        card
+    }
+
+    /// Writes what is due until `stop`, and then what is left.
+    pub(super) async fn run(&self, stop: CancellationToken) {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(LOOK_EVERY))
+            .await
+            .is_some()
+        {
+            if let Err(error) = self.flush(Due::AfterAMinute).await {
+                tracing::warn!(%error, "could not write when keys were last used; it is tried again");
+            }
+        }
+        match tokio::time::timeout(LAST_WRITE, self.flush(Due::Now)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "could not write when keys were last used before stopping");
+            }
+            Err(_) => tracing::warn!("no time to write when keys were last used before stopping"),
+        }
+    }
+
+    /// Writes what is due. What could not be written stays due.
+    pub(super) async fn flush(&self, due: Due) -> Result<(), Error> {
+        let due = self.due(due);
+        for batch in due.chunks(BATCH) {
+            let used: Vec<_> = batch
+                .iter()
+                .map(|(key, _, at)| (key.clone(), Timestamp::from_millis(*at)))
+                .collect();
+            store::write_last_used(&self.database, &used).await?;
+            for (_, card, at) in batch {
+                card.written.store(*at, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn due(&self, due: Due) -> Vec<(KeyId, Arc<Used>, i64)> {
+        let threshold = match due {
+            Due::AfterAMinute => self.clock.now().minus(WRITE_EVERY).millis(),
+            Due::Now => i64::MAX,
+        };
+        let mut cards = self.cards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut to_write = Vec::new();
+        cards.retain(|key, card| {
+            let (last, written) = (
+                card.last.load(Ordering::Relaxed),
+                card.written.load(Ordering::Relaxed),
+            );
+            if last > written && written <= threshold {
+                to_write.push((key.clone(), card.clone(), last));
+            }
+            // A card is kept while somebody may still use it, while it has something to say, and until the minute
+            // after its last write is over.
+            Arc::strong_count(card) > 1 || last > written || written > threshold
+        });
+        to_write
+    }
+}
+
+/// Which cards are due.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Due {
+    /// Those not written within the last minute.
+    AfterAMinute,
+    /// All that have something to say.
+    Now,
+}
