@@ -9,9 +9,13 @@
 //! - [`account`]: the service account, and the access tokens bought with it
 //! - [`api`]: calls to the Play Developer API, and what each answer means
 //! - [`store`]: the tenant's credentials, sealed
+//! - [`verify`]: the use case
 
 pub mod account;
 pub mod api;
 pub mod payload;
 pub mod store;
 pub mod translate;
+pub mod verify;
+
+pub use verify::{Google, Settings};

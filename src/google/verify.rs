@@ -1,0 +1,652 @@
+//! The use case: a tenant asks whether a purchase is real, and what it is now.
+//!
+//! In this order: has the tenant credentials; is it the tenant's app; does Google know the purchase; is it of the
+//! product asked about; is it the user's. The first "no" is the answer, and what comes after it is not looked at.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use url::Url;
+use utoipa::ToSchema;
+
+use super::api::{Absent, Failure, Known, NoPurchase, Play};
+use super::payload::{Int64, LineItem, ProductPurchase, SubscriptionPurchase};
+use super::store::{self, Credentials, FindError};
+use super::translate::{self, Status};
+use crate::clock::{Clock, Timestamp};
+use crate::credentials::Cached;
+use crate::crypto::keyring::Keyring;
+use crate::db::Database;
+use crate::db::changes::Changes;
+use crate::http::outbound::Upstream;
+use crate::id::TenantId;
+
+/// Google Play, as one process asks it for all tenants. Clones share what is remembered.
+#[derive(Clone)]
+pub struct Google {
+    database: Database,
+    keyring: Arc<Keyring>,
+    credentials: Cached<Credentials, FindError>,
+    play: Play,
+    clock: Clock,
+}
+
+/// Where Google is, and how long a tenant's credentials are remembered.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The Play Developer API: the part before `/androidpublisher`.
+    pub play_url: Url,
+    /// Where access tokens are bought.
+    pub token_url: Url,
+    /// How long opened credentials are remembered, if nothing changes them.
+    pub credential_ttl: Duration,
+}
+
+/// What a tenant asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The app the purchase is said to be of.
+    pub package_name: String,
+    /// The token Google gave the app.
+    pub purchase_token: String,
+    /// What it is said to have bought.
+    pub bought: Bought,
+    /// Whose it must be; compared with what the app gave Google as the obfuscated account id, character by character.
+    pub expected_app_user_id: Option<String>,
+}
+
+/// What a token is said to have bought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bought {
+    /// A subscription; when a product is named, it must be one of the subscription's.
+    Subscription {
+        /// The product.
+        product_id: Option<String>,
+    },
+    /// A one-time product.
+    Product {
+        /// The product.
+        product_id: String,
+    },
+}
+
+/// A purchase that is real: what it is now, and the facts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Verified)]
+pub struct Verified {
+    /// Always true: Google knows this purchase, and it is this tenant's app's. Whether it is paid for now is in
+    /// `status`.
+    pub valid: bool,
+    /// The release of Attesto that answered.
+    pub version: &'static str,
+    /// What the purchase is now.
+    pub status: Status,
+    /// Whom the app said it is for: `purchase.obfuscatedExternalAccountId`.
+    pub app_user_id: Option<String>,
+    /// The facts.
+    pub purchase: Purchase,
+}
+
+/// The facts of a purchase.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = google::Purchase)]
+#[expect(clippy::large_enum_variant, reason = "lives for one answer")]
+pub enum Purchase {
+    /// Of a subscription.
+    Subscription(Subscription),
+    /// Of a one-time product.
+    Product(Product),
+}
+
+/// A subscription. Dates, price and renewal are those of one line item: the requested product's, else the one that
+/// lasts longest; `rawResponse` has them all.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Subscription)]
+pub struct Subscription {
+    /// `androidpublisher#subscriptionPurchaseV2`
+    pub kind: String,
+    /// The app.
+    pub package_name: String,
+    /// The line item's product.
+    pub product_id: Option<String>,
+    /// The token that was asked about.
+    pub purchase_token: String,
+    /// When it was granted; null while pending.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub start_time: Option<Timestamp>,
+    /// When the line item ends or renews.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expiry_time: Option<Timestamp>,
+    /// Whether it will renew at `expiryTime`.
+    pub auto_renewing: bool,
+    /// ISO 4217; null for a prepaid plan.
+    pub price_currency_code: Option<String>,
+    /// What a renewal costs in millionths of a currency unit; a string, as everywhere in Google's JSON.
+    #[schema(value_type = Option<String>, example = "9990000")]
+    pub price_amount_micros: Option<Int64>,
+    /// The buyer's country, ISO 3166-1 alpha-2.
+    pub country_code: Option<String>,
+    /// 0 waiting for the money, 1 received, 2 free trial, 3 another plan takes over at the next renewal; null when
+    /// cancelled or over.
+    pub payment_state: Option<u8>,
+    /// 0 not acknowledged, 1 acknowledged.
+    pub acknowledgement_state: u8,
+    /// Google refunds what is not acknowledged by then. Null when nothing is to be acknowledged (yet).
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub acknowledge_by: Option<Timestamp>,
+    /// The order that last succeeded.
+    pub order_id: Option<String>,
+    /// What the app gave Google as the obfuscated account id.
+    pub obfuscated_external_account_id: Option<String>,
+    /// The token this purchase replaces; what that one granted has ended.
+    pub linked_purchase_token: Option<String>,
+    /// Bought by a licence tester: no money moved.
+    pub test_purchase: bool,
+    /// Google's answer, byte for byte.
+    #[schema(value_type = Object)]
+    pub raw_response: Box<RawValue>,
+}
+
+/// A one-time product.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Product)]
+pub struct Product {
+    /// `androidpublisher#productPurchase`
+    pub kind: String,
+    /// The app.
+    pub package_name: String,
+    /// The product.
+    pub product_id: String,
+    /// The token that was asked about.
+    pub purchase_token: String,
+    /// When it was bought, in milliseconds since the Unix epoch; a string, as everywhere in Google's JSON.
+    #[schema(value_type = Option<String>, example = "1775830930000")]
+    pub purchase_time_millis: Option<Int64>,
+    /// 0 purchased, 1 cancelled, 2 pending.
+    pub purchase_state: Option<i64>,
+    /// 0 not consumed, 1 consumed.
+    pub consumption_state: Option<i64>,
+    /// 0 not acknowledged, 1 acknowledged.
+    pub acknowledgement_state: u8,
+    /// Google refunds what is neither acknowledged nor consumed by then. Null when nothing is to be acknowledged (yet).
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub acknowledge_by: Option<Timestamp>,
+    /// The order; null for what was not paid with money.
+    pub order_id: Option<String>,
+    /// How many were bought.
+    pub quantity: i64,
+    /// What the app gave Google as the obfuscated account id.
+    pub obfuscated_external_account_id: Option<String>,
+    /// Bought by a licence tester: no money moved.
+    pub test_purchase: bool,
+    /// Google's answer, byte for byte.
+    #[schema(value_type = Object)]
+    pub raw_response: Box<RawValue>,
+}
+
+/// Why there is no [`Verified`].
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NotVerified {
+    /// An answer: no.
+    #[error("{0}")]
+    No(#[from] No),
+    /// The tenant has no Google credentials.
+    #[error("the tenant has no Google credentials")]
+    NoCredentials,
+    /// The tenant's credentials cannot be read.
+    #[error("{0}")]
+    Credentials(Arc<FindError>),
+    /// Google gave no answer that says yes or no.
+    #[error("{0}")]
+    Google(#[from] Failure),
+}
+
+/// A "no", which is an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum No {
+    /// Google knows no such purchase, knows it no more, or knows it as something else.
+    #[error("{0}")]
+    NotFound(Missing),
+    /// The purchase is not of the tenant's app.
+    #[error("the purchase is of another app")]
+    OtherApp {
+        /// The tenant's app.
+        expected: String,
+    },
+    /// The purchase is not of the product asked about.
+    #[error("the purchase is of another product")]
+    OtherProduct {
+        /// What it is of, where that is known.
+        found: Vec<String>,
+    },
+    /// The purchase is not the expected user's.
+    #[error("the purchase is another user's, or nobody's")]
+    OtherUser,
+}
+
+/// In which way a purchase is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// Google never saw it.
+    #[error("Google knows no purchase with this token")]
+    Unknown,
+    /// Google knew it once.
+    #[error(
+        "this purchase is gone: Google knew it, but it was replaced or ended so long ago that Google no longer tells"
+    )]
+    Gone,
+    /// Google knows the token, but not as what was asked.
+    #[error(
+        "Google does not know this token as a purchase of the type asked about; is it of the other type?"
+    )]
+    OtherType,
+}
+
+impl Google {
+    /// Asks through `upstream`; forgets a tenant's credentials as soon as `changes` hears of a change.
+    pub fn new(
+        database: &Database,
+        keyring: &Arc<Keyring>,
+        changes: &Changes,
+        upstream: Upstream,
+        clock: &Clock,
+        settings: Settings,
+    ) -> Self {
+        let Settings {
+            play_url,
+            token_url,
+            credential_ttl,
+        } = settings;
+        Self {
+            database: database.clone(),
+            keyring: keyring.clone(),
+            credentials: Cached::new("google_credentials", credential_ttl, clock.clone(), changes),
+            play: Play::new(upstream, play_url, token_url, clock.clone()),
+            clock: clock.clone(),
+        }
+    }
+
+    /// Asks Google about a purchase for `tenant`.
+    pub async fn verify(
+        &self,
+        tenant: &TenantId,
+        question: &Question,
+    ) -> Result<Verified, NotVerified> {
+        let credentials = self.credentials(tenant).await?;
+        if question.package_name != credentials.package_name {
+            let expected = credentials.package_name.clone();
+            return Err(No::OtherApp { expected }.into());
+        }
+        let (account, package) = (&credentials.account, &question.package_name);
+        let token = &question.purchase_token;
+        let verified = match &question.bought {
+            Bought::Subscription { product_id } => {
+                let known = self
+                    .play
+                    .subscription(tenant, account, package, token)
+                    .await;
+                let known = known.map_err(|no| refused(no, package))?;
+                subscription(question, product_id.as_deref(), known, self.clock.now())?
+            }
+            Bought::Product { product_id } => {
+                let known = self
+                    .play
+                    .product(tenant, account, package, product_id, token)
+                    .await;
+                let known = known.map_err(|no| refused(no, package))?;
+                product(question, product_id, known)?
+            }
+        };
+        match &question.expected_app_user_id {
+            Some(expected) if verified.app_user_id.as_ref() != Some(expected) => {
+                Err(No::OtherUser.into())
+            }
+            _ => Ok(verified),
+        }
+    }
+
+    async fn credentials(&self, tenant: &TenantId) -> Result<Arc<Credentials>, NotVerified> {
+        let (database, keyring, whose) =
+            (self.database.clone(), self.keyring.clone(), tenant.clone());
+        self.credentials
+            .get(tenant, async move {
+                store::find(&database, &keyring, &whose).await
+            })
+            .await
+            .map_err(NotVerified::Credentials)?
+            .ok_or(NotVerified::NoCredentials)
+    }
+}
+
+fn refused(no: NoPurchase, package_name: &str) -> NotVerified {
+    let absent = match no {
+        NoPurchase::Failure(failure) => return failure.into(),
+        NoPurchase::Absent(absent) => absent,
+    };
+    match absent {
+        Absent::Unknown => No::NotFound(Missing::Unknown),
+        Absent::Gone => No::NotFound(Missing::Gone),
+        Absent::OtherType => No::NotFound(Missing::OtherType),
+        Absent::OtherApp => No::OtherApp {
+            expected: package_name.to_owned(),
+        },
+        Absent::OtherProduct => No::OtherProduct { found: Vec::new() },
+    }
+    .into()
+}
+
+fn subscription(
+    question: &Question,
+    product_id: Option<&str>,
+    known: Known<SubscriptionPurchase>,
+    now: Timestamp,
+) -> Result<Verified, No> {
+    let Known { purchase, raw } = known;
+    let item = translate::line_item(&purchase, product_id);
+    if product_id.is_some() && item.is_none() {
+        let found = purchase
+            .line_items
+            .into_iter()
+            .filter_map(|item| item.product_id)
+            .collect();
+        return Err(No::OtherProduct { found });
+    }
+    let status = translate::subscription_status(&purchase, item, now);
+    let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
+    let price = plan.and_then(|plan| plan.recurring_price.as_ref());
+    let order_id = item.and_then(|item| item.latest_successful_order_id.clone());
+    let user = purchase
+        .external_account_identifiers
+        .as_ref()
+        .and_then(|ids| ids.obfuscated_external_account_id.clone());
+    let facts = Subscription {
+        kind: kind(
+            purchase.kind.as_ref(),
+            "androidpublisher#subscriptionPurchaseV2",
+        ),
+        package_name: question.package_name.clone(),
+        product_id: item.and_then(|item: &LineItem| item.product_id.clone()),
+        purchase_token: question.purchase_token.clone(),
+        start_time: purchase.start_time,
+        expiry_time: item.and_then(|item| item.expiry_time),
+        auto_renewing: plan.and_then(|plan| plan.auto_renew_enabled) == Some(true),
+        price_currency_code: price.and_then(|price| price.currency_code.clone()),
+        price_amount_micros: price.and_then(translate::micros),
+        country_code: purchase.region_code.clone(),
+        payment_state: translate::payment_state(status, item),
+        acknowledgement_state: translate::subscription_acknowledgement(&purchase),
+        acknowledge_by: translate::subscription_acknowledge_by(&purchase, status),
+        order_id: order_id.or_else(|| purchase.latest_order_id.clone()),
+        obfuscated_external_account_id: user.clone(),
+        linked_purchase_token: purchase.linked_purchase_token.clone(),
+        test_purchase: purchase.test_purchase.is_some(),
+        raw_response: raw,
+    };
+    Ok(verified(status, user, Purchase::Subscription(facts)))
+}
+
+fn product(
+    question: &Question,
+    product_id: &str,
+    known: Known<ProductPurchase>,
+) -> Result<Verified, No> {
+    let Known { purchase, raw } = known;
+    // Google checks this itself for most apps, and does not always say which product it is.
+    if purchase
+        .product_id
+        .as_deref()
+        .is_some_and(|found| found != product_id)
+    {
+        let found = purchase.product_id.into_iter().collect();
+        return Err(No::OtherProduct { found });
+    }
+    let status = translate::product_status(&purchase);
+    let user = purchase.obfuscated_external_account_id.clone();
+    let number = |number: Option<Int64>| number.map(|Int64(number)| number);
+    let facts = Product {
+        kind: kind(purchase.kind.as_ref(), "androidpublisher#productPurchase"),
+        package_name: question.package_name.clone(),
+        product_id: product_id.to_owned(),
+        purchase_token: question.purchase_token.clone(),
+        purchase_time_millis: purchase.purchase_time_millis,
+        purchase_state: number(purchase.purchase_state),
+        consumption_state: number(purchase.consumption_state),
+        acknowledgement_state: translate::product_acknowledgement(&purchase),
+        acknowledge_by: translate::product_acknowledge_by(&purchase),
+        order_id: purchase.order_id,
+        quantity: number(purchase.quantity).unwrap_or(1),
+        obfuscated_external_account_id: user.clone(),
+        test_purchase: purchase.purchase_type == Some(Int64(0)),
+        raw_response: raw,
+    };
+    Ok(verified(status, user, Purchase::Product(facts)))
+}
+
+fn kind(found: Option<&String>, expected: &str) -> String {
+    found.map_or(expected, String::as_str).to_owned()
+}
+
+fn verified(status: Status, app_user_id: Option<String>, purchase: Purchase) -> Verified {
+    Verified {
+        valid: true,
+        version: crate::VERSION,
+        status,
+        app_user_id,
+        purchase,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::parse("2026-04-20T00:00:00Z").expect("a time")
+    }
+
+    fn question(bought: Bought) -> Question {
+        Question {
+            package_name: "com.example.app".to_owned(),
+            purchase_token: "token".to_owned(),
+            bought,
+            expected_app_user_id: None,
+        }
+    }
+
+    fn known<T: serde::de::DeserializeOwned>(body: &Value) -> Known<T> {
+        let raw = serde_json::value::to_raw_value(body).expect("writes");
+        Known {
+            purchase: serde_json::from_str(raw.get()).expect("reads"),
+            raw,
+        }
+    }
+
+    fn as_json(verified: &Verified) -> Value {
+        serde_json::to_value(verified).expect("writes")
+    }
+
+    fn two_items() -> Value {
+        json!({
+            "kind": "androidpublisher#subscriptionPurchaseV2",
+            "startTime": "2026-04-10T14:22:10.123456Z",
+            "regionCode": "US",
+            "subscriptionState": "SUBSCRIPTION_STATE_ACTIVE",
+            "linkedPurchaseToken": "earlier",
+            "testPurchase": {},
+            "acknowledgementState": "ACKNOWLEDGEMENT_STATE_PENDING",
+            "latestOrderId": "GPA.0",
+            "externalAccountIdentifiers": { "obfuscatedExternalAccountId": "user-1" },
+            "lineItems": [
+                {
+                    "productId": "premium",
+                    "expiryTime": "2026-05-10T14:22:10Z",
+                    "latestSuccessfulOrderId": "GPA.1..3",
+                    "autoRenewingPlan": {
+                        "autoRenewEnabled": true,
+                        "recurringPrice": { "currencyCode": "USD", "units": "9", "nanos": 990_000_000 },
+                    },
+                },
+                { "productId": "add-on", "expiryTime": "2026-04-30T00:00:00Z", "prepaidPlan": {} },
+            ],
+        })
+    }
+
+    #[test]
+    fn a_subscription_is_told_by_its_longest_item() {
+        let bought = Bought::Subscription { product_id: None };
+        let verified = subscription(&question(bought), None, known(&two_items()), now());
+        assert_eq!(
+            as_json(&verified.expect("yes")),
+            json!({
+                "valid": true,
+                "version": crate::VERSION,
+                "status": "active",
+                "appUserId": "user-1",
+                "purchase": {
+                    "kind": "androidpublisher#subscriptionPurchaseV2",
+                    "packageName": "com.example.app",
+                    "productId": "premium",
+                    "purchaseToken": "token",
+                    "startTime": "2026-04-10T14:22:10.123Z",
+                    "expiryTime": "2026-05-10T14:22:10.000Z",
+                    "autoRenewing": true,
+                    "priceCurrencyCode": "USD",
+                    "priceAmountMicros": "9990000",
+                    "countryCode": "US",
+                    "paymentState": 1,
+                    "acknowledgementState": 0,
+                    "acknowledgeBy": "2026-04-13T14:22:10.123Z",
+                    "orderId": "GPA.1..3",
+                    "obfuscatedExternalAccountId": "user-1",
+                    "linkedPurchaseToken": "earlier",
+                    "testPurchase": true,
+                    "rawResponse": two_items(),
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_subscription_is_told_by_the_product_asked_about() {
+        let ask = |product: &str| {
+            let product_id = Some(product.to_owned());
+            let question = question(Bought::Subscription { product_id });
+            subscription(&question, Some(product), known(&two_items()), now())
+        };
+        let told = as_json(&ask("add-on").expect("yes"));
+        let purchase = &told["purchase"];
+        assert_eq!(purchase["productId"], "add-on");
+        assert_eq!(purchase["expiryTime"], "2026-04-30T00:00:00.000Z");
+        assert_eq!(purchase["autoRenewing"], false);
+        assert_eq!(purchase["priceAmountMicros"], Value::Null);
+        assert_eq!(purchase["orderId"], "GPA.0");
+        let found = vec!["premium".to_owned(), "add-on".to_owned()];
+        assert_eq!(ask("other").map(|_| ()), Err(No::OtherProduct { found }));
+    }
+
+    #[test]
+    fn google_may_leave_out_everything() {
+        let bought = Bought::Subscription { product_id: None };
+        let verified = subscription(&question(bought), None, known(&json!({})), now());
+        let told = as_json(&verified.expect("yes"));
+        assert_eq!(told["status"], "unknown");
+        assert_eq!(told["appUserId"], Value::Null);
+        assert_eq!(told["purchase"]["autoRenewing"], false);
+        assert_eq!(told["purchase"]["testPurchase"], false);
+        assert_eq!(told["purchase"]["productId"], Value::Null);
+        let product_id = "coins".to_owned();
+        let verified = product(
+            &question(Bought::Product { product_id }),
+            "coins",
+            known(&json!({})),
+        );
+        let told = as_json(&verified.expect("yes"));
+        assert_eq!(told["status"], "unknown");
+        assert_eq!(told["purchase"]["purchaseState"], Value::Null);
+        assert_eq!(told["purchase"]["quantity"], 1);
+    }
+
+    #[test]
+    fn a_product_is_told_with_googles_numbers() {
+        let body = json!({
+            "kind": "androidpublisher#productPurchase",
+            "purchaseTimeMillis": "1775830930000",
+            "purchaseState": 0,
+            "consumptionState": 0,
+            "acknowledgementState": 0,
+            "purchaseType": 0,
+            "orderId": "GPA.2",
+            "quantity": 2,
+            "obfuscatedExternalAccountId": "user-1",
+            "regionCode": "DE",
+        });
+        let ask = |product_id: &str, body: &Value| {
+            let bought = Bought::Product {
+                product_id: product_id.to_owned(),
+            };
+            product(&question(bought), product_id, known(body))
+        };
+        assert_eq!(
+            as_json(&ask("coins", &body).expect("yes")),
+            json!({
+                "valid": true,
+                "version": crate::VERSION,
+                "status": "active",
+                "appUserId": "user-1",
+                "purchase": {
+                    "kind": "androidpublisher#productPurchase",
+                    "packageName": "com.example.app",
+                    "productId": "coins",
+                    "purchaseToken": "token",
+                    "purchaseTimeMillis": "1775830930000",
+                    "purchaseState": 0,
+                    "consumptionState": 0,
+                    "acknowledgementState": 0,
+                    "acknowledgeBy": "2026-04-13T14:22:10.000Z",
+                    "orderId": "GPA.2",
+                    "quantity": 2,
+                    "obfuscatedExternalAccountId": "user-1",
+                    "testPurchase": true,
+                    "rawResponse": body,
+                },
+            })
+        );
+        let mut named = body;
+        named["productId"] = json!("coins");
+        assert!(ask("coins", &named).is_ok());
+        let found = vec!["coins".to_owned()];
+        assert_eq!(
+            ask("gems", &named).map(|_| ()),
+            Err(No::OtherProduct { found })
+        );
+    }
+
+    #[test]
+    fn every_no_of_googles_is_one_of_ours() {
+        let expected = "com.example.app".to_owned();
+        for (absent, no) in [
+            (Absent::Unknown, No::NotFound(Missing::Unknown)),
+            (Absent::Gone, No::NotFound(Missing::Gone)),
+            (Absent::OtherType, No::NotFound(Missing::OtherType)),
+            (Absent::OtherApp, No::OtherApp { expected }),
+            (Absent::OtherProduct, No::OtherProduct { found: vec![] }),
+        ] {
+            let NotVerified::No(found) = refused(absent.into(), "com.example.app") else {
+                panic!("{absent:?} is an answer");
+            };
+            assert_eq!(found, no);
+        }
+        assert!(matches!(
+            refused(Failure::Crowded.into(), "com.example.app"),
+            NotVerified::Google(Failure::Crowded)
+        ));
+    }
+}
