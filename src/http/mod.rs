@@ -3,10 +3,16 @@
 //! Promises: every answer is JSON, carries its request id, and says nothing of what went wrong inside; every body is
 //! bounded by bytes that really arrived; no outgoing call lasts longer than its deadline.
 //!
+//! - [`envelope`]: what is around every answer: request id, version, error body, log line, caught panics
 //! - [`problem`]: the error body, and every code there is
+//! - [`body`]: reading a request's body, bounded in bytes and in time
+//! - [`json`]: a body that is a JSON object, with all that is wrong with it said at once
 //! - [`outbound`]: calls to a store, with a deadline, quick retries and shared answers
 
+pub mod body;
+pub mod envelope;
+pub mod json;
 pub mod outbound;
 pub mod problem;
 
-pub use problem::{Code, Problem};
+pub use problem::{Code, Problem, Refusal};

@@ -1,14 +1,15 @@
 //! The one error body: `{"valid":false,"error":CODE,"message":…,"details":{…}?,"requestId":…}`.
 //!
-//! A handler returns a [`Problem`]; the request layer (`http::envelope`) adds the request id, writes the body and logs the code. What
-//! a caller can act on is said in `message` and `details`; what only an operator can act on is the `cause`, which is
-//! logged and never sent.
+//! A handler returns a [`Problem`], or a [`Refusal`] when a store's "no" is the answer; the request layer
+//! (`http::envelope`) adds the request id, writes the body and logs the code. What a caller can act on is said in
+//! `message` and `details`; what only an operator can act on is the `cause`, which is logged and never sent.
 
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder, Schema};
 
 /// Every error code of the public contract, with its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +97,32 @@ pub struct Problem {
     /// Sent as `Retry-After` in whole seconds, rounded up, and as `details.retryAfterSeconds`.
     pub retry_after: Option<Duration>,
     /// For the operator's log only.
-    pub cause: Option<String>,
+    pub cause: Option<Cause>,
+}
+
+/// Why an error happened, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// What kind of error, and nothing of its content: all that is logged in production.
+    pub class: String,
+    /// What it says. May name hosts, tables and values.
+    pub text: String,
+}
+
+impl Cause {
+    /// An error, with its type as the class.
+    pub fn of<E: std::fmt::Display>(error: &E) -> Self {
+        Self {
+            class: class_of::<E>().to_owned(),
+            text: error.to_string(),
+        }
+    }
+}
+
+/// The type's name with its path, without our own crate's name.
+fn class_of<E>() -> &'static str {
+    let name = std::any::type_name::<E>();
+    name.strip_prefix("attesto::").unwrap_or(name)
 }
 
 impl Problem {
@@ -125,24 +151,22 @@ impl Problem {
     }
 
     /// Something broke inside. The caller learns nothing but that; `cause` goes to the log.
-    pub fn internal(cause: impl std::fmt::Display) -> Self {
-        let mut problem = Self::new(
+    pub fn internal<E: std::fmt::Display>(cause: E) -> Self {
+        Self::new(
             Code::InternalError,
             "Something went wrong inside Attesto. It has been logged under this request id.",
-        );
-        problem.cause = Some(cause.to_string());
-        problem
+        )
+        .cause(cause)
     }
 
     /// The database cannot be reached; the caller may try again.
-    pub fn unavailable(cause: impl std::fmt::Display) -> Self {
-        let mut problem = Self::new(
+    pub fn unavailable<E: std::fmt::Display>(cause: E) -> Self {
+        Self::new(
             Code::Unavailable,
             "Attesto cannot reach its database right now. Try again shortly.",
         )
-        .retry_after(Duration::from_secs(2));
-        problem.cause = Some(cause.to_string());
-        problem
+        .retry_after(Duration::from_secs(2))
+        .cause(cause)
     }
 
     /// Adds a fact a program can use.
@@ -162,8 +186,8 @@ impl Problem {
 
     /// Adds what the operator's log should say and the caller should not see.
     #[must_use]
-    pub fn cause(mut self, cause: impl std::fmt::Display) -> Self {
-        self.cause = Some(cause.to_string());
+    pub fn cause<E: std::fmt::Display>(mut self, cause: E) -> Self {
+        self.cause = Some(Cause::of(&cause));
         self
     }
 }
@@ -175,12 +199,33 @@ pub fn whole_seconds(wait: Duration) -> u64 {
 
 impl From<crate::db::Error> for Problem {
     fn from(error: crate::db::Error) -> Self {
-        if crate::db::is_unavailable(&error) {
+        let class = database_class(&error);
+        let mut problem = if crate::db::is_unavailable(&error) {
             Self::unavailable(error)
         } else {
             Self::internal(error)
+        };
+        if let Some(cause) = &mut problem.cause {
+            cause.class = class;
         }
+        problem
     }
+}
+
+/// `database 23505` for what Postgres refused (its code, no text), `database Io` for what never reached it.
+fn database_class(error: &crate::db::Error) -> String {
+    if let crate::db::Error::Database(refused) = error
+        && let Some(code) = refused.code()
+    {
+        return format!("database {code}");
+    }
+    // The variant's name is the first word of its debug form.
+    let debug = format!("{error:?}");
+    let variant: String = debug
+        .chars()
+        .take_while(char::is_ascii_alphanumeric)
+        .collect();
+    format!("database {variant}")
 }
 
 impl IntoResponse for Problem {
@@ -193,9 +238,125 @@ impl IntoResponse for Problem {
     }
 }
 
+impl utoipa::IntoResponses for Problem {
+    /// What every route behind an API key may answer, for its entry in the API description.
+    fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        [
+            (
+                "400",
+                "`INVALID_REQUEST`: the body is not what this route takes (`details.issues` lists everything wrong with \
+                 it; `details.maxBytes` when it is too large). `CREDENTIALS_MISSING`: the tenant has no credentials for \
+                 this store.",
+            ),
+            (
+                "401",
+                "`UNAUTHENTICATED`: no API key, or one that is malformed, unknown, revoked, or of an inactive tenant.",
+            ),
+            (
+                "429",
+                "`RATE_LIMITED`: the tenant's own limit or the store's quota. `Retry-After` and \
+                 `details.retryAfterSeconds` say when to come back.",
+            ),
+            (
+                "500",
+                "`INTERNAL_ERROR`: a fault of this service, logged under the request id.",
+            ),
+            (
+                "502",
+                "`APPLE_API_ERROR`, `GOOGLE_API_ERROR`: the store did not answer, or not usably. `details` repeats its \
+                 status and error code.",
+            ),
+            (
+                "503",
+                "`UNAVAILABLE`: the database cannot be reached. `Retry-After` says when to come back.",
+            ),
+        ]
+        .map(|(status, description)| {
+            let schema = Ref::from_schema_name(<ErrorBody<'_> as utoipa::ToSchema>::name());
+            let content = Content::new(Some(RefOr::<Schema>::Ref(schema)));
+            let response = ResponseBuilder::new()
+                .description(description)
+                .content("application/json", content)
+                .build();
+            (status.to_owned(), response.into())
+        })
+        .into()
+    }
+}
+
+/// A store's "no", which is an answer and not an error: status 200 with `valid: false`.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// One of the contract's words: `TRANSACTION_NOT_FOUND`, `BUNDLE_ID_MISMATCH` …
+    pub code: &'static str,
+    /// One sentence for the caller.
+    pub message: String,
+    /// Facts a program can use.
+    pub details: Map<String, Value>,
+}
+
+impl Refusal {
+    /// A refusal with a sentence for the caller.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: Map::new(),
+        }
+    }
+
+    /// Adds a fact a program can use.
+    #[must_use]
+    pub fn detail(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+impl IntoResponse for Refusal {
+    /// Like a [`Problem`]: the request layer writes the body.
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::OK.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The one body of every error and of every refusal.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorBody<'a> {
+    /// Always false.
+    pub valid: bool,
+    /// What kind: a word that never changes.
+    pub error: &'a str,
+    /// One sentence for a person.
+    pub message: &'a str,
+    /// Facts a program can use. Which ones depends on `error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub details: Option<&'a Map<String, Value>>,
+    /// The same as the header `X-Request-Id`.
+    pub request_id: &'a str,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_class_of_a_cause_says_nothing_of_its_content() {
+        let secret = "postgres://attesto:hunter2@db.internal/attesto";
+        let problem = Problem::from(crate::db::Error::Configuration(secret.into()));
+        let cause = problem.cause.expect("an internal error has a cause");
+        assert_eq!(cause.class, "database Configuration");
+        assert!(cause.text.contains("hunter2"));
+        assert_eq!(
+            Cause::of(&std::fmt::Error).class,
+            "core::fmt::Error",
+            "the type, with where it comes from"
+        );
+    }
 
     #[test]
     fn a_wait_is_rounded_up() {

@@ -1,0 +1,529 @@
+//! A request body that is a JSON object, read field by field, with everything that is wrong with it said at once.
+//!
+//! What a field may be stands once, in the [`FromJson`] of the type it becomes:
+//!
+//! ```
+//! use attesto::http::json::{Fields, FromJson};
+//!
+//! struct Greeting { name: String, loud: bool }
+//!
+//! impl FromJson for Greeting {
+//!     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+//!         let name = body.required_string("name", 1..=40);
+//!         let volume = body.one_of("volume", &["normal", "loud"]);
+//!         // Only now, when every field has been looked at, may a missing one end the reading.
+//!         Some(Self { name: name?, loud: volume == Some("loud") })
+//!     }
+//! }
+//! ```
+//!
+//! Fields nobody asks for are ignored. `null` is the same as leaving a field out. Lengths count characters (Unicode
+//! scalar values). No message repeats what was sent.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::body;
+use super::problem::{Issue, Problem};
+
+pub use super::body::limit;
+
+/// Extracts a body. A route that takes larger bodies than 16 KiB says so with the layer [`limit`].
+#[derive(Clone, Copy, Debug)]
+pub struct Json<T>(pub T);
+
+/// What can be read from a JSON object.
+pub trait FromJson: Sized {
+    /// Asks `body` for each field there may be. What comes back is used only when no issue was noted; `None` is for
+    /// when an issue was, so look at every field before giving up.
+    fn from_json(body: &mut Fields<'_>) -> Option<Self>;
+}
+
+impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        // The body is read even when its headers are wrong, so that the connection can be used again.
+        let bytes = body::read(&parts.headers, &parts.extensions, body).await?;
+        let issues = issues_with_headers(&parts.headers);
+        if !issues.is_empty() {
+            return Err(Problem::invalid(&issues));
+        }
+        read(&bytes).map(Self)
+    }
+}
+
+/// Reads the bytes of a body.
+pub fn read<T: FromJson>(bytes: &[u8]) -> Result<T, Problem> {
+    let object = parse(bytes).map_err(|issue| Problem::invalid(&[issue]))?;
+    let mut issues = Vec::new();
+    let read = T::from_json(&mut Fields {
+        object: &object,
+        path: String::new(),
+        issues: &mut issues,
+    });
+    match read {
+        Some(value) if issues.is_empty() => Ok(value),
+        None if issues.is_empty() => Err(Problem::internal("a body was refused without a reason")),
+        _ => Err(Problem::invalid(&issues)),
+    }
+}
+
+/// The type must be said, because a browser's form may send anything as `text/plain` without asking first.
+fn issues_with_headers(headers: &HeaderMap) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    let is_json = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| {
+            let essence = value.split(';').next().unwrap_or_default();
+            essence.trim().eq_ignore_ascii_case("application/json")
+        });
+    if !is_json {
+        issues.push(Issue::at("", "Content-Type must be application/json."));
+    }
+    let is_plain = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if !is_plain {
+        issues.push(Issue::at(
+            "",
+            "Content-Encoding is not supported: send the body as it is.",
+        ));
+    }
+    issues
+}
+
+/// One JSON object and nothing else: valid UTF-8, no name twice in one object, nested no deeper than 128.
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(Issue::at(
+            "",
+            "The body is empty; it must be a JSON object.",
+        ));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|problem| {
+        Issue::at(
+            "",
+            format!(
+                "The body is not valid UTF-8, from byte {} on.",
+                problem.valid_up_to()
+            ),
+        )
+    })?;
+    match serde_json::from_str(text) {
+        Ok(Unambiguous(Value::Object(object))) => Ok(object),
+        Ok(_) => Err(Issue::at("", "The body must be a JSON object.")),
+        // The parser's messages are made of its own words and a position, never of what it read.
+        Err(problem) => Err(Issue::at(
+            "",
+            format!("The body is not valid JSON: {problem}."),
+        )),
+    }
+}
+
+/// The fields of a JSON object, and what was found wrong with them.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    /// Where this object is: empty at the top, else `a.b.`.
+    path: String,
+    issues: &'a mut Vec<Issue>,
+}
+
+impl<'a> Fields<'a> {
+    /// The fields of `object`; what is wrong with them is added to `issues`.
+    pub fn new(object: &'a Map<String, Value>, issues: &'a mut Vec<Issue>) -> Self {
+        Self {
+            object,
+            path: String::new(),
+            issues,
+        }
+    }
+
+    /// Notes that something is wrong with a field; with an empty `path`, with the object as a whole.
+    pub fn issue(&mut self, path: &str, message: impl Into<String>) {
+        let path = if path.is_empty() {
+            self.path.trim_end_matches('.').to_owned()
+        } else {
+            format!("{}{path}", self.path)
+        };
+        self.issues.push(Issue::at(path, message));
+    }
+
+    /// Whether a field was given, whatever its value; `null` is not.
+    pub fn has(&self, name: &str) -> bool {
+        self.given(name).is_some()
+    }
+
+    /// A string whose number of characters lies in `length`.
+    pub fn string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
+        let text = self.text(name)?;
+        if length.contains(&text.chars().count()) {
+            return Some(text.to_owned());
+        }
+        let (least, most) = (length.start(), length.end());
+        self.issue(name, format!("must have {least} to {most} characters"));
+        None
+    }
+
+    /// A [string](Self::string) that must be there.
+    pub fn required_string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
+        self.require(name).then(|| self.string(name, length))?
+    }
+
+    /// One of a few words.
+    pub fn one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
+        let text = self.text(name)?;
+        let word = words.iter().find(|word| **word == text).copied();
+        if word.is_none() {
+            let quoted: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+            self.issue(name, format!("must be {}", any_of(&quoted)));
+        }
+        word
+    }
+
+    /// [One of a few words](Self::one_of), which must be there.
+    pub fn required_one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
+        self.require(name).then(|| self.one_of(name, words))?
+    }
+
+    /// A UUID, as five groups of hexadecimal digits; given back in lower case, which is how two of them are compared.
+    pub fn uuid(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        if is_uuid(text) {
+            return Some(text.to_ascii_lowercase());
+        }
+        self.issue(
+            name,
+            "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d",
+        );
+        None
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&mut self, name: &str) -> Option<bool> {
+        let value = self.given(name)?.as_bool();
+        if value.is_none() {
+            self.issue(name, "must be true or false");
+        }
+        value
+    }
+
+    /// A whole number in `range`.
+    pub fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let value = self.given(name)?.as_i64();
+        let value = value.filter(|value| range.contains(value));
+        if value.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.issue(
+                name,
+                format!("must be a whole number from {least} to {most}"),
+            );
+        }
+        value
+    }
+
+    /// An object inside this one, read by `read`.
+    pub fn object<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Fields<'_>) -> Option<T>,
+    ) -> Option<T> {
+        if let Value::Object(object) = self.given(name)? {
+            return read(&mut Fields {
+                object,
+                path: format!("{}{name}.", self.path),
+                issues: self.issues,
+            });
+        }
+        self.issue(name, "must be an object");
+        None
+    }
+
+    /// Whether a field is there; notes an issue when it is not.
+    pub fn require(&mut self, name: &str) -> bool {
+        let given = self.has(name);
+        if !given {
+            self.issue(name, "is missing");
+        }
+        given
+    }
+
+    fn given(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, name: &str) -> Option<&'a str> {
+        let text = self.given(name)?.as_str();
+        if text.is_none() {
+            self.issue(name, "must be a string");
+        }
+        text
+    }
+}
+
+/// `"a"`, `"a" or "b"`, `"a", "b" or "c"`.
+fn any_of(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// A JSON value in which no object names a field twice: two programs that read such a body can differ on what it says.
+struct Unambiguous(Value);
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UnambiguousVisitor)
+    }
+}
+
+struct UnambiguousVisitor;
+
+impl<'de> Visitor<'de> for UnambiguousVisitor {
+    type Value = Unambiguous;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(Value::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Unambiguous, E> {
+        Ok(Unambiguous(value.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Unambiguous, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Unambiguous(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Unambiguous(list.into()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unambiguous, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Unambiguous(value))) = entries.next_entry::<String, Unambiguous>()? {
+            if object.insert(name, value).is_some() {
+                return Err(de::Error::custom("an object names the same field twice"));
+            }
+        }
+        Ok(Unambiguous(object.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// One field of each kind.
+    #[derive(Debug, PartialEq)]
+    struct Everything {
+        name: String,
+        nick: Option<String>,
+        kind: &'static str,
+        user: Option<String>,
+        inner: Option<i64>,
+    }
+
+    impl FromJson for Everything {
+        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+            let name = body.required_string("name", 1..=5);
+            let nick = body.string("nick", 1..=5);
+            let kind = body.required_one_of("kind", &["a", "b", "c"]);
+            let user = body.uuid("user");
+            let inner = body.object("inner", |inner| inner.integer("count", 1..=9));
+            Some(Self {
+                name: name?,
+                nick,
+                kind: kind?,
+                user,
+                inner,
+            })
+        }
+    }
+
+    fn issues(body: &str) -> Vec<(String, String)> {
+        let problem = read::<Everything>(body.as_bytes()).expect_err("it must be refused");
+        let issues = problem.details["issues"].as_array().unwrap();
+        issues
+            .iter()
+            .map(|issue| {
+                let text = |name: &str| issue[name].as_str().unwrap().to_owned();
+                (text("path"), text("message"))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_good_body_is_read() {
+        let body = json!({
+            "name": "Zoë😀", "nick": null, "kind": "b", "user": "7B1C8E0A-5C1E-4F4E-9A54-0D6F5A3B2C1D",
+            "inner": {"count": 3}, "unknown": [1, {"deep": true}],
+        });
+        assert_eq!(
+            read::<Everything>(body.to_string().as_bytes()).unwrap(),
+            Everything {
+                name: "Zoë😀".into(),
+                nick: None,
+                kind: "b",
+                user: Some("7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d".into()),
+                inner: Some(3),
+            }
+        );
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once() {
+        let body =
+            json!({"nick": "toolong", "kind": 7, "user": "not-a-uuid", "inner": {"count": 1.5}});
+        let expected = [
+            ("name", "is missing"),
+            ("nick", "must have 1 to 5 characters"),
+            ("kind", "must be a string"),
+            (
+                "user",
+                "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d",
+            ),
+            ("inner.count", "must be a whole number from 1 to 9"),
+        ]
+        .map(|(path, message)| (path.to_owned(), message.to_owned()));
+        assert_eq!(issues(&body.to_string()), expected);
+        assert_eq!(
+            issues(r#"{"name":"x","kind":"d"}"#),
+            [("kind".to_owned(), r#"must be "a", "b" or "c""#.to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_explained_without_repeating_it() {
+        let deep = "[".repeat(200);
+        for (body, part) in [
+            ("", "is empty"),
+            (" \r\n", "is empty"),
+            ("[]", "must be a JSON object"),
+            ("\"hunter2\"", "must be a JSON object"),
+            ("null", "must be a JSON object"),
+            ("hunter2", "at line 1 column 1"),
+            ("{\"a\":1}\n hunter2", "at line 2 column 2"),
+            ("{\"a\":\n\"hunter2", "at line 2 column 8"),
+            ("{\"a\": NaN}", "at line 1 column 7"),
+            ("{'a': 1}", "at line 1 column 2"),
+            ("{\"a\": 1e999}", "number out of range"),
+            ("{\"a\": \"\\ud800\"}", "hex escape"),
+            ("{\"hunter2\":1,\"hunter2\":1}", "the same field twice"),
+            (
+                "{\"a\":{\"hunter2\":1,\"hunter2\":1}}",
+                "the same field twice",
+            ),
+            ("\u{feff}{}", "at line 1 column 1"),
+            (deep.as_str(), "recursion limit"),
+        ] {
+            let issues = issues(body);
+            assert_eq!(issues.len(), 1);
+            let (path, message) = &issues[0];
+            assert_eq!(path, "");
+            assert!(message.contains(part), "{body:?} gives {message:?}");
+            assert!(!message.contains("hunter2"), "{message:?}");
+        }
+        let problem = read::<Everything>(b"{\"a\":\"\xff\"}").unwrap_err();
+        assert!(
+            problem.message.contains("UTF-8, from byte 6"),
+            "{}",
+            problem.message
+        );
+    }
+
+    #[test]
+    fn the_type_must_be_json_and_the_encoding_none() {
+        let count = |set: &[(&'static str, &'static str)]| {
+            let headers = set
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect();
+            issues_with_headers(&headers).len()
+        };
+        assert_eq!(count(&[("content-type", "application/json")]), 0);
+        assert_eq!(
+            count(&[("content-type", "Application/JSON; charset=utf-8")]),
+            0
+        );
+        assert_eq!(count(&[]), 1);
+        assert_eq!(count(&[("content-type", "text/plain")]), 1);
+        assert_eq!(count(&[("content-type", "application/jsonx")]), 1);
+        assert_eq!(
+            count(&[
+                ("content-type", "application/json"),
+                ("content-encoding", "gzip")
+            ]),
+            1
+        );
+        assert_eq!(
+            count(&[
+                ("content-type", "application/json"),
+                ("content-encoding", "identity")
+            ]),
+            0
+        );
+        assert_eq!(count(&[("content-encoding", "br")]), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read::<Everything>(&bytes);
+        }
+
+        #[test]
+        fn what_serde_json_reads_is_read_the_same(text in r#"[\[\]{}:,0-9a"\\ ]{0,30}"#) {
+            let theirs = serde_json::from_str::<Value>(&text);
+            let ours = serde_json::from_str::<Unambiguous>(&text);
+            if let Ok(ours) = ours {
+                prop_assert_eq!(ours.0, theirs.unwrap());
+            }
+        }
+    }
+}
