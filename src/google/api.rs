@@ -424,9 +424,15 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Known<T>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::extract::State;
     use axum::http::{HeaderValue, StatusCode};
+    use axum::routing::{get, post};
     use proptest::prelude::*;
     use serde_json::json;
+    use tokio::sync::Barrier;
 
     use super::*;
 
@@ -694,6 +700,197 @@ mod tests {
         for dots in ["", ".", ".."] {
             assert_eq!(text(&google, "p", &["products", dots, "tokens", "x"]), None);
         }
+    }
+
+    /// A Google that counts: tokens it sold, questions it answered. It accepts no token but the newest and plays its
+    /// script of statuses first.
+    struct Stub {
+        play: Play,
+        clock: Clock,
+        tenant: TenantId,
+        account: Arc<ServiceAccount>,
+        counts: Arc<Counts>,
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        sold: AtomicU32,
+        asked: AtomicU32,
+        /// Tokens up to this one are refused.
+        refused_up_to: AtomicU32,
+        script: Mutex<Vec<u16>>,
+        gate: Option<Barrier>,
+    }
+
+    async fn stub(counts: Counts) -> Stub {
+        let counts = Arc::new(counts);
+        let sell = |State(counts): State<Arc<Counts>>| async move {
+            let number = counts.sold.fetch_add(1, Ordering::SeqCst) + 1;
+            axum::Json(json!({ "access_token": number.to_string(), "expires_in": 3600 }))
+        };
+        let answer = |State(counts): State<Arc<Counts>>, headers: HeaderMap| async move {
+            counts.asked.fetch_add(1, Ordering::SeqCst);
+            if let Some(gate) = &counts.gate {
+                gate.wait().await;
+            }
+            let bearer = headers["authorization"].to_str().expect("text");
+            let number: u32 = bearer["Bearer ".len()..].parse().expect("a number");
+            let scripted = counts.script.lock().expect("not poisoned").pop();
+            let status = match scripted {
+                _ if number <= counts.refused_up_to.load(Ordering::SeqCst) => 401,
+                Some(status) => status,
+                None => 200,
+            };
+            let body = axum::Json(json!({ "error": {}, "subscriptionState": "x" }));
+            (StatusCode::from_u16(status).expect("a status"), body)
+        };
+        let app = axum::Router::new()
+            .route("/token", post(sell))
+            .fallback(get(answer))
+            .with_state(counts.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let base = format!("http://{}/", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = crate::http::outbound::client().expect("a client");
+        let base = Url::parse(&base).expect("a URL");
+        let token_url = base.join("token").expect("a URL");
+        let clock = Clock::fixed(now());
+        let upstream = Upstream::new(client, Duration::from_secs(5));
+        let file = super::super::account::tests::key_file().to_string();
+        Stub {
+            play: Play::new(upstream, base, token_url, clock.clone()),
+            clock,
+            tenant: TenantId::mint(now()),
+            account: Arc::new(ServiceAccount::parse(file.as_bytes()).expect("good")),
+            counts,
+        }
+    }
+
+    impl Stub {
+        async fn ask(&self, token: &str) -> Result<(), NoPurchase> {
+            let known = self
+                .play
+                .subscription(&self.tenant, &self.account, "p", token)
+                .await;
+            known.map(|_| ())
+        }
+
+        fn sold_and_asked(&self) -> (u32, u32) {
+            let Counts { sold, asked, .. } = &*self.counts;
+            (sold.load(Ordering::SeqCst), asked.load(Ordering::SeqCst))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_bought_once_and_renewed_a_minute_early() {
+        let google = stub(Counts::default()).await;
+        let (one, two) = tokio::join!(google.ask("a"), google.ask("b"));
+        assert_eq!((one, two), (Ok(()), Ok(())));
+        assert_eq!(
+            google.sold_and_asked(),
+            (1, 2),
+            "one token for two questions"
+        );
+        google.clock.advance(Duration::from_secs(3600 - 61));
+        google.ask("a").await.expect("known");
+        assert_eq!(google.sold_and_asked(), (1, 3));
+        google.clock.advance(Duration::from_secs(1));
+        google.ask("a").await.expect("known");
+        assert_eq!(google.sold_and_asked(), (2, 4));
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_replaced_once() {
+        let google = stub(Counts::default()).await;
+        google.ask("a").await.expect("known");
+        google.counts.refused_up_to.store(1, Ordering::SeqCst);
+        google.ask("a").await.expect("known with the second token");
+        assert_eq!(google.sold_and_asked(), (2, 3));
+        google.counts.refused_up_to.store(99, Ordering::SeqCst);
+        let refused = google.ask("a").await;
+        assert!(
+            matches!(
+                refused,
+                Err(NoPurchase::Failure(Failure::Credentials {
+                    status: 401,
+                    ..
+                }))
+            ),
+            "{refused:?}"
+        );
+        assert_eq!(google.sold_and_asked(), (3, 5), "and not a third time");
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_tried_three_times() {
+        let google = stub(Counts {
+            script: Mutex::new(vec![503, 500]),
+            ..Counts::default()
+        })
+        .await;
+        google.ask("a").await.expect("known at the third try");
+        assert_eq!(google.sold_and_asked(), (1, 3));
+        *google.counts.script.lock().expect("not poisoned") = vec![503, 503, 503];
+        let failed = google.ask("a").await;
+        assert!(
+            matches!(
+                failed,
+                Err(NoPurchase::Failure(Failure::Unexpected { status: 503, .. }))
+            ),
+            "{failed:?}"
+        );
+        *google.counts.script.lock().expect("not poisoned") = vec![429];
+        let quota = google.ask("a").await;
+        assert!(
+            matches!(quota, Err(NoPurchase::Failure(Failure::Quota { .. }))),
+            "{quota:?}"
+        );
+        assert_eq!(
+            google.sold_and_asked(),
+            (1, 7),
+            "a quota is not tried again"
+        );
+    }
+
+    #[tokio::test]
+    async fn identical_questions_share_a_call_and_others_do_not() {
+        let google = stub(Counts {
+            gate: Some(Barrier::new(2)),
+            ..Counts::default()
+        })
+        .await;
+        // The gate opens only when two calls have come: four questions, of two kinds.
+        let all = tokio::join!(
+            google.ask("a"),
+            google.ask("a"),
+            google.ask("b"),
+            google.ask("b")
+        );
+        assert_eq!(all, (Ok(()), Ok(()), Ok(()), Ok(())));
+        assert_eq!(google.sold_and_asked(), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_google_that_is_away_is_not_a_no() {
+        let google = stub(Counts::default()).await;
+        let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
+        let token_url = google.play.base.join("token").expect("a URL");
+        let play = Play::new(
+            google.play.upstream.clone(),
+            nowhere,
+            token_url,
+            google.clock.clone(),
+        );
+        let asked = play
+            .subscription(&google.tenant, &google.account, "p", "a")
+            .await;
+        assert!(
+            matches!(asked, Err(NoPurchase::Failure(Failure::NoAnswer(_)))),
+            "{asked:?}"
+        );
     }
 
     proptest! {
