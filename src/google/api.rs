@@ -59,8 +59,12 @@ pub struct Play {
     tokens: AccessTokens,
     clock: Clock,
     places: Bulkhead<TenantId>,
-    asking: InFlight<(TenantId, String, String), Result<Arc<[u8]>, NoPurchase>>,
+    asking: InFlight<Asked, Result<Arc<[u8]>, NoPurchase>>,
 }
+
+/// What makes two questions the same: the tenant, the key it asks with, and a digest of the address, so that purchase
+/// tokens are not kept in a second place.
+type Asked = (TenantId, String, [u8; 32]);
 
 /// What Google knows of a purchase.
 #[derive(Clone, Debug)]
@@ -231,8 +235,7 @@ impl Play {
         let key = (
             tenant.clone(),
             account.fingerprint().to_owned(),
-            // A digest, so that purchase tokens are not kept in a second place.
-            token::hex(&token::sha256(url.as_str().as_bytes())),
+            token::sha256(url.as_str().as_bytes()),
         );
         let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
         let body = self
@@ -341,8 +344,8 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
         }
         .into(),
         (404, _) if is_googles => Absent::Unknown.into(),
-        (410, _) => Absent::Gone.into(),
-        (
+        (410, _)
+        | (
             400,
             "purchaseTokenNoLongerValid"
             | "subscriptionPurchaseNoLongerAvailable"

@@ -10,12 +10,15 @@
 //! - [`api`]: calls to the Play Developer API, and what each answer means
 //! - [`store`]: the tenant's credentials, sealed
 //! - [`verify`]: the use case
+//! - [`routes`]: the use case in HTTP
 
 pub mod account;
 pub mod api;
 pub mod payload;
+pub mod routes;
 pub mod store;
 pub mod translate;
 pub mod verify;
 
+pub use routes::routes;
 pub use verify::{Google, Settings};

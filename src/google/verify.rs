@@ -94,7 +94,6 @@ pub struct Verified {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 #[schema(as = google::Purchase)]
-#[expect(clippy::large_enum_variant, reason = "lives for one answer")]
 pub enum Purchase {
     /// Of a subscription.
     Subscription(Subscription),
@@ -230,15 +229,15 @@ pub enum No {
     OtherUser,
 }
 
-/// In which way a purchase is not there.
+/// In which way a purchase is not there, as a sentence for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// Google never saw it.
-    #[error("Google knows no purchase with this token")]
+    #[error("Google knows no purchase with this token.")]
     Unknown,
     /// Google knew it once.
     #[error(
-        "this purchase is gone: Google knew it, but it was replaced or ended so long ago that Google no longer tells"
+        "This purchase is gone: Google knew it, but it was replaced, or it ended so long ago that Google no longer tells."
     )]
     Gone,
     /// Google knows the token, but not as what was asked.

@@ -1,0 +1,467 @@
+//! `POST /v1/google/verify`: the question in JSON, and what each outcome is in HTTP.
+
+use axum::extract::{FromRef, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::api::Failure;
+use super::store::FindError;
+use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
+use crate::db;
+use crate::http::json::{Fields, FromJson, Json};
+use crate::http::problem::ErrorBody;
+use crate::http::{Code, Problem, Refusal};
+use crate::tenants::{Caller, Callers};
+
+/// The routes of Google Play.
+pub fn routes(google: Google, callers: Callers) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(verify))
+        .with_state(Room { google, callers })
+}
+
+#[derive(Clone)]
+struct Room {
+    google: Google,
+    callers: Callers,
+}
+
+impl FromRef<Room> for Callers {
+    fn from_ref(room: &Room) -> Self {
+        room.callers.clone()
+    }
+}
+
+/// Is this Google Play purchase real, and what is it now?
+///
+/// `valid: true` means that Google knows the purchase and that it is this tenant's app's; whether it is paid for now is
+/// said by `status`. A "no" is an answer too: status 200 with `valid: false` and `error` one of `PURCHASE_NOT_FOUND`,
+/// `PACKAGE_NAME_MISMATCH`, `PRODUCT_ID_MISMATCH`, `APP_USER_MISMATCH`.
+#[utoipa::path(
+    post,
+    path = "/v1/google/verify",
+    tag = "verify",
+    security(("apiKey" = [])),
+    request_body = VerifyRequest,
+    responses(
+        (status = 200, description = "Google's answer: the purchase, or `valid: false` and why", body = Verified),
+        (status = 400, description = "`INVALID_REQUEST`: every problem is in `details.issues`; `CREDENTIALS_MISSING`: this tenant has no Google credentials", body = ErrorBody<'static>),
+        (status = 401, description = "`UNAUTHENTICATED`: no good API key", body = ErrorBody<'static>),
+        (status = 429, description = "`RATE_LIMITED`: this tenant's own limit or Google's quota; see `Retry-After`", body = ErrorBody<'static>),
+        (status = 502, description = "`GOOGLE_API_ERROR`: Google gave no answer that says yes or no; see `details.status` and `details.googleErrorCode`", body = ErrorBody<'static>),
+        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+    ),
+)]
+async fn verify(
+    State(room): State<Room>,
+    caller: Caller,
+    Json(question): Json<Question>,
+) -> Result<axum::Json<Verified>, Declined> {
+    let verified = room.google.verify(&caller.tenant, &question).await?;
+    Ok(axum::Json(verified))
+}
+
+/// The body of a question, as it is described to callers; [`Question`] is what becomes of it.
+#[derive(ToSchema)]
+#[schema(as = google::VerifyRequest, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+struct VerifyRequest {
+    /// The app's package name; it must be the one this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, example = "com.example.app")]
+    package_name: String,
+    /// The token Google Play gave the app.
+    #[schema(min_length = 1, max_length = 4096)]
+    purchase_token: String,
+    /// What was bought.
+    #[schema(value_type = String, pattern = "^(subscription|product)$", example = "subscription")]
+    r#type: String,
+    /// The product. Required for a product; when given for a subscription, it must be one of the subscription's.
+    #[schema(min_length = 1, max_length = 200)]
+    product_id: Option<String>,
+    /// Whose purchase it must be: what the app passed to Google as the obfuscated account id.
+    #[schema(min_length = 1, max_length = 200)]
+    expected_app_user_id: Option<String>,
+}
+
+impl FromJson for Question {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let package_name = body.required_string("packageName", 1..=200);
+        let purchase_token = body.required_string("purchaseToken", 1..=4096);
+        let kind = body.required_one_of("type", &["subscription", "product"]);
+        let product_id = body.string("productId", 1..=200);
+        if kind == Some("product") && !body.has("productId") {
+            body.issue(
+                "productId",
+                "is missing; a product is asked about by its id",
+            );
+        }
+        let expected_app_user_id = body.string("expectedAppUserId", 1..=200);
+        let bought = match kind? {
+            "product" => Bought::Product {
+                product_id: product_id?,
+            },
+            _ => Bought::Subscription { product_id },
+        };
+        Some(Self {
+            package_name: package_name?,
+            purchase_token: purchase_token?,
+            bought,
+            expected_app_user_id,
+        })
+    }
+}
+
+/// Everything but a yes.
+#[derive(Debug)]
+enum Declined {
+    No(Box<Refusal>),
+    Failed(Box<Problem>),
+}
+
+impl IntoResponse for Declined {
+    fn into_response(self) -> Response {
+        match self {
+            Self::No(refusal) => refusal.into_response(),
+            Self::Failed(problem) => problem.into_response(),
+        }
+    }
+}
+
+impl From<NotVerified> for Declined {
+    fn from(outcome: NotVerified) -> Self {
+        Self::Failed(Box::new(match outcome {
+            NotVerified::No(no) => return Self::No(Box::new(refusal(no))),
+            NotVerified::NoCredentials => Problem::new(
+                Code::CredentialsMissing,
+                "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
+            ),
+            NotVerified::Credentials(error) => match &*error {
+                FindError::Database(cause) if db::is_unavailable(cause) => {
+                    Problem::unavailable(error)
+                }
+                _ => Problem::internal(error),
+            },
+            NotVerified::Google(failure) => problem(failure),
+        }))
+    }
+}
+
+fn refusal(no: No) -> Refusal {
+    match no {
+        No::NotFound(missing) => {
+            let reason = match missing {
+                Missing::Unknown => "unknown",
+                Missing::Gone => "gone",
+                Missing::OtherType => "other_type",
+            };
+            Refusal::new("PURCHASE_NOT_FOUND", missing.to_string()).detail("reason", reason)
+        }
+        No::OtherApp { expected } => Refusal::new(
+            "PACKAGE_NAME_MISMATCH",
+            format!("This purchase is not of this tenant's app, {expected}."),
+        )
+        .detail("expected", expected),
+        No::OtherProduct { found } => Refusal::new(
+            "PRODUCT_ID_MISMATCH",
+            "This purchase is of another product than the one asked about.",
+        )
+        .detail("found", found),
+        No::OtherUser => Refusal::new(
+            "APP_USER_MISMATCH",
+            "The app did not give this purchase to the expected user: its obfuscated account id is another one, or there is none.",
+        ),
+    }
+}
+
+fn problem(failure: Failure) -> Problem {
+    let google = |message: String, status: Value, reason: Option<&str>| {
+        Problem::new(Code::GoogleApiError, message)
+            .detail("status", status)
+            .detail("googleErrorCode", json!(reason))
+    };
+    let problem = match &failure {
+        Failure::Credentials { status, reason, .. } => google(
+            format!(
+                "Google refuses this tenant's service account ({}). Its key may have been deleted; or it lacks the Play Console permissions to view financial data and to manage orders and subscriptions, which take up to a day to work.",
+                reason.as_deref().unwrap_or("no reason given")
+            ),
+            json!(status),
+            reason.as_deref(),
+        ),
+        Failure::Application { reason } => google(
+            "Google Play knows no app of this tenant's package name. Check the name, and that the Play Console gives the service account access to the app.".to_owned(),
+            json!(404),
+            Some(reason),
+        ),
+        Failure::Quota {
+            status,
+            retry_after,
+        } => Problem::new(
+            Code::RateLimited,
+            "Google's quota for this tenant's project is used up. Wait as long as Retry-After says.",
+        )
+        .detail("status", *status)
+        .retry_after(*retry_after),
+        Failure::Unexpected {
+            status,
+            reason,
+            retry_after,
+            ..
+        } => {
+            let problem = google(
+                format!(
+                    "Google answered with status {status}, which says neither yes nor no. Ask again later."
+                ),
+                json!(status),
+                reason.as_deref(),
+            );
+            match retry_after {
+                Some(wait) => problem.retry_after(*wait),
+                None => problem,
+            }
+        }
+        Failure::Unreadable(_) => google(
+            "Google's answer cannot be read.".to_owned(),
+            json!(200),
+            None,
+        ),
+        Failure::NoAnswer(_) => google(
+            "Google could not be reached, or did not answer in time. Ask again later.".to_owned(),
+            Value::Null,
+            None,
+        ),
+        Failure::Crowded => Problem::new(
+            Code::RateLimited,
+            "Too many questions of this tenant are waiting for Google. Ask again shortly.",
+        )
+        .retry_after(std::time::Duration::from_secs(1)),
+    };
+    problem.cause(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::http::json::read;
+    use crate::http::outbound::SendError;
+
+    fn issues(body: &Value) -> Vec<String> {
+        let problem =
+            read::<Question>(body.to_string().as_bytes()).expect_err("it must be refused");
+        let issues = problem.details["issues"]
+            .as_array()
+            .expect("a list")
+            .clone();
+        let line = |issue: &Value| {
+            let text = |name: &str| issue[name].as_str().expect("text").to_owned();
+            format!("{}: {}", text("path"), text("message"))
+        };
+        issues.iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_question_is_read() {
+        let read = |body: Value| read::<Question>(body.to_string().as_bytes()).expect("good");
+        let question = read(json!({
+            "packageName": "com.example.app", "purchaseToken": "t", "type": "subscription", "more": 1,
+        }));
+        assert_eq!(question.bought, Bought::Subscription { product_id: None });
+        assert_eq!(question.expected_app_user_id, None);
+        let question = read(json!({
+            "packageName": "com.example.app", "purchaseToken": "é".repeat(4096), "type": "product",
+            "productId": "coins", "expectedAppUserId": "user-1",
+        }));
+        let product_id = "coins".to_owned();
+        assert_eq!(question.bought, Bought::Product { product_id });
+        assert_eq!(question.expected_app_user_id.as_deref(), Some("user-1"));
+    }
+
+    #[test]
+    fn everything_wrong_with_a_question_is_said_at_once() {
+        assert_eq!(
+            issues(&json!({})),
+            [
+                "packageName: is missing",
+                "purchaseToken: is missing",
+                "type: is missing"
+            ]
+        );
+        assert_eq!(
+            issues(&json!({
+                "packageName": "", "purchaseToken": "x".repeat(4097), "type": "product", "expectedAppUserId": 7,
+            })),
+            [
+                "packageName: must have 1 to 200 characters",
+                "purchaseToken: must have 1 to 4096 characters",
+                "productId: is missing; a product is asked about by its id",
+                "expectedAppUserId: must be a string",
+            ]
+        );
+        assert_eq!(
+            issues(
+                &json!({ "packageName": "p", "purchaseToken": "t", "type": "gift", "productId": "" })
+            ),
+            [
+                "type: must be \"subscription\" or \"product\"",
+                "productId: must have 1 to 200 characters",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_no_has_its_word() {
+        for (no, code, details, part) in [
+            (
+                No::NotFound(Missing::Unknown),
+                "PURCHASE_NOT_FOUND",
+                json!({ "reason": "unknown" }),
+                "Google knows no purchase with this token.",
+            ),
+            (
+                No::NotFound(Missing::Gone),
+                "PURCHASE_NOT_FOUND",
+                json!({ "reason": "gone" }),
+                "This purchase is gone:",
+            ),
+            (
+                No::NotFound(Missing::OtherType),
+                "PURCHASE_NOT_FOUND",
+                json!({ "reason": "other_type" }),
+                "is it of the other type?",
+            ),
+            (
+                No::OtherApp {
+                    expected: "com.example.app".to_owned(),
+                },
+                "PACKAGE_NAME_MISMATCH",
+                json!({ "expected": "com.example.app" }),
+                "com.example.app",
+            ),
+            (
+                No::OtherProduct {
+                    found: vec!["a".to_owned()],
+                },
+                "PRODUCT_ID_MISMATCH",
+                json!({ "found": ["a"] }),
+                "another product",
+            ),
+            (
+                No::OtherUser,
+                "APP_USER_MISMATCH",
+                json!({}),
+                "expected user",
+            ),
+        ] {
+            let Declined::No(refusal) = Declined::from(NotVerified::No(no)) else {
+                panic!("{code} is an answer");
+            };
+            assert_eq!(refusal.code, code);
+            assert_eq!(Value::Object(refusal.details), details);
+            assert!(refusal.message.contains(part), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn every_failure_has_its_status_and_no_secret() {
+        let secret = "hunter2".to_owned();
+        let text = |text: &str| Some(text.to_owned());
+        let wait = Duration::from_millis(6500);
+        let sealed = FindError::Database(db::Error::Protocol(secret.clone()));
+        let away = FindError::Database(db::Error::PoolTimedOut);
+        let google =
+            |status: Value, code: Value| json!({ "status": status, "googleErrorCode": code });
+        for (outcome, code, details) in [
+            (
+                NotVerified::NoCredentials,
+                Code::CredentialsMissing,
+                json!({}),
+            ),
+            (
+                NotVerified::Credentials(Arc::new(sealed)),
+                Code::InternalError,
+                json!({}),
+            ),
+            (
+                NotVerified::Credentials(Arc::new(away)),
+                Code::Unavailable,
+                json!({ "retryAfterSeconds": 2 }),
+            ),
+            (
+                Failure::Credentials {
+                    status: 400,
+                    reason: text("invalid_grant"),
+                    message: Some(secret.clone()),
+                }
+                .into(),
+                Code::GoogleApiError,
+                google(json!(400), json!("invalid_grant")),
+            ),
+            (
+                Failure::Credentials {
+                    status: 401,
+                    reason: None,
+                    message: None,
+                }
+                .into(),
+                Code::GoogleApiError,
+                google(json!(401), Value::Null),
+            ),
+            (
+                Failure::Application {
+                    reason: "applicationNotFound".to_owned(),
+                }
+                .into(),
+                Code::GoogleApiError,
+                google(json!(404), json!("applicationNotFound")),
+            ),
+            (
+                Failure::Quota {
+                    status: 429,
+                    retry_after: wait,
+                }
+                .into(),
+                Code::RateLimited,
+                json!({ "status": 429, "retryAfterSeconds": 7 }),
+            ),
+            (
+                Failure::Unexpected {
+                    status: 503,
+                    reason: text("backendError"),
+                    message: Some(secret.clone()),
+                    retry_after: Some(wait),
+                }
+                .into(),
+                Code::GoogleApiError,
+                json!({ "status": 503, "googleErrorCode": "backendError", "retryAfterSeconds": 7 }),
+            ),
+            (
+                Failure::Unreadable(secret.clone()).into(),
+                Code::GoogleApiError,
+                google(json!(200), Value::Null),
+            ),
+            (
+                Failure::NoAnswer(SendError::Connection(secret.clone())).into(),
+                Code::GoogleApiError,
+                google(Value::Null, Value::Null),
+            ),
+            (
+                Failure::Crowded.into(),
+                Code::RateLimited,
+                json!({ "retryAfterSeconds": 1 }),
+            ),
+        ] {
+            let Declined::Failed(problem) = Declined::from(outcome) else {
+                panic!("{code:?} is no answer");
+            };
+            assert_eq!(problem.code, code);
+            assert_eq!(Value::Object(problem.details), details);
+            assert!(!problem.message.contains(&secret), "{}", problem.message);
+        }
+    }
+}
