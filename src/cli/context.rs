@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::config::admin;
+use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::id::MalformedId;
@@ -65,7 +66,19 @@ impl Context {
         Ok(Database::open(&settings))
     }
 
-    /// The encryption keys.
+    /// The encryption keys, after making sure that they are this database's. For a command that seals.
+    pub async fn keyring_for(&self, database: &Database) -> Result<Arc<Keyring>, Failure> {
+        let keyring = self.keyring()?;
+        canary::check(database, &keyring)
+            .await
+            .map_err(|error| match error {
+                CanaryError::Database(error) => error.into(),
+                wrong => Failure::refused(format!("{wrong}.")),
+            })?;
+        Ok(keyring)
+    }
+
+    /// The encryption keys, not compared with any database.
     pub fn keyring(&self) -> Result<Arc<Keyring>, Failure> {
         let keyring = admin::keyring(&*self.lookup).map_err(Failure::settings)?;
         let keyring = keyring.ok_or_else(|| {
@@ -126,7 +139,11 @@ impl From<MalformedId> for Failure {
 
 impl From<crate::db::Error> for Failure {
     fn from(error: crate::db::Error) -> Self {
-        if crate::db::is_unavailable(&error) {
+        if matches!(error, crate::db::Error::PoolTimedOut) {
+            Self::refused(
+                "the database accepted no connection in time: is it running, and where DATABASE_URL says?",
+            )
+        } else if crate::db::is_unavailable(&error) {
             Self::refused(format!("the database cannot be reached: {error}"))
         } else if crate::db::is_missing_table(&error) {
             Self::refused(

@@ -1,19 +1,146 @@
 //! `attesto key`: API keys of a tenant.
 
+use serde::Serialize;
+
 use super::context::{Context, Failure};
+use crate::clock::Timestamp;
+use crate::id::{KeyId, MalformedId, TenantId};
+use crate::tenants::api_key::KeyHash;
+use crate::tenants::store::{self, ChangeError};
+use crate::tenants::{ApiKey, KeyEnvironment, Name, RawKey};
+
+const WARNING: &str = "This is the only time the key is shown. Keep it where secrets are kept: it cannot be shown again.";
 
 /// The commands of `attesto key`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// List keys, newest first
+    /// Make a new key and show it, once
+    Create {
+        /// Whose: `tenant_…`
+        tenant: TenantId,
+        /// What people call it, 1 to 200 characters
+        #[arg(long)]
+        name: Option<Name>,
+        /// What it is for
+        #[arg(long, value_enum, default_value = "live")]
+        env: KeyEnvironment,
+    },
+    /// List a tenant's keys, newest first
     List {
-        /// Whose
-        tenant: String,
+        /// Whose: `tenant_…`
+        tenant: TenantId,
+        /// How many at most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=500))]
+        limit: u32,
+        /// How many to skip
+        #[arg(long, default_value_t = 0)]
+        offset: u32,
+    },
+    /// End a key for good, everywhere within a second
+    Revoke {
+        /// Which: `key_…`, as `attesto key list` shows it; not the key itself
+        // A text, not a `KeyId`: the parser would repeat what it refuses, and that may be the key itself.
+        key: String,
     },
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewKey<'a> {
+    id: &'a KeyId,
+    tenant_id: &'a TenantId,
+    key_prefix: &'a str,
+    name: Option<&'a str>,
+    raw_key: &'a str,
+    warning: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    id: KeyId,
+    tenant_id: TenantId,
+    key_prefix: String,
+    name: Option<String>,
+    environment: KeyEnvironment,
+    last_used_at: Option<Timestamp>,
+    created_at: Timestamp,
+    revoked_at: Option<Timestamp>,
+}
+
+impl From<ApiKey> for Shown {
+    fn from(key: ApiKey) -> Self {
+        Self {
+            id: key.id,
+            tenant_id: key.tenant,
+            key_prefix: key.prefix,
+            name: key.name,
+            environment: key.environment,
+            last_used_at: key.last_used_at,
+            created_at: key.created_at,
+            revoked_at: key.revoked_at,
+        }
+    }
+}
+
 /// Runs one of them.
-#[expect(clippy::unused_async, reason = "every command is run alike")]
-pub async fn run(_command: Command, _context: &Context) -> Result<(), Failure> {
-    Err(Failure::refused("this command is not there yet."))
+pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    let database = context.database().await?;
+    let now = context.clock.now();
+    let output = &context.output;
+    match command {
+        Command::Create { tenant, name, env } => {
+            let raw = RawKey::mint(env);
+            let key = store::create_key(&database, &tenant, name.as_ref(), env, &raw, now).await?;
+            output.sentence(
+                &NewKey {
+                    id: &key.id,
+                    tenant_id: &key.tenant,
+                    key_prefix: &key.prefix,
+                    name: key.name.as_deref(),
+                    raw_key: raw.expose(),
+                    warning: WARNING,
+                },
+                &format!("Created {}:\n\n  {}\n\n{WARNING}", key.id, raw.expose()),
+            )?;
+        }
+        Command::List {
+            tenant,
+            limit,
+            offset,
+        } => {
+            let keys = store::list_keys(&database, &tenant, limit, offset).await?;
+            // An empty page and a mistyped tenant are different answers.
+            if keys.is_empty() && store::find_tenant(&database, &tenant).await?.is_none() {
+                return Err(ChangeError::NoTenant(tenant).into());
+            }
+            let keys: Vec<_> = keys.into_iter().map(Shown::from).collect();
+            let columns = [
+                "id",
+                "keyPrefix",
+                "name",
+                "environment",
+                "lastUsedAt",
+                "createdAt",
+                "revokedAt",
+            ];
+            output.rows(&keys, &columns, "No keys here.")?;
+        }
+        Command::Revoke { key } => {
+            let key: KeyId = key.parse().map_err(|problem: MalformedId| {
+                let hint = match KeyHash::of(&key) {
+                    Some(_) => " This is a key itself: it stands in your shell's history now.",
+                    None => "",
+                };
+                Failure::usage(format!("{problem}. `attesto key list` shows it.{hint}"))
+            })?;
+            let key = Shown::from(store::revoke_key(&database, &key, now).await?);
+            let prose = format!(
+                "Revoked {} ({}…). It is refused everywhere within a second.",
+                key.id, key.key_prefix
+            );
+            output.sentence(&key, &prose)?;
+        }
+    }
+    Ok(())
 }

@@ -159,6 +159,11 @@ impl<T: Send + Sync + 'static, E: Send + Sync + 'static> Cached<T, E> {
         Ok(loaded)
     }
 
+    /// Wipes what has expired. Happens by itself every few seconds.
+    pub fn sweep(&self) {
+        self.inner.sweep();
+    }
+
     /// Forgets the tenant's value, for a caller who knows better: a store that refuses the credential, say.
     pub fn invalidate(&self, tenant: &TenantId) {
         self.inner.forget(&Change::Row {

@@ -5,7 +5,12 @@
 //! anybody asks again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
 //!
 //! - [`cached`]: a tenant's opened credential, remembered
+//! - [`canary`]: is the configured key the one this database was sealed with
+//! - [`sealed`]: every sealed column there is
 
 pub mod cached;
+pub mod canary;
+pub mod sealed;
+mod store;
 
 pub use cached::Cached;

@@ -11,13 +11,13 @@ use super::tenant::{Limits, Name, Tenant};
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// There is no such tenant.
-    #[error("there is no tenant {0}")]
+    #[error("no such tenant: {0}")]
     NoTenant(TenantId),
     /// There is no such key.
-    #[error("there is no key {0}")]
+    #[error("no such key: {0}")]
     NoKey(KeyId),
     /// It is active, or it is inactive, as asked.
-    #[error("tenant {id} is already {}", if *active { "active" } else { "inactive" })]
+    #[error("already {}: {id}", if *active { "active" } else { "inactive" })]
     AlreadySo {
         /// Which tenant.
         id: TenantId,
@@ -25,7 +25,7 @@ pub enum ChangeError {
         active: bool,
     },
     /// The key was revoked before.
-    #[error("key {id} is already revoked, since {since}")]
+    #[error("already revoked: {id}, at {since}")]
     AlreadyRevoked {
         /// Which key.
         id: KeyId,

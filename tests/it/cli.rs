@@ -1,0 +1,263 @@
+//! The binary, as an administrator and as a script use it.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::world::postgres::fresh_url;
+
+struct Shell {
+    database_url: Option<String>,
+}
+
+impl Shell {
+    async fn open() -> Self {
+        Self {
+            database_url: Some(fresh_url().await),
+        }
+    }
+
+    /// Runs `attesto` with these words, in an environment that holds nothing else.
+    fn attesto(&self, words: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+        command.env_clear().args(words);
+        if let Some(url) = &self.database_url {
+            command.env("DATABASE_URL", url);
+        }
+        Ran::from(command.output().expect("the binary runs"))
+    }
+
+    /// What a successful command says, which is one JSON object.
+    fn answer(&self, words: &[&str]) -> Value {
+        let ran = self.attesto(words);
+        assert_eq!((ran.exit, ran.errors.as_str()), (0, ""), "{words:?}");
+        assert_eq!(ran.lines.len(), 1, "{words:?}: {:?}", ran.lines);
+        ran.lines.into_iter().next().unwrap()
+    }
+}
+
+struct Ran {
+    exit: i32,
+    text: String,
+    lines: Vec<Value>,
+    errors: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let text = String::from_utf8(output.stdout).unwrap();
+        Self {
+            exit: output.status.code().expect("it was not killed"),
+            lines: text
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
+            text,
+            errors: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn fields(object: &Value) -> Vec<&str> {
+    object
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[tokio::test]
+async fn tenants_are_created_listed_and_changed() {
+    let shell = Shell::open().await;
+    assert_eq!(shell.attesto(&["tenant", "list"]).text, "");
+    let first = shell.answer(&["tenant", "create", "--name", "First \"Ltd\""]);
+    assert_eq!(fields(&first), ["createdAt", "id", "name"]);
+    assert_eq!(first["name"], "First \"Ltd\"");
+    let second = shell.answer(&["tenant:create", "--name", "Second"]);
+    let (one, two) = (
+        first["id"].as_str().unwrap(),
+        second["id"].as_str().unwrap(),
+    );
+
+    let list = shell.attesto(&["tenant:list"]).lines;
+    let ids: Vec<_> = list
+        .iter()
+        .map(|tenant| tenant["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, [two, one], "newest first");
+    assert_eq!(
+        list[1],
+        json!({"id": one, "name": "First \"Ltd\"", "isActive": true, "createdAt": first["createdAt"]})
+    );
+
+    let off = shell.answer(&["tenant", "deactivate", one]);
+    assert_eq!(off["isActive"], false);
+    let again = shell.attesto(&["tenant:deactivate", one]);
+    assert_eq!(again.exit, 1);
+    assert!(
+        again.errors.contains("already inactive"),
+        "{}",
+        again.errors
+    );
+    assert_eq!(shell.answer(&["tenant", "activate", one])["isActive"], true);
+    assert_eq!(shell.attesto(&["tenant", "activate", one]).exit, 1);
+    assert_eq!(
+        shell.answer(&["tenant", "rename", one, "New"])["name"],
+        "New"
+    );
+    assert_eq!(
+        shell.answer(&["tenant:rename", one, "--name", "Newer"])["name"],
+        "Newer"
+    );
+
+    let limits = ["tenant", "set-limits", one];
+    assert_eq!(
+        shell.answer(&[&limits[..], &["--per-second", "5", "--burst", "9"]].concat()),
+        json!({"id": one, "rateLimitPerSecond": 5, "rateLimitBurst": 9})
+    );
+    assert_eq!(
+        shell.answer(&[&limits[..], &["--burst", "default"]].concat()),
+        json!({"id": one, "rateLimitPerSecond": 5, "rateLimitBurst": null})
+    );
+    assert_eq!(shell.answer(&limits)["rateLimitPerSecond"], 5);
+}
+
+#[tokio::test]
+async fn a_key_is_shown_once_and_revoked_once() {
+    let shell = Shell::open().await;
+    let tenant = shell.answer(&["tenant", "create", "--name", "Acme"]);
+    let tenant = tenant["id"].as_str().unwrap();
+    let key = shell.answer(&["key:create", tenant, "--name", "ci", "--env", "test"]);
+    assert_eq!(
+        fields(&key),
+        ["id", "keyPrefix", "name", "rawKey", "tenantId", "warning"]
+    );
+    let raw = key["rawKey"].as_str().unwrap();
+    let random = raw.strip_prefix("attesto_test_").expect("its kind");
+    assert_eq!(key["keyPrefix"], random[..8]);
+    let unnamed = shell.answer(&["key", "create", tenant]);
+    assert_eq!(unnamed["name"], Value::Null);
+    assert!(
+        unnamed["rawKey"]
+            .as_str()
+            .unwrap()
+            .starts_with("attesto_live_")
+    );
+
+    let list = shell.attesto(&["key", "list", tenant]);
+    assert!(!list.text.contains(random), "shown once");
+    assert_eq!(list.lines[0]["id"], unnamed["id"], "newest first");
+    assert_eq!(list.lines[1]["environment"], "test");
+    assert_eq!(list.lines[1]["lastUsedAt"], Value::Null);
+    let page = shell.attesto(&["key", "list", tenant, "--limit", "1", "--offset", "1"]);
+    assert_eq!(page.lines.len(), 1);
+    assert_eq!(page.lines[0]["id"], key["id"]);
+
+    let id = key["id"].as_str().unwrap();
+    assert_ne!(shell.answer(&["key:revoke", id])["revokedAt"], Value::Null);
+    let again = shell.attesto(&["key", "revoke", id]);
+    assert_eq!((again.exit, again.text.as_str()), (1, ""));
+    assert!(again.errors.contains("already revoked"), "{}", again.errors);
+
+    let mistaken = shell.attesto(&["key", "revoke", raw]);
+    assert_eq!(mistaken.exit, 2);
+    assert!(!mistaken.errors.contains(random), "{}", mistaken.errors);
+}
+
+#[tokio::test]
+async fn exit_codes_tell_asked_wrongly_from_went_wrong() {
+    let shell = Shell::open().await;
+    let tenant = shell.answer(&["tenant", "create", "--name", "Acme"]);
+    let tenant = tenant["id"].as_str().unwrap();
+    let (nobody, no_key, long) = (
+        "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+        "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+        "x".repeat(201),
+    );
+    for (exit, words) in [
+        (0, vec!["--help"]),
+        (0, vec!["--version"]),
+        (0, vec!["help", "key"]),
+        (0, vec!["key", "list", tenant]),
+        (0, vec!["key", "list", tenant, "--limit", "500"]),
+        (0, vec!["tenant", "create", "--name", &long[..200]]),
+        (1, vec!["key", "list", nobody]),
+        (1, vec!["key", "create", nobody]),
+        (1, vec!["key", "revoke", no_key]),
+        (1, vec!["tenant", "rename", nobody, "x"]),
+        (1, vec!["tenant", "set-limits", nobody]),
+        (2, vec!["key"]),
+        (2, vec!["key:nonsense"]),
+        (2, vec!["nonsense"]),
+        (2, vec!["nonsense:list"]),
+        (2, vec!["key", "list"]),
+        (2, vec!["key", "list", "tenant_1"]),
+        (2, vec!["key", "list", tenant, "--limit", "501"]),
+        (2, vec!["key", "list", tenant, "--limit", "0"]),
+        (2, vec!["key", "list", tenant, "--offset", "-1"]),
+        (2, vec!["key", "create", tenant, "--env", "prod"]),
+        (2, vec!["key", "create", tenant, "--name", ""]),
+        (2, vec!["key", "revoke", "nonsense"]),
+        (2, vec!["tenant", "create"]),
+        (2, vec!["tenant", "create", "--name", ""]),
+        (2, vec!["tenant", "create", "--name", &long]),
+        (2, vec!["tenant", "set-limits", tenant, "--burst", "0"]),
+        (2, vec!["--output", "yaml", "tenant", "list"]),
+        (2, vec!["--database-url", "mysql://x", "tenant", "list"]),
+    ] {
+        let ran = shell.attesto(&words);
+        assert_eq!(ran.exit, exit, "attesto {words:?}: {}", ran.errors);
+        assert_eq!(ran.errors.is_empty(), exit == 0, "attesto {words:?}");
+        if exit != 0 {
+            assert_eq!(ran.text, "", "attesto {words:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_missing_away_or_empty_is_said() {
+    let run = |url: Option<&str>| {
+        let shell = Shell {
+            database_url: url.map(str::to_owned),
+        };
+        let ran = shell.attesto(&["tenant", "list"]);
+        (ran.exit, ran.errors)
+    };
+    let (exit, errors) = run(None);
+    assert_eq!(exit, 2);
+    assert!(errors.contains("DATABASE_URL"), "{errors}");
+    let (exit, errors) = run(Some(""));
+    assert_eq!(exit, 2);
+    assert!(errors.contains("DATABASE_URL is set but empty"), "{errors}");
+    let (exit, errors) = run(Some(
+        "postgres://attesto:s3cret@127.0.0.1:1/x?connect_timeout=1",
+    ));
+    assert_eq!(exit, 1);
+    assert!(errors.contains("is it running"), "{errors}");
+    assert!(!errors.contains("s3cret"), "{errors}");
+
+    let shell = Shell::open().await;
+    let database = shell.database_url.as_deref().unwrap();
+    let settings = attesto::db::ConnectSettings::from_url(database).unwrap();
+    let admin = attesto::db::Database::open(&settings);
+    sqlx::raw_sql("drop schema public cascade; create schema public")
+        .execute(admin.pool())
+        .await
+        .unwrap();
+    let ran = shell.attesto(&["tenant", "list"]);
+    assert_eq!(ran.exit, 1);
+    assert!(ran.errors.contains("attesto migrate"), "{}", ran.errors);
+}
+
+#[tokio::test]
+async fn a_person_gets_tables_and_prose() {
+    let shell = Shell::open().await;
+    let none = shell.attesto(&["--output", "table", "tenant", "list"]);
+    assert!(none.text.starts_with("No tenants yet."), "{}", none.text);
+    let made = shell.attesto(&["tenant", "create", "--name", "Acme", "--output", "table"]);
+    assert!(made.text.starts_with("Created tenant_"), "{}", made.text);
+    let list = shell.attesto(&["tenant:list", "--output", "table"]);
+    assert!(list.text.starts_with("ID "), "{}", list.text);
+    assert!(list.text.contains("Acme"), "{}", list.text);
+}

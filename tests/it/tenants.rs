@@ -1,0 +1,704 @@
+//! Who is let in, and how soon a change of that is known; what is remembered, and when it is not believed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::config::RateLimit;
+use attesto::credentials::canary::{self, CanaryError};
+use attesto::credentials::{Cached, sealed};
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::changes::{self, Changes};
+use attesto::db::{ConnectSettings, Database, Error};
+use attesto::http::{Code, Problem};
+use attesto::id::{KeyId, TenantId};
+use attesto::tenants::caller::Refused;
+use attesto::tenants::{Caller, Callers, KeyEnvironment, RawKey, Tenant, store};
+use axum::http::{HeaderMap, HeaderValue, header};
+use base64::Engine as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::world::postgres::fresh_url;
+
+const LIMIT: RateLimit = RateLimit {
+    per_second: 1_000_000,
+    burst: 1_000_000,
+};
+
+/// A process that knows who is calling, and a database of its own.
+struct Office {
+    database: Database,
+    clock: Clock,
+    changes: Changes,
+    callers: Callers,
+    tenant: Tenant,
+    _listening: Option<AbortOnDropHandle<()>>,
+}
+
+impl Office {
+    /// One whose process hears of changes.
+    async fn open() -> Self {
+        let mut office = Self::deaf(LIMIT).await;
+        office.listen();
+        office.hears().await;
+        office
+    }
+
+    /// One that never began to listen.
+    async fn deaf(limit: RateLimit) -> Self {
+        Self::at(&fresh_url().await, limit).await
+    }
+
+    async fn at(url: &str, limit: RateLimit) -> Self {
+        let database = Database::open(&ConnectSettings::from_url(url).unwrap());
+        let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10Z").unwrap());
+        let changes = Changes::new(&database);
+        let callers = Callers::new(&database, &changes, &clock, limit);
+        let name = "Acme".parse().unwrap();
+        let tenant = store::create_tenant(&database, &name, clock.now())
+            .await
+            .unwrap();
+        Self {
+            database,
+            clock,
+            changes,
+            callers,
+            tenant,
+            _listening: None,
+        }
+    }
+
+    fn listen(&mut self) {
+        let changes = self.changes.clone();
+        let listening = tokio::spawn(async move { changes.run(CancellationToken::new()).await });
+        self._listening = Some(AbortOnDropHandle::new(listening));
+    }
+
+    async fn hears(&self) {
+        eventually("changes are heard", Duration::from_secs(10), async || {
+            self.changes.listening()
+        })
+        .await;
+    }
+
+    async fn key(&self) -> (KeyId, RawKey) {
+        let raw = RawKey::mint(KeyEnvironment::Live);
+        let id = self.store(&raw).await;
+        (id, raw)
+    }
+
+    async fn store(&self, raw: &RawKey) -> KeyId {
+        store::create_key(
+            &self.database,
+            &self.tenant.id,
+            None,
+            KeyEnvironment::Live,
+            raw,
+            self.clock.now(),
+        )
+        .await
+        .unwrap()
+        .id
+    }
+
+    async fn call(&self, key: &RawKey) -> Result<Caller, Refused> {
+        self.call_with(&format!("Bearer {}", key.expose())).await
+    }
+
+    async fn call_with(&self, authorization: &str) -> Result<Caller, Refused> {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::AUTHORIZATION,
+            HeaderValue::from_str(authorization).unwrap(),
+        );
+        self.callers.identify(&headers).await
+    }
+
+    async fn is_let_in(&self, key: &RawKey) -> bool {
+        match self.call(key).await {
+            Ok(_) => true,
+            Err(Refused::Unauthenticated) => false,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// What a second after the change the latest must hold.
+    async fn within_a_second(&self, key: &RawKey, let_in: bool) {
+        let what = if let_in { "let in" } else { "refused" };
+        eventually(what, Duration::from_secs(1), async || {
+            self.is_let_in(key).await == let_in
+        })
+        .await;
+    }
+
+    /// Changes something without telling anybody, as a test of what is remembered.
+    async fn secretly(&self, sql: &'static str) {
+        let mut connection = self.database.pool().acquire().await.unwrap();
+        for statement in [
+            "set session_replication_role = replica",
+            sql,
+            "reset session_replication_role",
+        ] {
+            sqlx::raw_sql(statement)
+                .execute(&mut *connection)
+                .await
+                .unwrap();
+        }
+    }
+
+    async fn cut_the_listener_off(&self) {
+        let cut = sqlx::query_scalar::<_, bool>(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and application_name = 'attesto-changes'",
+        )
+        .fetch_all(self.database.pool())
+        .await
+        .unwrap();
+        assert_eq!(cut, [true], "one connection listens");
+    }
+
+    async fn last_used(&self, key: &KeyId) -> Option<Timestamp> {
+        let keys = store::list_keys(&self.database, &self.tenant.id, 500, 0)
+            .await
+            .unwrap();
+        keys.iter().find(|it| it.id == *key).unwrap().last_used_at
+    }
+}
+
+/// Asks until it is so.
+async fn eventually(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < within, "not {what} within {within:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_good_key_says_whose_it_is_and_anything_else_gets_one_answer() {
+    let office = Office::open().await;
+    let (id, raw) = office.key().await;
+    assert_eq!(
+        office.call(&raw).await.unwrap(),
+        Caller {
+            tenant: office.tenant.id.clone(),
+            key: id,
+            environment: KeyEnvironment::Live
+        }
+    );
+    let mut answers = Vec::new();
+    let (revoked_id, revoked) = office.key().await;
+    store::revoke_key(&office.database, &revoked_id, office.clock.now())
+        .await
+        .unwrap();
+    for wrong in [
+        "Bearer ".to_owned(),
+        "Bearer nonsense".to_owned(),
+        format!("Basic {}", raw.expose()),
+        format!("Bearer {}x", raw.expose()),
+        format!("Bearer {}", raw.expose().to_uppercase()),
+        format!("Bearer {}", RawKey::mint(KeyEnvironment::Live).expose()),
+        format!("Bearer {}", RawKey::mint(KeyEnvironment::Test).expose()),
+        format!("Bearer {}", revoked.expose()),
+    ] {
+        let problem = Problem::from(office.call_with(&wrong).await.unwrap_err());
+        answers.push((problem.code, problem.message, problem.details.len()));
+    }
+    let nothing = office.callers.identify(&HeaderMap::new()).await;
+    let problem = Problem::from(nothing.unwrap_err());
+    answers.push((problem.code, problem.message, problem.details.len()));
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0].0, Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_key_is_remembered_and_every_change_is_known_within_a_second() {
+    let office = Office::open().await;
+    let (id, raw) = office.key().await;
+    eventually("remembered", Duration::from_secs(5), async || {
+        // Remembered: the database says no by now, but nobody has told us.
+        office.secretly("update tenants set is_active = true").await;
+        assert!(office.is_let_in(&raw).await);
+        office
+            .secretly("update tenants set is_active = false")
+            .await;
+        office.is_let_in(&raw).await
+    })
+    .await;
+    office.secretly("update tenants set is_active = true").await;
+
+    let (database, tenant, now) = (&office.database, &office.tenant.id, office.clock.now());
+    store::set_active(database, tenant, false, now)
+        .await
+        .unwrap();
+    office.within_a_second(&raw, false).await;
+    store::set_active(database, tenant, true, now)
+        .await
+        .unwrap();
+    office.within_a_second(&raw, true).await;
+    store::revoke_key(database, &id, now).await.unwrap();
+    office.within_a_second(&raw, false).await;
+
+    // A key that was unknown a moment ago, and is remembered as unknown.
+    let raw = RawKey::mint(KeyEnvironment::Live);
+    assert!(!office.is_let_in(&raw).await);
+    office.store(&raw).await;
+    office.within_a_second(&raw, true).await;
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_listen_believes_only_the_database() {
+    let office = Office::deaf(LIMIT).await;
+    let (id, raw) = office.key().await;
+    assert!(office.is_let_in(&raw).await);
+    store::revoke_key(&office.database, &id, office.clock.now())
+        .await
+        .unwrap();
+    assert!(!office.is_let_in(&raw).await, "at once");
+}
+
+#[tokio::test]
+async fn what_was_remembered_is_not_believed_when_the_listener_is_cut_off() {
+    let office = Office::open().await;
+    let (_, raw) = office.key().await;
+    assert!(office.is_let_in(&raw).await);
+    office
+        .secretly("update api_keys set revoked_at = now()")
+        .await;
+    office.cut_the_listener_off().await;
+    office.within_a_second(&raw, false).await;
+    office.hears().await;
+    assert!(!office.is_let_in(&raw).await);
+}
+
+#[tokio::test]
+async fn a_listener_whose_connection_goes_silent_is_noticed() {
+    let direct = fresh_url().await;
+    let wire = Wire::to(&direct).await;
+    let mut office = Office::at(&wire.url, LIMIT).await;
+    office.listen();
+    office.hears().await;
+    wire.freeze();
+    let frozen = Instant::now();
+    eventually("noticed", changes::LEASE, async || {
+        !office.changes.listening()
+    })
+    .await;
+    assert!(frozen.elapsed() <= changes::LEASE);
+}
+
+#[tokio::test]
+async fn a_pooler_that_swallows_notifications_is_never_trusted() {
+    let direct = fresh_url().await;
+    let wire = Wire::to(&direct).await;
+    wire.swallow_notifications();
+    let mut office = Office::at(&wire.url, LIMIT).await;
+    office.listen();
+    let (id, raw) = office.key().await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert!(!office.changes.listening());
+        assert!(office.is_let_in(&raw).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    store::revoke_key(&office.database, &id, office.clock.now())
+        .await
+        .unwrap();
+    assert!(!office.is_let_in(&raw).await);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_not_a_wrong_key() {
+    let away = "postgres://attesto@127.0.0.1:1/attesto?connect_timeout=1";
+    let database = Database::open(&ConnectSettings::from_url(away).unwrap());
+    let clock = Clock::fixed(Timestamp::from_millis(0));
+    let callers = Callers::new(&database, &Changes::new(&database), &clock, LIMIT);
+    let mut headers = HeaderMap::new();
+    let key = format!("Bearer {}", RawKey::mint(KeyEnvironment::Live).expose());
+    headers.insert(header::AUTHORIZATION, key.parse().unwrap());
+    let problem = Problem::from(callers.identify(&headers).await.unwrap_err());
+    assert_eq!(problem.code, Code::Unavailable);
+    assert!(problem.retry_after.is_some());
+
+    headers.insert(header::AUTHORIZATION, "Bearer nonsense".parse().unwrap());
+    let problem = Problem::from(callers.identify(&headers).await.unwrap_err());
+    assert_eq!(problem.code, Code::Unauthenticated, "no database is needed");
+}
+
+#[tokio::test]
+async fn limits_of_the_tenants_own_apply_and_change_while_running() {
+    let mut office = Office::deaf(RateLimit {
+        per_second: 1,
+        burst: 3,
+    })
+    .await;
+    office.listen();
+    office.hears().await;
+    let (_, raw) = office.key().await;
+    let granted = async || {
+        let mut granted = 0;
+        loop {
+            match office.call(&raw).await {
+                Ok(_) => granted += 1,
+                Err(refused @ Refused::TooOften { .. }) => {
+                    let problem = Problem::from(refused);
+                    assert_eq!(problem.code, Code::RateLimited);
+                    assert_eq!(problem.details["retryAfterSeconds"], 1);
+                    return granted;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    assert_eq!(granted().await, 3);
+    store::set_limits(
+        &office.database,
+        &office.tenant.id,
+        None,
+        Some(Some(7)),
+        office.clock.now(),
+    )
+    .await
+    .unwrap();
+    eventually("let in again", Duration::from_secs(1), async || {
+        office.call(&raw).await.is_ok()
+    })
+    .await;
+    assert_eq!(granted().await, 6, "seven, one of them just above");
+    office.clock.advance(Duration::from_secs(2));
+    assert_eq!(granted().await, 2);
+}
+
+#[tokio::test]
+async fn the_last_use_is_written_at_most_once_a_minute_and_before_stopping() {
+    let office = Office::open().await;
+    let (id, raw) = office.key().await;
+    let at = |seconds| {
+        let begun = Timestamp::parse("2026-04-10T14:22:10Z").unwrap();
+        Some(begun.plus(Duration::from_secs(seconds)))
+    };
+    let wait = |seconds| office.clock.advance(Duration::from_secs(seconds));
+
+    office.callers.write_usage().await.unwrap();
+    assert_eq!(office.last_used(&id).await, None);
+    office.call(&raw).await.unwrap();
+    office.callers.write_usage().await.unwrap();
+    assert_eq!(office.last_used(&id).await, at(0));
+
+    wait(30);
+    office.call(&raw).await.unwrap();
+    office.callers.write_usage().await.unwrap();
+    assert_eq!(office.last_used(&id).await, at(0), "within the minute");
+    wait(30);
+    office.callers.write_usage().await.unwrap();
+    assert_eq!(
+        office.last_used(&id).await,
+        at(30),
+        "the use of the minute before, although the key rests now"
+    );
+
+    wait(10);
+    office.call(&raw).await.unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    office.callers.run(stop).await;
+    assert_eq!(office.last_used(&id).await, at(70), "before stopping");
+}
+
+#[tokio::test]
+async fn a_credential_is_loaded_once_and_again_after_a_change() {
+    let office = Office::open().await;
+    let cached: Cached<u32, Error> = Cached::new(
+        "google_credentials",
+        Duration::from_mins(5),
+        office.clock.clone(),
+        &office.changes,
+    );
+    let loads = Arc::new(AtomicU32::new(0));
+    let get = async |cached: &Cached<u32, Error>| {
+        let loads = loads.clone();
+        let load = async move {
+            tokio::task::yield_now().await;
+            Ok(Some(loads.fetch_add(1, Ordering::SeqCst) + 1))
+        };
+        let tenant = &office.tenant.id;
+        cached.get(tenant, load).await.unwrap().map(|value| *value)
+    };
+
+    let together = futures_util::future::join_all((0..20).map(|_| get(&cached))).await;
+    assert_eq!(together, [Some(1); 20], "one load for all");
+    assert_eq!(get(&cached).await, Some(1));
+
+    sqlx::query(
+        "insert into google_credentials (tenant_id, package_name, service_account_enc, client_email, key_fingerprint)
+         values ($1, 'com.example', '\\x00', 'a@b', 'f')",
+    )
+    .bind(office.tenant.id.as_str())
+    .execute(office.database.pool())
+    .await
+    .unwrap();
+    eventually("loaded again", Duration::from_secs(1), async || {
+        get(&cached).await == Some(2)
+    })
+    .await;
+
+    office.clock.advance(Duration::from_secs(299));
+    assert_eq!(get(&cached).await, Some(2));
+    office.clock.advance(Duration::from_secs(1));
+    assert_eq!(get(&cached).await, Some(3), "its time was over");
+
+    cached.invalidate(&office.tenant.id);
+    assert_eq!(get(&cached).await, Some(4));
+
+    office.cut_the_listener_off().await;
+    eventually("forgotten", Duration::from_secs(1), async || {
+        get(&cached).await == Some(5)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_credential_is_remembered_briefly_and_an_error_not_at_all() {
+    let office = Office::open().await;
+    let cached: Cached<u32, &str> = Cached::new(
+        "google_credentials",
+        Duration::from_mins(5),
+        office.clock.clone(),
+        &office.changes,
+    );
+    let tenant = &office.tenant.id;
+    let failed = cached.get(tenant, async { Err("away") }).await;
+    assert_eq!(*failed.unwrap_err(), "away");
+    assert_eq!(cached.get(tenant, async { Ok(None) }).await, Ok(None));
+    assert_eq!(cached.get(tenant, async { Ok(Some(1)) }).await, Ok(None));
+    office.clock.advance(Duration::from_secs(5));
+    let value = cached.get(tenant, async { Ok(Some(1)) }).await;
+    assert_eq!(value, Ok(Some(Arc::new(1))));
+
+    // Plaintext does not wait for somebody to ask.
+    let value = Arc::downgrade(&value.unwrap().unwrap());
+    assert!(value.upgrade().is_some());
+    office.clock.advance(Duration::from_mins(5));
+    cached.sweep();
+    assert!(value.upgrade().is_none());
+}
+
+#[tokio::test]
+async fn nothing_is_remembered_while_nothing_is_heard() {
+    let office = Office::deaf(LIMIT).await;
+    let cached: Cached<u32, Error> = Cached::new(
+        "google_credentials",
+        Duration::from_mins(5),
+        office.clock.clone(),
+        &office.changes,
+    );
+    for number in 1..4 {
+        let value = cached
+            .get(&office.tenant.id, async move { Ok(Some(number)) })
+            .await;
+        assert_eq!(*value.unwrap().unwrap(), number);
+    }
+}
+
+fn ring(sealing: (u8, u8), retired: &[(u8, u8)]) -> Keyring {
+    let key = |(id, fill): (u8, u8)| {
+        let text = base64::engine::general_purpose::STANDARD.encode([fill; 32]);
+        MasterKey::parse(&format!("{id}:{text}"), None).unwrap()
+    };
+    Keyring::new(key(sealing), retired.iter().copied().map(key).collect()).unwrap()
+}
+
+#[tokio::test]
+async fn a_wrong_encryption_key_is_seen() {
+    let office = Office::deaf(LIMIT).await;
+    let database = &office.database;
+    let check = async |ring: Keyring| {
+        canary::check(database, &ring)
+            .await
+            .map_err(|error| match error {
+                CanaryError::Database(error) => panic!("{error}"),
+                told => told.class(),
+            })
+    };
+    assert_eq!(check(ring((1, 1), &[])).await, Ok(()), "the first time");
+    assert_eq!(check(ring((1, 1), &[])).await, Ok(()), "and ever after");
+    assert_eq!(check(ring((1, 9), &[])).await, Err("wrong encryption key"));
+    assert_eq!(
+        check(ring((2, 2), &[(1, 9)])).await,
+        Err("wrong encryption key"),
+        "a retired key is looked at as well"
+    );
+    assert_eq!(check(ring((2, 2), &[(1, 1)])).await, Ok(()), "rotated");
+    assert_eq!(
+        check(ring((2, 2), &[])).await,
+        Ok(()),
+        "nothing needs key 1"
+    );
+
+    let blob = ring((1, 1), &[]).seal(
+        sealed::GOOGLE_SERVICE_ACCOUNT.of(office.tenant.id.as_str()),
+        b"{}",
+    );
+    sqlx::query(
+        "insert into google_credentials (tenant_id, package_name, service_account_enc, client_email, key_fingerprint)
+         values ($1, 'com.example', $2, 'a@b', 'f')",
+    )
+    .bind(office.tenant.id.as_str())
+    .bind(blob)
+    .execute(database.pool())
+    .await
+    .unwrap();
+    assert_eq!(
+        check(ring((2, 2), &[])).await,
+        Err("encryption key missing")
+    );
+    assert_eq!(check(ring((2, 2), &[(1, 1)])).await, Ok(()));
+}
+
+#[tokio::test]
+async fn every_sealed_column_is_known() {
+    let office = Office::deaf(LIMIT).await;
+    let there: Vec<(String, String)> = sqlx::query_as(
+        r"select table_name::text, column_name::text from information_schema.columns
+          where table_schema = 'public' and column_name like '%\_enc' order by 1, 2",
+    )
+    .fetch_all(office.database.pool())
+    .await
+    .unwrap();
+    let mut known: Vec<_> = sealed::ALL
+        .iter()
+        .map(|it| (it.table.to_owned(), it.column.to_owned()))
+        .collect();
+    known.sort();
+    assert_eq!(there, known);
+}
+
+#[tokio::test]
+async fn an_unknown_tenant_has_no_keys_and_is_not_changed() {
+    let office = Office::deaf(LIMIT).await;
+    let nobody = TenantId::mint(Timestamp::from_millis(0));
+    let now = office.clock.now();
+    let raw = RawKey::mint(KeyEnvironment::Test);
+    let name = "x".parse().unwrap();
+    let database = &office.database;
+    for refused in [
+        store::create_key(database, &nobody, None, KeyEnvironment::Test, &raw, now)
+            .await
+            .unwrap_err(),
+        store::set_active(database, &nobody, true, now)
+            .await
+            .unwrap_err(),
+        store::rename(database, &nobody, &name, now)
+            .await
+            .unwrap_err(),
+        store::set_limits(database, &nobody, None, None, now)
+            .await
+            .unwrap_err(),
+    ] {
+        assert!(
+            matches!(&refused, store::ChangeError::NoTenant(id) if *id == nobody),
+            "{refused}"
+        );
+    }
+}
+
+/// A wire to the database that can go silent, or lose notifications as a pooler in transaction mode does.
+struct Wire {
+    url: String,
+    manners: Arc<Manners>,
+    _carrying: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Manners {
+    frozen: std::sync::atomic::AtomicBool,
+    swallowing: std::sync::atomic::AtomicBool,
+}
+
+impl Wire {
+    async fn to(url: &str) -> Self {
+        let target = url::Url::parse(url).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = target.clone();
+        near.set_host(Some("127.0.0.1")).unwrap();
+        near.set_port(Some(listener.local_addr().unwrap().port()))
+            .unwrap();
+        near.query_pairs_mut().append_pair("sslmode", "disable");
+        let manners = Arc::new(Manners::default());
+        let carried = manners.clone();
+        let address = (
+            target.host_str().unwrap().to_owned(),
+            target.port().unwrap(),
+        );
+        let carrying = tokio::spawn(async move {
+            loop {
+                let (here, _) = listener.accept().await.unwrap();
+                let there = TcpStream::connect(address.clone()).await.unwrap();
+                let (from_us, to_us) = here.into_split();
+                let (from_it, to_it) = there.into_split();
+                let manners = carried.clone();
+                tokio::spawn(async move { carry_questions(from_us, to_it).await });
+                tokio::spawn(async move { carry_answers(from_it, to_us, &manners).await });
+            }
+        });
+        Self {
+            url: near.to_string(),
+            manners,
+            _carrying: AbortOnDropHandle::new(carrying),
+        }
+    }
+
+    fn freeze(&self) {
+        self.manners.frozen.store(true, Ordering::SeqCst);
+    }
+
+    fn swallow_notifications(&self) {
+        self.manners.swallowing.store(true, Ordering::SeqCst);
+    }
+}
+
+async fn carry_questions(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Message by message: a type, a length that counts itself, and what it counts.
+async fn carry_answers(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    manners: &Manners,
+) {
+    const NOTIFICATION: u8 = b'A';
+    loop {
+        let mut head = [0; 5];
+        if from.read_exact(&mut head).await.is_err() {
+            return;
+        }
+        let length = u32::from_be_bytes(head[1..].try_into().unwrap());
+        let mut message = vec![0; usize::try_from(length).unwrap() - 4];
+        if from.read_exact(&mut message).await.is_err() {
+            return;
+        }
+        while manners.frozen.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if head[0] == NOTIFICATION && manners.swallowing.load(Ordering::SeqCst) {
+            continue;
+        }
+        if to.write_all(&head).await.is_err() || to.write_all(&message).await.is_err() {
+            return;
+        }
+    }
+}
