@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::RateLimit;
 use crate::db::changes::Changes;
 use crate::db::{Database, Error};
+use crate::http::envelope::LogFields;
 use crate::http::{Code, Problem};
 use crate::id::{KeyId, TenantId};
 
@@ -160,6 +161,14 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Callers::from_ref(state).identify(&parts.headers).await;
+        // Whose request it was is worth knowing above all when it was refused for asking too often.
+        let tenant = match &caller {
+            Ok(Caller { tenant, .. }) | Err(Refused::TooOften { tenant, .. }) => Some(tenant),
+            Err(_) => None,
+        };
+        if let (Some(tenant), Some(fields)) = (tenant, parts.extensions.get::<LogFields>()) {
+            fields.tenant(tenant.as_str());
+        }
         Ok(caller?)
     }
 }

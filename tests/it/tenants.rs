@@ -36,7 +36,7 @@ struct Office {
     changes: Changes,
     callers: Callers,
     tenant: Tenant,
-    _listening: Option<AbortOnDropHandle<()>>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Office {
@@ -68,14 +68,14 @@ impl Office {
             changes,
             callers,
             tenant,
-            _listening: None,
+            tasks: Vec::new(),
         }
     }
 
     fn listen(&mut self) {
         let changes = self.changes.clone();
         let listening = tokio::spawn(async move { changes.run(CancellationToken::new()).await });
-        self._listening = Some(AbortOnDropHandle::new(listening));
+        self.tasks.push(AbortOnDropHandle::new(listening));
     }
 
     async fn hears(&self) {
