@@ -7,9 +7,9 @@
 //! - [`tenant`]: a tenant, its name, its limits
 //! - [`api_key`]: mint, recognise, hash
 //! - [`store`]: every query
-//! - [`directory`]: which keys are good, remembered
-//! - [`limiter`]: one bucket a tenant
-//! - [`usage`]: when a key was last used
+//! - `directory`: which keys are good, remembered
+//! - `limiter`: one bucket a tenant
+//! - `usage`: when a key was last used
 //! - [`caller`]: from the `Authorization` header to a [`Caller`]
 
 pub mod api_key;
