@@ -62,7 +62,7 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         Failure::usage(format!("{path}: {problem}."))
     })?;
     let database = context.database().await?;
-    let keyring = context.keyring()?;
+    let keyring = context.keyring_for(&database).await?;
     let tenant = arguments.tenant;
     let new = NewCredentials {
         package_name: &arguments.package_name,

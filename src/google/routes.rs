@@ -239,7 +239,31 @@ fn problem(failure: Failure) -> Problem {
         )
         .retry_after(std::time::Duration::from_secs(1)),
     };
-    problem.cause(failure)
+    let class = class(&failure);
+    let mut problem = problem.cause(failure);
+    if let Some(cause) = &mut problem.cause {
+        cause.class = class;
+    }
+    problem
+}
+
+/// What the log says in production: the kind and Google's own words for it, nothing of a purchase.
+fn class(failure: &Failure) -> String {
+    match failure {
+        Failure::Credentials { status, reason, .. } => {
+            let reason = reason.as_deref().unwrap_or("no reason");
+            format!("google credentials {status} {reason}")
+        }
+        Failure::Application { reason } => format!("google application 404 {reason}"),
+        Failure::Quota { status, .. } => format!("google quota {status}"),
+        Failure::Unexpected { status, reason, .. } => {
+            let reason = reason.as_deref().unwrap_or("no reason");
+            format!("google unexpected {status} {reason}")
+        }
+        Failure::Unreadable(_) => "google unreadable".to_owned(),
+        Failure::NoAnswer(_) => "google no answer".to_owned(),
+        Failure::Crowded => "google crowded".to_owned(),
+    }
 }
 
 #[cfg(test)]

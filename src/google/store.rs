@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::account::{MalformedAccount, ServiceAccount};
 use crate::clock::Timestamp;
+use crate::credentials::sealed::GOOGLE_SERVICE_ACCOUNT;
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, OpenError, Place};
+use crate::crypto::keyring::{Keyring, OpenError};
 use crate::db::{self, Database};
 use crate::id::TenantId;
 
@@ -95,14 +96,6 @@ pub enum PutError {
     Database(#[from] db::Error),
 }
 
-fn place(tenant: &TenantId) -> Place<'_> {
-    Place {
-        table: "google_credentials",
-        column: "service_account_enc",
-        row: tenant.as_str(),
-    }
-}
-
 /// The tenant's credentials, opened. `None` when it has none.
 pub async fn find(
     database: &Database,
@@ -117,7 +110,10 @@ pub async fn find(
     .await?;
     let Some(row) = row else { return Ok(None) };
     let file = keyring
-        .open(place(tenant), &row.service_account_enc)
+        .open(
+            GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
+            &row.service_account_enc,
+        )
         .map_err(|cause| FindError::Sealed {
             tenant: tenant.clone(),
             cause,
@@ -166,7 +162,7 @@ pub async fn put(
     tenant: &TenantId,
     new: &NewCredentials<'_>,
 ) -> Result<(), PutError> {
-    let sealed = keyring.seal(place(tenant), new.file);
+    let sealed = keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file);
     sqlx::query!(
         "insert into google_credentials as stored \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \

@@ -1,0 +1,700 @@
+//! `POST /v1/google/verify` as a backend uses it, against a Google that plays a script: what the simulated store does
+//! not do of itself (a gateway's page, nonsense with status 200) can be played too.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::config::RateLimit;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::changes::Changes;
+use attesto::db::{ConnectSettings, Database};
+use attesto::google::account::ServiceAccount;
+use attesto::google::store::{self, NewCredentials, PutError};
+use attesto::google::{self, Google, Settings};
+use attesto::http::envelope::Envelope;
+use attesto::http::outbound::{self, Upstream};
+use attesto::id::TenantId;
+use attesto::tenants::{self, Callers, KeyEnvironment, RawKey};
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use url::Url;
+
+use crate::world::postgres::fresh_url;
+
+const PACKAGE: &str = "com.example.app";
+const PURCHASE_TOKEN: &str = "token/with:odd?characters";
+
+/// An Attesto with one tenant, and the Google it asks.
+struct Shop {
+    database: Database,
+    keyring: Arc<Keyring>,
+    changes: Changes,
+    service: Envelope,
+    google: Arc<Script>,
+    tenant: TenantId,
+    key: RawKey,
+    _serving: AbortOnDropHandle<()>,
+}
+
+/// What Google answers next, and what it was asked.
+#[derive(Default)]
+struct Script {
+    answers: Mutex<VecDeque<(u16, String)>>,
+    token_answer: Mutex<Option<(u16, String)>>,
+    retry_after: Mutex<Option<&'static str>>,
+    asked: Mutex<Vec<String>>,
+    assertions: Mutex<Vec<String>>,
+}
+
+impl Script {
+    #[expect(clippy::unused_async, reason = "a handler is")]
+    async fn answer(
+        State(script): State<Arc<Self>>,
+        uri: Uri,
+        headers: HeaderMap,
+        body: String,
+    ) -> Response {
+        if uri.path() == "/token" {
+            script.assertions.lock().unwrap().push(body);
+            let good = json!({ "access_token": "ya29.planted-secret", "expires_in": 3600 });
+            let scripted = script.token_answer.lock().unwrap().clone();
+            let (status, body) = scripted.unwrap_or((200, good.to_string()));
+            return (StatusCode::from_u16(status).unwrap(), body).into_response();
+        }
+        assert_eq!(headers[header::AUTHORIZATION], "Bearer ya29.planted-secret");
+        script.asked.lock().unwrap().push(uri.to_string());
+        let next = script.answers.lock().unwrap().pop_front();
+        let (status, body) = next.expect("an answer is in the script");
+        let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
+        if let Some(wait) = *script.retry_after.lock().unwrap() {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static(wait));
+        }
+        response
+    }
+
+    async fn open() -> (Arc<Self>, Url, AbortOnDropHandle<()>) {
+        let script = Arc::new(Self::default());
+        let app = axum::Router::new()
+            .fallback(Self::answer)
+            .with_state(script.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        (script, url, AbortOnDropHandle::new(serving))
+    }
+
+    /// Google will answer `body` with `status`, as often as a failure is tried.
+    fn will_answer(&self, status: u16, body: &str) {
+        let times = if status >= 500 { 3 } else { 1 };
+        let answers = std::iter::repeat_n((status, body.to_owned()), times);
+        self.answers.lock().unwrap().extend(answers);
+    }
+
+    fn will_refuse(&self, status: u16, reason: &str) {
+        let body = json!({ "error": {
+            "code": status, "message": "planted-sentence", "errors": [{ "reason": reason }],
+        } });
+        self.will_answer(status, &body.to_string());
+    }
+}
+
+fn keyring(fill: u8) -> Arc<Keyring> {
+    let key = MasterKey::parse(&STANDARD.encode([fill; 32]), Some(1)).unwrap();
+    Arc::new(Keyring::new(key, vec![]).unwrap())
+}
+
+/// A service account's key file, with a key of its own.
+pub(crate) fn key_file(key_id: &str) -> String {
+    let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    let base64 = STANDARD.encode(der.as_ref());
+    json!({
+        "type": "service_account",
+        "private_key_id": key_id,
+        "private_key": format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"),
+        "client_email": "attesto@project.iam.example",
+        // Whatever is written here is not called.
+        "token_uri": "http://127.0.0.1:1/steered-elsewhere",
+    })
+    .to_string()
+}
+
+impl Shop {
+    async fn open() -> Self {
+        let shop = Self::without_credentials().await;
+        shop.set_credentials(&key_file("key-1")).await.unwrap();
+        shop
+    }
+
+    async fn without_credentials() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let database = Database::open(&ConnectSettings::from_url(&fresh_url().await).unwrap());
+        let clock = Clock::fixed(Timestamp::parse("2026-04-20T00:00:00Z").unwrap());
+        let name = "Acme".parse().unwrap();
+        let tenant = tenants::store::create_tenant(&database, &name, clock.now())
+            .await
+            .unwrap()
+            .id;
+        let key = RawKey::mint(KeyEnvironment::Live);
+        tenants::store::create_key(
+            &database,
+            &tenant,
+            None,
+            KeyEnvironment::Live,
+            &key,
+            clock.now(),
+        )
+        .await
+        .unwrap();
+        let (script, url, serving) = Script::open().await;
+        let (changes, keyring) = (Changes::new(&database), keyring(1));
+        let service = service(&database, &changes, &keyring, &clock, &url);
+        Self {
+            database,
+            keyring,
+            changes,
+            service,
+            google: script,
+            tenant,
+            key,
+            _serving: serving,
+        }
+    }
+
+    async fn set_credentials(&self, file: &str) -> Result<(), PutError> {
+        let account = ServiceAccount::parse(file.as_bytes()).unwrap();
+        let new = NewCredentials {
+            package_name: PACKAGE,
+            file: file.as_bytes(),
+            account: &account,
+            pubsub_audience: None,
+            pubsub_service_account: None,
+            pubsub_topic: None,
+        };
+        store::put(&self.database, &self.keyring, &self.tenant, &new).await
+    }
+
+    async fn ask(&self, body: &Value) -> (u16, HeaderMap, Value) {
+        self.ask_with(&format!("Bearer {}", self.key.expose()), body)
+            .await
+    }
+
+    async fn ask_with(&self, authorization: &str, body: &Value) -> (u16, HeaderMap, Value) {
+        let request = Request::post("/v1/google/verify")
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body.to_string()))
+            .unwrap();
+        let response = self.service.clone().answer(request).await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        for secret in [
+            "ya29.",
+            "PRIVATE KEY",
+            "planted-sentence",
+            self.key.expose(),
+        ] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        (
+            parts.status.as_u16(),
+            parts.headers,
+            serde_json::from_str(&text).unwrap(),
+        )
+    }
+}
+
+fn service(
+    database: &Database,
+    changes: &Changes,
+    keyring: &Arc<Keyring>,
+    clock: &Clock,
+    url: &Url,
+) -> Envelope {
+    let limit = RateLimit {
+        per_second: 1_000_000,
+        burst: 1_000_000,
+    };
+    let callers = Callers::new(database, changes, clock, limit);
+    let upstream = Upstream::new(outbound::client().unwrap(), Duration::from_secs(5));
+    let settings = Settings {
+        play_url: url.clone(),
+        token_url: url.join("token").unwrap(),
+        credential_ttl: Duration::from_mins(5),
+    };
+    let google = Google::new(database, keyring, changes, upstream, clock, settings);
+    let (router, _) = google::routes(google, callers).split_for_parts();
+    Envelope::new(router, clock.clone(), Duration::from_secs(5))
+}
+
+fn subscription() -> Value {
+    json!({ "packageName": PACKAGE, "purchaseToken": PURCHASE_TOKEN, "type": "subscription" })
+}
+
+fn product() -> Value {
+    json!({ "packageName": PACKAGE, "purchaseToken": PURCHASE_TOKEN, "type": "product", "productId": "coins" })
+}
+
+fn with(mut body: Value, name: &str, value: impl Into<Value>) -> Value {
+    body[name] = value.into();
+    body
+}
+
+const KNOWN: &str = r#"{ "kind":"androidpublisher#subscriptionPurchaseV2", "new field":1.0,
+    "startTime":"2026-04-19T00:00:00.5Z", "subscriptionState":"SUBSCRIPTION_STATE_ACTIVE",
+    "acknowledgementState":"ACKNOWLEDGEMENT_STATE_PENDING",
+    "externalAccountIdentifiers":{"obfuscatedExternalAccountId":"user-1"},
+    "lineItems":[{"productId":"premium","expiryTime":"2026-05-19T00:00:00Z",
+        "latestSuccessfulOrderId":"GPA.1","autoRenewingPlan":{}}] }"#;
+
+#[tokio::test]
+async fn a_subscription_is_real() {
+    let shop = Shop::open().await;
+    shop.google.will_answer(200, KNOWN);
+    let (status, headers, answer) = shop.ask(&subscription()).await;
+    assert_eq!(status, 200);
+    assert_eq!(headers[header::CONTENT_TYPE], "application/json");
+    let purchase = &answer["purchase"];
+    for (found, expected) in [
+        (&answer["valid"], json!(true)),
+        (&answer["status"], json!("active")),
+        (&answer["appUserId"], json!("user-1")),
+        (&purchase["productId"], json!("premium")),
+        (&purchase["purchaseToken"], json!(PURCHASE_TOKEN)),
+        (&purchase["startTime"], json!("2026-04-19T00:00:00.500Z")),
+        (&purchase["expiryTime"], json!("2026-05-19T00:00:00.000Z")),
+        (&purchase["autoRenewing"], json!(false)),
+        (&purchase["acknowledgementState"], json!(0)),
+        (
+            &purchase["acknowledgeBy"],
+            json!("2026-04-22T00:00:00.500Z"),
+        ),
+        (&purchase["orderId"], json!("GPA.1")),
+        (&purchase["testPurchase"], json!(false)),
+        (&purchase["rawResponse"]["new field"], json!(1.0)),
+    ] {
+        assert_eq!(*found, expected, "{answer}");
+    }
+    assert_eq!(
+        *shop.google.asked.lock().unwrap(),
+        [
+            "/androidpublisher/v3/applications/com.example.app/purchases/subscriptionsv2/tokens/token%2Fwith%3Aodd%3Fcharacters"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_product_is_real() {
+    let shop = Shop::open().await;
+    let body = json!({ "purchaseState": 0, "consumptionState": 1, "purchaseTimeMillis": "1776556800000", "orderId": "GPA.2" });
+    shop.google.will_answer(200, &body.to_string());
+    let (status, _, answer) = shop.ask(&product()).await;
+    assert_eq!((status, &answer["status"]), (200, &json!("consumed")));
+    assert_eq!(answer["purchase"]["purchaseTimeMillis"], "1776556800000");
+    assert_eq!(answer["purchase"]["rawResponse"], body);
+    assert_eq!(
+        *shop.google.asked.lock().unwrap(),
+        [
+            "/androidpublisher/v3/applications/com.example.app/purchases/products/coins/tokens/token%2Fwith%3Aodd%3Fcharacters"
+        ]
+    );
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+#[tokio::test]
+async fn every_answer_of_googles_is_told_as_the_contract_says() {
+    let shop = Shop::open().await;
+    let not_found = |reason: &str| json!({ "reason": reason });
+    let google = |status: u16, reason: &str| json!({ "status": status, "googleErrorCode": reason });
+    for (status, reason, expected, error, details) in [
+        (
+            404,
+            "purchaseTokenNotFound",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("unknown"),
+        ),
+        (
+            400,
+            "invalid",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("unknown"),
+        ),
+        (
+            400,
+            "subscriptionInvalidArgument",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("other_type"),
+        ),
+        (
+            400,
+            "failedPrecondition",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("gone"),
+        ),
+        (
+            410,
+            "subscriptionPurchaseNoLongerAvailable",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("gone"),
+        ),
+        (
+            410,
+            "purchaseTokenNoLongerValid",
+            200,
+            "PURCHASE_NOT_FOUND",
+            not_found("gone"),
+        ),
+        (
+            400,
+            "purchaseTokenDoesNotMatchPackageName",
+            200,
+            "PACKAGE_NAME_MISMATCH",
+            json!({ "expected": PACKAGE }),
+        ),
+        (
+            400,
+            "purchaseTokenDoesNotMatchProductId",
+            200,
+            "PRODUCT_ID_MISMATCH",
+            json!({ "found": [] }),
+        ),
+        (
+            403,
+            "quotaExceeded",
+            429,
+            "RATE_LIMITED",
+            json!({ "status": 403, "retryAfterSeconds": 60 }),
+        ),
+        (
+            429,
+            "rateLimitExceeded",
+            429,
+            "RATE_LIMITED",
+            json!({ "status": 429, "retryAfterSeconds": 60 }),
+        ),
+        (
+            403,
+            "permissionDenied",
+            502,
+            "GOOGLE_API_ERROR",
+            google(403, "permissionDenied"),
+        ),
+        (
+            404,
+            "applicationNotFound",
+            502,
+            "GOOGLE_API_ERROR",
+            google(404, "applicationNotFound"),
+        ),
+        (
+            400,
+            "somethingNew",
+            502,
+            "GOOGLE_API_ERROR",
+            google(400, "somethingNew"),
+        ),
+        (
+            503,
+            "backendError",
+            502,
+            "GOOGLE_API_ERROR",
+            google(503, "backendError"),
+        ),
+    ] {
+        shop.google.will_refuse(status, reason);
+        let (found, headers, answer) = shop.ask(&subscription()).await;
+        assert_eq!(found, expected, "{status} {reason}: {answer}");
+        assert_eq!(answer["valid"], false);
+        assert_eq!(answer["error"], error, "{status} {reason}");
+        assert_eq!(answer["details"], details, "{status} {reason}");
+        assert_eq!(
+            answer["requestId"],
+            headers["x-request-id"].to_str().unwrap()
+        );
+        let wait = headers
+            .get(header::RETRY_AFTER)
+            .map(|wait| wait.to_str().unwrap().to_owned());
+        let said = details["retryAfterSeconds"]
+            .as_u64()
+            .map(|seconds| seconds.to_string());
+        assert_eq!(wait, said, "{status} {reason}");
+    }
+    let gone = "This purchase is gone";
+    shop.google.will_refuse(410, "purchaseTokenNoLongerValid");
+    let (_, _, answer) = shop.ask(&subscription()).await;
+    assert!(
+        answer["message"].as_str().unwrap().starts_with(gone),
+        "{answer}"
+    );
+    *shop.google.retry_after.lock().unwrap() = Some("7");
+    shop.google.will_refuse(429, "rateLimitExceeded");
+    let (_, headers, _) = shop.ask(&subscription()).await;
+    assert_eq!(headers[header::RETRY_AFTER], "7");
+}
+
+#[tokio::test]
+async fn what_google_did_not_say_is_never_a_no() {
+    let shop = Shop::open().await;
+    for (status, body) in [
+        (404, "<html>not found</html>"),
+        (404, "{}"),
+        (200, "<html>welcome</html>"),
+        (200, "[]"),
+        (302, ""),
+        (502, ""),
+    ] {
+        shop.google.will_answer(status, body);
+        let (found, _, answer) = shop.ask(&subscription()).await;
+        assert_eq!(
+            (found, &answer["error"]),
+            (502, &json!("GOOGLE_API_ERROR")),
+            "{status} {body}"
+        );
+        assert_eq!(answer["details"]["status"], status);
+    }
+    for (status, body, code) in [
+        (
+            400,
+            r#"{"error":"invalid_grant","error_description":"planted-sentence"}"#,
+            json!("invalid_grant"),
+        ),
+        (500, "", Value::Null),
+    ] {
+        let shop = Shop::open().await;
+        *shop.google.token_answer.lock().unwrap() = Some((status, body.to_owned()));
+        let (found, _, answer) = shop.ask(&subscription()).await;
+        assert_eq!(
+            (found, &answer["error"]),
+            (502, &json!("GOOGLE_API_ERROR")),
+            "{status} {body}"
+        );
+        assert_eq!(
+            answer["details"],
+            json!({ "status": status, "googleErrorCode": code })
+        );
+    }
+}
+
+#[tokio::test]
+async fn some_questions_never_reach_google() {
+    let shop = Shop::open().await;
+    let (status, _, answer) = shop
+        .ask(&with(subscription(), "packageName", "com.example.other"))
+        .await;
+    assert_eq!(
+        (status, &answer["error"]),
+        (200, &json!("PACKAGE_NAME_MISMATCH"))
+    );
+    let (status, _, answer) = shop.ask(&json!({ "type": "product" })).await;
+    assert_eq!((status, &answer["error"]), (400, &json!("INVALID_REQUEST")));
+    let issues = answer["details"]["issues"].as_array().unwrap();
+    let paths: Vec<_> = issues
+        .iter()
+        .map(|issue| issue["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(paths, ["packageName", "purchaseToken", "productId"]);
+    let nobody = RawKey::mint(KeyEnvironment::Live);
+    for authorization in ["", "Bearer", &format!("Bearer {}", nobody.expose())] {
+        let (status, _, answer) = shop.ask_with(authorization, &subscription()).await;
+        assert_eq!((status, &answer["error"]), (401, &json!("UNAUTHENTICATED")));
+    }
+    // A segment of dots cannot be written into a URL; nothing is called that.
+    let (status, _, answer) = shop.ask(&with(subscription(), "purchaseToken", "..")).await;
+    assert_eq!(
+        (status, &answer["error"]),
+        (200, &json!("PURCHASE_NOT_FOUND"))
+    );
+    assert!(shop.google.asked.lock().unwrap().is_empty());
+    assert!(shop.google.assertions.lock().unwrap().is_empty());
+
+    let shop = Shop::without_credentials().await;
+    let (status, _, answer) = shop.ask(&subscription()).await;
+    assert_eq!(
+        (status, &answer["error"]),
+        (400, &json!("CREDENTIALS_MISSING"))
+    );
+}
+
+#[tokio::test]
+async fn a_purchase_of_something_or_somebody_else_is_refused() {
+    let shop = Shop::open().await;
+    for (question, error) in [
+        (with(subscription(), "productId", "premium"), None),
+        (
+            with(subscription(), "productId", "other"),
+            Some("PRODUCT_ID_MISMATCH"),
+        ),
+        (with(subscription(), "expectedAppUserId", "user-1"), None),
+        (
+            with(subscription(), "expectedAppUserId", "user-2"),
+            Some("APP_USER_MISMATCH"),
+        ),
+        (
+            with(subscription(), "expectedAppUserId", "USER-1"),
+            Some("APP_USER_MISMATCH"),
+        ),
+    ] {
+        shop.google.will_answer(200, KNOWN);
+        let (status, _, answer) = shop.ask(&question).await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            answer.get("error").and_then(Value::as_str),
+            error,
+            "{question}"
+        );
+        assert_eq!(answer["valid"], error.is_none());
+        assert_eq!(answer.get("purchase").is_some(), error.is_none());
+    }
+    shop.google.will_answer(200, r#"{"purchaseState":0}"#);
+    let (_, _, answer) = shop
+        .ask(&with(product(), "expectedAppUserId", "user-1"))
+        .await;
+    assert_eq!(
+        answer["error"], "APP_USER_MISMATCH",
+        "a purchase of nobody's"
+    );
+    shop.google
+        .will_answer(200, r#"{"purchaseState":0,"productId":"gems"}"#);
+    let (_, _, answer) = shop.ask(&product()).await;
+    assert_eq!(answer["error"], "PRODUCT_ID_MISMATCH");
+    assert_eq!(answer["details"]["found"], json!(["gems"]));
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_used_at_once() {
+    let shop = Shop::open().await;
+    let changes = shop.changes.clone();
+    let listening = tokio::spawn(async move { changes.run(CancellationToken::new()).await });
+    let _listening = AbortOnDropHandle::new(listening);
+    let patience = std::time::Instant::now() + Duration::from_secs(10);
+    while !shop.changes.listening() {
+        assert!(std::time::Instant::now() < patience, "changes are heard");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let key_ids = || -> Vec<String> {
+        let assertions = shop.google.assertions.lock().unwrap();
+        let key_id = |form: &String| {
+            let (_, assertion) = form.split_once("assertion=").unwrap();
+            jsonwebtoken::decode_header(assertion).unwrap().kid.unwrap()
+        };
+        assertions.iter().map(key_id).collect()
+    };
+    for _ in 0..2 {
+        shop.google.will_answer(200, KNOWN);
+        assert_eq!(shop.ask(&subscription()).await.0, 200);
+    }
+    assert_eq!(key_ids(), ["key-1"], "one token for both");
+    shop.set_credentials(&key_file("key-2")).await.unwrap();
+    let patience = std::time::Instant::now() + Duration::from_secs(1);
+    while key_ids().len() < 2 {
+        assert!(
+            std::time::Instant::now() < patience,
+            "the new key is used within a second"
+        );
+        shop.google.will_answer(200, KNOWN);
+        assert_eq!(shop.ask(&subscription()).await.0, 200);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(key_ids(), ["key-1", "key-2"]);
+}
+
+#[tokio::test]
+async fn credentials_that_do_not_open_are_an_internal_error_without_a_word_of_it() {
+    let shop = Shop::open().await;
+    let clock = Clock::fixed(Timestamp::parse("2026-04-20T00:00:00Z").unwrap());
+    let nowhere = "http://127.0.0.1:1/".parse().unwrap();
+    let shop = Shop {
+        service: service(&shop.database, &shop.changes, &keyring(2), &clock, &nowhere),
+        ..shop
+    };
+    let (status, _, answer) = shop.ask(&subscription()).await;
+    assert_eq!((status, &answer["error"]), (500, &json!("INTERNAL_ERROR")));
+    assert_eq!(answer.get("details"), None);
+}
+
+#[tokio::test]
+async fn what_is_not_said_again_about_pubsub_stays() {
+    let shop = Shop::without_credentials().await;
+    let file = key_file("key-1");
+    let account = ServiceAccount::parse(file.as_bytes()).unwrap();
+    let put = async |tenant: &TenantId, audience: Option<&str>, topic: Option<&str>| {
+        let new = NewCredentials {
+            package_name: PACKAGE,
+            file: file.as_bytes(),
+            account: &account,
+            pubsub_audience: audience,
+            pubsub_service_account: None,
+            pubsub_topic: topic,
+        };
+        store::put(&shop.database, &shop.keyring, tenant, &new).await
+    };
+    let stranger = TenantId::mint(Timestamp::from_millis(0));
+    assert!(
+        matches!(put(&stranger, None, None).await, Err(PutError::UnknownTenant(id)) if id == stranger)
+    );
+    assert!(
+        store::describe(&shop.database, &shop.tenant)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    for (audience, topic, expected) in [
+        (
+            Some("https://a.example"),
+            Some(""),
+            (Some("https://a.example"), None),
+        ),
+        (
+            None,
+            Some("projects/p/topics/t"),
+            (Some("https://a.example"), Some("projects/p/topics/t")),
+        ),
+        (
+            None,
+            None,
+            (Some("https://a.example"), Some("projects/p/topics/t")),
+        ),
+        (Some(""), None, (None, Some("projects/p/topics/t"))),
+    ] {
+        put(&shop.tenant, audience, topic).await.unwrap();
+        let stored = store::describe(&shop.database, &shop.tenant)
+            .await
+            .unwrap()
+            .unwrap();
+        let found = (
+            stored.pubsub_audience.as_deref(),
+            stored.pubsub_topic.as_deref(),
+        );
+        assert_eq!(found, expected);
+        assert_eq!(stored.key_fingerprint, account.fingerprint());
+        assert!(!serde_json::to_string(&stored).unwrap().contains("PRIVATE"));
+    }
+    let opened = store::find(&shop.database, &shop.keyring, &shop.tenant)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(opened.account.fingerprint(), account.fingerprint());
+    assert!(!format!("{opened:?}").contains("PRIVATE"));
+}
