@@ -19,7 +19,9 @@ pub mod db;
 pub mod google;
 pub mod http;
 pub mod id;
+pub mod shutdown;
 pub mod simulator;
+pub mod telemetry;
 pub mod tenants;
 
 /// This release, as sent in every answer.

@@ -1,0 +1,330 @@
+//! The list of settings. The flags of `serve`, their help, and the defaults all come from here.
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its variable in the environment.
+    pub name: &'static str,
+    /// Its flag, without the dashes. A secret's flag names a file.
+    pub flag: &'static str,
+    /// What its value looks like; empty for a switch.
+    pub value: &'static str,
+    /// What holds when nobody says anything; empty when that is nothing, or cannot be put in one word.
+    pub default: &'static str,
+    /// What it means.
+    pub help: &'static str,
+    /// How it is given.
+    pub kind: Kind,
+}
+
+/// How a setting is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A text.
+    Plain,
+    /// `1`, `true`, `0` or `false`; the flag alone means true.
+    Switch,
+    /// A text that is in nobody's command line: in the variable, or in the file that the variable with `_FILE` names.
+    Secret,
+}
+
+const fn plain(
+    name: &'static str,
+    flag: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting {
+        name,
+        flag,
+        value,
+        default,
+        help,
+        kind: Kind::Plain,
+    }
+}
+
+const fn switch(name: &'static str, flag: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        flag,
+        value: "",
+        default: "false",
+        help,
+        kind: Kind::Switch,
+    }
+}
+
+const fn secret(name: &'static str, flag: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        flag,
+        value: "FILE",
+        default: "",
+        help,
+        kind: Kind::Secret,
+    }
+}
+
+/// Every setting of `serve`, in the order in which help shows them.
+pub const SETTINGS: &[Setting] = &[
+    plain(
+        "PORT",
+        "port",
+        "PORT",
+        "8080",
+        "The port to listen on; 0 takes a free one",
+    ),
+    plain(
+        "BIND_ADDRESS",
+        "bind-address",
+        "ADDRESS",
+        "[::]",
+        "The address to listen on; [::] is every address, IPv4 too",
+    ),
+    secret(
+        "DATABASE_URL",
+        "database-url-file",
+        "A file with the database's URL: postgres://user:password@host:5432/name, Postgres 14 or newer; its \
+         parameters max, idle_timeout and connect_timeout (seconds) shape the pool",
+    ),
+    switch(
+        "ATTESTO_EMBEDDED_POSTGRES",
+        "embedded-postgres",
+        "Without a database URL, run a private Postgres as a child process and keep it in the data directory",
+    ),
+    plain(
+        "ATTESTO_DATA_DIR",
+        "data-dir",
+        "FOLDER",
+        "",
+        "Where the private Postgres keeps its data [default: /var/lib/attesto for root, else \
+         ~/.local/share/attesto]",
+    ),
+    plain(
+        "ATTESTO_PG_BIN",
+        "pg-bin",
+        "FOLDER",
+        "",
+        "Where the private Postgres' programs are [default: the newest ones found]",
+    ),
+    plain(
+        "ATTESTO_PG_USER",
+        "pg-user",
+        "USER",
+        "",
+        "Who runs the private Postgres when this process is root [default: attesto if there is such a user, else \
+         postgres]",
+    ),
+    plain(
+        "ATTESTO_MIGRATE_ON_START",
+        "migrate-on-start",
+        "BOOL",
+        "true",
+        "Bring the database's tables to this release when starting; safe when several processes start at once",
+    ),
+    secret(
+        "ATTESTO_ENCRYPTION_KEY",
+        "encryption-key-file",
+        "A file with the key that seals secrets: base64 of exactly 32 bytes, optionally with <id>: before it (1 to \
+         255, default 1)",
+    ),
+    secret(
+        "ATTESTO_ENCRYPTION_KEYS_RETIRED",
+        "encryption-keys-retired-file",
+        "A file with keys that still open secrets and seal no more: <id>:<base64>, separated by commas",
+    ),
+    plain(
+        "ATTESTO_ENV",
+        "env",
+        "ENV",
+        "development",
+        "development, production or test (NODE_ENV is accepted too); production refuses what only development may do",
+    ),
+    plain(
+        "LOG_LEVEL",
+        "log-level",
+        "LEVEL",
+        "info",
+        "fatal, error, warn, info, debug or trace",
+    ),
+    plain(
+        "LOG_FORMAT",
+        "log-format",
+        "FORMAT",
+        "auto",
+        "json, pretty, or auto: pretty on a terminal and JSON lines anywhere else",
+    ),
+    plain(
+        "RATE_LIMIT_PER_SECOND",
+        "rate-limit-per-second",
+        "N",
+        "100",
+        "Requests per second that one tenant may make of this process, over time",
+    ),
+    plain(
+        "RATE_LIMIT_BURST",
+        "rate-limit-burst",
+        "N",
+        "200",
+        "Requests that one tenant may make at once after a pause",
+    ),
+    plain(
+        "CREDENTIAL_CACHE_TTL_SECONDS",
+        "credential-cache-ttl-seconds",
+        "SECONDS",
+        "300",
+        "How long a tenant's opened store credentials are kept in memory",
+    ),
+    switch(
+        "WEBHOOK_DISPATCHER_DISABLED",
+        "webhook-dispatcher-disabled",
+        "This process only receives; another one delivers",
+    ),
+    plain(
+        "WEBHOOK_DISPATCH_CONCURRENCY",
+        "webhook-dispatch-concurrency",
+        "N",
+        "64",
+        "Deliveries under way at once",
+    ),
+    plain(
+        "WEBHOOK_DISPATCH_INTERVAL_SECONDS",
+        "webhook-dispatch-interval-seconds",
+        "SECONDS",
+        "10",
+        "How often to look for deliveries nobody announced; new ones start at once",
+    ),
+    plain(
+        "WEBHOOK_TIMEOUT_SECONDS",
+        "webhook-timeout-seconds",
+        "SECONDS",
+        "10",
+        "How long a callback may take to answer",
+    ),
+    plain(
+        "WEBHOOK_MAX_RETRIES",
+        "webhook-max-retries",
+        "N",
+        "5",
+        "How often a delivery is tried again",
+    ),
+    switch(
+        "WEBHOOK_ALLOW_PRIVATE_CALLBACKS",
+        "webhook-allow-private-callbacks",
+        "Callbacks may be at private addresses; refused in production",
+    ),
+    switch(
+        "ENABLE_VALIDATION_AUDIT_LOG",
+        "enable-validation-audit-log",
+        "Keep a row for each verification",
+    ),
+    plain(
+        "SHUTDOWN_GRACE_SECONDS",
+        "shutdown-grace-seconds",
+        "SECONDS",
+        "25",
+        "How long requests in hand may take to finish after a signal to stop",
+    ),
+    plain(
+        "METRICS_ADDRESS",
+        "metrics-address",
+        "HOST:PORT",
+        "",
+        "A second address that serves /metrics",
+    ),
+    plain(
+        "APPLE_PRODUCTION_URL",
+        "apple-production-url",
+        "URL",
+        "https://api.storekit.apple.com",
+        "Apple's server API",
+    ),
+    plain(
+        "APPLE_SANDBOX_URL",
+        "apple-sandbox-url",
+        "URL",
+        "https://api.storekit-sandbox.apple.com",
+        "Apple's server API for sandbox purchases",
+    ),
+    plain(
+        "APPLE_ROOT_CERTIFICATES",
+        "apple-root-certificates",
+        "PATH",
+        "",
+        "A DER or PEM file, or a folder of them, instead of Apple's roots [default: built in]; refused in production",
+    ),
+    plain(
+        "APPLE_OCSP",
+        "apple-ocsp",
+        "MODE",
+        "off",
+        "Whether Apple's responder is asked about revoked certificates; this release knows off only",
+    ),
+    plain(
+        "GOOGLE_PLAY_URL",
+        "google-play-url",
+        "URL",
+        "https://androidpublisher.googleapis.com",
+        "Google's Play Developer API",
+    ),
+    plain(
+        "GOOGLE_TOKEN_URL",
+        "google-token-url",
+        "URL",
+        "https://oauth2.googleapis.com/token",
+        "Where a service account gets its access tokens",
+    ),
+    plain(
+        "GOOGLE_JWKS_URL",
+        "google-jwks-url",
+        "URL",
+        "https://www.googleapis.com/oauth2/v3/certs",
+        "The keys that Google signs push tokens with",
+    ),
+    plain(
+        "GOOGLE_PUBSUB_URL",
+        "google-pubsub-url",
+        "URL",
+        "https://pubsub.googleapis.com",
+        "Google's Pub/Sub API",
+    ),
+    plain(
+        "UPSTREAM_TIMEOUT_SECONDS",
+        "upstream-timeout-seconds",
+        "SECONDS",
+        "10",
+        "How long one question to a store may take, quick retries included",
+    ),
+];
+
+/// The setting of that variable.
+pub fn setting(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_setting_stands_once_and_is_explained() {
+        let names: HashSet<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+        let flags: HashSet<_> = SETTINGS.iter().map(|setting| setting.flag).collect();
+        assert_eq!((names.len(), flags.len()), (SETTINGS.len(), SETTINGS.len()));
+        for Setting {
+            name,
+            flag,
+            help,
+            kind,
+            ..
+        } in SETTINGS
+        {
+            assert!(!help.ends_with('.') && help.len() > 10, "{name}");
+            assert_eq!(flag.ends_with("-file"), *kind == Kind::Secret, "{name}");
+        }
+    }
+}

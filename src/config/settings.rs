@@ -1,0 +1,679 @@
+//! What the service runs with, read from the texts it was given.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use super::admin;
+use super::catalogue::setting;
+use super::raw::{Given, Raw};
+use crate::crypto::keyring::Keyring;
+use crate::db::ConnectSettings;
+
+/// What kind of place this process runs in. Production refuses what only development may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// On somebody's machine.
+    Development,
+    /// Real tenants, real money.
+    Production,
+    /// In a test.
+    Test,
+}
+
+impl Mode {
+    /// The word it is chosen by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Production => "production",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `BIND_ADDRESS`; `None` when nobody chose one: every address, of IPv4 only where there is no IPv6.
+    pub address: Option<IpAddr>,
+    /// `PORT`; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Listen {
+    /// The address and port to try first.
+    pub fn socket(&self) -> SocketAddr {
+        let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
+    }
+}
+
+/// Which database.
+#[derive(Clone)]
+pub enum DatabaseSource {
+    /// One that runs somewhere: `DATABASE_URL`.
+    Url(Box<ConnectSettings>),
+    /// A private one of our own: `ATTESTO_EMBEDDED_POSTGRES`.
+    Embedded(Embedded),
+}
+
+/// How to run a private Postgres. What is `None` is found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Embedded {
+    /// `ATTESTO_DATA_DIR`
+    pub data_dir: Option<PathBuf>,
+    /// `ATTESTO_PG_BIN`
+    pub pg_bin: Option<PathBuf>,
+    /// `ATTESTO_PG_USER`
+    pub user: Option<String>,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON lines anywhere else.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// The least serious level that is written.
+    pub level: tracing::level_filters::LevelFilter,
+    /// `LOG_FORMAT`
+    pub format: LogFormat,
+    /// Whether unexpected errors are logged by their class only, as in production.
+    pub classes_only: bool,
+}
+
+/// Default limits of a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// `RATE_LIMIT_PER_SECOND`
+    pub per_second: u32,
+    /// `RATE_LIMIT_BURST`
+    pub burst: u32,
+}
+
+/// How events are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Webhooks {
+    /// Not `WEBHOOK_DISPATCHER_DISABLED`: whether this process delivers.
+    pub dispatch: bool,
+    /// `WEBHOOK_DISPATCH_CONCURRENCY`
+    pub concurrency: usize,
+    /// `WEBHOOK_DISPATCH_INTERVAL_SECONDS`
+    pub interval: Duration,
+    /// `WEBHOOK_TIMEOUT_SECONDS`
+    pub timeout: Duration,
+    /// `WEBHOOK_MAX_RETRIES`
+    pub max_retries: u32,
+    /// `WEBHOOK_ALLOW_PRIVATE_CALLBACKS`
+    pub allow_private: bool,
+}
+
+/// Base URLs and manners of calls to the stores.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// `APPLE_PRODUCTION_URL`
+    pub apple_production: Url,
+    /// `APPLE_SANDBOX_URL`
+    pub apple_sandbox: Url,
+    /// `APPLE_ROOT_CERTIFICATES`: replaces the built-in roots.
+    pub apple_roots: Option<PathBuf>,
+    /// `GOOGLE_PLAY_URL`
+    pub google_play: Url,
+    /// `GOOGLE_TOKEN_URL`
+    pub google_token: Url,
+    /// `GOOGLE_JWKS_URL`
+    pub google_jwks: Url,
+    /// `GOOGLE_PUBSUB_URL`
+    pub google_pubsub: Url,
+    /// `UPSTREAM_TIMEOUT_SECONDS`
+    pub timeout: Duration,
+}
+
+/// Everything `serve` runs with.
+#[derive(Clone)]
+pub struct Settings {
+    /// `ATTESTO_ENV`
+    pub mode: Mode,
+    /// `PORT` and `BIND_ADDRESS`
+    pub listen: Listen,
+    /// `DATABASE_URL`, or a private one
+    pub database: DatabaseSource,
+    /// `ATTESTO_MIGRATE_ON_START`
+    pub migrate_on_start: bool,
+    /// `ATTESTO_ENCRYPTION_KEY` and `ATTESTO_ENCRYPTION_KEYS_RETIRED`
+    pub keyring: Arc<Keyring>,
+    /// `LOG_LEVEL` and `LOG_FORMAT`
+    pub log: Log,
+    /// `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`
+    pub rate_limit: RateLimit,
+    /// `CREDENTIAL_CACHE_TTL_SECONDS`
+    pub credential_ttl: Duration,
+    /// The `WEBHOOK_…` settings
+    pub webhooks: Webhooks,
+    /// `ENABLE_VALIDATION_AUDIT_LOG`
+    pub validation_audit: bool,
+    /// `SHUTDOWN_GRACE_SECONDS`
+    pub shutdown_grace: Duration,
+    /// `METRICS_ADDRESS`
+    pub metrics: Option<SocketAddr>,
+    /// Where the stores are
+    pub stores: Stores,
+}
+
+impl Settings {
+    /// Reads them all. Every problem is a line that names the flag or variable and says what it must be; none repeats
+    /// a value.
+    pub fn parse(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = Reader {
+            raw,
+            problems: Vec::new(),
+        };
+        // Everything is read before anything is missed, so that all problems are found.
+        let mode = reader.mode();
+        let listen = reader.listen();
+        let database = reader.database();
+        let migrate_on_start = reader.switch("ATTESTO_MIGRATE_ON_START");
+        let keyring = reader.keyring();
+        let log = reader.log(mode);
+        let rate_limit = RateLimit {
+            per_second: reader.number("RATE_LIMIT_PER_SECOND", 1..=1_000_000),
+            burst: reader.number("RATE_LIMIT_BURST", 1..=1_000_000),
+        };
+        let credential_ttl = reader.seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
+        let webhooks = reader.webhooks(mode);
+        let validation_audit = reader.switch("ENABLE_VALIDATION_AUDIT_LOG");
+        let shutdown_grace = reader.seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
+        let metrics = reader.metrics();
+        let stores = reader.stores(mode);
+        reader.ocsp();
+        match (database, keyring, stores) {
+            (Some(database), Some(keyring), Some(stores)) if reader.problems.is_empty() => {
+                Ok(Self {
+                    mode,
+                    listen,
+                    database,
+                    migrate_on_start,
+                    keyring,
+                    log,
+                    rate_limit,
+                    credential_ttl,
+                    webhooks,
+                    validation_audit,
+                    shutdown_grace,
+                    metrics,
+                    stores,
+                })
+            }
+            _ => Err(reader.problems),
+        }
+    }
+}
+
+/// Only what is no secret.
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("mode", &self.mode)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// As far as it can be told from settings that may be wrong elsewhere: for saying so.
+    pub fn best_effort(raw: &Raw<'_>) -> Self {
+        let mut reader = Reader {
+            raw,
+            problems: Vec::new(),
+        };
+        let mode = reader.mode();
+        reader.log(mode)
+    }
+}
+
+/// Reads settings one by one and keeps what is wrong with them. After a problem it goes on with the default, which is
+/// never used.
+struct Reader<'a> {
+    raw: &'a Raw<'a>,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, origin: &str, problem: &str) {
+        self.problems.push(format!("{origin}: {problem}"));
+    }
+
+    fn given(&mut self, name: &str) -> Option<Given> {
+        self.raw.text(name).unwrap_or_else(|problem| {
+            self.problems.push(problem);
+            None
+        })
+    }
+
+    /// What was given and reads well, or the default.
+    fn read<T>(&mut self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+        let given = self.given(name);
+        let value = given.as_ref().and_then(|given| parse(&given.text));
+        if value.is_none()
+            && let Some(given) = &given
+        {
+            self.problem(&given.origin, &format!("must be {expected}"));
+        }
+        value.unwrap_or_else(|| {
+            let default = setting(name).map_or("", |setting| setting.default);
+            parse(default).expect("a setting's default is one of its values")
+        })
+    }
+
+    /// What was given and reads well, if anything was given.
+    fn optional<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let given = self.given(name)?;
+        let value = parse(&given.text);
+        if value.is_none() {
+            self.problem(&given.origin, &format!("must be {expected}"));
+        }
+        value
+    }
+
+    fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<T>,
+    ) -> T {
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        self.read(name, &expected, |text| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = digits.then(|| text.parse().ok()).flatten();
+            number.filter(|number| range.contains(number))
+        })
+    }
+
+    fn seconds(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
+        Duration::from_secs(self.number(name, range))
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        self.read(name, "true or false (or 1 or 0)", |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "1" | "true" | "yes" | "on" => Some(true),
+                "0" | "false" | "no" | "off" => Some(false),
+                _ => None,
+            }
+        })
+    }
+
+    fn mode(&mut self) -> Mode {
+        let parse = |text: &str| match text {
+            "development" => Some(Mode::Development),
+            "production" => Some(Mode::Production),
+            "test" => Some(Mode::Test),
+            _ => None,
+        };
+        let expected = "development, production or test";
+        match self.given("ATTESTO_ENV") {
+            Some(_) => self.read("ATTESTO_ENV", expected, parse),
+            None => self
+                .optional("NODE_ENV", expected, parse)
+                .unwrap_or(Mode::Development),
+        }
+    }
+
+    fn listen(&mut self) -> Listen {
+        let port = self.number("PORT", 0..=u16::MAX);
+        let expected = "an IP address, like [::], 0.0.0.0 or 127.0.0.1";
+        let address = self.optional("BIND_ADDRESS", expected, |text| match text {
+            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            text => {
+                let bare = text
+                    .strip_prefix('[')
+                    .and_then(|text| text.strip_suffix(']'));
+                bare.unwrap_or(text).parse().ok()
+            }
+        });
+        Listen { address, port }
+    }
+
+    fn database(&mut self) -> Option<DatabaseSource> {
+        let embedded = Embedded {
+            data_dir: self.path("ATTESTO_DATA_DIR"),
+            pg_bin: self.path("ATTESTO_PG_BIN"),
+            user: self.given("ATTESTO_PG_USER").map(|given| given.text),
+        };
+        let embed = self.switch("ATTESTO_EMBEDDED_POSTGRES");
+        let lookup = |name: &str| {
+            let value = self.raw.lookup(name);
+            // Blank is unset, as for every other setting.
+            value.filter(|value| !value.to_string_lossy().trim().is_empty())
+        };
+        match admin::database(&lookup, self.raw.flag("DATABASE_URL")) {
+            Ok(Some(settings)) => Some(DatabaseSource::Url(Box::new(settings))),
+            Ok(None) if embed => Some(DatabaseSource::Embedded(embedded)),
+            Ok(None) => {
+                self.problem(
+                    "DATABASE_URL",
+                    "is missing: set it to postgres://user:password@host:5432/name; or add --embedded-postgres for a \
+                     private Postgres on this machine; or run `attesto dev` to try everything at once",
+                );
+                None
+            }
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        }
+    }
+
+    fn keyring(&mut self) -> Option<Arc<Keyring>> {
+        match admin::keyring(&|name| self.raw.lookup(name)) {
+            Ok(Some(keyring)) => Some(Arc::new(keyring)),
+            Ok(None) => {
+                self.problem(
+                    "ATTESTO_ENCRYPTION_KEY",
+                    "is missing: make one with `openssl rand -base64 32`, keep it as safe as a backup, and set it, or \
+                     ATTESTO_ENCRYPTION_KEY_FILE to a file that holds it",
+                );
+                None
+            }
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        }
+    }
+
+    fn log(&mut self, mode: Mode) -> Log {
+        use tracing::level_filters::LevelFilter;
+
+        let expected = "fatal, error, warn, info, debug or trace";
+        let level = self.read("LOG_LEVEL", expected, |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "fatal" | "error" => Some(LevelFilter::ERROR),
+                "warn" => Some(LevelFilter::WARN),
+                "info" => Some(LevelFilter::INFO),
+                "debug" => Some(LevelFilter::DEBUG),
+                "trace" => Some(LevelFilter::TRACE),
+                _ => None,
+            }
+        });
+        let format = self.read("LOG_FORMAT", "json, pretty or auto", |text| match text {
+            "json" => Some(LogFormat::Json),
+            "pretty" => Some(LogFormat::Pretty),
+            "auto" => Some(LogFormat::Auto),
+            _ => None,
+        });
+        Log {
+            level,
+            format,
+            classes_only: mode == Mode::Production,
+        }
+    }
+
+    fn webhooks(&mut self, mode: Mode) -> Webhooks {
+        let webhooks = Webhooks {
+            dispatch: !self.switch("WEBHOOK_DISPATCHER_DISABLED"),
+            concurrency: self.number("WEBHOOK_DISPATCH_CONCURRENCY", 1..=1024),
+            interval: self.seconds("WEBHOOK_DISPATCH_INTERVAL_SECONDS", 1..=3600),
+            timeout: self.seconds("WEBHOOK_TIMEOUT_SECONDS", 1..=120),
+            max_retries: self.number("WEBHOOK_MAX_RETRIES", 0..=20),
+            allow_private: self.switch("WEBHOOK_ALLOW_PRIVATE_CALLBACKS"),
+        };
+        if webhooks.allow_private {
+            self.refuse_in_production(mode, "WEBHOOK_ALLOW_PRIVATE_CALLBACKS");
+        }
+        webhooks
+    }
+
+    fn stores(&mut self, mode: Mode) -> Option<Stores> {
+        let mut url = |name| self.url(name, mode);
+        let (apple_production, apple_sandbox) =
+            (url("APPLE_PRODUCTION_URL"), url("APPLE_SANDBOX_URL"));
+        let (google_play, google_token) = (url("GOOGLE_PLAY_URL"), url("GOOGLE_TOKEN_URL"));
+        let (google_jwks, google_pubsub) = (url("GOOGLE_JWKS_URL"), url("GOOGLE_PUBSUB_URL"));
+        let timeout = self.seconds("UPSTREAM_TIMEOUT_SECONDS", 1..=60);
+        let apple_roots = self.path("APPLE_ROOT_CERTIFICATES");
+        if apple_roots.is_some() {
+            self.refuse_in_production(mode, "APPLE_ROOT_CERTIFICATES");
+        }
+        Some(Stores {
+            apple_production: apple_production?,
+            apple_sandbox: apple_sandbox?,
+            apple_roots,
+            google_play: google_play?,
+            google_token: google_token?,
+            google_jwks: google_jwks?,
+            google_pubsub: google_pubsub?,
+            timeout,
+        })
+    }
+
+    fn url(&mut self, name: &str, mode: Mode) -> Option<Url> {
+        let given = self.given(name);
+        let (text, origin) = match &given {
+            Some(given) => (given.text.as_str(), given.origin.as_str()),
+            None => (setting(name).map_or("", |setting| setting.default), name),
+        };
+        let problem = match Url::parse(text) {
+            Ok(url) if !matches!(url.scheme(), "http" | "https") || !url.has_host() => {
+                "must be an http:// or https:// URL"
+            }
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                "must be a URL without a user name or password"
+            }
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                "must be a URL without ? and #"
+            }
+            Ok(url) if mode == Mode::Production && url.scheme() != "https" => {
+                "must be an https:// URL when ATTESTO_ENV is production"
+            }
+            Ok(url) => return Some(url),
+            Err(_) => "must be an http:// or https:// URL",
+        };
+        let origin = origin.to_owned();
+        self.problem(&origin, problem);
+        None
+    }
+
+    fn metrics(&mut self) -> Option<SocketAddr> {
+        let expected = "an IP address and a port, like 127.0.0.1:9090 or [::1]:9090";
+        self.optional("METRICS_ADDRESS", expected, |text| text.parse().ok())
+    }
+
+    /// Asked for and not done would be believed to be done.
+    fn ocsp(&mut self) {
+        self.read(
+            "APPLE_OCSP",
+            "off: this release does not know \"on\" yet",
+            |text| (text == "off").then_some(()),
+        );
+    }
+
+    fn path(&mut self, name: &str) -> Option<PathBuf> {
+        self.given(name).map(|given| PathBuf::from(given.text))
+    }
+
+    fn refuse_in_production(&mut self, mode: Mode, name: &str) {
+        if mode == Mode::Production {
+            let origin = self
+                .given(name)
+                .map_or(name.to_owned(), |given| given.origin);
+            self.problem(
+                &origin,
+                "is for development only and refused when ATTESTO_ENV is production",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    fn parse(flags: &[(&str, &str)], set: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let key = STANDARD.encode([7; 32]);
+        let lookup = |name: &str| {
+            let given = set.iter().find(|(set, _)| *set == name);
+            let given = given.map(|(_, value)| OsString::from(value));
+            given.or_else(|| match name {
+                "DATABASE_URL" if !set.iter().any(|(name, _)| *name == "-") => {
+                    Some("postgres://a:b@localhost/c?max=7".into())
+                }
+                "ATTESTO_ENCRYPTION_KEY" => Some(key.clone().into()),
+                _ => None,
+            })
+        };
+        let flags = flags
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::parse(&Raw::new(flags, &lookup))
+    }
+
+    #[test]
+    fn two_settings_are_enough() {
+        let settings = parse(&[], &[]).expect("the defaults are good");
+        assert_eq!(settings.mode, Mode::Development);
+        assert_eq!(settings.listen.socket(), "[::]:8080".parse().unwrap());
+        assert_eq!(
+            settings.rate_limit,
+            RateLimit {
+                per_second: 100,
+                burst: 200
+            }
+        );
+        assert_eq!(settings.credential_ttl, Duration::from_mins(5));
+        assert_eq!(settings.shutdown_grace, Duration::from_secs(25));
+        assert!(settings.migrate_on_start && settings.webhooks.dispatch);
+        assert_eq!(settings.stores.google_token.path(), "/token");
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_variable_and_a_blank_is_nothing() {
+        let settings = parse(
+            &[("PORT", "0"), ("BIND_ADDRESS", "127.0.0.1")],
+            &[
+                ("PORT", "9000"),
+                ("RATE_LIMIT_BURST", " 7 "),
+                ("LOG_LEVEL", ""),
+                ("NODE_ENV", "production"),
+                ("WEBHOOK_DISPATCHER_DISABLED", "1"),
+            ],
+        )
+        .expect("these are good");
+        assert_eq!(settings.listen.socket(), "127.0.0.1:0".parse().unwrap());
+        assert_eq!(settings.rate_limit.burst, 7);
+        assert_eq!(settings.mode, Mode::Production);
+        assert!(settings.log.classes_only && !settings.webhooks.dispatch);
+        let both = parse(&[], &[("NODE_ENV", "production"), ("ATTESTO_ENV", "test")]);
+        assert_eq!(both.expect("good").mode, Mode::Test);
+    }
+
+    #[test]
+    fn every_problem_is_said_at_once_and_no_value_is_repeated() {
+        let problems = parse(
+            &[("PORT", "hunter2")],
+            &[
+                ("-", ""),
+                ("BIND_ADDRESS", "hunter2"),
+                ("ATTESTO_ENV", "hunter2"),
+                ("ATTESTO_ENCRYPTION_KEY", "hunter2"),
+                ("LOG_LEVEL", "hunter2"),
+                ("LOG_FORMAT", "hunter2"),
+                ("RATE_LIMIT_PER_SECOND", "0"),
+                ("RATE_LIMIT_BURST", "+1"),
+                ("CREDENTIAL_CACHE_TTL_SECONDS", "1.5"),
+                ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "hunter2"),
+                ("WEBHOOK_MAX_RETRIES", "-1"),
+                ("METRICS_ADDRESS", "hunter2"),
+                ("APPLE_PRODUCTION_URL", "ftp://hunter2"),
+                ("GOOGLE_PLAY_URL", "https://hunter2:x@example.com"),
+                ("GOOGLE_TOKEN_URL", "hunter2"),
+                ("UPSTREAM_TIMEOUT_SECONDS", "99"),
+                ("APPLE_OCSP", "on"),
+            ],
+        )
+        .expect_err("nothing here is good");
+        let starts = [
+            "ATTESTO_ENV: ",
+            "--port: ",
+            "BIND_ADDRESS: ",
+            "DATABASE_URL: ",
+            "ATTESTO_ENCRYPTION_KEY: ",
+            "LOG_LEVEL: ",
+            "LOG_FORMAT: ",
+            "RATE_LIMIT_PER_SECOND: ",
+            "RATE_LIMIT_BURST: ",
+            "CREDENTIAL_CACHE_TTL_SECONDS: ",
+            "WEBHOOK_MAX_RETRIES: ",
+            "WEBHOOK_ALLOW_PRIVATE_CALLBACKS: ",
+            "METRICS_ADDRESS: ",
+            "APPLE_PRODUCTION_URL: ",
+            "GOOGLE_PLAY_URL: ",
+            "GOOGLE_TOKEN_URL: ",
+            "UPSTREAM_TIMEOUT_SECONDS: ",
+            "APPLE_OCSP: ",
+        ];
+        assert_eq!(problems.len(), starts.len(), "{problems:#?}");
+        for (problem, start) in problems.iter().zip(starts) {
+            assert!(problem.starts_with(start), "{problem} is not {start}");
+            assert!(
+                !problem.contains("hunter2") && !problem.contains('\n'),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn production_refuses_what_is_for_development() {
+        let set = [
+            ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
+            ("APPLE_ROOT_CERTIFICATES", "/tmp/roots"),
+            ("APPLE_SANDBOX_URL", "http://localhost:1"),
+        ];
+        assert!(parse(&[], &set).is_ok());
+        let problems = parse(&[("ATTESTO_ENV", "production")], &set).expect_err("refused");
+        assert_eq!(problems.len(), 3, "{problems:#?}");
+        assert!(
+            problems
+                .iter()
+                .all(|problem| problem.contains("production"))
+        );
+    }
+
+    #[test]
+    fn without_a_database_the_ways_to_one_are_shown() {
+        let problems = parse(&[], &[("-", "")]).expect_err("no database");
+        assert!(problems[0].contains("attesto dev") && problems[0].contains("--embedded-postgres"));
+        let settings = parse(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[("-", "")]);
+        assert!(matches!(
+            settings.expect("embedded").database,
+            DatabaseSource::Embedded(_)
+        ));
+        let both = parse(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[]);
+        assert!(matches!(
+            both.expect("the URL wins").database,
+            DatabaseSource::Url(_)
+        ));
+    }
+}
