@@ -64,7 +64,7 @@ async fn verify(
     Ok(axum::Json(verified))
 }
 
-/// The body of a question, as it is described to callers; [`Question`] is what becomes of it.
+/// A question about a Google Play purchase.
 #[derive(ToSchema)]
 #[schema(as = google::VerifyRequest, rename_all = "camelCase")]
 #[expect(dead_code, reason = "describes what `Question::from_json` reads")]
