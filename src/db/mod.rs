@@ -7,6 +7,7 @@
 //! - [`changes`]: hear of changes to what is remembered
 
 pub mod changes;
+pub mod embedded;
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use url::Url;
 
 pub use sqlx::Error;
+
+/// The oldest major version of Postgres that the queries and migrations work on.
+pub const OLDEST_MAJOR: u32 = 14;
 
 /// Every migration, embedded in the binary.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -48,6 +52,16 @@ pub enum MalformedUrl {
 }
 
 impl ConnectSettings {
+    /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
+    fn with_options(options: PgConnectOptions) -> Self {
+        Self {
+            options,
+            max_connections: 20,
+            idle_timeout: Duration::from_mins(10),
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+
     /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
     /// defaults 600 and 5) are ours; every other parameter is Postgres' own.
     pub fn from_url(text: &str) -> Result<Self, MalformedUrl> {

@@ -1,0 +1,446 @@
+//! [`Embedded`]: a private Postgres from nothing to its end.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::account::Account;
+use super::binaries::Binaries;
+use super::error::EmbeddedError;
+use super::folder::{Folder, Lock, Tenure};
+use super::postmaster::{self, Orphan, Postmaster};
+use crate::db::ConnectSettings;
+
+/// The database's only role, and the owner of everything in it.
+const ROLE: &str = "attesto";
+/// The database, which every cluster has from the start.
+const DATABASE: &str = "postgres";
+/// How long Postgres may take until it answers; recovery after a crash counts.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the remains of a killed Postgres may stand in the way of the next.
+const REMAINS: Duration = Duration::from_secs(15);
+/// How long one command waits for another to be done with Postgres.
+const COMMANDS: Duration = Duration::from_secs(30);
+/// How often to look again.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Where a private Postgres is and what it runs with. The default of each is found on the machine.
+#[derive(Clone, Debug, Default)]
+pub struct EmbeddedOptions {
+    /// `ATTESTO_DATA_DIR`: the data folder. Default: /var/lib/attesto for root, else `attesto` in the user's state
+    /// folder.
+    pub data_dir: Option<PathBuf>,
+    /// `ATTESTO_PG_BIN`: the folder of the programs `postgres` and `initdb`.
+    pub pg_bin: Option<PathBuf>,
+    /// `ATTESTO_PG_USER`: who runs Postgres when we are root. Default: `attesto`, then `postgres`.
+    pub user: Option<String>,
+    /// `PATH`: where the programs are looked for first.
+    pub search_path: Option<OsString>,
+    /// `XDG_STATE_HOME`: the user's state folder. Default: .local/state in `home`.
+    pub state_home: Option<PathBuf>,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+}
+
+impl EmbeddedOptions {
+    /// The options as the environment gives them; an empty variable counts as none.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let given = |name| variable(name).filter(|value| !value.is_empty());
+        let path = |name| given(name).map(PathBuf::from);
+        Self {
+            data_dir: path("ATTESTO_DATA_DIR"),
+            pg_bin: path("ATTESTO_PG_BIN"),
+            user: given("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned()),
+            search_path: given("PATH"),
+            // The specification of these folders: one that is not absolute is to be ignored.
+            state_home: path("XDG_STATE_HOME").filter(|path| path.is_absolute()),
+            home: path("HOME"),
+        }
+    }
+
+    /// The data folder these options mean. Nothing is created.
+    pub fn data_folder(&self) -> Result<PathBuf, EmbeddedError> {
+        if let Some(folder) = &self.data_dir {
+            return Ok(folder.clone());
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/attesto"));
+        }
+        let state = match (&self.state_home, &self.home) {
+            (Some(state), _) => state.clone(),
+            (None, Some(home)) => home.join(".local/state"),
+            (None, None) => return Err(EmbeddedError::NoHome),
+        };
+        Ok(state.join("attesto"))
+    }
+}
+
+/// A private Postgres that answers. Call [`Embedded::stop`] at the end; a value that is only dropped tells Postgres to
+/// stop and does not see it happen.
+#[derive(Debug)]
+pub struct Embedded {
+    folder: Folder,
+    hold: Hold,
+}
+
+/// By what right we use it.
+#[derive(Debug)]
+enum Hold {
+    /// It is ours to stop.
+    Owner {
+        postmaster: Box<Postmaster>,
+        tenure: Tenure,
+        _lock: Lock,
+    },
+    /// Another process stops it.
+    Guest { _lock: Lock },
+}
+
+impl Embedded {
+    /// Starts it, for a service that owns it until it stops. Makes the cluster when there is none, and adopts a
+    /// Postgres that a killed process of ours left running. Refuses while another service owns it; waits for a
+    /// command to be done.
+    pub async fn start(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
+        let folder = open_folder(&options)?;
+        let until = Instant::now() + COMMANDS + PATIENCE;
+        loop {
+            let owner = match folder.own(Tenure::Service)? {
+                Ok(lock) => return Self::own(folder, lock, Tenure::Service, &options).await,
+                Err(owner) => owner,
+            };
+            if owner.tenure == Some(Tenure::Service) || Instant::now() > until {
+                return Err(EmbeddedError::InUse {
+                    folder: folder.data(),
+                    pid: owner.pid,
+                });
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Joins it, for one command: as the guest of whoever runs it, or, when nobody does, by starting it until
+    /// [`Embedded::stop`].
+    pub async fn attach(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
+        let folder = open_folder(&options)?;
+        let until = Instant::now() + COMMANDS + PATIENCE;
+        loop {
+            let owner = match folder.own(Tenure::Command)? {
+                Ok(lock) => return Self::own(folder, lock, Tenure::Command, &options).await,
+                Err(owner) => owner,
+            };
+            // First the lock and then the question: while the lock is ours, a command that owns it will not stop it.
+            if let Some(lock) = folder.visit()?
+                && answers(&folder).await
+            {
+                let hold = Hold::Guest { _lock: lock };
+                return Ok(Self { folder, hold });
+            }
+            if Instant::now() > until {
+                return Err(EmbeddedError::InUse {
+                    folder: folder.data(),
+                    pid: owner.pid,
+                });
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn own(
+        folder: Folder,
+        lock: Lock,
+        tenure: Tenure,
+        options: &EmbeddedOptions,
+    ) -> Result<Self, EmbeddedError> {
+        let begun = Instant::now();
+        let binaries = Binaries::all(options.pg_bin.as_deref(), options.search_path.as_deref())?;
+        let is_new = !folder.has_data();
+        let binaries = if is_new {
+            let best = &binaries[0];
+            tracing::info!(folder = %folder.data().display(), version = best.major(), "making a private Postgres");
+            create_cluster(&folder, best).await?;
+            best
+        } else {
+            matching(&folder, &binaries)?
+        };
+        let postmaster = run(&folder, binaries).await?;
+        let kind = match (&postmaster, is_new) {
+            (Postmaster::Orphan(_), _) => "adopted",
+            (_, true) => "new",
+            (_, false) => "started",
+        };
+        tracing::info!(
+            kind,
+            folder = %folder.data().display(),
+            version = binaries.major(),
+            after = ?begun.elapsed(),
+            "the private Postgres answers"
+        );
+        let hold = Hold::Owner {
+            postmaster: Box::new(postmaster),
+            tenure,
+            _lock: lock,
+        };
+        Ok(Self { folder, hold })
+    }
+
+    /// How to connect.
+    pub fn connect_settings(&self) -> ConnectSettings {
+        ConnectSettings::with_options(options(&self.folder))
+    }
+
+    /// The same as a `postgres://` URL that other programs understand, `psql` among them. Nothing in it is secret: who
+    /// may connect is who may enter the folder of the socket.
+    pub fn url(&self) -> String {
+        format!(
+            "postgres:///{DATABASE}?host={}&user={ROLE}&sslmode=disable",
+            percent_encoded(self.folder.run())
+        )
+    }
+
+    /// Whether it is ours to stop, rather than another process'.
+    pub fn is_owner(&self) -> bool {
+        matches!(self.hold, Hold::Owner { .. })
+    }
+
+    /// Stops it when it is ours, and returns when it has stopped. A command first waits for the other commands that
+    /// use it; a service is the last to need it.
+    pub async fn stop(mut self) {
+        let Hold::Owner {
+            postmaster, tenure, ..
+        } = &mut self.hold
+        else {
+            return;
+        };
+        let mut closed = None;
+        if *tenure == Tenure::Command {
+            let until = Instant::now() + COMMANDS;
+            while closed.is_none() && Instant::now() < until {
+                closed = self.folder.close_to_guests().ok().flatten();
+                if closed.is_none() {
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+        }
+        postmaster.stop().await;
+    }
+}
+
+impl Drop for Embedded {
+    /// Does nothing after [`Embedded::stop`]: there is no process any more.
+    fn drop(&mut self) {
+        if let Hold::Owner { postmaster, .. } = &self.hold
+            && let Some(pid) = postmaster.pid()
+        {
+            let _ = kill_process(pid, Signal::INT);
+        }
+    }
+}
+
+fn open_folder(options: &EmbeddedOptions) -> Result<Folder, EmbeddedError> {
+    let account = Account::choose(options.user.as_deref())?;
+    Folder::prepare(&options.data_folder()?, account)
+}
+
+/// The programs that can read the data.
+fn matching<'a>(folder: &Folder, binaries: &'a [Binaries]) -> Result<&'a Binaries, EmbeddedError> {
+    let found = folder.major()?;
+    let same = binaries.iter().find(|one| one.major() == found);
+    same.ok_or_else(|| EmbeddedError::OtherMajor {
+        data: folder.data(),
+        found,
+        installed: binaries.iter().map(Binaries::major).collect(),
+    })
+}
+
+/// Runs `initdb` beside the place of the data, and moves the result there when it is whole: an interrupted first run
+/// leaves nothing that looks like a cluster.
+async fn create_cluster(folder: &Folder, binaries: &Binaries) -> Result<(), EmbeddedError> {
+    let making = folder.fresh_cluster()?;
+    let program = binaries.program("initdb");
+    let ran = postmaster::command(folder, &program)
+        .arg("-D")
+        .arg(&making)
+        .args(["-U", ROLE, "-E", "UTF8", "--locale=C"])
+        .args(["--auth-local=trust", "--auth-host=reject"])
+        .args(["--data-checksums", "--no-instructions"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let ran = ran.map_err(|cause| {
+        folder
+            .obstacle(&program)
+            .unwrap_or_else(|| EmbeddedError::CannotRun {
+                program: program.clone(),
+                account: folder.account().map(|account| account.name.clone()),
+                cause,
+            })
+    })?;
+    if ran.status.success() {
+        return folder.adopt_cluster(&making);
+    }
+    let output = [ran.stdout, ran.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
+    if output.contains("could not look up effective user ID") {
+        let uid = rustix::process::geteuid().as_raw();
+        return Err(EmbeddedError::Nameless { uid });
+    }
+    if output.contains("ermission denied")
+        && let Some(obstacle) = folder.obstacle(&making)
+    {
+        return Err(obstacle);
+    }
+    Err(EmbeddedError::Initdb {
+        folder: making,
+        status: ran.status,
+        output: last_lines(&output),
+    })
+}
+
+/// Postgres on the folder's data, answering: the one that runs already, or a new one.
+async fn run(folder: &Folder, binaries: &Binaries) -> Result<Postmaster, EmbeddedError> {
+    let begun = Instant::now();
+    let (log, _) = folder.open_log()?;
+    loop {
+        if let Some(orphan) = Orphan::find(folder) {
+            let mut orphan = Postmaster::Orphan(orphan);
+            if wait_until_it_answers(folder, &mut orphan).await {
+                return Ok(orphan);
+            }
+            // It was on its way out, or it is stuck: a fresh one will do better.
+            orphan.stop().await;
+        }
+        let said_before = log.metadata().map_or(0, |data| data.len());
+        let mut postmaster = Postmaster::spawn(folder, binaries, &log)?;
+        if wait_until_it_answers(folder, &mut postmaster).await {
+            return Ok(postmaster);
+        }
+        let said = folder.log_since(said_before);
+        let Some(status) = postmaster.ended() else {
+            postmaster.stop().await;
+            return Err(EmbeddedError::Silent {
+                socket: folder.socket(),
+                seconds: PATIENCE.as_secs(),
+                log: folder.log_path(),
+                tail: last_lines(&said),
+            });
+        };
+        // After a `kill -9` of Postgres, its last processes hold the data for a moment longer.
+        let remains = ["lock file \"", "pre-existing shared memory block"]
+            .iter()
+            .any(|sign| said.contains(sign));
+        if !remains || begun.elapsed() > REMAINS {
+            return Err(EmbeddedError::Ended {
+                status,
+                log: folder.log_path(),
+                tail: last_lines(&said),
+            });
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whether it answers before it ends and before our patience does.
+async fn wait_until_it_answers(folder: &Folder, postmaster: &mut Postmaster) -> bool {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if answers(folder).await {
+            return true;
+        }
+        if postmaster.ended().is_some() {
+            return false;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    false
+}
+
+async fn answers(folder: &Folder) -> bool {
+    if !folder.socket().exists() {
+        return false;
+    }
+    match timeout(PATIENCE, options(folder).connect()).await {
+        Ok(Ok(connection)) => {
+            // It answered; how the farewell goes says nothing about that.
+            let _ = connection.close().await;
+            true
+        }
+        _ => false,
+    }
+}
+
+fn options(folder: &Folder) -> PgConnectOptions {
+    // Every value that sqlx would otherwise take from the environment or from ~/.pgpass.
+    PgConnectOptions::new_without_pgpass()
+        .socket(folder.run())
+        .port(5432)
+        .username(ROLE)
+        .database(DATABASE)
+        .password("")
+        .ssl_mode(PgSslMode::Disable)
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
+}
+
+/// For the value of a URL's parameter, as both libpq and sqlx read it.
+fn percent_encoded(path: &Path) -> String {
+    use std::fmt::Write as _;
+
+    let mut text = String::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+                text.push(char::from(*byte));
+            }
+            // Writing to a `String` cannot fail.
+            _ => {
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_come_from_the_environment_and_empty_is_none() {
+        let options = EmbeddedOptions::from_environment(|name| {
+            let value = match name {
+                "ATTESTO_DATA_DIR" => "/srv/attesto",
+                "ATTESTO_PG_BIN" => "",
+                "XDG_STATE_HOME" => "relative",
+                "HOME" => "/home/ada",
+                _ => return None,
+            };
+            Some(value.into())
+        });
+        assert_eq!(options.data_folder().unwrap(), Path::new("/srv/attesto"));
+        assert_eq!(options.pg_bin, None);
+        assert_eq!(options.state_home, None);
+        assert_eq!(options.user, None);
+    }
+
+    #[test]
+    fn a_url_survives_odd_folders() {
+        assert_eq!(percent_encoded(Path::new("/a b/é&c")), "/a%20b/%C3%A9%26c");
+    }
+
+    #[test]
+    fn only_the_end_of_a_log_is_shown() {
+        assert_eq!(last_lines("1\n2\n3\n4\n5\n6\n\n"), "2\n3\n4\n5\n6");
+        assert_eq!(last_lines(""), "");
+    }
+}

@@ -1,0 +1,215 @@
+//! The server process itself: found, started, waited for, stopped.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::binaries::Binaries;
+use super::error::EmbeddedError;
+use super::folder::Folder;
+
+/// How long a fast shutdown may take before it becomes an immediate one.
+const FAST: Duration = Duration::from_secs(20);
+/// How long an immediate shutdown may take. It writes nothing, so this is plenty.
+const IMMEDIATE: Duration = Duration::from_secs(5);
+/// How often a process that is not our child is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The settings of a private Postgres. Given as arguments rather than in its file, so that data of an older release of
+/// ours follows a newer one.
+const SETTINGS: [&str; 17] = [
+    "listen_addresses=",
+    "port=5432",
+    "unix_socket_permissions=0700",
+    "fsync=on",
+    "full_page_writes=on",
+    "synchronous_commit=on",
+    "max_connections=50",
+    "shared_buffers=128MB",
+    "max_wal_size=512MB",
+    "wal_level=minimal",
+    "max_wal_senders=0",
+    "jit=off",
+    "huge_pages=off",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "logging_collector=off",
+    "log_min_messages=warning",
+];
+
+/// A running Postgres.
+#[derive(Debug)]
+pub(super) enum Postmaster {
+    /// Our child.
+    Child(Child),
+    /// Left behind by an earlier process of ours that was killed.
+    Orphan(Orphan),
+}
+
+/// A Postgres on our data that is not our child.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pid: Pid,
+    data: Box<Path>,
+}
+
+impl Orphan {
+    /// The Postgres that runs on the folder's data, if any does.
+    pub(super) fn find(folder: &Folder) -> Option<Self> {
+        let data = folder.data();
+        let note = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        let pid = Pid::from_raw(note.lines().next()?.trim().parse().ok()?)?;
+        let orphan = Self {
+            pid,
+            data: data.into(),
+        };
+        if orphan.lives() {
+            return Some(orphan);
+        }
+        // Where nobody reaps orphans (we are the first process of a container), a dead one keeps its process id, and
+        // Postgres would take it for a living rival. When it is no child of ours, this does nothing.
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        None
+    }
+
+    /// Whether the process id still means that Postgres. Process ids are given again to others.
+    fn lives(&self) -> bool {
+        let arguments = match std::fs::read(format!("/proc/{}/cmdline", self.pid)) {
+            Ok(line) => line,
+            Err(_) if Path::new("/proc/self/cmdline").exists() => return false,
+            // No /proc: macOS and the BSDs.
+            Err(_) => {
+                let asked = std::process::Command::new("ps")
+                    .args(["-ww", "-o", "args=", "-p", &self.pid.to_string()])
+                    .stdin(Stdio::null())
+                    .output();
+                let Ok(asked) = asked else { return false };
+                let data = self.data.as_os_str().as_encoded_bytes();
+                return asked
+                    .stdout
+                    .windows(data.len())
+                    .any(|window| window == data);
+            }
+        };
+        let arguments: Vec<&OsStr> = arguments
+            .split(|byte| *byte == 0)
+            .map(OsStr::from_bytes)
+            .collect();
+        arguments
+            .windows(2)
+            .any(|pair| pair[0] == "-D" && Path::new(pair[1]) == &*self.data)
+    }
+
+    async fn gone(&self) {
+        while self.lives() {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Postmaster {
+    /// Starts Postgres on the folder's data. That it serves is another matter: see [`Postmaster::ended`].
+    pub(super) fn spawn(
+        folder: &Folder,
+        binaries: &Binaries,
+        log: &std::fs::File,
+    ) -> Result<Self, EmbeddedError> {
+        let program = binaries.program("postgres");
+        let cannot_run = |cause| match folder.obstacle(&program) {
+            Some(obstacle) => obstacle,
+            None => EmbeddedError::CannotRun {
+                program: program.clone(),
+                account: folder.account().map(|account| account.name.clone()),
+                cause,
+            },
+        };
+        let mut command = command(folder, &program);
+        command.arg("-D").arg(folder.data());
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
+        // A list of folders, in which commas part and double quotes hold together.
+        let run = folder.run().as_os_str().as_bytes();
+        let mut sockets = b"unix_socket_directories=\"".to_vec();
+        sockets.extend(
+            run.iter()
+                .flat_map(|byte| std::iter::repeat_n(*byte, if *byte == b'"' { 2 } else { 1 })),
+        );
+        sockets.push(b'"');
+        command.arg("-c").arg(OsStr::from_bytes(&sockets));
+
+        let log = || log.try_clone().map(Stdio::from).map_err(cannot_run);
+        command.stdout(log()?).stderr(log()?);
+        // A process group of its own: Ctrl-C in a terminal reaches every process of its group, and Postgres would end
+        // under the requests that we are still answering.
+        command.process_group(0);
+        Ok(Self::Child(command.spawn().map_err(cannot_run)?))
+    }
+
+    /// Its process id, while there is one.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        match self {
+            Self::Child(child) => child
+                .id()
+                .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
+            Self::Orphan(orphan) => orphan.lives().then_some(orphan.pid),
+        }
+    }
+
+    /// How it ended, when it has. Of a process that is not our child only that it has.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        match self {
+            Self::Child(child) => child.try_wait().ok().flatten(),
+            Self::Orphan(orphan) => (!orphan.lives()).then(ExitStatus::default),
+        }
+    }
+
+    /// Ends it: fast (clients are cut off, everything is written), and after 20 s at once (the next start recovers).
+    /// Never the smart way, which waits for every client.
+    pub(super) async fn stop(&mut self) {
+        for (signal, patience) in [(Signal::INT, FAST), (Signal::QUIT, IMMEDIATE)] {
+            let Some(pid) = self.pid() else { return };
+            if let Err(error) = kill_process(pid, signal) {
+                tracing::warn!(%error, "cannot tell Postgres to stop");
+            }
+            let begun = Instant::now();
+            if timeout(patience, self.gone()).await.is_ok() {
+                tracing::debug!(after = ?begun.elapsed(), "Postgres has stopped");
+                return;
+            }
+            tracing::warn!(after = ?patience, "Postgres has not stopped");
+        }
+    }
+
+    async fn gone(&mut self) {
+        match self {
+            Self::Child(child) => {
+                // It fails only when there is no such child, which is as gone as can be.
+                let _ = child.wait().await;
+            }
+            Self::Orphan(orphan) => orphan.gone().await,
+        }
+    }
+}
+
+/// One of Postgres' programs, run as the user it must run as and with nothing of our environment, which may hold
+/// settings of libpq and secrets of ours.
+pub(super) fn command(folder: &Folder, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("LC_ALL", "C")
+        // The current folder may be one that the other user cannot enter.
+        .current_dir("/")
+        .stdin(Stdio::null());
+    if let Some(account) = folder.account() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command
+}

@@ -1,0 +1,1 @@
+//! The private Postgres: started, stopped, adopted, shared and refused.

@@ -1,0 +1,250 @@
+//! One throw-away Postgres for the whole run of this binary, and a database of its own for every test.
+//!
+//! The first test that asks starts it: a cluster in a temporary folder, over a Unix socket only, with durability off.
+//! Every test gets a copy of one migrated template, which takes some ten milliseconds.
+//!
+//! It ends with the test process, however that ends. Nothing in a test binary runs reliably at its end (a failing
+//! assertion, Ctrl-C, `kill -9`), so Postgres has a keeper: a shell that holds the other end of a pipe from us, sees it
+//! close when we are gone, stops Postgres and removes the folder. Should even the keeper be killed, the next run finds
+//! the folder, whose lock nobody holds any more, and clears it away.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use attesto::config::environment;
+use attesto::db::embedded::account::Account;
+use attesto::db::embedded::binaries::Binaries;
+use attesto::db::{ConnectSettings, Database, MIGRATOR};
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::sync::OnceCell;
+
+/// What the temporary folders are called.
+const PREFIX: &str = "attesto-tests-";
+/// The migrated database that the others are copies of.
+const TEMPLATE: &str = "attesto_template";
+
+/// A database that nobody else uses.
+pub(crate) struct Fresh {
+    /// Its `postgres://` URL, for a process of its own.
+    pub(crate) url: String,
+    /// The same, as the settings of a pool.
+    pub(crate) settings: ConnectSettings,
+    /// A pool on it.
+    pub(crate) database: Database,
+}
+
+/// A database with every migration applied and no rows.
+pub(crate) async fn fresh_database() -> Fresh {
+    static TEMPLATE_IS_THERE: OnceCell<()> = OnceCell::const_new();
+    TEMPLATE_IS_THERE
+        .get_or_init(async || {
+            create(TEMPLATE, "template0").await;
+            let mut connection = connect(TEMPLATE).await;
+            MIGRATOR
+                .run(&mut connection)
+                .await
+                .expect("the migrations apply to an empty database");
+            // A template is copied only while nobody is connected to it.
+            connection.close().await.expect("the connection closes");
+        })
+        .await;
+    create_next(TEMPLATE).await
+}
+
+/// A database with nothing in it.
+pub(crate) async fn empty_database() -> Fresh {
+    create_next("template0").await
+}
+
+async fn create_next(template: &str) -> Fresh {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    create(&name, template).await;
+    let url = url(&name);
+    let settings = ConnectSettings::from_url(&url).expect("our own URL is well formed");
+    let database = Database::open(&settings);
+    Fresh {
+        url,
+        settings,
+        database,
+    }
+}
+
+async fn create(name: &str, template: &str) {
+    let mut connection = connect("postgres").await;
+    // Both names are ours.
+    let statement = format!("create database {name} template {template}");
+    connection
+        .execute(sqlx::AssertSqlSafe(statement))
+        .await
+        .expect("a database can be created");
+    connection.close().await.expect("the connection closes");
+}
+
+async fn connect(database: &str) -> PgConnection {
+    PgConnection::connect(&url(database))
+        .await
+        .expect("the throw-away Postgres answers")
+}
+
+/// Small pools: every test has at least one, and they share one server.
+fn url(database: &str) -> String {
+    let folder = Cluster::get().folder.display();
+    format!("postgres:///{database}?host={folder}&user=attesto&sslmode=disable&max=5")
+}
+
+/// The throw-away Postgres of this run.
+struct Cluster {
+    folder: PathBuf,
+    /// Says by its lock that we are alive.
+    _lock: File,
+    /// Lives as long as the pipe that this holds open.
+    _keeper: Child,
+}
+
+impl Cluster {
+    fn get() -> &'static Self {
+        static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+        CLUSTER.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        sweep();
+        let variable = |name| environment(name).filter(|value| !value.is_empty());
+        let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
+        let binaries = Binaries::all(named.as_deref(), variable("PATH").as_deref())
+            .unwrap_or_else(|problem| panic!("{problem}"))
+            .swap_remove(0);
+        let user = variable("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
+        let account =
+            Account::choose(user.as_deref()).unwrap_or_else(|problem| panic!("{problem}"));
+
+        // Always /tmp: a socket's path must be short, and the user who runs Postgres must be able to get there.
+        let folder = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .expect("a temporary folder can be made");
+        let lock = File::create(folder.join("lock")).expect("a lock can be made");
+        lock.try_lock().expect("nobody else has this lock");
+        if let Some(account) = &account {
+            chown(&folder, Some(account.uid), Some(account.gid)).expect("root can give it away");
+        }
+
+        let run = |command: &mut Command| {
+            command
+                .env_clear()
+                .env("LC_ALL", "C")
+                .env("PATH", "/usr/bin:/bin")
+                .current_dir("/")
+                // Ctrl-C must not reach them: the keeper sees us go and tidies up after us.
+                .process_group(0);
+            if let Some(account) = &account {
+                command.uid(account.uid).gid(account.gid);
+            }
+        };
+        let mut initdb = Command::new(binaries.program("initdb"));
+        initdb
+            .arg("-D")
+            .arg(folder.join("pg"))
+            .args(["-U", "attesto", "-E", "UTF8", "--locale=C", "--no-sync"])
+            .args(["--auth-local=trust", "--auth-host=reject"])
+            .stdin(Stdio::null());
+        run(&mut initdb);
+        let made = initdb.output().expect("initdb runs");
+        assert!(
+            made.status.success(),
+            "initdb failed: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+
+        let mut keeper = Command::new("/bin/sh");
+        keeper
+            .args(["-c", KEEPER, "keeper"])
+            .arg(&folder)
+            .arg(binaries.program("postgres"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        run(&mut keeper);
+        let keeper = keeper.spawn().expect("a shell runs");
+
+        let cluster = Self {
+            folder,
+            _lock: lock,
+            _keeper: keeper,
+        };
+        cluster.wait();
+        cluster
+    }
+
+    /// Until it takes connections: its own note says so, and asking costs less than failing to connect.
+    fn wait(&self) {
+        let begun = Instant::now();
+        let note = self.folder.join("pg/postmaster.pid");
+        while !std::fs::read_to_string(&note).is_ok_and(|note| note.contains("\nready")) {
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "the throw-away Postgres does not start: {}",
+                std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// `$1` is the folder, `$2` the program. `read` returns when the pipe closes, and a Postgres that died is noticed then
+/// too. The folder's content goes first: only root may remove the folder's name from a sticky /tmp that root made.
+const KEEPER: &str = r#"
+"$2" -D "$1/pg" -c listen_addresses= -c port=5432 -c "unix_socket_directories=$1" \
+    -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=64MB \
+    -c wal_level=minimal -c max_wal_senders=0 -c jit=off -c huge_pages=off -c timezone=UTC \
+    </dev/null >"$1/log" 2>&1 &
+read -r _
+kill -QUIT $!
+wait $!
+rm -rf "$1"
+"#;
+
+/// Removes what runs left behind whose keeper was killed too.
+fn sweep() {
+    let ours = rustix::process::geteuid();
+    for entry in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // Somebody else's folder is theirs to sweep. Root's folders belong to the user who runs Postgres.
+        let owned = entry
+            .metadata()
+            .is_ok_and(|data| data.is_dir() && data.uid() == ours.as_raw());
+        let abandoned = File::open(folder.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
+        if (owned || ours.is_root()) && abandoned {
+            stop_postgres(&folder);
+            let _ = std::fs::remove_dir_all(&folder);
+        }
+    }
+}
+
+fn stop_postgres(folder: &Path) {
+    let note = std::fs::read_to_string(folder.join("pg/postmaster.pid")).unwrap_or_default();
+    let pid = note
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok());
+    let Some(pid) = pid.and_then(Pid::from_raw) else {
+        return;
+    };
+    let running = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if String::from_utf8_lossy(&running).contains(&*folder.to_string_lossy()) {
+        let _ = kill_process(pid, Signal::QUIT);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
