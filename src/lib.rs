@@ -19,6 +19,7 @@ pub mod db;
 pub mod google;
 pub mod http;
 pub mod id;
+pub mod server;
 pub mod shutdown;
 pub mod simulator;
 pub mod telemetry;

@@ -1,0 +1,214 @@
+//! `/health`: the process lives. `/ready`: it can do its work.
+//!
+//! Liveness touches nothing, so that a database that is away restarts nobody. Readiness looks, read-only, and answers
+//! in time whatever it looks at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use futures_util::future::{BoxFuture, join_all};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::outbound::InFlight;
+
+/// How long the checks may take. The contract promises an answer within two seconds.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Looks whether something works. `Err` is a few words for anybody to see: no host name, no SQL, no secret.
+pub type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Both routes.
+#[derive(Clone)]
+pub struct Health {
+    checks: Arc<Vec<(&'static str, Check)>>,
+    /// Anybody may ask `/ready`; those who ask at once share one look.
+    looking: InFlight<(), BTreeMap<&'static str, String>>,
+    leaving: CancellationToken,
+}
+
+impl Health {
+    /// With named checks. `leaving` is cancelled when this process should get no more work.
+    pub fn new(checks: Vec<(&'static str, Check)>, leaving: CancellationToken) -> Self {
+        Self {
+            checks: Arc::new(checks),
+            looking: InFlight::default(),
+            leaving,
+        }
+    }
+
+    /// `/health` and `/ready`.
+    pub fn routes(self) -> OpenApiRouter {
+        OpenApiRouter::new()
+            .routes(routes!(health))
+            .routes(routes!(ready))
+            .with_state(self)
+    }
+
+    async fn look(&self) -> BTreeMap<&'static str, String> {
+        let checks = self.checks.clone();
+        let look = || async move {
+            join_all(checks.iter().map(|(name, check)| async {
+                let outcome = match tokio::time::timeout(PATIENCE, check()).await {
+                    Ok(Ok(())) => "ok".to_owned(),
+                    Ok(Err(problem)) => format!("fail: {problem}"),
+                    Err(_) => "fail: timeout".to_owned(),
+                };
+                (*name, outcome)
+            }))
+            .await
+            .into_iter()
+            .collect()
+        };
+        self.looking.share((), look).await
+    }
+}
+
+/// Whether the process lives.
+#[derive(serde::Serialize, ToSchema)]
+struct Alive {
+    /// Always `ok`.
+    status: &'static str,
+    /// This release.
+    version: &'static str,
+}
+
+/// Whether the process can do its work.
+#[derive(serde::Serialize, ToSchema)]
+struct Readiness {
+    /// `ok` or `degraded`.
+    status: &'static str,
+    /// This release.
+    version: &'static str,
+    /// Each check: `ok`, or `fail: ` and a few words.
+    checks: BTreeMap<&'static str, String>,
+}
+
+/// Is the process alive?
+///
+/// Touches nothing. For the probe that restarts a process.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "operation",
+    responses((status = 200, description = "It is.", body = Alive))
+)]
+async fn health() -> Json<Alive> {
+    Json(Alive {
+        status: "ok",
+        version: crate::VERSION,
+    })
+}
+
+/// Can the process do its work?
+///
+/// Looks at the database and at the encryption key, and answers within two seconds. For the probe that sends traffic;
+/// fails while the process is shutting down.
+#[utoipa::path(
+    get,
+    path = "/ready",
+    tag = "operation",
+    responses(
+        (status = 200, description = "It can.", body = Readiness),
+        (status = 503, description = "It cannot: `status` is `degraded` and `checks` says why.", body = Readiness),
+    )
+)]
+async fn ready(State(health): State<Health>) -> (StatusCode, Json<Readiness>) {
+    let mut checks = health.look().await;
+    if health.leaving.is_cancelled() {
+        checks.insert("server", "fail: shutting down".to_owned());
+    }
+    let fine = checks.values().all(|outcome| outcome == "ok");
+    let (code, status) = if fine {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "degraded")
+    };
+    let readiness = Readiness {
+        status,
+        version: crate::VERSION,
+        checks,
+    };
+    (code, Json(readiness))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::body::Body;
+    use axum::http::Request;
+    use futures_util::FutureExt as _;
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn ask(health: &Health, path: &str) -> (u16, Value) {
+        let router: axum::Router = health.clone().routes().into();
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 16)
+            .await
+            .unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    fn fine() -> Check {
+        Arc::new(|| std::future::ready(Ok(())).boxed())
+    }
+
+    #[tokio::test]
+    async fn ready_says_what_fails_and_health_does_not_look() {
+        let down: Check =
+            Arc::new(|| std::future::ready(Err("connection refused".to_owned())).boxed());
+        let leaving = CancellationToken::new();
+        let health = Health::new(vec![("db", down), ("encryption", fine())], leaving);
+        let (status, body) = ask(&health, "/ready").await;
+        assert_eq!(status, 503);
+        let checks = json!({"db": "fail: connection refused", "encryption": "ok"});
+        assert_eq!(
+            body,
+            json!({"status": "degraded", "version": crate::VERSION, "checks": checks})
+        );
+        let (status, body) = ask(&health, "/health").await;
+        assert_eq!(
+            (status, body),
+            (200, json!({"status": "ok", "version": crate::VERSION}))
+        );
+    }
+
+    #[tokio::test]
+    async fn ready_fails_while_leaving() {
+        let leaving = CancellationToken::new();
+        let health = Health::new(vec![("db", fine())], leaving.clone());
+        assert_eq!(ask(&health, "/ready").await.0, 200);
+        leaving.cancel();
+        assert_eq!(ask(&health, "/ready").await.0, 503);
+        assert_eq!(ask(&health, "/health").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_check_that_hangs_is_looked_at_once_and_given_up() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        let counted = looks.clone();
+        let hangs: Check = Arc::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::pending().boxed()
+        });
+        let health = Health::new(vec![("db", hangs)], CancellationToken::new());
+        let start = tokio::time::Instant::now();
+        let ((one, body), (two, _)) = tokio::join!(ask(&health, "/ready"), ask(&health, "/ready"));
+        assert_eq!((one, two), (503, 503));
+        assert_eq!(body["checks"]["db"], "fail: timeout");
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert_eq!(looks.load(Ordering::SeqCst), 1);
+    }
+}

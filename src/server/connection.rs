@@ -1,0 +1,165 @@
+//! One connection, from its first byte to its last.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::listen::{Manners, Server};
+use super::socket::Socket;
+
+/// What a connection that was told to end may still take to do so, with nothing in hand.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The most a request's head may weigh.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// The most header fields a request may have.
+const MAX_HEADERS: usize = 64;
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+
+/// The HTTP library with our limits, for HTTP/1.1 and HTTP/2.
+pub(super) fn protocol(manners: &Manners) -> auto::Builder<TokioExecutor> {
+    let mut protocol = auto::Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        // From the first byte that could be a head: an idle connection that is kept alive counts too.
+        .header_read_timeout(manners.head_timeout)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX));
+    protocol
+}
+
+/// Talks on a connection until either side ends it.
+pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
+    // Answers are small and whole: nothing is gained by waiting for more to send.
+    let _ = stream.set_nodelay(true);
+    let manners = &server.manners;
+    let activity = Arc::new(Activity::new());
+    let socket = Socket::new(
+        stream,
+        activity.clone(),
+        server.stopping.clone(),
+        manners.linger,
+    );
+    let service = service_fn(|request: Request<Incoming>| {
+        let held = Held::new(&activity);
+        let envelope = server.envelope.clone();
+        // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
+        // off between two statements.
+        let answer = server.tasks.spawn(
+            server
+                .given_up
+                .clone()
+                .run_until_cancelled_owned(envelope.answer(request.map(Body::new))),
+        );
+        async move {
+            let answer = answer.await;
+            drop(held);
+            match answer {
+                Ok(Some(answer)) => Ok(answer),
+                Ok(None) | Err(_) => Err("the server has stopped"),
+            }
+        }
+    });
+    let mut connection = pin!(
+        server
+            .protocol
+            .serve_connection(TokioIo::new(socket), service)
+    );
+    let mut ending = None;
+    loop {
+        let (limit, from) = match ending {
+            Some(since) => (LAST_WORDS.min(manners.idle_timeout), Some(since)),
+            None => (manners.idle_timeout, None),
+        };
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = server.stopping.cancelled(), if ending.is_none() => {}
+            () = activity.idle(limit, from) => {
+                if ending.is_some() {
+                    return;
+                }
+            }
+            () = server.given_up.cancelled() => return,
+        }
+        ending = Some(Instant::now());
+        connection.as_mut().graceful_shutdown();
+    }
+}
+
+/// What a connection is doing.
+pub(super) struct Activity(Mutex<Doing>);
+
+struct Doing {
+    in_hand: usize,
+    finished: u64,
+    /// Since when nothing has been in hand; while something is, since when it is not known to be otherwise.
+    idle_since: Instant,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new(Doing {
+            in_hand: 0,
+            finished: 0,
+            idle_since: Instant::now(),
+        }))
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Doing) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Requests in hand, and requests finished.
+    pub(super) fn counts(&self) -> (usize, u64) {
+        self.with(|doing| (doing.in_hand, doing.finished))
+    }
+
+    /// Waits until nothing has been in hand for `limit`, counted from `from` at the earliest.
+    async fn idle(&self, limit: Duration, from: Option<Instant>) {
+        loop {
+            // While something is in hand, looking again after the limit is soon enough.
+            let since = self.with(|doing| (doing.in_hand == 0).then_some(doing.idle_since));
+            let since = since.unwrap_or_else(Instant::now);
+            let end = from.map_or(since, |from| from.max(since)) + limit;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    }
+}
+
+/// A request in hand.
+struct Held(Arc<Activity>);
+
+impl Held {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.with(|doing| doing.in_hand += 1);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.with(|doing| {
+            doing.in_hand -= 1;
+            doing.finished += 1;
+            doing.idle_since = Instant::now();
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! Takes connections, no more than it can hold, until told to stop.
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection;
+use crate::config::Listen;
+use crate::http::envelope::Envelope;
+
+/// How long to wait when the system has no room for another connection.
+const PAUSE_WHEN_FULL: Duration = Duration::from_millis(100);
+/// File descriptors that are kept for the database, the stores and the log.
+const DESCRIPTORS_KEPT: u64 = 256;
+/// More connections than this are not useful to one process.
+const MOST_CONNECTIONS: u64 = 16 * 1024;
+
+/// How patient the server is, and with how many at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// How long a request's head may take from its first byte, or from the end of the request before it.
+    pub head_timeout: Duration,
+    /// How long a connection may have nothing in hand.
+    pub idle_timeout: Duration,
+    /// How long closing waits for a caller who is still sending, so that it can read its answer.
+    pub linger: Duration,
+    /// Connections at once. Further ones wait to be taken.
+    pub max_connections: usize,
+}
+
+/// How long a request's whole body may take.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(12);
+
+impl Default for Manners {
+    /// Every stalled connection is gone within 15 seconds.
+    fn default() -> Self {
+        Self {
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(12),
+            linger: Duration::from_secs(2),
+            max_connections: 1024,
+        }
+    }
+}
+
+/// As many connections as this process can have file descriptors for, which are first made as many as it may have.
+pub fn room_for_connections() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let room = current.map_or(MOST_CONNECTIONS, |most| {
+        most.saturating_sub(DESCRIPTORS_KEPT)
+    });
+    usize::try_from(room.clamp(64, MOST_CONNECTIONS)).unwrap_or(64)
+}
+
+/// Why nothing can be listened to.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else listens there.
+    #[error(
+        "port {0} is already in use: stop what uses it, or choose another with --port (or PORT); 0 takes a free one"
+    )]
+    InUse(u16),
+    /// The system does not let this user.
+    #[error("port {0} may not be used by this user: choose one from 1024 up with --port (or PORT)")]
+    Forbidden(u16),
+    /// The machine has no such address.
+    #[error(
+        "{0} is not an address of this machine: choose another with --bind-address (or BIND_ADDRESS)"
+    )]
+    NoSuchAddress(SocketAddr),
+    /// Anything else.
+    #[error("cannot listen on {0}: {1}")]
+    Other(SocketAddr, io::Error),
+}
+
+/// Starts to listen: connections are taken by the system from now on, and served after [`start`].
+pub async fn bind(listen: Listen) -> Result<TcpListener, BindError> {
+    let address = listen.socket();
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        // Nobody chose an address, and this machine has no IPv6.
+        Err(problem) if listen.address.is_none() && lacks_ipv6(&problem) => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port));
+            TcpListener::bind(address)
+                .await
+                .map_err(|problem| explain(address, problem))
+        }
+        Err(problem) => Err(explain(address, problem)),
+    }
+}
+
+fn lacks_ipv6(problem: &io::Error) -> bool {
+    problem.kind() == ErrorKind::AddrNotAvailable
+        || problem.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn explain(address: SocketAddr, problem: io::Error) -> BindError {
+    match problem.kind() {
+        ErrorKind::AddrInUse => BindError::InUse(address.port()),
+        ErrorKind::PermissionDenied => BindError::Forbidden(address.port()),
+        ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(address),
+        _ => BindError::Other(address, problem),
+    }
+}
+
+/// What all connections share.
+pub(super) struct Server {
+    pub(super) envelope: Envelope,
+    pub(super) manners: Manners,
+    pub(super) protocol: auto::Builder<TokioExecutor>,
+    pub(super) tasks: TaskTracker,
+    /// Finish what is in hand and take nothing new.
+    pub(super) stopping: CancellationToken,
+    /// Stop where you are.
+    pub(super) given_up: CancellationToken,
+}
+
+/// A server that serves. Dropping it lets it go on; [`Running::stop`] ends it.
+#[must_use = "a running server is stopped through this"]
+pub struct Running {
+    address: SocketAddr,
+    server: Arc<Server>,
+}
+
+/// Serves what arrives at `listener`.
+pub fn start(envelope: Envelope, listener: TcpListener, manners: Manners) -> io::Result<Running> {
+    let address = listener.local_addr()?;
+    let server = Arc::new(Server {
+        envelope,
+        manners,
+        protocol: connection::protocol(&manners),
+        tasks: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+        given_up: CancellationToken::new(),
+    });
+    server.tasks.spawn(take(listener, server.clone()));
+    Ok(Running { address, server })
+}
+
+impl Running {
+    /// Where it listens, with the port that was taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes nothing new, closes what is idle, and waits up to `grace` for what is in hand; what is still in hand
+    /// then is given up. Whether everything was finished.
+    pub async fn stop(self, grace: Duration) -> bool {
+        let server = self.server;
+        server.tasks.close();
+        server.stopping.cancel();
+        let finished = tokio::time::timeout(grace, server.tasks.wait())
+            .await
+            .is_ok();
+        server.given_up.cancel();
+        server.tasks.wait().await;
+        finished
+    }
+}
+
+async fn take(listener: TcpListener, server: Arc<Server>) {
+    let places = Arc::new(Semaphore::new(server.manners.max_connections));
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            let place = place.expect("the semaphore is never closed");
+            (listener.accept().await, place)
+        };
+        let Some((accepted, place)) = server.stopping.run_until_cancelled(next).await else {
+            // The listener is closed here: from now on the system refuses connections.
+            return;
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let talk = connection::drive(stream, server.clone());
+                server.tasks.spawn(async move {
+                    talk.await;
+                    drop(place);
+                });
+            }
+            // The caller gave up before it was taken.
+            Err(problem) if is_the_callers(&problem) => {}
+            // Out of file descriptors or memory. Those who are here will leave; whoever waits keeps waiting.
+            Err(problem) => {
+                tracing::error!(cause = %problem, causeClass = ?problem.kind(), "accept_failed");
+                tokio::time::sleep(PAUSE_WHEN_FULL).await;
+            }
+        }
+    }
+}
+
+fn is_the_callers(problem: &io::Error) -> bool {
+    matches!(
+        problem.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+    )
+}

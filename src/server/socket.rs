@@ -1,0 +1,266 @@
+//! The bytes of one connection, with two manners that the HTTP library does not have.
+//!
+//! *Strict line ends.* The library takes a bare line feed for the end of a line, as RFC 9112 allows; a proxy in front
+//! may not, and then the two disagree where a header ends. A bare line feed in a request's head is replaced by a byte
+//! that no head may hold, so that the request is refused with 400.
+//!
+//! *Lingering close.* A request can be answered before all of it was read (its body is too large). Closing a socket
+//! with unread bytes makes the kernel reset the connection, and the answer may be lost on its way. So the sending half
+//! is closed first, and what still comes is read and thrown away for a moment.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Activity;
+
+/// How much is read and thrown away at once.
+const THROWN_AWAY_AT_ONCE: usize = 16 * 1024;
+/// How often that is done before others get a turn.
+const TURNS: usize = 8;
+
+/// A connection's socket.
+pub(super) struct Socket {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    head: Head,
+    stopping: CancellationToken,
+    linger: Duration,
+    closing: Closing,
+}
+
+enum Closing {
+    Open,
+    /// The sending half is closed; what comes is thrown away until the sender ends or the time does.
+    Lingering(Pin<Box<Sleep>>),
+    Closed,
+}
+
+impl Socket {
+    /// Around a stream. Closing lingers for up to `linger`, unless the server is `stopping`.
+    pub(super) fn new(
+        stream: TcpStream,
+        activity: Arc<Activity>,
+        stopping: CancellationToken,
+        linger: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            activity,
+            head: Head::new(),
+            stopping,
+            linger,
+            closing: Closing::Open,
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let this = &mut *self;
+        let (in_hand, finished) = this.activity.counts();
+        this.head
+            .check(&mut buffer.filled_mut()[before..], in_hand, finished);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.closing {
+                Closing::Open => {
+                    ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+                    this.closing = if this.stopping.is_cancelled() {
+                        Closing::Closed
+                    } else {
+                        Closing::Lingering(Box::pin(tokio::time::sleep(this.linger)))
+                    };
+                }
+                Closing::Lingering(end) => {
+                    if end.as_mut().poll(cx).is_pending() {
+                        ready!(throw_away(&mut this.stream, cx));
+                    }
+                    this.closing = Closing::Closed;
+                }
+                Closing::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+/// Ready when nothing more will come.
+fn throw_away(stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+    let mut bytes = [0; THROWN_AWAY_AT_ONCE];
+    for _ in 0..TURNS {
+        let mut buffer = ReadBuf::new(&mut bytes);
+        match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => {}
+            Ok(()) | Err(_) => return Poll::Ready(()),
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Follows where the heads of HTTP/1 requests are, as far as that matters for refusing bare line feeds.
+///
+/// A head that arrives in one piece with the body before it is not looked at: telling where that body ends would take
+/// a second parser. Such a sender pipelines, which no proxy does.
+struct Head {
+    state: State,
+    /// The last bytes, newest last.
+    last: [u8; 3],
+    /// How many bytes of the HTTP/2 preface the connection began with.
+    preface: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In a head.
+    Inside,
+    /// After a head, when that many requests were finished.
+    Behind { finished: u64 },
+    /// HTTP/2 has no lines.
+    Binary,
+}
+
+/// How an HTTP/2 connection begins, as far as no HTTP/1 request can.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+
+impl Head {
+    fn new() -> Self {
+        Self {
+            state: State::Inside,
+            last: [0; 3],
+            preface: 0,
+        }
+    }
+
+    /// Looks at bytes that just arrived, while `in_hand` requests are being answered and `finished` were.
+    fn check(&mut self, bytes: &mut [u8], in_hand: usize, finished: u64) {
+        if let State::Behind { finished: before } = self.state
+            && in_hand == 0
+            && finished > before
+        {
+            self.state = State::Inside;
+            self.last = [0; 3];
+        }
+        if self.state != State::Inside {
+            return;
+        }
+        for byte in bytes {
+            if PREFACE.get(self.preface) == Some(byte) {
+                self.preface += 1;
+                if self.preface == PREFACE.len() {
+                    self.state = State::Binary;
+                    return;
+                }
+            } else {
+                // Whatever else comes, this connection did not begin with it.
+                self.preface = PREFACE.len() + 1;
+            }
+            if *byte == b'\n' {
+                if self.last[2] != b'\r' {
+                    *byte = 0;
+                } else if self.last == *b"\r\n\r" {
+                    self.state = State::Behind { finished };
+                    return;
+                }
+            }
+            self.last = [self.last[1], self.last[2], *byte];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds pieces that arrive one after the other, the connection being idle before each; `|` ends a piece that
+    /// completes a request.
+    fn feed(pieces: &[&str]) -> String {
+        let mut head = Head::new();
+        let mut finished = 0;
+        let mut seen = String::new();
+        for piece in pieces {
+            let done = piece.ends_with('|');
+            let mut bytes = piece.trim_end_matches('|').as_bytes().to_vec();
+            head.check(&mut bytes, 0, finished);
+            finished += u64::from(done);
+            seen.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+        seen
+    }
+
+    #[test]
+    fn a_bare_line_feed_in_a_head_is_spoilt_and_nothing_else_is() {
+        for (pieces, spoilt) in [
+            (&["GET / HTTP/1.1\r\nA: b\r\n\r\n|"] as &[_], false),
+            (&["GET / HTTP/1.1\nA: b\r\n\r\n|"], true),
+            (&["GET / HTTP/1.1\r\nA: b\n\r\n"], true),
+            (&["GET / HTTP/1.1\r\nA: b\r\n\n"], true),
+            (&["G", "ET / HTTP/1.1\r", "\nA: b\r\n", "\r", "\n|"], false),
+            (&["GET / HTTP/1.1\r\nA: b", "\n\r\n"], true),
+            // A body may hold what it likes, also when it comes later.
+            (&["POST / HTTP/1.1\r\n\r\na\nb", "c\n\nd|"], false),
+            // The next head on the same connection is looked at again.
+            (
+                &["GET / HTTP/1.1\r\n\r\n|", "GET / HTTP/1.1\r\n\r\n|"],
+                false,
+            ),
+            (&["GET / HTTP/1.1\r\n\r\n|", "GET / HTTP/1.1\n\r\n|"], true),
+            // HTTP/2 is bytes.
+            (
+                &["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\n\n", "\n\n|", "\n\n"],
+                false,
+            ),
+            (
+                &["PRI * HT", "TP/2.0\r\n", "\r\nSM\r\n\r\n", "\n|", "\n"],
+                false,
+            ),
+            (&["X\r\nPRI * HTTP/2.0\r\n\n"], true),
+        ] {
+            let sent = pieces.concat().replace('|', "");
+            assert_eq!(feed(pieces) != sent, spoilt, "{pieces:?}");
+        }
+    }
+}
