@@ -1,10 +1,12 @@
 //! The binary, as an administrator and as a script use it.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::world::postgres::fresh_url;
+use crate::world::postgres::{empty_database, fresh_database};
 
 struct Shell {
     database_url: Option<String>,
@@ -13,7 +15,7 @@ struct Shell {
 impl Shell {
     async fn open() -> Self {
         Self {
-            database_url: Some(fresh_url().await),
+            database_url: Some(fresh_database().await.url),
         }
     }
 
@@ -237,14 +239,9 @@ async fn a_database_that_is_missing_away_or_empty_is_said() {
     assert!(errors.contains("is it running"), "{errors}");
     assert!(!errors.contains("s3cret"), "{errors}");
 
-    let shell = Shell::open().await;
-    let database = shell.database_url.as_deref().unwrap();
-    let settings = attesto::db::ConnectSettings::from_url(database).unwrap();
-    let admin = attesto::db::Database::open(&settings);
-    sqlx::raw_sql("drop schema public cascade; create schema public")
-        .execute(admin.pool())
-        .await
-        .unwrap();
+    let shell = Shell {
+        database_url: Some(empty_database().await.url),
+    };
     let ran = shell.attesto(&["tenant", "list"]);
     assert_eq!(ran.exit, 1);
     assert!(ran.errors.contains("attesto migrate"), "{}", ran.errors);

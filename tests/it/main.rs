@@ -1,5 +1,7 @@
 //! The integration tests: one binary, one file a topic, one small world for all of them.
 
+mod cli;
 mod embedded;
 mod migrations;
+mod tenants;
 mod world;

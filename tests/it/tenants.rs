@@ -1,7 +1,9 @@
 //! Who is let in, and how soon a change of that is known; what is remembered, and when it is not believed.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
@@ -17,12 +19,12 @@ use attesto::tenants::caller::Refused;
 use attesto::tenants::{Caller, Callers, KeyEnvironment, RawKey, Tenant, store};
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::world::postgres::fresh_url;
+use crate::world::postgres::fresh_database;
 
 const LIMIT: RateLimit = RateLimit {
     per_second: 1_000_000,
@@ -50,7 +52,7 @@ impl Office {
 
     /// One that never began to listen.
     async fn deaf(limit: RateLimit) -> Self {
-        Self::at(&fresh_url().await, limit).await
+        Self::at(&fresh_database().await.url, limit).await
     }
 
     async fn at(url: &str, limit: RateLimit) -> Self {
@@ -278,7 +280,7 @@ async fn what_was_remembered_is_not_believed_when_the_listener_is_cut_off() {
 
 #[tokio::test]
 async fn a_listener_whose_connection_goes_silent_is_noticed() {
-    let direct = fresh_url().await;
+    let direct = fresh_database().await.url;
     let wire = Wire::to(&direct).await;
     let mut office = Office::at(&wire.url, LIMIT).await;
     office.listen();
@@ -294,7 +296,7 @@ async fn a_listener_whose_connection_goes_silent_is_noticed() {
 
 #[tokio::test]
 async fn a_pooler_that_swallows_notifications_is_never_trusted() {
-    let direct = fresh_url().await;
+    let direct = fresh_database().await.url;
     let wire = Wire::to(&direct).await;
     wire.swallow_notifications();
     let mut office = Office::at(&wire.url, LIMIT).await;
@@ -616,29 +618,28 @@ struct Wire {
 
 #[derive(Default)]
 struct Manners {
-    frozen: std::sync::atomic::AtomicBool,
-    swallowing: std::sync::atomic::AtomicBool,
+    frozen: AtomicBool,
+    swallowing: AtomicBool,
 }
 
 impl Wire {
+    /// To a database behind a Unix socket, as the throw-away one is.
     async fn to(url: &str) -> Self {
         let target = url::Url::parse(url).unwrap();
+        let folder = target.query_pairs().find(|(name, _)| name == "host");
+        let socket = format!("{}/.s.PGSQL.5432", folder.unwrap().1);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut near = target.clone();
-        near.set_host(Some("127.0.0.1")).unwrap();
-        near.set_port(Some(listener.local_addr().unwrap().port()))
-            .unwrap();
-        near.query_pairs_mut().append_pair("sslmode", "disable");
+        let url = format!(
+            "postgres://attesto@{}{}?sslmode=disable",
+            listener.local_addr().unwrap(),
+            target.path()
+        );
         let manners = Arc::new(Manners::default());
         let carried = manners.clone();
-        let address = (
-            target.host_str().unwrap().to_owned(),
-            target.port().unwrap(),
-        );
         let carrying = tokio::spawn(async move {
             loop {
                 let (here, _) = listener.accept().await.unwrap();
-                let there = TcpStream::connect(address.clone()).await.unwrap();
+                let there = UnixStream::connect(&socket).await.unwrap();
                 let (from_us, to_us) = here.into_split();
                 let (from_it, to_it) = there.into_split();
                 let manners = carried.clone();
@@ -647,7 +648,7 @@ impl Wire {
             }
         });
         Self {
-            url: near.to_string(),
+            url,
             manners,
             _carrying: AbortOnDropHandle::new(carrying),
         }
@@ -662,10 +663,7 @@ impl Wire {
     }
 }
 
-async fn carry_questions(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-) {
+async fn carry_questions(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         if to.write_all(&buffer[..count]).await.is_err() {
@@ -676,8 +674,8 @@ async fn carry_questions(
 
 /// Message by message: a type, a length that counts itself, and what it counts.
 async fn carry_answers(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
     manners: &Manners,
 ) {
     const NOTIFICATION: u8 = b'A';
