@@ -83,7 +83,9 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let context = Context::new(cli.output, cli.database_url, crate::config::environment);
-    match dispatch(cli.command, &context).await {
+    let outcome = dispatch(cli.command, &context).await;
+    context.close().await;
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             for line in failure.message.lines() {

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use tokio::sync::OnceCell;
+
 use crate::clock::Clock;
 use crate::config::admin;
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
+use crate::db::embedded::{Embedded, EmbeddedOptions};
 use crate::id::MalformedId;
 
 use super::output::{Format, Output};
@@ -21,6 +24,8 @@ pub struct Context {
     pub clock: Clock,
     database_url: Option<String>,
     lookup: Environment,
+    /// Joined when first asked for.
+    private: OnceCell<Embedded>,
 }
 
 type Environment = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
@@ -37,6 +42,7 @@ impl Context {
             clock: Clock::system(),
             database_url,
             lookup: Box::new(lookup),
+            private: OnceCell::new(),
         }
     }
 
@@ -50,20 +56,35 @@ impl Context {
         self.database_url.as_deref()
     }
 
-    /// The database, which is connected to when first asked something.
-    #[expect(
-        clippy::unused_async,
-        reason = "joining an embedded Postgres as a guest will wait"
-    )]
+    /// The database, which is connected to when first asked something: the one at `DATABASE_URL`, or the private one,
+    /// which is joined, or run for as long as this command needs it.
     pub async fn database(&self) -> Result<Database, Failure> {
         let settings =
             admin::database(&*self.lookup, self.database_url()).map_err(Failure::settings)?;
-        let settings = settings.ok_or_else(|| {
-            Failure::usage(
-                "which database? Give --database-url postgres://… or set DATABASE_URL (or DATABASE_URL_FILE).",
-            )
-        })?;
+        let settings = match settings {
+            Some(settings) => settings,
+            None if admin::embedded(&*self.lookup).map_err(Failure::settings)? => {
+                let options = EmbeddedOptions::from_environment(&self.lookup);
+                let private = self.private.get_or_try_init(|| Embedded::attach(options));
+                let private = private
+                    .await
+                    .map_err(|error| Failure::refused(error.to_string()))?;
+                private.connect_settings()
+            }
+            None => {
+                return Err(Failure::usage(
+                    "which database? Give --database-url postgres://… or set DATABASE_URL (or DATABASE_URL_FILE); for the private one of --embedded-postgres, set ATTESTO_EMBEDDED_POSTGRES=true.",
+                ));
+            }
+        };
         Ok(Database::open(&settings))
+    }
+
+    /// Leaves the private database, and stops it when nobody else runs it.
+    pub async fn close(self) {
+        if let Some(private) = self.private.into_inner() {
+            private.stop().await;
+        }
     }
 
     /// The encryption keys, after making sure that they are this database's. For a command that seals.

@@ -32,6 +32,17 @@ pub fn database(
     }
 }
 
+/// Whether the private database is meant where no URL is given: `ATTESTO_EMBEDDED_POSTGRES`.
+pub fn embedded(lookup: Lookup<'_>) -> Result<bool, Vec<String>> {
+    const NAME: &str = "ATTESTO_EMBEDDED_POSTGRES";
+    let given = lookup(NAME).unwrap_or_default();
+    match given.to_string_lossy().trim().to_ascii_lowercase().as_str() {
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        "1" | "true" | "yes" | "on" => Ok(true),
+        _ => Err(vec![format!("{NAME} must be true or false (or 1 or 0)")]),
+    }
+}
+
 /// The encryption keys: `ATTESTO_ENCRYPTION_KEY` seals and opens, those of `ATTESTO_ENCRYPTION_KEYS_RETIRED` only
 /// open; either may come from a `_FILE`. `None` when neither is set. All problems at once, none repeats a key.
 pub fn keyring(lookup: Lookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
