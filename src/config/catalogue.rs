@@ -99,8 +99,7 @@ pub const SETTINGS: &[Setting] = &[
         "data-dir",
         "FOLDER",
         "",
-        "Where the private Postgres keeps its data [default: /var/lib/attesto for root, else \
-         ~/.local/share/attesto]",
+        "Where the private Postgres keeps its data [default: /var/lib/attesto for root, else ~/.local/state/attesto]",
     ),
     plain(
         "ATTESTO_PG_BIN",

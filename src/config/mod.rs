@@ -17,4 +17,4 @@ pub mod secret_file;
 pub mod settings;
 
 pub use raw::{Raw, environment};
-pub use settings::{DatabaseSource, Embedded, Listen, Mode, RateLimit, Settings, Stores, Webhooks};
+pub use settings::{DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks};

@@ -13,6 +13,7 @@ use super::catalogue::setting;
 use super::raw::{Given, Raw};
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
+use crate::db::embedded::EmbeddedOptions;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,18 +60,7 @@ pub enum DatabaseSource {
     /// One that runs somewhere: `DATABASE_URL`.
     Url(Box<ConnectSettings>),
     /// A private one of our own: `ATTESTO_EMBEDDED_POSTGRES`.
-    Embedded(Embedded),
-}
-
-/// How to run a private Postgres. What is `None` is found out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Embedded {
-    /// `ATTESTO_DATA_DIR`
-    pub data_dir: Option<PathBuf>,
-    /// `ATTESTO_PG_BIN`
-    pub pg_bin: Option<PathBuf>,
-    /// `ATTESTO_PG_USER`
-    pub user: Option<String>,
+    Embedded(EmbeddedOptions),
 }
 
 /// How log lines are written.
@@ -352,11 +342,7 @@ impl Reader<'_> {
     }
 
     fn database(&mut self) -> Option<DatabaseSource> {
-        let embedded = Embedded {
-            data_dir: self.path("ATTESTO_DATA_DIR"),
-            pg_bin: self.path("ATTESTO_PG_BIN"),
-            user: self.given("ATTESTO_PG_USER").map(|given| given.text),
-        };
+        let embedded = EmbeddedOptions::from_environment(|name| self.raw.lookup(name));
         let embed = self.switch("ATTESTO_EMBEDDED_POSTGRES");
         let lookup = |name: &str| {
             let value = self.raw.lookup(name);

@@ -200,7 +200,9 @@ pub fn whole_seconds(wait: Duration) -> u64 {
 impl From<crate::db::Error> for Problem {
     fn from(error: crate::db::Error) -> Self {
         let class = database_class(&error);
-        let mut problem = if crate::db::is_unavailable(&error) {
+        // A database that is still being prepared is as good as away.
+        let is_away = crate::db::is_unavailable(&error) || crate::db::is_missing_table(&error);
+        let mut problem = if is_away {
             Self::unavailable(error)
         } else {
             Self::internal(error)

@@ -3,5 +3,6 @@
 mod cli;
 mod embedded;
 mod migrations;
+mod server_manners;
 mod tenants;
 mod world;

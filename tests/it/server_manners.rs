@@ -1,0 +1,438 @@
+//! How the server treats connections: the slow, the endless, the malformed, and those it has to leave.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use attesto::clock::Clock;
+use attesto::config::Listen;
+use attesto::http::envelope::Envelope;
+use attesto::http::json::{Fields, FromJson, Json};
+use attesto::server::{BindError, Manners, Running, bind, start};
+use axum::Router;
+use axum::routing::{get, post};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Patience of the server under test.
+const SHORT: Duration = Duration::from_millis(300);
+/// By when whatever must happen has happened, on a busy machine too.
+const SOON: Duration = Duration::from_secs(4);
+
+const MANNERS: Manners = Manners {
+    head_timeout: SHORT,
+    idle_timeout: SHORT,
+    linger: Duration::from_secs(2),
+    max_connections: 64,
+};
+
+struct Named(String);
+
+impl FromJson for Named {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        Some(Self(body.required_string("name", 1..=20)?))
+    }
+}
+
+/// What the handlers share with the test.
+#[derive(Clone, Default)]
+struct Desk {
+    begun: Arc<Notify>,
+    go_on: Arc<Notify>,
+    done: Arc<AtomicUsize>,
+}
+
+async fn serve(manners: Manners) -> (Running, Desk) {
+    let desk = Desk::default();
+    let slow = desk.clone();
+    let routes = Router::new()
+        .route("/hello", get(async || axum::Json(json!({"hello": true}))))
+        .route(
+            "/named",
+            post(async |Json(Named(name)): Json<Named>| axum::Json(json!({"name": name}))),
+        )
+        .route(
+            "/slow",
+            get(async move || {
+                slow.begun.notify_one();
+                slow.go_on.notified().await;
+                slow.done.fetch_add(1, Ordering::SeqCst);
+                axum::Json(json!({"slow": true}))
+            }),
+        );
+    let envelope = Envelope::new(routes, Clock::system(), SHORT);
+    let loopback = Listen {
+        address: Some([127, 0, 0, 1].into()),
+        port: 0,
+    };
+    let listener = bind(loopback).await.expect("a free port");
+    let running = start(envelope, listener, manners).expect("it starts");
+    (running, desk)
+}
+
+async fn connect(running: &Running) -> TcpStream {
+    TcpStream::connect(running.address())
+        .await
+        .expect("it takes connections")
+}
+
+/// Everything that comes until the server ends the connection.
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut bytes))
+        .await
+        .expect("the server ends the connection soon")
+        .expect("and not by a reset");
+    String::from_utf8(bytes).expect("answers are text")
+}
+
+/// One answer on a connection that stays open.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let read = async {
+        while !bytes.ends_with(b"}") {
+            let mut piece = [0; 1024];
+            let count = stream.read(&mut piece).await.expect("it can be read");
+            assert!(count > 0, "the connection ended early: {bytes:?}");
+            bytes.extend_from_slice(&piece[..count]);
+        }
+    };
+    timeout(SOON, read).await.expect("an answer comes soon");
+    String::from_utf8(bytes).expect("answers are text")
+}
+
+/// The statuses of all answers in a text, in order.
+fn statuses(text: &str) -> Vec<&str> {
+    text.match_indices("HTTP/1.1 ")
+        .map(|(at, start)| &text[at + start.len()..][..3])
+        .collect()
+}
+
+#[tokio::test]
+async fn whoever_is_too_slow_is_closed() {
+    let (running, _) = serve(MANNERS).await;
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for (what, sent) in [
+        ("silent", ""),
+        ("part of a request line", "GE"),
+        ("part of a head", "GET /hello HTTP/1.1\r\nHost: a\r\nX-Sl"),
+        ("part of an HTTP/2 preface", "PRI * HT"),
+        ("idle on HTTP/2", preface),
+        (
+            "idle after an answer",
+            "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n",
+        ),
+        (
+            "a body that stops",
+            "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"na",
+        ),
+    ] {
+        let mut stream = connect(&running).await;
+        let start = Instant::now();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        timeout(SOON, stream.read_to_end(&mut bytes))
+            .await
+            .unwrap_or_else(|_| panic!("{what}: still open after {:?}", start.elapsed()))
+            .unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        if what == "a body that stops" {
+            assert_eq!(statuses(&text), ["400"], "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_not_waited_for() {
+    let (running, _) = serve(MANNERS).await;
+    let mut stream = connect(&running).await;
+    let (mut reading, mut writing) = stream.split();
+    let drip = async {
+        for byte in "GET /hello HTTP/1.1\r\nHost: a".bytes().cycle() {
+            if writing.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            sleep(Duration::from_millis(40)).await;
+        }
+    };
+    let end = async {
+        let mut bytes = Vec::new();
+        let _ = reading.read_to_end(&mut bytes).await;
+    };
+    let first = async {
+        tokio::select! {
+            () = drip => {}
+            () = end => {}
+        }
+    };
+    timeout(SOON, first).await.expect("the server ends it");
+}
+
+#[tokio::test]
+async fn malformed_and_ambiguous_requests_are_refused_and_the_connection_is_closed() {
+    let (running, _) = serve(MANNERS).await;
+    let then = "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
+    for request in [
+        "POST /named HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+        "POST /named HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 3\r\n\r\n{}x",
+        "POST /named HTTP/1.1\r\nHost: a\r\nContent-Length: +2\r\n\r\n{}",
+        "POST /named HTTP/1.1\r\nHost: a\r\nContent-Length: 0x2\r\n\r\n{}",
+        "POST /named HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n{}",
+        "POST /named HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "POST /named HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\nX-A : b\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\nX-A: b\0c\r\n\r\n",
+        "GET /hello HTTP/1.1\nHost: a\n\n",
+        "GET /hello HTTP/1.1\r\nHost: a\nX-A: b\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\n\n",
+        "GET /hello HTTP/3.0\r\nHost: a\r\n\r\n",
+        "GET  /hello HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /hel lo HTTP/1.1\r\nHost: a\r\n\r\n",
+        "nonsense\r\n\r\n",
+        "\u{16}\u{3}\u{1}\0\u{5}hello from TLS",
+    ] {
+        let mut stream = connect(&running).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // What follows must not be taken for a request of its own.
+        let _ = stream.write_all(then.as_bytes()).await;
+        let text = read_to_end(&mut stream).await;
+        assert_eq!(statuses(&text), ["400"], "{request:?} gives {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let (running, _) = serve(MANNERS).await;
+    let long = format!("GET /hello HTTP/1.1\r\nX-A: {}\r\n\r\n", "a".repeat(60_000));
+    let many = format!("GET /hello HTTP/1.1\r\n{}\r\n", "X-A: b\r\n".repeat(200));
+    for request in [long, many] {
+        let mut stream = connect(&running).await;
+        let _ = stream.write_all(request.as_bytes()).await;
+        assert_eq!(statuses(&read_to_end(&mut stream).await), ["431"]);
+    }
+}
+
+#[tokio::test]
+async fn two_lengths_of_different_kinds_are_one_request_and_the_last() {
+    let (running, _) = serve(MANNERS).await;
+    let mut stream = connect(&running).await;
+    let request = "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\
+         Transfer-Encoding: chunked\r\n\r\ne\r\n{\"name\":\"Zoe\"}\r\n0\r\n\r\nGET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(statuses(&read_to_end(&mut stream).await), ["200"]);
+}
+
+#[tokio::test]
+async fn requests_sent_together_are_answered_in_order() {
+    let (running, _) = serve(MANNERS).await;
+    let mut stream = connect(&running).await;
+    let body = r#"{"name":"Zoe"}"#;
+    let one = format!(
+        "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let all = format!(
+        "{one}GET /hello HTTP/1.1\r\nHost: a\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n{one}"
+    );
+    stream.write_all(all.as_bytes()).await.unwrap();
+    let text = read_to_end(&mut stream).await;
+    assert_eq!(statuses(&text), ["200", "200", "404", "200"], "{text}");
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_answered_although_it_is_still_being_sent() {
+    let (running, _) = serve(MANNERS).await;
+    let head = "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+    let megabytes = "x".repeat(8 << 20);
+    let endless = format!("10000\r\n{}\r\n", "x".repeat(0x10000)).repeat(128);
+    for (length, body) in [
+        (format!("Content-Length: {}", megabytes.len()), megabytes),
+        ("Transfer-Encoding: chunked".to_owned(), endless),
+    ] {
+        let mut stream = connect(&running).await;
+        stream
+            .write_all(format!("{head}{length}\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        stream
+            .write_all(body.as_bytes())
+            .await
+            .expect("what is sent too much is thrown away, not bounced");
+        let text = read_to_end(&mut stream).await;
+        assert_eq!(statuses(&text), ["400"], "{length}");
+        assert!(text.contains(r#""details":{"maxBytes":16384}"#), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_no_body() {
+    let (running, _) = serve(MANNERS).await;
+    let mut stream = connect(&running).await;
+    let request = "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n\
+         {\"name\":\"Zoe\"}";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let text = read_to_end(&mut stream).await;
+    assert!(!text.contains("200 OK"), "{text}");
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_to_who_begins_with_it() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let (running, _) = serve(MANNERS).await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .no_proxy()
+        .build()
+        .unwrap();
+    let url = format!("http://{}/hello", running.address());
+    let answers = (0..20).map(|_| client.get(&url).send());
+    for answer in futures_util::future::join_all(answers).await {
+        let answer = answer.unwrap();
+        assert_eq!(answer.version(), reqwest::Version::HTTP_2);
+        assert_eq!(answer.headers()["content-type"], "application/json");
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_no_place_waits_for_one() {
+    let (running, _) = serve(Manners {
+        max_connections: 2,
+        ..MANNERS
+    })
+    .await;
+    let (one, two) = (connect(&running).await, connect(&running).await);
+    let mut third = connect(&running).await;
+    third
+        .write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    // The two that hold the places say nothing and are closed, which makes room.
+    let text = read_answer(&mut third).await;
+    assert_eq!(statuses(&text), ["200"]);
+    drop((one, two));
+}
+
+#[tokio::test]
+async fn work_that_was_begun_is_finished_when_the_caller_goes_away() {
+    let (running, desk) = serve(MANNERS).await;
+    let mut stream = connect(&running).await;
+    stream
+        .write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    desk.begun.notified().await;
+    drop(stream);
+    sleep(Duration::from_millis(50)).await;
+    desk.go_on.notify_one();
+    let finished = async {
+        while desk.done.load(Ordering::SeqCst) == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, finished).await.expect("the handler goes on");
+    drop(running);
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_finish_and_closes_everything_else() {
+    let (running, desk) = serve(Manners {
+        head_timeout: Duration::from_mins(1),
+        idle_timeout: Duration::from_mins(1),
+        ..MANNERS
+    })
+    .await;
+    let address = running.address();
+    let mut busy = connect(&running).await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    desk.begun.notified().await;
+    let mut silent = connect(&running).await;
+    let mut kept = connect(&running).await;
+    kept.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(statuses(&read_answer(&mut kept).await), ["200"]);
+    let mut half = connect(&running).await;
+    half.write_all(b"GET /hello HT").await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+
+    let stop = tokio::spawn(running.stop(Duration::from_secs(30)));
+    for idle in [&mut silent, &mut kept, &mut half] {
+        assert_eq!(read_to_end(idle).await, "");
+    }
+    TcpStream::connect(address)
+        .await
+        .expect_err("nobody new is taken");
+    assert!(!stop.is_finished());
+    desk.go_on.notify_one();
+    let text = read_to_end(&mut busy).await;
+    assert_eq!(statuses(&text), ["200"]);
+    assert!(text.to_lowercase().contains("connection: close"), "{text}");
+    let finished = timeout(SOON, stop).await.expect("it stops").unwrap();
+    assert!(finished, "everything was finished");
+}
+
+#[tokio::test]
+async fn a_stop_has_a_hard_limit() {
+    let (running, desk) = serve(MANNERS).await;
+    let mut busy = connect(&running).await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    desk.begun.notified().await;
+    let finished = timeout(SOON, running.stop(Duration::from_millis(100)))
+        .await
+        .expect("it stops all the same");
+    assert!(!finished);
+    assert_eq!(desk.done.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_busy_port_is_said_to_be_busy() {
+    let (running, _) = serve(MANNERS).await;
+    let port = running.address().port();
+    let address = Some(running.address().ip());
+    let problem = bind(Listen { address, port })
+        .await
+        .expect_err("it is taken");
+    assert!(matches!(problem, BindError::InUse(busy) if busy == port));
+    assert!(problem.to_string().contains("--port"));
+}
+
+#[tokio::test]
+async fn a_crowd_of_the_slow_delays_nobody() {
+    let (running, _) = serve(Manners {
+        max_connections: 1024,
+        head_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(2),
+        ..MANNERS
+    })
+    .await;
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        let mut stream = connect(&running).await;
+        stream.write_all(b"GET /hello HTTP/1.1\r\nX").await.unwrap();
+        crowd.push(stream);
+    }
+    let start = Instant::now();
+    let mut stream = connect(&running).await;
+    stream
+        .write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(statuses(&read_answer(&mut stream).await), ["200"]);
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    for mut slow in crowd {
+        read_to_end(&mut slow).await;
+    }
+}
