@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one file a topic, one small world for all of them.
 
 mod cli;
+mod database;
 mod embedded;
 mod migrations;
 mod server_manners;

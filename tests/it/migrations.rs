@@ -1,24 +1,254 @@
-//! The database's tables.
+//! The database's tables: forward only, one at a time, never a newer database under an older binary.
 
-use attesto::db::{Database, MIGRATOR};
+use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState};
+use sqlx::Executor as _;
 
-use crate::world::postgres::{empty_database, fresh_database};
+use crate::world::postgres::{Fresh, empty_database, fresh_database};
+
+/// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
+/// later ones will change.
+const SAMPLE_ROWS: [(i64, &str); 2] = [
+    (1, include_str!("sample_rows/0001.sql")),
+    (2, include_str!("sample_rows/0002.sql")),
+];
+
+async fn tables(database: &Database) -> Vec<String> {
+    sqlx::query_scalar(
+        "select table_name::text from information_schema.tables where table_schema = 'public' order by 1",
+    )
+    .fetch_all(database.pool())
+    .await
+    .expect("a statement of our own succeeds")
+}
+
+async fn execute(fresh: &Fresh, statement: &'static str) {
+    fresh
+        .database
+        .pool()
+        .execute(statement)
+        .await
+        .expect("a statement of our own succeeds");
+}
 
 #[tokio::test]
-async fn a_fresh_database_has_every_table_and_an_empty_one_has_none() {
-    let tables = "select count(*) from information_schema.tables where table_schema = 'public'";
-    let count = async |database: &Database| -> i64 {
-        sqlx::query_scalar(tables)
-            .fetch_one(database.pool())
-            .await
-            .unwrap()
-    };
-    let (fresh, empty) = (fresh_database().await, empty_database().await);
-    assert!(count(&fresh.database).await > 5);
-    assert_eq!(count(&empty.database).await, 0);
+async fn a_dry_run_changes_nothing_and_a_second_run_does_nothing() {
+    let empty = empty_database().await;
+    let all = MIGRATOR.iter().count();
+    assert_eq!(
+        empty.database.schema().await.unwrap(),
+        SchemaState::Behind(all)
+    );
 
-    let again = Database::open(&empty.settings);
-    MIGRATOR.run(again.pool()).await.unwrap();
-    assert_eq!(count(&again).await, count(&fresh.database).await);
-    assert_ne!(fresh.url, empty.url, "every test has its own");
+    let looked = empty.database.migrate(true).await.unwrap();
+    assert_eq!((looked.applied.len(), looked.pending.len()), (0, all));
+    assert_eq!(tables(&empty.database).await, Vec::<String>::new());
+
+    let applied = empty.database.migrate(false).await.unwrap();
+    assert_eq!((applied.applied.len(), applied.already_applied), (all, 0));
+    assert_eq!(applied.applied, looked.pending);
+    assert_eq!(
+        empty.database.schema().await.unwrap(),
+        SchemaState::UpToDate
+    );
+
+    let again = empty.database.migrate(false).await.unwrap();
+    assert_eq!((again.applied.len(), again.already_applied), (0, all));
+    let template = fresh_database().await;
+    assert_eq!(
+        tables(&empty.database).await,
+        tables(&template.database).await
+    );
+}
+
+#[tokio::test]
+async fn several_processes_at_once_apply_each_migration_once() {
+    let empty = empty_database().await;
+    let processes: Vec<_> = (0..4).map(|_| Database::open(&empty.settings)).collect();
+    let runs =
+        futures_util::future::join_all(processes.iter().map(|database| database.migrate(false)))
+            .await;
+    let applied: usize = runs.into_iter().map(|run| run.unwrap().applied.len()).sum();
+    assert_eq!(applied, MIGRATOR.iter().count());
+    let pending = empty.database.migrate(true).await.unwrap().pending;
+    assert_eq!(pending, []);
+}
+
+#[tokio::test]
+async fn a_newer_or_a_different_database_is_left_alone() {
+    for (change, state, expected) in [
+        (
+            "insert into _sqlx_migrations values (9999, 'the future', now(), true, '', 0)",
+            SchemaState::Ahead,
+            "newer than this release",
+        ),
+        (
+            "insert into _sqlx_migrations values (0, 'somebody else', now(), true, '', 0)",
+            SchemaState::Different,
+            "never had",
+        ),
+        (
+            "update _sqlx_migrations set checksum = '\\x00' where version = 1",
+            SchemaState::Different,
+            "different text",
+        ),
+    ] {
+        let fresh = fresh_database().await;
+        execute(&fresh, change).await;
+        assert_eq!(fresh.database.schema().await.unwrap(), state, "{change}");
+        for dry_run in [true, false] {
+            let problem = fresh.database.migrate(dry_run).await.unwrap_err();
+            assert!(problem.to_string().contains(expected), "{problem}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_tables_is_told_so() {
+    let empty = empty_database().await;
+    execute(
+        &empty,
+        "create role clerk login; revoke create on schema public from public",
+    )
+    .await;
+    let url = empty.url.replace("user=attesto", "user=clerk");
+    let clerk = Database::open(&attesto::db::ConnectSettings::from_url(&url).unwrap());
+    let problem = clerk.migrate(false).await.unwrap_err();
+    assert!(
+        matches!(problem, MigrationProblem::NotAllowed(_)),
+        "{problem}"
+    );
+}
+
+#[tokio::test]
+async fn migrations_apply_over_rows_that_are_there_already() {
+    let empty = empty_database().await;
+    let mut counted: Vec<(String, i64)> = Vec::new();
+    for migration in MIGRATOR.iter() {
+        MIGRATOR
+            .run_to(migration.version, empty.database.pool())
+            .await
+            .unwrap();
+        let rows = SAMPLE_ROWS
+            .iter()
+            .find(|(after, _)| *after == migration.version);
+        if let Some((_, rows)) = rows {
+            execute(&empty, rows).await;
+        }
+        // Nothing that was there before is gone.
+        for (table, before) in &counted {
+            let now = count(&empty.database, table).await;
+            assert!(now >= *before, "{table} after {}", migration.version);
+        }
+        counted.clear();
+        for table in tables(&empty.database).await {
+            let rows = count(&empty.database, &table).await;
+            counted.push((table, rows));
+        }
+    }
+    let empty_tables: Vec<_> = counted.iter().filter(|(_, rows)| *rows == 0).collect();
+    assert!(
+        empty_tables.is_empty(),
+        "no sample rows in {empty_tables:?}: add some to tests/it/sample_rows"
+    );
+}
+
+async fn count(database: &Database, table: &str) -> i64 {
+    // The names come from the catalogue.
+    sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}")))
+        .fetch_one(database.pool())
+        .await
+        .expect("a statement of our own succeeds")
+}
+
+/// An older release goes on running while a newer one migrates, and may have to come back: what it reads must stay.
+#[test]
+fn no_migration_takes_anything_away() {
+    for migration in MIGRATOR.iter() {
+        assert!(!migration.no_tx, "{}: all or nothing", migration.version);
+        let statements = without_comments(migration.sql.as_str());
+        let found: Vec<_> = statements
+            .split(';')
+            .filter_map(|statement| destruction(statement).map(|what| (what, statement.trim())))
+            .collect();
+        assert!(
+            found.is_empty(),
+            "migration {}: {found:?}",
+            migration.version
+        );
+    }
+}
+
+#[test]
+fn what_takes_something_away_is_recognised() {
+    for statement in [
+        "drop table tenants",
+        "DROP  TABLE\n IF EXISTS tenants",
+        "alter table tenants drop column name",
+        "alter table tenants drop name",
+        "alter table tenants alter column name type varchar(10)",
+        "alter table tenants alter name set data type varchar(10)",
+        "alter table tenants rename to customers",
+        "alter table tenants rename column name to title",
+        "delete from tenants",
+        "with gone as (delete from tenants returning id) select 1",
+        "truncate tenants",
+        "drop schema public cascade",
+        "drop function notify_change",
+    ] {
+        assert!(destruction(statement).is_some(), "{statement}");
+    }
+    for statement in [
+        "create table drops (id text, type text)",
+        "create trigger t after insert or delete or update on tenants",
+        "alter table tenants add column type text",
+        "alter table tenants alter column name drop not null",
+        "alter table tenants drop constraint tenants_name_check",
+        "create type mood as enum ('good')",
+    ] {
+        assert_eq!(destruction(statement), None, "{statement}");
+    }
+}
+
+/// What a statement would take away, if anything.
+fn destruction(statement: &str) -> Option<&'static str> {
+    let words: Vec<String> = statement
+        .split(|letter: char| !(letter.is_alphanumeric() || letter == '_'))
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let alters_table = words.starts_with(&["alter", "table"]);
+    for (position, word) in words.iter().enumerate() {
+        let next = words.get(position + 1).copied().unwrap_or_default();
+        match *word {
+            "truncate" if position == 0 => return Some("truncate"),
+            "delete" if next == "from" => return Some("delete from"),
+            // What is only a rule may go; what holds data or is called by name may not.
+            "drop" if position == 0 && !["index", "trigger", "policy"].contains(&next) => {
+                return Some("drop");
+            }
+            "drop"
+                if alters_table
+                    && !["constraint", "not", "default", "expression", "identity"]
+                        .contains(&next) =>
+            {
+                return Some("drop column");
+            }
+            "alter" if alters_table && position > 0 => {
+                let rest = &words[position + 1..];
+                let rest = rest.strip_prefix(&["column"]).unwrap_or(rest);
+                if matches!(rest, [_, "type", ..] | [_, "set", "data", ..]) {
+                    return Some("alter type");
+                }
+            }
+            "rename" if words[0] == "alter" => return Some("rename"),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn without_comments(sql: &str) -> String {
+    let line = |line: &str| line.split("--").next().unwrap_or_default().to_owned();
+    sql.lines().map(line).collect::<Vec<_>>().join("\n")
 }

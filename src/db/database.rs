@@ -1,0 +1,180 @@
+//! [`Database`]: the pool of this process.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use tokio::time::{sleep, timeout};
+
+use super::{ConnectSettings, Error};
+
+/// What every connection of the pool is told first. Set by a statement and not as parameters of the connection's
+/// start, which a pooler such as `PgBouncer` refuses. No query of ours needs a fraction of these; they bound the harm
+/// of the one that hangs.
+const SESSION: &str = "set statement_timeout = '15s'; \
+    set lock_timeout = '5s'; \
+    set idle_in_transaction_session_timeout = '10s'";
+
+/// How long the pool may leave a ping unanswered before we look for the cause ourselves.
+const SUSPICION: Duration = Duration::from_millis(100);
+
+/// The database of this process. Clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: PgPool,
+}
+
+/// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Nothing listens there.
+    ConnectionRefused,
+    /// No answer in time.
+    Timeout,
+    /// The name of the host cannot be resolved, or the socket does not exist.
+    NotFound,
+    /// The user or the password is wrong, or may not connect from here.
+    AuthenticationFailed,
+    /// The server has no such database.
+    DatabaseMissing,
+    /// The server has no connection left.
+    TooManyConnections,
+    /// Every connection of our own pool is in use.
+    PoolExhausted,
+    /// It is starting, recovering or shutting down.
+    Starting,
+    /// TLS is demanded and cannot be had, or the certificate does not convince.
+    Tls,
+    /// Anything else.
+    Other,
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectionRefused => "connection refused",
+            Self::Timeout => "timeout",
+            Self::NotFound => "not found",
+            Self::AuthenticationFailed => "authentication failed",
+            Self::DatabaseMissing => "database missing",
+            Self::TooManyConnections => "too many connections",
+            Self::PoolExhausted => "no free connection",
+            Self::Starting => "starting up or shutting down",
+            Self::Tls => "tls",
+            Self::Other => "error",
+        })
+    }
+}
+
+impl Unreachable {
+    /// The class of an error.
+    pub fn of(error: &Error) -> Self {
+        match error {
+            Error::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
+                io::ErrorKind::TimedOut => Self::Timeout,
+                io::ErrorKind::NotFound => Self::NotFound,
+                // The resolver's errors have no kind of their own.
+                _ if error.to_string().contains("failed to lookup address") => Self::NotFound,
+                _ => Self::Other,
+            },
+            Error::Tls(_) => Self::Tls,
+            Error::PoolTimedOut => Self::PoolExhausted,
+            Error::Database(error) => match error.code().as_deref() {
+                Some("3D000") => Self::DatabaseMissing,
+                Some("53300") => Self::TooManyConnections,
+                Some("57014") => Self::Timeout,
+                Some(code) if code.starts_with("28") => Self::AuthenticationFailed,
+                Some(code) if code.starts_with("57P") => Self::Starting,
+                _ => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Database {
+    /// A pool that connects when first asked: a database that is away at start-up is a state, not the end.
+    pub fn open(settings: &ConnectSettings) -> Self {
+        let options = settings.options.clone().application_name("attesto");
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.max_connections)
+            .idle_timeout(settings.idle_timeout)
+            .acquire_timeout(settings.connect_timeout)
+            .after_connect(|connection, _| {
+                Box::pin(async move { connection.execute(SESSION).await.map(drop) })
+            })
+            .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
+            .connect_lazy_with(options);
+        Self { pool }
+    }
+
+    /// A database around a pool that exists already, with that pool's manners.
+    pub fn from_pool(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// The pool, for a room's store.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Whether the database answers within `patience`, and if not, why.
+    ///
+    /// The pool hides the cause: it keeps trying while the server refuses connections. So when it does not answer at
+    /// once, a connection beside the pool is tried too, whose error says more.
+    pub async fn ping(&self, patience: Duration) -> Result<(), Unreachable> {
+        let through_pool = async {
+            let mut connection = self.pool.acquire().await?;
+            connection.execute("select 1").await.map(drop)
+        };
+        let beside_pool = async {
+            sleep(SUSPICION).await;
+            let connection = self.pool.connect_options().connect().await?;
+            // The server is there, then; whether a connection of the pool comes free is for the pool to say.
+            let _ = connection.close().await;
+            Ok::<_, Error>(())
+        };
+        let asked = timeout(patience, async {
+            tokio::pin!(through_pool);
+            tokio::select! {
+                answer = &mut through_pool => answer.map_err(|error| Unreachable::of(&error)),
+                cause = beside_pool => match cause {
+                    Err(error) => Err(Unreachable::of(&error)),
+                    Ok(()) => match timeout(patience / 2, through_pool).await {
+                        Ok(answer) => answer.map_err(|error| Unreachable::of(&error)),
+                        Err(_) => Err(Unreachable::PoolExhausted),
+                    },
+                },
+            }
+        });
+        asked.await.unwrap_or(Err(Unreachable::Timeout))
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Whether a connection that comes back to the pool may be given to the next caller.
+///
+/// When `begin` is cancelled before its answer arrives (a client that hangs up is enough), sqlx 0.9.0 does not know that
+/// a transaction was begun: it returns the connection as it is, and the next caller's plain `insert` succeeds inside a
+/// transaction that nobody commits. Outside a transaction the clocks of transaction and statement are the same. It
+/// must be one message of the simple protocol: the extended one has a clock for each of its steps.
+///
+/// This runs after the caller is done, so it delays nobody. A connection that is inside a transaction is closed, which
+/// rolls the transaction back. Can go when tests/it/database.rs says that sqlx no longer needs it.
+async fn is_outside_a_transaction(connection: &mut PgConnection) -> Result<bool, Error> {
+    let row = connection
+        .fetch_one("select now() = statement_timestamp()")
+        .await?;
+    let outside: bool = row.try_get(0)?;
+    if !outside {
+        tracing::warn!("closing a connection that came back inside a transaction");
+    }
+    Ok(outside)
+}

@@ -1,0 +1,40 @@
+//! What a database's error means to a caller.
+
+pub use sqlx::Error;
+
+/// Whether an error says that the database cannot be reached or is not serving, so that trying again can help.
+pub fn is_unavailable(error: &Error) -> bool {
+    match error {
+        Error::Io(_)
+        | Error::PoolTimedOut
+        | Error::PoolClosed
+        | Error::WorkerCrashed
+        | Error::Tls(_) => true,
+        // Class 57P: shutting down, crashed, starting. Class 53: out of connections, disk or memory. Class 08: connection.
+        // 57014: our own statement timeout.
+        Error::Database(error) => error.code().is_some_and(|code| {
+            code.starts_with("57P")
+                || code.starts_with("53")
+                || code.starts_with("08")
+                || code == "57014"
+        }),
+        _ => false,
+    }
+}
+
+/// Whether an error says that a table or column is not there: the migrations have not run, or not all of them.
+pub fn is_missing_table(error: &Error) -> bool {
+    matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))
+}
+
+/// Turns a violation of one named constraint into the sentence it means; everything else stays what it was.
+pub fn on_constraint<E: From<Error>>(
+    error: Error,
+    constraint: &str,
+    meaning: impl FnOnce() -> E,
+) -> E {
+    match &error {
+        Error::Database(cause) if cause.constraint() == Some(constraint) => meaning(),
+        _ => E::from(error),
+    }
+}

@@ -1,0 +1,283 @@
+//! The tables, brought to this release: forward only, each migration in a transaction of its own together with the note
+//! that it was applied, and never two processes at once.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use tokio::time::timeout;
+
+use super::{Database, Error, OLDEST_MAJOR};
+
+/// Every migration, embedded in the binary.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// Where what was applied is noted.
+const TABLE: &str = "_sqlx_migrations";
+/// The lock that keeps two processes apart, as Postgres wants it: a number, unique within the database. It ends with
+/// the transaction, so a pooler cannot keep it, and neither can a process that was cancelled or killed.
+const LOCK: i64 = i64::from_be_bytes(*b"\0attesto");
+/// For one migration: how long another process may be migrating before us; then, how long its statements may wait for
+/// a table that somebody uses, while everybody else queues behind them. How long they may work is not limited.
+const PATIENCE: &str = "set local statement_timeout = 0; set local lock_timeout = '60s'";
+const HASTE: &str = "set local lock_timeout = '5s'";
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// One migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// The number its file begins with.
+    pub version: i64,
+    /// The rest of its file's name, in words.
+    pub name: String,
+}
+
+impl From<&Migration> for Step {
+    fn from(migration: &Migration) -> Self {
+        Self {
+            version: migration.version,
+            name: migration.description.to_string(),
+        }
+    }
+}
+
+/// What a run of the migrations did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationReport {
+    /// Applied by this run, in order.
+    pub applied: Vec<Step>,
+    /// Not applied, because the run was only to look.
+    pub pending: Vec<Step>,
+    /// How many were there before.
+    pub already_applied: usize,
+}
+
+/// How the database's tables compare with this release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaState {
+    /// Exactly this release's.
+    UpToDate,
+    /// So many migrations are missing.
+    Behind(usize),
+    /// A newer release was here.
+    Ahead,
+    /// A migration was applied that this release knows differently or not at all.
+    Different,
+}
+
+/// Why the tables are not brought to this release.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationProblem {
+    /// A newer release was here.
+    #[error(
+        "the database is newer than this release of Attesto: it has migration {found}, and this release knows no more than {known}. Run the newer release; nothing has been changed"
+    )]
+    Newer {
+        /// The newest migration in the database.
+        found: i64,
+        /// The newest of ours.
+        known: i64,
+    },
+    /// Applied, and not one of ours.
+    #[error(
+        "the database has migration {found}, which this release of Attesto never had: is this Attesto's database, and an official release? Nothing has been changed"
+    )]
+    Unknown {
+        /// Its number.
+        found: i64,
+    },
+    /// Applied from a text other than ours.
+    #[error(
+        "migration {version} ({name}) was applied to this database from a different text than this release holds. Migrations never change after a release, so one of the two is not an official one. Nothing has been changed",
+        version = .0.version,
+        name = .0.name
+    )]
+    Altered(Step),
+    /// The server is too old.
+    #[error("the server is Postgres {0}, and Attesto needs {OLDEST_MAJOR} or newer")]
+    OldServer(u32),
+    /// Another process has been migrating for a minute.
+    #[error(
+        "another process is changing this database's tables and has not finished within a minute: try again when it has"
+    )]
+    Busy,
+    /// A table is in use.
+    #[error(
+        "migration {version} ({name}) could not get hold of a table within 5 s, because another session uses it in a long transaction. It was rolled back: try again",
+        version = .0.version,
+        name = .0.name
+    )]
+    InTheWay(Step),
+    /// The role may not make tables.
+    #[error(
+        "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>` ({0})"
+    )]
+    NotAllowed(Error),
+    /// Postgres refused a statement of a migration.
+    #[error("migration {version} ({name}) failed and was rolled back: {cause}", version = step.version, name = step.name)]
+    Failed {
+        /// Which.
+        step: Step,
+        /// What Postgres said.
+        cause: Error,
+    },
+    /// Anything else, among it a database that cannot be reached.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+impl Database {
+    /// Applies what is missing, or with `dry_run` only says what that is. Can be run again and by several processes at
+    /// once: all but one of them wait. Uses a connection of its own.
+    pub async fn migrate(&self, dry_run: bool) -> Result<MigrationReport, MigrationProblem> {
+        let options = self.pool().connect_options().as_ref().clone();
+        let connecting = options.application_name("attesto-migrate");
+        let mut connection = timeout(CONNECT, connecting.connect())
+            .await
+            .map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        check_server(&connection)?;
+
+        let mut report = MigrationReport {
+            applied: Vec::new(),
+            pending: Vec::new(),
+            already_applied: 0,
+        };
+        if dry_run {
+            let pending = pending(&applied(&mut connection).await?)?;
+            report.already_applied = ours().count() - pending.len();
+            report.pending = pending.into_iter().map(Step::from).collect();
+        } else {
+            while let Some(step) = apply_next(&mut connection).await? {
+                tracing::info!(
+                    version = step.version,
+                    name = step.name,
+                    "migration applied"
+                );
+                report.applied.push(step);
+            }
+            report.already_applied = ours().count() - report.applied.len();
+        }
+        // Everything is committed; how the farewell goes no longer matters.
+        let _ = connection.close().await;
+        Ok(report)
+    }
+
+    /// How the database's tables compare with this release. One short read.
+    pub async fn schema(&self) -> Result<SchemaState, Error> {
+        let mut connection = self.pool().acquire().await?;
+        let applied = applied(&mut connection).await?;
+        Ok(match pending(&applied) {
+            Ok(pending) if pending.is_empty() => SchemaState::UpToDate,
+            Ok(pending) => SchemaState::Behind(pending.len()),
+            Err(MigrationProblem::Newer { .. }) => SchemaState::Ahead,
+            Err(_) => SchemaState::Different,
+        })
+    }
+}
+
+/// Applies the first missing migration, if one is missing once the lock is ours.
+async fn apply_next(connection: &mut PgConnection) -> Result<Option<Step>, MigrationProblem> {
+    let mut transaction = connection.begin().await?;
+    transaction.execute(PATIENCE).await?;
+    sqlx::query("select pg_advisory_xact_lock($1)")
+        .bind(LOCK)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| match code(&error).as_deref() {
+            Some("55P03") => MigrationProblem::Busy,
+            _ => error.into(),
+        })?;
+    transaction.execute(HASTE).await?;
+
+    // Read only now: whoever had the lock before us may have applied it.
+    let applied = applied(&mut transaction).await?;
+    let pending = pending(&applied)?;
+    let Some(next) = pending.first() else {
+        return Ok(None);
+    };
+    let failed = |error: MigrateError| match error {
+        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => {
+            match code(&cause).as_deref() {
+                Some("42501") => MigrationProblem::NotAllowed(cause),
+                Some("55P03") => MigrationProblem::InTheWay(Step::from(*next)),
+                _ => MigrationProblem::Failed {
+                    step: Step::from(*next),
+                    cause,
+                },
+            }
+        }
+        other => MigrationProblem::Database(Error::from(other)),
+    };
+    if applied.is_empty() {
+        transaction
+            .ensure_migrations_table(TABLE)
+            .await
+            .map_err(failed)?;
+    }
+    transaction.apply(TABLE, next).await.map_err(failed)?;
+    let step = Step::from(*next);
+    transaction.commit().await?;
+    Ok(Some(step))
+}
+
+/// What was applied: number and checksum.
+async fn applied(connection: &mut PgConnection) -> Result<HashMap<i64, Vec<u8>>, Error> {
+    let is_there: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(TABLE)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !is_there {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("select version, checksum from _sqlx_migrations where success")
+            .fetch_all(connection)
+            .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// What is missing, in order; an error when what was applied is not a part of ours.
+fn pending(applied: &HashMap<i64, Vec<u8>>) -> Result<Vec<&'static Migration>, MigrationProblem> {
+    let known = ours().map(|migration| migration.version).max().unwrap_or(0);
+    if let Some(found) = applied.keys().copied().filter(|found| *found > known).max() {
+        return Err(MigrationProblem::Newer { found, known });
+    }
+    let unknown = |version: &i64| !MIGRATOR.version_exists(*version);
+    if let Some(found) = applied.keys().copied().filter(unknown).min() {
+        return Err(MigrationProblem::Unknown { found });
+    }
+    let altered = ours().find(|migration| {
+        applied
+            .get(&migration.version)
+            .is_some_and(|checksum| *checksum != *migration.checksum)
+    });
+    if let Some(migration) = altered {
+        return Err(MigrationProblem::Altered(migration.into()));
+    }
+    Ok(ours()
+        .filter(|migration| !applied.contains_key(&migration.version))
+        .collect())
+}
+
+/// Our migrations in the order of their numbers.
+fn ours() -> impl Iterator<Item = &'static Migration> {
+    MIGRATOR.iter()
+}
+
+fn check_server(connection: &PgConnection) -> Result<(), MigrationProblem> {
+    match connection.server_version_num() {
+        Some(version) if version / 10_000 < OLDEST_MAJOR => {
+            Err(MigrationProblem::OldServer(version / 10_000))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn code(error: &Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}

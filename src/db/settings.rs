@@ -1,0 +1,184 @@
+//! [`ConnectSettings`]: where the database is and how its pool behaves.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+/// Where the database is and how its pool behaves.
+#[derive(Clone)]
+pub struct ConnectSettings {
+    pub(super) options: PgConnectOptions,
+    pub(super) max_connections: u32,
+    pub(super) idle_timeout: Duration,
+    pub(super) connect_timeout: Duration,
+}
+
+/// Why a database URL is refused. Never repeats the URL, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedUrl {
+    /// Not a `postgres://` URL.
+    #[error("must be a URL like postgres://user:password@host:5432/database")]
+    NotAUrl,
+    /// One of our parameters has a bad value.
+    #[error("its parameter {name} must be a whole number from {min} to {max}")]
+    Parameter {
+        /// The parameter's name.
+        name: &'static str,
+        /// The smallest value.
+        min: u64,
+        /// The largest value.
+        max: u64,
+    },
+    /// A parameter of Postgres has a value that means nothing.
+    #[error("its parameter {name} has a value that it cannot have")]
+    Value {
+        /// The parameter's name.
+        name: &'static str,
+    },
+}
+
+/// The parameters of Postgres that sqlx understands, one spelling each.
+const UNDERSTOOD: [&str; 12] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+impl ConnectSettings {
+    /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
+    pub(super) fn with_options(options: PgConnectOptions) -> Self {
+        Self {
+            options,
+            max_connections: 20,
+            idle_timeout: Duration::from_mins(10),
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
+    /// defaults 600 and 5) are ours; the others are Postgres' own, of which those that sqlx does not know are left out.
+    pub fn from_url(text: &str) -> Result<Self, MalformedUrl> {
+        let mut url = Url::parse(text).map_err(|_| MalformedUrl::NotAUrl)?;
+        if !matches!(url.scheme(), "postgres" | "postgresql") {
+            return Err(MalformedUrl::NotAUrl);
+        }
+        let (mut max, mut idle, mut connect) = (20, 600, 5);
+        let mut others = Vec::new();
+        for (name, value) in url.query_pairs() {
+            match name.as_ref() {
+                "max" => max = parameter("max", &value, 2, 1000)?,
+                "idle_timeout" => idle = parameter("idle_timeout", &value, 1, 86_400)?,
+                "connect_timeout" => connect = parameter("connect_timeout", &value, 1, 300)?,
+                // sqlx would log a parameter it does not know, with its value, and that may be a secret.
+                _ => {
+                    let known = UNDERSTOOD.into_iter().find(|known| *known == name);
+                    let Some(name) = known else {
+                        tracing::warn!(%name, "ignoring a parameter of the database's URL");
+                        continue;
+                    };
+                    others.push((name, value.into_owned()));
+                }
+            }
+        }
+        url.set_query(None);
+        if !others.is_empty() {
+            url.query_pairs_mut().extend_pairs(&others);
+        }
+        let options = PgConnectOptions::from_str(url.as_str()).map_err(|_| {
+            let culprit = others.iter().find(|(name, value)| {
+                let alone = Url::parse_with_params("postgres:///", [(name, value)]);
+                alone.is_ok_and(|url| PgConnectOptions::from_str(url.as_str()).is_err())
+            });
+            culprit.map_or(MalformedUrl::NotAUrl, |(name, _)| MalformedUrl::Value {
+                name,
+            })
+        })?;
+        Ok(Self {
+            options,
+            max_connections: u32::try_from(max).unwrap_or(u32::MAX),
+            idle_timeout: Duration::from_secs(idle),
+            connect_timeout: Duration::from_secs(connect),
+        })
+    }
+}
+
+fn parameter(name: &'static str, value: &str, min: u64, max: u64) -> Result<u64, MalformedUrl> {
+    let refused = MalformedUrl::Parameter { name, min, max };
+    value
+        .parse()
+        .ok()
+        .filter(|value| (min..=max).contains(value))
+        .ok_or(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_read_or_refused_without_repeating_it() {
+        for (url, problem) in [
+            ("postgres://ada:s3cret@db/attesto", None),
+            ("postgresql://db", None),
+            (
+                "postgres:///attesto?host=/run/pg&user=ada&sslmode=disable&max=7",
+                None,
+            ),
+            ("postgres://db/?channel_binding=require", None),
+            ("mysql://db/x", Some(MalformedUrl::NotAUrl)),
+            ("db/attesto", Some(MalformedUrl::NotAUrl)),
+            (
+                "postgres://db/?sslmode=s3cret",
+                Some(MalformedUrl::Value { name: "sslmode" }),
+            ),
+            (
+                "postgres://db/?port=x",
+                Some(MalformedUrl::Value { name: "port" }),
+            ),
+            (
+                "postgres://db/?max=1",
+                Some(MalformedUrl::Parameter {
+                    name: "max",
+                    min: 2,
+                    max: 1000,
+                }),
+            ),
+            (
+                "postgres://db/?idle_timeout=-1",
+                Some(MalformedUrl::Parameter {
+                    name: "idle_timeout",
+                    min: 1,
+                    max: 86_400,
+                }),
+            ),
+        ] {
+            let found = ConnectSettings::from_url(url).err();
+            assert_eq!(found, problem, "{url}");
+            assert!(!found.is_some_and(|found| found.to_string().contains("s3cret")));
+        }
+    }
+
+    #[test]
+    fn our_own_parameters_are_kept_from_postgres() {
+        let url = "postgres:///x?host=/run/pg&max=7&idle_timeout=60&connect_timeout=3";
+        let settings = ConnectSettings::from_url(url).unwrap();
+        assert_eq!(settings.max_connections, 7);
+        assert_eq!(settings.idle_timeout, Duration::from_mins(1));
+        assert_eq!(settings.connect_timeout, Duration::from_secs(3));
+        assert_eq!(
+            settings.options.get_socket().unwrap().to_str(),
+            Some("/run/pg")
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! The pool: clean connections only, and a word for why there is none.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use attesto::db::{ConnectSettings, Database, SchemaState, Unreachable};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+
+use crate::world::postgres::{empty_database, fresh_database};
+
+/// Polls a future at most so many times and then drops it: a caller that gave up at exactly that point.
+async fn given_up_after<F: Future>(polls: u32, future: F) {
+    let mut future = pin!(future);
+    let mut polled = 0;
+    poll_fn(|context| {
+        polled += 1;
+        match future.as_mut().poll(context) {
+            Poll::Pending if polled < polls => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    })
+    .await;
+}
+
+/// Inserts through the pool after a `begin` was given up, and counts how often nobody else sees the row.
+async fn lost_inserts(pool: &PgPool, other: &PgPool) -> usize {
+    let mut lost = 0;
+    // How many polls it takes until `begin` is sent and not yet answered depends on the moment.
+    for attempt in 0..300 {
+        given_up_after(1 + attempt % 5, pool.begin()).await;
+        let page: i64 = sqlx::query_scalar("insert into pages default values returning number")
+            .fetch_one(pool)
+            .await
+            .expect("a plain insert succeeds");
+        let seen = sqlx::query("select from pages where number = $1")
+            .bind(page)
+            .fetch_all(other)
+            .await
+            .expect("a plain select succeeds");
+        lost += usize::from(seen.is_empty());
+    }
+    lost
+}
+
+#[tokio::test]
+async fn a_cancelled_begin_does_not_swallow_the_next_callers_insert() {
+    let fresh = empty_database().await;
+    let other = Database::open(&fresh.settings);
+    sqlx::query("create table pages (number bigserial)")
+        .execute(other.pool())
+        .await
+        .unwrap();
+
+    let guarded = Database::open(&fresh.settings);
+    assert_eq!(lost_inserts(guarded.pool(), other.pool()).await, 0);
+
+    let bare = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with((*other.pool().connect_options()).clone())
+        .await
+        .unwrap();
+    assert_ne!(
+        lost_inserts(&bare, other.pool()).await,
+        0,
+        "sqlx no longer leaves a transaction behind: db::database's hook can go"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_gives_up_what_hangs() {
+    let fresh = empty_database().await;
+    for (setting, value) in [
+        ("statement_timeout", "15s"),
+        ("lock_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+    ] {
+        let found: String = sqlx::query_scalar("select current_setting($1)")
+            .bind(setting)
+            .fetch_one(fresh.database.pool())
+            .await
+            .unwrap();
+        assert_eq!(found, value, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn a_ping_says_in_a_word_why_not() {
+    let fresh = fresh_database().await;
+    let patience = Duration::from_secs(2);
+    assert_eq!(fresh.database.ping(patience).await, Ok(()));
+    assert_eq!(
+        fresh.database.schema().await.unwrap(),
+        SchemaState::UpToDate
+    );
+
+    // A port that nothing listens on: it was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let refusing = free.local_addr().unwrap();
+    drop(free);
+    // A server that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let missing = fresh.url.replace("test_", "no_such_");
+    for (url, expected) in [
+        (
+            format!("postgres://u:p@{refusing}/x"),
+            Unreachable::ConnectionRefused,
+        ),
+        (
+            format!("postgres://u:p@{silent}/x?sslmode=disable"),
+            Unreachable::Timeout,
+        ),
+        (missing, Unreachable::DatabaseMissing),
+        (
+            fresh.url.replace("user=attesto", "user=mallory"),
+            Unreachable::AuthenticationFailed,
+        ),
+        (
+            "postgres:///x?host=/nowhere".to_owned(),
+            Unreachable::NotFound,
+        ),
+    ] {
+        let database = Database::open(&ConnectSettings::from_url(&url).unwrap());
+        let begun = Instant::now();
+        assert_eq!(
+            database.ping(Duration::from_secs(1)).await,
+            Err(expected),
+            "{url}"
+        );
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{url}");
+    }
+
+    let small = ConnectSettings::from_url(&fresh.url.replace("max=5", "max=2")).unwrap();
+    let busy = Database::open(&small);
+    let _held = (
+        busy.pool().begin().await.unwrap(),
+        busy.pool().begin().await.unwrap(),
+    );
+    assert_eq!(
+        busy.ping(Duration::from_secs(1)).await,
+        Err(Unreachable::PoolExhausted)
+    );
+}
