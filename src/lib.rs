@@ -20,6 +20,7 @@ pub mod google;
 pub mod http;
 pub mod id;
 pub mod server;
+pub mod service;
 pub mod shutdown;
 pub mod simulator;
 pub mod telemetry;

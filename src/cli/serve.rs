@@ -1,13 +1,321 @@
-//! `attesto serve`: runs the service.
+//! `attesto serve`: runs the service until a signal says stop.
+//!
+//! What cannot work is said before anything is served: settings, the port, a database newer than this release. A
+//! database that is away is not such a thing: the service starts, `/health` answers, `/ready` says what is missing, and
+//! it goes on trying.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::{Arg, ArgMatches, Command};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{Context, Failure};
+use crate::clock::Clock;
+use crate::config::catalogue::{Kind, SETTINGS, Setting};
+use crate::config::settings::Log;
+use crate::config::{DatabaseSource, Mode, Raw, Settings};
+use crate::db::embedded::Embedded;
+use crate::db::{Database, MigrationProblem, Unreachable, is_unavailable};
+use crate::server::Manners;
+use crate::server::listen::{bind, room_for_connections};
+use crate::service::{Service, Serving};
+use crate::shutdown::Signals;
+use crate::telemetry::{self, Writer};
 
-/// The arguments of `attesto serve`.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+/// How long the first look at the database may delay the word that the service is there.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+/// The first pause before the database is tried again; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a production service goes on taking requests after `/ready` began to fail, because whoever sends them here
+/// needs a moment to notice. At most a fifth of the time there is to stop.
+const MOMENT_TO_NOTICE: Duration = Duration::from_secs(5);
+
+/// The flags of `attesto serve`: one for each setting there is.
+#[derive(Clone, Debug, Default)]
+pub struct Args {
+    /// What was given, by the variable that the flag stands for.
+    given: BTreeMap<String, String>,
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        SETTINGS
+            .iter()
+            .fold(command, |command, setting| command.arg(flag(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for setting in SETTINGS {
+            if let Some(text) = matches.get_one::<String>(setting.flag) {
+                self.given.insert(stands_for(setting), text.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The variable that a setting's flag stands for.
+fn stands_for(setting: &Setting) -> String {
+    match setting.kind {
+        Kind::Secret => format!("{}_FILE", setting.name),
+        Kind::Plain | Kind::Switch => setting.name.to_owned(),
+    }
+}
+
+fn flag(setting: &'static Setting) -> Arg {
+    let variable = match setting.kind {
+        Kind::Secret => format!("{} or {}_FILE", setting.name, setting.name),
+        Kind::Plain | Kind::Switch => setting.name.to_owned(),
+    };
+    let default = match setting.default {
+        "" => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    let help = format!("{}{default} [env: {variable}]", setting.help);
+    // The parser knows no variable and no default, so that it can show no value.
+    let arg = Arg::new(setting.flag).long(setting.flag).help(help);
+    match setting.kind {
+        Kind::Switch => arg
+            .value_name("BOOL")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        Kind::Plain | Kind::Secret => arg.value_name(setting.value),
+    }
+}
 
 /// Runs the command.
-#[expect(clippy::unused_async, reason = "every command is run alike")]
-pub async fn run(_args: Args, _context: &Context) -> Result<(), Failure> {
-    Err(Failure::refused("this command is not there yet."))
+pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let lookup = |name: &str| context.variable(name);
+    let mut given = args.given;
+    if let Some(url) = context.database_url() {
+        given.insert("DATABASE_URL".to_owned(), url.to_owned());
+    }
+    let raw = Raw::new(given, &lookup);
+    let (log, settings) = match Settings::parse(&raw) {
+        Ok(settings) => (settings.log, Ok(settings)),
+        Err(problems) => (Log::best_effort(&raw), Err(Failure::settings(problems))),
+    };
+    let writer = telemetry::install(&log);
+    let outcome = match settings {
+        Ok(settings) => serve(&settings, &context.clock, &writer).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = &outcome {
+        let error = failure.message.replace('\n', "; ");
+        tracing::error!(fatal = true, error, "startup_failed");
+    }
+    writer.flush();
+    outcome
+}
+
+async fn serve(settings: &Settings, clock: &Clock, writer: &Writer) -> Result<(), Failure> {
+    let mut signals = Signals::listen()
+        .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}")))?;
+    let started = tokio::select! {
+        started = start(settings, clock) => started?,
+        signal = signals.next() => {
+            tracing::info!(signal, "shutdown");
+            return Ok(());
+        }
+    };
+    let Started {
+        serving,
+        database,
+        private,
+        preparing,
+    } = started;
+
+    let outcome = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "shutdown");
+            Ok(())
+        }
+        // The database came back, and it turns out that this release cannot use it.
+        Err(problem) = preparing => Err(Failure::from(problem)),
+    };
+    let impatient = tokio::spawn(leave_at_once(signals, writer.clone()));
+    let _impatient = AbortOnDropHandle::new(impatient);
+    let moment = match settings.mode {
+        Mode::Production if outcome.is_ok() => MOMENT_TO_NOTICE.min(settings.shutdown_grace / 5),
+        _ => Duration::ZERO,
+    };
+    serving.leave();
+    tokio::time::sleep(moment).await;
+    let finished = serving
+        .stop(settings.shutdown_grace.saturating_sub(moment))
+        .await;
+    let _ = tokio::time::timeout(LAST_PAUSE, database.close()).await;
+    if let Some(private) = private {
+        private.stop().await;
+    }
+    tracing::info!(finished, "stopped");
+    outcome
+}
+
+/// A second signal: whoever sends it does not want to wait.
+async fn leave_at_once(mut signals: Signals, writer: Writer) {
+    let signal = signals.next().await;
+    tracing::warn!(signal, "shutdown_forced");
+    writer.flush();
+    std::process::exit(130);
+}
+
+/// A service that serves, and what it stands on.
+struct Started {
+    serving: Serving,
+    database: Database,
+    private: Option<Embedded>,
+    /// Ends when the database's tables are this release's.
+    preparing: BoxFuture<'static, Result<(), MigrationProblem>>,
+}
+
+async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
+    let refused = |problem: &dyn std::fmt::Display| Failure::refused(format!("{problem}."));
+    // Before anything that takes time or leaves traces: a port that is taken is the likeliest obstacle.
+    let listener = bind(settings.listen)
+        .await
+        .map_err(|problem| refused(&problem))?;
+    let (private, connect) = match &settings.database {
+        DatabaseSource::Url(connect) => (None, (**connect).clone()),
+        DatabaseSource::Embedded(options) => {
+            let private = Embedded::start(options.clone())
+                .await
+                .map_err(|problem| refused(&problem))?;
+            let connect = private.connect_settings();
+            (Some(private), connect)
+        }
+    };
+    let database = Database::open(&connect);
+    let service =
+        Service::build(settings, &database, clock).map_err(|problem| refused(&problem))?;
+    let manners = Manners {
+        max_connections: room_for_connections(),
+        ..Manners::default()
+    };
+    let serving = service
+        .serve(listener, manners)
+        .map_err(|problem| refused(&problem))?;
+    let address = serving.address();
+
+    let mut preparing = prepare(database.clone(), settings.migrate_on_start).boxed();
+    match tokio::time::timeout(FIRST_LOOK, &mut preparing).await {
+        Ok(Ok(())) => preparing = std::future::pending().boxed(),
+        Ok(Err(problem)) => {
+            serving.stop(Duration::ZERO).await;
+            if let Some(private) = private {
+                private.stop().await;
+            }
+            return Err(problem.into());
+        }
+        Err(_) => {}
+    }
+    tracing::info!(
+        port = address.port(),
+        address = %address.ip(),
+        env = settings.mode.as_str(),
+        version = crate::VERSION,
+        "listening"
+    );
+    if settings.metrics.is_some() {
+        tracing::warn!("METRICS_ADDRESS is set, and this release serves no metrics yet");
+    }
+    Ok(Started {
+        serving,
+        database,
+        private,
+        preparing,
+    })
+}
+
+/// Brings the tables to this release, as soon as there is a database to do it in. An error is final.
+async fn prepare(database: Database, migrate: bool) -> Result<(), MigrationProblem> {
+    if !migrate {
+        return Ok(());
+    }
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match database.migrate(false).await {
+            Ok(_) => return Ok(()),
+            Err(problem) if may_pass(&problem) => {
+                let class = match &problem {
+                    MigrationProblem::Database(error) => Unreachable::of(error).to_string(),
+                    _ => "in use".to_owned(),
+                };
+                tracing::warn!(cause = %problem, causeClass = class, "database_unavailable");
+            }
+            Err(problem) => return Err(problem),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Whether trying again can help.
+fn may_pass(problem: &MigrationProblem) -> bool {
+    match problem {
+        MigrationProblem::Database(error) => is_unavailable(error),
+        MigrationProblem::Busy | MigrationProblem::InTheWay(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(arguments: &[&str]) -> BTreeMap<String, String> {
+        let command = <Args as clap::Args>::augment_args(Command::new("serve"));
+        let matches = command
+            .try_get_matches_from(std::iter::once(&"serve").chain(arguments))
+            .expect("these are good");
+        let args: Args = clap::FromArgMatches::from_arg_matches(&matches).expect("and readable");
+        args.given
+    }
+
+    #[test]
+    fn each_flag_stands_for_its_variable() {
+        let found = given(&[
+            "--port=9000",
+            "--embedded-postgres",
+            "--webhook-dispatcher-disabled=false",
+            "--encryption-key-file",
+            "/run/key",
+        ]);
+        let expected = [
+            ("ATTESTO_EMBEDDED_POSTGRES", "true"),
+            ("ATTESTO_ENCRYPTION_KEY_FILE", "/run/key"),
+            ("PORT", "9000"),
+            ("WEBHOOK_DISPATCHER_DISABLED", "false"),
+        ];
+        let expected = expected.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        assert_eq!(found, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn help_shows_every_setting_with_its_variable_and_default() {
+        let mut command = <Args as clap::Args>::augment_args(Command::new("serve"));
+        let help = command.render_long_help().to_string();
+        for setting in SETTINGS {
+            assert!(help.contains(&format!("--{}", setting.flag)));
+            assert!(help.contains(setting.name), "{}", setting.name);
+        }
+        assert!(help.contains("[default: 8080]"));
+    }
 }

@@ -1,0 +1,188 @@
+//! Builds each feature with just what it needs, and runs what runs beside the requests.
+//!
+//! [`Service::build`] makes the parts, [`Service::serve`] sets them going on a listener, [`Serving::stop`] ends them in
+//! the order in which they need each other. A test does the same with a clock of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::credentials::canary;
+use crate::crypto::keyring::Keyring;
+use crate::db::changes::Changes;
+use crate::db::{Database, SchemaState, Unreachable};
+use crate::google::{self, Google};
+use crate::http::envelope::Envelope;
+use crate::http::health::{Check, Health};
+use crate::http::outbound::{self, Upstream};
+use crate::server::listen::{BODY_TIMEOUT, Manners};
+use crate::server::{self, Running};
+use crate::tenants::Callers;
+
+/// How long what runs beside the requests may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long `/ready` waits for the database.
+const DATABASE_PATIENCE: Duration = Duration::from_millis(1200);
+
+/// Why a service cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The client for calls to the stores.
+    #[error("the client for calls to the stores cannot be made: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Every feature, built and not yet running.
+pub struct Service {
+    database: Database,
+    keyring: Arc<Keyring>,
+    clock: Clock,
+    changes: Changes,
+    callers: Callers,
+    google: Google,
+}
+
+impl Service {
+    /// Builds every feature. Call it where a runtime is; nothing is asked of the database yet.
+    pub fn build(
+        settings: &Settings,
+        database: &Database,
+        clock: &Clock,
+    ) -> Result<Self, BuildError> {
+        let keyring = &settings.keyring;
+        let stores = &settings.stores;
+        let changes = Changes::new(database);
+        let upstream = Upstream::new(outbound::client()?, stores.timeout);
+        let google = Google::new(
+            database,
+            keyring,
+            &changes,
+            upstream,
+            clock,
+            google::Settings {
+                play_url: stores.google_play.clone(),
+                token_url: stores.google_token.clone(),
+                credential_ttl: settings.credential_ttl,
+            },
+        );
+        let callers = Callers::new(database, &changes, clock, settings.rate_limit);
+        Ok(Self {
+            database: database.clone(),
+            keyring: keyring.clone(),
+            clock: clock.clone(),
+            changes,
+            callers,
+            google,
+        })
+    }
+
+    /// Starts what runs beside the requests, and answers what arrives at `listener`.
+    pub fn serve(self, listener: TcpListener, manners: Manners) -> io::Result<Serving> {
+        let leaving = CancellationToken::new();
+        let envelope = self.envelope(leaving.clone());
+        let running = server::start(envelope, listener, manners)?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let Self {
+            changes, callers, ..
+        } = self;
+        let (ear, pen) = (stop.clone(), stop.clone());
+        tasks.spawn(async move { changes.run(ear).await });
+        tasks.spawn(async move { callers.run(pen).await });
+        tasks.close();
+        Ok(Serving {
+            running,
+            leaving,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Every route, with what is around each answer. `/ready` fails once `leaving` is cancelled.
+    pub fn envelope(&self, leaving: CancellationToken) -> Envelope {
+        let features = [
+            Health::new(self.checks(), leaving).routes(),
+            google::routes(self.google.clone(), self.callers.clone()),
+        ];
+        let routes = server::routes::routes(features);
+        Envelope::new(routes, self.clock.clone(), BODY_TIMEOUT)
+    }
+
+    fn checks(&self) -> Vec<(&'static str, Check)> {
+        let (database, keyring) = (self.database.clone(), self.keyring.clone());
+        let prepared = Arc::new(AtomicBool::new(false));
+        let db: Check = Arc::new({
+            let database = database.clone();
+            move || look_at_database(database.clone(), prepared.clone()).boxed()
+        });
+        let encryption: Check =
+            Arc::new(move || look_at_encryption(database.clone(), keyring.clone()).boxed());
+        vec![("db", db), ("encryption", encryption)]
+    }
+}
+
+/// Is it there, and are its tables this release's? Once they were, a newer release may add to them while this process
+/// still runs: its replacement is on the way, and turning all of the old ones away at once would be an outage.
+async fn look_at_database(database: Database, prepared: Arc<AtomicBool>) -> Result<(), String> {
+    database
+        .ping(DATABASE_PATIENCE)
+        .await
+        .map_err(|problem| problem.to_string())?;
+    if prepared.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    match database.schema().await {
+        Ok(SchemaState::UpToDate) => {
+            prepared.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        Ok(SchemaState::Behind(count)) => Err(format!("{count} migrations are missing")),
+        Ok(SchemaState::Ahead) => Err("its tables are newer than this release".to_owned()),
+        Ok(SchemaState::Different) => Err("its tables are not this release's".to_owned()),
+        Err(problem) => Err(Unreachable::of(&problem).to_string()),
+    }
+}
+
+async fn look_at_encryption(database: Database, keyring: Arc<Keyring>) -> Result<(), String> {
+    canary::check(&database, &keyring)
+        .await
+        .map_err(|problem| problem.class().to_owned())
+}
+
+/// A service that serves.
+pub struct Serving {
+    running: Running,
+    leaving: CancellationToken,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Serving {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.running.address()
+    }
+
+    /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Finishes what is in hand, for up to `grace`, then what runs beside it. Whether everything was finished.
+    pub async fn stop(self, grace: Duration) -> bool {
+        self.leave();
+        let finished = self.running.stop(grace).await;
+        // After the last request: usage is written once more, and it is complete.
+        self.stop.cancel();
+        let ended = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+        finished && ended.is_ok()
+    }
+}
