@@ -1,13 +1,95 @@
 //! `attesto simulator`: runs only the simulated stores.
 
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::context::{Context, Failure};
+use crate::simulator::{Simulator, SimulatorOptions};
 
 /// The arguments of `attesto simulator`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Where to listen; 0 takes any free port
+    #[arg(long, value_name = "PORT", default_value_t = 8090)]
+    port: u16,
+
+    /// The address to listen on. Whoever reaches it controls the simulated stores
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    bind: IpAddr,
+
+    /// Keep keys and purchases in this folder, and find them again at the next start
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+}
 
 /// Runs the command.
-#[expect(clippy::unused_async, reason = "every command is run alike")]
-pub async fn run(_args: Args, _context: &Context) -> Result<(), Failure> {
-    Err(Failure::refused("this command is not there yet."))
+pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let bind = SocketAddr::new(args.bind, args.port);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let options = SimulatorOptions {
+        bind,
+        folder: args.folder,
+        ..SimulatorOptions::new(context.clock.clone())
+    };
+    let simulator = Simulator::start(options).await.map_err(|error| {
+        Failure::refused(match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!("port {} is taken; choose another with --port.", bind.port())
+            }
+            _ => format!("the simulated stores cannot start: {error}"),
+        })
+    })?;
+    let urls = json!({
+        "control": simulator.control_url().as_str(),
+        "appleProduction": simulator.apple_production_url().as_str(),
+        "appleSandbox": simulator.apple_sandbox_url().as_str(),
+        "googlePlay": simulator.google_play_url().as_str(),
+        "googleToken": simulator.google_token_url().as_str(),
+        "googleCerts": simulator.google_jwks_url().as_str(),
+    });
+    context.output.sentence(&urls, &introduction(&simulator))?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    simulator.stop().await;
+    Ok(())
+}
+
+fn introduction(simulator: &Simulator) -> String {
+    let control = simulator.control_url();
+    let mut settings = String::new();
+    for (name, value) in simulator.settings() {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(settings, "  export {name}={value}");
+    }
+    format!(
+        "The simulated stores are running. They know only the purchases you make here, and sign for real.
+
+Everything they can do, as lines to paste:
+
+  curl -s {control}
+
+To point Attesto at them, trust their root and set their addresses:
+
+  curl -s {control}/apple/root.pem -o simulator-root.pem
+{settings}
+To give a tenant access:
+
+  curl -s {control}/apple/key                            # issuerId, keyId
+  curl -s {control}/apple/key.p8 -o simulator.p8
+  curl -s {control}/google/service-account.json -o simulator-google.json
+
+To make a purchase:
+
+  curl -s -X POST {control}/apple/transactions
+  curl -s -X POST {control}/google/subscriptions
+
+Ctrl-C stops them."
+    )
 }

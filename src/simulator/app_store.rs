@@ -1,0 +1,303 @@
+//! The App Store Server API, as the simulated App Store answers it.
+//!
+//! | call | answer |
+//! |---|---|
+//! | a token that is not right | 401 without a body, as Apple does; the request log says why |
+//! | production, for an app that was never released | the same |
+//! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for what is no id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
+//! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::exchange::{Call, Reply};
+use super::shared::Shared;
+use super::state::apple::{Environment, is_transaction_id};
+use super::state::fault::Fault;
+use crate::clock::Timestamp;
+
+/// What Apple wants in `aud`.
+const AUDIENCE: &str = "appstoreconnect-v1";
+/// The longest life of a token, in seconds.
+const LONGEST_LIFE: i64 = 60 * 60;
+/// How far the two clocks may be apart, in seconds.
+const SKEW: i64 = 60;
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: Option<String>,
+    bid: Option<String>,
+    aud: Option<Value>,
+    iat: Option<i64>,
+    exp: Option<i64>,
+}
+
+/// Answers a call below `/apple/{environment}`.
+pub(super) fn answer(shared: &Shared, environment: Environment, call: &Call) -> Reply {
+    let below: Vec<&str> = call.segments.iter().skip(2).map(String::as_str).collect();
+    let id = match below.as_slice() {
+        ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
+        _ => None,
+    };
+    let place = format!("apple/{}", environment.path());
+    let app = call
+        .bearer
+        .as_deref()
+        .and_then(|token| read(token).ok())
+        .and_then(|(_, claims)| claims.bid);
+    let fault = shared.inside().faults.strike(&place, app.as_deref(), id);
+    let told = fault.as_ref().and_then(|fault| wrong(fault, shared.now()));
+    let mut reply = told.unwrap_or_else(|| right(shared, environment, call, &below));
+    if let Some(fault) = &fault {
+        reply.spoil(fault);
+    }
+    reply
+}
+
+/// The answer when nothing was asked to go wrong.
+fn right(shared: &Shared, environment: Environment, call: &Call, below: &[&str]) -> Reply {
+    let bundle_id = match admit(shared, call.bearer.as_deref()) {
+        Ok(bundle_id) => bundle_id,
+        Err(why) => return Reply::empty(401).because(why),
+    };
+    let app = shared.inside().state.apple.app(&bundle_id);
+    if environment == Environment::Production && !app.released {
+        return Reply::empty(401).because(format!(
+            "{bundle_id} was never released, and production answers 401 for such an app"
+        ));
+    }
+    match (call.method.as_str(), below) {
+        ("GET", ["inApps", "v1", "transactions", id]) => {
+            transaction(shared, environment, &bundle_id, id)
+        }
+        ("GET", ["inApps", "v1", "subscriptions", id]) => {
+            subscriptions(shared, environment, &bundle_id, id, call)
+        }
+        _ => Reply::page(404).because("the simulator does not play this call"),
+    }
+}
+
+fn transaction(shared: &Shared, environment: Environment, bundle_id: &str, id: &str) -> Reply {
+    if !is_transaction_id(id) {
+        return error(4_000_006, "Invalid transaction id.");
+    }
+    let found = {
+        let inside = shared.inside();
+        let books = &inside.state.apple;
+        if books.is_app_transaction(id) {
+            return error(
+                4_000_048,
+                "Invalid request. App transaction ids are not supported by this endpoint.",
+            );
+        }
+        books
+            .transaction(id)
+            .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
+            .map(|one| one.payload(shared.now()))
+    };
+    match found {
+        Some(payload) => {
+            let signed = shared.identity.authority().sign(&payload);
+            Reply::json(200, &json!({ "signedTransactionInfo": signed }))
+        }
+        None => error(4_040_010, "Transaction id not found."),
+    }
+}
+
+fn subscriptions(
+    shared: &Shared,
+    environment: Environment,
+    bundle_id: &str,
+    id: &str,
+    call: &Call,
+) -> Reply {
+    if !is_transaction_id(id) {
+        return error(4_000_006, "Invalid transaction id.");
+    }
+    let now = shared.now();
+    let wanted: Vec<&str> = call
+        .query
+        .iter()
+        .filter(|(name, _)| name == "status")
+        .map(|(_, value)| value.as_str())
+        .collect();
+    let inside = shared.inside();
+    let books = &inside.state.apple;
+    let Some(named) = books
+        .transaction(id)
+        .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
+    else {
+        return error(4_040_010, "Transaction id not found.");
+    };
+    let original = &named.original_transaction_id;
+    let status = books
+        .status(original, now)
+        .filter(|status| wanted.is_empty() || wanted.contains(&status.to_string().as_str()));
+    let authority = shared.identity.authority();
+    let mut data = Vec::new();
+    if let (Some(status), Some(latest), Some(renewal)) = (
+        status,
+        books.latest(original),
+        books.renewal_payload(original, now),
+    ) {
+        data.push(json!({
+            "subscriptionGroupIdentifier": "20900001",
+            "lastTransactions": [{
+                "originalTransactionId": original,
+                "status": status,
+                "signedTransactionInfo": authority.sign(&latest.payload(now)),
+                "signedRenewalInfo": authority.sign(&renewal),
+            }],
+        }));
+    }
+    let mut body = json!({
+        "environment": environment.name(),
+        "bundleId": bundle_id,
+        "data": data,
+    });
+    if environment == Environment::Production {
+        body["appAppleId"] = json!(books.app(bundle_id).app_apple_id);
+    }
+    Reply::json(200, &body)
+}
+
+/// Apple's error body; the first three digits of the code are the status.
+fn error(code: u32, message: &str) -> Reply {
+    let status = u16::try_from(code / 10_000).unwrap_or(500);
+    Reply::json(
+        status,
+        &json!({ "errorCode": code, "errorMessage": message }),
+    )
+}
+
+/// What a fault answers, unless it only spoils the true answer.
+fn wrong(fault: &Fault, now: Timestamp) -> Option<Reply> {
+    let reply = match (fault.cut, fault.error_code, fault.status) {
+        (true, ..) => return None,
+        (_, Some(code), _) => error(code, message(code)),
+        (_, None, Some(401)) if fault.body.is_none() => Reply::empty(401),
+        (_, None, Some(429)) if fault.body.is_none() => error(4_290_000, message(4_290_000)),
+        (_, None, None) if fault.body.is_none() => return None,
+        (_, None, status) => Reply::literal(fault, status),
+    };
+    let wait = match (&fault.retry_after, fault.retry_after_seconds) {
+        (Some(text), _) => Some(text.clone()),
+        // Apple gives the moment, in milliseconds.
+        (None, Some(seconds)) => {
+            let moment = now.plus(std::time::Duration::from_secs(seconds));
+            Some(moment.millis().to_string())
+        }
+        (None, None) => None,
+    };
+    Some(match wait {
+        Some(wait) => reply.header("retry-after", wait),
+        None => reply,
+    })
+}
+
+fn message(code: u32) -> &'static str {
+    match code {
+        4_000_002 => "Invalid app identifier.",
+        4_000_006 => "Invalid transaction id.",
+        4_000_008 => "Invalid original transaction id.",
+        4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
+        4_040_001 => "Account not found.",
+        4_040_002 => "Account not found. Please try again.",
+        4_040_003 => "App not found.",
+        4_040_004 => "App not found. Please try again.",
+        4_040_005 => "Original transaction id not found.",
+        4_040_006 => "Original transaction id not found. Please try again.",
+        4_040_010 => "Transaction id not found.",
+        4_290_000 => "Rate limit exceeded.",
+        5_000_000 => "An unknown error occurred.",
+        5_000_001 => "An unknown error occurred. Please try again.",
+        _ => "Simulated error.",
+    }
+}
+
+/// Checks a client's token as Apple does and gives the app it speaks for; `Err` says what Apple would keep to itself.
+fn admit(shared: &Shared, token: Option<&str>) -> Result<String, String> {
+    let token = token.ok_or("there is no bearer token")?;
+    let (header, claims) = read(token)?;
+    if header.alg != "ES256" {
+        return Err(format!("the token's alg is {}, not ES256", header.alg));
+    }
+    if header.typ.is_some_and(|typ| typ != "JWT") {
+        return Err("the token's typ is not JWT".to_owned());
+    }
+    let key_id = header.kid.ok_or("the token has no kid")?;
+    let key = public_key(shared, &key_id)?;
+    let issuer = &shared.identity.apple_key().issuer_id;
+    if claims.iss.as_ref() != Some(issuer) {
+        return Err(format!("the token's iss is not the team's, {issuer}"));
+    }
+    if claims.aud != Some(json!(AUDIENCE)) {
+        return Err(format!("the token's aud is not {AUDIENCE}"));
+    }
+    let now = shared.now().seconds();
+    let expires = claims.exp.ok_or("the token has no exp")?;
+    if expires <= now {
+        return Err("the token has expired".to_owned());
+    }
+    if claims.iat.is_some_and(|issued| issued > now + SKEW) {
+        return Err("the token's iat lies in the future".to_owned());
+    }
+    if expires - claims.iat.unwrap_or(now) > LONGEST_LIFE + SKEW {
+        return Err("the token lives longer than 60 minutes".to_owned());
+    }
+    let (input, signature) = token.rsplit_once('.').unwrap_or_default();
+    let signature = URL_SAFE_NO_PAD
+        .decode(signature)
+        .map_err(|_| "the token's signature is not base64url")?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
+        .verify(input.as_bytes(), &signature)
+        .map_err(|_| "the token's signature is not by the key of its kid")?;
+    claims
+        .bid
+        .filter(|bundle_id| !bundle_id.is_empty())
+        .ok_or_else(|| "the token has no bid".to_owned())
+}
+
+fn public_key(shared: &Shared, key_id: &str) -> Result<Vec<u8>, String> {
+    let own = shared.identity.apple_key();
+    let inside = shared.inside();
+    let other = inside.state.apple.keys.get(key_id);
+    if other.is_some_and(|key| key.revoked) {
+        return Err(format!("the key {key_id} was revoked"));
+    }
+    let text = match other.and_then(|key| key.public_key.as_ref()) {
+        Some(text) => text,
+        None if own.key_id == key_id => &own.public_key,
+        None => return Err(format!("{key_id} is not the id of one of the team's keys")),
+    };
+    STANDARD
+        .decode(text)
+        .map_err(|_| "the kept key cannot be read".to_owned())
+}
+
+/// A token's two readable parts, nothing checked.
+fn read(token: &str) -> Result<(Header, Claims), String> {
+    let parts: Vec<&str> = token.split('.').collect();
+    let [header, claims, _] = parts.as_slice() else {
+        return Err("the token does not have three parts".to_owned());
+    };
+    Ok((part(header, "header")?, part(claims, "payload")?))
+}
+
+fn part<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T, String> {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .ok_or_else(|| format!("the token's {name} cannot be read"))
+}

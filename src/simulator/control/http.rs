@@ -1,0 +1,911 @@
+//! `/control`: everything that can be made to happen, over HTTP.
+//!
+//! Bodies and answers are JSON; an empty body is an empty object; no header is needed. What cannot be done is
+//! `{"error": "a sentence"}` with 400, or 404 for what is not there.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::{AppStore, Play};
+use crate::simulator::exchange::{Call, Reply};
+use crate::simulator::pki::Forgery;
+use crate::simulator::shared::Shared;
+use crate::simulator::state::apple::{App, NewTransaction, Transaction};
+use crate::simulator::state::fault::Fault;
+use crate::simulator::state::google::{
+    NewProduct, NewSubscription, Product, Replacement, Subscription,
+};
+use crate::simulator::state::{Refused, State};
+
+/// One thing the control API does.
+struct Operation {
+    method: &'static str,
+    /// `{id}`, `{token}`, `{email}` and the like stand for one segment.
+    path: &'static str,
+    does: &'static str,
+    /// An example of a body.
+    body: &'static str,
+}
+
+const fn get(path: &'static str, does: &'static str) -> Operation {
+    Operation {
+        method: "GET",
+        path,
+        does,
+        body: "",
+    }
+}
+
+const fn post(path: &'static str, body: &'static str, does: &'static str) -> Operation {
+    Operation {
+        method: "POST",
+        path,
+        does,
+        body,
+    }
+}
+
+const fn delete(path: &'static str, does: &'static str) -> Operation {
+    Operation {
+        method: "DELETE",
+        path,
+        does,
+        body: "",
+    }
+}
+
+/// Everything the control API does, under headings.
+const OPERATIONS: &[(&str, &[Operation])] = &[
+    (
+        "What to give Attesto",
+        &[
+            get(
+                "/control/settings",
+                "the environment variables that point Attesto here",
+            ),
+            get("/control/apple/root.pem", "the root certificate to trust"),
+            get(
+                "/control/apple/key",
+                "the App Store Server API key: issuerId, keyId and the .p8's text",
+            ),
+            get("/control/apple/key.p8", "the .p8 alone"),
+            get(
+                "/control/google/service-account.json",
+                "the service account's key file",
+            ),
+        ],
+    ),
+    (
+        "App Store purchases",
+        &[
+            post(
+                "/control/apple/transactions",
+                r#"{"type":"subscription","bundleId":"com.example.app","productId":"com.example.app.pro.monthly","environment":"sandbox","period":"P1M","price":9990,"appAccountToken":"7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"}"#,
+                "buy; every field may be left out; type is subscription, non-renewing, non-consumable or consumable",
+            ),
+            get("/control/apple/transactions", "every transaction"),
+            get(
+                "/control/apple/transactions/{id}",
+                "one transaction, with what is signed about it",
+            ),
+            get(
+                "/control/apple/transactions/{id}/jws",
+                "the signed transaction alone, as StoreKit 2 gives it to an app",
+            ),
+            post(
+                "/control/apple/transactions/{id}/renew",
+                "",
+                "one more period: a new transaction",
+            ),
+            post(
+                "/control/apple/transactions/{id}/cancel",
+                "",
+                "turn renewal off; the present period goes on",
+            ),
+            post(
+                "/control/apple/transactions/{id}/resume",
+                "",
+                "turn renewal on again",
+            ),
+            post(
+                "/control/apple/transactions/{id}/expire",
+                r#"{"intent":1}"#,
+                "end it now",
+            ),
+            post(
+                "/control/apple/transactions/{id}/grace",
+                r#"{"days":16}"#,
+                "a payment fails; access goes on in a grace period",
+            ),
+            post(
+                "/control/apple/transactions/{id}/billing-retry",
+                "",
+                "a payment fails; no grace period",
+            ),
+            post(
+                "/control/apple/transactions/{id}/refund",
+                r#"{"reason":1}"#,
+                "give the money back",
+            ),
+            post(
+                "/control/apple/transactions/{id}/reverse-refund",
+                "",
+                "take a refund back",
+            ),
+            post(
+                "/control/apple/transactions/{id}/revoke",
+                "",
+                "end family sharing",
+            ),
+            post(
+                "/control/apple/transactions/{id}/upgrade",
+                r#"{"productId":"com.example.app.pro.yearly","period":"P1Y"}"#,
+                "replace the product at once: a new transaction",
+            ),
+            post(
+                "/control/apple/transactions/{id}/downgrade",
+                r#"{"productId":"com.example.app.lite.monthly"}"#,
+                "replace the product at the next renewal",
+            ),
+            post(
+                "/control/apple/transactions/{id}/extend",
+                r#"{"days":30}"#,
+                "give more time",
+            ),
+            post(
+                "/control/apple/transactions/{id}/forget",
+                "",
+                "make the store not know it",
+            ),
+            get(
+                "/control/apple/forge?kind=altered-payload&transactionId={id}",
+                "a signed transaction that must not be believed; without a kind, the kinds",
+            ),
+            post(
+                "/control/apple/sign",
+                r#"{"bundleId":"com.example.app","environment":"Sandbox","signedDate":1775830930000}"#,
+                "sign any payload",
+            ),
+        ],
+    ),
+    (
+        "App Store apps and keys",
+        &[
+            get(
+                "/control/apple/apps/{bundle}",
+                "an app's number, and whether it was released",
+            ),
+            post(
+                "/control/apple/apps/{bundle}",
+                r#"{"released":false}"#,
+                "an app that was never released: production answers 401",
+            ),
+            post("/control/apple/keys", "", "one more API key"),
+            post("/control/apple/keys/{key}/revoke", "", "revoke an API key"),
+            post("/control/apple/keys/{key}/restore", "", "take that back"),
+        ],
+    ),
+    (
+        "Play subscriptions",
+        &[
+            post(
+                "/control/google/subscriptions",
+                r#"{"packageName":"com.example.app","productId":"pro_monthly","basePlanId":"monthly","period":"P1M","priceAmountMicros":4990000,"obfuscatedExternalAccountId":"7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55","addOns":[{"productId":"extra_storage"}]}"#,
+                "subscribe; every field may be left out",
+            ),
+            get("/control/google/subscriptions", "every subscription"),
+            get(
+                "/control/google/subscriptions/{subscription}",
+                "one subscription, with what Play answers",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/renew",
+                "",
+                "one more period",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/cancel",
+                r#"{"by":"user"}"#,
+                "turn renewal off; by user, system or developer",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/restore",
+                "",
+                "turn renewal on again",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/expire",
+                "",
+                "end it now",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/grace",
+                r#"{"days":7}"#,
+                "a payment fails; access goes on",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/hold",
+                "",
+                "a payment fails; access stops",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/pause",
+                r#"{"days":30}"#,
+                "pause it",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/resume",
+                "",
+                "end a hold or a pause",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/revoke",
+                "",
+                "give the money back and end it now",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/defer",
+                r#"{"days":14}"#,
+                "move the next payment",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/acknowledge",
+                "",
+                "acknowledge it",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/complete",
+                "",
+                "pay a pending purchase",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/decline",
+                "",
+                "give a pending purchase up",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/replace",
+                r#"{"productId":"pro_yearly","period":"P1Y"}"#,
+                "change plans: a new token, linked to this one",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/gone",
+                r#"{"how":"no-longer-valid"}"#,
+                "answer 410, or 400; how is no-longer-valid, no-longer-available or expired-too-long",
+            ),
+            post(
+                "/control/google/subscriptions/{subscription}/forget",
+                "",
+                "make the store not know it",
+            ),
+        ],
+    ),
+    (
+        "Play one-time products",
+        &[
+            post(
+                "/control/google/products",
+                r#"{"packageName":"com.example.app","productId":"coins_100","quantity":2}"#,
+                "buy; every field may be left out",
+            ),
+            get("/control/google/products", "every purchase"),
+            get(
+                "/control/google/products/{product}",
+                "one purchase, with what Play answers",
+            ),
+            post(
+                "/control/google/products/{product}/consume",
+                "",
+                "use it up",
+            ),
+            post(
+                "/control/google/products/{product}/acknowledge",
+                "",
+                "acknowledge it",
+            ),
+            post(
+                "/control/google/products/{product}/refund",
+                "",
+                "give the money back",
+            ),
+            post(
+                "/control/google/products/{product}/complete",
+                "",
+                "pay a pending purchase",
+            ),
+            post("/control/google/products/{product}/gone", "", "answer 410"),
+            post(
+                "/control/google/products/{product}/forget",
+                "",
+                "make the store not know it",
+            ),
+        ],
+    ),
+    (
+        "Google accounts",
+        &[
+            post(
+                "/control/google/service-accounts",
+                r#"{"name":"second"}"#,
+                "one more service account: its key file",
+            ),
+            post(
+                "/control/google/service-accounts/{email}/disable",
+                "",
+                "delete it: invalid_grant",
+            ),
+            post(
+                "/control/google/service-accounts/{email}/enable",
+                "",
+                "take that back",
+            ),
+            post(
+                "/control/google/service-accounts/{email}/deny",
+                "",
+                "take its permission away: permissionDenied",
+            ),
+            post(
+                "/control/google/service-accounts/{email}/allow",
+                "",
+                "give it back",
+            ),
+            post(
+                "/control/google/tokens/expire",
+                "",
+                "end every access token before its time",
+            ),
+        ],
+    ),
+    (
+        "Answers that go wrong",
+        &[
+            post(
+                "/control/faults",
+                r#"{"at":"apple/production","errorCode":4040006,"times":2}"#,
+                "Apple's error, for the next two calls; skip lets some pass first, times 0 never ends",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"apple","errorCode":4290000,"retryAfterSeconds":30}"#,
+                "Apple's rate limit, with Retry-After as a moment in milliseconds",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"google/play","reason":"quotaExceeded"}"#,
+                "Google's error of a reason",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"google/token","reason":"invalid_grant"}"#,
+                "a refusal by the token endpoint",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"apple/sandbox","status":503}"#,
+                "a gateway's page",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"google/play","status":200,"body":"{}"}"#,
+                "any body",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"apple","delayMs":3000}"#,
+                "the true answer, late",
+            ),
+            post(
+                "/control/faults",
+                r#"{"at":"google","cut":true,"app":"com.example.app"}"#,
+                "a connection that breaks; app and id choose the calls",
+            ),
+            get("/control/faults", "those in force"),
+            delete("/control/faults", "end them all"),
+        ],
+    ),
+    (
+        "Looking",
+        &[
+            get(
+                "/control/requests",
+                "the calls the stores received, and why they were refused",
+            ),
+            delete("/control/requests", "forget them"),
+            post(
+                "/control/reset",
+                "",
+                "forget every purchase, fault, key and account but the first",
+            ),
+        ],
+    ),
+];
+
+/// Answers a call to `/control`, or to `/`.
+pub(in crate::simulator) fn answer(shared: &Arc<Shared>, call: &Call) -> Reply {
+    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
+    let below = segments.get(1..).unwrap_or_default();
+    let desk = Desk {
+        shared,
+        apple: AppStore::new(shared.clone()),
+        google: Play::new(shared.clone()),
+        call,
+    };
+    let reply = match below {
+        [] if call.method == "GET" => Ok(desk.catalogue()),
+        ["settings"] if call.method == "GET" => Ok(desk.settings()),
+        ["apple", rest @ ..] => desk.apple(rest),
+        ["google", rest @ ..] => desk.google(rest),
+        rest => desk.general(rest),
+    };
+    reply.unwrap_or_else(|refused| match refused {
+        Refused::Unknown(sentence) => Reply::sentence(404, sentence),
+        Refused::Impossible(sentence) => Reply::sentence(400, sentence),
+    })
+}
+
+/// The settings that point Attesto at a simulator; the root certificate has to be fetched into a file.
+pub(in crate::simulator) fn settings(base: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("APPLE_PRODUCTION_URL", format!("{base}/apple/production")),
+        ("APPLE_SANDBOX_URL", format!("{base}/apple/sandbox")),
+        ("APPLE_ROOT_CERTIFICATES", "simulator-root.pem".to_owned()),
+        ("GOOGLE_PLAY_URL", format!("{base}/google/play")),
+        ("GOOGLE_TOKEN_URL", format!("{base}/google/token")),
+        ("GOOGLE_JWKS_URL", format!("{base}/google/certs")),
+    ]
+}
+
+/// One call being answered.
+struct Desk<'a> {
+    shared: &'a Arc<Shared>,
+    apple: AppStore,
+    google: Play,
+    call: &'a Call,
+}
+
+type Answer = Result<Reply, Refused>;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AppChange {
+    released: Option<bool>,
+    app_apple_id: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewAccount {
+    name: String,
+}
+
+impl Desk<'_> {
+    fn body<T: DeserializeOwned>(&self) -> Result<T, Refused> {
+        self.call.json().map_err(Refused::impossible)
+    }
+
+    /// The body with the action from the path put into it, which is how a change is spelled.
+    fn change<T: DeserializeOwned>(&self, action: &str) -> Result<T, Refused> {
+        let mut body: Map<String, Value> = self.body()?;
+        body.insert("action".to_owned(), json!(action));
+        serde_json::from_value(Value::Object(body))
+            .map_err(|error| Refused::impossible(format!("{action} cannot be done: {error}.")))
+    }
+
+    fn apple(&self, below: &[&str]) -> Answer {
+        let apple = &self.apple;
+        match (self.call.method.as_str(), below) {
+            ("GET", ["root.pem"]) => Ok(Reply::typed(
+                200,
+                "application/x-pem-file",
+                self.shared.identity.authority().root_pem(),
+            )),
+            ("GET", ["key"]) => Ok(Reply::pretty(200, &key_view(&apple.key()))),
+            ("GET", ["key.p8"]) => Ok(Reply::typed(
+                200,
+                "application/x-pem-file",
+                apple.key().private_key,
+            )),
+            ("POST", ["keys"]) => Ok(Reply::pretty(201, &key_view(&apple.new_key()?))),
+            ("POST", ["keys", key, verb @ ("revoke" | "restore")]) => {
+                apple.set_key_revoked(key, *verb == "revoke")?;
+                Ok(done())
+            }
+            ("GET", ["apps", bundle]) => Ok(Reply::pretty(200, &json!(apple.app(bundle)))),
+            ("POST", ["apps", bundle]) => {
+                let change: AppChange = self.body()?;
+                let usual = apple.app(bundle);
+                let app = App {
+                    released: change.released.unwrap_or(usual.released),
+                    app_apple_id: change.app_apple_id.unwrap_or(usual.app_apple_id),
+                    ..usual
+                };
+                apple.set_app(app.clone())?;
+                Ok(Reply::pretty(200, &json!(app)))
+            }
+            ("GET", ["transactions"]) => {
+                let all: Vec<Value> = apple
+                    .transactions()
+                    .iter()
+                    .map(|one| self.transaction_summary(one))
+                    .collect();
+                Ok(Reply::pretty(200, &json!({ "transactions": all })))
+            }
+            ("POST", ["transactions"]) => {
+                let new: NewTransaction = self.body()?;
+                Ok(Reply::pretty(
+                    201,
+                    &self.transaction_view(&apple.create(new)?)?,
+                ))
+            }
+            ("GET", ["transactions", id]) => Ok(Reply::pretty(
+                200,
+                &self.transaction_view(&apple.transaction(id)?)?,
+            )),
+            ("GET", ["transactions", id, "jws"]) => Ok(Reply::typed(
+                200,
+                "text/plain; charset=utf-8",
+                apple.signed(id)?,
+            )),
+            ("POST", ["transactions", id, action]) => {
+                let changed = apple.change(id, &self.change(action)?)?;
+                if *action == "forget" {
+                    return Ok(done());
+                }
+                Ok(Reply::pretty(200, &self.transaction_view(&changed)?))
+            }
+            ("GET", ["forge"]) => self.forge(),
+            ("POST", ["sign"]) => {
+                let payload: Map<String, Value> = self.body()?;
+                Ok(Reply::typed(
+                    200,
+                    "text/plain; charset=utf-8",
+                    apple.sign(&payload),
+                ))
+            }
+            _ => self.nothing(),
+        }
+    }
+
+    fn forge(&self) -> Answer {
+        let kinds = || {
+            Forgery::ALL
+                .iter()
+                .map(|kind| json!(kind))
+                .collect::<Vec<_>>()
+        };
+        let Some(kind) = self.call.parameter("kind") else {
+            return Ok(Reply::pretty(200, &json!({ "kinds": kinds() })));
+        };
+        let kind: Forgery = serde_json::from_value(json!(kind)).map_err(|_| {
+            Refused::impossible(format!(
+                "There is no forgery of the kind {kind}. Those there are: {}",
+                Value::Array(kinds())
+            ))
+        })?;
+        let jws = match self.call.parameter("transactionId") {
+            Some(id) => self.apple.forged(id, kind)?,
+            None => {
+                return Err(Refused::impossible(
+                    "Which transaction? Add &transactionId=… to the address.",
+                ));
+            }
+        };
+        Ok(Reply::typed(200, "text/plain; charset=utf-8", jws))
+    }
+
+    fn google(&self, below: &[&str]) -> Answer {
+        let google = &self.google;
+        let token_url = format!("{}/google/token", self.call.base());
+        match (self.call.method.as_str(), below) {
+            ("GET", ["service-account.json"]) => Ok(Reply::pretty(
+                200,
+                &self.shared.identity.service_account().file(&token_url),
+            )),
+            ("POST", ["service-accounts"]) => {
+                let new: NewAccount = self.body()?;
+                let account = google.new_service_account(&new.name)?;
+                Ok(Reply::pretty(201, &account.file(&token_url)))
+            }
+            ("POST", ["service-accounts", email, verb @ ("disable" | "enable")]) => {
+                google.set_account_disabled(email, *verb == "disable")?;
+                Ok(done())
+            }
+            ("POST", ["service-accounts", email, verb @ ("deny" | "allow")]) => {
+                google.set_account_denied(email, *verb == "deny")?;
+                Ok(done())
+            }
+            ("POST", ["tokens", "expire"]) => {
+                google.expire_access_tokens();
+                Ok(done())
+            }
+            ("GET", ["subscriptions"]) => {
+                let all: Vec<Value> = google
+                    .subscriptions()
+                    .iter()
+                    .map(|one| self.subscription_summary(one))
+                    .collect();
+                Ok(Reply::pretty(200, &json!({ "subscriptions": all })))
+            }
+            ("POST", ["subscriptions"]) => {
+                let new: NewSubscription = self.body()?;
+                Ok(Reply::pretty(
+                    201,
+                    &self.subscription_view(&google.subscribe(new)?),
+                ))
+            }
+            ("GET", ["subscriptions", token]) => {
+                let found = google.subscription(token).ok_or_else(|| unknown(token))?;
+                Ok(Reply::pretty(200, &self.subscription_view(&found)))
+            }
+            ("POST", ["subscriptions", token, "replace"]) => {
+                let by: Replacement = self.body()?;
+                let new = google.replace(token, by)?;
+                Ok(Reply::pretty(201, &self.subscription_view(&new)))
+            }
+            ("POST", ["subscriptions", token, action]) => {
+                let changed = google.change_subscription(token, &self.change(action)?)?;
+                Ok(Reply::pretty(200, &self.subscription_view(&changed)))
+            }
+            ("GET", ["products"]) => {
+                let all: Vec<Value> = google.products().iter().map(product_summary).collect();
+                Ok(Reply::pretty(200, &json!({ "products": all })))
+            }
+            ("POST", ["products"]) => {
+                let new: NewProduct = self.body()?;
+                Ok(Reply::pretty(201, &product_view(&google.sell(new)?)))
+            }
+            ("GET", ["products", token]) => {
+                let found = google.product(token).ok_or_else(|| unknown(token))?;
+                Ok(Reply::pretty(200, &product_view(&found)))
+            }
+            ("POST", ["products", token, action]) => {
+                let changed = google.change_product(token, &self.change(action)?)?;
+                Ok(Reply::pretty(200, &product_view(&changed)))
+            }
+            _ => self.nothing(),
+        }
+    }
+
+    fn general(&self, below: &[&str]) -> Answer {
+        match (self.call.method.as_str(), below) {
+            ("GET", ["faults"]) => {
+                let faults = json!(self.shared.inside().faults.list());
+                Ok(Reply::pretty(200, &json!({ "faults": faults })))
+            }
+            ("POST", ["faults"]) => {
+                let fault: Fault = self.body()?;
+                self.shared.inside().faults.add(fault.clone())?;
+                Ok(Reply::pretty(201, &json!(fault)))
+            }
+            ("DELETE", ["faults"]) => {
+                self.shared.inside().faults.clear();
+                Ok(done())
+            }
+            ("GET", ["requests"]) => Ok(Reply::pretty(
+                200,
+                &json!({ "requests": self.shared.seen() }),
+            )),
+            ("DELETE", ["requests"]) => {
+                self.shared.forget_seen();
+                Ok(done())
+            }
+            ("POST", ["reset"]) => {
+                self.shared.change(|state, _, _| {
+                    *state = State::default();
+                    Ok(())
+                })?;
+                self.shared.inside().faults.clear();
+                Ok(done())
+            }
+            _ => self.nothing(),
+        }
+    }
+
+    fn nothing(&self) -> Answer {
+        Err(Refused::unknown(format!(
+            "The control API has no {} {}. GET /control lists what it has.",
+            self.call.method, self.call.path
+        )))
+    }
+
+    fn transaction_summary(&self, transaction: &Transaction) -> Value {
+        let mut view = json!({
+            "transactionId": transaction.transaction_id,
+            "originalTransactionId": transaction.original_transaction_id,
+            "bundleId": transaction.bundle_id,
+            "productId": transaction.product_id,
+            "type": transaction.kind.name(),
+            "environment": transaction.environment,
+            "purchaseDate": transaction.purchase_date,
+            "expiresDate": transaction.expires_date,
+            "revoked": transaction.revocation.is_some(),
+            "upgraded": transaction.is_upgraded,
+        });
+        if let Some(status) = self.apple.subscription_status(transaction) {
+            let word = match status {
+                1 => "active",
+                2 => "expired",
+                3 => "billing retry",
+                4 => "grace period",
+                _ => "revoked",
+            };
+            view["subscription"] = json!(word);
+        }
+        if let Some(renewal) = self.apple.renewal(transaction) {
+            view["renewal"] = json!(renewal);
+        }
+        view
+    }
+
+    fn transaction_view(&self, transaction: &Transaction) -> Result<Value, Refused> {
+        let payload = self.apple.payload(&transaction.transaction_id)?;
+        let mut view = self.transaction_summary(transaction);
+        view["payload"] = Value::Object(payload);
+        Ok(view)
+    }
+
+    fn subscription_summary(&self, subscription: &Subscription) -> Value {
+        let products: Vec<&str> = subscription
+            .items
+            .iter()
+            .map(|item| item.product_id.as_str())
+            .collect();
+        json!({
+            "purchaseToken": subscription.purchase_token,
+            "packageName": subscription.package_name,
+            "productIds": products,
+            "state": subscription.state(self.shared.now()),
+            "startTime": subscription.start_time,
+            "expiryTime": subscription.expiry(),
+            "acknowledged": subscription.acknowledged,
+            "linkedPurchaseToken": subscription.linked_purchase_token,
+            "orderId": subscription.latest_order_id(),
+        })
+    }
+
+    fn subscription_view(&self, subscription: &Subscription) -> Value {
+        let mut view = self.subscription_summary(subscription);
+        view["answer"] = subscription.answer(self.shared.now());
+        view
+    }
+
+    fn settings(&self) -> Reply {
+        let mut text = String::new();
+        // Writing to a `String` cannot fail.
+        for (name, value) in settings(&self.call.base()) {
+            let _ = writeln!(text, "{name}={value}");
+        }
+        Reply::typed(200, "text/plain; charset=utf-8", text)
+    }
+
+    /// Everything there is, as lines to paste into a shell; with ids that exist, where there are any.
+    fn catalogue(&self) -> Reply {
+        let base = self.call.base();
+        let ids = self.ids();
+        if self.call.wants_json {
+            let all: Vec<Value> = OPERATIONS
+                .iter()
+                .flat_map(|(heading, operations)| {
+                    let (base, ids) = (&base, &ids);
+                    operations.iter().map(move |operation| {
+                        json!({
+                            "about": heading,
+                            "method": operation.method,
+                            "path": operation.path,
+                            "does": operation.does,
+                            "curl": operation.curl(base, ids),
+                        })
+                    })
+                })
+                .collect();
+            return Reply::pretty(200, &json!({ "operations": all }));
+        }
+        let mut text = String::from(
+            "The simulated stores: an App Store and a Play that sign for real and know only what you tell them.\n",
+        );
+        // Writing to a `String` cannot fail.
+        for (heading, operations) in OPERATIONS {
+            let _ = write!(text, "\n{heading}\n");
+            for operation in *operations {
+                let _ = write!(
+                    text,
+                    "\n  # {}\n  {}\n",
+                    operation.does,
+                    operation.curl(&base, &ids)
+                );
+            }
+        }
+        Reply::typed(200, "text/plain; charset=utf-8", text)
+    }
+
+    fn ids(&self) -> [(&'static str, String); 6] {
+        let or = |found: Option<String>, else_: &str| found.unwrap_or_else(|| else_.to_owned());
+        let transaction = self.apple.transactions().pop();
+        let subscription = self.google.subscriptions().pop();
+        let product = self.google.products().pop();
+        [
+            (
+                "{id}",
+                or(transaction.map(|one| one.transaction_id), "<transactionId>"),
+            ),
+            (
+                "{subscription}",
+                or(
+                    subscription.map(|one| one.purchase_token),
+                    "<purchaseToken>",
+                ),
+            ),
+            (
+                "{product}",
+                or(product.map(|one| one.purchase_token), "<purchaseToken>"),
+            ),
+            ("{bundle}", "com.example.app".to_owned()),
+            ("{key}", self.apple.key().key_id),
+            (
+                "{email}",
+                self.shared.identity.service_account().client_email.clone(),
+            ),
+        ]
+    }
+}
+
+impl Operation {
+    fn curl(&self, base: &str, ids: &[(&str, String)]) -> String {
+        let mut path = self.path.to_owned();
+        for (name, id) in ids {
+            path = path.replace(name, id);
+        }
+        let method = match (self.method, self.body) {
+            ("GET", _) => String::new(),
+            ("POST", body) if !body.is_empty() => format!(" -d '{body}'"),
+            (method, _) => format!(" -X {method}"),
+        };
+        format!("curl -s{method} '{base}{path}'")
+    }
+}
+
+fn key_view(key: &crate::simulator::identity::AppleKey) -> Value {
+    json!({
+        "issuerId": key.issuer_id,
+        "keyId": key.key_id,
+        "privateKey": key.private_key,
+    })
+}
+
+fn product_summary(product: &Product) -> Value {
+    json!({
+        "purchaseToken": product.purchase_token,
+        "packageName": product.package_name,
+        "productId": product.product_id,
+        "state": match product.purchase_state {
+            0 => "purchased",
+            1 => "cancelled",
+            _ => "pending",
+        },
+        "consumed": product.consumed,
+        "acknowledged": product.acknowledged,
+        "purchaseTime": product.purchase_time,
+        "orderId": product.order_id(),
+    })
+}
+
+fn product_view(product: &Product) -> Value {
+    let mut view = product_summary(product);
+    view["answer"] = product.answer();
+    view
+}
+
+fn unknown(token: &str) -> Refused {
+    let head: String = token.chars().take(40).collect();
+    Refused::unknown(format!(
+        "No purchase with the token {head}… is known here; GET the list without it."
+    ))
+}
+
+fn done() -> Reply {
+    Reply::pretty(200, &json!({ "done": true }))
+}

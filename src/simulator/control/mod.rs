@@ -1,0 +1,12 @@
+//! What lets things happen in the simulated stores: the same from Rust and over HTTP.
+//!
+//! - [`apple`], [`google`]: from Rust
+//! - `http`: `/control`, which calls those
+
+pub mod apple;
+pub mod google;
+pub(super) mod http;
+
+pub use apple::AppStore;
+pub use google::Play;
+pub(super) use http::settings;

@@ -1,0 +1,110 @@
+//! The simulator over HTTP: one port, told apart by the first part of the path.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::Response;
+use url::form_urlencoded;
+
+use super::exchange::{Call, Reply, decode};
+use super::shared::Shared;
+use super::state::apple::Environment;
+use super::{app_store, control, play};
+
+/// Everything the simulator answers.
+pub(super) fn routes(shared: Arc<Shared>) -> Router {
+    Router::new().fallback(answer).with_state(shared)
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let call = call(&method, &uri, &headers, &body);
+    let reply = dispatch(&shared, &call);
+    if !reply.delay.is_zero() {
+        tokio::time::sleep(reply.delay).await;
+    }
+    response(reply)
+}
+
+fn dispatch(shared: &Arc<Shared>, call: &Call) -> Reply {
+    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
+    let apple = |environment: Environment| app_store::answer(shared, environment, call);
+    let (place, reply) = match segments.as_slice() {
+        ["apple", "production", ..] => ("apple/production", apple(Environment::Production)),
+        ["apple", "sandbox", ..] => ("apple/sandbox", apple(Environment::Sandbox)),
+        ["google", "play", ..] => ("google/play", play::answer(shared, "play", call)),
+        ["google", "token"] => ("google/token", play::answer(shared, "token", call)),
+        ["google", "certs"] => ("google/certs", play::answer(shared, "certs", call)),
+        ["control", ..] | [] => return control::http::answer(shared, call),
+        _ => {
+            return Reply::sentence(
+                404,
+                "Nothing is simulated at this path. GET /control says what is.",
+            );
+        }
+    };
+    let below = call.path.get(place.len() + 1..).unwrap_or_default();
+    shared.log(place, below, call, &reply);
+    reply
+}
+
+fn call(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Call {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let query = uri.query().unwrap_or_default();
+    Call {
+        method: method.to_string(),
+        path: uri
+            .path_and_query()
+            .map_or_else(String::new, ToString::to_string),
+        segments: uri
+            .path()
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .map(decode)
+            .collect(),
+        query: form_urlencoded::parse(query.as_bytes())
+            .into_owned()
+            .collect(),
+        bearer: text(header::AUTHORIZATION)
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .map(str::to_owned),
+        wants_json: text(header::ACCEPT).is_some_and(|value| value.contains("json")),
+        host: text(header::HOST)
+            .or_else(|| uri.host())
+            .unwrap_or("localhost")
+            .to_owned(),
+        body: body.to_vec(),
+    }
+}
+
+fn response(reply: Reply) -> Response {
+    let body = if reply.cut {
+        // The promised length never arrives: hyper breaks the connection.
+        let half = reply.body.len() / 2;
+        let pieces = [
+            Ok(Bytes::copy_from_slice(&reply.body[..half])),
+            Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+        ];
+        Body::from_stream(futures_util::stream::iter(pieces))
+    } else {
+        Body::from(reply.body)
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in reply.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}

@@ -1,0 +1,328 @@
+//! Answers that were asked to go wrong.
+
+use serde::{Deserialize, Serialize};
+
+use super::Refused;
+
+/// How many calls the simulated stores should answer badly, which ones, and how.
+///
+/// Which: all conditions that are given must hold; the oldest fault that fits is used first. How: the first given of
+/// `cut`, `error_code`, `reason`, `status`; a fault with only `delay_ms` answers truly but late.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fault {
+    /// Where: one of [`Fault::PLACES`], or the beginning of one (`apple`, `google`).
+    #[serde(default)]
+    pub at: String,
+    /// Only calls about this app: a bundle id or a package name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Only calls about this transaction id or purchase token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Let so many calls pass first.
+    #[serde(default)]
+    pub skip: u32,
+    /// How many calls go wrong; one when left out, all of them when 0.
+    #[serde(default = "once")]
+    pub times: u32,
+    /// Wait so long before answering, in milliseconds of real time.
+    #[serde(default)]
+    pub delay_ms: u64,
+    /// Break the connection in the middle of the true answer.
+    #[serde(default)]
+    pub cut: bool,
+    /// Apple's error code; its first three digits are the HTTP status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<u32>,
+    /// Google's reason, such as `permissionDenied`; at `google/token` the OAuth error, such as `invalid_grant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The HTTP status: of `reason` when the usual one is not wanted, or of a gateway's page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The body that goes with `status`, instead of a gateway's page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Say `Retry-After` in the store's own way: Apple as the moment in milliseconds, Google in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
+    /// Say `Retry-After` with exactly this text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<String>,
+}
+
+fn once() -> u32 {
+    1
+}
+
+impl Fault {
+    /// Where a fault can be.
+    pub const PLACES: [&str; 5] = [
+        "apple/production",
+        "apple/sandbox",
+        "google/play",
+        "google/token",
+        "google/certs",
+    ];
+
+    /// One fault at a place, which does nothing until told what.
+    pub fn at(place: &str) -> Self {
+        Self {
+            at: place.to_owned(),
+            times: 1,
+            ..Self::default()
+        }
+    }
+
+    /// So many calls instead of one; 0 is all of them.
+    #[must_use]
+    pub fn times(mut self, times: u32) -> Self {
+        self.times = times;
+        self
+    }
+
+    /// Let so many calls pass first.
+    #[must_use]
+    pub fn after(mut self, calls: u32) -> Self {
+        self.skip = calls;
+        self
+    }
+
+    /// Only calls about this app.
+    #[must_use]
+    pub fn of_app(mut self, app: &str) -> Self {
+        self.app = Some(app.to_owned());
+        self
+    }
+
+    /// Only calls about this transaction id or purchase token.
+    #[must_use]
+    pub fn of(mut self, id: &str) -> Self {
+        self.id = Some(id.to_owned());
+        self
+    }
+
+    /// Answer with Apple's error of this code.
+    #[must_use]
+    pub fn error_code(mut self, code: u32) -> Self {
+        self.error_code = Some(code);
+        self
+    }
+
+    /// Answer with Google's error of this reason.
+    #[must_use]
+    pub fn reason(mut self, reason: &str) -> Self {
+        self.reason = Some(reason.to_owned());
+        self
+    }
+
+    /// Answer with this HTTP status.
+    #[must_use]
+    pub fn status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Answer with this body, and 200 unless a status is given.
+    #[must_use]
+    pub fn body(mut self, body: &str) -> Self {
+        self.body = Some(body.to_owned());
+        self
+    }
+
+    /// Say when to come back, in the store's own way.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// Say when to come back, with exactly this text.
+    #[must_use]
+    pub fn retry_after_text(mut self, text: &str) -> Self {
+        self.retry_after = Some(text.to_owned());
+        self
+    }
+
+    /// Wait before answering.
+    #[must_use]
+    pub fn delay(mut self, delay: std::time::Duration) -> Self {
+        self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Break the connection in the middle of the answer.
+    #[must_use]
+    pub fn cut(mut self) -> Self {
+        self.cut = true;
+        self
+    }
+
+    /// Refuses a fault that could never strike, or would do nothing.
+    fn check(&self) -> Result<(), Refused> {
+        if !Self::PLACES.iter().any(|place| is_within(place, &self.at)) {
+            return Err(Refused::impossible(format!(
+                "A fault needs a place: \"at\" is \"apple\", \"google\", or one of {}.",
+                Self::PLACES.join(", ")
+            )));
+        }
+        let is_apple = self.at.starts_with("apple");
+        if is_apple && self.reason.is_some() {
+            return Err(Refused::impossible(
+                "A reason is Google's; Apple's errors have an errorCode, such as 4040010.",
+            ));
+        }
+        if !is_apple && self.error_code.is_some() {
+            return Err(Refused::impossible(
+                "An errorCode is Apple's; Google's errors have a reason, such as permissionDenied.",
+            ));
+        }
+        if let Some(code) = self.error_code
+            && !(4_000_000..6_000_000).contains(&code)
+        {
+            return Err(Refused::impossible(
+                "Apple's error codes have seven digits and begin with 4 or 5, such as 4040010.",
+            ));
+        }
+        if let Some(status) = self.status
+            && !(200..=599).contains(&status)
+        {
+            return Err(Refused::impossible("A status is between 200 and 599."));
+        }
+        if let Some(text) = &self.retry_after
+            && !text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        {
+            return Err(Refused::impossible(
+                "A Retry-After is made of printable ASCII.",
+            ));
+        }
+        let does_something = self.cut
+            || self.delay_ms > 0
+            || self.error_code.is_some()
+            || self.reason.is_some()
+            || self.status.is_some()
+            || self.body.is_some();
+        if !does_something {
+            return Err(Refused::impossible(
+                "A fault needs something to do: errorCode, reason, status, body, delayMs or cut.",
+            ));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, place: &str, app: Option<&str>, id: Option<&str>) -> bool {
+        let same = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.is_none() || wanted.as_deref() == found
+        };
+        is_within(place, &self.at) && same(&self.app, app) && same(&self.id, id)
+    }
+}
+
+fn is_within(place: &str, at: &str) -> bool {
+    place
+        .strip_prefix(at)
+        .is_some_and(|rest| rest.is_empty() || (!at.is_empty() && rest.starts_with('/')))
+}
+
+/// The faults in force, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Puts one more in force.
+    pub(crate) fn add(&mut self, fault: Fault) -> Result<(), Refused> {
+        fault.check()?;
+        self.0.push(fault);
+        Ok(())
+    }
+
+    /// Ends them all.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Those still in force.
+    pub(crate) fn list(&self) -> &[Fault] {
+        &self.0
+    }
+
+    /// The fault that strikes this call, used up by one.
+    pub(crate) fn strike(
+        &mut self,
+        place: &str,
+        app: Option<&str>,
+        id: Option<&str>,
+    ) -> Option<Fault> {
+        let mut struck = None;
+        for (index, fault) in self.0.iter_mut().enumerate() {
+            if !fault.fits(place, app, id) {
+                continue;
+            }
+            if fault.skip > 0 {
+                fault.skip -= 1;
+                continue;
+            }
+            struck = Some(index);
+            break;
+        }
+        let index = struck?;
+        let fault = self.0[index].clone();
+        match fault.times {
+            0 => {}
+            1 => {
+                self.0.remove(index);
+            }
+            more => self.0[index].times = more - 1,
+        }
+        Some(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_strikes_where_and_as_often_as_it_was_told() {
+        let mut faults = Faults::default();
+        let fault = Fault::at("apple")
+            .error_code(4_040_006)
+            .of("7")
+            .after(1)
+            .times(2);
+        faults.add(fault).unwrap();
+        faults
+            .add(Fault::at("google/token").status(503).times(0))
+            .unwrap();
+        let mut strike = |place, id| faults.strike(place, Some("app"), Some(id)).is_some();
+        assert!(!strike("apple/production", "8"), "another id");
+        assert!(!strike("apple/production", "7"), "one passes first");
+        assert!(strike("apple/production", "7"));
+        assert!(strike("apple/sandbox", "7"));
+        assert!(!strike("apple/production", "7"), "used up");
+        assert!(!strike("google/play", "7"));
+        for _ in 0..5 {
+            assert!(strike("google/token", "7"));
+        }
+        assert_eq!(faults.list().len(), 1);
+    }
+
+    #[test]
+    fn a_fault_that_could_do_nothing_is_refused() {
+        for fault in [
+            Fault::default(),
+            Fault::at("").status(500),
+            Fault::at("app").status(500),
+            Fault::at("apple"),
+            Fault::at("apple/").status(500),
+            Fault::at("apple").reason("permissionDenied"),
+            Fault::at("google/play").error_code(4_040_010),
+            Fault::at("apple").error_code(404),
+            Fault::at("apple").status(99),
+            Fault::at("apple").status(429).retry_after_text("a\nb"),
+        ] {
+            assert!(Faults::default().add(fault.clone()).is_err(), "{fault:?}");
+        }
+    }
+}

@@ -1,0 +1,928 @@
+//! What the simulated Play knows: subscriptions and one-time products, each under its purchase token.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{Period, Refused, letters};
+use crate::clock::Timestamp;
+
+/// Play forgets a subscription this long after it expired.
+const REMEMBERED: Duration = Duration::from_hours(60 * 24);
+/// How long a grace period lasts when nothing else is asked for.
+const GRACE: Duration = Duration::from_hours(7 * 24);
+/// A pause when nothing else is asked for.
+const PAUSE: Duration = Duration::from_hours(30 * 24);
+/// What Play calls the letters of its tokens.
+const TOKEN_LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// A subscription to sell. Everything has a default: nothing at all is a month of one product, running.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a form to fill in, not a state"
+)]
+pub struct NewSubscription {
+    /// One is made up when left out.
+    pub purchase_token: Option<String>,
+    /// The app; `com.example.app` when left out.
+    pub package_name: Option<String>,
+    /// `pro_monthly` when left out.
+    pub product_id: Option<String>,
+    /// `monthly` when left out.
+    pub base_plan_id: Option<String>,
+    /// The offer it was bought with.
+    pub offer_id: Option<String>,
+    /// Products beside the first: each becomes a line item of its own.
+    pub add_ons: Vec<AddOn>,
+    /// A month when left out.
+    pub period: Option<Period>,
+    /// Now when left out.
+    pub start_time: Option<Timestamp>,
+    /// One period after the start when left out.
+    pub expiry_time: Option<Timestamp>,
+    /// In millionths of the currency; 4990000 when left out.
+    pub price_amount_micros: Option<i64>,
+    /// `USD` when left out.
+    pub price_currency_code: Option<String>,
+    /// ISO 3166 alpha-2; `US` when left out.
+    pub region_code: Option<String>,
+    /// The app's own user.
+    pub obfuscated_external_account_id: Option<String>,
+    /// The app's own profile of that user.
+    pub obfuscated_external_profile_id: Option<String>,
+    /// Bought by a licence tester.
+    pub test_purchase: bool,
+    /// Not paid yet.
+    pub pending: bool,
+    /// Does not renew; topped up instead.
+    pub prepaid: bool,
+    /// Acknowledged already.
+    pub acknowledged: bool,
+    /// Fields to put into the answer as they are: new ones, or others than would stand there; `null` leaves one out.
+    pub fields: Map<String, Value>,
+}
+
+/// One more product under the same purchase token.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddOn {
+    /// The product.
+    pub product_id: String,
+    /// The subscription's when left out.
+    pub period: Option<Period>,
+    /// Does not renew.
+    pub prepaid: bool,
+    /// One period after the start when left out.
+    pub expiry_time: Option<Timestamp>,
+}
+
+/// A subscription under one purchase token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subscription {
+    /// Its token.
+    pub purchase_token: String,
+    /// The app.
+    pub package_name: String,
+    /// The token of the purchase that this one replaces.
+    pub linked_purchase_token: Option<String>,
+    /// When it began.
+    pub start_time: Timestamp,
+    /// Whether the app has acknowledged it.
+    pub acknowledged: bool,
+    /// What it is made of; never empty.
+    pub items: Vec<Item>,
+    standing: Standing,
+    canceled: Option<Canceled>,
+    renewals: u32,
+    order_id: String,
+    gone: Option<Gone>,
+    sold: NewSubscription,
+}
+
+/// A line item.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Item {
+    /// The product.
+    pub product_id: String,
+    /// When it ends.
+    pub expiry_time: Timestamp,
+    period: Period,
+    prepaid: bool,
+}
+
+/// What keeps a subscription from simply running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Standing {
+    Pending,
+    PendingCanceled,
+    Running,
+    InGrace,
+    OnHold,
+    Paused { resumes: Timestamp },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Canceled {
+    by: CanceledBy,
+    at: Timestamp,
+}
+
+/// Who ended a subscription's renewal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CanceledBy {
+    /// The customer.
+    #[default]
+    User,
+    /// Play, for want of payment.
+    System,
+    /// The app's developer.
+    Developer,
+    /// Another purchase, which replaced it.
+    Replacement,
+}
+
+/// How Play says that it no longer answers for a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gone {
+    /// 410 `purchaseTokenNoLongerValid`.
+    #[default]
+    NoLongerValid,
+    /// 410 `subscriptionPurchaseNoLongerAvailable`.
+    NoLongerAvailable,
+    /// 400 `failedPrecondition`, as for what expired more than 60 days ago.
+    ExpiredTooLong,
+}
+
+/// Something that happens to a subscription.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "action",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+pub enum Change {
+    /// One more period. Ends grace, hold and pause.
+    Renew {},
+    /// Renewal is turned off; the present period goes on.
+    Cancel {
+        /// By whom; the customer when left out.
+        #[serde(default)]
+        by: CanceledBy,
+    },
+    /// The customer turns renewal on again before the end.
+    Restore {},
+    /// It ends now.
+    Expire {},
+    /// A payment failed; access goes on in a grace period.
+    Grace {
+        /// How long; 7 days when left out.
+        #[serde(default)]
+        days: Option<u32>,
+    },
+    /// A payment failed; access stops until it is made.
+    Hold {},
+    /// The customer pauses it: the period ends now.
+    Pause {
+        /// How long; 30 days when left out.
+        #[serde(default)]
+        days: Option<u32>,
+    },
+    /// It goes on after a hold or a pause: a new period begins now.
+    Resume {},
+    /// The money is given back and access ends now.
+    Revoke {},
+    /// The developer moves the next payment.
+    Defer {
+        /// By how much.
+        days: u32,
+    },
+    /// The app acknowledges it.
+    Acknowledge {},
+    /// A pending purchase is paid: it begins now.
+    Complete {},
+    /// A pending purchase is given up.
+    Decline {},
+    /// Play no longer answers for the token.
+    Gone {
+        /// In which words.
+        #[serde(default)]
+        how: Gone,
+    },
+    /// Play never knew the token.
+    Forget {},
+}
+
+/// What replaces a subscription.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replacement {
+    /// One is made up when left out.
+    pub purchase_token: Option<String>,
+    /// The old one's when left out.
+    pub product_id: Option<String>,
+    /// The old one's when left out.
+    pub base_plan_id: Option<String>,
+    /// The old one's when left out.
+    pub period: Option<Period>,
+    /// The old one's when left out.
+    pub price_amount_micros: Option<i64>,
+}
+
+/// A one-time product to sell. Everything has a default: nothing at all is one `coins_100`, paid.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a form to fill in, not a state"
+)]
+pub struct NewProduct {
+    /// One is made up when left out.
+    pub purchase_token: Option<String>,
+    /// The app; `com.example.app` when left out.
+    pub package_name: Option<String>,
+    /// `coins_100` when left out.
+    pub product_id: Option<String>,
+    /// Now when left out.
+    pub purchase_time: Option<Timestamp>,
+    /// Left out of the answer when left out here, which means one.
+    pub quantity: Option<u32>,
+    /// ISO 3166 alpha-2; `US` when left out.
+    pub region_code: Option<String>,
+    /// The app's own user.
+    pub obfuscated_external_account_id: Option<String>,
+    /// The app's own profile of that user.
+    pub obfuscated_external_profile_id: Option<String>,
+    /// Bought by a licence tester.
+    pub test_purchase: bool,
+    /// Not paid yet.
+    pub pending: bool,
+    /// Acknowledged already.
+    pub acknowledged: bool,
+    /// Leave product, token and quantity out of the answer, which Play may do.
+    pub terse: bool,
+    /// Fields to put into the answer as they are: new ones, or others than would stand there; `null` leaves one out.
+    pub fields: Map<String, Value>,
+}
+
+/// A one-time product under one purchase token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Product {
+    /// Its token.
+    pub purchase_token: String,
+    /// The app.
+    pub package_name: String,
+    /// The product.
+    pub product_id: String,
+    /// When it was bought.
+    pub purchase_time: Timestamp,
+    /// 0 purchased, 1 cancelled, 2 pending.
+    pub purchase_state: u8,
+    /// Whether it was used up.
+    pub consumed: bool,
+    /// Whether the app has acknowledged it.
+    pub acknowledged: bool,
+    order_id: String,
+    gone: Option<Gone>,
+    sold: NewProduct,
+}
+
+/// Something that happens to a one-time product.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "action",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+pub enum ProductChange {
+    /// The app uses it up, which also acknowledges it.
+    Consume {},
+    /// The app acknowledges it.
+    Acknowledge {},
+    /// The money is given back, or a pending purchase is given up.
+    Refund {},
+    /// A pending purchase is paid.
+    Complete {},
+    /// Play no longer answers for the token.
+    Gone {
+        /// In which words.
+        #[serde(default)]
+        how: Gone,
+    },
+    /// Play never knew the token.
+    Forget {},
+}
+
+/// A service account's standing with Google.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Account {
+    /// Base64 of PKCS#1, and the key's id. `None` for the identity's own.
+    pub key: Option<(String, String)>,
+    /// Deleted: the token endpoint answers `invalid_grant`.
+    pub disabled: bool,
+    /// Without permission in the Play Console: the API answers `permissionDenied`.
+    pub denied: bool,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Books {
+    subscriptions: BTreeMap<String, Subscription>,
+    products: BTreeMap<String, Product>,
+    /// By address.
+    pub accounts: BTreeMap<String, Account>,
+}
+
+impl Books {
+    /// A subscription by its token.
+    pub(crate) fn subscription(&self, token: &str) -> Option<&Subscription> {
+        self.subscriptions.get(token)
+    }
+
+    /// A one-time product by its token.
+    pub(crate) fn product(&self, token: &str) -> Option<&Product> {
+        self.products.get(token)
+    }
+
+    /// Every subscription, oldest first.
+    pub(crate) fn subscriptions(&self) -> Vec<&Subscription> {
+        let mut all: Vec<_> = self.subscriptions.values().collect();
+        all.sort_by_key(|one| one.start_time);
+        all
+    }
+
+    /// Every one-time product, oldest first.
+    pub(crate) fn products(&self) -> Vec<&Product> {
+        let mut all: Vec<_> = self.products.values().collect();
+        all.sort_by_key(|one| one.purchase_time);
+        all
+    }
+
+    /// Sells a subscription.
+    pub(crate) fn subscribe(
+        &mut self,
+        new: NewSubscription,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+    ) -> Result<Subscription, Refused> {
+        let token = self.token(new.purchase_token.as_deref(), random)?;
+        let start = new.start_time.unwrap_or(now);
+        let period = new.period.clone().unwrap_or_else(Period::month);
+        let mut items = vec![Item {
+            product_id: new
+                .product_id
+                .clone()
+                .unwrap_or_else(|| "pro_monthly".to_owned()),
+            expiry_time: new.expiry_time.unwrap_or_else(|| period.after(start)),
+            period: period.clone(),
+            prepaid: new.prepaid,
+        }];
+        for extra in &new.add_ons {
+            if extra.product_id.is_empty() {
+                return Err(Refused::impossible("Each of addOns needs a productId."));
+            }
+            let period = extra.period.clone().unwrap_or_else(|| period.clone());
+            items.push(Item {
+                product_id: extra.product_id.clone(),
+                expiry_time: extra.expiry_time.unwrap_or_else(|| period.after(start)),
+                period,
+                prepaid: extra.prepaid,
+            });
+        }
+        let subscription = Subscription {
+            purchase_token: token.clone(),
+            package_name: package(new.package_name.as_deref()),
+            linked_purchase_token: None,
+            start_time: start,
+            acknowledged: new.acknowledged,
+            items,
+            standing: if new.pending {
+                Standing::Pending
+            } else {
+                Standing::Running
+            },
+            canceled: None,
+            renewals: 0,
+            order_id: order_id(random),
+            gone: None,
+            sold: new,
+        };
+        self.subscriptions.insert(token, subscription.clone());
+        Ok(subscription)
+    }
+
+    /// Lets something happen to a subscription.
+    pub(crate) fn change_subscription(
+        &mut self,
+        token: &str,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<Subscription, Refused> {
+        let subscription = self
+            .subscriptions
+            .get_mut(token)
+            .ok_or_else(|| unknown("subscription", "subscriptions", token))?;
+        if *change == (Change::Forget {}) {
+            let forgotten = subscription.clone();
+            self.subscriptions.remove(token);
+            return Ok(forgotten);
+        }
+        subscription.change(change, now)?;
+        Ok(subscription.clone())
+    }
+
+    /// Sells a subscription that replaces another, which ends now.
+    pub(crate) fn replace(
+        &mut self,
+        token: &str,
+        by: Replacement,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+    ) -> Result<Subscription, Refused> {
+        let old = self
+            .subscriptions
+            .get(token)
+            .cloned()
+            .ok_or_else(|| unknown("subscription", "subscriptions", token))?;
+        let new = NewSubscription {
+            purchase_token: by.purchase_token,
+            product_id: by.product_id.or(old.sold.product_id.clone()),
+            base_plan_id: by.base_plan_id.or(old.sold.base_plan_id.clone()),
+            period: by.period.or(old.sold.period.clone()),
+            price_amount_micros: by.price_amount_micros.or(old.sold.price_amount_micros),
+            offer_id: None,
+            add_ons: Vec::new(),
+            start_time: None,
+            expiry_time: None,
+            pending: false,
+            acknowledged: false,
+            ..old.sold
+        };
+        let mut sold = self.subscribe(new, now, random)?;
+        sold.linked_purchase_token = Some(token.to_owned());
+        self.subscriptions
+            .insert(sold.purchase_token.clone(), sold.clone());
+        if let Some(old) = self.subscriptions.get_mut(token) {
+            old.canceled = Some(Canceled {
+                by: CanceledBy::Replacement,
+                at: now,
+            });
+            old.end_by(now);
+        }
+        Ok(sold)
+    }
+
+    /// Sells a one-time product.
+    pub(crate) fn sell(
+        &mut self,
+        new: NewProduct,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+    ) -> Result<Product, Refused> {
+        let token = self.token(new.purchase_token.as_deref(), random)?;
+        let product = Product {
+            purchase_token: token.clone(),
+            package_name: package(new.package_name.as_deref()),
+            product_id: new
+                .product_id
+                .clone()
+                .unwrap_or_else(|| "coins_100".to_owned()),
+            purchase_time: new.purchase_time.unwrap_or(now),
+            purchase_state: if new.pending { 2 } else { 0 },
+            consumed: false,
+            acknowledged: new.acknowledged,
+            order_id: order_id(random),
+            gone: None,
+            sold: new,
+        };
+        self.products.insert(token, product.clone());
+        Ok(product)
+    }
+
+    /// Lets something happen to a one-time product.
+    pub(crate) fn change_product(
+        &mut self,
+        token: &str,
+        change: &ProductChange,
+        now: Timestamp,
+    ) -> Result<Product, Refused> {
+        let product = self
+            .products
+            .get_mut(token)
+            .ok_or_else(|| unknown("product", "products", token))?;
+        let is_paid = product.purchase_state == 0;
+        match change {
+            ProductChange::Consume {} if is_paid && !product.consumed => {
+                product.consumed = true;
+                product.acknowledged = true;
+            }
+            ProductChange::Acknowledge {} if is_paid => product.acknowledged = true,
+            ProductChange::Consume {} | ProductChange::Acknowledge {} => {
+                return Err(Refused::impossible(
+                    "Only a product that is paid for and not used up can be consumed or acknowledged.",
+                ));
+            }
+            ProductChange::Refund {} => product.purchase_state = 1,
+            ProductChange::Complete {} if product.purchase_state == 2 => {
+                product.purchase_state = 0;
+                product.purchase_time = now;
+            }
+            ProductChange::Complete {} => {
+                return Err(Refused::impossible("Only a pending purchase can be paid."));
+            }
+            ProductChange::Gone { how } => product.gone = Some(*how),
+            ProductChange::Forget {} => {
+                let forgotten = product.clone();
+                self.products.remove(token);
+                return Ok(forgotten);
+            }
+        }
+        Ok(product.clone())
+    }
+
+    fn token(&self, wanted: Option<&str>, random: &mut fastrand::Rng) -> Result<String, Refused> {
+        let is_taken = |token: &str| {
+            self.subscriptions.contains_key(token) || self.products.contains_key(token)
+        };
+        match wanted {
+            Some(token) if !is_purchase_token(token) => Err(Refused::impossible(
+                "A purchaseToken has 8 to 1000 of A–Z, a–z, 0–9, '.', '-' and '_'.",
+            )),
+            Some(token) if is_taken(token) => Err(Refused::impossible(
+                "There is a purchase with this purchaseToken already.",
+            )),
+            Some(token) => Ok(token.to_owned()),
+            None => loop {
+                let head = letters(random, b"abcdefghijklmnop", 24);
+                let tail = letters(random, TOKEN_LETTERS, 106);
+                let token = format!("{head}.AO-J1O{tail}");
+                if !is_taken(&token) {
+                    return Ok(token);
+                }
+            },
+        }
+    }
+}
+
+impl Subscription {
+    /// Play's word for how it stands, without its prefix: `ACTIVE`, `ON_HOLD`, …
+    pub fn state(&self, now: Timestamp) -> &'static str {
+        match self.standing {
+            Standing::Pending => "PENDING",
+            Standing::PendingCanceled => "PENDING_PURCHASE_CANCELED",
+            Standing::OnHold => "ON_HOLD",
+            Standing::Paused { .. } => "PAUSED",
+            _ if self.expiry() <= now => "EXPIRED",
+            Standing::InGrace => "IN_GRACE_PERIOD",
+            Standing::Running if self.canceled.is_some() => "CANCELED",
+            Standing::Running => "ACTIVE",
+        }
+    }
+
+    /// When its last item ends.
+    pub fn expiry(&self) -> Timestamp {
+        self.items
+            .iter()
+            .map(|item| item.expiry_time)
+            .max()
+            .unwrap_or(self.start_time)
+    }
+
+    /// In which words Play no longer answers for it, if so.
+    pub(crate) fn gone(&self, now: Timestamp) -> Option<Gone> {
+        let is_forgotten = self.state(now) == "EXPIRED" && now.since(self.expiry()) > REMEMBERED;
+        self.gone
+            .or_else(|| is_forgotten.then_some(Gone::ExpiredTooLong))
+    }
+
+    /// The number of its latest order.
+    pub fn latest_order_id(&self) -> String {
+        match self.renewals {
+            0 => self.order_id.clone(),
+            more => format!("{}..{}", self.order_id, more - 1),
+        }
+    }
+
+    fn change(&mut self, change: &Change, now: Timestamp) -> Result<(), Refused> {
+        let is_pending = matches!(self.standing, Standing::Pending | Standing::PendingCanceled);
+        let needs_paid = !matches!(
+            change,
+            Change::Complete {} | Change::Decline {} | Change::Gone { .. } | Change::Forget {}
+        );
+        if is_pending && needs_paid {
+            return Err(Refused::impossible(
+                "The purchase is pending: complete or decline it first.",
+            ));
+        }
+        match change {
+            Change::Renew {} | Change::Resume {} => {
+                for item in &mut self.items {
+                    let paid_ahead = self.standing == Standing::Running && item.expiry_time > now;
+                    let begin = if paid_ahead { item.expiry_time } else { now };
+                    item.expiry_time = item.period.after(begin);
+                }
+                self.standing = Standing::Running;
+                self.canceled = None;
+                self.renewals += 1;
+            }
+            Change::Cancel { by } => self.canceled = Some(Canceled { by: *by, at: now }),
+            Change::Restore {} if self.canceled.is_none() || self.expiry() <= now => {
+                return Err(Refused::impossible(
+                    "Only a cancelled subscription that has not ended can be restored.",
+                ));
+            }
+            Change::Restore {} => self.canceled = None,
+            Change::Expire {} => {
+                // Whoever was in grace or on hold is out for want of payment; others had cancelled.
+                let by = match self.standing {
+                    Standing::InGrace | Standing::OnHold => CanceledBy::System,
+                    _ => CanceledBy::User,
+                };
+                self.canceled.get_or_insert(Canceled { by, at: now });
+                self.standing = Standing::Running;
+                self.end_by(now);
+            }
+            Change::Grace { days } => {
+                self.standing = Standing::InGrace;
+                // Play moves the expiry to the end of the grace period.
+                let end = now.plus(days.map_or(GRACE, in_days));
+                for item in &mut self.items {
+                    item.expiry_time = end;
+                }
+            }
+            Change::Hold {} => {
+                self.standing = Standing::OnHold;
+                self.end_by(now);
+            }
+            Change::Pause { days } => {
+                self.standing = Standing::Paused {
+                    resumes: now.plus(days.map_or(PAUSE, in_days)),
+                };
+                self.end_by(now);
+            }
+            Change::Revoke {} => {
+                self.canceled = Some(Canceled {
+                    by: CanceledBy::Developer,
+                    at: now,
+                });
+                self.standing = Standing::Running;
+                self.end_by(now);
+            }
+            Change::Defer { days } => {
+                for item in &mut self.items {
+                    item.expiry_time = item.expiry_time.plus(in_days(*days));
+                }
+            }
+            Change::Acknowledge {} => self.acknowledged = true,
+            Change::Complete {} if self.standing == Standing::Pending => {
+                self.standing = Standing::Running;
+                self.start_time = now;
+                for item in &mut self.items {
+                    item.expiry_time = item.period.after(now);
+                }
+            }
+            Change::Decline {} if self.standing == Standing::Pending => {
+                self.standing = Standing::PendingCanceled;
+            }
+            Change::Complete {} | Change::Decline {} => {
+                return Err(Refused::impossible("The purchase is not pending."));
+            }
+            Change::Gone { how } => self.gone = Some(*how),
+            Change::Forget {} => {}
+        }
+        Ok(())
+    }
+
+    fn end_by(&mut self, now: Timestamp) {
+        for item in &mut self.items {
+            item.expiry_time = item.expiry_time.min(now);
+        }
+    }
+
+    /// The answer of `subscriptionsv2.get`.
+    pub fn answer(&self, now: Timestamp) -> Value {
+        let state = self.state(now);
+        let is_pending = matches!(self.standing, Standing::Pending | Standing::PendingCanceled);
+        let mut answer = json!({
+            "kind": "androidpublisher#subscriptionPurchaseV2",
+            "regionCode": self.sold.region_code.as_deref().unwrap_or("US"),
+            "subscriptionState": format!("SUBSCRIPTION_STATE_{state}"),
+            "latestOrderId": self.latest_order_id(),
+            "acknowledgementState": if self.acknowledged {
+                "ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"
+            } else {
+                "ACKNOWLEDGEMENT_STATE_PENDING"
+            },
+            "etag": format!("\"{}\"", self.renewals + 1),
+            "lineItems": self.items.iter().map(|item| self.line(item, is_pending)).collect::<Vec<_>>(),
+        });
+        let fields = answer.as_object_mut().expect("an object was just written");
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                fields.insert(name.to_owned(), value);
+            }
+        };
+        put("startTime", (!is_pending).then(|| rfc3339(self.start_time)));
+        put(
+            "linkedPurchaseToken",
+            self.linked_purchase_token
+                .as_ref()
+                .map(|token| json!(token)),
+        );
+        put("testPurchase", self.sold.test_purchase.then(|| json!({})));
+        let mut ids = Map::new();
+        if let Some(account) = &self.sold.obfuscated_external_account_id {
+            ids.insert("obfuscatedExternalAccountId".to_owned(), json!(account));
+        }
+        if let Some(profile) = &self.sold.obfuscated_external_profile_id {
+            ids.insert("obfuscatedExternalProfileId".to_owned(), json!(profile));
+        }
+        put(
+            "externalAccountIdentifiers",
+            (!ids.is_empty()).then_some(Value::Object(ids)),
+        );
+        let declined = json!({ "renewalDeclined": { "pendingOrderId": format!("{}..{}", self.order_id, self.renewals) } });
+        match (self.standing, state) {
+            (Standing::Paused { resumes }, _) => put(
+                "pausedStateContext",
+                Some(json!({ "autoResumeTime": rfc3339(resumes) })),
+            ),
+            (_, "IN_GRACE_PERIOD") => put("inGracePeriodStateContext", Some(declined)),
+            (_, "ON_HOLD") => put("onHoldStateContext", Some(declined)),
+            _ => {}
+        }
+        if matches!(state, "CANCELED" | "EXPIRED") {
+            put(
+                "canceledStateContext",
+                self.canceled.map(|canceled| match canceled.by {
+                    CanceledBy::User => json!({ "userInitiatedCancellation": {
+                        "cancelTime": rfc3339(canceled.at),
+                    } }),
+                    CanceledBy::System => json!({ "systemInitiatedCancellation": {} }),
+                    CanceledBy::Developer => json!({ "developerInitiatedCancellation": {} }),
+                    CanceledBy::Replacement => json!({ "replacementCancellation": {} }),
+                }),
+            );
+        }
+        overlay(answer, &self.sold.fields)
+    }
+
+    fn line(&self, item: &Item, is_pending: bool) -> Value {
+        let micros = self.sold.price_amount_micros.unwrap_or(4_990_000);
+        let currency = self.sold.price_currency_code.as_deref().unwrap_or("USD");
+        let mut line = json!({
+            "productId": item.product_id,
+            "latestSuccessfulOrderId": self.latest_order_id(),
+            "offerDetails": { "basePlanId": self.sold.base_plan_id.as_deref().unwrap_or("monthly") },
+            "offerPhase": { "basePrice": {} },
+        });
+        if let Some(offer) = &self.sold.offer_id {
+            line["offerDetails"]["offerId"] = json!(offer);
+            line["offerPhase"] = json!({ "introductoryPrice": {} });
+        }
+        if !is_pending {
+            line["expiryTime"] = rfc3339(item.expiry_time);
+        }
+        if item.prepaid {
+            line["prepaidPlan"] = json!({ "allowExtendAfterTime": rfc3339(self.start_time) });
+        } else {
+            line["autoRenewingPlan"] = json!({ "recurringPrice": money(micros, currency) });
+            // Left out when false, as Google does.
+            if self.canceled.is_none() && self.standing != Standing::PendingCanceled {
+                line["autoRenewingPlan"]["autoRenewEnabled"] = json!(true);
+            }
+        }
+        line
+    }
+}
+
+impl Product {
+    /// In which words Play no longer answers for it, if so.
+    pub(crate) fn gone(&self) -> Option<Gone> {
+        self.gone
+    }
+
+    /// Its order's number.
+    pub fn order_id(&self) -> &str {
+        &self.order_id
+    }
+
+    /// The answer of `products.get`.
+    pub fn answer(&self) -> Value {
+        let mut answer = json!({
+            "kind": "androidpublisher#productPurchase",
+            "purchaseTimeMillis": self.purchase_time.millis().to_string(),
+            "purchaseState": self.purchase_state,
+            "consumptionState": u8::from(self.consumed),
+            "developerPayload": "",
+            "orderId": self.order_id,
+            "acknowledgementState": u8::from(self.acknowledged),
+            "regionCode": self.sold.region_code.as_deref().unwrap_or("US"),
+        });
+        let fields = answer.as_object_mut().expect("an object was just written");
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                fields.insert(name.to_owned(), value);
+            }
+        };
+        put("purchaseType", self.sold.test_purchase.then(|| json!(0)));
+        put(
+            "obfuscatedExternalAccountId",
+            self.sold
+                .obfuscated_external_account_id
+                .as_ref()
+                .map(|id| json!(id)),
+        );
+        put(
+            "obfuscatedExternalProfileId",
+            self.sold
+                .obfuscated_external_profile_id
+                .as_ref()
+                .map(|id| json!(id)),
+        );
+        if !self.sold.terse {
+            put("productId", Some(json!(self.product_id)));
+            put("purchaseToken", Some(json!(self.purchase_token)));
+            put("quantity", self.sold.quantity.map(|count| json!(count)));
+        }
+        overlay(answer, &self.sold.fields)
+    }
+}
+
+/// Whether a text has the shape of a purchase token.
+pub(crate) fn is_purchase_token(text: &str) -> bool {
+    (8..=1000).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+}
+
+fn unknown(what: &str, list: &str, token: &str) -> Refused {
+    let head: String = token.chars().take(40).collect();
+    Refused::unknown(format!(
+        "No {what} with the purchase token {head}… is known here. GET /control/google/{list} lists those that are."
+    ))
+}
+
+fn package(name: Option<&str>) -> String {
+    name.unwrap_or("com.example.app").to_owned()
+}
+
+fn order_id(random: &mut fastrand::Rng) -> String {
+    let mut digits = |count| letters(random, b"0123456789", count);
+    format!(
+        "GPA.33{}-{}-{}-{}",
+        digits(2),
+        digits(4),
+        digits(4),
+        digits(5)
+    )
+}
+
+fn in_days(days: u32) -> Duration {
+    Duration::from_hours(u64::from(days) * 24)
+}
+
+/// As Google writes a time: the decimals only when there are any.
+fn rfc3339(moment: Timestamp) -> Value {
+    json!(moment.to_string().replace(".000Z", "Z"))
+}
+
+/// As Google writes money: whole units as a string, the rest in billionths, each left out when zero.
+fn money(micros: i64, currency: &str) -> Value {
+    let mut money = json!({ "currencyCode": currency });
+    let (units, rest) = (micros / 1_000_000, micros % 1_000_000);
+    if units != 0 {
+        money["units"] = json!(units.to_string());
+    }
+    if rest != 0 {
+        money["nanos"] = json!(rest * 1000);
+    }
+    money
+}
+
+fn overlay(mut answer: Value, fields: &Map<String, Value>) -> Value {
+    if let Some(answer) = answer.as_object_mut() {
+        for (name, value) in fields {
+            if value.is_null() {
+                answer.remove(name);
+            } else {
+                answer.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    answer
+}
