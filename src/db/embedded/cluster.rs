@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::binaries::Binaries;
@@ -27,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const REMAINS: Duration = Duration::from_secs(15);
 /// How long one command waits for another to be done with Postgres.
 const COMMANDS: Duration = Duration::from_secs(30);
+/// The longest pause between two attempts to start a Postgres that ended by itself.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often to look again.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -81,11 +85,11 @@ impl EmbeddedOptions {
     }
 }
 
-/// A private Postgres that answers. Call [`Embedded::stop`] at the end; a value that is only dropped tells Postgres to
-/// stop and does not see it happen.
+/// A private Postgres that answers, and that is started again should it end while we need it. Call
+/// [`Embedded::stop`] at the end; a value that is only dropped tells Postgres to stop and does not see it happen.
 #[derive(Debug)]
 pub struct Embedded {
-    folder: Folder,
+    folder: Arc<Folder>,
     hold: Hold,
 }
 
@@ -94,7 +98,8 @@ pub struct Embedded {
 enum Hold {
     /// It is ours to stop.
     Owner {
-        postmaster: Box<Postmaster>,
+        keeper: Option<JoinHandle<()>>,
+        stop: CancellationToken,
         tenure: Tenure,
         _lock: Lock,
     },
@@ -138,8 +143,10 @@ impl Embedded {
             if let Some(lock) = folder.visit()?
                 && answers(&folder).await
             {
-                let hold = Hold::Guest { _lock: lock };
-                return Ok(Self { folder, hold });
+                return Ok(Self {
+                    folder: Arc::new(folder),
+                    hold: Hold::Guest { _lock: lock },
+                });
             }
             if Instant::now() > until {
                 return Err(EmbeddedError::InUse {
@@ -181,8 +188,16 @@ impl Embedded {
             after = ?begun.elapsed(),
             "the private Postgres answers"
         );
+        let (folder, stop) = (Arc::new(folder), CancellationToken::new());
+        let keeper = keep(
+            Arc::clone(&folder),
+            binaries.clone(),
+            postmaster,
+            stop.clone(),
+        );
         let hold = Hold::Owner {
-            postmaster: Box::new(postmaster),
+            keeper: Some(tokio::spawn(keeper)),
+            stop,
             tenure,
             _lock: lock,
         };
@@ -212,7 +227,10 @@ impl Embedded {
     /// use it; a service is the last to need it.
     pub async fn stop(mut self) {
         let Hold::Owner {
-            postmaster, tenure, ..
+            keeper,
+            stop,
+            tenure,
+            ..
         } = &mut self.hold
         else {
             return;
@@ -227,18 +245,49 @@ impl Embedded {
                 }
             }
         }
-        postmaster.stop().await;
+        stop.cancel();
+        if let Some(keeper) = keeper.take() {
+            // It does not panic, and nobody aborts it.
+            let _ = keeper.await;
+        }
     }
 }
 
 impl Drop for Embedded {
-    /// Does nothing after [`Embedded::stop`]: there is no process any more.
+    /// Does nothing more after [`Embedded::stop`].
     fn drop(&mut self) {
-        if let Hold::Owner { postmaster, .. } = &self.hold
-            && let Some(pid) = postmaster.pid()
-        {
-            let _ = kill_process(pid, Signal::INT);
+        if let Hold::Owner { stop, .. } = &self.hold {
+            stop.cancel();
         }
+    }
+}
+
+/// Starts Postgres again whenever it ends by itself, until `stop`; then stops it.
+async fn keep(
+    folder: Arc<Folder>,
+    binaries: Binaries,
+    mut postmaster: Postmaster,
+    stop: CancellationToken,
+) {
+    loop {
+        let ended = stop.run_until_cancelled(postmaster.gone()).await;
+        if ended.is_none() {
+            return postmaster.stop().await;
+        }
+        tracing::error!(log = %folder.log_path().display(), "the private Postgres ended by itself: starting it again");
+        let mut pause = Duration::from_millis(200);
+        postmaster = loop {
+            match run(&folder, &binaries).await {
+                Ok(postmaster) => break postmaster,
+                Err(problem) => {
+                    tracing::error!(error = %problem, "the private Postgres does not start");
+                }
+            }
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
     }
 }
 

@@ -43,13 +43,21 @@ const SETTINGS: [&str; 17] = [
     "log_min_messages=warning",
 ];
 
-/// A running Postgres.
+/// A running Postgres. Dropped, it is told to stop and not waited for, whatever was cancelled or went wrong.
 #[derive(Debug)]
 pub(super) enum Postmaster {
     /// Our child.
     Child(Child),
     /// Left behind by an earlier process of ours that was killed.
     Orphan(Orphan),
+}
+
+impl Drop for Postmaster {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let _ = kill_process(pid, Signal::INT);
+        }
+    }
 }
 
 /// A Postgres on our data that is not our child.
@@ -60,11 +68,14 @@ pub(super) struct Orphan {
 }
 
 impl Orphan {
-    /// The Postgres that runs on the folder's data, if any does.
+    /// The Postgres that runs on the folder's data, if any does. When none does, a note that would keep the next one
+    /// from starting is corrected.
     pub(super) fn find(folder: &Folder) -> Option<Self> {
         let data = folder.data();
-        let note = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
-        let pid = Pid::from_raw(note.lines().next()?.trim().parse().ok()?)?;
+        let path = data.join("postmaster.pid");
+        let note = std::fs::read_to_string(&path).ok()?;
+        let (first, rest) = note.split_once('\n').unwrap_or((&note, ""));
+        let pid = Pid::from_raw(first.trim().parse().ok()?)?;
         let orphan = Self {
             pid,
             data: data.into(),
@@ -75,35 +86,46 @@ impl Orphan {
         // Where nobody reaps orphans (we are the first process of a container), a dead one keeps its process id, and
         // Postgres would take it for a living rival. When it is no child of ours, this does nothing.
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        // After a power cut the process id may mean another program of the same user, which Postgres cannot tell from
+        // a rival either. It never takes its parent for one, so that is what the note gets to say. The rest of it
+        // stays: by that, Postgres still finds processes of the old one that hold on to the data.
+        let other = command_line(pid).unwrap_or_default();
+        let is_postgres = |program: &str| {
+            let name = program.as_bytes();
+            other.windows(name.len()).any(|window| window == name)
+        };
+        if !other.is_empty() && !is_postgres("postgres") && !is_postgres("postmaster") {
+            tracing::warn!(%pid, "the note of Postgres' process id is from before a crash: corrected");
+            if let Err(error) = std::fs::write(&path, format!("{}\n{rest}", std::process::id())) {
+                tracing::warn!(%error, "cannot correct the note");
+            }
+        }
         None
     }
 
     /// Whether the process id still means that Postgres. Process ids are given again to others.
     fn lives(&self) -> bool {
-        let arguments = match std::fs::read(format!("/proc/{}/cmdline", self.pid)) {
-            Ok(line) => line,
-            Err(_) if Path::new("/proc/self/cmdline").exists() => return false,
+        let data = self.data.as_os_str().as_bytes();
+        match command_line(self.pid) {
+            Some(line) => {
+                let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
+                arguments
+                    .windows(2)
+                    .any(|pair| pair[0] == b"-D" && pair[1] == data)
+            }
+            None if Path::new("/proc/self/cmdline").exists() => false,
             // No /proc: macOS and the BSDs.
-            Err(_) => {
+            None => {
                 let asked = std::process::Command::new("ps")
                     .args(["-ww", "-o", "args=", "-p", &self.pid.to_string()])
                     .stdin(Stdio::null())
                     .output();
-                let Ok(asked) = asked else { return false };
-                let data = self.data.as_os_str().as_encoded_bytes();
-                return asked
-                    .stdout
-                    .windows(data.len())
-                    .any(|window| window == data);
+                asked.is_ok_and(|asked| {
+                    let mut windows = asked.stdout.windows(data.len());
+                    windows.any(|window| window == data)
+                })
             }
-        };
-        let arguments: Vec<&OsStr> = arguments
-            .split(|byte| *byte == 0)
-            .map(OsStr::from_bytes)
-            .collect();
-        arguments
-            .windows(2)
-            .any(|pair| pair[0] == "-D" && Path::new(pair[1]) == &*self.data)
+        }
     }
 
     async fn gone(&self) {
@@ -153,7 +175,7 @@ impl Postmaster {
     }
 
     /// Its process id, while there is one.
-    pub(super) fn pid(&self) -> Option<Pid> {
+    fn pid(&self) -> Option<Pid> {
         match self {
             Self::Child(child) => child
                 .id()
@@ -187,7 +209,8 @@ impl Postmaster {
         }
     }
 
-    async fn gone(&mut self) {
+    /// Until it has ended, by our doing or another's.
+    pub(super) async fn gone(&mut self) {
         match self {
             Self::Child(child) => {
                 // It fails only when there is no such child, which is as gone as can be.
@@ -196,6 +219,11 @@ impl Postmaster {
             Self::Orphan(orphan) => orphan.gone().await,
         }
     }
+}
+
+/// The arguments of a process, each ended by a zero; empty for one that has ended and was not reaped.
+fn command_line(pid: Pid) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
 /// One of Postgres' programs, run as the user it must run as and with nothing of our environment, which may hold

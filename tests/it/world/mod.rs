@@ -1,5 +1,7 @@
 //! What the tests live in.
 //!
+//! - [`folder`]: a folder that is gone when its test is
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 
+pub(crate) mod folder;
 pub(crate) mod postgres;

@@ -1,0 +1,62 @@
+//! A folder that is gone when its test is, together with a private Postgres that still runs on it.
+//!
+//! The same trick as in [`super::postgres`]: a shell waits for us to let go of a pipe, and tidies up.
+
+use std::fs::DirBuilder;
+use std::ops::Deref;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// `$1` is the folder.
+const JANITOR: &str = r#"
+read -r _
+postgres=$(head -n 1 "$1/pg/postmaster.pid") && kill -QUIT "$postgres" && sleep 0.2
+rm -rf "$1"
+"#;
+
+/// A folder of one test. It may be entered by every user and read by its owner.
+pub(crate) struct Folder {
+    path: PathBuf,
+    janitor: Child,
+}
+
+impl Folder {
+    /// An empty one. In /tmp, because a socket's path must be short and because root's Postgres runs as another user.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = PathBuf::from(format!("/tmp/attesto-test-{}-{number}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o711)
+            .create(&path)
+            .expect("a temporary folder can be made");
+        let janitor = Command::new("/bin/sh")
+            .args(["-c", JANITOR, "janitor"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("a shell runs");
+        Self { path, janitor }
+    }
+}
+
+impl Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+    }
+}
