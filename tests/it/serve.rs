@@ -1,0 +1,321 @@
+//! `attesto serve` as a process: what it needs, what it says, and how it ends.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, UnixStream};
+use url::Url;
+
+use crate::world::postgres::{empty_database, fresh_database};
+
+/// By when whatever must happen has happened, on a busy machine too.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A process that serves.
+struct Served {
+    child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+fn key(fill: u8) -> String {
+    STANDARD.encode([fill; 32])
+}
+
+fn attesto(flags: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+    command
+        .env_clear()
+        .envs(variables.iter().copied())
+        .args(flags)
+        .stdin(Stdio::null());
+    command
+}
+
+impl Served {
+    /// Starts `attesto` on a free port of this machine.
+    fn start(database_url: &str, variables: &[(&str, &str)]) -> Self {
+        let mut child = attesto(
+            &["serve", "--port=0", "--bind-address=127.0.0.1"],
+            variables,
+        )
+        .env("DATABASE_URL", database_url)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("the binary runs");
+        let output = child.stdout.take().expect("it is piped");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let kept = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                let line = line.expect("a log line is text");
+                let line = serde_json::from_str(&line).expect("a log line is JSON");
+                kept.lock().expect("not poisoned").push(line);
+            }
+        });
+        Self { child, log }
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.log.lock().expect("not poisoned").clone()
+    }
+
+    /// The first line of that message, as soon as there is one.
+    async fn line(&self, message: &str) -> Value {
+        let start = Instant::now();
+        loop {
+            let found = self.lines().into_iter().find(|line| line["msg"] == message);
+            if let Some(line) = found {
+                return line;
+            }
+            assert!(
+                start.elapsed() < SOON,
+                "no {message} in {:#?}",
+                self.lines()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let port = self.line("listening").await["port"].clone();
+        let client = attesto::http::outbound::client().expect("a client can be made");
+        let answer = client
+            .get(format!("http://127.0.0.1:{port}{path}"))
+            .send()
+            .await
+            .expect("it answers");
+        (
+            answer.status().as_u16(),
+            answer.json().await.expect("with JSON"),
+        )
+    }
+
+    /// Asks for `/ready` until it says this status.
+    async fn ready(&self, status: u16) -> Value {
+        let start = Instant::now();
+        loop {
+            let (found, body) = self.get("/ready").await;
+            if found == status {
+                return body;
+            }
+            assert!(start.elapsed() < SOON, "still {found}: {body}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
+    }
+
+    async fn end(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(start.elapsed() < SOON, "it does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn it_prepares_an_empty_database_serves_and_stops() {
+    let database = empty_database().await;
+    let mut served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
+    let line = served.line("listening").await;
+    assert_eq!(line["env"], "development");
+    assert_eq!(line["version"], attesto::VERSION);
+    let body = served.ready(200).await;
+    assert_eq!(
+        body,
+        json!({"status": "ok", "version": attesto::VERSION, "checks": {"db": "ok", "encryption": "ok"}})
+    );
+    served.signal(Signal::TERM);
+    assert!(served.end().await.success());
+    let lines = served.lines();
+    let last: Vec<_> = lines[lines.len() - 2..]
+        .iter()
+        .map(|line| line["msg"].as_str().expect("a message"))
+        .collect();
+    assert_eq!(last, ["shutdown", "stopped"]);
+    assert_eq!(served.line("shutdown").await["signal"], "SIGTERM");
+    assert_eq!(served.line("http_request").await["path"], "/ready");
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_waited_for() {
+    let database = fresh_database().await;
+    let socket = socket_of(&database.url);
+    // A port where nobody listens yet.
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = reserved.local_addr().expect("it has an address");
+    drop(reserved);
+    let mut url = Url::parse(&database.url).expect("a URL");
+    let name = url.path().to_owned();
+    url = Url::parse(&format!(
+        "postgres://attesto:hunter2@{address}{name}?sslmode=disable&max=5&connect_timeout=1"
+    ))
+    .expect("a URL");
+
+    let mut served = Served::start(url.as_str(), &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
+    assert_eq!(served.get("/health").await.0, 200);
+    let start = Instant::now();
+    let body = served.ready(503).await;
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(body["status"], "degraded");
+    assert_eq!(body["checks"]["db"], "fail: connection refused");
+    let (status, body) = served.get("/v1/google/verify").await;
+    assert_eq!(
+        (status, &body["error"]),
+        (405, &json!("METHOD_NOT_ALLOWED"))
+    );
+
+    // Here it comes: what arrives at the port goes to the socket.
+    let listener = TcpListener::bind(address).await.expect("the port is free");
+    tokio::spawn(async move {
+        loop {
+            let (mut outside, _) = listener.accept().await.expect("it takes connections");
+            let mut inside = UnixStream::connect(&socket)
+                .await
+                .expect("Postgres is there");
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            });
+        }
+    });
+    served.ready(200).await;
+    served.signal(Signal::INT);
+    assert!(served.end().await.success());
+    let log = format!("{:?}", served.lines());
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+/// The socket that a test database's URL names.
+fn socket_of(url: &str) -> String {
+    let url = Url::parse(url).expect("a URL");
+    let folder = url
+        .query_pairs()
+        .find(|(name, _)| name == "host")
+        .expect("it names the socket's folder");
+    format!("{}/.s.PGSQL.5432", folder.1)
+}
+
+#[tokio::test]
+async fn a_wrong_encryption_key_is_seen() {
+    let database = fresh_database().await;
+    {
+        let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
+        served.ready(200).await;
+    }
+    let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(2))]);
+    let body = served.ready(503).await;
+    assert_eq!(body["checks"]["db"], "ok");
+    assert_eq!(body["checks"]["encryption"], "fail: wrong encryption key");
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_said_all_at_once_before_anything_is_served() {
+    let ran = attesto(
+        &["--port=99999"],
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", "hunter2"),
+            ("DATABASE_URL", "mysql://hunter2"),
+            ("ATTESTO_ENV", "production"),
+            ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
+        ],
+    )
+    .output()
+    .expect("the binary runs");
+    assert_eq!(ran.status.code(), Some(2));
+    let errors = String::from_utf8(ran.stderr).expect("text");
+    assert_eq!(errors.lines().count(), 4, "{errors}");
+    let log = String::from_utf8(ran.stdout).expect("text");
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let line: Value = serde_json::from_str(&log).expect("JSON");
+    assert_eq!(line["level"], "fatal");
+    assert_eq!(line["msg"], "startup_failed");
+    assert!(!(errors + &log).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_a_clear_end() {
+    let database = empty_database().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("it has an address").port();
+    let ran = attesto(
+        &["--bind-address=127.0.0.1", &format!("--port={port}")],
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", &key(1)),
+            ("DATABASE_URL", &database.url),
+        ],
+    )
+    .output()
+    .expect("the binary runs");
+    assert_eq!(ran.status.code(), Some(1));
+    let errors = String::from_utf8(ran.stderr).expect("text");
+    assert!(
+        errors.contains(&format!("port {port} is already in use")),
+        "{errors}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_signal_is_obeyed_at_once() {
+    let database = fresh_database().await;
+    let mut served = Served::start(
+        &database.url,
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", &key(1)),
+            ("SHUTDOWN_GRACE_SECONDS", "600"),
+            // Leaves time to notice, a fifth of the above but no more than five seconds.
+            ("ATTESTO_ENV", "production"),
+        ],
+    );
+    served.ready(200).await;
+    served.signal(Signal::TERM);
+    served.line("shutdown").await;
+    let body = served.ready(503).await;
+    assert_eq!(body["checks"]["server"], "fail: shutting down");
+    let start = Instant::now();
+    served.signal(Signal::TERM);
+    assert_eq!(served.end().await.code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn help_shows_no_value_of_the_environment() {
+    for words in [&["--help"] as &[_], &["serve", "--help"]] {
+        let ran = attesto(
+            words,
+            &[
+                ("DATABASE_URL", "postgres://a:hunter2@b/c"),
+                ("ATTESTO_ENCRYPTION_KEY", "hunter2"),
+                ("PORT", "31337"),
+            ],
+        )
+        .output()
+        .expect("the binary runs");
+        let help = String::from_utf8(ran.stdout).expect("text");
+        assert!(help.contains("DATABASE_URL"), "{help}");
+        assert!(
+            !help.contains("hunter2") && !help.contains("31337"),
+            "{help}"
+        );
+    }
+}
