@@ -233,6 +233,9 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         version = crate::VERSION,
         "listening"
     );
+    if settings.validation_audit {
+        tracing::warn!("validation_audit_enabled_no_retention");
+    }
     if settings.metrics.is_some() {
         tracing::warn!("METRICS_ADDRESS is set, and this release serves no metrics yet");
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{HeaderName, HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,6 +22,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// The most header fields a request may have.
 const MAX_HEADERS: usize = 64;
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
@@ -43,6 +44,13 @@ pub(super) fn protocol(manners: &Manners) -> auto::Builder<TokioExecutor> {
     protocol
 }
 
+/// Tells HTTP/1 callers how long an idle connection is kept, so that they do not send on one that is just being closed.
+/// Node's agent and its fetch, among others, go by it.
+pub(super) fn keep_alive(manners: &Manners) -> Option<HeaderValue> {
+    let kept = manners.head_timeout.min(manners.idle_timeout).as_secs();
+    (kept > 0).then(|| HeaderValue::from_str(&format!("timeout={kept}")).ok())?
+}
+
 /// Talks on a connection until either side ends it.
 pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
     // Answers are small and whole: nothing is gained by waiting for more to send.
@@ -57,6 +65,7 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
     );
     let service = service_fn(|request: Request<Incoming>| {
         let held = Held::new(&activity);
+        let is_http_1 = request.version() < Version::HTTP_2;
         let envelope = server.envelope.clone();
         // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
         // off between two statements.
@@ -66,13 +75,17 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
                 .clone()
                 .run_until_cancelled_owned(envelope.answer(request.map(Body::new))),
         );
+        let keep_alive = server.keep_alive.clone();
         async move {
             let answer = answer.await;
             drop(held);
-            match answer {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) | Err(_) => Err("the server has stopped"),
+            let Ok(Some(mut answer)) = answer else {
+                return Err("the server has stopped");
+            };
+            if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {
+                answer.headers_mut().insert(KEEP_ALIVE, keep_alive);
             }
+            Ok(answer)
         }
     });
     let mut connection = pin!(

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
@@ -126,6 +127,7 @@ pub(super) struct Server {
     pub(super) envelope: Envelope,
     pub(super) manners: Manners,
     pub(super) protocol: auto::Builder<TokioExecutor>,
+    pub(super) keep_alive: Option<HeaderValue>,
     pub(super) tasks: TaskTracker,
     /// Finish what is in hand and take nothing new.
     pub(super) stopping: CancellationToken,
@@ -147,6 +149,7 @@ pub fn start(envelope: Envelope, listener: TcpListener, manners: Manners) -> io:
         envelope,
         manners,
         protocol: connection::protocol(&manners),
+        keep_alive: connection::keep_alive(&manners),
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),
         given_up: CancellationToken::new(),

@@ -2,11 +2,11 @@
 
 use axum::Router;
 use axum::routing::get;
-use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{IntoResponses as _, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::http::problem::ErrorBody;
+use crate::http::problem::{ErrorBody, Problem};
 
 /// What stands at the top of the description.
 #[derive(OpenApi)]
@@ -50,7 +50,32 @@ pub fn routes(features: impl IntoIterator<Item = OpenApiRouter>) -> Router {
         .fold(start, OpenApiRouter::merge)
         .split_for_parts();
     crate::VERSION.clone_into(&mut description.info.version);
+    complete(&mut description);
     let text = serde_json::to_string(&description).expect("a description is plain JSON");
     let text: axum::body::Bytes = text.into();
     routes.route("/openapi.json", get(async move || text.clone()))
+}
+
+/// Adds what can happen to every request and no route needs to say: each error that a route does not describe better.
+fn complete(description: &mut utoipa::openapi::OpenApi) {
+    let common = Problem::responses();
+    for item in description.paths.paths.values_mut() {
+        let operations = [
+            &mut item.get,
+            &mut item.post,
+            &mut item.put,
+            &mut item.delete,
+        ];
+        for operation in operations.into_iter().flatten() {
+            let needs_key = operation.security.is_some();
+            for (status, response) in &common {
+                if needs_key || status == "500" {
+                    let responses = &mut operation.responses.responses;
+                    responses
+                        .entry(status.clone())
+                        .or_insert_with(|| response.clone());
+                }
+            }
+        }
+    }
 }

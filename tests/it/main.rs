@@ -4,6 +4,7 @@ mod cli;
 mod database;
 mod embedded;
 mod migrations;
+mod openapi;
 mod serve;
 mod server_manners;
 mod tenants;

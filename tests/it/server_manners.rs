@@ -294,8 +294,24 @@ async fn http_2_is_spoken_to_who_begins_with_it() {
     for answer in futures_util::future::join_all(answers).await {
         let answer = answer.unwrap();
         assert_eq!(answer.version(), reqwest::Version::HTTP_2);
+        assert_eq!(answer.headers().get("keep-alive"), None);
         assert_eq!(answer.headers()["content-type"], "application/json");
     }
+}
+
+#[tokio::test]
+async fn a_caller_is_told_how_long_an_idle_connection_is_kept() {
+    let (running, _) = serve(Manners::default()).await;
+    let mut stream = connect(&running).await;
+    stream
+        .write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("it is there");
+    let answer = read_answer(&mut stream).await;
+    assert!(
+        answer.contains("\r\nkeep-alive: timeout=10\r\n"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
