@@ -2,7 +2,8 @@
 //!
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
-//! *Assembly* sees everything: [`cli`], [`config`].
+//! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
+//! [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`tenants`], [`credentials`], [`apple`] and [`google`] (twins that never see each
 //! other), [`simulator`] (the stores, played).

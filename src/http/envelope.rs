@@ -122,7 +122,7 @@ impl Envelope {
         let outcome = seal(&mut response, &method, &id);
         log(&Line {
             id: &id,
-            method: &method,
+            method: method.as_str(),
             path: &path,
             status: response.status(),
             latency: start.elapsed(),
@@ -130,6 +130,42 @@ impl Envelope {
             outcome: &outcome,
         });
         response
+    }
+}
+
+impl Envelope {
+    /// The whole HTTP/1.1 answer, head and body, to bytes that are no HTTP request, and its log line.
+    pub fn malformed(&self, status: StatusCode) -> Vec<u8> {
+        let id = RequestId(id::RequestId::mint(self.clock.now()).as_str().into());
+        let code = Code::InvalidRequest.as_str();
+        let message = match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "The request's headers are too large.",
+            StatusCode::URI_TOO_LONG => "The request's path is too long.",
+            _ => "This is not a well-formed HTTP request.",
+        };
+        log(&Line {
+            id: &id,
+            method: "",
+            path: "",
+            status,
+            latency: Duration::ZERO,
+            tenant: None,
+            outcome: &Outcome {
+                code: Some(code),
+                cause: None,
+            },
+        });
+        let body = error_text(code, message, &Map::new(), &id);
+        let reason = status.canonical_reason().unwrap_or_default();
+        let head = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\n{VERSION}: {}\r\n{REQUEST_ID}: {}\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n",
+            status.as_u16(),
+            crate::VERSION,
+            id.as_str(),
+            body.len()
+        );
+        [head.into_bytes(), body].concat()
     }
 }
 
@@ -177,7 +213,7 @@ fn seal(response: &mut Response<Body>, method: &Method, id: &RequestId) -> Outco
         .or_else(|| unexplained(response));
     if let Some(problem) = problem {
         let (code, message) = (problem.code.as_str(), &*problem.message);
-        *response.body_mut() = error_body(code, message, &problem.details, id);
+        *response.body_mut() = error_text(code, message, &problem.details, id).into();
         let headers = response.headers_mut();
         headers.remove(header::CONTENT_LENGTH);
         if let Some(after) = problem.retry_after {
@@ -191,7 +227,8 @@ fn seal(response: &mut Response<Body>, method: &Method, id: &RequestId) -> Outco
             cause: problem.cause,
         };
     } else if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
-        *response.body_mut() = error_body(refusal.code, &refusal.message, &refusal.details, id);
+        *response.body_mut() =
+            error_text(refusal.code, &refusal.message, &refusal.details, id).into();
         response.headers_mut().remove(header::CONTENT_LENGTH);
         outcome.code = Some(refusal.code);
     }
@@ -240,12 +277,12 @@ fn unexplained(response: &Response<Body>) -> Option<Problem> {
     })
 }
 
-fn error_body(
+fn error_text(
     error: &'static str,
     message: &str,
     details: &Map<String, Value>,
     id: &RequestId,
-) -> Body {
+) -> Vec<u8> {
     let body = ErrorBody {
         valid: false,
         error,
@@ -253,7 +290,7 @@ fn error_body(
         details: (!details.is_empty()).then_some(details),
         request_id: id.as_str(),
     };
-    Body::from(serde_json::to_vec(&body).expect("an error body is plain JSON"))
+    serde_json::to_vec(&body).expect("an error body is plain JSON")
 }
 
 /// A path as it may be logged: the query is gone already; a segment that could be a secret somebody put into the path
@@ -280,7 +317,7 @@ fn loggable(path: &str) -> String {
 /// One line a request.
 struct Line<'a> {
     id: &'a RequestId,
-    method: &'a Method,
+    method: &'a str,
     path: &'a str,
     status: StatusCode,
     latency: Duration,
@@ -296,7 +333,7 @@ fn log(line: &Line<'_>) {
         ($level:ident) => {
             tracing::$level!(
                 reqId = line.id.as_str(),
-                method = line.method.as_str(),
+                method = line.method,
                 path = line.path,
                 status = line.status.as_u16(),
                 latencyMs = f64::from(micros) / 1000.0,

@@ -57,12 +57,7 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
     let _ = stream.set_nodelay(true);
     let manners = &server.manners;
     let activity = Arc::new(Activity::new());
-    let socket = Socket::new(
-        stream,
-        activity.clone(),
-        server.stopping.clone(),
-        manners.linger,
-    );
+    let socket = Socket::new(stream, activity.clone(), server.clone());
     let service = service_fn(|request: Request<Incoming>| {
         let held = Held::new(&activity);
         let is_http_1 = request.version() < Version::HTTP_2;

@@ -1,4 +1,4 @@
-//! The bytes of one connection, with two manners that the HTTP library does not have.
+//! The bytes of one connection, with three manners that the HTTP library does not have.
 //!
 //! *Strict line ends.* The library takes a bare line feed for the end of a line, as RFC 9112 allows; a proxy in front
 //! may not, and then the two disagree where a header ends. A bare line feed in a request's head is replaced by a byte
@@ -7,19 +7,22 @@
 //! *Lingering close.* A request can be answered before all of it was read (its body is too large). Closing a socket
 //! with unread bytes makes the kernel reset the connection, and the answer may be lost on its way. So the sending half
 //! is closed first, and what still comes is read and thrown away for a moment.
+//!
+//! *One body for every error.* What is no HTTP request at all is answered by the library itself, with nothing but a
+//! status. That answer is replaced by one like all others.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
+use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::connection::Activity;
+use super::listen::Server;
 
 /// How much is read and thrown away at once.
 const THROWN_AWAY_AT_ONCE: usize = 16 * 1024;
@@ -30,9 +33,10 @@ const TURNS: usize = 8;
 pub(super) struct Socket {
     stream: TcpStream,
     activity: Arc<Activity>,
+    server: Arc<Server>,
     head: Head,
-    stopping: CancellationToken,
-    linger: Duration,
+    /// What is still to be written of an answer that took the place of the library's.
+    own_answer: Vec<u8>,
     closing: Closing,
 }
 
@@ -44,22 +48,48 @@ enum Closing {
 }
 
 impl Socket {
-    /// Around a stream. Closing lingers for up to `linger`, unless the server is `stopping`.
-    pub(super) fn new(
-        stream: TcpStream,
-        activity: Arc<Activity>,
-        stopping: CancellationToken,
-        linger: Duration,
-    ) -> Self {
+    /// Around a stream.
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, server: Arc<Server>) -> Self {
         Self {
             stream,
             activity,
+            server,
             head: Head::new(),
-            stopping,
-            linger,
+            own_answer: Vec::new(),
             closing: Closing::Open,
         }
     }
+
+    fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.own_answer.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.own_answer))?;
+            self.own_answer.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes the place of `bytes` when they are an answer of the library's own making.
+    fn replace(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>> {
+        let status = status_without_body(bytes)?;
+        self.own_answer = self.server.envelope.malformed(status);
+        // What does not fit now is written before anything else and before the end.
+        match self.poll_own_answer(cx) {
+            Poll::Ready(Err(problem)) => Some(Poll::Ready(Err(problem))),
+            _ => Some(Poll::Ready(Ok(bytes.len()))),
+        }
+    }
+}
+
+/// The status of an answer that no handler made: no handler's is without our version, and no other is without a body.
+fn status_without_body(bytes: &[u8]) -> Option<StatusCode> {
+    let rest = bytes.strip_prefix(b"HTTP/1.1 ")?;
+    let status = StatusCode::from_bytes(rest.get(..3)?).ok()?;
+    let holds = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+    let is_bare = status.is_client_error()
+        && bytes.ends_with(b"\r\n\r\n")
+        && holds(b"content-length: 0\r\n")
+        && !holds(b"x-attesto-version: ");
+    is_bare.then_some(status)
 }
 
 impl AsyncRead for Socket {
@@ -84,6 +114,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_own_answer(cx))?;
+        if let Some(replaced) = self.replace(bytes, cx) {
+            return replaced;
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -92,6 +126,13 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_own_answer(cx))?;
+        // The library ends its answer in one piece.
+        if let [only] = bytes
+            && let Some(replaced) = self.replace(only, cx)
+        {
+            return replaced;
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -100,19 +141,23 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_own_answer(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_own_answer(cx))?;
         let this = &mut *self;
         loop {
             match &mut this.closing {
                 Closing::Open => {
                     ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                    this.closing = if this.stopping.is_cancelled() {
+                    // A server that stops has no time for this.
+                    this.closing = if this.server.stopping.is_cancelled() {
                         Closing::Closed
                     } else {
-                        Closing::Lingering(Box::pin(tokio::time::sleep(this.linger)))
+                        let linger = this.server.manners.linger;
+                        Closing::Lingering(Box::pin(tokio::time::sleep(linger)))
                     };
                 }
                 Closing::Lingering(end) => {
@@ -229,6 +274,22 @@ mod tests {
             seen.push_str(std::str::from_utf8(&bytes).unwrap());
         }
         seen
+    }
+
+    #[test]
+    fn only_an_answer_that_nobody_made_is_replaced() {
+        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+            content-length: 0\r\ndate: Sat, 21 Nov 2026 10:51:05 GMT\r\n\r\n";
+        assert_eq!(status_without_body(bare).unwrap(), 431);
+        for other in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\nx-attesto-version: 1\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "",
+        ] {
+            assert_eq!(status_without_body(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -201,6 +201,14 @@ async fn malformed_and_ambiguous_requests_are_refused_and_the_connection_is_clos
         let _ = stream.write_all(then.as_bytes()).await;
         let text = read_to_end(&mut stream).await;
         assert_eq!(statuses(&text), ["400"], "{request:?} gives {text}");
+        for part in [
+            "content-type: application/json\r\n",
+            "x-request-id: req_",
+            "x-attesto-version: ",
+            r#"{"valid":false,"error":"INVALID_REQUEST","#,
+        ] {
+            assert!(text.contains(part), "{request:?} gives {text}");
+        }
     }
 }
 
