@@ -203,7 +203,9 @@ async fn take(listener: TcpListener, server: Arc<Server>) {
             Err(problem) if is_the_callers(&problem) => {}
             // Out of file descriptors or memory. Those who are here will leave; whoever waits keeps waiting.
             Err(problem) => {
-                let class = problem.raw_os_error().map(|code| format!("os error {code}"));
+                let class = problem
+                    .raw_os_error()
+                    .map(|code| format!("os error {code}"));
                 tracing::error!(cause = %problem, causeClass = class, "accept_failed");
                 tokio::time::sleep(PAUSE_WHEN_FULL).await;
             }
