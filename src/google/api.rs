@@ -9,12 +9,14 @@
 //! |---|---|---|
 //! | 200 | | known |
 //! | 404 | `applicationNotFound`, `packageNotFound` | [`Failure::Application`] |
+//! | 400, 404 | the message says "expired for too long" | [`Absent::Gone`] |
 //! | 404 | any other of Google's | [`Absent::Unknown`] |
 //! | 404 | none: not Google's body | [`Failure::Unexpected`] |
 //! | 410 | any | [`Absent::Gone`] |
 //! | 400 | `purchaseTokenNoLongerValid`, `subscriptionPurchaseNoLongerAvailable` | [`Absent::Gone`] |
 //! | 400 | `failedPrecondition`, or status `FAILED_PRECONDITION` | [`Absent::Gone`]: expired too long ago |
 //! | 400 | `invalid`, `invalidPurchaseToken`, `purchaseTokenNotFound`; `invalidValue` | [`Absent::Unknown`]: not a token |
+//! | 400 | status `INVALID_ARGUMENT`, no reason, message "Invalid Value" | [`Absent::Unknown`]: not a token |
 //! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`Absent::OtherApp`] |
 //! | 400 | `purchaseTokenDoesNotMatchProductId` | [`Absent::OtherProduct`] |
 //! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`Absent::OtherType`] |
@@ -338,11 +340,19 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
     let is_precondition = error.status.as_deref() == Some("FAILED_PRECONDITION");
     let wait = retry_after(&answer.headers, now);
     let (reason, message) = (word.as_deref().unwrap_or_default(), error.message);
+    // Sometimes Google gives a sentence and no reason. Only known ones are believed.
+    let says = |words: &str| {
+        message
+            .as_deref()
+            .is_some_and(|message| message.contains(words))
+    };
     Err(match (status, reason) {
         (404, "applicationNotFound" | "packageNotFound") => Failure::Application {
             reason: reason.to_owned(),
         }
         .into(),
+        (400 | 404, _) if says("expired for too long") => Absent::Gone.into(),
+        (400, "INVALID_ARGUMENT") if says("Invalid Value") => Absent::Unknown.into(),
         (404, _) if is_googles => Absent::Unknown.into(),
         (410, _)
         | (
@@ -586,6 +596,34 @@ mod tests {
         assert_eq!(
             meaning(answer(400, &both.to_string()), now()),
             Err(Absent::Gone.into())
+        );
+    }
+
+    #[test]
+    fn a_sentence_stands_in_for_a_missing_reason() {
+        let body = |word: &str, sentence: &str| {
+            json!({ "error": { "code": 400, "message": sentence, "status": word } }).to_string()
+        };
+        let expired = "The subscription purchase is no longer available for query because it has been expired for too long.";
+        for (status, word, sentence, expected) in [
+            (400, "INVALID_ARGUMENT", "Invalid Value", Absent::Unknown),
+            (400, "INVALID_ARGUMENT", expired, Absent::Gone),
+            (404, "NOT_FOUND", expired, Absent::Gone),
+        ] {
+            let found = meaning(answer(status, &body(word, sentence)), now());
+            assert_eq!(found, Err(expected.into()), "{status} {sentence}");
+        }
+        let with_reason =
+            json!({ "error": { "message": expired, "errors": [{ "reason": "somethingNew" }] } });
+        assert_eq!(
+            meaning(answer(400, &with_reason.to_string()), now()),
+            Err(Absent::Gone.into())
+        );
+        let other = "Request contains an invalid argument.";
+        assert_eq!(
+            meaning(answer(400, &body("INVALID_ARGUMENT", other)), now()),
+            Err(unexpected(400, Some("INVALID_ARGUMENT"), Some(other))),
+            "which argument, it does not say"
         );
     }
 
