@@ -26,6 +26,8 @@ mod routes;
 pub mod server;
 mod shared;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 pub use identity::Identity;
 pub use pki::Forgery;

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use url::form_urlencoded;
 
 use super::exchange::{Call, Reply, decode};
@@ -88,13 +90,14 @@ fn call(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Call {
 
 fn response(reply: Reply) -> Response {
     let body = if reply.cut {
-        // The promised length never arrives: hyper breaks the connection.
-        let half = reply.body.len() / 2;
-        let pieces = [
-            Ok(Bytes::copy_from_slice(&reply.body[..half])),
-            Err(io::Error::from(io::ErrorKind::ConnectionReset)),
-        ];
-        Body::from_stream(futures_util::stream::iter(pieces))
+        let half = Bytes::copy_from_slice(&reply.body[..reply.body.len() / 2]);
+        let broken = async {
+            // Long enough for the first half to be on its way; an error at once would swallow it.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Err(io::Error::from(io::ErrorKind::ConnectionReset))
+        };
+        let half = futures_util::stream::once(async { Ok(half) });
+        Body::from_stream(half.chain(futures_util::stream::once(broken)))
     } else {
         Body::from(reply.body)
     };

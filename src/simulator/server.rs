@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
@@ -88,10 +89,11 @@ impl Simulator {
         })
     }
 
-    /// Takes no more calls, finishes those in hand, and stops.
+    /// Takes no more calls, gives those in hand two seconds, and stops.
     pub async fn stop(self) {
         self.stop.cancel();
-        let _ = self.serving.await;
+        // A call that was asked to be slow is not worth waiting for.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.serving).await;
     }
 
     /// Where it listens.
