@@ -1,0 +1,108 @@
+# What the scripts need of this machine. Meant to be sourced, from the root of the repository; POSIX sh.
+#
+# Only what is missing is installed, only with the system's own packages, and never without saying so.
+
+say() {
+    printf '\n==> %s\n' "$*" >&2
+}
+
+fail() {
+    printf '\n%s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a command as root: as ourselves, or through sudo. Without a terminal sudo must not ask.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null && [ -t 0 ]; then
+        sudo "$@"
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo -n "$@"
+    else
+        return 126
+    fi
+}
+
+# apt_install PACKAGE...
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 </dev/null
+}
+
+# The packages on a Debian or Ubuntu, whose lists may be missing or old. $1 says what for.
+need_packages() {
+    what=$1
+    shift
+    if ! command -v apt-get >/dev/null; then
+        fail "$what is missing, and this is no Debian or Ubuntu: please install it and run this again."
+    fi
+    say "$what is missing: installing $* with apt-get"
+    if ! as_root true; then
+        fail "That needs root or sudo. Please run this once, and then this script again:
+
+    sudo apt-get install $*"
+    fi
+    apt_install "$@" || { as_root apt-get update -qq >&2 </dev/null && apt_install "$@"; } ||
+        fail "apt-get could not install $* (see above)."
+}
+
+# The folder of the newest Postgres programs, found as src/db/embedded/binaries.rs finds them.
+postgres_programs() {
+    if [ -n "${ATTESTO_PG_BIN:-}" ]; then
+        echo "$ATTESTO_PG_BIN"
+        return
+    fi
+    if command -v postgres >/dev/null; then
+        # Behind a link, so that psql and pg_ctl are there too.
+        folder=$(dirname "$(readlink -f "$(command -v postgres)")")
+        if [ -x "$folder/initdb" ]; then
+            echo "$folder"
+            return
+        fi
+    fi
+    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/libexec/postgresql*/bin /usr/libexec/postgresql* \
+        /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin \
+        /home/linuxbrew/.linuxbrew/opt/postgresql@*/bin /usr/local/pgsql/bin; do
+        if [ -x "$folder/postgres" ] && [ -x "$folder/initdb" ]; then
+            echo "$folder"
+        fi
+    done | sort -V | tail -n 1 | grep .
+}
+
+need_postgres() {
+    postgres_programs >/dev/null && return
+    # Debian's package makes a cluster of its own and starts it, which nobody here asked for. The switch for that lives
+    # in a file of the package it depends on; it is put back, so that the machine behaves as ever afterwards.
+    need_packages "Postgres (the programs; no server will be started)" postgresql-common
+    switch=/etc/postgresql-common/createcluster.conf
+    kept=$(mktemp)
+    cat "$switch" >"$kept"
+    as_root sed -i -e '$a create_main_cluster = false' "$switch"
+    # In a shell of its own, so that the switch is put back even when this fails.
+    (need_packages "Postgres (the programs; no server will be started)" postgresql) && done=0 || done=1
+    as_root tee "$switch" <"$kept" >/dev/null
+    rm -f "$kept"
+    [ "$done" = 0 ] || exit 1
+    postgres_programs >/dev/null || fail "The package postgresql is installed, and its programs are not where they belong."
+}
+
+need_rust() {
+    command -v cargo >/dev/null && return
+    if [ -x "$HOME/.cargo/bin/cargo" ]; then
+        PATH="$HOME/.cargo/bin:$PATH"
+        return
+    fi
+    fail "Rust is missing. Install it from https://rustup.rs and run this again."
+}
+
+# Our cryptography library is written in C.
+need_c_compiler() {
+    command -v cc >/dev/null && return
+    need_packages "A C compiler" gcc libc6-dev
+}
+
+need_everything() {
+    need_rust
+    need_c_compiler
+    need_postgres
+}
