@@ -10,7 +10,7 @@
 //! - [`api`]: calls to the Play Developer API, and what each answer means
 //! - [`store`]: the tenant's credentials, sealed
 //! - [`verify`]: the use case
-//! - [`routes`]: the use case in HTTP
+//! - [`mod@routes`]: the use case in HTTP
 
 pub mod account;
 pub mod api;
