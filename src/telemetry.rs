@@ -487,8 +487,10 @@ mod tests {
         struct Stuck;
         impl Write for Stuck {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                std::thread::park();
-                Ok(0)
+                // In a loop: a wake-up meant for the channel may still be due.
+                loop {
+                    std::thread::park();
+                }
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
