@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apple::trust::{BadRoots, Verifier};
+use crate::apple::{self, Apple};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::credentials::canary;
@@ -39,6 +41,9 @@ pub enum BuildError {
     /// The client for calls to the stores.
     #[error("the client for calls to the stores cannot be made: {0}")]
     Client(#[from] reqwest::Error),
+    /// The root certificates that Apple's signatures are checked against.
+    #[error("APPLE_ROOT_CERTIFICATES: {0}")]
+    Roots(#[from] BadRoots),
 }
 
 /// Every feature, built and not yet running.
@@ -48,6 +53,7 @@ pub struct Service {
     clock: Clock,
     changes: Changes,
     callers: Callers,
+    apple: Apple,
     google: Google,
 }
 
@@ -62,6 +68,23 @@ impl Service {
         let stores = &settings.stores;
         let changes = Changes::new(database);
         let upstream = Upstream::new(outbound::client()?, stores.timeout);
+        let verifier = match &stores.apple_roots {
+            Some(path) => Verifier::with_roots_at(path)?,
+            None => Verifier::with_apple_roots(),
+        };
+        let apple = Apple::new(
+            database,
+            keyring,
+            &changes,
+            upstream.clone(),
+            verifier,
+            clock,
+            apple::Settings {
+                production_url: stores.apple_production.clone(),
+                sandbox_url: stores.apple_sandbox.clone(),
+                credential_ttl: settings.credential_ttl,
+            },
+        );
         let google = Google::new(
             database,
             keyring,
@@ -81,6 +104,7 @@ impl Service {
             clock: clock.clone(),
             changes,
             callers,
+            apple,
             google,
         })
     }
@@ -110,6 +134,7 @@ impl Service {
     pub fn envelope(&self, leaving: CancellationToken) -> Envelope {
         let features = [
             Health::new(self.checks(), leaving).routes(),
+            apple::routes(self.apple.clone(), self.callers.clone()),
             google::routes(self.google.clone(), self.callers.clone()),
         ];
         let routes = server::routes::routes(features);

@@ -1,0 +1,739 @@
+//! Calls to the App Store Server API, and what each of its answers means.
+//!
+//! Promises: what Apple does not say about a transaction is never read as "no such transaction" (a gateway's 404 page,
+//! a refused key, a limit, an outage); ids from a caller cannot change which address is called; identical questions in
+//! flight share one call; one tenant cannot take every connection; a client token that Apple refuses is replaced once.
+//!
+//! | status | `errorCode` | meaning |
+//! |---|---|---|
+//! | 200 | | the transaction, as Apple signed it |
+//! | 404 | 4040010 `TransactionIdNotFound`, 4040005 `OriginalTransactionIdNotFound` | [`Absent::Unknown`] |
+//! | 400 | 4000006 `InvalidTransactionId`, 4000008 `InvalidOriginalTransactionId` | [`Absent::NotAnId`] |
+//! | 400 | 4000048 `AppTransactionIdNotSupported` | [`Absent::AppTransactionId`] |
+//! | 401 | any or none | one more try with a new client token, then [`Failure::Unauthorized`] |
+//! | 429 | any or none | [`Failure::RateLimited`] |
+//! | 404 | 4040002, 4040004, 4040006: the "retryable" ones | two quick retries, then [`Failure::Unexpected`] |
+//! | 408, 5xx | 5000000, 5000001, any other or none | two quick retries, then [`Failure::Unexpected`] |
+//! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`Failure::Unexpected`] |
+//! | anything else | | [`Failure::Unexpected`] |
+//!
+//! A code counts only under its own status: its first three digits are the status it was sent with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, RETRY_AFTER};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+use url::Url;
+
+use super::account::{ClientTokens, Credentials, Environment};
+use super::payload::{ErrorBody, TransactionInfo};
+use crate::clock::{Clock, Timestamp};
+use crate::crypto::token;
+use crate::http::outbound::{Answer, Bulkhead, InFlight, SendError, Upstream, Verdict};
+use crate::id::TenantId;
+
+/// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
+const WIDTH: usize = 64;
+/// How long a question waits for one of those places.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Assumed when Apple does not say when to come back.
+const LIMIT_WINDOW: Duration = Duration::from_mins(1);
+/// The longest wait that is passed on.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+/// From here on a number in `Retry-After` is a moment, in milliseconds since 1970; below it is a number of seconds,
+/// of which no wait has this many.
+const FIRST_MOMENT: i64 = 1_000_000_000;
+
+/// The App Store Server API, in both environments.
+#[derive(Clone)]
+pub struct AppStore {
+    upstream: Upstream,
+    production: Url,
+    sandbox: Url,
+    tokens: ClientTokens,
+    clock: Clock,
+    places: Bulkhead<TenantId>,
+    asking: InFlight<Asked, Result<Arc<str>, NoTransaction>>,
+}
+
+/// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, which says
+/// the environment too.
+type Asked = (TenantId, [u8; 32], [u8; 32]);
+
+/// Why there is no transaction to speak of: Apple said no, or nothing can be said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTransaction {
+    /// Apple said no.
+    #[error("{0}")]
+    Absent(#[from] Absent),
+    /// Apple said neither yes nor no.
+    #[error("{0}")]
+    Failure(#[from] Failure),
+}
+
+/// Apple's "no".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// Not in this environment. It may be in the other.
+    #[error("no such transaction")]
+    Unknown,
+    /// Not a transaction's id at all, in any environment.
+    #[error("not a transaction id")]
+    NotAnId,
+    /// The id of an app transaction, which says that somebody has the app, and nothing of a purchase in it.
+    #[error("the id of an app transaction")]
+    AppTransactionId,
+}
+
+/// Apple said neither yes nor no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The tenant's key is refused, or this machine's clock is wrong. In production also what an app that was never
+    /// released gets, however good its key is.
+    #[error("Apple refused the client token: status {status}")]
+    Unauthorized {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The app's hourly limit is used up.
+    #[error("Apple's limit is used up: status 429")]
+    RateLimited {
+        /// When to come back: a second to a day.
+        retry_after: Duration,
+    },
+    /// Any other answer, after retries where those could help.
+    #[error("Apple answered with status {status}, {}: {}", .code.map_or_else(|| "no code".to_owned(), |code| code.to_string()), .message.as_deref().unwrap_or("no message"))]
+    Unexpected {
+        /// The HTTP status.
+        status: u16,
+        /// Apple's code. `None` when the body is not Apple's.
+        code: Option<i64>,
+        /// Apple's sentence, for the operator.
+        message: Option<String>,
+        /// When to come back, if Apple said.
+        retry_after: Option<Duration>,
+    },
+    /// A success that cannot be read.
+    #[error("Apple's answer cannot be read: {0}")]
+    Unreadable(String),
+    /// No answer.
+    #[error("Apple gave no answer: {0}")]
+    NoAnswer(#[from] SendError),
+    /// The tenant has so many questions on their way that this one found no place.
+    #[error("{WIDTH} questions of this tenant are waiting for Apple already")]
+    Crowded,
+}
+
+impl From<SendError> for NoTransaction {
+    fn from(error: SendError) -> Self {
+        Failure::NoAnswer(error).into()
+    }
+}
+
+impl AppStore {
+    /// The API at `production` and at `sandbox` (the part before `/inApps`).
+    pub fn new(upstream: Upstream, production: Url, sandbox: Url, clock: Clock) -> Self {
+        Self {
+            upstream,
+            production,
+            sandbox,
+            tokens: ClientTokens::new(clock.clone()),
+            clock,
+            places: Bulkhead::new(WIDTH),
+            asking: InFlight::default(),
+        }
+    }
+
+    /// Get Transaction Info: the transaction as Apple signed it, `signedTransactionInfo`. Nothing of it is checked.
+    pub async fn transaction(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<Credentials>,
+        environment: Environment,
+        transaction_id: &str,
+    ) -> Result<String, NoTransaction> {
+        let base = match environment {
+            Environment::Production => &self.production,
+            Environment::Sandbox => &self.sandbox,
+        };
+        let url = address(base, transaction_id).ok_or(Absent::NotAnId)?;
+        let key = (
+            tenant.clone(),
+            credentials.identity(),
+            token::sha256(url.as_str().as_bytes()),
+        );
+        let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
+        let signed = self
+            .asking
+            .share(key, move || async move {
+                store.call(&tenant, &credentials, url).await
+            })
+            .await?;
+        Ok(signed.as_ref().to_owned())
+    }
+
+    async fn call(
+        &self,
+        tenant: &TenantId,
+        credentials: &Credentials,
+        url: Url,
+    ) -> Result<Arc<str>, NoTransaction> {
+        let _place = self
+            .places
+            .enter(tenant, PATIENCE)
+            .await
+            .ok_or(Failure::Crowded)?;
+        let mut tries_left = 2;
+        loop {
+            tries_left -= 1;
+            let token = self.tokens.get(tenant, credentials);
+            let ask = |client: &reqwest::Client| {
+                client
+                    .get(url.clone())
+                    .header(ACCEPT, "application/json")
+                    .bearer_auth(token.secret())
+            };
+            let answer = self.upstream.send(ask, judge).await?;
+            if answer.status.as_u16() == 401 {
+                self.tokens.forget(tenant, credentials, &token);
+                if tries_left > 0 {
+                    continue;
+                }
+            }
+            return meaning(&answer, self.clock.now()).map(Arc::from);
+        }
+    }
+}
+
+/// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
+/// of one or two dots, and no transaction is called that.
+fn address(base: &Url, transaction_id: &str) -> Option<Url> {
+    if matches!(transaction_id, "" | "." | "..") {
+        return None;
+    }
+    let mut text = base.as_str().trim_end_matches('/').to_owned();
+    text.push_str("/inApps/v1/transactions/");
+    // Everything but RFC 3986's unreserved characters as `%XX`: a slash, a question mark and the like stay part of the
+    // id, and so does a line break, which a URL's parser would drop.
+    for byte in transaction_id.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push('%');
+            text.push_str(&token::hex(&[byte]).to_ascii_uppercase());
+        }
+    }
+    Url::parse(&text).ok()
+}
+
+fn judge(answer: &Answer) -> Verdict {
+    match (answer.status.as_u16(), error_of(answer).error_code) {
+        (408 | 500..600, _) | (404, Some(4_040_002 | 4_040_004 | 4_040_006)) => Verdict::Transient,
+        _ => Verdict::Final,
+    }
+}
+
+/// What an answer means: the JWS of a success, or why there is none. The table stands at the top of this file.
+fn meaning(answer: &Answer, now: Timestamp) -> Result<String, NoTransaction> {
+    let status = answer.status.as_u16();
+    if status == 200 {
+        return Ok(read(&answer.body)?);
+    }
+    let error = error_of(answer);
+    let wait = retry_after(&answer.headers, now);
+    Err(match (status, error.error_code) {
+        (404, Some(4_040_005 | 4_040_010)) => Absent::Unknown.into(),
+        (400, Some(4_000_006 | 4_000_008)) => Absent::NotAnId.into(),
+        (400, Some(4_000_048)) => Absent::AppTransactionId.into(),
+        (401, _) => Failure::Unauthorized { status }.into(),
+        (429, _) => Failure::RateLimited {
+            retry_after: wait.unwrap_or(LIMIT_WINDOW),
+        }
+        .into(),
+        (_, code) => Failure::Unexpected {
+            status,
+            code,
+            message: error.error_message,
+            retry_after: wait,
+        }
+        .into(),
+    })
+}
+
+/// Apple's error, with no code when the body is not one.
+fn error_of(answer: &Answer) -> ErrorBody {
+    serde_json::from_slice(&answer.body).unwrap_or_default()
+}
+
+/// `Retry-After` as Apple writes it, a moment in milliseconds since 1970, or as everybody else does, as seconds or as a
+/// date; at least a second, at most a day. `None` when absent or nonsense.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<i64>() {
+        Ok(moment) if moment >= FIRST_MOMENT => Timestamp::from_millis(moment).since(now),
+        Ok(seconds) => Duration::from_secs(u64::try_from(seconds).ok()?),
+        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
+    };
+    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
+}
+
+fn read(body: &[u8]) -> Result<String, Failure> {
+    // Not serde_json's own sentence, which repeats the value that it did not expect.
+    let info: TransactionInfo = serde_json::from_slice(body).map_err(|error| {
+        Failure::Unreadable(format!(
+            "{:?} error at line {}, column {}",
+            error.classify(),
+            error.line(),
+            error.column()
+        ))
+    })?;
+    Ok(info.signed_transaction_info)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::extract::State;
+    use axum::http::{HeaderValue, StatusCode, Uri};
+    use axum::routing::get;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use tokio::sync::Barrier;
+
+    use super::super::account::tests::credentials;
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::parse("2026-04-10T14:22:10.500Z").expect("a time")
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body: body.as_bytes().to_vec(),
+        }
+    }
+
+    fn refusal(status: u16, code: i64) -> Answer {
+        let body = json!({ "errorCode": code, "errorMessage": "A sentence." });
+        answer(status, &body.to_string())
+    }
+
+    fn unexpected(status: u16, code: Option<i64>) -> NoTransaction {
+        Failure::Unexpected {
+            status,
+            code,
+            message: code.map(|_| "A sentence.".to_owned()),
+            retry_after: None,
+        }
+        .into()
+    }
+
+    #[test]
+    fn every_refusal_has_its_meaning() {
+        let unauthorized = NoTransaction::from(Failure::Unauthorized { status: 401 });
+        let limited = NoTransaction::from(Failure::RateLimited {
+            retry_after: Duration::from_mins(1),
+        });
+        for (status, code, expected) in [
+            (404, 4_040_010, Absent::Unknown.into()),
+            (404, 4_040_005, Absent::Unknown.into()),
+            (400, 4_000_006, Absent::NotAnId.into()),
+            (400, 4_000_008, Absent::NotAnId.into()),
+            (400, 4_000_048, Absent::AppTransactionId.into()),
+            (401, 4_010_000, unauthorized.clone()),
+            (429, 4_290_000, limited.clone()),
+            (429, 4_290_001, limited.clone()),
+        ] {
+            let found = meaning(&refusal(status, code), now());
+            assert_eq!(found, Err(expected), "{status} {code}");
+        }
+        for body in ["", "Unauthenticated", "<html>", "{}"] {
+            let found = meaning(&answer(401, body), now());
+            assert_eq!(found, Err(unauthorized.clone()), "{body}");
+            let found = meaning(&answer(429, body), now());
+            assert_eq!(found, Err(limited.clone()), "{body}");
+        }
+        for (status, code) in [
+            (400, 4_000_000),
+            // The bundle id is wrong, not the transaction.
+            (400, 4_000_002),
+            (403, 4_030_000),
+            (404, 4_040_001),
+            (404, 4_040_002),
+            (404, 4_040_003),
+            (404, 4_040_004),
+            (404, 4_040_006),
+            (404, 4_040_019),
+            (404, 4_049_999),
+            (409, 4_090_000),
+            (500, 5_000_000),
+            (500, 5_000_001),
+            (503, 5_030_000),
+            // A code under another status than its own.
+            (400, 4_040_010),
+            (500, 4_040_010),
+            (404, 4_000_006),
+            (404, 4_010_000),
+        ] {
+            let found = meaning(&refusal(status, code), now());
+            assert_eq!(found, Err(unexpected(status, Some(code))));
+        }
+    }
+
+    #[test]
+    fn a_gateways_page_is_never_a_no() {
+        for status in [204, 302, 400, 403, 404, 500, 502] {
+            for body in [
+                "<html>Not Found</html>",
+                "",
+                "{}",
+                "[]",
+                "{\"message\":\"no route\"}",
+                "{\"errorCode\":\"4040010\"}",
+                "{\"errorCode\":4040010.5}",
+                "{\"error\":{\"errorCode\":4040010}}",
+            ] {
+                let found = meaning(&answer(status, body), now());
+                assert_eq!(found, Err(unexpected(status, None)), "{status} {body}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for (status, code, transient) in [
+            (200, 0, false),
+            (400, 4_000_006, false),
+            (401, 4_010_000, false),
+            (403, 4_030_000, false),
+            (404, 0, false),
+            (404, 4_040_001, false),
+            (404, 4_040_002, true),
+            (404, 4_040_003, false),
+            (404, 4_040_004, true),
+            (404, 4_040_005, false),
+            (404, 4_040_006, true),
+            (404, 4_040_010, false),
+            (408, 0, true),
+            // The limit is hourly: a quick retry would only use up more of it.
+            (429, 4_290_000, false),
+            (500, 5_000_000, true),
+            (500, 5_000_001, true),
+            (503, 0, true),
+        ] {
+            let verdict = judge(&refusal(status, code));
+            assert_eq!(verdict == Verdict::Transient, transient, "{status} {code}");
+        }
+        assert_eq!(judge(&answer(502, "<html>")), Verdict::Transient);
+    }
+
+    #[test]
+    fn a_wait_is_read_in_every_spelling() {
+        let in_millis = |wait: i64| (now().millis() + wait).to_string();
+        for (text, millis) in [
+            (in_millis(29_000), Some(29_000)),
+            (in_millis(1_234), Some(1_234)),
+            (in_millis(3), Some(1_000)),
+            (in_millis(-60_000), Some(1_000)),
+            (in_millis(1_000_000_000_000), Some(86_400_000)),
+            ("1000000000".to_owned(), Some(1_000)),
+            ("999999999".to_owned(), Some(86_400_000)),
+            ("30".to_owned(), Some(30_000)),
+            (" 30 ".to_owned(), Some(30_000)),
+            ("0".to_owned(), Some(1_000)),
+            ("Fri, 10 Apr 2026 14:22:40 GMT".to_owned(), Some(29_500)),
+            ("Fri, 10 Apr 2026 14:00:00 GMT".to_owned(), Some(1_000)),
+            ("soon".to_owned(), None),
+            ("-5".to_owned(), None),
+            ("1.5".to_owned(), None),
+            ("9".repeat(40), None),
+            (String::new(), None),
+        ] {
+            let mut refused = refusal(429, 4_290_000);
+            let value = HeaderValue::from_str(&text).expect("a value");
+            refused.headers.insert(RETRY_AFTER, value);
+            let wait = millis.map(Duration::from_millis);
+            assert_eq!(retry_after(&refused.headers, now()), wait, "{text}");
+            let limited = Failure::RateLimited {
+                retry_after: wait.unwrap_or(LIMIT_WINDOW),
+            };
+            assert_eq!(meaning(&refused, now()), Err(limited.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_success_without_a_transaction_is_unreadable() {
+        let body = r#"{"signedTransactionInfo":"a.b.c","new":1}"#;
+        assert_eq!(meaning(&answer(200, body), now()).as_deref(), Ok("a.b.c"));
+        for bad in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "{}",
+            r#"{"signedTransactionInfo":null}"#,
+            r#"{"signedTransactionInfo":7}"#,
+            r#"{"errorCode":4040010,"errorMessage":"Transaction id not found."}"#,
+        ] {
+            let found = meaning(&answer(200, bad), now());
+            assert!(
+                matches!(found, Err(NoTransaction::Failure(Failure::Unreadable(_)))),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_question_has_one_address() {
+        let apple = Url::parse("https://api.storekit.apple.com").expect("a URL");
+        let under = Url::parse("http://127.0.0.1:9/apple/sandbox/").expect("a URL");
+        let text = |base, id| address(base, id).map(String::from);
+        assert_eq!(
+            text(&apple, "2000000123456789").as_deref(),
+            Some("https://api.storekit.apple.com/inApps/v1/transactions/2000000123456789")
+        );
+        assert_eq!(
+            text(&under, "a/b?c#d%2e\n\\é").as_deref(),
+            Some(
+                "http://127.0.0.1:9/apple/sandbox/inApps/v1/transactions/a%2Fb%3Fc%23d%252e%0A%5C%C3%A9"
+            )
+        );
+        for dots in ["", ".", ".."] {
+            assert_eq!(text(&apple, dots), None);
+        }
+    }
+
+    /// An Apple that counts: questions it answered, and the client tokens it saw. It plays its script of answers
+    /// first, last one first.
+    struct Stub {
+        store: AppStore,
+        clock: Clock,
+        tenant: TenantId,
+        credentials: Arc<Credentials>,
+        counts: Arc<Counts>,
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        asked: AtomicU32,
+        bearers: Mutex<Vec<String>>,
+        paths: Mutex<Vec<String>>,
+        script: Mutex<Vec<(u16, i64)>>,
+        gate: Option<Barrier>,
+    }
+
+    async fn stub(counts: Counts) -> Stub {
+        let counts = Arc::new(counts);
+        let answer = |State(counts): State<Arc<Counts>>, uri: Uri, headers: HeaderMap| async move {
+            counts.asked.fetch_add(1, Ordering::SeqCst);
+            if let Some(gate) = &counts.gate {
+                gate.wait().await;
+            }
+            let bearer = headers["authorization"].to_str().expect("text").to_owned();
+            let mut bearers = counts.bearers.lock().expect("not poisoned");
+            if !bearers.contains(&bearer) {
+                bearers.push(bearer);
+            }
+            let path = uri.path().to_owned();
+            counts.paths.lock().expect("not poisoned").push(path);
+            let scripted = counts.script.lock().expect("not poisoned").pop();
+            let (status, code) = scripted.unwrap_or((200, 0));
+            let body = axum::Json(json!({ "errorCode": code, "signedTransactionInfo": "a.b.c" }));
+            (StatusCode::from_u16(status).expect("a status"), body)
+        };
+        let app = axum::Router::new()
+            .fallback(get(answer))
+            .with_state(counts.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let base = format!("http://{}/", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = crate::http::outbound::client().expect("a client");
+        let base = Url::parse(&base).expect("a URL");
+        let (production, sandbox) = (base.join("real/"), base.join("trial"));
+        let clock = Clock::fixed(now());
+        Stub {
+            store: AppStore::new(
+                Upstream::new(client, Duration::from_secs(5)),
+                production.expect("a URL"),
+                sandbox.expect("a URL"),
+                clock.clone(),
+            ),
+            clock,
+            tenant: TenantId::mint(now()),
+            credentials: Arc::new(credentials()),
+            counts,
+        }
+    }
+
+    impl Stub {
+        async fn ask(&self, id: &str) -> Result<String, NoTransaction> {
+            self.ask_in(Environment::Production, id).await
+        }
+
+        async fn ask_in(&self, place: Environment, id: &str) -> Result<String, NoTransaction> {
+            let (tenant, credentials) = (&self.tenant, &self.credentials);
+            self.store.transaction(tenant, credentials, place, id).await
+        }
+
+        fn plays(&self, script: &[(u16, i64)]) {
+            let script = script.iter().rev().copied().collect();
+            *self.counts.script.lock().expect("not poisoned") = script;
+        }
+
+        /// How many different client tokens came with how many questions.
+        fn tokens_and_asked(&self) -> (usize, u32) {
+            let bearers = self.counts.bearers.lock().expect("not poisoned");
+            (bearers.len(), self.counts.asked.load(Ordering::SeqCst))
+        }
+    }
+
+    #[tokio::test]
+    async fn each_environment_has_its_address_and_both_one_token() {
+        let apple = stub(Counts::default()).await;
+        let real = apple.ask_in(Environment::Production, "1").await;
+        let trial = apple.ask_in(Environment::Sandbox, "1").await;
+        assert_eq!(
+            (real.as_deref(), trial.as_deref()),
+            (Ok("a.b.c"), Ok("a.b.c"))
+        );
+        assert_eq!(
+            *apple.counts.paths.lock().expect("not poisoned"),
+            [
+                "/real/inApps/v1/transactions/1",
+                "/trial/inApps/v1/transactions/1"
+            ]
+        );
+        assert_eq!(apple.tokens_and_asked(), (1, 2));
+        apple.clock.advance(Duration::from_mins(18));
+        apple.ask("1").await.expect("known");
+        assert_eq!(apple.tokens_and_asked(), (2, 3));
+        let nothing = apple.ask("..").await;
+        assert_eq!(nothing, Err(Absent::NotAnId.into()));
+        assert_eq!(apple.tokens_and_asked(), (2, 3), "nobody was asked");
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_replaced_once() {
+        let apple = stub(Counts::default()).await;
+        apple.ask("1").await.expect("known");
+        apple.plays(&[(401, 0)]);
+        apple.ask("1").await.expect("known with the second token");
+        assert_eq!(apple.tokens_and_asked(), (2, 3));
+        apple.plays(&[(401, 0), (401, 0), (200, 0)]);
+        let refused = apple.ask("1").await;
+        assert_eq!(refused, Err(Failure::Unauthorized { status: 401 }.into()));
+        assert_eq!(apple.tokens_and_asked(), (3, 5), "and not a third time");
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_tried_three_times() {
+        let apple = stub(Counts::default()).await;
+        apple.plays(&[(500, 5_000_001), (404, 4_040_002)]);
+        apple.ask("1").await.expect("known at the third try");
+        assert_eq!(apple.tokens_and_asked(), (1, 3));
+        apple.plays(&[(404, 4_040_006); 3]);
+        let failed = apple.ask("1").await;
+        assert_eq!(
+            failed,
+            Err(Failure::Unexpected {
+                status: 404,
+                code: Some(4_040_006),
+                message: None,
+                retry_after: None
+            }
+            .into())
+        );
+        apple.plays(&[(429, 4_290_000)]);
+        let limited = apple.ask("1").await;
+        assert!(
+            matches!(
+                limited,
+                Err(NoTransaction::Failure(Failure::RateLimited { .. }))
+            ),
+            "{limited:?}"
+        );
+        apple.plays(&[(404, 4_040_010)]);
+        let absent = apple.ask("1").await;
+        assert_eq!(absent, Err(Absent::Unknown.into()));
+        assert_eq!(
+            apple.tokens_and_asked(),
+            (1, 8),
+            "neither a limit nor a no is tried again"
+        );
+    }
+
+    #[tokio::test]
+    async fn identical_questions_share_a_call_and_others_do_not() {
+        let apple = stub(Counts {
+            gate: Some(Barrier::new(3)),
+            ..Counts::default()
+        })
+        .await;
+        // The gate opens only when three calls have come: six questions, of three kinds.
+        let all = tokio::join!(
+            apple.ask("1"),
+            apple.ask("1"),
+            apple.ask("2"),
+            apple.ask("2"),
+            apple.ask_in(Environment::Sandbox, "1"),
+            apple.ask_in(Environment::Sandbox, "1"),
+        );
+        let all = [all.0, all.1, all.2, all.3, all.4, all.5];
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        assert_eq!(apple.tokens_and_asked(), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn an_apple_that_is_away_is_not_a_no() {
+        let apple = stub(Counts::default()).await;
+        let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
+        let upstream = apple.store.upstream.clone();
+        let store = AppStore::new(upstream, nowhere.clone(), nowhere, apple.clock.clone());
+        let asked = store
+            .transaction(
+                &apple.tenant,
+                &apple.credentials,
+                Environment::Production,
+                "1",
+            )
+            .await;
+        assert!(
+            matches!(asked, Err(NoTransaction::Failure(Failure::NoAnswer(_)))),
+            "{asked:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_id_changes_which_address_is_called(id in "(?s).{1,40}") {
+            let base = Url::parse("https://store.example/base").expect("a URL");
+            if let Some(url) = address(&base, &id) {
+                prop_assert_eq!(url.host_str(), Some("store.example"));
+                prop_assert_eq!(url.query(), None);
+                prop_assert_eq!(url.fragment(), None);
+                let parts: Vec<&str> = url.path_segments().expect("a path").collect();
+                prop_assert_eq!(parts.len(), 5);
+                prop_assert_eq!(&parts[..4], ["base", "inApps", "v1", "transactions"]);
+                prop_assert!(!parts[4].is_empty());
+            }
+        }
+
+        #[test]
+        fn no_answer_panics_and_none_but_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
+            let mut reply = answer(200, "");
+            reply.status = StatusCode::from_u16(status).expect("a status");
+            reply.body = body;
+            prop_assert!(status == 200 || meaning(&reply, now()).is_err());
+        }
+    }
+}

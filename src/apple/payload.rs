@@ -1,0 +1,204 @@
+//! Apple's JSON as Apple signs it, with no meaning added.
+//!
+//! Promises: every field may be absent, and `null` is the same as absent; words and numbers Apple may add to are kept
+//! as they came; a date may have the fraction of a millisecond that a local StoreKit writes; unknown fields are passed
+//! over here and survive in the raw payload.
+//!
+//! Source: the models of Apple's own server libraries, App Store Server API 1.21.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::{Number, Value};
+
+use crate::clock::Timestamp;
+
+/// `JWSTransactionDecodedPayload`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Transaction {
+    /// The first transaction of the subscription, or this one.
+    pub original_transaction_id: Option<String>,
+    /// This transaction.
+    pub transaction_id: Option<String>,
+    /// The subscription's purchase event across devices.
+    pub web_order_line_item_id: Option<String>,
+    /// The app.
+    pub bundle_id: Option<String>,
+    /// The product.
+    pub product_id: Option<String>,
+    /// When this was paid.
+    pub purchase_date: Option<Millis>,
+    /// When the first was paid.
+    pub original_purchase_date: Option<Millis>,
+    /// When it ends or renews; absent for what does not end.
+    pub expires_date: Option<Millis>,
+    /// How many consumables.
+    pub quantity: Option<Number>,
+    /// `Auto-Renewable Subscription`, `Non-Consumable`, `Consumable`, `Non-Renewing Subscription`
+    pub r#type: Option<String>,
+    /// The UUID the app gave StoreKit for its user.
+    pub app_account_token: Option<String>,
+    /// `PURCHASED` or `FAMILY_SHARED`
+    pub in_app_ownership_type: Option<String>,
+    /// When it was taken back.
+    pub revocation_date: Option<Millis>,
+    /// 0 another reason, 1 an issue with the app.
+    pub revocation_reason: Option<Number>,
+    /// `REFUND_FULL`, `REFUND_PRORATED`, `FAMILY_REVOKE`
+    pub revocation_type: Option<String>,
+    /// Another product of the group took its place.
+    pub is_upgraded: Option<bool>,
+    /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
+    pub offer_type: Option<Number>,
+    /// Which offer.
+    pub offer_identifier: Option<String>,
+    /// `Production` or `Sandbox`; `Xcode` and `LocalTesting` are nobody's signature.
+    pub environment: Option<String>,
+    /// ISO 3166-1 alpha-3.
+    pub storefront: Option<String>,
+    /// Apple's number for the storefront.
+    pub storefront_id: Option<String>,
+    /// `PURCHASE` or `RENEWAL`
+    pub transaction_reason: Option<String>,
+    /// ISO 4217.
+    pub currency: Option<String>,
+    /// Thousandths of a currency unit.
+    pub price: Option<Number>,
+}
+
+/// A moment as Apple writes it: milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis(pub Timestamp);
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(deserializer)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the fraction is cut off, as it should be; a cast saturates"
+        )]
+        let millis = number
+            .as_i64()
+            .or_else(|| number.as_f64().map(|millis| millis as i64));
+        let millis = millis.ok_or_else(|| serde::de::Error::custom("not milliseconds"))?;
+        Ok(Self(Timestamp::from_millis(millis)))
+    }
+}
+
+/// The one field of Apple's answer to "what is this transaction".
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TransactionInfo {
+    /// The transaction as a JWS.
+    pub signed_transaction_info: String,
+}
+
+/// Apple's error body.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ErrorBody {
+    /// Its first three digits are the HTTP status. Absent when the body is not Apple's.
+    pub error_code: Option<i64>,
+    /// For a person.
+    pub error_message: Option<String>,
+}
+
+/// The day of signing: of a transaction, renewal or notification, or of an app transaction.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Dated {
+    pub(super) signed_date: Option<Millis>,
+    pub(super) receipt_creation_date: Option<Millis>,
+}
+
+/// Whether a payload is one object whose fields are each given once. JSON does not say which of two counts, so two
+/// readers of one signed text could disagree.
+pub(super) fn is_unambiguous(json: &[u8]) -> bool {
+    struct Once;
+    impl<'de> serde::de::Visitor<'de> for Once {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+            // A payload has some forty fields: a list is searched faster than anything is hashed.
+            let mut seen: Vec<std::borrow::Cow<'de, str>> = Vec::with_capacity(48);
+            while let Some(Name(name)) = map.next_key()? {
+                map.next_value::<serde::de::IgnoredAny>()?;
+                if seen.contains(&name) {
+                    return Ok(false);
+                }
+                seen.push(name);
+            }
+            Ok(true)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let unique = deserializer.deserialize_map(Once).unwrap_or(false);
+    unique && deserializer.end().is_ok()
+}
+
+/// A field's name, borrowed unless it is written with escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+/// A payload as it was signed, for whoever wants what is not understood here.
+pub(super) fn raw(json: Vec<u8>) -> Option<Box<serde_json::value::RawValue>> {
+    let text = String::from_utf8(json).ok()?;
+    serde_json::value::RawValue::from_string(text).ok()
+}
+
+/// A number or word to be passed on as it is.
+pub(super) fn as_is(number: Option<Number>) -> Option<Value> {
+    number.map(Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_may_have_a_fraction() {
+        for (json, millis) in [
+            ("1697679936049", 1_697_679_936_049),
+            ("1697679936049.7297", 1_697_679_936_049),
+            ("0", 0),
+        ] {
+            let read: Millis = serde_json::from_str(json).expect(json);
+            assert_eq!(read.0.millis(), millis, "{json}");
+        }
+        for json in ["\"1697679936049\"", "true", "{}"] {
+            assert!(serde_json::from_str::<Millis>(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn absent_and_null_are_the_same_and_more_is_no_harm() {
+        let empty: Transaction = serde_json::from_str("{}").expect("readable");
+        let nulls: Transaction =
+            serde_json::from_str(r#"{"expiresDate":null,"offerType":null,"new":[{}]}"#)
+                .expect("readable");
+        assert_eq!(empty, nulls);
+        let new: Transaction =
+            serde_json::from_str(r#"{"offerType":99,"type":"Lease"}"#).expect("readable");
+        assert_eq!(new.offer_type, Some(Number::from(99)));
+        assert_eq!(new.r#type.as_deref(), Some("Lease"));
+    }
+
+    #[test]
+    fn a_field_given_twice_is_noticed_however_it_is_written() {
+        for (json, unambiguous) in [
+            (r#"{}"#, true),
+            (r#"{"a":1,"b":{"a":2}}"#, true),
+            (r#"{"a":1,"b":2,"a":3}"#, false),
+            (r#"{"a":1,"\u0061":3}"#, false),
+            (r#"[1]"#, false),
+            (r#"{"a":1} {"#, false),
+            (r#"{"a":"#, false),
+            ("", false),
+        ] {
+            assert_eq!(is_unambiguous(json.as_bytes()), unambiguous, "{json}");
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! `POST /v1/apple/verify`: the question in JSON, and what each outcome is in HTTP.
+
+use std::time::Duration;
+
+use axum::extract::{FromRef, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::account::{Environment, EnvironmentChoice};
+use super::api::{Absent, Failure};
+use super::store::FindError;
+use super::trust::Distrust;
+use super::verify::{About, Apple, No, NotVerified, Question, Verified};
+use crate::db;
+use crate::http::json::{Fields, FromJson, Json};
+use crate::http::problem::ErrorBody;
+use crate::http::{Code, Problem, Refusal};
+use crate::tenants::{Caller, Callers};
+
+/// The routes of the App Store.
+pub fn routes(apple: Apple, callers: Callers) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(verify))
+        .with_state(Room { apple, callers })
+}
+
+#[derive(Clone)]
+struct Room {
+    apple: Apple,
+    callers: Callers,
+}
+
+impl FromRef<Room> for Callers {
+    fn from_ref(room: &Room) -> Self {
+        room.callers.clone()
+    }
+}
+
+/// Is this App Store transaction real, and what is it now?
+///
+/// `valid: true` means that Apple signed the transaction and that it is this tenant's app's; whether it is paid for now
+/// is said by `status`. A "no" is an answer too: status 200 with `valid: false` and `error` one of
+/// `TRANSACTION_NOT_FOUND`, `SIGNATURE_INVALID`, `BUNDLE_ID_MISMATCH`, `ENVIRONMENT_MISMATCH`, `APP_USER_MISMATCH`.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/verify",
+    tag = "verify",
+    security(("apiKey" = [])),
+    request_body = VerifyRequest,
+    responses(
+        (status = 200, description = "The transaction, or `valid: false` and why", body = Verified),
+        (status = 400, description = "`INVALID_REQUEST`: every problem is in `details.issues`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or production was asked about without the app's Apple id", body = ErrorBody<'static>),
+        (status = 401, description = "`UNAUTHENTICATED`: no good API key", body = ErrorBody<'static>),
+        (status = 429, description = "`RATE_LIMITED`: this tenant's own limit or Apple's quota; see `Retry-After`", body = ErrorBody<'static>),
+        (status = 502, description = "`APPLE_API_ERROR`: Apple gave no answer that says yes or no; see `details.status` and `details.appleErrorCode`", body = ErrorBody<'static>),
+        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+    ),
+)]
+async fn verify(
+    State(room): State<Room>,
+    caller: Caller,
+    Json(question): Json<Question>,
+) -> Result<axum::Json<Verified>, Declined> {
+    let verified = room.apple.verify(&caller.tenant, &question).await?;
+    Ok(axum::Json(verified))
+}
+
+/// The body of a question, as it is described to callers; [`Question`] is what becomes of it.
+#[derive(ToSchema)]
+#[schema(as = apple::VerifyRequest, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+struct VerifyRequest {
+    /// The transaction's id: Apple is asked. Exactly one of this and `signedTransaction`.
+    #[schema(min_length = 1, max_length = 128, example = "2000000123456789")]
+    transaction_id: Option<String>,
+    /// `StoreKit` 2's JWS of the transaction: its signature is checked here, and Apple is not asked.
+    #[schema(min_length = 1, max_length = 16384)]
+    signed_transaction: Option<String>,
+    /// Where the transaction must be. `auto`, also the default unless the tenant is set up otherwise, is production
+    /// and then sandbox.
+    #[schema(value_type = Option<String>, pattern = "^(production|sandbox|auto)$", example = "auto")]
+    environment: Option<String>,
+    /// Whose transaction it must be: the UUID the app gave StoreKit as `appAccountToken`.
+    #[schema(
+        min_length = 36,
+        max_length = 36,
+        example = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"
+    )]
+    expected_app_user_id: Option<String>,
+}
+
+impl FromJson for Question {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let transaction_id = body.string("transactionId", 1..=128);
+        let signed = body.string("signedTransaction", 1..=16_384);
+        match (body.has("transactionId"), body.has("signedTransaction")) {
+            (true, true) => body.issue(
+                "",
+                "give either transactionId or signedTransaction, not both",
+            ),
+            (false, false) => body.issue("", "give transactionId or signedTransaction"),
+            _ => {}
+        }
+        let environment = body.one_of("environment", &["production", "sandbox", "auto"]);
+        let expected_app_user_id = body.uuid("expectedAppUserId");
+        Some(Self {
+            about: match (transaction_id, signed) {
+                (Some(id), None) => About::Id(id),
+                (None, Some(jws)) => About::Signed(jws),
+                _ => return None,
+            },
+            environment: environment.map(|word| match word {
+                "production" => EnvironmentChoice::Production,
+                "sandbox" => EnvironmentChoice::Sandbox,
+                _ => EnvironmentChoice::Auto,
+            }),
+            expected_app_user_id,
+        })
+    }
+}
+
+/// Everything but a yes.
+#[derive(Debug)]
+enum Declined {
+    No(Box<Refusal>),
+    Failed(Box<Problem>),
+}
+
+impl IntoResponse for Declined {
+    fn into_response(self) -> Response {
+        match self {
+            Self::No(refusal) => refusal.into_response(),
+            Self::Failed(problem) => problem.into_response(),
+        }
+    }
+}
+
+impl From<NotVerified> for Declined {
+    fn from(outcome: NotVerified) -> Self {
+        Self::Failed(Box::new(match outcome {
+            NotVerified::No(no) => return Self::No(Box::new(refusal(no))),
+            NotVerified::NoCredentials => Problem::new(
+                Code::CredentialsMissing,
+                "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.",
+            ),
+            NotVerified::NoAppAppleId => Problem::new(
+                Code::CredentialsMissing,
+                "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.",
+            ),
+            NotVerified::Credentials(error) => match &*error {
+                FindError::Database(cause) if db::is_unavailable(cause) => {
+                    Problem::unavailable(error)
+                }
+                _ => Problem::internal(error),
+            },
+            NotVerified::Apple(failure) => problem(failure),
+            NotVerified::Unbelievable(what) => apple(
+                "Apple's server sent a transaction that cannot be believed. Ask again later."
+                    .to_owned(),
+                json!(200),
+                None,
+            )
+            .cause(what),
+        }))
+    }
+}
+
+fn refusal(no: No) -> Refusal {
+    match no {
+        No::NotFound(absent) => {
+            let (reason, message) = match absent {
+                Absent::Unknown => ("unknown", "Apple knows no transaction with this id."),
+                Absent::NotAnId => (
+                    "malformed",
+                    "This is not a transaction id: Apple does not recognise its form.",
+                ),
+                Absent::AppTransactionId => (
+                    "app_transaction_id",
+                    "This is the id of an app transaction. Send the id of the purchase's own transaction.",
+                ),
+            };
+            Refusal::new("TRANSACTION_NOT_FOUND", message).detail("reason", reason)
+        }
+        No::Distrusted(distrust) => distrusted(distrust),
+        No::OtherApp { expected } => Refusal::new(
+            "BUNDLE_ID_MISMATCH",
+            format!("This transaction is not of this tenant's app, {expected}."),
+        )
+        .detail("expected", expected),
+        No::OtherEnvironment { expected, found } => Refusal::new(
+            "ENVIRONMENT_MISMATCH",
+            "This transaction is of another environment than the one asked about.",
+        )
+        .detail("expected", json!(expected.map(Environment::as_str)))
+        .detail(
+            "found",
+            json!(found.map(|found| found.to_ascii_lowercase())),
+        ),
+        No::OtherUser => Refusal::new(
+            "APP_USER_MISMATCH",
+            "The app did not give this purchase to the expected user: its appAccountToken is another one, or there is none.",
+        ),
+    }
+}
+
+fn distrusted(distrust: Distrust) -> Refusal {
+    Refusal::new(
+        "SIGNATURE_INVALID",
+        format!("This is not a transaction that Apple signed: {distrust}."),
+    )
+    .detail("class", distrust.class())
+}
+
+fn apple(message: String, status: Value, code: Option<i64>) -> Problem {
+    Problem::new(Code::AppleApiError, message)
+        .detail("status", status)
+        .detail("appleErrorCode", json!(code))
+}
+
+fn problem(failure: Failure) -> Problem {
+    let problem = match &failure {
+        Failure::Unauthorized { status } => apple(
+            "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.".to_owned(),
+            json!(status),
+            None,
+        ),
+        Failure::RateLimited { retry_after } => Problem::new(
+            Code::RateLimited,
+            "Apple's limit for this tenant's app is used up. Wait as long as Retry-After says.",
+        )
+        .detail("status", 429)
+        .retry_after(*retry_after),
+        Failure::Unexpected { status, code, retry_after, .. } => {
+            let said = code.map_or_else(String::new, |code| format!(" and error {code}"));
+            let problem = apple(
+                format!("Apple answered with status {status}{said}, which says neither yes nor no. Ask again later."),
+                json!(status),
+                *code,
+            );
+            match retry_after {
+                Some(wait) => problem.retry_after(*wait),
+                None => problem,
+            }
+        }
+        Failure::Unreadable(_) => apple("Apple's answer cannot be read.".to_owned(), json!(200), None),
+        Failure::NoAnswer(_) => apple(
+            "Apple could not be reached, or did not answer in time. Ask again later.".to_owned(),
+            Value::Null,
+            None,
+        ),
+        Failure::Crowded => Problem::new(
+            Code::RateLimited,
+            "Too many questions of this tenant are waiting for Apple. Ask again shortly.",
+        )
+        .retry_after(Duration::from_secs(1)),
+    };
+    let class = class(&failure);
+    let mut problem = problem.cause(failure);
+    if let Some(cause) = &mut problem.cause {
+        cause.class = class;
+    }
+    problem
+}
+
+/// What the log says in production: the kind and Apple's own numbers for it, nothing of a purchase.
+fn class(failure: &Failure) -> String {
+    match failure {
+        Failure::Unauthorized { status } => format!("apple credentials {status}"),
+        Failure::RateLimited { .. } => "apple rate limit".to_owned(),
+        Failure::Unexpected { status, code, .. } => {
+            format!(
+                "apple unexpected {status} {}",
+                code.map_or_else(|| "no code".to_owned(), |code| code.to_string())
+            )
+        }
+        Failure::Unreadable(_) => "apple unreadable".to_owned(),
+        Failure::NoAnswer(_) => "apple no answer".to_owned(),
+        Failure::Crowded => "apple crowded".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::json::read;
+    use crate::http::outbound::SendError;
+
+    fn issues(body: &Value) -> Value {
+        let problem =
+            read::<Question>(body.to_string().as_bytes()).expect_err("it must be refused");
+        problem.details["issues"].clone()
+    }
+
+    #[test]
+    fn a_question_is_read() {
+        let read = |body: Value| read::<Question>(body.to_string().as_bytes()).expect("good");
+        let question = read(json!({"transactionId": "1", "more": 1}));
+        assert_eq!(
+            question,
+            Question {
+                about: About::Id("1".into()),
+                environment: None,
+                expected_app_user_id: None
+            }
+        );
+        let question = read(json!({
+            "signedTransaction": "a.b.c", "environment": "auto",
+            "expectedAppUserId": "11111111-2222-3333-4444-555555555555",
+        }));
+        assert_eq!(question.about, About::Signed("a.b.c".into()));
+        assert_eq!(question.environment, Some(EnvironmentChoice::Auto));
+        assert!(question.expected_app_user_id.is_some());
+    }
+
+    #[test]
+    fn everything_wrong_with_a_question_is_said_at_once() {
+        let neither = issues(&json!({"environment": "xcode", "expectedAppUserId": "me"}));
+        assert_eq!(neither.as_array().map(Vec::len), Some(3), "{neither}");
+        assert_eq!(
+            neither[0]["message"],
+            "give transactionId or signedTransaction"
+        );
+        let both = issues(&json!({"transactionId": "1", "signedTransaction": "x"}));
+        assert_eq!(
+            both[0]["message"],
+            "give either transactionId or signedTransaction, not both"
+        );
+        for (body, path) in [
+            (json!({"transactionId": ""}), "transactionId"),
+            (json!({"transactionId": "1".repeat(129)}), "transactionId"),
+            (json!({"transactionId": 7}), "transactionId"),
+            (
+                json!({"signedTransaction": "x".repeat(16_385)}),
+                "signedTransaction",
+            ),
+        ] {
+            assert_eq!(issues(&body)[0]["path"], path, "{body}");
+        }
+    }
+
+    #[test]
+    fn every_failure_is_told_apart() {
+        let answer = |failure| {
+            let problem = problem(failure);
+            (problem.code, json!(problem.details))
+        };
+        assert_eq!(
+            answer(Failure::Unauthorized { status: 401 }),
+            (
+                Code::AppleApiError,
+                json!({"status": 401, "appleErrorCode": null})
+            )
+        );
+        assert_eq!(
+            answer(Failure::RateLimited {
+                retry_after: Duration::from_millis(1500)
+            }),
+            (
+                Code::RateLimited,
+                json!({"status": 429, "retryAfterSeconds": 2})
+            )
+        );
+        assert_eq!(
+            answer(Failure::Unexpected {
+                status: 404,
+                code: Some(4_040_004),
+                message: None,
+                retry_after: Some(Duration::from_secs(3))
+            }),
+            (
+                Code::AppleApiError,
+                json!({"status": 404, "appleErrorCode": 4_040_004, "retryAfterSeconds": 3})
+            )
+        );
+        assert_eq!(
+            answer(Failure::NoAnswer(SendError::Timeout(Duration::from_secs(
+                10
+            )))),
+            (
+                Code::AppleApiError,
+                json!({"status": null, "appleErrorCode": null})
+            )
+        );
+        assert_eq!(
+            answer(Failure::Crowded),
+            (Code::RateLimited, json!({"retryAfterSeconds": 1}))
+        );
+    }
+}

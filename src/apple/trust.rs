@@ -1,0 +1,418 @@
+//! Why a signed thing of Apple's is believed, or refused.
+//!
+//! A JWS is believed when its signature is by a key whose certificate chain leads to a pinned root, the chain carries
+//! Apple's two marker extensions, and every certificate was valid on the day the payload says it was signed. The rules
+//! and their order are those of Apple's own server libraries. Two things that are easily got wrong:
+//!
+//! - `x5c` has three certificates and the third is ignored. Trust comes from the pinned roots alone.
+//! - The day that counts is the payload's `signedDate`, not today: what a device kept since before Apple changed its
+//!   signing certificate is still genuine.
+//!
+//! The chain is judged once and remembered with the window in which it holds; the signature is checked every time,
+//! over the bytes as they were sent.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use serde::Deserialize;
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert,
+    aws_lc_rs as algorithms,
+};
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+use x509_cert::der::asn1::ObjectIdentifier;
+
+use super::chains::Chains;
+use super::payload::{Dated, Millis, is_unambiguous};
+use crate::clock::Timestamp;
+
+/// Marks the leaf that signs for the App Store.
+const LEAF_MARKER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.11.1");
+/// Marks Apple's Worldwide Developer Relations intermediate.
+const INTERMEDIATE_MARKER: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.2.1");
+/// Real transactions are 5 to 6 KB; renewal and offer details may grow.
+const MAX_JWS_BYTES: usize = 128 * 1024;
+/// How far ahead of our clock Apple's may be.
+const MAX_AHEAD: Duration = Duration::from_mins(5);
+/// What stands before the 65 bytes of a P-256 point in a SubjectPublicKeyInfo of 91 bytes.
+const P256_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+/// Apple's roots, as published. A list, so that a successor can stand beside it before it is used.
+const APPLE_ROOTS: [&[u8]; 1] = [include_bytes!("roots/AppleRootCA-G3.cer")];
+
+/// Why a JWS is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Distrust {
+    /// Not three parts of base64url, or larger than anything Apple signs.
+    #[error("it is not a compact JWS: three parts of base64url without padding, joined by dots")]
+    NotAJws,
+    /// The header is not the JSON of a JWS header.
+    #[error("its header is not readable")]
+    BadHeader,
+    /// `alg` is not ES256.
+    #[error("its algorithm is not ES256, the only one Apple signs with")]
+    WrongAlgorithm,
+    /// `x5c` has another number of certificates than three.
+    #[error("its header does not hold a chain of exactly three certificates")]
+    ChainLength,
+    /// A certificate cannot be read.
+    #[error("a certificate of its chain cannot be read")]
+    BadCertificate,
+    /// The chain does not lead to a trusted root, or one of its certificates may not do what it does.
+    #[error("its certificates do not lead to a trusted Apple root")]
+    UntrustedChain,
+    /// A certificate was not valid on the day of signing.
+    #[error("a certificate of its chain was not valid on the day it says it was signed")]
+    CertificateExpired,
+    /// The leaf lacks Apple's marker.
+    #[error("its signing certificate is not one for App Store receipts")]
+    LeafMarker,
+    /// The intermediate lacks Apple's marker.
+    #[error("its intermediate certificate is not Apple's Worldwide Developer Relations")]
+    IntermediateMarker,
+    /// The payload is not readable JSON.
+    #[error("its payload is not readable")]
+    BadPayload,
+    /// It says it was signed in the future.
+    #[error("it says it was signed in the future")]
+    SignedInTheFuture,
+    /// The signature is not by the leaf's key over these bytes.
+    #[error("its signature does not match: it was altered, or signed by somebody else")]
+    BadSignature,
+}
+
+impl Distrust {
+    /// A short word for programs and tables.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::NotAJws => "not_a_jws",
+            Self::BadHeader => "bad_header",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::ChainLength => "chain_length",
+            Self::BadCertificate => "bad_certificate",
+            Self::UntrustedChain => "untrusted_chain",
+            Self::CertificateExpired => "certificate_expired",
+            Self::LeafMarker => "leaf_marker",
+            Self::IntermediateMarker => "intermediate_marker",
+            Self::BadPayload => "bad_payload",
+            Self::SignedInTheFuture => "signed_in_the_future",
+            Self::BadSignature => "bad_signature",
+        }
+    }
+}
+
+/// A chain that was judged good: the key that signs, and the window in which every certificate of it is valid.
+pub(super) struct Chain {
+    key: ParsedPublicKey,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+/// Decides whether something signed is Apple's. Clones share what was judged already.
+#[derive(Clone)]
+pub struct Verifier {
+    roots: std::sync::Arc<Vec<Root>>,
+    chains: Chains<Chain>,
+}
+
+struct Root {
+    anchor: TrustAnchor<'static>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+/// Why root certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRoots {
+    /// A file or folder cannot be read.
+    #[error("{path} cannot be read: {cause}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// A file holds no certificate.
+    #[error("{path} holds no certificate: give DER or PEM files, or a folder of them")]
+    NoCertificate {
+        /// Which.
+        path: String,
+    },
+}
+
+/// What is needed of the header. Borrowed: a chain seen before is found by its text, without decoding it.
+#[derive(Deserialize)]
+struct Header<'a> {
+    #[serde(borrow)]
+    alg: std::borrow::Cow<'a, str>,
+    #[serde(borrow, default)]
+    x5c: Vec<std::borrow::Cow<'a, str>>,
+    /// Anything critical is not understood here (RFC 7515, 4.1.11). Apple sends none.
+    #[serde(default)]
+    crit: Option<serde::de::IgnoredAny>,
+}
+
+impl Verifier {
+    /// Trusts Apple's own roots.
+    pub fn with_apple_roots() -> Self {
+        let roots = APPLE_ROOTS
+            .iter()
+            .map(|der| root(der).expect("Apple's root is a certificate"));
+        Self::new(roots.collect())
+    }
+
+    /// Trusts only the certificates of `path`: a DER or PEM file, or a folder of them.
+    pub fn with_roots_at(path: &Path) -> Result<Self, BadRoots> {
+        let unreadable = |path: &Path| {
+            let path = path.display().to_string();
+            move |cause| BadRoots::Unreadable { path, cause }
+        };
+        let mut files = vec![path.to_owned()];
+        if path.is_dir() {
+            files = std::fs::read_dir(path)
+                .and_then(|entries| {
+                    entries
+                        .map(|entry| entry.map(|entry| entry.path()))
+                        .collect()
+                })
+                .map_err(unreadable(path))?;
+            files.retain(|file| file.is_file());
+            files.sort();
+        }
+        let mut roots = Vec::new();
+        for file in &files {
+            let bytes = std::fs::read(file).map_err(unreadable(file))?;
+            let found = certificates(&bytes);
+            if found.is_empty() {
+                return Err(BadRoots::NoCertificate {
+                    path: file.display().to_string(),
+                });
+            }
+            roots.extend(found);
+        }
+        if roots.is_empty() {
+            return Err(BadRoots::NoCertificate {
+                path: path.display().to_string(),
+            });
+        }
+        Ok(Self::new(roots))
+    }
+
+    /// Trusts one root certificate in DER. `None` when it is not a certificate.
+    pub fn with_root(der: &[u8]) -> Option<Self> {
+        Some(Self::new(vec![root(der)?]))
+    }
+
+    fn new(roots: Vec<Root>) -> Self {
+        Self {
+            roots: std::sync::Arc::new(roots),
+            chains: Chains::default(),
+        }
+    }
+
+    /// The payload's JSON, when `jws` is Apple's. `now` is used only to refuse what claims to be from the future, and
+    /// as the day of signing when the payload has none.
+    pub fn verify(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, Distrust> {
+        if jws.len() > MAX_JWS_BYTES {
+            return Err(Distrust::NotAJws);
+        }
+        let (signed, signature) = jws.rsplit_once('.').ok_or(Distrust::NotAJws)?;
+        let (header, payload) = signed.split_once('.').ok_or(Distrust::NotAJws)?;
+        let part = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| Distrust::NotAJws);
+        let (header, payload, signature) = (part(header)?, part(payload)?, part(signature)?);
+
+        let header: Header<'_> =
+            serde_json::from_slice(&header).map_err(|_| Distrust::BadHeader)?;
+        if header.crit.is_some() {
+            return Err(Distrust::BadHeader);
+        }
+        if header.alg != "ES256" {
+            return Err(Distrust::WrongAlgorithm);
+        }
+        let [leaf, intermediate, _ignored] = header.x5c.as_slice() else {
+            return Err(Distrust::ChainLength);
+        };
+        let signed_on = signing_date(&payload)?.unwrap_or(now);
+        if signed_on > now.plus(MAX_AHEAD) {
+            return Err(Distrust::SignedInTheFuture);
+        }
+        let chain = match self.chains.get(leaf, intermediate) {
+            Some(chain) => chain,
+            None => {
+                let judged = self.judge(leaf, intermediate, signed_on)?;
+                self.chains.remember(leaf, intermediate, judged)
+            }
+        };
+        if signed_on < chain.not_before || signed_on > chain.not_after {
+            return Err(Distrust::CertificateExpired);
+        }
+        chain
+            .key
+            .verify_sig(signed.as_bytes(), &signature)
+            .map_err(|_| Distrust::BadSignature)?;
+        Ok(payload)
+    }
+
+    fn judge(
+        &self,
+        leaf: &str,
+        intermediate: &str,
+        signed_on: Timestamp,
+    ) -> Result<Chain, Distrust> {
+        let der = |text: &str| {
+            STANDARD
+                .decode(text)
+                .map(CertificateDer::from)
+                .map_err(|_| Distrust::BadCertificate)
+        };
+        let parsed = |der: &CertificateDer<'_>| {
+            Certificate::from_der(der).map_err(|_| Distrust::BadCertificate)
+        };
+        let (leaf, intermediate) = (der(leaf)?, der(intermediate)?);
+        let (leaf_facts, intermediate_facts) = (parsed(&leaf)?, parsed(&intermediate)?);
+
+        let end_entity = EndEntityCert::try_from(&leaf).map_err(|_| Distrust::BadCertificate)?;
+        let at = UnixTime::since_unix_epoch(Duration::from_millis(
+            u64::try_from(signed_on.millis()).unwrap_or(0),
+        ));
+        let anchors: Vec<_> = self.roots.iter().map(|root| root.anchor.clone()).collect();
+        let intermediates = [intermediate];
+        let path = end_entity
+            .verify_for_usage(
+                ALGORITHMS,
+                &anchors,
+                &intermediates,
+                at,
+                AnyUsage,
+                None,
+                None,
+            )
+            .map_err(|error| match error {
+                webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
+                    Distrust::CertificateExpired
+                }
+                webpki::Error::BadDer | webpki::Error::UnsupportedCertVersion => {
+                    Distrust::BadCertificate
+                }
+                _ => Distrust::UntrustedChain,
+            })?;
+        // A chain that leads straight from the leaf to a root is not Apple's: the intermediate must be part of it.
+        if path.intermediate_certificates().count() != 1 {
+            return Err(Distrust::UntrustedChain);
+        }
+        if !carries(&leaf_facts, LEAF_MARKER) {
+            return Err(Distrust::LeafMarker);
+        }
+        if !carries(&intermediate_facts, INTERMEDIATE_MARKER) {
+            return Err(Distrust::IntermediateMarker);
+        }
+        // webpki does not look at an anchor's dates; Apple's rule does.
+        let anchor = path.anchor();
+        let root = self
+            .roots
+            .iter()
+            .find(|root| {
+                root.anchor.subject == anchor.subject
+                    && root.anchor.subject_public_key_info == anchor.subject_public_key_info
+            })
+            .ok_or(Distrust::UntrustedChain)?;
+        let spki = end_entity.subject_public_key_info();
+        let point = spki
+            .as_ref()
+            .strip_prefix(&P256_PREFIX)
+            .filter(|point| point.len() == 65);
+        let key = point
+            .and_then(|point| ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok())
+            .ok_or(Distrust::BadCertificate)?;
+        let (leaf, intermediate) = (window(&leaf_facts), window(&intermediate_facts));
+        Ok(Chain {
+            key,
+            not_before: leaf.0.max(intermediate.0).max(root.not_before),
+            not_after: leaf.1.min(intermediate.1).min(root.not_after),
+        })
+    }
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Verifier({} roots)", self.roots.len())
+    }
+}
+
+/// Apple's real chain is ECDSA with SHA-384 throughout; its test vectors mix P-256 keys with SHA-384.
+const ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+];
+
+/// Apple's leaf names no extended usage, so none is asked for; the marker extensions say what it is for.
+struct AnyUsage;
+
+impl ExtendedKeyUsageValidator for AnyUsage {
+    fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
+    }
+}
+
+fn carries(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
+    let extensions = certificate.tbs_certificate().extensions();
+    extensions.is_some_and(|all| all.iter().any(|extension| extension.extn_id == marker))
+}
+
+fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {
+    let validity = certificate.tbs_certificate().validity();
+    let moment = |time: x509_cert::time::Time| {
+        Timestamp::from_millis(
+            i64::try_from(time.to_unix_duration().as_millis()).unwrap_or(i64::MAX),
+        )
+    };
+    (moment(validity.not_before), moment(validity.not_after))
+}
+
+fn root(der: &[u8]) -> Option<Root> {
+    let certificate = CertificateDer::from(der);
+    let anchor = anchor_from_trusted_cert(&certificate).ok()?.to_owned();
+    let (not_before, not_after) = window(&Certificate::from_der(der).ok()?);
+    Some(Root {
+        anchor,
+        not_before,
+        not_after,
+    })
+}
+
+/// Every certificate of a PEM file, or the one of a DER file.
+fn certificates(bytes: &[u8]) -> Vec<Root> {
+    use rustls::pki_types::pem::PemObject as _;
+
+    let pem: Vec<_> = CertificateDer::pem_slice_iter(bytes)
+        .flatten()
+        .filter_map(|der| root(&der))
+        .collect();
+    if pem.is_empty() {
+        root(bytes).into_iter().collect()
+    } else {
+        pem
+    }
+}
+
+/// The day of signing; `None` when the payload has none.
+fn signing_date(payload: &[u8]) -> Result<Option<Timestamp>, Distrust> {
+    let dated: Dated = serde_json::from_slice(payload).map_err(|_| Distrust::BadPayload)?;
+    if !is_unambiguous(payload) {
+        return Err(Distrust::BadPayload);
+    }
+    Ok(dated
+        .signed_date
+        .or(dated.receipt_creation_date)
+        .map(|Millis(date)| date))
+}

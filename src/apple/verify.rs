@@ -1,0 +1,450 @@
+//! The use case: a tenant asks whether a transaction is real, and what it is now.
+//!
+//! In this order: has the tenant credentials; is the signature Apple's (asking Apple first when only an id is given);
+//! is it the tenant's app; is it the environment asked about; is it the user's. The first "no" is the answer, and what
+//! comes after it is not looked at. What Apple's server answers is not believed either until its signature is checked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use url::Url;
+use utoipa::ToSchema;
+
+use super::account::{Credentials, Environment, EnvironmentChoice};
+use super::api::{Absent, AppStore, Failure, NoTransaction};
+use super::payload::{self, Millis, Transaction};
+use super::store::{self, FindError};
+use super::translate::{self, Status};
+use super::trust::{Distrust, Verifier};
+use crate::clock::{Clock, Timestamp};
+use crate::credentials::Cached;
+use crate::crypto::keyring::Keyring;
+use crate::db::Database;
+use crate::db::changes::Changes;
+use crate::http::outbound::Upstream;
+use crate::id::TenantId;
+
+/// The App Store, as one process asks it for all tenants. Clones share what is remembered.
+#[derive(Clone)]
+pub struct Apple {
+    database: Database,
+    keyring: Arc<Keyring>,
+    credentials: Cached<Credentials, FindError>,
+    app_store: AppStore,
+    verifier: Verifier,
+    clock: Clock,
+}
+
+/// Where Apple is, and how long a tenant's credentials are remembered.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The App Store Server API for what was paid with money.
+    pub production_url: Url,
+    /// The App Store Server API for sandbox, `TestFlight` and App Review.
+    pub sandbox_url: Url,
+    /// How long opened credentials are remembered, if nothing changes them.
+    pub credential_ttl: Duration,
+}
+
+/// What a tenant asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Which transaction.
+    pub about: About,
+    /// Where it must be; the tenant's own setting when absent.
+    pub environment: Option<EnvironmentChoice>,
+    /// Whose it must be: the UUID the app gave StoreKit, in any case.
+    pub expected_app_user_id: Option<String>,
+}
+
+/// Which transaction is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// One that Apple is asked for.
+    Id(String),
+    /// StoreKit 2's JWS, checked here.
+    Signed(String),
+}
+
+/// A transaction that is real: what it is now, and the facts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = apple::Verified)]
+pub struct Verified {
+    /// Always true: Apple signed this transaction, and it is this tenant's app's. Whether it is paid for now is in
+    /// `status`.
+    pub valid: bool,
+    /// The release of Attesto that answered.
+    pub version: &'static str,
+    /// Where the transaction is.
+    pub environment: Environment,
+    /// What the transaction is now.
+    pub status: Status,
+    /// Whom the app said it is for: `transaction.appAccountToken`.
+    pub app_user_id: Option<String>,
+    /// The facts.
+    pub transaction: Facts,
+}
+
+/// The facts of a transaction, as Apple signed them.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = apple::Transaction)]
+pub struct Facts {
+    /// This transaction.
+    pub transaction_id: Option<String>,
+    /// The first transaction of the subscription, or this one.
+    pub original_transaction_id: Option<String>,
+    /// The app.
+    pub bundle_id: Option<String>,
+    /// The product.
+    pub product_id: Option<String>,
+    /// When this was paid.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub purchase_date: Option<Timestamp>,
+    /// When the first was paid.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub original_purchase_date: Option<Timestamp>,
+    /// When it ends or renews; null for what does not end.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_date: Option<Timestamp>,
+    /// `Auto-Renewable Subscription`, `Non-Consumable`, `Consumable` or `Non-Renewing Subscription`.
+    pub r#type: Option<String>,
+    /// `PURCHASED` or `FAMILY_SHARED`.
+    pub in_app_ownership_type: Option<String>,
+    /// How many consumables.
+    #[schema(value_type = Option<i64>)]
+    pub quantity: Option<Value>,
+    /// The subscription's purchase event across devices.
+    pub web_order_line_item_id: Option<String>,
+    /// When it was refunded or revoked.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub revocation_date: Option<Timestamp>,
+    /// 0 another reason, 1 an issue with the app.
+    #[schema(value_type = Option<i64>)]
+    pub revocation_reason: Option<Value>,
+    /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
+    #[schema(value_type = Option<i64>)]
+    pub offer_type: Option<Value>,
+    /// Which offer.
+    pub offer_identifier: Option<String>,
+    /// The UUID the app gave StoreKit for its user.
+    pub app_account_token: Option<String>,
+    /// ISO 3166-1 alpha-3.
+    pub storefront: Option<String>,
+    /// Apple's number for the storefront.
+    pub storefront_id: Option<String>,
+    /// `PURCHASE` or `RENEWAL`.
+    pub transaction_reason: Option<String>,
+    /// ISO 4217.
+    pub currency: Option<String>,
+    /// Thousandths of a currency unit, as Apple sends it: 9990 is 9.99.
+    #[schema(value_type = Option<i64>, example = 9990)]
+    pub price: Option<Value>,
+    /// The transaction as Apple signed it.
+    pub signed_transaction_info: String,
+    /// The signed payload, byte for byte.
+    #[schema(value_type = Object)]
+    pub raw_decoded_payload: Box<RawValue>,
+}
+
+/// Why there is no [`Verified`].
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NotVerified {
+    /// An answer: no.
+    #[error("{0}")]
+    No(#[from] No),
+    /// The tenant has no Apple credentials.
+    #[error("the tenant has no Apple credentials")]
+    NoCredentials,
+    /// Production was asked about, and without the app's Apple id nothing of production can be verified.
+    #[error("the tenant has no app Apple id, which production needs")]
+    NoAppAppleId,
+    /// The tenant's credentials cannot be read.
+    #[error("{0}")]
+    Credentials(Arc<FindError>),
+    /// Apple gave no answer that says yes or no.
+    #[error("{0}")]
+    Apple(#[from] Failure),
+    /// Apple's server answered with something that Apple did not sign, or that is about something else.
+    #[error("what Apple's server sent is not to be believed: {0}")]
+    Unbelievable(Unbelievable),
+}
+
+/// What is wrong with what Apple's server sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unbelievable {
+    /// It does not verify.
+    #[error("{0}")]
+    Distrusted(Distrust),
+    /// It is about another transaction.
+    #[error("it is about another transaction")]
+    AnotherTransaction,
+}
+
+/// A "no", which is an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum No {
+    /// Apple knows no such transaction.
+    #[error("{0}")]
+    NotFound(Absent),
+    /// The signature is not Apple's.
+    #[error("{0}")]
+    Distrusted(Distrust),
+    /// The transaction is not of the tenant's app.
+    #[error("the transaction is of another app")]
+    OtherApp {
+        /// The tenant's app.
+        expected: String,
+    },
+    /// The transaction is of another environment than the one asked about.
+    #[error("the transaction is of another environment")]
+    OtherEnvironment {
+        /// The one asked about.
+        expected: Option<Environment>,
+        /// The one it is of, in Apple's word.
+        found: Option<String>,
+    },
+    /// The transaction is not the expected user's.
+    #[error("the transaction is another user's, or nobody's")]
+    OtherUser,
+}
+
+impl Apple {
+    /// Asks through `upstream`, believes what `verifier` believes, and forgets a tenant's credentials as soon as
+    /// `changes` hears of a change.
+    pub fn new(
+        database: &Database,
+        keyring: &Arc<Keyring>,
+        changes: &Changes,
+        upstream: Upstream,
+        verifier: Verifier,
+        clock: &Clock,
+        settings: Settings,
+    ) -> Self {
+        let Settings {
+            production_url,
+            sandbox_url,
+            credential_ttl,
+        } = settings;
+        Self {
+            database: database.clone(),
+            keyring: keyring.clone(),
+            credentials: Cached::new("apple_credentials", credential_ttl, clock.clone(), changes),
+            app_store: AppStore::new(upstream, production_url, sandbox_url, clock.clone()),
+            verifier,
+            clock: clock.clone(),
+        }
+    }
+
+    /// Answers a question of `tenant`'s.
+    pub async fn verify(
+        &self,
+        tenant: &TenantId,
+        question: &Question,
+    ) -> Result<Verified, NotVerified> {
+        let credentials = self.credentials(tenant).await?;
+        let choice = question.environment.unwrap_or(credentials.environment);
+        let verified = match &question.about {
+            About::Id(id) => self.by_id(tenant, &credentials, choice, id).await?,
+            About::Signed(jws) => self.by_signature(&credentials, choice, jws)?,
+        };
+        match &question.expected_app_user_id {
+            Some(expected) if !is_users(&verified, expected) => Err(No::OtherUser.into()),
+            _ => Ok(verified),
+        }
+    }
+
+    /// Asks Apple: the one environment chosen, or production and then sandbox.
+    ///
+    /// Sandbox is asked when production knows no such transaction, and when it refuses the key: for an app that was
+    /// never released it does, though the key is good. A refusal is the key's fault only when nobody accepts it.
+    async fn by_id(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<Credentials>,
+        choice: EnvironmentChoice,
+        id: &str,
+    ) -> Result<Verified, NotVerified> {
+        let mut absent = None;
+        let mut unauthorized = None;
+        for environment in candidates(choice, credentials.app_apple_id.is_some())? {
+            match self
+                .app_store
+                .transaction(tenant, credentials, *environment, id)
+                .await
+            {
+                Ok(jws) => return self.answered(credentials, *environment, id, jws),
+                Err(NoTransaction::Absent(Absent::Unknown)) => absent = Some(Absent::Unknown),
+                // Not an id in one environment is not an id in the other.
+                Err(NoTransaction::Absent(no)) => return Err(No::NotFound(no).into()),
+                Err(NoTransaction::Failure(failure @ Failure::Unauthorized { .. })) => {
+                    unauthorized = Some(failure)
+                }
+                Err(NoTransaction::Failure(failure)) => return Err(failure.into()),
+            }
+        }
+        Err(match (absent, unauthorized) {
+            (Some(absent), _) => No::NotFound(absent).into(),
+            (None, Some(failure)) => failure.into(),
+            (None, None) => NotVerified::NoAppAppleId,
+        })
+    }
+
+    fn answered(
+        &self,
+        credentials: &Credentials,
+        environment: Environment,
+        id: &str,
+        jws: String,
+    ) -> Result<Verified, NotVerified> {
+        let unbelievable = |what| NotVerified::Unbelievable(what);
+        let (transaction, raw) = self
+            .read(&jws)
+            .map_err(|distrust| unbelievable(Unbelievable::Distrusted(distrust)))?;
+        let known_as = [
+            &transaction.transaction_id,
+            &transaction.original_transaction_id,
+        ];
+        if !known_as.iter().any(|known| known.as_deref() == Some(id)) {
+            return Err(unbelievable(Unbelievable::AnotherTransaction));
+        }
+        Ok(self.judged(credentials, Some(environment), transaction, raw, jws)?)
+    }
+
+    fn by_signature(
+        &self,
+        credentials: &Credentials,
+        choice: EnvironmentChoice,
+        jws: &str,
+    ) -> Result<Verified, NotVerified> {
+        let has_id = credentials.app_apple_id.is_some();
+        if choice == EnvironmentChoice::Production && !has_id {
+            return Err(NotVerified::NoAppAppleId);
+        }
+        let (transaction, raw) = self.read(jws).map_err(No::Distrusted)?;
+        let expected = match choice {
+            EnvironmentChoice::Auto => None,
+            EnvironmentChoice::Production => Some(Environment::Production),
+            EnvironmentChoice::Sandbox => Some(Environment::Sandbox),
+        };
+        let verified = self.judged(credentials, expected, transaction, raw, jws.to_owned())?;
+        if verified.environment == Environment::Production && !has_id {
+            return Err(NotVerified::NoAppAppleId);
+        }
+        Ok(verified)
+    }
+
+    fn read(&self, jws: &str) -> Result<(Transaction, Box<RawValue>), Distrust> {
+        let payload = self.verifier.verify(jws, self.clock.now())?;
+        let transaction = serde_json::from_slice(&payload).map_err(|_| Distrust::BadPayload)?;
+        let raw = payload::raw(payload).ok_or(Distrust::BadPayload)?;
+        Ok((transaction, raw))
+    }
+
+    /// Whose app, and which environment: in the order in which Apple's own libraries look.
+    fn judged(
+        &self,
+        credentials: &Credentials,
+        expected: Option<Environment>,
+        transaction: Transaction,
+        raw: Box<RawValue>,
+        jws: String,
+    ) -> Result<Verified, No> {
+        if transaction.bundle_id.as_deref() != Some(&*credentials.bundle_id) {
+            return Err(No::OtherApp {
+                expected: credentials.bundle_id.clone(),
+            });
+        }
+        let found = transaction
+            .environment
+            .as_deref()
+            .and_then(Environment::from_apple);
+        let environment = match (found, expected) {
+            (Some(found), None) => found,
+            (Some(found), Some(expected)) if found == expected => found,
+            _ => {
+                return Err(No::OtherEnvironment {
+                    expected,
+                    found: transaction.environment,
+                });
+            }
+        };
+        let status = translate::status(&transaction, self.clock.now());
+        Ok(Verified {
+            valid: true,
+            version: crate::VERSION,
+            environment,
+            status,
+            app_user_id: transaction.app_account_token.clone(),
+            transaction: facts(transaction, raw, jws),
+        })
+    }
+
+    async fn credentials(&self, tenant: &TenantId) -> Result<Arc<Credentials>, NotVerified> {
+        let (database, keyring, whose) =
+            (self.database.clone(), self.keyring.clone(), tenant.clone());
+        self.credentials
+            .get(tenant, async move {
+                store::find(&database, &keyring, &whose).await
+            })
+            .await
+            .map_err(NotVerified::Credentials)?
+            .ok_or(NotVerified::NoCredentials)
+    }
+}
+
+/// Which environments are asked, in order. Production without the app's Apple id is an error when it is demanded, and
+/// passed over when it is one of two.
+fn candidates(
+    choice: EnvironmentChoice,
+    has_app_apple_id: bool,
+) -> Result<&'static [Environment], NotVerified> {
+    match (choice, has_app_apple_id) {
+        (EnvironmentChoice::Production, false) => Err(NotVerified::NoAppAppleId),
+        (EnvironmentChoice::Production, true) => Ok(&[Environment::Production]),
+        (EnvironmentChoice::Sandbox, _) | (EnvironmentChoice::Auto, false) => {
+            Ok(&[Environment::Sandbox])
+        }
+        (EnvironmentChoice::Auto, true) => Ok(&[Environment::Production, Environment::Sandbox]),
+    }
+}
+
+fn is_users(verified: &Verified, expected: &str) -> bool {
+    verified
+        .app_user_id
+        .as_deref()
+        .is_some_and(|found| found.eq_ignore_ascii_case(expected))
+}
+
+fn facts(transaction: Transaction, raw: Box<RawValue>, jws: String) -> Facts {
+    let date = |date: Option<Millis>| date.map(|Millis(date)| date);
+    Facts {
+        transaction_id: transaction.transaction_id,
+        original_transaction_id: transaction.original_transaction_id,
+        bundle_id: transaction.bundle_id,
+        product_id: transaction.product_id,
+        purchase_date: date(transaction.purchase_date),
+        original_purchase_date: date(transaction.original_purchase_date),
+        expires_date: date(transaction.expires_date),
+        r#type: transaction.r#type,
+        in_app_ownership_type: transaction.in_app_ownership_type,
+        quantity: payload::as_is(transaction.quantity),
+        web_order_line_item_id: transaction.web_order_line_item_id,
+        revocation_date: date(transaction.revocation_date),
+        revocation_reason: payload::as_is(transaction.revocation_reason),
+        offer_type: payload::as_is(transaction.offer_type),
+        offer_identifier: transaction.offer_identifier,
+        app_account_token: transaction.app_account_token,
+        storefront: transaction.storefront,
+        storefront_id: transaction.storefront_id,
+        transaction_reason: transaction.transaction_reason,
+        currency: transaction.currency,
+        price: payload::as_is(transaction.price),
+        signed_transaction_info: jws,
+        raw_decoded_payload: raw,
+    }
+}
