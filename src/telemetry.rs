@@ -40,7 +40,16 @@ pub fn install(log: &Log) -> Writer {
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    let writer = Writer::to(io::stdout());
+    install_with(log, for_people, io::stdout())
+}
+
+/// Logs from now on to `destination`, as JSON lines, for the whole process; otherwise like [`install`].
+pub fn install_to(log: &Log, destination: impl Write + Send + 'static) -> Writer {
+    install_with(log, false, destination)
+}
+
+fn install_with(log: &Log, for_people: bool, destination: impl Write + Send + 'static) -> Writer {
+    let writer = Writer::to(destination);
     let subscriber = subscriber(log, for_people, writer.clone());
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         std::panic::set_hook(Box::new(log_panic));
@@ -487,10 +496,8 @@ mod tests {
         struct Stuck;
         impl Write for Stuck {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                // In a loop: a wake-up meant for the channel may still be due.
-                loop {
-                    std::thread::park();
-                }
+                std::thread::park();
+                Ok(0)
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
