@@ -10,7 +10,7 @@ use attesto::tenants;
 use serde_json::{Value, json};
 
 use crate::google_verify::key_file;
-use crate::world::postgres::fresh_url;
+use crate::world::postgres::fresh_database;
 
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -29,7 +29,7 @@ struct Ran {
 
 impl Desk {
     async fn open() -> Self {
-        let database_url = fresh_url().await;
+        let database_url = fresh_database().await.url;
         let database = Database::open(&ConnectSettings::from_url(&database_url).unwrap());
         let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
         let tenant = tenants::store::create_tenant(&database, &name, now)

@@ -9,7 +9,7 @@ use attesto::clock::{Clock, Timestamp};
 use attesto::config::RateLimit;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::changes::Changes;
-use attesto::db::{ConnectSettings, Database};
+use attesto::db::Database;
 use attesto::google::account::ServiceAccount;
 use attesto::google::store::{self, NewCredentials, PutError};
 use attesto::google::{self, Google, Settings};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-use crate::world::postgres::fresh_url;
+use crate::world::postgres::fresh_database;
 
 const PACKAGE: &str = "com.example.app";
 const PURCHASE_TOKEN: &str = "token/with:odd?characters";
@@ -144,7 +144,7 @@ impl Shop {
 
     async fn without_credentials() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let database = Database::open(&ConnectSettings::from_url(&fresh_url().await).unwrap());
+        let database = fresh_database().await.database;
         let clock = Clock::fixed(Timestamp::parse("2026-04-20T00:00:00Z").unwrap());
         let name = "Acme".parse().unwrap();
         let tenant = tenants::store::create_tenant(&database, &name, clock.now())

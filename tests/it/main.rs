@@ -1,8 +1,14 @@
 //! The integration tests: one binary, one file a topic, one small world for all of them.
 
+mod apple_trust;
+mod apple_verify;
 mod cli;
 mod database;
+mod dev;
 mod embedded;
+mod every_route;
+mod google_credentials;
+mod google_verify;
 mod migrations;
 mod openapi;
 mod serve;

@@ -66,7 +66,7 @@ async fn the_description_is_whole() {
     }
 
     let paths = description["paths"].as_object().expect("paths");
-    for path in ["/health", "/ready", "/v1/google/verify"] {
+    for path in ["/health", "/ready", "/v1/apple/verify", "/v1/google/verify"] {
         assert!(paths.contains_key(path), "{path} is not described");
     }
     for (path, item) in paths {

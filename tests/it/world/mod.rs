@@ -1,7 +1,9 @@
 //! What the tests live in.
 //!
+//! - [`attesto`]: a whole Attesto in this process
 //! - [`folder`]: a folder that is gone when its test is
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 
+pub(crate) mod attesto;
 pub(crate) mod folder;
 pub(crate) mod postgres;

@@ -1,0 +1,876 @@
+//! What of Apple's is believed, and forty-odd forgeries that are not, each refused for its own reason.
+//!
+//! The forger here shares nothing with the simulated App Store: a mistake in one does not hide in the other.
+
+use std::time::Duration;
+
+use attesto::apple::trust::{Distrust, Verifier};
+use attesto::clock::Timestamp;
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
+use proptest::prelude::*;
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData as _,
+    SignatureAlgorithm,
+};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+const LEAF: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];
+const INTERMEDIATE: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
+const DAY: Duration = Duration::from_hours(24);
+
+fn now() -> Timestamp {
+    Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
+}
+
+/// How a chain is made; [`Plan::default`] is a good one.
+struct Plan {
+    leaf_algorithm: &'static SignatureAlgorithm,
+    leaf_marker: Option<&'static [u64]>,
+    intermediate_marker: Option<&'static [u64]>,
+    intermediate_is_ca: IsCa,
+    usage: Vec<ExtendedKeyUsagePurpose>,
+    /// Days from now, from and to, of the leaf, the intermediate and the root.
+    leaf: (i64, i64),
+    intermediate: (i64, i64),
+    root: (i64, i64),
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            leaf_algorithm: &PKCS_ECDSA_P256_SHA256,
+            leaf_marker: Some(LEAF),
+            intermediate_marker: Some(INTERMEDIATE),
+            intermediate_is_ca: IsCa::Ca(BasicConstraints::Constrained(0)),
+            usage: vec![],
+            leaf: (-300, 300),
+            intermediate: (-2000, 2000),
+            root: (-4000, 4000),
+        }
+    }
+}
+
+/// A chain, leaf first, and what signs with it.
+struct Chain {
+    der: [Vec<u8>; 3],
+    key: KeyPair,
+}
+
+fn parameters(
+    name: &str,
+    (from, to): (i64, i64),
+    marker: Option<&[u64]>,
+    is_ca: IsCa,
+) -> CertificateParams {
+    let day = |days: i64| {
+        let millis = now().millis() + days * 86_400_000;
+        OffsetDateTime::from(Timestamp::from_millis(millis))
+    };
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name.push(DnType::CommonName, name);
+    (parameters.not_before, parameters.not_after) = (day(from), day(to));
+    parameters.is_ca = is_ca;
+    let null = || vec![5, 0];
+    parameters.custom_extensions = marker
+        .map(|oid| CustomExtension::from_oid_content(oid, null()))
+        .into_iter()
+        .collect();
+    parameters
+}
+
+impl Plan {
+    fn make(&self) -> Chain {
+        let ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root_key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).expect("a key");
+        let root_parameters = parameters("Root", self.root, None, ca);
+        let root = root_parameters.self_signed(&root_key).expect("a root");
+        let root_issuer = Issuer::new(root_parameters, root_key);
+
+        let intermediate_key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).expect("a key");
+        let intermediate_parameters = parameters(
+            "Intermediate",
+            self.intermediate,
+            self.intermediate_marker,
+            self.intermediate_is_ca.clone(),
+        );
+        let intermediate = intermediate_parameters
+            .signed_by(&intermediate_key, &root_issuer)
+            .expect("an intermediate");
+        let intermediate_issuer = Issuer::new(intermediate_parameters, intermediate_key);
+
+        let key = KeyPair::generate_for(self.leaf_algorithm).expect("a key");
+        let mut leaf_parameters = parameters("Leaf", self.leaf, self.leaf_marker, IsCa::NoCa);
+        leaf_parameters.extended_key_usages.clone_from(&self.usage);
+        let leaf = leaf_parameters
+            .signed_by(&key, &intermediate_issuer)
+            .expect("a leaf");
+        Chain {
+            der: [
+                leaf.der().to_vec(),
+                intermediate.der().to_vec(),
+                root.der().to_vec(),
+            ],
+            key,
+        }
+    }
+}
+
+fn encode(value: &Value) -> String {
+    URL_SAFE_NO_PAD.encode(value.to_string())
+}
+
+fn payload() -> Value {
+    json!({
+        "transactionId": "1", "bundleId": "com.example.app", "environment": "Production",
+        "signedDate": now().millis(),
+    })
+}
+
+impl Chain {
+    fn x5c(&self) -> Vec<String> {
+        self.der.iter().map(|der| STANDARD.encode(der)).collect()
+    }
+
+    fn header(&self) -> Value {
+        json!({ "alg": "ES256", "x5c": self.x5c() })
+    }
+
+    fn signature(&self, input: &str) -> Vec<u8> {
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &self.key.serialize_der())
+                .expect("a key");
+        pair.sign(&SystemRandom::new(), input.as_bytes())
+            .expect("a signature")
+            .as_ref()
+            .to_vec()
+    }
+
+    /// Both segments are given as they are sent.
+    fn seal(&self, header: &str, payload: &str) -> String {
+        let input = format!("{header}.{payload}");
+        let signature = URL_SAFE_NO_PAD.encode(self.signature(&input));
+        format!("{input}.{signature}")
+    }
+
+    fn sign(&self, header: &Value, payload: &Value) -> String {
+        self.seal(&encode(header), &encode(payload))
+    }
+
+    fn good(&self) -> String {
+        self.sign(&self.header(), &payload())
+    }
+
+    fn verifier(&self) -> Verifier {
+        Verifier::with_root(&self.der[2]).expect("a root")
+    }
+}
+
+fn parts(jws: &str) -> [String; 3] {
+    let parts: Vec<String> = jws.split('.').map(str::to_owned).collect();
+    parts.try_into().expect("three parts")
+}
+
+/// Turns the lowest bit of the last character's value, which belongs to no byte: another text of the same bytes.
+fn uncanonical(text: &str) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (rest, last) = text.split_at(text.len() - 1);
+    let at = ALPHABET
+        .iter()
+        .position(|letter| [*letter] == *last.as_bytes())
+        .expect("base64url");
+    format!("{rest}{}", char::from(ALPHABET[at ^ 1]))
+}
+
+#[test]
+fn what_apple_signed_is_believed() {
+    let chain = Plan::default().make();
+    let verifier = chain.verifier();
+    for _ in 0..2 {
+        let read = verifier.verify(&chain.good(), now()).expect("believed");
+        assert_eq!(
+            serde_json::from_slice::<Value>(&read).expect("JSON"),
+            payload()
+        );
+    }
+    // The third certificate is ignored, whatever it is.
+    for third in ["", "not base64", "AAAA"] {
+        let mut header = chain.header();
+        header["x5c"][2] = json!(third);
+        assert!(
+            verifier
+                .verify(&chain.sign(&header, &payload()), now())
+                .is_ok(),
+            "third: {third}"
+        );
+    }
+    // What the header says beside is nobody's business.
+    let mut header = chain.header();
+    header["kid"] = json!("x");
+    header["typ"] = json!("JWT");
+    assert!(
+        verifier
+            .verify(&chain.sign(&header, &payload()), now())
+            .is_ok()
+    );
+    // A mark of another use beside Apple's own does not harm.
+    let server = Plan {
+        usage: vec![ExtendedKeyUsagePurpose::ServerAuth],
+        ..Plan::default()
+    }
+    .make();
+    assert!(server.verifier().verify(&server.good(), now()).is_ok());
+}
+
+#[test]
+fn the_day_that_counts_is_the_day_of_signing() {
+    let old = Plan {
+        leaf: (-800, -400),
+        ..Plan::default()
+    }
+    .make();
+    let verifier = old.verifier();
+    let at = |days: f64| {
+        let mut payload = payload();
+        #[expect(clippy::cast_precision_loss, reason = "a test's dates are small")]
+        let millis = now().millis() as f64 + days * 86_400_000.0;
+        payload["signedDate"] = json!(millis);
+        verifier
+            .verify(&old.sign(&old.header(), &payload), now())
+            .map(|_| ())
+    };
+    assert_eq!(
+        at(-600.25),
+        Ok(()),
+        "signed while the certificate was valid, and with a fraction"
+    );
+    assert_eq!(at(-399.0), Err(Distrust::CertificateExpired));
+    assert_eq!(at(-801.0), Err(Distrust::CertificateExpired));
+    assert_eq!(at(-600.0), Ok(()), "a refusal does not stick to the chain");
+    assert_eq!(at(0.0), Err(Distrust::CertificateExpired));
+    // Without a date, today counts.
+    let undated = json!({ "bundleId": "com.example.app" });
+    assert_eq!(
+        verifier.verify(&old.sign(&old.header(), &undated), now()),
+        Err(Distrust::CertificateExpired)
+    );
+    // An app transaction has its own word for it.
+    let app = json!({ "receiptCreationDate": now().minus(600 * DAY).millis() });
+    assert!(
+        verifier
+            .verify(&old.sign(&old.header(), &app), now())
+            .is_ok()
+    );
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn every_forgery_is_refused_for_its_own_reason() {
+    let chain = Plan::default().make();
+    let other = Plan::default().make();
+    let verifier = chain.verifier();
+    let good = chain.good();
+    let [header, body, signature] = parts(&good);
+    // Remembered, as it is in a process that has been running for a while: no forgery may profit from that.
+    verifier.verify(&good, now()).expect("believed");
+
+    let with_header = |change: &dyn Fn(&mut Value)| {
+        let mut header = chain.header();
+        change(&mut header);
+        chain.sign(&header, &payload())
+    };
+    let with_x5c = |x5c: Value| with_header(&|header| header["x5c"] = x5c.clone());
+    let with_payload = |change: &dyn Fn(&mut Value)| {
+        let mut payload = payload();
+        change(&mut payload);
+        chain.sign(&chain.header(), &payload)
+    };
+    let x5c = chain.x5c();
+    let raw_header = |text: &str| chain.seal(&URL_SAFE_NO_PAD.encode(text), &body);
+    let raw_payload = |text: &[u8]| chain.seal(&header, &URL_SAFE_NO_PAD.encode(text));
+    let altered = encode(
+        &json!({"transactionId": "2", "bundleId": "com.example.app", "signedDate": now().millis()}),
+    );
+    let signature_bytes = URL_SAFE_NO_PAD.decode(&signature).expect("base64url");
+    let flipped = |at: usize| {
+        let mut bytes = signature_bytes.clone();
+        bytes[at] ^= 1;
+        URL_SAFE_NO_PAD.encode(bytes)
+    };
+    let der_signature = {
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &chain.key.serialize_der())
+                .expect("a key");
+        let signed = pair
+            .sign(&SystemRandom::new(), format!("{header}.{body}").as_bytes())
+            .expect("a signature");
+        URL_SAFE_NO_PAD.encode(signed)
+    };
+    let hs256 = {
+        let mut confused = chain.header();
+        confused["alg"] = json!("HS256");
+        let input = format!("{}.{body}", encode(&confused));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &chain.key.subject_public_key_info());
+        format!(
+            "{input}.{}",
+            URL_SAFE_NO_PAD.encode(hmac::sign(&key, input.as_bytes()))
+        )
+    };
+    let spaced = format!(" {}", chain.header());
+    let twice = format!("{{\"alg\":\"none\",{}", &chain.header().to_string()[1..]);
+    let xcode = {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let own = parameters("Xcode", (-1, 1), None, IsCa::NoCa)
+            .self_signed(&key)
+            .expect("a certificate");
+        let der = own.der().to_vec();
+        let chain = Chain {
+            der: [der.clone(), der.clone(), der],
+            key,
+        };
+        let one = json!({"alg": "ES256", "kid": "Apple_Xcode_Key", "x5c": [chain.x5c()[0]]});
+        [
+            chain.sign(&one, &json!({"environment": "Xcode"})),
+            chain.sign(&chain.header(), &payload()),
+        ]
+    };
+
+    let forgeries: Vec<(&str, String, Distrust)> = vec![
+        // The form of the whole.
+        ("empty", String::new(), Distrust::NotAJws),
+        ("one part", "abc".into(), Distrust::NotAJws),
+        ("two parts", format!("{header}.{body}"), Distrust::NotAJws),
+        (
+            "four parts",
+            format!("{good}.{signature}"),
+            Distrust::NotAJws,
+        ),
+        (
+            "an empty header",
+            format!(".{body}.{signature}"),
+            Distrust::BadHeader,
+        ),
+        (
+            "an empty payload",
+            chain.seal(&header, ""),
+            Distrust::BadPayload,
+        ),
+        (
+            "an empty signature",
+            format!("{header}.{body}."),
+            Distrust::BadSignature,
+        ),
+        (
+            "a line end behind it",
+            format!("{good}\n"),
+            Distrust::NotAJws,
+        ),
+        ("a blank before it", format!(" {good}"), Distrust::NotAJws),
+        (
+            "padding",
+            format!("{header}.{body}.{signature}=="),
+            Distrust::NotAJws,
+        ),
+        (
+            "a signature of other letters",
+            format!("{header}.{body}.{}", uncanonical(&signature)),
+            Distrust::NotAJws,
+        ),
+        (
+            "standard base64",
+            format!("{header}.{body}+/.{signature}"),
+            Distrust::NotAJws,
+        ),
+        (
+            "letters that are no base64",
+            format!("{header}.{body}.§§§§"),
+            Distrust::NotAJws,
+        ),
+        (
+            "five megabytes",
+            format!("{}.{body}.{signature}", "A".repeat(5_000_000)),
+            Distrust::NotAJws,
+        ),
+        // The header.
+        (
+            "a header that is no JSON",
+            raw_header("hello"),
+            Distrust::BadHeader,
+        ),
+        (
+            "a header that is a list",
+            raw_header("[1]"),
+            Distrust::BadHeader,
+        ),
+        (
+            "a header with an algorithm twice",
+            raw_header(&twice),
+            Distrust::BadHeader,
+        ),
+        (
+            "a header a hundred deep",
+            raw_header(&"[".repeat(20_000)),
+            Distrust::BadHeader,
+        ),
+        (
+            "something critical",
+            with_header(&|header| header["crit"] = json!(["exp"])),
+            Distrust::BadHeader,
+        ),
+        (
+            "no algorithm",
+            with_header(&|header| _ = header.as_object_mut().map(|all| all.remove("alg"))),
+            Distrust::BadHeader,
+        ),
+        (
+            "algorithm none",
+            with_header(&|header| header["alg"] = json!("none")),
+            Distrust::WrongAlgorithm,
+        ),
+        (
+            "algorithm none, unsigned",
+            format!("{}.{body}.", encode(&json!({"alg": "none", "x5c": x5c}))),
+            Distrust::WrongAlgorithm,
+        ),
+        (
+            "algorithm HS256, keyed with the public key",
+            hs256,
+            Distrust::WrongAlgorithm,
+        ),
+        (
+            "algorithm RS256",
+            with_header(&|header| header["alg"] = json!("RS256")),
+            Distrust::WrongAlgorithm,
+        ),
+        (
+            "algorithm ES384",
+            with_header(&|header| header["alg"] = json!("ES384")),
+            Distrust::WrongAlgorithm,
+        ),
+        (
+            "algorithm es256",
+            with_header(&|header| header["alg"] = json!("es256")),
+            Distrust::WrongAlgorithm,
+        ),
+        // The chain's length.
+        (
+            "no chain",
+            with_header(&|header| _ = header.as_object_mut().map(|all| all.remove("x5c"))),
+            Distrust::ChainLength,
+        ),
+        ("an empty chain", with_x5c(json!([])), Distrust::ChainLength),
+        (
+            "one certificate",
+            with_x5c(json!([x5c[0]])),
+            Distrust::ChainLength,
+        ),
+        (
+            "two certificates",
+            with_x5c(json!([x5c[0], x5c[1]])),
+            Distrust::ChainLength,
+        ),
+        (
+            "four certificates",
+            with_x5c(json!([x5c[0], x5c[1], x5c[2], x5c[2]])),
+            Distrust::ChainLength,
+        ),
+        (
+            "Xcode's one certificate",
+            xcode[0].clone(),
+            Distrust::ChainLength,
+        ),
+        (
+            "a chain that is a text",
+            with_x5c(json!(x5c[0])),
+            Distrust::BadHeader,
+        ),
+        (
+            "a chain of numbers",
+            with_x5c(json!([1, 2, 3])),
+            Distrust::BadHeader,
+        ),
+        // The certificates.
+        (
+            "a leaf that is no base64",
+            with_x5c(json!(["%%%", x5c[1], x5c[2]])),
+            Distrust::BadCertificate,
+        ),
+        (
+            "a leaf in base64url",
+            with_x5c(json!([URL_SAFE.encode(&chain.der[0]), x5c[1], x5c[2]])),
+            Distrust::BadCertificate,
+        ),
+        (
+            "a leaf with line ends",
+            with_x5c(json!([format!("{}\n", x5c[0]), x5c[1], x5c[2]])),
+            Distrust::BadCertificate,
+        ),
+        (
+            "a leaf that is no certificate",
+            with_x5c(json!(["AAAA", x5c[1], x5c[2]])),
+            Distrust::BadCertificate,
+        ),
+        (
+            "a leaf cut short",
+            with_x5c(json!([
+                STANDARD.encode(&chain.der[0][..200]),
+                x5c[1],
+                x5c[2]
+            ])),
+            Distrust::BadCertificate,
+        ),
+        (
+            "an intermediate that is no certificate",
+            with_x5c(json!([x5c[0], "AAAA", x5c[2]])),
+            Distrust::BadCertificate,
+        ),
+        // The chain's trust.
+        ("another root", other.good(), Distrust::UntrustedChain),
+        (
+            "another root of the same name, the genuine one named third",
+            {
+                let mut header = other.header();
+                header["x5c"][2] = json!(x5c[2]);
+                other.sign(&header, &payload())
+            },
+            Distrust::UntrustedChain,
+        ),
+        (
+            "a stranger's leaf under the genuine intermediate",
+            {
+                let mut header = other.header();
+                header["x5c"][1] = json!(x5c[1]);
+                other.sign(&header, &payload())
+            },
+            Distrust::UntrustedChain,
+        ),
+        (
+            "a genuine leaf under a stranger's intermediate",
+            with_x5c(json!([x5c[0], other.x5c()[1], x5c[2]])),
+            Distrust::UntrustedChain,
+        ),
+        (
+            "leaf and intermediate exchanged",
+            with_x5c(json!([x5c[1], x5c[0], x5c[2]])),
+            Distrust::UntrustedChain,
+        ),
+        (
+            "the leaf as its own intermediate",
+            with_x5c(json!([x5c[0], x5c[0], x5c[2]])),
+            Distrust::UntrustedChain,
+        ),
+        (
+            "the root as intermediate",
+            with_x5c(json!([x5c[0], x5c[2], x5c[2]])),
+            Distrust::UntrustedChain,
+        ),
+        (
+            "the root as leaf",
+            with_x5c(json!([x5c[2], x5c[1], x5c[2]])),
+            Distrust::UntrustedChain,
+        ),
+        (
+            "Xcode's certificate three times",
+            xcode[1].clone(),
+            Distrust::UntrustedChain,
+        ),
+        // The payload.
+        (
+            "a payload that is no JSON",
+            raw_payload(b"hello"),
+            Distrust::BadPayload,
+        ),
+        (
+            "a payload that is a list",
+            raw_payload(b"[]"),
+            Distrust::BadPayload,
+        ),
+        (
+            "a payload that is no text",
+            raw_payload(&[0xff, 0xfe]),
+            Distrust::BadPayload,
+        ),
+        (
+            "a payload with a field twice",
+            raw_payload(b"{\"bundleId\":\"a\",\"bundleId\":\"b\"}"),
+            Distrust::BadPayload,
+        ),
+        (
+            "a payload with something behind it",
+            raw_payload(b"{}{}"),
+            Distrust::BadPayload,
+        ),
+        (
+            "a day of signing in words",
+            with_payload(&|payload| payload["signedDate"] = json!("today")),
+            Distrust::BadPayload,
+        ),
+        (
+            "a day of signing in the future",
+            with_payload(&|payload| payload["signedDate"] = json!(now().millis() + 301_000)),
+            Distrust::SignedInTheFuture,
+        ),
+        (
+            "a day of signing before the certificates",
+            with_payload(&|payload| payload["signedDate"] = json!(0)),
+            Distrust::CertificateExpired,
+        ),
+        // The signature.
+        (
+            "another payload",
+            format!("{header}.{altered}.{signature}"),
+            Distrust::BadSignature,
+        ),
+        (
+            "a header written otherwise",
+            format!("{}.{body}.{signature}", URL_SAFE_NO_PAD.encode(spaced)),
+            Distrust::BadSignature,
+        ),
+        (
+            "a bit of the signature",
+            format!("{header}.{body}.{}", flipped(0)),
+            Distrust::BadSignature,
+        ),
+        (
+            "the last bit of the signature",
+            format!("{header}.{body}.{}", flipped(63)),
+            Distrust::BadSignature,
+        ),
+        (
+            "a signature of zeros",
+            format!("{header}.{body}.{}", URL_SAFE_NO_PAD.encode([0; 64])),
+            Distrust::BadSignature,
+        ),
+        (
+            "a signature cut short",
+            format!(
+                "{header}.{body}.{}",
+                URL_SAFE_NO_PAD.encode(&signature_bytes[..63])
+            ),
+            Distrust::BadSignature,
+        ),
+        (
+            "a signature in DER",
+            format!("{header}.{body}.{der_signature}"),
+            Distrust::BadSignature,
+        ),
+        (
+            "a stranger's signature under the genuine chain",
+            other.sign(&chain.header(), &payload()),
+            Distrust::BadSignature,
+        ),
+    ];
+    assert!(forgeries.len() >= 40);
+    let cold = chain.verifier();
+    for (what, jws, reason) in forgeries {
+        assert_eq!(verifier.verify(&jws, now()), Err(reason), "{what}");
+        assert_eq!(
+            cold.verify(&jws, now()),
+            Err(reason),
+            "{what}, by a verifier that has seen nothing"
+        );
+    }
+    assert!(
+        verifier.verify(&good, now()).is_ok(),
+        "and nothing of it sticks"
+    );
+}
+
+#[test]
+fn a_chain_must_be_apples_in_every_part() {
+    let plan = Plan::default;
+    for (what, plan, reason) in [
+        (
+            "no mark on the leaf",
+            Plan {
+                leaf_marker: None,
+                ..plan()
+            },
+            Distrust::LeafMarker,
+        ),
+        (
+            "another mark on the leaf",
+            Plan {
+                leaf_marker: Some(&[1, 2, 840, 113_635, 100, 6, 11, 2]),
+                ..plan()
+            },
+            Distrust::LeafMarker,
+        ),
+        (
+            "the intermediate's mark on the leaf",
+            Plan {
+                leaf_marker: Some(INTERMEDIATE),
+                ..plan()
+            },
+            Distrust::LeafMarker,
+        ),
+        (
+            "no mark on the intermediate",
+            Plan {
+                intermediate_marker: None,
+                ..plan()
+            },
+            Distrust::IntermediateMarker,
+        ),
+        (
+            "another mark on the intermediate",
+            Plan {
+                intermediate_marker: Some(&[1, 2, 840, 113_635, 100, 6, 2, 2]),
+                ..plan()
+            },
+            Distrust::IntermediateMarker,
+        ),
+        (
+            "an intermediate that is no authority",
+            Plan {
+                intermediate_is_ca: IsCa::ExplicitNoCa,
+                ..plan()
+            },
+            Distrust::UntrustedChain,
+        ),
+        (
+            "an intermediate that does not say",
+            Plan {
+                intermediate_is_ca: IsCa::NoCa,
+                ..plan()
+            },
+            Distrust::UntrustedChain,
+        ),
+        (
+            "an expired leaf",
+            Plan {
+                leaf: (-300, -1),
+                ..plan()
+            },
+            Distrust::CertificateExpired,
+        ),
+        (
+            "a leaf of tomorrow",
+            Plan {
+                leaf: (1, 300),
+                ..plan()
+            },
+            Distrust::CertificateExpired,
+        ),
+        (
+            "an expired intermediate",
+            Plan {
+                intermediate: (-300, -1),
+                ..plan()
+            },
+            Distrust::CertificateExpired,
+        ),
+        (
+            "an expired root",
+            Plan {
+                root: (-300, -1),
+                ..plan()
+            },
+            Distrust::CertificateExpired,
+        ),
+    ] {
+        let chain = plan.make();
+        assert_eq!(
+            chain.verifier().verify(&chain.good(), now()),
+            Err(reason),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_leaf_of_another_curve_is_refused() {
+    let chain = Plan {
+        leaf_algorithm: &PKCS_ECDSA_P384_SHA384,
+        ..Plan::default()
+    }
+    .make();
+    let input = format!("{}.{}", encode(&chain.header()), encode(&payload()));
+    let jws = format!("{input}.{}", URL_SAFE_NO_PAD.encode([1; 64]));
+    assert_eq!(
+        chain.verifier().verify(&jws, now()),
+        Err(Distrust::BadCertificate)
+    );
+}
+
+#[test]
+fn apples_own_root_is_pinned_and_nothing_else_is() {
+    let root = include_bytes!("../../src/apple/roots/AppleRootCA-G3.cer");
+    let digest = attesto::crypto::token::hex(&attesto::crypto::token::sha256(root));
+    assert_eq!(
+        digest,
+        "63343abfb89a6a03ebb57e9b3f5fa7be7c4f5c756f3017b3a8c488c3653e9179"
+    );
+    assert!(Verifier::with_root(root).is_some());
+    let stranger = Plan::default().make();
+    assert_eq!(
+        Verifier::with_apple_roots().verify(&stranger.good(), now()),
+        Err(Distrust::UntrustedChain)
+    );
+}
+
+#[test]
+fn roots_are_read_from_files_and_folders() {
+    let (one, two) = (Plan::default().make(), Plan::default().make());
+    let folder = crate::world::folder::Folder::new();
+    let pem = |der: &[u8]| {
+        format!(
+            "-----BEGIN {0}-----\n{1}\n-----END {0}-----\n",
+            "CERTIFICATE",
+            STANDARD.encode(der)
+        )
+    };
+    std::fs::write(folder.join("one.der"), &one.der[2]).unwrap();
+    std::fs::write(
+        folder.join("two.pem"),
+        format!("a note\n{}", pem(&two.der[2])),
+    )
+    .unwrap();
+    let both = Verifier::with_roots_at(&folder).expect("two roots");
+    let only = Verifier::with_roots_at(&folder.join("one.der")).expect("one root");
+    for (verifier, chain, believed) in [
+        (&both, &one, true),
+        (&both, &two, true),
+        (&only, &one, true),
+        (&only, &two, false),
+    ] {
+        assert_eq!(verifier.verify(&chain.good(), now()).is_ok(), believed);
+    }
+    assert!(Verifier::with_roots_at(&folder.join("missing")).is_err());
+    std::fs::write(folder.join("notes.txt"), "not a certificate").unwrap();
+    let error = Verifier::with_roots_at(&folder)
+        .expect_err("one file is none")
+        .to_string();
+    assert!(error.contains("notes.txt holds no certificate"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn nonsense_is_refused_without_a_panic(text in "\\PC{0,200}", dots in "[A-Za-z0-9_-]{0,40}(\\.[A-Za-z0-9_-]{0,40}){0,4}") {
+        let verifier = Verifier::with_apple_roots();
+        prop_assert!(verifier.verify(&text, now()).is_err());
+        prop_assert!(verifier.verify(&dots, now()).is_err());
+    }
+
+    #[test]
+    fn a_good_one_with_any_letter_changed_is_refused(at: prop::sample::Index, letter in "[A-Za-z0-9._-]") {
+        static CHAIN: std::sync::LazyLock<(Chain, String)> = std::sync::LazyLock::new(|| {
+            let chain = Plan::default().make();
+            let good = chain.good();
+            (chain, good)
+        });
+        let (chain, good) = &*CHAIN;
+        let at = at.index(good.len());
+        let mut changed = good.clone();
+        changed.replace_range(at..=at, &letter);
+        let believed = chain.verifier().verify(&changed, now()).is_ok();
+        prop_assert_eq!(believed, changed == *good);
+    }
+}

@@ -1,0 +1,132 @@
+//! `attesto dev` as somebody who has just cloned it uses it.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::world::folder::Folder;
+
+fn dev(folder: &Folder, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+    for name in ["DATABASE_URL", "ATTESTO_ENCRYPTION_KEY", "PORT"] {
+        command.env_remove(name);
+    }
+    command
+        .arg("dev")
+        .args(arguments)
+        .env("ATTESTO_DATA_DIR", &**folder)
+        .stdin(Stdio::null());
+    command
+}
+
+fn once(folder: &Folder) -> String {
+    let output = dev(folder, &["--once", "--port=0", "--simulator-port=0"])
+        .output()
+        .expect("the binary runs");
+    let (said, complained) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{said}\n{complained}");
+    said.into_owned()
+}
+
+/// The lines that begin with `curl`.
+fn curl_lines(said: &str) -> Vec<&str> {
+    said.lines()
+        .filter(|line| line.starts_with("curl ") && line.contains("/verify"))
+        .collect()
+}
+
+/// Runs a printed line exactly as printed.
+fn paste(line: &str) -> Value {
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .output()
+        .expect("a shell runs");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{error}: {line}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// Stops the process in order, whatever the test does.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pid = Pid::from_child(&self.0);
+        let _ = kill_process(pid, Signal::INT);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn it_asks_and_answers_twice_in_a_row() {
+    let folder = Folder::new();
+    let first = once(&folder);
+    assert!(first.contains("All 5 answers are right."), "{first}");
+    assert_eq!(curl_lines(&first).len(), 5, "{first}");
+    let key = |said: &str| {
+        said.lines().find_map(|line| {
+            line.trim()
+                .strip_prefix("API key ")
+                .map(|key| key.trim().to_owned())
+        })
+    };
+    let second = once(&folder);
+    assert_eq!(
+        key(&first),
+        key(&second),
+        "the data stays, so the lines of the first run still work"
+    );
+}
+
+#[test]
+fn its_lines_work_as_printed() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        // The product does not need curl; its README does.
+        println!("curl is not installed: the printed lines were not run");
+        return;
+    }
+    let folder = Folder::new();
+    let mut child = dev(&folder, &["--port=0", "--simulator-port=0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let output = child.stdout.take().expect("it is piped");
+    let running = Running(child);
+    let mut said = String::new();
+    for line in BufReader::new(output).lines() {
+        let line = line.expect("text");
+        said.push_str(&line);
+        said.push('\n');
+        if line.contains("Ctrl-C stops everything") {
+            break;
+        }
+    }
+    let answers: Vec<Value> = curl_lines(&said).into_iter().map(paste).collect();
+    let valid: Vec<_> = answers
+        .iter()
+        .map(|answer| answer["valid"].as_bool())
+        .collect();
+    assert_eq!(
+        valid,
+        [true, true, true, false, false].map(Some),
+        "{answers:#?}"
+    );
+    assert_eq!(answers[3]["error"], "SIGNATURE_INVALID");
+    assert_eq!(answers[4]["error"], "TRANSACTION_NOT_FOUND");
+
+    let refund = said
+        .lines()
+        .find(|line| line.ends_with("/refund"))
+        .expect("a line that refunds");
+    paste(refund);
+    assert_eq!(paste(curl_lines(&said)[0])["status"], "refunded");
+    drop(running);
+}

@@ -1,0 +1,136 @@
+//! Every route as nobody, as a stranger, as another tenant: who may do what, in one table.
+
+use serde_json::{Value, json};
+
+use crate::world::attesto::{APP, World};
+
+#[tokio::test]
+async fn who_may_do_what() {
+    let world = World::new().await;
+    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
+    let forged = format!("attesto_live_{}", "A".repeat(43));
+    let apple = json!({ "transactionId": "1" });
+    let google = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
+
+    // Path, method, body; then the status for nobody, for a made-up key, for a stranger without credentials, for a
+    // tenant that asks about what does not exist.
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 5] = [
+        ("/health", "GET", None, [200, 200, 200, 200]),
+        ("/ready", "GET", None, [200, 200, 200, 200]),
+        ("/openapi.json", "GET", None, [200, 200, 200, 200]),
+        (
+            "/v1/apple/verify",
+            "POST",
+            Some(&apple),
+            [401, 401, 400, 200],
+        ),
+        (
+            "/v1/google/verify",
+            "POST",
+            Some(&google),
+            [401, 401, 400, 200],
+        ),
+    ];
+    let keys = [
+        None,
+        Some(forged.as_str()),
+        Some(stranger.key.expose()),
+        Some(tenant.key.expose()),
+    ];
+    for (path, method, body, expected) in table {
+        for (key, expected) in keys.iter().zip(expected) {
+            let answer = world.ask(method, path, *key, body).await;
+            assert_eq!(answer.status, expected, "{method} {path}: {}", answer.body);
+            assert_eq!(answer.headers["content-type"], "application/json", "{path}");
+            assert_eq!(
+                answer.headers["x-attesto-version"],
+                attesto::VERSION,
+                "{path}"
+            );
+            assert!(
+                answer.headers["x-request-id"]
+                    .to_str()
+                    .expect("text")
+                    .starts_with("req_"),
+                "{path}"
+            );
+            match expected {
+                400 => assert_eq!(answer.body["error"], "CREDENTIALS_MISSING"),
+                401 => assert_eq!(answer.body["error"], "UNAUTHENTICATED"),
+                _ => {}
+            }
+        }
+        let wrong = if method == "GET" { "DELETE" } else { "GET" };
+        let answer = world
+            .ask(wrong, path, Some(tenant.key.expose()), None)
+            .await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (405, &json!("METHOD_NOT_ALLOWED")),
+            "{path}"
+        );
+    }
+    let nowhere = world.ask("GET", "/v1/nowhere", None, None).await;
+    assert_eq!(
+        (nowhere.status, &nowhere.body["error"]),
+        (404, &json!("NOT_FOUND"))
+    );
+
+    // The table is complete: whatever is described stands in it.
+    let described = world.ask("GET", "/openapi.json", None, None).await.body;
+    let paths: Vec<&String> = described["paths"]
+        .as_object()
+        .expect("paths")
+        .keys()
+        .collect();
+    for path in &paths {
+        assert!(
+            table.iter().any(|(known, ..)| known == path),
+            "{path} is missing in the table"
+        );
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn no_refusal_tells_why_a_key_is_refused() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let body = json!({ "transactionId": "1" });
+    let mut texts = std::collections::BTreeSet::new();
+    let key = tenant.key.expose();
+    let longer = format!("{key}A");
+    for wrong in [
+        None,
+        Some(""),
+        Some("x"),
+        Some(&key[1..]),
+        Some(&key[..key.len() - 1]),
+        Some(longer.as_str()),
+    ] {
+        let answer = world
+            .ask("POST", "/v1/apple/verify", wrong, Some(&body))
+            .await;
+        assert_eq!(answer.status, 401);
+        texts.insert(answer.body["message"].to_string());
+    }
+    attesto::tenants::store::set_active(world.database(), &tenant.id, false, world.clock.now())
+        .await
+        .expect("a change");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let inactive = loop {
+        let answer = world
+            .ask("POST", "/v1/apple/verify", Some(key), Some(&body))
+            .await;
+        if answer.status == 401 {
+            break answer;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the deactivation is noticed"
+        );
+    };
+    texts.insert(inactive.body["message"].to_string());
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    world.end().await;
+}

@@ -1,0 +1,258 @@
+//! A whole Attesto in this process: a fresh database, a clock that stands still, simulated stores, real HTTP.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use attesto::apple::account::{Credentials, EnvironmentChoice, SigningKey};
+use attesto::clock::{Clock, Timestamp};
+use attesto::config::{Raw, Settings};
+use attesto::crypto::keyring::Keyring;
+use attesto::db::Database;
+use attesto::google::account::ServiceAccount;
+use attesto::id::TenantId;
+use attesto::server::Manners;
+use attesto::service::{Service, Serving};
+use attesto::simulator::{Identity, Simulator, SimulatorOptions};
+use attesto::tenants::{KeyEnvironment, RawKey, store};
+use attesto::{apple, google};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+
+use super::folder::Folder;
+use super::postgres::{Fresh, fresh_database};
+
+/// The app of every tenant that is not given another, in both stores.
+pub(crate) const APP: &str = "com.example.app";
+/// Its number.
+pub(crate) const APP_APPLE_ID: i64 = 1_234_567_890;
+
+/// Making keys takes a second; one identity serves every world of this run. Its certificates are good for years around
+/// [`START`].
+static IDENTITY: LazyLock<Identity> = LazyLock::new(|| Identity::new(start()));
+
+/// What time it is when a world begins.
+pub(crate) fn start() -> Timestamp {
+    Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
+}
+
+/// A whole Attesto.
+pub(crate) struct World {
+    pub(crate) clock: Clock,
+    pub(crate) simulator: Simulator,
+    pub(crate) settings: Settings,
+    pub(crate) fresh: Fresh,
+    serving: Serving,
+    client: reqwest::Client,
+    _folder: Folder,
+}
+
+/// A tenant with a key, and credentials for both stores.
+pub(crate) struct Tenant {
+    pub(crate) id: TenantId,
+    pub(crate) key: RawKey,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl World {
+    /// One with every setting at its default.
+    pub(crate) async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// One with some settings, by the names of their variables.
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+        // Only the first of all worlds installs it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let clock = Clock::fixed(start());
+        let fresh = fresh_database().await;
+        let options = SimulatorOptions {
+            identity: Some(IDENTITY.clone()),
+            ..SimulatorOptions::new(clock.clone())
+        };
+        let simulator = Simulator::start(options)
+            .await
+            .expect("the simulated stores start");
+
+        let folder = Folder::new();
+        let roots = folder.join("root.pem");
+        std::fs::write(&roots, simulator.apple_root_pem()).expect("the root is written");
+        let mut given: BTreeMap<String, String> = simulator
+            .settings()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        given.insert(
+            "APPLE_ROOT_CERTIFICATES".to_owned(),
+            roots.display().to_string(),
+        );
+        given.insert("DATABASE_URL".to_owned(), fresh.url.clone());
+        given.insert("ATTESTO_ENV".to_owned(), "test".to_owned());
+        given.extend(
+            settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let key = STANDARD.encode([7; 32]);
+        let lookup = |name: &str| (name == "ATTESTO_ENCRYPTION_KEY").then(|| key.clone().into());
+        let settings = Settings::parse(&Raw::new(given, &lookup)).expect("good settings");
+
+        let service =
+            Service::build(&settings, &fresh.database, &clock).expect("the service is built");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let serving = service
+            .serve(listener, Manners::default())
+            .expect("the service serves");
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30))
+            .build()
+            .expect("a client is built");
+        Self {
+            clock,
+            simulator,
+            settings,
+            fresh,
+            serving,
+            client,
+            _folder: folder,
+        }
+    }
+
+    /// Where the service is.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.serving.address())
+    }
+
+    /// The database.
+    pub(crate) fn database(&self) -> &Database {
+        &self.fresh.database
+    }
+
+    /// The keys that seal.
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.settings.keyring
+    }
+
+    /// A tenant without credentials.
+    pub(crate) async fn stranger(&self) -> Tenant {
+        let now = self.clock.now();
+        let name = "A tenant".parse().expect("a name");
+        let id = store::create_tenant(self.database(), &name, now)
+            .await
+            .expect("a tenant")
+            .id;
+        let key = RawKey::mint(KeyEnvironment::Live);
+        store::create_key(self.database(), &id, None, KeyEnvironment::Live, &key, now)
+            .await
+            .expect("a key");
+        Tenant { id, key }
+    }
+
+    /// A tenant with credentials for both stores.
+    pub(crate) async fn tenant(&self) -> Tenant {
+        let tenant = self.stranger().await;
+        self.set_apple(&tenant, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
+            .await;
+        self.set_google(&tenant).await;
+        tenant
+    }
+
+    /// Gives a tenant the simulated team's Apple key.
+    pub(crate) async fn set_apple(
+        &self,
+        tenant: &Tenant,
+        environment: EnvironmentChoice,
+        app_apple_id: Option<i64>,
+    ) {
+        let key = self.simulator.apple().key();
+        let credentials = Credentials {
+            bundle_id: APP.to_owned(),
+            key_id: key.key_id,
+            issuer_id: key.issuer_id,
+            key: SigningKey::parse(key.private_key.as_bytes()).expect("the simulated key is good"),
+            environment,
+            app_apple_id,
+        };
+        let new = apple::store::NewCredentials {
+            file: key.private_key.as_bytes(),
+            credentials: &credentials,
+        };
+        apple::store::put(self.database(), self.keyring(), &tenant.id, &new)
+            .await
+            .expect("credentials");
+    }
+
+    /// Gives a tenant the simulated service account.
+    pub(crate) async fn set_google(&self, tenant: &Tenant) {
+        let file = self.simulator.google_service_account().to_string();
+        let account =
+            ServiceAccount::parse(file.as_bytes()).expect("the simulated account is good");
+        let new = google::store::NewCredentials {
+            package_name: APP,
+            file: file.as_bytes(),
+            account: &account,
+            pubsub_audience: None,
+            pubsub_service_account: None,
+            pubsub_topic: None,
+        };
+        google::store::put(self.database(), self.keyring(), &tenant.id, &new)
+            .await
+            .expect("credentials");
+    }
+
+    /// Asks with a key, or as nobody.
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Answer {
+        let method = method.parse().expect("a method");
+        let mut request = self.client.request(method, self.url(path));
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = response.bytes().await.expect("a body");
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Answer {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    /// Asks whether a purchase is real.
+    pub(crate) async fn verify(&self, store: &str, tenant: &Tenant, body: &Value) -> Answer {
+        self.ask(
+            "POST",
+            &format!("/v1/{store}/verify"),
+            Some(tenant.key.expose()),
+            Some(body),
+        )
+        .await
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn end(self) {
+        self.serving.stop(Duration::from_secs(5)).await;
+        self.simulator.stop().await;
+    }
+}
