@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What the scripts need of this machine. Meant to be sourced, from the root of the repository; POSIX sh.
 #
 # Only what is missing is installed, only with the system's own packages, and never without saying so.
@@ -77,7 +78,7 @@ need_postgres() {
     switch=/etc/postgresql-common/createcluster.conf
     kept=$(mktemp)
     cat "$switch" >"$kept"
-    as_root sed -i -e '$a create_main_cluster = false' "$switch"
+    as_root sed -i -e "\$a create_main_cluster = false" "$switch"
     # In a shell of its own, so that the switch is put back even when this fails.
     (need_packages "Postgres (the programs; no server will be started)" postgresql) && done=0 || done=1
     as_root tee "$switch" <"$kept" >/dev/null

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # A throw-away Postgres for a script. Meant to be sourced after machine.sh; POSIX sh.
 #
 # start_postgres sets POSTGRES to its folder and POSTGRES_URL to a database in it with every migration applied.
