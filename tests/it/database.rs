@@ -124,12 +124,8 @@ async fn a_ping_says_in_a_word_why_not() {
     ] {
         let database = Database::open(&ConnectSettings::from_url(&url).unwrap());
         let begun = Instant::now();
-        assert_eq!(
-            database.ping(Duration::from_secs(1)).await,
-            Err(expected),
-            "{url}"
-        );
-        assert!(begun.elapsed() < Duration::from_millis(1500), "{url}");
+        assert_eq!(database.ping(patience).await, Err(expected), "{url}");
+        assert!(begun.elapsed() < patience * 4, "{url}");
     }
 
     let small = ConnectSettings::from_url(&fresh.url.replace("max=5", "max=2")).unwrap();

@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `$1` is the folder.
+/// `$1` is the folder. The fifth line of Postgres' note says where its socket is, which may be elsewhere.
 const JANITOR: &str = r#"
 read -r _
-postgres=$(head -n 1 "$1/pg/postmaster.pid") && kill -QUIT "$postgres" && sleep 0.2
+for note in $(find "$1" -name postmaster.pid); do
+    socket=$(sed -n 5p "$note")
+    kill -QUIT "$(head -n 1 "$note")" && sleep 0.2
+    case $socket in /tmp/attesto-*) rm -rf "$socket" ;; esac
+done
 rm -rf "$1"
 "#;
 
