@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Text longer than this is shortened when an answer is shown: a JWS is 3 KB of noise to a reader.
+/// A word longer than this is shortened when an answer is shown: a JWS is 4 KB of noise to a reader.
 const LONGEST_SHOWN: usize = 72;
 
 /// A question and what its answer must be.
@@ -134,7 +134,7 @@ pub(super) fn shown(body: &Value) -> String {
 
 fn shortened(value: &Value) -> Value {
     match value {
-        Value::String(text) if text.chars().count() > LONGEST_SHOWN => {
+        Value::String(text) if !text.contains(' ') && text.chars().count() > LONGEST_SHOWN => {
             let head: String = text.chars().take(LONGEST_SHOWN - 24).collect();
             Value::String(format!("{head}… ({} characters)", text.chars().count()))
         }
