@@ -1,0 +1,438 @@
+//! What a verification over HTTP costs, beside what it cannot cost less than. `cargo bench --bench http`
+//!
+//! The server is the real binary with its log line on, and its processor time is read from the system, so that the load
+//! generator beside it does not count. The yardstick is a route that reads the same body and answers a constant, plus
+//! one bare P-256 verification of the same bytes. Rounds are interleaved and the median is shown.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use attesto::apple::account::{ClientTokens, Credentials, EnvironmentChoice, SigningKey};
+use attesto::clock::Clock;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::Database;
+use attesto::db::embedded::{Embedded, EmbeddedOptions};
+use attesto::id::TenantId;
+use attesto::simulator::state::apple::{Environment, NewTransaction};
+use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::tenants::{KeyEnvironment, RawKey, store};
+use attesto::{apple, config};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+use axum::body::Bytes;
+use axum::routing::post;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use x509_cert::Certificate;
+use x509_cert::der::{Decode as _, Encode as _};
+
+const BUNDLE: &str = "com.example.bench";
+const ROUNDS: usize = 5;
+const REQUESTS: usize = 6000;
+const CONNECTIONS: usize = 32;
+/// The rate and length of the latency measurement.
+const PER_SECOND: u32 = 200;
+const ASKED: u32 = 1000;
+/// Tells this program to be the yardstick.
+const ROLE: &str = "ATTESTO_BENCH_ROLE";
+
+fn main() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    if config::environment(ROLE).is_some() {
+        runtime.block_on(yardstick());
+    } else {
+        runtime.block_on(measure());
+    }
+}
+
+/// A route that reads its body and answers a constant.
+async fn yardstick() {
+    let routes = axum::Router::new().route(
+        "/",
+        post(async |body: Bytes| {
+            std::hint::black_box(&body);
+            ([("content-type", "application/json")], "{\"valid\":true}")
+        }),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    println!(
+        "{}",
+        json!({"msg": "listening", "port": listener.local_addr().expect("an address").port()})
+    );
+    axum::serve(listener, routes).await.expect("it serves");
+}
+
+/// A process that serves, killed when dropped.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    ready: Duration,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Self {
+        let start = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        let port = loop {
+            line.clear();
+            assert!(
+                lines.read_line(&mut line).expect("text") > 0,
+                "it ended before it listened"
+            );
+            let line: Value = serde_json::from_str(&line).expect("JSON");
+            if line["msg"] == "listening" {
+                break u16::try_from(line["port"].as_u64().expect("a port")).expect("a port");
+            }
+        };
+        let ready = start.elapsed();
+        // The log is read, as it would be by whoever collects it.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Self {
+            child,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            ready,
+        }
+    }
+
+    /// Processor time used so far, user and system.
+    fn cpu(&self) -> Duration {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .collect();
+        let ticks: u64 =
+            fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
+        // Linux counts in hundredths of a second for every program there is.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Resident memory in megabytes.
+    fn resident(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .expect("a line");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse::<f64>()
+            .expect("a number")
+            / 1024.0
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends the same request again and again over many connections; processor time of the server for each, in µs.
+async fn cost(server: &Server, client: &reqwest::Client, path: &str, key: &str, body: &str) -> f64 {
+    let url: Arc<str> = format!("http://{}{path}", server.address).into();
+    let (key, body): (Arc<str>, Bytes) = (key.into(), Bytes::copy_from_slice(body.as_bytes()));
+    let left = Arc::new(AtomicUsize::new(REQUESTS));
+    let before = server.cpu();
+    let workers: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let (client, url, key, body, left) = (
+                client.clone(),
+                url.clone(),
+                key.clone(),
+                body.clone(),
+                left.clone(),
+            );
+            tokio::spawn(async move {
+                while left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                        left.checked_sub(1)
+                    })
+                    .is_ok()
+                {
+                    let sent = client
+                        .post(&*url)
+                        .bearer_auth(&key)
+                        .header("content-type", "application/json")
+                        .body(body.clone())
+                        .send();
+                    let answer = sent
+                        .await
+                        .expect("an answer")
+                        .bytes()
+                        .await
+                        .expect("a body");
+                    assert!(
+                        answer.starts_with(b"{\"valid\":true"),
+                        "{}",
+                        String::from_utf8_lossy(&answer)
+                    );
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.expect("no panic");
+    }
+    micros(server.cpu().saturating_sub(before)) / f64::from(u32::try_from(REQUESTS).expect("small"))
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// One bare verification of a JWS' signature, in µs.
+fn bare(jws: &str) -> f64 {
+    let (signed, signature) = jws.rsplit_once('.').expect("a JWS");
+    let signature = URL_SAFE_NO_PAD.decode(signature).expect("base64url");
+    let header = URL_SAFE_NO_PAD
+        .decode(signed.split('.').next().expect("a header"))
+        .expect("base64url");
+    let header: Value = serde_json::from_slice(&header).expect("JSON");
+    let leaf = STANDARD
+        .decode(header["x5c"][0].as_str().expect("text"))
+        .expect("base64");
+    let leaf = Certificate::from_der(&leaf).expect("a certificate");
+    let spki = leaf
+        .tbs_certificate()
+        .subject_public_key_info()
+        .to_der()
+        .expect("DER");
+    let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &spki[26..]).expect("a key");
+    let times: u32 = 5000;
+    let start = Instant::now();
+    for _ in 0..times {
+        std::hint::black_box(key.verify_sig(signed.as_bytes(), &signature)).expect("it verifies");
+    }
+    micros(start.elapsed()) / f64::from(times)
+}
+
+/// Asks `ask` at a steady rate; the median time to an answer, in milliseconds.
+async fn latency<F: Future<Output = ()> + Send + 'static>(ask: impl Fn() -> F) -> f64 {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
+    let mut asked = Vec::new();
+    for _ in 0..ASKED {
+        ticks.tick().await;
+        let answer = ask();
+        asked.push(tokio::spawn(async move {
+            let start = Instant::now();
+            answer.await;
+            micros(start.elapsed()) / 1000.0
+        }));
+    }
+    let mut times = Vec::new();
+    for one in asked {
+        times.push(one.await.expect("no panic"));
+    }
+    median(&mut times)
+}
+
+#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
+async fn measure() {
+    let clock = Clock::system();
+    let folder = std::env::temp_dir().join(format!("attesto-bench-{}", std::process::id()));
+    let options = EmbeddedOptions {
+        data_dir: Some(folder.clone()),
+        ..EmbeddedOptions::from_environment(config::environment)
+    };
+    let postgres = Embedded::start(options).await.expect("Postgres starts");
+    let database = Database::open(&postgres.connect_settings());
+    database.migrate(false).await.expect("the tables are made");
+    let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
+        .await
+        .expect("the stores start");
+    let roots = folder.join("root.pem");
+    std::fs::write(&roots, simulator.apple_root_pem()).expect("written");
+
+    let encryption_key = STANDARD.encode([7; 32]);
+    let keyring = Keyring::new(
+        MasterKey::parse(&encryption_key, Some(1)).expect("a key"),
+        vec![],
+    )
+    .expect("a ring");
+    let now = clock.now();
+    let tenant = store::create_tenant(&database, &"Bench".parse().expect("a name"), now)
+        .await
+        .expect("a tenant")
+        .id;
+    let key = RawKey::mint(KeyEnvironment::Test);
+    store::create_key(&database, &tenant, None, KeyEnvironment::Test, &key, now)
+        .await
+        .expect("a key");
+    let apple_key = simulator.apple().key();
+    let credentials = Credentials {
+        bundle_id: BUNDLE.to_owned(),
+        key_id: apple_key.key_id,
+        issuer_id: apple_key.issuer_id,
+        key: SigningKey::parse(apple_key.private_key.as_bytes()).expect("a key"),
+        environment: EnvironmentChoice::Production,
+        app_apple_id: Some(1),
+    };
+    let new = apple::store::NewCredentials {
+        file: apple_key.private_key.as_bytes(),
+        credentials: &credentials,
+    };
+    apple::store::put(&database, &keyring, &tenant, &new)
+        .await
+        .expect("stored");
+    let bought = NewTransaction {
+        bundle_id: Some(BUNDLE.to_owned()),
+        environment: Environment::Production,
+        ..NewTransaction::default()
+    };
+    let id = simulator
+        .apple()
+        .create(bought)
+        .expect("a purchase")
+        .transaction_id;
+    let jws = simulator.apple().signed(&id).expect("a JWS");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+    command
+        .args([
+            "serve",
+            "--port=0",
+            "--bind-address=127.0.0.1",
+            "--log-format=json",
+        ])
+        .env("DATABASE_URL", postgres.url())
+        .env("ATTESTO_ENCRYPTION_KEY", &encryption_key)
+        .env("RATE_LIMIT_PER_SECOND", "1000000")
+        .env("RATE_LIMIT_BURST", "1000000")
+        .envs(simulator.settings())
+        .env("APPLE_ROOT_CERTIFICATES", &roots);
+    let mut starts: Vec<f64> = (0..5)
+        .map(|_| micros(Server::start(&mut command).ready) / 1000.0)
+        .collect();
+    let attesto = Server::start(&mut command);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let idle = attesto.resident();
+    let this = std::env::current_exe().expect("this program");
+    let plain = Server::start(Command::new(this).env(ROLE, "yardstick"));
+
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client");
+    let body = json!({ "signedTransaction": jws }).to_string();
+    let (mut whole, mut reading, mut verifying) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        whole.push(cost(&attesto, &client, "/v1/apple/verify", key.expose(), &body).await);
+        reading.push(cost(&plain, &client, "/", key.expose(), &body).await);
+        verifying.push(bare(&jws));
+    }
+    let (whole, reading, verifying) = (
+        median(&mut whole),
+        median(&mut reading),
+        median(&mut verifying),
+    );
+    let busy = attesto.resident();
+
+    // The store's own time: the same question, asked directly.
+    let tokens = ClientTokens::new(clock.clone());
+    let bearer = tokens
+        .get(&TenantId::mint(now), &credentials)
+        .secret()
+        .to_owned();
+    let store_url = format!(
+        "{}/inApps/v1/transactions/{id}",
+        simulator.apple_production_url()
+    );
+    let url = format!("http://{}/v1/apple/verify", attesto.address);
+    let question = json!({ "transactionId": id }).to_string();
+    let (mut direct, mut through) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        direct.push(
+            latency(|| {
+                let request = client.get(&store_url).bearer_auth(&bearer);
+                async move {
+                    _ = request
+                        .send()
+                        .await
+                        .expect("an answer")
+                        .bytes()
+                        .await
+                        .expect("a body");
+                }
+            })
+            .await,
+        );
+        through.push(
+            latency(|| {
+                let request = client
+                    .post(&url)
+                    .bearer_auth(key.expose())
+                    .header("content-type", "application/json")
+                    .body(question.clone());
+                async move {
+                    _ = request
+                        .send()
+                        .await
+                        .expect("an answer")
+                        .bytes()
+                        .await
+                        .expect("a body");
+                }
+            })
+            .await,
+        );
+    }
+    let (direct, through) = (median(&mut direct), median(&mut through));
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_attesto"))
+        .expect("the binary")
+        .len();
+
+    let mut out = std::io::stdout().lock();
+    let limit = reading + verifying;
+    let _ = writeln!(
+        out,
+        "\nPOST /v1/apple/verify by signedTransaction, processor time a request, median of {ROUNDS} rounds of {REQUESTS}\n\
+         \x20 read the body, answer a constant   {reading:8.1} µs\n\
+         \x20 one bare P-256 verification        {verifying:8.1} µs\n\
+         \x20 both: the limit                    {limit:8.1} µs\n\
+         \x20 attesto                            {whole:8.1} µs\n\
+         \x20 of the limit's rate                {:8.0} %   (goal: at least 70)\n\n\
+         POST /v1/apple/verify by transactionId at {PER_SECOND} requests/s, median time to the answer\n\
+         \x20 the simulated store itself         {direct:8.3} ms\n\
+         \x20 attesto, which asks it             {through:8.3} ms\n\
+         \x20 added                              {:8.3} ms  (goal: under 1)\n\n\
+         attesto serve\n\
+         \x20 ready, with an existing database   {:8.0} ms  (goal: under 300)\n\
+         \x20 resident, idle                     {idle:8.1} MB  (goal: under 30)\n\
+         \x20 resident, after the load           {busy:8.1} MB\n\
+         \x20 binary                             {:8.1} MB  (goal: under 30)",
+        100.0 * limit / whole,
+        through - direct,
+        median(&mut starts),
+        f64::from(u32::try_from(size).expect("less than 4 GB")) / 1e6,
+    );
+    drop((attesto, plain));
+    database.close().await;
+    simulator.stop().await;
+    postgres.stop().await;
+    let _ = std::fs::remove_dir_all(folder);
+}
