@@ -648,7 +648,7 @@ pub(super) mod tests {
         let first = tokens.get(&tenant, &credentials);
         assert_eq!(tokens.get(&tenant, &credentials).secret(), first.secret());
         assert!(!format!("{first:?}").contains("ey"));
-        clock.advance(LIFETIME - RENEW_EARLY - Duration::from_millis(1));
+        clock.advance(LIFETIME.saturating_sub(RENEW_EARLY + Duration::from_millis(1)));
         assert_eq!(tokens.get(&tenant, &credentials).secret(), first.secret());
         clock.advance(Duration::from_millis(1));
         let second = tokens.get(&tenant, &credentials);

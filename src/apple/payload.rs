@@ -189,11 +189,11 @@ mod tests {
     #[test]
     fn a_field_given_twice_is_noticed_however_it_is_written() {
         for (json, unambiguous) in [
-            (r#"{}"#, true),
+            ("{}", true),
             (r#"{"a":1,"b":{"a":2}}"#, true),
             (r#"{"a":1,"b":2,"a":3}"#, false),
             (r#"{"a":1,"\u0061":3}"#, false),
-            (r#"[1]"#, false),
+            ("[1]", false),
             (r#"{"a":1} {"#, false),
             (r#"{"a":"#, false),
             ("", false),

@@ -40,7 +40,7 @@ const INTERMEDIATE_MARKER: ObjectIdentifier =
 const MAX_JWS_BYTES: usize = 128 * 1024;
 /// How far ahead of our clock Apple's may be.
 const MAX_AHEAD: Duration = Duration::from_mins(5);
-/// What stands before the 65 bytes of a P-256 point in a SubjectPublicKeyInfo of 91 bytes.
+/// What stands before the 65 bytes of a P-256 point in a `SubjectPublicKeyInfo` of 91 bytes.
 const P256_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -244,12 +244,12 @@ impl Verifier {
         if signed_on > now.plus(MAX_AHEAD) {
             return Err(Distrust::SignedInTheFuture);
         }
-        let chain = match self.chains.get(leaf, intermediate) {
-            Some(chain) => chain,
-            None => {
-                let judged = self.judge(leaf, intermediate, signed_on)?;
-                self.chains.remember(leaf, intermediate, judged)
-            }
+        let known = self.chains.get(leaf, intermediate);
+        let chain = if let Some(known) = known {
+            known
+        } else {
+            let judged = self.judge(leaf, intermediate, signed_on)?;
+            self.chains.remember(leaf, intermediate, judged)
         };
         if signed_on < chain.not_before || signed_on > chain.not_after {
             return Err(Distrust::CertificateExpired);

@@ -282,7 +282,7 @@ impl Apple {
                 // Not an id in one environment is not an id in the other.
                 Err(NoTransaction::Absent(no)) => return Err(No::NotFound(no).into()),
                 Err(NoTransaction::Failure(failure @ Failure::Unauthorized { .. })) => {
-                    unauthorized = Some(failure)
+                    unauthorized = Some(failure);
                 }
                 Err(NoTransaction::Failure(failure)) => return Err(failure.into()),
             }

@@ -99,7 +99,7 @@ impl Plan {
             "Intermediate",
             self.intermediate,
             self.intermediate_marker,
-            self.intermediate_is_ca.clone(),
+            self.intermediate_is_ca,
         );
         let intermediate = intermediate_parameters
             .signed_by(&intermediate_key, &root_issuer)

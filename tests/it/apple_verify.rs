@@ -288,6 +288,7 @@ async fn the_environment_is_the_requests_else_the_tenants() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn every_forgery_is_a_no_that_says_why() {
     let world = World::new().await;
     let tenant = world.tenant().await;

@@ -1,5 +1,11 @@
 //! The integration tests: one binary, one file a topic, one small world for all of them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops where something is not as it should be"
+)]
+
+mod apple_credentials;
 mod apple_trust;
 mod apple_verify;
 mod cli;

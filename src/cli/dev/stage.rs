@@ -398,18 +398,18 @@ fn purchases(simulator: &Simulator, clock: &Clock) -> Result<(Transaction, Subsc
                 .is_some_and(|end| end > now.plus(WORTH_ASKING))
     };
     let made = apple.transactions();
-    let transaction = match made.iter().rev().find(|one| is_good(one)) {
-        Some(one) => one.clone(),
-        None => {
-            let new = NewTransaction {
-                transaction_id: Some((FIRST_TRANSACTION_ID + made.len() as u64).to_string()),
-                bundle_id: Some(APP.to_owned()),
-                product_id: Some(PRODUCT.to_owned()),
-                environment: Environment::Production,
-                ..NewTransaction::default()
-            };
-            apple.create(new).map_err(refused)?
-        }
+    let good = made.iter().rev().find(|one| is_good(one)).cloned();
+    let transaction = if let Some(good) = good {
+        good
+    } else {
+        let new = NewTransaction {
+            transaction_id: Some((FIRST_TRANSACTION_ID + made.len() as u64).to_string()),
+            bundle_id: Some(APP.to_owned()),
+            product_id: Some(PRODUCT.to_owned()),
+            environment: Environment::Production,
+            ..NewTransaction::default()
+        };
+        apple.create(new).map_err(refused)?
     };
     let is_good = |one: &Subscription| {
         one.package_name == APP
@@ -417,18 +417,18 @@ fn purchases(simulator: &Simulator, clock: &Clock) -> Result<(Transaction, Subsc
             && one.expiry() > now.plus(WORTH_ASKING)
     };
     let made = google.subscriptions();
-    let subscription = match made.iter().rev().find(|one| is_good(one)) {
-        Some(one) => one.clone(),
-        None => {
-            let new = NewSubscription {
-                purchase_token: Some(format!("demo-purchase-token-{}", made.len() + 1)),
-                package_name: Some(APP.to_owned()),
-                product_id: Some(PRODUCT.to_owned()),
-                obfuscated_external_account_id: Some("demo-user-1".to_owned()),
-                ..NewSubscription::default()
-            };
-            google.subscribe(new).map_err(refused)?
-        }
+    let good = made.iter().rev().find(|one| is_good(one)).cloned();
+    let subscription = if let Some(good) = good {
+        good
+    } else {
+        let new = NewSubscription {
+            purchase_token: Some(format!("demo-purchase-token-{}", made.len() + 1)),
+            package_name: Some(APP.to_owned()),
+            product_id: Some(PRODUCT.to_owned()),
+            obfuscated_external_account_id: Some("demo-user-1".to_owned()),
+            ..NewSubscription::default()
+        };
+        google.subscribe(new).map_err(refused)?
     };
     Ok((transaction, subscription))
 }

@@ -1,0 +1,275 @@
+//! `attesto apple set-credentials` and `get-credentials`, as an administrator uses them.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use attesto::apple::account::EnvironmentChoice;
+use attesto::apple::store::{self, FindError};
+use attesto::clock::Timestamp;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::id::TenantId;
+use attesto::tenants;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::world::postgres::{Fresh, fresh_database};
+
+/// 32 bytes of zero, in base64.
+const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+const ISSUER: &str = "57246542-96fe-1a63-e053-0824d011072a";
+/// What every good command says.
+const NAMES: [&str; 6] = [
+    "--bundle-id",
+    "com.example.app",
+    "--key-id",
+    "ABCDE12345",
+    "--issuer-id",
+    ISSUER,
+];
+const APP_APPLE_ID: [&str; 2] = ["--app-apple-id", "1234567890"];
+
+struct Desk {
+    fresh: Fresh,
+    tenant: TenantId,
+}
+
+#[derive(Debug)]
+struct Ran {
+    exit: i32,
+    said: String,
+    complained: String,
+}
+
+/// A `.p8` file with a key made for this run.
+fn key_file() -> String {
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let base64 = STANDARD.encode(key.to_pkcs8v1().unwrap().as_ref());
+    format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n")
+}
+
+fn keyring(fill: u8) -> Keyring {
+    let key = MasterKey::parse(&STANDARD.encode([fill; 32]), Some(1)).unwrap();
+    Keyring::new(key, vec![]).unwrap()
+}
+
+impl Desk {
+    async fn open() -> Self {
+        let fresh = fresh_database().await;
+        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
+        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
+            .await
+            .unwrap()
+            .id;
+        Self { fresh, tenant }
+    }
+
+    /// Runs `attesto`, with `file` on its standard input and an environment that holds nothing else.
+    fn attesto(&self, words: &[&str], file: &str, environment: &[(&str, &str)]) -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .env("DATABASE_URL", &self.fresh.url)
+            .envs(environment.iter().copied())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let ran = Ran {
+            exit: output.status.code().unwrap(),
+            said: String::from_utf8(output.stdout).unwrap(),
+            complained: String::from_utf8(output.stderr).unwrap(),
+        };
+        // What every P-256 key in PKCS#8 begins with.
+        for text in [&ran.said, &ran.complained] {
+            assert!(!text.contains("MIG"), "{ran:?}");
+            assert!(!text.contains(ENCRYPTION_KEY), "{ran:?}");
+        }
+        ran
+    }
+
+    fn set(&self, file: &str, more: &[&[&str]]) -> Ran {
+        let words = ["apple", "set-credentials", self.tenant.as_str()];
+        let words = [&words[..], &["--key-path", "-"], &more.concat()].concat();
+        self.attesto(&words, file, &[("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)])
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_is_shown_without_the_key() {
+    let desk = Desk::open().await;
+    let get = ["apple:get-credentials", desk.tenant.as_str()];
+    let none = desk.attesto(&get, "", &[]);
+    assert_eq!((none.exit, none.said.as_str()), (1, ""));
+    assert!(none.complained.contains("no Apple credentials"), "{none:?}");
+
+    let file = key_file();
+    let set = desk.set(&file, &[&NAMES, &APP_APPLE_ID]);
+    assert_eq!((set.exit, set.complained.as_str()), (0, ""), "{set:?}");
+    let shown: Value = serde_json::from_str(&set.said).unwrap();
+    assert_eq!(
+        shown,
+        json!({
+            "tenantId": desk.tenant.as_str(),
+            "bundleId": "com.example.app",
+            "keyId": "ABCDE12345",
+            "issuerId": ISSUER,
+            "environment": "auto",
+            "appAppleId": 1_234_567_890,
+            "hasPrivateKey": true,
+            "keyFingerprint": shown["keyFingerprint"],
+            "updatedAt": shown["updatedAt"],
+        })
+    );
+    assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 16);
+    // No encryption key is needed to look.
+    assert_eq!(desk.attesto(&get, "", &[]).said, set.said);
+
+    let again = desk.set(&file, &[&NAMES, &APP_APPLE_ID]);
+    let mut again: Value = serde_json::from_str(&again.said).unwrap();
+    assert_ne!(again["updatedAt"], shown["updatedAt"]);
+    again["updatedAt"] = shown["updatedAt"].clone();
+    assert_eq!(again, shown, "twice is the same as once");
+
+    let other = desk.set(&key_file(), &[&NAMES, &["--environment", "sandbox"]]);
+    assert_eq!(
+        (other.exit, other.complained.as_str()),
+        (0, ""),
+        "{other:?}"
+    );
+    let other: Value = serde_json::from_str(&other.said).unwrap();
+    assert_eq!(other["environment"], "sandbox");
+    assert_eq!(other["appAppleId"], Value::Null, "every field is replaced");
+    assert_ne!(other["keyFingerprint"], shown["keyFingerprint"]);
+}
+
+#[tokio::test]
+async fn without_the_apps_apple_id_production_is_warned_of() {
+    let desk = Desk::open().await;
+    for (environment, warning) in [
+        ("auto", "only sandbox transactions are found"),
+        ("production", "nothing can be verified"),
+    ] {
+        let ran = desk.set(&key_file(), &[&NAMES, &["--environment", environment]]);
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        assert!(ran.complained.contains("--app-apple-id"), "{ran:?}");
+        assert!(ran.complained.contains(warning), "{ran:?}");
+        let shown: Value = serde_json::from_str(&ran.said).unwrap();
+        assert_eq!(shown["environment"], environment);
+        assert_eq!(shown["appAppleId"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_can_be_used_and_only_with_the_right_key() {
+    let desk = Desk::open().await;
+    let choice = ["--environment", "production"];
+    let set = desk.set(&key_file(), &[&NAMES, &APP_APPLE_ID, &choice]);
+    let shown: Value = serde_json::from_str(&set.said).unwrap();
+    let (database, tenant) = (&desk.fresh.database, &desk.tenant);
+    let found = store::find(database, &keyring(0), tenant)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(found.key.fingerprint(), shown["keyFingerprint"]);
+    assert_eq!(
+        (&*found.bundle_id, &*found.key_id, &*found.issuer_id),
+        ("com.example.app", "ABCDE12345", ISSUER)
+    );
+    assert_eq!(found.environment, EnvironmentChoice::Production);
+    assert_eq!(found.app_apple_id, Some(1_234_567_890));
+
+    let wrong = store::find(database, &keyring(1), tenant).await;
+    assert!(matches!(wrong, Err(FindError::Sealed { .. })), "{wrong:?}");
+    let stranger = TenantId::mint(Timestamp::from_millis(0));
+    let none = store::find(database, &keyring(0), &stranger).await.unwrap();
+    assert!(none.is_none());
+
+    // Another encryption key than the service's would seal what the service cannot open.
+    let words = [
+        "apple",
+        "set-credentials",
+        tenant.as_str(),
+        "--key-path",
+        "-",
+    ];
+    let other = STANDARD.encode([1; 32]);
+    let ran = desk.attesto(
+        &[&words[..], &NAMES].concat(),
+        &key_file(),
+        &[("ATTESTO_ENCRYPTION_KEY", &other)],
+    );
+    assert_eq!((ran.exit, ran.said.as_str()), (1, ""), "{ran:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_meant_is_refused_and_nothing_is_stored() {
+    let desk = Desk::open().await;
+    let (file, tenant) = (key_file(), desk.tenant.as_str());
+    let sec1 = file.replace("PRIVATE", "EC PRIVATE");
+    let words = ["apple", "set-credentials", tenant];
+    let key = [("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)];
+    let from = |path: &str, file: &str, environment: &[(&str, &str)]| {
+        let path = ["--key-path", path];
+        desk.attesto(&[&words[..], &NAMES, &path].concat(), file, environment)
+    };
+    let with = |name: &str, value: &str| {
+        let mut names = NAMES;
+        let at = names.iter().position(|known| *known == name).unwrap();
+        names[at + 1] = value;
+        let names = names.map(str::to_owned);
+        desk.set(&file, &[&names.each_ref().map(String::as_str)])
+    };
+    for (ran, exit, part) in [
+        (desk.set("", &[&NAMES]), 2, "-: the file is empty."),
+        (desk.set("garbage", &[&NAMES]), 2, "BEGIN PRIVATE KEY"),
+        (desk.set(&sec1, &[&NAMES]), 2, "openssl pkcs8 -topk8"),
+        (desk.set("{}", &[&NAMES]), 2, "this is JSON"),
+        (desk.set(&file, &[]), 2, "--bundle-id"),
+        (with("--bundle-id", "com.example_app"), 2, "com.example.app"),
+        (with("--key-id", "abcde12345"), 2, "ten capital letters"),
+        (with("--issuer-id", "57246542"), 2, "an issuer id is a UUID"),
+        (
+            desk.set(&file, &[&NAMES, &["--environment", "xcode"]]),
+            2,
+            "sandbox",
+        ),
+        (
+            desk.set(&file, &[&NAMES, &["--app-apple-id", "0"]]),
+            2,
+            "--app-apple-id",
+        ),
+        (
+            desk.set(&file, &[&NAMES, &["--app-apple-id", "id123"]]),
+            2,
+            "--app-apple-id",
+        ),
+        (from("-", &file, &[]), 2, "ATTESTO_ENCRYPTION_KEY"),
+        (from("/nowhere", "", &key), 1, "cannot read /nowhere"),
+        (
+            desk.attesto(&["apple", "get-credentials", "acme"], "", &[]),
+            2,
+            "tenant_",
+        ),
+    ] {
+        assert_eq!((ran.exit, ran.said.as_str()), (exit, ""), "{ran:?}");
+        assert!(ran.complained.contains(part), "{part}: {ran:?}");
+    }
+    let get = ["apple", "get-credentials", tenant];
+    assert_eq!(desk.attesto(&get, "", &[]).exit, 1, "nothing was stored");
+
+    let stranger = Desk {
+        tenant: TenantId::mint(Timestamp::from_millis(0)),
+        ..desk
+    };
+    let ran = stranger.set(&file, &[&NAMES]);
+    assert_eq!(ran.exit, 1);
+    assert!(ran.complained.contains("there is no tenant"), "{ran:?}");
+}
