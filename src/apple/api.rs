@@ -22,17 +22,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use axum::http::header::{ACCEPT, RETRY_AFTER};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
+use axum::http::header::ACCEPT;
 use url::Url;
 
 use super::account::{ClientTokens, Credentials, Environment};
 use super::payload::{ErrorBody, TransactionInfo};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
-use crate::http::outbound::{Answer, Bulkhead, InFlight, SendError, Upstream, Verdict};
+use crate::http::outbound::{
+    Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
+};
 use crate::id::TenantId;
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
@@ -41,11 +40,6 @@ const WIDTH: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Assumed when Apple does not say when to come back.
 const LIMIT_WINDOW: Duration = Duration::from_mins(1);
-/// The longest wait that is passed on.
-const LONGEST_WAIT: Duration = Duration::from_hours(24);
-/// From here on a number in `Retry-After` is a moment, in milliseconds since 1970; below it is a number of seconds,
-/// of which no wait has this many.
-const FIRST_MOMENT: i64 = 1_000_000_000;
 
 /// The App Store Server API, in both environments.
 #[derive(Clone)]
@@ -211,21 +205,9 @@ impl AppStore {
 /// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
 /// of one or two dots, and no transaction is called that.
 fn address(base: &Url, transaction_id: &str) -> Option<Url> {
-    if matches!(transaction_id, "" | "." | "..") {
-        return None;
-    }
     let mut text = base.as_str().trim_end_matches('/').to_owned();
     text.push_str("/inApps/v1/transactions/");
-    // Everything but RFC 3986's unreserved characters as `%XX`: a slash, a question mark and the like stay part of the
-    // id, and so does a line break, which a URL's parser would drop.
-    for byte in transaction_id.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push('%');
-            text.push_str(&token::hex(&[byte]).to_ascii_uppercase());
-        }
-    }
+    push_segment(&mut text, transaction_id)?;
     Url::parse(&text).ok()
 }
 
@@ -268,28 +250,9 @@ fn error_of(answer: &Answer) -> ErrorBody {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
 
-/// `Retry-After` as Apple writes it, a moment in milliseconds since 1970, or as everybody else does, as seconds or as a
-/// date; at least a second, at most a day. `None` when absent or nonsense.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<i64>() {
-        Ok(moment) if moment >= FIRST_MOMENT => Timestamp::from_millis(moment).since(now),
-        Ok(seconds) => Duration::from_secs(u64::try_from(seconds).ok()?),
-        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
-    };
-    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
-}
-
 fn read(body: &[u8]) -> Result<String, Failure> {
-    // Not serde_json's own sentence, which repeats the value that it did not expect.
-    let info: TransactionInfo = serde_json::from_slice(body).map_err(|error| {
-        Failure::Unreadable(format!(
-            "{:?} error at line {}, column {}",
-            error.classify(),
-            error.line(),
-            error.column()
-        ))
-    })?;
+    let info: TransactionInfo =
+        serde_json::from_slice(body).map_err(|error| Failure::Unreadable(unreadable(&error)))?;
     Ok(info.signed_transaction_info)
 }
 
@@ -299,7 +262,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use axum::extract::State;
-    use axum::http::{HeaderValue, StatusCode, Uri};
+    use axum::http::header::RETRY_AFTER;
+    use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
     use axum::routing::get;
     use proptest::prelude::*;
     use serde_json::json;

@@ -29,19 +29,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use axum::http::header::RETRY_AFTER;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 use url::Url;
 
 use super::account::{AccessTokens, ServiceAccount, TokenError};
 use super::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
-use crate::http::outbound::{Answer, Bulkhead, InFlight, SendError, Upstream, Verdict};
+use crate::http::outbound::{
+    Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
+};
 use crate::id::TenantId;
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
@@ -50,8 +48,6 @@ const WIDTH: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Google's quotas are per minute; said when Google does not say when to come back.
 const QUOTA_WINDOW: Duration = Duration::from_mins(1);
-/// The longest wait that is passed on.
-const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
 /// The Play Developer API.
 #[derive(Clone)]
@@ -296,23 +292,6 @@ fn address(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
     Url::parse(&text).ok()
 }
 
-/// Writes everything but RFC 3986's unreserved characters as `%XX`: a slash, a colon (which begins a method's name in
-/// Google's paths), a question mark and the like stay part of the id.
-fn push_segment(text: &mut String, part: &str) -> Option<()> {
-    if matches!(part, "" | "." | "..") {
-        return None;
-    }
-    for byte in part.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push('%');
-            text.push_str(&token::hex(&[byte]).to_ascii_uppercase());
-        }
-    }
-    Some(())
-}
-
 fn judge(answer: &Answer) -> Verdict {
     if answer.status.is_server_error() || answer.status.as_u16() == 408 {
         Verdict::Transient
@@ -407,26 +386,8 @@ fn is_type_confusion(reason: &str) -> bool {
     })
 }
 
-/// `Retry-After` as seconds or as a date; at least a second, at most a day. `None` when absent or nonsense.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
-    };
-    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
-}
-
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Known<T>, Failure> {
-    // Not serde_json's own sentence, which repeats the value that it did not expect.
-    let unreadable = |error: serde_json::Error| {
-        Failure::Unreadable(format!(
-            "{:?} error at line {}, column {}",
-            error.classify(),
-            error.line(),
-            error.column()
-        ))
-    };
+    let unreadable = |error: serde_json::Error| Failure::Unreadable(unreadable(&error));
     let raw: Box<RawValue> = serde_json::from_slice(body).map_err(unreadable)?;
     if !raw.get().starts_with('{') {
         return Err(Failure::Unreadable("it is not a JSON object".to_owned()));
@@ -441,7 +402,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use axum::extract::State;
-    use axum::http::{HeaderValue, StatusCode};
+    use axum::http::header::RETRY_AFTER;
+    use axum::http::{HeaderMap, HeaderValue, StatusCode};
     use axum::routing::{get, post};
     use proptest::prelude::*;
     use serde_json::json;

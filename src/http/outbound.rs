@@ -10,11 +10,17 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+
+use crate::clock::Timestamp;
+use crate::crypto::token;
 
 /// The most a store's answer may weigh. A subscription with its whole history of line items is a few kilobytes.
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
@@ -22,6 +28,10 @@ const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 const MAX_ATTEMPTS: u32 = 3;
 /// The first pause between attempts; the second is twice as long. Each varies by a quarter either way.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest wait that is passed on.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+/// A `Retry-After` from here on is a moment in milliseconds, below it a number of seconds.
+const FIRST_MOMENT: i64 = 1_000_000_000;
 /// A connection that takes longer than this is not going to be useful to a caller who waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -141,6 +151,46 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// Writes `part` as one segment of a URL's path: everything but RFC 3986's unreserved characters becomes `%XX`, so that
+/// a slash, a colon, a question mark or a line break stays part of the id. `None` for what a URL has no spelling for: a
+/// segment that is empty or one or two dots. No purchase is called that.
+pub fn push_segment(path: &mut String, part: &str) -> Option<()> {
+    if matches!(part, "" | "." | "..") {
+        return None;
+    }
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push('%');
+            path.push_str(&token::hex(&[byte]).to_ascii_uppercase());
+        }
+    }
+    Some(())
+}
+
+/// `Retry-After` as a number of seconds, as a date, or, which is Apple's way, as the moment in milliseconds since the Unix
+/// epoch; at least a second, at most a day. `None` when absent or nonsense.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<i64>() {
+        Ok(moment) if moment >= FIRST_MOMENT => Timestamp::from_millis(moment).since(now),
+        Ok(seconds) => Duration::from_secs(u64::try_from(seconds).ok()?),
+        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
+    };
+    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
+}
+
+/// What is wrong with a store's JSON, without `serde_json`'s own sentence, which repeats the value it did not expect.
+pub fn unreadable(error: &serde_json::Error) -> String {
+    format!(
+        "{:?} error at line {}, column {}",
+        error.classify(),
+        error.line(),
+        error.column()
+    )
 }
 
 /// Callers who ask for the same thing at the same time share one call.
