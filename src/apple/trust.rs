@@ -258,6 +258,10 @@ impl Verifier {
             .key
             .verify_sig(signed.as_bytes(), &signature)
             .map_err(|_| Distrust::BadSignature)?;
+        // Only now: with thousands of fields this look is long, and Apple signs none such.
+        if !is_unambiguous(&payload) {
+            return Err(Distrust::BadPayload);
+        }
         Ok(payload)
     }
 
@@ -408,9 +412,6 @@ fn certificates(bytes: &[u8]) -> Vec<Root> {
 /// The day of signing; `None` when the payload has none.
 fn signing_date(payload: &[u8]) -> Result<Option<Timestamp>, Distrust> {
     let dated: Dated = serde_json::from_slice(payload).map_err(|_| Distrust::BadPayload)?;
-    if !is_unambiguous(payload) {
-        return Err(Distrust::BadPayload);
-    }
     Ok(dated
         .signed_date
         .or(dated.receipt_creation_date)

@@ -603,6 +603,14 @@ fn every_forgery_is_refused_for_its_own_reason() {
             Distrust::BadPayload,
         ),
         (
+            "a field twice by a stranger, who is not worth the look",
+            format!(
+                "{header}.{}.{signature}",
+                URL_SAFE_NO_PAD.encode("{\"a\":1,\"a\":2}")
+            ),
+            Distrust::BadSignature,
+        ),
+        (
             "a payload with something behind it",
             raw_payload(b"{}{}"),
             Distrust::BadPayload,
