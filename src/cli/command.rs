@@ -1,6 +1,7 @@
 //! The tree of commands.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -21,6 +22,7 @@ pub struct Cli {
     #[arg(
         long,
         global = true,
+        help_heading = "Everywhere",
         value_name = "FORMAT",
         value_enum,
         default_value_t
@@ -31,6 +33,7 @@ pub struct Cli {
     #[arg(
         long,
         global = true,
+        help_heading = "Everywhere",
         value_name = "URL",
         help = "Where the database is: postgres://user:password@host:5432/name [env: DATABASE_URL or DATABASE_URL_FILE]"
     )]
@@ -71,14 +74,20 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     tree.build();
     let arguments = spelling::nested(arguments, &tree);
     let cli = match Cli::command()
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(&arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches))
     {
         Ok(cli) => cli,
         // Help and the version too arrive as an "error", meant for stdout and with exit code 0.
         Err(error) => {
+            let said = error.render().to_string();
+            let tellable = spelling::without_secrets(&said, &arguments);
             // Nobody is left to tell when even this cannot be written.
-            let _ = error.print();
+            let _ = if error.use_stderr() && tellable != said {
+                write!(std::io::stderr(), "{tellable}")
+            } else {
+                error.print()
+            };
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };

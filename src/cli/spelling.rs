@@ -29,6 +29,38 @@ pub fn nested(arguments: impl IntoIterator<Item = OsString>, tree: &Command) -> 
     arguments
 }
 
+/// Whether an argument may be a secret that was put where something else belongs: an API key, a URL with a password, the
+/// content of a key file. Longer than every id of ours, or of a shape that secrets have.
+pub fn may_be_secret(argument: &str) -> bool {
+    const LONGEST_HARMLESS: usize = 40;
+    argument.chars().count() > LONGEST_HARMLESS
+        || argument.starts_with("attesto_")
+        || argument.starts_with('{')
+        || ["://", "-----BEGIN"]
+            .iter()
+            .any(|part| argument.contains(part))
+}
+
+/// What the parser says, without repeating an argument that [may be a secret](may_be_secret).
+pub fn without_secrets(said: &str, arguments: &[OsString]) -> String {
+    let mut secrets: Vec<_> = arguments
+        .iter()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy())
+        .flat_map(|argument| {
+            let value = argument.split_once('=').map(|(_, value)| value.to_owned());
+            [Some(argument.into_owned()), value]
+        })
+        .flatten()
+        .filter(|argument| may_be_secret(argument))
+        .collect();
+    // A shorter one may be part of a longer one.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.iter().fold(said.to_owned(), |said, secret| {
+        said.replace(secret.as_str(), "…")
+    })
+}
+
 /// Whether these arguments name no command and want none: nothing at all, or only settings of `serve`.
 fn wants_serve(arguments: &[OsString]) -> bool {
     let about_us = ["-h", "--help", "-V", "--version"];
@@ -50,6 +82,52 @@ mod tests {
 
     use super::*;
     use crate::cli::command::Cli;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_repeated() {
+        let key = format!("attesto_live_{}", "k3y".repeat(14));
+        let pem = "-----BEGIN PRIVATE KEY-----\ns3cret\n-----END PRIVATE KEY-----";
+        for secret in [
+            &key,
+            pem,
+            "postgres://ada:s3cret@db/x",
+            "attesto_test_s3",
+            r#"{"s3cret":1}"#,
+        ] {
+            for words in [
+                vec!["key", "list", secret],
+                vec!["key", "revoke", "key_1", secret],
+                vec![secret],
+                vec!["tenant", "list", &format!("--offset={secret}")],
+                vec!["key", "list", "t", "--limit", secret],
+                vec!["key", "list", "t", &format!("--limit={secret}")],
+                vec!["--output", secret],
+            ] {
+                let arguments: Vec<_> = ["attesto"]
+                    .iter()
+                    .chain(&words)
+                    .map(OsString::from)
+                    .collect();
+                let error = Cli::command()
+                    .try_get_matches_from(&arguments)
+                    .and_then(|matches| {
+                        clap::FromArgMatches::from_arg_matches(&matches).map(|_: Cli| ())
+                    })
+                    .expect_err("it cannot be meant");
+                let said = without_secrets(&error.render().to_string(), &arguments);
+                assert!(!said.contains(secret) && !said.contains("s3cret"), "{said}");
+                assert!(
+                    said.starts_with("error: ") && said.contains("--help"),
+                    "{said}"
+                );
+            }
+        }
+        let harmless = "error: invalid value 'tenant_1' for '<TENANT>'";
+        assert_eq!(
+            without_secrets(harmless, &["attesto".into(), "tenant_1".into()]),
+            harmless
+        );
+    }
 
     #[test]
     fn both_spellings_are_one_command() {

@@ -4,7 +4,7 @@
 //! not depend on an order nobody remembers.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
@@ -34,7 +34,7 @@ pub enum Unreadable {
         name: String,
     },
     /// The file is not there or may not be read.
-    #[error("{name}_FILE names {}, which cannot be read: {cause}", path.display())]
+    #[error("{name}_FILE {}: {cause}", unreadable(path))]
     File {
         /// The variable, without `_FILE`.
         name: String,
@@ -43,6 +43,18 @@ pub enum Unreadable {
         /// What the operating system said.
         cause: std::io::Error,
     },
+}
+
+/// Whoever puts the secret itself where its file's path belongs must not find it in the log: only what leads into a
+/// folder that exists is repeated.
+fn unreadable(path: &Path) -> String {
+    let folder = path.parent().filter(|folder| folder.parent().is_some());
+    match folder {
+        Some(folder) if folder.is_dir() => {
+            format!("names {}, which cannot be read", path.display())
+        }
+        _ => "must be the path of a file that can be read, not the secret itself".to_owned(),
+    }
 }
 
 /// Reads `name`, or the file that `name`_FILE names, without the one line end that editors and `echo` leave behind.
@@ -153,6 +165,17 @@ mod tests {
             ),
         ] {
             assert_eq!(read_from(&set), Err(problem));
+        }
+        for secret in [
+            "postgres://ada:s3cret@db/attesto",
+            "s3cret",
+            "/s3cret/+s3cret=",
+            "/s3cret",
+            "-----BEGIN\ns3cret\n",
+        ] {
+            let problem = read_from(&[("SECRET_FILE", secret)]).unwrap_err();
+            assert!(problem.contains("not the secret itself"), "{problem}");
+            assert!(!problem.contains("s3cret"), "{problem}");
         }
         std::fs::remove_dir_all(folder).unwrap();
     }
