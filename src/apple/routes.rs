@@ -14,7 +14,6 @@ use super::api::{Absent, Failure};
 use super::store::FindError;
 use super::trust::Distrust;
 use super::verify::{About, Apple, No, NotVerified, Question, Verified};
-use crate::db;
 use crate::http::json::{Fields, FromJson, Json};
 use crate::http::problem::ErrorBody;
 use crate::http::{Code, Problem, Refusal};
@@ -151,10 +150,8 @@ impl From<NotVerified> for Declined {
                 "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.",
             ),
             NotVerified::Credentials(error) => match &*error {
-                FindError::Database(cause) if db::is_unavailable(cause) => {
-                    Problem::unavailable(error)
-                }
-                _ => Problem::internal(error),
+                FindError::Database(cause) => cause.into(),
+                sealed => Problem::internal(sealed),
             },
             NotVerified::Apple(failure) => problem(failure),
             NotVerified::Unbelievable(what) => apple(

@@ -21,7 +21,7 @@ use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Database, Error};
+use super::{Database, Error, error_class};
 use crate::crypto::{ExposeSecret as _, token};
 use crate::id::TenantId;
 
@@ -103,6 +103,18 @@ enum Lost {
     Deaf,
 }
 
+impl Lost {
+    /// What kind of loss, with nothing of what the database said.
+    fn class(&self) -> String {
+        match self {
+            Self::Database(error) => error_class(error),
+            Self::Ended => "connection ended".to_owned(),
+            Self::Silent => "no answer".to_owned(),
+            Self::Deaf => "notifications do not arrive".to_owned(),
+        }
+    }
+}
+
 impl Changes {
     /// An ear that does not listen until [`Changes::run`] runs.
     pub fn new(database: &Database) -> Self {
@@ -147,7 +159,8 @@ impl Changes {
             }
             // Once an outage, not once an attempt.
             if !silent_about_it {
-                tracing::warn!(error = %cause, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
+                let class = cause.class();
+                tracing::warn!(%cause, causeClass = class, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
                 silent_about_it = true;
             }
             let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);

@@ -27,6 +27,23 @@ pub fn is_missing_table(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))
 }
 
+/// What kind of error, and nothing of what it says, for a log that shows no causes: `database 23505` for what Postgres
+/// refused (its code, no text), `database Io` for what never reached it.
+pub fn error_class(error: &Error) -> String {
+    if let Error::Database(refused) = error
+        && let Some(code) = refused.code()
+    {
+        return format!("database {code}");
+    }
+    // The variant's name is the first word of its debug form.
+    let debug = format!("{error:?}");
+    let variant: String = debug
+        .chars()
+        .take_while(char::is_ascii_alphanumeric)
+        .collect();
+    format!("database {variant}")
+}
+
 /// Turns a violation of one named constraint into the sentence it means; everything else stays what it was.
 pub fn on_constraint<E: From<Error>>(
     error: Error,

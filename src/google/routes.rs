@@ -10,7 +10,6 @@ use utoipa_axum::routes;
 use super::api::Failure;
 use super::store::FindError;
 use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
-use crate::db;
 use crate::http::json::{Fields, FromJson, Json};
 use crate::http::problem::ErrorBody;
 use crate::http::{Code, Problem, Refusal};
@@ -139,10 +138,8 @@ impl From<NotVerified> for Declined {
                 "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
             ),
             NotVerified::Credentials(error) => match &*error {
-                FindError::Database(cause) if db::is_unavailable(cause) => {
-                    Problem::unavailable(error)
-                }
-                _ => Problem::internal(error),
+                FindError::Database(cause) => cause.into(),
+                sealed => Problem::internal(sealed),
             },
             NotVerified::Google(failure) => problem(failure),
         }))
@@ -396,8 +393,8 @@ mod tests {
         let secret = "hunter2".to_owned();
         let text = |text: &str| Some(text.to_owned());
         let wait = Duration::from_millis(6500);
-        let sealed = FindError::Database(db::Error::Protocol(secret.clone()));
-        let away = FindError::Database(db::Error::PoolTimedOut);
+        let sealed = FindError::Database(crate::db::Error::Protocol(secret.clone()));
+        let away = FindError::Database(crate::db::Error::PoolTimedOut);
         let google =
             |status: Value, code: Value| json!({ "status": status, "googleErrorCode": code });
         for (outcome, code, details) in [

@@ -122,6 +122,7 @@ impl Cause {
 /// The type's name with its path, without our own crate's name.
 fn class_of<E>() -> &'static str {
     let name = std::any::type_name::<E>();
+    let name = name.trim_start_matches('&');
     name.strip_prefix("attesto::").unwrap_or(name)
 }
 
@@ -199,35 +200,24 @@ pub fn whole_seconds(wait: Duration) -> u64 {
 
 impl From<crate::db::Error> for Problem {
     fn from(error: crate::db::Error) -> Self {
-        let class = database_class(&error);
+        Self::from(&error)
+    }
+}
+
+impl From<&crate::db::Error> for Problem {
+    fn from(error: &crate::db::Error) -> Self {
         // A database that is still being prepared is as good as away.
-        let is_away = crate::db::is_unavailable(&error) || crate::db::is_missing_table(&error);
+        let is_away = crate::db::is_unavailable(error) || crate::db::is_missing_table(error);
         let mut problem = if is_away {
             Self::unavailable(error)
         } else {
             Self::internal(error)
         };
         if let Some(cause) = &mut problem.cause {
-            cause.class = class;
+            cause.class = crate::db::error_class(error);
         }
         problem
     }
-}
-
-/// `database 23505` for what Postgres refused (its code, no text), `database Io` for what never reached it.
-fn database_class(error: &crate::db::Error) -> String {
-    if let crate::db::Error::Database(refused) = error
-        && let Some(code) = refused.code()
-    {
-        return format!("database {code}");
-    }
-    // The variant's name is the first word of its debug form.
-    let debug = format!("{error:?}");
-    let variant: String = debug
-        .chars()
-        .take_while(char::is_ascii_alphanumeric)
-        .collect();
-    format!("database {variant}")
 }
 
 impl IntoResponse for Problem {
@@ -357,6 +347,10 @@ mod tests {
             Cause::of(&std::fmt::Error).class,
             "core::fmt::Error",
             "the type, with where it comes from"
+        );
+        assert_eq!(
+            Cause::of(&&crate::tenants::tenant::MalformedName).class,
+            "tenants::tenant::MalformedName"
         );
     }
 

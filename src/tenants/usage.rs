@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
-use crate::db::{Database, Error};
+use crate::db::{Database, Error, error_class};
 use crate::id::KeyId;
 
 use super::store;
@@ -78,13 +78,15 @@ impl Usage {
             .is_some()
         {
             if let Err(error) = self.flush(Due::AfterAMinute).await {
-                tracing::warn!(%error, "could not write when keys were last used; it is tried again");
+                let class = error_class(&error);
+                tracing::warn!(cause = %error, causeClass = class, "could not write when keys were last used; it is tried again");
             }
         }
         match tokio::time::timeout(LAST_WRITE, self.flush(Due::Now)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "could not write when keys were last used before stopping");
+                let class = error_class(&error);
+                tracing::warn!(cause = %error, causeClass = class, "could not write when keys were last used before stopping");
             }
             Err(_) => tracing::warn!("no time to write when keys were last used before stopping"),
         }
