@@ -178,6 +178,14 @@ impl ServiceAccount {
         &self.fingerprint
     }
 
+    /// A digest of all that an assertion says of the account and of the key that signs it. One key may belong to several
+    /// accounts; two files with the same identity get the same answers.
+    pub fn identity(&self) -> [u8; 32] {
+        // JSON, so that no two lists are written alike.
+        let parts = json!([self.client_email, self.key_id, self.fingerprint]);
+        token::sha256(parts.to_string().as_bytes())
+    }
+
     /// Where the file says tokens are bought. For a warning only: it is never called, because whoever writes the file
     /// would choose where signed assertions go.
     pub fn token_uri(&self) -> Option<&str> {
@@ -270,8 +278,8 @@ pub struct AccessTokens {
     buying: InFlight<Owner, Result<AccessToken, TokenError>>,
 }
 
-/// Whose token: the tenant and the fingerprint of the key it was bought with, so that a token never outlives its key.
-type Owner = (TenantId, String);
+/// Whose token: the tenant and the identity it was bought with, so that a token never outlives its key or its account.
+type Owner = (TenantId, [u8; 32]);
 
 /// Lets its holder speak for a service account until it expires.
 #[derive(Clone)]
@@ -348,7 +356,7 @@ impl AccessTokens {
         tenant: &TenantId,
         account: &Arc<ServiceAccount>,
     ) -> Result<AccessToken, TokenError> {
-        let owner = (tenant.clone(), account.fingerprint.clone());
+        let owner = (tenant.clone(), account.identity());
         if let Some(token) = self.fresh(&owner) {
             return Ok(token);
         }
@@ -368,7 +376,7 @@ impl AccessTokens {
 
     /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
     pub fn forget(&self, tenant: &TenantId, account: &ServiceAccount, token: &AccessToken) {
-        let owner = (tenant.clone(), account.fingerprint.clone());
+        let owner = (tenant.clone(), account.identity());
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept
             .get(&owner)
@@ -523,6 +531,18 @@ pub(super) mod tests {
             ServiceAccount::parse(&with_mark).is_ok(),
             "Windows' byte order mark"
         );
+    }
+
+    #[test]
+    fn another_account_with_the_same_key_is_another_identity() {
+        let file = key_file();
+        let identity = |file: &Value| parse(file).expect("good").identity();
+        assert_eq!(identity(&file), identity(&file));
+        for field in ["client_email", "private_key_id"] {
+            let mut other = file.clone();
+            other[field] = json!(format!("x{}", file[field].as_str().expect("text")));
+            assert_ne!(identity(&other), identity(&file), "{field}");
+        }
     }
 
     #[test]

@@ -60,9 +60,9 @@ pub struct Play {
     asking: InFlight<Asked, Result<Arc<[u8]>, NoPurchase>>,
 }
 
-/// What makes two questions the same: the tenant, the key it asks with, and a digest of the address, so that purchase
-/// tokens are not kept in a second place.
-type Asked = (TenantId, String, [u8; 32]);
+/// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, so that
+/// purchase tokens are not kept in a second place.
+type Asked = (TenantId, [u8; 32], [u8; 32]);
 
 /// What Google knows of a purchase.
 #[derive(Clone, Debug)]
@@ -154,6 +154,30 @@ pub enum Failure {
     Crowded,
 }
 
+impl NoPurchase {
+    /// With nothing of a purchase token, should Google's sentence repeat it: the sentence goes to the log.
+    fn without(mut self, purchase_token: &str) -> Self {
+        if let Self::Failure(
+            Failure::Credentials {
+                reason, message, ..
+            }
+            | Failure::Unexpected {
+                reason, message, ..
+            },
+        ) = &mut self
+        {
+            let mut written = String::new();
+            let is_segment = push_segment(&mut written, purchase_token).is_some();
+            for said in [reason, message].into_iter().flatten() {
+                if is_segment {
+                    *said = said.replace(purchase_token, "…").replace(&written, "…");
+                }
+            }
+        }
+        self
+    }
+}
+
 impl From<SendError> for NoPurchase {
     fn from(error: SendError) -> Self {
         Failure::NoAnswer(error).into()
@@ -232,7 +256,7 @@ impl Play {
         let url = address(&self.base, package_name, path).ok_or(Absent::Unknown)?;
         let key = (
             tenant.clone(),
-            account.fingerprint().to_owned(),
+            account.identity(),
             token::sha256(url.as_str().as_bytes()),
         );
         let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
@@ -241,7 +265,8 @@ impl Play {
             .share(key, move || async move {
                 play.call(&tenant, &account, url).await
             })
-            .await?;
+            .await
+            .map_err(|no| no.without(path.last().copied().unwrap_or_default()))?;
         read(&body).map_err(NoPurchase::from)
     }
 
@@ -587,6 +612,26 @@ mod tests {
             Err(unexpected(400, Some("INVALID_ARGUMENT"), Some(other))),
             "which argument, it does not say"
         );
+    }
+
+    #[test]
+    fn a_sentence_that_repeats_the_purchase_token_is_told_without_it() {
+        for token in ["s3cret", "s3cret/with:odd characters"] {
+            let mut written = String::new();
+            push_segment(&mut written, token).expect("a segment");
+            for status in [400, 403, 500] {
+                let body = json!({ "error": {
+                    "message": format!("No {token}, nothing at /tokens/{written}."),
+                    "errors": [{ "reason": format!("bad {token}") }],
+                } });
+                let no = meaning(answer(status, &body.to_string()), now())
+                    .expect_err("a refusal")
+                    .without(token);
+                let told = format!("{no} {no:?}");
+                assert!(!told.contains("s3cret"), "{told}");
+                assert!(told.contains("No …, nothing at /tokens/…."), "{told}");
+            }
+        }
     }
 
     #[test]
