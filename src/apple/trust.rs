@@ -81,6 +81,9 @@ pub enum Distrust {
     /// The payload is not readable JSON.
     #[error("its payload is not readable")]
     BadPayload,
+    /// It is genuine, and something else than a transaction.
+    #[error("it names no transaction: it is something else of Apple's")]
+    NotATransaction,
     /// It says it was signed in the future.
     #[error("it says it was signed in the future")]
     SignedInTheFuture,
@@ -103,6 +106,7 @@ impl Distrust {
             Self::LeafMarker => "leaf_marker",
             Self::IntermediateMarker => "intermediate_marker",
             Self::BadPayload => "bad_payload",
+            Self::NotATransaction => "not_a_transaction",
             Self::SignedInTheFuture => "signed_in_the_future",
             Self::BadSignature => "bad_signature",
         }

@@ -340,7 +340,12 @@ impl Apple {
 
     fn read(&self, jws: &str) -> Result<(Transaction, Box<RawValue>), Distrust> {
         let payload = self.verifier.verify(jws, self.clock.now())?;
-        let transaction = serde_json::from_slice(&payload).map_err(|_| Distrust::BadPayload)?;
+        let transaction: Transaction =
+            serde_json::from_slice(&payload).map_err(|_| Distrust::BadPayload)?;
+        // The same keys sign renewal infos, notifications and app transactions, which say nothing of a payment.
+        if transaction.transaction_id.is_none() {
+            return Err(Distrust::NotATransaction);
+        }
         let raw = payload::raw(payload).ok_or(Distrust::BadPayload)?;
         Ok((transaction, raw))
     }

@@ -621,3 +621,21 @@ async fn a_tenant_without_credentials_is_told_so() {
     }
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_apple_signed_and_is_no_transaction_is_refused() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let bought = buys(&world, Environment::Production);
+    let mut payload = world
+        .simulator
+        .apple()
+        .payload(&bought.transaction_id)
+        .expect("it is there");
+    payload.remove("transactionId");
+    let jws = world.simulator.apple().sign(&payload);
+    let answer = by_jws(&world, &tenant, &jws).await;
+    assert_eq!(no(&answer), "SIGNATURE_INVALID");
+    assert_eq!(answer.body["details"]["class"], "not_a_transaction");
+    world.end().await;
+}
