@@ -74,7 +74,7 @@ async fn tenants_are_created_listed_and_changed() {
     let shell = Shell::open().await;
     assert_eq!(shell.attesto(&["tenant", "list"]).text, "");
     let first = shell.answer(&["tenant", "create", "--name", "First \"Ltd\""]);
-    assert_eq!(fields(&first), ["createdAt", "id", "name"]);
+    assert_eq!(fields(&first), ["id", "name", "createdAt"]);
     assert_eq!(first["name"], "First \"Ltd\"");
     let second = shell.answer(&["tenant:create", "--name", "Second"]);
     let (one, two) = (
@@ -133,7 +133,7 @@ async fn a_key_is_shown_once_and_revoked_once() {
     let key = shell.answer(&["key:create", tenant, "--name", "ci", "--env", "test"]);
     assert_eq!(
         fields(&key),
-        ["id", "keyPrefix", "name", "rawKey", "tenantId", "warning"]
+        ["id", "tenantId", "keyPrefix", "name", "rawKey", "warning"]
     );
     let raw = key["rawKey"].as_str().unwrap();
     let random = raw.strip_prefix("attesto_test_").expect("its kind");

@@ -17,6 +17,7 @@ mod google_credentials;
 mod google_verify;
 mod migrations;
 mod openapi;
+mod secrets;
 mod serve;
 mod server_manners;
 mod tenants;
