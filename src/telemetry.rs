@@ -28,6 +28,8 @@ use crate::http::envelope::RequestId;
 const LINES_WAITING: usize = 8192;
 /// The most that is written in one go.
 const WRITE_AT_ONCE: usize = 64 * 1024;
+/// How long a line may wait for others to be written with.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long the last lines may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -156,6 +158,10 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<Message>) {
         let _ = destination.write_all(batch.as_bytes());
         let _ = destination.flush();
         batch.clear();
+        if waiting.is_empty() {
+            // Under load the next lines gather meanwhile, and nobody who logs has to wake this thread for each.
+            std::thread::sleep(GATHER);
+        }
         for done in waiting {
             let _ = done.send(());
         }

@@ -232,8 +232,14 @@ fn problem(failure: Failure) -> Problem {
         .retry_after(*retry_after),
         Failure::Unexpected { status, code, retry_after, .. } => {
             let said = code.map_or_else(String::new, |code| format!(" and error {code}"));
+            let advice = match code {
+                Some(4_000_000..=4_039_999 | 4_040_001 | 4_040_003) => {
+                    "Asking again will not help: check that this tenant's bundle id and key belong to the same app."
+                }
+                _ => "Ask again later.",
+            };
             let problem = apple(
-                format!("Apple answered with status {status}{said}, which says neither yes nor no. Ask again later."),
+                format!("Apple answered with status {status}{said}, which says neither yes nor no. {advice}"),
                 json!(status),
                 *code,
             );
@@ -372,6 +378,19 @@ mod tests {
                 json!({"status": 404, "appleErrorCode": 4_040_004, "retryAfterSeconds": 3})
             )
         );
+        let advice = |code| {
+            let (status, message, retry_after) = (400, None, None);
+            problem(Failure::Unexpected {
+                status,
+                code,
+                message,
+                retry_after,
+            })
+            .message
+        };
+        assert!(advice(Some(4_000_002)).contains("bundle id"));
+        assert!(advice(Some(4_040_004)).ends_with("Ask again later."));
+        assert!(advice(None).ends_with("Ask again later."));
         assert_eq!(
             answer(Failure::NoAnswer(SendError::Timeout(Duration::from_secs(
                 10
