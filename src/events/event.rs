@@ -1,0 +1,193 @@
+//! An event, and the JSON a callback is sent.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::word::{Source, Word};
+use crate::clock::Timestamp;
+use crate::id::{EventId, TenantId};
+
+/// An event that is to be stored.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which store reported it.
+    pub source: Source,
+    /// The store's own id of the notification, the same on every repeat: `notificationUUID`, `messageId`.
+    pub external_id: String,
+    /// What happened.
+    pub word: Word,
+    /// The finer intent.
+    pub reason: Option<Cow<'static, str>>,
+    /// The store's own name for it: `apple.<type>[.<subtype>]`, `google.subscription.<n>`, … in lower case.
+    pub platform_event: String,
+    /// When it happened, as the store says. When it does not say, the time it is received stands in.
+    pub occurred_at: Option<Timestamp>,
+    /// Real money or not, where that is known.
+    pub environment: Option<Environment>,
+    /// What it is about.
+    pub subject: Option<Subject>,
+    /// Whose purchase it is about, in the app's own words.
+    pub app_user_id: Option<String>,
+    /// The decoded payload.
+    pub data: Box<RawValue>,
+    /// What the store sent.
+    pub raw: Box<RawValue>,
+}
+
+/// Where a purchase was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    /// With real money.
+    Production,
+    /// By a tester.
+    Sandbox,
+}
+
+impl Environment {
+    /// As it is stored and sent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Sandbox => "sandbox",
+        }
+    }
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    /// The same for everything that ever happens to one subscription or one purchase.
+    pub key: String,
+    /// The product, where that is known.
+    pub product_id: Option<String>,
+    /// Which of the two it is.
+    pub r#type: SubjectType,
+}
+
+/// What kind of thing was bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SubjectType {
+    /// Something that runs for a time.
+    Subscription,
+    /// Something bought once.
+    Product,
+}
+
+impl SubjectType {
+    /// As it is stored and sent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Subscription => "subscription",
+            Self::Product => "product",
+        }
+    }
+}
+
+/// The JSON, in the order of the public contract.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    event: Word,
+    reason: Option<&'a str>,
+    platform_event: &'a str,
+    event_id: &'a EventId,
+    external_id: &'a str,
+    timestamp: Timestamp,
+    tenant_id: &'a TenantId,
+    source: Source,
+    environment: Option<Environment>,
+    subject: Option<&'a Subject>,
+    app_user_id: Option<&'a str>,
+    data: &'a RawValue,
+    raw: &'a RawValue,
+}
+
+impl NewEvent {
+    /// What a callback is sent of it. `received` stands in where the store did not say when it happened.
+    pub fn body(&self, id: &EventId, received: Timestamp) -> String {
+        let body = Body {
+            event: self.word,
+            reason: self.reason.as_deref(),
+            platform_event: &self.platform_event,
+            event_id: id,
+            external_id: &self.external_id,
+            timestamp: self.occurred_at.unwrap_or(received),
+            tenant_id: &self.tenant,
+            source: self.source,
+            environment: self.environment,
+            subject: self.subject.as_ref(),
+            app_user_id: self.app_user_id.as_deref(),
+            data: &self.data,
+            raw: &self.raw,
+        };
+        serde_json::to_string(&body).expect("text, and JSON that was read before")
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    pub(in crate::events) fn event() -> NewEvent {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
+        NewEvent {
+            tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id"),
+            source: Source::Google,
+            external_id: "42".to_owned(),
+            word: Word::SubscriptionRenewed,
+            reason: None,
+            platform_event: "google.subscription.2".to_owned(),
+            occurred_at: Timestamp::parse("2026-04-10T14:22:10.007Z"),
+            environment: Some(Environment::Production),
+            subject: Some(Subject {
+                key: "token".to_owned(),
+                product_id: None,
+                r#type: SubjectType::Subscription,
+            }),
+            app_user_id: Some("user".to_owned()),
+            data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890}"),
+            raw: raw("{ \"message\" :\"\\u00e9\" }"),
+        }
+    }
+
+    #[test]
+    fn the_body_has_its_keys_in_order_and_the_stores_text_untouched() {
+        let id: EventId = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id");
+        let received = Timestamp::from_millis(0);
+        assert_eq!(
+            event().body(&id, received),
+            concat!(
+                r#"{"event":"subscription.renewed","reason":null,"platformEvent":"google.subscription.2","#,
+                r#""eventId":"evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E","externalId":"42","timestamp":"2026-04-10T14:22:10.007Z","#,
+                r#""tenantId":"tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E","source":"google","environment":"production","#,
+                r#""subject":{"key":"token","productId":null,"type":"subscription"},"appUserId":"user","#,
+                r#""data":{"z":1.0,"a":123456789012345678901234567890},"raw":{ "message" :"\u00e9" }}"#,
+            )
+        );
+        let bare = NewEvent {
+            occurred_at: None,
+            environment: None,
+            subject: None,
+            app_user_id: None,
+            reason: Some("initial".into()),
+            ..event()
+        };
+        let read: serde_json::Value =
+            serde_json::from_str(&bare.body(&id, received)).expect("JSON");
+        assert_eq!(read["timestamp"], "1970-01-01T00:00:00.000Z");
+        assert_eq!(read["reason"], "initial");
+        for name in ["environment", "subject", "appUserId"] {
+            assert_eq!(read[name], json!(null), "{name}");
+            assert!(read.as_object().expect("an object").contains_key(name));
+        }
+    }
+}

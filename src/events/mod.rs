@@ -1,0 +1,20 @@
+//! What the stores reported, in one vocabulary for both.
+//!
+//! Promises: one notification is one event, however often and by however many processes it is received; an event and
+//! what has to be delivered of it are written together or not at all, and are there before anybody is told so; what is
+//! sent to a callback is made once and never again; what a store calls by a name unknown here is stored and delivered
+//! all the same.
+//!
+//! - [`word`]: the vocabulary
+//! - [`event`]: an event, and the JSON a callback is sent
+//! - [`record`]: the one way to write one
+//! - `store`: the queries
+
+pub mod event;
+pub mod record;
+mod store;
+pub mod word;
+
+pub use event::{Environment, NewEvent, Subject, SubjectType};
+pub use record::{Receipt, Record, Stored};
+pub use word::{Source, Word};

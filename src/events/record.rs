@@ -1,0 +1,86 @@
+//! The one way to write an event.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::event::NewEvent;
+use super::store;
+use crate::clock::Clock;
+use crate::db::{Database, Error};
+use crate::id::{DeliveryId, EventId};
+
+/// Writes events, and with each what has to be delivered of it. Clones share everything.
+#[derive(Clone)]
+pub struct Record {
+    database: Database,
+    clock: Clock,
+    work_arrived: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What became of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The event: this one, or the one that was stored when the notification first came.
+    pub event_id: EventId,
+    /// Whether the notification had not come before.
+    pub is_new: bool,
+    /// Whether a delivery was written with it. Never on a repeat.
+    pub enqueued: bool,
+}
+
+impl Record {
+    /// `work_arrived` is called after each delivery that was committed; it must return at once.
+    pub fn new(
+        database: &Database,
+        clock: &Clock,
+        work_arrived: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            database: database.clone(),
+            clock: clock.clone(),
+            work_arrived: Arc::new(work_arrived),
+        }
+    }
+
+    /// Writes the event, and a delivery of it when its tenant has a callback. When this returns, both are committed. An
+    /// event whose notification is there already is not written again.
+    pub async fn store(&self, event: &NewEvent) -> Result<Stored, Error> {
+        let now = self.clock.now();
+        let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));
+        let body = event.body(&event_id, now);
+        let stored = store::insert(&self.database, event, &event_id, &delivery_id, &body).await?;
+        if stored.enqueued {
+            (self.work_arrived)();
+        }
+        Ok(stored)
+    }
+}
+
+/// What the store is answered when its notification is safe.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// The event's id; a repeat of the notification is answered with the same.
+    #[schema(value_type = String, example = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")]
+    pub event_id: EventId,
+    /// The store's id of the notification.
+    pub external_id: String,
+    /// Whether the notification had not come before.
+    pub is_new: bool,
+    /// Whether it is on its way to the tenant's callback because of this request.
+    pub enqueued_delivery: bool,
+}
+
+impl Receipt {
+    /// For the notification that the store calls `external_id`.
+    pub fn new(stored: Stored, external_id: String) -> Self {
+        Self {
+            event_id: stored.event_id,
+            external_id,
+            is_new: stored.is_new,
+            enqueued_delivery: stored.enqueued,
+        }
+    }
+}

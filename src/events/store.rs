@@ -1,0 +1,160 @@
+//! Every query on events.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::event::NewEvent;
+use super::record::Stored;
+use crate::db::{Database, Error};
+use crate::id::{DeliveryId, EventId};
+
+/// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
+const LONGEST_KEY: usize = 1024;
+
+/// Writes an event and, when its tenant has an active callback, a delivery of it: one statement, so that both are there
+/// or neither is, and that nobody who hangs up can leave a transaction behind.
+pub(super) async fn insert(
+    database: &Database,
+    event: &NewEvent,
+    id: &EventId,
+    delivery: &DeliveryId,
+    body: &str,
+) -> Result<Stored, Error> {
+    let external_id = storable(&event.external_id);
+    let reason = event.reason.as_deref().map(storable);
+    let platform_event = storable(&event.platform_event);
+    let subject = event.subject.as_ref();
+    let subject_key = subject.map(|subject| key(&subject.key));
+    let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(storable));
+    let app_user_id = event.app_user_id.as_deref().map(storable);
+    loop {
+        let row = sqlx::query!(
+            r#"
+            with event as (
+                insert into webhook_events
+                    (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
+                     subject_product_id, subject_type, app_user_id, raw_payload, decoded_payload, occurred_at, body)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb, $14::text::jsonb, $15, $16)
+                on conflict (tenant_id, source, external_id) do nothing
+                returning id
+            ), delivery as (
+                -- Where it goes is decided now: a later change of the configuration redirects nothing.
+                insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+                select $17, event.id, config.tenant_id, config.callback_url
+                from event, webhook_configs as config
+                where config.tenant_id = $2 and config.is_active
+                returning id
+            )
+            select exists (select from event) as "is_new!", exists (select from delivery) as "enqueued!"
+            "#,
+            id.as_str(),
+            event.tenant.as_str(),
+            event.source.as_str(),
+            &external_id,
+            event.word.as_str(),
+            reason.as_deref(),
+            &platform_event,
+            event.environment.map(super::Environment::as_str),
+            subject_key.as_deref(),
+            product_id.as_deref(),
+            subject.map(|subject| subject.r#type.as_str()),
+            app_user_id.as_deref(),
+            &as_jsonb(&event.raw),
+            &as_jsonb(&event.data),
+            event.occurred_at.map(time::OffsetDateTime::from),
+            body,
+            delivery.as_str(),
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if row.is_new {
+            return Ok(Stored {
+                event_id: id.clone(),
+                is_new: true,
+                enqueued: row.enqueued,
+            });
+        }
+        // A second statement, because the first cannot see what was committed while it waited for it.
+        let earlier = sqlx::query_scalar!(
+            r#"select id as "id: EventId" from webhook_events where tenant_id = $1 and source = $2 and external_id = $3"#,
+            event.tenant.as_str(),
+            event.source.as_str(),
+            &external_id,
+        )
+        .fetch_optional(database.pool())
+        .await?;
+        if let Some(event_id) = earlier {
+            return Ok(Stored {
+                event_id,
+                is_new: false,
+                enqueued: false,
+            });
+        }
+        // It was pruned between the two: then this is the first again.
+    }
+}
+
+/// Text that a text column takes: Postgres stores no NUL, and an event is not to be lost for one.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}").into()
+    } else {
+        text.into()
+    }
+}
+
+/// Text that an index takes.
+fn key(text: &str) -> Cow<'_, str> {
+    storable(&text[..text.floor_char_boundary(LONGEST_KEY)])
+}
+
+/// JSON that a jsonb column takes: the same, but for NUL in its strings.
+fn as_jsonb(json: &RawValue) -> Cow<'_, str> {
+    fn clean(value: Value) -> Value {
+        match value {
+            Value::String(text) => storable(&text).into_owned().into(),
+            Value::Array(items) => items.into_iter().map(clean).collect(),
+            Value::Object(fields) => fields
+                .into_iter()
+                .map(|(name, value)| (storable(&name).into_owned(), clean(value)))
+                .collect(),
+            other => other,
+        }
+    }
+    let text = json.get();
+    if !text.contains("\\u0000") {
+        return text.into();
+    }
+    match serde_json::from_str(text) {
+        Ok(value) => clean(value).to_string().into(),
+        Err(_) => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgres_does_not_take_is_replaced() {
+        assert_eq!(storable("a\0b"), "a\u{fffd}b");
+        assert_eq!(storable("ab"), "ab");
+        assert_eq!(key(&"x".repeat(5000)).len(), LONGEST_KEY);
+        assert_eq!(key(&"é".repeat(5000)).len(), LONGEST_KEY);
+        assert_eq!(
+            key(&format!("x{}", "é".repeat(5000))).len(),
+            LONGEST_KEY - 1
+        );
+        let json = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
+        let plain = json(r#"{ "b":1.0, "a":[] }"#);
+        assert_eq!(as_jsonb(&plain), plain.get(), "as it is");
+        let bad = json(r#"{"a\u0000":["\u0000x",{"b":"\\u0000"}]}"#);
+        let read: Value = serde_json::from_str(&as_jsonb(&bad)).expect("JSON");
+        assert_eq!(
+            read,
+            serde_json::json!({ "a\u{fffd}": ["\u{fffd}x", { "b": "\\u0000" }] })
+        );
+    }
+}
