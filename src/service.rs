@@ -22,7 +22,9 @@ use crate::credentials::canary;
 use crate::crypto::keyring::Keyring;
 use crate::db::changes::Changes;
 use crate::db::{Database, SchemaState, Unreachable};
-use crate::google::{self, Google};
+use crate::events::Record;
+use crate::google::trust::Keys;
+use crate::google::{self, Google, Notifications};
 use crate::http::envelope::Envelope;
 use crate::http::health::{Check, Health};
 use crate::http::outbound::{self, Upstream};
@@ -55,6 +57,7 @@ pub struct Service {
     callers: Callers,
     apple: Apple,
     google: Google,
+    google_notifications: Notifications,
 }
 
 impl Service {
@@ -85,6 +88,7 @@ impl Service {
                 credential_ttl: settings.credential_ttl,
             },
         );
+        let google_keys = Keys::new(&upstream, stores.google_jwks.clone(), clock.clone());
         let google = Google::new(
             database,
             keyring,
@@ -97,6 +101,9 @@ impl Service {
                 credential_ttl: settings.credential_ttl,
             },
         );
+        // Nobody delivers yet.
+        let record = Record::new(database, clock, || {});
+        let google_notifications = Notifications::new(&google, google_keys, record, &changes);
         let callers = Callers::new(database, &changes, clock, settings.rate_limit);
         Ok(Self {
             database: database.clone(),
@@ -106,6 +113,7 @@ impl Service {
             callers,
             apple,
             google,
+            google_notifications,
         })
     }
 
@@ -136,6 +144,7 @@ impl Service {
             Health::new(self.checks(), leaving).routes(),
             apple::routes(self.apple.clone(), self.callers.clone()),
             google::routes(self.google.clone(), self.callers.clone()),
+            google::push_routes(self.google_notifications.clone()),
         ];
         let routes = server::routes::routes(features);
         Envelope::new(routes, self.clock.clone(), BODY_TIMEOUT)

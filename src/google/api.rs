@@ -178,6 +178,27 @@ impl NoPurchase {
     }
 }
 
+impl Failure {
+    /// What the log says in production: the kind and Google's own words for it, nothing of a purchase.
+    pub(super) fn class(&self) -> String {
+        match self {
+            Self::Credentials { status, reason, .. } => {
+                let reason = reason.as_deref().unwrap_or("no reason");
+                format!("google credentials {status} {reason}")
+            }
+            Self::Application { reason } => format!("google application 404 {reason}"),
+            Self::Quota { status, .. } => format!("google quota {status}"),
+            Self::Unexpected { status, reason, .. } => {
+                let reason = reason.as_deref().unwrap_or("no reason");
+                format!("google unexpected {status} {reason}")
+            }
+            Self::Unreadable(_) => "google unreadable".to_owned(),
+            Self::NoAnswer(_) => "google no answer".to_owned(),
+            Self::Crowded => "google crowded".to_owned(),
+        }
+    }
+}
+
 impl From<SendError> for NoPurchase {
     fn from(error: SendError) -> Self {
         Failure::NoAnswer(error).into()

@@ -2,23 +2,31 @@
 //!
 //! Promises: an answer comes from Google and from nowhere else; "no" is said only when Google said so, and an error,
 //! a refusal of the credentials or a quota is never mistaken for one; a purchase of another app is never called this
-//! tenant's.
+//! tenant's. A notification is believed only from the account the tenant named, and what is believed is never lost,
+//! whatever else cannot be learned.
 //!
 //! - [`payload`]: Google's JSON, with no meaning added
 //! - [`translate`]: from Google's words to ours, as tables
 //! - [`account`]: the service account, and the access tokens bought with it
 //! - [`api`]: calls to the Play Developer API, and what each answer means
-//! - [`store`]: the tenant's credentials, sealed
-//! - [`verify`]: the use case
-//! - [`mod@routes`]: the use case in HTTP
+//! - [`trust`]: is a push from Google, and from the account that the tenant named
+//! - [`chain`]: which purchase was the first of a subscription
+//! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
+//! - [`verify`]: a use case: is this purchase real
+//! - [`notifications`]: the other: something happened to a purchase
+//! - [`mod@routes`]: both in HTTP
 
 pub mod account;
 pub mod api;
+pub mod chain;
+pub mod notifications;
 pub mod payload;
 pub mod routes;
 pub mod store;
 pub mod translate;
+pub mod trust;
 pub mod verify;
 
-pub use routes::routes;
+pub use notifications::Notifications;
+pub use routes::{push_routes, routes};
 pub use verify::{Google, Settings};

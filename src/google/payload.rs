@@ -31,6 +31,10 @@ pub struct SubscriptionPurchase {
     pub linked_purchase_token: Option<String>,
     /// `ACKNOWLEDGEMENT_STATE_…`
     pub acknowledgement_state: Option<String>,
+    /// Why it was cancelled; there only while it is cancelled or expired.
+    pub canceled_state_context: Option<CanceledStateContext>,
+    /// There when it was bought outside the app, after an earlier one had expired.
+    pub out_of_app_purchase_context: Option<Present>,
     /// Whom the app said it is for.
     pub external_account_identifiers: Option<ExternalAccountIdentifiers>,
     /// An empty object when a licence tester bought it.
@@ -38,6 +42,20 @@ pub struct SubscriptionPurchase {
     /// What was bought: the subscription, and its add-ons.
     #[serde(deserialize_with = "null_is_empty")]
     pub line_items: Vec<LineItem>,
+}
+
+/// Who cancelled: exactly one is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CanceledStateContext {
+    /// The subscriber.
+    pub user_initiated_cancellation: Option<Present>,
+    /// Google, for want of payment.
+    pub system_initiated_cancellation: Option<Present>,
+    /// The app's developer.
+    pub developer_initiated_cancellation: Option<Present>,
+    /// Another purchase, which took its place.
+    pub replacement_cancellation: Option<Present>,
 }
 
 /// Whom the app said a purchase is for.
@@ -134,6 +152,71 @@ pub struct ProductPurchase {
     pub quantity: Option<Int64>,
     /// What the app passed as `obfuscatedAccountId` when it started the purchase.
     pub obfuscated_external_account_id: Option<String>,
+}
+
+/// The message that is inside a Pub/Sub push: what Google calls a real-time developer notification. Exactly one of the
+/// blocks is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeveloperNotification {
+    /// The app.
+    pub package_name: Option<String>,
+    /// When it happened, in milliseconds since the Unix epoch.
+    pub event_time_millis: Option<Int64>,
+    /// Something happened to a subscription.
+    pub subscription_notification: Option<SubscriptionNotification>,
+    /// Something happened to a one-time product.
+    pub one_time_product_notification: Option<OneTimeProductNotification>,
+    /// A purchase was voided.
+    pub voided_purchase_notification: Option<VoidedPurchaseNotification>,
+    /// Google asks about a refund.
+    pub pending_refund_review_notification: Option<PendingRefundReviewNotification>,
+    /// Somebody pressed the console's button.
+    pub test_notification: Option<Present>,
+}
+
+/// Something happened to a subscription.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SubscriptionNotification {
+    /// What: see [`translate`](super::translate).
+    pub notification_type: Option<Int64>,
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// The product; on its way out of Google's API.
+    pub subscription_id: Option<String>,
+}
+
+/// Something happened to a one-time product.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OneTimeProductNotification {
+    /// 1 purchased, 2 a pending purchase was cancelled.
+    pub notification_type: Option<Int64>,
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// The product.
+    pub sku: Option<String>,
+}
+
+/// A purchase was voided.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VoidedPurchaseNotification {
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// 1 subscription, 2 one-time product.
+    pub product_type: Option<Int64>,
+    /// 1 full, 2 some of the quantity.
+    pub refund_type: Option<Int64>,
+}
+
+/// Google asks about a refund.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PendingRefundReviewNotification {
+    /// What the app passed as `obfuscatedAccountId` when it started the purchase.
+    pub obfuscated_account_id: Option<String>,
 }
 
 /// An error's body: `{"error":{"code","message","status","errors":[{"reason"}]}}`.

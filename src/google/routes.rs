@@ -1,25 +1,48 @@
-//! `POST /v1/google/verify`: the question in JSON, and what each outcome is in HTTP.
+//! `POST /v1/google/verify` and `POST /v1/webhooks/google/{tenantId}`: what is asked and what is pushed, in JSON, and
+//! what each outcome is in HTTP.
 
-use axum::extract::{FromRef, State};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRef, Path, Request, State};
 use axum::response::{IntoResponse, Response};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::api::Failure;
+use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
-use crate::http::json::{Fields, FromJson, Json};
-use crate::http::problem::ErrorBody;
-use crate::http::{Code, Problem, Refusal};
+use crate::clock::Timestamp;
+use crate::events::Receipt;
+use crate::http::envelope::LogFields;
+use crate::http::json::{self, Fields, FromJson, Json};
+use crate::http::problem::{ErrorBody, Issue};
+use crate::http::{Code, Problem, Refusal, body};
+use crate::id::TenantId;
+use crate::tenants::caller::bearer;
 use crate::tenants::{Caller, Callers};
 
-/// The routes of Google Play.
+/// The most a push may weigh.
+const MAX_PUSH_BYTES: usize = 1024 * 1024;
+/// When a push may come again that could not be judged for want of Google's keys, which are asked for once a minute.
+const KEYS_AGAIN: Duration = Duration::from_mins(1);
+
+/// What a tenant's backend asks.
 pub fn routes(google: Google, callers: Callers) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(verify))
         .with_state(Room { google, callers })
+}
+
+/// What Google pushes.
+pub fn push_routes(notifications: Notifications) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
+        .with_state(notifications)
 }
 
 #[derive(Clone)]
@@ -61,6 +84,171 @@ async fn verify(
 ) -> Result<axum::Json<Verified>, Declined> {
     let verified = room.google.verify(&caller.tenant, &question).await?;
     Ok(axum::Json(verified))
+}
+
+/// Google's real-time developer notifications, as Pub/Sub pushes them
+///
+/// Set up a push subscription of the app's topic with authentication, its endpoint being this address. The token that
+/// Pub/Sub sends must be signed by Google, carry the address that was given as `--pubsub-service-account`, and be meant
+/// for `--pubsub-audience`; where that was not set, for this address. When the answer is 200, the event is stored, and
+/// so is its delivery to the tenant's callback; a repeat is answered alike and stored once. A message that cannot be
+/// read is stored as `unknown`.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/google/{tenantId}",
+    tag = "webhooks",
+    params(("tenantId" = String, Path, description = "The tenant's id")),
+    request_body(content = PushRequest),
+    responses(
+        (status = 200, description = "Stored", body = Receipt),
+        (status = 400, description = "`INVALID_REQUEST`: the id is malformed, the body is no push, or its message is about another app", body = ErrorBody<'static>),
+        (status = 401, description = "`UNAUTHENTICATED`: the push's token does not convince, or there is no such tenant", body = ErrorBody<'static>),
+        (status = 404, description = "`TENANT_NOT_FOUND`: the tenant is inactive", body = ErrorBody<'static>),
+        (status = 503, description = "`UNAVAILABLE`: the database, or Google's keys, cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+    ),
+)]
+async fn receive(
+    State(notifications): State<Notifications>,
+    Path(tenant): Path<String>,
+    request: Request,
+) -> Result<axum::Json<Receipt>, Problem> {
+    let tenant: TenantId = tenant.parse().map_err(|problem: crate::id::MalformedId| {
+        Problem::invalid(&[Issue::at("tenantId", problem.to_string())])
+    })?;
+    let (parts, body) = request.into_parts();
+    let admitted = notifications.admit(&tenant, bearer(&parts.headers)).await?;
+    if let Some(fields) = parts.extensions.get::<LogFields>() {
+        fields.tenant(tenant.as_str());
+    }
+    // The type is not looked at: Google's word is good enough, and a push lost to a header would be a pity.
+    let body = body::read(&parts.headers, &parts.extensions, body).await?;
+    let Push {
+        id,
+        data,
+        published,
+    } = json::read(&body)?;
+    let message = Message {
+        id,
+        data,
+        published,
+        // It was read before, so it is JSON.
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal)?,
+    };
+    let receipt = notifications.accept(admitted, message).await?;
+    Ok(axum::Json(receipt))
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            // One text whatever the reason, which is in the log.
+            Refused::Untrusted(why) => {
+                let mut problem = Self::new(
+                    Code::Unauthenticated,
+                    "This push's token does not convince. It must be signed by Google for the account and the audience that the tenant is set up with.",
+                )
+                .cause(why);
+                if let Some(cause) = &mut problem.cause {
+                    // It holds nothing of the token.
+                    cause.class.clone_from(&cause.text);
+                }
+                problem
+            }
+            Refused::NoKeys => Self::new(
+                Code::Unavailable,
+                "Google's signing keys cannot be reached right now. Try again shortly.",
+            )
+            .retry_after(KEYS_AGAIN)
+            .cause(refused),
+            Refused::Inactive => Self::new(
+                Code::TenantNotFound,
+                "There is no active tenant of this id.",
+            ),
+            Refused::Credentials(error) => credentials_problem(&error),
+            Refused::Database(error) => (&*error).into(),
+        }
+    }
+}
+
+impl From<NotAccepted> for Problem {
+    fn from(outcome: NotAccepted) -> Self {
+        match outcome {
+            NotAccepted::OtherApp { expected } => Self::invalid(&[Issue::at(
+                "message.data",
+                format!("is about another app; packageName must be {expected}"),
+            )]),
+            NotAccepted::Database(error) => error.into(),
+        }
+    }
+}
+
+fn credentials_problem(error: &Arc<FindError>) -> Problem {
+    match &**error {
+        FindError::Database(cause) => cause.into(),
+        sealed => Problem::internal(sealed),
+    }
+}
+
+/// A push as Pub/Sub sends it.
+#[derive(ToSchema)]
+#[schema(as = google::PushRequest)]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+struct PushRequest {
+    /// The message.
+    message: PushedMessage,
+    /// The subscription's name; not looked at.
+    subscription: Option<String>,
+}
+
+/// The message of a push.
+#[derive(ToSchema)]
+#[schema(as = google::PushedMessage, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+struct PushedMessage {
+    /// The same on every repeat.
+    #[schema(min_length = 1, max_length = 256, example = "136969346945")]
+    message_id: String,
+    /// Google's `DeveloperNotification`: JSON in base64.
+    data: Option<String>,
+    /// When Pub/Sub took it.
+    #[schema(format = DateTime)]
+    publish_time: Option<String>,
+}
+
+/// What of a push matters.
+struct Push {
+    id: String,
+    data: Option<String>,
+    published: Option<Timestamp>,
+}
+
+impl FromJson for Push {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        if !body.has("message") {
+            body.issue(
+                "message",
+                "is missing; the subscription must push whole messages, without payload unwrapping",
+            );
+        }
+        body.object("message", |message| {
+            // Both spellings are sent, and say the same.
+            let id = if message.has("message_id") && !message.has("messageId") {
+                message.required_string("message_id", 1..=256)
+            } else {
+                message.required_string("messageId", 1..=256)
+            };
+            // Whatever else is wrong with a message makes it unreadable, and not refused.
+            let text = |name| message.value(name).and_then(Value::as_str);
+            let data = text("data").map(str::to_owned);
+            let published = text("publishTime").or_else(|| text("publish_time"));
+            let published = published.and_then(Timestamp::parse);
+            Some(Self {
+                id: id?,
+                data,
+                published,
+            })
+        })
+    }
 }
 
 /// A question about a Google Play purchase.
@@ -137,10 +325,7 @@ impl From<NotVerified> for Declined {
                 Code::CredentialsMissing,
                 "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
             ),
-            NotVerified::Credentials(error) => match &*error {
-                FindError::Database(cause) => cause.into(),
-                sealed => Problem::internal(sealed),
-            },
+            NotVerified::Credentials(error) => credentials_problem(&error),
             NotVerified::Google(failure) => problem(failure),
         }))
     }
@@ -236,31 +421,12 @@ fn problem(failure: Failure) -> Problem {
         )
         .retry_after(std::time::Duration::from_secs(1)),
     };
-    let class = class(&failure);
+    let class = failure.class();
     let mut problem = problem.cause(failure);
     if let Some(cause) = &mut problem.cause {
         cause.class = class;
     }
     problem
-}
-
-/// What the log says in production: the kind and Google's own words for it, nothing of a purchase.
-fn class(failure: &Failure) -> String {
-    match failure {
-        Failure::Credentials { status, reason, .. } => {
-            let reason = reason.as_deref().unwrap_or("no reason");
-            format!("google credentials {status} {reason}")
-        }
-        Failure::Application { reason } => format!("google application 404 {reason}"),
-        Failure::Quota { status, .. } => format!("google quota {status}"),
-        Failure::Unexpected { status, reason, .. } => {
-            let reason = reason.as_deref().unwrap_or("no reason");
-            format!("google unexpected {status} {reason}")
-        }
-        Failure::Unreadable(_) => "google unreadable".to_owned(),
-        Failure::NoAnswer(_) => "google no answer".to_owned(),
-        Failure::Crowded => "google crowded".to_owned(),
-    }
 }
 
 #[cfg(test)]

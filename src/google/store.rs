@@ -1,14 +1,17 @@
-//! A tenant's Google credentials in the database: the service account's file sealed, the rest in the open.
+//! What is kept about Google in the database: a tenant's credentials, the service account's file sealed and the rest in
+//! the open; and which purchase replaced which.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::account::{MalformedAccount, ServiceAccount};
+use super::chain::Link;
+use super::trust::PushSettings;
 use crate::clock::Timestamp;
 use crate::credentials::sealed::GOOGLE_SERVICE_ACCOUNT;
-use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, OpenError};
+use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
 use crate::id::TenantId;
 
@@ -19,6 +22,8 @@ pub struct Credentials {
     pub package_name: String,
     /// Who asks.
     pub account: Arc<ServiceAccount>,
+    /// Who may push notifications.
+    pub push: PushSettings,
 }
 
 /// Why stored credentials cannot be used.
@@ -103,7 +108,8 @@ pub async fn find(
     tenant: &TenantId,
 ) -> Result<Option<Credentials>, FindError> {
     let row = sqlx::query!(
-        "select package_name, service_account_enc from google_credentials where tenant_id = $1",
+        "select package_name, service_account_enc, pubsub_audience, pubsub_service_account \
+           from google_credentials where tenant_id = $1",
         tenant.as_str()
     )
     .fetch_optional(database.pool())
@@ -126,6 +132,10 @@ pub async fn find(
     Ok(Some(Credentials {
         package_name: row.package_name,
         account: Arc::new(account),
+        push: PushSettings {
+            audience: row.pubsub_audience,
+            account: row.pubsub_service_account,
+        },
     }))
 }
 
@@ -193,5 +203,64 @@ pub async fn put(
             PutError::UnknownTenant(tenant.clone())
         })
     })?;
+    Ok(())
+}
+
+/// What is known of the purchases behind one, newest first: its own link, that of the one it replaces, and so on as far
+/// as known. Empty when nothing is known of it. In a circle links repeat.
+pub(super) async fn links(
+    database: &Database,
+    tenant: &TenantId,
+    purchase_token: &str,
+    most: i32,
+) -> Result<Vec<Link>, db::Error> {
+    let hash = token::sha256(purchase_token.as_bytes());
+    sqlx::query_as!(
+        Link,
+        r#"
+        with recursive chain as (
+            select token, replaces, 1 as depth
+            from purchase_links
+            where tenant_id = $1 and token_hash = $2
+            union all
+            select link.token, link.replaces, chain.depth + 1
+            from chain
+            join purchase_links as link
+                on link.tenant_id = $1 and link.token_hash = sha256(convert_to(chain.replaces, 'UTF8'))
+            where chain.depth < $3
+        )
+        select token as "token!", replaces from chain order by depth
+        "#,
+        tenant.as_str(),
+        hash.as_slice(),
+        most,
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// Keeps what was learned. What is known already stays: a purchase does not change which one it replaces.
+pub(super) async fn keep_links(
+    database: &Database,
+    tenant: &TenantId,
+    links: &[Link],
+) -> Result<(), db::Error> {
+    let hashes: Vec<Vec<u8>> = links
+        .iter()
+        .map(|link| token::sha256(link.token.as_bytes()).to_vec())
+        .collect();
+    let tokens: Vec<&str> = links.iter().map(|link| link.token.as_str()).collect();
+    let replaces: Vec<Option<&str>> = links.iter().map(|link| link.replaces.as_deref()).collect();
+    sqlx::query!(
+        "insert into purchase_links (tenant_id, token_hash, token, replaces) \
+         select $1, * from unnest($2::bytea[], $3::text[], $4::text[]) \
+         on conflict (tenant_id, token_hash) do nothing",
+        tenant.as_str(),
+        &hashes,
+        &tokens as &[&str],
+        &replaces as &[Option<&str>],
+    )
+    .execute(database.pool())
+    .await?;
     Ok(())
 }

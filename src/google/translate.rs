@@ -22,6 +22,20 @@
 //! | 2, pending | | `pending` |
 //! | anything else | | `unknown` |
 //!
+//! | Google notifies of | event | reason |
+//! |---|---|---|
+//! | subscription 1, 2, 3, 5, 6, 7 | `recovered`, `renewed`, `cancellation_scheduled`, `on_hold`, `in_grace_period`, `cancellation_revoked` | |
+//! | subscription 4 | `purchased`; `upgraded` when it replaces one that was still running | `initial`, `resubscribe` |
+//! | subscription 8, 9, 10, 11, 12 | `price_change_accepted`, `deferred`, `paused`, `pause_schedule_changed`, `revoked` | |
+//! | subscription 13 | `expired` | `voluntary`, `billing_retry`, `developer`, `replaced` |
+//! | subscription 17, 19, 20 | `items_changed`, `price_change_updated`, `pending_purchase_canceled` | |
+//! | subscription 18 | `cancellation_scheduled` | `installment` |
+//! | subscription 22 | `price_change_pending` | `step_up_consent` |
+//! | one-time 1, 2 | `product.purchased`, `product.pending_purchase_canceled` | |
+//! | voided 1, 2 | `subscription.refunded`, `product.refunded` | `full`, `partial` |
+//! | refund review, test | `product.refund_review`, `test` | |
+//! | anything else | `unknown` | |
+//!
 //! So a subscription is paid for now in `active`, `in_grace_period` and `canceled`, a product in `active` and `consumed`,
 //! and nothing is in any other.
 
@@ -30,8 +44,12 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::payload::{Int64, LineItem, Money, ProductPurchase, SubscriptionPurchase};
+use super::payload::{
+    DeveloperNotification, Int64, LineItem, Money, ProductPurchase, SubscriptionPurchase,
+    VoidedPurchaseNotification,
+};
 use crate::clock::Timestamp;
+use crate::events::Word;
 
 /// How long Google waits for an acknowledgement before it refunds.
 pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_hours(72);
@@ -177,6 +195,178 @@ pub fn micros(money: &Money) -> Option<Int64> {
     let Int64(nanos) = money.nanos.unwrap_or(Int64(0));
     let micros = i128::from(units) * 1_000_000 + i128::from(nanos) / 1_000;
     i64::try_from(micros).ok().map(Int64)
+}
+
+/// What a notification says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meaning {
+    /// What happened.
+    pub word: Word,
+    /// The finer intent.
+    pub reason: Option<&'static str>,
+    /// Google's own name for it.
+    pub platform_event: String,
+}
+
+/// What is known of the purchase that another one replaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replaced {
+    /// Nothing: Google could not be asked.
+    #[default]
+    Unknown,
+    /// There is none.
+    Nothing,
+    /// It was still running.
+    Running,
+    /// It was over.
+    Ended,
+}
+
+/// What a notification says. `purchase` is the subscription it is about, as it is now, if Google could be asked;
+/// `replaced` is what that one replaces. The table stands at the top of this file.
+pub fn meaning(
+    notification: &DeveloperNotification,
+    purchase: Option<&SubscriptionPurchase>,
+    replaced: Replaced,
+) -> Meaning {
+    let plain = |word, reason, platform_event: &str| Meaning {
+        word,
+        reason,
+        platform_event: platform_event.to_owned(),
+    };
+    if let Some(about) = &notification.subscription_notification
+        && let Some(Int64(number)) = about.notification_type
+    {
+        let (word, reason) = subscription_event(number, purchase, replaced);
+        plain(word, reason, &format!("google.subscription.{number}"))
+    } else if let Some(about) = &notification.one_time_product_notification
+        && let Some(Int64(number)) = about.notification_type
+    {
+        let word = match number {
+            1 => Word::ProductPurchased,
+            2 => Word::ProductPendingPurchaseCanceled,
+            _ => Word::Unknown,
+        };
+        plain(word, None, &format!("google.product.{number}"))
+    } else if let Some(about) = &notification.voided_purchase_notification {
+        plain(voided_event(about), void_extent(about), "google.voided")
+    } else if notification.pending_refund_review_notification.is_some() {
+        plain(Word::ProductRefundReview, None, "google.refund_review")
+    } else if notification.test_notification.is_some() {
+        plain(Word::Test, None, "google.test")
+    } else {
+        unreadable()
+    }
+}
+
+/// What is said of a message that cannot be read.
+pub fn unreadable() -> Meaning {
+    Meaning {
+        word: Word::Unknown,
+        reason: None,
+        platform_event: "google.unknown".to_owned(),
+    }
+}
+
+fn subscription_event(
+    number: i64,
+    purchase: Option<&SubscriptionPurchase>,
+    replaced: Replaced,
+) -> (Word, Option<&'static str>) {
+    let word = match number {
+        1 => Word::SubscriptionRecovered,
+        2 => Word::SubscriptionRenewed,
+        3 => Word::SubscriptionCancellationScheduled,
+        4 => return purchased(purchase, replaced),
+        5 => Word::SubscriptionOnHold,
+        6 => Word::SubscriptionInGracePeriod,
+        7 => Word::SubscriptionCancellationRevoked,
+        8 => Word::SubscriptionPriceChangeAccepted,
+        9 => Word::SubscriptionDeferred,
+        10 => Word::SubscriptionPaused,
+        11 => Word::SubscriptionPauseScheduleChanged,
+        12 => Word::SubscriptionRevoked,
+        13 => return (Word::SubscriptionExpired, purchase.and_then(why_over)),
+        17 => Word::SubscriptionItemsChanged,
+        18 => {
+            return (Word::SubscriptionCancellationScheduled, Some("installment"));
+        }
+        19 => Word::SubscriptionPriceChangeUpdated,
+        20 => Word::SubscriptionPendingPurchaseCanceled,
+        22 => {
+            return (
+                Word::SubscriptionPriceChangePending,
+                Some("step_up_consent"),
+            );
+        }
+        _ => Word::Unknown,
+    };
+    (word, None)
+}
+
+fn purchased(
+    purchase: Option<&SubscriptionPurchase>,
+    replaced: Replaced,
+) -> (Word, Option<&'static str>) {
+    // Bought outside the app after the last one had expired: Google links those in another way.
+    let again = purchase.is_some_and(|purchase| purchase.out_of_app_purchase_context.is_some());
+    match replaced {
+        Replaced::Running => (Word::SubscriptionUpgraded, None),
+        Replaced::Ended => (Word::SubscriptionPurchased, Some("resubscribe")),
+        Replaced::Nothing if again => (Word::SubscriptionPurchased, Some("resubscribe")),
+        Replaced::Nothing => (Word::SubscriptionPurchased, Some("initial")),
+        Replaced::Unknown => (Word::SubscriptionPurchased, None),
+    }
+}
+
+/// Why a subscription is over, if Google says.
+fn why_over(purchase: &SubscriptionPurchase) -> Option<&'static str> {
+    let context = purchase.canceled_state_context.as_ref()?;
+    if context.user_initiated_cancellation.is_some() {
+        Some("voluntary")
+    } else if context.system_initiated_cancellation.is_some() {
+        Some("billing_retry")
+    } else if context.developer_initiated_cancellation.is_some() {
+        Some("developer")
+    } else if context.replacement_cancellation.is_some() {
+        Some("replaced")
+    } else {
+        None
+    }
+}
+
+/// Whether a purchase was still running when another took its place at `moment`. By the time of the notification
+/// Google has ended it already, so its state now is not enough.
+pub fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
+    let is_replaced = replaced
+        .canceled_state_context
+        .as_ref()
+        .is_some_and(|context| context.replacement_cancellation.is_some());
+    let lasts = line_item(replaced, None)
+        .and_then(|item| item.expiry_time)
+        .is_some_and(|expiry| expiry > moment);
+    let state = replaced.subscription_state.as_deref().unwrap_or_default();
+    match state.strip_prefix("SUBSCRIPTION_STATE_") {
+        Some("ACTIVE" | "IN_GRACE_PERIOD") => true,
+        Some("CANCELED" | "EXPIRED") => is_replaced || lasts,
+        _ => false,
+    }
+}
+
+fn voided_event(about: &VoidedPurchaseNotification) -> Word {
+    match about.product_type {
+        Some(Int64(1)) => Word::SubscriptionRefunded,
+        Some(Int64(2)) => Word::ProductRefunded,
+        _ => Word::Unknown,
+    }
+}
+
+fn void_extent(about: &VoidedPurchaseNotification) -> Option<&'static str> {
+    match about.refund_type {
+        Some(Int64(1)) => Some("full"),
+        Some(Int64(2)) => Some("partial"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -26,11 +26,11 @@ use crate::id::TenantId;
 /// Google Play, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
 pub struct Google {
-    database: Database,
+    pub(super) database: Database,
     keyring: Arc<Keyring>,
     credentials: Cached<Credentials, FindError>,
-    play: Play,
-    clock: Clock,
+    pub(super) play: Play,
+    pub(super) clock: Clock,
 }
 
 /// Where Google is, and how long a tenant's credentials are remembered.
@@ -277,7 +277,11 @@ impl Google {
         tenant: &TenantId,
         question: &Question,
     ) -> Result<Verified, NotVerified> {
-        let credentials = self.credentials(tenant).await?;
+        let credentials = self
+            .credentials(tenant)
+            .await
+            .map_err(NotVerified::Credentials)?
+            .ok_or(NotVerified::NoCredentials)?;
         if question.package_name != credentials.package_name {
             let expected = credentials.package_name.clone();
             return Err(No::OtherApp { expected }.into());
@@ -310,7 +314,11 @@ impl Google {
         }
     }
 
-    async fn credentials(&self, tenant: &TenantId) -> Result<Arc<Credentials>, NotVerified> {
+    /// The tenant's credentials, remembered. `None` when it has none.
+    pub(super) async fn credentials(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Option<Arc<Credentials>>, Arc<FindError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
         self.credentials
@@ -318,8 +326,6 @@ impl Google {
                 store::find(&database, &keyring, &whose).await
             })
             .await
-            .map_err(NotVerified::Credentials)?
-            .ok_or(NotVerified::NoCredentials)
     }
 }
 

@@ -163,6 +163,11 @@ impl<'a> Fields<'a> {
         self.given(name).is_some()
     }
 
+    /// A field as it is, for a reader who takes whatever comes; `null` is the same as none.
+    pub fn value(&self, name: &str) -> Option<&'a Value> {
+        self.given(name)
+    }
+
     /// A string whose number of characters lies in `length`.
     pub fn string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
         let text = self.text(name)?;

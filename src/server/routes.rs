@@ -21,6 +21,7 @@ use crate::http::problem::{ErrorBody, Problem};
     components(schemas(ErrorBody<'_>)),
     tags(
         (name = "verify", description = "Is this purchase real, and what is it now?"),
+        (name = "webhooks", description = "What the stores report"),
         (name = "operation", description = "For whoever runs this service"),
     ),
     modifiers(&ApiKey)

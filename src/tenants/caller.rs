@@ -124,7 +124,7 @@ impl Callers {
 }
 
 /// The token of the one `Authorization: Bearer …` header. The scheme is written in any case (RFC 9110, 11.1).
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
