@@ -11,8 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{self, KeySize};
-use aws_lc_rs::signature::KeyPair as _;
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -35,7 +37,7 @@ struct Parts {
     apple: AppleKey,
     google: ServiceAccount,
     /// Signs what Google itself signs.
-    google_signer: RsaKey,
+    google_signer: GoogleSigner,
 }
 
 /// A key as App Store Connect gives it out for the App Store Server API.
@@ -66,10 +68,11 @@ pub struct ServiceAccount {
     pub public_key: String,
 }
 
-/// An RSA key of the simulated Google, with the id it is published under.
-struct RsaKey {
+/// An RSA key of the simulated Google, with the id it is published under. Clones are the same key.
+#[derive(Clone)]
+pub struct GoogleSigner {
     id: String,
-    pair: rsa::KeyPair,
+    pair: Arc<rsa::KeyPair>,
 }
 
 /// The file.
@@ -89,10 +92,7 @@ impl Identity {
             authority: Authority::new(now),
             apple: AppleKey::new(&uuid()),
             google: ServiceAccount::new("attesto"),
-            google_signer: RsaKey {
-                id: random_hex(20),
-                pair: rsa_pair(),
-            },
+            google_signer: GoogleSigner::new(),
         }))
     }
 
@@ -136,9 +136,9 @@ impl Identity {
             authority: Authority::restore(&kept.authority)?,
             apple: kept.apple,
             google: kept.google,
-            google_signer: RsaKey {
+            google_signer: GoogleSigner {
                 id: kept.google_signer_id,
-                pair: rsa::KeyPair::from_pkcs8(&signer).ok()?,
+                pair: Arc::new(rsa::KeyPair::from_pkcs8(&signer).ok()?),
             },
         })))
     }
@@ -158,19 +158,76 @@ impl Identity {
         &self.0.google
     }
 
-    /// Google's public keys, as a JWK set.
-    pub fn google_keys(&self) -> Value {
-        let signer = &self.0.google_signer;
-        let public = signer.pair.public_key();
+    /// Signs what Google itself signs.
+    pub fn google_signer(&self) -> &GoogleSigner {
+        &self.0.google_signer
+    }
+}
+
+impl GoogleSigner {
+    /// A new key.
+    pub fn new() -> Self {
+        Self {
+            id: random_hex(20),
+            pair: Arc::new(rsa_pair()),
+        }
+    }
+
+    /// What it is published as.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The public key, as an entry of a JWK set.
+    pub fn jwk(&self) -> Value {
+        let public = self.pair.public_key();
         let part = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
-        json!({ "keys": [{
+        json!({
             "kty": "RSA",
             "alg": "RS256",
             "use": "sig",
-            "kid": signer.id,
+            "kid": self.id,
             "n": part(public.modulus().big_endian_without_leading_zero()),
             "e": part(public.exponent().big_endian_without_leading_zero()),
-        }] })
+        })
+    }
+
+    /// A token with these claims.
+    pub fn sign(&self, claims: &Value) -> String {
+        self.sign_as(&self.id, claims)
+    }
+
+    /// A token with these claims, said to be signed by another key.
+    pub fn sign_as(&self, id: &str, claims: &Value) -> String {
+        let header = json!({ "alg": "RS256", "kid": id, "typ": "JWT" });
+        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+        let signed = format!("{}.{}", encode(&header), encode(claims));
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        self.pair
+            .sign(
+                &RSA_PKCS1_SHA256,
+                &SystemRandom::new(),
+                signed.as_bytes(),
+                &mut signature,
+            )
+            .expect("an RSA key signs");
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// A token as somebody makes it who hopes that the public key is taken for a shared secret.
+    pub fn sign_symmetrically(&self, claims: &Value) -> String {
+        let header = json!({ "alg": "HS256", "kid": self.id, "typ": "JWT" });
+        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+        let signed = format!("{}.{}", encode(&header), encode(claims));
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, self.pair.public_key().as_ref());
+        let tag = hmac::sign(&secret, signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
+    }
+}
+
+impl Default for GoogleSigner {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`server`]: start and stop
 //! - [`control`]: make purchases, change them, and let answers go wrong; from Rust or over HTTP
 //! - `app_store`, `play`: what the stores answer
+//! - [`pubsub`]: pushes what Play publishes
 //! - [`state`]: what the stores know
 //! - [`identity`]: their keys, and those of the developer who calls them
 //! - [`pki`]: the certificate authority, and forgeries
@@ -22,6 +23,7 @@ mod exchange;
 pub mod identity;
 pub mod pki;
 mod play;
+pub mod pubsub;
 mod routes;
 pub mod server;
 mod shared;
@@ -31,6 +33,7 @@ mod tests;
 
 pub use identity::Identity;
 pub use pki::Forgery;
+pub use pubsub::TokenFlaw;
 pub use server::{Simulator, SimulatorOptions};
 pub use shared::Seen;
 pub use state::Refused;

@@ -68,7 +68,7 @@ pub(super) fn answer(shared: &Shared, service: &str, call: &Call) -> Reply {
     let told = fault.as_ref().and_then(|fault| wrong(fault, service));
     let mut reply = told.unwrap_or_else(|| match service {
         "token" => grant(shared, call),
-        "certs" => Reply::json(200, &shared.identity.google_keys())
+        "certs" => Reply::json(200, &shared.google_keys())
             .header("cache-control", "public, max-age=21600, must-revalidate"),
         _ => play(shared, call, purchase),
     });

@@ -4,18 +4,22 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use super::exchange::{Call, Reply};
-use super::identity::{Identity, write_private};
+use super::identity::{GoogleSigner, Identity, write_private};
 use super::state::fault::Faults;
+use super::state::pubsub::Messages;
 use super::state::{Refused, State};
 use crate::clock::{Clock, Timestamp};
 
 /// How many calls the log remembers.
 const REMEMBERED: usize = 1000;
+/// How many notifications are pushed at once.
+const PUSHES_AT_ONCE: usize = 64;
 /// The file's name inside the simulator's folder.
 const FILE: &str = "purchases.json";
 
@@ -23,6 +27,9 @@ const FILE: &str = "purchases.json";
 pub(super) struct Shared {
     pub clock: Clock,
     pub identity: Identity,
+    /// Places for pushes on their way.
+    pub pushing: Semaphore,
+    client: OnceLock<Option<reqwest::Client>>,
     inside: Mutex<Inside>,
     file: Option<PathBuf>,
 }
@@ -34,6 +41,10 @@ pub(super) struct Inside {
     pub faults: Faults,
     /// Google's access tokens and whom they were given to, until when.
     pub tokens: BTreeMap<String, (String, Timestamp)>,
+    /// What Play has published.
+    pub messages: Messages,
+    /// The keys that Google publishes, newest first, once they are others than the identity's.
+    pub signers: Vec<GoogleSigner>,
     seen: VecDeque<Seen>,
 }
 
@@ -81,11 +92,15 @@ impl Shared {
         Ok(Self {
             clock,
             identity,
+            pushing: Semaphore::new(PUSHES_AT_ONCE),
+            client: OnceLock::new(),
             inside: Mutex::new(Inside {
                 state,
                 random: seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
                 faults: Faults::default(),
                 tokens: BTreeMap::new(),
+                messages: Messages::default(),
+                signers: Vec::new(),
                 seen: VecDeque::new(),
             }),
             file,
@@ -94,6 +109,30 @@ impl Shared {
 
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The client that pushes, if one can be made.
+    pub(super) fn client(&self) -> Option<&reqwest::Client> {
+        let make = || crate::http::outbound::client().ok();
+        self.client.get_or_init(make).as_ref()
+    }
+
+    /// The key that Google signs with now.
+    pub(super) fn signer(&self) -> GoogleSigner {
+        let inside = self.inside();
+        let newest = inside.signers.first();
+        newest.unwrap_or(self.identity.google_signer()).clone()
+    }
+
+    /// The keys that Google publishes, as a JWK set.
+    pub(super) fn google_keys(&self) -> serde_json::Value {
+        let inside = self.inside();
+        let keys: Vec<_> = if inside.signers.is_empty() {
+            vec![self.identity.google_signer().jwk()]
+        } else {
+            inside.signers.iter().map(GoogleSigner::jwk).collect()
+        };
+        serde_json::json!({ "keys": keys })
     }
 
     /// Everything that changes, for a look. Never held while waiting.

@@ -19,6 +19,7 @@ use crate::simulator::state::fault::Fault;
 use crate::simulator::state::google::{
     NewProduct, NewSubscription, Product, Replacement, Subscription,
 };
+use crate::simulator::state::pubsub as notices;
 use crate::simulator::state::{Refused, State};
 
 /// One thing the control API does.
@@ -326,6 +327,41 @@ const OPERATIONS: &[(&str, &[Operation])] = &[
         ],
     ),
     (
+        "Play notifications",
+        &[
+            post(
+                "/control/google/push/{package}",
+                r#"{"endpoint":"http://127.0.0.1:8080/v1/webhooks/google/tenant_…"}"#,
+                "push what happens to this app's purchases; audience and account may be given too",
+            ),
+            get("/control/google/push", "where notifications are pushed"),
+            get(
+                "/control/google/messages",
+                "every message, and what its pushes were answered",
+            ),
+            post(
+                "/control/google/messages/{package}/test",
+                "",
+                "what the console's button publishes",
+            ),
+            post(
+                "/control/google/messages/{package}",
+                r#"{"subscriptionNotification":{"version":"1.0","notificationType":17,"purchaseToken":"…"}}"#,
+                "publish any notification; version, packageName and eventTimeMillis are added",
+            ),
+            post(
+                "/control/google/redeliver",
+                "",
+                "push again what was not acknowledged",
+            ),
+            post(
+                "/control/google/keys/rotate",
+                r#"{"dropOld":false}"#,
+                "sign with a new key",
+            ),
+        ],
+    ),
+    (
         "Google accounts",
         &[
             post(
@@ -477,6 +513,13 @@ struct AppChange {
 }
 
 #[derive(Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Default)]
+struct Rotation {
+    drop_old: bool,
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewAccount {
     name: String,
@@ -622,6 +665,9 @@ impl Desk<'_> {
                 google.expire_access_tokens();
                 Ok(done())
             }
+            (method, ["push" | "messages" | "redeliver" | "keys", ..]) => {
+                self.pubsub(method, below)
+            }
             ("GET", ["subscriptions"]) => {
                 let all: Vec<Value> = google
                     .subscriptions()
@@ -670,6 +716,52 @@ impl Desk<'_> {
         }
     }
 
+    fn pubsub(&self, method: &str, below: &[&str]) -> Answer {
+        let google = &self.google;
+        match (method, below) {
+            ("GET", ["push"]) => {
+                let all = json!(self.shared.inside().state.google.push);
+                Ok(Reply::pretty(
+                    200,
+                    &json!({ "push": all, "account": google.push_account() }),
+                ))
+            }
+            ("POST", ["push", package]) => {
+                google.set_push(package, self.body()?)?;
+                Ok(Reply::pretty(
+                    200,
+                    &json!({ "done": true, "account": google.push_account() }),
+                ))
+            }
+            ("GET", ["messages"]) => Ok(Reply::pretty(
+                200,
+                &json!({ "messages": google.messages() }),
+            )),
+            ("POST", ["messages", package, "test"]) => Ok(Reply::pretty(
+                201,
+                &json!(google.test_notification(package)),
+            )),
+            ("POST", ["messages", package]) => {
+                let mut notification = notices::head(package, self.shared.now());
+                let blocks: Map<String, Value> = self.body()?;
+                notification.extend(blocks);
+                let text = Value::Object(notification).to_string();
+                let message = google.publish(package, text.as_bytes());
+                Ok(Reply::pretty(201, &json!(message)))
+            }
+            ("POST", ["redeliver"]) => Ok(Reply::pretty(
+                202,
+                &json!({ "messages": google.redeliver() }),
+            )),
+            ("POST", ["keys", "rotate"]) => {
+                let how: Rotation = self.body()?;
+                google.rotate_keys(how.drop_old);
+                Ok(done())
+            }
+            _ => self.nothing(),
+        }
+    }
+
     fn general(&self, below: &[&str]) -> Answer {
         match (self.call.method.as_str(), below) {
             ("GET", ["faults"]) => {
@@ -698,7 +790,10 @@ impl Desk<'_> {
                     *state = State::default();
                     Ok(())
                 })?;
-                self.shared.inside().faults.clear();
+                let mut inside = self.shared.inside();
+                inside.faults.clear();
+                inside.messages.clear();
+                inside.signers.clear();
                 Ok(done())
             }
             _ => self.nothing(),
@@ -822,7 +917,7 @@ impl Desk<'_> {
         Reply::typed(200, "text/plain; charset=utf-8", text)
     }
 
-    fn ids(&self) -> [(&'static str, String); 6] {
+    fn ids(&self) -> [(&'static str, String); 7] {
         let or = |found: Option<String>, else_: &str| found.unwrap_or_else(|| else_.to_owned());
         let transaction = self.apple.transactions().pop();
         let subscription = self.google.subscriptions().pop();
@@ -844,6 +939,7 @@ impl Desk<'_> {
                 or(product.map(|one| one.purchase_token), "<purchaseToken>"),
             ),
             ("{bundle}", "com.example.app".to_owned()),
+            ("{package}", "com.example.app".to_owned()),
             ("{key}", self.apple.key().key_id),
             (
                 "{email}",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::pubsub::PushSubscription;
 use super::{Period, Refused, letters};
 use crate::clock::Timestamp;
 
@@ -344,6 +345,8 @@ pub(crate) struct Books {
     products: BTreeMap<String, Product>,
     /// By address.
     pub accounts: BTreeMap<String, Account>,
+    /// Where notifications are pushed, by package name.
+    pub push: BTreeMap<String, PushSubscription>,
 }
 
 impl Books {
