@@ -372,8 +372,9 @@ fn void_extent(about: &VoidedPurchaseNotification) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
-    use super::super::payload::{AutoRenewingPlan, OfferPhase, Present};
+    use super::super::payload::{AutoRenewingPlan, CanceledStateContext, OfferPhase, Present};
     use super::*;
 
     const NOW: i64 = 1_775_830_930_000;
@@ -591,6 +592,245 @@ mod tests {
             assert_eq!(
                 amount(units.map(Int64), nanos.map(Int64)),
                 expected.map(Int64)
+            );
+        }
+    }
+
+    fn notice(block: &str, fields: &serde_json::Value) -> DeveloperNotification {
+        serde_json::from_value(json!({ "packageName": "p", block: fields })).expect("readable")
+    }
+
+    /// Google's number, our word, the reason.
+    const OF_SUBSCRIPTIONS: &[(i64, &str, Option<&str>)] = &[
+        (1, "subscription.recovered", None),
+        (2, "subscription.renewed", None),
+        (3, "subscription.cancellation_scheduled", None),
+        (4, "subscription.purchased", None),
+        (5, "subscription.on_hold", None),
+        (6, "subscription.in_grace_period", None),
+        (7, "subscription.cancellation_revoked", None),
+        (8, "subscription.price_change_accepted", None),
+        (9, "subscription.deferred", None),
+        (10, "subscription.paused", None),
+        (11, "subscription.pause_schedule_changed", None),
+        (12, "subscription.revoked", None),
+        (13, "subscription.expired", None),
+        (14, "unknown", None),
+        (15, "unknown", None),
+        (16, "unknown", None),
+        (17, "subscription.items_changed", None),
+        (
+            18,
+            "subscription.cancellation_scheduled",
+            Some("installment"),
+        ),
+        (19, "subscription.price_change_updated", None),
+        (20, "subscription.pending_purchase_canceled", None),
+        (21, "unknown", None),
+        (
+            22,
+            "subscription.price_change_pending",
+            Some("step_up_consent"),
+        ),
+        (23, "unknown", None),
+        (0, "unknown", None),
+        (-1, "unknown", None),
+    ];
+    const OF_PRODUCTS: &[(i64, &str, Option<&str>)] = &[
+        (1, "product.purchased", None),
+        (2, "product.pending_purchase_canceled", None),
+        (3, "unknown", None),
+    ];
+
+    #[test]
+    fn every_number_has_its_word() {
+        for (block, name, table) in [
+            ("subscriptionNotification", "subscription", OF_SUBSCRIPTIONS),
+            ("oneTimeProductNotification", "product", OF_PRODUCTS),
+        ] {
+            for (number, word, reason) in table {
+                let fields = json!({ "notificationType": number, "purchaseToken": "t" });
+                let found = meaning(&notice(block, &fields), None, Replaced::Unknown);
+                assert_eq!(found.platform_event, format!("google.{name}.{number}"));
+                assert_eq!((found.word.as_str(), found.reason), (*word, *reason));
+            }
+        }
+    }
+
+    #[test]
+    fn every_other_block_has_its_word() {
+        let voided = "voidedPurchaseNotification";
+        let [full, part] = ["full", "partial"].map(Some);
+        let refunded = "subscription.refunded";
+        for (block, fields, name, word, reason) in [
+            (
+                voided,
+                json!({ "productType": 1, "refundType": 1 }),
+                "voided",
+                refunded,
+                full,
+            ),
+            (
+                voided,
+                json!({ "productType": 1, "refundType": 2 }),
+                "voided",
+                refunded,
+                part,
+            ),
+            (
+                voided,
+                json!({ "productType": 2, "refundType": 2 }),
+                "voided",
+                "product.refunded",
+                part,
+            ),
+            (
+                voided,
+                json!({ "productType": 2 }),
+                "voided",
+                "product.refunded",
+                None,
+            ),
+            (
+                voided,
+                json!({ "productType": 3, "refundType": 9 }),
+                "voided",
+                "unknown",
+                None,
+            ),
+            (
+                "pendingRefundReviewNotification",
+                json!({}),
+                "refund_review",
+                "product.refund_review",
+                None,
+            ),
+            (
+                "testNotification",
+                json!({ "version": "1.0" }),
+                "test",
+                "test",
+                None,
+            ),
+            (
+                "subscriptionNotification",
+                json!({}),
+                "unknown",
+                "unknown",
+                None,
+            ),
+            (
+                "oneTimeProductNotification",
+                json!({}),
+                "unknown",
+                "unknown",
+                None,
+            ),
+            (
+                "somethingNewNotification",
+                json!({}),
+                "unknown",
+                "unknown",
+                None,
+            ),
+        ] {
+            let found = meaning(&notice(block, &fields), None, Replaced::Unknown);
+            assert_eq!(found.platform_event, format!("google.{name}"));
+            assert_eq!(
+                (found.word.as_str(), found.reason),
+                (word, reason),
+                "{fields}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_purchase_is_the_first_or_one_more_or_a_change_of_plan() {
+        use Replaced::*;
+        let mut purchase = subscription("ACTIVE", vec![item("a", 1)]);
+        let said = |purchase: &SubscriptionPurchase, replaced| {
+            let fields = json!({ "notificationType": 4 });
+            let notice = notice("subscriptionNotification", &fields);
+            let found = meaning(&notice, Some(purchase), replaced);
+            (found.word.as_str(), found.reason)
+        };
+        for (replaced, word, reason) in [
+            (Nothing, "subscription.purchased", Some("initial")),
+            (Ended, "subscription.purchased", Some("resubscribe")),
+            (Running, "subscription.upgraded", None),
+            (Unknown, "subscription.purchased", None),
+        ] {
+            assert_eq!(said(&purchase, replaced), (word, reason), "{replaced:?}");
+        }
+        purchase.out_of_app_purchase_context = Some(Present);
+        assert_eq!(
+            said(&purchase, Nothing),
+            ("subscription.purchased", Some("resubscribe"))
+        );
+    }
+
+    #[test]
+    fn a_replaced_purchase_was_running_or_over() {
+        let replacement = CanceledStateContext {
+            replacement_cancellation: Some(Present),
+            ..CanceledStateContext::default()
+        };
+        // state, replaced, expiry in ms from the new purchase, was running
+        for (state, replaced, ends_in_ms, running) in [
+            ("ACTIVE", false, -1, true),
+            ("IN_GRACE_PERIOD", false, 1, true),
+            ("CANCELED", false, 1, true),
+            ("CANCELED", false, -1, false),
+            ("EXPIRED", false, 1, true),
+            ("EXPIRED", false, 0, false),
+            ("EXPIRED", true, 0, true),
+            ("EXPIRED", true, -1, true),
+            ("ON_HOLD", false, -1, false),
+            ("PAUSED", false, -1, false),
+            ("PENDING", false, 1, false),
+            ("SOMETHING_NEW", true, 1, false),
+        ] {
+            let mut purchase = subscription(state, vec![item("a", ends_in_ms)]);
+            purchase.canceled_state_context = replaced.then(|| replacement.clone());
+            assert_eq!(
+                was_running(&purchase, now()),
+                running,
+                "{state} {replaced} {ends_in_ms}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_end_has_its_reason() {
+        for (context, reason) in [
+            (
+                json!({ "userInitiatedCancellation": { "cancelTime": "2026-04-10T14:22:10Z" } }),
+                Some("voluntary"),
+            ),
+            (
+                json!({ "systemInitiatedCancellation": {} }),
+                Some("billing_retry"),
+            ),
+            (
+                json!({ "developerInitiatedCancellation": {} }),
+                Some("developer"),
+            ),
+            (json!({ "replacementCancellation": {} }), Some("replaced")),
+            (json!({ "somethingNew": {} }), None),
+            (serde_json::Value::Null, None),
+        ] {
+            let purchase: SubscriptionPurchase =
+                serde_json::from_value(json!({ "canceledStateContext": context }))
+                    .expect("readable");
+            let fields = json!({ "notificationType": 13 });
+            let found = meaning(
+                &notice("subscriptionNotification", &fields),
+                Some(&purchase),
+                Replaced::Unknown,
+            );
+            assert_eq!(
+                (found.word.as_str(), found.reason),
+                ("subscription.expired", reason)
             );
         }
     }

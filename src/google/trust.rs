@@ -125,6 +125,9 @@ impl<'a> Token<'a> {
         }
         let (signed, signature) = text.rsplit_once('.').ok_or(Untrusted::Malformed)?;
         let (header, claims) = signed.split_once('.').ok_or(Untrusted::Malformed)?;
+        if claims.contains('.') {
+            return Err(Untrusted::Malformed);
+        }
         let Header { alg, kid, crit } = part(header)?;
         if alg != "RS256" {
             return Err(Untrusted::Algorithm);
@@ -429,4 +432,293 @@ fn lifetime(headers: &HeaderMap) -> Duration {
             life.saturating_sub(Duration::from_secs(age.unwrap_or(0)))
         })
         .clamp(SHORTEST_LIFE, LONGEST_KEY_LIFE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: i64 = 1_775_830_930;
+    const TENANT: &str = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    static KEY: LazyLock<KeyPair> =
+        LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).expect("a key can be made"));
+
+    fn public_key() -> PublicKey {
+        let public = KEY.public_key();
+        PublicKey(PublicKeyComponents {
+            n: public.modulus().big_endian_without_leading_zero().to_vec(),
+            e: public.exponent().big_endian_without_leading_zero().to_vec(),
+        })
+    }
+
+    fn sign(header: &str, claims: &str) -> String {
+        let signed = format!(
+            "{}.{}",
+            URL_SAFE_NO_PAD.encode(header),
+            URL_SAFE_NO_PAD.encode(claims)
+        );
+        let mut signature = vec![0; KEY.public_modulus_len()];
+        KEY.sign(
+            &RSA_PKCS1_SHA256,
+            &SystemRandom::new(),
+            signed.as_bytes(),
+            &mut signature,
+        )
+        .expect("it signs");
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://accounts.google.com", "aud": "https://here.example/push",
+            "email": "push@project.iam.example", "email_verified": true,
+            "iat": NOW - 100, "exp": NOW + 3500, "azp": "1", "sub": "1",
+        })
+    }
+
+    fn with(name: &str, value: impl Into<Value>) -> Value {
+        let mut claims = claims();
+        claims[name] = value.into();
+        claims
+    }
+
+    fn verify(token: &str) -> Result<Pusher, Untrusted> {
+        Token::parse(token)?.verify(&public_key(), Timestamp::from_millis(NOW * 1000))
+    }
+
+    const HEADER: &str = r#"{"alg":"RS256","kid":"k","typ":"JWT"}"#;
+
+    #[test]
+    fn every_claim_is_looked_at() {
+        let pusher = Pusher {
+            audience: "https://here.example/push".to_owned(),
+            account: Some("push@project.iam.example".to_owned()),
+        };
+        let nobody = Pusher {
+            account: None,
+            ..pusher.clone()
+        };
+        let without = |name: &str| {
+            let mut claims = claims();
+            claims.as_object_mut().expect("an object").remove(name);
+            claims
+        };
+        for (claims, expected) in [
+            (claims(), Ok(pusher.clone())),
+            (with("iss", "accounts.google.com"), Ok(pusher.clone())),
+            (
+                with("iss", "https://accounts.google.com/"),
+                Err(Untrusted::Issuer),
+            ),
+            (with("iss", "https://example.com"), Err(Untrusted::Issuer)),
+            (with("exp", NOW - 59), Ok(pusher.clone())),
+            (with("exp", NOW - 60), Err(Untrusted::Time)),
+            (with("iat", NOW + 60), Ok(pusher.clone())),
+            (with("iat", NOW + 61), Err(Untrusted::Time)),
+            (with("nbf", NOW + 61), Err(Untrusted::Time)),
+            (with("exp", NOW - 100 + 86_400), Ok(pusher.clone())),
+            (with("exp", NOW - 100 + 86_401), Err(Untrusted::Time)),
+            (with("exp", i64::MAX), Err(Untrusted::Time)),
+            (with("iat", i64::MIN), Err(Untrusted::Time)),
+            (with("email_verified", false), Ok(nobody.clone())),
+            // Only the truth is true.
+            (with("email_verified", "true"), Err(Untrusted::Malformed)),
+            (without("email_verified"), Ok(nobody.clone())),
+            (without("email"), Ok(nobody)),
+            (without("aud"), Err(Untrusted::Malformed)),
+            (without("exp"), Err(Untrusted::Malformed)),
+            (without("iat"), Err(Untrusted::Malformed)),
+            (
+                with("aud", json!(["https://here.example/push"])),
+                Err(Untrusted::Malformed),
+            ),
+            (with("exp", "soon"), Err(Untrusted::Malformed)),
+        ] {
+            let found = verify(&sign(HEADER, &claims.to_string()));
+            assert_eq!(found, expected, "{claims}");
+        }
+        let twice = claims()
+            .to_string()
+            .replacen('{', "{\"aud\":\"https://other.example\",", 1);
+        assert_eq!(verify(&sign(HEADER, &twice)), Err(Untrusted::Malformed));
+    }
+
+    #[test]
+    fn only_rs256_by_the_right_key() {
+        let claims = claims().to_string();
+        for (header, expected) in [
+            (r#"{"alg":"none","kid":"k"}"#, Untrusted::Algorithm),
+            (r#"{"alg":"HS256","kid":"k"}"#, Untrusted::Algorithm),
+            (r#"{"alg":"RS512","kid":"k"}"#, Untrusted::Algorithm),
+            (r#"{"alg":"rs256","kid":"k"}"#, Untrusted::Algorithm),
+            (r#"{"kid":"k"}"#, Untrusted::Malformed),
+            (r#"{"alg":"RS256"}"#, Untrusted::UnknownKey),
+            (
+                r#"{"alg":"RS256","kid":"k","crit":["b64"]}"#,
+                Untrusted::Malformed,
+            ),
+            (
+                r#"{"alg":"RS256","alg":"none","kid":"k"}"#,
+                Untrusted::Malformed,
+            ),
+        ] {
+            assert_eq!(verify(&sign(header, &claims)), Err(expected), "{header}");
+        }
+        let good = sign(HEADER, &claims);
+        let (signed, signature) = good.rsplit_once('.').expect("three parts");
+        for (bad, expected) in [
+            (String::new(), Untrusted::Malformed),
+            (signed.to_owned(), Untrusted::Malformed),
+            (format!("{signed}."), Untrusted::Signature),
+            (format!("{good}."), Untrusted::Malformed),
+            (format!("{good}="), Untrusted::Malformed),
+            (
+                format!("{signed}.{}", &signature[..signature.len() - 2]),
+                Untrusted::Signature,
+            ),
+            ("x".repeat(LONGEST_TOKEN + 1), Untrusted::Malformed),
+        ] {
+            assert_eq!(verify(&bad), Err(expected), "{bad}");
+        }
+        let other = KeyPair::generate(KeySize::Rsa2048).expect("a key can be made");
+        let public = other.public_key();
+        let key = PublicKey(PublicKeyComponents {
+            n: public.modulus().big_endian_without_leading_zero().to_vec(),
+            e: public.exponent().big_endian_without_leading_zero().to_vec(),
+        });
+        let found = Token::parse(&good)
+            .expect("a token")
+            .verify(&key, Timestamp::from_millis(NOW * 1000));
+        assert_eq!(found, Err(Untrusted::Signature));
+    }
+
+    #[test]
+    fn a_pusher_is_who_the_tenant_named() {
+        let tenant: TenantId = TENANT.parse().expect("an id");
+        let is = |found: (&str, Option<&str>), named: (Option<&str>, Option<&str>)| {
+            let pusher = Pusher {
+                audience: found.0.to_owned(),
+                account: found.1.map(str::to_owned),
+            };
+            let settings = PushSettings {
+                audience: named.0.map(str::to_owned),
+                account: named.1.map(str::to_owned),
+            };
+            pusher.is(&tenant, &settings)
+        };
+        let push = Some("push@project.iam.example");
+        let named = (Some("a"), push);
+        assert_eq!(is(("a", push), named), Ok(()));
+        assert_eq!(is(("a", Some("Push@Project.iam.example")), named), Ok(()));
+        assert_eq!(is(("A", push), named), Err(Untrusted::Audience));
+        assert_eq!(is(("a", None), named), Err(Untrusted::Account));
+        let other = Some("other@project.iam.example");
+        assert_eq!(is(("a", other), named), Err(Untrusted::Account));
+        // Where nobody is named, nobody is right, and nobody's missing address least of all.
+        assert_eq!(
+            is(("a", push), (Some("a"), None)),
+            Err(Untrusted::NoAccount)
+        );
+        assert_eq!(
+            is(("a", None), (Some("a"), None)),
+            Err(Untrusted::NoAccount)
+        );
+        // Where no audience is set, it is the address, whatever the host is called.
+        let here = format!("https://attesto.example/v1/webhooks/google/{TENANT}");
+        let below = here.replace("/v1", ":8080/below/v1") + "?x=1";
+        for good in [&here, &below] {
+            assert_eq!(is((good, push), (None, push)), Ok(()), "{good}");
+        }
+        for bad in [
+            &here.to_lowercase(),
+            &format!("{here}0"),
+            &format!("{here}/"),
+            &here.replace("3E", "3F"),
+            &here.replace("/v1", "/?/v1"),
+            &here.replace("/v1", "/#/v1"),
+            &here.replace("https", "ftp"),
+            TENANT,
+            "",
+        ] {
+            assert_eq!(
+                is((bad, push), (None, push)),
+                Err(Untrusted::Audience),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_are_fresh_as_long_as_google_says_within_bounds() {
+        for (cache_control, age, seconds) in [
+            (
+                Some("public, max-age=21600, must-revalidate, no-transform"),
+                None,
+                21_600,
+            ),
+            (Some("public, Max-Age=\"21600\""), Some("600"), 21_000),
+            (Some("max-age=30"), None, 60),
+            (Some("max-age=300"), Some("9999"), 60),
+            (Some("max-age=99999999"), None, 86_400),
+            (Some("no-store"), None, 3600),
+            (Some("max-age=soon"), Some("old"), 3600),
+            (None, None, 3600),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(text) = cache_control {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static(text));
+            }
+            if let Some(text) = age {
+                headers.insert(AGE, HeaderValue::from_static(text));
+            }
+            assert_eq!(
+                lifetime(&headers).as_secs(),
+                seconds,
+                "{cache_control:?} {age:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_keys_that_can_have_signed_are_kept() {
+        let key = |changes: Value| {
+            let mut key = json!({ "kty": "RSA", "alg": "RS256", "use": "sig", "kid": "k", "n": "AQAB", "e": "AQAB" });
+            for (name, value) in changes.as_object().expect("an object") {
+                key[name] = value.clone();
+            }
+            let set = json!({ "keys": [key] }).to_string();
+            read_keys(set.as_bytes()).len()
+        };
+        assert_eq!(key(json!({})), 1);
+        assert_eq!(key(json!({ "alg": null, "use": null })), 1);
+        for (name, value) in [
+            ("kty", json!("EC")),
+            ("alg", json!("ES256")),
+            ("use", json!("enc")),
+            ("kid", Value::Null),
+            ("n", Value::Null),
+            ("e", json!("!")),
+        ] {
+            assert_eq!(key(json!({ name: value })), 0, "{name}");
+        }
+        for body in ["", "{}", "[]", "{\"keys\":7}", "<html>"] {
+            assert!(read_keys(body.as_bytes()).is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_taken_for_a_token(text in "[A-Za-z0-9_.=-]{0,200}") {
+            prop_assert!(verify(&text).is_err());
+        }
+    }
 }
