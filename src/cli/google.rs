@@ -34,11 +34,13 @@ pub struct SetCredentials {
     #[arg(long, value_name = "FILE")]
     service_account_path: PathBuf,
 
-    /// What a Pub/Sub push's token must be meant for. Left out: what is stored stays; empty: removed
+    /// What a Pub/Sub push's token must be meant for. Left out: what is stored stays; empty: removed. Where none is
+    /// stored it must be the push endpoint's own URL, as Pub/Sub has it by default
     #[arg(long, value_name = "TEXT", value_parser = audience)]
     pubsub_audience: Option<String>,
 
-    /// The account that signs Pub/Sub pushes. Left out: what is stored stays; empty: removed
+    /// The service account that Pub/Sub pushes as; without one every push is refused. Left out: what is stored stays;
+    /// empty: removed
     #[arg(long, value_name = "EMAIL", value_parser = email)]
     pubsub_service_account: Option<String>,
 

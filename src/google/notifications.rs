@@ -40,6 +40,8 @@ const MOST_QUESTIONS: usize = 16;
 const MOST_LINKS: i32 = 1000;
 /// How long it is remembered that a tenant is active; a change is heard of.
 const ACTIVE_FOR: Duration = Duration::from_mins(5);
+/// Google's number for a new purchase.
+const PURCHASED: Int64 = Int64(4);
 /// The end of the year 9999, beyond which no time can be written.
 const END_OF_TIME: i64 = 253_402_300_799_999;
 
@@ -257,7 +259,9 @@ impl Notifications {
             questions_left: MOST_QUESTIONS,
         };
         if let Some(token) = subscription_token(notification) {
-            asking.subscription(token, &mut learned).await;
+            let about = notification.subscription_notification.as_ref();
+            let is_purchase = about.is_some_and(|about| about.notification_type == Some(PURCHASED));
+            asking.subscription(token, is_purchase, &mut learned).await;
         } else if let Some(about) = &notification.one_time_product_notification
             && let (Some(token), Some(sku)) = (&about.purchase_token, &about.sku)
         {
@@ -290,8 +294,9 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Learns about a subscription's purchase: what it is now, what it replaced, and which was the first.
-    async fn subscription(&mut self, token: &str, learned: &mut Learned) {
+    /// Learns about a subscription's purchase: what it is now, which was the first, and when it is a new one, what it
+    /// replaced.
+    async fn subscription(&mut self, token: &str, is_new: bool, learned: &mut Learned) {
         let mut chain = Chain::back_from(token);
         let mut new = Vec::new();
         if let Ok(purchase) = self.find(token).await {
@@ -299,10 +304,11 @@ impl Asking<'_> {
             chain.follow_and_keep(token, replaced.as_deref(), &mut new);
             learned.replaced = match replaced.as_deref().filter(|replaced| *replaced != token) {
                 None => Replaced::Nothing,
-                Some(earlier) => {
+                Some(earlier) if is_new => {
                     self.look_at_replaced(earlier, &purchase, &mut chain, &mut new)
                         .await
                 }
+                Some(_) => Replaced::Unknown,
             };
             learned.subscription = Some(purchase);
         }

@@ -158,6 +158,11 @@ impl Identity {
         &self.0.google
     }
 
+    /// Google's public keys, as a JWK set.
+    pub fn google_keys(&self) -> Value {
+        json!({ "keys": [self.0.google_signer.jwk()] })
+    }
+
     /// Signs what Google itself signs.
     pub fn google_signer(&self) -> &GoogleSigner {
         &self.0.google_signer

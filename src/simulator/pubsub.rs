@@ -105,7 +105,14 @@ pub(super) fn publish(shared: &Arc<Shared>, package: &str, data: &[u8]) -> Messa
         messages.add(message.clone());
         message
     };
-    push_soon(shared, &message.message_id);
+    let is_manual = {
+        let inside = shared.inside();
+        let subscription = inside.state.google.push.get(package);
+        subscription.is_none_or(|subscription| subscription.manual)
+    };
+    if !is_manual {
+        push_soon(shared, &message.message_id);
+    }
     message
 }
 

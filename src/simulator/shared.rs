@@ -127,11 +127,10 @@ impl Shared {
     /// The keys that Google publishes, as a JWK set.
     pub(super) fn google_keys(&self) -> serde_json::Value {
         let inside = self.inside();
-        let keys: Vec<_> = if inside.signers.is_empty() {
-            vec![self.identity.google_signer().jwk()]
-        } else {
-            inside.signers.iter().map(GoogleSigner::jwk).collect()
-        };
+        if inside.signers.is_empty() {
+            return self.identity.google_keys();
+        }
+        let keys: Vec<_> = inside.signers.iter().map(GoogleSigner::jwk).collect();
         serde_json::json!({ "keys": keys })
     }
 

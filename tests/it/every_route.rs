@@ -76,7 +76,7 @@ async fn who_may_do_what() {
         (404, &json!("NOT_FOUND"))
     );
 
-    // The table is complete: whatever is described stands in it.
+    // The table is complete: whatever is described stands in it, but for what the stores push, which needs no key.
     let described = world.ask("GET", "/openapi.json", None, None).await.body;
     let paths: Vec<&String> = described["paths"]
         .as_object()
@@ -85,7 +85,7 @@ async fn who_may_do_what() {
         .collect();
     for path in &paths {
         assert!(
-            table.iter().any(|(known, ..)| known == path),
+            path.starts_with("/v1/webhooks/") || table.iter().any(|(known, ..)| known == path),
             "{path} is missing in the table"
         );
     }

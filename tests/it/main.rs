@@ -14,6 +14,7 @@ mod dev;
 mod embedded;
 mod every_route;
 mod google_credentials;
+mod google_notifications;
 mod google_verify;
 mod migrations;
 mod openapi;

@@ -23,6 +23,21 @@ pub struct PushSubscription {
     /// The address in the token; the simulator's own when left out.
     #[serde(default)]
     pub account: Option<String>,
+    /// Messages are pushed only when somebody asks for it.
+    #[serde(default)]
+    pub manual: bool,
+}
+
+impl PushSubscription {
+    /// Pushes to an address at once, as Pub/Sub does where nothing else is set.
+    pub fn to(endpoint: &str) -> Self {
+        Self {
+            endpoint: endpoint.to_owned(),
+            audience: None,
+            account: None,
+            manual: false,
+        }
+    }
 }
 
 /// A message on its way to a push subscription.
