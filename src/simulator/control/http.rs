@@ -750,7 +750,7 @@ impl Desk<'_> {
                 Ok(Reply::pretty(201, &json!(message)))
             }
             ("POST", ["redeliver"]) => Ok(Reply::pretty(
-                202,
+                200,
                 &json!({ "messages": google.redeliver() }),
             )),
             ("POST", ["keys", "rotate"]) => {

@@ -1,5 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::{noon, world};
@@ -39,7 +41,9 @@ async fn everything_it_lists_can_be_done_as_listed() {
         };
         let method = operation["method"].as_str().unwrap();
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let request = world.client.request(method, address).body(body.to_owned());
+        // No notification is to arrive where something of this machine's may listen.
+        let body = body.replace(":8080", ":1");
+        let request = world.client.request(method, address).body(body);
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap();
@@ -274,4 +278,58 @@ async fn a_seed_makes_ids_come_out_the_same() {
         (bought.transaction_id, sold.purchase_token)
     };
     assert_eq!(make(&one.simulator), make(&two.simulator));
+}
+
+#[tokio::test]
+async fn notifications_are_set_up_and_published_over_http() {
+    let world = world().await;
+    let push = "/google/push/com.example.app";
+    let (status, refused) = world
+        .control("POST", push, r#"{"endpoint":"elsewhere"}"#)
+        .await;
+    assert_eq!(status, 400, "{refused}");
+    let to = r#"{"endpoint":"http://127.0.0.1:1/hook","manual":true}"#;
+    let (status, set) = world.control("POST", push, to).await;
+    assert_eq!(status, 200, "{set}");
+    assert_eq!(set["account"], world.simulator.google().push_account());
+
+    let block = r#"{"subscriptionNotification":{"notificationType":17}}"#;
+    let messages = "/google/messages/com.example.app";
+    let (status, published) = world.control("POST", messages, block).await;
+    assert_eq!(status, 201, "{published}");
+    let message = world.simulator.google().messages().pop().unwrap();
+    assert_eq!(published["messageId"], message.message_id);
+    let data = STANDARD.decode(&message.data).unwrap();
+    let data: Value = serde_json::from_slice(&data).unwrap();
+    assert_eq!(
+        data,
+        json!({
+            "version": "1.0",
+            "packageName": "com.example.app",
+            "eventTimeMillis": noon().millis().to_string(),
+            "subscriptionNotification": { "notificationType": 17 },
+        })
+    );
+    // What changes is told by itself, except what the app does.
+    let google = world.simulator.google();
+    let token = google
+        .subscribe(NewSubscription::default())
+        .unwrap()
+        .purchase_token;
+    for (change, told) in [
+        ("renew", 1),
+        ("acknowledge", 0),
+        ("revoke", 2),
+        ("forget", 0),
+    ] {
+        let before = google.messages().len();
+        let path = format!("/google/subscriptions/{token}/{change}");
+        let (status, changed) = world.control("POST", &path, "").await;
+        assert_eq!(status, 200, "{changed}");
+        assert_eq!(google.messages().len() - before, told, "{change}");
+    }
+    let pushed = google.push(&message.message_id).await.unwrap();
+    assert_eq!(pushed.status, 0, "nobody listens there");
+    let (_, again) = world.control("POST", "/google/redeliver", "").await;
+    assert_eq!(again["messages"], google.messages().len());
 }
