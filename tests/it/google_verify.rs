@@ -127,7 +127,7 @@ pub(crate) fn key_file(key_id: &str) -> String {
     json!({
         "type": "service_account",
         "private_key_id": key_id,
-        "private_key": format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"),
+        "private_key": format!("-----BEGIN {0}-----\n{base64}\n-----END {0}-----\n", "PRIVATE KEY"),
         "client_email": "attesto@project.iam.example",
         // Whatever is written here is not called.
         "token_uri": "http://127.0.0.1:1/steered-elsewhere",
