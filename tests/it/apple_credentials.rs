@@ -232,7 +232,11 @@ async fn what_cannot_be_meant_is_refused_and_nothing_is_stored() {
     };
     for (ran, exit, part) in [
         (desk.set("", &[&NAMES]), 2, "-: the file is empty."),
-        (desk.set("garbage", &[&NAMES]), 2, "BEGIN PRIVATE KEY"),
+        (
+            desk.set("garbage", &[&NAMES]),
+            2,
+            "a PEM block labelled PRIVATE KEY",
+        ),
         (desk.set(&sec1, &[&NAMES]), 2, "openssl pkcs8 -topk8"),
         (desk.set("{}", &[&NAMES]), 2, "this is JSON"),
         (desk.set(&file, &[]), 2, "--bundle-id"),
