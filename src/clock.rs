@@ -19,8 +19,11 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    /// Milliseconds since the Unix epoch.
-    Fixed(Arc<AtomicI64>),
+    /// Milliseconds since the Unix epoch, first and now.
+    Fixed {
+        start: i64,
+        now: Arc<AtomicI64>,
+    },
 }
 
 impl Clock {
@@ -31,7 +34,11 @@ impl Clock {
 
     /// A clock that shows `start` until it is [advanced](Clock::advance).
     pub fn fixed(start: Timestamp) -> Self {
-        Self(Source::Fixed(Arc::new(AtomicI64::new(start.millis()))))
+        let start = start.millis();
+        Self(Source::Fixed {
+            start,
+            now: Arc::new(AtomicI64::new(start)),
+        })
     }
 
     /// The moment it is now, to the millisecond.
@@ -42,7 +49,7 @@ impl Clock {
                 reason = "this is the clock everyone else asks"
             )]
             Source::System => Timestamp::from(OffsetDateTime::now_utc()),
-            Source::Fixed(millis) => Timestamp(millis.load(Ordering::SeqCst)),
+            Source::Fixed { now, .. } => Timestamp(now.load(Ordering::SeqCst)),
         }
     }
 
@@ -52,17 +59,28 @@ impl Clock {
         static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
             Source::System => BEGIN.elapsed(),
-            Source::Fixed(millis) => {
-                Duration::from_millis(u64::try_from(millis.load(Ordering::SeqCst)).unwrap_or(0))
+            Source::Fixed { now, .. } => {
+                Duration::from_millis(u64::try_from(now.load(Ordering::SeqCst)).unwrap_or(0))
             }
+        }
+    }
+
+    /// How far a test has moved this clock forward; always zero for the system's.
+    ///
+    /// What is due is decided by the database's clock, which no test can move. A query that asks for the time adds
+    /// this: `now() + lead`.
+    pub fn lead(&self) -> Duration {
+        match &self.0 {
+            Source::System => Duration::ZERO,
+            Source::Fixed { start, .. } => self.now().since(Timestamp(*start)),
         }
     }
 
     /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock.
     pub fn advance(&self, by: Duration) {
-        if let Source::Fixed(millis) = &self.0 {
+        if let Source::Fixed { now, .. } = &self.0 {
             let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-            millis.fetch_add(by, Ordering::SeqCst);
+            now.fetch_add(by, Ordering::SeqCst);
         }
     }
 }
@@ -75,7 +93,7 @@ pub struct Timestamp(i64);
 
 impl Timestamp {
     /// From milliseconds since the Unix epoch.
-    pub fn from_millis(millis: i64) -> Self {
+    pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 
@@ -201,5 +219,7 @@ mod tests {
         assert_eq!(clock.now(), twin.now());
         twin.advance(Duration::from_mins(1));
         assert_eq!(clock.now(), Timestamp::from_millis(61_000));
+        assert_eq!(clock.lead(), Duration::from_mins(1));
+        assert_eq!(Clock::system().lead(), Duration::ZERO);
     }
 }

@@ -108,6 +108,11 @@ id!(
     "del_"
 );
 id!(
+    /// A request to deliver many events again.
+    RedeliveryId,
+    "red_"
+);
+id!(
     /// One HTTP request that arrived without a usable `X-Request-Id`.
     RequestId,
     "req_"

@@ -5,8 +5,8 @@
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
 //! [`telemetry`], [`shutdown`].
 //!
-//! *Features*, lowest first: [`tenants`], [`credentials`], [`events`], [`apple`] and [`google`] (twins that never see
-//! each other), [`simulator`] (the stores, played).
+//! *Features*, lowest first: [`tenants`], [`credentials`], [`deliveries`], [`events`], [`apple`] and [`google`] (twins
+//! that never see each other), [`simulator`] (the stores, played).
 //!
 //! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`clock`], [`id`].
 
@@ -17,6 +17,7 @@ pub mod config;
 pub mod credentials;
 pub mod crypto;
 pub mod db;
+pub mod deliveries;
 pub mod events;
 pub mod google;
 pub mod http;

@@ -37,6 +37,11 @@ pub const WEBHOOK_SECRET: SealedColumn = SealedColumn {
     table: "webhook_configs",
     column: "secret_enc",
 };
+/// What signed them before, and still does for a while.
+pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn = SealedColumn {
+    table: "webhook_previous_secrets",
+    column: "secret_enc",
+};
 /// A known text; the row is named by the key's id.
 pub const CANARY: SealedColumn = SealedColumn {
     table: "encryption_canaries",
@@ -44,9 +49,10 @@ pub const CANARY: SealedColumn = SealedColumn {
 };
 
 /// All of them. A test compares this with the database's own catalogue.
-pub const ALL: [SealedColumn; 4] = [
+pub const ALL: [SealedColumn; 5] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
     WEBHOOK_SECRET,
+    WEBHOOK_PREVIOUS_SECRET,
     CANARY,
 ];

@@ -37,6 +37,7 @@ pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, E
         select exists (select from apple_credentials where get_byte(private_key_enc, 0) = $1)
             or exists (select from google_credentials where get_byte(service_account_enc, 0) = $1)
             or exists (select from webhook_configs where get_byte(secret_enc, 0) = $1)
+            or exists (select from webhook_previous_secrets where get_byte(secret_enc, 0) = $1)
             as "in_use!"
         "#,
         i32::from(key_id)

@@ -79,10 +79,13 @@ pub struct Changes {
 }
 
 type Subscriber = Box<dyn Fn(&Change) + Send + Sync>;
+type Listener = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     database: Database,
     subscribers: RwLock<Vec<Subscriber>>,
+    /// What is called when something is said on another channel.
+    channels: RwLock<Vec<(&'static str, Listener)>>,
     born: Instant,
     /// Until when everything is heard, in milliseconds since `born`. Zero: not listening.
     trusted_until: AtomicU64,
@@ -122,6 +125,7 @@ impl Changes {
             shared: Arc::new(Shared {
                 database: database.clone(),
                 subscribers: RwLock::default(),
+                channels: RwLock::default(),
                 born: Instant::now(),
                 trusted_until: AtomicU64::new(0),
             }),
@@ -142,6 +146,17 @@ impl Changes {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         subscribers.push(Box::new(subscriber));
+    }
+
+    /// Calls `listener` at every notification on `channel`, and whenever some may have been missed. Call this before
+    /// [`Changes::run`]. The listener must be quick. A notification says nothing about [`Changes::listening`].
+    pub fn on(&self, channel: &'static str, listener: impl Fn() + Send + Sync + 'static) {
+        let mut channels = self
+            .shared
+            .channels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        channels.push((channel, Box::new(listener)));
     }
 
     /// Listens until `stop`, again after every loss.
@@ -187,9 +202,12 @@ impl Changes {
         // A loss is ours to handle: what was remembered must be forgotten before anything else.
         listener.eager_reconnect(false);
         let proof = format!("attesto_proof_{}", token::random().expose_secret());
-        bounded(listener.listen_all([CHANNEL, &proof])).await?;
+        let others: Vec<_> = self.channels().iter().map(|(name, _)| *name).collect();
+        let all = others.into_iter().chain([CHANNEL, &proof]);
+        bounded(listener.listen_all(all)).await?;
         // What was read before this moment may be stale; what is read after it will be corrected.
         self.tell(&Change::Everything);
+        self.call(|_| true);
 
         let mut begun = Instant::now();
         let notify = sqlx::query("select pg_notify($1, '')").bind(&proof);
@@ -231,7 +249,22 @@ impl Changes {
     fn hear(&self, notification: &PgNotification) {
         if notification.channel() == CHANNEL {
             self.tell(&Change::parse(notification.payload()));
+        } else {
+            self.call(|channel| channel == notification.channel());
         }
+    }
+
+    fn call(&self, concerned: impl Fn(&str) -> bool) {
+        for (channel, listener) in self.channels().iter() {
+            if concerned(channel) {
+                listener();
+            }
+        }
+    }
+
+    fn channels(&self) -> std::sync::RwLockReadGuard<'_, Vec<(&'static str, Listener)>> {
+        let channels = self.shared.channels.read();
+        channels.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, change: &Change) {

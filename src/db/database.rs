@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
@@ -114,6 +115,13 @@ impl Database {
     /// A database around a pool that exists already, with that pool's manners.
     pub fn from_pool(pool: PgPool) -> Self {
         Self { pool }
+    }
+
+    /// Where it listens, when that was said by address and not by name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let options = self.pool.connect_options();
+        let address = options.get_host().parse().ok()?;
+        Some(SocketAddr::new(address, options.get_port()))
     }
 
     /// The pool, for a room's store.

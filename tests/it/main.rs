@@ -22,4 +22,6 @@ mod secrets;
 mod serve;
 mod server_manners;
 mod tenants;
+mod webhook_delivery;
+mod webhook_egress;
 mod world;

@@ -3,7 +3,9 @@
 //! - [`attesto`]: a whole Attesto in this process
 //! - [`folder`]: a folder that is gone when its test is
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
+//! - [`receiver`]: a callback, good or bad
 
 pub(crate) mod attesto;
 pub(crate) mod folder;
 pub(crate) mod postgres;
+pub(crate) mod receiver;

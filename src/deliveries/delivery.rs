@@ -1,0 +1,222 @@
+//! What becomes of a delivery after an attempt: the whole policy, in one pure function.
+//!
+//! ```text
+//!            Delivered                              ┌───────────┐
+//!  pending ───────────────────────────────────────► │ delivered │
+//!   │ ▲ │                                           └───────────┘
+//!   │ │ │    Refused with 410, or for the last time ┌───────────┐
+//!   │ │ └─────────────────────────────────────────► │  failed   │
+//!   │ │                                             └───────────┘
+//!   └─┘ Refused: later, one attempt fewer; NotAttempted: soon, as if nothing had been
+//! ```
+
+use std::time::Duration;
+
+use super::outcome::Outcome;
+use super::schedule;
+
+/// "It is gone for good", in HTTP.
+const GONE: u16 = 410;
+/// The pause after a fault of our own.
+const OWN_FAULT: Duration = Duration::from_secs(15);
+
+/// Where a delivery stands when an attempt begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Attempts that were made and counted before this one.
+    pub attempts: u32,
+    /// How often it is tried again after the first attempt: `WEBHOOK_MAX_RETRIES`.
+    pub max_retries: u32,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The receiver has it.
+    Delivered,
+    /// It is tried again, not before this much time has passed. The attempt counts.
+    Retry {
+        /// From the end of the attempt.
+        after: Duration,
+    },
+    /// It is not tried again by itself.
+    Failed,
+    /// Nothing was sent, so nothing is counted. It is tried again.
+    Postponed {
+        /// From now.
+        after: Duration,
+    },
+}
+
+impl Delivery {
+    /// Decides. `jitter` is a number from 0 to 1, from chance.
+    #[must_use]
+    pub fn after(self, outcome: &Outcome, jitter: f64) -> Next {
+        match outcome {
+            Outcome::Delivered { .. } => Next::Delivered,
+            Outcome::NotAttempted { .. } => Next::Postponed {
+                after: OWN_FAULT.mul_f64(1.0 + jitter.clamp(0.0, 1.0)),
+            },
+            Outcome::Refused {
+                code: Some(GONE), ..
+            } => Next::Failed,
+            Outcome::Refused { .. } if self.attempts >= self.max_retries => Next::Failed,
+            Outcome::Refused { retry_after, .. } => Next::Retry {
+                after: schedule::pause(self.attempts.saturating_add(1), jitter, *retry_after),
+            },
+        }
+    }
+}
+
+impl Next {
+    /// Whether the attempt counts.
+    pub fn counts(self) -> bool {
+        !matches!(self, Self::Postponed { .. })
+    }
+
+    /// How it is written in the column `status`.
+    pub fn status(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Retry { .. } | Self::Postponed { .. } => "pending",
+        }
+    }
+
+    /// How long until it is tried again, if it is.
+    pub fn pause(self) -> Option<Duration> {
+        match self {
+            Self::Retry { after } | Self::Postponed { after } => Some(after),
+            Self::Delivered | Self::Failed => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::outcome::Class;
+    use super::super::schedule::{JITTER, LONGEST, PAUSES};
+    use super::*;
+
+    fn refused(code: Option<u16>, retry_after: Option<Duration>) -> Outcome {
+        Outcome::Refused {
+            class: code.map_or(Class::Timeout, Class::of_status),
+            code,
+            retry_after,
+            excerpt: None,
+            detail: String::new(),
+        }
+    }
+
+    fn delivered() -> Outcome {
+        Outcome::Delivered {
+            code: 200,
+            excerpt: None,
+        }
+    }
+
+    fn not_attempted() -> Outcome {
+        Outcome::NotAttempted {
+            class: Class::Dns,
+            detail: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_contracts_schedule() {
+        let after = |attempts, outcome| {
+            let delivery = Delivery {
+                attempts,
+                max_retries: 5,
+            };
+            delivery.after(&outcome, 0.5)
+        };
+        let retry = |seconds| Next::Retry {
+            after: Duration::from_secs(seconds),
+        };
+        let failing = || refused(Some(500), None);
+        assert_eq!(after(0, delivered()), Next::Delivered);
+        assert_eq!(after(0, failing()), retry(30));
+        assert_eq!(after(1, failing()), retry(120));
+        assert_eq!(after(2, failing()), retry(600));
+        assert_eq!(after(3, failing()), retry(3600));
+        assert_eq!(after(4, failing()), retry(21_600));
+        assert_eq!(after(5, failing()), Next::Failed);
+        assert_eq!(after(5, delivered()), Next::Delivered);
+        assert_eq!(after(0, refused(Some(410), None)), Next::Failed);
+        assert_eq!(after(0, refused(None, None)), retry(30));
+        let asked = Some(Duration::from_secs(400));
+        assert_eq!(after(0, refused(Some(429), asked)), retry(420));
+        let postponed = after(5, not_attempted());
+        assert!(!postponed.counts());
+        assert_eq!(postponed.status(), "pending");
+    }
+
+    #[test]
+    fn no_retries_means_one_attempt() {
+        let only = Delivery {
+            attempts: 0,
+            max_retries: 0,
+        };
+        assert_eq!(only.after(&refused(Some(500), None), 0.5), Next::Failed);
+        assert!(!only.after(&not_attempted(), 0.5).counts());
+    }
+
+    fn outcome() -> impl Strategy<Value = Outcome> {
+        let asked = proptest::option::of((0_u64..100_000).prop_map(Duration::from_secs));
+        prop_oneof![
+            1 => Just(delivered()),
+            1 => Just(not_attempted()),
+            6 => (proptest::option::of(300_u16..600), asked).prop_map(|(code, asked)| refused(code, asked)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever receivers do, a delivery ends, no attempt is uncounted, and no pause is out of bounds.
+        #[test]
+        fn every_history_ends(
+            max_retries in 0_u32..=20,
+            history in proptest::collection::vec((outcome(), 0.0_f64..=1.0), 64),
+        ) {
+            let mut attempts = 0;
+            for (outcome, jitter) in history {
+                let delivery = Delivery { attempts, max_retries };
+                let next = delivery.after(&outcome, jitter);
+                match (&outcome, next) {
+                    (Outcome::Delivered { .. }, next) => {
+                        prop_assert_eq!(next, Next::Delivered);
+                        return Ok(());
+                    }
+                    (Outcome::NotAttempted { .. }, Next::Postponed { after }) => {
+                        prop_assert!(after >= OWN_FAULT && after <= 2 * OWN_FAULT);
+                    }
+                    (Outcome::Refused { code, .. }, Next::Failed) => {
+                        prop_assert!(*code == Some(GONE) || attempts == max_retries);
+                        return Ok(());
+                    }
+                    (Outcome::Refused { code, retry_after, .. }, Next::Retry { after }) => {
+                        prop_assert_ne!(*code, Some(GONE));
+                        attempts += 1;
+                        prop_assert!(attempts <= max_retries);
+                        let step = PAUSES[(attempts as usize - 1).min(PAUSES.len() - 1)];
+                        prop_assert!(after >= step.mul_f64(1.0 - JITTER));
+                        prop_assert!(after <= LONGEST);
+                        match retry_after {
+                            Some(asked) => {
+                                prop_assert!(after >= (*asked).min(LONGEST));
+                                let longest = step.max(*asked).mul_f64(1.0 + JITTER);
+                                prop_assert!(after <= longest);
+                            }
+                            None => prop_assert!(after <= step.mul_f64(1.0 + JITTER)),
+                        }
+                    }
+                    (outcome, next) => prop_assert!(false, "{outcome:?} led to {next:?}"),
+                }
+            }
+        }
+    }
+}

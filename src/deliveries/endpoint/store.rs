@@ -1,0 +1,569 @@
+//! Endpoints in the database: the secrets sealed, the rest in the open.
+//!
+//! Whether a secret still signs is for the database's clock to say. `lead` is how far ahead of that clock the caller
+//! lives: zero, except in a test that moves time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::secret::{MOST_LIVE, Secrets, SigningSecret};
+use crate::clock::Timestamp;
+use crate::credentials::sealed::{SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET};
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, OpenError};
+use crate::db::{self, Database};
+use crate::deliveries::guard::{AllowList, Opening};
+use crate::id::TenantId;
+
+/// How often a change is tried again when somebody else changes the same tenant's secrets at the same time.
+const MAX_ROUNDS: u32 = 10;
+
+/// What it takes to send to a tenant's callback, beside its URL, which is frozen in each delivery.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// What signs at this moment.
+    pub secrets: Arc<Secrets>,
+    /// What an operator opened.
+    pub allowed: Arc<AllowList>,
+}
+
+/// A stored secret that does not open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the webhook secret of {tenant} cannot be opened: {cause}")]
+pub struct SealedSecret {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Why.
+    pub cause: OpenError,
+}
+
+/// What is to be changed. `None` leaves what is stored.
+#[derive(Clone, Debug)]
+pub struct Change<'a> {
+    /// Where events are sent. Needed when there is nothing yet.
+    pub callback_url: Option<&'a str>,
+    /// What signs first from now on. When there is nothing yet, one is made.
+    pub secret: Option<&'a SigningSecret>,
+    /// Whether new events are sent at all.
+    pub is_active: Option<bool>,
+    /// How long the secret that signs first now goes on signing beside the new one.
+    pub overlap: Duration,
+}
+
+/// What a change did to the secrets.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// Nothing.
+    Kept,
+    /// The given one signs first.
+    Rotated,
+    /// There was none, and none was given: this one was made.
+    Generated(SigningSecret),
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no tenant of this id.
+    #[error("there is no tenant {0}")]
+    UnknownTenant(TenantId),
+    /// The tenant has no callback.
+    #[error("{0} has no webhook configuration")]
+    NoEndpoint(TenantId),
+    /// As many secrets sign as may.
+    #[error(
+        "{MOST_LIVE} secrets of {tenant} sign already, which is the most: the oldest stops at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
+    )]
+    TooMany {
+        /// Whose.
+        tenant: TenantId,
+        /// When the next of them stops signing.
+        until: Timestamp,
+    },
+    /// The secret that signs first cannot be taken away without another.
+    #[error(
+        "secret {0} is the newest, and something must sign: set another with `attesto webhook set-config --secret … --overlap 0s`, which ends it at once"
+    )]
+    Newest(i32),
+    /// No such secret signs.
+    #[error("no previous secret signs for {0}")]
+    NothingToRetire(TenantId),
+    /// Somebody else changes it, again and again.
+    #[error("somebody else is changing the webhook secrets of {0} at the same time: try again")]
+    Contended(TenantId),
+    /// A stored secret does not open.
+    #[error(transparent)]
+    Sealed(#[from] SealedSecret),
+    /// The database did not answer.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+/// A secret that signs, as far as it may be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShownSecret {
+    /// Counted for each tenant from one.
+    pub number: i32,
+    /// When it was set.
+    pub created_at: Timestamp,
+    /// When it stops signing; `None` for the newest, which does not.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What may be shown of an endpoint: everything but the secrets.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Where new events are sent.
+    pub callback_url: String,
+    /// Whether they are sent at all.
+    pub is_active: bool,
+    /// Always true: there is no endpoint without one.
+    pub has_secret: bool,
+    /// The secrets that sign, newest first.
+    pub secrets: Vec<ShownSecret>,
+    /// What an operator opened.
+    pub allowed_networks: Vec<String>,
+    /// When it was first set.
+    pub created_at: Timestamp,
+    /// When anything of it was last set.
+    pub updated_at: Timestamp,
+}
+
+/// What it takes to send, by tenant; or why it cannot be had.
+pub type Endpoints = HashMap<TenantId, Result<Endpoint, SealedSecret>>;
+
+/// What it takes to send to these tenants' callbacks now, in one statement. A tenant without a callback is not in the
+/// answer; one whose secrets do not open stops nobody else.
+pub async fn for_delivery(
+    database: &Database,
+    keyring: &Keyring,
+    tenants: &[TenantId],
+    lead: Duration,
+) -> Result<Endpoints, db::Error> {
+    let tenants: Vec<String> = tenants.iter().map(ToString::to_string).collect();
+    let rows = sqlx::query!(
+        r#"
+        select tenant_id as "tenant_id: TenantId", secret_enc,
+               array(
+                   select previous.secret_enc from webhook_previous_secrets previous
+                    where previous.tenant_id = config.tenant_id
+                      and previous.expires_at > now() + make_interval(secs => $2)
+                    order by number desc
+               ) as "previous!",
+               array(
+                   select allowed.network::text || ' ' || allowed.port from webhook_allowed_networks allowed
+                    where allowed.tenant_id = config.tenant_id
+               ) as "allowed!"
+          from webhook_configs config
+         where tenant_id = any($1)
+        "#,
+        &tenants,
+        lead.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let endpoints = rows.into_iter().map(|row| {
+        let tenant = row.tenant_id;
+        let opened = open(keyring, WEBHOOK_SECRET, &tenant, &row.secret_enc).and_then(|newest| {
+            let previous = row.previous.iter();
+            let previous =
+                previous.map(|blob| open(keyring, WEBHOOK_PREVIOUS_SECRET, &tenant, blob));
+            Ok(Secrets {
+                newest,
+                previous: previous.collect::<Result<_, _>>()?,
+            })
+        });
+        let allowed = row.allowed.iter().filter_map(|text| opening(text));
+        let allowed = AllowList::new(allowed.collect());
+        let endpoint = opened.map(|secrets| Endpoint {
+            secrets: Arc::new(secrets),
+            allowed: Arc::new(allowed),
+        });
+        (tenant, endpoint)
+    });
+    Ok(endpoints.collect())
+}
+
+/// What may be shown of the tenant's endpoint; opens nothing. `None` when it has none.
+pub async fn describe(
+    database: &Database,
+    tenant: &TenantId,
+    lead: Duration,
+) -> Result<Option<Summary>, db::Error> {
+    let row = sqlx::query!(
+        "select callback_url, is_active, secret_number, secret_created_at, created_at, updated_at \
+           from webhook_configs where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let previous = sqlx::query!(
+        "select number, created_at, expires_at from webhook_previous_secrets \
+          where tenant_id = $1 and expires_at > now() + make_interval(secs => $2) \
+          order by number desc",
+        tenant.as_str(),
+        lead.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let mut secrets = vec![ShownSecret {
+        number: row.secret_number,
+        created_at: row.secret_created_at.into(),
+        expires_at: None,
+    }];
+    secrets.extend(previous.into_iter().map(|row| ShownSecret {
+        number: row.number,
+        created_at: row.created_at.into(),
+        expires_at: Some(row.expires_at.into()),
+    }));
+    let allowed = openings(database, tenant).await?;
+    Ok(Some(Summary {
+        tenant_id: tenant.clone(),
+        callback_url: row.callback_url,
+        is_active: row.is_active,
+        has_secret: true,
+        secrets,
+        allowed_networks: allowed.iter().map(ToString::to_string).collect(),
+        created_at: row.created_at.into(),
+        updated_at: row.updated_at.into(),
+    }))
+}
+
+/// Changes the tenant's endpoint, or makes it. Setting the same twice is the same as once.
+///
+/// A new secret signs first from the moment this returns, and the one before it goes on signing for the overlap: there
+/// is no moment at which neither does, because both are one statement.
+pub async fn change(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    change: &Change<'_>,
+    lead: Duration,
+) -> Result<Changed, ChangeError> {
+    for _ in 0..MAX_ROUNDS {
+        let stored = stored(database, keyring, tenant, lead).await?;
+        let done = match stored {
+            None => create(database, keyring, tenant, change).await?,
+            Some(stored) => match change.secret {
+                Some(secret) if *secret != stored.newest => {
+                    rotate(database, keyring, tenant, change, secret, &stored, lead).await?
+                }
+                _ => keep_secret(database, tenant, change).await?,
+            },
+        };
+        if let Some(done) = done {
+            return Ok(done);
+        }
+    }
+    Err(ChangeError::Contended(tenant.clone()))
+}
+
+/// Ends the overlap of previous secrets now: of the one with this number, or of all. Gives the numbers.
+pub async fn retire(
+    database: &Database,
+    tenant: &TenantId,
+    number: Option<i32>,
+    lead: Duration,
+) -> Result<Vec<i32>, ChangeError> {
+    let newest = sqlx::query_scalar!(
+        "select secret_number from webhook_configs where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let newest = newest.ok_or_else(|| ChangeError::NoEndpoint(tenant.clone()))?;
+    if number == Some(newest) {
+        return Err(ChangeError::Newest(newest));
+    }
+    // Deleted rather than marked: what has leaked is of no more use to anybody.
+    let retired = sqlx::query!(
+        r#"
+        delete from webhook_previous_secrets
+         where tenant_id = $1 and number = coalesce($2, number)
+        returning number, expires_at > now() + make_interval(secs => $3) as "is_live!"
+        "#,
+        tenant.as_str(),
+        number,
+        lead.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let mut retired: Vec<i32> = retired
+        .into_iter()
+        .filter(|row| row.is_live)
+        .map(|row| row.number)
+        .collect();
+    if retired.is_empty() {
+        return Err(ChangeError::NothingToRetire(tenant.clone()));
+    }
+    retired.sort_unstable();
+    Ok(retired)
+}
+
+/// What an operator opened for the tenant.
+pub async fn openings(database: &Database, tenant: &TenantId) -> Result<Vec<Opening>, db::Error> {
+    let rows = sqlx::query_scalar!(
+        r#"
+        select network::text || ' ' || port as "opening!" from webhook_allowed_networks
+         where tenant_id = $1 order by network, port
+        "#,
+        tenant.as_str()
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.iter().filter_map(|text| opening(text)).collect())
+}
+
+/// Opens a network for the tenant. Whether it was closed before.
+pub async fn allow(
+    database: &Database,
+    tenant: &TenantId,
+    opening: &Opening,
+) -> Result<bool, ChangeError> {
+    let added = sqlx::query!(
+        "insert into webhook_allowed_networks (tenant_id, network, port) values ($1, $2::text::cidr, $3) \
+         on conflict do nothing",
+        tenant.as_str(),
+        opening.network(),
+        i32::from(opening.port()),
+    )
+    .execute(database.pool())
+    .await
+    .map_err(|error| {
+        db::on_constraint(error, "webhook_allowed_networks_tenant_id_fkey", || {
+            ChangeError::UnknownTenant(tenant.clone())
+        })
+    })?;
+    Ok(added.rows_affected() == 1)
+}
+
+/// Closes it again. Whether it was open.
+pub async fn disallow(
+    database: &Database,
+    tenant: &TenantId,
+    opening: &Opening,
+) -> Result<bool, db::Error> {
+    let removed = sqlx::query!(
+        "delete from webhook_allowed_networks where tenant_id = $1 and network = $2::text::cidr and port = $3",
+        tenant.as_str(),
+        opening.network(),
+        i32::from(opening.port()),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(removed.rows_affected() == 1)
+}
+
+/// The secrets as they are stored.
+struct Stored {
+    newest: SigningSecret,
+    number: i32,
+    /// Those that still sign, oldest first.
+    previous: Vec<Previous>,
+}
+
+struct Previous {
+    number: i32,
+    secret: SigningSecret,
+    expires_at: Timestamp,
+}
+
+async fn stored(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    lead: Duration,
+) -> Result<Option<Stored>, ChangeError> {
+    let row = sqlx::query!(
+        "select secret_enc, secret_number from webhook_configs where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let previous = sqlx::query!(
+        "select number, secret_enc, expires_at from webhook_previous_secrets \
+          where tenant_id = $1 and expires_at > now() + make_interval(secs => $2) \
+          order by number",
+        tenant.as_str(),
+        lead.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let previous = previous.into_iter().map(|row| {
+        Ok(Previous {
+            number: row.number,
+            secret: open(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &row.secret_enc)?,
+            expires_at: row.expires_at.into(),
+        })
+    });
+    Ok(Some(Stored {
+        newest: open(keyring, WEBHOOK_SECRET, tenant, &row.secret_enc)?,
+        number: row.secret_number,
+        previous: previous.collect::<Result<_, SealedSecret>>()?,
+    }))
+}
+
+/// `None` when somebody else was first.
+async fn create(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    change: &Change<'_>,
+) -> Result<Option<Changed>, ChangeError> {
+    let no_endpoint = || ChangeError::NoEndpoint(tenant.clone());
+    let callback_url = change.callback_url.ok_or_else(no_endpoint)?;
+    let made = change.secret.is_none().then(SigningSecret::generate);
+    let secret = change.secret.or(made.as_ref());
+    let secret = secret.expect("one of the two is there");
+    let created = sqlx::query!(
+        "insert into webhook_configs (tenant_id, callback_url, secret_enc, is_active) values ($1, $2, $3, $4) \
+         on conflict (tenant_id) do nothing",
+        tenant.as_str(),
+        callback_url,
+        seal(keyring, WEBHOOK_SECRET, tenant, secret),
+        change.is_active.unwrap_or(true),
+    )
+    .execute(database.pool())
+    .await
+    .map_err(|error| {
+        db::on_constraint(error, "webhook_configs_tenant_id_fkey", || {
+            ChangeError::UnknownTenant(tenant.clone())
+        })
+    })?;
+    let changed = made.map_or(Changed::Rotated, Changed::Generated);
+    Ok((created.rows_affected() == 1).then_some(changed))
+}
+
+async fn keep_secret(
+    database: &Database,
+    tenant: &TenantId,
+    change: &Change<'_>,
+) -> Result<Option<Changed>, ChangeError> {
+    let updated = sqlx::query!(
+        "update webhook_configs \
+            set callback_url = coalesce($2, callback_url), is_active = coalesce($3, is_active), updated_at = now() \
+          where tenant_id = $1",
+        tenant.as_str(),
+        change.callback_url,
+        change.is_active,
+    )
+    .execute(database.pool())
+    .await?;
+    Ok((updated.rows_affected() == 1).then_some(Changed::Kept))
+}
+
+/// `None` when somebody else was first: the newest secret is not the one that was read.
+async fn rotate(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    change: &Change<'_>,
+    secret: &SigningSecret,
+    stored: &Stored,
+    lead: Duration,
+) -> Result<Option<Changed>, ChangeError> {
+    // Going back to a secret that still signs: it moves to the front rather than sign twice.
+    let (revived, staying): (Vec<_>, Vec<_>) = stored
+        .previous
+        .iter()
+        .partition(|previous| previous.secret == *secret);
+    let goes_on = !change.overlap.is_zero();
+    if 1 + usize::from(goes_on) + staying.len() > MOST_LIVE {
+        let until = staying.iter().map(|previous| previous.expires_at).min();
+        return Err(ChangeError::TooMany {
+            tenant: tenant.clone(),
+            until: until.unwrap_or(Timestamp::from_millis(0)),
+        });
+    }
+    let revived: Vec<i32> = revived.iter().map(|previous| previous.number).collect();
+    let rotated = sqlx::query!(
+        r#"
+        with gone as (
+            delete from webhook_previous_secrets
+             where tenant_id = $1
+               and (number = any($2) or expires_at <= now() + make_interval(secs => $3))
+        ), kept as (
+            insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
+            select tenant_id, secret_number, $4, secret_created_at, now() + make_interval(secs => $3 + $5)
+              from webhook_configs
+             where tenant_id = $1 and secret_number = $6 and $7
+        )
+        update webhook_configs
+           set secret_enc = $8,
+               secret_number = secret_number + 1,
+               secret_created_at = now(),
+               callback_url = coalesce($9, callback_url),
+               is_active = coalesce($10, is_active),
+               updated_at = now()
+         where tenant_id = $1 and secret_number = $6
+        "#,
+        tenant.as_str(),
+        &revived,
+        lead.as_secs_f64(),
+        seal(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &stored.newest),
+        change.overlap.as_secs_f64(),
+        stored.number,
+        goes_on,
+        seal(keyring, WEBHOOK_SECRET, tenant, secret),
+        change.callback_url,
+        change.is_active,
+    )
+    .execute(database.pool())
+    .await;
+    match rotated {
+        Ok(done) => Ok((done.rows_affected() == 1).then_some(Changed::Rotated)),
+        // Somebody else has just set this number aside.
+        Err(error) => match &error {
+            db::Error::Database(cause)
+                if cause.constraint() == Some("webhook_previous_secrets_pkey") =>
+            {
+                Ok(None)
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// As `network::text || ' ' || port` is written.
+fn opening(text: &str) -> Option<Opening> {
+    let (network, port) = text.split_once(' ')?;
+    Opening::from_parts(network, port.parse().ok()?)
+}
+
+fn seal(
+    keyring: &Keyring,
+    column: SealedColumn,
+    tenant: &TenantId,
+    secret: &SigningSecret,
+) -> Vec<u8> {
+    keyring.seal(column.of(tenant.as_str()), secret.expose().as_bytes())
+}
+
+fn open(
+    keyring: &Keyring,
+    column: SealedColumn,
+    tenant: &TenantId,
+    blob: &[u8],
+) -> Result<SigningSecret, SealedSecret> {
+    let refused = |cause| SealedSecret {
+        tenant: tenant.clone(),
+        cause,
+    };
+    let opened = keyring
+        .open(column.of(tenant.as_str()), blob)
+        .map_err(refused)?;
+    // Only what was checked is sealed, so what opens and is none was sealed by another hand.
+    std::str::from_utf8(opened.expose_secret())
+        .ok()
+        .and_then(|text| SigningSecret::parse(text).ok())
+        .ok_or_else(|| refused(OpenError::Malformed))
+}

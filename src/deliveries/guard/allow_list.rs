@@ -1,0 +1,197 @@
+//! What an operator opened for one tenant.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use super::Kind;
+
+/// The widest networks that can be opened. Whoever wants more has not thought of what else is in there.
+const WIDEST_V4: u8 = 8;
+const WIDEST_V6: u8 = 16;
+
+/// One network and port: `10.1.0.0/16:443`, `10.1.2.3:8443`, `[fd12:3456::/48]:443`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Opening {
+    network: IpNet,
+    port: u16,
+}
+
+/// Why a text opens nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadOpening {
+    /// It cannot be read.
+    #[error("a network and a port, like 10.1.0.0/16:443 or [fd12:3456::/48]:443")]
+    Malformed,
+    /// Some bits stand behind the prefix.
+    #[error("the address has more bits than the prefix: did you mean {0}?")]
+    HostBits(Opening),
+    /// Too much at once.
+    #[error("the network is too wide: at most /{WIDEST_V4} of IPv4, or /{WIDEST_V6} of IPv6")]
+    TooWide,
+    /// What is never called.
+    #[error("it is {0}, which is never called")]
+    Closed(&'static str),
+    /// What may be called anyway.
+    #[error(
+        "it is public: callbacks may be there without being allowed, and this list takes nothing away"
+    )]
+    Public,
+}
+
+impl Opening {
+    /// The network, as Postgres' `cidr` reads and writes it.
+    pub fn network(&self) -> String {
+        self.network.to_string()
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From what [`Opening::network`] and [`Opening::port`] gave. Trusts that it was checked before it was stored.
+    pub fn from_parts(network: &str, port: u16) -> Option<Self> {
+        let network = network.parse().ok()?;
+        Some(Self { network, port })
+    }
+
+    fn holds(&self, address: SocketAddr) -> bool {
+        address.port() == self.port && self.network.contains(&address.ip().to_canonical())
+    }
+}
+
+impl FromStr for Opening {
+    type Err = BadOpening;
+
+    fn from_str(text: &str) -> Result<Self, BadOpening> {
+        let (network, port) = text.rsplit_once(':').ok_or(BadOpening::Malformed)?;
+        let is_v6 = network.contains(':');
+        let network = match network
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            Some(inside) => inside,
+            // Without brackets the port is a guess.
+            None if is_v6 => return Err(BadOpening::Malformed),
+            None => network,
+        };
+        let network: IpNet = network
+            .parse()
+            .or_else(|_| network.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| BadOpening::Malformed)?;
+        let port = port.parse().ok().filter(|port| *port > 0);
+        let port = port.ok_or(BadOpening::Malformed)?;
+        if network != network.trunc() {
+            let network = network.trunc();
+            return Err(BadOpening::HostBits(Self { network, port }));
+        }
+        let widest = if network.addr().is_ipv4() {
+            WIDEST_V4
+        } else {
+            WIDEST_V6
+        };
+        if network.prefix_len() < widest {
+            return Err(BadOpening::TooWide);
+        }
+        // What is inside a wide network may be of several kinds, and each address is judged again when it is called.
+        match (Kind::of(network.addr()), Kind::of(network.broadcast())) {
+            (Kind::Closed(what), Kind::Closed(_)) => Err(BadOpening::Closed(what)),
+            (Kind::Public, Kind::Public) => Err(BadOpening::Public),
+            _ => Ok(Self { network, port }),
+        }
+    }
+}
+
+impl fmt::Display for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.network.addr().is_ipv4() {
+            write!(f, "{}:{}", self.network, self.port)
+        } else {
+            write!(f, "[{}]:{}", self.network, self.port)
+        }
+    }
+}
+
+impl Serialize for Opening {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Everything an operator opened for one tenant. It opens what is [`Kind::Private`] and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowList(Vec<Opening>);
+
+impl AllowList {
+    /// Of these.
+    pub fn new(openings: Vec<Opening>) -> Self {
+        Self(openings)
+    }
+
+    /// Whether nothing was opened.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether this address and port were opened.
+    pub fn opens(&self, address: SocketAddr) -> bool {
+        self.0.iter().any(|opening| opening.holds(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openings_are_read_and_written() {
+        for (text, written) in [
+            ("10.1.0.0/16:443", "10.1.0.0/16:443"),
+            ("10.1.2.3:8443", "10.1.2.3/32:8443"),
+            ("127.0.0.1/32:9000", "127.0.0.1/32:9000"),
+            ("[fd12:3456::/48]:443", "[fd12:3456::/48]:443"),
+            ("[fd12:3456::1]:443", "[fd12:3456::1/128]:443"),
+            ("10.0.0.0/8:1", "10.0.0.0/8:1"),
+        ] {
+            let opening: Opening = text.parse().expect(text);
+            assert_eq!(opening.to_string(), written);
+            assert_eq!(opening.to_string().parse(), Ok(opening));
+            assert_eq!(
+                Opening::from_parts(&opening.network(), opening.port()),
+                Some(opening)
+            );
+        }
+        for (text, problem) in [
+            ("", BadOpening::Malformed),
+            ("10.1.0.0/16", BadOpening::Malformed),
+            ("10.1.0.0/16:0", BadOpening::Malformed),
+            ("10.1.0.0/16:65536", BadOpening::Malformed),
+            ("10.1.0.0/33:443", BadOpening::Malformed),
+            ("fd12::/48:443", BadOpening::Malformed),
+            ("example.com:443", BadOpening::Malformed),
+            ("0.0.0.0/0:443", BadOpening::TooWide),
+            ("[::/0]:443", BadOpening::TooWide),
+            ("8.8.8.0/24:443", BadOpening::Public),
+            ("[2600::/32]:443", BadOpening::Public),
+        ] {
+            assert_eq!(text.parse::<Opening>(), Err(problem), "{text}");
+        }
+        for text in [
+            "169.254.169.254:80",
+            "169.254.0.0/16:80",
+            "100.100.100.200:80",
+            "[fd00:ec2::254]:80",
+            "[fe80::/64]:80",
+            "224.0.0.0/8:443",
+        ] {
+            let problem = text.parse::<Opening>();
+            assert!(matches!(problem, Err(BadOpening::Closed(_))), "{text}");
+        }
+        let suggested = "10.1.2.3/16:443".parse::<Opening>().expect_err("host bits");
+        assert!(suggested.to_string().contains("10.1.0.0/16:443"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Names to addresses, in bounded time.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use crate::http::outbound::InFlight;
+
+/// How long an answer is believed. The system's resolver does not say how long it may be; a tenant who moves a callback
+/// waits no longer than this, and a burst of deliveries asks once.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// More names than this are not remembered at once.
+const MOST: usize = 10_000;
+/// A question to the system's resolver takes a thread for as long as it takes, ours to wait or not. What a tenant's
+/// slow name servers can hold is bounded by how many of its deliveries run at once.
+const THREADS: usize = 256;
+/// While any other name resolved within this time, a name that does not is to blame itself.
+const PROOF_OF_LIFE: Duration = Duration::from_mins(1);
+
+/// Why a name has no addresses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// There is no such name, or it has no address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// Its name servers do not answer, while others' do.
+    #[error("the name's own servers do not answer")]
+    Unanswered,
+    /// Nobody answers: the fault is on our side.
+    #[error("no answer from our own resolver")]
+    Ours,
+}
+
+type Lookup = dyn Fn(String) -> BoxFuture<'static, Answer> + Send + Sync;
+type Answer = Result<Vec<IpAddr>, LookupError>;
+
+/// Asks for the addresses of names. Clones share what is remembered.
+#[derive(Clone)]
+pub struct Resolver {
+    lookup: Arc<Lookup>,
+    /// When a question was last answered.
+    answered: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Resolver {
+    /// The system's, remembering answers for a few seconds.
+    pub fn system() -> Self {
+        let system = Arc::new(System::default());
+        Self::from_fn(move |name| system.clone().lookup(name).boxed())
+    }
+
+    /// Any function; nothing it says is remembered. For tests.
+    pub fn from_fn(
+        lookup: impl Fn(String) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            lookup: Arc::new(lookup),
+            answered: Arc::default(),
+        }
+    }
+
+    /// The addresses of `name`, within `patience`.
+    pub async fn lookup(&self, name: String, patience: Duration) -> Answer {
+        let answer = timeout(patience, (self.lookup)(name)).await;
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer.unwrap_or(Err(LookupError::Ours)) {
+            Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),
+            Ok(addresses) => {
+                *answered = Some(Instant::now());
+                Ok(addresses)
+            }
+            Err(LookupError::Ours)
+                if answered.is_some_and(|moment| moment.elapsed() < PROOF_OF_LIFE) =>
+            {
+                Err(LookupError::Unanswered)
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+struct System {
+    threads: Arc<Semaphore>,
+    running: InFlight<String, Answer>,
+    memory: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self {
+            threads: Arc::new(Semaphore::new(THREADS)),
+            running: InFlight::default(),
+            memory: Mutex::default(),
+        }
+    }
+}
+
+impl System {
+    async fn lookup(self: Arc<Self>, name: String) -> Answer {
+        if let Some((addresses, asked)) = self.memory().get(&name)
+            && asked.elapsed() < BELIEVED
+        {
+            return Ok(addresses.clone());
+        }
+        let asked = Instant::now();
+        let (question, threads) = (name.clone(), self.threads.clone());
+        let answer = self
+            .running
+            .share(name.clone(), || ask(question, threads))
+            .await;
+        let mut memory = self.memory();
+        match &answer {
+            Ok(addresses) => {
+                if memory.len() >= MOST {
+                    memory.clear();
+                }
+                memory.insert(name, (addresses.clone(), asked));
+            }
+            Err(_) => drop(memory.remove(&name)),
+        }
+        answer
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Vec<IpAddr>, Instant)>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn ask(name: String, threads: Arc<Semaphore>) -> Answer {
+    let permit = threads.acquire_owned().await;
+    let question = tokio::task::spawn_blocking(move || {
+        // Held until the question ends, also when nobody waits for the answer any more.
+        let _permit = permit;
+        (name.as_str(), 0).to_socket_addrs()
+    });
+    match question.await {
+        Ok(Ok(addresses)) => Ok(addresses.map(|socket| socket.ip()).collect()),
+        Ok(Err(problem)) if is_temporary(&problem) => Err(LookupError::Ours),
+        Ok(Err(_)) => Err(LookupError::NoAddress),
+        Err(_) => Err(LookupError::Ours),
+    }
+}
+
+/// The standard library keeps only the words of `getaddrinfo`'s errors; these are glibc's and musl's for `EAI_AGAIN`.
+fn is_temporary(problem: &io::Error) -> bool {
+    let words = problem.to_string();
+    words.contains("Temporary failure") || words.contains("Try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_systems_resolver_is_asked() {
+        let resolver = Resolver::system();
+        let patience = Duration::from_secs(3);
+        let found = resolver.lookup("localhost".into(), patience).await.unwrap();
+        assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
+        let found = resolver.lookup("127.0.0.1".into(), patience).await;
+        assert_eq!(found, Ok(vec![[127, 0, 0, 1].into()]));
+    }
+
+    #[tokio::test]
+    async fn a_slow_answer_is_no_answer() {
+        let resolver = Resolver::from_fn(|_| {
+            async {
+                tokio::time::sleep(Duration::from_mins(1)).await;
+                Ok(vec![[1, 1, 1, 1].into()])
+            }
+            .boxed()
+        });
+        let answer = resolver
+            .lookup("slow.example.".into(), Duration::from_millis(20))
+            .await;
+        assert_eq!(answer, Err(LookupError::Ours));
+        let silent = Resolver::from_fn(|_| async { Ok(vec![]) }.boxed());
+        let answer = silent.lookup("x.example.".into(), Duration::ZERO).await;
+        assert_eq!(answer, Err(LookupError::NoAddress));
+    }
+
+    #[tokio::test]
+    async fn a_name_is_to_blame_only_while_others_resolve() {
+        let resolver = Resolver::from_fn(|name| {
+            async move {
+                match name.as_str() {
+                    "good.example." => Ok(vec![[1, 1, 1, 1].into()]),
+                    _ => Err(LookupError::Ours),
+                }
+            }
+            .boxed()
+        });
+        let ask = |name: &str| resolver.lookup(name.into(), Duration::from_secs(3));
+        assert_eq!(ask("bad.example.").await, Err(LookupError::Ours));
+        assert!(ask("good.example.").await.is_ok());
+        assert_eq!(ask("bad.example.").await, Err(LookupError::Unanswered));
+    }
+}

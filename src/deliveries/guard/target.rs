@@ -1,0 +1,248 @@
+//! What a callback's URL says, and whether it may be said.
+
+use std::net::IpAddr;
+
+use hyper::http::HeaderValue;
+use hyper::http::uri::PathAndQuery;
+use url::{Host, Url};
+
+use super::{AllowList, Guard};
+
+/// The longest URL, in bytes.
+const MAX_BYTES: usize = 2048;
+
+/// Where a callback is, understood. What is called is built from this and never again from the text, so that no two
+/// readers can disagree about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whether it is https.
+    pub tls: bool,
+    /// Who: a name, in ASCII and lower case, or an address.
+    pub host: TargetHost,
+    /// The port, said or implied.
+    pub port: u16,
+    /// For the `Host` header: the host, and the port unless it is the scheme's own.
+    pub authority: HeaderValue,
+    /// What is asked for there.
+    pub path: PathAndQuery,
+}
+
+/// A name or an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TargetHost {
+    /// A name, which may end in a dot.
+    Name(String),
+    /// An address, however it was spelt.
+    Address(IpAddr),
+}
+
+/// Why a URL cannot be a callback's. No message repeats it: its query may hold a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Too long.
+    #[error("the callback URL is longer than {MAX_BYTES} bytes")]
+    TooLong,
+    /// Not a URL.
+    #[error("the callback URL cannot be read: it looks like https://example.com/webhooks/attesto")]
+    Malformed,
+    /// Not https.
+    #[error(
+        "the callback URL must begin with https:// (for development, http is allowed by WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true)"
+    )]
+    Scheme,
+    /// A user name or a password.
+    #[error(
+        "the callback URL must not hold a user name or a password: deliveries are signed, check the signature instead"
+    )]
+    UserInfo,
+    /// Something after `#`.
+    #[error("the callback URL must not have a fragment (#…), which is never sent")]
+    Fragment,
+    /// Port 0.
+    #[error("the callback URL must name a port from 1 to 65535")]
+    Port,
+    /// A name that means something else on every network.
+    #[error(
+        "the callback URL's host is a name of a private network: use a public name (an operator can allow addresses of a private one: attesto webhook allow)"
+    )]
+    PrivateName,
+}
+
+impl Guard {
+    /// Reads a callback's URL. Pure: whether its host resolves to something that may be called is another question.
+    pub fn target(&self, url: &str, allowed: &AllowList) -> Result<Target, BadUrl> {
+        if url.len() > MAX_BYTES {
+            return Err(BadUrl::TooLong);
+        }
+        // A reader of URLs removes these without a word.
+        if url.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+            return Err(BadUrl::Malformed);
+        }
+        let url = Url::parse(url).map_err(|_| BadUrl::Malformed)?;
+        let tls = match url.scheme() {
+            "https" => true,
+            "http" if self.allows_private() => false,
+            _ => return Err(BadUrl::Scheme),
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(BadUrl::UserInfo);
+        }
+        if url.fragment().is_some() {
+            return Err(BadUrl::Fragment);
+        }
+        let (host, port) = match (url.host(), url.port_or_known_default()) {
+            (None, _) | (_, None) => return Err(BadUrl::Malformed),
+            (_, Some(0)) => return Err(BadUrl::Port),
+            (Some(host), Some(port)) => (host, port),
+        };
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_string(),
+        };
+        let host = match host {
+            Host::Ipv4(address) => TargetHost::Address(address.into()),
+            Host::Ipv6(address) => TargetHost::Address(address.into()),
+            Host::Domain(name) => {
+                // Whoever opened addresses of a private network reaches them by its names.
+                let may_be_private = self.allows_private() || !allowed.is_empty();
+                if is_private_name(name) && !may_be_private {
+                    return Err(BadUrl::PrivateName);
+                }
+                TargetHost::Name(name.to_owned())
+            }
+        };
+        let path = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        Ok(Target {
+            tls,
+            host,
+            port,
+            authority: authority.try_into().map_err(|_| BadUrl::Malformed)?,
+            path: path.try_into().map_err(|_| BadUrl::Malformed)?,
+        })
+    }
+}
+
+/// A name that is not of the public tree: what it means depends on who asks.
+fn is_private_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    !name.contains('.') || ["localhost", "local", "internal", "localdomain", "lan"].contains(&last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strict(url: &str) -> Result<Target, BadUrl> {
+        Guard::new(false).target(url, &AllowList::default())
+    }
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let target = strict("https://Hooks.Example.com:8443/a%20b/?x=1&y={z}").unwrap();
+        assert_eq!(target.host, TargetHost::Name("hooks.example.com".into()));
+        assert_eq!((target.tls, target.port), (true, 8443));
+        assert_eq!(target.authority, "hooks.example.com:8443");
+        assert_eq!(target.path, "/a%20b/?x=1&y={z}");
+        let target = strict("https://bücher.example").unwrap();
+        assert_eq!(target.authority, "xn--bcher-kva.example");
+        assert_eq!(target.path, "/");
+    }
+
+    #[test]
+    fn what_a_callback_must_not_say() {
+        let long = format!("https://example.com/{}", "a".repeat(2048));
+        for (url, problem) in [
+            ("", BadUrl::Malformed),
+            ("example.com/hook", BadUrl::Malformed),
+            ("https://", BadUrl::Malformed),
+            ("https://example.com/a b", BadUrl::Malformed),
+            ("https://example.com/\n", BadUrl::Malformed),
+            ("https://exa\tmple.com/", BadUrl::Malformed),
+            ("https://[fe80::1%25eth0]/", BadUrl::Malformed),
+            ("https://256.1.1.1/", BadUrl::Malformed),
+            ("http://example.com/", BadUrl::Scheme),
+            ("file:///etc/passwd", BadUrl::Scheme),
+            ("gopher://example.com/", BadUrl::Scheme),
+            ("https://user@example.com/", BadUrl::UserInfo),
+            ("https://:password@example.com/", BadUrl::UserInfo),
+            ("https://example.com#@127.0.0.1/", BadUrl::Fragment),
+            ("https://example.com/#", BadUrl::Fragment),
+            ("https://example.com:0/", BadUrl::Port),
+            ("https://localhost/", BadUrl::PrivateName),
+            ("https://localhost./", BadUrl::PrivateName),
+            ("https://LOCALHOST/", BadUrl::PrivateName),
+            ("https://db/", BadUrl::PrivateName),
+            ("https://a.localhost/", BadUrl::PrivateName),
+            ("https://printer.local/", BadUrl::PrivateName),
+            ("https://metadata.google.internal/", BadUrl::PrivateName),
+            ("https://metadata.google.internal./", BadUrl::PrivateName),
+            (&long, BadUrl::TooLong),
+        ] {
+            assert_eq!(strict(url), Err(problem), "{url}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_an_address_is_that_address() {
+        let loopback = TargetHost::Address([127, 0, 0, 1].into());
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "127.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.1",
+            "0177.0.0.1",
+            "017700000001",
+            "127.0.0.1.",
+            "１２７.0.0.1",
+            "127。0。0。1",
+            "%31%32%37.0.0.1",
+            "⑫7.0.0.1",
+        ] {
+            let target = strict(&format!("https://{host}/")).expect(host);
+            assert_eq!(target.host, loopback, "{host}");
+        }
+        for (host, address) in [
+            ("[::ffff:127.0.0.1]", "::ffff:7f00:1"),
+            ("[::127.0.0.1]", "::7f00:1"),
+            ("[0:0:0:0:0:0:0:1]", "::1"),
+        ] {
+            let target = strict(&format!("https://{host}/")).expect(host);
+            let address = TargetHost::Address(address.parse().unwrap());
+            assert_eq!(target.host, address, "{host}");
+        }
+        // What stands before the @ is never mistaken for the host.
+        for decoy in [
+            "https://example.com@127.0.0.1/",
+            "https://example.com:443@127.0.0.1/",
+            "https://127.0.0.1@example.com/",
+        ] {
+            assert_eq!(strict(decoy), Err(BadUrl::UserInfo), "{decoy}");
+        }
+        assert_eq!(
+            strict("https://example.com\\@127.0.0.1/").unwrap().host,
+            TargetHost::Name("example.com".into()),
+            "a backslash ends the host"
+        );
+    }
+
+    #[test]
+    fn a_developer_and_an_operator_may_say_more() {
+        let developer = Guard::new(true);
+        let none = AllowList::default();
+        let target = developer.target("http://localhost:9000/hook", &none);
+        assert_eq!(target.map(|target| target.tls), Ok(false));
+        let opened = AllowList::new(vec!["10.1.0.0/16:443".parse().unwrap()]);
+        let operator = Guard::new(false);
+        assert!(operator.target("https://hooks.internal/", &opened).is_ok());
+        assert_eq!(
+            operator.target("http://hooks.internal/", &opened),
+            Err(BadUrl::Scheme)
+        );
+    }
+}

@@ -1,0 +1,376 @@
+//! How a callback has behaved lately, and how much it is sent because of it.
+//!
+//! - *active*: all is well, or nothing is known yet. A callback that never answered gets one request at a time; each
+//!   success doubles that, up to [`MOST`].
+//! - *throttled*: it said that it is overloaded (429, 502, 503, 504) or did not answer in time. Each such answer halves
+//!   how many requests may be under way, down to one; each success doubles it again.
+//! - *open*: nobody answers there at all. Nothing is sent for a while, then one delivery, to see; each time it goes
+//!   unanswered the while doubles, up to five minutes. What waits meanwhile keeps all of its attempts.
+//! - *paused*: a day without one success. One delivery an hour, to see, until one succeeds.
+//!
+//! No state drops anything: events are stored and deliveries queue in all of them. One success ends *open* and *paused*.
+//! The limits hold over all processes; they are in the database, and so is its clock, which is the `now` here.
+
+use std::time::Duration;
+
+use super::outcome::{Class, Outcome};
+use crate::clock::Timestamp;
+
+/// How many requests to one callback may be under way at once.
+pub const MOST: u8 = 8;
+/// How many attempts in a row nobody must have answered before nothing is sent.
+pub const UNANSWERED: u32 = 5;
+/// How long nothing is sent then, at first and at most.
+pub const FIRST_CLOSING: Duration = Duration::from_secs(5);
+/// See [`FIRST_CLOSING`].
+pub const LAST_CLOSING: Duration = Duration::from_mins(5);
+/// A callback is paused after this time without a success …
+pub const PATIENCE: Duration = Duration::from_hours(24);
+/// … and no fewer failures than this.
+pub const PATIENCE_FAILURES: u32 = 10;
+/// How often a paused callback is tried.
+pub const PROBE_EVERY: Duration = Duration::from_hours(1);
+/// How exact `last_success_at` is kept while all is well.
+const SUCCESS_NOTED_EVERY: Duration = Duration::from_mins(1);
+
+/// In one word, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is wrong.
+    Active,
+    /// It gets fewer requests at once.
+    Throttled,
+    /// Nobody answers there.
+    Open,
+    /// Nothing has succeeded for a day.
+    Paused,
+}
+
+impl State {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Throttled => "throttled",
+            Self::Open => "open",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// The column's check constraint allows no other word.
+    pub(super) fn from_word(word: &str) -> Self {
+        match word {
+            "throttled" => Self::Throttled,
+            "open" => Self::Open,
+            "paused" => Self::Paused,
+            _ => Self::Active,
+        }
+    }
+}
+
+/// What one attempt says about the callback, as opposed to the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// It works.
+    Success,
+    /// It has too much to do: 429, 502, 503, 504.
+    Busy,
+    /// It did not answer in time.
+    Late,
+    /// Nobody is there: no address, no connection, no TLS.
+    Unreachable,
+    /// It answered, and did not want this event; or it may not be called.
+    Refused,
+}
+
+impl Signal {
+    /// What an outcome says. Nothing when the attempt was not made.
+    pub fn of(outcome: &Outcome) -> Option<Self> {
+        let (class, code) = match outcome {
+            Outcome::Delivered { .. } => return Some(Self::Success),
+            Outcome::NotAttempted { .. } => return None,
+            Outcome::Refused { class, code, .. } => (class, code),
+        };
+        Some(match class {
+            Class::Timeout => Self::Late,
+            Class::Dns | Class::Connect | Class::Tls => Self::Unreachable,
+            _ if matches!(code, Some(429 | 502 | 503 | 504)) => Self::Busy,
+            _ => Self::Refused,
+        })
+    }
+}
+
+/// How a callback has behaved lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// In one word.
+    pub state: State,
+    /// How many requests may be under way at once, when any may.
+    pub allowed: u8,
+    /// Attempts without a success since the last one.
+    pub failures: u32,
+    /// Those of them, without a break, that nobody answered.
+    pub unreachable: u32,
+    /// When the first of `failures` ended.
+    pub failing_since: Option<Timestamp>,
+    /// To the minute, while all is well.
+    pub last_success_at: Option<Timestamp>,
+    /// When an attempt last failed.
+    pub last_failure_at: Option<Timestamp>,
+    /// Before this nothing is sent; from then on one request at a time.
+    pub closed_until: Option<Timestamp>,
+    /// How often in a row it was closed.
+    pub closings: u32,
+}
+
+impl Default for Health {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self {
+            state: State::Active,
+            allowed: 1,
+            failures: 0,
+            unreachable: 0,
+            failing_since: None,
+            last_success_at: None,
+            last_failure_at: None,
+            closed_until: None,
+            closings: 0,
+        }
+    }
+}
+
+impl Health {
+    /// How many requests may be under way at `now`.
+    pub fn admits(&self, now: Timestamp) -> u8 {
+        match self.closed_until {
+            Some(until) if now < until => 0,
+            Some(_) => 1,
+            None => self.allowed,
+        }
+    }
+
+    /// What is known after an attempt that ended at `now`.
+    #[must_use]
+    pub fn after(self, signal: Signal, now: Timestamp) -> Self {
+        match signal {
+            Signal::Success => self.after_success(now),
+            _ => self.after_failure(signal, now),
+        }
+    }
+
+    /// Whether one more success would say nothing new.
+    pub fn is_settled(&self, now: Timestamp) -> bool {
+        let noted = self
+            .last_success_at
+            .is_some_and(|moment| now.since(moment) < SUCCESS_NOTED_EVERY);
+        noted && self.state == State::Active && self.allowed == MOST && self.failures == 0
+    }
+
+    fn after_success(self, now: Timestamp) -> Self {
+        let recovering = self.closed_until.is_some();
+        let allowed = if recovering { 2 } else { self.allowed * 2 }.min(MOST);
+        let state = match self.state {
+            State::Active => State::Active,
+            _ if allowed == MOST => State::Active,
+            _ => State::Throttled,
+        };
+        Self {
+            state,
+            allowed,
+            last_success_at: Some(now),
+            last_failure_at: self.last_failure_at,
+            ..Self::default()
+        }
+    }
+
+    fn after_failure(self, signal: Signal, now: Timestamp) -> Self {
+        let mut health = Self {
+            failures: self.failures.saturating_add(1),
+            failing_since: self.failing_since.or(Some(now)),
+            last_failure_at: Some(now),
+            ..self
+        };
+        health.unreachable = match signal {
+            Signal::Unreachable | Signal::Late => self.unreachable.saturating_add(1),
+            _ => 0,
+        };
+        if matches!(signal, Signal::Busy | Signal::Late) {
+            health.allowed = (self.allowed / 2).max(1);
+            if self.state == State::Active {
+                health.state = State::Throttled;
+            }
+        }
+        // What was under way when it was closed says nothing new.
+        if self.closed_until.is_some_and(|until| now < until) {
+            return health;
+        }
+        let failing_for = health
+            .failing_since
+            .map_or(Duration::ZERO, |since| now.since(since));
+        if failing_for >= PATIENCE && health.failures >= PATIENCE_FAILURES {
+            health.close(State::Paused, now, PROBE_EVERY);
+        } else if health.unreachable >= UNANSWERED {
+            let doubled = 2_u32.saturating_pow(self.closings);
+            let pause = FIRST_CLOSING.saturating_mul(doubled).min(LAST_CLOSING);
+            health.close(State::Open, now, pause);
+        } else if self.state == State::Open && health.unreachable == 0 {
+            // Somebody is there again, if only to refuse.
+            health.state = State::Throttled;
+            health.allowed = 1;
+            health.closed_until = None;
+            health.closings = 0;
+        }
+        health
+    }
+
+    fn close(&mut self, state: State, now: Timestamp, pause: Duration) {
+        self.state = state;
+        self.allowed = 1;
+        self.closed_until = Some(now.plus(pause));
+        self.closings = self.closings.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_millis(1_775_830_930_000);
+
+    fn after(mut health: Health, signals: &[Signal], now: Timestamp) -> Health {
+        for signal in signals {
+            health = health.after(*signal, now);
+        }
+        health
+    }
+
+    fn well() -> Health {
+        after(Health::default(), &[Signal::Success; 3], START)
+    }
+
+    #[test]
+    fn a_new_callback_is_met_with_care() {
+        let mut allowed = vec![];
+        let mut health = Health::default();
+        for _ in 0..5 {
+            allowed.push(health.admits(START));
+            health = health.after(Signal::Success, START);
+            assert_eq!(health.state, State::Active);
+        }
+        assert_eq!(allowed, [1, 2, 4, 8, 8]);
+        assert!(health.is_settled(START));
+        assert!(!health.is_settled(START.plus(SUCCESS_NOTED_EVERY)));
+    }
+
+    #[test]
+    fn an_overloaded_callback_gets_less_and_then_more() {
+        let busy = after(well(), &[Signal::Busy, Signal::Late], START);
+        assert_eq!((busy.state, busy.admits(START)), (State::Throttled, 2));
+        let busier = after(busy, &[Signal::Busy; 50], START);
+        assert_eq!((busier.state, busier.admits(START)), (State::Throttled, 1));
+        let better = after(busier, &[Signal::Success; 2], START);
+        assert_eq!((better.state, better.admits(START)), (State::Throttled, 4));
+        let fine = better.after(Signal::Success, START);
+        assert_eq!((fine.state, fine.admits(START)), (State::Active, 8));
+    }
+
+    #[test]
+    fn a_callback_that_refuses_is_asked_all_the_same() {
+        let health = after(well(), &[Signal::Refused; 1000], START);
+        assert_eq!((health.state, health.admits(START)), (State::Active, 8));
+        assert_eq!(health.failures, 1000);
+    }
+
+    #[test]
+    fn where_nobody_answers_nothing_is_sent_for_longer_and_longer() {
+        let mut health = after(well(), &[Signal::Unreachable; 5], START);
+        let mut now = START;
+        let mut pauses = vec![];
+        for _ in 0..9 {
+            assert_eq!((health.state, health.admits(now)), (State::Open, 0));
+            let until = health.closed_until.expect("it is closed");
+            pauses.push(until.since(now).as_secs());
+            // What was under way says nothing new.
+            assert_eq!(
+                health.after(Signal::Unreachable, now).closed_until,
+                Some(until)
+            );
+            now = until;
+            assert_eq!(health.admits(now), 1, "one, to see");
+            health = health.after(Signal::Late, now);
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+        let refused = health.after(Signal::Refused, now.plus(LAST_CLOSING));
+        assert_eq!((refused.state, refused.admits(now)), (State::Throttled, 1));
+        let back = health.after(Signal::Success, now);
+        assert_eq!((back.state, back.admits(now)), (State::Throttled, 2));
+    }
+
+    #[test]
+    fn a_day_of_failures_is_too_much() {
+        for signal in [Signal::Refused, Signal::Busy, Signal::Unreachable] {
+            let failing = after(well(), &[signal; 4], START);
+            let almost = START.plus(PATIENCE).minus(Duration::from_secs(1));
+            let few = after(failing, &[signal; 4], almost);
+            assert_ne!(few.state, State::Paused);
+            let late = almost.plus(Duration::from_hours(2));
+            let few = few.after(signal, late);
+            assert_ne!(few.state, State::Paused, "that was the ninth");
+            let later = late.plus(Duration::from_hours(1));
+            let paused = few.after(signal, later);
+            assert_eq!((paused.state, paused.admits(later)), (State::Paused, 0));
+            let probe = later.plus(PROBE_EVERY);
+            assert_eq!(paused.admits(probe), 1);
+            assert_eq!(paused.after(signal, probe).admits(probe), 0);
+            let back = paused.after(Signal::Success, probe);
+            assert_eq!((back.state, back.admits(probe)), (State::Throttled, 2));
+            assert_eq!(back.failing_since, None);
+        }
+    }
+
+    /// R20: a receiver that does anything at all, and as many processes as there are. Half a million attempts.
+    #[test]
+    fn no_history_sends_two_probes_at_once_or_gets_stuck() {
+        let mut chance = fastrand::Rng::with_seed(20);
+        for _ in 0..5_000 {
+            let mut health = Health::default();
+            let mut now = START;
+            // Whether each request under way was begun as a probe.
+            let mut under_way: Vec<bool> = vec![];
+            for _ in 0..100 {
+                now = now.plus(match chance.u8(..4) {
+                    0 => Duration::ZERO,
+                    1 => Duration::from_millis(chance.u64(..10_000)),
+                    2 => Duration::from_secs(chance.u64(..600)),
+                    _ => Duration::from_mins(chance.u64(..180)),
+                });
+                while under_way.len() < usize::from(health.admits(now)) {
+                    under_way.push(health.closed_until.is_some());
+                }
+                assert!(under_way.len() <= usize::from(MOST));
+                assert!(under_way.iter().filter(|probe| **probe).count() <= 1);
+                if under_way.is_empty() {
+                    continue;
+                }
+                under_way.swap_remove(chance.usize(..under_way.len()));
+                let signal = match chance.u8(..12) {
+                    0 => Signal::Success,
+                    1..4 => Signal::Busy,
+                    4..7 => Signal::Late,
+                    7..10 => Signal::Unreachable,
+                    10 => Signal::Refused,
+                    // The process died, or our own resolver did: nothing is learned.
+                    _ => continue,
+                };
+                health = health.after(signal, now);
+                assert!((1..=MOST).contains(&health.allowed));
+            }
+            // From now on all is well: it is found out within the hour, and a few answers later nothing is left of it.
+            now = now.plus(PROBE_EVERY);
+            assert!(health.admits(now) >= 1, "stuck in {health:?}");
+            let health = after(health, &[Signal::Success; 3], now);
+            assert_eq!((health.state, health.admits(now)), (State::Active, MOST));
+        }
+    }
+}

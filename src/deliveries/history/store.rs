@@ -1,0 +1,265 @@
+//! The queries. Newest first, with a limit; nothing here changes anything.
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::deliveries::health::{Health, State};
+use crate::deliveries::redelivery::Status;
+use crate::id::{DeliveryId, EventId, TenantId};
+
+/// An event, without its payloads.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventRow {
+    /// Its id.
+    pub id: EventId,
+    /// The word for both stores.
+    pub event: String,
+    /// The finer intent.
+    pub reason: Option<String>,
+    /// The store's own name.
+    pub platform_event: String,
+    /// Which store.
+    pub source: String,
+    /// The store's id of the notification.
+    pub external_id: String,
+    /// Production or sandbox, where the store says so.
+    pub environment: Option<String>,
+    /// What it is about.
+    pub subject: Option<String>,
+    /// Whom it is about, where the app said so.
+    pub app_user_id: Option<String>,
+    /// When it happened, as the store says.
+    pub occurred_at: Option<Timestamp>,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// Where it stands, all of its deliveries considered. `None`: there was no active callback when it was received.
+    pub status: Option<String>,
+}
+
+/// One event on its way to one callback.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryRow {
+    /// Its id.
+    pub id: DeliveryId,
+    /// Of which event.
+    pub event_id: EventId,
+    /// The event's word.
+    pub event: String,
+    /// Where it goes.
+    pub callback_url: String,
+    /// Where it stands.
+    pub status: String,
+    /// How often it was tried.
+    pub attempt_count: i32,
+    /// When it is tried next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// When it was tried last.
+    pub last_attempt_at: Option<Timestamp>,
+    /// How that ended, in one word.
+    pub last_outcome: Option<String>,
+    /// What the receiver answered last.
+    pub last_response_code: Option<i32>,
+    /// The first kilobyte of it.
+    pub last_response_body: Option<String>,
+    /// When the receiver had it.
+    pub delivered_at: Option<Timestamp>,
+    /// When it was given up.
+    pub failed_at: Option<Timestamp>,
+    /// When it was set aside for a person, because workers died over it again and again.
+    pub parked_at: Option<Timestamp>,
+    /// Who asked for it. `None`: nobody, it belongs to its event.
+    pub requested_by: Option<String>,
+    /// Why.
+    pub request_reason: Option<String>,
+    /// When it was enqueued.
+    pub created_at: Timestamp,
+}
+
+/// How a tenant's callback behaves, and what waits for it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackRow {
+    /// `active`, `throttled`, `open` or `paused`.
+    pub state: &'static str,
+    /// How many requests may be under way at once.
+    pub allowed: u8,
+    /// Attempts without a success since the last one.
+    pub failures: u32,
+    /// When the first of them ended.
+    pub failing_since: Option<Timestamp>,
+    /// When one last succeeded, to the minute while all is well.
+    pub last_success_at: Option<Timestamp>,
+    /// When one last failed.
+    pub last_failure_at: Option<Timestamp>,
+    /// Nothing is sent before this.
+    pub closed_until: Option<Timestamp>,
+    /// Deliveries that are still tried, to whichever callback.
+    pub pending: i64,
+    /// Those of them that wait for a person.
+    pub parked: i64,
+    /// When the first of the pending ones was enqueued.
+    pub oldest_pending_at: Option<Timestamp>,
+}
+
+/// A tenant's events; with `status`, those that stand there.
+pub async fn events(
+    database: &Database,
+    tenant: &TenantId,
+    status: Option<Status>,
+    limit: u32,
+) -> Result<Vec<EventRow>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select event.id as "id: EventId", event.event_type, event.reason, event.platform_event, event.source,
+               event.external_id, event.environment, event.subject_key, event.app_user_id, event.occurred_at,
+               event.received_at, standing.status
+          from webhook_events event
+         cross join lateral (
+               select case
+                          when bool_or(delivery.status = 'delivered') then 'delivered'
+                          when bool_or(delivery.status = 'pending') then 'pending'
+                          when bool_or(delivery.status = 'failed') then 'failed'
+                      end as status
+                 from webhook_deliveries delivery
+                where delivery.event_id = event.id
+          ) standing
+         where event.tenant_id = $1 and ($2::text is null or standing.status = $2)
+         order by event.received_at desc, event.id desc
+         limit $3
+        "#,
+        tenant.as_str(),
+        status.map(Status::as_str),
+        i64::from(limit),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let rows = rows.into_iter().map(|row| EventRow {
+        id: row.id,
+        event: row.event_type,
+        reason: row.reason,
+        platform_event: row.platform_event,
+        source: row.source,
+        external_id: row.external_id,
+        environment: row.environment,
+        subject: row.subject_key,
+        app_user_id: row.app_user_id,
+        occurred_at: row.occurred_at.map(Timestamp::from),
+        received_at: row.received_at.into(),
+        status: row.status,
+    });
+    Ok(rows.collect())
+}
+
+/// A tenant's deliveries.
+pub async fn deliveries(
+    database: &Database,
+    tenant: &TenantId,
+    status: Option<Status>,
+    limit: u32,
+) -> Result<Vec<DeliveryRow>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId", event.event_type,
+               delivery.callback_url, delivery.status, delivery.attempt_count, delivery.next_attempt_at,
+               delivery.last_attempt_at, delivery.last_outcome, delivery.last_response_code,
+               delivery.last_response_body, delivery.delivered_at, delivery.failed_at, delivery.parked_at,
+               delivery.requested_by, delivery.request_reason, delivery.created_at
+          from webhook_deliveries delivery
+          join webhook_events event on event.id = delivery.event_id
+         where delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
+         order by delivery.created_at desc, delivery.id desc
+         limit $3
+        "#,
+        tenant.as_str(),
+        status.map(Status::as_str),
+        i64::from(limit),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let rows = rows.into_iter().map(|row| DeliveryRow {
+        id: row.id,
+        event_id: row.event_id,
+        event: row.event_type,
+        callback_url: row.callback_url,
+        // What is over has no next time, whatever the column still says.
+        next_attempt_at: row
+            .next_attempt_at
+            .filter(|_| row.status == Status::Pending.as_str() && row.parked_at.is_none())
+            .map(Timestamp::from),
+        status: row.status,
+        attempt_count: row.attempt_count,
+        last_attempt_at: row.last_attempt_at.map(Timestamp::from),
+        last_outcome: row.last_outcome,
+        last_response_code: row.last_response_code,
+        last_response_body: row.last_response_body,
+        delivered_at: row.delivered_at.map(Timestamp::from),
+        failed_at: row.failed_at.map(Timestamp::from),
+        parked_at: row.parked_at.map(Timestamp::from),
+        requested_by: row.requested_by,
+        request_reason: row.request_reason,
+        created_at: row.created_at.into(),
+    });
+    Ok(rows.collect())
+}
+
+/// How the tenant's present callback behaves. `None` when it has none.
+pub async fn callback(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<CallbackRow>, Error> {
+    let row = sqlx::query!(
+        r#"
+        select health.state as "state?", health.allowed as "allowed?", health.failures as "failures?",
+               health.failing_since, health.last_success_at, health.last_failure_at, health.closed_until,
+               waiting.pending as "pending!", waiting.parked as "parked!", waiting.oldest
+          from webhook_configs config
+          left join webhook_health health
+                 on health.tenant_id = config.tenant_id
+                and health.callback_key = hashtextextended(config.callback_url, 0)
+         cross join lateral (
+               select count(*) as pending, count(delivery.parked_at) as parked, min(delivery.created_at) as oldest
+                 from webhook_deliveries delivery
+                where delivery.tenant_id = config.tenant_id and delivery.status = 'pending'
+          ) waiting
+         where config.tenant_id = $1
+        "#,
+        tenant.as_str(),
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| CallbackRow {
+        state: row
+            .state
+            .as_deref()
+            .map_or(Health::default().state, State::from_word)
+            .as_str(),
+        allowed: row
+            .allowed
+            .and_then(|allowed| u8::try_from(allowed).ok())
+            .unwrap_or(Health::default().allowed),
+        failures: row
+            .failures
+            .and_then(|failures| u32::try_from(failures).ok())
+            .unwrap_or(0),
+        failing_since: row.failing_since.map(Timestamp::from),
+        last_success_at: row.last_success_at.map(Timestamp::from),
+        last_failure_at: row.last_failure_at.map(Timestamp::from),
+        closed_until: row.closed_until.map(Timestamp::from),
+        pending: row.pending,
+        parked: row.parked,
+        oldest_pending_at: row.oldest.map(Timestamp::from),
+    }))
+}
+
+/// Whose event this is. `None` when there is no such event.
+pub async fn tenant_of(database: &Database, event: &EventId) -> Result<Option<TenantId>, Error> {
+    sqlx::query_scalar!(
+        r#"select tenant_id as "tenant_id: TenantId" from webhook_events where id = $1"#,
+        event.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await
+}

@@ -1,0 +1,85 @@
+//! What is asked for.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::db::Error;
+use crate::id::{EventId, TenantId};
+
+/// Where an event stands, all of its deliveries considered: delivered when one of them is; else pending when one is
+/// still tried; else failed when one has failed. An event that was never to be delivered is none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Status {
+    /// Nobody has it yet, and it is being tried.
+    Pending,
+    /// The tenant has it.
+    Delivered,
+    /// Nobody has it, and nobody tries.
+    Failed,
+}
+
+impl Status {
+    /// As it is stored and asked for.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl FromStr for Status {
+    type Err = UnknownStatus;
+
+    fn from_str(word: &str) -> Result<Self, UnknownStatus> {
+        [Self::Pending, Self::Delivered, Self::Failed]
+            .into_iter()
+            .find(|status| status.as_str() == word)
+            .ok_or(UnknownStatus)
+    }
+}
+
+/// Not a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a status is pending, delivered or failed")]
+pub struct UnknownStatus;
+
+/// Which events of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Only those that stand here.
+    pub status: Option<Status>,
+    /// Only those with this word, such as `subscription.renewed`.
+    pub word: Option<String>,
+    /// Only those that were received in this time up to now; `None` goes back to the first.
+    pub since: Option<Duration>,
+}
+
+/// Who asks, and why: kept with every delivery that comes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// A person or a program.
+    pub by: String,
+    /// In their words.
+    pub reason: Option<String>,
+}
+
+/// Why nothing is delivered again.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is no such event.
+    #[error("no such event: {0}")]
+    NoEvent(EventId),
+    /// There is no such tenant.
+    #[error("no such tenant: {0}")]
+    NoTenant(TenantId),
+    /// The tenant has no callback, or it is switched off.
+    #[error("{0} has no active callback: `attesto webhook set-config` sets one")]
+    NoCallback(TenantId),
+    /// The database did not do it.
+    #[error(transparent)]
+    Database(#[from] Error),
+}

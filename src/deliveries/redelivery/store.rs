@@ -1,0 +1,241 @@
+//! Every query on redeliveries. Of time, see the store of deliveries.
+
+use std::time::Duration;
+
+use super::redeliveries::{BATCH, Batch, Found, LOOKED_AT, RATE};
+use super::request::{Filter, Refused, Request, Status};
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
+
+/// How long a request waits for its tenant's callback to be switched on.
+const CALLBACK_LOOKED_FOR_EVERY: f64 = 10.0;
+
+pub(super) async fn enqueue_one(
+    database: &Database,
+    event: &EventId,
+    id: &DeliveryId,
+    request: &Request,
+) -> Result<(), Refused> {
+    let enqueued = sqlx::query!(
+        "
+        insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
+        select $2, event.id, event.tenant_id, config.callback_url, $3, $4
+        from webhook_events event
+        join webhook_configs config on config.tenant_id = event.tenant_id and config.is_active
+        where event.id = $1
+        ",
+        event.as_str(),
+        id.as_str(),
+        &request.by,
+        request.reason.as_deref(),
+    )
+    .execute(database.pool())
+    .await?;
+    if enqueued.rows_affected() == 1 {
+        return Ok(());
+    }
+    let tenant = sqlx::query_scalar!(
+        r#"select tenant_id as "tenant_id: TenantId" from webhook_events where id = $1"#,
+        event.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Err(match tenant {
+        Some(tenant) => Refused::NoCallback(tenant),
+        None => Refused::NoEvent(event.clone()),
+    })
+}
+
+pub(super) async fn find(
+    database: &Database,
+    filter: &Filter,
+    lead: Duration,
+) -> Result<Found, Error> {
+    let row = sqlx::query!(
+        r#"
+        select count(*) as "count!", min(event.received_at) as oldest
+        from webhook_events event
+        cross join lateral (
+            select case
+                when bool_or(delivery.status = 'delivered') then 'delivered'
+                when bool_or(delivery.status = 'pending') then 'pending'
+                when bool_or(delivery.status = 'failed') then 'failed'
+            end as status
+            from webhook_deliveries delivery
+            where delivery.event_id = event.id
+        ) standing
+        where event.tenant_id = $1
+            and ($2::text is null or standing.status = $2)
+            and ($3::text is null or event.event_type = $3)
+            and ($4::float8 is null or event.received_at >= statement_timestamp() + make_interval(secs => $5 - $4))
+        "#,
+        filter.tenant.as_str(),
+        filter.status.map(Status::as_str),
+        filter.word.as_deref(),
+        filter.since.map(|since| since.as_secs_f64()),
+        lead.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(Found {
+        count: u64::try_from(row.count).unwrap_or(0),
+        oldest: row.oldest.map(Timestamp::from),
+    })
+}
+
+pub(super) async fn insert(
+    database: &Database,
+    id: &RedeliveryId,
+    filter: &Filter,
+    request: &Request,
+    lead: Duration,
+) -> Result<(), Refused> {
+    let active = sqlx::query_scalar!(
+        r#"
+        with callback as (
+            select from webhook_configs where tenant_id = $2 and is_active
+        ), inserted as (
+            insert into webhook_redeliveries
+                (id, tenant_id, status, event_type, received_from, received_until, requested_by, reason, next_batch_at,
+                 created_at)
+            select $1, $2, $3, $4,
+                case when $5::float8 is null then '-infinity' else now - make_interval(secs => $5) end,
+                now, $6, $7, now, now
+            from (select statement_timestamp() + make_interval(secs => $8) as now) clock
+            where exists (select from callback)
+        )
+        select exists (select from callback) as "active!"
+        "#,
+        id.as_str(),
+        filter.tenant.as_str(),
+        filter.status.map(Status::as_str),
+        filter.word.as_deref(),
+        filter.since.map(|since| since.as_secs_f64()),
+        &request.by,
+        request.reason.as_deref(),
+        lead.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await?;
+    if active {
+        return Ok(());
+    }
+    let tenant = sqlx::query_scalar!(
+        "select exists (select from tenants where id = $1)",
+        filter.tenant.as_str()
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Err(if tenant == Some(true) {
+        Refused::NoCallback(filter.tenant.clone())
+    } else {
+        Refused::NoTenant(filter.tenant.clone())
+    })
+}
+
+/// The next events of one request, their deliveries and how far we are: one statement, all or nothing.
+pub(super) async fn work(
+    database: &Database,
+    ids: &[String],
+    lead: Duration,
+) -> Result<Batch, Error> {
+    let enqueued = sqlx::query_scalar!(
+        r#"
+        with clock as (
+            select statement_timestamp() + make_interval(secs => $1) as now
+        ), request as (
+            select request.*
+            from webhook_redeliveries request
+            where request.finished_at is null
+                and request.next_batch_at <= statement_timestamp() + make_interval(secs => $1)
+            order by request.next_batch_at
+            limit 1
+            for no key update skip locked
+        ), callback as (
+            select config.callback_url
+            from request
+            join webhook_configs config on config.tenant_id = request.tenant_id and config.is_active
+        ), looked_at as (
+            select event.id, event.received_at, event.event_type,
+                row_number() over (order by event.received_at, event.id) as position
+            from request
+            cross join callback
+            cross join lateral (
+                select event.id, event.received_at, event.event_type
+                from webhook_events event
+                where event.tenant_id = request.tenant_id
+                    and event.received_at >= coalesce(request.cursor_received_at, request.received_from)
+                    and event.received_at <= request.received_until
+                    and (request.cursor_event_id is null
+                        or (event.received_at, event.id) > (request.cursor_received_at, request.cursor_event_id))
+                order by event.received_at, event.id
+                limit $2
+            ) event
+        ), picked as (
+            select looked_at.id, looked_at.received_at, looked_at.position,
+                row_number() over (order by looked_at.position) as turn
+            from request
+            cross join looked_at
+            cross join lateral (
+                select case
+                    when bool_or(delivery.status = 'delivered') then 'delivered'
+                    when bool_or(delivery.status = 'pending') then 'pending'
+                    when bool_or(delivery.status = 'failed') then 'failed'
+                end as status
+                from webhook_deliveries delivery
+                where delivery.event_id = looked_at.id
+            ) standing
+            where (request.status is null or standing.status = request.status)
+                and (request.event_type is null or looked_at.event_type = request.event_type)
+            order by looked_at.position
+            limit $3
+        ), enqueued as (
+            insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
+            select new.id, picked.id, request.tenant_id, callback.callback_url, request.requested_by, request.reason
+            from request
+            cross join callback
+            cross join picked
+            join unnest($4::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
+            returning 1
+        ), progress as (
+            select
+                (select count(*) from picked)::int as enqueued,
+                -- As far as was looked, or as far as the batch is full.
+                case when (select count(*) from picked) = $3
+                    then (select max(position) from picked)
+                    else (select max(position) from looked_at)
+                end as position,
+                (select count(*) from picked) < $3 and (select count(*) from looked_at) < $2 as finished
+        )
+        update webhook_redeliveries redelivery set
+            cursor_received_at = coalesce(last.received_at, redelivery.cursor_received_at),
+            cursor_event_id = coalesce(last.id, redelivery.cursor_event_id),
+            enqueued = redelivery.enqueued + progress.enqueued,
+            -- A request that could not be worked on for a while does not catch up.
+            next_batch_at = case when exists (select from callback)
+                then greatest(redelivery.next_batch_at, clock.now - interval '1 second')
+                    + make_interval(secs => progress.enqueued / $5::float8)
+                else clock.now + make_interval(secs => $6)
+            end,
+            finished_at = case when progress.finished and exists (select from callback) then clock.now end
+        from clock, request
+        cross join progress
+        left join looked_at last on last.position = progress.position
+        where redelivery.id = request.id
+        returning progress.enqueued as "enqueued!"
+        "#,
+        lead.as_secs_f64(),
+        LOOKED_AT,
+        i64::try_from(BATCH).unwrap_or(i64::MAX),
+        ids,
+        f64::from(RATE),
+        CALLBACK_LOOKED_FOR_EVERY,
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(Batch {
+        enqueued: enqueued.map_or(0, |count| usize::try_from(count).unwrap_or(0)),
+        worked: enqueued.is_some(),
+    })
+}

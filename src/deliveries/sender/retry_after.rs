@@ -1,0 +1,57 @@
+//! What `Retry-After` says: seconds, or a date.
+
+use std::time::Duration;
+
+use hyper::http::HeaderValue;
+use time::PrimitiveDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+use crate::clock::Timestamp;
+
+/// The one form of a date that programs write today: `Sun, 06 Nov 1994 08:49:37 GMT`.
+const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
+
+/// How long it asks to wait from `now` on. `None` when it asks for nothing that can be understood, or for a moment
+/// that is over. Not capped: that is the policy's business.
+pub(super) fn parse(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a number holds still mean "very long".
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let moment = PrimitiveDateTime::parse(text, HTTP_DATE).ok()?;
+    let moment = Timestamp::from(moment.assume_utc());
+    (moment > now).then(|| moment.since(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_asks_for_time_to_come_is_heard() {
+        let now = Timestamp::parse("2026-04-10T14:22:10Z").unwrap();
+        for (text, expected) in [
+            ("5", Some(5)),
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Fri, 10 Apr 2026 14:23:10 GMT", Some(60)),
+            ("Fri, 10 Apr 2026 14:22:10 GMT", None),
+            ("Fri, 10 Apr 2026 14:21:10 GMT", None),
+            ("-1", None),
+            ("+5", None),
+            ("1.5", None),
+            ("1e99", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let value = HeaderValue::from_static(text);
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(parse(&value, now), expected, "{text}");
+        }
+    }
+}

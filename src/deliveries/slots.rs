@@ -1,0 +1,54 @@
+//! How many deliveries one process has under way.
+//!
+//! A callback that answers at once needs a slot for a moment. One that keeps us waiting needs a socket and a few
+//! kilobytes, and must not keep anybody else waiting: after [`PATIENCE`] it steps aside, and its slot is free for
+//! another. There is room aside for [`ASIDE`] times as many as there are slots; when that is taken too, slots stay
+//! taken until their time is over.
+
+use std::time::Duration;
+
+/// How long a delivery may keep its slot while others wait.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+/// How many times the number of slots there is room for those that wait aside.
+pub const ASIDE: usize = 32;
+
+/// How many more deliveries may begin, when those under way have been so for `ages`.
+pub fn free(slots: usize, ages: impl IntoIterator<Item = Duration>) -> usize {
+    let (mut quick, mut slow) = (0_usize, 0_usize);
+    for age in ages {
+        if age < PATIENCE {
+            quick += 1;
+        } else {
+            slow += 1;
+        }
+    }
+    let overflow = slow.saturating_sub(slots * ASIDE);
+    slots.saturating_sub(quick + overflow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_long_steps_aside_while_there_is_room() {
+        let ages = |quick: usize, slow: usize| {
+            let quick = std::iter::repeat_n(PATIENCE / 2, quick);
+            quick.chain(std::iter::repeat_n(PATIENCE, slow))
+        };
+        for (quick, slow, expected) in [
+            (0, 0, 10),
+            (3, 0, 7),
+            (10, 0, 0),
+            (0, 10, 10),
+            (10, 320, 0),
+            (0, 320, 10),
+            (0, 325, 5),
+            (0, 330, 0),
+            (3, 325, 2),
+            (12, 325, 0),
+        ] {
+            assert_eq!(free(10, ages(quick, slow)), expected, "{quick} + {slow}");
+        }
+    }
+}

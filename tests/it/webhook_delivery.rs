@@ -1,0 +1,1179 @@
+//! How events reach callbacks: the schedule, leases, fairness, health, redelivery. No network: the courier is a function
+//! that plays the receivers. Time is moved, not waited for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::db::Database;
+use attesto::db::changes::Changes;
+use attesto::deliveries::redelivery::{Filter, Refused, Request, Status};
+use attesto::deliveries::{
+    Class, Courier, Dispatcher, DispatcherSettings, Outcome, Parcel, Redeliveries, Wake,
+};
+use attesto::id::{DeliveryId, EventId, TenantId};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all, pending};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::postgres::{Fresh, fresh_database};
+
+const URL: &str = "https://receiver.example/hook";
+
+fn start() -> Timestamp {
+    Timestamp::parse("2026-04-20T00:00:00Z").unwrap()
+}
+
+/// A database, and a time that every dispatcher made here shares.
+struct World {
+    fresh: Fresh,
+    clock: Clock,
+}
+
+/// One row of `webhook_deliveries`.
+#[derive(Debug, sqlx::FromRow)]
+struct Row {
+    id: String,
+    status: String,
+    attempt_count: i32,
+    interruptions: i32,
+    lease_no: i32,
+    leased: bool,
+    parked: bool,
+    last_response_code: Option<i32>,
+    last_outcome: Option<String>,
+    settled_by: Option<String>,
+    /// Seconds from the world's now.
+    due_in: Option<f64>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self {
+            fresh: fresh_database().await,
+            clock: Clock::fixed(start()),
+        }
+    }
+
+    fn database(&self) -> &Database {
+        &self.fresh.database
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    async fn execute(&self, statement: &'static str) {
+        sqlx::query(statement)
+            .execute(self.database().pool())
+            .await
+            .expect("a statement of our own succeeds");
+    }
+
+    /// A tenant whose callback is [`URL`].
+    async fn tenant(&self) -> TenantId {
+        self.tenants(1).await.remove(0)
+    }
+
+    /// Tenants whose callbacks are all at [`URL`], in the order of their ids.
+    async fn tenants(&self, count: usize) -> Vec<TenantId> {
+        let mut tenants: Vec<_> = (0..count)
+            .map(|_| TenantId::mint(self.clock.now()))
+            .collect();
+        tenants.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        let ids: Vec<String> = tenants.iter().map(ToString::to_string).collect();
+        sqlx::query("insert into tenants (id, name) select id, 'T' from unnest($1) id")
+            .bind(&ids)
+            .execute(self.database().pool())
+            .await
+            .unwrap();
+        let statement = "insert into webhook_configs (tenant_id, callback_url, secret_enc) select id, $2, '' from unnest($1) id";
+        sqlx::query(statement)
+            .bind(&ids)
+            .bind(URL)
+            .execute(self.database().pool())
+            .await
+            .unwrap();
+        tenants
+    }
+
+    /// Events of a tenant with a delivery each, due now.
+    async fn events(&self, tenant: &TenantId, count: usize) -> Vec<EventId> {
+        let events: Vec<_> = (0..count)
+            .map(|_| EventId::mint(self.clock.now()))
+            .collect();
+        let ids: Vec<String> = events.iter().map(ToString::to_string).collect();
+        let deliveries: Vec<String> = (0..count)
+            .map(|_| DeliveryId::mint(self.clock.now()).to_string())
+            .collect();
+        sqlx::query(
+            "
+            with new as (
+                select * from unnest($2::text[], $3::text[]) as new (event, delivery)
+            ), event as (
+                insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
+                    decoded_payload, body, received_at)
+                select event, $1, 'apple', event, 'subscription.renewed', 'apple.did_renew', '{}', '{}',
+                    'body of ' || event, now() + make_interval(secs => $5)
+                from new
+            )
+            insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+            select delivery, event, $1, $4 from new
+            ",
+        )
+        .bind(tenant.as_str())
+        .bind(&ids)
+        .bind(&deliveries)
+        .bind(URL)
+        .bind(self.clock.lead().as_secs_f64())
+        .execute(self.database().pool())
+        .await
+        .unwrap();
+        events
+    }
+
+    async fn event(&self, tenant: &TenantId) -> EventId {
+        self.events(tenant, 1).await.remove(0)
+    }
+
+    /// The callback answered well before: it gets eight requests at once.
+    async fn well_known(&self, tenants: &[TenantId]) {
+        let ids: Vec<String> = tenants.iter().map(ToString::to_string).collect();
+        let statement = "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at) \
+            select id, $2, 8, now() from unnest($1) id";
+        sqlx::query(statement)
+            .bind(&ids)
+            .bind(URL)
+            .execute(self.database().pool())
+            .await
+            .unwrap();
+    }
+
+    fn dispatcher(&self, courier: Courier) -> Dispatcher {
+        self.dispatcher_with(courier, 64, Wake::default())
+    }
+
+    fn dispatcher_with(&self, courier: Courier, concurrency: usize, wake: Wake) -> Dispatcher {
+        let settings = DispatcherSettings {
+            concurrency,
+            interval: Duration::from_secs(10),
+            max_retries: 5,
+            grace: Duration::from_millis(200),
+        };
+        Dispatcher::new(self.database(), &self.clock, courier, wake, settings)
+    }
+
+    fn redeliveries(&self) -> Redeliveries {
+        Redeliveries::new(self.database(), &self.clock)
+    }
+
+    /// Every delivery, oldest first.
+    async fn rows(&self) -> Vec<Row> {
+        sqlx::query_as(
+            "
+            select id, status, attempt_count, interruptions, lease_no, lease_until is not null as leased,
+                parked_at is not null as parked, last_response_code, last_outcome, settled_by,
+                extract(epoch from next_attempt_at - now() - make_interval(secs => $1))::float8 as due_in
+            from webhook_deliveries
+            order by created_at, id
+            ",
+        )
+        .bind(self.clock.lead().as_secs_f64())
+        .fetch_all(self.database().pool())
+        .await
+        .unwrap()
+    }
+
+    async fn row(&self) -> Row {
+        self.rows().await.remove(0)
+    }
+
+    /// How many deliveries stand where.
+    async fn standing(&self) -> BTreeMap<String, i64> {
+        let rows: Vec<(String, i64)> =
+            sqlx::query_as("select status, count(*) from webhook_deliveries group by status")
+                .fetch_all(self.database().pool())
+                .await
+                .unwrap();
+        rows.into_iter().collect()
+    }
+
+    async fn health(&self, tenant: &TenantId) -> (String, i16) {
+        sqlx::query_as("select state, allowed from webhook_health where tenant_id = $1")
+            .bind(tenant.as_str())
+            .fetch_one(self.database().pool())
+            .await
+            .unwrap()
+    }
+}
+
+fn answer(code: u16) -> Outcome {
+    answer_later(code, None)
+}
+
+fn answer_later(code: u16, retry_after: Option<Duration>) -> Outcome {
+    let excerpt = Some("what it said".to_owned());
+    match Class::of_status(code) {
+        Class::Success => Outcome::Delivered { code, excerpt },
+        class => Outcome::Refused {
+            class,
+            code: Some(code),
+            retry_after,
+            excerpt,
+            detail: format!("the receiver answered {code}"),
+        },
+    }
+}
+
+fn nobody_answers() -> Outcome {
+    Outcome::Refused {
+        class: Class::Connect,
+        code: None,
+        retry_after: None,
+        excerpt: None,
+        detail: "connection refused".to_owned(),
+    }
+}
+
+/// A receiver that remembers what it was sent.
+#[derive(Clone)]
+struct Receiver {
+    seen: Arc<Mutex<Vec<Parcel>>>,
+    under_way: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    arrived: Arc<Notify>,
+    reply: Arc<dyn Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync>,
+}
+
+impl Receiver {
+    fn new(reply: impl Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync + 'static) -> Self {
+        Self {
+            seen: Arc::default(),
+            under_way: Arc::default(),
+            most: Arc::default(),
+            arrived: Arc::default(),
+            reply: Arc::new(reply),
+        }
+    }
+
+    /// Answers at once.
+    fn answering(reply: impl Fn(&Parcel) -> Outcome + Send + Sync + 'static) -> Self {
+        Self::new(move |parcel| std::future::ready(reply(parcel)).boxed())
+    }
+
+    fn courier(&self) -> Courier {
+        let receiver = self.clone();
+        Courier::from_fn(move |parcel| {
+            let receiver = receiver.clone();
+            async move {
+                let reply = (receiver.reply)(&parcel);
+                let now = receiver.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+                receiver.most.fetch_max(now, Ordering::SeqCst);
+                receiver.seen.lock().unwrap().push(parcel);
+                receiver.arrived.notify_one();
+                let outcome = reply.await;
+                receiver.under_way.fetch_sub(1, Ordering::SeqCst);
+                outcome
+            }
+        })
+    }
+
+    fn seen(&self) -> Vec<Parcel> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// How often each event arrived.
+    fn times(&self) -> HashMap<EventId, usize> {
+        let mut times = HashMap::new();
+        for parcel in self.seen() {
+            *times.entry(parcel.event).or_default() += 1;
+        }
+        times
+    }
+
+    async fn has_seen(&self, count: usize) {
+        while self.seen.lock().unwrap().len() < count {
+            self.arrived.notified().await;
+        }
+    }
+}
+
+fn fine() -> Receiver {
+    Receiver::answering(|_| answer(200))
+}
+
+fn hanging() -> Receiver {
+    Receiver::new(|_| pending().boxed())
+}
+
+#[tokio::test]
+async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let event = world.event(&tenant).await;
+    let receiver = Receiver::answering(|parcel| answer(if parcel.number < 3 { 500 } else { 200 }));
+    let mut dispatcher = world.dispatcher(receiver.courier());
+
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("pending", 1));
+    assert_eq!(row.last_response_code, Some(500));
+    assert_eq!(row.last_outcome.as_deref(), Some("http_5xx"));
+    let due_in = row.due_in.unwrap();
+    assert!((26.0..=33.0).contains(&due_in), "{due_in}");
+
+    world.pass(Duration::from_secs(25));
+    assert_eq!(dispatcher.drain().await.unwrap(), 0, "too early");
+    world.pass(Duration::from_secs(10));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    world.pass(Duration::from_hours(1));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    world.pass(Duration::from_hours(100));
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("delivered", 3));
+    assert_eq!((row.due_in, row.leased), (None, false));
+    let seen = receiver.seen();
+    let numbers: Vec<_> = seen.iter().map(|parcel| parcel.number).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    for parcel in &seen {
+        assert_eq!(parcel.body, format!("body of {event}"));
+        assert_eq!((&parcel.event, &parcel.tenant), (&event, &tenant));
+        assert_eq!((&*parcel.word, &*parcel.url), ("subscription.renewed", URL));
+        assert_eq!(parcel.delivery.as_str(), row.id);
+    }
+}
+
+/// D5, and the end of the schedule.
+#[tokio::test]
+async fn the_schedule_ends_and_gone_ends_it_at_once() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let receiver = Receiver::answering(|parcel| match parcel.number {
+        1 => answer_later(503, Some(Duration::from_secs(3000))),
+        2 => answer_later(429, Some(Duration::from_secs(1))),
+        _ => answer(500),
+    });
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut pauses = vec![];
+    loop {
+        assert_eq!(dispatcher.drain().await.unwrap(), 1);
+        let Some(pause) = world.row().await.due_in else {
+            break;
+        };
+        pauses.push(pause);
+        world.pass(Duration::from_secs_f64(pause + 0.1));
+    }
+    // The first was lengthened by what the receiver asked for.
+    for (pause, expected) in pauses.iter().zip([3000.0, 120.0, 600.0, 3600.0, 21_600.0]) {
+        let ratio = pause / expected;
+        assert!((0.89..=1.11).contains(&ratio), "{pause} of {expected}");
+    }
+    assert!(pauses[0] > 2999.0);
+    assert_eq!(pauses.len(), 5);
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("failed", 6));
+
+    world.execute("delete from webhook_deliveries").await;
+    world.event(&tenant).await;
+    let gone = Receiver::answering(|_| answer(410));
+    let mut dispatcher = world.dispatcher(gone.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("failed", 1));
+}
+
+#[tokio::test]
+async fn a_fault_of_our_own_costs_no_attempt() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let broken = Receiver::answering(|_| Outcome::NotAttempted {
+        class: Class::Dns,
+        detail: "no answer from our own resolver".to_owned(),
+    });
+    let mut dispatcher = world.dispatcher(broken.courier());
+    for _ in 0..20 {
+        assert_eq!(dispatcher.drain().await.unwrap(), 1);
+        world.pass(Duration::from_secs(60));
+    }
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
+    assert!(broken.seen().iter().all(|parcel| parcel.number == 1));
+    assert_eq!(row.last_outcome.as_deref(), Some("dns"));
+}
+
+/// R4: several dispatchers, in turns that overlap at random.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatchers_share_the_work_and_never_a_delivery() {
+    const EACH: usize = 50;
+    let world = World::new().await;
+    let tenants = world.tenants(12).await;
+    world.well_known(&tenants).await;
+    for tenant in &tenants {
+        world.events(tenant, EACH).await;
+    }
+    let receiver = Receiver::new(|parcel| {
+        let answer = answer(if parcel.number == 1 && fastrand::bool() {
+            500
+        } else {
+            200
+        });
+        async move {
+            tokio::task::yield_now().await;
+            answer
+        }
+        .boxed()
+    });
+    let dispatchers =
+        (0..4).map(|_| world.dispatcher_with(receiver.courier(), 16, Wake::default()));
+    let drained = join_all(dispatchers.map(|mut dispatcher| async move {
+        let first = dispatcher.drain().await.unwrap();
+        (first, dispatcher)
+    }))
+    .await;
+    let total = tenants.len() * EACH;
+    let first: usize = drained.iter().map(|(attempts, _)| attempts).sum();
+    assert_eq!(first, total, "each once");
+    assert!(receiver.times().values().all(|times| *times == 1));
+    world.pass(Duration::from_mins(1));
+    let retried = join_all(drained.into_iter().map(|(_, mut dispatcher)| async move {
+        let again = dispatcher.drain().await.unwrap();
+        assert_eq!(dispatcher.tally().of(Class::LeaseLost), 0);
+        again
+    }))
+    .await;
+    let attempts = total + retried.iter().sum::<usize>();
+    assert_eq!(receiver.seen().len(), attempts);
+    let rows = world.rows().await;
+    assert!(rows.iter().all(|row| row.status == "delivered"));
+    let counted: i32 = rows.iter().map(|row| row.attempt_count).sum();
+    assert_eq!(usize::try_from(counted).unwrap(), attempts);
+}
+
+/// R5: stopped past its lease, a process comes back with a result that is nobody's business any more.
+#[tokio::test]
+async fn a_late_result_changes_nothing() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let slow = Receiver::new({
+        let gate = gate.clone();
+        move |_| {
+            let gate = gate.clone();
+            async move {
+                let _ = gate.acquire().await;
+                answer(500)
+            }
+            .boxed()
+        }
+    });
+    let mut stopped = world.dispatcher(slow.courier());
+    assert_eq!(stopped.tick().await.unwrap().begun, 1);
+
+    let receiver = fine();
+    let mut other = world.dispatcher(receiver.courier());
+    world.pass(Duration::from_secs(39));
+    assert_eq!(other.drain().await.unwrap(), 0, "the lease holds");
+    world.pass(Duration::from_secs(2));
+    assert_eq!(other.drain().await.unwrap(), 1);
+    assert_eq!(other.tally().interrupted(), 1);
+    let before = format!("{:?}", world.row().await);
+
+    gate.add_permits(1);
+    let round = stopped.settle().await.unwrap();
+    assert_eq!((round.written, round.lost), (0, 1));
+    assert_eq!(stopped.tally().of(Class::LeaseLost), 1);
+    let row = world.row().await;
+    assert_eq!(row.status, "delivered");
+    let after = format!("{row:?}");
+    assert_eq!(before, after);
+}
+
+/// R6: killed between the receiver's 200 and our commit.
+#[tokio::test]
+async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let receiver = fine();
+    let mut killed = world.dispatcher(receiver.courier());
+    assert_eq!(killed.tick().await.unwrap().begun, 1);
+    receiver.has_seen(1).await;
+    drop(killed);
+
+    world.pass(Duration::from_secs(41));
+    let mut other = world.dispatcher(receiver.courier());
+    assert_eq!(other.drain().await.unwrap(), 1);
+    let [first, second] = receiver.seen().try_into().unwrap();
+    assert_eq!(first, second, "also the attempt's number: none was burned");
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("delivered", 1));
+    assert_eq!(other.tally().interrupted(), 1);
+}
+
+#[tokio::test]
+async fn a_delivery_that_workers_die_of_is_parked() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let event = world.event(&tenant).await;
+    for round in 1..=5 {
+        let mut killed = world.dispatcher(hanging().courier());
+        assert_eq!(killed.tick().await.unwrap().begun, 1, "round {round}");
+        drop(killed);
+        world.pass(Duration::from_secs(45));
+    }
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    let row = world.row().await;
+    assert!(row.parked && !row.leased);
+    assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
+    assert_eq!(row.interruptions, 5);
+    assert_eq!(row.lease_no, 10, "given five times and ended five times");
+
+    let request = Request {
+        by: "ada".into(),
+        reason: None,
+    };
+    let redeliveries = world.redeliveries();
+    redeliveries.of_event(&event, &request).await.unwrap();
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert!(
+        world
+            .rows()
+            .await
+            .iter()
+            .all(|row| row.status == "delivered")
+    );
+}
+
+/// An attempt that panics is an interruption, not the end of the dispatcher.
+#[tokio::test]
+async fn a_panic_is_an_interruption() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let receiver = Receiver::answering(|parcel| match parcel.number {
+        1 if fastrand::u8(..) < u8::MAX => panic!("on purpose"),
+        _ => answer(200),
+    });
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert!(world.row().await.leased);
+    world.pass(Duration::from_secs(41));
+    dispatcher.tick().await.unwrap();
+    assert_eq!(world.row().await.interruptions, 1);
+}
+
+/// R14: what can end in time ends, the rest is given back and taken over at once; nothing new begins.
+#[tokio::test]
+async fn a_graceful_stop_gives_back_what_does_not_end() {
+    let world = World::new().await;
+    let tenants = world.tenants(2).await;
+    for tenant in &tenants {
+        world.event(tenant).await;
+    }
+    let quick = tenants[0].clone();
+    let gate = Arc::new(Semaphore::new(0));
+    let receiver = Receiver::new({
+        let (quick, gate) = (quick.clone(), gate.clone());
+        move |parcel| {
+            let (quick, gate) = (parcel.tenant == quick, gate.clone());
+            async move {
+                if !quick {
+                    pending::<()>().await;
+                }
+                let _ = gate.acquire().await;
+                answer(200)
+            }
+            .boxed()
+        }
+    });
+    let stop = CancellationToken::new();
+    let dispatcher = world.dispatcher(receiver.courier());
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    receiver.has_seen(2).await;
+    stop.cancel();
+    gate.add_permits(1);
+    world.event(&quick).await;
+    let begun = Instant::now();
+    running.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(receiver.seen().len(), 2, "nothing new was begun");
+    let rows = world.rows().await;
+    assert!(rows.iter().all(|row| !row.leased && row.interruptions == 0));
+    assert_eq!(
+        rows.iter().map(|row| row.attempt_count).sum::<i32>(),
+        1,
+        "{rows:?}"
+    );
+
+    // No time passes: due at once, to anybody.
+    let mut other = world.dispatcher(fine().courier());
+    assert_eq!(other.drain().await.unwrap(), 2);
+    let delivered = BTreeMap::from([("delivered".to_owned(), 3)]);
+    assert_eq!(world.standing().await, delivered);
+}
+
+/// R16 and R17: a backlog of one tenant is nobody else's.
+#[tokio::test]
+async fn a_flood_of_one_tenant_delays_no_other() {
+    const FLOOD: usize = 100_000;
+    let world = World::new().await;
+    let tenants = world.tenants(2).await;
+    let (flood, drop) = (&tenants[0], &tenants[1]);
+    world.well_known(&tenants).await;
+    world.events(flood, FLOOD).await;
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    for round in 1..=20 {
+        let begun = Instant::now();
+        let event = world.event(drop).await;
+        let begun_now = dispatcher.tick().await.unwrap().begun;
+        assert_eq!(begun_now, 9, "eight of the flood and the drop");
+        dispatcher.settle().await.unwrap();
+        assert_eq!(receiver.times().get(&event), Some(&1), "round {round}");
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    }
+    assert_eq!(receiver.seen().len(), 180);
+}
+
+/// R17, R18: fifty callbacks hang, and one tenant has a flood for each of them; others hardly notice, although there are
+/// fewer slots than hanging requests.
+#[tokio::test]
+async fn hanging_callbacks_keep_nobody_waiting() {
+    let world = World::new().await;
+    let tenants = world.tenants(51).await;
+    let (healthy, hanging) = tenants.split_last().unwrap();
+    // As bad as can be: they were well until now.
+    world.well_known(&tenants).await;
+    for tenant in hanging {
+        world.events(tenant, 20).await;
+    }
+    let receiver = Receiver::new({
+        let healthy = healthy.clone();
+        move |parcel| match parcel.tenant == healthy {
+            true => std::future::ready(answer(200)).boxed(),
+            false => pending().boxed(),
+        }
+    });
+    let wake = Wake::default();
+    let dispatcher = world.dispatcher_with(receiver.courier(), 64, wake.clone());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    receiver.has_seen(64).await;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let event = world.event(healthy).await;
+        wake.work_arrived();
+        while !receiver.times().contains_key(&event) {
+            receiver.arrived.notified().await;
+        }
+        let lag = begun.elapsed();
+        assert!(lag < Duration::from_secs(2), "{lag:?}");
+    }
+    stop.cancel();
+    running.await.unwrap();
+}
+
+/// The limits hold over all processes: eight of a callback, thirty-two of a tenant.
+#[tokio::test]
+async fn limits_hold_over_all_processes() {
+    let world = World::new().await;
+    let tenants = world.tenants(2).await;
+    let (one, many) = (&tenants[0], &tenants[1]);
+    world.well_known(&tenants).await;
+    world.events(one, 20).await;
+    world.events(many, 200).await;
+    // Twenty callbacks, ten deliveries each.
+    world
+        .execute(
+            "
+            with spread as (
+                select id, row_number() over (order by id) % 20 as number from webhook_deliveries
+                where tenant_id = (select max(id) from tenants)
+            )
+            update webhook_deliveries d set callback_url = callback_url || number from spread where d.id = spread.id
+            ",
+        )
+        .await;
+    world
+        .execute(
+            "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)
+            select distinct tenant_id, callback_url, 8, now() from webhook_deliveries on conflict do nothing",
+        )
+        .await;
+    let receiver = hanging();
+    let dispatchers: Vec<_> = (0..4)
+        .map(|_| world.dispatcher_with(receiver.courier(), 64, Wake::default()))
+        .collect();
+    let begun = join_all(dispatchers.into_iter().map(|mut dispatcher| async move {
+        let begun = dispatcher.tick().await.unwrap().begun;
+        (begun, dispatcher)
+    }))
+    .await;
+    let total: usize = begun.iter().map(|(begun, _)| begun).sum();
+    assert_eq!(total, 8 + 32);
+    receiver.has_seen(total).await;
+    let mut of_callback: HashMap<_, usize> = HashMap::new();
+    let mut of_tenant: HashMap<_, usize> = HashMap::new();
+    for parcel in receiver.seen() {
+        *of_tenant.entry(parcel.tenant.clone()).or_default() += 1;
+        *of_callback.entry((parcel.tenant, parcel.url)).or_default() += 1;
+    }
+    assert_eq!(
+        of_tenant,
+        HashMap::from([(one.clone(), 8), (many.clone(), 32)])
+    );
+    // And inside the tenant, every callback has its share.
+    assert_eq!(of_callback.len(), 21);
+}
+
+/// Nobody is served twice before everybody was served once, whoever comes first in the alphabet.
+#[tokio::test]
+async fn tenants_are_served_in_turn() {
+    let world = World::new().await;
+    let tenants = world.tenants(10).await;
+    world.well_known(&tenants).await;
+    for tenant in &tenants {
+        world.events(tenant, 3).await;
+    }
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher_with(receiver.courier(), 4, Wake::default());
+    dispatcher.drain().await.unwrap();
+    let seen = receiver.seen();
+    assert_eq!(seen.len(), 30);
+    let mut served: HashMap<_, usize> = HashMap::new();
+    for parcel in &seen[..20] {
+        *served.entry(&parcel.tenant).or_default() += 1;
+    }
+    assert_eq!(served.len(), 10);
+    assert!(served.values().all(|count| *count == 2), "{served:?}");
+}
+
+#[tokio::test]
+async fn who_is_switched_off_is_told_later() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    for table in ["tenants", "webhook_configs"] {
+        let set = |active: bool| {
+            let statement = format!("update {table} set is_active = {active}");
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(world.database().pool())
+        };
+        set(false).await.unwrap();
+        assert_eq!(dispatcher.drain().await.unwrap(), 0, "{table}");
+        set(true).await.unwrap();
+    }
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+}
+
+/// R19: nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
+#[tokio::test]
+async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
+    const QUEUED: usize = 500;
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.well_known(std::slice::from_ref(&tenant)).await;
+    world.events(&tenant, QUEUED).await;
+    let down = Receiver::answering(|_| nobody_answers());
+    let mut dispatcher = world.dispatcher(down.courier());
+    let mut passed = Duration::ZERO;
+    while passed < Duration::from_hours(2) {
+        dispatcher.drain().await.unwrap();
+        world.pass(Duration::from_secs(20));
+        passed += Duration::from_secs(20);
+    }
+    let (state, _) = world.health(&tenant).await;
+    assert_eq!(state, "open");
+    let tried = down.seen().len();
+    assert!(
+        tried < 100,
+        "{tried} attempts at a callback that is not there"
+    );
+    let standing = world.standing().await;
+    assert_eq!(standing.get("pending"), Some(&500), "{standing:?}");
+
+    let receiver = Receiver::new(|_| {
+        async {
+            tokio::task::yield_now().await;
+            answer(200)
+        }
+        .boxed()
+    });
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    world.pass(Duration::from_mins(5));
+    assert_eq!(dispatcher.tick().await.unwrap().begun, 1, "one, to see");
+    dispatcher.settle().await.unwrap();
+    assert_eq!(dispatcher.tick().await.unwrap().begun, 2);
+    dispatcher.settle().await.unwrap();
+    dispatcher.drain().await.unwrap();
+    world.pass(Duration::from_hours(6));
+    dispatcher.drain().await.unwrap();
+    let delivered = BTreeMap::from([("delivered".to_owned(), 500)]);
+    assert_eq!(world.standing().await, delivered);
+    assert!(receiver.most.load(Ordering::SeqCst) <= 8);
+    assert_eq!(world.health(&tenant).await, ("active".to_owned(), 8));
+}
+
+#[tokio::test]
+async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.events(&tenant, 12).await;
+    let failing = Receiver::answering(|_| answer(500));
+    let mut dispatcher = world.dispatcher(failing.courier());
+    dispatcher.drain().await.unwrap();
+    world.pass(Duration::from_hours(25));
+    world.events(&tenant, 5).await;
+    dispatcher.tick().await.unwrap();
+    dispatcher.settle().await.unwrap();
+    assert_eq!(world.health(&tenant).await.0, "paused");
+    let before = failing.seen().len();
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    world.pass(Duration::from_mins(61));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1, "one an hour");
+    assert_eq!(failing.seen().len(), before + 1);
+    assert_eq!(world.standing().await.get("pending"), Some(&17));
+
+    world.pass(Duration::from_mins(61));
+    let mut dispatcher = world.dispatcher(fine().courier());
+    dispatcher.drain().await.unwrap();
+    world.pass(Duration::from_hours(7));
+    dispatcher.drain().await.unwrap();
+    assert_eq!(world.standing().await.get("delivered"), Some(&17));
+}
+
+/// The claim says in SQL what `Health::admits` says in Rust.
+#[tokio::test]
+async fn the_claim_admits_what_health_admits() {
+    for (closed_until, allowed, admitted) in [
+        ("null", 1, 1),
+        ("null", 4, 4),
+        ("null", 8, 8),
+        ("now() + interval '1 minute'", 8, 0),
+        ("now() - interval '1 minute'", 8, 1),
+    ] {
+        let world = World::new().await;
+        let tenant = world.tenant().await;
+        world.events(&tenant, 10).await;
+        let statement = format!(
+            "insert into webhook_health (tenant_id, callback_url, allowed, closed_until)
+            select tenant_id, callback_url, {allowed}, {closed_until} from webhook_configs"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(world.database().pool())
+            .await
+            .unwrap();
+        let mut dispatcher = world.dispatcher(hanging().courier());
+        let begun = dispatcher.tick().await.unwrap().begun;
+        assert_eq!(begun, admitted, "{closed_until}, {allowed}");
+        assert_eq!(dispatcher.tick().await.unwrap().begun, 0);
+    }
+}
+
+/// D6: asked for twice while the automatic retry waits.
+#[tokio::test]
+async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let event = world.event(&tenant).await;
+    let mut dispatcher = world.dispatcher(Receiver::answering(|_| answer(500)).courier());
+    dispatcher.drain().await.unwrap();
+
+    let redeliveries = world.redeliveries();
+    let request = Request {
+        by: "ada".into(),
+        reason: Some("they asked".into()),
+    };
+    let first = redeliveries.of_event(&event, &request).await.unwrap();
+    let second = redeliveries.of_event(&event, &request).await.unwrap();
+    assert_ne!(first, second);
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 2);
+    world.pass(Duration::from_hours(100));
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+
+    let seen = receiver.seen();
+    assert!(seen.iter().all(|parcel| parcel.event == event));
+    assert!(seen.iter().all(|parcel| parcel.number == 1));
+    let rows = world.rows().await;
+    assert!(rows.iter().all(|row| row.status == "delivered"));
+    let settled: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row.settled_by.clone())
+        .collect();
+    assert_eq!(settled.len(), 1, "the automatic one, once");
+    let counts: Vec<_> = rows.iter().map(|row| row.attempt_count).collect();
+    assert_eq!(counts, [1, 1, 1]);
+    let kept: Vec<(String, String)> = sqlx::query_as(
+        "select requested_by, request_reason from webhook_deliveries where requested_by is not null",
+    )
+    .fetch_all(world.database().pool())
+    .await
+    .unwrap();
+    assert_eq!(kept, vec![("ada".to_owned(), "they asked".to_owned()); 2]);
+}
+
+/// D7, and the other half of D6: the automatic attempt is under way while the redelivery succeeds.
+#[tokio::test]
+async fn a_redelivery_disturbs_nothing() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let event = world.event(&tenant).await;
+    let failing = Receiver::answering(|_| answer(500));
+    let mut dispatcher = world.dispatcher(failing.courier());
+    dispatcher.drain().await.unwrap();
+    let request = Request {
+        by: "ada".into(),
+        reason: None,
+    };
+    let redeliveries = world.redeliveries();
+    redeliveries.of_event(&event, &request).await.unwrap();
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    world.pass(Duration::from_secs(40));
+    assert_eq!(dispatcher.drain().await.unwrap(), 2, "both chains go on");
+    let counts: Vec<_> = world
+        .rows()
+        .await
+        .iter()
+        .map(|row| (row.status.clone(), row.attempt_count))
+        .collect();
+    assert_eq!(counts, vec![("pending".to_owned(), 2); 2]);
+
+    // Only the automatic one is due, and it hangs while a new redelivery succeeds.
+    world
+        .execute("delete from webhook_deliveries where requested_by is not null")
+        .await;
+    world.pass(Duration::from_mins(3));
+    world.execute("update webhook_health set allowed = 8").await;
+    let gate = Arc::new(Semaphore::new(0));
+    let slow = Receiver::new({
+        let gate = gate.clone();
+        move |_| {
+            let gate = gate.clone();
+            async move {
+                let _ = gate.acquire().await;
+                answer(500)
+            }
+            .boxed()
+        }
+    });
+    let mut hangs = world.dispatcher(slow.courier());
+    assert_eq!(hangs.tick().await.unwrap().begun, 1);
+    redeliveries.of_event(&event, &request).await.unwrap();
+    let mut dispatcher = world.dispatcher(fine().courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    gate.add_permits(1);
+    let round = hangs.settle().await.unwrap();
+    assert_eq!((round.written, round.lost), (1, 0));
+    let rows = world.rows().await;
+    assert!(rows.iter().all(|row| row.status == "delivered"), "{rows:?}");
+}
+
+/// D8: by a filter, at a rate, by one process after another that is killed in the middle.
+#[tokio::test]
+async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
+    const FAILED: usize = 2_000;
+    let world = World::new().await;
+    let tenants = world.tenants(2).await;
+    let (tenant, stranger) = (&tenants[0], &tenants[1]);
+    world.events(stranger, 50).await;
+    let old = world.events(tenant, 10).await;
+    world
+        .execute("update webhook_deliveries set status = 'failed'")
+        .await;
+    world.pass(Duration::from_hours(30));
+    let failed = world.events(tenant, FAILED).await;
+    world
+        .execute("update webhook_deliveries set status = 'failed'")
+        .await;
+    let fine_already = world.events(tenant, 1500).await;
+    world
+        .execute("update webhook_deliveries set status = 'delivered' where status = 'pending'")
+        .await;
+    world.well_known(&tenants).await;
+
+    let redeliveries = world.redeliveries();
+    let filter = Filter {
+        tenant: tenant.clone(),
+        status: Some(Status::Failed),
+        word: None,
+        since: Some(Duration::from_hours(24)),
+    };
+    let found = redeliveries.find(&filter).await.unwrap();
+    assert_eq!(found.count, 2_000);
+    assert!(found.oldest.is_some());
+    let renewed = Filter {
+        word: Some("subscription.renewed".into()),
+        since: None,
+        ..filter.clone()
+    };
+    assert_eq!(redeliveries.find(&renewed).await.unwrap().count, 2_010);
+    let other = Filter {
+        word: Some("test".into()),
+        ..filter.clone()
+    };
+    assert_eq!(redeliveries.find(&other).await.unwrap().count, 0);
+
+    let request = Request {
+        by: "ada".into(),
+        reason: None,
+    };
+    redeliveries.of_all(&filter, &request).await.unwrap();
+    // What fails from now on is not part of it.
+    let receiver = fine();
+    let mut seconds = 0_u32;
+    while receiver.seen().len() < FAILED {
+        // Each second a new process; the one before it was killed, its requests under way.
+        let mut dispatcher = world.dispatcher(receiver.courier());
+        dispatcher.drain().await.unwrap();
+        world.pass(Duration::from_secs(1));
+        seconds += 1;
+        assert!(seconds < 30, "{} after {seconds} s", receiver.seen().len());
+    }
+    assert!((19..=22).contains(&seconds), "{seconds} seconds for 2,000");
+    world.pass(Duration::from_secs(10));
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+
+    let times = receiver.times();
+    assert_eq!(times.len(), FAILED);
+    assert!(failed.iter().all(|event| times.get(event) == Some(&1)));
+    assert!(
+        old.iter()
+            .chain(&fine_already)
+            .all(|event| !times.contains_key(event))
+    );
+    let finished: (i32, bool) =
+        sqlx::query_as("select enqueued, finished_at is not null from webhook_redeliveries")
+            .fetch_one(world.database().pool())
+            .await
+            .unwrap();
+    assert_eq!(finished, (2_000, true));
+}
+
+#[tokio::test]
+async fn a_redelivery_needs_an_event_and_a_callback() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let event = world.event(&tenant).await;
+    let redeliveries = world.redeliveries();
+    let request = Request {
+        by: "ada".into(),
+        reason: None,
+    };
+    let stranger = EventId::mint(start());
+    let refused = redeliveries.of_event(&stranger, &request).await;
+    assert!(matches!(refused, Err(Refused::NoEvent(_))));
+    let filter = |tenant: &TenantId| Filter {
+        tenant: tenant.clone(),
+        status: None,
+        word: None,
+        since: None,
+    };
+    let nobody = TenantId::mint(start());
+    let refused = redeliveries.of_all(&filter(&nobody), &request).await;
+    assert!(matches!(refused, Err(Refused::NoTenant(_))));
+    world
+        .execute("update webhook_configs set is_active = false")
+        .await;
+    let refused = redeliveries.of_event(&event, &request).await;
+    assert!(matches!(refused, Err(Refused::NoCallback(_))));
+    let refused = redeliveries.of_all(&filter(&tenant), &request).await;
+    assert!(matches!(refused, Err(Refused::NoCallback(_))));
+
+    // Switched off in the middle, a request waits.
+    world
+        .execute("update webhook_configs set is_active = true")
+        .await;
+    redeliveries
+        .of_all(&filter(&tenant), &request)
+        .await
+        .unwrap();
+    world
+        .execute("update webhook_configs set is_active = false")
+        .await;
+    let batch = redeliveries.work().await.unwrap();
+    assert_eq!((batch.worked, batch.enqueued), (true, 0));
+    world
+        .execute("update webhook_configs set is_active = true")
+        .await;
+    assert!(!redeliveries.work().await.unwrap().worked);
+    world.pass(Duration::from_secs(11));
+    assert_eq!(redeliveries.work().await.unwrap().enqueued, 1);
+}
+
+/// A process that only receives wakes one that delivers, which otherwise would look in ten seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_of_another_process_begins_at_once() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let stop = CancellationToken::new();
+    let receiver = fine();
+    let there = Database::open(&world.fresh.settings);
+    let changes = Changes::new(&there);
+    let heard = Wake::listening(&changes);
+    let dispatcher = world.dispatcher_with(receiver.courier(), 64, heard);
+    let ear = tokio::spawn({
+        let stop = stop.clone();
+        async move { changes.run(stop).await }
+    });
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    let here = Wake::default();
+    let telling = tokio::spawn({
+        let (here, database, stop) = (here.clone(), world.database().clone(), stop.clone());
+        async move { here.run(&database, stop).await }
+    });
+
+    // The first may have to wait until the other listens.
+    for count in 1..=5 {
+        let event = world.event(&tenant).await;
+        let begun = Instant::now();
+        here.work_arrived();
+        receiver.has_seen(count).await;
+        assert!(receiver.times().contains_key(&event));
+        let lag = begun.elapsed();
+        assert!(lag < Duration::from_secs(3), "{lag:?}");
+    }
+    stop.cancel();
+    running.await.unwrap();
+    telling.await.unwrap();
+    ear.await.unwrap();
+    there.close().await;
+}
+
+/// A retry begins when it is due, not when the next look would be.
+#[tokio::test]
+async fn a_running_dispatcher_wakes_up_for_what_is_due() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    world
+        .execute("update webhook_deliveries set next_attempt_at = now() + interval '1 second'")
+        .await;
+    let receiver = fine();
+    let stop = CancellationToken::new();
+    let begun = Instant::now();
+    let running = tokio::spawn(world.dispatcher(receiver.courier()).run(stop.clone()));
+    receiver.has_seen(1).await;
+    let lag = begun.elapsed();
+    assert!((0.9..3.0).contains(&lag.as_secs_f64()), "{lag:?}");
+    stop.cancel();
+    running.await.unwrap();
+    assert_eq!(
+        world.row().await.status,
+        "delivered",
+        "written before it ends"
+    );
+}

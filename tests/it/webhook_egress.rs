@@ -1,0 +1,854 @@
+//! What a callback can do to us, and what it can make us do: nothing but answer.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::guard::{AllowList, Guard, LookupError, Resolver};
+use attesto::deliveries::sender::Trust;
+use attesto::deliveries::{Attempt, Class, Outcome, Sender, SenderSettings, signature};
+use attesto::id::{DeliveryId, EventId};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+use crate::world::receiver::{Manner, Place, Receiver, Wire, certificate, say};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// How long an attempt may take here, and how much later it may be over.
+const TIMEOUT: Duration = Duration::from_millis(800);
+const MARGIN: Duration = Duration::from_millis(500);
+/// The address at which the good receivers of these tests are; a name that moves to 127.0.0.1 has moved away.
+const GOOD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const BAD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn now() -> Timestamp {
+    Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap()
+}
+
+fn sender_with(guard: Guard, resolver: Resolver, trust: Trust) -> Sender {
+    let settings = SenderSettings {
+        resolver,
+        trust,
+        ..SenderSettings::new(TIMEOUT, guard)
+    };
+    Sender::new(settings, &Clock::fixed(now())).unwrap()
+}
+
+/// One that may call this machine, and knows no name.
+fn developer() -> Sender {
+    let trust = Trust::Only(rustls::RootCertStore::empty());
+    sender_with(Guard::new(true), nobody(), trust)
+}
+
+fn nobody() -> Resolver {
+    Resolver::from_fn(|_| async { Err(LookupError::NoAddress) }.boxed())
+}
+
+fn secret(letter: &str) -> SigningSecret {
+    SigningSecret::parse(&letter.repeat(40)).unwrap()
+}
+
+fn attempt(url: &str) -> Attempt {
+    Attempt {
+        delivery: DeliveryId::mint(now()),
+        event: EventId::mint(now()),
+        word: "subscription.renewed".into(),
+        number: 3,
+        url: url.into(),
+        body: "{\"grüße\":123456789012345678901234567890,\"a\" : 1}".into(),
+        secrets: Arc::new(Secrets::from(secret("n"))),
+        allowed: Arc::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_carries_what_the_contract_says() {
+    let receiver = Receiver::answering(OK).await;
+    let mut attempt = attempt(&format!("{}?key=1", receiver.url()));
+    attempt.secrets = Arc::new(Secrets {
+        newest: secret("n"),
+        previous: vec![secret("p")],
+    });
+    let sender = developer();
+    for number in 1..=2 {
+        attempt.number = number;
+        assert_eq!(
+            sender.send(&attempt).await,
+            Outcome::Delivered {
+                code: 200,
+                excerpt: Some("ok".into())
+            }
+        );
+    }
+    let requests = receiver.requests();
+    assert_eq!(receiver.connections(), 1, "the connection is used again");
+    let signed = signature::sign(
+        &attempt.secrets,
+        attempt.event.as_str(),
+        now().seconds(),
+        &attempt.body,
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    for (request, number) in requests.iter().zip(1..) {
+        assert_eq!(request.request_line, "POST /hook?key=1 HTTP/1.1");
+        assert_eq!(request.body, attempt.body, "byte for byte");
+        for (name, value) in [
+            ("host", receiver.address.to_string()),
+            ("content-type", "application/json".into()),
+            ("user-agent", format!("Attesto/{version}")),
+            ("x-attesto-event", "subscription.renewed".into()),
+            ("x-attesto-event-id", attempt.event.to_string()),
+            ("x-attesto-delivery-id", attempt.delivery.to_string()),
+            ("x-attesto-attempt", number.to_string()),
+            ("x-attesto-timestamp", "1775830930".into()),
+            ("x-attesto-version", version.into()),
+            ("x-attesto-signature", signed.attesto.clone()),
+            ("webhook-id", attempt.event.to_string()),
+            ("webhook-timestamp", "1775830930".into()),
+            ("webhook-signature", signed.standard.clone()),
+            ("content-length", attempt.body.len().to_string()),
+        ] {
+            assert_eq!(request.headers.get(name), Some(&value), "{name}");
+        }
+        assert_eq!(request.headers.len(), 14, "{:?}", request.headers.keys());
+    }
+}
+
+/// How one kind of receiver misbehaves.
+struct Hostile {
+    name: &'static str,
+    manner: Arc<Manner>,
+    resets: bool,
+    class: Class,
+    code: Option<u16>,
+}
+
+fn hostile(
+    name: &'static str,
+    class: Class,
+    code: impl Into<Option<u16>>,
+    manner: impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync + 'static,
+) -> Hostile {
+    Hostile {
+        name,
+        manner: Arc::new(manner),
+        resets: false,
+        class,
+        code: code.into(),
+    }
+}
+
+/// Says something, then goes on and on with something else.
+fn endlessly(
+    first: &'static [u8],
+    then: &'static [u8],
+    pause: Duration,
+) -> impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync {
+    move |mut wire| {
+        Box::pin(async move {
+            wire.write_all(first).await.ok()?;
+            while wire.write_all(then).await.is_ok() {
+                if pause.is_zero() {
+                    tokio::task::yield_now().await;
+                } else {
+                    sleep(pause).await;
+                }
+            }
+            None
+        })
+    }
+}
+
+/// Says something and hangs up.
+fn and_leave(
+    answer: impl Into<Vec<u8>>,
+) -> impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync {
+    let answer: Arc<[u8]> = answer.into().into();
+    move |mut wire| {
+        let answer = answer.clone();
+        Box::pin(async move {
+            wire.write_all(&answer).await.ok()?;
+            wire.flush().await.ok()?;
+            // Long enough for what was said to arrive before a reset does.
+            sleep(Duration::from_millis(50)).await;
+            None
+        })
+    }
+}
+
+const DRIP: Duration = Duration::from_millis(100);
+const AT_ONCE: Duration = Duration::ZERO;
+static ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
+
+fn hostiles() -> Vec<Hostile> {
+    [slow(), large(), broken(), odd()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn slow() -> Vec<Hostile> {
+    use Class::{Http5xx, Timeout};
+
+    let silent = |wire| -> BoxFuture<'static, Option<Box<dyn Wire>>> {
+        Box::pin(async move {
+            let _open: Box<dyn Wire> = wire;
+            std::future::pending().await
+        })
+    };
+    let head = endlessly(b"HTTP/1.1 200 OK\r\n", b"X", DRIP);
+    let nothing = endlessly(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n",
+        b"",
+        DRIP,
+    );
+    let body = endlessly(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+        b"x",
+        DRIP,
+    );
+    let refusal = endlessly(
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 100000\r\n\r\n",
+        b"x",
+        DRIP,
+    );
+    let chunks = endlessly(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"1\r\nx\r\n",
+        DRIP,
+    );
+    let hints = endlessly(b"", b"HTTP/1.1 102 Processing\r\n\r\n", DRIP);
+    vec![
+        hostile("silent", Timeout, None, silent),
+        hostile("a head that drips", Timeout, None, head),
+        hostile("a body that drips", Timeout, 200, body),
+        hostile("chunks that drip", Timeout, 200, chunks),
+        hostile("100 MB promised and none sent", Timeout, 200, nothing),
+        hostile("1xx for ever, slowly", Timeout, None, hints),
+        hostile("a refusal that drips", Http5xx, 503, refusal),
+    ]
+}
+
+fn large() -> Vec<Hostile> {
+    use Class::{BodyLimit, Connect, Success};
+
+    let mut long_line = b"HTTP/1.1 200 OK\r\nX-Long: ".to_vec();
+    long_line.resize(64 * 1024, b'a');
+    long_line.extend_from_slice(b"\r\n\r\n");
+    let mut many_headers = b"HTTP/1.1 200 OK\r\n".to_vec();
+    for number in 0..10_000 {
+        many_headers.extend_from_slice(format!("X-{number}: 1\r\n").as_bytes());
+    }
+    many_headers.extend_from_slice(b"\r\n");
+    let endless = endlessly(b"HTTP/1.1 200 OK\r\n\r\n", &ZEROS, AT_ONCE);
+    let promised = endlessly(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n",
+        &ZEROS,
+        AT_ONCE,
+    );
+    // What it would unpack to does not matter: nothing is unpacked.
+    let gzip = endlessly(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08",
+        &ZEROS,
+        AT_ONCE,
+    );
+    let hints = endlessly(
+        b"",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+        AT_ONCE,
+    );
+    let extension = endlessly(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        &[b'a'; 1024],
+        AT_ONCE,
+    );
+    let trailers = endlessly(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"X-A: 1\r\n",
+        AT_ONCE,
+    );
+    vec![
+        hostile("endless", Success, 200, endless),
+        hostile("100 MB", Success, 200, promised),
+        hostile("a gzip bomb", Success, 200, gzip),
+        hostile(
+            "a header line of 64 kB",
+            BodyLimit,
+            None,
+            and_leave(long_line),
+        ),
+        hostile("10,000 headers", BodyLimit, None, and_leave(many_headers)),
+        hostile("1xx for ever", BodyLimit, None, hints),
+        hostile("an endless chunk extension", Connect, 200, extension),
+        hostile("endless trailers", Connect, 200, trailers),
+    ]
+}
+
+fn broken() -> Vec<Hostile> {
+    use Class::{Connect, Success};
+
+    let resets = [
+        ("a reset before the answer", None, ""),
+        ("a reset in the head", None, "HTTP/1.1 200 OK\r\nX-A: "),
+        (
+            "a reset in the body",
+            Some(200),
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+        ),
+    ];
+    let resets = resets.map(|(name, code, said)| Hostile {
+        resets: true,
+        ..hostile(name, Connect, code, and_leave(said))
+    });
+    let ends = [
+        ("hangs up", Connect, None, ""),
+        (
+            "more promised than sent",
+            Connect,
+            Some(200),
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+        ),
+        (
+            "more sent than promised",
+            Success,
+            Some(200),
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc",
+        ),
+        (
+            "two lengths",
+            Connect,
+            None,
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        ),
+        ("garbage", Connect, None, "\x16\x03\x01 garbage\r\n\r\n\r\n"),
+        ("an older HTTP", Connect, None, "<html>ok</html>"),
+        ("another protocol", Connect, None, "SSH-2.0-OpenSSH_9.2\r\n"),
+    ];
+    let ends = ends.map(|(name, class, code, said)| hostile(name, class, code, and_leave(said)));
+    resets.into_iter().chain(ends).collect()
+}
+
+fn odd() -> Vec<Hostile> {
+    use Class::{Http3xx, Http4xx, Http5xx, Success};
+
+    let switching =
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
+    let not_utf8 = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n\xff\0\xc3\x28";
+    let own = b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n";
+    let gone = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n";
+    vec![
+        hostile("switching protocols", Http5xx, 101, say(switching)),
+        hostile("a status of its own", Http5xx, 799, say(own)),
+        hostile("gone", Http4xx, 410, say(gone)),
+        hostile("not UTF-8", Success, 200, say(not_utf8)),
+        hostile(
+            "no content",
+            Success,
+            204,
+            say(b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ),
+        hostile(
+            "not modified",
+            Http3xx,
+            304,
+            say(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+        ),
+    ]
+}
+
+/// Sends to each of them, `copies` times at once; gives what took longest.
+async fn endure(sender: &Sender, copies: usize) -> Duration {
+    let hostiles = hostiles();
+    let longest = join_all(hostiles.iter().map(async |hostile| {
+        let place = Place {
+            resets: hostile.resets,
+            ..Place::loopback()
+        };
+        let receiver = Receiver::new(place, hostile.manner.clone()).await;
+        let attempt = attempt(&receiver.url());
+        let sent = join_all((0..copies).map(async |_| {
+            let begun = Instant::now();
+            let outcome = sender.send(&attempt).await;
+            let took = begun.elapsed();
+            let name = hostile.name;
+            assert!(took <= TIMEOUT + MARGIN, "{name}: {took:?}");
+            assert_eq!(
+                (outcome.class(), outcome.code()),
+                (hostile.class, hostile.code),
+                "{name}: {outcome:?}"
+            );
+            let excerpt = outcome.excerpt().unwrap_or_default();
+            assert!(excerpt.len() <= 1024 && !excerpt.contains('\0'), "{name}");
+            if name == "not UTF-8" {
+                assert_eq!(excerpt, "\u{fffd}\u{fffd}(");
+            }
+            took
+        }));
+        sent.await.into_iter().max().unwrap_or_default()
+    }));
+    longest.await.into_iter().max().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn whatever_a_receiver_does_the_attempt_ends_in_time() {
+    endure(&developer(), 1).await;
+}
+
+/// In a process of its own, where nobody else takes memory.
+#[tokio::test]
+async fn two_hundred_hostile_receivers_cost_no_memory() {
+    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "webhook_egress::memory",
+            "--ignored",
+            "--nocapture",
+        ])
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "run by another test, in a process of its own"]
+async fn memory() {
+    let sender = developer();
+    // What is there once and for all: code, buffers of the runtime, of the allocator.
+    endure(&sender, 2).await;
+    let before = resident();
+    let copies = 200 / hostiles().len() + 1;
+    let watched = AtomicUsize::new(0);
+    let watch = async {
+        loop {
+            watched.fetch_max(resident(), Ordering::Relaxed);
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = endure(&sender, copies) => {}
+        () = watch => {}
+    }
+    let grown = watched.load(Ordering::Relaxed).saturating_sub(before);
+    println!("grown by {} KiB", grown / 1024);
+    assert!(grown < 8 * 1024 * 1024, "grown by {} KiB", grown / 1024);
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    kilobytes.unwrap().parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn nobody_listens_and_nobody_accepts() {
+    let closed = TcpListener::bind((BAD, 0))
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let outcome = developer()
+        .send(&attempt(&format!("http://{closed}/")))
+        .await;
+    assert_eq!(outcome.class(), Class::Connect, "{outcome:?}");
+    let deaf = TcpListener::bind((BAD, 0)).await.unwrap();
+    let url = format!("http://{}/", deaf.local_addr().unwrap());
+    let begun = Instant::now();
+    let outcome = developer().send(&attempt(&url)).await;
+    assert_eq!(outcome.class(), Class::Timeout, "{outcome:?}");
+    assert!(begun.elapsed() < TIMEOUT + MARGIN);
+}
+
+#[tokio::test]
+async fn one_address_that_answers_is_enough() {
+    let receiver = Receiver::answering(OK).await;
+    let url = format!("http://hooks.example.com:{}/", receiver.address.port());
+    let nobody_listens: IpAddr = "127.0.0.3".parse().unwrap();
+    let sender = sender_with(
+        Guard::new(true),
+        flipping(vec![vec![nobody_listens, receiver.address.ip()]]),
+        Trust::Only(rustls::RootCertStore::empty()),
+    );
+    let begun = Instant::now();
+    let outcome = sender.send(&attempt(&url)).await;
+    assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+    assert!(begun.elapsed() < TIMEOUT / 4, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_large_event_is_sent_whole() {
+    let receiver = Receiver::answering(OK).await;
+    let mut large = attempt(&receiver.url());
+    large.body = (0..3_000_000_u32)
+        .map(|at| b'a' + u8::try_from(at % 26).unwrap())
+        .collect::<Vec<_>>()
+        .into();
+    let outcome = developer().send(&large).await;
+    assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+    assert!(receiver.requests()[0].body == large.body);
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_is_gone_costs_nothing() {
+    // Answers once on each connection, promises to stay, and leaves.
+    let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(OK))).await;
+    let sender = developer();
+    for count in 1..=3 {
+        let outcome = sender.send(&attempt(&receiver.url())).await;
+        assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+        assert_eq!(receiver.connections(), count);
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = Receiver::answering(OK).await;
+    for (code, location) in [
+        (301, elsewhere.url()),
+        (302, "file:///etc/passwd".into()),
+        (303, elsewhere.url()),
+        (307, format!("//{}/", elsewhere.address)),
+        (308, elsewhere.url()),
+    ] {
+        let answer =
+            format!("HTTP/1.1 {code} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
+        let outcome = developer().send(&attempt(&receiver.url())).await;
+        assert_eq!(
+            (outcome.class(), outcome.code()),
+            (Class::Http3xx, Some(code))
+        );
+        assert_eq!(receiver.connections(), 1);
+    }
+    assert_eq!(elsewhere.connections(), 0);
+}
+
+#[tokio::test]
+async fn what_a_receiver_asks_for_is_told() {
+    for (header, expected) in [
+        ("Retry-After: 5", Some(5)),
+        ("Retry-After: Fri, 10 Apr 2026 14:23:10 GMT", Some(60)),
+        ("Retry-After: Fri, 10 Apr 2026 14:21:10 GMT", None),
+        ("Retry-After: -1", None),
+        ("Retry-After: 1e99", None),
+        ("Retry-After: soon", None),
+        ("X-Nothing: 1", None),
+    ] {
+        let answer = format!("HTTP/1.1 429 Slow\r\n{header}\r\nContent-Length: 0\r\n\r\n");
+        let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
+        let outcome = developer().send(&attempt(&receiver.url())).await;
+        let Outcome::Refused { retry_after, .. } = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(retry_after, expected.map(Duration::from_secs), "{header}");
+    }
+}
+
+/// Receivers at the same port of a good and of a bad address, and a strict sender to which only the good one is open.
+struct Trap {
+    good: Receiver,
+    bad: Receiver,
+    roots: rustls::RootCertStore,
+    allowed: Arc<AllowList>,
+}
+
+impl Trap {
+    async fn set() -> Self {
+        let (tls, roots) = certificate(&["hooks.example.com", "127.0.0.2"]);
+        let place = Place::at(GOOD, 0).with_tls(tls.clone());
+        let good = Receiver::new(place, Arc::new(say(OK))).await;
+        let port = good.address.port();
+        let place = Place::at(BAD, port).with_tls(tls);
+        let bad = Receiver::new(place, Arc::new(say(OK))).await;
+        let opening = format!("{GOOD}:{port}").parse().unwrap();
+        Self {
+            good,
+            bad,
+            roots,
+            allowed: Arc::new(AllowList::new(vec![opening])),
+        }
+    }
+
+    fn sender(&self, resolver: Resolver) -> Sender {
+        sender_with(Guard::new(false), resolver, Trust::Only(self.roots.clone()))
+    }
+
+    fn attempt(&self) -> Attempt {
+        let port = self.good.address.port();
+        Attempt {
+            allowed: self.allowed.clone(),
+            ..attempt(&format!("https://hooks.example.com:{port}/hook"))
+        }
+    }
+}
+
+/// A name that has these addresses, one after the other, for ever.
+fn flipping(answers: Vec<Vec<IpAddr>>) -> Resolver {
+    let asked = Arc::new(AtomicUsize::new(0));
+    Resolver::from_fn(move |_| {
+        let turn = asked.fetch_add(1, Ordering::SeqCst);
+        let answer = answers[turn % answers.len()].clone();
+        async move { Ok(answer) }.boxed()
+    })
+}
+
+#[tokio::test]
+async fn a_name_that_flips_never_leads_to_a_refused_address() {
+    let trap = Trap::set().await;
+    let sender = trap.sender(flipping(vec![vec![GOOD], vec![BAD]]));
+    let attempt = trap.attempt();
+    // Ten thousand questions, a thousand of them by attempts at the same time.
+    let guard = Guard::new(false);
+    let target = guard.target(&attempt.url, &attempt.allowed).unwrap();
+    let names = flipping(vec![
+        vec![GOOD],
+        vec![BAD],
+        vec![GOOD, BAD],
+        vec![BAD, GOOD],
+    ]);
+    for turn in 0..9_000 {
+        let vetted = guard
+            .admit(&target, &attempt.allowed, &names, TIMEOUT)
+            .await;
+        match vetted {
+            Ok(vetted) => assert!(vetted.addresses.iter().all(|one| one.ip() == GOOD)),
+            Err(_) => assert_ne!(turn % 4, 0),
+        }
+    }
+    let (mut delivered, mut blocked) = (0, 0);
+    for _ in 0..10 {
+        let sent = join_all((0..100).map(|_| sender.send(&attempt))).await;
+        for outcome in sent {
+            match outcome.class() {
+                Class::Success => delivered += 1,
+                Class::Blocked => blocked += 1,
+                _ => panic!("{outcome:?}"),
+            }
+        }
+    }
+    assert_eq!((delivered, blocked), (500, 500));
+    assert_eq!(trap.bad.connections(), 0);
+    assert!(trap.good.connections() > 0);
+}
+
+#[tokio::test]
+async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
+    let trap = Trap::set().await;
+    let names = flipping(vec![vec![GOOD], vec![GOOD], vec![BAD], vec![GOOD]]);
+    let sender = trap.sender(names);
+    let attempt = trap.attempt();
+    let mut classes = [Class::LeaseLost; 4];
+    for class in &mut classes {
+        *class = sender.send(&attempt).await.class();
+    }
+    let words = classes.map(Class::as_str);
+    assert_eq!(words, ["success", "success", "blocked", "success"]);
+    assert_eq!(trap.good.requests().len(), 3);
+    assert_eq!(trap.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_closed_when_nobody_uses_it() {
+    let receiver = Receiver::answering(OK).await;
+    let settings = SenderSettings {
+        kept_for: Duration::from_millis(20),
+        ..SenderSettings::new(TIMEOUT, Guard::new(true))
+    };
+    assert!(SenderSettings::new(TIMEOUT, Guard::new(true)).kept_for < Duration::from_secs(30));
+    let sender = Sender::new(settings, &Clock::fixed(now())).unwrap();
+    assert_eq!(
+        sender.send(&attempt(&receiver.url())).await.class(),
+        Class::Success
+    );
+    receiver.until_nobody_is_connected().await;
+    drop(sender);
+}
+
+#[tokio::test]
+async fn odd_answers_of_a_resolver() {
+    let trap = Trap::set().await;
+    let attempt = trap.attempt();
+    let public: IpAddr = "93.184.216.34".parse().unwrap();
+    let sent = async |answer: Result<Vec<IpAddr>, LookupError>, delay: Duration| {
+        let resolver = Resolver::from_fn(move |_| {
+            let answer = answer.clone();
+            async move {
+                sleep(delay).await;
+                answer
+            }
+            .boxed()
+        });
+        let begun = Instant::now();
+        let outcome = trap.sender(resolver).send(&attempt).await;
+        assert!(begun.elapsed() < TIMEOUT + MARGIN);
+        outcome
+    };
+    let at_once = Duration::ZERO;
+    let thousand: Vec<IpAddr> = (0..1000).map(|_| GOOD).chain([BAD]).collect();
+    for (answer, class) in [
+        (Ok(vec![public, BAD]), Class::Blocked),
+        (Ok(vec![GOOD, BAD]), Class::Blocked),
+        (Ok(thousand), Class::Blocked),
+        (Ok(vec![GOOD; 1000]), Class::Success),
+        (Ok(vec![]), Class::Dns),
+        (Err(LookupError::NoAddress), Class::Dns),
+    ] {
+        let outcome = sent(answer, at_once).await;
+        assert_eq!(outcome.class(), class, "{outcome:?}");
+        assert!(!matches!(outcome, Outcome::NotAttempted { .. }));
+    }
+    // Nobody answers: that is not the callback's fault.
+    for (answer, delay) in [
+        (Err(LookupError::Ours), at_once),
+        (Ok(vec![GOOD]), Duration::from_secs(10)),
+    ] {
+        let outcome = sent(answer, delay).await;
+        assert!(
+            matches!(outcome, Outcome::NotAttempted { .. }),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(trap.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn no_spelling_of_this_machine_is_called() {
+    let trap = Trap::set().await;
+    let port = trap.bad.address.port();
+    let sender = trap.sender(flipping(vec![vec![BAD]]));
+    for host in [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.0.0.1.",
+        "１２７.0.0.1",
+        "0.0.0.0",
+        "0",
+        "[::]",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[fe80::5efe:127.0.0.1]",
+        "[fe80::1%25lo]",
+        "localhost",
+        "localhost.",
+        "user@127.0.0.1",
+        "example.com@127.0.0.1",
+        "metadata.google.internal",
+        "169.254.169.254",
+        "hooks.example.com",
+    ] {
+        let mut attempt = attempt(&format!("https://{host}:{port}/"));
+        // For one tenant another network is open, which changes nothing.
+        for allowed in [Arc::default(), trap.allowed.clone()] {
+            attempt.allowed = allowed;
+            let outcome = sender.send(&attempt).await;
+            assert_eq!(outcome.class(), Class::Blocked, "{host}: {outcome:?}");
+        }
+    }
+    assert_eq!(trap.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing() {
+    let trap = Trap::set().await;
+    let sender = trap.sender(flipping(vec![vec![GOOD]]));
+    let allowed = trap.attempt();
+    assert_eq!(
+        sender.send(&allowed).await,
+        Outcome::Delivered {
+            code: 200,
+            excerpt: None
+        },
+        "what an inner network answers is not kept"
+    );
+    // While a kept connection waits, too.
+    let other = Attempt {
+        allowed: Arc::default(),
+        ..allowed.clone()
+    };
+    let outcome = sender.send(&other).await;
+    assert_eq!(outcome.class(), Class::Blocked, "{outcome:?}");
+    let literal = Attempt {
+        url: format!("https://{GOOD}:{}/", trap.good.address.port()),
+        ..allowed.clone()
+    };
+    assert_eq!(sender.send(&literal).await.class(), Class::Success);
+    let another_port = Attempt {
+        url: format!("https://{GOOD}:1/"),
+        ..allowed.clone()
+    };
+    assert_eq!(sender.send(&another_port).await.class(), Class::Blocked);
+    let plain = Attempt {
+        url: format!("http://hooks.example.com:{}/", trap.good.address.port()),
+        ..allowed
+    };
+    assert_eq!(sender.send(&plain).await.class(), Class::Blocked);
+}
+
+#[tokio::test]
+async fn a_certificate_must_convince() {
+    let (ours, roots) = certificate(&["hooks.example.com"]);
+    let (stranger, _) = certificate(&["hooks.example.com"]);
+    let (misnamed, misnamed_roots) = certificate(&["other.example.com"]);
+    for (tls, roots, expected) in [
+        (Some(ours), roots.clone(), None),
+        (
+            Some(stranger),
+            roots.clone(),
+            Some("invalid peer certificate"),
+        ),
+        (Some(misnamed), misnamed_roots, Some("not valid for name")),
+        (None, roots, Some("TLS")),
+    ] {
+        let place = Place {
+            tls,
+            ..Place::at(GOOD, 0)
+        };
+        // Where no TLS is spoken, whatever is said is not TLS.
+        let place_is_plain = place.tls.is_none();
+        let receiver = if place_is_plain {
+            let listener = TcpListener::bind((GOOD, 0)).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let _ = stream.write_all(OK).await;
+                }
+            });
+            (address, None)
+        } else {
+            let receiver = Receiver::new(place, Arc::new(say(OK))).await;
+            (receiver.address, Some(receiver))
+        };
+        let sender = sender_with(
+            Guard::new(true),
+            flipping(vec![vec![GOOD]]),
+            Trust::Only(roots),
+        );
+        let url = format!("https://hooks.example.com:{}/", receiver.0.port());
+        let outcome = sender.send(&attempt(&url)).await;
+        match expected {
+            None => assert_eq!(outcome.class(), Class::Success, "{outcome:?}"),
+            Some(words) => {
+                let Outcome::Refused { class, detail, .. } = outcome else {
+                    panic!("{outcome:?}");
+                };
+                assert_eq!(class, Class::Tls, "{detail}");
+                assert!(detail.contains(words), "{detail}");
+            }
+        }
+    }
+}
