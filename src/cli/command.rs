@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::context::{Context, Failure};
 use super::output::Format;
-use super::{apple, dev, google, key, migrate, serve, simulator, spelling, tenant};
+use super::{apple, dev, google, key, migrate, serve, simulator, spelling, tenant, webhook};
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
 #[derive(Debug, Parser)]
@@ -63,6 +63,9 @@ enum Command {
     /// A tenant's access to Google Play
     #[command(subcommand)]
     Google(google::Command),
+    /// Where a tenant's events are sent
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Run only the simulated stores
     Simulator(simulator::Args),
 }
@@ -114,6 +117,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Key(command) => key::run(command, context).await,
         Command::Apple(command) => apple::run(command, context).await,
         Command::Google(command) => google::run(command, context).await,
+        Command::Webhook(command) => webhook::run(command, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
     }
 }

@@ -8,14 +8,16 @@
 //! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
 //! - [`context`]: what every command is given, and how it fails
 //! - [`output`]: JSON lines, or tables and prose
+//! - [`duration`]: how long, as people write it
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
-//! - [`tenant`], [`key`], [`apple`], [`google`]: things that are kept
+//! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 
 pub mod apple;
 pub mod command;
 pub mod context;
 pub mod dev;
+pub mod duration;
 pub mod google;
 pub mod key;
 pub mod migrate;
@@ -25,6 +27,7 @@ pub mod simulator;
 pub mod spelling;
 pub mod tenant;
 pub mod upload;
+pub mod webhook;
 
 pub use command::run;
 pub use context::{Context, Failure};

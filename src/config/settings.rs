@@ -234,6 +234,23 @@ impl Log {
     }
 }
 
+impl Webhooks {
+    /// These alone, for a command that sends without serving.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = Reader {
+            raw,
+            problems: Vec::new(),
+        };
+        let mode = reader.mode();
+        let webhooks = reader.webhooks(mode);
+        if reader.problems.is_empty() {
+            Ok(webhooks)
+        } else {
+            Err(reader.problems)
+        }
+    }
+}
+
 /// Reads settings one by one and keeps what is wrong with them. After a problem it goes on with the default, which is
 /// never used.
 struct Reader<'a> {

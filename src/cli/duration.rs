@@ -1,0 +1,72 @@
+//! How long, as people write it: `90s`, `30m`, `24h`, `7d`.
+
+use std::time::Duration;
+
+/// Reads a whole number and its unit.
+pub fn parse(text: &str) -> Result<Duration, String> {
+    let expected = || "a whole number and a unit: 90s, 30m, 24h or 7d".to_owned();
+    let unit_at = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        // Nothing is nothing in every unit.
+        "" if number == "0" => 0,
+        _ => return Err(expected()),
+    };
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(expected)
+}
+
+/// Likewise, and at most so many days.
+pub fn parse_up_to(days: u64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+    move |text| {
+        let duration = parse(text)?;
+        if duration > Duration::from_hours(24 * days) {
+            return Err(format!("at most {days}d"));
+        }
+        Ok(duration)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_a_unit() {
+        for (text, seconds) in [
+            ("0", 0),
+            ("0s", 0),
+            ("90s", 90),
+            ("30m", 1800),
+            ("24h", 86_400),
+            ("7d", 604_800),
+        ] {
+            assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "24",
+            "-1h",
+            "1.5h",
+            "1 h",
+            "1h30m",
+            "1w",
+            "99999999999999999999s",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert!(parse("999999999999999999d").is_err());
+        assert!(parse_up_to(30)("30d").is_ok());
+        assert!(parse_up_to(30)("31d").is_err());
+    }
+}

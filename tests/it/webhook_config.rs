@@ -1,0 +1,774 @@
+//! A tenant's callback, as an administrator sets it up: `attesto webhook …`, and the secrets behind it.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use attesto::clock::Timestamp;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::deliveries::endpoint::store::{Change, ChangeError, Changed};
+use attesto::deliveries::endpoint::{Endpoint, Secrets, SigningSecret, store};
+use attesto::deliveries::signature;
+use attesto::id::TenantId;
+use attesto::tenants;
+use serde_json::{Value, json};
+use sqlx::Executor as _;
+
+use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::receiver::Receiver;
+
+/// 32 bytes of zero, in base64.
+const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+/// At this address nobody is asked for anything: it is a literal, and public.
+const CALLBACK: &str = "https://93.184.216.34/hook?key=1";
+const HOUR: Duration = Duration::from_hours(1);
+/// How often a secret is changed, and how much time passes between: two more still sign when the next one comes.
+const ROTATIONS: usize = 60;
+const STEP: Duration = Duration::from_hours(13);
+
+struct Desk {
+    fresh: Fresh,
+    tenant: TenantId,
+    keyring: Keyring,
+}
+
+#[derive(Debug)]
+struct Ran {
+    exit: i32,
+    said: String,
+    complained: String,
+}
+
+impl Desk {
+    async fn open() -> Self {
+        let fresh = fresh_database().await;
+        let name = "Acme".parse().unwrap();
+        let now = Timestamp::from_millis(0);
+        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
+            .await
+            .unwrap();
+        let key = MasterKey::parse(ENCRYPTION_KEY, Some(1)).unwrap();
+        Self {
+            fresh,
+            tenant: tenant.id,
+            keyring: Keyring::new(key, Vec::new()).unwrap(),
+        }
+    }
+
+    /// Runs `attesto webhook <verb> <tenant> …`, with `input` on its standard input and an environment that holds
+    /// nothing else.
+    fn run(&self, words: &[&str], input: &str, environment: &[(&str, &str)]) -> Ran {
+        let (verb, rest) = words.split_first().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .env("DATABASE_URL", &self.fresh.url)
+            .env("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)
+            .envs(environment.iter().copied())
+            .args(["webhook", verb, self.tenant.as_str()])
+            .args(rest)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        Ran {
+            exit: output.status.code().unwrap(),
+            said: String::from_utf8(output.stdout).unwrap(),
+            complained: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn webhook(&self, words: &[&str]) -> Ran {
+        self.run(words, "", &[])
+    }
+
+    /// What a successful command says, which is one JSON object.
+    fn answer(&self, words: &[&str]) -> Value {
+        let ran = self.webhook(words);
+        assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{words:?}");
+        serde_json::from_str(&ran.said).unwrap()
+    }
+
+    /// As the administrator of a developer's machine, where callbacks may be on it.
+    async fn develop(self: &Arc<Self>, words: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let desk = self.clone();
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let mut all = vec![(
+            "WEBHOOK_ALLOW_PRIVATE_CALLBACKS".to_owned(),
+            "true".to_owned(),
+        )];
+        all.extend(
+            environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let run = move || {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let all: Vec<_> = all.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+            desk.run(&words, "", &all)
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+
+    async fn endpoint(&self, lead: Duration) -> Endpoint {
+        let tenants = [self.tenant.clone()];
+        let database = &self.fresh.database;
+        let mut found = store::for_delivery(database, &self.keyring, &tenants, lead)
+            .await
+            .unwrap();
+        found.remove(&self.tenant).unwrap().unwrap()
+    }
+
+    async fn set_secret(
+        &self,
+        secret: &SigningSecret,
+        overlap: Duration,
+        lead: Duration,
+    ) -> Result<Changed, ChangeError> {
+        let change = Change {
+            callback_url: Some(CALLBACK),
+            secret: Some(secret),
+            is_active: None,
+            overlap,
+        };
+        let database = &self.fresh.database;
+        store::change(database, &self.keyring, &self.tenant, &change, lead).await
+    }
+
+    /// Three events, a second apart, that stand where events can stand.
+    async fn receive_three(&self) {
+        for (number, status) in [(1, "delivered"), (2, "pending"), (3, "failed")] {
+            let statement = format!(
+                "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, \
+                                             decoded_payload, body, received_at) \
+                 values ('evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', 'apple', '{number}', 'subscription.renewed', \
+                         'apple.did_renew', '{{}}', '{{}}', '', now() - interval '1 min' + interval '{number} s'); \
+                 insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, created_at) \
+                 values ('del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', \
+                         '{CALLBACK}', '{status}', now() - interval '1 min' + interval '{number} s')",
+                tenant = self.tenant,
+            );
+            let pool = self.fresh.database.pool();
+            pool.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
+        }
+    }
+
+    async fn count(&self, table: &str) -> i64 {
+        let statement = format!("select count(*) from {table}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+            .fetch_one(self.fresh.database.pool())
+            .await
+            .unwrap()
+    }
+}
+
+fn secret(name: impl std::fmt::Display) -> SigningSecret {
+    SigningSecret::parse(&format!("{name:-<40}")).unwrap()
+}
+
+/// The texts that sign, newest first.
+fn texts(secrets: &Secrets) -> Vec<String> {
+    secrets
+        .iter()
+        .map(|secret| secret.expose().trim_end_matches('-').to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_tenant_without_a_secret_gets_one_that_is_printed_once() {
+    let desk = Desk::open().await;
+    let first = desk.answer(&["set-config", "--callback-url", CALLBACK]);
+    let made = first["secret"].as_str().unwrap().to_owned();
+    assert!(
+        made.starts_with("whsec_"),
+        "in the form of Standard Webhooks"
+    );
+    assert!(
+        first["warning"]
+            .as_str()
+            .unwrap()
+            .contains("never shown again")
+    );
+    assert_eq!(first["callbackUrl"], CALLBACK);
+    assert_eq!(
+        (&first["isActive"], &first["hasSecret"]),
+        (&json!(true), &json!(true))
+    );
+    let endpoint = desk.endpoint(Duration::ZERO).await;
+    assert_eq!(endpoint.secrets.newest.expose(), made);
+
+    // A second time keeps it, and says nothing of it.
+    let again = desk.answer(&[
+        "set-config",
+        "--callback-url",
+        "https://93.184.216.34/other",
+        "--is-active",
+        "false",
+    ]);
+    assert_eq!(again.get("secret"), None);
+    assert_eq!(again["callbackUrl"], "https://93.184.216.34/other");
+    assert_eq!(again["isActive"], false);
+    let only_active = desk.answer(&["set-config", "--is-active", "true"]);
+    assert_eq!(only_active["callbackUrl"], "https://93.184.216.34/other");
+    let shown = desk.webhook(&["get"]);
+    assert!(!shown.said.contains(&made[6..]), "{}", shown.said);
+    let shown: Value = serde_json::from_str(&shown.said).unwrap();
+    assert_eq!(shown["secrets"].as_array().unwrap().len(), 1);
+    assert_eq!(shown["secrets"][0]["number"], 1);
+    assert_eq!(shown["secrets"][0]["expiresAt"], Value::Null);
+    let endpoint = desk.endpoint(Duration::ZERO).await;
+    assert_eq!(endpoint.secrets.newest.expose(), made);
+    // And at rest it is sealed.
+    let stored: Vec<u8> = sqlx::query_scalar("select secret_enc from webhook_configs")
+        .fetch_one(desk.fresh.database.pool())
+        .await
+        .unwrap();
+    assert!(
+        !stored
+            .windows(10)
+            .any(|window| made.as_bytes().windows(10).any(|part| part == window))
+    );
+}
+
+#[tokio::test]
+async fn a_new_secret_signs_beside_the_previous_one() {
+    let desk = Desk::open().await;
+    let (one, two, three, four) = (
+        secret("one"),
+        secret("two"),
+        secret("three"),
+        secret("four"),
+    );
+    desk.answer(&[
+        "set-config",
+        "--callback-url",
+        CALLBACK,
+        "--secret",
+        one.expose(),
+    ]);
+    let rotated = desk.answer(&[
+        "set-config",
+        "--callback-url",
+        CALLBACK,
+        "--secret",
+        two.expose(),
+    ]);
+    let expires = Timestamp::parse(rotated["secrets"][1]["expiresAt"].as_str().unwrap()).unwrap();
+    let created = Timestamp::parse(rotated["secrets"][0]["createdAt"].as_str().unwrap()).unwrap();
+    assert_eq!(expires.since(created), 24 * HOUR, "unless said otherwise");
+    assert_eq!(
+        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        ["two", "one"]
+    );
+    assert_eq!(
+        texts(&desk.endpoint(23 * HOUR).await.secrets),
+        ["two", "one"]
+    );
+    assert_eq!(texts(&desk.endpoint(25 * HOUR).await.secrets), ["two"]);
+
+    // The same again is nothing new.
+    let same = desk.answer(&[
+        "set-config",
+        "--callback-url",
+        CALLBACK,
+        "--secret",
+        two.expose(),
+    ]);
+    assert_eq!(same["secrets"], rotated["secrets"]);
+
+    // From a file, which nobody sees in the list of processes; an editor ends it with a line end.
+    let input = format!("{}\n", three.expose());
+    let words = ["set-config", "--secret-path", "-", "--overlap", "2h"];
+    let ran = desk.run(&words, &input, &[]);
+    assert_eq!(ran.exit, 0, "{}", ran.complained);
+    assert_eq!(
+        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        ["three", "two", "one"]
+    );
+    assert_eq!(
+        texts(&desk.endpoint(3 * HOUR).await.secrets),
+        ["three", "one"]
+    );
+
+    // Three sign, and each was promised its time.
+    let refused = desk.webhook(&["set-config", "--secret", four.expose()]);
+    assert_eq!(refused.exit, 1);
+    assert!(
+        refused.complained.contains("webhook retire-secret"),
+        "{refused:?}"
+    );
+    assert!(!refused.complained.contains("four"), "{refused:?}");
+    // Back to one that still signs: it moves to the front.
+    desk.answer(&["set-config", "--secret", one.expose()]);
+    assert_eq!(
+        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        ["one", "three", "two"]
+    );
+
+    // A leak.
+    let retired = desk.answer(&["retire-secret", "--number", "2"]);
+    assert_eq!(retired["retired"], json!([2]));
+    assert_eq!(
+        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        ["one", "three"]
+    );
+    assert_eq!(
+        desk.webhook(&["retire-secret", "--number", "2"]).exit,
+        1,
+        "already"
+    );
+    assert_eq!(
+        desk.webhook(&["retire-secret", "--number", "4"]).exit,
+        2,
+        "the newest"
+    );
+    assert_eq!(desk.answer(&["retire-secret"])["retired"], json!([3]));
+    assert_eq!(desk.webhook(&["retire-secret"]).exit, 1);
+    desk.answer(&["set-config", "--secret", four.expose(), "--overlap", "0s"]);
+    assert_eq!(
+        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        ["four"]
+    );
+    assert_eq!(desk.count("webhook_previous_secrets").await, 0);
+}
+
+/// However fast secrets change, whoever holds the newest or the one before it can verify.
+#[tokio::test]
+async fn no_rotation_leaves_anybody_without_a_signature() {
+    let desk = Arc::new(Desk::open().await);
+    let lead = |number: usize| STEP * u32::try_from(number).unwrap();
+    desk.set_secret(&secret(0), 24 * HOUR, lead(0))
+        .await
+        .unwrap();
+    // What is committed: a delivery that begins after this was written sees it.
+    let committed = Arc::new(AtomicUsize::new(0));
+    let checked = Arc::new(AtomicUsize::new(0));
+    let signing: Vec<_> = (0..4)
+        .map(|_| {
+            let (desk, committed, checked) = (desk.clone(), committed.clone(), checked.clone());
+            tokio::spawn(async move {
+                loop {
+                    let newest = committed.load(Ordering::SeqCst);
+                    let endpoint = desk.endpoint(lead(newest)).await;
+                    if committed.load(Ordering::SeqCst) != newest {
+                        // Days have passed meanwhile, in which a secret may have ended.
+                        continue;
+                    }
+                    let live = texts(&endpoint.secrets);
+                    assert!(live.len() <= 3, "{live:?}");
+                    // As receivers check it that hold one secret alone: the newest, or the one before it.
+                    let signed = signature::sign(&endpoint.secrets, "evt", 1, b"{}");
+                    for held in newest.saturating_sub(1)..=newest {
+                        let alone = signature::sign(&secret(held).into(), "evt", 1, b"{}");
+                        let mine = alone.attesto.strip_prefix("t=1,").unwrap();
+                        assert!(signed.attesto.contains(mine), "{held} of {live:?}");
+                        let mine = |one: &str| one == alone.standard;
+                        assert!(signed.standard.split(' ').any(mine), "{held} of {live:?}");
+                    }
+                    checked.fetch_add(1, Ordering::SeqCst);
+                    if newest == ROTATIONS {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    for number in 1..=ROTATIONS {
+        while checked.load(Ordering::SeqCst) < number {
+            tokio::task::yield_now().await;
+            assert!(!signing.iter().any(tokio::task::JoinHandle::is_finished));
+        }
+        desk.set_secret(&secret(number), 24 * HOUR, lead(number))
+            .await
+            .unwrap();
+        committed.store(number, Ordering::SeqCst);
+    }
+    for task in signing {
+        task.await.unwrap();
+    }
+    let later = lead(ROTATIONS) + 25 * HOUR;
+    assert_eq!(
+        texts(&desk.endpoint(later).await.secrets),
+        [ROTATIONS.to_string()]
+    );
+}
+
+#[tokio::test]
+async fn two_who_rotate_at_once_lose_nothing() {
+    let desk = Arc::new(Desk::open().await);
+    for round in 0..10 {
+        let tenant = tenants::store::create_tenant(
+            &desk.fresh.database,
+            &"Acme".parse().unwrap(),
+            Timestamp::from_millis(round),
+        )
+        .await
+        .unwrap();
+        let desk = Desk {
+            fresh: Fresh {
+                url: desk.fresh.url.clone(),
+                settings: desk.fresh.settings.clone(),
+                database: desk.fresh.database.clone(),
+            },
+            tenant: tenant.id,
+            keyring: Keyring::new(MasterKey::parse(ENCRYPTION_KEY, Some(1)).unwrap(), vec![])
+                .unwrap(),
+        };
+        let (one, two, three) = (secret("one"), secret("two"), secret("three"));
+        desk.set_secret(&one, HOUR, Duration::ZERO).await.unwrap();
+        let (a, b) = tokio::join!(
+            desk.set_secret(&two, HOUR, Duration::ZERO),
+            desk.set_secret(&three, HOUR, Duration::ZERO)
+        );
+        a.unwrap();
+        b.unwrap();
+        let mut live = texts(&desk.endpoint(Duration::ZERO).await.secrets);
+        assert_eq!(live.last().unwrap(), "one");
+        live.sort();
+        assert_eq!(live, ["one", "three", "two"]);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_meant_is_refused_without_repeating_a_secret() {
+    const FOR: &str = "set-config --callback-url";
+    const HERE: &str = "set-config --callback-url https://93.184.216.34/";
+    let desk = Desk::open().await;
+    for (asked, refusal) in [
+        ("set-config", "--callback-url"),
+        (&format!("{FOR} http://93.184.216.34/"), "https"),
+        (&format!("{FOR} ftp://93.184.216.34/"), "https"),
+        (&format!("{FOR} nonsense"), "cannot be read"),
+        (&format!("{FOR} https://u:hush@93.184.216.34/"), "password"),
+        (&format!("{FOR} https://93.184.216.34/#x"), "fragment"),
+        (&format!("{FOR} https://localhost/"), "private network"),
+        (&format!("{FOR} https://127.0.0.1/"), "this machine"),
+        (&format!("{FOR} https://2130706433/"), "this machine"),
+        (&format!("{FOR} https://10.0.0.1/"), "private address"),
+        (
+            &format!("{FOR} https://[::ffff:10.0.0.1]/"),
+            "private address",
+        ),
+        (&format!("{FOR} https://169.254.169.254/"), "metadata"),
+        (&format!("{HERE} --secret hush"), "32 to 512"),
+        (&format!("{HERE} --secret="), "32 to 512"),
+        (&format!("{HERE} --overlap soon"), "24h"),
+        (&format!("{HERE} --overlap 91d"), "90d"),
+        (&format!("{HERE} --is-active maybe"), "true"),
+        ("allow 0.0.0.0/0:443", "too wide"),
+        ("allow 10.1.0.0/16", "a network and a port"),
+        ("allow 169.254.169.254:80", "never called"),
+        ("list-events --limit 501", "500"),
+        ("list-events --status lost", "pending"),
+    ] {
+        let words: Vec<&str> = asked.split(' ').collect();
+        let ran = desk.webhook(&words);
+        assert_eq!((ran.exit, ran.said.as_str()), (2, ""), "{asked}: {ran:?}");
+        assert!(ran.complained.contains(refusal), "{asked}: {ran:?}");
+        assert!(!ran.complained.contains("hush"), "{ran:?}");
+    }
+    let production = [
+        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
+        ("ATTESTO_ENV", "production"),
+    ];
+    let words = ["set-config", "--callback-url", "http://127.0.0.1:9/"];
+    let ran = desk.run(&words, "", &production);
+    assert_eq!(ran.exit, 2);
+    assert!(ran.complained.contains("production"), "{ran:?}");
+    assert_eq!(desk.count("webhook_configs").await, 0);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_another_thing() {
+    let desk = Desk::open().await;
+    for asked in ["get", "ping", "retire-secret", "disallow 10.1.0.0/16:443"] {
+        let words: Vec<&str> = asked.split(' ').collect();
+        let ran = desk.webhook(&words);
+        assert_eq!((ran.exit, ran.said.as_str()), (1, ""), "{asked}: {ran:?}");
+    }
+    let nobody = Desk {
+        tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().unwrap(),
+        ..desk
+    };
+    for asked in [
+        "get",
+        "set-config --is-active true",
+        "set-config --callback-url https://93.184.216.34/",
+        "allow",
+        "allow 10.1.0.0/16:443",
+        "list-events",
+        "list-deliveries",
+    ] {
+        let words: Vec<&str> = asked.split(' ').collect();
+        let ran = nobody.webhook(&words);
+        assert_eq!(ran.exit, 1, "{asked}: {ran:?}");
+        let refusal = "there is no tenant";
+        assert!(ran.complained.contains(refusal), "{asked}: {ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_operator_opens_a_network_for_one_tenant() {
+    let desk = Desk::open().await;
+    let words = ["set-config", "--callback-url", "https://10.1.2.3/hook"];
+    let refused = desk.webhook(&words);
+    assert_eq!(refused.exit, 2);
+    assert!(refused.complained.contains("webhook allow"), "{refused:?}");
+    let opened = desk.answer(&["allow", "10.1.0.0/16:443"]);
+    assert_eq!(opened["network"], "10.1.0.0/16:443");
+    assert_eq!(
+        desk.webhook(&["allow", "10.1.0.0/16:443"]).exit,
+        1,
+        "already"
+    );
+    desk.answer(&["allow", "[fd12:3456::/48]:8443"]);
+    assert_eq!(desk.webhook(&words).exit, 0);
+    let shown = desk.answer(&["get"]);
+    assert_eq!(
+        shown["allowedNetworks"],
+        json!(["10.1.0.0/16:443", "[fd12:3456::/48]:8443"])
+    );
+    assert_eq!(desk.webhook(&["allow"]).said.lines().count(), 2);
+    let endpoint = desk.endpoint(Duration::ZERO).await;
+    assert!(endpoint.allowed.opens("10.1.2.3:443".parse().unwrap()));
+    assert!(!endpoint.allowed.opens("10.1.2.3:80".parse().unwrap()));
+    assert!(
+        endpoint
+            .allowed
+            .opens("[fd12:3456::1]:8443".parse().unwrap())
+    );
+    desk.answer(&["disallow", "10.1.0.0/16:443"]);
+    assert_eq!(desk.webhook(&["disallow", "10.1.0.0/16:443"]).exit, 1);
+    assert!(
+        !desk
+            .endpoint(Duration::ZERO)
+            .await
+            .allowed
+            .opens("10.1.2.3:443".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
+    let desk = Arc::new(Desk::open().await);
+    let receiver = Receiver::answering(OK).await;
+    let mine = secret("mine");
+    let url = receiver.url();
+    let words = [
+        "set-config",
+        "--callback-url",
+        &url,
+        "--secret",
+        mine.expose(),
+    ];
+    let ran = desk.develop(&words, &[]).await;
+    assert_eq!(ran.exit, 0, "{ran:?}");
+
+    // A proxy of the environment is not asked.
+    let proxy = Receiver::answering(OK).await;
+    let at = format!("http://{}", proxy.address);
+    let proxies = [
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ]
+    .map(|name| (name, at.as_str()));
+    let ran = desk.develop(&["ping"], &proxies).await;
+    assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{ran:?}");
+    assert_eq!(proxy.connections(), 0);
+    let echo: Value = serde_json::from_str(&ran.said).unwrap();
+    assert_eq!(echo["outcome"], "success");
+    assert_eq!(
+        (&echo["status"], &echo["body"]),
+        (&json!(200), &json!("hello"))
+    );
+    assert!(echo["latencyMs"].is_u64());
+
+    let requests = receiver.requests();
+    let [request] = requests.as_slice() else {
+        panic!("{requests:?}")
+    };
+    let timestamp: i64 = request.headers["webhook-timestamp"].parse().unwrap();
+    let id = &request.headers["webhook-id"];
+    let signed = signature::sign(&mine.into(), id, timestamp, &request.body);
+    assert_eq!(request.headers["x-attesto-signature"], signed.attesto);
+    assert_eq!(request.headers["webhook-signature"], signed.standard);
+    assert_eq!(request.headers["x-attesto-event"], "test");
+    let text = String::from_utf8(request.body.clone()).unwrap();
+    let names = [
+        "event",
+        "reason",
+        "platformEvent",
+        "eventId",
+        "externalId",
+        "timestamp",
+        "tenantId",
+        "source",
+        "environment",
+        "subject",
+        "appUserId",
+        "data",
+        "raw",
+    ];
+    let places: Vec<_> = names
+        .iter()
+        .map(|name| text.find(&format!("\"{name}\":")))
+        .collect();
+    assert!(
+        places.is_sorted() && places.iter().all(Option::is_some),
+        "{text}"
+    );
+    let body: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(body.len(), names.len());
+    assert_eq!(
+        (&body["event"], &body["eventId"]),
+        (&json!("test"), &json!(id))
+    );
+    for table in ["webhook_events", "webhook_deliveries"] {
+        assert_eq!(desk.count(table).await, 0, "{table}");
+    }
+
+    // Whoever does not take it is shown too.
+    let busy = Receiver::answering(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nwait").await;
+    desk.develop(&["set-config", "--callback-url", &busy.url()], &[])
+        .await;
+    let ran = desk.develop(&["ping"], &[]).await;
+    assert_eq!(ran.exit, 1);
+    let echo: Value = serde_json::from_str(&ran.said).unwrap();
+    assert_eq!(
+        (&echo["outcome"], &echo["status"]),
+        (&json!("http_5xx"), &json!(503))
+    );
+    assert_eq!(echo["body"], "wait");
+    assert!(ran.complained.contains("503"), "{ran:?}");
+    // Without the developer's leave nothing is sent at all.
+    let count = busy.connections();
+    let strict = desk.clone();
+    let ran = tokio::task::spawn_blocking(move || strict.webhook(&["ping"]))
+        .await
+        .unwrap();
+    let echo: Value = serde_json::from_str(&ran.said).unwrap();
+    assert_eq!((ran.exit, &echo["outcome"]), (1, &json!("blocked")));
+    assert_eq!(busy.connections(), count);
+}
+
+#[tokio::test]
+async fn events_and_deliveries_are_listed_newest_first() {
+    let desk = Desk::open().await;
+    assert_eq!(desk.webhook(&["list-events"]).said, "");
+    desk.receive_three().await;
+    let list = |words: &[&str]| -> Vec<Value> {
+        let ran = desk.webhook(words);
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        ran.said
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let events = list(&["list-events"]);
+    let statuses: Vec<_> = events
+        .iter()
+        .map(|event| event["status"].as_str().unwrap())
+        .collect();
+    assert_eq!(statuses, ["failed", "pending", "delivered"]);
+    assert_eq!(events[0]["event"], "subscription.renewed");
+    assert_eq!(events[0]["platformEvent"], "apple.did_renew");
+    assert_eq!(list(&["list-events", "--limit", "1"]).len(), 1);
+    let pending = list(&["list-events", "--status", "pending"]);
+    assert_eq!((pending.len(), &pending[0]["externalId"]), (1, &json!("2")));
+    let deliveries = list(&["list-deliveries"]);
+    assert_eq!(deliveries.len(), 3);
+    assert_eq!(deliveries[0]["eventId"], events[0]["id"]);
+    assert_eq!(deliveries[0]["nextAttemptAt"], Value::Null, "it is over");
+    assert!(deliveries[1]["nextAttemptAt"].is_string());
+    assert_eq!(list(&["list-deliveries", "--status", "delivered"]).len(), 1);
+}
+
+#[tokio::test]
+async fn events_are_delivered_again_when_somebody_asks() {
+    let desk = Desk::open().await;
+    desk.answer(&["set-config", "--callback-url", CALLBACK]);
+    desk.receive_three().await;
+    let redeliver = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+        let output = command
+            .env_clear()
+            .env("DATABASE_URL", &desk.fresh.url)
+            .env("USER", "anna")
+            .args(["webhook", "redeliver"])
+            .args(words)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let said: Value = serde_json::from_str(&said).unwrap_or_default();
+        (output.status.code().unwrap(), said)
+    };
+    let event = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D33";
+    let (exit, would) = redeliver(&[event, "--dry-run"]);
+    assert_eq!((exit, &would["count"]), (0, &json!(1)));
+    assert_eq!(desk.count("webhook_deliveries").await, 3);
+    let (exit, done) = redeliver(&[event, "--reason", "they lost it"]);
+    assert_eq!((exit, &done["eventId"]), (0, &json!(event)));
+    assert!(done["deliveryId"].as_str().unwrap().starts_with("del_"));
+    let row: (String, String) = sqlx::query_as(
+        "select requested_by, request_reason from webhook_deliveries where requested_by is not null",
+    )
+    .fetch_one(desk.fresh.database.pool())
+    .await
+    .unwrap();
+    assert_eq!(
+        row,
+        (
+            "attesto webhook redeliver (anna)".into(),
+            "they lost it".into()
+        )
+    );
+    // One is on its way again, so none has failed any more.
+    let health = &desk.answer(&["get"])["health"];
+    assert_eq!(
+        (&health["state"], &health["pending"]),
+        (&json!("active"), &json!(2))
+    );
+
+    let of = ["--tenant", desk.tenant.as_str()];
+    for (more, count) in [
+        (vec!["--status", "failed"], 0),
+        (vec!["--status", "pending"], 2),
+        (vec!["--since", "24h"], 3),
+        (vec!["--event-type", "product.refunded"], 0),
+        (vec!["--event-type", "subscription.renewed"], 3),
+    ] {
+        let (exit, would) = redeliver(&[&of[..], &more, &["--dry-run"]].concat());
+        assert_eq!((exit, &would["count"]), (0, &json!(count)), "{more:?}");
+    }
+    assert_eq!(desk.count("webhook_redeliveries").await, 0);
+    let (exit, done) = redeliver(&[&of[..], &["--status", "delivered"]].concat());
+    assert_eq!((exit, &done["count"]), (0, &json!(1)));
+    assert!(done["redeliveryId"].is_string());
+    assert_eq!(desk.count("webhook_redeliveries").await, 1);
+
+    let unknown = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    let nobody = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    for (words, expected) in [
+        (vec![unknown], 1),
+        (vec![unknown, "--dry-run"], 1),
+        (vec!["--tenant", nobody], 1),
+        (vec![], 2),
+        (vec![event, "--tenant", nobody], 2),
+        (vec![event, "--status", "failed"], 2),
+        (vec!["--tenant", nobody, "--since", "yesterday"], 2),
+    ] {
+        assert_eq!(redeliver(&words).0, expected, "{words:?}");
+    }
+    desk.answer(&["set-config", "--is-active", "false"]);
+    assert_eq!(redeliver(&[event]).0, 1, "nowhere to deliver to");
+}
