@@ -17,11 +17,13 @@ use tokio_util::task::TaskTracker;
 use crate::apple::trust::{BadRoots, Verifier};
 use crate::apple::{self, Apple};
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Settings, Webhooks};
 use crate::credentials::canary;
 use crate::crypto::keyring::Keyring;
 use crate::db::changes::Changes;
 use crate::db::{Database, SchemaState, Unreachable};
+use crate::deliveries::guard::Guard;
+use crate::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
 use crate::events::Record;
 use crate::google::trust::Keys;
 use crate::google::{self, Google, Notifications};
@@ -32,6 +34,8 @@ use crate::server::listen::{BODY_TIMEOUT, Manners};
 use crate::server::{self, Running};
 use crate::tenants::Callers;
 
+/// What is left of the grace for giving back deliveries that did not end within it.
+const RESERVE: Duration = Duration::from_secs(2);
 /// How long what runs beside the requests may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long `/ready` waits for the database.
@@ -40,6 +44,9 @@ const DATABASE_PATIENCE: Duration = Duration::from_millis(1200);
 /// Why a service cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// What calls callbacks has no certificates to trust.
+    #[error("callbacks cannot be called: {0}")]
+    Trust(#[from] rustls::Error),
     /// The client for calls to the stores.
     #[error("the client for calls to the stores cannot be made: {0}")]
     Client(#[from] reqwest::Error),
@@ -58,6 +65,10 @@ pub struct Service {
     apple: Apple,
     google: Google,
     google_notifications: Notifications,
+    sender: Sender,
+    wake: Wake,
+    webhooks: Webhooks,
+    grace: Duration,
 }
 
 impl Service {
@@ -101,8 +112,13 @@ impl Service {
                 credential_ttl: settings.credential_ttl,
             },
         );
-        // Nobody delivers yet.
-        let record = Record::new(database, clock, || {});
+        let wake = Wake::listening(&changes);
+        let told = wake.clone();
+        let record = Record::new(database, clock, move || told.work_arrived());
+        let sender = Sender::new(
+            SenderSettings::new(settings.webhooks.timeout, guard(settings, database)),
+            clock,
+        )?;
         let google_notifications = Notifications::new(&google, google_keys, record, &changes);
         let callers = Callers::new(database, &changes, clock, settings.rate_limit);
         Ok(Self {
@@ -114,6 +130,10 @@ impl Service {
             apple,
             google,
             google_notifications,
+            sender,
+            wake,
+            webhooks: settings.webhooks,
+            grace: settings.shutdown_grace,
         })
     }
 
@@ -121,21 +141,57 @@ impl Service {
     pub fn serve(self, listener: TcpListener, manners: Manners) -> io::Result<Serving> {
         let leaving = CancellationToken::new();
         let envelope = self.envelope(leaving.clone());
+        let delivering = CancellationToken::new();
+        let dispatcher = self.webhooks.dispatch.then(|| self.dispatcher());
         let running = server::start(envelope, listener, manners)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let Self {
-            changes, callers, ..
+            changes,
+            callers,
+            database,
+            wake,
+            ..
         } = self;
-        let (ear, pen) = (stop.clone(), stop.clone());
+        let (ear, pen, voice) = (stop.clone(), stop.clone(), stop.clone());
         tasks.spawn(async move { changes.run(ear).await });
         tasks.spawn(async move { callers.run(pen).await });
+        tasks.spawn(async move { wake.run(&database, voice).await });
         tasks.close();
+        let deliveries = TaskTracker::new();
+        if let Some(dispatcher) = dispatcher {
+            deliveries.spawn(dispatcher.run(delivering.clone()));
+        }
+        deliveries.close();
         Ok(Serving {
             running,
             leaving,
+            delivering,
+            deliveries,
             stop,
             tasks,
         })
+    }
+
+    fn dispatcher(&self) -> Dispatcher {
+        let courier = post::courier(
+            self.sender.clone(),
+            &self.database,
+            &self.keyring,
+            &self.clock,
+        );
+        let settings = DispatcherSettings {
+            concurrency: self.webhooks.concurrency,
+            interval: self.webhooks.interval,
+            max_retries: self.webhooks.max_retries,
+            grace: self.grace.saturating_sub(RESERVE),
+        };
+        Dispatcher::new(
+            &self.database,
+            &self.clock,
+            courier,
+            self.wake.clone(),
+            settings,
+        )
     }
 
     /// Every route, with what is around each answer. `/ready` fails once `leaving` is cancelled.
@@ -161,6 +217,13 @@ impl Service {
             Arc::new(move || look_at_encryption(database.clone(), keyring.clone()).boxed());
         vec![("db", db), ("encryption", encryption)]
     }
+}
+
+/// Which callbacks may be called: never ourselves, and never our database.
+fn guard(settings: &Settings, database: &Database) -> Guard {
+    let own = (settings.listen.port != 0).then(|| settings.listen.socket());
+    let own = [own, settings.metrics, database.address()];
+    Guard::new(settings.webhooks.allow_private).and_never(own.into_iter().flatten())
 }
 
 /// Is it there, and are its tables this release's? Once they were, a newer release may add to them while this process
@@ -195,6 +258,8 @@ async fn look_at_encryption(database: Database, keyring: Arc<Keyring>) -> Result
 pub struct Serving {
     running: Running,
     leaving: CancellationToken,
+    delivering: CancellationToken,
+    deliveries: TaskTracker,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -205,18 +270,24 @@ impl Serving {
         self.running.address()
     }
 
-    /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered.
+    /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered;
+    /// no delivery is begun any more.
     pub fn leave(&self) {
         self.leaving.cancel();
+        self.delivering.cancel();
     }
 
     /// Finishes what is in hand, for up to `grace`, then what runs beside it. Whether everything was finished.
     pub async fn stop(self, grace: Duration) -> bool {
         self.leave();
-        let finished = self.running.stop(grace).await;
+        let patience = grace.max(LAST_WORDS);
+        let (finished, delivered) = tokio::join!(
+            self.running.stop(grace),
+            tokio::time::timeout(patience, self.deliveries.wait())
+        );
         // After the last request: usage is written once more, and it is complete.
         self.stop.cancel();
         let ended = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
-        finished && ended.is_ok()
+        finished && delivered.is_ok() && ended.is_ok()
     }
 }

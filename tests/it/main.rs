@@ -22,6 +22,8 @@ mod secrets;
 mod serve;
 mod server_manners;
 mod tenants;
+mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;
+mod webhook_loop;
 mod world;

@@ -1,0 +1,261 @@
+//! From what a store reports to what a callback receives, with everything in between as it is in service.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::Database;
+use attesto::deliveries::endpoint::store::{self, Change};
+use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::guard::Guard;
+use attesto::deliveries::{
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post, signature,
+};
+use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::google;
+use attesto::google::account::ServiceAccount;
+use attesto::id::TenantId;
+use attesto::simulator::state::google::NewSubscription;
+use attesto::simulator::state::pubsub::PushSubscription;
+use attesto::tenants;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::world::attesto::{APP, World};
+use crate::world::postgres::fresh_database;
+use crate::world::receiver::{Place, Received, Receiver};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const NO: &[u8] = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno";
+
+fn secret(letter: &str) -> SigningSecret {
+    SigningSecret::parse(&letter.repeat(40)).unwrap()
+}
+
+async fn set_callback(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    url: &str,
+    secret: &SigningSecret,
+) {
+    let change = Change {
+        callback_url: Some(url),
+        secret: Some(secret),
+        is_active: None,
+        overlap: Duration::from_hours(24),
+    };
+    store::change(database, keyring, tenant, &change, Duration::ZERO)
+        .await
+        .unwrap();
+}
+
+/// Whether a holder of these secrets is convinced by both signatures, as its own code would compute them.
+fn convinces(request: &Received, secrets: &Secrets) -> bool {
+    let timestamp = request.headers["x-attesto-timestamp"].parse().unwrap();
+    let id = &request.headers["webhook-id"];
+    let signed = signature::sign(secrets, id, timestamp, &request.body);
+    request.headers["x-attesto-signature"] == signed.attesto
+        && request.headers["webhook-signature"] == signed.standard
+        && request.headers["webhook-timestamp"] == request.headers["x-attesto-timestamp"]
+}
+
+#[tokio::test]
+async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
+    let fresh = fresh_database().await;
+    let database = &fresh.database;
+    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
+    let key = MasterKey::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", Some(1)).unwrap();
+    let keyring = Arc::new(Keyring::new(key, Vec::new()).unwrap());
+    let name = "Acme".parse().unwrap();
+    let tenant = tenants::store::create_tenant(database, &name, clock.now())
+        .await
+        .unwrap()
+        .id;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let manner = move |mut wire: Box<dyn crate::world::receiver::Wire>| {
+        let answer = match asked.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => NO,
+            _ => OK,
+        };
+        let answered: futures_util::future::BoxFuture<'static, _> = Box::pin(async move {
+            wire.write_all(answer).await.ok()?;
+            Some(wire)
+        });
+        answered
+    };
+    let receiver = Receiver::new(Place::loopback(), Arc::new(manner)).await;
+    set_callback(database, &keyring, &tenant, &receiver.url(), &secret("o")).await;
+
+    let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+    let event = NewEvent {
+        tenant: tenant.clone(),
+        source: Source::Apple,
+        external_id: "1".into(),
+        word: Word::SubscriptionRenewed,
+        reason: None,
+        platform_event: "apple.did_renew".into(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: Some("grüße \u{1f600}".into()),
+        data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890,\"ü\":\"\\u00fc\"}"),
+        raw: raw("{ \"spaced\" : 1e400 }"),
+    };
+    let record = Record::new(database, &clock, || {});
+    let stored = record.store(&event).await.unwrap();
+    let body: String = sqlx::query_scalar("select body from webhook_events")
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+    assert!(body.contains("\"raw\":{ \"spaced\" : 1e400 }"), "{body}");
+
+    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let sender = Sender::new(settings, &clock).unwrap();
+    let courier = post::courier(sender, database, &keyring, &clock);
+    let settings = DispatcherSettings {
+        concurrency: 8,
+        interval: Duration::from_secs(10),
+        max_retries: 5,
+        grace: Duration::ZERO,
+    };
+    let mut dispatcher = Dispatcher::new(database, &clock, courier, Wake::default(), settings);
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    clock.advance(Duration::from_secs(33));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    // Between two attempts the secret changes.
+    set_callback(database, &keyring, &tenant, &receiver.url(), &secret("n")).await;
+    clock.advance(Duration::from_secs(132));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    clock.advance(Duration::from_hours(24));
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 3);
+    let old = Secrets::from(secret("o"));
+    let both = Secrets {
+        newest: secret("n"),
+        previous: vec![secret("o")],
+    };
+    for ((request, number), secrets) in requests.iter().zip(1..).zip([&old, &old, &both]) {
+        assert_eq!(request.body, body.as_bytes(), "attempt {number}");
+        assert_eq!(request.headers["x-attesto-attempt"], number.to_string());
+        assert_eq!(request.headers["webhook-id"], stored.event_id.as_str());
+        assert!(convinces(request, secrets), "attempt {number}");
+    }
+    let moments: Vec<_> = requests
+        .iter()
+        .map(|request| request.headers["x-attesto-timestamp"].as_str())
+        .collect();
+    assert_eq!(moments, ["1775830930", "1775830963", "1775831095"]);
+    let (status, excerpt): (String, String) =
+        sqlx::query_as("select status, last_response_body from webhook_deliveries")
+            .fetch_one(database.pool())
+            .await
+            .unwrap();
+    assert_eq!((status.as_str(), excerpt.as_str()), ("delivered", "ok"));
+}
+
+/// A secret that cannot be opened is nobody's fault but the operator's: nothing is sent, and no attempt is counted.
+#[tokio::test]
+async fn what_cannot_be_signed_waits() {
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+    let (database, tenant) = (world.database(), world.stranger().await.id);
+    let receiver = Receiver::answering(OK).await;
+    let key = MasterKey::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", Some(9)).unwrap();
+    let stranger = Keyring::new(key, Vec::new()).unwrap();
+    set_callback(database, &stranger, &tenant, &receiver.url(), &secret("x")).await;
+    let raw = || RawValue::from_string("{}".into()).unwrap();
+    let event = NewEvent {
+        tenant,
+        source: Source::Google,
+        external_id: "1".into(),
+        word: Word::Test,
+        reason: None,
+        platform_event: "google.test".into(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: None,
+        data: raw(),
+        raw: raw(),
+    };
+    let record = Record::new(database, &world.clock, || {});
+    record.store(&event).await.unwrap();
+    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let sender = Sender::new(settings, &world.clock).unwrap();
+    let courier = post::courier(sender, database, world.keyring(), &world.clock);
+    let settings = DispatcherSettings {
+        concurrency: 8,
+        interval: Duration::from_secs(10),
+        max_retries: 5,
+        grace: Duration::ZERO,
+    };
+    let mut dispatcher =
+        Dispatcher::new(database, &world.clock, courier, Wake::default(), settings);
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let row: (String, i32, String) =
+        sqlx::query_as("select status, attempt_count, last_outcome from webhook_deliveries")
+            .fetch_one(database.pool())
+            .await
+            .unwrap();
+    assert_eq!(row, ("pending".into(), 0, "unsigned".into()));
+    assert_eq!(receiver.connections(), 0);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_a_store_reports_is_at_the_callback_at_once() {
+    let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::answering(OK).await;
+    let mine = secret("m");
+    set_callback(
+        world.database(),
+        world.keyring(),
+        &tenant.id,
+        &receiver.url(),
+        &mine,
+    )
+    .await;
+    let file = world.simulator.google_service_account().to_string();
+    let play = world.simulator.google();
+    let new = google::store::NewCredentials {
+        package_name: APP,
+        file: file.as_bytes(),
+        account: &ServiceAccount::parse(file.as_bytes()).unwrap(),
+        pubsub_audience: None,
+        pubsub_service_account: Some(play.push_account()),
+        pubsub_topic: None,
+    };
+    google::store::put(world.database(), world.keyring(), &tenant.id, &new)
+        .await
+        .unwrap();
+    let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
+    let by_hand = PushSubscription {
+        manual: true,
+        ..PushSubscription::to(&endpoint)
+    };
+    play.set_push(APP, by_hand).unwrap();
+    play.subscribe(NewSubscription::default()).unwrap();
+    let message = play.messages().pop().unwrap();
+    let pushed = play.push(&message.message_id).await.unwrap();
+    assert_eq!(pushed.status, 200, "{}", pushed.body);
+    assert_eq!(pushed.body["enqueuedDelivery"], true);
+
+    receiver.until(1).await;
+    let requests = receiver.requests();
+    assert!(convinces(&requests[0], &mine.into()));
+    let body: Value = serde_json::from_slice(&requests[0].body).unwrap();
+    assert_eq!(body["event"], "subscription.purchased");
+    assert_eq!(body["eventId"], pushed.body["eventId"]);
+    assert_eq!(
+        requests[0].headers["x-attesto-event"],
+        "subscription.purchased"
+    );
+    world.end().await;
+    assert_eq!(receiver.requests().len(), 1);
+}
