@@ -238,6 +238,9 @@ fn nobody_answers() -> Outcome {
     }
 }
 
+/// What a receiver does with a parcel.
+type Reply = dyn Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync;
+
 /// A receiver that remembers what it was sent.
 #[derive(Clone)]
 struct Receiver {
@@ -245,7 +248,7 @@ struct Receiver {
     under_way: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     arrived: Arc<Notify>,
-    reply: Arc<dyn Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync>,
+    reply: Arc<Reply>,
 }
 
 impl Receiver {
@@ -355,7 +358,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     let tenant = world.tenant().await;
     world.event(&tenant).await;
     let receiver = Receiver::answering(|parcel| match parcel.number {
-        1 => answer_later(503, Some(Duration::from_secs(3000))),
+        1 => answer_later(503, Some(Duration::from_mins(50))),
         2 => answer_later(429, Some(Duration::from_secs(1))),
         _ => answer(500),
     });
@@ -400,7 +403,7 @@ async fn a_fault_of_our_own_costs_no_attempt() {
     let mut dispatcher = world.dispatcher(broken.courier());
     for _ in 0..20 {
         assert_eq!(dispatcher.drain().await.unwrap(), 1);
-        world.pass(Duration::from_secs(60));
+        world.pass(Duration::from_mins(1));
     }
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
@@ -659,9 +662,12 @@ async fn hanging_callbacks_keep_nobody_waiting() {
     }
     let receiver = Receiver::new({
         let healthy = healthy.clone();
-        move |parcel| match parcel.tenant == healthy {
-            true => std::future::ready(answer(200)).boxed(),
-            false => pending().boxed(),
+        move |parcel| {
+            if parcel.tenant == healthy {
+                std::future::ready(answer(200)).boxed()
+            } else {
+                pending().boxed()
+            }
         }
     });
     let wake = Wake::default();
