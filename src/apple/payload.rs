@@ -102,41 +102,61 @@ pub struct ErrorBody {
     pub error_message: Option<String>,
 }
 
-/// The day of signing: of a transaction, renewal or notification, or of an app transaction.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct Dated {
-    pub(super) signed_date: Option<Millis>,
-    pub(super) receipt_creation_date: Option<Millis>,
+/// What is looked at before a payload's signature is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Glance {
+    /// The day of signing: of a transaction, renewal or notification, or of an app transaction.
+    pub(super) signed_on: Option<Timestamp>,
+    /// Whether each field is given once. JSON does not say which of two counts, so two readers of one signed text
+    /// could disagree.
+    pub(super) is_unambiguous: bool,
 }
 
-/// Whether a payload is one object whose fields are each given once. JSON does not say which of two counts, so two
-/// readers of one signed text could disagree.
-pub(super) fn is_unambiguous(json: &[u8]) -> bool {
-    struct Once;
-    impl<'de> serde::de::Visitor<'de> for Once {
-        type Value = bool;
+/// More fields than Apple signs, by far. Looking for one given twice takes time that grows with the square of this, and
+/// anybody may send a payload.
+const MOST_FIELDS: usize = 256;
+
+/// One look over a payload. `None` when it is not one JSON object with at most [`MOST_FIELDS`] fields, or when its date
+/// is none.
+pub(super) fn glance(json: &[u8]) -> Option<Glance> {
+    struct Looking;
+    impl<'de> serde::de::Visitor<'de> for Looking {
+        type Value = Option<Glance>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
         }
 
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        fn visit_map<A: serde::de::MapAccess<'de>>(
+            self,
+            mut map: A,
+        ) -> Result<Self::Value, A::Error> {
             // A payload has some forty fields: a list is searched faster than anything is hashed.
             let mut seen: Vec<std::borrow::Cow<'de, str>> = Vec::with_capacity(48);
+            let (mut signed, mut created) = (None::<Millis>, None::<Millis>);
+            let mut is_unambiguous = true;
             while let Some(Name(name)) = map.next_key()? {
-                map.next_value::<serde::de::IgnoredAny>()?;
-                if seen.contains(&name) {
-                    return Ok(false);
+                match &*name {
+                    "signedDate" => signed = map.next_value()?,
+                    "receiptCreationDate" => created = map.next_value()?,
+                    _ => drop(map.next_value::<serde::de::IgnoredAny>()?),
+                }
+                is_unambiguous &= !seen.contains(&name);
+                if seen.len() == MOST_FIELDS {
+                    return Ok(None);
                 }
                 seen.push(name);
             }
-            Ok(true)
+            Ok(Some(Glance {
+                signed_on: signed.or(created).map(|Millis(date)| date),
+                is_unambiguous,
+            }))
         }
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let unique = deserializer.deserialize_map(Once).unwrap_or(false);
-    unique && deserializer.end().is_ok()
+    let glance = deserializer.deserialize_map(Looking).ok()??;
+    deserializer.end().ok()?;
+    Some(glance)
 }
 
 /// A field's name, borrowed unless it is written with escapes.
@@ -189,16 +209,42 @@ mod tests {
     #[test]
     fn a_field_given_twice_is_noticed_however_it_is_written() {
         for (json, unambiguous) in [
-            ("{}", true),
-            (r#"{"a":1,"b":{"a":2}}"#, true),
-            (r#"{"a":1,"b":2,"a":3}"#, false),
-            (r#"{"a":1,"\u0061":3}"#, false),
-            ("[1]", false),
-            (r#"{"a":1} {"#, false),
-            (r#"{"a":"#, false),
-            ("", false),
+            ("{}", Some(true)),
+            (r#"{"a":1,"b":{"a":2}}"#, Some(true)),
+            (r#"{"a":1,"b":2,"a":3}"#, Some(false)),
+            (r#"{"a":1,"\u0061":3}"#, Some(false)),
+            (r#"{"signedDate":1,"signedDate":2}"#, Some(false)),
+            ("[1]", None),
+            (r#"{"a":1} {"#, None),
+            (r#"{"a":"#, None),
+            ("", None),
         ] {
-            assert_eq!(is_unambiguous(json.as_bytes()), unambiguous, "{json}");
+            let seen = glance(json.as_bytes()).map(|glance| glance.is_unambiguous);
+            assert_eq!(seen, unambiguous, "{json}");
         }
+    }
+
+    #[test]
+    fn the_day_of_signing_is_found_wherever_it_stands() {
+        for (json, day) in [
+            (r#"{"a":{"signedDate":1},"b":2}"#, None),
+            (r#"{"a":1,"signedDate":12.9}"#, Some(12)),
+            (r#"{"receiptCreationDate":7,"signedDate":null}"#, Some(7)),
+            (r#"{"receiptCreationDate":7,"signedDate":8}"#, Some(8)),
+        ] {
+            let glance = glance(json.as_bytes()).expect(json);
+            assert_eq!(glance.signed_on.map(Timestamp::millis), day, "{json}");
+        }
+        assert_eq!(glance(br#"{"signedDate":"1"}"#), None);
+    }
+
+    #[test]
+    fn no_payload_has_so_many_fields_that_the_look_is_long() {
+        let payload = |fields: usize| {
+            let fields: Vec<_> = (0..fields).map(|n| format!("\"{n}\":0")).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        assert!(glance(payload(MOST_FIELDS).as_bytes()).is_some());
+        assert_eq!(glance(payload(MOST_FIELDS + 1).as_bytes()), None);
     }
 }

@@ -28,7 +28,7 @@ use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
 
 use super::chains::Chains;
-use super::payload::{Dated, Millis, is_unambiguous};
+use super::payload;
 use crate::clock::Timestamp;
 
 /// Marks the leaf that signs for the App Store.
@@ -244,7 +244,8 @@ impl Verifier {
         let [leaf, intermediate, _ignored] = header.x5c.as_slice() else {
             return Err(Distrust::ChainLength);
         };
-        let signed_on = signing_date(&payload)?.unwrap_or(now);
+        let glance = payload::glance(&payload).ok_or(Distrust::BadPayload)?;
+        let signed_on = glance.signed_on.unwrap_or(now);
         if signed_on > now.plus(MAX_AHEAD) {
             return Err(Distrust::SignedInTheFuture);
         }
@@ -262,8 +263,7 @@ impl Verifier {
             .key
             .verify_sig(signed.as_bytes(), &signature)
             .map_err(|_| Distrust::BadSignature)?;
-        // Only now: with thousands of fields this look is long, and Apple signs none such.
-        if !is_unambiguous(&payload) {
+        if !glance.is_unambiguous {
             return Err(Distrust::BadPayload);
         }
         Ok(payload)
@@ -411,13 +411,4 @@ fn certificates(bytes: &[u8]) -> Vec<Root> {
     } else {
         pem
     }
-}
-
-/// The day of signing; `None` when the payload has none.
-fn signing_date(payload: &[u8]) -> Result<Option<Timestamp>, Distrust> {
-    let dated: Dated = serde_json::from_slice(payload).map_err(|_| Distrust::BadPayload)?;
-    Ok(dated
-        .signed_date
-        .or(dated.receipt_creation_date)
-        .map(|Millis(date)| date))
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use url::Url;
@@ -145,6 +145,7 @@ pub struct Facts {
     #[schema(value_type = Option<i64>, example = 9990)]
     pub price: Option<Value>,
     /// The transaction as Apple signed it.
+    #[serde(serialize_with = "without_escaping")]
     pub signed_transaction_info: String,
     /// The signed payload, byte for byte.
     #[schema(value_type = Object)]
@@ -423,6 +424,15 @@ fn is_users(verified: &Verified, expected: &str) -> bool {
         .app_user_id
         .as_deref()
         .is_some_and(|found| found.eq_ignore_ascii_case(expected))
+}
+
+/// A JWS is base64url and dots: nothing of it is escaped in JSON, and it is most of an answer.
+fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    match RawValue::from_string(format!("\"{jws}\"")) {
+        Ok(quoted) => quoted.serialize(serializer),
+        // It was never verified, then.
+        Err(_) => serializer.serialize_str(jws),
+    }
 }
 
 fn facts(transaction: Transaction, raw: Box<RawValue>, jws: String) -> Facts {
