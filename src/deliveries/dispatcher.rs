@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::db::{Database, Error};
 
 /// How often leases are renewed: three renewals may fail before one is lost.
-const RENEW_EVERY: Duration = Duration::from_secs(9);
+const RENEW_EVERY: Duration = Duration::from_millis(4500);
 /// A request whose lease could not be renewed is given up this long before the lease ends, so that nobody else sends
 /// while we do.
 const SAFETY: Duration = Duration::from_secs(5);
@@ -43,8 +43,9 @@ const GATHER: Duration = Duration::from_millis(1);
 const RESULTS: usize = 512;
 /// How long after a round that left nothing to claim it is asked when there will be something.
 const SETTLE: Duration = Duration::from_millis(30);
-/// How long the database may take for one thing.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the database may take for one thing. A renewal that takes longer has failed, early enough for giving up what
+/// it was for.
+const PATIENCE: Duration = Duration::from_secs(8);
 /// The pause while the database does not answer; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(3);

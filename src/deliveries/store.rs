@@ -19,8 +19,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::db::{Database, Error};
 use crate::id::{DeliveryId, EventId, TenantId};
 
-/// How long a worker holds a row without saying that it is still there.
-pub(super) const LEASE: Duration = Duration::from_secs(40);
+/// How long a worker holds a row without saying that it is still there. Until then what a dead one held counts as being
+/// under way, against the limits of its callback too; so it is not long, and it is renewed often.
+pub(super) const LEASE: Duration = Duration::from_secs(20);
 /// How many deliveries of one tenant may be under way at once, over all processes.
 pub(super) const MOST_OF_A_TENANT: i64 = 32;
 /// After this many lost leases in a row, a person has to look.

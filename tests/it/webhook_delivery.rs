@@ -482,7 +482,7 @@ async fn a_late_result_changes_nothing() {
 
     let receiver = fine();
     let mut other = world.dispatcher(receiver.courier());
-    world.pass(Duration::from_secs(39));
+    world.pass(Duration::from_secs(19));
     assert_eq!(other.drain().await.unwrap(), 0, "the lease holds");
     world.pass(Duration::from_secs(2));
     assert_eq!(other.drain().await.unwrap(), 1);
@@ -511,7 +511,7 @@ async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
     receiver.has_seen(1).await;
     drop(killed);
 
-    world.pass(Duration::from_secs(41));
+    world.pass(Duration::from_secs(21));
     let mut other = world.dispatcher(receiver.courier());
     assert_eq!(other.drain().await.unwrap(), 1);
     let [first, second] = receiver.seen().try_into().unwrap();
@@ -570,7 +570,7 @@ async fn a_panic_is_an_interruption() {
     let mut dispatcher = world.dispatcher(receiver.courier());
     assert_eq!(dispatcher.drain().await.unwrap(), 1);
     assert!(world.row().await.leased);
-    world.pass(Duration::from_secs(41));
+    world.pass(Duration::from_secs(21));
     dispatcher.tick().await.unwrap();
     assert_eq!(world.row().await.interruptions, 1);
 }
@@ -1039,16 +1039,18 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     redeliveries.of_all(&filter, &request).await.unwrap();
     // What fails from now on is not part of it.
     let receiver = fine();
-    let mut seconds = 0_u32;
+    let (mut seconds, begun) = (0_u32, Instant::now());
     while receiver.seen().len() < FAILED {
         // Each second a new process; the one before it was killed, its requests under way.
         let mut dispatcher = world.dispatcher(receiver.courier());
         dispatcher.drain().await.unwrap();
         world.pass(Duration::from_secs(1));
         seconds += 1;
-        assert!(seconds < 30, "{} after {seconds} s", receiver.seen().len());
+        assert!(seconds <= 22, "{} after {seconds} s", receiver.seen().len());
     }
-    assert!((19..=22).contains(&seconds), "{seconds} seconds for 2,000");
+    // The database's clock goes on by itself, beside what the test moves it.
+    let took = Duration::from_secs(seconds.into()) + begun.elapsed();
+    assert!(took >= Duration::from_secs(19), "{took:?} for 2,000");
     world.pass(Duration::from_secs(10));
     let mut dispatcher = world.dispatcher(receiver.courier());
     assert_eq!(dispatcher.drain().await.unwrap(), 0);
