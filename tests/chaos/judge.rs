@@ -1,0 +1,182 @@
+//! What was lost, and what was not.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::pusher::Accepted;
+use crate::stage::Stage;
+
+/// By when everything has arrived: two leases, a sweep, and the first pause after a refusal.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The result of a run.
+pub(crate) struct Verdict {
+    faults: usize,
+    accepted: usize,
+    delivered: usize,
+    lost: Vec<String>,
+    unexpected: Vec<String>,
+    duplicated: usize,
+    unexplained: Vec<String>,
+    recovered: usize,
+    unsigned: usize,
+    interrupted: usize,
+    complaints: Vec<String>,
+    /// From the 200 to the store to the 200 of the callback: the median, the 99th percentile and the longest.
+    lag: [Duration; 3],
+    /// The same of those whose process died over them.
+    interrupted_lag: [Duration; 3],
+}
+
+impl Verdict {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.lost.is_empty()
+            && self.unexpected.is_empty()
+            && self.unexplained.is_empty()
+            && self.complaints.is_empty()
+            && self.unsigned == 0
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = BTreeMap::from([
+            ("1 lost", self.lost.len()),
+            ("2 unexpected", self.unexpected.len()),
+            ("3 duplicated", self.duplicated),
+            ("4 recovered", self.recovered),
+        ]);
+        writeln!(
+            f,
+            "{} faults, {} accepted, {} delivered",
+            self.faults, self.accepted, self.delivered
+        )?;
+        for (name, count) in counts {
+            writeln!(f, "{:<12}{count}", &name[2..])?;
+        }
+        let [median, most, longest] = self.lag.map(|lag| lag.as_secs_f64());
+        writeln!(
+            f,
+            "from accepted to delivered: median {median:.3} s, 99 % {most:.3} s, longest {longest:.1} s"
+        )?;
+        let [median, _, longest] = self.interrupted_lag.map(|lag| lag.as_secs_f64());
+        writeln!(
+            f,
+            "{} deliveries were interrupted: median {median:.1} s, longest {longest:.1} s",
+            self.interrupted
+        )?;
+        for (what, which) in [
+            ("lost", &self.lost),
+            ("unexpected", &self.unexpected),
+            (
+                "delivered twice, and nothing explains it",
+                &self.unexplained,
+            ),
+            ("a process said", &self.complaints),
+        ] {
+            for one in which.iter().take(10) {
+                writeln!(f, "{what}: {one}")?;
+            }
+        }
+        if self.unsigned > 0 {
+            writeln!(f, "{} signatures do not verify", self.unsigned)?;
+        }
+        write!(
+            f,
+            "{}",
+            if self.is_clean() {
+                "clean"
+            } else {
+                "NOT CLEAN"
+            }
+        )
+    }
+}
+
+/// Waits until everything that was accepted has arrived, or long enough, and judges.
+pub(crate) async fn judge(stage: &mut Stage, accepted: &Accepted, faults: usize) -> Verdict {
+    let accepted = accepted.all();
+    let begun = Instant::now();
+    let missing = |stage: &Stage| {
+        stage.receivers.seen(|seen| {
+            let missing = accepted
+                .keys()
+                .filter(|event| !seen.taken.contains_key(*event));
+            missing.cloned().collect::<Vec<_>>()
+        })
+    };
+    while !missing(stage).is_empty() && begun.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What arrives twice arrives soon, or when the last lease is over.
+    let open = "select count(*) from webhook_deliveries where status = 'pending'";
+    while begun.elapsed() < PATIENCE {
+        let left = sqlx::query_scalar(open)
+            .fetch_one(stage.database.pool())
+            .await;
+        if left.is_ok_and(|left: i64| left == 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // Events, how often each was claimed beyond what was counted as an attempt, and what stands in the database.
+    let rows: Vec<(String, i32, i32, String)> =
+        sqlx::query_as("select event_id, lease_no, attempt_count, status from webhook_deliveries")
+            .fetch_all(stage.database.pool())
+            .await
+            .expect("the database is there again");
+    let cut_off: HashSet<&str> = rows
+        .iter()
+        .filter(|(_, leases, attempts, _)| leases > attempts)
+        .map(|(event, ..)| event.as_str())
+        .collect();
+    let taken: HashMap<String, Vec<Instant>> = stage.receivers.seen(|seen| seen.taken.clone());
+    let lag = |events: &mut dyn Iterator<Item = &String>| {
+        let mut lags: Vec<Duration> = events
+            .filter_map(|event| Some(*taken.get(event)?.first()? - accepted.get(event)?.at))
+            .collect();
+        lags.sort();
+        let at = |share: f64| {
+            let place = (lags.len() as f64 * share) as usize;
+            lags.get(place.min(lags.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or_default()
+        };
+        [at(0.5), at(0.99), at(1.0)]
+    };
+    let twice: Vec<&String> = taken
+        .iter()
+        .filter(|(_, answers)| answers.len() > 1)
+        .map(|(event, _)| event)
+        .collect();
+    Verdict {
+        faults,
+        accepted: accepted.len(),
+        delivered: taken.len(),
+        lost: missing(stage),
+        unexpected: taken
+            .keys()
+            .filter(|event| !accepted.contains_key(*event))
+            .cloned()
+            .collect(),
+        duplicated: twice.len(),
+        unexplained: twice
+            .into_iter()
+            .filter(|event| !cut_off.contains(event.as_str()))
+            .cloned()
+            .collect(),
+        recovered: accepted.values().filter(|one| one.failures > 0).count(),
+        unsigned: stage.receivers.seen(|seen| seen.unsigned),
+        interrupted: cut_off.len(),
+        complaints: stage
+            .replicas
+            .iter()
+            .flat_map(crate::replica::Replica::complaints)
+            .collect(),
+        lag: lag(&mut accepted.keys()),
+        interrupted_lag: lag(&mut accepted
+            .keys()
+            .filter(|event| cut_off.contains(event.as_str()))),
+    }
+}

@@ -1,0 +1,124 @@
+//! A Postgres of our own that can be crashed and started again.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use attesto::config::environment;
+use attesto::db::embedded::account::Account;
+use attesto::db::embedded::binaries::Binaries;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// It ends and its folder goes when this is dropped.
+pub(crate) struct Postgres {
+    folder: PathBuf,
+    binaries: Binaries,
+    account: Option<Account>,
+    server: Option<Child>,
+}
+
+impl Postgres {
+    pub(crate) fn start() -> Self {
+        let variable = |name| environment(name).filter(|value| !value.is_empty());
+        let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
+        let binaries = Binaries::all(named.as_deref(), variable("PATH").as_deref())
+            .unwrap_or_else(|problem| panic!("{problem}"))
+            .swap_remove(0);
+        let user = variable("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
+        let account =
+            Account::choose(user.as_deref()).unwrap_or_else(|problem| panic!("{problem}"));
+        // A socket's path must be short.
+        let folder = PathBuf::from(format!("/tmp/attesto-chaos-{}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .expect("a temporary folder can be made");
+        if let Some(account) = &account {
+            chown(&folder, Some(account.uid), Some(account.gid)).expect("root can give it away");
+        }
+        let mut postgres = Self {
+            folder,
+            binaries,
+            account,
+            server: None,
+        };
+        let mut initdb = postgres.program("initdb");
+        initdb
+            .arg("-D")
+            .arg(postgres.folder.join("pg"))
+            .args(["-U", "attesto", "-E", "UTF8", "--locale=C", "--no-sync"])
+            .args(["--auth-local=trust", "--auth-host=reject"]);
+        let made = initdb.output().expect("initdb runs");
+        assert!(
+            made.status.success(),
+            "initdb failed: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        postgres.resume();
+        postgres
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.binaries.program(name));
+        command
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/bin:/bin")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .process_group(0);
+        if let Some(account) = &self.account {
+            command.uid(account.uid).gid(account.gid);
+        }
+        command
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        format!(
+            "postgres:///postgres?host={}&user=attesto&sslmode=disable",
+            self.folder.display()
+        )
+    }
+
+    /// Ends it as a crash would: at once, with nothing tidied up.
+    pub(crate) fn crash(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = kill_process(Pid::from_child(&server), Signal::QUIT);
+            let _ = server.wait();
+        }
+    }
+
+    /// Starts it, and waits until it takes connections.
+    pub(crate) fn resume(&mut self) {
+        let mut command = self.program("postgres");
+        command
+            .arg("-D")
+            .arg(self.folder.join("pg"))
+            .args(["-c", "listen_addresses=", "-c", "max_connections=200"])
+            .arg("-c")
+            .arg(format!("unix_socket_directories={}", self.folder.display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.server = Some(command.spawn().expect("postgres runs"));
+        let begun = Instant::now();
+        let note = self.folder.join("pg/postmaster.pid");
+        while !fs::read_to_string(&note).is_ok_and(|note| note.contains("\nready")) {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "Postgres does not start"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.crash();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}

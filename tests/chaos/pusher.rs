@@ -1,0 +1,86 @@
+//! Pushes notifications as the stores do: to whichever process a load balancer picks, until one says 200.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use reqwest::Client;
+use serde_json::Value;
+
+/// Where processes listen, as they come and go.
+pub(crate) type Ports = Vec<Arc<Mutex<Option<u64>>>>;
+
+/// One notification, ready to be pushed.
+#[derive(Clone)]
+pub(crate) struct Notification {
+    pub(crate) path: String,
+    pub(crate) bearer: Option<String>,
+    pub(crate) body: String,
+}
+
+/// What became of the pushes.
+#[derive(Clone, Default)]
+pub(crate) struct Accepted(Arc<Mutex<HashMap<String, Acceptance>>>);
+
+/// One event that was accepted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acceptance {
+    /// When the first 200 came.
+    pub(crate) at: Instant,
+    /// Pushes before it that failed.
+    pub(crate) failures: u32,
+}
+
+impl Accepted {
+    /// By the event's id.
+    pub(crate) fn all(&self) -> HashMap<String, Acceptance> {
+        self.0.lock().expect("not poisoned").clone()
+    }
+}
+
+/// Pushes until one says 200. It never gives up: nor do the stores, for days.
+pub(crate) async fn push(
+    client: Client,
+    ports: Arc<Ports>,
+    notification: Notification,
+    accepted: Accepted,
+    seed: u64,
+) {
+    let mut chance = fastrand::Rng::with_seed(seed);
+    let mut failures = 0;
+    loop {
+        let port = *ports[chance.usize(..ports.len())]
+            .lock()
+            .expect("not poisoned");
+        if let Some(port) = port {
+            let url = format!("http://127.0.0.1:{port}{}", notification.path);
+            let mut request = client
+                .post(url)
+                .timeout(Duration::from_secs(10))
+                .header("content-type", "application/json")
+                .body(notification.body.clone());
+            if let Some(token) = &notification.bearer {
+                request = request.bearer_auth(token);
+            }
+            if let Ok(answer) = request.send().await {
+                let status = answer.status().as_u16();
+                // A 200 whose body does not come is no answer to a store either.
+                let body: Option<Value> = answer.json().await.ok();
+                let event = body.as_ref().and_then(|body| body["eventId"].as_str());
+                if let (200, Some(event)) = (status, event) {
+                    let at = Instant::now();
+                    let acceptance = Acceptance { at, failures };
+                    let mut accepted = accepted.0.lock().expect("not poisoned");
+                    accepted.entry(event.to_owned()).or_insert(acceptance);
+                    return;
+                }
+                assert!(
+                    matches!(status, 200 | 503),
+                    "a genuine notification was answered with {status}: {body:?}"
+                );
+            }
+        }
+        failures += 1;
+        tokio::time::sleep(Duration::from_millis(chance.u64(50..300))).await;
+    }
+}

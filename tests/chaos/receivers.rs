@@ -1,0 +1,96 @@
+//! The tenants' callbacks: they remember what they were sent, and are as slow and as moody as callbacks are.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use attesto::deliveries::endpoint::Secrets;
+use attesto::deliveries::signature;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use tokio::net::TcpListener;
+
+/// What arrived, over all callbacks.
+#[derive(Clone, Default)]
+pub(crate) struct Receivers(Arc<Mutex<Seen>>);
+
+/// See [`Receivers`].
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// By the event's id: when each answer of 200 was given.
+    pub(crate) taken: HashMap<String, Vec<Instant>>,
+    /// By the event's id: how often it was turned away.
+    pub(crate) refused: HashMap<String, usize>,
+    /// Requests whose signature does not verify.
+    pub(crate) unsigned: usize,
+    secrets: HashMap<usize, Secrets>,
+}
+
+impl Receivers {
+    /// Starts the server; a tenant's callback is at its number.
+    pub(crate) async fn start(&self) -> SocketAddr {
+        let routes = Router::new()
+            .route("/{number}", post(receive))
+            .with_state(self.clone());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        tokio::spawn(async move { axum::serve(listener, routes).await.expect("it serves") });
+        address
+    }
+
+    pub(crate) fn expect_secrets(&self, number: usize, secrets: Secrets) {
+        self.seen(|seen| seen.secrets.insert(number, secrets));
+    }
+
+    /// Looks at what arrived.
+    pub(crate) fn seen<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
+        look(&mut self.0.lock().expect("not poisoned"))
+    }
+}
+
+async fn receive(
+    State(receivers): State<Receivers>,
+    Path(number): Path<usize>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let text = |name: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let event = text("x-attesto-event-id");
+    let timestamp = text("x-attesto-timestamp").parse().unwrap_or_default();
+    let pause = receivers.seen(|seen| {
+        let secrets = &seen.secrets[&number];
+        let expected = signature::sign(secrets, &text("webhook-id"), timestamp, &body);
+        if text("x-attesto-signature") != expected.attesto
+            || text("webhook-signature") != expected.standard
+        {
+            seen.unsigned += 1;
+        }
+        // What an event meets depends on the event alone, so that chance elsewhere does not change it.
+        let mood = event.bytes().map(usize::from).sum::<usize>() % 100;
+        if mood < 2 && !seen.refused.contains_key(&event) {
+            seen.refused.insert(event.clone(), 1);
+            return None;
+        }
+        let millis = if mood > 90 {
+            20 * (mood as u64 - 90)
+        } else {
+            0
+        };
+        Some(Duration::from_millis(millis))
+    });
+    let Some(pause) = pause else {
+        return StatusCode::INTERNAL_SERVER_ERROR;
+    };
+    tokio::time::sleep(pause).await;
+    receivers.seen(|seen| seen.taken.entry(event).or_default().push(Instant::now()));
+    StatusCode::OK
+}

@@ -1,0 +1,127 @@
+//! One process that serves.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// What every process is started with.
+#[derive(Clone)]
+pub(crate) struct Settings(pub(crate) Vec<(&'static str, String)>);
+
+/// A process, and where it listens.
+pub(crate) struct Replica {
+    settings: Settings,
+    child: Option<Child>,
+    port: Arc<Mutex<Option<u64>>>,
+    complaints: Arc<Mutex<Vec<String>>>,
+}
+
+impl Replica {
+    pub(crate) fn start(settings: Settings) -> Self {
+        let mut replica = Self {
+            settings,
+            child: None,
+            port: Arc::default(),
+            complaints: Arc::default(),
+        };
+        replica.begin();
+        replica
+    }
+
+    /// Where it takes requests, once it does.
+    pub(crate) fn port(&self) -> Arc<Mutex<Option<u64>>> {
+        self.port.clone()
+    }
+
+    /// What it said that no process should say, however it is treated: unexpected errors and panics.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        self.complaints.lock().expect("not poisoned").clone()
+    }
+
+    fn begin(&mut self) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .args(["serve", "--port=0", "--bind-address=127.0.0.1"])
+            .env_clear()
+            .envs(self.settings.0.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the binary runs");
+        let output = child.stdout.take().expect("it is piped");
+        let (port, complaints) = (self.port.clone(), self.complaints.clone());
+        std::thread::spawn(move || listen(output, &port, &complaints));
+        self.child = Some(child);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            let _ = kill_process(Pid::from_child(child), signal);
+        }
+    }
+
+    fn forget(&mut self) {
+        *self.port.lock().expect("not poisoned") = None;
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// `kill -9`, and a new one.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.forget();
+        self.begin();
+    }
+
+    /// Asks it to end, waits for it, and starts a new one.
+    pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        self.forget();
+        self.begin();
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Ends it for good.
+    pub(crate) fn end(&mut self) {
+        self.signal(Signal::TERM);
+        self.forget();
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        self.forget();
+    }
+}
+
+fn listen(output: ChildStdout, port: &Mutex<Option<u64>>, complaints: &Mutex<Vec<String>>) {
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        // A process that is killed may be in the middle of a line.
+        let Ok(said) = serde_json::from_str::<Value>(&line) else {
+            continue;
+        };
+        if said["msg"] == "listening" {
+            *port.lock().expect("not poisoned") = said["port"].as_u64();
+        }
+        let is_fault = said["status"] == 500 || said["msg"] == "panic";
+        if is_fault || said["level"] == "fatal" {
+            complaints.lock().expect("not poisoned").push(line);
+        }
+    }
+}
+
+/// How long a process may take to end before the run is given up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);

@@ -1,0 +1,270 @@
+//! What has to stand: a database, the simulated stores, tenants with callbacks, and the processes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attesto::clock::Clock;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::{ConnectSettings, Database};
+use attesto::deliveries::endpoint::SigningSecret;
+use attesto::deliveries::endpoint::store::{self, Change};
+use attesto::google;
+use attesto::google::account::ServiceAccount;
+use attesto::id::TenantId;
+use attesto::simulator::state::google::NewSubscription;
+use attesto::simulator::state::pubsub::PushSubscription;
+use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::tenants;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::plan::{Fault, Planned};
+use crate::postgres::Postgres;
+use crate::pusher::{Accepted, Notification, Ports, push};
+use crate::receivers::Receivers;
+use crate::replica::{PATIENCE, Replica, Settings};
+
+/// How many tenants there are.
+const TENANTS: usize = 4;
+
+/// Everything that was started.
+pub(crate) struct Stage {
+    postgres: Postgres,
+    pub(crate) database: Database,
+    simulator: Simulator,
+    pub(crate) receivers: Receivers,
+    pub(crate) replicas: Vec<Replica>,
+    tenants: Vec<(TenantId, String)>,
+}
+
+impl Stage {
+    pub(crate) async fn set(replicas: usize) -> Self {
+        let postgres = Postgres::start();
+        let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");
+        let database = Database::open(&connect);
+        database.migrate(false).await.expect("it is empty");
+        let clock = Clock::system();
+        let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
+            .await
+            .expect("a free port");
+        let key = STANDARD.encode([7; 32]);
+        let master = MasterKey::parse(&key, Some(1)).expect("thirty-two bytes");
+        let keyring = Keyring::new(master, Vec::new()).expect("one key");
+
+        let receivers = Receivers::default();
+        let callbacks = receivers.start().await;
+        let mut tenants = Vec::new();
+        for number in 0..TENANTS {
+            let package = format!("com.example.chaos{number}");
+            let name = package.parse().expect("a name");
+            let tenant = tenants::store::create_tenant(&database, &name, clock.now())
+                .await
+                .expect("the database is there")
+                .id;
+            let secret = SigningSecret::parse(&format!("{number}").repeat(40)).expect("a secret");
+            let url = format!("http://{callbacks}/{number}");
+            let change = Change {
+                callback_url: Some(&url),
+                secret: Some(&secret),
+                is_active: None,
+                overlap: Duration::ZERO,
+            };
+            store::change(&database, &keyring, &tenant, &change, Duration::ZERO)
+                .await
+                .expect("the database is there");
+            receivers.expect_secrets(number, secret.into());
+            let file = simulator.google_service_account().to_string();
+            let new = google::store::NewCredentials {
+                package_name: &package,
+                file: file.as_bytes(),
+                account: &ServiceAccount::parse(file.as_bytes()).expect("the simulator's own"),
+                pubsub_audience: Some("https://chaos.example"),
+                pubsub_service_account: Some(simulator.google().push_account()),
+                pubsub_topic: None,
+            };
+            google::store::put(&database, &keyring, &tenant, &new)
+                .await
+                .expect("the database is there");
+            let subscription = PushSubscription {
+                manual: true,
+                ..PushSubscription::to("https://chaos.example")
+            };
+            simulator
+                .google()
+                .set_push(&package, subscription)
+                .expect("a new app");
+            tenants.push((tenant, package));
+        }
+
+        let mut settings = simulator.settings();
+        // Apple is not asked, and its roots would have to lie in a file.
+        settings.retain(|(name, _)| name.starts_with("GOOGLE_"));
+        settings.extend([
+            ("DATABASE_URL", postgres.url()),
+            ("ATTESTO_ENCRYPTION_KEY", key),
+            ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned()),
+            ("SHUTDOWN_GRACE_SECONDS", "5".to_owned()),
+        ]);
+        let settings = Settings(settings);
+        let replicas: Vec<_> = (0..replicas)
+            .map(|_| Replica::start(settings.clone()))
+            .collect();
+        let stage = Self {
+            postgres,
+            database,
+            simulator,
+            receivers,
+            replicas,
+            tenants,
+        };
+        stage.until_all_listen().await;
+        stage
+    }
+
+    async fn until_all_listen(&self) {
+        let begun = Instant::now();
+        for replica in &self.replicas {
+            while replica.port().lock().expect("not poisoned").is_none() {
+                assert!(begun.elapsed() < PATIENCE, "a process does not listen");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// Half are about purchases, which a process looks up at Play; half are tests, which it does not.
+    fn notifications(&self, count: usize, chance: &mut fastrand::Rng) -> Vec<Notification> {
+        let play = self.simulator.google();
+        let signer = self.simulator.identity().google_signer();
+        (0..count)
+            .map(|number| {
+                let (tenant, package) = &self.tenants[chance.usize(..self.tenants.len())];
+                let now = Clock::system().now();
+                let mut data = json!({
+                    "version": "1.0",
+                    "packageName": package,
+                    "eventTimeMillis": now.millis().to_string(),
+                });
+                if number % 2 == 0 {
+                    data["testNotification"] = json!({ "version": "1.0" });
+                } else {
+                    let new = NewSubscription {
+                        package_name: Some(package.clone()),
+                        ..NewSubscription::default()
+                    };
+                    let subscription = play.subscribe(new).expect("a known app");
+                    data["subscriptionNotification"] = json!({
+                        "version": "1.0",
+                        "notificationType": 4,
+                        "purchaseToken": subscription.purchase_token,
+                    });
+                }
+                let id = format!("{number:016}");
+                let body = json!({
+                    "message": { "data": STANDARD.encode(data.to_string()), "messageId": id },
+                    "subscription": "projects/chaos/subscriptions/attesto",
+                });
+                let token = signer.sign(&json!({
+                    "iss": "https://accounts.google.com",
+                    "aud": "https://chaos.example",
+                    "email": play.push_account(),
+                    "email_verified": true,
+                    "iat": now.seconds(),
+                    "exp": now.seconds() + 3600,
+                }));
+                Notification {
+                    path: format!("/v1/webhooks/google/{tenant}"),
+                    bearer: Some(token),
+                    body: body.to_string(),
+                }
+            })
+            .collect()
+    }
+
+    /// Pushes while everything goes wrong that is planned, and until every notification is accepted.
+    pub(crate) async fn endure(
+        &mut self,
+        faults: &[Planned],
+        seed: u64,
+        events: usize,
+        rate: u32,
+    ) -> Accepted {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let notifications = self.notifications(events, &mut chance);
+        let ports: Arc<Ports> = Arc::new(self.replicas.iter().map(Replica::port).collect());
+        let client = attesto::http::outbound::client().expect("a client can be made");
+        let accepted = Accepted::default();
+        let begun = Instant::now();
+        let pushing = {
+            let (accepted, seed) = (accepted.clone(), chance.u64(..));
+            tokio::spawn(async move {
+                let mut pushes = JoinSet::new();
+                let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+                for (number, notification) in (0..).zip(notifications) {
+                    ticks.tick().await;
+                    pushes.spawn(push(
+                        client.clone(),
+                        ports.clone(),
+                        notification,
+                        accepted.clone(),
+                        seed.wrapping_add(number),
+                    ));
+                }
+                while let Some(pushed) = pushes.join_next().await {
+                    pushed.expect("every notification is accepted in the end");
+                }
+            })
+        };
+        for planned in faults {
+            tokio::time::sleep_until((begun + planned.at).into()).await;
+            println!(
+                "{:>7.2} s  {:?}",
+                begun.elapsed().as_secs_f64(),
+                planned.fault
+            );
+            self.suffer(planned.fault).await;
+        }
+        pushing.await.expect("every notification is accepted");
+        println!(
+            "{:>7.2} s  all {events} are accepted",
+            begun.elapsed().as_secs_f64()
+        );
+        accepted
+    }
+
+    async fn suffer(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill(number) => self.replicas[number].kill(),
+            Fault::Terminate(number) => {
+                tokio::task::block_in_place(|| self.replicas[number].terminate());
+            }
+            Fault::Freeze(number, time) => {
+                self.replicas[number].freeze();
+                tokio::time::sleep(time).await;
+                self.replicas[number].thaw();
+            }
+            Fault::CutSessions => {
+                let cut = sqlx::query(
+                    "select pg_terminate_backend(pid) from (
+                        select pid from pg_stat_activity
+                        where backend_type = 'client backend' and pid <> pg_backend_pid()
+                        order by random() limit 5
+                    ) some",
+                );
+                let _ = cut.execute(self.database.pool()).await;
+            }
+            Fault::CrashDatabase(time) => {
+                tokio::task::block_in_place(|| self.postgres.crash());
+                tokio::time::sleep(time).await;
+                tokio::task::block_in_place(|| self.postgres.resume());
+            }
+        }
+    }
+
+    pub(crate) async fn strike(mut self) {
+        tokio::task::block_in_place(|| self.replicas.iter_mut().for_each(Replica::end));
+        self.database.close().await;
+        self.simulator.stop().await;
+    }
+}
