@@ -26,7 +26,7 @@ use crate::deliveries::guard::Guard;
 use crate::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
 use crate::events::Record;
 use crate::google::trust::Keys;
-use crate::google::{self, Google, Notifications};
+use crate::google::{self, Google};
 use crate::http::envelope::Envelope;
 use crate::http::health::{Check, Health};
 use crate::http::outbound::{self, Upstream};
@@ -64,7 +64,8 @@ pub struct Service {
     callers: Callers,
     apple: Apple,
     google: Google,
-    google_notifications: Notifications,
+    apple_notifications: apple::Notifications,
+    google_notifications: google::Notifications,
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
@@ -119,7 +120,9 @@ impl Service {
             SenderSettings::new(settings.webhooks.timeout, guard(settings, database)),
             clock,
         )?;
-        let google_notifications = Notifications::new(&google, google_keys, record, &changes);
+        let apple_notifications = apple::Notifications::new(&apple, record.clone(), &changes);
+        let google_notifications =
+            google::Notifications::new(&google, google_keys, record, &changes);
         let callers = Callers::new(database, &changes, clock, settings.rate_limit);
         Ok(Self {
             database: database.clone(),
@@ -129,6 +132,7 @@ impl Service {
             callers,
             apple,
             google,
+            apple_notifications,
             google_notifications,
             sender,
             wake,
@@ -200,6 +204,7 @@ impl Service {
             Health::new(self.checks(), leaving).routes(),
             apple::routes(self.apple.clone(), self.callers.clone()),
             google::routes(self.google.clone(), self.callers.clone()),
+            apple::push_routes(self.apple_notifications.clone()),
             google::push_routes(self.google_notifications.clone()),
         ];
         let routes = server::routes::routes(features);

@@ -1,20 +1,23 @@
 //! Apple: is this transaction real, and what is it now.
 //!
 //! Promises: nothing is believed that does not lead to a pinned root of Apple's; nothing Apple leaves unsaid is read
-//! as a "no"; a tenant's private key is opened only to sign a question to Apple, and is never shown.
+//! as a "no"; a tenant's private key is opened only to sign a question to Apple, and is never shown. A notification that
+//! is believed is never lost, whatever it says.
 //!
 //! - [`payload`]: Apple's JSON, no meaning
 //! - [`trust`]: signature and chain, and why something is refused
-//! - [`translate`]: what a transaction is now
+//! - [`translate`]: from Apple's words to ours, as tables
 //! - [`account`]: the key that asks, and the tokens it signs
 //! - [`store`]: credentials, sealed
 //! - [`api`]: the App Store Server API, and what its answers mean
-//! - [`verify`]: the use case
-//! - [`mod@routes`]: the use case over HTTP
+//! - [`verify`]: a use case: is this transaction real
+//! - [`notifications`]: the other: something happened
+//! - [`mod@routes`]: both over HTTP
 
 pub mod account;
 pub mod api;
 mod chains;
+pub mod notifications;
 pub mod payload;
 pub mod routes;
 pub mod store;
@@ -22,5 +25,6 @@ pub mod translate;
 pub mod trust;
 pub mod verify;
 
-pub use routes::routes;
+pub use notifications::Notifications;
+pub use routes::{push_routes, routes};
 pub use verify::{Apple, Settings};

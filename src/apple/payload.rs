@@ -6,8 +6,10 @@
 //!
 //! Source: the models of Apple's own server libraries, App Store Server API 1.21.
 
-use serde::{Deserialize, Deserializer};
-use serde_json::{Number, Value};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Number, Value};
 
 use crate::clock::Timestamp;
 
@@ -102,6 +104,200 @@ pub struct ErrorBody {
     pub error_message: Option<String>,
 }
 
+/// `responseBodyV2DecodedPayload`: what a notification says. It is read with patience: a field of another kind than
+/// expected counts as absent, because a notification that is not understood is passed on and one that is refused is lost.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Notification {
+    /// What happened: see [`translate`](super::translate).
+    #[serde(deserialize_with = "patient")]
+    pub notification_type: Option<String>,
+    /// The finer intent.
+    #[serde(deserialize_with = "patient")]
+    pub subtype: Option<String>,
+    /// Apple's id of the notification, the same on every repeat.
+    #[serde(deserialize_with = "patient", rename = "notificationUUID")]
+    pub notification_uuid: Option<String>,
+    /// When it was signed.
+    #[serde(deserialize_with = "patient")]
+    pub signed_date: Option<Millis>,
+    /// Nearly everything is about one purchase.
+    #[serde(deserialize_with = "patient")]
+    pub data: Option<Block>,
+    /// How giving more time to many went.
+    #[serde(deserialize_with = "patient")]
+    pub summary: Option<Block>,
+    /// A token for a purchase outside the store.
+    #[serde(deserialize_with = "patient")]
+    pub external_purchase_token: Option<Block>,
+    /// About the app, and no purchase of it.
+    #[serde(deserialize_with = "patient")]
+    pub app_data: Option<Block>,
+    /// What Apple has added since.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+/// What a notification is about: which app, where, and what is signed about it. Every block has some of these.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Block {
+    /// The app.
+    #[serde(deserialize_with = "patient")]
+    pub bundle_id: Option<String>,
+    /// Its number; may be absent in the sandbox.
+    #[serde(deserialize_with = "patient")]
+    pub app_apple_id: Option<i64>,
+    /// `Production` or `Sandbox`; an external purchase's token has none.
+    #[serde(deserialize_with = "patient")]
+    pub environment: Option<String>,
+    /// An external purchase; its beginning says where.
+    #[serde(deserialize_with = "patient")]
+    pub external_purchase_id: Option<String>,
+    /// The transaction as a JWS.
+    #[serde(deserialize_with = "patient")]
+    pub signed_transaction_info: Option<String>,
+    /// The renewal info as a JWS.
+    #[serde(deserialize_with = "patient")]
+    pub signed_renewal_info: Option<String>,
+    /// The app transaction as a JWS.
+    #[serde(deserialize_with = "patient")]
+    pub signed_app_transaction_info: Option<String>,
+    /// Why a refund is asked for: `UNINTENDED_PURCHASE` and the like.
+    #[serde(deserialize_with = "patient")]
+    pub consumption_request_reason: Option<String>,
+}
+
+impl Notification {
+    /// The block that says whose it is: in the order of Apple's own libraries, and after them any other that names an
+    /// app.
+    pub fn block(&self) -> Option<(String, Block)> {
+        let known = [
+            ("data", &self.data),
+            ("summary", &self.summary),
+            ("externalPurchaseToken", &self.external_purchase_token),
+            ("appData", &self.app_data),
+        ];
+        let known = known
+            .into_iter()
+            .find_map(|(name, block)| Some((name.to_owned(), block.clone()?)));
+        known.or_else(|| {
+            self.others
+                .iter()
+                .filter(|(_, value)| value.is_object())
+                .filter_map(|(name, value)| Some((name.clone(), Block::deserialize(value).ok()?)))
+                .find(|(_, block)| block.bundle_id.is_some())
+        })
+    }
+}
+
+/// What stands inside a notification as a JWS of its own: a transaction, a renewal info or an app transaction. Read with
+/// the same patience.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SignedPart {
+    /// Only a transaction has one.
+    #[serde(deserialize_with = "patient")]
+    pub transaction_id: Option<String>,
+    /// A transaction and a renewal info have one.
+    #[serde(deserialize_with = "patient")]
+    pub original_transaction_id: Option<String>,
+    /// The app; a renewal info has none.
+    #[serde(deserialize_with = "patient")]
+    pub bundle_id: Option<String>,
+    /// The product.
+    #[serde(deserialize_with = "patient")]
+    pub product_id: Option<String>,
+    /// What kind of product.
+    #[serde(deserialize_with = "patient")]
+    pub r#type: Option<String>,
+    /// The UUID the app gave StoreKit for its user.
+    #[serde(deserialize_with = "patient")]
+    pub app_account_token: Option<String>,
+    /// `Production` or `Sandbox`.
+    #[serde(deserialize_with = "patient")]
+    pub environment: Option<String>,
+    /// The same of an app transaction.
+    #[serde(deserialize_with = "patient")]
+    pub receipt_type: Option<String>,
+}
+
+/// A value if it is of the kind that is expected.
+fn patient<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
+/// A JSON object whose fields stay as they were written, and in their order.
+#[derive(Debug)]
+pub(super) struct Written(Vec<(String, Box<RawValue>)>);
+
+impl Written {
+    /// The fields of an object; `None` for what is none.
+    pub(super) fn read(json: &RawValue) -> Option<Self> {
+        serde_json::from_str(json.get()).ok()
+    }
+
+    /// A field that is an object itself.
+    pub(super) fn object(&self, name: &str) -> Option<Self> {
+        let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
+        Self::read(value)
+    }
+
+    /// Puts a field behind another, instead of whatever has its name.
+    pub(super) fn put_behind(&mut self, other: &str, name: &str, value: Box<RawValue>) {
+        self.0.retain(|(known, _)| known != name);
+        let place = self.0.iter().position(|(known, _)| known == other);
+        let place = place.map_or(self.0.len(), |place| place + 1);
+        self.0.insert(place, (name.to_owned(), value));
+    }
+
+    /// Puts another value in a field's place.
+    pub(super) fn replace(&mut self, name: &str, value: &Self) {
+        for (_, old) in self.0.iter_mut().filter(|(known, _)| known == name) {
+            *old = value.write();
+        }
+    }
+
+    /// The object as JSON.
+    pub(super) fn write(&self) -> Box<RawValue> {
+        serde_json::value::to_raw_value(self).unwrap_or_else(|_| RawValue::NULL.to_owned())
+    }
+}
+
+impl Serialize for Written {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = Written;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Written, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Written(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 /// What is looked at before a payload's signature is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Glance {
@@ -164,9 +360,9 @@ pub(super) fn glance(json: &[u8]) -> Option<Glance> {
 struct Name<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 
 /// A payload as it was signed, for whoever wants what is not understood here.
-pub(super) fn raw(json: Vec<u8>) -> Option<Box<serde_json::value::RawValue>> {
+pub(super) fn raw(json: Vec<u8>) -> Option<Box<RawValue>> {
     let text = String::from_utf8(json).ok()?;
-    serde_json::value::RawValue::from_string(text).ok()
+    RawValue::from_string(text).ok()
 }
 
 /// A number or word to be passed on as it is.

@@ -1,29 +1,46 @@
-//! `POST /v1/apple/verify`: the question in JSON, and what each outcome is in HTTP.
+//! `POST /v1/apple/verify` and `POST /v1/webhooks/apple/{tenantId}`: what is asked and what is posted, in JSON, and what
+//! each outcome is in HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRef, State};
+use axum::extract::{FromRef, Path, Request, State};
 use axum::response::{IntoResponse, Response};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::account::{Environment, EnvironmentChoice};
 use super::api::{Absent, Failure};
+use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::trust::Distrust;
 use super::verify::{About, Apple, No, NotVerified, Question, Verified};
-use crate::http::json::{Fields, FromJson, Json};
-use crate::http::problem::ErrorBody;
-use crate::http::{Code, Problem, Refusal};
+use crate::events::Receipt;
+use crate::http::envelope::LogFields;
+use crate::http::json::{self, Fields, FromJson, Json};
+use crate::http::problem::{ErrorBody, Issue};
+use crate::http::{Code, Problem, Refusal, body};
+use crate::id::TenantId;
 use crate::tenants::{Caller, Callers};
 
-/// The routes of the App Store.
+/// The most a notification may weigh.
+const MAX_PUSH_BYTES: usize = 1024 * 1024;
+
+/// What a tenant's backend asks.
 pub fn routes(apple: Apple, callers: Callers) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(verify))
         .with_state(Room { apple, callers })
+}
+
+/// What Apple posts.
+pub fn push_routes(notifications: Notifications) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
+        .with_state(notifications)
 }
 
 #[derive(Clone)]
@@ -65,6 +82,134 @@ async fn verify(
 ) -> Result<axum::Json<Verified>, Declined> {
     let verified = room.apple.verify(&caller.tenant, &question).await?;
     Ok(axum::Json(verified))
+}
+
+/// Apple's App Store Server Notifications, version 2
+///
+/// Enter this address in App Store Connect, as the production and as the sandbox URL. The notification and everything
+/// signed inside of it must be signed by Apple, and be of the tenant's app and of an environment that the tenant is set
+/// up for. When the answer is 200, the event is stored, and so is its delivery to the tenant's callback; a repeat is
+/// answered alike and stored once. What this release has no word for is stored as `unknown`.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/apple/{tenantId}",
+    tag = "webhooks",
+    params(("tenantId" = String, Path, description = "The tenant's id")),
+    request_body(content = PushRequest),
+    responses(
+        (status = 200, description = "Stored", body = Receipt),
+        (status = 400, description = "`INVALID_REQUEST`: the id is malformed, the body holds no `signedPayload`, or the notification has no `notificationUUID`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or it is told of production without having the app's Apple id", body = ErrorBody<'static>),
+        (status = 401, description = "`SIGNATURE_INVALID`: the notification does not convince; see `details.class`", body = ErrorBody<'static>),
+        (status = 404, description = "`TENANT_NOT_FOUND`: there is no active tenant of this id", body = ErrorBody<'static>),
+        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+    ),
+)]
+async fn receive(
+    State(notifications): State<Notifications>,
+    Path(tenant): Path<String>,
+    request: Request,
+) -> Result<axum::Json<Receipt>, Problem> {
+    let tenant: TenantId = tenant.parse().map_err(|problem: crate::id::MalformedId| {
+        Problem::invalid(&[Issue::at("tenantId", problem.to_string())])
+    })?;
+    let (parts, body) = request.into_parts();
+    let admitted = notifications.admit(&tenant).await?;
+    if let Some(fields) = parts.extensions.get::<LogFields>() {
+        fields.tenant(tenant.as_str());
+    }
+    // The type is not looked at: the signature is good enough, and a notification lost to a header would be a pity.
+    let body = body::read(&parts.headers, &parts.extensions, body).await?;
+    let Push { signed_payload } = json::read(&body)?;
+    let message = Message {
+        signed_payload,
+        // It was read before, so it is JSON.
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal)?,
+    };
+    let receipt = notifications.accept(admitted, message).await?;
+    Ok(axum::Json(receipt))
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => Self::new(
+                Code::TenantNotFound,
+                "There is no active tenant of this id.",
+            ),
+            Refused::Database(error) => (&*error).into(),
+        }
+    }
+}
+
+impl From<NotAccepted> for Problem {
+    fn from(outcome: NotAccepted) -> Self {
+        match outcome {
+            NotAccepted::NoCredentials => no_credentials(),
+            NotAccepted::NoAppAppleId => no_app_apple_id(),
+            NotAccepted::Credentials(error) => credentials_problem(&error),
+            NotAccepted::Untrusted(why) => {
+                let mut problem = Self::new(
+                    Code::SignatureInvalid,
+                    format!("This notification does not convince: {why}."),
+                )
+                .detail("class", why.class())
+                .cause(why);
+                if let Some(cause) = &mut problem.cause {
+                    // It holds nothing of the notification.
+                    cause.class.clone_from(&cause.text);
+                }
+                problem
+            }
+            NotAccepted::NoId => Self::invalid(&[Issue::at(
+                "notificationUUID",
+                "must be in the signed payload, with 1 to 256 characters",
+            )]),
+            NotAccepted::Database(error) => error.into(),
+        }
+    }
+}
+
+fn no_credentials() -> Problem {
+    Problem::new(
+        Code::CredentialsMissing,
+        "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.",
+    )
+}
+
+fn no_app_apple_id() -> Problem {
+    Problem::new(
+        Code::CredentialsMissing,
+        "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.",
+    )
+}
+
+fn credentials_problem(error: &Arc<FindError>) -> Problem {
+    match &**error {
+        FindError::Database(cause) => cause.into(),
+        sealed => Problem::internal(sealed),
+    }
+}
+
+/// A notification as Apple posts it.
+#[derive(ToSchema)]
+#[schema(as = apple::PushRequest, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+struct PushRequest {
+    /// The notification as a JWS.
+    #[schema(min_length = 1)]
+    signed_payload: String,
+}
+
+/// What of a body matters.
+struct Push {
+    signed_payload: String,
+}
+
+impl FromJson for Push {
+    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        let signed_payload = body.required_string("signedPayload", 1..=MAX_PUSH_BYTES)?;
+        Some(Self { signed_payload })
+    }
 }
 
 /// The body of a question, as it is described to callers; [`Question`] is what becomes of it.
@@ -141,18 +286,9 @@ impl From<NotVerified> for Declined {
     fn from(outcome: NotVerified) -> Self {
         Self::Failed(Box::new(match outcome {
             NotVerified::No(no) => return Self::No(Box::new(refusal(no))),
-            NotVerified::NoCredentials => Problem::new(
-                Code::CredentialsMissing,
-                "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.",
-            ),
-            NotVerified::NoAppAppleId => Problem::new(
-                Code::CredentialsMissing,
-                "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.",
-            ),
-            NotVerified::Credentials(error) => match &*error {
-                FindError::Database(cause) => cause.into(),
-                sealed => Problem::internal(sealed),
-            },
+            NotVerified::NoCredentials => no_credentials(),
+            NotVerified::NoAppAppleId => no_app_apple_id(),
+            NotVerified::Credentials(error) => credentials_problem(&error),
             NotVerified::Apple(failure) => problem(failure),
             NotVerified::Unbelievable(what) => apple(
                 "Apple's server sent a transaction that cannot be believed. Ask again later."

@@ -30,12 +30,12 @@ use crate::id::TenantId;
 /// The App Store, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
 pub struct Apple {
-    database: Database,
+    pub(super) database: Database,
     keyring: Arc<Keyring>,
     credentials: Cached<Credentials, FindError>,
     app_store: AppStore,
-    verifier: Verifier,
-    clock: Clock,
+    pub(super) verifier: Verifier,
+    pub(super) clock: Clock,
 }
 
 /// Where Apple is, and how long a tenant's credentials are remembered.
@@ -247,7 +247,11 @@ impl Apple {
         tenant: &TenantId,
         question: &Question,
     ) -> Result<Verified, NotVerified> {
-        let credentials = self.credentials(tenant).await?;
+        let credentials = self
+            .credentials(tenant)
+            .await
+            .map_err(NotVerified::Credentials)?
+            .ok_or(NotVerified::NoCredentials)?;
         let choice = question.environment.unwrap_or(credentials.environment);
         let verified = match &question.about {
             About::Id(id) => self.by_id(tenant, &credentials, choice, id).await?,
@@ -390,7 +394,10 @@ impl Apple {
         })
     }
 
-    async fn credentials(&self, tenant: &TenantId) -> Result<Arc<Credentials>, NotVerified> {
+    pub(super) async fn credentials(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Option<Arc<Credentials>>, Arc<FindError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
         self.credentials
@@ -398,8 +405,6 @@ impl Apple {
                 store::find(&database, &keyring, &whose).await
             })
             .await
-            .map_err(NotVerified::Credentials)?
-            .ok_or(NotVerified::NoCredentials)
     }
 }
 

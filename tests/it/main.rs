@@ -6,6 +6,7 @@
 )]
 
 mod apple_credentials;
+mod apple_notifications;
 mod apple_trust;
 mod apple_verify;
 mod cli;

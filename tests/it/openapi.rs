@@ -71,6 +71,7 @@ async fn the_description_is_whole() {
         "/ready",
         "/v1/apple/verify",
         "/v1/google/verify",
+        "/v1/webhooks/apple/{tenantId}",
         "/v1/webhooks/google/{tenantId}",
     ] {
         assert!(paths.contains_key(path), "{path} is not described");

@@ -1,0 +1,793 @@
+//! `POST /v1/webhooks/apple/{tenantId}` as Apple uses it, and what is stored of each notification.
+
+use std::time::{Duration, Instant};
+
+use attesto::apple::account::EnvironmentChoice;
+use attesto::simulator::Forgery;
+use attesto::simulator::state::apple::{Environment, NewTransaction, ProductType};
+use attesto::tenants;
+use serde_json::{Map, Value, json};
+use sqlx::Row as _;
+
+use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
+
+const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
+
+/// A tenant, and notifications written by hand.
+struct Shop {
+    world: World,
+    tenant: Tenant,
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        other => panic!("no object: {other}"),
+    }
+}
+
+/// An object with other fields in place of some; `null` leaves one out.
+fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
+    let mut fields = fields.clone();
+    for (name, value) in changes {
+        if value.is_null() {
+            fields.as_object_mut().unwrap().remove(*name);
+        } else {
+            fields[*name] = value.clone();
+        }
+    }
+    fields
+}
+
+impl Shop {
+    async fn open() -> Self {
+        let world = World::new().await;
+        let tenant = world.tenant().await;
+        Self { world, tenant }
+    }
+
+    fn apple(&self) -> attesto::simulator::control::AppStore {
+        self.world.simulator.apple()
+    }
+
+    fn sign(&self, payload: &Value) -> String {
+        self.apple().sign(&object(payload.clone()))
+    }
+
+    /// The block of a purchase: both parts signed, and the app named.
+    fn data(&self, kind: ProductType, environment: Environment) -> Value {
+        let new = NewTransaction {
+            kind,
+            environment,
+            app_account_token: Some(USER.to_owned()),
+            ..NewTransaction::default()
+        };
+        let bought = self.apple().create(new).unwrap();
+        let id = bought.transaction_id;
+        let mut data = json!({
+            "appAppleId": APP_APPLE_ID,
+            "bundleId": APP,
+            "bundleVersion": "1",
+            "environment": environment.name(),
+            "signedTransactionInfo": self.apple().signed(&id).unwrap(),
+        });
+        if kind == ProductType::Subscription {
+            let renewal = json!({
+                "originalTransactionId": id,
+                "autoRenewProductId": "com.example.app.pro.monthly",
+                "autoRenewStatus": 1,
+                "environment": environment.name(),
+                "appAccountToken": USER,
+                "signedDate": self.world.clock.now().millis(),
+            });
+            data["signedRenewalInfo"] = json!(self.sign(&renewal));
+            data["status"] = json!(1);
+        }
+        data
+    }
+
+    /// A whole notification; the numbers in its id are made of `count`.
+    fn notification(&self, kind: &str, count: u32, block: &str, fields: &Value) -> Value {
+        json!({
+            "notificationType": kind,
+            "notificationUUID": format!("00000000-0000-4000-8000-{count:012}"),
+            "version": "2.0",
+            "signedDate": self.world.clock.now().millis() - 1234,
+            block: fields,
+        })
+    }
+
+    async fn post(&self, body: &Value) -> Answer {
+        let path = format!("/v1/webhooks/apple/{}", self.tenant.id);
+        self.world.ask("POST", &path, None, Some(body)).await
+    }
+
+    async fn send(&self, payload: &Value) -> Answer {
+        self.post(&json!({ "signedPayload": self.sign(payload) }))
+            .await
+    }
+
+    /// Sends what must be believed and reads what was stored of it.
+    async fn stored(&self, payload: &Value) -> Event {
+        let answer = self.send(payload).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(answer.body["externalId"], payload["notificationUUID"]);
+        self.event(answer.body["eventId"].as_str().unwrap()).await
+    }
+
+    /// Sends what must not be believed: why.
+    async fn class(&self, payload: &Value) -> String {
+        refused(&self.send(payload).await)
+    }
+
+    async fn event(&self, id: &str) -> Event {
+        let row = sqlx::query("select * from webhook_events where id = $1")
+            .bind(id)
+            .fetch_one(self.world.database().pool())
+            .await
+            .unwrap();
+        let body: String = row.get("body");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        // What is sent and what is stored for queries are one thing.
+        for (column, found) in [
+            ("event_type", &body["event"]),
+            ("reason", &body["reason"]),
+            ("platform_event", &body["platformEvent"]),
+            ("environment", &body["environment"]),
+            ("subject_key", &body["subject"]["key"]),
+            ("subject_product_id", &body["subject"]["productId"]),
+            ("subject_type", &body["subject"]["type"]),
+            ("app_user_id", &body["appUserId"]),
+            ("external_id", &body["externalId"]),
+            ("tenant_id", &body["tenantId"]),
+            ("source", &json!("apple")),
+        ] {
+            let stored: Option<String> = row.get(column);
+            assert_eq!(json!(stored), *found, "{column}");
+        }
+        assert_eq!(row.get::<Value, _>("decoded_payload"), body["data"]);
+        assert_eq!(row.get::<Value, _>("raw_payload"), body["raw"]);
+        assert_eq!(body["eventId"], id);
+        Event(body)
+    }
+
+    async fn count(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from webhook_events")
+            .fetch_one(self.world.database().pool())
+            .await
+            .unwrap()
+    }
+
+    /// Waits until a change of the tenant is heard of: until this is answered so.
+    async fn eventually(&self, payload: &Value, status: u16) -> Answer {
+        let begun = Instant::now();
+        loop {
+            let answer = self.send(payload).await;
+            if answer.status == status {
+                return answer;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "the change is heard of; still {}",
+                answer.body
+            );
+        }
+    }
+}
+
+/// Why a notification was not believed.
+fn refused(answer: &Answer) -> String {
+    assert_eq!(
+        (answer.status, &answer.body["error"]),
+        (401, &json!("SIGNATURE_INVALID")),
+        "{}",
+        answer.body
+    );
+    answer.body["details"]["class"].as_str().unwrap().to_owned()
+}
+
+/// The body of a delivery.
+struct Event(Value);
+
+impl Event {
+    fn word(&self) -> (&str, Option<&str>) {
+        (self.0["event"].as_str().unwrap(), self.0["reason"].as_str())
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
+    let shop = Shop::open().await;
+    let data = shop.data(ProductType::Subscription, Environment::Production);
+    let sent = shop.notification("DID_RENEW", 1, "data", &data);
+    let answer = shop.send(&sent).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(
+        answer.body,
+        json!({
+            "eventId": answer.body["eventId"],
+            "externalId": "00000000-0000-4000-8000-000000000001",
+            "isNew": true,
+            "enqueuedDelivery": false,
+        })
+    );
+    let event = shop.event(answer.body["eventId"].as_str().unwrap()).await.0;
+    let bought = shop.apple().transactions().pop().unwrap();
+    assert_eq!(
+        event,
+        json!({
+            "event": "subscription.renewed",
+            "reason": null,
+            "platformEvent": "apple.did_renew",
+            "eventId": answer.body["eventId"],
+            "externalId": "00000000-0000-4000-8000-000000000001",
+            "timestamp": "2026-04-10T14:22:08.766Z",
+            "tenantId": shop.tenant.id,
+            "source": "apple",
+            "environment": "production",
+            "subject": {
+                "key": bought.original_transaction_id,
+                "productId": "com.example.app.pro.monthly",
+                "type": "subscription",
+            },
+            "appUserId": USER,
+            "data": event["data"],
+            "raw": { "signedPayload": shop.sign(&sent).rsplit_once('.').map(|(signed, _)| {
+                // No two signatures are alike.
+                let found = event["raw"]["signedPayload"].as_str().unwrap();
+                assert!(found.starts_with(signed));
+                found.to_owned()
+            }) },
+        })
+    );
+    // Nothing is taken away; what is inside stands decoded behind its JWS.
+    let inner = object(event["data"]["data"].clone());
+    let names: Vec<&str> = inner.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "appAppleId",
+            "bundleId",
+            "bundleVersion",
+            "environment",
+            "signedTransactionInfo",
+            "transactionInfo",
+            "signedRenewalInfo",
+            "renewalInfo",
+            "status"
+        ]
+    );
+    let payload = shop.apple().payload(&bought.transaction_id).unwrap();
+    assert_eq!(inner["transactionInfo"], Value::Object(payload));
+    assert_eq!(inner["renewalInfo"]["autoRenewStatus"], 1);
+    let mut rest = event["data"].clone();
+    for name in ["transactionInfo", "renewalInfo"] {
+        rest["data"].as_object_mut().unwrap().remove(name);
+    }
+    assert_eq!(rest, sent);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn every_block_has_its_subject() {
+    let shop = Shop::open().await;
+    let sandbox = Environment::Sandbox;
+
+    // What kind of product it is decides between the two families of words.
+    for (count, kind, word, of) in [
+        (
+            1,
+            ProductType::Subscription,
+            "subscription.refunded",
+            "subscription",
+        ),
+        (
+            2,
+            ProductType::NonRenewing,
+            "subscription.refunded",
+            "subscription",
+        ),
+        (3, ProductType::Consumable, "product.refunded", "product"),
+        (4, ProductType::NonConsumable, "product.refunded", "product"),
+    ] {
+        let data = shop.data(kind, sandbox);
+        let event = shop
+            .stored(&shop.notification("REFUND", count, "data", &data))
+            .await;
+        assert_eq!(event.word(), (word, None));
+        assert_eq!(event.0["subject"]["type"], of);
+        assert_eq!(event.0["environment"], "sandbox");
+        assert_eq!(event.0["appUserId"], USER);
+    }
+
+    let mut asked = shop.data(ProductType::Consumable, sandbox);
+    asked["consumptionRequestReason"] = json!("UNINTENDED_PURCHASE");
+    let event = shop
+        .stored(&shop.notification("CONSUMPTION_REQUEST", 5, "data", &asked))
+        .await;
+    assert_eq!(
+        event.word(),
+        ("product.consumption_request", Some("unintended_purchase"))
+    );
+
+    // A test is about the app alone; the sandbox may leave the number out.
+    let test = json!({ "bundleId": APP, "bundleVersion": "1", "environment": "Sandbox" });
+    let event = shop
+        .stored(&shop.notification("TEST", 6, "data", &test))
+        .await;
+    assert_eq!(event.word(), ("test", None));
+    assert_eq!(event.0["platformEvent"], "apple.test");
+    assert_eq!(
+        (&event.0["subject"], &event.0["appUserId"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(event.0["data"]["data"], test, "nothing is added");
+
+    let summary = json!({
+        "environment": "Production", "appAppleId": APP_APPLE_ID, "bundleId": APP, "productId": "pro",
+        "requestIdentifier": USER, "storefrontCountryCodes": ["USA"], "succeededCount": 5, "failedCount": 2,
+    });
+    let mut extended = shop.notification("RENEWAL_EXTENSION", 7, "summary", &summary);
+    extended["subtype"] = json!("SUMMARY");
+    let event = shop.stored(&extended).await;
+    assert_eq!(
+        event.word(),
+        ("subscription.renewal_extension_complete", None)
+    );
+    assert_eq!(event.0["platformEvent"], "apple.renewal_extension.summary");
+    assert_eq!(event.0["subject"], Value::Null);
+    assert_eq!(event.0["data"], extended);
+
+    // A token for an external purchase says in its id where it is from.
+    for (count, id, environment) in [(8, "SANDBOX_1", "sandbox"), (9, "1-SANDBOX", "production")] {
+        let token = json!({
+            "externalPurchaseId": id, "tokenCreationDate": 1, "appAppleId": APP_APPLE_ID, "bundleId": APP,
+        });
+        let mut created = shop.notification(
+            "EXTERNAL_PURCHASE_TOKEN",
+            count,
+            "externalPurchaseToken",
+            &token,
+        );
+        created["subtype"] = json!("UNREPORTED");
+        let event = shop.stored(&created).await;
+        assert_eq!(
+            event.word(),
+            ("external_purchase.token", Some("unreported"))
+        );
+        assert_eq!(event.0["environment"], environment);
+    }
+
+    let app = json!({
+        "bundleId": APP, "appAppleId": APP_APPLE_ID, "receiptType": "Production", "appTransactionId": "7",
+        "receiptCreationDate": shop.world.clock.now().millis(),
+    });
+    let rescinded = json!({
+        "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
+        "signedAppTransactionInfo": shop.sign(&app),
+    });
+    let event = shop
+        .stored(&shop.notification("RESCIND_CONSENT", 10, "appData", &rescinded))
+        .await;
+    assert_eq!(event.word(), ("app.consent_rescinded", None));
+    assert_eq!(event.0["data"]["appData"]["appTransactionInfo"], app);
+    assert_eq!(event.0["subject"], Value::Null);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn what_apple_has_not_invented_yet_is_stored_as_unknown() {
+    let shop = Shop::open().await;
+    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let mut new = shop.notification("SOMETHING_NEW", 1, "data", &data);
+    new["subtype"] = json!("AND_MORE");
+    let event = shop.stored(&new).await;
+    assert_eq!(event.word(), ("unknown", None));
+    assert_eq!(event.0["platformEvent"], "apple.something_new.and_more");
+    assert_eq!(
+        event.0["subject"]["type"], "subscription",
+        "its subject is known all the same"
+    );
+
+    // A block that is unknown, as long as it says whose it is.
+    let block = json!({ "bundleId": APP, "environment": "Sandbox", "signedTransactionInfo": data["signedTransactionInfo"] });
+    let event = shop
+        .stored(&shop.notification("SOMETHING_NEW", 2, "brandNew", &block))
+        .await;
+    assert_eq!(event.word(), ("unknown", None));
+    assert!(event.0["data"]["brandNew"]["transactionInfo"].is_object());
+    assert_eq!(event.0["appUserId"], USER);
+
+    // Fields of other kinds than they had, words that are none, text that Postgres cannot store.
+    let mut odd = shop.notification("DID_RENEW", 3, "data", &data);
+    odd["notificationType"] = json!(["DID_RENEW"]);
+    odd["subtype"] = json!(7);
+    odd["data"]["status"] = json!("active");
+    odd["data"]["note"] = json!("a\u{0}b");
+    let answer = shop.send(&odd).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let (word, name, stored, sent): (String, String, Value, String) = sqlx::query_as(
+        "select event_type, platform_event, decoded_payload, body from webhook_events where external_id like '%3'",
+    )
+    .fetch_one(shop.world.database().pool())
+    .await
+    .unwrap();
+    assert_eq!((word.as_str(), name.as_str()), ("unknown", "apple.unknown"));
+    assert_eq!(stored["data"]["note"], "a\u{fffd}b");
+    let sent: Value = serde_json::from_str(&sent).unwrap();
+    assert_eq!(sent["data"]["data"]["note"], "a\u{0}b");
+
+    // Larger than anything Apple sends, and within the bound.
+    let mut large = shop.notification("DID_RENEW", 4, "data", &data);
+    large["data"]["more"] = json!("x".repeat(600 * 1024));
+    assert_eq!(shop.stored(&large).await.word().0, "subscription.renewed");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn what_apple_did_not_sign_is_refused() {
+    let shop = Shop::open().await;
+    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let good = object(shop.notification("DID_RENEW", 1, "data", &data));
+    let authority = shop.world.simulator.identity().authority();
+    let changes_nothing_here = [Forgery::OtherBundle, Forgery::OtherEnvironment];
+    for forgery in Forgery::ALL {
+        if changes_nothing_here.contains(&forgery) {
+            continue;
+        }
+        let forged = authority.forge(forgery, &good);
+        refused(&shop.post(&json!({ "signedPayload": forged })).await);
+        // The same inside of a genuine one: every part is looked at by itself.
+        let bought = shop.apple().transactions().pop().unwrap().transaction_id;
+        for (part, name) in [
+            (
+                shop.apple().payload(&bought).unwrap(),
+                "signedTransactionInfo",
+            ),
+            (
+                object(json!({ "originalTransactionId": "1", "environment": "Sandbox" })),
+                "signedRenewalInfo",
+            ),
+        ] {
+            let mut data = data.clone();
+            data[name] = json!(authority.forge(forgery, &part));
+            let answer = shop
+                .send(&shop.notification("DID_RENEW", 1, "data", &data))
+                .await;
+            refused(&answer);
+            let message = answer.body["message"].as_str().unwrap();
+            assert!(message.contains(name), "{forgery:?}: {message}");
+        }
+    }
+    let now = shop.world.clock.now();
+    let mut early = shop.notification("DID_RENEW", 1, "data", &data);
+    early["signedDate"] = json!(now.plus(Duration::from_mins(6)).millis());
+    assert_eq!(shop.class(&early).await, "signed_in_the_future");
+    for text in ["x", "a.b.c", "e30.e30.e30"] {
+        refused(&shop.post(&json!({ "signedPayload": text })).await);
+    }
+    assert_eq!(shop.count().await, 0);
+    assert_eq!(
+        shop.send(&Value::Object(good)).await.status,
+        200,
+        "and then a good one"
+    );
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_anothers_is_refused() {
+    let shop = Shop::open().await;
+    let mine = shop.data(ProductType::Subscription, Environment::Production);
+    let with = |block: &str, changes: &[(&str, Value)]| {
+        shop.notification("DID_RENEW", 1, block, &altered(&mine, changes))
+    };
+    let other = json!("com.example.other");
+    for block in ["data", "summary", "appData", "externalPurchaseToken"] {
+        let payload = with(block, &[("bundleId", other.clone())]);
+        assert_eq!(shop.class(&payload).await, "other_app", "{block}");
+    }
+    // The first block counts, whatever stands in another.
+    let mut two = with("data", &[("bundleId", other.clone())]);
+    two["summary"] = mine.clone();
+    assert_eq!(shop.class(&two).await, "other_app");
+    let sandbox = ("environment", json!("Sandbox"));
+    for (changes, class) in [
+        (vec![("bundleId", Value::Null)], "other_app"),
+        (vec![("appAppleId", json!(1))], "other_app_apple_id"),
+        (vec![("appAppleId", Value::Null)], "other_app_apple_id"),
+        // Compared in the sandbox too, where it is given.
+        (
+            vec![("appAppleId", json!(1)), sandbox],
+            "other_app_apple_id",
+        ),
+        (vec![("environment", json!("Xcode"))], "other_environment"),
+        (
+            vec![("environment", json!("LocalTesting"))],
+            "other_environment",
+        ),
+        (vec![("environment", Value::Null)], "other_environment"),
+    ] {
+        let payload = with("data", &changes);
+        assert_eq!(shop.class(&payload).await, class, "{changes:?}");
+    }
+    // Genuine things of Apple's that are no notification.
+    for payload in [
+        json!({ "bundleId": APP, "transactionId": "1" }),
+        with("unknown", &[("bundleId", Value::Null)]),
+    ] {
+        assert_eq!(shop.class(&payload).await, "not_a_notification");
+    }
+    assert_eq!(shop.count().await, 0);
+    assert_eq!(shop.send(&with("data", &[])).await.status, 200);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn parts_that_are_genuine_and_of_something_else_are_refused() {
+    let shop = Shop::open().await;
+    let mine = shop.data(ProductType::Subscription, Environment::Production);
+    let bought = shop.apple().transactions().pop().unwrap().transaction_id;
+    let transaction = |changes: &[(&str, Value)]| {
+        let payload = Value::Object(shop.apple().payload(&bought).unwrap());
+        json!(shop.sign(&altered(&payload, changes)))
+    };
+    let app = |changes: &[(&str, Value)]| {
+        let payload = json!({ "bundleId": APP, "receiptType": "Production" });
+        json!(shop.sign(&altered(&payload, changes)))
+    };
+    let sandbox = json!("Sandbox");
+    let renewal = json!({ "originalTransactionId": "1", "environment": sandbox });
+    let other = json!("com.example.other");
+    for (name, part, class) in [
+        (
+            "signedTransactionInfo",
+            transaction(&[("bundleId", other.clone())]),
+            "misplaced_part",
+        ),
+        (
+            "signedTransactionInfo",
+            transaction(&[("environment", sandbox.clone())]),
+            "misplaced_part",
+        ),
+        (
+            "signedRenewalInfo",
+            json!(shop.sign(&renewal)),
+            "misplaced_part",
+        ),
+        (
+            "signedAppTransactionInfo",
+            app(&[("bundleId", other)]),
+            "misplaced_part",
+        ),
+        (
+            "signedAppTransactionInfo",
+            app(&[("receiptType", sandbox)]),
+            "misplaced_part",
+        ),
+        (
+            "signedTransactionInfo",
+            mine["signedRenewalInfo"].clone(),
+            "other_part",
+        ),
+        ("signedRenewalInfo", transaction(&[]), "other_part"),
+        ("signedAppTransactionInfo", transaction(&[]), "other_part"),
+    ] {
+        let data = altered(&mine, &[(name, part)]);
+        let payload = shop.notification("DID_RENEW", 1, "data", &data);
+        assert_eq!(shop.class(&payload).await, class, "{name}");
+    }
+    assert_eq!(shop.count().await, 0);
+    let data = altered(&mine, &[("signedAppTransactionInfo", app(&[]))]);
+    let event = shop
+        .stored(&shop.notification("DID_RENEW", 1, "data", &data))
+        .await;
+    assert!(event.0["data"]["data"]["appTransactionInfo"].is_object());
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn the_tenants_environment_and_number_decide() {
+    let shop = Shop::open().await;
+    let production = shop.data(ProductType::Subscription, Environment::Production);
+    let production = shop.notification("DID_RENEW", 1, "data", &production);
+    let sandbox = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let sandbox = shop.notification("DID_RENEW", 2, "data", &sandbox);
+    let set = async |choice, number| shop.world.set_apple(&shop.tenant, choice, number).await;
+    assert_eq!(shop.send(&production).await.status, 200);
+    assert_eq!(shop.send(&sandbox).await.status, 200);
+
+    set(EnvironmentChoice::Sandbox, None).await;
+    let answer = shop.eventually(&production, 401).await;
+    assert_eq!(refused(&answer), "other_environment");
+    assert_eq!(shop.send(&sandbox).await.status, 200);
+
+    set(EnvironmentChoice::Production, Some(APP_APPLE_ID)).await;
+    let answer = shop.eventually(&sandbox, 401).await;
+    assert_eq!(refused(&answer), "other_environment");
+    assert_eq!(shop.send(&production).await.status, 200);
+
+    // Without the app's number nothing of production can be judged, and that is ours to mend.
+    set(EnvironmentChoice::Auto, None).await;
+    let answer = shop.eventually(&production, 400).await;
+    assert_eq!(answer.body["error"], "CREDENTIALS_MISSING");
+    assert!(
+        answer.body["message"]
+            .as_str()
+            .unwrap()
+            .contains("--app-apple-id")
+    );
+    assert_eq!(shop.send(&sandbox).await.status, 200);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn each_thing_is_looked_at_in_its_turn() {
+    let shop = Shop::open().await;
+    let world = &shop.world;
+    let ask = async |id: &str, body: &Value| {
+        let path = format!("/v1/webhooks/apple/{id}");
+        world.ask("POST", &path, None, Some(body)).await
+    };
+    let nothing = json!({});
+    // A malformed id comes before all else.
+    for id in ["x", "tenant_", "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"] {
+        let answer = ask(id, &nothing).await;
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.body["details"]["issues"][0]["path"], "tenantId");
+    }
+    // Then the tenant, whatever is sent.
+    let unknown = attesto::id::TenantId::mint(world.clock.now());
+    for body in [
+        &nothing,
+        &json!({ "signedPayload": "x".repeat(1024 * 1024) }),
+    ] {
+        let answer = ask(unknown.as_str(), body).await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (404, &json!("TENANT_NOT_FOUND"))
+        );
+    }
+    // Then the body, though the tenant has no credentials.
+    let stranger = world.stranger().await;
+    for (body, path) in [
+        (json!([]), ""),
+        (json!({}), "signedPayload"),
+        (json!({ "signedPayload": null }), "signedPayload"),
+        (json!({ "signedPayload": "" }), "signedPayload"),
+        (json!({ "signedPayload": 7 }), "signedPayload"),
+        (json!({ "signedPayload": { "a": 1 } }), "signedPayload"),
+    ] {
+        for id in [&stranger.id, &shop.tenant.id] {
+            let answer = ask(id.as_str(), &body).await;
+            assert_eq!(
+                (answer.status, &answer.body["error"]),
+                (400, &json!("INVALID_REQUEST")),
+                "{body}"
+            );
+            assert_eq!(answer.body["details"]["issues"][0]["path"], path, "{body}");
+        }
+    }
+    let large = json!({ "signedPayload": "x".repeat(1024 * 1024) });
+    let answer = ask(stranger.id.as_str(), &large).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.body["details"]["maxBytes"], 1024 * 1024);
+    // Then the credentials, though the signature is none.
+    let unsigned = json!({ "signedPayload": "x" });
+    let answer = ask(stranger.id.as_str(), &unsigned).await;
+    assert_eq!(
+        (answer.status, &answer.body["error"]),
+        (400, &json!("CREDENTIALS_MISSING"))
+    );
+    // Then the signature and whose it is, though there is no id; the id comes last.
+    let mut data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let mut nameless = shop.notification("DID_RENEW", 1, "data", &data);
+    for id in [Value::Null, json!(""), json!(7), json!("x".repeat(257))] {
+        nameless["notificationUUID"] = id;
+        let answer = shop.send(&nameless).await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (400, &json!("INVALID_REQUEST"))
+        );
+        assert_eq!(
+            answer.body["details"]["issues"][0]["path"],
+            "notificationUUID"
+        );
+    }
+    data["bundleId"] = json!("com.example.other");
+    nameless["data"] = data;
+    assert_eq!(shop.class(&nameless).await, "other_app");
+    assert_eq!(shop.count().await, 0);
+
+    let path = format!("/v1/webhooks/apple/{}", shop.tenant.id);
+    assert_eq!(world.ask("GET", &path, None, None).await.status, 405);
+
+    // An inactive tenant is as good as none.
+    let good = json!({ "bundleId": APP, "environment": "Sandbox" });
+    let good = shop.notification("TEST", 2, "data", &good);
+    assert_eq!(shop.send(&good).await.status, 200);
+    tenants::store::set_active(world.database(), &shop.tenant.id, false, world.clock.now())
+        .await
+        .unwrap();
+    let answer = shop.eventually(&good, 404).await;
+    assert_eq!(answer.body["error"], "TENANT_NOT_FOUND");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn fifty_copies_at_once_are_one_event() {
+    let shop = Shop::open().await;
+    sqlx::query("insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, 'https://a.example/hook', '\\x00')")
+        .bind(shop.tenant.id.as_str())
+        .execute(shop.world.database().pool())
+        .await
+        .unwrap();
+    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let body =
+        json!({ "signedPayload": shop.sign(&shop.notification("DID_RENEW", 1, "data", &data)) });
+    let answers = futures_util::future::join_all((0..50).map(|_| shop.post(&body))).await;
+    for answer in &answers {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+    let new: Vec<&Value> = answers
+        .iter()
+        .map(|answer| &answer.body)
+        .filter(|body| body["isNew"] == true)
+        .collect();
+    assert_eq!(new.len(), 1);
+    assert_eq!(new[0]["enqueuedDelivery"], true);
+    for answer in &answers {
+        assert_eq!(answer.body["eventId"], new[0]["eventId"]);
+        assert_eq!(answer.body["isNew"], answer.body["enqueuedDelivery"]);
+    }
+    let deliveries: Vec<(String, String, String)> =
+        sqlx::query_as("select event_id, tenant_id, callback_url from webhook_deliveries")
+            .fetch_all(shop.world.database().pool())
+            .await
+            .unwrap();
+    let event = new[0]["eventId"].as_str().unwrap().to_owned();
+    let tenant = shop.tenant.id.to_string();
+    assert_eq!(
+        deliveries,
+        [(event, tenant, "https://a.example/hook".to_owned())]
+    );
+    // However it is signed, the id is what makes two of them one.
+    let again = shop.notification("DID_RENEW", 1, "data", &data);
+    shop.world.clock.advance(Duration::from_hours(1));
+    let answer = shop.send(&again).await;
+    assert_eq!((answer.status, &answer.body["isNew"]), (200, &json!(false)));
+    assert_eq!(shop.count().await, 1);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn one_notification_of_two_tenants_is_two_events() {
+    let shop = Shop::open().await;
+    let second = shop.world.tenant().await;
+    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let body =
+        json!({ "signedPayload": shop.sign(&shop.notification("DID_RENEW", 1, "data", &data)) });
+    let first = shop.post(&body).await.body;
+    let path = format!("/v1/webhooks/apple/{}", second.id);
+    let other = shop.world.ask("POST", &path, None, Some(&body)).await.body;
+    assert_eq!(first["externalId"], other["externalId"]);
+    assert_ne!(first["eventId"], other["eventId"]);
+    assert_eq!(other["isNew"], true);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_makes_apple_send_again() {
+    let shop = Shop::open().await;
+    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let first = shop.notification("DID_RENEW", 1, "data", &data);
+    assert_eq!(shop.send(&first).await.status, 200);
+    let second = shop.notification("DID_RENEW", 2, "data", &data);
+    shop.world.database().close().await;
+    let answer = shop.send(&second).await;
+    assert_eq!(
+        (answer.status, &answer.body["error"]),
+        (503, &json!("UNAVAILABLE"))
+    );
+    assert!(answer.headers.contains_key("retry-after"));
+}
