@@ -5,12 +5,13 @@
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
 //! [`telemetry`], [`shutdown`].
 //!
-//! *Features*, lowest first: [`tenants`], [`credentials`], [`deliveries`], [`events`], [`apple`] and [`google`] (twins
-//! that never see each other), [`simulator`] (the stores, played).
+//! *Features*, lowest first: [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and [`google`]
+//! (twins that never see each other), [`simulator`] (the stores, played).
 //!
 //! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`clock`], [`id`].
 
 pub mod apple;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::apple::trust::{BadRoots, Verifier};
 use crate::apple::{self, Apple};
+use crate::audit::Verifications;
 use crate::clock::Clock;
 use crate::config::{Settings, Webhooks};
 use crate::credentials::canary;
@@ -66,6 +67,7 @@ pub struct Service {
     google: Google,
     apple_notifications: apple::Notifications,
     google_notifications: google::Notifications,
+    verifications: Verifications,
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
@@ -134,6 +136,7 @@ impl Service {
             google,
             apple_notifications,
             google_notifications,
+            verifications: verifications(settings, database, clock),
             sender,
             wake,
             webhooks: settings.webhooks,
@@ -154,12 +157,14 @@ impl Service {
             callers,
             database,
             wake,
+            verifications,
             ..
         } = self;
-        let (ear, pen, voice) = (stop.clone(), stop.clone(), stop.clone());
+        let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
         tasks.spawn(async move { changes.run(ear).await });
         tasks.spawn(async move { callers.run(pen).await });
         tasks.spawn(async move { wake.run(&database, voice).await });
+        tasks.spawn(async move { verifications.run(log).await });
         tasks.close();
         let deliveries = TaskTracker::new();
         if let Some(dispatcher) = dispatcher {
@@ -202,8 +207,16 @@ impl Service {
     pub fn envelope(&self, leaving: CancellationToken) -> Envelope {
         let features = [
             Health::new(self.checks(), leaving).routes(),
-            apple::routes(self.apple.clone(), self.callers.clone()),
-            google::routes(self.google.clone(), self.callers.clone()),
+            apple::routes(
+                self.apple.clone(),
+                self.callers.clone(),
+                self.verifications.clone(),
+            ),
+            google::routes(
+                self.google.clone(),
+                self.callers.clone(),
+                self.verifications.clone(),
+            ),
             apple::push_routes(self.apple_notifications.clone()),
             google::push_routes(self.google_notifications.clone()),
         ];
@@ -221,6 +234,15 @@ impl Service {
         let encryption: Check =
             Arc::new(move || look_at_encryption(database.clone(), keyring.clone()).boxed());
         vec![("db", db), ("encryption", encryption)]
+    }
+}
+
+/// A row for each verification, if somebody wants them.
+fn verifications(settings: &Settings, database: &Database, clock: &Clock) -> Verifications {
+    if settings.validation_audit {
+        Verifications::noted(database, &settings.keyring, clock)
+    } else {
+        Verifications::unnoted(clock)
     }
 }
 
@@ -290,7 +312,7 @@ impl Serving {
             self.running.stop(grace),
             tokio::time::timeout(patience, self.deliveries.wait())
         );
-        // After the last request: usage is written once more, and it is complete.
+        // After the last request: usage and the validation log are written once more, and are complete.
         self.stop.cancel();
         let ended = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         finished && delivered.is_ok() && ended.is_ok()

@@ -18,7 +18,8 @@ use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::trust::Distrust;
 use super::verify::{About, Apple, No, NotVerified, Question, Verified};
-use crate::events::Receipt;
+use crate::audit::{Verdict, Verifications};
+use crate::events::{Receipt, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
 use crate::http::problem::{ErrorBody, Issue};
@@ -30,10 +31,14 @@ use crate::tenants::{Caller, Callers};
 const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
 /// What a tenant's backend asks.
-pub fn routes(apple: Apple, callers: Callers) -> OpenApiRouter {
+pub fn routes(apple: Apple, callers: Callers, verifications: Verifications) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(verify))
-        .with_state(Room { apple, callers })
+        .with_state(Room {
+            apple,
+            callers,
+            verifications,
+        })
 }
 
 /// What Apple posts.
@@ -47,6 +52,7 @@ pub fn push_routes(notifications: Notifications) -> OpenApiRouter {
 struct Room {
     apple: Apple,
     callers: Callers,
+    verifications: Verifications,
 }
 
 impl FromRef<Room> for Callers {
@@ -80,8 +86,16 @@ async fn verify(
     caller: Caller,
     Json(question): Json<Question>,
 ) -> Result<axum::Json<Verified>, Declined> {
-    let verified = room.apple.verify(&caller.tenant, &question).await?;
-    Ok(axum::Json(verified))
+    let asked = room.verifications.begin(Source::Apple);
+    let verified = room.apple.verify(&caller.tenant, &question).await;
+    let verified = verified.map_err(Declined::from);
+    let verdict = match &verified {
+        Ok(_) => Verdict::Yes,
+        Err(Declined::No(refusal)) => Verdict::No(refusal.code),
+        Err(Declined::Failed(problem)) => Verdict::None(problem.code.as_str()),
+    };
+    asked.end(&caller.tenant, || question.identifier(), verdict);
+    verified.map(axum::Json)
 }
 
 /// Apple's App Store Server Notifications, version 2

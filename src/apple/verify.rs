@@ -4,6 +4,7 @@
 //! is it the tenant's app; is it the environment asked about; is it the user's. The first "no" is the answer, and what
 //! comes after it is not looked at. What Apple's server answers is not believed either until its signature is checked.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::api::{Absent, AppStore, Failure, NoTransaction};
 use super::payload::{self, Millis, Transaction};
 use super::store::{self, FindError};
 use super::translate::{self, Status};
-use super::trust::{Distrust, Verifier};
+use super::trust::{self, Distrust, Verifier};
 use crate::clock::{Clock, Timestamp};
 use crate::credentials::Cached;
 use crate::crypto::keyring::Keyring;
@@ -67,6 +68,20 @@ pub enum About {
     Id(String),
     /// StoreKit 2's JWS, checked here.
     Signed(String),
+}
+
+impl Question {
+    /// What the question is about, as it stands in the validation log: the transaction's id. Of a JWS the id it claims,
+    /// which an impostor may claim too; the JWS itself when it claims none.
+    pub(super) fn identifier(&self) -> Cow<'_, str> {
+        match &self.about {
+            About::Id(id) => id.into(),
+            About::Signed(jws) => trust::claimed(jws)
+                .and_then(|claimed| serde_json::from_slice::<Transaction>(&claimed).ok())
+                .and_then(|claimed| claimed.transaction_id)
+                .map_or_else(|| jws.into(), Cow::Owned),
+        }
+    }
 }
 
 /// A transaction that is real: what it is now, and the facts.

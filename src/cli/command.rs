@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::context::{Context, Failure};
 use super::output::Format;
-use super::{apple, dev, google, key, migrate, serve, simulator, spelling, tenant, webhook};
+use super::{apple, audit, dev, google, key, migrate, serve, simulator, spelling, tenant, webhook};
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
 #[derive(Debug, Parser)]
@@ -66,6 +66,9 @@ enum Command {
     /// Where a tenant's events are sent
     #[command(subcommand)]
     Webhook(webhook::Command),
+    /// What was asked, and what operators changed
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Run only the simulated stores
     Simulator(simulator::Args),
 }
@@ -118,6 +121,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Apple(command) => apple::run(command, context).await,
         Command::Google(command) => google::run(command, context).await,
         Command::Webhook(command) => webhook::run(command, context).await,
+        Command::Audit(command) => audit::run(command, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
     }
 }

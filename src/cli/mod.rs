@@ -12,8 +12,10 @@
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
+//! - [`audit`]: what was asked
 
 pub mod apple;
+pub mod audit;
 pub mod command;
 pub mod context;
 pub mod dev;

@@ -12,7 +12,7 @@ pub struct SealedColumn {
 }
 
 impl SealedColumn {
-    /// The place of one row: `row` is the tenant's id, except for canaries.
+    /// The place of one row: `row` is the tenant's id, except where the column's own words say otherwise.
     pub fn of(self, row: &str) -> Place<'_> {
         Place {
             table: self.table,
@@ -42,6 +42,11 @@ pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn = SealedColumn {
     table: "webhook_previous_secrets",
     column: "secret_enc",
 };
+/// What the identifiers of the validation log are hashed with; the row is named by the key's number.
+pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
+    table: "validation_audit_keys",
+    column: "key_enc",
+};
 /// A known text; the row is named by the key's id.
 pub const CANARY: SealedColumn = SealedColumn {
     table: "encryption_canaries",
@@ -49,10 +54,11 @@ pub const CANARY: SealedColumn = SealedColumn {
 };
 
 /// All of them. A test compares this with the database's own catalogue.
-pub const ALL: [SealedColumn; 5] = [
+pub const ALL: [SealedColumn; 6] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
     WEBHOOK_SECRET,
     WEBHOOK_PREVIOUS_SECRET,
+    VALIDATION_AUDIT_KEY,
     CANARY,
 ];

@@ -30,7 +30,7 @@ pub(super) async fn add_canary(
     Ok(())
 }
 
-/// Whether any tenant's secret is sealed with this key: the key's id is a sealed value's first byte.
+/// Whether anything but a canary is sealed with this key: the key's id is a sealed value's first byte.
 pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, Error> {
     sqlx::query_scalar!(
         r#"
@@ -38,6 +38,7 @@ pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, E
             or exists (select from google_credentials where get_byte(service_account_enc, 0) = $1)
             or exists (select from webhook_configs where get_byte(secret_enc, 0) = $1)
             or exists (select from webhook_previous_secrets where get_byte(secret_enc, 0) = $1)
+            or exists (select from validation_audit_keys where get_byte(key_enc, 0) = $1)
             as "in_use!"
         "#,
         i32::from(key_id)

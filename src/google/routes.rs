@@ -16,8 +16,9 @@ use super::api::Failure;
 use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
+use crate::audit::{Verdict, Verifications};
 use crate::clock::Timestamp;
-use crate::events::Receipt;
+use crate::events::{Receipt, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
 use crate::http::problem::{ErrorBody, Issue};
@@ -32,10 +33,14 @@ const MAX_PUSH_BYTES: usize = 1024 * 1024;
 const KEYS_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a tenant's backend asks.
-pub fn routes(google: Google, callers: Callers) -> OpenApiRouter {
+pub fn routes(google: Google, callers: Callers, verifications: Verifications) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(verify))
-        .with_state(Room { google, callers })
+        .with_state(Room {
+            google,
+            callers,
+            verifications,
+        })
 }
 
 /// What Google pushes.
@@ -49,6 +54,7 @@ pub fn push_routes(notifications: Notifications) -> OpenApiRouter {
 struct Room {
     google: Google,
     callers: Callers,
+    verifications: Verifications,
 }
 
 impl FromRef<Room> for Callers {
@@ -82,8 +88,17 @@ async fn verify(
     caller: Caller,
     Json(question): Json<Question>,
 ) -> Result<axum::Json<Verified>, Declined> {
-    let verified = room.google.verify(&caller.tenant, &question).await?;
-    Ok(axum::Json(verified))
+    let asked = room.verifications.begin(Source::Google);
+    let verified = room.google.verify(&caller.tenant, &question).await;
+    let verified = verified.map_err(Declined::from);
+    let verdict = match &verified {
+        Ok(_) => Verdict::Yes,
+        Err(Declined::No(refusal)) => Verdict::No(refusal.code),
+        Err(Declined::Failed(problem)) => Verdict::None(problem.code.as_str()),
+    };
+    let identifier = || question.purchase_token.as_str().into();
+    asked.end(&caller.tenant, identifier, verdict);
+    verified.map(axum::Json)
 }
 
 /// Google's real-time developer notifications, as Pub/Sub pushes them

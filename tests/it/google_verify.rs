@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use attesto::audit::Verifications;
 use attesto::clock::{Clock, Timestamp};
 use attesto::config::RateLimit;
 use attesto::crypto::keyring::{Keyring, MasterKey};
@@ -240,7 +241,8 @@ fn service(
         credential_ttl: Duration::from_mins(5),
     };
     let google = Google::new(database, keyring, changes, upstream, clock, settings);
-    let (router, _) = google::routes(google, callers).split_for_parts();
+    let unnoted = Verifications::unnoted(clock);
+    let (router, _) = google::routes(google, callers, unnoted).split_for_parts();
     Envelope::new(router, clock.clone(), Duration::from_secs(5))
 }
 

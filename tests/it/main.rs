@@ -9,6 +9,7 @@ mod apple_credentials;
 mod apple_notifications;
 mod apple_trust;
 mod apple_verify;
+mod audit;
 mod cli;
 mod database;
 mod dev;

@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use super::folder::Folder;
 use super::postgres::{Fresh, fresh_database};
+use super::shell::Shell;
 
 /// The app of every tenant that is not given another, in both stores.
 pub(crate) const APP: &str = "com.example.app";
@@ -250,9 +251,17 @@ impl World {
         .await
     }
 
-    /// Ends it in order.
-    pub(crate) async fn end(self) {
+    /// An administrator of this Attesto.
+    pub(crate) fn shell(&self) -> Shell {
+        Shell::default()
+            .set("DATABASE_URL", &self.fresh.url)
+            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]))
+    }
+
+    /// Ends it in order; its database stays.
+    pub(crate) async fn end(self) -> Fresh {
         self.serving.stop(Duration::from_secs(5)).await;
         self.simulator.stop().await;
+        self.fresh
     }
 }

@@ -4,8 +4,10 @@
 //! - [`folder`]: a folder that is gone when its test is
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 //! - [`receiver`]: a callback, good or bad
+//! - [`shell`]: the binary, run as an administrator runs it
 
 pub(crate) mod attesto;
 pub(crate) mod folder;
 pub(crate) mod postgres;
 pub(crate) mod receiver;
+pub(crate) mod shell;

@@ -1,0 +1,132 @@
+//! Every query on the validation log.
+
+use super::verifications::Row;
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::id::TenantId;
+
+/// The sealed key of that number.
+pub(super) async fn hash_key(database: &Database, number: i32) -> Result<Option<Vec<u8>>, Error> {
+    sqlx::query_scalar!(
+        "select key_enc from validation_audit_keys where number = $1",
+        number
+    )
+    .fetch_optional(database.pool())
+    .await
+}
+
+/// Adds the key of that number unless there is one, and returns the one there is.
+pub(super) async fn add_hash_key(
+    database: &Database,
+    number: i32,
+    sealed: &[u8],
+) -> Result<Vec<u8>, Error> {
+    sqlx::query!(
+        "insert into validation_audit_keys (number, key_enc) values ($1, $2) on conflict (number) do nothing",
+        number,
+        sealed
+    )
+    .execute(database.pool())
+    .await?;
+    sqlx::query_scalar!(
+        "select key_enc from validation_audit_keys where number = $1",
+        number
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Writes rows. One that is there already, because an earlier attempt's answer was lost, is not written again.
+pub(super) async fn insert(database: &Database, rows: &[Row]) -> Result<(), Error> {
+    let ids: Vec<_> = rows.iter().map(|row| row.id.as_str().to_owned()).collect();
+    let tenants: Vec<_> = rows.iter().map(|row| row.tenant.to_string()).collect();
+    let sources: Vec<_> = rows.iter().map(|row| row.source.to_owned()).collect();
+    let hashes: Vec<_> = rows.iter().map(|row| row.identifier_hash.clone()).collect();
+    let valid: Vec<_> = rows.iter().map(|row| row.valid).collect();
+    let codes: Vec<_> = rows
+        .iter()
+        .map(|row| row.error_code.unwrap_or_default().to_owned())
+        .collect();
+    let latencies: Vec<_> = rows.iter().map(|row| row.latency_ms).collect();
+    let moments: Vec<_> = rows
+        .iter()
+        .map(|row| time::OffsetDateTime::from(row.occurred_at))
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into validation_audit
+            (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at)
+        select row.id, row.tenant_id, row.source, row.identifier_hash, row.valid, nullif(row.error_code, ''),
+            row.latency_ms, row.occurred_at
+        from unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[], $6::text[], $7::integer[],
+                $8::timestamptz[])
+            as row (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at)
+        -- A tenant that an operator deleted by hand must not hold up the others' rows.
+        where exists (select from tenants where tenants.id = row.tenant_id)
+        on conflict (id) do nothing
+        "#,
+        &ids,
+        &tenants,
+        &sources,
+        &hashes,
+        &valid,
+        &codes,
+        &latencies,
+        &moments
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}
+
+/// A row as it is read.
+#[derive(Clone, Debug)]
+pub struct Noted {
+    /// The row's own id.
+    pub id: String,
+    /// Which store.
+    pub source: String,
+    /// See [`identifier`](super::identifier).
+    pub identifier_hash: Vec<u8>,
+    /// What the answer was.
+    pub valid: bool,
+    /// Why not.
+    pub error_code: Option<String>,
+    /// How long the answer took.
+    pub latency_ms: i32,
+    /// When it was asked.
+    pub occurred_at: Timestamp,
+}
+
+/// A tenant's verifications, newest first; only those of `hash` when one is given.
+pub async fn list(
+    database: &Database,
+    tenant: &TenantId,
+    hash: Option<&[u8]>,
+    limit: u32,
+) -> Result<Vec<Noted>, Error> {
+    let rows = sqlx::query!(
+        "select id, source, identifier_hash, valid, error_code, latency_ms, occurred_at \
+           from validation_audit \
+          where tenant_id = $1 and ($2::bytea is null or identifier_hash = $2) \
+          order by occurred_at desc, id desc \
+          limit $3",
+        tenant.as_str(),
+        hash,
+        i64::from(limit)
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Noted {
+            id: row.id,
+            source: row.source,
+            identifier_hash: row.identifier_hash,
+            valid: row.valid,
+            error_code: row.error_code,
+            latency_ms: row.latency_ms,
+            occurred_at: row.occurred_at.into(),
+        })
+        .collect())
+}

@@ -1,0 +1,120 @@
+//! `attesto audit`: what was asked, and what operators changed.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::context::{Context, Failure};
+use super::upload;
+use crate::audit::identifier::{HashKey, Identifier, NoHashKey};
+use crate::audit::store::{self, Noted};
+use crate::clock::Timestamp;
+use crate::crypto::token::hex;
+use crate::id::TenantId;
+use crate::tenants::store::{ChangeError, find_tenant};
+
+/// The commands of `attesto audit`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List a tenant's verifications, newest first; kept while `ENABLE_VALIDATION_AUDIT_LOG` is on
+    List(List),
+}
+
+/// Arguments of `list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    /// Whose: the tenant's id
+    tenant: TenantId,
+    /// How many at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    limit: u32,
+    /// Only those about this purchase: a file that holds its transaction id or purchase token, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    identifier_path: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    id: String,
+    tenant_id: TenantId,
+    source: String,
+    /// In hexadecimal.
+    identifier_hash: String,
+    valid: bool,
+    error_code: Option<String>,
+    latency_ms: i32,
+    occurred_at: Timestamp,
+}
+
+impl Shown {
+    fn of(tenant: &TenantId, row: Noted) -> Self {
+        Self {
+            id: row.id,
+            tenant_id: tenant.clone(),
+            source: row.source,
+            identifier_hash: hex(&row.identifier_hash),
+            valid: row.valid,
+            error_code: row.error_code,
+            latency_ms: row.latency_ms,
+            occurred_at: row.occurred_at,
+        }
+    }
+}
+
+/// Runs one of them.
+pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::List(arguments) => list(&arguments, context).await,
+    }
+}
+
+async fn list(arguments: &List, context: &Context) -> Result<(), Failure> {
+    let List {
+        tenant,
+        limit,
+        identifier_path,
+    } = arguments;
+    let database = context.database().await?;
+    let hash = match identifier_path {
+        None => None,
+        Some(path) => {
+            let bytes = upload::read(path)?;
+            let text = std::str::from_utf8(&bytes)
+                .map_err(|_| Failure::usage(format!("{} is not text.", path.display())))?;
+            let keyring = context.keyring_for(&database).await?;
+            let key = HashKey::load(&database, &keyring).await?;
+            // An editor's line end is not part of it.
+            Some(key.hash(tenant, Identifier::of(text.trim_end())))
+        }
+    };
+    let rows = store::list(&database, tenant, hash.as_deref(), *limit).await?;
+    // An empty log and a mistyped tenant are different answers.
+    if rows.is_empty() && find_tenant(&database, tenant).await?.is_none() {
+        return Err(ChangeError::NoTenant(tenant.clone()).into());
+    }
+    let rows: Vec<_> = rows.into_iter().map(|row| Shown::of(tenant, row)).collect();
+    let columns = [
+        "occurredAt",
+        "source",
+        "valid",
+        "errorCode",
+        "latencyMs",
+        "identifierHash",
+    ];
+    context.output.rows(
+        &rows,
+        &columns,
+        "No verifications were noted. ENABLE_VALIDATION_AUDIT_LOG=true keeps them from now on.",
+    )?;
+    Ok(())
+}
+
+impl From<NoHashKey> for Failure {
+    fn from(problem: NoHashKey) -> Self {
+        match problem {
+            NoHashKey::Database(error) => error.into(),
+            sealed @ NoHashKey::Sealed(_) => Self::refused(format!("{sealed}.")),
+        }
+    }
+}

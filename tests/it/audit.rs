@@ -1,0 +1,238 @@
+//! The validation log: a row for each verification, and nothing in it that could be used.
+
+use std::time::Duration;
+
+use attesto::audit::Verifications;
+use attesto::credentials::sealed::VALIDATION_AUDIT_KEY;
+use attesto::crypto::ExposeSecret as _;
+use attesto::simulator::Fault;
+use attesto::simulator::state::apple::NewTransaction;
+use attesto::simulator::state::google::NewSubscription;
+use serde_json::{Value, json};
+use sqlx::{Executor as _, Row as _};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::attesto::{APP, Tenant, World};
+
+const WANTED: [(&str, &str); 1] = [("ENABLE_VALIDATION_AUDIT_LOG", "true")];
+
+/// The tenant's rows, oldest first: source, valid, code.
+fn told(rows: &[Value]) -> Vec<(&str, bool, Option<&str>)> {
+    let told = rows.iter().rev().map(|row| {
+        (
+            row["source"].as_str().unwrap(),
+            row["valid"].as_bool().unwrap(),
+            row["errorCode"].as_str(),
+        )
+    });
+    told.collect()
+}
+
+async fn asks_google(world: &World, tenant: &Tenant, token: &str) -> u16 {
+    let question = json!({ "packageName": APP, "purchaseToken": token, "type": "subscription" });
+    world.verify("google", tenant, &question).await.status
+}
+
+#[tokio::test]
+async fn each_verification_leaves_a_row_and_the_last_are_written_before_stopping() {
+    let world = World::with(&WANTED).await;
+    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
+    let shell = world.shell();
+    let apple = world.simulator.apple();
+    let bought = apple.create(NewTransaction::default()).unwrap();
+    let id = bought.transaction_id.as_str();
+    let jws = apple.signed(id).expect("a JWS");
+    let token = "a-purchase-token";
+    let new = NewSubscription {
+        purchase_token: Some(token.to_owned()),
+        ..NewSubscription::default()
+    };
+    world.simulator.google().subscribe(new).unwrap();
+
+    let by_id = json!({ "transactionId": id });
+    assert_eq!(world.verify("apple", &tenant, &by_id).await.status, 200);
+    world.clock.advance(Duration::from_millis(1));
+    let signed = json!({ "signedTransaction": jws });
+    assert_eq!(world.verify("apple", &tenant, &signed).await.status, 200);
+    world.clock.advance(Duration::from_millis(1));
+    let unknown = json!({ "transactionId": "1999999999999999" });
+    assert_eq!(world.verify("apple", &tenant, &unknown).await.status, 200);
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!(asks_google(&world, &tenant, token).await, 200);
+    world.clock.advance(Duration::from_millis(1));
+    world
+        .simulator
+        .fault(Fault::at("google").status(500).times(0))
+        .unwrap();
+    assert_eq!(asks_google(&world, &tenant, token).await, 502);
+    // Not a question yet.
+    assert_eq!(world.verify("apple", &tenant, &json!({})).await.status, 400);
+    // Another tenant, the same purchase.
+    assert_eq!(world.verify("apple", &stranger, &by_id).await.status, 400);
+    let newest = world.clock.now();
+    let fresh = world.end().await;
+
+    let rows = shell.rows(&["audit", "list", tenant.id.as_str()]);
+    assert_eq!(
+        told(&rows),
+        [
+            ("apple", true, None),
+            ("apple", true, None),
+            ("apple", false, Some("TRANSACTION_NOT_FOUND")),
+            ("google", true, None),
+            ("google", false, Some("GOOGLE_API_ERROR")),
+        ]
+    );
+    assert_eq!(
+        rows[0]["occurredAt"],
+        newest.to_string(),
+        "when it was asked"
+    );
+    let hash = |row: usize| rows[rows.len() - 1 - row]["identifierHash"].clone();
+    assert_eq!(hash(0), hash(1), "an id, and a JWS of the same");
+    assert_eq!(hash(3), hash(4));
+    assert_ne!(hash(0), hash(2));
+    assert_eq!(hash(0).as_str().unwrap().len(), 64);
+
+    let theirs = shell.rows(&["audit:list", stranger.id.as_str()]);
+    assert_eq!(
+        told(&theirs),
+        [("apple", false, Some("CREDENTIALS_MISSING"))]
+    );
+    assert_ne!(theirs[0]["identifierHash"], hash(0), "each tenant's own");
+
+    let two = shell.rows(&["audit", "list", tenant.id.as_str(), "--limit", "2"]);
+    assert_eq!(two, rows[..2]);
+
+    // Whoever has the purchase and the key finds its rows.
+    let list = [
+        "audit",
+        "list",
+        tenant.id.as_str(),
+        "--identifier-path",
+        "-",
+    ];
+    let found = shell.run_with(&list, &format!("{token}\n")).rows();
+    assert_eq!(found, rows[..2]);
+
+    // Both columns of the contract, and nothing of the purchase anywhere.
+    let row = fresh
+        .database
+        .pool()
+        .fetch_one("select string_agg(a::text, ' ') as text, bool_and(occurred_at = created_at) as same from validation_audit a")
+        .await
+        .unwrap();
+    let text: String = row.get("text");
+    assert!(row.get::<bool, _>("same"));
+    assert!(!text.contains(id) && !text.contains(token), "{text}");
+}
+
+#[tokio::test]
+async fn nothing_is_kept_unless_it_is_wanted() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let shell = world.shell();
+    assert_eq!(asks_google(&world, &tenant, "unknown").await, 200);
+    world.end().await;
+    let list = ["audit", "list", tenant.id.as_str()];
+    assert_eq!(shell.rows(&list), Vec::<Value>::new());
+    let mistyped = tenant.id.as_str().replace("tenant_0", "tenant_1");
+    let ran = shell.run(&["audit", "list", &mistyped]);
+    assert_eq!(ran.exit, 1);
+    assert!(
+        ran.complained.contains("no such tenant"),
+        "{}",
+        ran.complained
+    );
+    assert_eq!(shell.run(&["audit", "list", "nobody"]).exit, 2);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_holds_nobody_up_and_is_written_later() {
+    let world = World::with(&WANTED).await;
+    let tenant = world.tenant().await;
+    let shell = world.shell();
+    let pool = world.database().pool();
+    pool.execute("alter table validation_audit rename to away")
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        assert_eq!(asks_google(&world, &tenant, "unknown").await, 200);
+    }
+    pool.execute("alter table away rename to validation_audit")
+        .await
+        .unwrap();
+    world.end().await;
+    let rows = shell.rows(&["audit", "list", tenant.id.as_str()]);
+    assert_eq!(rows.len(), 3, "{rows:?}");
+}
+
+/// Two processes that begin at once have one key, and a new encryption key changes nothing.
+#[tokio::test]
+async fn hashes_outlive_the_encryption_key() {
+    use attesto::audit::identifier::{HashKey, Identifier};
+
+    let world = World::new().await;
+    let tenant = world.stranger().await.id;
+    let (database, old) = (world.database(), world.keyring());
+    let (one, two) = tokio::join!(HashKey::load(database, old), HashKey::load(database, old));
+    let hash = |key: &HashKey| key.hash(&tenant, Identifier::of("token"));
+    let before = hash(&one.unwrap());
+    assert_eq!(before, hash(&two.unwrap()));
+
+    // What a rotation does: open with the old key, seal with the new one.
+    let new = Keys::with_new(2);
+    let sealed: Vec<u8> = sqlx::query_scalar("select key_enc from validation_audit_keys")
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+    let place = VALIDATION_AUDIT_KEY.of("1");
+    let opened = old.open(place, &sealed).unwrap();
+    sqlx::query("update validation_audit_keys set key_enc = $1")
+        .bind(new.seal(place, opened.expose_secret()))
+        .execute(database.pool())
+        .await
+        .unwrap();
+    assert_eq!(before, hash(&HashKey::load(database, &new).await.unwrap()));
+    let problem = HashKey::load(database, old).await.unwrap_err();
+    assert!(problem.to_string().contains("key 2"), "{problem}");
+    world.end().await;
+}
+
+struct Keys;
+
+impl Keys {
+    /// A ring with one key of this id.
+    fn with_new(id: u8) -> attesto::crypto::keyring::Keyring {
+        use attesto::crypto::keyring::{Keyring, MasterKey};
+        use base64::Engine as _;
+        use base64::engine::general_purpose::STANDARD;
+
+        let text = format!("{id}:{}", STANDARD.encode([id; 32]));
+        Keyring::new(MasterKey::parse(&text, None).unwrap(), Vec::new()).unwrap()
+    }
+}
+
+/// A tenant that is gone does not hold up the rows of the others.
+#[tokio::test]
+async fn a_row_that_has_no_place_any_more_is_left_out() {
+    use attesto::audit::Verdict;
+    use attesto::events::Source;
+    use attesto::id::TenantId;
+
+    let world = World::new().await;
+    let tenant = world.stranger().await.id;
+    let noted = Verifications::noted(world.database(), world.keyring(), &world.clock);
+    let gone = TenantId::mint(world.clock.now());
+    for whose in [&tenant, &gone, &tenant] {
+        let asked = noted.begin(Source::Google);
+        asked.end(whose, || "token".into(), Verdict::Yes);
+    }
+    let stop = CancellationToken::new();
+    stop.cancel();
+    noted.run(stop).await;
+    assert_eq!(noted.dropped(), 0);
+    let rows = world.shell().rows(&["audit", "list", tenant.as_str()]);
+    assert_eq!(rows.len(), 2);
+    world.end().await;
+}

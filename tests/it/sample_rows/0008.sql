@@ -1,0 +1,4 @@
+-- What a database may hold when the eighth migration has run: beside the rows of those before it. The change of a
+-- tenant writes the row of operator_audit.
+insert into validation_audit_keys (number, key_enc) values (1, '\x00');
+update tenants set name = 'Changed' where id = 'tenant_sample';

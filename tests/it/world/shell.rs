@@ -1,0 +1,72 @@
+//! The binary, run as an administrator runs it.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// Somebody who types `attesto …` in an environment that holds nothing but what is said here.
+#[derive(Clone, Default)]
+pub(crate) struct Shell {
+    environment: Vec<(String, String)>,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) exit: i32,
+    pub(crate) said: String,
+    pub(crate) complained: String,
+}
+
+impl Shell {
+    pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Ran {
+        self.run_with(words, "")
+    }
+
+    /// With `input` on its standard input.
+    pub(crate) fn run_with(&self, words: &[&str], input: &str) -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        // It may end without reading.
+        let _ = child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(input.as_bytes());
+        let output = child.wait_with_output().expect("it ends");
+        Ran {
+            exit: output.status.code().expect("it was not killed"),
+            said: String::from_utf8(output.stdout).expect("text"),
+            complained: String::from_utf8(output.stderr).expect("text"),
+        }
+    }
+
+    /// What a successful command says: JSON objects, one a line.
+    pub(crate) fn rows(&self, words: &[&str]) -> Vec<Value> {
+        self.run(words).rows()
+    }
+}
+
+impl Ran {
+    pub(crate) fn rows(&self) -> Vec<Value> {
+        assert_eq!((self.exit, self.complained.as_str()), (0, ""));
+        let lines = self.said.lines();
+        lines
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+}
