@@ -20,6 +20,7 @@ mod google_notifications;
 mod google_verify;
 mod migrations;
 mod openapi;
+mod receivers;
 mod secrets;
 mod serve;
 mod server_manners;

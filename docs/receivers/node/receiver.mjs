@@ -1,0 +1,125 @@
+// A receiver for Attesto's events. Node.js 18 or newer, nothing but its own modules.
+//
+//     ATTESTO_WEBHOOK_SECRET=whsec_... node receiver.mjs
+//
+// Settings, from the environment:
+//     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
+//     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
+//     EVENTS_DIR                       where events are kept for your own work (./events)
+//     HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+
+import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
+import { link, mkdir, open, unlink } from "node:fs/promises";
+import { createServer } from "node:http";
+import { join } from "node:path";
+
+const PATH = "/hooks/attesto";
+const WINDOW_SECONDS = 300;
+const MAX_BODY_BYTES = 4 * 1024 * 1024;
+
+/** Whether one of our secrets signed these bytes, within the last five minutes. `body` is a Buffer, not parsed. */
+export function isFromAttesto(secrets, header, body, now = Date.now() / 1000) {
+  let timestamp;
+  const given = [];
+  for (const part of header.split(",")) {
+    const at = part.indexOf("=");
+    const [name, value] = [part.slice(0, at).trim(), part.slice(at + 1).trim()];
+    if (name === "t") timestamp = value;
+    else if (name === "v1" && /^[0-9a-f]{64}$/.test(value)) given.push(Buffer.from(value, "hex"));
+  }
+  if (!/^[0-9]{1,12}$/.test(timestamp ?? "")) return false;
+  if (Math.abs(now - Number(timestamp)) > WINDOW_SECONDS) return false;
+  let fits = false;
+  for (const secret of secrets) {
+    const expected = createHmac("sha256", secret).update(`${timestamp}.`).update(body).digest();
+    for (const value of given) fits = timingSafeEqual(value, expected) || fits;
+  }
+  return fits;
+}
+
+/**
+ * Keeps an event for your own work. False when it is there already.
+ *
+ * A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+ * primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
+ */
+async function keep(folder, eventId, body) {
+  const draft = join(folder, `.draft-${randomUUID()}`);
+  const file = await open(draft, "wx", 0o600);
+  try {
+    await file.writeFile(body);
+    await file.sync();
+    await link(draft, join(folder, `${eventId}.json`));
+    return true;
+  } catch (problem) {
+    if (problem.code === "EEXIST") return false;
+    throw problem;
+  } finally {
+    await file.close();
+    await unlink(draft);
+  }
+}
+
+/** The body's bytes, or undefined when there are too many. */
+async function read(request) {
+  const chunks = [];
+  let length = 0;
+  for await (const chunk of request) {
+    length += chunk.length;
+    if (length > MAX_BODY_BYTES) return undefined;
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
+
+function eventIdOf(body) {
+  try {
+    const id = JSON.parse(body.toString("utf8"))?.eventId;
+    return typeof id === "string" && /^evt_[0-9A-Z]{26}$/.test(id) ? id : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+async function receive(request, secrets, folder) {
+  if (request.method !== "POST" || request.url.split("?")[0] !== PATH) return [404, { error: "not here" }];
+  const body = await read(request);
+  if (body === undefined) return [413, { error: "too long" }];
+  // The bytes as they arrived, before anything is parsed.
+  if (!isFromAttesto(secrets, request.headers["x-attesto-signature"] ?? "", body)) {
+    return [401, { error: "not signed by Attesto" }];
+  }
+  const eventId = eventIdOf(body);
+  if (eventId === undefined) return [400, { error: "no event" }];
+  return [200, { eventId, isNew: await keep(folder, eventId, body) }];
+}
+
+const { ATTESTO_WEBHOOK_SECRET, ATTESTO_WEBHOOK_SECRET_PREVIOUS, EVENTS_DIR, HOST, PORT } = process.env;
+const secrets = [ATTESTO_WEBHOOK_SECRET, ATTESTO_WEBHOOK_SECRET_PREVIOUS].filter(Boolean);
+if (secrets.length === 0) {
+  console.error("set ATTESTO_WEBHOOK_SECRET to what `attesto webhook set-config` printed");
+  process.exit(1);
+}
+const folder = EVENTS_DIR ?? "events";
+await mkdir(folder, { recursive: true });
+
+const server = createServer(async (request, response) => {
+  let answer;
+  try {
+    answer = await receive(request, secrets, folder);
+  } catch (problem) {
+    // Attesto sends it again.
+    console.error("cannot keep an event:", problem.message);
+    answer = [500, { error: "cannot keep it" }];
+  }
+  const [status, content] = answer;
+  // What was not read cannot be followed by another request.
+  const manners = status === 413 || status === 404 ? { Connection: "close" } : {};
+  response.writeHead(status, { "Content-Type": "application/json", ...manners });
+  response.end(JSON.stringify(content));
+});
+server.requestTimeout = 10_000;
+server.listen(Number(PORT ?? 3000), HOST ?? "127.0.0.1", () => {
+  const { address, port } = server.address();
+  console.log(`listening on http://${address}:${port}${PATH}`);
+});

@@ -1,0 +1,125 @@
+<?php
+
+/**
+ * A receiver for Attesto's events. PHP 8.1 or newer, nothing but its standard extensions.
+ *
+ *     ATTESTO_WEBHOOK_SECRET=whsec_... php -S 127.0.0.1:3000 receiver.php
+ *
+ * That is PHP's own small server, for trying it; in production your web server calls this file for /hooks/attesto.
+ *
+ * Settings, from the environment:
+ *     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
+ *     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
+ *     EVENTS_DIR                       where events are kept for your own work (./events); not below your web root
+ */
+
+declare(strict_types=1);
+
+const PATH = '/hooks/attesto';
+const WINDOW_SECONDS = 300;
+const MAX_BODY_BYTES = 4 * 1024 * 1024;
+
+/** Whether one of our secrets signed these bytes, within the last five minutes. */
+function is_from_attesto(array $secrets, string $header, string $body, ?int $now = null): bool
+{
+    $timestamp = '';
+    $given = [];
+    foreach (explode(',', $header) as $part) {
+        [$name, $value] = array_pad(explode('=', trim($part), 2), 2, '');
+        if ($name === 't') {
+            $timestamp = $value;
+        } elseif ($name === 'v1') {
+            $given[] = $value;
+        }
+    }
+    if (preg_match('/\A[0-9]{1,12}\z/', $timestamp) !== 1) {
+        return false;
+    }
+    if (abs(($now ?? time()) - (int) $timestamp) > WINDOW_SECONDS) {
+        return false;
+    }
+    $fits = false;
+    foreach ($secrets as $secret) {
+        $expected = hash_hmac('sha256', $timestamp . '.' . $body, $secret);
+        foreach ($given as $value) {
+            $fits = hash_equals($expected, $value) || $fits;
+        }
+    }
+    return $fits;
+}
+
+/**
+ * Keeps an event for your own work. False when it is there already.
+ *
+ * A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+ * primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
+ */
+function keep(string $folder, string $eventId, string $body): bool
+{
+    $target = "$folder/$eventId.json";
+    $draft = $folder . '/.draft-' . bin2hex(random_bytes(16));
+    try {
+        $file = @fopen($draft, 'xb');
+        if ($file === false) {
+            throw new RuntimeException("cannot write into $folder");
+        }
+        if (fwrite($file, $body) !== strlen($body) || !fsync($file) || !fclose($file)) {
+            throw new RuntimeException("cannot write $draft");
+        }
+        if (@link($draft, $target)) {
+            return true;
+        }
+        clearstatcache();
+        if (is_file($target)) {
+            return false;
+        }
+        throw new RuntimeException("cannot write $target");
+    } finally {
+        @unlink($draft);
+    }
+}
+
+/** The status and the content of the answer. */
+function receive(array $secrets, string $folder): array
+{
+    $target = explode('?', $_SERVER['REQUEST_URI'] ?? '')[0];
+    if (($_SERVER['REQUEST_METHOD'] ?? '') !== 'POST' || $target !== PATH) {
+        return [404, ['error' => 'not here']];
+    }
+    // The bytes as they arrived, before anything is parsed; one more than may be, to see that there are too many.
+    $body = (string) file_get_contents('php://input', false, null, 0, MAX_BODY_BYTES + 1);
+    if (strlen($body) > MAX_BODY_BYTES) {
+        return [413, ['error' => 'too long']];
+    }
+    if (!is_from_attesto($secrets, $_SERVER['HTTP_X_ATTESTO_SIGNATURE'] ?? '', $body)) {
+        return [401, ['error' => 'not signed by Attesto']];
+    }
+    $event = json_decode($body, true);
+    $eventId = is_array($event) ? ($event['eventId'] ?? null) : null;
+    if (!is_string($eventId) || preg_match('/\Aevt_[0-9A-Z]{26}\z/', $eventId) !== 1) {
+        return [400, ['error' => 'no event']];
+    }
+    try {
+        return [200, ['eventId' => $eventId, 'isNew' => keep($folder, $eventId, $body)]];
+    } catch (RuntimeException $problem) {
+        // Attesto sends it again.
+        error_log("cannot keep $eventId: " . $problem->getMessage());
+        return [500, ['error' => 'cannot keep it']];
+    }
+}
+
+$secrets = array_values(array_filter([
+    (string) getenv('ATTESTO_WEBHOOK_SECRET'),
+    (string) getenv('ATTESTO_WEBHOOK_SECRET_PREVIOUS'),
+], fn (string $secret): bool => $secret !== ''));
+$folder = getenv('EVENTS_DIR') ?: 'events';
+if ($secrets === []) {
+    error_log('set ATTESTO_WEBHOOK_SECRET to what `attesto webhook set-config` printed');
+    [$status, $content] = [500, ['error' => 'not set up']];
+} else {
+    is_dir($folder) || @mkdir($folder, 0700, true);
+    [$status, $content] = receive($secrets, $folder);
+}
+http_response_code($status);
+header('Content-Type: application/json');
+echo json_encode($content);

@@ -1,0 +1,626 @@
+//! The receivers that others copy (`docs/receivers`), run and sent what Attesto sends: by its own sender, signed by its
+//! own signer.
+//!
+//! The one in Rust is compiled into this file. Each of the others needs its language on this machine; where that is
+//! missing, the test says so on stderr and passes.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::guard::{AllowList, Guard};
+use attesto::deliveries::sender::Attempt;
+use attesto::deliveries::{Outcome, Sender, SenderSettings, signature};
+use attesto::events::{NewEvent, Source, Word};
+use attesto::id::{DeliveryId, EventId};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::world::folder::Folder;
+use crate::world::receiver::Receiver;
+
+#[path = "../../docs/receivers/rust/src/main.rs"]
+mod rust;
+
+/// For those who copy it.
+const _: fn() -> std::io::Result<()> = rust::main;
+
+/// The first line of a receiver says where it is. A Java that compiles its source takes its time.
+const STARTING: Duration = Duration::from_mins(1);
+
+/// Starts `$@` and ends it when we let go of the pipe, however we end.
+const KEEPER: &str = r#"
+"$@" 2>&1 </dev/null &
+pid=$!
+read -r _
+kill "$pid"
+wait "$pid" 2>/dev/null
+"#;
+
+/// A language.
+struct Language {
+    name: &'static str,
+    /// Succeeds where the receiver can run.
+    probe: &'static [&'static str],
+    /// The command that runs it. `{file}` is the receiver, `{folder}` one for what is built, `{host}` and `{port}` are
+    /// for who does not read them from the environment.
+    run: &'static [&'static str],
+    /// The command that builds it before.
+    build: &'static [&'static str],
+    file: &'static str,
+}
+
+const PYTHON: Language = Language {
+    name: "python",
+    probe: &[
+        "python3",
+        "-c",
+        "import sys; sys.exit(sys.version_info < (3, 9))",
+    ],
+    run: &["python3", "-B", "{file}"],
+    build: &[],
+    file: "receiver.py",
+};
+const NODE: Language = Language {
+    name: "node",
+    probe: &[
+        "node",
+        "-e",
+        "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)",
+    ],
+    run: &["node", "{file}"],
+    build: &[],
+    file: "receiver.mjs",
+};
+const GO: Language = Language {
+    name: "go",
+    probe: &["go", "version"],
+    run: &["{folder}/receiver"],
+    build: &["go", "build", "-o", "{folder}/receiver", "{file}"],
+    file: "receiver.go",
+};
+const RUBY: Language = Language {
+    name: "ruby",
+    probe: &["ruby", "-ropenssl", "-e", "exit RUBY_VERSION >= '3.0'"],
+    run: &["ruby", "-w", "{file}"],
+    build: &[],
+    file: "receiver.rb",
+};
+const PHP: Language = Language {
+    name: "php",
+    probe: &["php", "-r", "exit(PHP_VERSION_ID < 80100 ? 1 : 0);"],
+    run: &["php", "-S", "{host}:{port}", "{file}"],
+    build: &[],
+    file: "receiver.php",
+};
+const JAVA: Language = Language {
+    name: "java",
+    // Only a JDK has it; it refuses a release it does not know.
+    probe: &["javac", "--release", "17", "--version"],
+    run: &["java", "-XX:TieredStopAtLevel=1", "{file}"],
+    build: &[],
+    file: "Receiver.java",
+};
+
+/// A receiver that runs, and where it keeps what it was sent. It ends when dropped.
+struct Running {
+    url: String,
+    events: Folder,
+    _building: Option<Folder>,
+    _keeper: Option<Child>,
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+/// Made anew for every run.
+struct Known {
+    current: SigningSecret,
+    previous: SigningSecret,
+    stranger: SigningSecret,
+}
+
+impl Known {
+    fn new() -> Self {
+        // One as Attesto makes it, one as somebody may choose it, with all that an environment can hold.
+        let chosen = format!("{}=, ü \"'$x\\ %s", EventId::mint(now()));
+        Self {
+            current: SigningSecret::generate(),
+            previous: SigningSecret::parse(&chosen).expect("a good secret"),
+            stranger: SigningSecret::generate(),
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    Clock::system().now()
+}
+
+impl Language {
+    /// `None` where the language is missing.
+    async fn start(&self, known: &Known) -> Option<Running> {
+        let probed = Command::new(self.probe[0])
+            .args(&self.probe[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if !probed.await.is_ok_and(|status| status.success()) {
+            // Past the capture of a test's output: a test that did not run should be seen.
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED receivers::{}: `{}` is missing or too old on this machine",
+                self.name,
+                self.probe[0]
+            );
+            return None;
+        }
+
+        let (events, building) = (Folder::new(), Folder::new());
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("docs/receivers")
+            .join(self.name)
+            .join(self.file);
+        let (host, port) = free_address();
+        let filled = |word: &&str| {
+            word.replace("{file}", &file.display().to_string())
+                .replace("{folder}", &building.display().to_string())
+                .replace("{host}", &host.to_string())
+                .replace("{port}", &port.to_string())
+        };
+        if let Some((program, rest)) = self.build.split_first() {
+            let built = Command::new(program)
+                .args(rest.iter().map(filled))
+                .stdin(Stdio::null())
+                .output()
+                .await
+                .expect("it runs");
+            let said = String::from_utf8_lossy(&built.stderr);
+            assert!(built.status.success(), "{}: {said}", self.name);
+        }
+        let mut keeper = Command::new("/bin/sh")
+            .args(["-c", KEEPER, "keeper"])
+            .args(self.run.iter().map(filled))
+            .env("ATTESTO_WEBHOOK_SECRET", known.current.expose())
+            .env("ATTESTO_WEBHOOK_SECRET_PREVIOUS", known.previous.expose())
+            .env("EVENTS_DIR", &*events)
+            .env("HOST", host.to_string())
+            .env("PORT", port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell runs");
+        let mut said = BufReader::new(keeper.stdout.take().expect("piped")).lines();
+        let here = format!("http://{host}:{port}");
+        let listening = async {
+            let mut heard = String::new();
+            loop {
+                match said.next_line().await.expect("it writes text") {
+                    Some(line) if line.contains(&here) => return,
+                    Some(line) => heard = heard + &line + "\n",
+                    None => panic!("{} does not start: {heard}", self.name),
+                }
+            }
+        };
+        timeout(STARTING, listening)
+            .await
+            .expect("it says where it listens");
+        // It must be able to go on speaking.
+        let task = tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+        Some(Running {
+            url: format!("{here}/hooks/attesto"),
+            events,
+            _building: Some(building),
+            _keeper: Some(keeper),
+            _task: Some(AbortOnDropHandle::new(task)),
+        })
+    }
+}
+
+/// A port that is free at an address of its own, where nobody takes it before the receiver does.
+fn free_address() -> (Ipv4Addr, u16) {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, 64 | (a & 63), b, c.max(1));
+    let listener = [own, Ipv4Addr::LOCALHOST]
+        .into_iter()
+        .find_map(|host| TcpListener::bind((host, 0)).ok())
+        .expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    match address.ip() {
+        std::net::IpAddr::V4(host) => (host, address.port()),
+        std::net::IpAddr::V6(_) => unreachable!("it was bound to IPv4"),
+    }
+}
+
+async fn start_rust(known: &Known) -> Running {
+    let events = Folder::new();
+    let secrets = [&known.current, &known.previous].map(|secret| secret.expose().to_owned());
+    let receiver = rust::receiver(secrets.to_vec(), events.to_path_buf());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let task = tokio::spawn(async { axum::serve(listener, receiver).await.expect("it serves") });
+    Running {
+        url: format!("http://{address}/hooks/attesto"),
+        events,
+        _building: None,
+        _keeper: None,
+        _task: Some(AbortOnDropHandle::new(task)),
+    }
+}
+
+impl Running {
+    /// Sends as the dispatcher does, at that moment; gives the status and whether the receiver calls the event new.
+    async fn send(
+        &self,
+        secrets: &Secrets,
+        at: Timestamp,
+        id: &EventId,
+        body: &str,
+    ) -> (u16, Option<bool>) {
+        let clock = Clock::fixed(at);
+        let settings = SenderSettings::new(Duration::from_secs(10), Guard::new(true));
+        let sender = Sender::new(settings, &clock).expect("a sender");
+        let attempt = Attempt {
+            delivery: DeliveryId::mint(at),
+            event: id.clone(),
+            word: "subscription.renewed".to_owned(),
+            number: 1,
+            url: self.url.clone(),
+            body: body.to_owned().into(),
+            secrets: Arc::new(secrets.clone()),
+            allowed: Arc::new(AllowList::default()),
+        };
+        let outcome = sender.send(&attempt).await;
+        let said = outcome.excerpt().unwrap_or_default();
+        let said: Value = serde_json::from_str(said).unwrap_or_default();
+        let code = outcome.code().unwrap_or_else(|| match &outcome {
+            Outcome::Refused { detail, .. } | Outcome::NotAttempted { detail, .. } => {
+                panic!("no answer: {detail}")
+            }
+            Outcome::Delivered { .. } => unreachable!("it has a code"),
+        });
+        (code, said["isNew"].as_bool())
+    }
+
+    /// Sends with this signature as it is, and gives the status.
+    async fn send_signed(&self, signature: Option<&[u8]>, body: &[u8]) -> u16 {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let mut request = client.post(&self.url).body(body.to_vec());
+        if let Some(signature) = signature {
+            request = request.header("X-Attesto-Signature", signature);
+        }
+        request.send().await.unwrap().status().as_u16()
+    }
+
+    /// What it keeps, by name.
+    fn kept(&self) -> Vec<(String, String)> {
+        let files = std::fs::read_dir(&*self.events).unwrap();
+        let mut kept: Vec<_> = files
+            .map(|file| {
+                let file = file.unwrap();
+                let name = file.file_name().into_string().unwrap();
+                (name, std::fs::read_to_string(file.path()).unwrap())
+            })
+            .collect();
+        kept.sort();
+        kept
+    }
+}
+
+fn event() -> (EventId, String) {
+    let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+    let (now, id) = (now(), EventId::mint(now()));
+    let event = NewEvent {
+        tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().unwrap(),
+        source: Source::Google,
+        external_id: "12345678901234567890".to_owned(),
+        word: Word::SubscriptionRenewed,
+        reason: None,
+        platform_event: "google.subscription.2".to_owned(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: Some("grüße \u{1f600} \u{2028}".to_owned()),
+        data: raw(
+            r#"{"eventId":"evt_00000000000000000000000000","n":123456789012345678901234567890}"#,
+        ),
+        raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
+    };
+    let body = event.body(&id, now);
+    (id, body)
+}
+
+/// Everything that a receiver must take, and everything that it must not.
+async fn examine(receiver: &Running, known: &Known) {
+    // Only the first of all tests installs it.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut expected = takes_what_is_ours_once(receiver, known).await;
+    refuses_strangers(receiver, known).await;
+    refuses_the_malformed(receiver, known).await;
+    expected.sort();
+    assert_eq!(receiver.kept(), expected);
+
+    // What cannot be kept is not taken for received.
+    let (id, body) = event();
+    std::fs::remove_dir_all(&*receiver.events).unwrap();
+    std::fs::write(&*receiver.events, "in the way").unwrap();
+    let current = Secrets::from(known.current.clone());
+    let sent = receiver.send(&current, now(), &id, &body).await;
+    assert_eq!(sent, (500, None));
+    std::fs::remove_file(&*receiver.events).unwrap();
+}
+
+/// Gives what it must have kept then.
+async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(String, String)> {
+    let now = now();
+    let alone = |secret: &SigningSecret| Secrets::from(secret.clone());
+    let rotating = |newest: &SigningSecret, previous: &SigningSecret| Secrets {
+        newest: newest.clone(),
+        previous: vec![previous.clone()],
+    };
+    let mut expected = Vec::new();
+    // By what it knows, alone or beside what it does not know, well within five minutes.
+    let window = Duration::from_mins(4);
+    let current = alone(&known.current);
+    for (secrets, at) in [
+        (current.clone(), now),
+        (alone(&known.previous), now),
+        (rotating(&known.current, &known.previous), now),
+        (rotating(&known.stranger, &known.current), now),
+        (rotating(&known.previous, &known.stranger), now),
+        (current.clone(), now.minus(window)),
+        (current.clone(), now.plus(window)),
+    ] {
+        let (id, body) = event();
+        let sent = receiver.send(&secrets, at, &id, &body).await;
+        assert_eq!(sent, (200, Some(true)));
+        // A redelivery.
+        let again = receiver.send(&current, now, &id, &body).await;
+        assert_eq!(again, (200, Some(false)));
+        expected.push((format!("{id}.json"), body));
+    }
+
+    // One that comes several times at once is new once.
+    let (id, body) = event();
+    let repeats = (0..8).map(|_| receiver.send(&current, now, &id, &body));
+    let answers = futures_util::future::join_all(repeats).await;
+    assert!(answers.iter().all(|(status, _)| *status == 200));
+    let new = answers.iter().filter(|(_, is_new)| *is_new == Some(true));
+    assert_eq!(new.count(), 1, "{answers:?}");
+    expected.push((format!("{id}.json"), body));
+    expected
+}
+
+/// Signed by nobody it knows, too old, too new; and what somebody in between changed or made up.
+async fn refuses_strangers(receiver: &Running, known: &Known) {
+    let (now, beyond) = (now(), Duration::from_secs(400));
+    let current = Secrets::from(known.current.clone());
+    for (secrets, at) in [
+        (known.stranger.clone().into(), now),
+        (current.clone(), now.minus(beyond)),
+        (current.clone(), now.plus(beyond)),
+    ] {
+        let (id, body) = event();
+        let sent = receiver.send(&secrets, at, &id, &body).await;
+        assert_eq!(sent, (401, None));
+    }
+
+    let (id, body) = event();
+    let good = signature::sign(&current, id.as_str(), now.seconds(), body.as_bytes()).attesto;
+    for tampered in [
+        body.replace("renewed", "revoked"),
+        format!("{body} "),
+        body[..body.len() - 1].to_owned(),
+        " ".to_owned(),
+    ] {
+        let status = receiver.send_signed(Some(good.as_bytes()), tampered.as_bytes());
+        assert_eq!(status.await, 401, "{tampered:?}");
+    }
+    let (moment, mac) = good.split_once(',').unwrap();
+    let later = format!("t={}", now.seconds() + 1);
+    let forged = [
+        String::new(),
+        "nonsense".to_owned(),
+        ",=,,t,v1,=".to_owned(),
+        moment.to_owned(),
+        mac.to_owned(),
+        format!("{later},{mac}"),
+        format!("{good},{later}"),
+        format!("{moment},v0={}", &mac[3..]),
+        format!("{moment},v1="),
+        format!("{moment},{}", &mac[..mac.len() - 1]),
+        format!("{moment},{}", &mac[..mac.len() - 2]),
+        format!("{moment},{mac}00"),
+        format!("t=,{mac}"),
+        format!("t=+{},{mac}", now.seconds()),
+        format!("t={}.0,{mac}", now.seconds()),
+        format!("t=99999999999999999999999999,{mac}"),
+        format!("t=NaN,{mac}"),
+    ];
+    for header in forged {
+        let status = receiver.send_signed(Some(header.as_bytes()), body.as_bytes());
+        assert_eq!(status.await, 401, "{header:?}");
+    }
+    let odd = [moment.as_bytes(), b",v1=\xff\xfe"].concat();
+    for header in [None, Some(odd.as_slice())] {
+        let status = receiver.send_signed(header, body.as_bytes()).await;
+        assert_eq!(status, 401, "{header:?}");
+    }
+}
+
+/// Well signed, and no event.
+async fn refuses_the_malformed(receiver: &Running, known: &Known) {
+    let secrets = Secrets::from(known.current.clone());
+    for body in [
+        " ",
+        "[]",
+        "null",
+        "no json",
+        "{}",
+        r#"{"eventId":7}"#,
+        r#"{"eventId":"../../etc/passwd"}"#,
+        r#"{"eventId":"evt_../4T5W6X7Y8Z9A0B1C2D3E012"}"#,
+    ] {
+        let signed = signature::sign(&secrets, "", now().seconds(), body.as_bytes());
+        let signature = signed.attesto.into_bytes();
+        let status = receiver.send_signed(Some(&signature), body.as_bytes());
+        assert_eq!(status.await, 400, "{body:?}");
+    }
+}
+
+async fn run(language: Language) {
+    let known = Known::new();
+    if let Some(receiver) = language.start(&known).await {
+        examine(&receiver, &known).await;
+    }
+}
+
+#[tokio::test]
+async fn rust_takes_what_is_ours_once_and_nothing_else() {
+    let known = Known::new();
+    examine(&start_rust(&known).await, &known).await;
+}
+
+#[tokio::test]
+async fn python_takes_what_is_ours_once_and_nothing_else() {
+    run(PYTHON).await;
+}
+
+#[tokio::test]
+async fn node_takes_what_is_ours_once_and_nothing_else() {
+    run(NODE).await;
+}
+
+#[tokio::test]
+async fn go_takes_what_is_ours_once_and_nothing_else() {
+    run(GO).await;
+}
+
+#[tokio::test]
+async fn ruby_takes_what_is_ours_once_and_nothing_else() {
+    run(RUBY).await;
+}
+
+#[tokio::test]
+async fn php_takes_what_is_ours_once_and_nothing_else() {
+    run(PHP).await;
+}
+
+#[tokio::test]
+async fn java_takes_what_is_ours_once_and_nothing_else() {
+    run(JAVA).await;
+}
+
+/// The libraries of Standard Webhooks in Python and JavaScript, each with what its own users would write. On stdin: what
+/// arrived.
+const LIBRARIES: [(&str, &[&str]); 2] = [
+    (
+        "python",
+        &[
+            "venv/bin/python",
+            "-c",
+            "
+import json, sys
+from standardwebhooks import Webhook
+given = json.load(sys.stdin)
+event = Webhook(given['secret']).verify(given['body'], given['headers'])
+print(event['eventId'])
+",
+        ],
+    ),
+    (
+        "node",
+        &[
+            "node",
+            "-e",
+            "
+const { Webhook } = require('./node_modules/standardwebhooks');
+const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));
+console.log(new Webhook(given.secret).verify(given.body, given.headers).eventId);
+",
+        ],
+    ),
+];
+
+/// `bin/test-standard-webhooks` fetches the libraries and runs this.
+#[tokio::test]
+#[ignore = "needs packages of other languages; bin/test-standard-webhooks fetches them and runs it"]
+async fn libraries_of_standard_webhooks_take_what_we_send() {
+    let folder = attesto::config::environment("STANDARD_WEBHOOKS").expect("set by the script");
+    let catcher = Receiver::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let running = Running {
+        url: catcher.url(),
+        events: Folder::new(),
+        _building: None,
+        _keeper: None,
+        _task: None,
+    };
+    let known = Known::new();
+    let secrets = Secrets {
+        newest: known.current.clone(),
+        previous: vec![known.previous.clone()],
+    };
+    let (id, body) = event();
+    // What a library is given for a secret that somebody chose.
+    let chosen = format!("whsec_{}", STANDARD.encode(known.previous.expose()));
+    let stranger = known.stranger.expose().to_owned();
+    for (secret, at, changed, accepted) in [
+        (known.current.expose(), now(), false, true),
+        (&chosen, now(), false, true),
+        (&stranger, now(), false, false),
+        (known.current.expose(), now(), true, false),
+        (
+            known.current.expose(),
+            now().minus(Duration::from_secs(400)),
+            false,
+            false,
+        ),
+    ] {
+        running.send(&secrets, at, &id, &body).await;
+        let received = catcher.requests().pop().unwrap();
+        let mut body = String::from_utf8(received.body).unwrap();
+        if changed {
+            body = body.replace("renewed", "revoked");
+        }
+        let given = json!({"secret": secret, "headers": received.headers, "body": body});
+        for (name, command) in LIBRARIES {
+            let mut program = Command::new(match command[0] {
+                "node" => "node".into(),
+                inside => Path::new(&folder).join(inside),
+            });
+            program
+                .args(&command[1..])
+                .current_dir(&folder)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut child = program.spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            stdin.write_all(given.to_string().as_bytes()).await.unwrap();
+            drop(stdin);
+            let output = child.wait_with_output().await.unwrap();
+            let (said, complaint) = (
+                String::from_utf8(output.stdout).unwrap(),
+                String::from_utf8_lossy(&output.stderr),
+            );
+            let expected = if accepted { id.as_str() } else { "" };
+            assert_eq!(said.trim(), expected, "{name}: {complaint}");
+            assert_eq!(
+                complaint.contains("WebhookVerificationError"),
+                !accepted,
+                "{name}: {complaint}"
+            );
+        }
+    }
+}
