@@ -8,7 +8,9 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::context::{Context, Failure};
 use super::output::Format;
-use super::{apple, audit, dev, google, key, migrate, serve, simulator, spelling, tenant, webhook};
+use super::{
+    apple, audit, dev, google, health, key, migrate, serve, simulator, spelling, tenant, webhook,
+};
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
 #[derive(Debug, Parser)]
@@ -69,6 +71,8 @@ enum Command {
     /// What was asked, and what operators changed
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Ask a running service whether it lives, or whether it can serve
+    Health(health::Args),
     /// Run only the simulated stores
     Simulator(simulator::Args),
 }
@@ -122,6 +126,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Google(command) => google::run(command, context).await,
         Command::Webhook(command) => webhook::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
+        Command::Health(args) => health::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
     }
 }

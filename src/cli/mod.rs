@@ -11,6 +11,7 @@
 //! - [`duration`]: how long, as people write it
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
+//! - [`health`]: asks what runs
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`audit`]: what was asked
 
@@ -21,6 +22,7 @@ pub mod context;
 pub mod dev;
 pub mod duration;
 pub mod google;
+pub mod health;
 pub mod key;
 pub mod migrate;
 pub mod output;

@@ -10,6 +10,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::context::{Context, Failure};
 use crate::simulator::{Simulator, SimulatorOptions};
 
+/// The name of the root certificate's file in the simulator's folder.
+const ROOT_FILE: &str = "root.pem";
+
 /// The arguments of `attesto simulator`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -21,7 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
 
-    /// Keep keys and purchases in this folder, and find them again at the next start
+    /// Keep keys and purchases in this folder, and find them again at the next start; the root certificate to trust is put
+    /// there as root.pem
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
@@ -31,6 +35,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let bind = SocketAddr::new(args.bind, args.port);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let folder = args.folder.clone();
     let options = SimulatorOptions {
         bind,
         folder: args.folder,
@@ -44,6 +49,12 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             _ => format!("the simulated stores cannot start: {error}"),
         })
     })?;
+    if let Some(folder) = folder {
+        // No secret: it is there for an Attesto in the next container, which starts when it finds the file.
+        std::fs::write(folder.join(ROOT_FILE), simulator.apple_root_pem()).map_err(|error| {
+            Failure::refused(format!("cannot write {ROOT_FILE} into the folder: {error}"))
+        })?;
+    }
     let urls = json!({
         "control": simulator.control_url().as_str(),
         "appleProduction": simulator.apple_production_url().as_str(),

@@ -1,6 +1,6 @@
 //! What the service runs with, read from the texts it was given.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,10 +47,31 @@ pub struct Listen {
 }
 
 impl Listen {
+    /// Only this setting, for who looks for a service on this machine rather than to run one.
+    pub fn parse(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = Reader {
+            raw,
+            problems: Vec::new(),
+        };
+        let listen = reader.listen();
+        if reader.problems.is_empty() {
+            Ok(listen)
+        } else {
+            Err(reader.problems)
+        }
+    }
+
     /// The address and port to try first.
     pub fn socket(&self) -> SocketAddr {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
+    }
+
+    /// Where somebody on this machine finds it: at loopback when it listens everywhere.
+    pub fn nearby(&self) -> SocketAddr {
+        let listening = self.address.filter(|address| !address.is_unspecified());
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        SocketAddr::new(listening.unwrap_or(loopback), self.port)
     }
 }
 
@@ -590,6 +611,29 @@ mod tests {
         assert!(settings.log.classes_only && !settings.webhooks.dispatch);
         let both = parse(&[], &[("NODE_ENV", "production"), ("ATTESTO_ENV", "test")]);
         assert_eq!(both.expect("good").mode, Mode::Test);
+    }
+
+    #[test]
+    fn a_service_that_listens_everywhere_is_found_at_loopback() {
+        for (given, nearby) in [
+            (vec![], "127.0.0.1:8080"),
+            (vec![("BIND_ADDRESS", "[::]")], "127.0.0.1:8080"),
+            (
+                vec![("BIND_ADDRESS", "0.0.0.0"), ("PORT", "9000")],
+                "127.0.0.1:9000",
+            ),
+            (vec![("BIND_ADDRESS", "[::1]")], "[::1]:8080"),
+            (vec![("BIND_ADDRESS", "10.1.2.3")], "10.1.2.3:8080"),
+        ] {
+            let given: Vec<_> = given
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+                .collect();
+            let listen = Listen::parse(&Raw::new(given, &|_| None)).expect("these are good");
+            assert_eq!(listen.nearby(), nearby.parse().unwrap());
+        }
+        let bad = Raw::new([("PORT".to_owned(), "x".to_owned())], &|_| None);
+        assert_eq!(Listen::parse(&bad).unwrap_err().len(), 1);
     }
 
     #[test]

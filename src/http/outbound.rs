@@ -145,7 +145,7 @@ async fn once(request: reqwest::RequestBuilder) -> Result<Answer, SendError> {
 }
 
 /// The innermost cause says "connection refused" where the outer ones say "error sending request".
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -18,6 +18,7 @@ mod every_route;
 mod google_credentials;
 mod google_notifications;
 mod google_verify;
+mod health_command;
 mod migrations;
 mod openapi;
 mod receivers;

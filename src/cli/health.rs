@@ -1,0 +1,144 @@
+//! `attesto health`: asks a running service whether it lives, or whether it can serve.
+//!
+//! For where there is no `curl`: a container's health check, a unit of systemd, a script that waits. It reads neither the
+//! database nor a secret; without `--url` it asks where `PORT` and `BIND_ADDRESS` say that the service of this machine
+//! listens.
+
+use std::time::Duration;
+
+use reqwest::Url;
+use serde_json::{Value, json};
+
+use super::context::{Context, Failure};
+use crate::config::{Listen, Raw};
+use crate::http::outbound;
+
+/// The arguments of `attesto health`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the service is
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Where the service is [default: where PORT and BIND_ADDRESS say, on this machine]"
+    )]
+    url: Option<Url>,
+
+    /// Ask /ready instead of /health: whether it can serve, not only whether it lives
+    #[arg(long)]
+    ready: bool,
+
+    /// How many seconds the answer may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
+    timeout: u64,
+}
+
+/// Runs the command: exit 0 when the service says 200, else 1 and a line that says why.
+pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let mut url = match args.url {
+        Some(url) => url,
+        None => here(context)?,
+    };
+    // A password is nothing to print, and what stands behind the path belongs to another question.
+    if !matches!(url.scheme(), "http" | "https") || url.username() != "" || url.password().is_some()
+    {
+        return Err(Failure::usage(
+            "--url is like http://127.0.0.1:8080 or https://attesto.example.com, without a user and a password.",
+        ));
+    }
+    url.set_query(None);
+    url.set_fragment(None);
+    let path = if args.ready { "/ready" } else { "/health" };
+    // A service may be served below a prefix; `--url …/health` is meant well too.
+    let prefix = url.path().trim_end_matches('/').to_owned();
+    let prefix = prefix.strip_suffix(path).unwrap_or(&prefix);
+    url.set_path(&format!("{prefix}{path}"));
+
+    let asking = ask(&url);
+    let answered = tokio::time::timeout(Duration::from_secs(args.timeout), asking).await;
+    let (status, body) = match answered {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(problem)) => return Err(Failure::refused(format!("{url}: {problem}."))),
+        Err(_) => {
+            return Err(Failure::refused(format!(
+                "{url}: no answer within {} s.",
+                args.timeout
+            )));
+        }
+    };
+    if status != 200 || body["status"] != "ok" {
+        return Err(Failure::refused(format!(
+            "{url}: {}.",
+            complaint(status, &body)
+        )));
+    }
+    let version = body["version"].as_str().unwrap_or("unknown");
+    let word = if args.ready { "ready" } else { "alive" };
+    context.output.sentence(
+        &json!({ "url": url.as_str(), "status": "ok", "version": version }),
+        &format!("{word} (version {version})"),
+    )?;
+    Ok(())
+}
+
+fn here(context: &Context) -> Result<Url, Failure> {
+    let lookup = |name: &str| context.variable(name);
+    let listen = Listen::parse(&Raw::new([], &lookup)).map_err(Failure::settings)?;
+    if listen.port == 0 {
+        return Err(Failure::usage(
+            "PORT is 0, which is another port each time: give --url.",
+        ));
+    }
+    Ok(Url::parse(&format!("http://{}", listen.nearby())).expect("an address is a URL"))
+}
+
+async fn ask(url: &Url) -> Result<(u16, Value), String> {
+    /// A ready answer has a few hundred bytes.
+    const MOST: usize = 64 * 1024;
+    let client = outbound::client().map_err(|problem| problem.to_string())?;
+    let broken =
+        |problem: reqwest::Error| outbound::root_cause(&problem.without_url()).to_lowercase();
+    let mut response = client.get(url.clone()).send().await.map_err(broken)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        if body.len() + chunk.len() > MOST {
+            return Err("the answer is too large to be Attesto's".to_owned());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    Ok((response.status().as_u16(), body))
+}
+
+/// What an answer that is no 200 says, without repeating what is not ours.
+fn complaint(status: u16, body: &Value) -> String {
+    let failing: Vec<String> = body["checks"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, found)| Some((name, found.as_str()?)))
+        .filter(|(_, found)| *found != "ok")
+        .map(|(name, found)| format!("{name}: {found}"))
+        .collect();
+    match (status, failing.as_slice()) {
+        (200, _) => "this is not Attesto".to_owned(),
+        (status, []) => format!("it answers {status}"),
+        (status, failing) => format!("it answers {status}: {}", failing.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_named() {
+        let degraded = json!({"status": "degraded", "checks": {"db": "fail: connection refused", "encryption": "ok"}});
+        assert_eq!(
+            complaint(503, &degraded),
+            "it answers 503: db: fail: connection refused"
+        );
+        assert_eq!(complaint(404, &Value::Null), "it answers 404");
+        assert_eq!(complaint(200, &json!("hi")), "this is not Attesto");
+    }
+}
