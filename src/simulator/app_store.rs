@@ -6,6 +6,11 @@
 //! | production, for an app that was never released | the same |
 //! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for what is no id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
+//! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
+//! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for what is no token |
+//! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty a page; 400 `4000012` to `4000019` for a question that is wrong |
+
+use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine as _;
@@ -14,9 +19,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::exchange::{Call, Reply};
+use super::notifications;
 use super::shared::Shared;
 use super::state::apple::{Environment, is_transaction_id};
 use super::state::fault::Fault;
+use super::state::notifications::{HistoryQuery, Notification};
 use crate::clock::Timestamp;
 
 /// What Apple wants in `aud`.
@@ -43,7 +50,7 @@ struct Claims {
 }
 
 /// Answers a call below `/apple/{environment}`.
-pub(super) fn answer(shared: &Shared, environment: Environment, call: &Call) -> Reply {
+pub(super) fn answer(shared: &Arc<Shared>, environment: Environment, call: &Call) -> Reply {
     let below: Vec<&str> = call.segments.iter().skip(2).map(String::as_str).collect();
     let id = match below.as_slice() {
         ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
@@ -65,7 +72,7 @@ pub(super) fn answer(shared: &Shared, environment: Environment, call: &Call) -> 
 }
 
 /// The answer when nothing was asked to go wrong.
-fn right(shared: &Shared, environment: Environment, call: &Call, below: &[&str]) -> Reply {
+fn right(shared: &Arc<Shared>, environment: Environment, call: &Call, below: &[&str]) -> Reply {
     let bundle_id = match admit(shared, call.bearer.as_deref()) {
         Ok(bundle_id) => bundle_id,
         Err(why) => return Reply::empty(401).because(why),
@@ -82,6 +89,18 @@ fn right(shared: &Shared, environment: Environment, call: &Call, below: &[&str])
         }
         ("GET", ["inApps", "v1", "subscriptions", id]) => {
             subscriptions(shared, environment, &bundle_id, id, call)
+        }
+        ("POST", ["inApps", "v1", "notifications", "test"]) => {
+            match notifications::test(shared, &bundle_id, environment) {
+                Some(token) => Reply::json(200, &json!({ "testNotificationToken": token })),
+                None => error(4_040_007, message(4_040_007)),
+            }
+        }
+        ("GET", ["inApps", "v1", "notifications", "test", token]) => {
+            test_status(shared, environment, &bundle_id, token)
+        }
+        ("POST", ["inApps", "v1", "notifications", "history"]) => {
+            history(shared, environment, &bundle_id, call)
         }
         _ => Reply::page(404).because("the simulator does not play this call"),
     }
@@ -171,6 +190,61 @@ fn subscriptions(
     Reply::json(200, &body)
 }
 
+/// What became of a test notification.
+fn test_status(shared: &Shared, environment: Environment, bundle_id: &str, token: &str) -> Reply {
+    let looks_right = token
+        .split_once('_')
+        .is_some_and(|(uuid, digits)| uuid.len() == 36 && digits.parse::<i64>().is_ok());
+    if !looks_right {
+        return error(4_000_020, message(4_000_020));
+    }
+    let inside = shared.inside();
+    let found = inside.notifications.iter().find(|one| {
+        one.test_token.as_deref() == Some(token)
+            && one.bundle_id == bundle_id
+            && one.environment == environment
+            && !one.send_attempts.is_empty()
+    });
+    match found {
+        Some(found) => Reply::json(200, &record(found)),
+        None => error(4_040_008, message(4_040_008)),
+    }
+}
+
+fn history(shared: &Shared, environment: Environment, bundle_id: &str, call: &Call) -> Reply {
+    let query: HistoryQuery = match call.json() {
+        Ok(query) => query,
+        Err(why) => return error(4_000_000, message(4_000_000)).because(why),
+    };
+    let token = call.parameter("paginationToken");
+    let inside = shared.inside();
+    let page = inside
+        .notifications
+        .history(bundle_id, environment, &query, token, shared.now());
+    match page {
+        Ok(page) => {
+            let history: Vec<Value> = page.notifications.into_iter().map(record).collect();
+            let mut body = json!({
+                "hasMore": page.next.is_some(),
+                "notificationHistory": history,
+            });
+            if let Some(next) = page.next {
+                body["paginationToken"] = json!(next);
+            }
+            Reply::json(200, &body)
+        }
+        Err(code) => error(code, message(code)),
+    }
+}
+
+/// A notification as the App Store tells of it afterwards.
+fn record(notification: &Notification) -> Value {
+    json!({
+        "signedPayload": notification.signed_payload,
+        "sendAttempts": notification.send_attempts,
+    })
+}
+
 /// Apple's error body; the first three digits of the code are the status.
 fn error(code: u32, message: &str) -> Reply {
     let status = u16::try_from(code / 10_000).unwrap_or(500);
@@ -207,9 +281,24 @@ fn wrong(fault: &Fault, now: Timestamp) -> Option<Reply> {
 
 fn message(code: u32) -> &'static str {
     match code {
+        4_000_000 => "Bad request.",
         4_000_002 => "Invalid app identifier.",
         4_000_006 => "Invalid transaction id.",
         4_000_008 => "Invalid original transaction id.",
+        4_000_012 => "Invalid request. The start date is earlier than the earliest allowed date.",
+        4_000_013 => {
+            "Invalid request. The end date precedes the start date or the dates are the same."
+        }
+        4_000_014 => {
+            "Invalid request. The pagination token is empty or doesn't correspond to a page."
+        }
+        4_000_015 => "Invalid request. The start date is missing or invalid.",
+        4_000_016 => "Invalid request. The end date is missing or invalid.",
+        4_000_018 => "Invalid request. The notification type or subtype is invalid.",
+        4_000_019 => {
+            "Invalid request. Supply either a transaction id or a notification type, but not both."
+        }
+        4_000_020 => "Invalid request. The test notification token is invalid.",
         4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
         4_040_001 => "Account not found.",
         4_040_002 => "Account not found. Please try again.",
@@ -217,6 +306,12 @@ fn message(code: u32) -> &'static str {
         4_040_004 => "App not found. Please try again.",
         4_040_005 => "Original transaction id not found.",
         4_040_006 => "Original transaction id not found. Please try again.",
+        4_040_007 => {
+            "No App Store Server Notification URL found for provided app. Check that a URL is configured in App Store Connect for this environment."
+        }
+        4_040_008 => {
+            "Either the test notification token is expired or the notification and status are not yet available."
+        }
         4_040_010 => "Transaction id not found.",
         4_290_000 => "Rate limit exceeded.",
         5_000_000 => "An unknown error occurred.",

@@ -12,6 +12,7 @@
 //! - [`control`]: make purchases, change them, and let answers go wrong; from Rust or over HTTP
 //! - `app_store`, `play`: what the stores answer
 //! - [`pubsub`]: pushes what Play publishes
+//! - `notifications`: signs and posts what the App Store reports
 //! - [`state`]: what the stores know
 //! - [`identity`]: their keys, and those of the developer who calls them
 //! - [`pki`]: the certificate authority, and forgeries
@@ -21,6 +22,7 @@ mod app_store;
 pub mod control;
 mod exchange;
 pub mod identity;
+mod notifications;
 pub mod pki;
 mod play;
 pub mod pubsub;

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::exchange::{Call, Reply};
 use super::identity::{GoogleSigner, Identity, write_private};
 use super::state::fault::Faults;
+use super::state::notifications::Notifications;
 use super::state::pubsub::Messages;
 use super::state::{Refused, State};
 use crate::clock::{Clock, Timestamp};
@@ -43,6 +44,8 @@ pub(super) struct Inside {
     pub tokens: BTreeMap<String, (String, Timestamp)>,
     /// What Play has published.
     pub messages: Messages,
+    /// What the App Store has reported.
+    pub notifications: Notifications,
     /// The keys that Google publishes, newest first, once they are others than the identity's.
     pub signers: Vec<GoogleSigner>,
     seen: VecDeque<Seen>,
@@ -100,6 +103,7 @@ impl Shared {
                 faults: Faults::default(),
                 tokens: BTreeMap::new(),
                 messages: Messages::default(),
+                notifications: Notifications::default(),
                 signers: Vec::new(),
                 seen: VecDeque::new(),
             }),

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use attesto::apple::account::EnvironmentChoice;
 use attesto::simulator::Forgery;
-use attesto::simulator::state::apple::{Environment, NewTransaction, ProductType};
+use attesto::simulator::state::apple::{App, Change, Environment, NewTransaction, ProductType};
+use attesto::simulator::state::notifications::NotificationUrls;
 use attesto::tenants;
 use serde_json::{Map, Value, json};
 use sqlx::Row as _;
@@ -175,6 +176,33 @@ impl Shop {
     }
 }
 
+impl Shop {
+    /// The simulated App Store posts to this tenant from now on: at once, or when a test says so.
+    fn report_here(&self, manual: bool) {
+        let app = App {
+            app_apple_id: APP_APPLE_ID.try_into().unwrap(),
+            ..App::usual(APP)
+        };
+        self.apple().set_app(app).unwrap();
+        let path = format!("/v1/webhooks/apple/{}", self.tenant.id);
+        let to = NotificationUrls {
+            manual,
+            ..NotificationUrls::to(&self.world.url(&path))
+        };
+        self.apple().set_push(APP, to).unwrap();
+    }
+
+    /// Posts the newest notification and reads what was stored of it.
+    async fn push(&self) -> Event {
+        let newest = self.apple().notifications().pop().unwrap();
+        let uuid = newest.notification_uuid;
+        let pushed = self.apple().push(&uuid).await.unwrap();
+        assert_eq!(pushed.status, 200, "{}", pushed.body);
+        assert_eq!(pushed.body["externalId"], uuid);
+        self.event(pushed.body["eventId"].as_str().unwrap()).await
+    }
+}
+
 /// Why a notification was not believed.
 fn refused(answer: &Answer) -> String {
     assert_eq!(
@@ -265,6 +293,100 @@ async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
         rest["data"].as_object_mut().unwrap().remove(name);
     }
     assert_eq!(rest, sent);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn what_happens_to_a_subscription_arrives_in_our_words() {
+    let shop = Shop::open().await;
+    shop.report_here(true);
+    let new = NewTransaction {
+        app_account_token: Some(USER.to_owned()),
+        environment: Environment::Production,
+        ..NewTransaction::default()
+    };
+    let id = shop.apple().create(new).unwrap().transaction_id;
+    let first = shop.push().await;
+    assert_eq!(first.word(), ("subscription.purchased", Some("initial")));
+    let intent = |intent| Change::Expire { intent };
+    for (change, word, reason) in [
+        (Change::Renew {}, "renewed", None),
+        (Change::Cancel {}, "cancellation_scheduled", None),
+        (Change::Resume {}, "cancellation_revoked", None),
+        (
+            Change::Downgrade {
+                product_id: "lite".to_owned(),
+            },
+            "renewal_pref_changed",
+            Some("downgrade"),
+        ),
+        (
+            Change::Upgrade {
+                product_id: "pro.yearly".to_owned(),
+                period: None,
+                price: None,
+            },
+            "upgraded",
+            None,
+        ),
+        (Change::Extend { days: 3 }, "renewal_extended", None),
+        (Change::Grace { days: None }, "in_grace_period", None),
+        (Change::BillingRetry {}, "grace_period_expired", None),
+        (Change::Renew {}, "recovered", None),
+        (Change::BillingRetry {}, "in_billing_retry", None),
+        (intent(None), "expired", Some("billing_retry")),
+        (Change::Renew {}, "purchased", Some("resubscribe")),
+        (intent(Some(1)), "expired", Some("voluntary")),
+        (
+            Change::Refund {
+                reason: 0,
+                percentage: None,
+            },
+            "refunded",
+            None,
+        ),
+        (Change::ReverseRefund {}, "refund_reversed", None),
+        (Change::Revoke {}, "revoked", None),
+    ] {
+        shop.apple().change(&id, &change).unwrap();
+        let event = shop.push().await;
+        let word = format!("subscription.{word}");
+        assert_eq!(event.word(), (word.as_str(), reason), "{change:?}");
+        assert_eq!(event.0["subject"]["key"], id);
+        assert_eq!(event.0["appUserId"], USER);
+        assert_eq!(event.0["environment"], "production");
+    }
+    // No forgery of one of Apple's own notifications gets in.
+    let uuid = shop.apple().notifications()[0].notification_uuid.clone();
+    let pushed = shop
+        .apple()
+        .push_badly(&uuid, Forgery::AlteredPayload)
+        .await;
+    assert_eq!(pushed.unwrap().status, 401);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_bought_is_reported_at_once() {
+    let shop = Shop::open().await;
+    shop.report_here(false);
+    let new = NewTransaction {
+        kind: ProductType::Consumable,
+        ..NewTransaction::default()
+    };
+    let bought = shop.apple().create(new).unwrap();
+    let begun = Instant::now();
+    while !shop.apple().notifications()[0].is_delivered() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        tokio::task::yield_now().await;
+    }
+    let id: String = sqlx::query_scalar("select id from webhook_events")
+        .fetch_one(shop.world.database().pool())
+        .await
+        .unwrap();
+    let event = shop.event(&id).await;
+    assert_eq!(event.word(), ("product.purchased", None));
+    assert_eq!(event.0["subject"]["key"], bought.transaction_id);
     shop.world.end().await;
 }
 

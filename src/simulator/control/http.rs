@@ -19,6 +19,7 @@ use crate::simulator::state::fault::Fault;
 use crate::simulator::state::google::{
     NewProduct, NewSubscription, Product, Replacement, Subscription,
 };
+use crate::simulator::state::notifications::NewNotification;
 use crate::simulator::state::pubsub as notices;
 use crate::simulator::state::{Refused, State};
 
@@ -188,6 +189,31 @@ const OPERATIONS: &[(&str, &[Operation])] = &[
             post("/control/apple/keys", "", "one more API key"),
             post("/control/apple/keys/{key}/revoke", "", "revoke an API key"),
             post("/control/apple/keys/{key}/restore", "", "take that back"),
+        ],
+    ),
+    (
+        "App Store notifications",
+        &[
+            post(
+                "/control/apple/push/{bundle}",
+                r#"{"production":"http://127.0.0.1:8080/v1/webhooks/apple/tenant_…","sandbox":"http://127.0.0.1:8080/v1/webhooks/apple/tenant_…"}"#,
+                "post what happens to this app's purchases; with \"manual\":true, only when asked to",
+            ),
+            get("/control/apple/push", "where notifications are posted"),
+            get(
+                "/control/apple/notifications",
+                "every notification, and how each attempt went",
+            ),
+            post(
+                "/control/apple/notifications/{bundle}",
+                r#"{"notificationType":"PRICE_INCREASE","subtype":"PENDING","transactionId":"{id}"}"#,
+                "report anything; environment, block and fields may be given too",
+            ),
+            post(
+                "/control/apple/redeliver",
+                "",
+                "post again what was not taken",
+            ),
         ],
     ),
     (
@@ -600,6 +626,26 @@ impl Desk<'_> {
                 }
                 Ok(Reply::pretty(200, &self.transaction_view(&changed)?))
             }
+            ("GET", ["push"]) => {
+                let all = json!(self.shared.inside().state.apple.push);
+                Ok(Reply::pretty(200, &json!({ "push": all })))
+            }
+            ("POST", ["push", bundle]) => {
+                apple.set_push(bundle, self.body()?)?;
+                Ok(done())
+            }
+            ("GET", ["notifications"]) => Ok(Reply::pretty(
+                200,
+                &json!({ "notifications": apple.notifications() }),
+            )),
+            ("POST", ["notifications", bundle]) => {
+                let new: NewNotification = self.body()?;
+                Ok(Reply::pretty(201, &json!(apple.notify(bundle, &new)?)))
+            }
+            ("POST", ["redeliver"]) => Ok(Reply::pretty(
+                200,
+                &json!({ "notifications": apple.redeliver() }),
+            )),
             ("GET", ["forge"]) => self.forge(),
             ("POST", ["sign"]) => {
                 let payload: Map<String, Value> = self.body()?;
@@ -793,6 +839,7 @@ impl Desk<'_> {
                 let mut inside = self.shared.inside();
                 inside.faults.clear();
                 inside.messages.clear();
+                inside.notifications.clear();
                 inside.signers.clear();
                 Ok(done())
             }
@@ -951,11 +998,12 @@ impl Desk<'_> {
 
 impl Operation {
     fn curl(&self, base: &str, ids: &[(&str, String)]) -> String {
-        let mut path = self.path.to_owned();
+        let (mut path, mut body) = (self.path.to_owned(), self.body.to_owned());
         for (name, id) in ids {
             path = path.replace(name, id);
+            body = body.replace(name, id);
         }
-        let method = match (self.method, self.body) {
+        let method = match (self.method, body) {
             ("GET", _) => String::new(),
             ("POST", body) if !body.is_empty() => format!(" -d '{body}'"),
             (method, _) => format!(" -X {method}"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::notifications::NotificationUrls;
 use super::{Period, Refused, letters};
 use crate::clock::Timestamp;
 use crate::crypto::token;
@@ -304,6 +305,8 @@ pub(crate) struct Books {
     transactions: BTreeMap<String, Transaction>,
     renewals: BTreeMap<String, Renewal>,
     pub keys: BTreeMap<String, Key>,
+    /// Where each app's notifications are posted.
+    pub push: BTreeMap<String, NotificationUrls>,
 }
 
 impl Books {

@@ -5,6 +5,7 @@
 //!
 //! - [`apple`]: transactions and subscriptions of the App Store
 //! - [`google`]: purchases of Play
+//! - [`notifications`]: what the App Store reports, and to whom
 //! - [`pubsub`]: what Play publishes, and to whom
 //! - [`fault`]: answers that were asked to go wrong
 //! - [`period`]: `P1M` and the like
@@ -12,6 +13,7 @@
 pub mod apple;
 pub mod fault;
 pub mod google;
+pub mod notifications;
 pub mod period;
 pub mod pubsub;
 

@@ -2,6 +2,7 @@
 
 mod app_store;
 mod control;
+mod notifications;
 mod play;
 mod signatures;
 
@@ -61,6 +62,22 @@ impl World {
         self.client
             .get(url)
             .bearer_auth(token)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// The same with a body.
+    async fn post_apple(&self, environment: &str, path: &str, body: &Value) -> Response {
+        let url = format!(
+            "{}apple/{environment}/inApps/v1/{path}",
+            self.simulator.url()
+        );
+        let token = apple_token(&self.apple_claims());
+        self.client
+            .post(url)
+            .bearer_auth(token)
+            .json(body)
             .send()
             .await
             .unwrap()
