@@ -9,7 +9,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, dev, google, health, key, migrate, serve, simulator, spelling, tenant, webhook,
+    apple, audit, dev, encryption, google, health, key, migrate, serve, simulator, spelling,
+    tenant, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -73,6 +74,9 @@ enum Command {
     Audit(audit::Command),
     /// Ask a running service whether it lives, or whether it can serve
     Health(health::Args),
+    /// The keys that secrets are sealed with
+    #[command(subcommand)]
+    Encryption(encryption::Command),
     /// Run only the simulated stores
     Simulator(simulator::Args),
 }
@@ -127,6 +131,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Webhook(command) => webhook::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
         Command::Health(args) => health::run(args, context).await,
+        Command::Encryption(command) => encryption::run(command, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
     }
 }

@@ -90,19 +90,18 @@ impl Context {
     /// The encryption keys, after making sure that they are this database's. For a command that seals.
     pub async fn keyring_for(&self, database: &Database) -> Result<Arc<Keyring>, Failure> {
         let keyring = self.keyring()?;
-        canary::check(database, &keyring)
-            .await
-            .map_err(|error| match error {
-                CanaryError::Database(error) => error.into(),
-                wrong => Failure::refused(format!("{wrong}.")),
-            })?;
+        canary::check(database, &keyring).await?;
         Ok(keyring)
+    }
+
+    /// The encryption keys, if there are any.
+    pub fn configured_keyring(&self) -> Result<Option<Keyring>, Failure> {
+        admin::keyring(&*self.lookup).map_err(Failure::settings)
     }
 
     /// The encryption keys, not compared with any database.
     pub fn keyring(&self) -> Result<Arc<Keyring>, Failure> {
-        let keyring = admin::keyring(&*self.lookup).map_err(Failure::settings)?;
-        let keyring = keyring.ok_or_else(|| {
+        let keyring = self.configured_keyring()?.ok_or_else(|| {
             Failure::usage(
                 "this command seals or opens a secret: set ATTESTO_ENCRYPTION_KEY (or ATTESTO_ENCRYPTION_KEY_FILE) to the key the service runs with.",
             )
@@ -149,6 +148,15 @@ impl Failure {
     /// The exit code for the shell.
     pub fn code(&self) -> ExitCode {
         ExitCode::from(self.exit)
+    }
+}
+
+impl From<CanaryError> for Failure {
+    fn from(error: CanaryError) -> Self {
+        match error {
+            CanaryError::Database(error) => error.into(),
+            wrong => Self::refused(format!("{wrong}.")),
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 //! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
 //! - [`context`]: what every command is given, and how it fails
 //! - [`output`]: JSON lines, or tables and prose
+//! - [`progress`]: how far something is that takes a while
 //! - [`duration`]: how long, as people write it
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
 //! - [`health`]: asks what runs
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
+//! - [`encryption`]: what they are sealed with
 //! - [`audit`]: what was asked
 
 pub mod apple;
@@ -21,11 +23,13 @@ pub mod command;
 pub mod context;
 pub mod dev;
 pub mod duration;
+pub mod encryption;
 pub mod google;
 pub mod health;
 pub mod key;
 pub mod migrate;
 pub mod output;
+pub mod progress;
 pub mod serve;
 pub mod simulator;
 pub mod spelling;

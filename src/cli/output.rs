@@ -22,6 +22,8 @@ pub enum Format {
 /// Where results go.
 pub struct Output {
     for_people: bool,
+    /// Whether JSON was asked for, and not only taken for granted because nobody watches.
+    json_asked_for: bool,
     writer: Mutex<Box<dyn Write + Send>>,
 }
 
@@ -33,13 +35,17 @@ impl Output {
             Format::Json => false,
             Format::Table => true,
         };
-        Self::to(for_people, io::stdout())
+        Self {
+            json_asked_for: format == Format::Json,
+            ..Self::to(for_people, io::stdout())
+        }
     }
 
     /// Any writer.
     pub fn to(for_people: bool, writer: impl Write + Send + 'static) -> Self {
         Self {
             for_people,
+            json_asked_for: false,
             writer: Mutex::new(Box::new(writer)),
         }
     }
@@ -69,6 +75,25 @@ impl Output {
             self.line(&printable(prose))
         } else {
             self.json(result)
+        }
+    }
+
+    /// One result that is the content of a file: that text as it is, also when it is piped into one; a JSON line only when
+    /// JSON was asked for.
+    pub fn content<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
+        if self.json_asked_for {
+            self.json(result)
+        } else {
+            self.line(text)
+        }
+    }
+
+    /// A line on the way to a result: a JSON line; nothing for a person, who is shown it otherwise.
+    pub fn step<T: Serialize>(&self, step: &T) -> io::Result<()> {
+        if self.for_people {
+            Ok(())
+        } else {
+            self.json(step)
         }
     }
 

@@ -1,10 +1,11 @@
 //! `attesto serve`: runs the service until a signal says stop.
 //!
-//! What cannot work is said before anything is served: settings, the port, a database newer than this release. A
-//! database that is away is not such a thing: the service starts, `/health` answers, `/ready` says what is missing, and
+//! What cannot work is said before anything is served: settings, the port, a database newer than this release, a key that
+//! something is sealed with and that is not configured. A database that is away is not such a thing: the service starts, `/health` answers, `/ready` says what is missing, and
 //! it goes on trying.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
@@ -17,8 +18,10 @@ use crate::clock::Clock;
 use crate::config::catalogue::{Kind, SETTINGS, Setting};
 use crate::config::settings::Log;
 use crate::config::{DatabaseSource, Mode, Raw, Settings};
+use crate::credentials::canary::{self, CanaryError};
+use crate::crypto::keyring::Keyring;
 use crate::db::embedded::Embedded;
-use crate::db::{Database, MigrationProblem, Unreachable, is_unavailable};
+use crate::db::{Database, MigrationProblem, Unreachable, is_missing_table, is_unavailable};
 use crate::server::Manners;
 use crate::server::listen::{bind, room_for_connections};
 use crate::service::{Service, Serving};
@@ -148,7 +151,7 @@ async fn serve(settings: &Settings, clock: &Clock, writer: &Writer) -> Result<()
             Ok(())
         }
         // The database came back, and it turns out that this release cannot use it.
-        Err(problem) = preparing => Err(Failure::from(problem)),
+        Err(problem) = preparing => Err(problem),
     };
     let impatient = tokio::spawn(leave_at_once(signals, writer.clone()));
     let _impatient = AbortOnDropHandle::new(impatient);
@@ -182,8 +185,8 @@ struct Started {
     serving: Serving,
     database: Database,
     private: Option<Embedded>,
-    /// Ends when the database's tables are this release's.
-    preparing: BoxFuture<'static, Result<(), MigrationProblem>>,
+    /// Ends when the database's tables are this release's and its secrets can be opened.
+    preparing: BoxFuture<'static, Result<(), Failure>>,
 }
 
 async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
@@ -214,7 +217,8 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         .map_err(|problem| refused(&problem))?;
     let address = serving.address();
 
-    let mut preparing = prepare(database.clone(), settings.migrate_on_start).boxed();
+    let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
+    let mut preparing = prepare(database.clone(), migrate, keyring).boxed();
     match tokio::time::timeout(FIRST_LOOK, &mut preparing).await {
         Ok(Ok(())) => preparing = std::future::pending().boxed(),
         Ok(Err(problem)) => {
@@ -222,7 +226,7 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
             if let Some(private) = private {
                 private.stop().await;
             }
-            return Err(problem.into());
+            return Err(problem);
         }
         Err(_) => {}
     }
@@ -247,35 +251,90 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
     })
 }
 
-/// Brings the tables to this release, as soon as there is a database to do it in. An error is final.
-async fn prepare(database: Database, migrate: bool) -> Result<(), MigrationProblem> {
-    if !migrate {
-        return Ok(());
-    }
+/// Brings the tables to this release and looks whether what is sealed there can be opened, as soon as there is a database
+/// to do it in. An error is final.
+async fn prepare(database: Database, migrate: bool, keyring: Arc<Keyring>) -> Result<(), Failure> {
     let mut pause = FIRST_PAUSE;
     loop {
-        match database.migrate(false).await {
-            Ok(_) => return Ok(()),
-            Err(problem) if may_pass(&problem) => {
-                let class = match &problem {
-                    MigrationProblem::Database(error) => Unreachable::of(error).to_string(),
-                    _ => "in use".to_owned(),
-                };
-                tracing::warn!(cause = %problem, causeClass = class, "database_unavailable");
-            }
-            Err(problem) => return Err(problem),
-        }
+        let (cause, class) = match attempt(&database, migrate, &keyring).await {
+            Ok(()) => return Ok(()),
+            Err(NotReady::Final(failure)) => return Err(failure),
+            Err(NotReady::MayPass { cause, class }) => (cause, class),
+        };
+        tracing::warn!(cause, causeClass = class, "database_unavailable");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
-/// Whether trying again can help.
-fn may_pass(problem: &MigrationProblem) -> bool {
-    match problem {
-        MigrationProblem::Database(error) => is_unavailable(error),
-        MigrationProblem::Busy | MigrationProblem::InTheWay(_) => true,
-        _ => false,
+/// Why the database cannot be served from.
+enum NotReady {
+    /// Trying again can help.
+    MayPass {
+        cause: String,
+        /// What kind of trouble it is.
+        class: String,
+    },
+    /// It cannot.
+    Final(Failure),
+}
+
+async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Result<(), NotReady> {
+    if migrate {
+        database.migrate(false).await?;
+    }
+    // All of them first: canaries know only the keys that were ever configured here.
+    let looked = match canary::survey(database, keyring).await {
+        Ok(()) => canary::check(database, keyring).await,
+        missing => missing,
+    };
+    match looked {
+        // Somebody else migrates; until then `/ready` says what is missing.
+        Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(()),
+        // So that nothing is sent here until it is mended, `/ready` says this too.
+        Err(wrong @ CanaryError::WrongKey { .. }) => {
+            tracing::error!(cause = %wrong, causeClass = wrong.class(), "wrong_encryption_key");
+            Ok(())
+        }
+        looked => Ok(looked?),
+    }
+}
+
+impl NotReady {
+    fn may_pass(cause: &dyn std::fmt::Display, class: impl Into<String>) -> Self {
+        Self::MayPass {
+            cause: cause.to_string(),
+            class: class.into(),
+        }
+    }
+}
+
+impl From<MigrationProblem> for NotReady {
+    fn from(problem: MigrationProblem) -> Self {
+        match &problem {
+            MigrationProblem::Database(error) if is_unavailable(error) => {
+                Self::may_pass(&problem, Unreachable::of(error).to_string())
+            }
+            MigrationProblem::Busy | MigrationProblem::InTheWay(_) => {
+                Self::may_pass(&problem, "in use")
+            }
+            _ => Self::Final(problem.into()),
+        }
+    }
+}
+
+impl From<CanaryError> for NotReady {
+    fn from(problem: CanaryError) -> Self {
+        match &problem {
+            CanaryError::Database(error) if is_unavailable(error) => {
+                Self::may_pass(&problem, Unreachable::of(error).to_string())
+            }
+            CanaryError::Database(_) => Self::Final(problem.into()),
+            // A setting is missing, as if it were missing altogether.
+            CanaryError::MissingKey { .. } | CanaryError::WrongKey { .. } => {
+                Self::Final(Failure::usage(format!("{problem}.")))
+            }
+        }
     }
 }
 

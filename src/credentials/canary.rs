@@ -8,7 +8,7 @@ use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, OpenError};
 use crate::db::{Database, Error};
 
-use super::{sealed, store};
+use super::{reseal, sealed, store};
 
 /// What every canary says.
 const SONG: &[u8] = b"attesto canary";
@@ -26,11 +26,12 @@ pub enum CanaryError {
     },
     /// Something is sealed with a key that is not configured.
     #[error(
-        "this database holds values sealed with encryption key {id}, which is not configured: add it to ATTESTO_ENCRYPTION_KEYS_RETIRED"
+        "this database holds values sealed with encryption key {}, which is not configured: add it to ATTESTO_ENCRYPTION_KEYS_RETIRED until `attesto encryption status` counts nothing that needs it",
+        listed(ids)
     )]
     MissingKey {
-        /// The id of the key.
-        id: u8,
+        /// The ids of the keys, ascending.
+        ids: Vec<u8>,
     },
     /// The canary could not be read or written.
     #[error(transparent)]
@@ -48,6 +49,47 @@ impl CanaryError {
     }
 }
 
+/// `1`, `1 and 3`, `1, 2 and 3`.
+fn listed(ids: &[u8]) -> String {
+    let mut text = String::new();
+    for (position, id) in ids.iter().enumerate() {
+        text.push_str(match position {
+            0 => "",
+            last if last + 1 == ids.len() => " and ",
+            _ => ", ",
+        });
+        text.push_str(&id.to_string());
+    }
+    text
+}
+
+/// What a key's canary says of the key that is configured under its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the one.
+    Right,
+    /// It is another one.
+    Wrong,
+    /// None is configured.
+    NotConfigured,
+}
+
+/// The verdict on every key that ever sealed here, by ascending id. Writes nothing.
+pub async fn verdicts(database: &Database, keyring: &Keyring) -> Result<Vec<(u8, Verdict)>, Error> {
+    let canaries = store::canaries(database).await?;
+    Ok(canaries.iter().map(|it| judge(keyring, it)).collect())
+}
+
+fn judge(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, Verdict) {
+    let row = id.to_string();
+    let verdict = match keyring.open(sealed::CANARY.of(&row), blob) {
+        Ok(song) if song.expose_secret() == SONG => Verdict::Right,
+        Err(OpenError::UnknownKey { .. }) => Verdict::NotConfigured,
+        Ok(_) | Err(_) => Verdict::Wrong,
+    };
+    (*id, verdict)
+}
+
 /// Opens the canary of every configured key, after writing that of the sealing key if it is the first time. Call it
 /// before sealing, and from `/ready`.
 pub async fn check(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
@@ -60,18 +102,66 @@ pub async fn check(database: &Database, keyring: &Keyring) -> Result<(), CanaryE
         // Another process may have been first, with another key: what counts is what is there.
         canaries = store::canaries(database).await?;
     }
-    for (id, blob) in canaries {
-        let row = id.to_string();
-        match keyring.open(sealed::CANARY.of(&row), &blob) {
-            Ok(song) if song.expose_secret() == SONG => {}
-            Err(OpenError::UnknownKey { .. }) => {
-                // A key of long ago, which nothing is sealed with any more, need not be configured.
-                if store::is_in_use(database, id).await? {
-                    return Err(CanaryError::MissingKey { id });
-                }
-            }
-            Ok(_) | Err(_) => return Err(CanaryError::WrongKey { id }),
+    listen(database, keyring, &canaries).await
+}
+
+/// The same without writing anything.
+pub async fn look(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let canaries = store::canaries(database).await?;
+    listen(database, keyring, &canaries).await
+}
+
+async fn listen(
+    database: &Database,
+    keyring: &Keyring,
+    canaries: &[(u8, Vec<u8>)],
+) -> Result<(), CanaryError> {
+    let verdicts: Vec<_> = canaries.iter().map(|it| judge(keyring, it)).collect();
+    if let Some((id, _)) = verdicts.iter().find(|(_, it)| *it == Verdict::Wrong) {
+        return Err(CanaryError::WrongKey { id: *id });
+    }
+    let mut ids = Vec::new();
+    for (id, verdict) in verdicts {
+        // A key of long ago, which nothing is sealed with any more, need not be configured.
+        if verdict == Verdict::NotConfigured && store::is_in_use(database, id).await? {
+            ids.push(id);
         }
     }
-    Ok(())
+    if ids.is_empty() {
+        Ok(())
+    } else {
+        Err(CanaryError::MissingKey { ids })
+    }
+}
+
+/// Whether every sealed value names a configured key, canary or not, by reading the first byte of each. For start-up:
+/// too much for every `/ready`.
+pub async fn survey(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let held = reseal::holdings(database).await?;
+    let mut ids: Vec<u8> = held
+        .iter()
+        .filter(|held| held.column != sealed::CANARY)
+        .filter_map(|held| held.key_id)
+        .filter(|id| !keyring.ids().any(|known| known == *id))
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        Ok(())
+    } else {
+        Err(CanaryError::MissingKey { ids })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_missing_key_is_named() {
+        let said = |ids: &[u8]| CanaryError::MissingKey { ids: ids.into() }.to_string();
+        assert!(said(&[1]).contains("encryption key 1, which"));
+        assert!(said(&[1, 3]).contains("encryption key 1 and 3, which"));
+        assert!(said(&[1, 2, 9]).contains("encryption key 1, 2 and 9, which"));
+    }
 }

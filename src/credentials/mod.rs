@@ -7,9 +7,11 @@
 //! - [`cached`]: a tenant's opened credential, remembered
 //! - [`canary`]: is the configured key the one this database was sealed with
 //! - [`sealed`]: every sealed column there is
+//! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
 
 pub mod cached;
 pub mod canary;
+pub mod reseal;
 pub mod sealed;
 mod store;
 

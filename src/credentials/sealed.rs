@@ -1,18 +1,23 @@
 //! Every sealed column there is. What is not in this list cannot be found when keys are rotated.
 
+use serde::Serialize;
+
 use crate::crypto::keyring::Place;
 
 /// A column that holds sealed values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SealedColumn {
     /// The table's name.
     pub table: &'static str,
     /// The column's name; every one ends in `_enc`.
     pub column: &'static str,
+    /// The column of the same table whose text names the row in [`Place::row`].
+    #[serde(skip)]
+    pub row: &'static str,
 }
 
 impl SealedColumn {
-    /// The place of one row: `row` is the tenant's id, except where the column's own words say otherwise.
+    /// The place of one row: `row` is what stands in the column that [`SealedColumn::row`] names.
     pub fn of(self, row: &str) -> Place<'_> {
         Place {
             table: self.table,
@@ -26,31 +31,37 @@ impl SealedColumn {
 pub const APPLE_PRIVATE_KEY: SealedColumn = SealedColumn {
     table: "apple_credentials",
     column: "private_key_enc",
+    row: "tenant_id",
 };
 /// A tenant's service-account JSON.
 pub const GOOGLE_SERVICE_ACCOUNT: SealedColumn = SealedColumn {
     table: "google_credentials",
     column: "service_account_enc",
+    row: "tenant_id",
 };
 /// What signs a tenant's deliveries.
 pub const WEBHOOK_SECRET: SealedColumn = SealedColumn {
     table: "webhook_configs",
     column: "secret_enc",
+    row: "tenant_id",
 };
 /// What signed them before, and still does for a while.
 pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn = SealedColumn {
     table: "webhook_previous_secrets",
     column: "secret_enc",
+    row: "tenant_id",
 };
 /// What the identifiers of the validation log are hashed with; the row is named by the key's number.
 pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
     table: "validation_audit_keys",
     column: "key_enc",
+    row: "number",
 };
 /// A known text; the row is named by the key's id.
 pub const CANARY: SealedColumn = SealedColumn {
     table: "encryption_canaries",
     column: "canary_enc",
+    row: "key_id",
 };
 
 /// All of them. A test compares this with the database's own catalogue.
@@ -62,3 +73,8 @@ pub const ALL: [SealedColumn; 6] = [
     VALIDATION_AUDIT_KEY,
     CANARY,
 ];
+
+/// All but the canaries: what becomes unreadable without its key.
+pub fn secrets() -> impl Iterator<Item = SealedColumn> {
+    ALL.into_iter().filter(|column| *column != CANARY)
+}

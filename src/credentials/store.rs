@@ -1,5 +1,9 @@
-//! The canaries' rows, and what is sealed with which key.
+//! The canaries' rows, and what is sealed with which key. Statements over every sealed column are made from the list
+//! in [`super::sealed`], so that a column that is added there is never forgotten here.
 
+use sqlx::AssertSqlSafe;
+
+use super::sealed::{self, SealedColumn};
 use crate::db::{Database, Error};
 
 /// Every canary: the key's id and the sealed text.
@@ -30,19 +34,125 @@ pub(super) async fn add_canary(
     Ok(())
 }
 
-/// Whether anything but a canary is sealed with this key: the key's id is a sealed value's first byte.
+/// What stands in one sealed column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SealedRow {
+    /// The row's name, as in [`crate::crypto::keyring::Place::row`].
+    pub(super) row: String,
+    /// The sealed value.
+    pub(super) blob: Vec<u8>,
+}
+
+/// How many values are sealed with which key, by column. The key's id is a sealed value's first byte; `None` for a
+/// value that is too short to have one, or has the id that no key has.
+pub(super) async fn holdings(
+    database: &Database,
+    columns: &[SealedColumn],
+) -> Result<Vec<(SealedColumn, Option<u8>, u64)>, Error> {
+    let mut holdings = Vec::new();
+    for column in columns {
+        let SealedColumn {
+            table,
+            column: name,
+            ..
+        } = column;
+        // The names come from our own list.
+        let statement = format!(
+            "select case when octet_length({name}) > 0 then nullif(get_byte({name}, 0), 0) end, count(*) \
+               from {table} group by 1 order by 1"
+        );
+        let rows: Vec<(Option<i32>, i64)> = sqlx::query_as(AssertSqlSafe(statement))
+            .fetch_all(database.pool())
+            .await?;
+        holdings.extend(rows.into_iter().map(|(id, rows)| {
+            let id = id.and_then(|id| u8::try_from(id).ok());
+            (*column, id, u64::try_from(rows).unwrap_or(0))
+        }));
+    }
+    Ok(holdings)
+}
+
+/// Whether anything is sealed with this key, canaries aside.
 pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, Error> {
-    sqlx::query_scalar!(
-        r#"
-        select exists (select from apple_credentials where get_byte(private_key_enc, 0) = $1)
-            or exists (select from google_credentials where get_byte(service_account_enc, 0) = $1)
-            or exists (select from webhook_configs where get_byte(secret_enc, 0) = $1)
-            or exists (select from webhook_previous_secrets where get_byte(secret_enc, 0) = $1)
-            or exists (select from validation_audit_keys where get_byte(key_enc, 0) = $1)
-            as "in_use!"
-        "#,
-        i32::from(key_id)
-    )
-    .fetch_one(database.pool())
-    .await
+    for column in sealed::secrets() {
+        let SealedColumn {
+            table,
+            column: name,
+            ..
+        } = column;
+        let statement = format!(
+            "select exists (select from {table} where substring({name} from 1 for 1) = $1)"
+        );
+        let found: bool = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind([key_id].as_slice())
+            .fetch_one(database.pool())
+            .await?;
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The next rows after `after` whose value is not sealed with this key, in the order of their names.
+pub(super) async fn sealed_otherwise(
+    database: &Database,
+    column: SealedColumn,
+    key_id: u8,
+    after: Option<&SealedRow>,
+    limit: i64,
+) -> Result<Vec<SealedRow>, Error> {
+    let SealedColumn {
+        table,
+        column: name,
+        row,
+    } = column;
+    let statement = format!(
+        "select {row}::text, {name} from {table} \
+          where substring({name} from 1 for 1) <> $1 and ($2 is null or ({row}::text, {name}) > ($2, $3)) \
+          order by {row}::text, {name} limit $4"
+    );
+    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(statement))
+        .bind([key_id].as_slice())
+        .bind(after.map(|after| &after.row))
+        .bind(after.map(|after| &after.blob))
+        .bind(limit)
+        .fetch_all(database.pool())
+        .await?;
+    let rows = rows.into_iter().map(|(row, blob)| SealedRow { row, blob });
+    Ok(rows.collect())
+}
+
+/// Puts each new value where the old one still stands, all in one short transaction. A row that somebody else is just
+/// writing is left to them. Gives how many were put.
+pub(super) async fn replace(
+    database: &Database,
+    column: SealedColumn,
+    changes: &[(SealedRow, Vec<u8>)],
+) -> Result<u64, Error> {
+    let SealedColumn {
+        table,
+        column: name,
+        row,
+    } = column;
+    let statement = format!(
+        "with change as (select * from unnest($1::text[], $2::bytea[], $3::bytea[]) as change (row_name, was, is_now)), \
+              free as ( \
+                  select holder.{row} as row_name, change.was, change.is_now from {table} holder \
+                    join change on change.row_name = holder.{row}::text and change.was = holder.{name} \
+                   order by 1, 2 for no key update of holder skip locked \
+              ) \
+         update {table} holder set {name} = free.is_now from free \
+          where holder.{row} = free.row_name and holder.{name} = free.was"
+    );
+    let rows: Vec<&str> = changes.iter().map(|(row, _)| row.row.as_str()).collect();
+    let was: Vec<&[u8]> = changes.iter().map(|(row, _)| row.blob.as_slice()).collect();
+    let is_now: Vec<&[u8]> = changes.iter().map(|(_, new)| new.as_slice()).collect();
+    let done = sqlx::query(AssertSqlSafe(statement))
+        .bind(rows)
+        .bind(was)
+        .bind(is_now)
+        .execute(database.pool())
+        .await?;
+    Ok(done.rows_affected())
 }

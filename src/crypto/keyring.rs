@@ -13,7 +13,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use secrecy::{ExposeSecret, SecretBox, SecretSlice};
+use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
 /// Bytes of a master key, and of each key derived from it.
@@ -97,6 +97,14 @@ impl MasterKey {
     pub fn id(&self) -> u8 {
         self.id
     }
+
+    /// A new random key, as the text that [`MasterKey::parse`] reads: `<id>:<base64>`. `None` for the id zero.
+    pub fn generate(id: u8) -> Option<SecretString> {
+        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+        rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
+        let encoded = Zeroizing::new(STANDARD.encode(bytes.as_slice()));
+        (id != 0).then(|| SecretString::from(format!("{id}:{}", encoded.as_str())))
+    }
 }
 
 impl fmt::Debug for MasterKey {
@@ -124,9 +132,30 @@ pub enum OpenError {
         /// The id in the value's first byte.
         id: u8,
     },
-    /// It is too short to be a sealed value.
+    /// It is too short to be a sealed value, or names no key.
     #[error("it is not a sealed value")]
     Malformed,
+}
+
+impl OpenError {
+    /// The cause in a word, for lists and logs: `key_unknown`, `does_not_open` or `not_sealed`.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::UnknownKey { .. } => "key_unknown",
+            Self::DoesNotOpen { .. } => "does_not_open",
+            Self::Malformed => "not_sealed",
+        }
+    }
+
+    /// The cause where the key itself is known to be the right one, because its canary opens.
+    pub fn beside_a_right_canary(&self) -> String {
+        match self {
+            Self::DoesNotOpen { id } => format!(
+                "it does not open, although the configured key {id} is the one it names: the value was changed, or moved from another row"
+            ),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// Two keys were given the same id.
@@ -187,7 +216,8 @@ impl Keyring {
 
     /// Opens a value that was sealed for `place`.
     pub fn open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
-        if blob.len() < SHORTEST {
+        // No key has the id zero.
+        if blob.len() < SHORTEST || blob[0] == 0 {
             return Err(OpenError::Malformed);
         }
         let id = blob[0];
@@ -286,6 +316,16 @@ mod tests {
             MasterKey::parse(&good, None).map(|key| key.id()),
             Err(MalformedKey::Id)
         );
+    }
+
+    #[test]
+    fn a_new_key_is_a_good_key_and_never_the_same() {
+        let text = MasterKey::generate(7).expect("an id");
+        let read = MasterKey::parse(text.expose_secret(), None).expect("a good key");
+        assert_eq!(read.id(), 7);
+        let other = MasterKey::generate(7).expect("an id");
+        assert_ne!(text.expose_secret(), other.expose_secret());
+        assert!(MasterKey::generate(0).is_none());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod cli;
 mod database;
 mod dev;
 mod embedded;
+mod encryption;
 mod every_route;
 mod google_credentials;
 mod google_notifications;

@@ -1,0 +1,235 @@
+//! Everything sealed anew with the newest key, a few rows at a time, while every process goes on working.
+//!
+//! Promises: each value is opened before it is sealed anew, what was sealed is opened and compared before it is
+//! written, and it is written only where the value that was read still stands: whoever changes a secret meanwhile wins.
+//! It can be stopped anywhere and run again, also twice at once. What does not open is left as it is and named with its
+//! cause, of which there are three that are never merged: its key is not configured, it does not open with the key that
+//! it names, it is not a sealed value.
+//!
+//! Canaries keep their key for ever: they are what tells a wrong key from a damaged value.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::sealed::{self, SealedColumn};
+use super::store::{self, SealedRow};
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, OpenError};
+use crate::db::{Database, Error};
+
+/// Rows in one transaction. It holds their locks for a few milliseconds.
+const BATCH: i64 = 100;
+/// The pause between two of them, so that everybody else comes first.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often all columns are gone through: again when somebody else was at a row at the same moment.
+const MOST_PASSES: u32 = 5;
+/// More values that do not open than this are counted and not listed.
+const MOST_LISTED: usize = 100;
+
+/// How many values of a column are sealed with one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holding {
+    /// Which column.
+    #[serde(flatten)]
+    pub column: SealedColumn,
+    /// The key. `None`: what stands there names none.
+    pub key_id: Option<u8>,
+    /// How many.
+    pub rows: u64,
+}
+
+/// What is sealed with which key, canaries too. Reads the first byte of every sealed value.
+pub async fn holdings(database: &Database) -> Result<Vec<Holding>, Error> {
+    let found = store::holdings(database, &sealed::ALL).await?;
+    let holdings = found.into_iter().map(|(column, key_id, rows)| Holding {
+        column,
+        key_id,
+        rows,
+    });
+    Ok(holdings.collect())
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Seal anew.
+    ForReal,
+    /// Open everything and write nothing.
+    Dry,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// The column that is gone through.
+    #[serde(flatten)]
+    pub column: SealedColumn,
+    /// Values looked at so far, in all columns.
+    pub looked_at: u64,
+    /// Values that were to be looked at when it began.
+    pub total: u64,
+}
+
+/// A value that does not open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unopened {
+    /// Its column.
+    #[serde(flatten)]
+    pub column: SealedColumn,
+    /// Its row: mostly a tenant.
+    pub row: String,
+    /// Why, in a word: see [`OpenError::class`].
+    pub class: &'static str,
+    /// Why.
+    #[serde(skip)]
+    pub cause: OpenError,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The key that everything is to be sealed with.
+    pub key_id: u8,
+    /// Whether it was only looked.
+    pub dry_run: bool,
+    /// Values sealed anew; in a dry run, those that would have been.
+    pub resealed: u64,
+    /// Values that do not open.
+    pub failed: u64,
+    /// The first of them.
+    pub failures: Vec<Unopened>,
+    /// Values that are still sealed with another key, those that do not open among them.
+    pub remaining: u64,
+}
+
+/// Why it did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ResealError {
+    /// What was sealed anew does not open to what was sealed: nothing of it was written.
+    #[error(
+        "a value of {}.{} was sealed anew and does not open to what it was; nothing was written: is this machine's memory sound?",
+        .0.table,
+        .0.column
+    )]
+    Unsound(SealedColumn),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+/// Seals every value with the key that seals, until all is done or `stop` is cancelled. The caller has made sure that the
+/// keys are this database's ([`super::canary`]). `told` hears of every batch.
+pub async fn run(
+    database: &Database,
+    keyring: &Keyring,
+    run: Run,
+    stop: &CancellationToken,
+    mut told: impl FnMut(&Progress) + Send,
+) -> Result<Report, ResealError> {
+    let mut report = Report {
+        key_id: keyring.sealing_id(),
+        dry_run: run == Run::Dry,
+        ..Report::default()
+    };
+    let total = remaining(database, keyring).await?;
+    for _ in 0..MOST_PASSES {
+        report.failed = 0;
+        report.failures.clear();
+        let mut looked_at = 0;
+        let mut overtaken = 0;
+        for column in sealed::secrets() {
+            let mut after: Option<SealedRow> = None;
+            while !stop.is_cancelled() {
+                let rows = store::sealed_otherwise(
+                    database,
+                    column,
+                    keyring.sealing_id(),
+                    after.as_ref(),
+                    BATCH,
+                )
+                .await?;
+                let Some(last) = rows.last() else { break };
+                after = Some(last.clone());
+                looked_at += rows.len() as u64;
+                let is_full = rows.len() as u64 == BATCH.unsigned_abs();
+                let changes = seal_anew(keyring, column, rows, &mut report)?;
+                let wanted = changes.len() as u64;
+                let done = match run {
+                    Run::Dry => wanted,
+                    Run::ForReal if changes.is_empty() => 0,
+                    Run::ForReal => store::replace(database, column, &changes).await?,
+                };
+                report.resealed += done;
+                overtaken += wanted - done.min(wanted);
+                told(&Progress {
+                    column,
+                    looked_at,
+                    total: total.max(looked_at),
+                });
+                if !is_full {
+                    break;
+                }
+                if run == Run::ForReal {
+                    let _ = stop.run_until_cancelled(sleep(PAUSE)).await;
+                }
+            }
+        }
+        if overtaken == 0 || stop.is_cancelled() {
+            break;
+        }
+    }
+    report.remaining = remaining(database, keyring).await?;
+    Ok(report)
+}
+
+/// The rows with what is to be written in each. Those that do not open are noted and left out.
+fn seal_anew(
+    keyring: &Keyring,
+    column: SealedColumn,
+    rows: Vec<SealedRow>,
+    report: &mut Report,
+) -> Result<Vec<(SealedRow, Vec<u8>)>, ResealError> {
+    let mut changes = Vec::with_capacity(rows.len());
+    for row in rows {
+        let place = column.of(&row.row);
+        match keyring.open(place, &row.blob) {
+            Ok(secret) => {
+                let sealed = keyring.seal(place, secret.expose_secret());
+                let again = keyring.open(place, &sealed);
+                if !again.is_ok_and(|again| again.expose_secret() == secret.expose_secret()) {
+                    return Err(ResealError::Unsound(column));
+                }
+                changes.push((row, sealed));
+            }
+            Err(cause) => {
+                report.failed += 1;
+                if report.failures.len() < MOST_LISTED {
+                    report.failures.push(Unopened {
+                        column,
+                        row: row.row,
+                        class: cause.class(),
+                        cause,
+                    });
+                }
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// How many values are sealed with another key than the one that seals.
+pub async fn remaining(database: &Database, keyring: &Keyring) -> Result<u64, Error> {
+    let columns: Vec<_> = sealed::secrets().collect();
+    let found = store::holdings(database, &columns).await?;
+    let others = found
+        .iter()
+        .filter(|(_, key_id, _)| *key_id != Some(keyring.sealing_id()));
+    Ok(others.map(|(_, _, rows)| rows).sum())
+}

@@ -1,0 +1,539 @@
+//! Master keys: made, counted, rotated while everybody works, and never confused with damage.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use attesto::clock::Timestamp;
+use attesto::credentials::reseal::{self, ResealError, Run};
+use attesto::credentials::{canary, sealed};
+use attesto::crypto::ExposeSecret as _;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::db::Database;
+use attesto::id::TenantId;
+use attesto::tenants;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::postgres::{Fresh, fresh_database};
+
+/// `<id>:<base64>` of a key whose 32 bytes are all the id.
+fn text(id: u8) -> String {
+    format!("{id}:{}", STANDARD.encode([id; 32]))
+}
+
+fn ring(sealing: u8, retired: &[u8]) -> Keyring {
+    let key = |id: u8| MasterKey::parse(&text(id), None).unwrap();
+    Keyring::new(key(sealing), retired.iter().map(|id| key(*id)).collect()).unwrap()
+}
+
+/// A database with tenants, each with a secret in every sealed column.
+struct Vault {
+    fresh: Fresh,
+    tenants: Vec<TenantId>,
+}
+
+/// What each secret says.
+fn said(tenant: &TenantId, column: &str) -> String {
+    format!("{column} of {tenant}: {}", "x".repeat(32))
+}
+
+impl Vault {
+    async fn filled(tenants: usize, ring: &Keyring) -> Self {
+        let fresh = fresh_database().await;
+        canary::check(&fresh.database, ring).await.unwrap();
+        let mut vault = Self {
+            fresh,
+            tenants: Vec::new(),
+        };
+        for _ in 0..tenants {
+            vault.add(ring).await;
+        }
+        vault
+    }
+
+    fn database(&self) -> &Database {
+        &self.fresh.database
+    }
+
+    async fn add(&mut self, ring: &Keyring) {
+        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
+        let id = tenants::store::create_tenant(self.database(), &name, now)
+            .await
+            .unwrap()
+            .id;
+        let seal = |column: sealed::SealedColumn| {
+            ring.seal(column.of(id.as_str()), said(&id, column.column).as_bytes())
+        };
+        for (statement, blob) in [
+            (
+                "insert into apple_credentials (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint)
+                 values ($1, 'com.example.app', 'ABCDE12345', '', $2, '')",
+                seal(sealed::APPLE_PRIVATE_KEY),
+            ),
+            (
+                "insert into google_credentials (tenant_id, package_name, service_account_enc, client_email, key_fingerprint)
+                 values ($1, 'com.example.app', $2, '', '')",
+                seal(sealed::GOOGLE_SERVICE_ACCOUNT),
+            ),
+            (
+                "insert into webhook_configs (tenant_id, callback_url, secret_enc, secret_number)
+                 values ($1, 'https://example.com/', $2, 3)",
+                seal(sealed::WEBHOOK_SECRET),
+            ),
+            (
+                "insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
+                 values ($1, 1, $2, now(), now() + interval '1 day')",
+                seal(sealed::WEBHOOK_PREVIOUS_SECRET),
+            ),
+            (
+                "insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
+                 values ($1, 2, $2, now(), now() + interval '1 day')",
+                seal(sealed::WEBHOOK_PREVIOUS_SECRET),
+            ),
+        ] {
+            sqlx::query(statement)
+                .bind(id.as_str())
+                .bind(blob)
+                .execute(self.database().pool())
+                .await
+                .unwrap();
+        }
+        self.tenants.push(id);
+    }
+
+    /// Every secret of the tenants, by where it stands: which key it is sealed with, and whether it opens to what was
+    /// sealed.
+    async fn opened(&self, ring: &Keyring) -> Vec<(String, u8, bool)> {
+        let mut all = Vec::new();
+        for column in sealed::secrets().filter(|column| column.row == "tenant_id") {
+            let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+                "select tenant_id, {} from {} order by 1, 2",
+                column.column, column.table
+            )))
+            .fetch_all(self.database().pool())
+            .await
+            .unwrap();
+            for (tenant, blob) in rows {
+                let opened = ring.open(column.of(&tenant), &blob);
+                let expected = said(&tenant.parse().unwrap(), column.column);
+                let is_right = opened.is_ok_and(|it| it.expose_secret() == expected.as_bytes());
+                all.push((format!("{} of {tenant}", column.table), blob[0], is_right));
+            }
+        }
+        all
+    }
+
+    fn attesto(&self, words: &[&str], sealing: &str, retired: &[u8]) -> Ran {
+        let retired: Vec<_> = retired.iter().map(|id| text(*id)).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
+        command
+            .env_clear()
+            .env("DATABASE_URL", &self.fresh.url)
+            .env("ATTESTO_ENCRYPTION_KEY", sealing)
+            .args(words);
+        if !retired.is_empty() {
+            command.env("ATTESTO_ENCRYPTION_KEYS_RETIRED", retired.join(","));
+        }
+        Ran::from(command.output().expect("the binary runs"))
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    exit: i32,
+    text: String,
+    lines: Vec<Value>,
+    errors: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let text = String::from_utf8(output.stdout).unwrap();
+        let ran = Self {
+            exit: output.status.code().expect("it was not killed"),
+            lines: text
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
+            text,
+            errors: String::from_utf8(output.stderr).unwrap(),
+        };
+        for text in [&ran.text, &ran.errors] {
+            assert!(!text.contains("xxxx"), "a secret is told: {ran:?}");
+        }
+        ran
+    }
+}
+
+async fn rotate(database: &Database, ring: &Keyring) -> reseal::Report {
+    reseal::run(
+        database,
+        ring,
+        Run::ForReal,
+        &CancellationToken::new(),
+        |_| {},
+    )
+    .await
+    .unwrap()
+}
+
+#[test]
+fn a_key_is_made_without_a_database_and_printed_once() {
+    let run = |words: &[&str], variables: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .envs(variables.iter().copied())
+            .args([&["encryption", "generate-key"], words].concat())
+            .output()
+            .unwrap();
+        Ran::from(output)
+    };
+    let first = run(&[], &[]);
+    assert_eq!(first.exit, 0, "{first:?}");
+    let key = first.text.strip_suffix('\n').unwrap();
+    assert_eq!(MasterKey::parse(key, None).unwrap().id(), 1);
+    assert!(!first.errors.contains(&key[2..]), "only once: {first:?}");
+    assert_ne!(run(&[], &[]).text, first.text);
+
+    // The next free id of those that are configured.
+    let next = run(
+        &[],
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", &text(2)),
+            ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &text(7)),
+        ],
+    );
+    assert!(next.text.starts_with("8:"), "{next:?}");
+    assert!(run(&["--id", "9"], &[]).text.starts_with("9:"));
+    let json = run(&["--output", "json", "--id", "9"], &[]);
+    assert_eq!(json.lines[0]["id"], 9);
+    assert!(json.lines[0]["key"].as_str().unwrap().starts_with("9:"));
+    for wrong in ["0", "256", "x"] {
+        assert_eq!(run(&["--id", wrong], &[]).exit, 2, "{wrong}");
+    }
+    let full = run(&[], &[("ATTESTO_ENCRYPTION_KEY", &text(255))]);
+    assert_eq!(full.exit, 2, "{full:?}");
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_step_by_step() {
+    let vault = Vault::filled(3, &ring(1, &[])).await;
+    // One whose row is no tenant's.
+    let place = sealed::VALIDATION_AUDIT_KEY.of("1");
+    sqlx::query("insert into validation_audit_keys (number, key_enc) values (1, $1)")
+        .bind(ring(1, &[]).seal(place, b"audit"))
+        .execute(vault.database().pool())
+        .await
+        .unwrap();
+    let before = vault.attesto(&["encryption", "status"], &text(1), &[]);
+    assert_eq!((before.exit, before.errors.as_str()), (0, ""));
+    let status = &before.lines[0];
+    assert_eq!(status["sealingKeyId"], 1);
+    assert_eq!(status["toReseal"], 0);
+    assert_eq!(
+        status["keys"],
+        json!([{"id": 1, "role": "seals", "canary": "right", "rows": 16}])
+    );
+
+    // The new key seals, the old one still opens.
+    let status = vault.attesto(&["encryption:status"], &text(2), &[1]);
+    assert_eq!(status.lines[0]["toReseal"], 16);
+    let dry = vault.attesto(&["encryption", "rotate", "--dry-run"], &text(2), &[1]);
+    assert_eq!((dry.exit, dry.errors.as_str()), (0, ""), "{dry:?}");
+    let last = dry.lines.last().unwrap();
+    assert_eq!(last["event"], "finished");
+    assert_eq!(
+        (&last["resealed"], &last["remaining"]),
+        (&json!(16), &json!(16))
+    );
+    let untouched = vault.opened(&ring(1, &[])).await;
+    assert_eq!(untouched.len(), 15);
+    assert!(untouched.iter().all(|(_, id, right)| *id == 1 && *right));
+
+    let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
+    assert_eq!((rotated.exit, rotated.errors.as_str()), (0, ""));
+    assert_eq!(rotated.lines[0]["event"], "progress");
+    let last = rotated.lines.last().unwrap();
+    assert_eq!(
+        (&last["resealed"], &last["remaining"]),
+        (&json!(16), &json!(0))
+    );
+    // The old key is not needed any more, for anything.
+    let after = vault.opened(&ring(2, &[])).await;
+    assert!(
+        after.iter().all(|(_, id, right)| *id == 2 && *right),
+        "{after:?}"
+    );
+    let audit: Vec<u8> = sqlx::query_scalar("select key_enc from validation_audit_keys")
+        .fetch_one(vault.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(
+        ring(2, &[]).open(place, &audit).unwrap().expose_secret(),
+        b"audit"
+    );
+    let alone = vault.attesto(&["encryption", "status"], &text(2), &[]);
+    assert_eq!((alone.exit, alone.errors.as_str()), (0, ""));
+    let again = vault.attesto(&["encryption", "rotate"], &text(2), &[]);
+    assert_eq!(again.exit, 0, "{again:?}");
+    assert_eq!(again.lines[0]["resealed"], 0);
+
+    let shown = vault.attesto(
+        &["--output", "table", "encryption", "status"],
+        &text(2),
+        &[1],
+    );
+    assert!(
+        shown.text.contains("No longer needed by this database"),
+        "{}",
+        shown.text
+    );
+}
+
+#[tokio::test]
+async fn a_key_in_use_cannot_be_left_out_and_is_named() {
+    let vault = Vault::filled(1, &ring(1, &[])).await;
+    // Not even where nobody knows that it was ever used here.
+    sqlx::query("delete from encryption_canaries")
+        .execute(vault.database().pool())
+        .await
+        .unwrap();
+    for words in [&["encryption", "rotate"][..], &["encryption", "status"]] {
+        let refused = vault.attesto(words, &text(2), &[]);
+        assert_eq!(refused.exit, 1, "{refused:?}");
+        assert!(
+            refused
+                .errors
+                .contains("encryption key 1, which is not configured")
+        );
+    }
+    let serve = vault.attesto(&["serve", "--port=0"], &text(2), &[3]);
+    assert_eq!(serve.exit, 2, "{serve:?}");
+    assert!(
+        serve
+            .errors
+            .contains("encryption key 1, which is not configured")
+    );
+    let line = serve.lines.last().unwrap();
+    assert_eq!(
+        (&line["level"], &line["msg"]),
+        (&json!("fatal"), &json!("startup_failed"))
+    );
+    assert!(!serve.text.contains("\"listening\""));
+    assert!(vault.opened(&ring(1, &[])).await.iter().all(|it| it.2));
+}
+
+#[tokio::test]
+async fn another_key_of_the_same_id_is_not_called_tampering() {
+    let vault = Vault::filled(1, &ring(1, &[])).await;
+    let other = format!("1:{}", STANDARD.encode([9; 32]));
+    for words in [
+        &["encryption", "rotate"][..],
+        &["encryption", "rotate", "--dry-run"],
+        &["encryption", "status"],
+    ] {
+        let refused = vault.attesto(words, &other, &[]);
+        assert_eq!(refused.exit, 1, "{refused:?}");
+        assert!(
+            refused.errors.contains("encryption key 1 is not the key"),
+            "{refused:?}"
+        );
+        assert!(!refused.errors.contains("changed"), "{refused:?}");
+    }
+    // Nor as the key that only opens.
+    let with = Command::new(env!("CARGO_BIN_EXE_attesto"))
+        .env_clear()
+        .env("DATABASE_URL", &vault.fresh.url)
+        .env("ATTESTO_ENCRYPTION_KEY", text(2))
+        .env("ATTESTO_ENCRYPTION_KEYS_RETIRED", &other)
+        .args(["encryption", "rotate"])
+        .output()
+        .unwrap();
+    let refused = Ran::from(with);
+    assert_eq!(refused.exit, 1);
+    assert!(refused.errors.contains("encryption key 1 is not the key"));
+    assert!(vault.opened(&ring(1, &[])).await.iter().all(|it| it.1 == 1));
+}
+
+#[tokio::test]
+async fn three_kinds_of_damage_are_told_apart_and_stop_nothing_else() {
+    let vault = Vault::filled(3, &ring(1, &[])).await;
+    let [a, b, c] = [0, 1, 2].map(|at| vault.tenants[at].as_str());
+    for (statement, tenants) in [
+        // Moved from one row to another: the right key, the wrong place.
+        (
+            "update apple_credentials set private_key_enc =
+                (select private_key_enc from apple_credentials where tenant_id = $2) where tenant_id = $1",
+            [a, b],
+        ),
+        (
+            "update google_credentials set service_account_enc = '\\x01ff' where tenant_id in ($1, $2)",
+            [b, b],
+        ),
+        (
+            "update webhook_configs set secret_enc = '' where tenant_id in ($1, $2)",
+            [c, c],
+        ),
+    ] {
+        let changed = sqlx::query(statement)
+            .bind(tenants[0])
+            .bind(tenants[1])
+            .execute(vault.database().pool())
+            .await
+            .unwrap();
+        assert_eq!(changed.rows_affected(), 1);
+    }
+    let ran = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
+    assert_eq!(ran.exit, 1, "{ran:?}");
+    let report = ran.lines.last().unwrap();
+    assert_eq!(
+        (&report["resealed"], &report["failed"]),
+        (&json!(12), &json!(3))
+    );
+    let classes: BTreeMap<_, _> = report["failures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["row"].as_str().unwrap(), it["class"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        classes,
+        BTreeMap::from([(a, "does_not_open"), (b, "not_sealed"), (c, "not_sealed")])
+    );
+    let complaint = |tenant: &str| {
+        let line = ran.errors.lines().find(|line| line.contains(tenant));
+        line.unwrap_or_default().to_owned()
+    };
+    assert!(complaint(a).contains("changed, or moved"), "{}", ran.errors);
+    assert!(
+        complaint(c).contains("not a sealed value"),
+        "{}",
+        ran.errors
+    );
+
+    // The third kind, which `rotate` does not get to: it refuses to begin.
+    let unknown = reseal::run(
+        vault.database(),
+        &ring(3, &[2]),
+        Run::Dry,
+        &CancellationToken::new(),
+        |_| {},
+    )
+    .await
+    .unwrap();
+    let classes: Vec<_> = unknown.failures.iter().map(|it| it.class).collect();
+    assert_eq!(
+        classes,
+        ["key_unknown", "not_sealed", "not_sealed"],
+        "the first still names key 1"
+    );
+}
+
+#[tokio::test]
+async fn whoever_changes_a_secret_meanwhile_wins() {
+    let vault = Vault::filled(250, &ring(1, &[])).await;
+    let database = vault.database();
+    let both = ring(2, &[1]);
+    let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Operators go on setting secrets, in processes of both configurations.
+    let operators = async {
+        let rings = [ring(1, &[2]), ring(2, &[1])];
+        while !stop.load(Ordering::Relaxed) {
+            let number = writes.fetch_add(1, Ordering::Relaxed);
+            let tenant = &vault.tenants[fastrand::usize(..vault.tenants.len())];
+            let column = sealed::GOOGLE_SERVICE_ACCOUNT;
+            let secret = said(tenant, column.column);
+            let blob = rings[number % 2].seal(column.of(tenant.as_str()), secret.as_bytes());
+            sqlx::query("update google_credentials set service_account_enc = $2, client_email = $3 where tenant_id = $1")
+                .bind(tenant.as_str())
+                .bind(blob)
+                .bind(number.to_string())
+                .execute(database.pool())
+                .await
+                .unwrap();
+        }
+    };
+    let rotation = async {
+        // Twice at once does no harm.
+        let (one, two) = tokio::join!(rotate(database, &both), rotate(database, &both));
+        stop.store(true, Ordering::Relaxed);
+        (one, two)
+    };
+    let ((one, two), ()) = tokio::join!(rotation, operators);
+    assert_eq!((one.failed, two.failed), (0, 0));
+    assert!(writes.load(Ordering::Relaxed) > 10);
+    let opened = vault.opened(&both).await;
+    assert_eq!(opened.len(), 5 * 250);
+    assert!(opened.iter().all(|(_, _, right)| *right));
+    // What was written with the old key meanwhile is found the next time.
+    assert_eq!(rotate(database, &both).await.remaining, 0);
+    assert!(vault.opened(&ring(2, &[])).await.iter().all(|it| it.2));
+}
+
+/// Killed in the middle, again and again, from key to key and on: no secret is lost and each rotation comes to its end.
+#[tokio::test]
+async fn a_rotation_that_is_killed_is_taken_up_again() {
+    let vault = Vault::filled(230, &ring(1, &[])).await;
+    for (old, new) in [(1, 2), (2, 3)] {
+        let mut kills = 0;
+        loop {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+                .env_clear()
+                .env("DATABASE_URL", &vault.fresh.url)
+                .env("ATTESTO_ENCRYPTION_KEY", text(new))
+                .env("ATTESTO_ENCRYPTION_KEYS_RETIRED", text(old))
+                .args(["encryption", "rotate"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            if kills < 3 {
+                // After the first batch or so: a pause follows each.
+                let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+                let mut line = String::new();
+                std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+                let opened = vault.opened(&ring(new, &[old])).await;
+                assert_eq!(opened.len(), 5 * 230);
+                assert!(opened.iter().all(|(_, _, right)| *right));
+                assert!(
+                    opened.iter().any(|(_, id, _)| *id == old),
+                    "it was killed too late to tell"
+                );
+            } else {
+                let ran = Ran::from(child.wait_with_output().unwrap());
+                assert_eq!(ran.exit, 0, "{ran:?}");
+                break;
+            }
+        }
+        let opened = vault.opened(&ring(new, &[])).await;
+        assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
+    }
+}
+
+#[tokio::test]
+async fn it_stops_between_two_batches() {
+    let vault = Vault::filled(120, &ring(1, &[])).await;
+    let stop = CancellationToken::new();
+    let both = ring(2, &[1]);
+    let report = reseal::run(vault.database(), &both, Run::ForReal, &stop, |_| {
+        stop.cancel();
+    });
+    let report = tokio::time::timeout(Duration::from_secs(20), report)
+        .await
+        .unwrap();
+    let report = match report {
+        Ok(report) => report,
+        Err(ResealError::Unsound(column)) => panic!("{column:?}"),
+        Err(ResealError::Database(error)) => panic!("{error}"),
+    };
+    assert_eq!((report.resealed, report.remaining), (100, 5 * 120 - 100));
+}
