@@ -12,6 +12,7 @@ mod apple_verify;
 mod audit;
 mod cli;
 mod database;
+mod deploy;
 mod dev;
 mod embedded;
 mod encryption;

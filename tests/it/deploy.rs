@@ -1,0 +1,460 @@
+//! The files that Attesto is deployed with: their settings are settings, with values it takes, and their ports, paths, commands and
+//! patience fit what they deploy.
+//!
+//! They are read as lines of text: each has its own format, and what is looked for looks alike in all of them. Whether they are well
+//! formed is for tools that know (`bin/check-deploy`).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use attesto::config::catalogue::{Kind, SETTINGS, setting};
+use attesto::config::{Raw, Settings};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::world::folder::Folder;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    let read = std::fs::read_to_string(root().join(name));
+    read.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// What follows `start` in each line that begins with it, blanks and a list's dash aside.
+fn after<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    text.lines()
+        .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(start))
+        .map(str::trim)
+        .collect()
+}
+
+/// The one value of that name, without its quotes.
+fn only<'a>(text: &'a str, start: &str) -> &'a str {
+    let found = after(text, start);
+    assert_eq!(found.len(), 1, "{start}: {found:?}");
+    found[0].trim_matches('"')
+}
+
+/// The seconds in `40s`, `40` or `1m`.
+fn seconds(text: &str) -> u64 {
+    let text = text.trim_matches('"');
+    match text.strip_suffix('m') {
+        Some(minutes) => minutes.parse::<u64>().unwrap() * 60,
+        None => text.strip_suffix('s').unwrap_or(text).parse().unwrap(),
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    let letters = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    name.len() > 1 && name.bytes().all(letters) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// What a file gives Attesto: names of variables, and their values where they stand in the file.
+fn given(file: &str) -> BTreeMap<String, String> {
+    /// Not ours: another program's, the image's own, or of the time of its building.
+    const OTHERS: [&str; 12] = [
+        "POSTGRES_USER",
+        "POSTGRES_DB",
+        "POSTGRES_PASSWORD_FILE",
+        "VERSION",
+        "REVISION",
+        "PROFILE",
+        "PATH",
+        "SQLX_OFFLINE",
+        "CARGO_TERM_COLOR",
+        "SSL_CERT_FILE",
+        "RUST_VERSION",
+        "BUILD_IMAGE",
+    ];
+    let text = read(file);
+    let mut found = BTreeMap::new();
+    let mut lines = text.lines().map(str::trim).peekable();
+    while let Some(line) = lines.next() {
+        if line.starts_with('#') {
+            continue;
+        }
+        // `- name: X` and the line after it; `X: value`, `X = "value"`, `X=value`, with what a format puts before it.
+        let (name, value) = if let Some(name) = line.strip_prefix("- name: ") {
+            let next = lines.peek().copied().unwrap_or_default();
+            (name, next.strip_prefix("value:").unwrap_or_default())
+        } else {
+            let start = ["Environment=", "ENV "].iter();
+            let line = start.fold(line, |line, start| line.strip_prefix(start).unwrap_or(line));
+            let line = line.trim_end_matches(" \\");
+            let at = line.find([':', '=']).unwrap_or(line.len());
+            (line[..at].trim(), line.get(at + 1..).unwrap_or_default())
+        };
+        if is_variable(name) && !OTHERS.contains(&name) {
+            let value = value.trim().trim_matches('"');
+            // `${LOG_LEVEL:-info}` of a compose file.
+            let value = match value.strip_prefix("${") {
+                Some(inside) => {
+                    inside
+                        .trim_end_matches('}')
+                        .split_once(":-")
+                        .unwrap_or_default()
+                        .1
+                }
+                None => value,
+            };
+            found.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    found
+}
+
+/// Whether Attesto starts with these, given files where they name files.
+fn assert_taken(file: &str, given: &BTreeMap<String, String>) {
+    let folder = Folder::new();
+    let secret = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let url = secret("url", "postgres://attesto@localhost/attesto");
+    let key = secret("key", &STANDARD.encode([7; 32]));
+    let mut variables = BTreeMap::from([
+        ("DATABASE_URL_FILE".to_owned(), url.clone()),
+        ("ATTESTO_ENCRYPTION_KEY_FILE".to_owned(), key.clone()),
+    ]);
+    for (name, value) in given {
+        let setting = setting(name.strip_suffix("_FILE").unwrap_or(name));
+        let setting = setting.unwrap_or_else(|| panic!("{file}: {name} is no setting"));
+        assert!(
+            !name.ends_with("_FILE") || setting.kind == Kind::Secret,
+            "{file}: {name} is no secret, and has no file"
+        );
+        if setting.kind == Kind::Secret {
+            assert!(
+                name.ends_with("_FILE"),
+                "{file}: {name} stands there itself"
+            );
+        } else {
+            variables.insert(name.clone(), value.clone());
+        }
+    }
+    let lookup = |name: &str| variables.get(name).map(OsString::from);
+    if let Err(problems) = Settings::parse(&Raw::new([], &lookup)) {
+        panic!("{file}: {problems:?}");
+    }
+}
+
+#[test]
+fn every_setting_stands_in_the_example_with_its_default() {
+    let text = read(".env.example");
+    let mut variables = BTreeMap::new();
+    for line in text.lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if let Some((name, value)) = line.split_once('=')
+            && is_variable(name)
+        {
+            let known = variables.insert(name.to_owned(), value.to_owned());
+            assert_eq!(known, None, "{name} stands there twice");
+        }
+    }
+    for setting in SETTINGS {
+        let (name, default) = (setting.name, setting.default);
+        let found = variables.remove(name);
+        assert_eq!(
+            found.as_deref(),
+            Some(default),
+            "add to .env.example:\n\n# {}\n#{name}={default}\n",
+            setting.help
+        );
+        if setting.kind == Kind::Secret {
+            let file = variables.remove(&format!("{name}_FILE"));
+            assert_eq!(
+                file.as_deref(),
+                Some(""),
+                "add #{name}_FILE= to .env.example"
+            );
+        }
+    }
+    assert_eq!(variables, BTreeMap::new(), "no setting of these names");
+    assert!(
+        text.lines()
+            .all(|line| line.is_empty() || line.starts_with('#')),
+        "the example sets nothing by itself"
+    );
+
+    // What it says holds is what is taken.
+    let defaults = SETTINGS
+        .iter()
+        .filter(|setting| setting.kind != Kind::Secret)
+        .map(|setting| (setting.name.to_owned(), setting.default.to_owned()));
+    assert_taken(".env.example", &defaults.collect());
+}
+
+#[test]
+fn every_file_gives_settings_that_are_taken() {
+    for (file, some) in [
+        ("docker-compose.yml", "DATABASE_URL_FILE"),
+        ("docs/deploy/compose/replicas.yml", "DATABASE_URL_FILE"),
+        (
+            "docs/deploy/compose/simulated.yml",
+            "WEBHOOK_ALLOW_PRIVATE_CALLBACKS",
+        ),
+        ("fly.toml", "METRICS_ADDRESS"),
+        ("docs/deploy/fly.staging.toml", "LOG_LEVEL"),
+        (
+            "docs/deploy/kubernetes/deployment.yaml",
+            "ATTESTO_ENCRYPTION_KEY_FILE",
+        ),
+        (
+            "docs/deploy/systemd/attesto.service",
+            "ATTESTO_ENCRYPTION_KEY_FILE",
+        ),
+        ("Dockerfile", "ATTESTO_ENV"),
+    ] {
+        let given = given(file);
+        assert!(
+            given.contains_key(some),
+            "{file} is not read well: {given:?}"
+        );
+        assert_taken(file, &given);
+    }
+    // The pieces of a compose file hold together: an overlay is added to what is below it.
+    let mut together = given("docker-compose.yml");
+    together.extend(given("docs/deploy/compose/simulated.yml"));
+    assert_taken("both compose files", &together);
+}
+
+#[test]
+fn fly_asks_what_is_served_as_often_as_was_agreed() {
+    for file in ["fly.toml", "docs/deploy/fly.staging.toml"] {
+        let text = read(file);
+        let text = text.split_once("app = ").unwrap().1;
+        assert_eq!(
+            only(text, "internal_port = "),
+            only(text, "PORT = ").trim_matches('"')
+        );
+        let checks: Vec<_> = text.split("[[http_service.checks]]").skip(1).collect();
+        let facts = |check: &str| {
+            ["path = ", "interval = ", "timeout = ", "grace_period = "]
+                .map(|name| after(check, name)[0].trim_matches('"').to_owned())
+        };
+        let checks: Vec<_> = checks.into_iter().map(facts).collect();
+        assert_eq!(
+            checks,
+            [
+                ["/health", "30s", "5s", "10s"],
+                ["/ready", "60s", "10s", "30s"]
+            ],
+            "{file}"
+        );
+        let metrics = text.split_once("[metrics]").unwrap().1;
+        let port = after(metrics, "port = ")[0];
+        assert!(
+            only(text, "METRICS_ADDRESS = ").ends_with(&format!(":{port}")),
+            "{file}"
+        );
+        assert_eq!(after(metrics, "path = ")[0], "\"/metrics\"");
+        assert_eq!(only(text, "release_command = "), "migrate");
+        assert_eq!(only(text, "strategy = "), "rolling");
+        assert_eq!(only(text, "memory = "), "512mb");
+        assert!(seconds(only(text, "kill_timeout = ")) > grace());
+        let dockerfile = root()
+            .join(file)
+            .with_file_name(only(text, "dockerfile = "));
+        assert!(dockerfile.is_file(), "{}", dockerfile.display());
+    }
+}
+
+/// The two differ only in what they must.
+#[test]
+fn staging_is_production_but_for_its_size() {
+    let lines = |file: &str| -> Vec<String> {
+        let text = read(file);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let own = [
+            "app =",
+            "dockerfile =",
+            "min_machines_running =",
+            "cpus =",
+            "LOG_LEVEL =",
+        ];
+        let lines = lines.filter(|line| !own.iter().any(|own| line.trim().starts_with(own)));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(lines("fly.toml"), lines("docs/deploy/fly.staging.toml"));
+}
+
+fn grace() -> u64 {
+    seconds(setting("SHUTDOWN_GRACE_SECONDS").unwrap().default)
+}
+
+#[test]
+fn everybody_waits_longer_than_a_service_takes_to_stop() {
+    let compose = read("docker-compose.yml");
+    for patience in after(&compose, "stop_grace_period:") {
+        assert!(seconds(patience) > grace());
+    }
+    let kubernetes = read("docs/deploy/kubernetes/deployment.yaml");
+    assert!(seconds(only(&kubernetes, "terminationGracePeriodSeconds:")) > grace());
+    let systemd = read("docs/deploy/systemd/attesto.service");
+    assert!(seconds(only(&systemd, "TimeoutStopSec=")) > grace());
+}
+
+#[test]
+fn ports_probes_and_commands_are_those_of_the_service() {
+    let dockerfile = read("Dockerfile");
+    let port = setting("PORT").unwrap().default;
+    assert_eq!(only(&dockerfile, "EXPOSE "), port);
+    assert_eq!(given("Dockerfile")["PORT"], port);
+    assert_eq!(only(&dockerfile, "USER "), "65532:65532");
+    let check = only(&dockerfile, "HEALTHCHECK ");
+    assert!(
+        check.ends_with(r#"CMD ["/usr/local/bin/attesto", "health"]"#),
+        "{check}"
+    );
+
+    let compose = read("docker-compose.yml");
+    assert!(
+        compose.contains(&format!(":8080}}:{port}\"")),
+        "the published port"
+    );
+    assert!(compose.contains(r#"test: ["CMD", "/usr/local/bin/attesto", "health"]"#));
+
+    let kubernetes = read("docs/deploy/kubernetes/deployment.yaml");
+    assert_eq!(after(&kubernetes, "containerPort:"), [port, "9091"]);
+    let probes: Vec<_> = kubernetes
+        .split("Probe:\n")
+        .skip(1)
+        .map(|probe| after(probe, "httpGet:")[0])
+        .collect();
+    let asks = |path| format!("{{ path: {path}, port: http }}");
+    assert_eq!(probes, [asks("/health"), asks("/health"), asks("/ready")]);
+    assert_eq!(after(&kubernetes, "args:"), ["[migrate]", "[serve]"]);
+    let user = only(&dockerfile, "USER ").split_once(':').unwrap().0;
+    assert_eq!(only(&kubernetes, "runAsUser:"), user);
+}
+
+/// What is needed to build must reach the builder, and nothing that lies around may.
+#[test]
+fn the_image_is_built_from_what_git_knows() {
+    let ignore = read(".dockerignore");
+    let kept = after(&ignore, "!");
+    for name in &kept {
+        assert!(root().join(name).exists(), "{name}");
+    }
+    assert!(ignore.lines().any(|line| line == "*"));
+    for needed in [
+        "src",
+        "migrations",
+        ".sqlx",
+        "Cargo.toml",
+        "Cargo.lock",
+        "LICENSE",
+    ] {
+        assert!(kept.contains(&needed), "{needed}");
+    }
+    // Cargo refuses a manifest whose targets are not there: all of them are known to the layer of the dependencies too.
+    let manifest = read("Cargo.toml");
+    for target in after(&manifest, "path = ") {
+        let folder = target.trim_matches('"').split('/').next().unwrap();
+        assert!(kept.contains(&folder), "{target} is not in .dockerignore");
+    }
+}
+
+fn git(folder: &Path, words: &[&str]) {
+    let git = Command::new("git")
+        .arg("-C")
+        .arg(folder)
+        .args(words)
+        .output();
+    let git = git.expect("git runs");
+    assert!(
+        git.status.success(),
+        "{}",
+        String::from_utf8_lossy(&git.stderr)
+    );
+}
+
+/// Exit code and what it complains of.
+fn check_secrets(folder: &Path) -> (Option<i32>, String) {
+    let script = root().join("bin/check-secrets");
+    let ran = Command::new(script)
+        .arg(folder)
+        .output()
+        .expect("a shell runs");
+    (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+}
+
+#[test]
+fn what_must_not_be_committed_is_refused() {
+    let folder = Folder::new();
+    git(&folder, &["init", "-q"]);
+    std::fs::write(folder.join(".env.example"), "#PORT=8080\n").unwrap();
+    std::fs::write(folder.join("notes.md"), "attesto_live_… and whsec_…\n").unwrap();
+    git(&folder, &["add", "-A"]);
+    assert_eq!(check_secrets(&folder), (Some(0), String::new()));
+
+    for name in [
+        ".env",
+        "deep/.env.production",
+        "AuthKey_2X9R4HXF34.p8",
+        "secrets/encryption_key",
+        "service-account.json",
+        "tls.key",
+    ] {
+        let path: PathBuf = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "x").unwrap();
+        git(&folder, &["add", "-A"]);
+        let (exit, said) = check_secrets(&folder);
+        assert_eq!(exit, Some(1), "{name}");
+        assert!(said.starts_with(&format!("{name}: ")), "{said}");
+        std::fs::remove_file(&path).unwrap();
+    }
+    let random = "Ab1".repeat(14) + "x";
+    for text in [
+        format!("-----BEGIN {}PRIVATE {}-----", "EC ", "KEY"),
+        format!("-----BEGIN PRIVATE {}-----", "KEY"),
+        format!("key = attesto_live_{random}"),
+        format!("\"whsec_{random}=\""),
+        format!("postgres://attesto:{random}@db/attesto"),
+    ] {
+        std::fs::write(folder.join("notes.md"), &text).unwrap();
+        git(&folder, &["add", "-A"]);
+        let (exit, said) = check_secrets(&folder);
+        assert_eq!(exit, Some(1), "{text}");
+        assert!(
+            said.starts_with("notes.md: ") && !said.contains(&random),
+            "{said}"
+        );
+    }
+}
+
+/// `mise run …` names only scripts that are there, and commands that Attesto has.
+#[test]
+fn every_task_can_be_run() {
+    let tasks = read("mise.toml");
+    for name in [
+        "dev",
+        "test",
+        "check",
+        "bench",
+        "chaos",
+        "cli",
+        "\"db:up\"",
+        "\"db:migrate\"",
+        "deploy",
+        "release",
+    ] {
+        assert!(tasks.contains(&format!("[tasks.{name}]")), "{name}");
+    }
+    let runs = after(&tasks, "run = ");
+    assert_eq!(runs.len(), tasks.matches("[tasks.").count());
+    for run in runs {
+        let script = run.trim_matches('"').split(' ').next().unwrap();
+        assert!(
+            ["cargo", "docker"].contains(&script) || root().join(script).is_file(),
+            "{script}"
+        );
+    }
+}
