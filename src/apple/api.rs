@@ -17,16 +17,21 @@
 //! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`Failure::Unexpected`] |
 //! | anything else | | [`Failure::Unexpected`] |
 //!
+//! For a test notification, 4040007 `ServerNotificationUrlNotFound` and 4040008 `TestNotificationNotFound` are answers too: no
+//! address, and not yet.
+//!
 //! A code counts only under its own status: its first three digits are the status it was sent with.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Method;
 use axum::http::header::ACCEPT;
+use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::account::{ClientTokens, Credentials, Environment};
-use super::payload::{ErrorBody, TransactionInfo};
+use super::payload::{ErrorBody, TestStatus, TestToken, TransactionInfo};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
 use crate::http::outbound::{
@@ -121,12 +126,6 @@ pub enum Failure {
     Crowded,
 }
 
-impl From<SendError> for NoTransaction {
-    fn from(error: SendError) -> Self {
-        Failure::NoAnswer(error).into()
-    }
-}
-
 impl AppStore {
     /// The API at `production` and at `sandbox` (the part before `/inApps`).
     pub fn new(upstream: Upstream, production: Url, sandbox: Url, clock: Clock) -> Self {
@@ -149,11 +148,8 @@ impl AppStore {
         environment: Environment,
         transaction_id: &str,
     ) -> Result<String, NoTransaction> {
-        let base = match environment {
-            Environment::Production => &self.production,
-            Environment::Sandbox => &self.sandbox,
-        };
-        let url = address(base, transaction_id).ok_or(Absent::NotAnId)?;
+        let url = address(self.base(environment), "transactions", transaction_id);
+        let url = url.ok_or(Absent::NotAnId)?;
         let key = (
             tenant.clone(),
             credentials.identity(),
@@ -163,18 +159,68 @@ impl AppStore {
         let signed = self
             .asking
             .share(key, move || async move {
-                store.call(&tenant, &credentials, url).await
+                let answer = store.call(&tenant, &credentials, Method::GET, url).await?;
+                meaning(&answer, store.clock.now()).map(Arc::from)
             })
             .await?;
         Ok(signed.as_ref().to_owned())
     }
 
+    /// Request a Test Notification: the token that its status is asked by. `None` when Apple knows no address for the
+    /// app's notifications.
+    pub async fn request_test_notification(
+        &self,
+        tenant: &TenantId,
+        credentials: &Credentials,
+        environment: Environment,
+    ) -> Result<Option<String>, Failure> {
+        let url =
+            address(self.base(environment), "notifications", "test").ok_or_else(no_address)?;
+        let answer = self.call(tenant, credentials, Method::POST, url).await?;
+        let found = self.said::<TestToken>(&answer, 4_040_007)?;
+        Ok(found.map(|found| found.test_notification_token))
+    }
+
+    /// Get Test Notification Status. `None` when Apple has not sent it yet.
+    pub async fn test_notification_status(
+        &self,
+        tenant: &TenantId,
+        credentials: &Credentials,
+        environment: Environment,
+        token: &str,
+    ) -> Result<Option<TestStatus>, Failure> {
+        let below = address(self.base(environment), "notifications/test", token);
+        let url = below.ok_or_else(no_address)?;
+        let answer = self.call(tenant, credentials, Method::GET, url).await?;
+        self.said(&answer, 4_040_008)
+    }
+
+    fn base(&self, environment: Environment) -> &Url {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Sandbox => &self.sandbox,
+        }
+    }
+
+    /// What an answer says; `None` when it is the 404 of this code.
+    fn said<T: DeserializeOwned>(&self, answer: &Answer, none: i64) -> Result<Option<T>, Failure> {
+        match (answer.status.as_u16(), error_of(answer).error_code) {
+            (200, _) => serde_json::from_slice(&answer.body)
+                .map(Some)
+                .map_err(|error| Failure::Unreadable(unreadable(&error))),
+            (404, Some(code)) if code == none => Ok(None),
+            _ => Err(failure(answer, self.clock.now())),
+        }
+    }
+
+    /// One call: in its turn, with a client token, and once more with a new one when that is refused.
     async fn call(
         &self,
         tenant: &TenantId,
         credentials: &Credentials,
+        method: Method,
         url: Url,
-    ) -> Result<Arc<str>, NoTransaction> {
+    ) -> Result<Answer, Failure> {
         let _place = self
             .places
             .enter(tenant, PATIENCE)
@@ -186,7 +232,7 @@ impl AppStore {
             let token = self.tokens.get(tenant, credentials);
             let ask = |client: &reqwest::Client| {
                 client
-                    .get(url.clone())
+                    .request(method.clone(), url.clone())
                     .header(ACCEPT, "application/json")
                     .bearer_auth(token.secret())
             };
@@ -197,17 +243,22 @@ impl AppStore {
                     continue;
                 }
             }
-            return meaning(&answer, self.clock.now()).map(Arc::from);
+            return Ok(answer);
         }
     }
 }
 
+/// What Apple gave to ask by cannot be asked by.
+fn no_address() -> Failure {
+    Failure::Unreadable("its token cannot be part of an address".to_owned())
+}
+
 /// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
 /// of one or two dots, and no transaction is called that.
-fn address(base: &Url, transaction_id: &str) -> Option<Url> {
-    let mut text = base.as_str().trim_end_matches('/').to_owned();
-    text.push_str("/inApps/v1/transactions/");
-    push_segment(&mut text, transaction_id)?;
+fn address(base: &Url, what: &str, id: &str) -> Option<Url> {
+    let base = base.as_str().trim_end_matches('/');
+    let mut text = format!("{base}/inApps/v1/{what}/");
+    push_segment(&mut text, id)?;
     Url::parse(&text).ok()
 }
 
@@ -224,25 +275,30 @@ fn meaning(answer: &Answer, now: Timestamp) -> Result<String, NoTransaction> {
     if status == 200 {
         return Ok(read(&answer.body)?);
     }
-    let error = error_of(answer);
-    let wait = retry_after(&answer.headers, now);
-    Err(match (status, error.error_code) {
+    Err(match (status, error_of(answer).error_code) {
         (404, Some(4_040_005 | 4_040_010)) => Absent::Unknown.into(),
         (400, Some(4_000_006 | 4_000_008)) => Absent::NotAnId.into(),
         (400, Some(4_000_048)) => Absent::AppTransactionId.into(),
-        (401, _) => Failure::Unauthorized { status }.into(),
-        (429, _) => Failure::RateLimited {
+        _ => failure(answer, now).into(),
+    })
+}
+
+/// What any answer means that is neither a success nor a "no".
+fn failure(answer: &Answer, now: Timestamp) -> Failure {
+    let (status, error) = (answer.status.as_u16(), error_of(answer));
+    let wait = retry_after(&answer.headers, now);
+    match status {
+        401 => Failure::Unauthorized { status },
+        429 => Failure::RateLimited {
             retry_after: wait.unwrap_or(LIMIT_WINDOW),
-        }
-        .into(),
-        (_, code) => Failure::Unexpected {
+        },
+        _ => Failure::Unexpected {
             status,
-            code,
+            code: error.error_code,
             message: error.error_message,
             retry_after: wait,
-        }
-        .into(),
-    })
+        },
+    }
 }
 
 /// Apple's error, with no code when the body is not one.
@@ -458,7 +514,7 @@ mod tests {
     fn a_question_has_one_address() {
         let apple = Url::parse("https://api.storekit.apple.com").expect("a URL");
         let under = Url::parse("http://127.0.0.1:9/apple/sandbox/").expect("a URL");
-        let text = |base, id| address(base, id).map(String::from);
+        let text = |base, id| address(base, "transactions", id).map(String::from);
         assert_eq!(
             text(&apple, "2000000123456789").as_deref(),
             Some("https://api.storekit.apple.com/inApps/v1/transactions/2000000123456789")
@@ -681,7 +737,7 @@ mod tests {
         #[test]
         fn no_id_changes_which_address_is_called(id in "(?s).{1,40}") {
             let base = Url::parse("https://store.example/base").expect("a URL");
-            if let Some(url) = address(&base, &id) {
+            if let Some(url) = address(&base, "transactions", &id) {
                 prop_assert_eq!(url.host_str(), Some("store.example"));
                 prop_assert_eq!(url.query(), None);
                 prop_assert_eq!(url.fragment(), None);

@@ -12,7 +12,8 @@
 //! - [`api`]: the App Store Server API, and what its answers mean
 //! - [`verify`]: a use case: is this transaction real
 //! - [`notifications`]: the other: something happened
-//! - [`mod@routes`]: both over HTTP
+//! - [`test_notification`]: and a third, for an operator: does that arrive here
+//! - [`mod@routes`]: the first two over HTTP
 
 pub mod account;
 pub mod api;
@@ -21,6 +22,7 @@ pub mod notifications;
 pub mod payload;
 pub mod routes;
 pub mod store;
+pub mod test_notification;
 pub mod translate;
 pub mod trust;
 pub mod verify;

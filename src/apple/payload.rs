@@ -94,6 +94,41 @@ pub struct TransactionInfo {
     pub signed_transaction_info: String,
 }
 
+/// The one field of Apple's answer to a request for a test notification.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TestToken {
+    /// What its status is asked by.
+    pub test_notification_token: String,
+}
+
+/// What became of a test notification.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TestStatus {
+    /// What was sent.
+    pub signed_payload: Option<String>,
+    /// How each attempt went.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub send_attempts: Vec<SendAttempt>,
+}
+
+/// How sending a notification went.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SendAttempt {
+    /// When.
+    pub attempt_date: Option<Millis>,
+    /// `SUCCESS`, `TIMED_OUT` and the like.
+    pub send_attempt_result: Option<String>,
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// Apple's error body.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -1,12 +1,23 @@
 //! `attesto apple`: a tenant's access to the App Store.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
 
 use super::context::{Context, Failure};
-use super::upload;
+use super::{duration, upload};
 use crate::apple::account::{Credentials, Environment, EnvironmentChoice, SigningKey};
-use crate::apple::store::{self, NewCredentials, PutError};
-use crate::id::TenantId;
+use crate::apple::api::{self, AppStore};
+use crate::apple::store::{self, FindError, NewCredentials, PutError};
+use crate::apple::test_notification::{self, NoOutcome};
+use crate::clock::Timestamp;
+use crate::config::{Raw, Stores};
+use crate::db::Database;
+use crate::events::{self, Source};
+use crate::http::outbound::{self, Upstream};
+use crate::id::{EventId, TenantId};
 
 /// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]
@@ -18,6 +29,41 @@ pub enum Command {
         /// Whose: the tenant's id
         tenant: TenantId,
     },
+    /// Have Apple send a test notification, wait until Apple says how that went, and print it
+    RequestTestNotification(RequestTest),
+}
+
+/// Arguments of `request-test-notification`.
+#[derive(Debug, clap::Args)]
+pub struct RequestTest {
+    /// Whose: the tenant's id
+    tenant: TenantId,
+
+    /// Which of the app's two addresses is tried. Left out: production, unless the tenant is set up for the sandbox only
+    #[arg(long, value_name = "ENVIRONMENT", value_enum)]
+    env: Option<Where>,
+
+    /// How long to wait for the outcome
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_up_to(1))]
+    wait: Duration,
+}
+
+/// Where a test notification is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Where {
+    /// The production address
+    Production,
+    /// The sandbox address
+    Sandbox,
+}
+
+impl From<Where> for Environment {
+    fn from(place: Where) -> Self {
+        match place {
+            Where::Production => Self::Production,
+            Where::Sandbox => Self::Sandbox,
+        }
+    }
 }
 
 /// Arguments of `set-credentials`.
@@ -56,6 +102,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::SetCredentials(arguments) => set(arguments, context).await,
         Command::GetCredentials { tenant } => get(&tenant, context).await,
+        Command::RequestTestNotification(arguments) => request_test(arguments, context).await,
     }
 }
 
@@ -107,6 +154,171 @@ async fn get(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
         .ok_or_else(|| none(tenant))?;
     context.output.object(&stored)?;
     Ok(())
+}
+
+/// What `request-test-notification` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tried<'a> {
+    tenant_id: &'a TenantId,
+    bundle_id: &'a str,
+    environment: Environment,
+    /// Apple's word for how it went.
+    result: &'a str,
+    attempted_at: Option<Timestamp>,
+    #[serde(rename = "notificationUUID")]
+    notification_uuid: Option<&'a str>,
+    /// What was stored of it here.
+    event_id: Option<EventId>,
+}
+
+async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), Failure> {
+    let RequestTest { tenant, env, wait } = arguments;
+    let lookup = |name: &str| context.variable(name);
+    let raw = Raw::new(std::collections::BTreeMap::new(), &lookup);
+    let stores = Stores::read(&raw).map_err(Failure::settings)?;
+    let database = context.database().await?;
+    let keyring = context.keyring()?;
+    let credentials = store::find(&database, &keyring, &tenant)
+        .await
+        .map_err(|error| match error {
+            FindError::Database(error) => error.into(),
+            sealed => Failure::refused(format!("{sealed}.")),
+        })?
+        .ok_or_else(|| none(&tenant))?;
+    let environment = place_to_try(&tenant, &credentials, env)?;
+    let client = outbound::client()
+        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
+    let app_store = AppStore::new(
+        Upstream::new(client, stores.timeout),
+        stores.apple_production,
+        stores.apple_sandbox,
+        context.clock.clone(),
+    );
+    let credentials = Arc::new(credentials);
+    let outcome = test_notification::request(&app_store, &tenant, &credentials, environment, wait)
+        .await
+        .map_err(|why| no_outcome(&tenant, &credentials, environment, &why))?;
+    let uuid = outcome.notification_uuid.as_deref();
+    let event_id = find_event(&database, &tenant, uuid).await?;
+    let tried = Tried {
+        tenant_id: &tenant,
+        bundle_id: &credentials.bundle_id,
+        environment,
+        result: &outcome.result,
+        attempted_at: outcome.attempted_at,
+        notification_uuid: uuid,
+        event_id: event_id.clone(),
+    };
+    context.output.object(&tried)?;
+    if !outcome.is_success() {
+        let what = what_went_wrong(&outcome.result);
+        return Err(Failure::refused(format!(
+            "Apple's test notification did not arrive ({}): {what}",
+            outcome.result
+        )));
+    }
+    if event_id.is_none() {
+        return Err(Failure::refused(format!(
+            "somebody else took Apple's test notification: nothing of it is stored here. The {} address in App Store Connect must be https://<your host>/v1/webhooks/apple/{tenant}, and lead to a service on this database.",
+            environment.as_str()
+        )));
+    }
+    Ok(())
+}
+
+async fn find_event(
+    database: &Database,
+    tenant: &TenantId,
+    uuid: Option<&str>,
+) -> Result<Option<EventId>, Failure> {
+    match uuid {
+        Some(uuid) => Ok(events::find(database, tenant, Source::Apple, uuid).await?),
+        None => Ok(None),
+    }
+}
+
+/// Which address is tried: one whose notifications this tenant takes.
+fn place_to_try(
+    tenant: &TenantId,
+    credentials: &Credentials,
+    asked: Option<Where>,
+) -> Result<Environment, Failure> {
+    let choice = credentials.environment;
+    let environment = match asked {
+        Some(place) => place.into(),
+        None if choice.allows(Environment::Production) => Environment::Production,
+        None => Environment::Sandbox,
+    };
+    if !choice.allows(environment) {
+        return Err(Failure::usage(format!(
+            "{tenant} is set up for {} only, and refuses notifications of {}: see `attesto apple set-credentials --environment`.",
+            choice.as_str(),
+            environment.as_str()
+        )));
+    }
+    if environment == Environment::Production && credentials.app_apple_id.is_none() {
+        return Err(Failure::usage(format!(
+            "{tenant} has no app Apple id, and refuses notifications of production without it: add it with `attesto apple set-credentials --app-apple-id`, or try --env sandbox.",
+        )));
+    }
+    Ok(environment)
+}
+
+fn no_outcome(
+    tenant: &TenantId,
+    credentials: &Credentials,
+    environment: Environment,
+    why: &NoOutcome,
+) -> Failure {
+    let (app, place) = (&credentials.bundle_id, environment.as_str());
+    Failure::refused(match why {
+        NoOutcome::NoAddress => format!(
+            "Apple knows no {place} address for the notifications of {app}: enter https://<your host>/v1/webhooks/apple/{tenant} in App Store Connect, under App Information, App Store Server Notifications."
+        ),
+        NoOutcome::NotYet(patience) => format!(
+            "Apple took the request and has not said within {patience:?} how sending it went. Look for it with `attesto webhook list-events {tenant}`, or wait longer with --wait."
+        ),
+        NoOutcome::Apple(api::Failure::Unauthorized { .. }) => {
+            let hint = match environment {
+                Environment::Production => {
+                    " In production it also refuses an app that was never released: try --env sandbox."
+                }
+                Environment::Sandbox => "",
+            };
+            format!(
+                "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.{hint}"
+            )
+        }
+        NoOutcome::Apple(api::Failure::RateLimited { retry_after }) => format!(
+            "Apple's limit for {app} is used up. Try again in {} seconds.",
+            retry_after.as_secs().max(1)
+        ),
+        NoOutcome::Apple(other) => format!("{other}."),
+    })
+}
+
+/// What Apple's word for a failed attempt means for whoever has to mend it.
+fn what_went_wrong(result: &str) -> &'static str {
+    match result {
+        "TIMED_OUT" => "the server at the address did not answer in time.",
+        "TLS_ISSUE" => {
+            "no secure connection was made. The address needs TLS 1.2 or newer and a certificate that is publicly trusted, with its whole chain."
+        }
+        "CIRCULAR_REDIRECT" => {
+            "the address redirects in a circle. Enter the address that answers without redirecting."
+        }
+        "NO_RESPONSE" | "SOCKET_ISSUE" | "PREMATURE_CLOSE" => {
+            "the connection failed or broke. Is the address reachable from the internet, and is something listening there?"
+        }
+        "UNSUCCESSFUL_HTTP_RESPONSE_CODE" => {
+            "the server at the address answered with an error. If it is Attesto, its log has an http_request line for it that says why."
+        }
+        "UNSUPPORTED_CHARSET" | "INVALID_RESPONSE" => {
+            "the answer could not be read. Does the address lead to Attesto?"
+        }
+        _ => "Apple does not say more.",
+    }
 }
 
 fn none(tenant: &TenantId) -> Failure {

@@ -272,6 +272,21 @@ impl Webhooks {
     }
 }
 
+impl Stores {
+    /// These alone, for a command that asks a store without serving.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = Reader {
+            raw,
+            problems: Vec::new(),
+        };
+        let mode = reader.mode();
+        let stores = reader.stores(mode);
+        stores
+            .filter(|_| reader.problems.is_empty())
+            .ok_or(reader.problems)
+    }
+}
+
 /// Reads settings one by one and keeps what is wrong with them. After a problem it goes on with the default, which is
 /// never used.
 struct Reader<'a> {

@@ -17,4 +17,5 @@ pub mod word;
 
 pub use event::{Environment, NewEvent, Subject, SubjectType};
 pub use record::{Receipt, Record, Stored};
+pub use store::find;
 pub use word::{Source, Word};

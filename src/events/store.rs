@@ -7,8 +7,9 @@ use serde_json::value::RawValue;
 
 use super::event::NewEvent;
 use super::record::Stored;
+use super::word::Source;
 use crate::db::{Database, Error};
-use crate::id::{DeliveryId, EventId};
+use crate::id::{DeliveryId, EventId, TenantId};
 
 /// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
 const LONGEST_KEY: usize = 1024;
@@ -77,14 +78,7 @@ pub(super) async fn insert(
             });
         }
         // A second statement, because the first cannot see what was committed while it waited for it.
-        let earlier = sqlx::query_scalar!(
-            r#"select id as "id: EventId" from webhook_events where tenant_id = $1 and source = $2 and external_id = $3"#,
-            event.tenant.as_str(),
-            event.source.as_str(),
-            &external_id,
-        )
-        .fetch_optional(database.pool())
-        .await?;
+        let earlier = find(database, &event.tenant, event.source, &external_id).await?;
         if let Some(event_id) = earlier {
             return Ok(Stored {
                 event_id,
@@ -94,6 +88,23 @@ pub(super) async fn insert(
         }
         // It was pruned between the two: then this is the first again.
     }
+}
+
+/// The event of a notification, by the store's id of it.
+pub async fn find(
+    database: &Database,
+    tenant: &TenantId,
+    source: Source,
+    external_id: &str,
+) -> Result<Option<EventId>, Error> {
+    sqlx::query_scalar!(
+        r#"select id as "id: EventId" from webhook_events where tenant_id = $1 and source = $2 and external_id = $3"#,
+        tenant.as_str(),
+        source.as_str(),
+        external_id,
+    )
+    .fetch_optional(database.pool())
+    .await
 }
 
 /// Text that a text column takes: Postgres stores no NUL, and an event is not to be lost for one.

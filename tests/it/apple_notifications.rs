@@ -3,15 +3,19 @@
 use std::time::{Duration, Instant};
 
 use attesto::apple::account::EnvironmentChoice;
-use attesto::simulator::Forgery;
 use attesto::simulator::state::apple::{App, Change, Environment, NewTransaction, ProductType};
 use attesto::simulator::state::notifications::NotificationUrls;
+use attesto::simulator::{Fault, Forgery};
 use attesto::tenants;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use sqlx::Row as _;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 
+/// What seals in every world, as a program is told it.
+const ENCRYPTION_KEY: [u8; 32] = [7; 32];
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
 /// A tenant, and notifications written by hand.
@@ -912,4 +916,164 @@ async fn a_database_that_is_away_makes_apple_send_again() {
         (503, &json!("UNAVAILABLE"))
     );
     assert!(answer.headers.contains_key("retry-after"));
+}
+
+/// What `attesto apple request-test-notification` said.
+#[derive(Debug)]
+struct Ran {
+    exit: Option<i32>,
+    said: String,
+    complained: String,
+}
+
+impl Shop {
+    /// A shop of today: a program has no other clock.
+    async fn open_today() -> Self {
+        let world = World::today().await;
+        let tenant = world.tenant().await;
+        Self { world, tenant }
+    }
+
+    async fn request_test(&self, more: &[&str]) -> Ran {
+        let simulator = &self.world.simulator;
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .env("DATABASE_URL", &self.world.fresh.url)
+            .env("ATTESTO_ENCRYPTION_KEY", STANDARD.encode(ENCRYPTION_KEY))
+            .env(
+                "APPLE_PRODUCTION_URL",
+                simulator.apple_production_url().as_str(),
+            )
+            .env("APPLE_SANDBOX_URL", simulator.apple_sandbox_url().as_str())
+            .args([
+                "apple",
+                "request-test-notification",
+                self.tenant.id.as_str(),
+            ])
+            .args(more)
+            .output()
+            .await
+            .unwrap();
+        Ran {
+            exit: output.status.code(),
+            said: String::from_utf8(output.stdout).unwrap(),
+            complained: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Runs it where nothing is to be printed but what is wrong.
+    async fn complaint(&self, more: &[&str], exit: i32) -> String {
+        let ran = self.request_test(more).await;
+        assert_eq!((ran.exit, ran.said.as_str()), (Some(exit), ""), "{ran:?}");
+        ran.complained
+    }
+}
+
+#[tokio::test]
+async fn an_operator_asks_whether_notifications_arrive() {
+    let shop = Shop::open_today().await;
+    let complaint = shop.complaint(&[], 1).await;
+    let wanted = format!("/v1/webhooks/apple/{}", shop.tenant.id);
+    assert!(complaint.contains("no production address"), "{complaint}");
+    assert!(complaint.contains(&wanted), "{complaint}");
+
+    shop.report_here(false);
+    for (words, environment) in [
+        (vec![], "production"),
+        (vec!["--env", "production"], "production"),
+        (vec!["--env", "sandbox"], "sandbox"),
+    ] {
+        let ran = shop.request_test(&words).await;
+        assert_eq!(
+            (ran.exit, ran.complained.as_str()),
+            (Some(0), ""),
+            "{ran:?}"
+        );
+        let said: Value = serde_json::from_str(&ran.said).unwrap();
+        let newest = shop.apple().notifications().pop().unwrap();
+        assert_eq!(
+            said,
+            json!({
+                "tenantId": shop.tenant.id,
+                "bundleId": APP,
+                "environment": environment,
+                "result": "SUCCESS",
+                "attemptedAt": newest.send_attempts[0].attempt_date,
+                "notificationUUID": newest.notification_uuid,
+                "eventId": said["eventId"],
+            })
+        );
+        let event = shop.event(said["eventId"].as_str().unwrap()).await;
+        assert_eq!(event.word(), ("test", None));
+        assert_eq!(event.0["environment"], environment);
+    }
+
+    // Apple's outcome is printed and explained when it is a bad one.
+    let unknown = attesto::id::TenantId::mint(shop.world.clock.now());
+    let url = shop.world.url(&format!("/v1/webhooks/apple/{unknown}"));
+    shop.apple()
+        .set_push(APP, NotificationUrls::to(&url))
+        .unwrap();
+    let ran = shop.request_test(&[]).await;
+    assert_eq!(ran.exit, Some(1), "{ran:?}");
+    let said: Value = serde_json::from_str(&ran.said).unwrap();
+    assert_eq!(
+        (&said["result"], &said["eventId"]),
+        (&json!("UNSUCCESSFUL_HTTP_RESPONSE_CODE"), &Value::Null)
+    );
+    assert!(ran.complained.contains("http_request"), "{ran:?}");
+
+    // And so is a good one that this Attesto had nothing of.
+    let url = shop.world.url("/health");
+    let elsewhere = shop.world.tenant().await;
+    let other = url.replace("/health", &format!("/v1/webhooks/apple/{}", elsewhere.id));
+    shop.apple()
+        .set_push(APP, NotificationUrls::to(&other))
+        .unwrap();
+    let ran = shop.request_test(&[]).await;
+    assert_eq!(ran.exit, Some(1), "{ran:?}");
+    assert!(ran.said.contains("SUCCESS"), "{ran:?}");
+    assert!(ran.complained.contains("somebody else took"), "{ran:?}");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn an_operator_is_told_why_apple_cannot_be_asked() {
+    let shop = Shop::open_today().await;
+    shop.report_here(true);
+    // Apple has not sent it.
+    let complaint = shop.complaint(&["--wait", "1s"], 1).await;
+    assert!(complaint.contains("within 1s"), "{complaint}");
+    let simulator = &shop.world.simulator;
+    for (fault, part) in [
+        (Fault::at("apple").status(401), "refuses this tenant's key"),
+        (
+            Fault::at("apple").error_code(4_290_000),
+            "limit for com.example.app",
+        ),
+        (Fault::at("apple").error_code(4_000_002), "4000002"),
+        (Fault::at("apple").status(404), "status 404, no code"),
+    ] {
+        simulator.fault(fault.times(0)).unwrap();
+        let complaint = shop.complaint(&[], 1).await;
+        assert!(complaint.contains(part), "{complaint}");
+        simulator.clear_faults();
+    }
+    let set = async |choice, number| shop.world.set_apple(&shop.tenant, choice, number).await;
+    set(EnvironmentChoice::Sandbox, None).await;
+    let complaint = shop.complaint(&["--env", "production"], 2).await;
+    assert!(complaint.contains("set up for sandbox only"), "{complaint}");
+    set(EnvironmentChoice::Auto, None).await;
+    let complaint = shop.complaint(&[], 2).await;
+    assert!(complaint.contains("--app-apple-id"), "{complaint}");
+    shop.complaint(&["--env", "moon"], 2).await;
+
+    let stranger = shop.world.stranger().await;
+    let stranger = Shop {
+        tenant: stranger,
+        world: shop.world,
+    };
+    let complaint = stranger.complaint(&[], 1).await;
+    assert!(complaint.contains("no Apple credentials"), "{complaint}");
+    stranger.world.end().await;
 }

@@ -72,12 +72,22 @@ impl World {
 
     /// One with some settings, by the names of their variables.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::on(Clock::fixed(start()), IDENTITY.clone(), settings).await
+    }
+
+    /// One that lives now, for a test of what cannot be told another time: a program of its own.
+    pub(crate) async fn today() -> Self {
+        let clock = Clock::system();
+        let identity = Identity::new(clock.now());
+        Self::on(clock, identity, &[]).await
+    }
+
+    async fn on(clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {
         // Only the first of all worlds installs it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let clock = Clock::fixed(start());
         let fresh = fresh_database().await;
         let options = SimulatorOptions {
-            identity: Some(IDENTITY.clone()),
+            identity: Some(identity),
             ..SimulatorOptions::new(clock.clone())
         };
         let simulator = Simulator::start(options)
