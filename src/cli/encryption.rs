@@ -16,7 +16,7 @@ use crate::crypto::keyring::MasterKey;
 /// The commands of `attesto encryption`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Make a new key and print it, once, as <id>:<base64>; needs no database
+    /// Make a new key and print it, once, as `<id>:<base64>`; needs no database
     GenerateKey {
         /// The key's id, 1 to 255 [default: one more than the highest that is configured here]
         #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u8).range(1..))]
