@@ -4,10 +4,11 @@
 //! generator beside it does not count. The yardstick is a route that reads the same body and answers a constant, plus
 //! one bare P-256 verification of the same bytes. Rounds are interleaved and the median is shown.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
+mod support;
+
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+use support::{Server, median, micros, on_processor};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
 
@@ -68,84 +70,6 @@ async fn yardstick() {
         json!({"msg": "listening", "port": listener.local_addr().expect("an address").port()})
     );
     axum::serve(listener, routes).await.expect("it serves");
-}
-
-/// A process that serves, killed when dropped.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    ready: Duration,
-}
-
-impl Server {
-    fn start(command: &mut Command) -> Self {
-        let start = Instant::now();
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut line = String::new();
-        let port = loop {
-            line.clear();
-            assert!(
-                lines.read_line(&mut line).expect("text") > 0,
-                "it ended before it listened"
-            );
-            let line: Value = serde_json::from_str(&line).expect("JSON");
-            if line["msg"] == "listening" {
-                break u16::try_from(line["port"].as_u64().expect("a port")).expect("a port");
-            }
-        };
-        let ready = start.elapsed();
-        // The log is read, as it would be by whoever collects it.
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Self {
-            child,
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
-            ready,
-        }
-    }
-
-    /// Processor time used so far by all its threads.
-    fn cpu(&self) -> Duration {
-        let threads =
-            std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
-        threads
-            .map(|thread| on_processor(&thread.expect("a thread").path().join("schedstat")))
-            .sum()
-    }
-
-    /// Resident memory in megabytes.
-    fn resident(&self) -> f64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS"))
-            .expect("a line");
-        line.split_whitespace()
-            .nth(1)
-            .expect("a number")
-            .parse::<f64>()
-            .expect("a number")
-            / 1024.0
-    }
-}
-
-/// The first number of a `schedstat` file: nanoseconds on a processor.
-fn on_processor(schedstat: &Path) -> Duration {
-    let text = std::fs::read_to_string(schedstat).expect("Linux tells");
-    let nanos = text.split_whitespace().next().expect("a number");
-    Duration::from_nanos(nanos.parse().expect("a number"))
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Sends the same request again and again over many connections; processor time of the server for each, in µs.
@@ -195,15 +119,6 @@ async fn cost(server: &Server, client: &reqwest::Client, path: &str, key: &str, 
         worker.await.expect("no panic");
     }
     micros(server.cpu().saturating_sub(before)) / f64::from(u32::try_from(REQUESTS).expect("small"))
-}
-
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// One bare verification of a JWS' signature: processor time, in µs.

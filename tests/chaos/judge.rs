@@ -8,7 +8,7 @@ use crate::pusher::Accepted;
 use crate::stage::Stage;
 
 /// By when everything has arrived: two leases, a sweep, and the first pause after a refusal.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The result of a run.
 pub(crate) struct Verdict {
@@ -137,13 +137,8 @@ pub(crate) async fn judge(stage: &mut Stage, accepted: &Accepted, faults: usize)
             .filter_map(|event| Some(*taken.get(event)?.first()? - accepted.get(event)?.at))
             .collect();
         lags.sort();
-        let at = |share: f64| {
-            let place = (lags.len() as f64 * share) as usize;
-            lags.get(place.min(lags.len().saturating_sub(1)))
-                .copied()
-                .unwrap_or_default()
-        };
-        [at(0.5), at(0.99), at(1.0)]
+        let last = lags.len().saturating_sub(1);
+        [50, 99, 100].map(|share| lags.get(last * share / 100).copied().unwrap_or_default())
     };
     let twice: Vec<&String> = taken
         .iter()

@@ -35,7 +35,7 @@ struct Args {
     seed: Option<u64>,
     /// How many notifications are pushed
     #[arg(long, default_value_t = 2000)]
-    events: usize,
+    events: u32,
     /// How many notifications are pushed each second
     #[arg(long, default_value_t = 50)]
     rate: u32,

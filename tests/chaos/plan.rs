@@ -28,15 +28,9 @@ pub(crate) struct Planned {
 const PAST_A_LEASE: Duration = Duration::from_secs(55);
 
 /// The plan of a run.
-pub(crate) fn plan(
-    seed: u64,
-    events: usize,
-    rate: u32,
-    replicas: usize,
-    long: bool,
-) -> Vec<Planned> {
+pub(crate) fn plan(seed: u64, events: u32, rate: u32, replicas: usize, long: bool) -> Vec<Planned> {
     let mut chance = fastrand::Rng::with_seed(seed);
-    let total = Duration::from_secs_f64(events as f64 / f64::from(rate));
+    let total = Duration::from_secs(events.into()) / rate;
     let mut planned = Vec::new();
     let mut add = |at: f64, fault| {
         planned.push(Planned {

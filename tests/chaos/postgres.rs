@@ -108,7 +108,7 @@ impl Postgres {
         let note = self.folder.join("pg/postmaster.pid");
         while !fs::read_to_string(&note).is_ok_and(|note| note.contains("\nready")) {
             assert!(
-                begun.elapsed() < Duration::from_secs(60),
+                begun.elapsed() < Duration::from_mins(1),
                 "Postgres does not start"
             );
             std::thread::sleep(Duration::from_millis(10));

@@ -134,7 +134,7 @@ impl Stage {
     }
 
     /// Half are about purchases, which a process looks up at Play; half are tests, which it does not.
-    fn notifications(&self, count: usize, chance: &mut fastrand::Rng) -> Vec<Notification> {
+    fn notifications(&self, count: u32, chance: &mut fastrand::Rng) -> Vec<Notification> {
         let play = self.simulator.google();
         let signer = self.simulator.identity().google_signer();
         (0..count)
@@ -187,7 +187,7 @@ impl Stage {
         &mut self,
         faults: &[Planned],
         seed: u64,
-        events: usize,
+        events: u32,
         rate: u32,
     ) -> Accepted {
         let mut chance = fastrand::Rng::with_seed(seed);

@@ -1,0 +1,104 @@
+//! What benchmarks share: a process that serves, and how much processor time it takes.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A process that serves, killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From its start to its first log line that says so.
+    pub(crate) ready: Duration,
+}
+
+impl Server {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let start = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        let port = loop {
+            line.clear();
+            assert!(
+                lines.read_line(&mut line).expect("text") > 0,
+                "it ended before it listened"
+            );
+            let line: Value = serde_json::from_str(&line).expect("JSON");
+            if line["msg"] == "listening" {
+                break u16::try_from(line["port"].as_u64().expect("a port")).expect("a port");
+            }
+        };
+        let ready = start.elapsed();
+        // The log is read, as it would be by whoever collects it.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Self {
+            child,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            ready,
+        }
+    }
+
+    /// Processor time used so far by all its threads.
+    pub(crate) fn cpu(&self) -> Duration {
+        cpu_of(self.child.id())
+    }
+
+    /// Resident memory in megabytes.
+    pub(crate) fn resident(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .expect("a line");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse::<f64>()
+            .expect("a number")
+            / 1024.0
+    }
+}
+
+/// The first number of a `schedstat` file: nanoseconds on a processor.
+pub(crate) fn on_processor(schedstat: &Path) -> Duration {
+    let text = std::fs::read_to_string(schedstat).unwrap_or_default();
+    let nanos = text.split_whitespace().next();
+    Duration::from_nanos(nanos.and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
+}
+
+/// Processor time used so far by all threads of a process. Zero when it is gone.
+pub(crate) fn cpu_of(process: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task"));
+    threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| on_processor(&thread.path().join("schedstat")))
+        .sum()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
