@@ -1,14 +1,20 @@
 //! `attesto dev`: everything on this machine, to try it. Nothing is set up by hand, nothing is real.
 //!
-//! It starts a private Postgres, the simulated stores and the service, makes a demo tenant, asks its own service what a
-//! backend asks, and shows each question as a `curl` line that works as printed, with its answer.
+//! It starts a private Postgres, the simulated stores and the service, makes a demo tenant with a callback, asks its own
+//! service what a backend asks, and shows each question as a `curl` line that works as printed, with its answer. Then
+//! something happens at the stores, and the signed event that comes of it is shown.
 //!
 //! - [`stage`]: what has to stand before a question can be asked
 //! - [`question`]: one question: asked, printed, judged
+//! - [`callback`]: the demo tenant's callback
+//! - [`happening`]: something that happens at a store, and the event it becomes
 
+mod callback;
+mod happening;
 mod question;
 mod stage;
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 
 use serde_json::json;
@@ -16,6 +22,7 @@ use serde_json::json;
 use super::context::{Context, Failure};
 use crate::shutdown::Signals;
 use crate::simulator::Forgery;
+use callback::Callback;
 use question::{Body, Expected, Question, shown};
 use stage::{PRODUCT, Stage};
 
@@ -30,7 +37,11 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     simulator_port: u16,
 
-    /// Ask the questions, check the answers, and stop: exit code 0 only if every answer was the right one
+    /// The port of the demo tenant's callback. When it is taken the next free one is used, and said
+    #[arg(long, value_name = "PORT", default_value_t = 8070)]
+    callback_port: u16,
+
+    /// Ask the questions, check the answers and the events, and stop: exit code 0 only if every one was right
     #[arg(long)]
     once: bool,
 
@@ -43,16 +54,19 @@ pub struct Args {
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let mut signals = Signals::listen()
         .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}")))?;
-    let stage = tokio::select! {
+    let mut stage = tokio::select! {
         stage = Stage::set(&args, context) => stage?,
         _ = signals.next() => return Ok(()),
     };
     let asked = tokio::select! {
-        asked = ask_everything(&stage, args.once) => asked,
+        asked = show_everything(&mut stage, args.once) => asked,
         _ = signals.next() => Ok(()),
     };
     if asked.is_ok() && !args.once {
-        let signal = signals.next().await;
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            never = show_events(stage.callback()) => match never {},
+        };
         say(&format!(
             "\n{signal}: stopping the service, the simulated stores and Postgres.\n"
         ));
@@ -69,8 +83,24 @@ fn say(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-async fn ask_everything(stage: &Stage, once: bool) -> Result<(), Failure> {
+/// Events as they arrive.
+async fn show_events(callback: &mut Callback) -> Infallible {
+    while let Some(arrival) = callback.next().await {
+        say(&format!("callback <- {}\n", arrival.line()));
+    }
+    std::future::pending().await
+}
+
+async fn show_everything(stage: &mut Stage, once: bool) -> Result<(), Failure> {
     say(&introduction(stage));
+    let asked = ask_everything(stage).await?;
+    let happened = happening::show(stage, asked).await?;
+    say(&conclusion(stage, asked, happened, once));
+    Ok(())
+}
+
+/// Asks, and returns how many questions that were.
+async fn ask_everything(stage: &Stage) -> Result<usize, Failure> {
     let questions = questions(stage)?;
     let client = stage.client();
     let mut objections = Vec::new();
@@ -101,8 +131,7 @@ async fn ask_everything(stage: &Stage, once: bool) -> Result<(), Failure> {
     if !objections.is_empty() {
         return Err(Failure::refused(objections.join("\n")));
     }
-    say(&conclusion(stage, questions.len(), once));
-    Ok(())
+    Ok(questions.len())
 }
 
 fn introduction(stage: &Stage) -> String {
@@ -120,6 +149,7 @@ fn introduction(stage: &Stage) -> String {
         ("simulated stores", control),
         ("database", stage.database_note()),
         ("tenant", stage.tenant().to_string()),
+        ("its callback", stage.callback_url()),
     ] {
         let _ = writeln!(text, "  {name:<18}{value}");
     }
@@ -208,9 +238,9 @@ fn questions(stage: &Stage) -> Result<Vec<Question>, Failure> {
     ])
 }
 
-fn conclusion(stage: &Stage, asked: usize, once: bool) -> String {
+fn conclusion(stage: &Stage, asked: usize, happened: usize, once: bool) -> String {
     let mut text = format!(
-        "\nAll {asked} answers are right.\n\n  API key   {}\n",
+        "\nAll {asked} answers are right, and all {happened} events arrived, signed.\n\n  API key   {}\n",
         stage.key()
     );
     if once {
@@ -222,7 +252,8 @@ fn conclusion(stage: &Stage, asked: usize, once: bool) -> String {
     );
     let _ = write!(
         text,
-        "\nPaste any line above into another terminal. To see an answer change, refund the purchase and ask again:\n\n\
+        "\nPaste any line above into another terminal. To see an answer change, refund the purchase and ask again;\n\
+         the event arrives at the callback and is shown here:\n\n\
          curl -s -X POST {control}/apple/transactions/{id}/refund\n"
     );
     let _ = write!(

@@ -13,18 +13,21 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use super::Args;
+use super::callback::Callback;
 use crate::apple::account::{Credentials, EnvironmentChoice, SigningKey};
 use crate::clock::Clock;
 use crate::config::settings::{Log, LogFormat};
 use crate::config::{Raw, Settings};
 use crate::db::Database;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
+use crate::deliveries::endpoint::{self, SigningSecret};
 use crate::google::account::ServiceAccount;
 use crate::id::TenantId;
 use crate::server::Manners;
 use crate::service::{Service, Serving};
 use crate::simulator::state::apple::{Environment, NewTransaction, Transaction};
 use crate::simulator::state::google::{NewSubscription, Subscription};
+use crate::simulator::state::pubsub::PushSubscription;
 use crate::simulator::{Simulator, SimulatorOptions};
 use crate::tenants::{KeyEnvironment, Name, RawKey, store};
 use crate::{apple, google, telemetry};
@@ -51,6 +54,9 @@ const GRACE: Duration = Duration::from_secs(5);
 struct Demo {
     tenant: TenantId,
     key: String,
+    /// What signs the tenant's deliveries. Runs of earlier releases had none.
+    #[serde(default)]
+    secret: String,
 }
 
 /// Everything that was started.
@@ -61,6 +67,7 @@ pub(super) struct Stage {
     serving: Serving,
     client: reqwest::Client,
     demo: Demo,
+    callback: Callback,
     transaction: Transaction,
     subscription: Subscription,
     url: String,
@@ -76,6 +83,7 @@ impl Stage {
         // The ports first: a taken one is the likeliest obstacle, and it should leave no traces.
         let listener = listen(args.port, "service", &mut remarks).await?;
         let address = listener.local_addr()?;
+        let callback = listen(args.callback_port, "callback", &mut remarks).await?;
 
         let mut options = EmbeddedOptions::from_environment(|name| context.variable(name));
         let folder = options.data_folder().map_err(refused)?.join("dev");
@@ -101,8 +109,14 @@ impl Stage {
             start_simulator(args.simulator_port, &folder, &context.clock, &mut remarks).await?;
         let settings = settings(&folder, &simulator, context)?;
         let demo = demo_tenant(&folder, &database, &settings, &simulator, context).await?;
+        let callback = set_callback(callback, &demo, &database, &settings).await?;
         let (transaction, subscription) = purchases(&simulator, &context.clock)?;
 
+        let webhook = format!("http://{address}/v1/webhooks/google/{}", demo.tenant);
+        simulator
+            .google()
+            .set_push(APP, PushSubscription::to(&webhook))
+            .map_err(refused)?;
         let service = Service::build(&settings, &database, &context.clock).map_err(refused)?;
         let serving = service.serve(listener, Manners::default())?;
         let database_url = private.as_ref().map(Embedded::url);
@@ -117,6 +131,7 @@ impl Stage {
                 .build()
                 .map_err(refused)?,
             demo,
+            callback,
             transaction,
             subscription,
             url: format!("http://{address}"),
@@ -166,6 +181,14 @@ impl Stage {
 
     pub(super) fn key(&self) -> &str {
         &self.demo.key
+    }
+
+    pub(super) fn callback_url(&self) -> String {
+        self.callback.url()
+    }
+
+    pub(super) fn callback(&mut self) -> &mut Callback {
+        &mut self.callback
     }
 
     pub(super) fn remarks(&self) -> &[String] {
@@ -298,6 +321,8 @@ fn settings(folder: &Path, simulator: &Simulator, context: &Context) -> Result<S
     };
     put("APPLE_ROOT_CERTIFICATES", roots.display().to_string());
     put("ATTESTO_ENV", "development".to_owned());
+    // The demo tenant's callback is on this machine.
+    put("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned());
     // The service is handed its database and its listener; these only complete the settings.
     put("ATTESTO_EMBEDDED_POSTGRES", "true".to_owned());
     if !has_key {
@@ -326,7 +351,7 @@ async fn demo_tenant(
         None => false,
     };
     let demo = match kept {
-        Some(demo) if known => demo,
+        Some(demo) if known && !demo.secret.is_empty() => demo,
         _ => {
             let now = context.clock.now();
             let name: Name = "Demo"
@@ -347,6 +372,7 @@ async fn demo_tenant(
             let demo = Demo {
                 tenant,
                 key: raw.expose().to_owned(),
+                secret: SigningSecret::generate().expose().to_owned(),
             };
             write_secret(&path, &serde_json::to_vec(&demo).map_err(refused)?)?;
             demo
@@ -375,13 +401,37 @@ async fn demo_tenant(
         file: file.as_bytes(),
         account: &account,
         pubsub_audience: None,
-        pubsub_service_account: None,
+        pubsub_service_account: Some(simulator.google().push_account()),
         pubsub_topic: None,
     };
     google::store::put(database, &settings.keyring, &demo.tenant, &google)
         .await
         .map_err(refused)?;
     Ok(demo)
+}
+
+/// Where the demo tenant's events go, and what signs them.
+async fn set_callback(
+    listener: TcpListener,
+    demo: &Demo,
+    database: &Database,
+    settings: &Settings,
+) -> Result<Callback, Failure> {
+    let secret = SigningSecret::parse(&demo.secret).map_err(refused)?;
+    let callback = Callback::start(listener, secret.clone())?;
+    let url = callback.url();
+    let change = endpoint::store::Change {
+        callback_url: Some(&url),
+        secret: Some(&secret),
+        is_active: Some(true),
+        overlap: Duration::ZERO,
+    };
+    // The database's clock is the clock: nobody moves it here.
+    let lead = Duration::ZERO;
+    endpoint::store::change(database, &settings.keyring, &demo.tenant, &change, lead)
+        .await
+        .map_err(refused)?;
+    Ok(callback)
 }
 
 /// The demo purchases: those of an earlier run while they are worth something, else new ones. Whoever tries things out
