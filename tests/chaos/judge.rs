@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::pusher::Accepted;
-use crate::stage::Stage;
+use super::pusher::Accepted;
+use super::stage::Stage;
 
 /// By when everything has arrived: two leases, a sweep, and the first pause after a refusal.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -95,7 +95,7 @@ impl fmt::Display for Verdict {
 }
 
 /// Waits until everything that was accepted has arrived, or long enough, and judges.
-pub(crate) async fn judge(stage: &mut Stage, accepted: &Accepted, faults: usize) -> Verdict {
+pub(crate) async fn judge(stage: &Stage, accepted: &Accepted, faults: usize) -> Verdict {
     let accepted = accepted.all();
     let begun = Instant::now();
     let missing = |stage: &Stage| {
@@ -167,7 +167,7 @@ pub(crate) async fn judge(stage: &mut Stage, accepted: &Accepted, faults: usize)
         complaints: stage
             .replicas
             .iter()
-            .flat_map(crate::replica::Replica::complaints)
+            .flat_map(super::replica::Replica::complaints)
             .collect(),
         lag: lag(&mut accepted.keys()),
         interrupted_lag: lag(&mut accepted

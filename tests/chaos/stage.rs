@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attesto::apple;
+use attesto::apple::account::{EnvironmentChoice, SigningKey};
 use attesto::clock::Clock;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::{ConnectSettings, Database};
@@ -11,23 +13,27 @@ use attesto::deliveries::endpoint::store::{self, Change};
 use attesto::google;
 use attesto::google::account::ServiceAccount;
 use attesto::id::TenantId;
+use attesto::simulator::state::apple::{Environment, NewTransaction};
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::state::pubsub::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorOptions};
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::plan::{Fault, Planned};
-use crate::postgres::Postgres;
-use crate::pusher::{Accepted, Notification, Ports, push};
-use crate::receivers::Receivers;
-use crate::replica::{PATIENCE, Replica, Settings};
+use super::Run;
+use super::plan::{Fault, Planned};
+use super::postgres::Postgres;
+use super::pusher::{Accepted, Notification, Ports, push};
+use super::receivers::Receivers;
+use super::replica::{PATIENCE, Replica, Settings};
 
 /// How many tenants there are.
 const TENANTS: usize = 4;
+/// Their apps' number.
+const APP_APPLE_ID: i64 = 1_234_567_890;
 
 /// Everything that was started.
 pub(crate) struct Stage {
@@ -91,6 +97,22 @@ impl Stage {
                 manual: true,
                 ..PushSubscription::to("https://chaos.example")
             };
+            let apple = simulator.apple().key();
+            let credentials = apple::account::Credentials {
+                bundle_id: package.clone(),
+                key_id: apple.key_id,
+                issuer_id: apple.issuer_id,
+                key: SigningKey::parse(apple.private_key.as_bytes()).expect("the simulator's own"),
+                environment: EnvironmentChoice::Auto,
+                app_apple_id: Some(APP_APPLE_ID),
+            };
+            let new = apple::store::NewCredentials {
+                file: apple.private_key.as_bytes(),
+                credentials: &credentials,
+            };
+            apple::store::put(&database, &keyring, &tenant, &new)
+                .await
+                .expect("the database is there");
             simulator
                 .google()
                 .set_push(&package, subscription)
@@ -98,10 +120,12 @@ impl Stage {
             tenants.push((tenant, package));
         }
 
+        let roots = std::env::temp_dir().join(format!("attesto-chaos-{}.pem", std::process::id()));
+        std::fs::write(&roots, simulator.apple_root_pem()).expect("a file can be written");
         let mut settings = simulator.settings();
-        // Apple is not asked, and its roots would have to lie in a file.
-        settings.retain(|(name, _)| name.starts_with("GOOGLE_"));
+        settings.retain(|(name, _)| *name != "APPLE_ROOT_CERTIFICATES");
         settings.extend([
+            ("APPLE_ROOT_CERTIFICATES", roots.display().to_string()),
             ("DATABASE_URL", postgres.url()),
             ("ATTESTO_ENCRYPTION_KEY", key),
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned()),
@@ -133,63 +157,99 @@ impl Stage {
         }
     }
 
-    /// Half are about purchases, which a process looks up at Play; half are tests, which it does not.
+    /// A third is about Google's purchases, which a process looks up at Play; a third is Google's tests, which it does
+    /// not; and a third is Apple's, twice signed.
     fn notifications(&self, count: u32, chance: &mut fastrand::Rng) -> Vec<Notification> {
-        let play = self.simulator.google();
-        let signer = self.simulator.identity().google_signer();
         (0..count)
             .map(|number| {
                 let (tenant, package) = &self.tenants[chance.usize(..self.tenants.len())];
-                let now = Clock::system().now();
-                let mut data = json!({
-                    "version": "1.0",
-                    "packageName": package,
-                    "eventTimeMillis": now.millis().to_string(),
-                });
-                if number % 2 == 0 {
-                    data["testNotification"] = json!({ "version": "1.0" });
+                if number % 3 == 0 {
+                    self.of_apple(tenant, package, number)
                 } else {
-                    let new = NewSubscription {
-                        package_name: Some(package.clone()),
-                        ..NewSubscription::default()
-                    };
-                    let subscription = play.subscribe(new).expect("a known app");
-                    data["subscriptionNotification"] = json!({
-                        "version": "1.0",
-                        "notificationType": 4,
-                        "purchaseToken": subscription.purchase_token,
-                    });
-                }
-                let id = format!("{number:016}");
-                let body = json!({
-                    "message": { "data": STANDARD.encode(data.to_string()), "messageId": id },
-                    "subscription": "projects/chaos/subscriptions/attesto",
-                });
-                let token = signer.sign(&json!({
-                    "iss": "https://accounts.google.com",
-                    "aud": "https://chaos.example",
-                    "email": play.push_account(),
-                    "email_verified": true,
-                    "iat": now.seconds(),
-                    "exp": now.seconds() + 3600,
-                }));
-                Notification {
-                    path: format!("/v1/webhooks/google/{tenant}"),
-                    bearer: Some(token),
-                    body: body.to_string(),
+                    self.of_google(tenant, package, number)
                 }
             })
             .collect()
     }
 
+    fn of_google(&self, tenant: &TenantId, package: &str, number: u32) -> Notification {
+        let play = self.simulator.google();
+        let now = Clock::system().now();
+        let mut data = json!({
+            "version": "1.0",
+            "packageName": package,
+            "eventTimeMillis": now.millis().to_string(),
+        });
+        if number % 3 == 1 {
+            data["testNotification"] = json!({ "version": "1.0" });
+        } else {
+            let new = NewSubscription {
+                package_name: Some(package.to_owned()),
+                ..NewSubscription::default()
+            };
+            let subscription = play.subscribe(new).expect("a known app");
+            data["subscriptionNotification"] = json!({
+                "version": "1.0",
+                "notificationType": 4,
+                "purchaseToken": subscription.purchase_token,
+            });
+        }
+        let body = json!({
+            "message": { "data": STANDARD.encode(data.to_string()), "messageId": format!("{number:016}") },
+            "subscription": "projects/chaos/subscriptions/attesto",
+        });
+        let token = self.simulator.identity().google_signer().sign(&json!({
+            "iss": "https://accounts.google.com",
+            "aud": "https://chaos.example",
+            "email": play.push_account(),
+            "email_verified": true,
+            "iat": now.seconds(),
+            "exp": now.seconds() + 3600,
+        }));
+        Notification {
+            path: format!("/v1/webhooks/google/{tenant}"),
+            bearer: Some(token),
+            body: body.to_string(),
+        }
+    }
+
+    fn of_apple(&self, tenant: &TenantId, package: &str, number: u32) -> Notification {
+        let apple = self.simulator.apple();
+        let new = NewTransaction {
+            bundle_id: Some(package.to_owned()),
+            environment: Environment::Production,
+            ..NewTransaction::default()
+        };
+        let bought = apple.create(new).expect("a known app");
+        let payload = json!({
+            "notificationType": "DID_RENEW",
+            "notificationUUID": format!("00000000-0000-4000-8000-{number:012}"),
+            "version": "2.0",
+            "signedDate": Clock::system().now().millis(),
+            "data": {
+                "appAppleId": APP_APPLE_ID,
+                "bundleId": package,
+                "bundleVersion": "1",
+                "environment": "Production",
+                "signedTransactionInfo": apple.signed(&bought.transaction_id).expect("it was made"),
+                "status": 1,
+            },
+        });
+        let Value::Object(payload) = payload else {
+            unreachable!("it is an object")
+        };
+        Notification {
+            path: format!("/v1/webhooks/apple/{tenant}"),
+            bearer: None,
+            body: json!({ "signedPayload": apple.sign(&payload) }).to_string(),
+        }
+    }
+
     /// Pushes while everything goes wrong that is planned, and until every notification is accepted.
-    pub(crate) async fn endure(
-        &mut self,
-        faults: &[Planned],
-        seed: u64,
-        events: u32,
-        rate: u32,
-    ) -> Accepted {
+    pub(crate) async fn endure(&mut self, faults: &[Planned], run: &Run) -> Accepted {
+        let Run {
+            seed, events, rate, ..
+        } = *run;
         let mut chance = fastrand::Rng::with_seed(seed);
         let notifications = self.notifications(events, &mut chance);
         let ports: Arc<Ports> = Arc::new(self.replicas.iter().map(Replica::port).collect());

@@ -10,6 +10,9 @@ mod apple_notifications;
 mod apple_trust;
 mod apple_verify;
 mod audit;
+#[path = "../chaos/mod.rs"]
+mod chaos;
+mod chaos_in_brief;
 mod cli;
 mod database;
 mod deploy;

@@ -14,8 +14,8 @@ use super::dial::Connection;
 use crate::deliveries::guard::target::TargetHost;
 use crate::deliveries::guard::{Target, Vetted};
 
-/// How many wait for one receiver, which is as many as it is sent at once.
-const MOST_PER_RECEIVER: usize = 8;
+/// How many wait for one receiver. Callbacks of several tenants may be at one.
+const MOST_PER_RECEIVER: usize = 64;
 /// How many wait in all.
 const MOST: usize = 256;
 
