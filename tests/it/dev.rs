@@ -22,7 +22,7 @@ fn dev(folder: &Folder, arguments: &[&str]) -> Command {
 }
 
 fn once(folder: &Folder) -> String {
-    let output = dev(folder, &["--once", "--port=0", "--simulator-port=0"])
+    let output = dev(folder, &["--once", "--port=0", "--simulator-port=0", "--callback-port=0"])
         .output()
         .expect("the binary runs");
     let (said, complained) = (
@@ -69,7 +69,8 @@ impl Drop for Running {
 fn it_asks_and_answers_twice_in_a_row() {
     let folder = Folder::new();
     let first = once(&folder);
-    assert!(first.contains("All 5 answers are right."), "{first}");
+    let all = "All 5 answers are right, and all 3 events arrived, signed.";
+    assert!(first.contains(all), "{first}");
     assert_eq!(curl_lines(&first).len(), 5, "{first}");
     let key = |said: &str| {
         said.lines().find_map(|line| {
@@ -79,6 +80,24 @@ fn it_asks_and_answers_twice_in_a_row() {
         })
     };
     let second = once(&folder);
+    assert!(second.contains(all), "{second}");
+    for said in [&first, &second] {
+        let events: Vec<_> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("callback <- ")?.split_once("  "))
+            .map(|(word, rest)| (word, rest.contains("signature verified")))
+            .filter(|(word, _)| *word != "subscription.purchased")
+            .collect();
+        assert_eq!(
+            events,
+            [
+                ("subscription.renewed", true),
+                ("subscription.refunded", true),
+                ("subscription.renewed", true)
+            ],
+            "{said}"
+        );
+    }
     assert_eq!(
         key(&first),
         key(&second),
@@ -94,14 +113,15 @@ fn its_lines_work_as_printed() {
         return;
     }
     let folder = Folder::new();
-    let mut child = dev(&folder, &["--port=0", "--simulator-port=0"])
+    let mut child = dev(&folder, &["--port=0", "--simulator-port=0", "--callback-port=0"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("the binary runs");
     let output = child.stdout.take().expect("it is piped");
     let running = Running(child);
     let mut said = String::new();
-    for line in BufReader::new(output).lines() {
+    let mut lines = BufReader::new(output).lines();
+    for line in &mut lines {
         let line = line.expect("text");
         said.push_str(&line);
         said.push('\n');
@@ -124,9 +144,15 @@ fn its_lines_work_as_printed() {
 
     let refund = said
         .lines()
-        .find(|line| line.ends_with("/refund"))
+        .rfind(|line| line.ends_with("/refund"))
         .expect("a line that refunds");
     paste(refund);
     assert_eq!(paste(curl_lines(&said)[0])["status"], "refunded");
+    // And whoever looks on sees the event come.
+    let shown = lines
+        .map(|line| line.expect("text"))
+        .find(|line| line.starts_with("callback <- subscription.refunded"))
+        .expect("it is shown");
+    assert!(shown.ends_with("signature verified"), "{shown}");
     drop(running);
 }

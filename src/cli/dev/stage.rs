@@ -27,6 +27,7 @@ use crate::server::Manners;
 use crate::service::{Service, Serving};
 use crate::simulator::state::apple::{Environment, NewTransaction, Transaction};
 use crate::simulator::state::google::{NewSubscription, Subscription};
+use crate::simulator::state::notifications::NotificationUrls;
 use crate::simulator::state::pubsub::PushSubscription;
 use crate::simulator::{Simulator, SimulatorOptions};
 use crate::tenants::{KeyEnvironment, Name, RawKey, store};
@@ -38,8 +39,6 @@ use super::super::context::{Context, Failure};
 pub(super) const APP: &str = "com.example.demo";
 /// Its subscription.
 pub(super) const PRODUCT: &str = "com.example.demo.pro.monthly";
-/// The demo app's number, which production asks for.
-const APP_APPLE_ID: i64 = 1_234_567_890;
 /// The first demo transaction's id.
 const FIRST_TRANSACTION_ID: u64 = 2_000_000_000_000_001;
 /// A purchase that ends sooner is not asked about: its answer would change while somebody reads it.
@@ -112,10 +111,14 @@ impl Stage {
         let callback = set_callback(callback, &demo, &database, &settings).await?;
         let (transaction, subscription) = purchases(&simulator, &context.clock)?;
 
-        let webhook = format!("http://{address}/v1/webhooks/google/{}", demo.tenant);
+        let webhooks = |store| format!("http://{address}/v1/webhooks/{store}/{}", demo.tenant);
+        simulator
+            .apple()
+            .set_push(APP, NotificationUrls::to(&webhooks("apple")))
+            .map_err(refused)?;
         simulator
             .google()
-            .set_push(APP, PushSubscription::to(&webhook))
+            .set_push(APP, PushSubscription::to(&webhooks("google")))
             .map_err(refused)?;
         let service = Service::build(&settings, &database, &context.clock).map_err(refused)?;
         let serving = service.serve(listener, Manners::default())?;
@@ -385,7 +388,7 @@ async fn demo_tenant(
         issuer_id: key.issuer_id,
         key: SigningKey::parse(key.private_key.as_bytes()).map_err(refused)?,
         environment: EnvironmentChoice::Auto,
-        app_apple_id: Some(APP_APPLE_ID),
+        app_apple_id: i64::try_from(simulator.apple().app(APP).app_apple_id).ok(),
     };
     let new = apple::store::NewCredentials {
         file: key.private_key.as_bytes(),
