@@ -54,7 +54,7 @@ RUN if [ -n "$VERSION" ]; then \
     install -D "target/$folder/attesto" /image/usr/local/bin/attesto; \
     install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
     install -D -m 0644 LICENSE /image/usr/local/share/doc/attesto/LICENSE; \
-    install -d /data/var/lib/attesto; \
+    install -d /data; \
     /image/usr/local/bin/attesto --version
 
 FROM ${RUNTIME_IMAGE}
@@ -67,7 +67,7 @@ LABEL org.opencontainers.image.title="Attesto" \
       org.opencontainers.image.revision="$REVISION"
 COPY --from=build /image/ /
 # What a volume that is mounted here begins as: writable by the one user there is.
-COPY --from=build --chown=65532:65532 /data/ /
+COPY --from=build --chown=65532:65532 /data/ /var/lib/attesto/
 ENV ATTESTO_ENV=production \
     PORT=8080 \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt

@@ -17,6 +17,7 @@ mod cli;
 mod database;
 mod deploy;
 mod dev;
+mod docs;
 mod embedded;
 mod encryption;
 mod every_route;

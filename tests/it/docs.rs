@@ -1,0 +1,422 @@
+//! The documentation, held to what it speaks of: links lead somewhere, commands and flags are there, JSON is JSON, and no word of
+//! the vocabulary and no error code is left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use attesto::cli::command::Cli;
+use attesto::cli::spelling;
+use attesto::events::Word;
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every page: its path from the root, and its text.
+fn pages() -> BTreeMap<PathBuf, String> {
+    fn collect(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+            let name = folder.join(entry.unwrap().file_name());
+            let path = root().join(&name);
+            if path.is_dir() {
+                collect(&name, found);
+            } else if name.extension().is_some_and(|extension| extension == "md") {
+                found.insert(name, std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    collect(Path::new("docs"), &mut found);
+    for name in ["README.md", "CHANGELOG.md"] {
+        let text = std::fs::read_to_string(root().join(name)).unwrap();
+        found.insert(name.into(), text);
+    }
+    assert!(found.len() > 15, "{:?}", found.keys());
+    found
+}
+
+/// The text between fences, each with its language; and what stands outside of them.
+fn blocks(text: &str) -> (Vec<(String, String)>, String) {
+    let (mut blocks, mut outside, mut open) = (Vec::new(), String::new(), None);
+    for line in text.lines() {
+        match (&mut open, line.trim_start().strip_prefix("```")) {
+            (None, Some(language)) => open = Some((language.trim().to_owned(), String::new())),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some((_, block)), None) => block.extend([line, "\n"]),
+            (None, None) => outside.extend([line, "\n"]),
+        }
+    }
+    assert!(open.is_none(), "a fence is not closed");
+    (blocks, outside)
+}
+
+/// What stands between single backticks.
+fn spans(outside: &str) -> Vec<String> {
+    let lines = outside.split("\n\n");
+    lines
+        .flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2))
+        .map(|span| span.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+/// A heading's anchor, as forges and books make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    kept.chars()
+        .filter_map(|letter| match letter {
+            ' ' => Some('-'),
+            letter if letter.is_alphanumeric() || "-_".contains(letter) => Some(letter),
+            _ => None,
+        })
+        .collect()
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (_, outside) = blocks(text);
+    let headings = outside.lines().filter(|line| line.starts_with('#'));
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let pages = pages();
+    for (name, text) in &pages {
+        let (_, outside) = blocks(text);
+        for link in outside.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => name.clone(),
+                path => name.parent().unwrap().join(path),
+            };
+            // Without the dots on the way.
+            let mut plain = PathBuf::new();
+            for part in target.components() {
+                match part {
+                    std::path::Component::ParentDir => assert!(plain.pop(), "{name:?}: {link}"),
+                    part => plain.push(part),
+                }
+            }
+            assert!(root().join(&plain).exists(), "{}: {link}", name.display());
+            if !heading.is_empty() {
+                let known = pages
+                    .get(&plain)
+                    .map(|text| anchors(text))
+                    .unwrap_or_default();
+                assert!(
+                    known.contains(heading),
+                    "{}: {link} of {known:?}",
+                    name.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_book_has_every_page() {
+    let pages = pages();
+    let summary = &pages[Path::new("docs/SUMMARY.md")];
+    for name in pages.keys() {
+        if let Ok(inside) = name.strip_prefix("docs")
+            && inside != Path::new("SUMMARY.md")
+        {
+            let link = format!("({})", inside.display());
+            assert!(summary.contains(&link), "docs/SUMMARY.md has no {link}");
+        }
+    }
+}
+
+/// The words of one command line, as a shell parts them. What a shell would do between commands is a word of its own.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match (quote, letter) {
+            (Some(open), letter) if letter == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, letter) if letter.is_whitespace() => words.extend(word.take()),
+            // `<tenant>` is to be filled in, and sends nothing anywhere.
+            (None, '>') if word.as_ref().is_some_and(|word| word.contains('<')) => {
+                word.get_or_insert_default().push(letter);
+            }
+            (None, '|' | ';' | '>' | '&' | '(' | ')') => {
+                words.extend(word.take());
+                words.push(letter.to_string());
+            }
+            (None, '<') if letters.peek() == Some(&'(') => words.push("<".to_owned()),
+            (_, letter) => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// The commands of ours among the words, each without the program's name.
+fn ours(words: &[String]) -> Vec<Vec<String>> {
+    let ends = |word: &str| ["|", ";", ">", "&", "(", ")", "<"].contains(&word);
+    let mut found = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let program = matches!(word.as_str(), "attesto" | "/usr/local/bin/attesto");
+        let before = at.checked_sub(1).map(|before| words[before].as_str());
+        // First of its command, after variables, or told to somebody who runs it.
+        let leads = match before {
+            None => true,
+            Some(before) => {
+                ends(before)
+                    || ["$", "sudo", "--", "attesto", "-T"].contains(&before)
+                    || before.split_once('=').is_some_and(|(name, _)| {
+                        name.chars()
+                            .all(|letter| letter.is_ascii_uppercase() || letter == '_')
+                    })
+            }
+        };
+        let next = words.get(at + 1).map(String::as_str);
+        if program && leads && next != Some("attesto") {
+            let rest = words[at + 1..].iter().take_while(|word| !ends(word));
+            found.push(rest.cloned().collect());
+        }
+    }
+    found
+}
+
+/// What a reader puts in: an id for `tenant_…` and `<tenant>`, something for other words in angle brackets.
+fn filled(word: &str) -> String {
+    const RANDOM: &str = "01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    // `[--limit N]` may be left out, and has to be right all the same.
+    let word = word
+        .trim_matches(['[', ']'])
+        .replace("<tenant>", "tenant_…");
+    for prefix in ["tenant_", "key_", "evt_", "del_"] {
+        if word == format!("{prefix}…") || word == format!("{prefix}...") {
+            return format!("{prefix}{RANDOM}");
+        }
+    }
+    word
+}
+
+/// Whether the tree of commands has it. `whole` when nothing may be missing either.
+fn judge(command: &[String], whole: bool) -> Result<(), String> {
+    let mut tree = Cli::command();
+    tree.build();
+    let is_left_out = |word: &String| word == "…" || word == "...";
+    let whole = whole
+        && !command
+            .iter()
+            .any(|word| word.contains(['…', '<', '$']) && filled(word) == *word);
+    let arguments = std::iter::once("attesto".to_owned())
+        .chain(
+            command
+                .iter()
+                .filter(|word| !is_left_out(word))
+                .map(|word| filled(word)),
+        )
+        .map(OsString::from);
+    let arguments = spelling::nested(arguments, &tree);
+    match Cli::command().try_get_matches_from(arguments) {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(()),
+            ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument => Err(error.to_string()),
+            _ if whole => Err(error.to_string()),
+            _ => Ok(()),
+        },
+    }
+}
+
+#[test]
+fn every_command_is_one() {
+    let mut count = 0;
+    for (name, text) in pages() {
+        let (blocks, outside) = blocks(&text);
+        let shell = |language: &str| ["sh", "console", "bash", ""].contains(&language);
+        let shells = blocks.into_iter().filter(|(language, _)| shell(language));
+        let lines: Vec<String> = shells
+            .flat_map(|(_, block)| {
+                let joined = block.replace("\\\n", " ");
+                joined.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        let commands = lines.iter().flat_map(|line| ours(&words(line)));
+        for command in commands {
+            count += 1;
+            if let Err(problem) = judge(&command, true) {
+                panic!(
+                    "{}: attesto {}: {problem}",
+                    name.display(),
+                    command.join(" ")
+                );
+            }
+        }
+        // In a sentence a command may be named without its arguments.
+        for span in spans(&outside) {
+            for command in ours(&words(&span)) {
+                count += 1;
+                if let Err(problem) = judge(&command, false) {
+                    panic!("{}: `{span}`: {problem}", name.display());
+                }
+            }
+        }
+    }
+    assert!(count > 80, "only {count} commands were found");
+}
+
+#[test]
+fn a_command_that_is_none_is_found() {
+    let ours = |line: &str| ours(&words(line)).concat().join(" ");
+    for (line, command) in [
+        ("$ attesto key list t # all", "key list t"),
+        (
+            "A=1 B='x y' attesto serve --port 1 | head",
+            "serve --port 1",
+        ),
+        (
+            "docker compose exec attesto attesto tenant list",
+            "tenant list",
+        ),
+        ("docker build -t attesto --build-arg X=1 .", ""),
+        ("printf %s \"$X\" | attesto audit list t", "audit list t"),
+        ("cd attesto", ""),
+    ] {
+        assert_eq!(ours(line), command, "{line}");
+    }
+    let refused = |line: &str| judge(&words(line), true).is_err();
+    assert!(refused("key destroy key_…") && refused("key list tenant_… --all"));
+    assert!(refused("key list") && refused("tenant create --nam x"));
+    assert!(!refused("key list <tenant>") && !refused("key:revoke key_…"));
+}
+
+#[test]
+fn every_json_is_json() {
+    let mut count = 0;
+    for (name, text) in pages() {
+        let (blocks, _) = blocks(&text);
+        for (language, block) in blocks {
+            let mut texts = Vec::new();
+            if language == "json" {
+                texts.push(block);
+            } else {
+                // What `curl -d` sends, where the shell puts nothing in.
+                for word in block.replace("\\\n", " ").lines().flat_map(words) {
+                    if word.starts_with('{') && word.ends_with('}') && !word.contains('$') {
+                        texts.push(word);
+                    }
+                }
+            }
+            for text in texts {
+                count += 1;
+                if let Err(problem) = serde_json::from_str::<serde_json::Value>(&text) {
+                    panic!("{}: {problem}: {text}", name.display());
+                }
+            }
+        }
+    }
+    assert!(count > 10, "only {count} were found");
+}
+
+/// The first cells of a page's tables, without their backticks.
+fn first_cells(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| row.split_once('`'))
+        .map(|(cell, _)| cell.to_owned())
+        .collect()
+}
+
+/// Words in capitals with the given ends, in a source file.
+fn codes(file: &str, start: &str) -> BTreeSet<String> {
+    let source = std::fs::read_to_string(root().join(file)).unwrap();
+    // Tests use words that are none.
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    source
+        .split(start)
+        .skip(1)
+        .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split_once('"'))
+        .map(|(word, _)| word.to_owned())
+        .filter(|word| {
+            let letters = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+            word.len() > 5 && word.chars().all(letters)
+        })
+        .collect()
+}
+
+#[test]
+fn every_error_code_has_its_cause_and_cure() {
+    let pages = pages();
+    let page = &pages[Path::new("docs/errors.md")];
+    let (no_verdict, refusals) = page.split_once("## The store's \"no\"").unwrap();
+    let problems = codes("src/http/problem.rs", "=>");
+    assert!(problems.len() >= 12, "{problems:?}");
+    assert_eq!(first_cells(no_verdict), problems);
+
+    let mut known = BTreeSet::new();
+    for file in ["src/apple/routes.rs", "src/google/routes.rs"] {
+        known.extend(codes(file, "Refusal::new("));
+        known.extend(codes(file, "=> ("));
+        known.extend(codes(file, "=>"));
+    }
+    let told = first_cells(refusals.split("## Exit codes").next().unwrap());
+    assert!(told.len() >= 8);
+    assert_eq!(told, known);
+}
+
+#[test]
+fn every_event_is_told_and_what_to_do_on_it() {
+    let pages = pages();
+    let words: BTreeSet<String> = Word::ALL
+        .iter()
+        .map(|word| word.as_str().to_owned())
+        .collect();
+    let page = &pages[Path::new("docs/events.md")];
+    let table = page.split_once("## The words").unwrap().1;
+    let table = table.split_once("## Reasons").unwrap().0;
+    assert_eq!(first_cells(table), words);
+
+    // The other page says the same.
+    let decided: BTreeMap<String, String> = table
+        .lines()
+        .filter(|row| row.starts_with("| `"))
+        .map(|row| {
+            let cells: Vec<_> = row.split(" | ").collect();
+            let word = cells[0].trim_start_matches("| ").trim_matches('`');
+            (word.to_owned(), cells[2].to_owned())
+        })
+        .collect();
+    let integrate = &pages[Path::new("docs/integrate.md")];
+    for (start, decision) in [
+        ("| **grant**", "grant"),
+        ("| **take away**", "take away"),
+        ("| **answer the store**", "answer the store"),
+        ("| **keep", "keep"),
+    ] {
+        let told: BTreeSet<String> = integrate
+            .lines()
+            .filter(|line| line.starts_with(start))
+            .flat_map(spans)
+            .flat_map(|span| match span.strip_suffix('*') {
+                Some(start) => words
+                    .iter()
+                    .filter(|word| word.starts_with(start))
+                    .cloned()
+                    .collect(),
+                None => vec![span],
+            })
+            .filter(|span| span.contains('.'))
+            .collect();
+        let expected: BTreeSet<String> = decided
+            .iter()
+            .filter(|(_, decided)| *decided == decision)
+            .map(|(word, _)| word.clone())
+            .collect();
+        assert_eq!(told, expected, "{decision}");
+    }
+}
