@@ -1,4 +1,4 @@
--- The key of the validation log's hashes, and the log of what operators changed.
+-- The key of the validation log's hashes, the log of what operators changed, and what counting needs.
 
 -- Identifiers in validation_audit are hashed with a key that is made once and never changes, so that hashes of this
 -- year and of the next can be compared. The key is random and sealed: rotating the encryption key seals it anew and
@@ -141,3 +141,6 @@ create trigger audit_change after insert or delete or update on webhook_allowed_
 -- The rest of its life is the dispatcher's.
 create trigger audit_change after insert or delete on webhook_redeliveries
     for each row execute function audit_change('id');
+
+-- The few deliveries that wait for a person, to be counted without looking at the others.
+create index webhook_deliveries_parked on webhook_deliveries (parked_at) where parked_at is not null;

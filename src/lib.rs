@@ -3,12 +3,12 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`telemetry`], [`shutdown`].
+//! [`statistics`] (takes stock), [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and [`google`]
 //! (twins that never see each other), [`simulator`] (the stores, played).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`clock`], [`id`].
+//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`metrics`], [`clock`], [`id`].
 
 pub mod apple;
 pub mod audit;
@@ -23,10 +23,12 @@ pub mod events;
 pub mod google;
 pub mod http;
 pub mod id;
+pub mod metrics;
 pub mod server;
 pub mod service;
 pub mod shutdown;
 pub mod simulator;
+pub mod statistics;
 pub mod telemetry;
 pub mod tenants;
 

@@ -24,15 +24,20 @@ use crate::crypto::keyring::Keyring;
 use crate::db::changes::Changes;
 use crate::db::{Database, SchemaState, Unreachable};
 use crate::deliveries::guard::Guard;
-use crate::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
-use crate::events::Record;
+use crate::deliveries::{
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, post,
+};
+use crate::events::{Received, Record};
 use crate::google::trust::Keys;
 use crate::google::{self, Google};
 use crate::http::envelope::Envelope;
 use crate::http::health::{Check, Health};
 use crate::http::outbound::{self, Upstream};
+use crate::http::traffic::Traffic;
+use crate::metrics::Registry;
 use crate::server::listen::{BODY_TIMEOUT, Manners};
-use crate::server::{self, Running};
+use crate::server::{self, Running, scrape};
+use crate::statistics::Statistics;
 use crate::tenants::Callers;
 
 /// What is left of the grace for giving back deliveries that did not end within it.
@@ -68,10 +73,21 @@ pub struct Service {
     apple_notifications: apple::Notifications,
     google_notifications: google::Notifications,
     verifications: Verifications,
+    received: Received,
+    tally: Tally,
+    metrics: Metrics,
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
     grace: Duration,
+}
+
+/// What this process counts, and where that is shown.
+struct Metrics {
+    registry: Registry,
+    traffic: Traffic,
+    statistics: Arc<Statistics>,
+    listener: Option<TcpListener>,
 }
 
 impl Service {
@@ -126,6 +142,7 @@ impl Service {
         let google_notifications =
             google::Notifications::new(&google, google_keys, record, &changes);
         let callers = Callers::new(database, &changes, clock, settings.rate_limit);
+        let registry = Registry::default();
         Ok(Self {
             database: database.clone(),
             keyring: keyring.clone(),
@@ -136,12 +153,27 @@ impl Service {
             google,
             apple_notifications,
             google_notifications,
-            verifications: verifications(settings, database, clock),
+            verifications: verifications(settings, database, clock).counted(&registry),
+            received: Received::new(&registry),
+            tally: Tally::new(&registry),
+            metrics: Metrics {
+                traffic: Traffic::new(&registry),
+                statistics: Arc::new(Statistics::new(database, keyring, clock, &registry)),
+                registry,
+                listener: None,
+            },
             sender,
             wake,
             webhooks: settings.webhooks,
             grace: settings.shutdown_grace,
         })
+    }
+
+    /// The same, and what it counts is shown at `listener`.
+    #[must_use]
+    pub fn showing_metrics(mut self, listener: TcpListener) -> Self {
+        self.metrics.listener = Some(listener);
+        self
     }
 
     /// Starts what runs beside the requests, and answers what arrives at `listener`.
@@ -158,6 +190,7 @@ impl Service {
             database,
             wake,
             verifications,
+            metrics,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
@@ -165,6 +198,15 @@ impl Service {
         tasks.spawn(async move { callers.run(pen).await });
         tasks.spawn(async move { wake.run(&database, voice).await });
         tasks.spawn(async move { verifications.run(log).await });
+        let statistics = metrics.statistics.clone();
+        let mut metrics_address = None;
+        if let Some(listener) = metrics.listener {
+            metrics_address = Some(listener.local_addr()?);
+            let (eye, mouth) = (stop.clone(), stop.clone());
+            let stocktaker = statistics.clone();
+            tasks.spawn(async move { stocktaker.run(eye).await });
+            tasks.spawn(scrape::serve(listener, metrics.registry, mouth));
+        }
         tasks.close();
         let deliveries = TaskTracker::new();
         if let Some(dispatcher) = dispatcher {
@@ -178,6 +220,8 @@ impl Service {
             deliveries,
             stop,
             tasks,
+            statistics,
+            metrics_address,
         })
     }
 
@@ -201,6 +245,7 @@ impl Service {
             self.wake.clone(),
             settings,
         )
+        .counting(self.tally.clone())
     }
 
     /// Every route, with what is around each answer. `/ready` fails once `leaving` is cancelled.
@@ -217,11 +262,15 @@ impl Service {
                 self.callers.clone(),
                 self.verifications.clone(),
             ),
-            apple::push_routes(self.apple_notifications.clone()),
-            google::push_routes(self.google_notifications.clone()),
+            apple::push_routes(self.apple_notifications.clone(), self.received.clone()),
+            google::push_routes(self.google_notifications.clone(), self.received.clone()),
         ];
         let routes = server::routes::routes(features);
-        Envelope::new(routes, self.clock.clone(), BODY_TIMEOUT)
+        let envelope = Envelope::new(routes, self.clock.clone(), BODY_TIMEOUT);
+        match self.metrics.listener {
+            Some(_) => envelope.counted(self.metrics.traffic.clone()),
+            None => envelope,
+        }
     }
 
     fn checks(&self) -> Vec<(&'static str, Check)> {
@@ -289,12 +338,24 @@ pub struct Serving {
     deliveries: TaskTracker,
     stop: CancellationToken,
     tasks: TaskTracker,
+    statistics: Arc<Statistics>,
+    metrics_address: Option<SocketAddr>,
 }
 
 impl Serving {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.running.address()
+    }
+
+    /// Where metrics are shown.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Looks now for what metrics otherwise look for every few seconds.
+    pub async fn take_stock(&self) {
+        self.statistics.look(true).await;
     }
 
     /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered;

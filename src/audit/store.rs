@@ -130,3 +130,10 @@ pub async fn list(
         })
         .collect())
 }
+
+/// The number of the newest row of `operator_audit`; zero when there is none.
+pub async fn last_seq(database: &Database) -> Result<i64, Error> {
+    sqlx::query_scalar!(r#"select coalesce(max(seq), 0) as "seq!" from operator_audit"#)
+        .fetch_one(database.pool())
+        .await
+}

@@ -19,6 +19,9 @@ use crate::crypto::keyring::Keyring;
 use crate::db::{Database, error_class};
 use crate::events::Source;
 use crate::id::{AuditId, TenantId};
+use crate::metrics::kinds::SECONDS;
+use crate::metrics::registry::{Kind, as_number};
+use crate::metrics::{Counter, Histogram, Labelled, Registry};
 
 /// How many notes wait at most: some two megabytes, and at a thousand verifications a second ten seconds without a
 /// database.
@@ -49,6 +52,14 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "valid",
+            Self::No(_) => "invalid",
+            Self::None(_) => "error",
+        }
+    }
+
     fn code(self) -> Option<&'static str> {
         match self {
             Self::Yes => None,
@@ -61,6 +72,8 @@ impl Verdict {
 #[derive(Clone)]
 pub struct Verifications {
     clock: Clock,
+    results: Labelled<2, Counter>,
+    took: Labelled<1, Histogram>,
     log: Option<Arc<Log>>,
 }
 
@@ -140,9 +153,37 @@ impl NotWritten {
 impl Verifications {
     /// One that notes nothing: what holds unless somebody wants the log.
     pub fn unnoted(clock: &Clock) -> Self {
+        Self::new(clock, None)
+    }
+
+    fn new(clock: &Clock, log: Option<Arc<Log>>) -> Self {
+        let (results, took) = counts(&Registry::default());
         Self {
             clock: clock.clone(),
-            log: None,
+            results,
+            took,
+            log,
+        }
+    }
+
+    /// The same, and every answer is counted into `registry`, noted or not.
+    #[must_use]
+    pub fn counted(self, registry: &Registry) -> Self {
+        let (results, took) = counts(registry);
+        let log = self.log.clone();
+        registry.looked_up(
+            "attesto_validation_audit_dropped_total",
+            "Rows of the validation log that found no room while the database could not be written.",
+            move |tell| {
+                let dropped = log.as_ref();
+                tell("", as_number(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
+            },
+            Kind::Counter,
+        );
+        Self {
+            results,
+            took,
+            ..self
         }
     }
 
@@ -162,10 +203,7 @@ impl Verifications {
             }),
             dropped: AtomicU64::new(0),
         });
-        Self {
-            clock: clock.clone(),
-            log: Some(log),
-        }
+        Self::new(clock, Some(log))
     }
 
     /// A question about a purchase of `source` begins to be answered.
@@ -240,6 +278,10 @@ impl Asked<'_> {
         verdict: Verdict,
     ) {
         let latency = self.begun.elapsed();
+        let source = self.source.as_str();
+        let counts = self.verifications;
+        counts.results.with([source, verdict.word()]).count();
+        counts.took.with([source]).observe(latency);
         let Some(log) = &self.verifications.log else {
             return;
         };
@@ -257,6 +299,27 @@ impl Asked<'_> {
             occurred_at: self.at,
         });
     }
+}
+
+fn counts(registry: &Registry) -> (Labelled<2, Counter>, Labelled<1, Histogram>) {
+    let results = registry.counters(
+        "attesto_verify_total",
+        "Questions about a purchase, by answer: valid, invalid, or error where there was no verdict.",
+        ["store", "result"],
+    );
+    let took = registry.histograms(
+        "attesto_verify_duration_seconds",
+        "How long answers about a purchase took.",
+        ["store"],
+        SECONDS,
+    );
+    for source in [Source::Apple, Source::Google] {
+        for result in ["valid", "invalid", "error"] {
+            results.with([source.as_str(), result]);
+        }
+        took.with([source.as_str()]);
+    }
+    (results, took)
 }
 
 impl Log {

@@ -22,8 +22,8 @@ use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::embedded::Embedded;
 use crate::db::{Database, MigrationProblem, Unreachable, is_missing_table, is_unavailable};
-use crate::server::Manners;
 use crate::server::listen::{bind, room_for_connections};
+use crate::server::{Manners, scrape};
 use crate::service::{Service, Serving};
 use crate::shutdown::Signals;
 use crate::telemetry::{self, Writer};
@@ -195,6 +195,14 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
     let listener = bind(settings.listen)
         .await
         .map_err(|problem| refused(&problem))?;
+    let metrics = match settings.metrics {
+        Some(address) => Some(
+            scrape::bind(address)
+                .await
+                .map_err(|problem| refused(&problem))?,
+        ),
+        None => None,
+    };
     let (private, connect) = match &settings.database {
         DatabaseSource::Url(connect) => (None, (**connect).clone()),
         DatabaseSource::Embedded(options) => {
@@ -206,8 +214,11 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         }
     };
     let database = Database::open(&connect);
-    let service =
+    let mut service =
         Service::build(settings, &database, clock).map_err(|problem| refused(&problem))?;
+    if let Some(listener) = metrics {
+        service = service.showing_metrics(listener);
+    }
     let manners = Manners {
         max_connections: room_for_connections(),
         ..Manners::default()
@@ -235,13 +246,11 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         address = %address.ip(),
         env = settings.mode.as_str(),
         version = crate::VERSION,
+        metrics = serving.metrics_address().map(tracing::field::display),
         "listening"
     );
     if settings.validation_audit {
         tracing::warn!("validation_audit_enabled_no_retention");
-    }
-    if settings.metrics.is_some() {
-        tracing::warn!("METRICS_ADDRESS is set, and this release serves no metrics yet");
     }
     Ok(Started {
         serving,

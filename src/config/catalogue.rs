@@ -231,7 +231,7 @@ pub const SETTINGS: &[Setting] = &[
         "metrics-address",
         "HOST:PORT",
         "",
-        "A second address that serves /metrics",
+        "A second address that serves /metrics, in Prometheus' text format; without one, no metrics are served",
     ),
     plain(
         "APPLE_PRODUCTION_URL",

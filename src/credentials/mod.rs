@@ -8,7 +8,9 @@
 //! - [`canary`]: is the configured key the one this database was sealed with
 //! - [`sealed`]: every sealed column there is
 //! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
+//! - [`ages`]: how long ago credentials were set
 
+pub mod ages;
 pub mod cached;
 pub mod canary;
 pub mod reseal;

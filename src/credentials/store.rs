@@ -1,8 +1,11 @@
 //! The canaries' rows, and what is sealed with which key. Statements over every sealed column are made from the list
 //! in [`super::sealed`], so that a column that is added there is never forgotten here.
 
+use std::time::Duration;
+
 use sqlx::AssertSqlSafe;
 
+use super::ages::Oldest;
 use super::sealed::{self, SealedColumn};
 use crate::db::{Database, Error};
 
@@ -155,4 +158,22 @@ pub(super) async fn replace(
         .execute(database.pool())
         .await?;
     Ok(done.rows_affected())
+}
+
+/// The age of the oldest credentials of each store.
+pub(super) async fn oldest(database: &Database) -> Result<Oldest, Error> {
+    let row = sqlx::query!(
+        r#"
+        select
+            (select extract(epoch from now() - min(updated_at))::float8 from apple_credentials) as apple,
+            (select extract(epoch from now() - min(updated_at))::float8 from google_credentials) as google
+        "#
+    )
+    .fetch_one(database.pool())
+    .await?;
+    let age = |seconds: f64| Duration::from_secs_f64(seconds.max(0.0));
+    Ok(Oldest {
+        apple: row.apple.map(age),
+        google: row.google.map(age),
+    })
 }

@@ -124,6 +124,18 @@ impl Database {
         Some(SocketAddr::new(address, options.get_port()))
     }
 
+    /// How many connections are in use, and how many are open and idle.
+    pub fn connections(&self) -> (u64, u64) {
+        let open = u64::from(self.pool.size());
+        let idle = u64::try_from(self.pool.num_idle()).unwrap_or(0).min(open);
+        (open - idle, idle)
+    }
+
+    /// How many connections there may be.
+    pub fn most_connections(&self) -> u64 {
+        u64::from(self.pool.options().get_max_connections())
+    }
+
     /// The pool, for a room's store.
     pub fn pool(&self) -> &PgPool {
         &self.pool

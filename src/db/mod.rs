@@ -8,6 +8,7 @@
 //! - [`migrations`]: the tables, brought to this release
 //! - [`errors`]: what an error means to a caller
 //! - [`changes`]: hear of changes to what is remembered
+//! - [`vitals`]: how the database is
 //! - [`embedded`]: a private Postgres as a child process
 
 pub mod changes;
@@ -16,11 +17,13 @@ pub mod embedded;
 pub mod errors;
 pub mod migrations;
 pub mod settings;
+pub mod vitals;
 
 pub use database::{Database, Unreachable};
 pub use errors::{Error, error_class, is_missing_table, is_unavailable, on_constraint};
 pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, SchemaState};
 pub use settings::{ConnectSettings, MalformedUrl};
+pub use vitals::Vitals;
 
 /// The oldest major version of Postgres that the queries and migrations work on.
 pub const OLDEST_MAJOR: u32 = 14;

@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -29,6 +28,8 @@ use super::store::{Claimed, Finished, LEASE, Lease, StateChange, Store, TurnErro
 use super::wake::Wake;
 use crate::clock::Clock;
 use crate::db::{Database, Error};
+use crate::metrics::kinds::{LONG_SECONDS, SECONDS};
+use crate::metrics::{Counter, Histogram, Registry};
 
 /// How often leases are renewed: three renewals may fail before one is lost.
 const RENEW_EVERY: Duration = Duration::from_millis(4500);
@@ -64,26 +65,64 @@ pub struct DispatcherSettings {
 }
 
 /// How often what has happened, since the process began.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tally {
-    outcomes: [AtomicU64; Class::ALL.len()],
-    interrupted: AtomicU64,
+    outcomes: [Counter; Class::ALL.len()],
+    leases_lost: Counter,
+    interrupted: Counter,
+    parked: Counter,
+    took: Histogram,
+    waited: Histogram,
 }
 
 impl Tally {
+    /// Counts into `registry`.
+    pub fn new(registry: &Registry) -> Self {
+        let outcomes = registry.counters(
+            "attesto_delivery_attempts_total",
+            "Deliveries tried, by how the attempt ended.",
+            ["outcome"],
+        );
+        Self {
+            outcomes: Class::ALL.map(|class| outcomes.with([class.as_str()])),
+            leases_lost: registry.counter(
+                "attesto_leases_lost_total",
+                "Attempts whose result was not written, because another process had taken the delivery over.",
+            ),
+            interrupted: registry.counter(
+                "attesto_interrupted_total",
+                "Deliveries that a process which is gone left behind.",
+            ),
+            parked: registry.counter(
+                "attesto_parked_total",
+                "Deliveries set aside for a person, because process after process was lost over them.",
+            ),
+            took: registry.histogram(
+                "attesto_delivery_duration_seconds",
+                "How long attempts to deliver took.",
+                SECONDS,
+            ),
+            waited: registry.histogram(
+                "attesto_delivery_lag_seconds",
+                "How long deliveries were due when an attempt began.",
+                LONG_SECONDS,
+            ),
+        }
+    }
+
     /// Attempts that ended so. [`Class::LeaseLost`] counts the results that were not written because the row was
     /// somebody else's by then.
     pub fn of(&self, class: Class) -> u64 {
-        self.outcomes[class as usize].load(Ordering::Relaxed)
+        self.outcomes[class as usize].get()
     }
 
     /// Leases that this process found left behind.
     pub fn interrupted(&self) -> u64 {
-        self.interrupted.load(Ordering::Relaxed)
+        self.interrupted.get()
     }
 
     fn count(&self, class: Class) {
-        self.outcomes[class as usize].fetch_add(1, Ordering::Relaxed);
+        self.outcomes[class as usize].count();
     }
 }
 
@@ -144,13 +183,22 @@ impl Dispatcher {
             courier,
             wake,
             settings,
-            tally: Arc::default(),
+            tally: Arc::new(Tally::new(&Registry::default())),
             requests: JoinSet::new(),
             under_way: HashMap::new(),
             results: Vec::new(),
             maybe_written: false,
             unsure: Vec::new(),
             last_served: String::new(),
+        }
+    }
+
+    /// Counts there from now on.
+    #[must_use]
+    pub fn counting(self, tally: Tally) -> Self {
+        Self {
+            tally: Arc::new(tally),
+            ..self
         }
     }
 
@@ -348,6 +396,7 @@ impl Dispatcher {
         let attempts = self.courier.carry(parcels);
         let begun = Instant::now();
         for (mut claimed, attempt) in claimed.into_iter().zip(attempts) {
+            self.tally.waited.observe(claimed.waited);
             // The courier has it; there is no need for two.
             claimed.parcel.body = hyper::body::Bytes::new();
             let request = self.requests.spawn(attempt);
@@ -391,6 +440,7 @@ impl Dispatcher {
         };
         let next = delivery.after(&outcome, fastrand::f64());
         self.tally.count(outcome.class());
+        self.tally.took.observe(latency);
         report_attempt(&claimed, &outcome, next.status(), latency);
         let signal =
             Signal::of(&outcome).filter(|signal| !(claimed.settled && *signal == Signal::Success));
@@ -423,13 +473,14 @@ impl Dispatcher {
         let swept = patiently(self.store.sweep()).await?;
         if swept.interrupted > 0 {
             let count = u64::try_from(swept.interrupted).unwrap_or(u64::MAX);
-            self.tally.interrupted.fetch_add(count, Ordering::Relaxed);
+            self.tally.interrupted.add(count);
             tracing::warn!(
                 count,
                 "deliveries were left behind by a process that is gone; they are due again"
             );
         }
         for delivery in swept.parked {
+            self.tally.parked.count();
             tracing::error!(
                 deliveryId = %delivery,
                 "a delivery was interrupted again and again and is parked; `attesto webhook redeliver` tries it anew"
@@ -486,6 +537,7 @@ impl Dispatcher {
 
     fn lost(&self, lease: &Lease) {
         self.tally.count(Class::LeaseLost);
+        self.tally.leases_lost.count();
         tracing::warn!(
             deliveryId = %lease.delivery,
             outcome = %Class::LeaseLost,

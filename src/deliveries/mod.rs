@@ -20,6 +20,7 @@
 //! - [`sender`]: one request to one callback
 //! - [`outcome`]: how that went
 //! - [`history`]: what was received, and what became of it
+//! - [`stock`]: what waits, and how the callbacks are
 
 pub mod courier;
 pub mod delivery;
@@ -35,6 +36,7 @@ pub mod schedule;
 pub mod sender;
 pub mod signature;
 pub mod slots;
+pub mod stock;
 mod store;
 pub mod wake;
 

@@ -8,14 +8,17 @@
 //! - [`word`]: the vocabulary
 //! - [`event`]: an event, and the JSON a callback is sent
 //! - [`record`]: the one way to write one
+//! - [`received`]: counts of what the stores send
 //! - `store`: the queries
 
 pub mod event;
+pub mod received;
 pub mod record;
 mod store;
 pub mod word;
 
 pub use event::{Environment, NewEvent, Subject, SubjectType};
+pub use received::Received;
 pub use record::{Receipt, Record, Stored};
 pub use store::find;
 pub use word::{Source, Word};

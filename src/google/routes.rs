@@ -18,7 +18,7 @@ use super::store::FindError;
 use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
 use crate::audit::{Verdict, Verifications};
 use crate::clock::Timestamp;
-use crate::events::{Receipt, Source};
+use crate::events::{Receipt, Received, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
 use crate::http::problem::{ErrorBody, Issue};
@@ -44,10 +44,19 @@ pub fn routes(google: Google, callers: Callers, verifications: Verifications) ->
 }
 
 /// What Google pushes.
-pub fn push_routes(notifications: Notifications) -> OpenApiRouter {
+pub fn push_routes(notifications: Notifications, received: Received) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
-        .with_state(notifications)
+        .with_state(Door {
+            notifications,
+            received,
+        })
+}
+
+#[derive(Clone)]
+struct Door {
+    notifications: Notifications,
+    received: Received,
 }
 
 #[derive(Clone)]
@@ -123,10 +132,21 @@ async fn verify(
     ),
 )]
 async fn receive(
-    State(notifications): State<Notifications>,
+    State(door): State<Door>,
     Path(tenant): Path<String>,
     request: Request,
 ) -> Result<axum::Json<Receipt>, Problem> {
+    let outcome = take(&door.notifications, &tenant, request).await;
+    let counted = outcome.as_ref().map_err(Problem::status);
+    door.received.note(Source::Google, counted);
+    outcome.map(axum::Json)
+}
+
+async fn take(
+    notifications: &Notifications,
+    tenant: &str,
+    request: Request,
+) -> Result<Receipt, Problem> {
     let tenant: TenantId = tenant.parse().map_err(|problem: crate::id::MalformedId| {
         Problem::invalid(&[Issue::at("tenantId", problem.to_string())])
     })?;
@@ -149,8 +169,7 @@ async fn receive(
         // It was read before, so it is JSON.
         raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal)?,
     };
-    let receipt = notifications.accept(admitted, message).await?;
-    Ok(axum::Json(receipt))
+    Ok(notifications.accept(admitted, message).await?)
 }
 
 impl From<Refused> for Problem {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::body::BodyTimeout;
 use super::problem::{Cause, Code, ErrorBody, Problem, Refusal, whole_seconds};
+use super::traffic::{self, Route, Traffic};
 use crate::clock::Clock;
 use crate::id;
 
@@ -89,6 +90,7 @@ pub struct Envelope {
     routes: Router,
     clock: Clock,
     body_timeout: Duration,
+    traffic: Option<Traffic>,
 }
 
 impl Envelope {
@@ -98,6 +100,17 @@ impl Envelope {
             routes,
             clock,
             body_timeout,
+            traffic: None,
+        }
+    }
+
+    /// The same, and every answer is counted.
+    #[must_use]
+    pub fn counted(self, traffic: Traffic) -> Self {
+        Self {
+            routes: traffic::telling(self.routes),
+            traffic: Some(traffic),
+            ..self
         }
     }
 
@@ -105,13 +118,16 @@ impl Envelope {
     pub async fn answer(self, mut request: Request<Body>) -> Response<Body> {
         let start = Instant::now();
         let id = RequestId::of(&request, &self.clock);
-        let fields = LogFields::default();
+        let (fields, route) = (LogFields::default(), Route::default());
         let method = request.method().clone();
         let path = loggable(request.uri().path());
         let extensions = request.extensions_mut();
         extensions.insert(fields.clone());
         extensions.insert(id.clone());
         extensions.insert(BodyTimeout(self.body_timeout));
+        if self.traffic.is_some() {
+            extensions.insert(route.clone());
+        }
 
         let answer = CURRENT.scope(id.clone(), tower::ServiceExt::oneshot(self.routes, request));
         let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
@@ -120,12 +136,16 @@ impl Envelope {
             Err(panic) => panicked(panic.as_ref()).into_response(),
         };
         let outcome = seal(&mut response, &method, &id);
+        let latency = start.elapsed();
+        if let Some(traffic) = &self.traffic {
+            traffic.note(&route, &method, response.status(), latency);
+        }
         log(&Line {
             id: &id,
             method: method.as_str(),
             path: &path,
             status: response.status(),
-            latency: start.elapsed(),
+            latency,
             tenant: fields.0.get().map(String::as_str),
             outcome: &outcome,
         });
@@ -136,6 +156,9 @@ impl Envelope {
 impl Envelope {
     /// The whole HTTP/1.1 answer, head and body, to bytes that are no HTTP request, and its log line.
     pub fn malformed(&self, status: StatusCode) -> Vec<u8> {
+        if let Some(traffic) = &self.traffic {
+            traffic.note_malformed();
+        }
         let id = RequestId(id::RequestId::mint(self.clock.now()).as_str().into());
         let code = Code::InvalidRequest.as_str();
         let message = match status {

@@ -8,6 +8,7 @@
 //! - [`body`]: reading a request's body, bounded in bytes and in time
 //! - [`health`]: does it live, can it work
 //! - [`json`]: a body that is a JSON object, with all that is wrong with it said at once
+//! - [`traffic`]: counts of requests, by route
 //! - [`outbound`]: calls to a store, with a deadline, quick retries and shared answers
 
 pub mod body;
@@ -16,5 +17,6 @@ pub mod health;
 pub mod json;
 pub mod outbound;
 pub mod problem;
+pub mod traffic;
 
 pub use problem::{Code, Problem, Refusal};

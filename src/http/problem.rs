@@ -138,6 +138,11 @@ impl Problem {
         }
     }
 
+    /// The HTTP status it is sent with.
+    pub fn status(&self) -> u16 {
+        self.code.status().as_u16()
+    }
+
     /// The request has a wrong shape; all of it is said at once.
     pub fn invalid(issues: &[Issue]) -> Self {
         let message = match issues {

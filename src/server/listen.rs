@@ -87,6 +87,11 @@ pub enum BindError {
         "{0} is not an address of this machine: choose another with --bind-address (or BIND_ADDRESS)"
     )]
     NoSuchAddress(SocketAddr),
+    /// The metrics' address cannot be had.
+    #[error(
+        "cannot serve metrics at {0}: {1}. Choose another address with --metrics-address (or METRICS_ADDRESS)"
+    )]
+    Metrics(SocketAddr, io::Error),
     /// Anything else.
     #[error("cannot listen on {0}: {1}")]
     Other(SocketAddr, io::Error),

@@ -8,12 +8,14 @@
 //!
 //! - [`routes`]: every route there is, and their description
 //! - [`listen`]: take connections
+//! - [`scrape`]: `/metrics`, on a listener of its own
 //! - `connection`: one connection, from its first byte to its last
 //! - `socket`: the bytes below it: strict about line ends, polite when closing
 
 mod connection;
 pub mod listen;
 pub mod routes;
+pub mod scrape;
 mod socket;
 
 pub use listen::{BindError, Manners, Running, bind, start};

@@ -25,6 +25,7 @@ mod google_credentials;
 mod google_notifications;
 mod google_verify;
 mod health_command;
+mod metrics;
 mod migrations;
 mod openapi;
 mod receivers;

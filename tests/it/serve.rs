@@ -276,6 +276,43 @@ async fn a_port_that_is_taken_is_a_clear_end() {
 }
 
 #[tokio::test]
+async fn metrics_are_served_where_the_first_line_says_or_not_at_all() {
+    let database = fresh_database().await;
+    let settings = [
+        ("ATTESTO_ENCRYPTION_KEY", key(1)),
+        ("METRICS_ADDRESS", "127.0.0.1:0".to_owned()),
+    ];
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    let served = Served::start(&database.url, &settings);
+    let first = served.line("listening").await;
+    let address = first["metrics"].as_str().expect("an address").to_owned();
+    served.ready(200).await;
+    let client = attesto::http::outbound::client().expect("a client can be made");
+    let page = client.get(format!("http://{address}/metrics")).send().await;
+    let page = page.expect("an answer").text().await.expect("text");
+    assert!(
+        page.contains("attesto_http_requests_total{route=\"/ready\""),
+        "{page}"
+    );
+
+    // Somebody else's.
+    let ran = attesto(
+        &["serve", "--port=0", "--metrics-address", &address],
+        &[settings[0], ("DATABASE_URL", &database.url)],
+    )
+    .output()
+    .expect("the binary runs");
+    assert_eq!(ran.status.code(), Some(1));
+    let errors = String::from_utf8(ran.stderr).expect("text");
+    assert!(
+        errors.contains("cannot serve metrics at") && errors.contains("METRICS_ADDRESS"),
+        "{errors}"
+    );
+}
+
+#[tokio::test]
 async fn a_second_signal_is_obeyed_at_once() {
     let database = fresh_database().await;
     let mut served = Served::start(

@@ -11,7 +11,7 @@ use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
 use attesto::google::account::ServiceAccount;
 use attesto::id::TenantId;
-use attesto::server::Manners;
+use attesto::server::{Manners, scrape};
 use attesto::service::{Service, Serving};
 use attesto::simulator::{Identity, Simulator, SimulatorOptions};
 use attesto::tenants::{KeyEnvironment, RawKey, store};
@@ -117,8 +117,12 @@ impl World {
         let lookup = |name: &str| (name == "ATTESTO_ENCRYPTION_KEY").then(|| key.clone().into());
         let settings = Settings::parse(&Raw::new(given, &lookup)).expect("good settings");
 
-        let service =
+        let mut service =
             Service::build(&settings, &fresh.database, &clock).expect("the service is built");
+        if let Some(address) = settings.metrics {
+            let listener = scrape::bind(address).await.expect("a free port");
+            service = service.showing_metrics(listener);
+        }
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a free port");
@@ -144,6 +148,22 @@ impl World {
     /// Where the service is.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.serving.address())
+    }
+
+    /// What is shown of its numbers, after looking for those that are looked for now and then.
+    pub(crate) async fn metrics(&self) -> String {
+        self.serving.take_stock().await;
+        let page = self.client.get(self.metrics_url()).send();
+        page.await.expect("an answer").text().await.expect("a page")
+    }
+
+    /// Where they are shown.
+    pub(crate) fn metrics_url(&self) -> String {
+        let address = self.serving.metrics_address();
+        format!(
+            "http://{}/metrics",
+            address.expect("METRICS_ADDRESS is set")
+        )
     }
 
     /// The database.

@@ -1,0 +1,97 @@
+//! How the database is: whether its clock agrees with ours, whether somebody keeps a transaction open, and what waits to
+//! be cleaned up. Cheap enough to be asked every few seconds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Database, Error};
+use crate::clock::{Clock, Timestamp};
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vitals {
+    /// How far the database's clock is ahead of ours, in seconds; negative when it is behind. No finer than half of what
+    /// the question took.
+    pub clock_skew: f64,
+    /// How long the oldest transaction has been open that keeps dead rows from being cleaned up. Zero: there is none.
+    /// What other roles do is seen only by a role that has `pg_read_all_stats`.
+    pub oldest_transaction: Duration,
+    /// Dead rows that nobody has cleaned up yet, by table, as far as the statistics know.
+    pub dead_rows: BTreeMap<String, i64>,
+}
+
+/// The tables whose rows change often.
+const BUSY: [&str; 3] = ["webhook_deliveries", "webhook_health", "api_keys"];
+
+impl Database {
+    /// Looks.
+    pub async fn vitals(&self, clock: &Clock) -> Result<Vitals, Error> {
+        let mut connection = self.pool().acquire().await?;
+        let asked = clock.now();
+        let theirs = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#)
+            .fetch_one(&mut *connection)
+            .await?;
+        let clock_skew = skew(asked, theirs.into(), clock.now());
+        let oldest = sqlx::query_scalar!(
+            r#"
+            select extract(epoch from max(age))::float8
+            from (
+                select clock_timestamp() - xact_start as age
+                from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()
+                    and (backend_xid is not null or backend_xmin is not null)
+                    and backend_type <> 'autovacuum worker'
+                union all
+                select clock_timestamp() - prepared from pg_prepared_xacts where database = current_database()
+            ) transactions
+            "#
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let busy = BUSY.map(str::to_owned);
+        let dead = sqlx::query!(
+            r#"
+            select relname::text as "table!", n_dead_tup as "rows!"
+            from pg_stat_user_tables where relname = any ($1) and schemaname = current_schema()
+            "#,
+            &busy
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        Ok(Vitals {
+            clock_skew,
+            oldest_transaction: Duration::from_secs_f64(oldest.unwrap_or(0.0).max(0.0)),
+            dead_rows: dead.into_iter().map(|row| (row.table, row.rows)).collect(),
+        })
+    }
+}
+
+/// How far `theirs` is ahead, which was read at some moment between `asked` and `answered`.
+fn skew(asked: Timestamp, theirs: Timestamp, answered: Timestamp) -> f64 {
+    let between = i64::midpoint(asked.millis(), answered.millis());
+    let ahead = theirs.millis().saturating_sub(between);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "more than 2^53 milliseconds is far enough"
+    )]
+    let ahead = ahead as f64;
+    ahead / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_difference_is_measured_from_the_middle_of_the_question() {
+        let at = Timestamp::from_millis;
+        for (asked, theirs, answered, expected) in [
+            (1000, 1050, 1100, 0.0),
+            (1000, 3050, 1100, 2.0),
+            (5000, 2500, 5000, -2.5),
+        ] {
+            let found = skew(at(asked), at(theirs), at(answered));
+            assert!((found - expected).abs() < 1e-9, "{found}");
+        }
+    }
+}

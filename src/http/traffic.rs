@@ -1,0 +1,93 @@
+//! Counts requests and how long their answers take, by route.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::MatchedPath;
+use axum::http::{Method, Request, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+
+use crate::metrics::kinds::SECONDS;
+use crate::metrics::{Counter, Histogram, Labelled, Registry};
+
+/// What is counted of requests. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    requests: Labelled<3, Counter>,
+    took: Labelled<2, Histogram>,
+}
+
+/// Which route a request was for, learned on its way. A request extension.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Route(Arc<OnceLock<MatchedPath>>);
+
+impl Traffic {
+    /// Counts into `registry`.
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            requests: registry.counters(
+                "attesto_http_requests_total",
+                "Requests answered.",
+                ["route", "method", "status_class"],
+            ),
+            took: registry.histograms(
+                "attesto_http_request_duration_seconds",
+                "How long answers took, from the request's head to the answer's.",
+                ["route", "method"],
+                SECONDS,
+            ),
+        }
+    }
+
+    /// One answer.
+    pub(super) fn note(&self, route: &Route, method: &Method, status: StatusCode, took: Duration) {
+        // Never the path as it was asked for: anybody may ask for anything.
+        let route = route.0.get().map_or("unmatched", MatchedPath::as_str);
+        let method = known(method);
+        let class = match status.as_u16() {
+            100..=199 => "1xx",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            _ => "5xx",
+        };
+        self.requests.with([route, method, class]).count();
+        self.took.with([route, method]).observe(took);
+    }
+
+    /// One that was no HTTP request.
+    pub(super) fn note_malformed(&self) {
+        self.requests.with(["malformed", "other", "4xx"]).count();
+    }
+}
+
+/// A method's name, when it is one that anybody uses.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// Routes that say which of them a request is for.
+pub(super) fn telling(routes: Router) -> Router {
+    routes.layer(from_fn(tell))
+}
+
+async fn tell(request: Request<Body>, next: Next) -> Response {
+    let extensions = request.extensions();
+    if let (Some(route), Some(path)) = (extensions.get::<Route>(), extensions.get::<MatchedPath>())
+    {
+        let _ = route.0.set(path.clone());
+    }
+    next.run(request).await
+}

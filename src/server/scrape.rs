@@ -1,0 +1,101 @@
+//! `/metrics`, on a listener of its own: what it shows is for whoever runs this service, and is never on the public port.
+//!
+//! A connection serves one request and has ten seconds for it, and there are few at once: a scraper needs no more, and
+//! whoever else gets there cannot hold anything up.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::listen::BindError;
+use crate::metrics::{CONTENT_TYPE, Registry};
+
+/// How long one connection may take, from its first byte to its last.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at once; further ones wait.
+const CONNECTIONS: usize = 16;
+/// How long to wait when the system has no room for another connection.
+const PAUSE_WHEN_FULL: Duration = Duration::from_millis(100);
+
+/// Starts to listen.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|problem| BindError::Metrics(address, problem))
+}
+
+/// Shows `registry` to whoever connects, until `stop`.
+pub async fn serve(listener: TcpListener, registry: Registry, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (
+                listener.accept().await,
+                place.expect("the semaphore is never closed"),
+            )
+        };
+        let Some((accepted, place)) = stop.run_until_cancelled(next).await else {
+            return;
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let registry = registry.clone();
+                tokio::spawn(async move {
+                    let _ = timeout(PATIENCE, converse(stream, registry)).await;
+                    drop(place);
+                });
+            }
+            Err(_) => sleep(PAUSE_WHEN_FULL).await,
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, registry: Registry) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = answer(request.method(), request.uri().path(), &registry);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    // How it ended is the scraper's affair.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn answer(method: &Method, path: &str, registry: &Registry) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match (method, path) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            (StatusCode::OK, CONTENT_TYPE, registry.page())
+        }
+        (_, "/metrics") => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "GET /metrics\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "text/plain; charset=utf-8",
+            "There is /metrics here, and nothing else.\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,356 @@
+//! The page of numbers: what is on it, what is not, and what it costs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attesto::deliveries::endpoint::SigningSecret;
+use attesto::deliveries::endpoint::store::{self as endpoints, Change};
+use attesto::deliveries::guard::Guard;
+use attesto::deliveries::{
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, post,
+};
+use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::id::TenantId;
+use attesto::metrics::Registry;
+use attesto::simulator::Fault;
+use attesto::simulator::state::apple::NewTransaction;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sqlx::Executor as _;
+
+use crate::world::attesto::{APP, World};
+use crate::world::receiver::Receiver;
+
+const SHOWN: [(&str, &str); 2] = [
+    ("METRICS_ADDRESS", "127.0.0.1:0"),
+    ("WEBHOOK_DISPATCHER_DISABLED", "true"),
+];
+const DASHBOARD: &str = include_str!("../../docs/monitoring/dashboard.json");
+const ALERTS: &str = include_str!("../../docs/monitoring/alerts.yml");
+const GUIDE: &str = include_str!("../../docs/monitoring.md");
+
+/// The value of one line.
+fn value(page: &str, series: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series));
+    let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
+    line.trim().parse().unwrap()
+}
+
+/// A count, which is whole.
+fn count(page: &str, series: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series));
+    let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
+    line.trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn requests_and_verifications_are_counted_and_nobody_is_named() {
+    let world = World::with(&SHOWN).await;
+    let tenant = world.tenant().await;
+    let bought = world.simulator.apple().create(NewTransaction::default());
+    let good = json!({ "transactionId": bought.unwrap().transaction_id });
+    let unknown = json!({ "transactionId": "1999999999999999" });
+    for (question, status) in [(&good, 200), (&good, 200), (&unknown, 200)] {
+        assert_eq!(
+            world.verify("apple", &tenant, question).await.status,
+            status
+        );
+    }
+    world
+        .simulator
+        .fault(Fault::at("google").status(500).times(0))
+        .unwrap();
+    let token = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
+    assert_eq!(world.verify("google", &tenant, &token).await.status, 502);
+    world.ask("GET", "/nowhere/a-secret", None, None).await;
+    world.ask("DELETE", "/v1/apple/verify", None, None).await;
+    let push = format!("/v1/webhooks/google/{}", tenant.id);
+    assert_eq!(
+        world
+            .ask("POST", &push, None, Some(&json!({})))
+            .await
+            .status,
+        401
+    );
+
+    let page = world.metrics().await;
+    for (series, expected) in [
+        (r#"attesto_verify_total{store="apple",result="valid"}"#, 2),
+        (r#"attesto_verify_total{store="apple",result="invalid"}"#, 1),
+        (r#"attesto_verify_total{store="apple",result="error"}"#, 0),
+        (r#"attesto_verify_total{store="google",result="error"}"#, 1),
+        (r#"attesto_verify_duration_seconds_count{store="apple"}"#, 3),
+        (
+            r#"attesto_notifications_total{store="google",outcome="refused"}"#,
+            1,
+        ),
+        (
+            r#"attesto_notifications_total{store="google",outcome="stored"}"#,
+            0,
+        ),
+        (
+            r#"attesto_http_requests_total{route="/v1/apple/verify",method="POST",status_class="2xx"}"#,
+            3,
+        ),
+        (
+            r#"attesto_http_requests_total{route="/v1/apple/verify",method="DELETE",status_class="4xx"}"#,
+            1,
+        ),
+        (
+            r#"attesto_http_requests_total{route="/v1/google/verify",method="POST",status_class="5xx"}"#,
+            1,
+        ),
+        (
+            r#"attesto_http_requests_total{route="/v1/webhooks/google/{tenantId}",method="POST",status_class="4xx"}"#,
+            1,
+        ),
+        (
+            r#"attesto_http_requests_total{route="unmatched",method="GET",status_class="4xx"}"#,
+            1,
+        ),
+        (
+            r#"attesto_http_request_duration_seconds_bucket{route="/v1/apple/verify",method="POST",le="+Inf"}"#,
+            3,
+        ),
+    ] {
+        assert_eq!(count(&page, series), expected, "{series}");
+    }
+    // The tenant's two secrets.
+    assert_eq!(count(&page, r#"attesto_sealed_values{key_id="1"}"#), 2);
+    assert_eq!(count(&page, "attesto_reencrypt_remaining"), 0);
+    let build = format!(r#"attesto_build_info{{version="{}"}}"#, attesto::VERSION);
+    assert_eq!(count(&page, &build), 1);
+    assert!(
+        !page.contains(tenant.id.as_str()) && !page.contains("a-secret"),
+        "{page}"
+    );
+    assert!(
+        value(&page, "process_resident_memory_bytes") > 1e6,
+        "{page}"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
+    let world = World::with(&SHOWN).await;
+    assert_eq!(world.ask("GET", "/metrics", None, None).await.status, 404);
+    let page = world.metrics_url();
+    let client = attesto::http::outbound::client().unwrap();
+    let answer = client.get(&page).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        answer.headers()["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    for (method, path, status) in [
+        ("POST", "/metrics", 405),
+        ("GET", "/health", 404),
+        ("GET", "/v1/apple/verify", 404),
+    ] {
+        let url = page.replace("/metrics", path);
+        let request = client.request(method.parse().unwrap(), url);
+        assert_eq!(request.send().await.unwrap().status(), status, "{path}");
+    }
+    world.end().await;
+}
+
+/// Whoever scrapes asks the database nothing: it is away here.
+#[tokio::test]
+async fn a_scrape_needs_no_database() {
+    let world = World::with(&SHOWN).await;
+    assert_eq!(count(&world.metrics().await, "attesto_db_up"), 1);
+    world.database().close().await;
+    let page = world.metrics().await;
+    assert_eq!(count(&page, "attesto_db_up"), 0);
+    assert!(
+        page.contains("attesto_queue_depth{state=\"due\"} 0"),
+        "{page}"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
+    let world = World::with(&SHOWN).await;
+    let pool = world.database().pool();
+    let statement = "
+        insert into tenants (id, name, is_active) values
+            ('a', 'Fine', true), ('b', 'Closed', true), ('c', 'Off', false), ('d', 'Silent', true);
+        insert into webhook_configs (tenant_id, callback_url, secret_enc, is_active) values
+            ('a', 'https://a.example', '', true), ('b', 'https://b.example', '', true),
+            ('c', 'https://c.example', '', true), ('d', 'https://d.example', '', false);
+        insert into webhook_health (tenant_id, callback_url, state, closed_until) values
+            ('b', 'https://b.example', 'paused', now() + interval '1 hour');
+        insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
+            decoded_payload, body)
+            select 'e', 'a', 'apple', 'x', 'test', 'test', '{}', '{}', '{}';
+        insert into webhook_deliveries
+            (id, event_id, tenant_id, callback_url, status, next_attempt_at, lease_until, parked_at) values
+            ('1', 'e', 'a', 'https://a.example', 'pending', now() - interval '90 s', null, null),
+            ('2', 'e', 'a', 'https://a.example', 'pending', now() - interval '10 s', null, null),
+            ('3', 'e', 'a', 'https://a.example', 'pending', now() + interval '1 hour', null, null),
+            ('4', 'e', 'a', 'https://a.example', 'pending', now(), now() + interval '10 s', null),
+            ('5', 'e', 'a', 'https://a.example', 'pending', now() - interval '1 day', null, now()),
+            ('6', 'e', 'a', 'https://a.example', 'delivered', null, null, null),
+            -- These wait for their callback or for their operator, not for us.
+            ('7', 'e', 'b', 'https://b.example', 'pending', now() - interval '1 day', null, null),
+            ('8', 'e', 'c', 'https://c.example', 'pending', now() - interval '1 day', null, null),
+            ('9', 'e', 'd', 'https://d.example', 'pending', now() - interval '1 day', null, null);
+    ";
+    pool.execute(statement).await.unwrap();
+    let page = world.metrics().await;
+    for (series, expected) in [
+        (r#"attesto_queue_depth{state="due"}"#, 5),
+        (r#"attesto_queue_depth{state="scheduled"}"#, 1),
+        (r#"attesto_queue_depth{state="leased"}"#, 1),
+        (r#"attesto_queue_depth{state="parked"}"#, 1),
+        (r#"attesto_endpoints{state="active"}"#, 1),
+        (r#"attesto_endpoints{state="paused"}"#, 1),
+        (r#"attesto_endpoints{state="open"}"#, 0),
+        (r#"attesto_endpoints{state="disabled"}"#, 2),
+        // Each of the four tenants, four callbacks.
+        ("attesto_operator_audit_last_seq", 8),
+    ] {
+        assert_eq!(count(&page, series), expected, "{series}");
+    }
+    let oldest = value(&page, "attesto_queue_oldest_due_seconds");
+    assert!((90.0..150.0).contains(&oldest), "{oldest}");
+
+    // Somebody forgets a transaction.
+    let mut forgotten = pool.begin().await.unwrap();
+    forgotten
+        .execute("update tenants set name = 'X' where id = 'a'")
+        .await
+        .unwrap();
+    forgotten.execute("select pg_sleep(0.05)").await.unwrap();
+    let page = world.metrics().await;
+    assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") >= 0.05);
+    forgotten.rollback().await.unwrap();
+    let page = world.metrics().await;
+    assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_the_dispatcher_does_is_counted() {
+    let world = World::with(&SHOWN).await;
+    let database = world.database();
+    let tenant = world.stranger().await.id;
+    let receiver = Receiver::answering(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
+    configure(&world, &tenant, &receiver.url()).await;
+    let raw = || RawValue::from_string("{}".into()).unwrap();
+    let event = NewEvent {
+        tenant,
+        source: Source::Google,
+        external_id: "1".into(),
+        word: Word::Test,
+        reason: None,
+        platform_event: "google.test".into(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: None,
+        data: raw(),
+        raw: raw(),
+    };
+    let record = Record::new(database, &world.clock, || {});
+    record.store(&event).await.unwrap();
+    world.clock.advance(Duration::from_secs(7));
+    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let sender = Sender::new(settings, &world.clock).unwrap();
+    let courier = post::courier(sender, database, world.keyring(), &world.clock);
+    let settings = DispatcherSettings {
+        concurrency: 8,
+        interval: Duration::from_secs(10),
+        max_retries: 5,
+        grace: Duration::ZERO,
+    };
+    let registry = Registry::default();
+    let mut dispatcher =
+        Dispatcher::new(database, &world.clock, courier, Wake::default(), settings)
+            .counting(Tally::new(&registry));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let page = registry.page();
+    for (series, expected) in [
+        (r#"attesto_delivery_attempts_total{outcome="http_5xx"}"#, 1),
+        (r#"attesto_delivery_attempts_total{outcome="success"}"#, 0),
+        ("attesto_delivery_duration_seconds_count", 1),
+        ("attesto_leases_lost_total", 0),
+        // It was due for seven seconds.
+        (r#"attesto_delivery_lag_seconds_bucket{le="5"}"#, 0),
+        (r#"attesto_delivery_lag_seconds_bucket{le="15"}"#, 1),
+    ] {
+        assert_eq!(count(&page, series), expected, "{series}");
+    }
+    world.end().await;
+}
+
+async fn configure(world: &World, tenant: &TenantId, url: &str) {
+    let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
+    let change = Change {
+        callback_url: Some(url),
+        secret: Some(&secret),
+        is_active: None,
+        overlap: Duration::ZERO,
+    };
+    let (database, keyring) = (world.database(), Arc::clone(world.keyring()));
+    endpoints::change(database, &keyring, tenant, &change, Duration::ZERO)
+        .await
+        .unwrap();
+}
+
+/// Names of ours in a text.
+fn names(text: &str) -> BTreeSet<&str> {
+    text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
+        .filter(|word| word.starts_with("attesto_") || word.starts_with("process_"))
+        .collect()
+}
+
+#[tokio::test]
+async fn every_metric_that_a_dashboard_an_alert_or_the_guide_names_exists_and_the_guide_names_all()
+{
+    let world = World::with(&SHOWN).await;
+    world.ask("GET", "/health", None, None).await;
+    let page = world.metrics().await;
+    world.end().await;
+    let exists: BTreeSet<&str> = page
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten();
+    let expressions: Vec<&str> = targets
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    assert!(expressions.len() > 20);
+    let rules: Vec<&str> = ALERTS
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "))
+        .collect();
+    assert!(rules.len() >= 20);
+    for expression in expressions.into_iter().chain(rules) {
+        for name in names(expression) {
+            assert!(exists.contains(name), "{name} in {expression}");
+        }
+    }
+
+    let families: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let described: BTreeSet<&str> = GUIDE
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(names)
+        .collect();
+    assert_eq!(described, families, "the table of docs/monitoring.md");
+    assert!(page.lines().count() < 2000, "{}", page.lines().count());
+}
