@@ -148,6 +148,8 @@ async fn it_prepares_an_empty_database_serves_and_stops() {
     );
     served.signal(Signal::TERM);
     assert!(served.end().await.success());
+    // Whoever reads the log may be a moment behind.
+    served.line("stopped").await;
     let lines = served.lines();
     let last: Vec<_> = lines[lines.len() - 2..]
         .iter()
