@@ -113,6 +113,11 @@ id!(
     "red_"
 );
 id!(
+    /// One process that serves.
+    ReplicaId,
+    "rep_"
+);
+id!(
     /// One HTTP request that arrived without a usable `X-Request-Id`.
     RequestId,
     "req_"

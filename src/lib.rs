@@ -3,10 +3,10 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`statistics`] (takes stock), [`telemetry`], [`shutdown`].
+//! [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`telemetry`], [`shutdown`].
 //!
-//! *Features*, lowest first: [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and [`google`]
-//! (twins that never see each other), [`simulator`] (the stores, played).
+//! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
+//! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
 //!
 //! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`metrics`], [`clock`], [`id`].
 
@@ -23,7 +23,9 @@ pub mod events;
 pub mod google;
 pub mod http;
 pub mod id;
+pub mod jobs;
 pub mod metrics;
+pub mod replicas;
 pub mod server;
 pub mod service;
 pub mod shutdown;

@@ -34,7 +34,9 @@ use crate::http::envelope::Envelope;
 use crate::http::health::{Check, Health};
 use crate::http::outbound::{self, Upstream};
 use crate::http::traffic::Traffic;
+use crate::jobs::{Jobs, Tools};
 use crate::metrics::Registry;
+use crate::replicas::Presence;
 use crate::server::listen::{BODY_TIMEOUT, Manners};
 use crate::server::{self, Running, scrape};
 use crate::statistics::Statistics;
@@ -79,6 +81,7 @@ pub struct Service {
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
+    jobs: Option<Jobs>,
     grace: Duration,
 }
 
@@ -165,6 +168,10 @@ impl Service {
             sender,
             wake,
             webhooks: settings.webhooks,
+            jobs: settings
+                .jobs
+                .enabled
+                .then(|| jobs(settings, database, clock)),
             grace: settings.shutdown_grace,
         })
     }
@@ -182,6 +189,7 @@ impl Service {
         let envelope = self.envelope(leaving.clone());
         let delivering = CancellationToken::new();
         let dispatcher = self.webhooks.dispatch.then(|| self.dispatcher());
+        let presence = Presence::new(&self.database, &self.keyring, &self.clock);
         let running = server::start(envelope, listener, manners)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let Self {
@@ -191,6 +199,7 @@ impl Service {
             wake,
             verifications,
             metrics,
+            jobs,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
@@ -207,10 +216,15 @@ impl Service {
             tasks.spawn(async move { stocktaker.run(eye).await });
             tasks.spawn(scrape::serve(listener, metrics.registry, mouth));
         }
+        tasks.spawn(presence.run(stop.clone()));
         tasks.close();
         let deliveries = TaskTracker::new();
         if let Some(dispatcher) = dispatcher {
             deliveries.spawn(dispatcher.run(delivering.clone()));
+        }
+        // They begin nothing new, and end, when deliveries do.
+        if let Some(jobs) = jobs {
+            deliveries.spawn(jobs.run(delivering.clone()));
         }
         deliveries.close();
         Ok(Serving {
@@ -284,6 +298,17 @@ impl Service {
             Arc::new(move || look_at_encryption(database.clone(), keyring.clone()).boxed());
         vec![("db", db), ("encryption", encryption)]
     }
+}
+
+/// What runs periodically.
+fn jobs(settings: &Settings, database: &Database, clock: &Clock) -> Jobs {
+    Jobs::new(&Tools {
+        database: database.clone(),
+        keyring: Some(settings.keyring.clone()),
+        clock: clock.clone(),
+        intervals: settings.jobs,
+        retention: settings.retention,
+    })
 }
 
 /// A row for each verification, if somebody wants them.

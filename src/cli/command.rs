@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, dev, encryption, google, health, key, migrate, serve, simulator, spelling,
-    tenant, webhook,
+    apple, audit, dev, encryption, google, health, jobs, key, migrate, prune, serve, simulator,
+    spelling, tenant, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -77,6 +77,11 @@ enum Command {
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Encryption(encryption::Command),
+    /// What runs periodically: retention, sealing anew
+    #[command(subcommand)]
+    Jobs(jobs::Command),
+    /// Remove now what is older than it is to be kept
+    Prune(prune::Args),
     /// Run only the simulated stores
     Simulator(simulator::Args),
 }
@@ -132,6 +137,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Audit(command) => audit::run(command, context).await,
         Command::Health(args) => health::run(args, context).await,
         Command::Encryption(command) => encryption::run(command, context).await,
+        Command::Jobs(command) => jobs::run(command, context).await,
+        Command::Prune(args) => prune::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
     }
 }

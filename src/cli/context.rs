@@ -1,20 +1,26 @@
 //! What every command is given, and how it fails.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::config::admin;
+use crate::config::{Raw, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
 use crate::id::MalformedId;
+use crate::replicas::company::listed;
+use crate::replicas::{Company, LIVE};
 
 use super::output::{Format, Output};
+use crate::shutdown::Signals;
 
 /// What a command may use. The database and the keys are read from the settings only when it asks for them.
 pub struct Context {
@@ -49,6 +55,33 @@ impl Context {
     /// One variable of the environment.
     pub fn variable(&self, name: &str) -> Option<OsString> {
         (self.lookup)(name)
+    }
+
+    /// The settings of the service, as far as they are in this environment too: `read` picks those that are needed.
+    pub fn settings<T>(
+        &self,
+        read: impl FnOnce(&Raw<'_>) -> Result<T, Vec<String>>,
+    ) -> Result<T, Failure> {
+        let lookup = |name: &str| self.variable(name);
+        let raw = Raw::new(BTreeMap::new(), &lookup);
+        read(&raw).map_err(Failure::settings)
+    }
+
+    /// Is cancelled by Ctrl-C and by the signal to stop, for a command that can end in the middle. It works as long as what
+    /// is returned beside it lives.
+    pub fn interruption(&self) -> Result<(CancellationToken, AbortOnDropHandle<()>), Failure> {
+        let mut signals = Signals::listen()
+            .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}.")))?;
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let waiting = tokio::spawn(async move {
+            signals.next().await;
+            token.cancel();
+            // Whoever sends a second one does not want to wait.
+            signals.next().await;
+            std::process::exit(130);
+        });
+        Ok((stop, AbortOnDropHandle::new(waiting)))
     }
 
     /// The value of `--database-url`.
@@ -87,9 +120,21 @@ impl Context {
         }
     }
 
-    /// The encryption keys, after making sure that they are this database's. For a command that seals.
+    /// The encryption keys, after making sure that they are this database's and that every process that serves can open
+    /// what they seal. For a command that seals.
     pub async fn keyring_for(&self, database: &Database) -> Result<Arc<Keyring>, Failure> {
         let keyring = self.keyring()?;
+        canary::look(database, &keyring).await?;
+        let company = Company::present(database, self.clock.lead()).await?;
+        let key_id = keyring.sealing_id();
+        let without = company.cannot_open(key_id);
+        if !without.is_empty() {
+            return Err(Failure::refused(format!(
+                "the service on {} cannot open what key {key_id} seals: first add that key to ATTESTO_ENCRYPTION_KEYS_RETIRED there and restart it (a process that was killed counts for {} s longer).",
+                listed(&without),
+                LIVE.as_secs()
+            )));
+        }
         canary::check(database, &keyring).await?;
         Ok(keyring)
     }

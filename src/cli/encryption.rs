@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Failure};
 use super::progress::Bar;
@@ -12,6 +11,8 @@ use crate::credentials::reseal::{self, Holding, Progress, Report, ResealError, R
 use crate::credentials::sealed;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::MasterKey;
+use crate::replicas::company::listed;
+use crate::replicas::{Company, Replica};
 
 /// The commands of `attesto encryption`.
 #[derive(Debug, clap::Subcommand)]
@@ -94,6 +95,8 @@ struct Status {
     /// Secrets that are sealed with another key than the one that seals.
     to_reseal: u64,
     columns: Vec<Holding>,
+    /// Who serves, and with which keys.
+    replicas: Vec<Replica>,
 }
 
 async fn status(context: &Context) -> Result<(), Failure> {
@@ -101,6 +104,7 @@ async fn status(context: &Context) -> Result<(), Failure> {
     let database = context.database().await?;
     let columns = reseal::holdings(&database).await?;
     let verdicts = canary::verdicts(&database, &keyring).await?;
+    let company = Company::present(&database, context.clock.lead()).await?;
     let secrets = || columns.iter().filter(|held| held.column != sealed::CANARY);
     let in_use = secrets().filter_map(|held| held.key_id);
     let ids: BTreeSet<u8> = keyring.ids().chain(in_use).collect();
@@ -138,6 +142,7 @@ async fn status(context: &Context) -> Result<(), Failure> {
             .sum(),
         keys,
         columns,
+        replicas: company.replicas.clone(),
     };
     let output = &context.output;
     if output.is_for_people() {
@@ -148,7 +153,20 @@ async fn status(context: &Context) -> Result<(), Failure> {
             &["table", "column", "keyId", "rows"],
             "Nothing is sealed yet.",
         )?;
-        output.remark(&advice(&status))?;
+        output.remark("")?;
+        output.rows(
+            &status.replicas,
+            &[
+                "host",
+                "pid",
+                "version",
+                "sealingKeyId",
+                "openingKeyIds",
+                "seenAt",
+            ],
+            "No process serves.",
+        )?;
+        output.remark(&advice(&status, &company))?;
     } else {
         output.step(&status)?;
     }
@@ -158,8 +176,16 @@ async fn status(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn advice(status: &Status) -> String {
+fn advice(status: &Status, company: &Company) -> String {
     let to_reseal = status.to_reseal;
+    let behind = company.seal_otherwise(status.sealing_key_id);
+    if !behind.is_empty() {
+        return format!(
+            "\nThe service on {} still seals with another key than {}: see docs/operations.md for the order of a rotation.",
+            listed(&behind),
+            status.sealing_key_id
+        );
+    }
     let spare: Vec<_> = status
         .keys
         .iter()
@@ -199,21 +225,24 @@ async fn rotate(dry_run: bool, context: &Context) -> Result<(), Failure> {
         context.keyring_for(&database).await?
     };
     canary::survey(&database, &keyring).await?;
+    let company = Company::present(&database, context.clock.lead()).await?;
+    let behind = company.seal_otherwise(keyring.sealing_id());
+    if !behind.is_empty() {
+        eprintln!(
+            "attesto: warning: the service on {} still seals with another key; what it seals from now on is for the next run.",
+            listed(&behind)
+        );
+    }
+    let (stop, _waiting) = context.interruption()?;
     let run = if dry_run { Run::Dry } else { Run::ForReal };
     let bar = Bar::beside(&context.output);
     let mut heard = Ok(());
-    let outcome = reseal::run(
-        &database,
-        &keyring,
-        run,
-        &CancellationToken::new(),
-        |progress| {
-            let what = format!("{}.{}", progress.column.table, progress.column.column);
-            bar.show(progress.looked_at, progress.total, &what);
-            let told = context.output.step(&Told::Progress(progress));
-            heard = std::mem::replace(&mut heard, Ok(())).and(told);
-        },
-    )
+    let outcome = reseal::run(&database, &keyring, run, &stop, |progress| {
+        let what = format!("{}.{}", progress.column.table, progress.column.column);
+        bar.show(progress.looked_at, progress.total, &what);
+        let told = context.output.step(&Told::Progress(progress));
+        heard = std::mem::replace(&mut heard, Ok(())).and(told);
+    })
     .await;
     bar.end();
     heard?;
@@ -224,6 +253,11 @@ async fn rotate(dry_run: bool, context: &Context) -> Result<(), Failure> {
     context
         .output
         .sentence(&Told::Finished(&report), &prose(&report))?;
+    if stop.is_cancelled() {
+        return Err(Failure::refused(
+            "stopped; what was sealed anew stays so. Run it again for the rest.",
+        ));
+    }
     verdict(&report)
 }
 

@@ -15,6 +15,7 @@
 //! - [`health`]: asks what runs
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`encryption`]: what they are sealed with
+//! - [`jobs`], [`prune`]: what runs periodically
 //! - [`audit`]: what was asked
 
 pub mod apple;
@@ -26,10 +27,12 @@ pub mod duration;
 pub mod encryption;
 pub mod google;
 pub mod health;
+pub mod jobs;
 pub mod key;
 pub mod migrate;
 pub mod output;
 pub mod progress;
+pub mod prune;
 pub mod serve;
 pub mod simulator;
 pub mod spelling;

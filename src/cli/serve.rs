@@ -249,7 +249,7 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         metrics = serving.metrics_address().map(tracing::field::display),
         "listening"
     );
-    if settings.validation_audit {
+    if settings.validation_audit && settings.retention.validation_audit.is_none() {
         tracing::warn!("validation_audit_enabled_no_retention");
     }
     Ok(Started {

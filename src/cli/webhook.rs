@@ -10,7 +10,6 @@ use serde_json::json;
 use super::context::{Context, Failure};
 use super::{duration, upload};
 use crate::clock::Timestamp;
-use crate::config::Raw;
 use crate::config::settings::Webhooks;
 use crate::crypto::{ExposeSecret as _, SecretString};
 use crate::db::Database;
@@ -179,7 +178,7 @@ struct Configured<'a> {
 
 async fn set(arguments: SetConfig, context: &Context) -> Result<(), Failure> {
     let secret = chosen_secret(&arguments)?;
-    let webhooks = webhooks(context)?;
+    let webhooks = context.settings(Webhooks::read)?;
     let database = context.database().await?;
     let keyring = context.keyring_for(&database).await?;
     let tenant = &arguments.tenant;
@@ -402,7 +401,7 @@ struct Echo<'a> {
 }
 
 async fn ping(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
-    let webhooks = webhooks(context)?;
+    let webhooks = context.settings(Webhooks::read)?;
     let database = context.database().await?;
     let keyring = context.keyring()?;
     let summary = described(&database, tenant).await?;
@@ -629,13 +628,6 @@ async fn known(database: &Database, tenant: &TenantId) -> Result<(), Failure> {
         Some(_) => Ok(()),
         None => Err(Failure::refused(format!("there is no tenant {tenant}."))),
     }
-}
-
-/// The settings that the service has, as far as they are in this environment too.
-fn webhooks(context: &Context) -> Result<Webhooks, Failure> {
-    let lookup = |name: &str| context.variable(name);
-    let raw = Raw::new(std::collections::BTreeMap::new(), &lookup);
-    Webhooks::read(&raw).map_err(Failure::settings)
 }
 
 #[expect(

@@ -132,6 +132,28 @@ pub struct Webhooks {
     pub allow_private: bool,
 }
 
+/// How long what is kept. `None`: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// `RETENTION_EVENTS_DAYS`
+    pub events: Option<Duration>,
+    /// `RETENTION_VALIDATION_AUDIT_DAYS`
+    pub validation_audit: Option<Duration>,
+    /// `RETENTION_ATTEMPT_DETAILS_DAYS`
+    pub attempt_details: Option<Duration>,
+}
+
+/// How often jobs run. `None`: only when somebody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobIntervals {
+    /// Not `JOBS_DISABLED`: whether this process runs them.
+    pub enabled: bool,
+    /// `JOBS_RETENTION_INTERVAL_SECONDS`
+    pub retention: Option<Duration>,
+    /// `JOBS_RESEAL_INTERVAL_SECONDS`
+    pub reseal: Option<Duration>,
+}
+
 /// Base URLs and manners of calls to the stores.
 #[derive(Clone, Debug)]
 pub struct Stores {
@@ -176,6 +198,10 @@ pub struct Settings {
     pub webhooks: Webhooks,
     /// `ENABLE_VALIDATION_AUDIT_LOG`
     pub validation_audit: bool,
+    /// The `RETENTION_…` settings
+    pub retention: Retention,
+    /// The `JOBS_…` settings
+    pub jobs: JobIntervals,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `METRICS_ADDRESS`
@@ -206,6 +232,8 @@ impl Settings {
         let credential_ttl = reader.seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
         let webhooks = reader.webhooks(mode);
         let validation_audit = reader.switch("ENABLE_VALIDATION_AUDIT_LOG");
+        let retention = reader.retention();
+        let jobs = reader.jobs();
         let shutdown_grace = reader.seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
         let metrics = reader.metrics();
         let stores = reader.stores(mode);
@@ -223,6 +251,8 @@ impl Settings {
                     credential_ttl,
                     webhooks,
                     validation_audit,
+                    retention,
+                    jobs,
                     shutdown_grace,
                     metrics,
                     stores,
@@ -258,17 +288,24 @@ impl Log {
 impl Webhooks {
     /// These alone, for a command that sends without serving.
     pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = Reader {
-            raw,
-            problems: Vec::new(),
-        };
-        let mode = reader.mode();
-        let webhooks = reader.webhooks(mode);
-        if reader.problems.is_empty() {
-            Ok(webhooks)
-        } else {
-            Err(reader.problems)
-        }
+        Reader::only(raw, |reader| {
+            let mode = reader.mode();
+            reader.webhooks(mode)
+        })
+    }
+}
+
+impl Retention {
+    /// These alone, for a command that prunes without serving.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        Reader::only(raw, Reader::retention)
+    }
+}
+
+impl JobIntervals {
+    /// These alone, for a command that runs a job without serving.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        Reader::only(raw, Reader::jobs)
     }
 }
 
@@ -292,6 +329,22 @@ impl Stores {
 struct Reader<'a> {
     raw: &'a Raw<'a>,
     problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// What `read` reads, or what is wrong with it.
+    fn only<T>(raw: &'a Raw<'a>, read: impl FnOnce(&mut Self) -> T) -> Result<T, Vec<String>> {
+        let mut reader = Self {
+            raw,
+            problems: Vec::new(),
+        };
+        let value = read(&mut reader);
+        if reader.problems.is_empty() {
+            Ok(value)
+        } else {
+            Err(reader.problems)
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -351,6 +404,34 @@ impl Reader<'_> {
 
     fn seconds(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
         Duration::from_secs(self.number(name, range))
+    }
+
+    /// Zero is none.
+    fn days(&mut self, name: &str) -> Option<Duration> {
+        let days: u64 = self.number(name, 0..=36_500);
+        (days > 0).then(|| Duration::from_hours(24 * days))
+    }
+
+    /// Zero is none.
+    fn interval(&mut self, name: &str) -> Option<Duration> {
+        let interval = self.seconds(name, 0..=31_536_000);
+        (!interval.is_zero()).then_some(interval)
+    }
+
+    fn retention(&mut self) -> Retention {
+        Retention {
+            events: self.days("RETENTION_EVENTS_DAYS"),
+            validation_audit: self.days("RETENTION_VALIDATION_AUDIT_DAYS"),
+            attempt_details: self.days("RETENTION_ATTEMPT_DETAILS_DAYS"),
+        }
+    }
+
+    fn jobs(&mut self) -> JobIntervals {
+        JobIntervals {
+            enabled: !self.switch("JOBS_DISABLED"),
+            retention: self.interval("JOBS_RETENTION_INTERVAL_SECONDS"),
+            reseal: self.interval("JOBS_RESEAL_INTERVAL_SECONDS"),
+        }
     }
 
     fn switch(&mut self, name: &str) -> bool {

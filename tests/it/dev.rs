@@ -22,9 +22,17 @@ fn dev(folder: &Folder, arguments: &[&str]) -> Command {
 }
 
 fn once(folder: &Folder) -> String {
-    let output = dev(folder, &["--once", "--port=0", "--simulator-port=0", "--callback-port=0"])
-        .output()
-        .expect("the binary runs");
+    let output = dev(
+        folder,
+        &[
+            "--once",
+            "--port=0",
+            "--simulator-port=0",
+            "--callback-port=0",
+        ],
+    )
+    .output()
+    .expect("the binary runs");
     let (said, complained) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -113,10 +121,13 @@ fn its_lines_work_as_printed() {
         return;
     }
     let folder = Folder::new();
-    let mut child = dev(&folder, &["--port=0", "--simulator-port=0", "--callback-port=0"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
+    let mut child = dev(
+        &folder,
+        &["--port=0", "--simulator-port=0", "--callback-port=0"],
+    )
+    .stdout(Stdio::piped())
+    .spawn()
+    .expect("the binary runs");
     let output = child.stdout.take().expect("it is piped");
     let running = Running(child);
     let mut said = String::new();

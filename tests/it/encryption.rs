@@ -537,3 +537,102 @@ async fn it_stops_between_two_batches() {
     };
     assert_eq!((report.resealed, report.remaining), (100, 5 * 120 - 100));
 }
+
+impl Vault {
+    /// A process that serves, as far as others can tell.
+    async fn replica(&self, host: &str, sealing: i16, opening: &[i16]) {
+        sqlx::query(
+            "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
+             values ($1, $1, 1, '0', now(), now(), $2, $3)
+             on conflict (id) do update set sealing_key_id = $2, opening_key_ids = $3",
+        )
+        .bind(host)
+        .bind(sealing)
+        .bind(opening)
+        .execute(self.database().pool())
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sealed_that_somebody_who_serves_cannot_open() {
+    let vault = Vault::filled(2, &ring(1, &[])).await;
+    vault.replica("east", 1, &[1]).await;
+    vault.replica("west", 1, &[1, 2]).await;
+    let tenant = vault.tenants[0].as_str();
+    let set = [
+        "webhook",
+        "set-config",
+        tenant,
+        "--callback-url",
+        "https://example.com/",
+    ];
+    for words in [&["encryption", "rotate"][..], &set] {
+        let refused = vault.attesto(words, &text(2), &[1]);
+        assert_eq!(refused.exit, 1, "{refused:?}");
+        assert!(
+            refused
+                .errors
+                .contains("the service on east cannot open what key 2 seals"),
+            "{refused:?}"
+        );
+    }
+    let untouched = vault.opened(&ring(1, &[])).await;
+    assert!(untouched.iter().all(|it| it.1 == 1 && it.2));
+
+    // They can open it, and still seal with the old one: the job waits for the end of the roll-out, a person need not.
+    vault.replica("east", 1, &[1, 2]).await;
+    vault.replica("west", 2, &[1, 2]).await;
+    let job = ["jobs", "run", "reseal"];
+    let waits = vault.attesto(&job, &text(2), &[1]);
+    assert_eq!(waits.exit, 0, "{waits:?}");
+    let told = &waits.lines[0]["told"];
+    assert!(
+        told["waits"].as_str().unwrap().starts_with("east seal"),
+        "{told}"
+    );
+    // Nor does the other one take everything back to the old key.
+    let back = vault.attesto(&job, &text(1), &[2]);
+    assert!(back.lines[0]["told"]["waits"].is_string());
+    let status = vault.attesto(&["encryption", "status"], &text(2), &[1]);
+    assert_eq!(status.lines[0]["replicas"].as_array().unwrap().len(), 2);
+    let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
+    assert_eq!(rotated.exit, 0, "{rotated:?}");
+    assert!(
+        rotated.errors.contains("on east still seals"),
+        "{rotated:?}"
+    );
+
+    vault.replica("east", 2, &[1, 2]).await;
+    sqlx::query("update webhook_configs set secret_enc = $1 where tenant_id = $2")
+        .bind(ring(1, &[]).seal(
+            sealed::WEBHOOK_SECRET.of(tenant),
+            said(&vault.tenants[0], "secret_enc").as_bytes(),
+        ))
+        .bind(tenant)
+        .execute(vault.database().pool())
+        .await
+        .unwrap();
+    let done = vault.attesto(&job, &text(2), &[1]);
+    assert_eq!(done.exit, 0, "{done:?}");
+    assert_eq!(
+        done.lines[0]["told"],
+        json!({"keyId": 2, "resealed": 1, "remaining": 0})
+    );
+    let opened = vault.opened(&ring(2, &[])).await;
+    assert!(opened.iter().all(|it| it.1 == 2 && it.2));
+
+    // Whoever was killed is gone after a while.
+    vault.replica("gone", 1, &[1]).await;
+    sqlx::query("update replicas set seen_at = now() - interval '46 seconds' where id = 'gone'")
+        .execute(vault.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(
+        vault
+            .attesto(&["encryption", "rotate"], &text(2), &[1])
+            .exit,
+        0
+    );
+}

@@ -232,6 +232,67 @@ async fn a_wrong_encryption_key_is_seen() {
 }
 
 #[tokio::test]
+async fn it_warns_when_verifications_are_kept_for_ever() {
+    const WARNING: &str = "validation_audit_enabled_no_retention";
+    let database = fresh_database().await;
+    for (log, days, expected) in [
+        ("1", "0", true),
+        ("1", "30", false),
+        ("1", "", false),
+        ("0", "0", false),
+    ] {
+        let served = Served::start(
+            &database.url,
+            &[
+                ("ATTESTO_ENCRYPTION_KEY", &key(1)),
+                ("ENABLE_VALIDATION_AUDIT_LOG", log),
+                ("RETENTION_VALIDATION_AUDIT_DAYS", days),
+            ],
+        );
+        served.ready(200).await;
+        if expected {
+            assert_eq!(served.line(WARNING).await["level"], "warn");
+        }
+        let found = served.lines().iter().any(|line| line["msg"] == WARNING);
+        assert_eq!(found, expected, "{log} {days}");
+    }
+}
+
+#[tokio::test]
+async fn it_runs_its_jobs_unless_told_not_to() {
+    let database = fresh_database().await;
+    let mut variables = vec![("JOBS_DISABLED", "1"), ("ATTESTO_ENCRYPTION_KEY", "")];
+    let key = key(1);
+    variables[1].1 = &key;
+    let mut idle = Served::start(&database.url, &variables);
+    idle.ready(200).await;
+    let mut served = Served::start(&database.url, &variables[1..]);
+    let start = Instant::now();
+    let ran = loop {
+        let lines = served.lines();
+        let ran: Vec<_> = lines
+            .into_iter()
+            .filter(|line| line["msg"] == "job_run")
+            .collect();
+        if ran.len() == 2 {
+            break ran;
+        }
+        assert!(start.elapsed() < SOON, "{ran:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    for line in ran {
+        assert_eq!(line["outcome"], "done", "{line}");
+        assert!(line["latencyMs"].is_u64());
+    }
+    for served in [&mut idle, &mut served] {
+        served.signal(Signal::TERM);
+        assert!(served.end().await.success());
+    }
+    let idle = idle.lines();
+    assert!(!idle.iter().any(|line| line["msg"] == "job_run"));
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_said_all_at_once_before_anything_is_served() {
     let ran = attesto(
         &["--port=99999"],

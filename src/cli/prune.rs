@@ -1,0 +1,63 @@
+//! `attesto prune`: what is older than it is to be kept, removed now.
+
+use serde::Serialize;
+
+use super::context::{Context, Failure};
+use super::jobs;
+use crate::jobs::retention::{self, Kind};
+
+/// The arguments of `attesto prune`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only count what would go
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    kind: &'static str,
+    /// `null`: for ever.
+    kept_days: Option<u64>,
+    /// What went, or would go.
+    rows: u64,
+    dry_run: bool,
+}
+
+/// Runs the command.
+pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let tools = jobs::tools(context).await?;
+    let ran = if args.dry_run {
+        None
+    } else {
+        Some(jobs::run_job(&tools, "retention", context).await?)
+    };
+    let mut shown = Vec::new();
+    for kind in Kind::ALL {
+        let kept = kind.kept(&tools.retention);
+        let gone = ran.as_ref().and_then(|ran| ran.told.as_ref().ok());
+        let rows = match (gone, kept) {
+            (Some(gone), _) => gone[kind.as_str()].as_u64().unwrap_or(0),
+            (None, Some(kept)) if args.dry_run => {
+                retention::count(&tools.database, kind, kept, tools.clock.lead()).await?
+            }
+            (None, _) => 0,
+        };
+        shown.push(Shown {
+            kind: kind.as_str(),
+            kept_days: kept.map(|kept| kept.as_secs() / 86_400),
+            rows,
+            dry_run: args.dry_run,
+        });
+    }
+    let output = &context.output;
+    match &ran {
+        Some(ran) if ran.told.is_err() => {}
+        _ => output.rows(&shown, &["kind", "keptDays", "rows"], "")?,
+    }
+    if args.dry_run {
+        output.remark("\nNothing was removed.")?;
+    }
+    ran.as_ref().map_or(Ok(()), jobs::verdict)
+}

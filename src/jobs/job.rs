@@ -1,0 +1,102 @@
+//! A job, and when it is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::store::LastRun;
+
+/// What a run does. It looks at the token between two small steps and ends when it is cancelled; what it gives back is
+/// kept in the run's row.
+pub type Work =
+    Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
+
+/// After a run that failed, the next one comes this soon, if it would not come sooner anyway.
+const AFTER_A_FAILURE: Duration = Duration::from_mins(5);
+
+/// Something that runs periodically.
+#[derive(Clone)]
+pub struct Job {
+    /// What it is called: one word, for ever.
+    pub name: &'static str,
+    /// What it does, in a few words.
+    pub about: &'static str,
+    /// How often it runs. `None`: only when somebody asks.
+    pub every: Option<Duration>,
+    /// What it does. Running it twice, also at once, does no harm.
+    pub work: Work,
+}
+
+impl Job {
+    /// Whether it is to run now, given its last run.
+    pub fn is_due(&self, last: Option<&LastRun>) -> bool {
+        match (self.every, last) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(every), Some(last)) => match last.outcome.as_deref() {
+                // It runs, or its process died.
+                None => last.is_lapsed,
+                // There is something left to do.
+                Some("stopped" | "interrupted") => true,
+                Some("failed") => last.age >= every.min(AFTER_A_FAILURE),
+                Some(_) => last.age >= every,
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Job({}, every {:?})", self.name, self.every)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn a_job_is_due_after_its_interval_and_sooner_when_something_was_left() {
+        let job = |every: Option<u64>| Job {
+            name: "x",
+            about: "",
+            every: every.map(Duration::from_mins),
+            work: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
+        };
+        let last = |outcome: Option<&str>, minutes: u64, is_lapsed: bool| LastRun {
+            id: 1,
+            job: "x".to_owned(),
+            host: String::new(),
+            interval: None,
+            started_at: Timestamp::from_millis(0),
+            finished_at: None,
+            outcome: outcome.map(str::to_owned),
+            told: None,
+            error: None,
+            age: Duration::from_mins(minutes),
+            is_lapsed,
+        };
+        for (expected, every, last) in [
+            (false, None, None),
+            (false, None, Some(last(Some("done"), 999, true))),
+            (true, Some(60), None),
+            (false, Some(60), Some(last(Some("done"), 59, true))),
+            (true, Some(60), Some(last(Some("done"), 60, true))),
+            (false, Some(60), Some(last(Some("failed"), 4, true))),
+            (true, Some(60), Some(last(Some("failed"), 5, true))),
+            (true, Some(1), Some(last(Some("failed"), 1, true))),
+            (true, Some(60), Some(last(Some("stopped"), 0, true))),
+            (true, Some(60), Some(last(Some("interrupted"), 0, true))),
+            (false, Some(60), Some(last(None, 999, false))),
+            (true, Some(60), Some(last(None, 1, true))),
+        ] {
+            assert_eq!(job(every).is_due(last.as_ref()), expected, "{last:?}");
+        }
+    }
+}

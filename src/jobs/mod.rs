@@ -1,0 +1,22 @@
+//! What runs periodically: what, how often, and why each may run twice without harm.
+//!
+//! Promises: a job runs in one process at a time, and in another one when that process dies; every run leaves a row that
+//! says how it ended; a process that is asked to stop ends its jobs at their next convenient moment and never waits for
+//! more than a few rows. A job that was stopped in the middle is taken up again by the next process that looks.
+//!
+//! - [`job`]: a job, and when it is due
+//! - [`list`]: all of them; a new one is a file here and a line there
+//! - [`scheduler`]: who runs them, and the one way to run one
+//! - [`reseal`], [`retention`]: what they do
+
+pub mod job;
+pub mod list;
+pub mod reseal;
+pub mod retention;
+pub mod scheduler;
+mod store;
+
+pub use job::Job;
+pub use list::{Tools, all};
+pub use scheduler::{Jobs, Outcome, Ran, RunError, run_now};
+pub use store::{LastRun, last_runs};

@@ -1,0 +1,221 @@
+//! Every statement of retention. Only the database's clock says what is old; `lead` is how far ahead of it the caller
+//! lives.
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+use time::OffsetDateTime;
+
+use super::Kind;
+use crate::db::{Database, Error};
+
+/// Rows in one transaction.
+pub(super) const BATCH: i64 = 500;
+
+/// What one batch did.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Rows that are gone.
+    pub(super) gone: u64,
+    /// Rows that were looked at: fewer than [`BATCH`] when nothing is left.
+    pub(super) looked_at: u64,
+    /// The last event that was looked at, where some may stay.
+    pub(super) last: Option<(OffsetDateTime, String)>,
+}
+
+pub(super) async fn prune(
+    database: &Database,
+    kind: Kind,
+    kept: Duration,
+    lead: Duration,
+    after: Option<(OffsetDateTime, String)>,
+) -> Result<Batch, Error> {
+    let age = lead.as_secs_f64() - kept.as_secs_f64();
+    let pool = database.pool();
+    let done = match kind {
+        Kind::Events => return events(database, age, after).await,
+        Kind::Redeliveries => {
+            sqlx::query!(
+                "
+                delete from webhook_redeliveries where id = any(array(
+                    select id from webhook_redeliveries
+                    where finished_at < statement_timestamp() + make_interval(secs => $1)
+                    limit $2 for update skip locked
+                ))
+                ",
+                age,
+                BATCH
+            )
+            .execute(pool)
+            .await?
+        }
+        Kind::AttemptDetails => {
+            sqlx::query!(
+                "
+                update webhook_deliveries set last_response_body = null where id = any(array(
+                    select id from webhook_deliveries
+                    where status <> 'pending' and last_response_body is not null
+                        and coalesce(delivered_at, failed_at, created_at)
+                            < statement_timestamp() + make_interval(secs => $1)
+                    order by coalesce(delivered_at, failed_at, created_at), id
+                    limit $2 for no key update skip locked
+                ))
+                ",
+                age,
+                BATCH
+            )
+            .execute(pool)
+            .await?
+        }
+        Kind::ValidationAudit => {
+            sqlx::query!(
+                "
+                delete from validation_audit where id = any(array(
+                    select id from validation_audit
+                    where occurred_at < statement_timestamp() + make_interval(secs => $1)
+                    order by occurred_at
+                    limit $2 for update skip locked
+                ))
+                ",
+                age,
+                BATCH
+            )
+            .execute(pool)
+            .await?
+        }
+        Kind::RetiredSecrets => {
+            sqlx::query!(
+                "
+                with gone as (
+                    select tenant_id, number from webhook_previous_secrets
+                    where expires_at <= statement_timestamp() + make_interval(secs => $1)
+                    limit $2 for update skip locked
+                )
+                delete from webhook_previous_secrets previous using gone
+                where previous.tenant_id = gone.tenant_id and previous.number = gone.number
+                ",
+                age,
+                BATCH
+            )
+            .execute(pool)
+            .await?
+        }
+        Kind::JobRuns => {
+            sqlx::query!(
+                "
+                delete from job_runs where id = any(array(
+                    select old.id from job_runs old
+                    where old.finished_at < statement_timestamp() + make_interval(secs => $1)
+                        and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)
+                    limit $2 for update skip locked
+                ))
+                ",
+                age,
+                BATCH
+            )
+            .execute(pool)
+            .await?
+        }
+    };
+    Ok(Batch {
+        gone: done.rows_affected(),
+        looked_at: done.rows_affected(),
+        last: None,
+    })
+}
+
+/// Two statements: the first keeps anybody from adding a delivery to these events, the second then sees every delivery
+/// that was added before.
+///
+/// Never cancelled in the middle: see [`crate::db::database`]. A job is not; a command ends with its process.
+async fn events(
+    database: &Database,
+    age: f64,
+    after: Option<(OffsetDateTime, String)>,
+) -> Result<Batch, Error> {
+    let (after_at, after_id) = after.unzip();
+    let mut transaction = database.pool().begin().await?;
+    let looked_at = sqlx::query!(
+        "
+        select id, received_at from webhook_events
+        where received_at < statement_timestamp() + make_interval(secs => $1)
+            and ($2::timestamptz is null or (received_at, id) > ($2, $3))
+        order by received_at, id
+        limit $4 for update skip locked
+        ",
+        age,
+        after_at,
+        after_id,
+        BATCH,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let Some(last) = looked_at.last() else {
+        return Ok(Batch::default());
+    };
+    let last = Some((last.received_at, last.id.clone()));
+    let ids: Vec<String> = looked_at.iter().map(|row| row.id.clone()).collect();
+    let gone = sqlx::query!(
+        "
+        with done as (
+            select id from unnest($1::text[]) as event (id)
+            where not exists (
+                select from webhook_deliveries delivery
+                where delivery.event_id = event.id and delivery.status = 'pending'
+            )
+        ), deliveries as (
+            delete from webhook_deliveries where event_id in (select id from done)
+        )
+        delete from webhook_events where id in (select id from done)
+        ",
+        &ids
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(Batch {
+        gone: gone.rows_affected(),
+        looked_at: looked_at.len() as u64,
+        last,
+    })
+}
+
+pub(super) async fn count(
+    database: &Database,
+    kind: Kind,
+    kept: Duration,
+    lead: Duration,
+) -> Result<u64, Error> {
+    let condition = match kind {
+        Kind::Events => {
+            "from webhook_events event where received_at < clock.cutoff and not exists ( \
+                select from webhook_deliveries delivery where delivery.event_id = event.id and delivery.status = 'pending')"
+        }
+        Kind::Redeliveries => "from webhook_redeliveries where finished_at < clock.cutoff",
+        Kind::AttemptDetails => {
+            "from webhook_deliveries where status <> 'pending' and last_response_body is not null \
+                and coalesce(delivered_at, failed_at, created_at) < clock.cutoff"
+        }
+        Kind::ValidationAudit => "from validation_audit where occurred_at < clock.cutoff",
+        Kind::RetiredSecrets => "from webhook_previous_secrets where expires_at <= clock.cutoff",
+        Kind::JobRuns => {
+            "from job_runs old where finished_at < clock.cutoff \
+                and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)"
+        }
+    };
+    // Both texts are ours.
+    let statement = format!(
+        "select (select count(*) {condition}) \
+           from (select statement_timestamp() + make_interval(secs => $1) as cutoff) clock"
+    );
+    let mut transaction = database.pool().begin().await?;
+    // It reads everything that is old.
+    sqlx::query("set local statement_timeout = '10min'")
+        .execute(&mut *transaction)
+        .await?;
+    let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(lead.as_secs_f64() - kept.as_secs_f64())
+        .fetch_one(&mut *transaction)
+        .await?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}

@@ -1,0 +1,205 @@
+//! The rows of runs. Only the database's clock says whose turn it is; `lead` is how far ahead of it the caller lives.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+
+/// How long a run has its job for itself without saying that it still runs.
+pub(super) const LEASE: Duration = Duration::from_mins(1);
+
+/// The last run of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LastRun {
+    /// Its number.
+    pub id: i64,
+    /// Which job.
+    pub job: String,
+    /// Where it ran.
+    pub host: String,
+    /// How often the process that ran it does. `None`: somebody asked for it.
+    pub interval: Option<Duration>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// How: `done`, `failed`, `stopped` or `interrupted`. `None`: it has not.
+    pub outcome: Option<String>,
+    /// What it did.
+    pub told: Option<Value>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// How long ago it began.
+    pub age: Duration,
+    /// Whether it has not said for a while that it still runs.
+    pub is_lapsed: bool,
+}
+
+/// The last run of every job that ever ran.
+pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRun>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select distinct on (job) id, job, host, interval_seconds, started_at, finished_at, outcome, told, error,
+            extract(epoch from clock.now - started_at)::float8 as "age!", lease_until < clock.now as "is_lapsed!"
+        from job_runs
+        cross join (select statement_timestamp() + make_interval(secs => $1) as now) clock
+        order by job, id desc
+        "#,
+        lead.as_secs_f64()
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let runs = rows.into_iter().map(|row| LastRun {
+        id: row.id,
+        job: row.job,
+        host: row.host,
+        interval: row
+            .interval_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map(Duration::from_secs),
+        started_at: row.started_at.into(),
+        finished_at: row.finished_at.map(Timestamp::from),
+        outcome: row.outcome,
+        told: row.told,
+        error: row.error,
+        age: Duration::try_from_secs_f64(row.age).unwrap_or_default(),
+        is_lapsed: row.is_lapsed,
+    });
+    Ok(runs.collect())
+}
+
+/// What became of an attempt to begin a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// It is ours, under this number.
+    Ours(i64),
+    /// Another run was begun since `seen`.
+    Overtaken,
+    /// It runs.
+    Runs { host: String, since: Timestamp },
+}
+
+/// What whoever wants to begin a run knows of the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It is to run whatever ran before.
+    DidNotLook,
+    /// There was none.
+    Nothing,
+    /// This one.
+    Run(i64),
+}
+
+/// Begins a run, unless the job runs already, or another run was begun since it was looked.
+///
+/// Call it where it cannot be cancelled: sqlx loses track of a transaction whose beginning was given up.
+pub(super) async fn claim(
+    database: &Database,
+    job: &str,
+    seen: Seen,
+    host: &str,
+    interval: Option<Duration>,
+    lead: Duration,
+) -> Result<Claim, Error> {
+    let mut transaction = database.pool().begin().await?;
+    // Whoever comes second waits here for the few milliseconds of the first, and then sees its row.
+    sqlx::query!(
+        "select pg_advisory_xact_lock(hashtextextended('attesto job ' || $1, 0))",
+        job
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    let last = sqlx::query!(
+        r#"
+        select id, host, started_at, finished_at is null as "runs!",
+            lease_until < statement_timestamp() + make_interval(secs => $2) as "is_lapsed!"
+        from job_runs where job = $1 order by id desc limit 1
+        "#,
+        job,
+        lead.as_secs_f64()
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    let is_overtaken = match seen {
+        Seen::DidNotLook => false,
+        Seen::Nothing => last.is_some(),
+        Seen::Run(id) => last.as_ref().map(|last| last.id) != Some(id),
+    };
+    if is_overtaken {
+        return Ok(Claim::Overtaken);
+    }
+    if let Some(last) = last
+        && last.runs
+    {
+        if !last.is_lapsed {
+            return Ok(Claim::Runs {
+                host: last.host,
+                since: last.started_at.into(),
+            });
+        }
+        sqlx::query!(
+            "update job_runs set outcome = 'interrupted', \
+                finished_at = statement_timestamp() + make_interval(secs => $2) where id = $1",
+            last.id,
+            lead.as_secs_f64()
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let id = sqlx::query_scalar!(
+        "
+        insert into job_runs (job, host, interval_seconds, started_at, lease_until)
+        select $1, $2, $3, now, now + make_interval(secs => $5)
+        from (select statement_timestamp() + make_interval(secs => $4) as now) clock
+        returning id
+        ",
+        job,
+        host,
+        interval.map(|every| i64::try_from(every.as_secs()).unwrap_or(i64::MAX)),
+        lead.as_secs_f64(),
+        LEASE.as_secs_f64(),
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(Claim::Ours(id))
+}
+
+/// Says that a run still runs. Whether it is still ours.
+pub(super) async fn renew(database: &Database, id: i64, lead: Duration) -> Result<bool, Error> {
+    let renewed = sqlx::query!(
+        "update job_runs set lease_until = statement_timestamp() + make_interval(secs => $2::float8 + $3) \
+          where id = $1 and finished_at is null",
+        id,
+        lead.as_secs_f64(),
+        LEASE.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(renewed.rows_affected() == 1)
+}
+
+/// Writes how a run ended, unless it was given up for dead.
+pub(super) async fn finish(
+    database: &Database,
+    id: i64,
+    outcome: &str,
+    told: Option<&Value>,
+    error: Option<&str>,
+    lead: Duration,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "update job_runs set finished_at = statement_timestamp() + make_interval(secs => $5), outcome = $2, told = $3, \
+                error = $4 where id = $1 and finished_at is null",
+        id,
+        outcome,
+        told,
+        error,
+        lead.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}

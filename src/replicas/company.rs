@@ -1,0 +1,95 @@
+//! Who is there, and who could not open what.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::store;
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::id::ReplicaId;
+
+/// A process that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replica {
+    /// Its name.
+    pub id: ReplicaId,
+    /// The machine it runs on.
+    pub host: String,
+    /// Its number there.
+    pub pid: i32,
+    /// Its release.
+    pub version: String,
+    /// Since when it serves.
+    pub started_at: Timestamp,
+    /// When it last said that it is there.
+    pub seen_at: Timestamp,
+    /// The encryption key it seals with.
+    pub sealing_key_id: u8,
+    /// Those it can open with.
+    pub opening_key_ids: Vec<u8>,
+}
+
+/// Everybody who serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Company {
+    /// In the order in which they began.
+    pub replicas: Vec<Replica>,
+}
+
+impl Company {
+    /// Whoever was seen lately. `lead` is how far ahead of the database's clock the caller lives.
+    pub async fn present(database: &Database, lead: Duration) -> Result<Self, Error> {
+        let replicas = store::present(database, lead).await?;
+        Ok(Self { replicas })
+    }
+
+    /// The machines of those who could not open what is sealed with this key; none twice.
+    pub fn cannot_open(&self, key_id: u8) -> BTreeSet<&str> {
+        self.hosts(|replica| !replica.opening_key_ids.contains(&key_id))
+    }
+
+    /// The machines of those who seal with another key.
+    pub fn seal_otherwise(&self, key_id: u8) -> BTreeSet<&str> {
+        self.hosts(|replica| replica.sealing_key_id != key_id)
+    }
+
+    fn hosts(&self, wanted: impl Fn(&Replica) -> bool) -> BTreeSet<&str> {
+        let found = self.replicas.iter().filter(|replica| wanted(replica));
+        found.map(|replica| replica.host.as_str()).collect()
+    }
+}
+
+/// `a, b and 3 more`: at most five names.
+pub fn listed(hosts: &BTreeSet<&str>) -> String {
+    const MOST: usize = 5;
+    let mut text: Vec<&str> = hosts.iter().copied().take(MOST).collect();
+    let more = format!("{} more", hosts.len().saturating_sub(MOST));
+    if hosts.len() > MOST {
+        text.push(&more);
+    }
+    match text.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "nobody".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_machines_are_named_and_many_are_counted() {
+        let said = |names: &[&'static str]| listed(&names.iter().copied().collect());
+        assert_eq!(said(&[]), "nobody");
+        assert_eq!(said(&["a"]), "a");
+        assert_eq!(said(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(
+            said(&["a", "b", "c", "d", "e", "f", "g"]),
+            "a, b, c, d, e and 2 more"
+        );
+    }
+}

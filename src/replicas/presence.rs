@@ -1,0 +1,108 @@
+//! A process says that it is there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::company::{Company, listed};
+use super::store;
+use crate::clock::Clock;
+use crate::crypto::keyring::Keyring;
+use crate::db::{Database, Error, error_class};
+use crate::id::ReplicaId;
+
+/// How often.
+const BEAT_EVERY: Duration = Duration::from_secs(10);
+/// A process that was seen this lately counts as being there.
+pub const LIVE: Duration = Duration::from_secs(45);
+/// How long the farewell may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The name of this machine.
+pub fn host() -> String {
+    let names = rustix::system::uname();
+    names.nodename().to_string_lossy().into_owned()
+}
+
+/// This process, as others see it.
+pub struct Presence {
+    id: ReplicaId,
+    database: Database,
+    keyring: Arc<Keyring>,
+    clock: Clock,
+}
+
+impl Presence {
+    /// Nobody knows of it yet.
+    pub fn new(database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
+        Self {
+            id: ReplicaId::mint(clock.now()),
+            database: database.clone(),
+            keyring: keyring.clone(),
+            clock: clock.clone(),
+        }
+    }
+
+    /// Says every few seconds that it is there, until `stop`, and then that it is gone.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut was_said = false;
+        let mut silent_about_it = false;
+        loop {
+            match stop.run_until_cancelled(self.beat()).await {
+                None => break,
+                Some(Ok(())) => {
+                    if !was_said {
+                        self.compare_keys().await;
+                    }
+                    (was_said, silent_about_it) = (true, false);
+                }
+                // Once an outage, not once an attempt.
+                Some(Err(error)) if !silent_about_it => {
+                    let class = error_class(&error);
+                    tracing::warn!(cause = %error, causeClass = class, "could not tell the other processes that this one is there; it is tried again");
+                    silent_about_it = true;
+                }
+                Some(Err(_)) => {}
+            }
+            let pause = BEAT_EVERY.mul_f64(0.9 + fastrand::f64() / 5.0);
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                break;
+            }
+        }
+        if was_said {
+            // Otherwise they find out by its silence.
+            let _ = timeout(FAREWELL, store::forget(&self.database, &self.id)).await;
+        }
+    }
+
+    /// Says it once.
+    pub async fn beat(&self) -> Result<(), Error> {
+        let beat = store::Beat {
+            id: &self.id,
+            host: &host(),
+            pid: i32::try_from(std::process::id()).unwrap_or(0),
+            version: crate::VERSION,
+            sealing_key_id: self.keyring.sealing_id(),
+            opening_key_ids: self.keyring.ids().collect(),
+        };
+        store::beat(&self.database, &beat, self.clock.lead()).await
+    }
+
+    /// A process that seals with a key that others do not have is a mistake in the order of a rotation.
+    async fn compare_keys(&self) {
+        let Ok(company) = Company::present(&self.database, self.clock.lead()).await else {
+            return;
+        };
+        let key_id = self.keyring.sealing_id();
+        let without = company.cannot_open(key_id);
+        if !without.is_empty() {
+            tracing::warn!(
+                keyId = key_id,
+                hosts = listed(&without),
+                "other processes cannot open what this one seals: add the key to their ATTESTO_ENCRYPTION_KEYS_RETIRED"
+            );
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The rows of processes. Whether one was seen lately is for the database's clock to say.
+
+use std::time::Duration;
+
+use super::company::Replica;
+use super::presence::LIVE;
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::id::ReplicaId;
+
+/// Rows of processes that were killed are kept this long, for whoever wonders what happened.
+const KEPT: Duration = Duration::from_hours(24);
+
+pub(super) struct Beat<'a> {
+    pub(super) id: &'a ReplicaId,
+    pub(super) host: &'a str,
+    pub(super) pid: i32,
+    pub(super) version: &'a str,
+    pub(super) sealing_key_id: u8,
+    pub(super) opening_key_ids: Vec<u8>,
+}
+
+pub(super) async fn beat(
+    database: &Database,
+    beat: &Beat<'_>,
+    lead: Duration,
+) -> Result<(), Error> {
+    let opening: Vec<i16> = beat
+        .opening_key_ids
+        .iter()
+        .copied()
+        .map(i16::from)
+        .collect();
+    sqlx::query!(
+        "
+        with gone as (
+            delete from replicas where seen_at < statement_timestamp() + make_interval(secs => $7::float8 - $8)
+        )
+        insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
+        select $1, $2, $3, $4, now, now, $5, $6
+        from (select statement_timestamp() + make_interval(secs => $7) as now) clock
+        on conflict (id) do update set seen_at = excluded.seen_at
+        ",
+        beat.id.as_str(),
+        beat.host,
+        beat.pid,
+        beat.version,
+        i16::from(beat.sealing_key_id),
+        &opening,
+        lead.as_secs_f64(),
+        KEPT.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn forget(database: &Database, id: &ReplicaId) -> Result<(), Error> {
+    sqlx::query!("delete from replicas where id = $1", id.as_str())
+        .execute(database.pool())
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn present(database: &Database, lead: Duration) -> Result<Vec<Replica>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids
+        from replicas
+        where seen_at > statement_timestamp() + make_interval(secs => $1::float8 - $2)
+        order by started_at, id
+        "#,
+        lead.as_secs_f64(),
+        LIVE.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    // A check constraint keeps ids from 1 to 255.
+    let key_id = |id: i16| u8::try_from(id).unwrap_or(0);
+    let replicas = rows.into_iter().map(|row| Replica {
+        id: row.id,
+        host: row.host,
+        pid: row.pid,
+        version: row.version,
+        started_at: Timestamp::from(row.started_at),
+        seen_at: Timestamp::from(row.seen_at),
+        sealing_key_id: key_id(row.sealing_key_id),
+        opening_key_ids: row.opening_key_ids.into_iter().map(key_id).collect(),
+    });
+    Ok(replicas.collect())
+}

@@ -1,0 +1,321 @@
+//! What runs periodically: by whom, when, and what becomes of it when its process dies or is to stop.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::config::settings::{JobIntervals, Retention};
+use attesto::jobs::{self, Job, Jobs, Outcome, RunError, Tools, last_runs, run_now};
+use futures_util::FutureExt as _;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::world::attesto::World;
+use crate::world::postgres::{Fresh, fresh_database};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// A database, and a clock that a test moves.
+struct Office {
+    fresh: Fresh,
+    tools: Tools,
+    /// How often the job ran.
+    count: Arc<AtomicUsize>,
+}
+
+impl Office {
+    async fn open() -> Self {
+        let fresh = fresh_database().await;
+        let tools = Tools {
+            database: fresh.database.clone(),
+            keyring: None,
+            clock: Clock::fixed(Timestamp::from_millis(0)),
+            intervals: JobIntervals {
+                enabled: true,
+                retention: Some(HOUR),
+                reseal: None,
+            },
+            retention: Retention {
+                events: None,
+                validation_audit: None,
+                attempt_details: None,
+            },
+        };
+        Self {
+            fresh,
+            tools,
+            count: Arc::default(),
+        }
+    }
+
+    /// A job that counts how often it ran, and fails when told to.
+    fn job(&self, fails: bool) -> Job {
+        let count = self.count.clone();
+        Job {
+            name: "counting",
+            about: "counts",
+            every: Some(HOUR),
+            work: Arc::new(move |_| {
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+                async move {
+                    anyhow::ensure!(!fails, "it was to fail");
+                    Ok(json!({ "number": number }))
+                }
+                .boxed()
+            }),
+        }
+    }
+
+    fn jobs(&self, job: &Job) -> Jobs {
+        Jobs::of(&self.tools, vec![job.clone()])
+    }
+
+    async fn last(&self) -> jobs::LastRun {
+        let runs = last_runs(&self.fresh.database, self.tools.clock.lead()).await;
+        runs.unwrap().pop().unwrap()
+    }
+
+    fn ran(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
+    let office = Office::open().await;
+    let job = office.job(false);
+    let stop = CancellationToken::new();
+    let all: Vec<_> = (0..5).map(|_| office.jobs(&job)).collect();
+    let everybody = async || {
+        let looks = all.iter().map(|jobs| jobs.tick(&stop));
+        for look in futures_util::future::join_all(looks).await {
+            look.unwrap();
+        }
+    };
+    everybody().await;
+    assert_eq!(office.ran(), 1, "the first time, once");
+    let last = office.last().await;
+    assert_eq!(last.outcome.as_deref(), Some("done"));
+    assert_eq!(last.told, Some(json!({"number": 1})));
+    assert_eq!(last.interval, Some(HOUR));
+
+    office.tools.clock.advance(Duration::from_mins(59));
+    everybody().await;
+    assert_eq!(office.ran(), 1, "not yet");
+    office.tools.clock.advance(Duration::from_mins(2));
+    everybody().await;
+    everybody().await;
+    assert_eq!(office.ran(), 2);
+}
+
+#[tokio::test]
+async fn a_job_that_failed_says_why_and_is_tried_again_soon() {
+    let office = Office::open().await;
+    let jobs = office.jobs(&office.job(true));
+    let stop = CancellationToken::new();
+    jobs.tick(&stop).await.unwrap();
+    let last = office.last().await;
+    assert_eq!(last.outcome.as_deref(), Some("failed"));
+    assert_eq!(last.error.as_deref(), Some("it was to fail"));
+    jobs.tick(&stop).await.unwrap();
+    assert_eq!(office.ran(), 1);
+    office.tools.clock.advance(Duration::from_mins(6));
+    jobs.tick(&stop).await.unwrap();
+    assert_eq!(office.ran(), 2);
+}
+
+#[tokio::test]
+async fn a_job_that_panics_has_failed() {
+    let office = Office::open().await;
+    let job = Job {
+        work: Arc::new(|_| async { panic!("hunter2") }.boxed()),
+        ..office.job(false)
+    };
+    let ran = run_now(
+        &office.fresh.database,
+        &office.tools.clock,
+        &job,
+        &CancellationToken::new(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(ran.outcome, Outcome::Failed);
+    assert_eq!(office.last().await.outcome.as_deref(), Some("failed"));
+}
+
+#[tokio::test]
+async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
+    let office = Office::open().await;
+    let (database, clock) = (&office.fresh.database, &office.tools.clock);
+    let stop = CancellationToken::new();
+    // One that was begun by a process which was killed then.
+    sqlx::query(
+        "insert into job_runs (job, host, interval_seconds, started_at, lease_until)
+         values ('counting', 'elsewhere', 3600, now(), now() + interval '60 seconds')",
+    )
+    .execute(database.pool())
+    .await
+    .unwrap();
+    let job = office.job(false);
+    let refused = run_now(database, clock, &job, &stop).await.unwrap_err();
+    assert!(
+        matches!(&refused, RunError::Runs { host, .. } if host == "elsewhere"),
+        "{refused}"
+    );
+    let jobs = office.jobs(&job);
+    jobs.tick(&stop).await.unwrap();
+    assert_eq!(office.ran(), 0);
+
+    clock.advance(Duration::from_secs(90));
+    jobs.tick(&stop).await.unwrap();
+    assert_eq!(office.ran(), 1, "long before its hour is over");
+    let outcomes: Vec<String> =
+        sqlx::query_scalar("select outcome from job_runs where job = 'counting' order by id")
+            .fetch_all(database.pool())
+            .await
+            .unwrap();
+    assert_eq!(outcomes, ["interrupted", "done"]);
+}
+
+#[tokio::test]
+async fn a_job_is_stopped_with_its_process_and_taken_up_by_the_next() {
+    let office = Office::open().await;
+    let begun = Arc::new(Notify::new());
+    let (said, count) = (begun.clone(), office.count.clone());
+    let job = Job {
+        work: Arc::new(move |stop| {
+            let (said, count) = (said.clone(), count.clone());
+            async move {
+                said.notify_one();
+                stop.cancelled().await;
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(json!("as far as it came"))
+            }
+            .boxed()
+        }),
+        ..office.job(false)
+    };
+    let stop = CancellationToken::new();
+    let jobs = office.jobs(&job);
+    let running = {
+        let stop = stop.clone();
+        tokio::spawn(async move { jobs.tick(&stop).await })
+    };
+    begun.notified().await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(office.ran(), 1, "it was waited for");
+    let last = office.last().await;
+    assert_eq!(last.outcome.as_deref(), Some("stopped"));
+    assert_eq!(last.told, Some(json!("as far as it came")));
+
+    // Not after an hour: at the next look.
+    let another = office.job(false);
+    office
+        .jobs(&another)
+        .tick(&CancellationToken::new())
+        .await
+        .unwrap();
+    assert_eq!(office.ran(), 2);
+}
+
+struct Ran {
+    exit: i32,
+    lines: Vec<Value>,
+    errors: String,
+}
+
+fn attesto(database_url: &str, variables: &[(&str, &str)], words: &[&str]) -> Ran {
+    let output: Output = Command::new(env!("CARGO_BIN_EXE_attesto"))
+        .env_clear()
+        .env("DATABASE_URL", database_url)
+        .envs(variables.iter().copied())
+        .args(words)
+        .output()
+        .expect("the binary runs");
+    let text = String::from_utf8(output.stdout).unwrap();
+    Ran {
+        exit: output.status.code().expect("it was not killed"),
+        lines: text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
+        errors: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_listed_and_run_by_hand() {
+    let fresh = fresh_database().await;
+    let list = || attesto(&fresh.url, &[], &["jobs", "list"]);
+    let before = list();
+    assert_eq!((before.exit, before.errors.as_str()), (0, ""));
+    let names: Vec<_> = before
+        .lines
+        .iter()
+        .map(|job| job["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["reseal", "retention"]);
+    let retention = &before.lines[1];
+    assert_eq!(retention["intervalSeconds"], 3600);
+    assert_eq!(
+        (&retention["outcome"], &retention["nextRunAt"]),
+        (&Value::Null, &Value::Null)
+    );
+
+    let ran = attesto(&fresh.url, &[], &["jobs:run", "retention"]);
+    assert_eq!((ran.exit, ran.errors.as_str()), (0, ""));
+    assert_eq!(ran.lines[0]["outcome"], "done");
+    assert_eq!(ran.lines[0]["told"]["events"], 0);
+    let after = list();
+    assert_eq!(after.lines[1]["outcome"], "done");
+    assert_eq!(after.lines[1]["host"], attesto::replicas::host());
+    assert!(after.lines[1]["durationMs"].is_u64());
+    assert!(after.lines[1]["nextRunAt"].is_string());
+
+    let keyless = attesto(&fresh.url, &[], &["jobs", "run", "reseal"]);
+    assert_eq!(keyless.exit, 1);
+    assert!(keyless.errors.contains("ATTESTO_ENCRYPTION_KEY"));
+    assert_eq!(list().lines[0]["outcome"], "failed");
+    let unknown = attesto(&fresh.url, &[], &["jobs", "run", "nothing"]);
+    assert_eq!(unknown.exit, 2);
+    assert!(unknown.errors.contains("reseal, retention"));
+
+    sqlx::query(
+        "insert into job_runs (job, host, started_at, lease_until)
+         values ('retention', 'elsewhere', now(), now() + interval '60 seconds')",
+    )
+    .execute(fresh.database.pool())
+    .await
+    .unwrap();
+    assert_eq!(list().lines[1]["outcome"], "running");
+    let taken = attesto(&fresh.url, &[], &["jobs", "run", "retention"]);
+    assert_eq!(taken.exit, 1);
+    assert!(taken.errors.contains("elsewhere"), "{}", taken.errors);
+}
+
+#[tokio::test]
+async fn a_process_that_serves_is_known_and_forgotten_when_it_stops() {
+    let world = World::new().await;
+    let of =
+        |text: &'static str| sqlx::query_scalar::<_, i64>(text).fetch_one(world.database().pool());
+    let present =
+        "select count(*) from replicas where sealing_key_id = 1 and opening_key_ids = '{1}'";
+    let start = std::time::Instant::now();
+    while of(present).await.unwrap() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody is there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let database = attesto::db::Database::open(&world.fresh.settings);
+    world.end().await;
+    let left: i64 = sqlx::query_scalar("select count(*) from replicas")
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
