@@ -51,11 +51,16 @@ create function operator_audit_hash(entry operator_audit) returns bytea language
 $$;
 
 -- Adds a row to the chain. Whoever adds one waits for whoever is adding one.
+--
+-- Who it is stands in settings of the session, together with the name that the connection has. Behind a pooler that
+-- shares connections the settings may be somebody else's; the name is not, so that where the two differ, nobody's
+-- change is put down to another.
 create function note_operation(
     action text, object text, target text, tenant_id text, before jsonb, after jsonb
 ) returns void language plpgsql as $$
 declare
     entry operator_audit;
+    told boolean := current_setting('application_name') = nullif(current_setting('attesto.session', true), '');
 begin
     perform pg_advisory_xact_lock(hashtextextended('attesto operator_audit', 0));
     select last.seq, last.hash into entry.seq, entry.previous_hash
@@ -63,10 +68,12 @@ begin
     entry.seq := coalesce(entry.seq, 0) + 1;
     entry.previous_hash := coalesce(entry.previous_hash, decode(repeat('00', 32), 'hex'));
     entry.occurred_at := date_trunc('milliseconds', clock_timestamp());
-    entry.actor := coalesce(nullif(current_setting('attesto.actor', true), ''), session_user);
-    entry.host := coalesce(nullif(current_setting('attesto.host', true), ''), host(inet_client_addr()), 'local');
+    entry.actor := coalesce(case when told then current_setting('attesto.actor', true) end, session_user);
+    entry.host := coalesce(
+        case when told then current_setting('attesto.host', true) end, host(inet_client_addr()), 'local');
     entry.command := coalesce(
-        nullif(current_setting('attesto.command', true), ''), nullif(current_setting('application_name'), ''), '?');
+        case when told then current_setting('attesto.command', true) end,
+        nullif(current_setting('application_name'), ''), '?');
     entry.action := note_operation.action;
     entry.object := note_operation.object;
     entry.target := note_operation.target;
@@ -141,6 +148,11 @@ create trigger audit_change after insert or delete or update on webhook_allowed_
 -- The rest of its life is the dispatcher's.
 create trigger audit_change after insert or delete on webhook_redeliveries
     for each row execute function audit_change('id');
+-- One delivery that an operator asked for. Those that a request for many brings are the request's.
+create trigger audit_change after insert on webhook_deliveries
+    for each row
+    when (new.requested_by is not null and coalesce(current_setting('attesto.session', true), '') <> '')
+    execute function audit_change('id');
 
 -- The few deliveries that wait for a person, to be counted without looking at the others.
 create index webhook_deliveries_parked on webhook_deliveries (parked_at) where parked_at is not null;

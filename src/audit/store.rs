@@ -1,9 +1,18 @@
-//! Every query on the validation log.
+//! Every query on the validation log and on the operators' audit.
 
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::operators::{Entry, PRUNED};
 use super::verifications::Row;
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::TenantId;
+
+/// Rows that are taken away in one statement.
+const PRUNED_AT_ONCE: i64 = 5000;
 
 /// The sealed key of that number.
 pub(super) async fn hash_key(database: &Database, number: i32) -> Result<Option<Vec<u8>>, Error> {
@@ -136,4 +145,142 @@ pub async fn last_seq(database: &Database) -> Result<i64, Error> {
     sqlx::query_scalar!(r#"select coalesce(max(seq), 0) as "seq!" from operator_audit"#)
         .fetch_one(database.pool())
         .await
+}
+
+/// Rows of the operators' audit after `after`, in their order.
+pub(super) async fn chain(
+    database: &Database,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Entry>, Error> {
+    let rows = sqlx::query_as!(
+        EntryRow,
+        r#"
+        select seq, occurred_at, actor, host, command, action, object, target, tenant_id,
+            before::text, after::text, previous_hash, hash
+        from operator_audit
+        where seq > $1
+        order by seq
+        limit $2
+        "#,
+        after,
+        limit
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.into_iter().map(Entry::from).collect())
+}
+
+/// The newest rows of the operators' audit, newest first; only those of `tenant` when one is given.
+pub async fn operations(
+    database: &Database,
+    tenant: Option<&TenantId>,
+    limit: u32,
+) -> Result<Vec<Entry>, Error> {
+    let rows = sqlx::query_as!(
+        EntryRow,
+        r#"
+        select seq, occurred_at, actor, host, command, action, object, target, tenant_id,
+            before::text, after::text, previous_hash, hash
+        from operator_audit
+        where $1::text is null or tenant_id = $1
+        order by seq desc
+        limit $2
+        "#,
+        tenant.map(TenantId::as_str),
+        i64::from(limit)
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.into_iter().map(Entry::from).collect())
+}
+
+struct EntryRow {
+    seq: i64,
+    occurred_at: time::OffsetDateTime,
+    actor: String,
+    host: String,
+    command: String,
+    action: String,
+    object: String,
+    target: String,
+    tenant_id: Option<String>,
+    before: Option<String>,
+    after: Option<String>,
+    previous_hash: Vec<u8>,
+    hash: Vec<u8>,
+}
+
+impl From<EntryRow> for Entry {
+    fn from(row: EntryRow) -> Self {
+        // The column's type keeps what is no JSON away.
+        let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
+        Self {
+            seq: row.seq,
+            occurred_at: row.occurred_at.into(),
+            actor: row.actor,
+            host: row.host,
+            command: row.command,
+            action: row.action,
+            object: row.object,
+            target: row.target,
+            tenant_id: row.tenant_id,
+            before: json(row.before),
+            after: json(row.after),
+            previous_hash: row.previous_hash,
+            hash: row.hash,
+        }
+    }
+}
+
+/// A row about something that is no row of a table: what a job did, say.
+pub async fn note_operation(
+    database: &Database,
+    action: &str,
+    object: &str,
+    target: &str,
+    after: &Value,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "select note_operation($1, $2, $3, null, null, $4)",
+        action,
+        object,
+        target,
+        after
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
+}
+
+/// Takes away the oldest rows of the operators' audit, if they are older than `age`, and says so in a row.
+pub(super) async fn prune_operators(database: &Database, age: Duration) -> Result<u64, Error> {
+    // One statement: the row that vouches is there when the others are gone, or nothing happened.
+    let gone = sqlx::query_scalar!(
+        r#"
+        with old as (
+            select seq, hash
+            from operator_audit
+            where occurred_at < now() - make_interval(secs => $1)
+                and seq < (select max(seq) from operator_audit)
+            order by seq
+            limit $2
+        ), gone as (
+            delete from operator_audit using old where operator_audit.seq = old.seq returning 1
+        ), last as (
+            select seq, hash from old order by seq desc limit 1
+        ), noted as (
+            select note_operation($3, 'operator_audit', 'through ' || seq, null,
+                jsonb_build_object('through', seq, 'hash', encode(hash, 'hex')), null)
+            from last
+        )
+        select (select count(*) from gone) as "count!" from (select count(*) from noted) as noted
+        "#,
+        age.as_secs_f64(),
+        PRUNED_AT_ONCE,
+        PRUNED
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(u64::try_from(gone).unwrap_or(0))
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::context::{Context, Failure};
 use super::output::Format;
@@ -92,11 +92,11 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut tree = Cli::command();
     tree.build();
     let arguments = spelling::nested(arguments, &tree);
-    let cli = match Cli::command()
+    let (cli, command) = match Cli::command()
         .try_get_matches_from(&arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, words(&matches))))
     {
-        Ok(cli) => cli,
+        Ok(parsed) => parsed,
         // Help and the version too arrive as an "error", meant for stdout and with exit code 0.
         Err(error) => {
             let said = error.render().to_string();
@@ -110,7 +110,8 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let context = Context::new(cli.output, cli.database_url, crate::config::environment);
+    let context =
+        Context::new(cli.output, cli.database_url, crate::config::environment).running(command);
     let outcome = dispatch(cli.command, &context).await;
     context.close().await;
     match outcome {
@@ -122,6 +123,17 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.code()
         }
     }
+}
+
+/// Which command it is, without its arguments: `key revoke`.
+fn words(matches: &ArgMatches) -> String {
+    let mut words = Vec::new();
+    let mut level = matches.subcommand();
+    while let Some((word, below)) = level {
+        words.push(word);
+        level = below.subcommand();
+    }
+    words.join(" ")
 }
 
 async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! What every command is given, and how it fails.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,12 +13,13 @@ use crate::clock::Clock;
 use crate::config::{Raw, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
-use crate::db::Database;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
+use crate::db::{Database, Operator};
 use crate::id::MalformedId;
 use crate::replicas::company::listed;
 use crate::replicas::{Company, LIVE};
 
+use super::operator;
 use super::output::{Format, Output};
 use crate::shutdown::Signals;
 
@@ -28,6 +29,7 @@ pub struct Context {
     pub output: Output,
     /// What time it is.
     pub clock: Clock,
+    command: String,
     database_url: Option<String>,
     lookup: Environment,
     /// Joined when first asked for.
@@ -46,10 +48,17 @@ impl Context {
         Self {
             output: Output::stdout(format),
             clock: Clock::system(),
+            command: String::new(),
             database_url,
             lookup: Box::new(lookup),
             private: OnceCell::new(),
         }
+    }
+
+    /// The same, running this command.
+    #[must_use]
+    pub fn running(self, command: String) -> Self {
+        Self { command, ..self }
     }
 
     /// One variable of the environment.
@@ -110,7 +119,17 @@ impl Context {
                 ));
             }
         };
-        Ok(Database::open(&settings))
+        Ok(Database::open_for(&settings, &self.operator()))
+    }
+
+    /// Who is at the keyboard, for the log of changes.
+    fn operator(&self) -> Operator {
+        let sudo = self.variable("SUDO_USER");
+        Operator {
+            actor: operator::actor(sudo.as_deref().and_then(OsStr::to_str)),
+            host: operator::host(),
+            command: self.command.clone(),
+        }
     }
 
     /// Leaves the private database, and stops it when nobody else runs it.

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::context::{Context, Failure};
 use super::progress::Bar;
+use crate::audit::store::note_operation;
 use crate::credentials::canary::{self, Verdict};
 use crate::credentials::reseal::{self, Holding, Progress, Report, ResealError, Run};
 use crate::credentials::sealed;
@@ -250,6 +252,11 @@ async fn rotate(dry_run: bool, context: &Context) -> Result<(), Failure> {
         ResealError::Database(error) => error.into(),
         unsound @ ResealError::Unsound(_) => Failure::refused(format!("{unsound}.")),
     })?;
+    if !dry_run && report.resealed > 0 {
+        let after = json!({ "resealed": report.resealed, "failed": report.failed, "remaining": report.remaining });
+        let key = format!("key {}", report.key_id);
+        note_operation(&database, "reseal", "encryption", &key, &after).await?;
+    }
     context
         .output
         .sentence(&Told::Finished(&report), &prose(&report))?;

@@ -8,6 +8,7 @@
 //! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
 //! - [`context`]: what every command is given, and how it fails
 //! - [`output`]: JSON lines, or tables and prose
+//! - [`operator`]: who is at the keyboard
 //! - [`progress`]: how far something is that takes a while
 //! - [`duration`]: how long, as people write it
 //! - [`upload`]: a secret from a file or from standard input
@@ -30,6 +31,7 @@ pub mod health;
 pub mod jobs;
 pub mod key;
 pub mod migrate;
+pub mod operator;
 pub mod output;
 pub mod progress;
 pub mod prune;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
@@ -17,6 +18,17 @@ use super::{ConnectSettings, Error};
 const SESSION: &str = "set statement_timeout = '15s'; \
     set lock_timeout = '5s'; \
     set idle_in_transaction_session_timeout = '10s'";
+
+/// Who changes what is in the database, for the log of changes (`operator_audit`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// The user of the operating system.
+    pub actor: String,
+    /// The machine's name.
+    pub host: String,
+    /// The command, without its arguments.
+    pub command: String,
+}
 
 /// How long the pool may leave a ping unanswered before we look for the cause ourselves.
 const SUSPICION: Duration = Duration::from_millis(100);
@@ -99,13 +111,32 @@ impl Unreachable {
 impl Database {
     /// A pool that connects when first asked: a database that is away at start-up is a state, not the end.
     pub fn open(settings: &ConnectSettings) -> Self {
-        let options = settings.options.clone().application_name("attesto");
+        Self::open_with(settings, "attesto".to_owned(), None)
+    }
+
+    /// The same, and changes are put down to `operator`.
+    pub fn open_for(settings: &ConnectSettings, operator: &Operator) -> Self {
+        // A name of its own, by which the log knows that what this connection was told is still about us.
+        let name = format!("attesto-cli/{:08x}", fastrand::u32(..));
+        Self::open_with(settings, name, Some(operator.clone()))
+    }
+
+    fn open_with(settings: &ConnectSettings, name: String, operator: Option<Operator>) -> Self {
+        let options = settings.options.clone().application_name(&name);
+        let operator = operator.map(|operator| Arc::new((name, operator)));
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .idle_timeout(settings.idle_timeout)
             .acquire_timeout(settings.connect_timeout)
-            .after_connect(|connection, _| {
-                Box::pin(async move { connection.execute(SESSION).await.map(drop) })
+            .after_connect(move |connection, _| {
+                let operator = operator.clone();
+                Box::pin(async move {
+                    connection.execute(SESSION).await?;
+                    match operator.as_deref() {
+                        Some((name, operator)) => introduce(connection, name, operator).await,
+                        None => Ok(()),
+                    }
+                })
             })
             .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
             .connect_lazy_with(options);
@@ -177,6 +208,24 @@ impl Database {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// Says who uses a connection.
+async fn introduce(
+    connection: &mut PgConnection,
+    name: &str,
+    operator: &Operator,
+) -> Result<(), Error> {
+    let statement = "select set_config('attesto.session', $1, false), set_config('attesto.actor', $2, false), \
+        set_config('attesto.host', $3, false), set_config('attesto.command', $4, false)";
+    sqlx::query(statement)
+        .bind(name)
+        .bind(&operator.actor)
+        .bind(&operator.host)
+        .bind(&operator.command)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Whether a connection that comes back to the pool may be given to the next caller.

@@ -19,7 +19,7 @@ pub mod migrations;
 pub mod settings;
 pub mod vitals;
 
-pub use database::{Database, Unreachable};
+pub use database::{Database, Operator, Unreachable};
 pub use errors::{Error, error_class, is_missing_table, is_unavailable, on_constraint};
 pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, SchemaState};
 pub use settings::{ConnectSettings, MalformedUrl};

@@ -29,6 +29,7 @@ mod jobs;
 mod metrics;
 mod migrations;
 mod openapi;
+mod operators;
 mod receivers;
 mod retention;
 mod secrets;

@@ -1,0 +1,47 @@
+//! Who is at the keyboard, as far as this machine knows.
+
+use rustix::process::getuid;
+use rustix::system::uname;
+
+/// The user who runs this, and on whose behalf when `sudo` says so. Of a user who is in no `/etc/passwd`, as in many
+/// containers, the number.
+pub fn actor(sudo: Option<&str>) -> String {
+    let uid = getuid().as_raw();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    named(&passwd, uid, sudo)
+}
+
+fn named(passwd: &str, uid: u32, sudo: Option<&str>) -> String {
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        (id.parse() == Ok(uid)).then_some(name)
+    });
+    let name = name.map_or_else(|| format!("uid {uid}"), str::to_owned);
+    match sudo {
+        Some(person) if uid == 0 && !person.is_empty() && person != name => {
+            format!("{person} as {name}")
+        }
+        _ => name,
+    }
+}
+
+/// What this machine calls itself; in a container, the container's name.
+pub fn host() -> String {
+    uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_named_and_whoever_stands_behind() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(named(passwd, 1000, None), "ann");
+        assert_eq!(named(passwd, 0, Some("ann")), "ann as root");
+        assert_eq!(named(passwd, 0, Some("root")), "root");
+        assert_eq!(named(passwd, 1000, Some("bob")), "ann", "a leftover");
+        assert_eq!(named(passwd, 7, None), "uid 7");
+    }
+}
