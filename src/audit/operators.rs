@@ -262,10 +262,11 @@ pub async fn verify(database: &Database, expected: Option<&Head>) -> Result<Chec
     }
 }
 
-/// Takes rows away that are older than `age`, and leaves a row that vouches for it. The newest row always stays. Returns
-/// how many went; a few thousand at most, so that it is called again until there are none.
-pub async fn prune(database: &Database, age: Duration) -> Result<u64, Error> {
-    store::prune_operators(database, age).await
+/// Takes rows away that are older than `kept`, and leaves a row that vouches for it. The newest row always stays. `lead`
+/// is how far ahead of the database's clock the caller lives. Returns how many went; a few thousand at most, so that it
+/// is called again until there are none.
+pub async fn prune(database: &Database, kept: Duration, lead: Duration) -> Result<u64, Error> {
+    store::prune_operators(database, kept, lead).await
 }
 
 #[cfg(test)]

@@ -253,15 +253,19 @@ pub async fn note_operation(
     .map(drop)
 }
 
-/// Takes away the oldest rows of the operators' audit, if they are older than `age`, and says so in a row.
-pub(super) async fn prune_operators(database: &Database, age: Duration) -> Result<u64, Error> {
+/// Takes away the oldest rows of the operators' audit, if they are older than `kept`, and says so in a row.
+pub(super) async fn prune_operators(
+    database: &Database,
+    kept: Duration,
+    lead: Duration,
+) -> Result<u64, Error> {
     // One statement: the row that vouches is there when the others are gone, or nothing happened.
     let gone = sqlx::query_scalar!(
         r#"
         with old as (
             select seq, hash
             from operator_audit
-            where occurred_at < now() - make_interval(secs => $1)
+            where occurred_at < now() + make_interval(secs => $1)
                 and seq < (select max(seq) from operator_audit)
             order by seq
             limit $2
@@ -276,7 +280,7 @@ pub(super) async fn prune_operators(database: &Database, age: Duration) -> Resul
         )
         select (select count(*) from gone) as "count!" from (select count(*) from noted) as noted
         "#,
-        age.as_secs_f64(),
+        lead.as_secs_f64() - kept.as_secs_f64(),
         PRUNED_AT_ONCE,
         PRUNED
     )

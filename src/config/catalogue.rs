@@ -234,6 +234,13 @@ pub const SETTINGS: &[Setting] = &[
         "How long the rows of verifications are kept; 0 keeps them for ever",
     ),
     plain(
+        "RETENTION_OPERATOR_AUDIT_DAYS",
+        "retention-operator-audit-days",
+        "DAYS",
+        "400",
+        "How long it is kept what operators changed; 0 keeps it for ever",
+    ),
+    plain(
         "RETENTION_ATTEMPT_DETAILS_DAYS",
         "retention-attempt-details-days",
         "DAYS",

@@ -139,6 +139,8 @@ pub struct Retention {
     pub events: Option<Duration>,
     /// `RETENTION_VALIDATION_AUDIT_DAYS`
     pub validation_audit: Option<Duration>,
+    /// `RETENTION_OPERATOR_AUDIT_DAYS`
+    pub operator_audit: Option<Duration>,
     /// `RETENTION_ATTEMPT_DETAILS_DAYS`
     pub attempt_details: Option<Duration>,
 }
@@ -422,6 +424,7 @@ impl Reader<'_> {
         Retention {
             events: self.days("RETENTION_EVENTS_DAYS"),
             validation_audit: self.days("RETENTION_VALIDATION_AUDIT_DAYS"),
+            operator_audit: self.days("RETENTION_OPERATOR_AUDIT_DAYS"),
             attempt_details: self.days("RETENTION_ATTEMPT_DETAILS_DAYS"),
         }
     }

@@ -43,6 +43,7 @@ impl Office {
             retention: Retention {
                 events: None,
                 validation_audit: None,
+                operator_audit: None,
                 attempt_details: None,
             },
         };

@@ -87,6 +87,25 @@ impl Archive {
         .await;
     }
 
+    /// A change by an operator. Its hash is of today, which is another test's affair.
+    async fn operation(&self, days: i32) {
+        let statement = "with noted as (select note_operation('test', 'test', $1, $2, null, null))
+            select count(*) from noted";
+        sqlx::query(statement)
+            .bind("test")
+            .bind(self.tenant.as_str())
+            .execute(self.fresh.database.pool())
+            .await
+            .unwrap();
+        self.run(
+            "update operator_audit set occurred_at = now() - make_interval(days => $3)
+             where seq = (select max(seq) from operator_audit) and target = $1 and tenant_id = $2",
+            "test",
+            days,
+        )
+        .await;
+    }
+
     async fn ids(&self, statement: &'static str) -> Vec<String> {
         sqlx::query_scalar(statement)
             .fetch_all(self.fresh.database.pool())
@@ -149,6 +168,9 @@ async fn what_is_too_old_goes_and_what_is_not_delivered_stays() {
     archive.delivery("young/1", 31, "delivered").await;
     archive.delivery("young/2", 29, "failed").await;
     archive.audit("aud_old", 31).await;
+    archive.operation(401).await;
+    archive.operation(401).await;
+    archive.operation(399).await;
     archive.audit("aud_young", 29).await;
 
     let expected = json!({
@@ -157,6 +179,7 @@ async fn what_is_too_old_goes_and_what_is_not_delivered_stays() {
         "attemptDetails": 4,
         "validationAudit": 1,
         "retiredSecrets": 0,
+        "operatorAudit": 2,
         "jobRuns": 0,
     });
     assert_eq!(archive.prune(&[], &["--dry-run"]), expected);

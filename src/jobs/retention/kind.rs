@@ -11,6 +11,8 @@ pub enum Kind {
     Events,
     /// `validation_audit`.
     ValidationAudit,
+    /// `operator_audit`; the newest row always stays.
+    OperatorAudit,
     /// What callbacks answered: `webhook_deliveries.last_response_body`.
     AttemptDetails,
     /// `webhook_redeliveries` that have ended. As long as events: without those they say nothing.
@@ -26,12 +28,13 @@ const JOB_RUNS: Duration = Duration::from_hours(30 * 24);
 
 impl Kind {
     /// In the order in which they are pruned and shown.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Events,
         Self::Redeliveries,
         Self::AttemptDetails,
         Self::ValidationAudit,
         Self::RetiredSecrets,
+        Self::OperatorAudit,
         Self::JobRuns,
     ];
 
@@ -40,6 +43,7 @@ impl Kind {
         match self {
             Self::Events => "events",
             Self::ValidationAudit => "validationAudit",
+            Self::OperatorAudit => "operatorAudit",
             Self::AttemptDetails => "attemptDetails",
             Self::Redeliveries => "redeliveries",
             Self::JobRuns => "jobRuns",
@@ -52,6 +56,7 @@ impl Kind {
         match self {
             Self::Events | Self::Redeliveries => settings.events,
             Self::ValidationAudit => settings.validation_audit,
+            Self::OperatorAudit => settings.operator_audit,
             Self::AttemptDetails => settings.attempt_details,
             Self::JobRuns => Some(JOB_RUNS),
             Self::RetiredSecrets => Some(Duration::ZERO),
