@@ -12,12 +12,14 @@
 //! - [`api`]: the App Store Server API, and what its answers mean
 //! - [`verify`]: a use case: is this transaction real
 //! - [`notifications`]: the other: something happened
+//! - [`inspection`]: a signed thing taken apart for a person
 //! - [`test_notification`]: and a third, for an operator: does that arrive here
 //! - [`mod@routes`]: the first two over HTTP
 
 pub mod account;
 pub mod api;
 mod chains;
+pub mod inspection;
 pub mod notifications;
 pub mod payload;
 pub mod routes;

@@ -32,9 +32,10 @@ use super::payload;
 use crate::clock::Timestamp;
 
 /// Marks the leaf that signs for the App Store.
-const LEAF_MARKER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.11.1");
+pub(super) const LEAF_MARKER: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.11.1");
 /// Marks Apple's Worldwide Developer Relations intermediate.
-const INTERMEDIATE_MARKER: ObjectIdentifier =
+pub(super) const INTERMEDIATE_MARKER: ObjectIdentifier =
     ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.2.1");
 /// Real transactions are 5 to 6 KB; renewal and offer details may grow.
 const MAX_JWS_BYTES: usize = 128 * 1024;
@@ -382,12 +383,12 @@ impl ExtendedKeyUsageValidator for AnyUsage {
     }
 }
 
-fn carries(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
+pub(super) fn carries(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
     let extensions = certificate.tbs_certificate().extensions();
     extensions.is_some_and(|all| all.iter().any(|extension| extension.extn_id == marker))
 }
 
-fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {
+pub(super) fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {
     let validity = certificate.tbs_certificate().validity();
     let moment = |time: x509_cert::time::Time| {
         Timestamp::from_millis(

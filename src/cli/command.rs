@@ -9,8 +9,8 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, dev, encryption, google, health, jobs, key, migrate, prune, serve, simulator,
-    spelling, tenant, webhook,
+    apple, audit, completions, dev, encryption, google, health, inspect, jobs, key, migrate, prune,
+    serve, simulator, spelling, tenant, verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -72,6 +72,11 @@ enum Command {
     /// What was asked, and what operators changed
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Ask one question about a purchase, and hear the answer in words
+    #[command(subcommand)]
+    Verify(verify::Command),
+    /// Take something that Apple signed apart: is it believed, and if not, why
+    Inspect(inspect::Args),
     /// Ask a running service whether it lives, or whether it can serve
     Health(health::Args),
     /// The keys that secrets are sealed with
@@ -84,6 +89,10 @@ enum Command {
     Prune(prune::Args),
     /// Run only the simulated stores
     Simulator(simulator::Args),
+    /// Print what makes a shell complete these commands
+    Completions(completions::Completions),
+    /// Print the manual
+    Man(completions::Manual),
 }
 
 /// Runs what the arguments ask, program name first; writes results to stdout, what went wrong to stderr, and gives
@@ -147,11 +156,15 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Google(command) => google::run(command, context).await,
         Command::Webhook(command) => webhook::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
+        Command::Verify(command) => verify::run(command, context).await,
+        Command::Inspect(args) => inspect::run(args, context),
         Command::Health(args) => health::run(args, context).await,
         Command::Encryption(command) => encryption::run(command, context).await,
         Command::Jobs(command) => jobs::run(command, context).await,
         Command::Prune(args) => prune::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::manual(args),
     }
 }
 

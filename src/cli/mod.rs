@@ -13,7 +13,8 @@
 //! - [`duration`]: how long, as people write it
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
-//! - [`health`]: asks what runs
+//! - [`health`], [`verify`], [`inspect`]: things that are asked
+//! - [`completions`]: for shells, and for readers of manuals
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`encryption`]: what they are sealed with
 //! - [`jobs`], [`prune`]: what runs periodically
@@ -22,12 +23,14 @@
 pub mod apple;
 pub mod audit;
 pub mod command;
+pub mod completions;
 pub mod context;
 pub mod dev;
 pub mod duration;
 pub mod encryption;
 pub mod google;
 pub mod health;
+pub mod inspect;
 pub mod jobs;
 pub mod key;
 pub mod migrate;
@@ -40,6 +43,8 @@ pub mod simulator;
 pub mod spelling;
 pub mod tenant;
 pub mod upload;
+pub mod verify;
+pub mod verify_signature;
 pub mod webhook;
 
 pub use command::run;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::context::{Context, Failure};
-use super::{duration, upload};
+use super::{duration, upload, verify_signature};
 use crate::clock::Timestamp;
 use crate::config::settings::Webhooks;
 use crate::crypto::{ExposeSecret as _, SecretString};
@@ -74,6 +74,8 @@ pub enum Command {
         /// Whose: the tenant's id
         tenant: TenantId,
     },
+    /// Check a signature as a receiver does, and say why it does not fit. Needs no database
+    VerifySignature(verify_signature::Args),
     /// Deliver one event again, or all that a filter finds
     Redeliver(Redeliver),
     /// List a tenant's events, newest first
@@ -158,6 +160,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Allow { tenant, network } => allow(&tenant, network, context).await,
         Command::Disallow { tenant, network } => disallow(&tenant, network, context).await,
         Command::Ping { tenant } => ping(&tenant, context).await,
+        Command::VerifySignature(arguments) => verify_signature::run(arguments, context),
         Command::Redeliver(arguments) => redeliver(arguments, context).await,
         Command::ListEvents(listing) => list_events(&listing, context).await,
         Command::ListDeliveries(listing) => list_deliveries(&listing, context).await,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRef, Path, Request, State};
-use axum::response::{IntoResponse, Response};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -21,7 +20,7 @@ use crate::clock::Timestamp;
 use crate::events::{Receipt, Received, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
-use crate::http::problem::{ErrorBody, Issue};
+use crate::http::problem::{Declined, ErrorBody, Issue};
 use crate::http::{Code, Problem, Refusal, body};
 use crate::id::TenantId;
 use crate::tenants::caller::bearer;
@@ -332,22 +331,6 @@ impl FromJson for Question {
             bought,
             expected_app_user_id,
         })
-    }
-}
-
-/// Everything but a yes.
-#[derive(Debug)]
-enum Declined {
-    No(Box<Refusal>),
-    Failed(Box<Problem>),
-}
-
-impl IntoResponse for Declined {
-    fn into_response(self) -> Response {
-        match self {
-            Self::No(refusal) => refusal.into_response(),
-            Self::Failed(problem) => problem.into_response(),
-        }
     }
 }
 

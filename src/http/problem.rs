@@ -319,6 +319,24 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Everything but a yes to a question about a purchase.
+#[derive(Debug)]
+pub enum Declined {
+    /// The store says no.
+    No(Box<Refusal>),
+    /// There is no verdict.
+    Failed(Box<Problem>),
+}
+
+impl IntoResponse for Declined {
+    fn into_response(self) -> Response {
+        match self {
+            Self::No(refusal) => refusal.into_response(),
+            Self::Failed(problem) => problem.into_response(),
+        }
+    }
+}
+
 /// The one body of every error and of every refusal.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -30,6 +30,7 @@ mod metrics;
 mod migrations;
 mod openapi;
 mod operators;
+mod questions;
 mod receivers;
 mod retention;
 mod secrets;

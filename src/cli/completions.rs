@@ -1,0 +1,115 @@
+//! `attesto completions` and `attesto man`: what a shell and a reader of manuals want, made from the tree of commands.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::command::Cli;
+use super::context::Failure;
+
+/// The arguments of `attesto completions`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "bash: attesto completions bash >/etc/bash_completion.d/attesto\nzsh:  attesto completions zsh >\"${fpath[1]}/_attesto\"\nfish: attesto completions fish >~/.config/fish/completions/attesto.fish"
+)]
+pub struct Completions {
+    /// For which shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// The arguments of `attesto man`.
+#[derive(Debug, clap::Args)]
+pub struct Manual {
+    /// Write a page for every command into this folder, instead of that of `attesto` to standard output
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+}
+
+/// Writes a shell's script to standard output.
+pub fn completions(args: &Completions) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "attesto", &mut script);
+    written(std::io::stdout().write_all(&script))
+}
+
+/// Writes pages of the manual.
+pub fn manual(args: Manual) -> Result<(), Failure> {
+    let mut tree = Cli::command();
+    tree.build();
+    let Some(folder) = args.folder else {
+        let mut page = Vec::new();
+        Man::new(tree).render(&mut page)?;
+        return written(std::io::stdout().write_all(&page));
+    };
+    std::fs::create_dir_all(&folder)?;
+    pages(&tree, "attesto", &mut |name, page| {
+        std::fs::write(folder.join(format!("{name}.1")), page)
+    })?;
+    Ok(())
+}
+
+/// A page for a command and for each below it, named as `git` names them: `attesto-key-revoke`.
+fn pages(
+    command: &clap::Command,
+    name: &str,
+    write: &mut impl FnMut(&str, &[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut page = Vec::new();
+    // The name of a command has to be known for as long as the program runs.
+    let named = command.clone().name(name.to_owned());
+    Man::new(named).render(&mut page)?;
+    write(name, &page)?;
+    for below in command.get_subcommands() {
+        if below.get_name() != "help" {
+            pages(below, &format!("{name}-{}", below.get_name()), write)?;
+        }
+    }
+    Ok(())
+}
+
+/// `attesto man | head`: whoever reads has seen enough.
+fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        let mut tree = Cli::command();
+        tree.build();
+        let mut written = BTreeMap::new();
+        pages(&tree, "attesto", &mut |name, page| {
+            let page = String::from_utf8(page.to_vec()).expect("text");
+            written.insert(name.to_owned(), page);
+            Ok(())
+        })
+        .expect("nothing fails in memory");
+        for name in ["attesto", "attesto-serve", "attesto-key-revoke"] {
+            assert!(written[name].contains(".SH SYNOPSIS"), "{name}");
+        }
+        assert!(written["attesto-serve"].contains("SHUTDOWN_GRACE_SECONDS"));
+        assert!(!written.keys().any(|name| name.ends_with("help")));
+    }
+
+    #[test]
+    fn every_shell_knows_the_commands() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "attesto", &mut script);
+            let script = String::from_utf8(script).expect("text");
+            assert!(script.contains("set-credentials"), "{shell}");
+        }
+    }
+}

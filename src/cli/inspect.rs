@@ -1,0 +1,200 @@
+//! `attesto inspect`: takes a signed thing of Apple's apart and says whether it would be believed, and if not, why.
+//!
+//! Offline: it needs no database, no tenant, no network.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::context::{Context, Failure};
+use super::upload;
+use crate::apple::account::Environment;
+use crate::apple::inspection::{self, Expected, Inspection, Kind, Link};
+use crate::apple::trust::Verifier;
+use crate::clock::Timestamp;
+
+/// The arguments of `attesto inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The JWS; or a file that holds it, or JSON around it (a notification's body, an answer of Apple's, an event of
+    /// Attesto's); `-` for standard input
+    #[arg(value_name = "JWS|FILE")]
+    what: String,
+
+    /// The bundle id it must be of
+    #[arg(long, value_name = "ID")]
+    bundle_id: Option<String>,
+
+    /// The app's Apple ID it must name, if it is of production
+    #[arg(long, value_name = "NUMBER")]
+    app_apple_id: Option<i64>,
+
+    /// Where it must be
+    #[arg(long, value_enum)]
+    environment: Option<Place>,
+
+    /// The roots to trust instead of Apple's: a DER or PEM file, or a folder of them
+    #[arg(
+        long,
+        value_name = "PATH",
+        help = "The roots to trust instead of Apple's: a DER or PEM file, or a folder of them [env: APPLE_ROOT_CERTIFICATES]"
+    )]
+    roots: Option<PathBuf>,
+
+    /// Judge it as of this moment, such as 2026-04-10T14:22:10Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    at: Option<Timestamp>,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Place {
+    Production,
+    Sandbox,
+}
+
+impl From<Place> for Environment {
+    fn from(place: Place) -> Self {
+        match place {
+            Place::Production => Self::Production,
+            Place::Sandbox => Self::Sandbox,
+        }
+    }
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(text)
+        .ok_or_else(|| "must be a time like 2026-04-10T14:22:10Z (RFC 3339)".to_owned())
+}
+
+/// Runs the command: exit 0 when it would be believed, else 1.
+pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let roots = args.roots.or_else(|| {
+        let given = context.variable("APPLE_ROOT_CERTIFICATES");
+        given.filter(|path| !path.is_empty()).map(PathBuf::from)
+    });
+    let verifier = match &roots {
+        None => Verifier::with_apple_roots(),
+        Some(path) => Verifier::with_roots_at(path)
+            .map_err(|problem| Failure::usage(format!("--roots: {problem}.")))?,
+    };
+    let text = text(&args.what)?;
+    let expected = Expected {
+        bundle_id: args.bundle_id,
+        app_apple_id: args.app_apple_id,
+        environment: args.environment.map(Environment::from),
+    };
+    let now = args.at.unwrap_or_else(|| context.clock.now());
+    let found = inspection::inspect(&text, &verifier, &expected, now).ok_or_else(|| {
+        Failure::usage(
+            "this holds no JWS of Apple's: three parts of base64url joined by dots, or JSON with one in signedPayload, signedTransaction, signedTransactionInfo, signedRenewalInfo or signedAppTransactionInfo.",
+        )
+    })?;
+    context.output.sentence(&found, &prose(&found))?;
+    if found.believed {
+        Ok(())
+    } else {
+        Err(Failure::refused("it would be refused."))
+    }
+}
+
+/// The JWS itself, or the content of the file that is named.
+fn text(what: &str) -> Result<String, Failure> {
+    let is_jws = what.split('.').count() == 3 && what.starts_with("ey");
+    if is_jws && !Path::new(what).exists() {
+        return Ok(what.to_owned());
+    }
+    let bytes = upload::read(Path::new(what))?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| Failure::usage("this is no text."))
+}
+
+fn prose(found: &Inspection) -> String {
+    let mut text = String::new();
+    describe(&mut text, found, "");
+    text.trim_end().to_owned()
+}
+
+/// Writing to a `String` cannot fail.
+fn describe(text: &mut String, found: &Inspection, indent: &str) {
+    let what = match found.kind {
+        Kind::Transaction => "a transaction",
+        Kind::Renewal => "renewal info",
+        Kind::Notification => "a notification",
+        Kind::AppTransaction => "an app transaction",
+        Kind::Unknown => "something signed",
+    };
+    let verdict = if found.believed {
+        "Apple signed it, and it would be believed"
+    } else {
+        "it would be REFUSED"
+    };
+    let field = found
+        .field
+        .map_or_else(String::new, |field| format!("{field}: "));
+    let _ = writeln!(text, "{indent}{field}{what}; {verdict}.");
+    for refusal in &found.refusals {
+        let _ = writeln!(text, "{indent}  ✗ {refusal}");
+    }
+    for remark in &found.remarks {
+        let _ = writeln!(text, "{indent}  · {remark}");
+    }
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "not said".to_owned());
+    let signed_on = found.signed_on.map(|moment| moment.to_string());
+    let _ = writeln!(text, "{indent}  signed       {}", or_none(signed_on));
+    let _ = writeln!(
+        text,
+        "{indent}  environment  {}",
+        or_none(found.environment.clone())
+    );
+    if let Some(status) = found.status {
+        let word = serde_json::to_value(status).unwrap_or_default();
+        let word = word.as_str().unwrap_or_default();
+        let _ = writeln!(text, "{indent}  status now   {word}");
+    }
+    for link in &found.certificates {
+        let _ = writeln!(text, "{indent}  {}", chain_line(link));
+    }
+    if let Some(payload) = &found.payload {
+        let pretty = serde_json::to_string_pretty(&without_signed(payload)).unwrap_or_default();
+        let pretty = pretty.replace('\n', &format!("\n{indent}  "));
+        let _ = writeln!(text, "{indent}  {pretty}");
+    }
+    for part in &found.parts {
+        let _ = writeln!(text);
+        describe(text, part, &format!("{indent}    "));
+    }
+}
+
+fn chain_line(link: &Link) -> String {
+    let Some(subject) = &link.subject else {
+        return format!("{:<15} cannot be read", link.role);
+    };
+    let day = |moment: Option<Timestamp>| {
+        let text = moment.map(|moment| moment.to_string()).unwrap_or_default();
+        text.split('T').next().unwrap_or_default().to_owned()
+    };
+    let marker = match (&link.marker, link.carries_marker) {
+        (Some(marker), Some(true)) => format!(", carries {marker}"),
+        (Some(marker), _) => format!(", LACKS {marker}"),
+        (None, _) => String::new(),
+    };
+    format!(
+        "{:<15} {} to {}{marker}: {subject}",
+        link.role,
+        day(link.not_before),
+        day(link.not_after)
+    )
+}
+
+/// What is signed inside is shown by itself; its text is noise here.
+fn without_signed(payload: &serde_json::Value) -> serde_json::Value {
+    let mut shown = payload.clone();
+    for block in ["data", "appData"] {
+        let fields = shown.get_mut(block).and_then(|block| block.as_object_mut());
+        for (name, value) in fields.into_iter().flatten() {
+            if name.starts_with("signed") && value.is_string() {
+                *value = "… (see below)".into();
+            }
+        }
+    }
+    shown
+}

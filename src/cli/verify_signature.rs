@@ -1,0 +1,290 @@
+//! `attesto webhook verify-signature`: for whoever writes a receiver and wonders why a signature does not fit.
+//!
+//! Offline. It signs the body anew, with the signer that deliveries go through, and compares. When nothing fits it tries
+//! the mistakes that receivers make, and says which it was.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::context::{Context, Failure};
+use super::{duration, upload};
+use crate::clock::Timestamp;
+use crate::deliveries::endpoint::{Secrets, SigningSecret};
+use crate::deliveries::signature::{self, Signatures};
+
+/// Arguments of `verify-signature`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("header").required(true).multiple(false).args(["signature", "webhook_signature"]))]
+pub struct Args {
+    /// A file with the secret, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    secret_path: PathBuf,
+
+    /// A file with the body, byte for byte as it arrived, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    body_path: PathBuf,
+
+    /// The header X-Attesto-Signature
+    #[arg(long, value_name = "T=…,V1=…")]
+    signature: Option<String>,
+
+    /// The header webhook-signature, of Standard Webhooks
+    #[arg(long, value_name = "V1,…", requires_all = ["webhook_id", "webhook_timestamp"])]
+    webhook_signature: Option<String>,
+
+    /// The header webhook-id
+    #[arg(long, value_name = "ID", requires = "webhook_signature")]
+    webhook_id: Option<String>,
+
+    /// The header webhook-timestamp
+    #[arg(long, value_name = "SECONDS", requires = "webhook_signature")]
+    webhook_timestamp: Option<i64>,
+
+    /// How old a delivery may be: 90s, 5m, 24h
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse_up_to(3650))]
+    tolerance: std::time::Duration,
+}
+
+/// What was found.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Found {
+    /// Whether a receiver should believe it.
+    valid: bool,
+    /// Which value of the header fits, counted from one.
+    fits: Option<usize>,
+    /// How many values the header has.
+    values: usize,
+    /// When it was signed.
+    signed_at: Timestamp,
+    /// How long ago; negative when it is from the future.
+    age_seconds: i64,
+    /// Why not, in full sentences.
+    problems: Vec<String>,
+}
+
+/// What a header says.
+#[derive(Debug, PartialEq, Eq)]
+struct Header {
+    timestamp: i64,
+    values: Vec<String>,
+}
+
+/// Which of the two is looked at.
+enum Form {
+    Attesto,
+    Standard { id: String },
+}
+
+/// Runs the command: exit 0 when a receiver should believe it, else 1.
+pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
+    if is_stdin(&args.secret_path) && is_stdin(&args.body_path) {
+        return Err(Failure::usage(
+            "the secret and the body cannot both come from standard input.",
+        ));
+    }
+    let secret = upload::read(&args.secret_path)?;
+    let secret = std::str::from_utf8(&secret)
+        .map_err(|_| Failure::usage("the secret is no text."))?
+        .trim_end_matches(['\r', '\n']);
+    let secret = SigningSecret::parse(secret)
+        .map_err(|problem| Failure::usage(format!("the secret: {problem}.")))?;
+    let body = upload::read(&args.body_path)?;
+    let (form, header) = match (args.signature, args.webhook_signature) {
+        (Some(signature), _) => (Form::Attesto, attesto(&signature)),
+        (None, Some(signature)) => {
+            let form = Form::Standard {
+                id: args.webhook_id.unwrap_or_default(),
+            };
+            let timestamp = args.webhook_timestamp.unwrap_or_default();
+            (form, Some(standard(timestamp, &signature)))
+        }
+        (None, None) => (Form::Attesto, None),
+    };
+    let header = header.ok_or_else(|| {
+        Failure::usage(
+            "--signature: this is no X-Attesto-Signature, which is like t=1775830930,v1=<64 hexadecimal digits>.",
+        )
+    })?;
+
+    let now = context.clock.now();
+    let age_seconds = now.seconds() - header.timestamp;
+    let fits = fitting(&form, &header, &secret, &body);
+    let mut problems = Vec::new();
+    if fits.is_none() {
+        problems.push(mistake(&form, &header, &secret, &body).to_owned());
+    }
+    let tolerance = i64::try_from(args.tolerance.as_secs()).unwrap_or(i64::MAX);
+    if age_seconds.saturating_abs() > tolerance {
+        let when = if age_seconds > 0 {
+            "ago"
+        } else {
+            "in the future"
+        };
+        problems.push(format!(
+            "It was signed {} s {when}, and {tolerance} s are tolerated: a repeat by somebody else, or a clock that is wrong.",
+            age_seconds.saturating_abs()
+        ));
+    }
+    let found = Found {
+        valid: problems.is_empty(),
+        fits,
+        values: header.values.len(),
+        signed_at: Timestamp::from_millis(header.timestamp.saturating_mul(1000)),
+        age_seconds,
+        problems,
+    };
+    let prose = if let Some(fits) = found.fits.filter(|_| found.valid) {
+        format!(
+            "The signature fits: value {fits} of {}, signed {age_seconds} s ago.",
+            found.values
+        )
+    } else {
+        found.problems.join("\n")
+    };
+    context.output.sentence(&found, &prose)?;
+    if found.valid {
+        Ok(())
+    } else {
+        Err(Failure::refused(
+            "a receiver should not believe this delivery.",
+        ))
+    }
+}
+
+/// `t=…,v1=…[,v1=…]`. `None` when that is not what it is.
+fn attesto(header: &str) -> Option<Header> {
+    let (mut timestamp, mut values) = (None, Vec::new());
+    for part in header.split(',') {
+        match part.trim().split_once('=')? {
+            ("t", value) => timestamp = value.parse().ok(),
+            ("v1", value) => values.push(value.to_owned()),
+            _ => {}
+        }
+    }
+    (!values.is_empty()).then_some(Header {
+        timestamp: timestamp?,
+        values,
+    })
+}
+
+fn standard(timestamp: i64, header: &str) -> Header {
+    Header {
+        timestamp,
+        values: header.split_whitespace().map(str::to_owned).collect(),
+    }
+}
+
+/// Which value of the header is this secret's, counted from one.
+fn fitting(form: &Form, header: &Header, secret: &SigningSecret, body: &[u8]) -> Option<usize> {
+    let secrets = Secrets::from(secret.clone());
+    let id = match form {
+        Form::Attesto => "",
+        Form::Standard { id } => id,
+    };
+    let Signatures { attesto, standard } = signature::sign(&secrets, id, header.timestamp, body);
+    let expected = match form {
+        Form::Attesto => attesto
+            .split_once(",v1=")
+            .map(|(_, value)| value.to_owned()),
+        Form::Standard { .. } => Some(standard),
+    }?;
+    // Whoever runs this has the secret: nothing is given away by how long a comparison takes.
+    let at = header.values.iter().position(|value| *value == expected)?;
+    Some(at + 1)
+}
+
+/// Why nothing fits, as far as that can be found out.
+fn mistake(form: &Form, header: &Header, secret: &SigningSecret, body: &[u8]) -> &'static str {
+    let fits = |secret: &SigningSecret, body: &[u8]| fitting(form, header, secret, body).is_some();
+    if let Some(shorter) = body.strip_suffix(b"\n") {
+        let shorter = shorter.strip_suffix(b"\r").unwrap_or(shorter);
+        if fits(secret, shorter) {
+            return "It fits without the line end at the body's end, which did not arrive: an editor or `echo` added it.";
+        }
+    }
+    if let Ok(read) = serde_json::from_slice::<serde_json::Value>(body)
+        && let Ok(written) = serde_json::to_vec(&read)
+        && fits(secret, &written)
+    {
+        return "It fits the same JSON written compactly: this body was parsed and written anew. Check the bytes as they arrived.";
+    }
+    let text = secret.expose();
+    let others = [
+        text.strip_prefix("whsec_").map(str::to_owned),
+        Some(format!("whsec_{text}")),
+        Some(text.trim().to_owned()),
+    ];
+    for other in others.into_iter().flatten() {
+        if SigningSecret::parse(&other).is_ok_and(|other| fits(&other, body)) {
+            return "It fits the secret with or without `whsec_`, or without the blanks around it: take the secret exactly as it was printed.";
+        }
+    }
+    "No value of the header is this secret's over this body: it is another secret, or the body is not what arrived."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] = br#"{"z":1.0,"a":"\u00fc"}"#;
+
+    fn secret(text: &str) -> SigningSecret {
+        SigningSecret::parse(text).unwrap()
+    }
+
+    fn signed(secret: &SigningSecret, body: &[u8]) -> (Header, Header) {
+        let both = signature::sign(&secret.clone().into(), "evt_1", 1_775_830_930, body);
+        (
+            attesto(&both.attesto).unwrap(),
+            standard(1_775_830_930, &both.standard),
+        )
+    }
+
+    #[test]
+    fn what_deliveries_carry_fits() {
+        let mine = SigningSecret::generate();
+        let (ours, theirs) = signed(&mine, BODY);
+        let standard = Form::Standard { id: "evt_1".into() };
+        assert_eq!(fitting(&Form::Attesto, &ours, &mine, BODY), Some(1));
+        assert_eq!(fitting(&standard, &theirs, &mine, BODY), Some(1));
+        let other = Form::Standard { id: "evt_2".into() };
+        assert_eq!(fitting(&other, &theirs, &mine, BODY), None);
+        let header = Header {
+            values: vec!["x".into(), ours.values[0].clone()],
+            ..ours
+        };
+        assert_eq!(fitting(&Form::Attesto, &header, &mine, BODY), Some(2));
+    }
+
+    #[test]
+    fn mistakes_are_told_apart() {
+        let mine = SigningSecret::generate();
+        let (header, _) = signed(&mine, BODY);
+        let why = |header: &Header, secret: &SigningSecret, body: &[u8]| {
+            mistake(&Form::Attesto, header, secret, body)
+        };
+        let ended = [BODY, b"\n"].concat();
+        assert!(why(&header, &mine, &ended).contains("line end"));
+        let compact = br#"{"event":"test","n":[1,2]}"#;
+        let (of_compact, _) = signed(&mine, compact);
+        let pretty = serde_json::from_slice::<serde_json::Value>(compact).unwrap();
+        let pretty = serde_json::to_vec_pretty(&pretty).unwrap();
+        assert!(why(&of_compact, &mine, &pretty).contains("as they arrived"));
+        let bare = secret(mine.expose().strip_prefix("whsec_").unwrap());
+        assert!(why(&header, &bare, BODY).contains("whsec_"));
+        let stranger = SigningSecret::generate();
+        assert!(why(&header, &stranger, BODY).contains("another secret"));
+    }
+
+    #[test]
+    fn a_header_that_is_none_is_refused() {
+        for text in ["", "t=1", "v1=ab", "nonsense", "t=x,v1=ab", "t=1;v1=ab"] {
+            assert_eq!(attesto(text), None, "{text}");
+        }
+        let both = attesto("t=5, v1=aa,v1=bb,v2=cc").unwrap();
+        assert_eq!((both.timestamp, both.values.len()), (5, 2));
+    }
+}

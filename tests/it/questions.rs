@@ -1,0 +1,491 @@
+//! What somebody asks from a terminal: is this purchase real (`attesto verify`), what is this token (`attesto inspect`), why
+//! does this signature not fit (`attesto webhook verify-signature`); and what a shell asks.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::signature;
+use attesto::simulator::state::apple::{Environment, NewTransaction, Transaction};
+use attesto::simulator::state::google::NewSubscription;
+use attesto::simulator::{Forgery, Simulator};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use crate::world::attesto::{APP, APP_APPLE_ID, World};
+use crate::world::folder::Folder;
+
+/// The world's.
+const ENCRYPTION_KEY: [u8; 32] = [7; 32];
+const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
+
+#[derive(Debug)]
+struct Ran {
+    exit: Option<i32>,
+    text: String,
+    errors: String,
+}
+
+impl Ran {
+    /// The one JSON line.
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Runs the binary with these variables and nothing else, given `input`.
+async fn attesto(words: &[&str], variables: &[(&str, String)], input: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+        .args(words)
+        .env_clear()
+        .envs(variables.iter().map(|(name, value)| (*name, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // Who does not read is not told.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = child.wait_with_output().await.unwrap();
+    Ran {
+        exit: output.status.code(),
+        text: String::from_utf8(output.stdout).unwrap(),
+        errors: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Without a database and a network; the simulated App Store's root stands in for Apple's.
+async fn inspect(roots: &Path, more: &[&str], input: &str) -> Ran {
+    let variables = [("APPLE_ROOT_CERTIFICATES", roots.display().to_string())];
+    attesto(&[&["inspect", "-"], more].concat(), &variables, input).await
+}
+
+fn root_of(simulator: &Simulator, folder: &Folder) -> std::path::PathBuf {
+    let roots = folder.join("root.pem");
+    std::fs::write(&roots, simulator.apple_root_pem()).unwrap();
+    roots
+}
+
+fn buys(simulator: &Simulator) -> Transaction {
+    let new = NewTransaction {
+        environment: Environment::Production,
+        app_account_token: Some(USER.to_owned()),
+        ..NewTransaction::default()
+    };
+    simulator.apple().create(new).unwrap()
+}
+
+#[tokio::test]
+async fn a_token_is_taken_apart() {
+    let (world, folder) = (World::today().await, Folder::new());
+    let roots = root_of(&world.simulator, &folder);
+    let id = buys(&world.simulator).transaction_id;
+    let jws = world.simulator.apple().signed(&id).unwrap();
+
+    let ran = inspect(&roots, &[], &jws).await;
+    assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
+    let found = ran.json();
+    assert_eq!(found["believed"], true);
+    assert_eq!(found["kind"], "transaction");
+    assert_eq!(found["status"], "active");
+    assert_eq!(found["payload"]["transactionId"], id.as_str());
+    assert_eq!(found["algorithm"], "ES256");
+    let chain = found["certificates"].as_array().unwrap();
+    let roles: Vec<_> = chain.iter().map(|link| &link["role"]).collect();
+    assert_eq!(roles, ["leaf", "intermediate", "root (ignored)"]);
+    assert_eq!(chain[0]["marker"], "1.2.840.113635.100.6.11.1");
+    assert_eq!(chain[1]["carriesMarker"], true);
+    assert_eq!(chain[0]["validWhenSigned"], true);
+
+    // As an argument, in a file, in JSON as the store, a backend and an event have it.
+    let variables = [("APPLE_ROOT_CERTIFICATES", roots.display().to_string())];
+    assert_eq!(
+        attesto(&["inspect", &jws], &variables, "").await.exit,
+        Some(0)
+    );
+    for wrapped in [
+        json!({ "signedTransactionInfo": jws }),
+        json!({ "signedTransaction": jws }),
+        json!({ "valid": true, "transaction": { "signedTransactionInfo": jws } }),
+        json!({ "event": "x", "raw": { "signedPayload": jws } }),
+    ] {
+        let ran = inspect(&roots, &[], &wrapped.to_string()).await;
+        assert_eq!(ran.exit, Some(0), "{ran:?}");
+    }
+    let person = inspect(&roots, &["--output", "table"], &jws).await;
+    assert!(person.text.contains("it would be believed"), "{person:?}");
+    assert!(person.text.contains("status now   active"), "{person:?}");
+
+    // What somebody expects of it.
+    for (expectation, why) in [
+        (
+            ["--bundle-id", "com.example.other"],
+            "com.example.other was expected",
+        ),
+        (["--environment", "sandbox"], "Sandbox was expected"),
+    ] {
+        let ran = inspect(&roots, &expectation, &jws).await;
+        assert_eq!(ran.exit, Some(1));
+        let found = ran.json();
+        assert_eq!(
+            (&found["believed"], &found["class"]),
+            (&json!(false), &json!(null))
+        );
+        assert!(
+            found["refusals"][0].as_str().unwrap().contains(why),
+            "{found}"
+        );
+    }
+    let right = ["--bundle-id", APP, "--environment", "production"];
+    assert_eq!(inspect(&roots, &right, &jws).await.exit, Some(0));
+    // Before it was signed, it is from the future.
+    let early = inspect(&roots, &["--at", "2020-01-01T00:00:00Z"], &jws)
+        .await
+        .json();
+    assert_eq!(early["class"], "signed_in_the_future");
+    // Apple's own root knows nothing of it.
+    let real = attesto(&["inspect", "-"], &[], &jws).await;
+    assert_eq!(
+        (real.exit, &real.json()["class"]),
+        (Some(1), &json!("untrusted_chain"))
+    );
+    assert!(real.text.contains("--roots"));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_forgery_is_refused_for_its_reason() {
+    let (world, folder) = (World::today().await, Folder::new());
+    let roots = root_of(&world.simulator, &folder);
+    let id = buys(&world.simulator).transaction_id;
+    for (forgery, class, explained) in [
+        (
+            Forgery::WrongRoot,
+            "untrusted_chain",
+            "a root that is not trusted",
+        ),
+        (
+            Forgery::LeafWithoutMarker,
+            "leaf_marker",
+            "The leaf lacks 1.2.840.113635.100.6.11.1",
+        ),
+        (
+            Forgery::ExpiredLeaf,
+            "certificate_expired",
+            "The leaf was not valid",
+        ),
+        (Forgery::TwoCertificates, "chain_length", "exactly three"),
+        (Forgery::AlteredPayload, "bad_signature", "altered"),
+        (Forgery::AlgorithmNone, "wrong_algorithm", "ES256"),
+        (Forgery::Xcode, "chain_length", "Xcode's local StoreKit"),
+    ] {
+        let forged = world.simulator.apple().forged(&id, forgery).unwrap();
+        let ran = inspect(&roots, &[], &forged).await;
+        assert_eq!(ran.exit, Some(1), "{forgery:?}");
+        let found = ran.json();
+        assert_eq!(found["class"], class, "{forgery:?}");
+        assert!(ran.text.contains(explained), "{forgery:?}: {found}");
+    }
+    for nonsense in ["", "hello", "a.b", "{}", "{\"signedPayload\":7}", "[1]"] {
+        let ran = inspect(&roots, &[], nonsense).await;
+        assert_eq!((ran.exit, ran.text.as_str()), (Some(2), ""), "{nonsense:?}");
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_notification_is_taken_apart_with_what_is_inside() {
+    let (world, folder) = (World::today().await, Folder::new());
+    let roots = root_of(&world.simulator, &folder);
+    let id = buys(&world.simulator).transaction_id;
+    let inner = world.simulator.apple().signed(&id).unwrap();
+    let forged = world
+        .simulator
+        .apple()
+        .forged(&id, Forgery::OtherKey)
+        .unwrap();
+    let sign = |payload: &Value| {
+        let authority = world.simulator.identity().authority();
+        let signed = authority.sign(payload.as_object().unwrap());
+        json!({ "signedPayload": signed }).to_string()
+    };
+    let notification = |inner: &str| {
+        json!({
+            "notificationType": "DID_RENEW",
+            "notificationUUID": "00000000-0000-4000-8000-000000000001",
+            "signedDate": world.clock.now().millis(),
+            "data": {
+                "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
+                "signedTransactionInfo": inner,
+            },
+        })
+    };
+    let number = APP_APPLE_ID.to_string();
+    let expected = ["--bundle-id", APP, "--app-apple-id", &number];
+    let good = sign(&notification(&inner));
+    let ran = inspect(&roots, &expected, &good).await;
+    assert_eq!(
+        (ran.exit, ran.errors.as_str()),
+        (Some(0), ""),
+        "{}",
+        ran.text
+    );
+    let found = ran.json();
+    assert_eq!(found["kind"], "notification");
+    assert_eq!(found["parts"][0]["field"], "signedTransactionInfo");
+    assert_eq!(found["parts"][0]["payload"]["transactionId"], id.as_str());
+    let person = inspect(&roots, &["--output", "table"], &good).await;
+    assert!(
+        person.text.contains("signedTransactionInfo: a transaction"),
+        "{person:?}"
+    );
+    assert!(
+        !person.text.contains(&inner),
+        "what is inside is shown once"
+    );
+
+    let found = inspect(&roots, &[], &sign(&notification(&forged)))
+        .await
+        .json();
+    assert_eq!(
+        (&found["believed"], &found["class"]),
+        (&json!(false), &json!(null))
+    );
+    assert_eq!(found["parts"][0]["class"], "bad_signature");
+    for (more, without, why) in [
+        (vec!["--app-apple-id", "7"], None, "7 was expected"),
+        (vec![], Some("notificationUUID"), "no notificationUUID"),
+        (vec![], Some("data"), "names no app"),
+    ] {
+        let mut payload = notification(&inner);
+        if let Some(field) = without {
+            payload.as_object_mut().unwrap().remove(field);
+        }
+        let ran = inspect(&roots, &more, &sign(&payload)).await;
+        assert_eq!(ran.exit, Some(1));
+        assert!(ran.text.contains(why), "{}", ran.text);
+    }
+    world.end().await;
+}
+
+/// The variables of a service that asks the simulated stores.
+fn variables(world: &World, folder: &Folder) -> Vec<(&'static str, String)> {
+    let mut variables: Vec<_> = world.simulator.settings().into_iter().collect();
+    let roots = root_of(&world.simulator, folder);
+    variables.push(("APPLE_ROOT_CERTIFICATES", roots.display().to_string()));
+    variables.push(("DATABASE_URL", world.fresh.url.clone()));
+    variables.push(("ATTESTO_ENCRYPTION_KEY", STANDARD.encode(ENCRYPTION_KEY)));
+    variables
+}
+
+/// Without what a store signs anew in each answer.
+fn unsigned(mut answer: Value) -> Value {
+    for field in ["signedTransactionInfo", "rawDecodedPayload"] {
+        answer["transaction"][field].take();
+    }
+    answer
+}
+
+#[tokio::test]
+async fn apple_is_asked_as_the_service_asks() {
+    let (world, folder) = (World::today().await, Folder::new());
+    let variables = variables(&world, &folder);
+    let tenant = world.tenant().await;
+    let id = buys(&world.simulator).transaction_id;
+    let jws = world.simulator.apple().signed(&id).unwrap();
+    let ask = async |more: &[&str]| {
+        let words = [&["verify", "apple", tenant.id.as_str()], more].concat();
+        attesto(&words, &variables, &jws).await
+    };
+    let by_id = ["--transaction-id", &id];
+    let by_jws = ["--signed-transaction-path", "-"];
+
+    let ran = ask(&by_id).await;
+    assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
+    let question = json!({ "transactionId": id });
+    let served = world.verify("apple", &tenant, &question).await;
+    assert_eq!(unsigned(ran.json()), unsigned(served.body));
+    let ran = ask(&[&by_id[..], &["--output", "table"]].concat()).await;
+    let told = "it is active. It is paid for: grant it.";
+    assert!(
+        ran.text.contains(told) && ran.text.contains(USER),
+        "{ran:?}"
+    );
+    assert_eq!(ask(&by_jws).await.json()["valid"], true);
+
+    let stranger = "00000000-0000-4000-8000-000000000001";
+    let stranger = [&by_jws[..], &["--expected-app-user-id", stranger]].concat();
+    let unknown = ["--transaction-id", "404"];
+    for (question, error) in [
+        (&stranger[..], "APP_USER_MISMATCH"),
+        (&unknown[..], "TRANSACTION_NOT_FOUND"),
+    ] {
+        let ran = ask(question).await;
+        assert_eq!((ran.exit, &ran.json()["error"]), (Some(1), &json!(error)));
+        let said = format!("attesto: {error}: ");
+        assert!(ran.errors.starts_with(&said), "{}", ran.errors);
+    }
+    let nobody = world.stranger().await;
+    let words = [
+        "verify",
+        "apple",
+        nobody.id.as_str(),
+        "--transaction-id",
+        "1",
+    ];
+    let ran = attesto(&words, &variables, "").await;
+    assert_eq!(
+        (ran.exit, &ran.json()["error"]),
+        (Some(1), &json!("CREDENTIALS_MISSING"))
+    );
+    assert_eq!(ask(&[]).await.exit, Some(2));
+    assert_eq!(ask(&[by_id, by_jws].concat()).await.exit, Some(2));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn google_is_asked_as_the_service_asks() {
+    let (world, folder) = (World::today().await, Folder::new());
+    let variables = variables(&world, &folder);
+    let tenant = world.tenant().await;
+    let play = world.simulator.google();
+    let token = play.subscribe(NewSubscription::default()).unwrap();
+    let token = token.purchase_token.as_str();
+    let ask = async |more: &[&str], token: &str| {
+        let start = [
+            "verify",
+            "google",
+            tenant.id.as_str(),
+            "--purchase-token-path",
+            "-",
+        ];
+        attesto(&[&start, more].concat(), &variables, token).await
+    };
+    let subscription = ["--type", "subscription"];
+    // As an editor leaves it.
+    let ran = ask(&subscription, &format!("{token}\n")).await;
+    assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
+    let question = json!({ "packageName": APP, "purchaseToken": token, "type": "subscription" });
+    let served = world.verify("google", &tenant, &question).await;
+    assert_eq!(ran.json(), served.body);
+
+    let other = [&subscription[..], &["--package-name", "com.example.other"]].concat();
+    for (question, token, error) in [
+        (&subscription[..], "unknown", "PURCHASE_NOT_FOUND"),
+        (&other[..], token, "PACKAGE_NAME_MISMATCH"),
+    ] {
+        let ran = ask(question, token).await;
+        assert_eq!((ran.exit, &ran.json()["error"]), (Some(1), &json!(error)));
+    }
+    assert_eq!(ask(&["--type", "product"], token).await.exit, Some(2));
+    assert_eq!(ask(&subscription, " ").await.exit, Some(2));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_signature_is_checked_and_a_mistake_named() {
+    let folder = Folder::new();
+    let (mine, old) = (SigningSecret::generate(), SigningSecret::generate());
+    let write = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    // As an editor leaves it.
+    let secret = write("secret", &format!("{}\n", mine.expose()));
+    let body = "{\"event\":\"test\",\"n\":1.0}";
+    let path = write("body", body);
+    let now = attesto::clock::Clock::system().now();
+    let secrets = Secrets {
+        newest: old,
+        previous: vec![mine],
+    };
+    let signed = signature::sign(&secrets, "evt_1", now.seconds(), body.as_bytes());
+    let check = [
+        "webhook",
+        "verify-signature",
+        "--secret-path",
+        &secret,
+        "--body-path",
+    ];
+
+    let words = [&check[..], &[&path, "--signature", &signed.attesto]].concat();
+    let ran = attesto(&words, &[], "").await;
+    assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(
+        (&ran.json()["fits"], &ran.json()["values"]),
+        (&json!(2), &json!(2))
+    );
+    let timestamp = now.seconds().to_string();
+    let standard = [
+        "--webhook-signature",
+        &signed.standard,
+        "--webhook-id",
+        "evt_1",
+        "--webhook-timestamp",
+        &timestamp,
+    ];
+    let words = [&check[..], &[path.as_str()], &standard].concat();
+    assert_eq!(attesto(&words, &[], "").await.exit, Some(0));
+
+    let words = [&check[..], &["-", "--signature", &signed.attesto]].concat();
+    let ran = attesto(&words, &[], &format!("{body}\n")).await;
+    assert_eq!(ran.exit, Some(1));
+    assert!(ran.text.contains("line end"), "{}", ran.text);
+    let earlier = now.seconds() - 400;
+    let late = signature::sign(&secrets, "evt_1", earlier, body.as_bytes()).attesto;
+    let words = [&check[..], &[&path, "--signature", &late]].concat();
+    let ran = attesto(&words, &[], "").await;
+    assert_eq!((ran.exit, &ran.json()["fits"]), (Some(1), &json!(2)));
+    assert!(ran.text.contains("300 s are tolerated"), "{}", ran.text);
+    let patient = [&words[..], &["--tolerance", "10m"]].concat();
+    assert_eq!(attesto(&patient, &[], "").await.exit, Some(0));
+
+    for words in [
+        [&check[..], &[path.as_str()]].concat(),
+        [&check[..], &[&path, "--signature", "nonsense"]].concat(),
+        [&check[..], &[&path, "--webhook-signature", "v1,x"]].concat(),
+    ] {
+        assert_eq!(attesto(&words, &[], "").await.exit, Some(2), "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shell_and_a_reader_are_served() {
+    let folder = Folder::new();
+    let ran = attesto(&["completions", "bash"], &[], "").await;
+    assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
+    let script = folder.join("completion.bash");
+    // What the shell offers behind `attesto key `.
+    let asking = "\ncomplete -p attesto >/dev/null; COMP_WORDS=(attesto key ''); COMP_CWORD=2; _attesto attesto '' key; echo \"${COMPREPLY[*]}\"\n";
+    std::fs::write(&script, ran.text + asking).unwrap();
+    if let Ok(output) = Command::new("bash")
+        .arg("--norc")
+        .arg(&script)
+        .output()
+        .await
+    {
+        let offered = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            offered.contains("create") && offered.contains("revoke"),
+            "{offered}"
+        );
+    }
+    assert_eq!(
+        attesto(&["completions", "csh"], &[], "").await.exit,
+        Some(2)
+    );
+
+    let page = attesto(&["man"], &[], "").await;
+    assert!(page.text.contains(".TH attesto 1"), "{}", page.text);
+    let pages = folder.join("man");
+    let ran = attesto(&["man", "--folder", &pages.display().to_string()], &[], "").await;
+    assert_eq!((ran.exit, ran.text.as_str()), (Some(0), ""));
+    let page = std::fs::read_to_string(pages.join("attesto-webhook-set-config.1")).unwrap();
+    assert!(page.contains("callback\\-url"), "{page}");
+}
