@@ -7,7 +7,7 @@
 //! Twice does no harm: what is gone is not found again, and rows that another run is at are left to it.
 //!
 //! - [`kind`]: what is kept, and for how long
-//! - [`prune`]: the work
+//! - [`mod@prune`]: the work
 
 pub mod kind;
 pub mod prune;
