@@ -83,6 +83,8 @@ pub struct Service {
     webhooks: Webhooks,
     jobs: Option<Jobs>,
     grace: Duration,
+    /// Cancelled once nothing stands in the way of deliveries and jobs.
+    prepared: CancellationToken,
 }
 
 /// What this process counts, and where that is shown.
@@ -173,7 +175,20 @@ impl Service {
                 .enabled
                 .then(|| jobs(settings, database, clock)),
             grace: settings.shutdown_grace,
+            prepared: {
+                let prepared = CancellationToken::new();
+                prepared.cancel();
+                prepared
+            },
         })
+    }
+
+    /// The same, and deliveries and jobs begin only when `prepared` is cancelled: a process whose key is wrong, or whose
+    /// tables are not there, must not take anything in hand.
+    #[must_use]
+    pub fn beginning_when(mut self, prepared: CancellationToken) -> Self {
+        self.prepared = prepared;
+        self
     }
 
     /// The same, and what it counts is shown at `listener`.
@@ -200,6 +215,7 @@ impl Service {
             verifications,
             metrics,
             jobs,
+            prepared,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
@@ -220,11 +236,29 @@ impl Service {
         tasks.close();
         let deliveries = TaskTracker::new();
         if let Some(dispatcher) = dispatcher {
-            deliveries.spawn(dispatcher.run(delivering.clone()));
+            let (stop, prepared) = (delivering.clone(), prepared.clone());
+            deliveries.spawn(async move {
+                if stop
+                    .run_until_cancelled(prepared.cancelled())
+                    .await
+                    .is_some()
+                {
+                    dispatcher.run(stop).await;
+                }
+            });
         }
         // They begin nothing new, and end, when deliveries do.
         if let Some(jobs) = jobs {
-            deliveries.spawn(jobs.run(delivering.clone()));
+            let stop = delivering.clone();
+            deliveries.spawn(async move {
+                if stop
+                    .run_until_cancelled(prepared.cancelled())
+                    .await
+                    .is_some()
+                {
+                    jobs.run(stop).await;
+                }
+            });
         }
         deliveries.close();
         Ok(Serving {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{Context, Failure};
@@ -214,8 +215,10 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         }
     };
     let database = Database::open(&connect);
-    let mut service =
-        Service::build(settings, &database, clock).map_err(|problem| refused(&problem))?;
+    let prepared = CancellationToken::new();
+    let mut service = Service::build(settings, &database, clock)
+        .map_err(|problem| refused(&problem))?
+        .beginning_when(prepared.clone());
     if let Some(listener) = metrics {
         service = service.showing_metrics(listener);
     }
@@ -229,7 +232,7 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
     let address = serving.address();
 
     let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
-    let mut preparing = prepare(database.clone(), migrate, keyring).boxed();
+    let mut preparing = prepare(database.clone(), migrate, keyring, prepared).boxed();
     match tokio::time::timeout(FIRST_LOOK, &mut preparing).await {
         Ok(Ok(())) => preparing = std::future::pending().boxed(),
         Ok(Err(problem)) => {
@@ -261,12 +264,22 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
 }
 
 /// Brings the tables to this release and looks whether what is sealed there can be opened, as soon as there is a database
-/// to do it in. An error is final.
-async fn prepare(database: Database, migrate: bool, keyring: Arc<Keyring>) -> Result<(), Failure> {
+/// to do it in; then cancels `prepared`. An error is final. With a wrong key it ends without having prepared anything.
+async fn prepare(
+    database: Database,
+    migrate: bool,
+    keyring: Arc<Keyring>,
+    prepared: CancellationToken,
+) -> Result<(), Failure> {
     let mut pause = FIRST_PAUSE;
     loop {
         let (cause, class) = match attempt(&database, migrate, &keyring).await {
-            Ok(()) => return Ok(()),
+            Ok(key) => {
+                if key == Key::Fits {
+                    prepared.cancel();
+                }
+                return Ok(());
+            }
             Err(NotReady::Final(failure)) => return Err(failure),
             Err(NotReady::MayPass { cause, class }) => (cause, class),
         };
@@ -288,7 +301,16 @@ enum NotReady {
     Final(Failure),
 }
 
-async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Result<(), NotReady> {
+/// What became of a look at what is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    /// It can be opened, or there is nothing yet.
+    Fits,
+    /// It cannot.
+    Wrong,
+}
+
+async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Result<Key, NotReady> {
     if migrate {
         database.migrate(false).await?;
     }
@@ -299,13 +321,13 @@ async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Resul
     };
     match looked {
         // Somebody else migrates; until then `/ready` says what is missing.
-        Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(()),
+        Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(Key::Fits),
         // So that nothing is sent here until it is mended, `/ready` says this too.
         Err(wrong @ CanaryError::WrongKey { .. }) => {
             tracing::error!(cause = %wrong, causeClass = wrong.class(), "wrong_encryption_key");
-            Ok(())
+            Ok(Key::Wrong)
         }
-        looked => Ok(looked?),
+        looked => Ok(looked.map(|()| Key::Fits)?),
     }
 }
 

@@ -28,6 +28,8 @@ use crate::tenants;
 const NO_LEAD: Duration = Duration::ZERO;
 /// How long a name may take to resolve when a callback is configured.
 const RESOLVING: Duration = Duration::from_secs(3);
+/// How long a previous secret goes on signing where nobody says otherwise.
+const USUAL_OVERLAP: Duration = Duration::from_hours(24);
 /// The longest overlap, in days.
 const LONGEST_OVERLAP: u64 = 90;
 /// How far back a redelivery may be asked for, in days.
@@ -107,9 +109,9 @@ pub struct SetConfig {
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     is_active: Option<bool>,
 
-    /// How long the previous secret goes on signing beside a new one: 90s, 30m, 24h, 7d; 0s ends it at once
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse_up_to(LONGEST_OVERLAP))]
-    overlap: Duration,
+    /// How long the previous secret goes on signing beside a new one: 90s, 30m, 24h, 7d; 0s ends it at once [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_up_to(LONGEST_OVERLAP))]
+    overlap: Option<Duration>,
 }
 
 /// Arguments of `redeliver`.
@@ -181,19 +183,24 @@ struct Configured<'a> {
 
 async fn set(arguments: SetConfig, context: &Context) -> Result<(), Failure> {
     let secret = chosen_secret(&arguments)?;
+    if arguments.overlap.is_some() && secret.is_none() {
+        return Err(Failure::usage(
+            "--overlap says how long the previous secret goes on signing beside a new one: give the new one with --secret-path or --secret. To end previous secrets now: attesto webhook retire-secret.",
+        ));
+    }
     let webhooks = context.settings(Webhooks::read)?;
     let database = context.database().await?;
     let keyring = context.keyring_for(&database).await?;
     let tenant = &arguments.tenant;
     if let Some(url) = &arguments.callback_url {
         let allowed = AllowList::new(store::openings(&database, tenant).await?);
-        check_callback(url, &webhooks, &allowed).await?;
+        check_callback(url, &guard(&webhooks, &database), &allowed).await?;
     }
     let change = Change {
         callback_url: arguments.callback_url.as_deref(),
         secret: secret.as_ref(),
         is_active: arguments.is_active,
-        overlap: arguments.overlap,
+        overlap: arguments.overlap.unwrap_or(USUAL_OVERLAP),
     };
     let changed = match store::change(&database, &keyring, tenant, &change, NO_LEAD).await {
         Err(ChangeError::NoEndpoint(_)) => {
@@ -270,13 +277,13 @@ fn chosen_secret(arguments: &SetConfig) -> Result<Option<SigningSecret>, Failure
     Ok(Some(secret))
 }
 
+/// Which callbacks may be called: never our database. The service also refuses itself; where it listens is not known here.
+fn guard(webhooks: &Webhooks, database: &Database) -> Guard {
+    Guard::new(webhooks.allow_private).and_never(database.address())
+}
+
 /// Says now what every delivery would say later. A name that does not resolve yet is only remarked: it may be on its way.
-async fn check_callback(
-    url: &str,
-    webhooks: &Webhooks,
-    allowed: &AllowList,
-) -> Result<(), Failure> {
-    let guard = Guard::new(webhooks.allow_private);
+async fn check_callback(url: &str, guard: &Guard, allowed: &AllowList) -> Result<(), Failure> {
     let target = guard
         .target(url, allowed)
         .map_err(|problem| Failure::usage(format!("{problem}.")))?;
@@ -414,8 +421,7 @@ async fn ping(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
         .remove(tenant)
         .ok_or_else(|| ChangeError::NoEndpoint(tenant.clone()))?
         .map_err(ChangeError::from)?;
-    let guard = Guard::new(webhooks.allow_private);
-    let settings = SenderSettings::new(webhooks.timeout, guard);
+    let settings = SenderSettings::new(webhooks.timeout, guard(&webhooks, &database));
     let sender = Sender::new(settings, &context.clock)
         .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
     let now = context.clock.now();

@@ -24,7 +24,7 @@ use super::health::{Signal, State};
 use super::outcome::{Class, Outcome};
 use super::redelivery::Redeliveries;
 use super::slots;
-use super::store::{Claimed, Finished, LEASE, Lease, StateChange, Store, TurnError};
+use super::store::{Claimed, Finished, LEASE, Lease, StateChange, Store, TurnError, late};
 use super::wake::Wake;
 use crate::clock::Clock;
 use crate::db::{Database, Error};
@@ -44,6 +44,8 @@ const GATHER: Duration = Duration::from_millis(1);
 const RESULTS: usize = 512;
 /// How long after a round that left nothing to claim it is asked when there will be something.
 const SETTLE: Duration = Duration::from_millis(30);
+/// The same while there is more than can be taken: only redeliveries wait for the answer.
+const BUSY: Duration = Duration::from_secs(1);
 /// How long the database may take for one thing. A renewal that takes longer has failed, early enough for giving up what
 /// it was for.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -255,13 +257,15 @@ impl Dispatcher {
     /// Whatever the plan says is to be done now.
     async fn round_of(&mut self, plan: &mut Plan) -> Result<(), Error> {
         let now = Instant::now();
-        if plan.sweep <= now {
-            self.sweep().await?;
-            plan.sweep = now + jittered(SWEEP_EVERY);
-        }
+        // A database that answers slowly is as good as one that is away.
+        self.give_up_what_may_not_be_ours();
         if plan.renew <= now {
             self.renew().await?;
             plan.renew = now + RENEW_EVERY;
+        }
+        if plan.sweep <= now {
+            self.sweep().await?;
+            plan.sweep = now + jittered(SWEEP_EVERY);
         }
         if plan.batch.is_some_and(|moment| moment <= now) {
             patiently(self.redeliveries.work()).await?;
@@ -277,8 +281,11 @@ impl Dispatcher {
                 self.wake.set_ready(false);
                 self.wake.work_arrived();
             }
-            plan.agenda = (!round.full).then(|| Instant::now() + SETTLE);
-        } else if plan.agenda.is_some_and(|moment| moment <= now) {
+            // While rounds follow one another, what is planned stays planned: redeliveries wait for it too.
+            let soon = Instant::now() + if round.full { BUSY } else { SETTLE };
+            plan.agenda = Some(plan.agenda.map_or(soon, |planned| planned.min(soon)));
+        }
+        if plan.agenda.is_some_and(|moment| moment <= now) {
             let agenda = patiently(self.store.agenda()).await?;
             plan.agenda = None;
             plan.batch = agenda.batch.map(|pause| now + pause.min(plan.interval));
@@ -364,7 +371,8 @@ impl Dispatcher {
         let turn = self
             .store
             .turn(&self.results[..count], wish, &self.last_served);
-        let turn = match patiently(turn).await {
+        // It minds its own time: of a claim that may have been committed it has to tell.
+        let turn = match turn.await {
             Ok(turn) => turn,
             Err(TurnError { error, unsure }) => {
                 self.maybe_written |= count > 0;
@@ -442,8 +450,8 @@ impl Dispatcher {
         self.tally.count(outcome.class());
         self.tally.took.observe(latency);
         report_attempt(&claimed, &outcome, next.status(), latency);
-        let signal =
-            Signal::of(&outcome).filter(|signal| !(claimed.settled && *signal == Signal::Success));
+        let signal = Some(Signal::of(&outcome))
+            .filter(|signal| !(claimed.settled && *signal == Signal::Success));
         self.results.push(Finished {
             lease: claimed.lease,
             event: claimed.parcel.event,
@@ -469,7 +477,11 @@ impl Dispatcher {
         }
     }
 
-    async fn sweep(&self) -> Result<(), Error> {
+    async fn sweep(&mut self) -> Result<(), Error> {
+        // First what came back while the database was away: swept, it would be sent again.
+        if !self.results.is_empty() {
+            self.turn(false).await?;
+        }
         let swept = patiently(self.store.sweep()).await?;
         if swept.interrupted > 0 {
             let count = u64::try_from(swept.interrupted).unwrap_or(u64::MAX);
@@ -651,7 +663,7 @@ impl Trouble {
 async fn patiently<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     match timeout(PATIENCE, work).await {
         Ok(done) => done,
-        Err(_) => Err(Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+        Err(_) => Err(late().into()),
     }
 }
 

@@ -8,6 +8,8 @@
 //!   unanswered the while doubles, up to five minutes. What waits meanwhile keeps all of its attempts.
 //! - *paused*: a day without one success. One delivery an hour, to see, until one succeeds.
 //!
+//! After a fault of our own, nothing is sent to the callback for some seconds, in whatever state it is.
+//!
 //! No state drops anything: events are stored and deliveries queue in all of them. One success ends *open* and *paused*.
 //! The limits hold over all processes; they are in the database, and so is its clock, which is the `now` here.
 
@@ -30,6 +32,8 @@ pub const PATIENCE: Duration = Duration::from_hours(24);
 pub const PATIENCE_FAILURES: u32 = 10;
 /// How often a paused callback is tried.
 pub const PROBE_EVERY: Duration = Duration::from_hours(1);
+/// How long nothing is sent after a fault of our own; then one request, to see.
+pub const OWN_FAULT: Duration = Duration::from_secs(15);
 /// How exact `last_success_at` is kept while all is well.
 const SUCCESS_NOTED_EVERY: Duration = Duration::from_mins(1);
 
@@ -81,22 +85,24 @@ pub enum Signal {
     Unreachable,
     /// It answered, and did not want this event; or it may not be called.
     Refused,
+    /// Nothing was sent, for a fault of our own: a secret that does not open, a resolver that is away.
+    OwnFault,
 }
 
 impl Signal {
-    /// What an outcome says. Nothing when the attempt was not made.
-    pub fn of(outcome: &Outcome) -> Option<Self> {
+    /// What an outcome says.
+    pub fn of(outcome: &Outcome) -> Self {
         let (class, code) = match outcome {
-            Outcome::Delivered { .. } => return Some(Self::Success),
-            Outcome::NotAttempted { .. } => return None,
+            Outcome::Delivered { .. } => return Self::Success,
+            Outcome::NotAttempted { .. } => return Self::OwnFault,
             Outcome::Refused { class, code, .. } => (class, code),
         };
-        Some(match class {
+        match class {
             Class::Timeout => Self::Late,
             Class::Dns | Class::Connect | Class::Tls => Self::Unreachable,
             _ if matches!(code, Some(429 | 502 | 503 | 504)) => Self::Busy,
             _ => Self::Refused,
-        })
+        }
     }
 }
 
@@ -155,6 +161,12 @@ impl Health {
     pub fn after(self, signal: Signal, now: Timestamp) -> Self {
         match signal {
             Signal::Success => self.after_success(now),
+            // Nothing is learned of the callback; but a queue that cannot be sent must not be walked through at full
+            // speed, again and again.
+            Signal::OwnFault => Self {
+                closed_until: self.closed_until.max(Some(now.plus(OWN_FAULT))),
+                ..self
+            },
             _ => self.after_failure(signal, now),
         }
     }
@@ -220,6 +232,9 @@ impl Health {
             health.allowed = 1;
             health.closed_until = None;
             health.closings = 0;
+        } else if matches!(self.state, State::Active | State::Throttled) {
+            // What was closed for a fault of our own.
+            health.closed_until = None;
         }
         health
     }
@@ -308,6 +323,25 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_of_our_own_closes_for_a_moment_and_counts_for_nothing() {
+        let closed = well().after(Signal::OwnFault, START);
+        assert_eq!((closed.state, closed.failures), (State::Active, 0));
+        let open = START.plus(OWN_FAULT);
+        assert_eq!((closed.admits(START), closed.admits(open)), (0, 1));
+        let better = closed.after(Signal::Success, open);
+        assert_eq!((better.state, better.admits(open)), (State::Active, 2));
+        let refused = closed.after(Signal::Refused, open);
+        assert_eq!((refused.state, refused.admits(open)), (State::Active, MOST));
+        // A longer pause stays.
+        let gone = after(well(), &[Signal::Unreachable; 20], START);
+        let probed = gone.after(
+            Signal::Unreachable,
+            gone.closed_until.expect("it is closed"),
+        );
+        assert!(probed.after(Signal::OwnFault, START).closed_until >= probed.closed_until);
+    }
+
+    #[test]
     fn a_day_of_failures_is_too_much() {
         for signal in [Signal::Refused, Signal::Busy, Signal::Unreachable] {
             let failing = after(well(), &[signal; 4], START);
@@ -359,8 +393,8 @@ mod tests {
                     1..4 => Signal::Busy,
                     4..7 => Signal::Late,
                     7..10 => Signal::Unreachable,
-                    10 => Signal::Refused,
-                    // The process died, or our own resolver did: nothing is learned.
+                    10 => [Signal::Refused, Signal::OwnFault][chance.usize(..2)],
+                    // The process died: nothing is learned.
                     _ => continue,
                 };
                 health = health.after(signal, now);

@@ -4,11 +4,12 @@
 //! transaction that waited, `now()` is older. `make_interval(secs => $1)` is added to it everywhere; that is
 //! [`Clock::lead`], by which a test moves time, and zero otherwise.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use hyper::body::Bytes;
 use sqlx::{Postgres, Transaction};
+use tokio::time::timeout;
 
 use super::courier::Parcel;
 use super::delivery::Next;
@@ -26,6 +27,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(20);
 pub(super) const MOST_OF_A_TENANT: i64 = 32;
 /// After this many lost leases in a row, a person has to look.
 pub(super) const INTERRUPTIONS: i32 = 5;
+/// How long the statements of a turn may take.
+const WORKING: Duration = Duration::from_secs(8);
+/// How long a commit may take before nobody knows whether it happened.
+const COMMITTING: Duration = Duration::from_secs(4);
 /// Leases ended in one statement.
 const SWEEP: i64 = 1000;
 
@@ -158,10 +163,37 @@ impl Store {
         wish: usize,
         after: &str,
     ) -> Result<Turn, TurnError> {
+        let working = timeout(WORKING, self.write_and_claim(results, wish, after)).await;
+        let (transaction, mut turn) = working.map_err(|_| late())??;
+        // From here on somebody may hold these rows for us, whatever we hear of it.
+        let unsure = |error: Error, turn: &Turn| TurnError {
+            error,
+            unsure: turn.claimed.iter().map(|one| one.lease.clone()).collect(),
+        };
+        match timeout(COMMITTING, transaction.commit()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(unsure(error, &turn)),
+            Err(_) => return Err(unsure(late(), &turn)),
+        }
+        match timeout(COMMITTING, self.bodies(&mut turn.claimed)).await {
+            Ok(Ok(())) => Ok(turn),
+            Ok(Err(error)) => Err(unsure(error, &turn)),
+            Err(_) => Err(unsure(late(), &turn)),
+        }
+    }
+
+    /// Everything of a turn but its commit.
+    async fn write_and_claim(
+        &self,
+        results: &[Finished],
+        wish: usize,
+        after: &str,
+    ) -> Result<(Transaction<'static, Postgres>, Turn), Error> {
         let begin = if wish > 0 { CLAIMING } else { WRITING };
         let mut transaction = self.database.pool().begin_with(begin).await?;
         let mut turn = Turn::default();
         if !results.is_empty() {
+            lock_in_order(&mut transaction, results).await?;
             turn.written = self.write(&mut transaction, results).await?;
             let accepted: Vec<_> = results
                 .iter()
@@ -173,14 +205,35 @@ impl Store {
         if wish > 0 {
             turn.claimed = self.claim(&mut transaction, wish, after).await?;
         }
-        if let Err(error) = transaction.commit().await {
-            let claims = turn.claimed.into_iter();
-            return Err(TurnError {
-                error,
-                unsure: claims.map(|claimed| claimed.lease).collect(),
-            });
+        Ok((transaction, turn))
+    }
+
+    /// Reads what is sent. Not in the claim: whoever stops reading in the middle of a large answer must not hold the
+    /// lock that all claimers wait for.
+    async fn bodies(&self, claimed: &mut [Claimed]) -> Result<(), Error> {
+        if claimed.is_empty() {
+            return Ok(());
         }
-        Ok(turn)
+        let events: Vec<String> = claimed
+            .iter()
+            .map(|one| one.parcel.event.to_string())
+            .collect();
+        let rows = sqlx::query!(
+            r#"select id as "id: EventId", body from webhook_events where id = any($1)"#,
+            &events,
+        )
+        .fetch_all(self.database.pool())
+        .await?;
+        let bodies: HashMap<EventId, Bytes> = rows
+            .into_iter()
+            .map(|row| (row.id, Bytes::from(row.body)))
+            .collect();
+        for one in claimed {
+            // An event outlives its deliveries.
+            let body = bodies.get(&one.parcel.event).ok_or(Error::RowNotFound)?;
+            one.parcel.body = body.clone();
+        }
+        Ok(())
     }
 
     /// Writes what became of attempts, as far as the rows are still ours.
@@ -207,30 +260,27 @@ impl Store {
                 select
                     id, lease_no, counts, pause, outcome, code, excerpt,
                     statement_timestamp() + make_interval(secs => $1) as now,
-                    status
+                    status as verdict
                 from unnest($2::text[], $3::int[], $4::bool[], $5::text[], $6::float8[], $7::text[], $8::int[], $9::text[])
                     as result (id, lease_no, counts, status, pause, outcome, code, excerpt)
-            ), verdict as (
-                -- A delivery that failed is delivered all the same when another has brought the event meanwhile.
-                select result.*,
-                    case when delivery.settled_by is null then result.status else 'delivered' end as verdict
-                from result
-                join webhook_deliveries delivery on delivery.id = result.id
             )
             update webhook_deliveries delivery set
                 lease_until = null,
-                status = verdict,
+                -- A delivery that failed is delivered all the same when another has brought the event meanwhile: of the
+                -- row as it is now, which somebody may have written while this statement waited for it.
+                status = case when settled_by is null then verdict else 'delivered' end,
                 attempt_count = attempt_count + counts::int,
                 interruptions = case when counts then 0 else interruptions end,
-                next_attempt_at = case when verdict = 'pending' then now + make_interval(secs => pause) end,
-                delivered_at = case when verdict = 'delivered' then now end,
-                failed_at = case when verdict = 'failed' then now end,
+                next_attempt_at =
+                    case when settled_by is null and verdict = 'pending' then now + make_interval(secs => pause) end,
+                delivered_at = case when settled_by is not null or verdict = 'delivered' then now end,
+                failed_at = case when settled_by is null and verdict = 'failed' then now end,
                 last_outcome = outcome,
                 last_attempt_at = case when counts then now else last_attempt_at end,
                 last_response_code = case when counts then code else last_response_code end,
                 last_response_body = case when counts then excerpt else last_response_body end
-            from verdict
-            where delivery.id = verdict.id and delivery.lease_no = verdict.lease_no and delivery.lease_until is not null
+            from result
+            where delivery.id = result.id and delivery.lease_no = result.lease_no and delivery.lease_until is not null
             returning delivery.id as "id: DeliveryId"
             "#,
             self.lead(),
@@ -441,7 +491,7 @@ impl Store {
                 delivery.lease_no, delivery.requested_by is not null as "requested!",
                 extract(epoch from statement_timestamp() + make_interval(secs => $1) - delivery.next_attempt_at)::float8
                     as "waited!",
-                event.event_type, event.body, picked.settled as "settled!", picked.place as "place!"
+                event.event_type, picked.settled as "settled!", picked.place as "place!"
             "#,
             self.lead(),
             i64::try_from(wish).unwrap_or(i64::MAX),
@@ -473,7 +523,7 @@ impl Store {
                 tenant: row.tenant_id,
                 word: row.event_type,
                 url: row.callback_url,
-                body: Bytes::from(row.body),
+                body: Bytes::new(),
                 number: natural(row.attempt_count).saturating_add(1),
             },
             requested: row.requested,
@@ -617,6 +667,36 @@ impl Store {
     }
 }
 
+/// Before a redelivery that succeeded settles rows of others: everything that is written here, in one order in all
+/// processes, so that none waits for another that waits for it.
+async fn lock_in_order(
+    transaction: &mut Transaction<'static, Postgres>,
+    results: &[Finished],
+) -> Result<(), Error> {
+    let arrived = results
+        .iter()
+        .filter(|result| result.requested && result.next == Next::Delivered);
+    let events: Vec<String> = arrived.map(|result| result.event.to_string()).collect();
+    if events.is_empty() {
+        return Ok(());
+    }
+    let each = results.iter();
+    let own: Vec<String> = each.map(|r| r.lease.delivery.to_string()).collect();
+    sqlx::query!(
+        "
+        select from webhook_deliveries
+        where id = any($1) or (event_id = any($2) and status = 'pending' and requested_by is null)
+        order by id
+        for no key update
+        ",
+        &own,
+        &events,
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
 /// Where a redelivery succeeded, the event's own delivery has nothing left to do. One that is under way is let end: it
 /// is told by `settled_by` what its result means.
 async fn settle(
@@ -660,6 +740,11 @@ pub(super) async fn announce(database: &Database) -> Result<(), Error> {
         .execute(database.pool())
         .await?;
     Ok(())
+}
+
+/// The database did not answer in time.
+pub(super) fn late() -> Error {
+    Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
 fn split(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {

@@ -299,7 +299,9 @@ impl Asking<'_> {
     async fn subscription(&mut self, token: &str, is_new: bool, learned: &mut Learned) {
         let mut chain = Chain::back_from(token);
         let mut new = Vec::new();
-        if let Ok(purchase) = self.find(token).await {
+        let found = self.find(token).await;
+        let asked = found.is_err().then_some(token);
+        if let Ok(purchase) = found {
             let replaced = purchase.linked_purchase_token.clone();
             chain.follow_and_keep(token, replaced.as_deref(), &mut new);
             learned.replaced = match replaced.as_deref().filter(|replaced| *replaced != token) {
@@ -312,7 +314,7 @@ impl Asking<'_> {
             };
             learned.subscription = Some(purchase);
         }
-        self.follow(&mut chain, &mut new).await;
+        self.follow(&mut chain, &mut new, asked).await;
         self.keep(&new).await;
         learned.root = Some(chain.root().to_owned());
     }
@@ -340,8 +342,9 @@ impl Asking<'_> {
         }
     }
 
-    /// Follows a chain to its end: by what is known, and where that ends by asking Google.
-    async fn follow(&mut self, chain: &mut Chain, new: &mut Vec<Link>) {
+    /// Follows a chain to its end: by what is known, and where that ends by asking Google, but not again about the token
+    /// that Google was `asked` about in vain.
+    async fn follow(&mut self, chain: &mut Chain, new: &mut Vec<Link>, asked: Option<&str>) {
         while let Some(next) = chain.wanted().map(str::to_owned) {
             let tenant = &self.admitted.tenant;
             let known = match store::links(&self.google.database, tenant, &next, MOST_LINKS).await {
@@ -349,6 +352,9 @@ impl Asking<'_> {
                 Err(error) => return self.say_that_links_are_missing(&error),
             };
             if known.is_empty() {
+                if asked == Some(&*next) {
+                    return;
+                }
                 match self.find(&next).await {
                     Ok(purchase) => {
                         chain.follow_and_keep(

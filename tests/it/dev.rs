@@ -167,3 +167,39 @@ fn its_lines_work_as_printed() {
     assert!(shown.ends_with("signature verified"), "{shown}");
     drop(running);
 }
+
+/// Somebody's database is at work for somebody.
+#[tokio::test]
+async fn a_database_with_tenants_of_its_own_is_left_alone() {
+    let fresh = crate::world::postgres::fresh_database().await;
+    sqlx::query(
+        "insert into tenants (id, name) values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'Acme')",
+    )
+    .execute(fresh.database.pool())
+    .await
+    .expect("a tenant");
+    let folder = Folder::new();
+    let output = dev(
+        &folder,
+        &[
+            "--once",
+            "--port=0",
+            "--simulator-port=0",
+            "--callback-port=0",
+        ],
+    )
+    .env("DATABASE_URL", &fresh.url)
+    .output()
+    .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        complained.contains("has tenants of its own (1)"),
+        "{complained}"
+    );
+    let sealed: i64 = sqlx::query_scalar("select count(*) from apple_credentials")
+        .fetch_one(fresh.database.pool())
+        .await
+        .expect("it answers");
+    assert_eq!(sealed, 0);
+}

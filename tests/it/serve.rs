@@ -225,10 +225,33 @@ async fn a_wrong_encryption_key_is_seen() {
         let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
         served.ready(200).await;
     }
+    // Something to deliver, which it must not even take in hand.
+    for statement in [
+        "insert into tenants (id, name) values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'Acme')",
+        "insert into webhook_configs (tenant_id, callback_url, secret_enc)
+            values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'https://receiver.example/', '')",
+        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
+                decoded_payload, body, received_at)
+            values ('evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'apple', '1', 'test',
+                'apple.test', '{}', '{}', '{}', now())",
+        "insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+            values ('del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E',
+                'tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'https://receiver.example/')",
+    ] {
+        sqlx::query(statement)
+            .execute(database.database.pool())
+            .await
+            .expect("our own statement");
+    }
     let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(2))]);
     let body = served.ready(503).await;
     assert_eq!(body["checks"]["db"], "ok");
     assert_eq!(body["checks"]["encryption"], "fail: wrong encryption key");
+    let claims: i32 = sqlx::query_scalar("select lease_no from webhook_deliveries")
+        .fetch_one(database.database.pool())
+        .await
+        .expect("it answers");
+    assert_eq!(claims, 0);
 }
 
 #[tokio::test]

@@ -460,6 +460,7 @@ async fn what_cannot_be_meant_is_refused_without_repeating_a_secret() {
         (&format!("{HERE} --secret hush"), "32 to 512"),
         (&format!("{HERE} --secret="), "32 to 512"),
         (&format!("{HERE} --overlap soon"), "24h"),
+        (&format!("{HERE} --overlap 0s"), "retire-secret"),
         (&format!("{HERE} --overlap 91d"), "90d"),
         (&format!("{HERE} --is-active maybe"), "true"),
         ("allow 0.0.0.0/0:443", "too wide"),

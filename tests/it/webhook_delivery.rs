@@ -1161,6 +1161,95 @@ async fn work_of_another_process_begins_at_once() {
     there.close().await;
 }
 
+/// A database that comes back after longer than a lease: what was answered meanwhile counts, and is not sent again.
+#[tokio::test]
+async fn what_came_back_while_the_database_was_away_is_written() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.courier());
+    assert_eq!(dispatcher.tick().await.unwrap().begun, 1);
+    world
+        .execute("alter table webhook_deliveries rename to away")
+        .await;
+    assert!(dispatcher.settle().await.is_err());
+    world.pass(Duration::from_mins(2));
+    world
+        .execute("alter table away rename to webhook_deliveries")
+        .await;
+    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    let row = world.row().await;
+    assert_eq!((&*row.status, row.attempt_count), ("delivered", 1));
+    assert_eq!(row.interruptions, 0);
+    assert_eq!(receiver.seen().len(), 1);
+}
+
+/// However busy a dispatcher is, what somebody asked for begins.
+#[tokio::test]
+async fn a_flood_does_not_hold_up_a_redelivery() {
+    let world = World::new().await;
+    let tenants = world.tenants(2).await;
+    let (flood, quiet) = (&tenants[0], &tenants[1]);
+    world.well_known(&tenants).await;
+    let failed = world.events(quiet, 5).await;
+    world
+        .execute("update webhook_deliveries set status = 'failed'")
+        .await;
+    world.events(flood, 20_000).await;
+    let filter = Filter {
+        tenant: quiet.clone(),
+        status: Some(Status::Failed),
+        word: None,
+        since: None,
+    };
+    let request = Request {
+        by: "ada".into(),
+        reason: None,
+    };
+    let receiver = fine();
+    let stop = CancellationToken::new();
+    let dispatcher = world.dispatcher_with(receiver.courier(), 8, Wake::default());
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    receiver.has_seen(100).await;
+    world
+        .redeliveries()
+        .of_all(&filter, &request)
+        .await
+        .unwrap();
+    while !failed
+        .iter()
+        .all(|event| receiver.times().contains_key(event))
+    {
+        receiver.arrived.notified().await;
+    }
+    assert!(receiver.seen().len() < 15_000, "{}", receiver.seen().len());
+    stop.cancel();
+    running.await.unwrap();
+}
+
+/// A queue that cannot be sent is not walked through at full speed.
+#[tokio::test]
+async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
+    let world = World::new().await;
+    let tenants = world.tenants(1).await;
+    world.well_known(&tenants).await;
+    world.events(&tenants[0], 100).await;
+    let broken = Receiver::answering(|_| Outcome::NotAttempted {
+        class: Class::Unsigned,
+        detail: "a secret does not open".to_owned(),
+    });
+    let mut dispatcher = world.dispatcher(broken.courier());
+    assert_eq!(dispatcher.drain().await.unwrap(), 8);
+    world.pass(Duration::from_secs(16));
+    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(world.health(&tenants[0]).await.0, "active");
+    // Mended, it goes on at once.
+    world.pass(Duration::from_secs(31));
+    let mut mended = world.dispatcher(fine().courier());
+    assert_eq!(mended.drain().await.unwrap(), 100);
+}
+
 /// A retry begins when it is due, not when the next look would be.
 #[tokio::test]
 async fn a_running_dispatcher_wakes_up_for_what_is_due() {

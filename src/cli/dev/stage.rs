@@ -18,8 +18,9 @@ use crate::apple::account::{Credentials, EnvironmentChoice, SigningKey};
 use crate::clock::Clock;
 use crate::config::settings::{Log, LogFormat};
 use crate::config::{Raw, Settings};
-use crate::db::Database;
+use crate::credentials::canary;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
+use crate::db::{Database, is_missing_table};
 use crate::deliveries::endpoint::{self, SigningSecret};
 use crate::google::account::ServiceAccount;
 use crate::id::TenantId;
@@ -96,7 +97,9 @@ impl Stage {
         let given_url =
             context.variable("DATABASE_URL").is_some() || context.database_url().is_some();
         let (private, database) = if given_url {
-            (None, context.database().await?)
+            let database = context.database().await?;
+            refuse_strangers(&folder, &database).await?;
+            (None, database)
         } else {
             let private = Embedded::start(options).await.map_err(refused)?;
             let database = Database::open(&private.connect_settings());
@@ -107,6 +110,9 @@ impl Stage {
         let simulator =
             start_simulator(args.simulator_port, &folder, &context.clock, &mut remarks).await?;
         let settings = settings(&folder, &simulator, context)?;
+        canary::check(&database, &settings.keyring)
+            .await
+            .map_err(refused)?;
         let demo = demo_tenant(&folder, &database, &settings, &simulator, context).await?;
         let callback = set_callback(callback, &demo, &database, &settings).await?;
         let (transaction, subscription) = purchases(&simulator, &context.clock)?;
@@ -335,6 +341,33 @@ fn settings(folder: &Path, simulator: &Simulator, context: &Context) -> Result<S
     Settings::parse(&Raw::new(given, &lookup)).map_err(Failure::settings)
 }
 
+/// A database with tenants and without ours is at work for somebody: nothing may be delivered from it, let alone with
+/// private callbacks allowed.
+async fn refuse_strangers(folder: &Path, database: &Database) -> Result<(), Failure> {
+    let tenants = match store::list_tenants(database).await {
+        Err(error) if is_missing_table(&error) => return Ok(()),
+        tenants => tenants?,
+    };
+    let ours = kept_demo(folder).map(|demo| demo.tenant);
+    if tenants.is_empty()
+        || tenants
+            .iter()
+            .any(|tenant| Some(&tenant.id) == ours.as_ref())
+    {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "the database of DATABASE_URL has tenants of its own ({}), whose events this would deliver. Leave DATABASE_URL out to use a private Postgres, or name an empty database",
+        tenants.len()
+    )))
+}
+
+/// What an earlier run kept.
+fn kept_demo(folder: &Path) -> Option<Demo> {
+    let bytes = fs::read(folder.join("demo.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
 /// The demo tenant with its key and credentials: the one of an earlier run when it is still there.
 async fn demo_tenant(
     folder: &Path,
@@ -344,9 +377,7 @@ async fn demo_tenant(
     context: &Context,
 ) -> Result<Demo, Failure> {
     let path = folder.join("demo.json");
-    let kept = fs::read(&path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Demo>(&bytes).ok());
+    let kept = kept_demo(folder);
     let known = match &kept {
         Some(demo) => store::find_tenant(database, &demo.tenant)
             .await?

@@ -487,15 +487,21 @@ async fn rotate(
     let revived: Vec<i32> = revived.iter().map(|previous| previous.number).collect();
     let rotated = sqlx::query!(
         r#"
-        with gone as (
+        with current as materialized (
+            -- Locked, and looked at as it is then: whoever was second changes nothing at all.
+            select tenant_id, secret_number, secret_created_at
+              from webhook_configs
+             where tenant_id = $1 and secret_number = $6
+               for no key update
+        ), gone as (
             delete from webhook_previous_secrets
-             where tenant_id = $1
+             where tenant_id = (select tenant_id from current)
                and (number = any($2) or expires_at <= now() + make_interval(secs => $3))
         ), kept as (
             insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
             select tenant_id, secret_number, $4, secret_created_at, now() + make_interval(secs => $3 + $5)
-              from webhook_configs
-             where tenant_id = $1 and secret_number = $6 and $7
+              from current
+             where $7
         )
         update webhook_configs
            set secret_enc = $8,
@@ -504,7 +510,7 @@ async fn rotate(
                callback_url = coalesce($9, callback_url),
                is_active = coalesce($10, is_active),
                updated_at = now()
-         where tenant_id = $1 and secret_number = $6
+         where tenant_id = (select tenant_id from current)
         "#,
         tenant.as_str(),
         &revived,

@@ -56,9 +56,9 @@ const IPV4: &[([u8; 4], u32, Kind)] = &[
 
 /// Likewise. What is not found is public inside `2000::/3` and refused outside it.
 const IPV6: &[([u16; 8], u32, Kind)] = &[
-    // Amazon's and Google's.
-    ([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254], 128, METADATA),
-    ([0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254], 128, METADATA),
+    // Amazon's, which has more than one there, and Google's.
+    ([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0], 32, METADATA),
+    ([0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0], 32, METADATA),
     ([0, 0, 0, 0, 0, 0, 0, 1], 128, LOOPBACK),
     ([0, 0, 0, 0, 0, 0, 0, 0], 128, NOBODY),
     ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, LINK_LOCAL),
@@ -221,6 +221,7 @@ mod tests {
             "2600::200:5efe:169.254.169.254",
             "2001:0:7f00:1::",
             "fd00:ec2::254",
+            "fd00:ec2::23",
             "fd20:ce::254",
         ] {
             assert_ne!(of(refused), Kind::Public, "{refused}");
@@ -250,6 +251,7 @@ mod tests {
             "192.0.0.192",
             "168.63.129.16",
             "fd00:ec2::254",
+            "fd00:ec2::23",
             "fd20:ce::254",
             "fe80::a9fe:a9fe",
             "::ffff:169.254.169.254",
