@@ -127,6 +127,12 @@ pub async fn events(
                 where delivery.event_id = event.id
           ) standing
          where event.tenant_id = $1 and ($2::text is null or standing.status = $2)
+           and ($2::text is null or $2 = 'delivered' or event.id in (
+                    -- Few, and found by an index: most of a history is not looked at.
+                    select unfinished.event_id
+                      from webhook_deliveries unfinished
+                     where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
+               ))
          order by event.received_at desc, event.id desc
          limit $3
         "#,
@@ -223,6 +229,7 @@ pub async fn callback(
                select count(*) as pending, count(delivery.parked_at) as parked, min(delivery.created_at) as oldest
                  from webhook_deliveries delivery
                 where delivery.tenant_id = config.tenant_id and delivery.status = 'pending'
+                  and delivery.status <> 'delivered'
           ) waiting
          where config.tenant_id = $1
         "#,
