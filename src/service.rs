@@ -25,7 +25,7 @@ use crate::db::changes::Changes;
 use crate::db::{Database, SchemaState, Unreachable};
 use crate::deliveries::guard::Guard;
 use crate::deliveries::{
-    Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, post,
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, hold, post,
 };
 use crate::events::{Received, Record};
 use crate::google::trust::Keys;
@@ -36,7 +36,7 @@ use crate::http::outbound::{self, Upstream};
 use crate::http::traffic::Traffic;
 use crate::jobs::{Jobs, Tools};
 use crate::metrics::Registry;
-use crate::replicas::Presence;
+use crate::replicas::{Presence, host};
 use crate::server::listen::{BODY_TIMEOUT, Manners};
 use crate::server::{self, Running, scrape};
 use crate::statistics::Statistics;
@@ -216,12 +216,14 @@ impl Service {
             metrics,
             jobs,
             prepared,
+            webhooks,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
         tasks.spawn(async move { changes.run(ear).await });
         tasks.spawn(async move { callers.run(pen).await });
-        tasks.spawn(async move { wake.run(&database, voice).await });
+        let teller = database.clone();
+        tasks.spawn(async move { wake.run(&teller, voice).await });
         tasks.spawn(async move { verifications.run(log).await });
         let statistics = metrics.statistics.clone();
         let mut metrics_address = None;
@@ -235,18 +237,20 @@ impl Service {
         tasks.spawn(presence.run(stop.clone()));
         tasks.close();
         let deliveries = TaskTracker::new();
-        if let Some(dispatcher) = dispatcher {
-            let (stop, prepared) = (delivering.clone(), prepared.clone());
-            deliveries.spawn(async move {
-                if stop
-                    .run_until_cancelled(prepared.cancelled())
-                    .await
-                    .is_some()
-                {
-                    dispatcher.run(stop).await;
-                }
-            });
-        }
+        let holding = webhooks.hold.then(|| database.clone());
+        let (stop_delivering, ready) = (delivering.clone(), prepared.clone());
+        deliveries.spawn(async move {
+            let ready = ready.cancelled();
+            if stop_delivering.run_until_cancelled(ready).await.is_none() {
+                return;
+            }
+            if let Some(database) = holding {
+                hold::insist(&database, &host(), &stop_delivering).await;
+            }
+            if let Some(dispatcher) = dispatcher {
+                dispatcher.run(stop_delivering).await;
+            }
+        });
         // They begin nothing new, and end, when deliveries do.
         if let Some(jobs) = jobs {
             let stop = delivering.clone();

@@ -9,8 +9,8 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, completions, dev, encryption, google, health, inspect, jobs, key, migrate, prune,
-    serve, simulator, spelling, tenant, verify, webhook,
+    apple, audit, completions, deliveries, dev, encryption, google, health, inspect, jobs, key,
+    migrate, prune, serve, simulator, spelling, tenant, verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -69,6 +69,9 @@ enum Command {
     /// Where a tenant's events are sent
     #[command(subcommand)]
     Webhook(webhook::Command),
+    /// Whether anything is sent to callbacks at all
+    #[command(subcommand)]
+    Deliveries(deliveries::Command),
     /// What was asked, and what operators changed
     #[command(subcommand)]
     Audit(audit::Command),
@@ -155,6 +158,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Apple(command) => apple::run(command, context).await,
         Command::Google(command) => google::run(command, context).await,
         Command::Webhook(command) => webhook::run(command, context).await,
+        Command::Deliveries(command) => deliveries::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
         Command::Verify(command) => verify::run(command, context).await,
         Command::Inspect(args) => inspect::run(args, context),

@@ -18,6 +18,7 @@
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`encryption`]: what they are sealed with
 //! - [`jobs`], [`prune`]: what runs periodically
+//! - [`deliveries`]: whether anything is sent
 //! - [`audit`]: what was asked
 
 pub mod apple;
@@ -25,6 +26,7 @@ pub mod audit;
 pub mod command;
 pub mod completions;
 pub mod context;
+pub mod deliveries;
 pub mod dev;
 pub mod duration;
 pub mod encryption;

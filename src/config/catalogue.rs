@@ -181,6 +181,12 @@ pub const SETTINGS: &[Setting] = &[
         "webhook-dispatcher-disabled",
         "This process only receives; another one delivers",
     ),
+    switch(
+        "ATTESTO_HOLD_DELIVERIES",
+        "hold-deliveries",
+        "Before anything is sent, hold deliveries in all processes until `attesto deliveries release`: for a system that \
+         was restored",
+    ),
     plain(
         "WEBHOOK_DISPATCH_CONCURRENCY",
         "webhook-dispatch-concurrency",

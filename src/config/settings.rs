@@ -120,6 +120,8 @@ pub struct RateLimit {
 pub struct Webhooks {
     /// Not `WEBHOOK_DISPATCHER_DISABLED`: whether this process delivers.
     pub dispatch: bool,
+    /// `ATTESTO_HOLD_DELIVERIES`: nothing is sent before somebody releases it.
+    pub hold: bool,
     /// `WEBHOOK_DISPATCH_CONCURRENCY`
     pub concurrency: usize,
     /// `WEBHOOK_DISPATCH_INTERVAL_SECONDS`
@@ -552,6 +554,7 @@ impl Reader<'_> {
     fn webhooks(&mut self, mode: Mode) -> Webhooks {
         let webhooks = Webhooks {
             dispatch: !self.switch("WEBHOOK_DISPATCHER_DISABLED"),
+            hold: self.switch("ATTESTO_HOLD_DELIVERIES"),
             concurrency: self.number("WEBHOOK_DISPATCH_CONCURRENCY", 1..=1024),
             interval: self.seconds("WEBHOOK_DISPATCH_INTERVAL_SECONDS", 1..=3600),
             timeout: self.seconds("WEBHOOK_TIMEOUT_SECONDS", 1..=120),

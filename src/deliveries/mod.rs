@@ -20,6 +20,7 @@
 //! - [`sender`]: one request to one callback
 //! - [`outcome`]: how that went
 //! - [`history`]: what was received, and what became of it
+//! - [`hold`]: nothing is sent until somebody says so
 //! - [`stock`]: what waits, and how the callbacks are
 
 pub mod courier;
@@ -29,6 +30,7 @@ pub mod endpoint;
 pub mod guard;
 pub mod health;
 pub mod history;
+pub mod hold;
 pub mod outcome;
 pub mod post;
 pub mod redelivery;

@@ -448,8 +448,9 @@ impl Store {
                 left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
-                where health.closed_until is null
-                    or health.closed_until <= statement_timestamp() + make_interval(secs => $1)
+                where (health.closed_until is null
+                        or health.closed_until <= statement_timestamp() + make_interval(secs => $1))
+                    and not exists (select from delivery_holds where released_at is null)
             ), candidate as (
                 select due.id, open.tenant_id, open.settled,
                     open.under_way_of_tenant + row_number() over (
@@ -564,7 +565,8 @@ impl Store {
                         order by delivery.next_attempt_at
                         limit 1
                     ) first
-                    where coalesce(of_tenant.requests, 0) < $2
+                    where not exists (select from delivery_holds where released_at is null)
+                        and coalesce(of_tenant.requests, 0) < $2
                         and coalesce(busy.requests, 0)
                             < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
                 ) as due,

@@ -25,6 +25,7 @@ mod google_credentials;
 mod google_notifications;
 mod google_verify;
 mod health_command;
+mod hold;
 mod jobs;
 mod metrics;
 mod migrations;

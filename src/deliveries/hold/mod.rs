@@ -1,0 +1,14 @@
+//! Nothing is sent until somebody says so: for a system that was restored, whose receivers already have what it would
+//! send again.
+//!
+//! Promises: the hold is in the database, so every process that delivers obeys it and no restart forgets it; when
+//! [`store::hold`] returns, no delivery is begun any more; what arrives meanwhile is stored and waits.
+//!
+//! - [`store`]: held, released, and how much waits
+//! - [`insist`]: held before anything is sent, however long the database takes to come
+
+pub mod insist;
+pub mod store;
+
+pub use insist::insist;
+pub use store::{Hold, Waiting};

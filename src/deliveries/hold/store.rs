@@ -1,0 +1,111 @@
+//! The hold's rows.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::deliveries::store::announce;
+
+/// Deliveries are held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Since when.
+    pub held_at: Timestamp,
+    /// The machine that asked for it.
+    pub held_by: String,
+}
+
+/// What waits to be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// At once, as soon as callbacks take it. What was under way when a backup was made counts as well.
+    pub due: i64,
+    /// At its time: deliveries that are tried again later.
+    pub later: i64,
+    /// Not at all before somebody acts: the tenant or its callback is switched off, or the delivery was set aside for a
+    /// person.
+    pub kept_back: i64,
+}
+
+/// Holds deliveries. `false`: they were held already. Waits until whoever is choosing what to send has chosen: when this
+/// returns, nobody begins a delivery any more.
+pub async fn hold(database: &Database, host: &str) -> Result<bool, Error> {
+    // The same number as in the dispatcher's claim.
+    let mut transaction = database
+        .pool()
+        .begin_with("begin; select pg_advisory_xact_lock(7233186720511)")
+        .await?;
+    let held = sqlx::query!(
+        "insert into delivery_holds (held_by) values ($1) on conflict do nothing",
+        host
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(held.rows_affected() > 0)
+}
+
+/// Ends the hold, and tells every process that there is work. `None`: nothing was held.
+pub async fn release(database: &Database, host: &str) -> Result<Option<Hold>, Error> {
+    let released = sqlx::query!(
+        "
+        update delivery_holds set released_at = now(), released_by = $1
+        where released_at is null
+        returning held_at, held_by
+        ",
+        host
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    if released.is_some() {
+        announce(database).await?;
+    }
+    Ok(released.map(|row| Hold {
+        held_at: row.held_at.into(),
+        held_by: row.held_by,
+    }))
+}
+
+/// The hold, while there is one.
+pub async fn standing(database: &Database) -> Result<Option<Hold>, Error> {
+    let row = sqlx::query!("select held_at, held_by from delivery_holds where released_at is null")
+        .fetch_optional(database.pool())
+        .await?;
+    Ok(row.map(|row| Hold {
+        held_at: row.held_at.into(),
+        held_by: row.held_by,
+    }))
+}
+
+/// What would be sent. Reads every delivery that has not ended.
+pub async fn waiting(database: &Database, lead: Duration) -> Result<Waiting, Error> {
+    let row = sqlx::query!(
+        r#"
+        select
+            count(*) filter (where sendable and is_due) as "due!",
+            count(*) filter (where sendable and not is_due) as "later!",
+            count(*) filter (where not sendable) as "kept_back!"
+        from (
+            select
+                delivery.parked_at is null and tenant.is_active and coalesce(config.is_active, false) as sendable,
+                delivery.lease_until is not null
+                    or delivery.next_attempt_at <= statement_timestamp() + make_interval(secs => $1) as is_due
+            from webhook_deliveries delivery
+            join tenants tenant on tenant.id = delivery.tenant_id
+            left join webhook_configs config on config.tenant_id = delivery.tenant_id
+            where delivery.status = 'pending'
+        ) waiting
+        "#,
+        lead.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(Waiting {
+        due: row.due,
+        later: row.later,
+        kept_back: row.kept_back,
+    })
+}

@@ -1,0 +1,173 @@
+//! Nothing is sent until somebody says so.
+
+use std::time::{Duration, Instant};
+
+use attesto::deliveries::endpoint::SigningSecret;
+use attesto::deliveries::endpoint::store::{self, Change};
+use attesto::deliveries::guard::Guard;
+use attesto::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
+use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::id::TenantId;
+use serde_json::value::RawValue;
+
+use crate::world::attesto::World;
+use crate::world::receiver::Receiver;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Events of a tenant, each to be delivered at once.
+async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
+    let raw = || RawValue::from_string("{}".into()).unwrap();
+    let record = Record::new(world.database(), &world.clock, || {});
+    for name in names {
+        let event = NewEvent {
+            tenant: tenant.clone(),
+            source: Source::Google,
+            external_id: (*name).to_owned(),
+            word: Word::Test,
+            reason: None,
+            platform_event: "google.test".into(),
+            occurred_at: None,
+            environment: None,
+            subject: None,
+            app_user_id: None,
+            data: raw(),
+            raw: raw(),
+        };
+        record.store(&event).await.unwrap();
+    }
+}
+
+async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
+    let secret = SigningSecret::parse(&"x".repeat(40)).unwrap();
+    let change = Change {
+        callback_url: Some(url),
+        secret: Some(&secret),
+        is_active: None,
+        overlap: Duration::from_hours(24),
+    };
+    store::change(
+        world.database(),
+        world.keyring(),
+        tenant,
+        &change,
+        Duration::ZERO,
+    )
+    .await
+    .unwrap();
+}
+
+/// A process that delivers, as another replica would.
+fn dispatcher(world: &World) -> Dispatcher {
+    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let sender = Sender::new(settings, &world.clock).unwrap();
+    let courier = post::courier(sender, world.database(), world.keyring(), &world.clock);
+    let settings = DispatcherSettings {
+        concurrency: 8,
+        interval: Duration::from_secs(10),
+        max_retries: 5,
+        grace: Duration::ZERO,
+    };
+    Dispatcher::new(
+        world.database(),
+        &world.clock,
+        courier,
+        Wake::default(),
+        settings,
+    )
+}
+
+#[tokio::test]
+async fn what_is_held_is_sent_by_nobody_until_it_is_released() {
+    let world = World::with(&[
+        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
+        ("ATTESTO_HOLD_DELIVERIES", "true"),
+    ])
+    .await;
+    let receiver = Receiver::answering(OK).await;
+    let tenant = world.stranger().await.id;
+    set_callback(&world, &tenant, &receiver.url()).await;
+    let shell = world.shell();
+    let status = || shell.rows(&["deliveries", "status"]).remove(0);
+    let begun = Instant::now();
+    while status()["held"] != true {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", status());
+    }
+    events(&world, &tenant, &["1", "2", "3"]).await;
+    let shown = status();
+    assert_eq!((&shown["due"], &shown["later"]), (&3.into(), &0.into()));
+    assert_eq!(shown["heldBy"], attesto::replicas::host());
+    assert!(shown["heldAt"].is_string());
+
+    // Another process, which was not told anything, finds nothing to do.
+    assert_eq!(dispatcher(&world).drain().await.unwrap(), 0);
+    let again = shell.run(&["deliveries", "hold"]);
+    assert_eq!((again.exit, again.said.as_str()), (1, ""));
+    assert!(again.complained.contains("held already"));
+    assert_eq!(receiver.connections(), 0);
+
+    let released = shell.rows(&["deliveries", "release"]).remove(0);
+    assert_eq!(
+        (&released["held"], &released["due"]),
+        (&false.into(), &3.into())
+    );
+    // It hears of it, and needs no restart.
+    receiver.until(3).await;
+    let twice = shell.run(&["deliveries", "release"]);
+    assert_eq!(twice.exit, 1);
+    assert!(
+        twice.complained.contains("not held"),
+        "{}",
+        twice.complained
+    );
+}
+
+#[tokio::test]
+async fn what_would_be_sent_is_counted_as_it_would_be() {
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+    let receiver = Receiver::answering(OK).await;
+    let (tenant, asleep) = (world.stranger().await.id, world.stranger().await.id);
+    for id in [&tenant, &asleep] {
+        set_callback(&world, id, &receiver.url()).await;
+    }
+    events(
+        &world,
+        &tenant,
+        &["due", "under way", "later", "parked", "over"],
+    )
+    .await;
+    events(&world, &asleep, &["1", "2"]).await;
+    let shell = world.shell();
+    shell.rows(&["tenant", "deactivate", asleep.as_str()]);
+    for (name, change) in [
+        ("under way", "lease_until = now() - interval '1 second'"),
+        ("later", "next_attempt_at = now() + interval '1 hour'"),
+        ("parked", "parked_at = now()"),
+        (
+            "over",
+            "status = 'delivered', delivered_at = now(), next_attempt_at = null",
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "update webhook_deliveries set {change}
+              where event_id = (select id from webhook_events where external_id = '{name}')"
+        )))
+        .execute(world.database().pool())
+        .await
+        .unwrap();
+    }
+    let shown = shell.rows(&["deliveries", "hold"]).remove(0);
+    let numbers = ["due", "later", "keptBack"].map(|name| shown[name].as_i64().unwrap());
+    assert_eq!(numbers, [2, 1, 3], "{shown}");
+    shell.rows(&["deliveries", "release"]);
+    assert_eq!(dispatcher(&world).drain().await.unwrap(), 2);
+
+    // Every hold and release is on record.
+    let noted: Vec<String> = sqlx::query_scalar(
+        "select action from operator_audit where object = 'delivery_holds' order by seq",
+    )
+    .fetch_all(world.database().pool())
+    .await
+    .unwrap();
+    assert_eq!(noted, ["insert", "update"]);
+}
