@@ -59,8 +59,8 @@ impl Guard {
         }
     }
 
-    /// Refuses these too, whatever was opened: our own listeners, the database. An unspecified address means every
-    /// address of this machine's own.
+    /// Refuses these too, whatever was opened: our own listeners, the database. An unspecified address means those by
+    /// which only this machine reaches itself; its others are judged like anybody's.
     #[must_use]
     pub fn and_never(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         let known = self.off_limits.iter().copied();
