@@ -21,7 +21,7 @@ use crate::deliveries::guard::{
 use crate::deliveries::history;
 use crate::deliveries::redelivery::{self, Filter, Redeliveries, Refused, Request, Status};
 use crate::deliveries::{Attempt, Outcome, Sender, SenderSettings};
-use crate::id::{DeliveryId, EventId, TenantId};
+use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::tenants;
 
 /// The database's clock is the clock: an administrator does not live ahead of it.
@@ -80,6 +80,11 @@ pub enum Command {
     VerifySignature(verify_signature::Args),
     /// Deliver one event again, or all that a filter finds
     Redeliver(Redeliver),
+    /// Stop a redelivery of many: what it has not reached stays as it is
+    StopRedelivery {
+        /// Which: `red_…`, as `webhook redeliver` printed it
+        redelivery: RedeliveryId,
+    },
     /// List a tenant's events, newest first
     ListEvents(Listing),
     /// List a tenant's deliveries, newest first
@@ -164,6 +169,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Ping { tenant } => ping(&tenant, context).await,
         Command::VerifySignature(arguments) => verify_signature::run(arguments, context),
         Command::Redeliver(arguments) => redeliver(arguments, context).await,
+        Command::StopRedelivery { redelivery } => stop_redelivery(&redelivery, context).await,
         Command::ListEvents(listing) => list_events(&listing, context).await,
         Command::ListDeliveries(listing) => list_deliveries(&listing, context).await,
     }
@@ -567,6 +573,22 @@ async fn redeliver(arguments: Redeliver, context: &Context) -> Result<(), Failur
     );
     output.sentence(&result, &prose)?;
     Ok(())
+}
+
+async fn stop_redelivery(id: &RedeliveryId, context: &Context) -> Result<(), Failure> {
+    let database = context.database().await?;
+    let redeliveries = Redeliveries::new(&database, &context.clock);
+    match redeliveries.stop(id).await? {
+        Some(enqueued) => {
+            let result = json!({ "redeliveryId": id, "enqueued": enqueued, "stopped": true });
+            let prose = format!("{id} is stopped; {enqueued} events had been enqueued by then.");
+            context.output.sentence(&result, &prose)?;
+            Ok(())
+        }
+        None => Err(Failure::refused(format!(
+            "there is no redelivery {id} that is still going on."
+        ))),
+    }
 }
 
 async fn list_events(listing: &Listing, context: &Context) -> Result<(), Failure> {

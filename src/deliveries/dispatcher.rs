@@ -321,7 +321,7 @@ impl Dispatcher {
     /// and claims. For tests, which move time themselves.
     pub async fn tick(&mut self) -> Result<Round, Error> {
         self.sweep().await?;
-        while self.redeliveries.work().await?.enqueued > 0 {}
+        while self.redeliveries.work().await?.worked {}
         self.turn(true).await
     }
 

@@ -699,13 +699,13 @@ async fn events_are_delivered_again_when_somebody_asks() {
     let desk = Desk::open().await;
     desk.answer(&["set-config", "--callback-url", CALLBACK]);
     desk.receive_three().await;
-    let redeliver = |words: &[&str]| {
+    let run = |what: &str, words: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
         let output = command
             .env_clear()
             .env("DATABASE_URL", &desk.fresh.url)
             .env("USER", "anna")
-            .args(["webhook", "redeliver"])
+            .args(["webhook", what])
             .args(words)
             .output()
             .unwrap();
@@ -713,6 +713,7 @@ async fn events_are_delivered_again_when_somebody_asks() {
         let said: Value = serde_json::from_str(&said).unwrap_or_default();
         (output.status.code().unwrap(), said)
     };
+    let redeliver = |words: &[&str]| run("redeliver", words);
     let event = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D33";
     let (exit, would) = redeliver(&[event, "--dry-run"]);
     assert_eq!((exit, &would["count"]), (0, &json!(1)));
@@ -756,6 +757,10 @@ async fn events_are_delivered_again_when_somebody_asks() {
     assert_eq!((exit, &done["count"]), (0, &json!(1)));
     assert!(done["redeliveryId"].is_string());
     assert_eq!(desk.count("webhook_redeliveries").await, 1);
+    let id = done["redeliveryId"].as_str().unwrap();
+    let (exit, stopped) = run("stop-redelivery", &[id]);
+    assert_eq!((exit, &stopped["enqueued"]), (0, &json!(0)));
+    assert_eq!(run("stop-redelivery", &[id]).0, 1, "it is over");
 
     let unknown = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
     let nobody = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";

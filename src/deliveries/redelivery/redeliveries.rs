@@ -78,6 +78,11 @@ impl Redeliveries {
         Ok(id)
     }
 
+    /// Ends a request that is still being worked off. How many events it had enqueued; `None` when there is none such.
+    pub async fn stop(&self, id: &RedeliveryId) -> Result<Option<i32>, Error> {
+        store::stop(&self.database, id, self.clock.lead()).await
+    }
+
     /// Enqueues the next few events of the request that has waited longest, if it is time.
     pub async fn work(&self) -> Result<Batch, Error> {
         let ids: Vec<_> = (0..BATCH)

@@ -90,6 +90,24 @@ pub(super) async fn find(
     })
 }
 
+pub(super) async fn stop(
+    database: &Database,
+    id: &RedeliveryId,
+    lead: Duration,
+) -> Result<Option<i32>, Error> {
+    sqlx::query_scalar!(
+        "
+        update webhook_redeliveries set finished_at = statement_timestamp() + make_interval(secs => $2)
+        where id = $1 and finished_at is null
+        returning enqueued
+        ",
+        id.as_str(),
+        lead.as_secs_f64(),
+    )
+    .fetch_optional(database.pool())
+    .await
+}
+
 pub(super) async fn insert(
     database: &Database,
     id: &RedeliveryId,
