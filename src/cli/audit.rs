@@ -24,7 +24,7 @@ pub enum Command {
     Operators(Operators),
     /// Follow the chain of what operators changed, and find the first link that does not hold
     Verify {
-        /// A row that must be in it, as an earlier run printed it: <seq>:<hash>. Without one, newest rows that were taken
+        /// A row that must be in it, as an earlier run printed it: `SEQ:HASH`. Without one, newest rows that were taken
         /// away are not missed
         #[arg(long, value_name = "SEQ:HASH", value_parser = head)]
         expect: Option<Head>,
