@@ -5,7 +5,7 @@
 //! [`store::hold`] returns, no delivery is begun any more; what arrives meanwhile is stored and waits.
 //!
 //! - [`store`]: held, released, and how much waits
-//! - [`insist`]: held before anything is sent, however long the database takes to come
+//! - [`mod@insist`]: held before anything is sent, however long the database takes to come
 
 pub mod insist;
 pub mod store;
