@@ -14,6 +14,7 @@
 //! - [`notifications`]: the other: something happened
 //! - [`inspection`]: a signed thing taken apart for a person
 //! - [`test_notification`]: and a third, for an operator: does that arrive here
+//! - [`trial`]: and a fourth, for the same: would Apple take these credentials
 //! - [`mod@routes`]: the first two over HTTP
 
 pub mod account;
@@ -26,6 +27,7 @@ pub mod routes;
 pub mod store;
 pub mod test_notification;
 pub mod translate;
+pub mod trial;
 pub mod trust;
 pub mod verify;
 

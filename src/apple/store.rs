@@ -1,10 +1,13 @@
 //! A tenant's Apple credentials in the database: the private key's file sealed, the rest in the open.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::account::{Credentials, EnvironmentChoice, MalformedKey, SigningKey};
 use crate::clock::Timestamp;
-use crate::credentials::sealed::APPLE_PRIVATE_KEY;
+use crate::credentials::grace::{Before, GRACE, MOST_ROUNDS, NoWayBack, Previous};
+use crate::credentials::sealed::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, OpenError};
 use crate::db::{self, Database};
@@ -64,6 +67,8 @@ pub struct Summary {
     pub key_fingerprint: String,
     /// When they were last set.
     pub updated_at: Timestamp,
+    /// Those before them, while one can go back.
+    pub previous: Option<Previous>,
 }
 
 /// What is set.
@@ -80,6 +85,9 @@ pub enum PutError {
     /// There is no tenant of this id.
     #[error("there is no tenant {0}")]
     UnknownTenant(TenantId),
+    /// Somebody else changes them, again and again.
+    #[error("somebody else is changing the Apple credentials of {0} at the same time: try again")]
+    Contended(TenantId),
     /// The database did not take them.
     #[error(transparent)]
     Database(#[from] db::Error),
@@ -130,8 +138,15 @@ pub async fn describe(
     tenant: &TenantId,
 ) -> Result<Option<Summary>, db::Error> {
     let row = sqlx::query!(
-        "select bundle_id, key_id, issuer_id, environment, app_apple_id, key_fingerprint, updated_at \
-           from apple_credentials where tenant_id = $1",
+        r#"
+        select stored.bundle_id, stored.key_id, stored.issuer_id, stored.environment, stored.app_apple_id,
+               stored.key_fingerprint, stored.updated_at, previous.key_fingerprint as "previous_fingerprint?",
+               previous.replaced_at as "replaced_at?", previous.expires_at as "expires_at?"
+          from apple_credentials stored
+          left join apple_previous_credentials previous
+            on previous.tenant_id = stored.tenant_id and previous.expires_at > now()
+         where stored.tenant_id = $1
+        "#,
         tenant.as_str()
     )
     .fetch_optional(database.pool())
@@ -146,36 +161,100 @@ pub async fn describe(
         has_private_key: true,
         key_fingerprint: row.key_fingerprint,
         updated_at: row.updated_at.into(),
+        previous: Previous::of(row.previous_fingerprint, row.replaced_at, row.expires_at),
     }))
 }
 
-/// Stores credentials in place of those there were, every field of them. Setting the same twice is the same as once.
+/// Stores credentials in place of those there were, every field of them, and keeps those for [`GRACE`]. Setting the same
+/// twice is the same as once.
 pub async fn put(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewCredentials<'_>,
 ) -> Result<(), PutError> {
-    let sealed = keyring.seal(APPLE_PRIVATE_KEY.of(tenant.as_str()), new.file);
+    replace(database, keyring, tenant, new, GRACE)
+        .await
+        .map(drop)
+}
+
+/// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
+pub async fn replace(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+    grace: Duration,
+) -> Result<Before, PutError> {
+    for _ in 0..MOST_ROUNDS {
+        let stored = sqlx::query!(
+            "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
+               from apple_credentials where tenant_id = $1",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?;
+        let Some(stored) = stored else {
+            if insert(database, keyring, tenant, new).await? {
+                return Ok(Before::None);
+            }
+            continue;
+        };
+        let credentials = new.credentials;
+        let is_same = stored.bundle_id == credentials.bundle_id
+            && stored.key_id == credentials.key_id
+            && stored.issuer_id == credentials.issuer_id
+            && stored.key_fingerprint == credentials.key.fingerprint()
+            && stored.environment == credentials.environment.as_str()
+            && stored.app_apple_id == credentials.app_apple_id;
+        let (before, kept) = if is_same {
+            (Before::Same, None)
+        } else if grace.is_zero() {
+            (Before::Dropped, None)
+        } else {
+            let place = APPLE_PRIVATE_KEY.of(tenant.as_str());
+            match keyring.open(place, &stored.private_key_enc) {
+                Ok(file) => {
+                    let there = APPLE_PREVIOUS_KEY.of(tenant.as_str());
+                    (
+                        Before::Kept,
+                        Some(keyring.seal(there, file.expose_secret())),
+                    )
+                }
+                Err(cause) => (Before::Unopened(cause), None),
+            }
+        };
+        let update = Update {
+            was: &stored.private_key_enc,
+            before: &before,
+            kept: kept.as_deref(),
+            grace,
+        };
+        if self::update(database, keyring, tenant, new, &update).await? {
+            return Ok(before);
+        }
+    }
+    Err(PutError::Contended(tenant.clone()))
+}
+
+/// Whether nobody was first.
+async fn insert(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+) -> Result<bool, PutError> {
     let credentials = new.credentials;
-    sqlx::query!(
+    let inserted = sqlx::query!(
         "insert into apple_credentials \
                 (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id) \
          values ($1, $2, $3, $4, $5, $6, $7, $8) \
-         on conflict (tenant_id) do update \
-            set bundle_id = excluded.bundle_id, \
-                key_id = excluded.key_id, \
-                issuer_id = excluded.issuer_id, \
-                private_key_enc = excluded.private_key_enc, \
-                key_fingerprint = excluded.key_fingerprint, \
-                environment = excluded.environment, \
-                app_apple_id = excluded.app_apple_id, \
-                updated_at = now()",
+         on conflict (tenant_id) do nothing",
         tenant.as_str(),
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
-        sealed,
+        keyring.seal(APPLE_PRIVATE_KEY.of(tenant.as_str()), new.file),
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
@@ -187,5 +266,136 @@ pub async fn put(
             PutError::UnknownTenant(tenant.clone())
         })
     })?;
-    Ok(())
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// What an update knows of the credentials it replaces.
+struct Update<'a> {
+    /// The sealed value that was read: what stands there now must still be this.
+    was: &'a [u8],
+    before: &'a Before,
+    /// The same, sealed for where it is kept.
+    kept: Option<&'a [u8]>,
+    grace: Duration,
+}
+
+/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+async fn update(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+    update: &Update<'_>,
+) -> Result<bool, db::Error> {
+    let credentials = new.credentials;
+    sqlx::query_scalar!(
+        r#"
+        with replaced as (
+            update apple_credentials
+               set bundle_id = $3, key_id = $4, issuer_id = $5, private_key_enc = $6, key_fingerprint = $7,
+                   environment = $8, app_apple_id = $9, updated_at = now()
+             where tenant_id = $1 and private_key_enc = $2
+            returning tenant_id
+        ), forgotten as (
+            delete from apple_previous_credentials previous using replaced
+             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
+        ), kept as (
+            insert into apple_previous_credentials
+                (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id,
+                 replaced_at, expires_at)
+            select tenant_id, bundle_id, key_id, issuer_id, $11, key_fingerprint, environment, app_apple_id,
+                   now(), now() + make_interval(secs => $12)
+              from apple_credentials join replaced using (tenant_id)
+             where $11::bytea is not null
+            on conflict (tenant_id) do update
+               set bundle_id = excluded.bundle_id, key_id = excluded.key_id, issuer_id = excluded.issuer_id,
+                   private_key_enc = excluded.private_key_enc, key_fingerprint = excluded.key_fingerprint,
+                   environment = excluded.environment, app_apple_id = excluded.app_apple_id,
+                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
+        )
+        select exists (select from replaced) as "done!"
+        "#,
+        tenant.as_str(),
+        update.was,
+        credentials.bundle_id,
+        credentials.key_id,
+        credentials.issuer_id,
+        keyring.seal(APPLE_PRIVATE_KEY.of(tenant.as_str()), new.file),
+        credentials.key.fingerprint(),
+        credentials.environment.as_str(),
+        credentials.app_apple_id,
+        *update.before == Before::Same,
+        update.kept,
+        update.grace.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
+/// are left now are kept for `grace`, if they open.
+pub async fn roll_back(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    grace: Duration,
+) -> Result<(), NoWayBack> {
+    let (here, there) = (
+        APPLE_PRIVATE_KEY.of(tenant.as_str()),
+        APPLE_PREVIOUS_KEY.of(tenant.as_str()),
+    );
+    for _ in 0..MOST_ROUNDS {
+        let found = sqlx::query!(
+            "select previous.private_key_enc as previous, stored.private_key_enc as stored \
+               from apple_previous_credentials previous join apple_credentials stored using (tenant_id) \
+              where tenant_id = $1 and previous.expires_at > now()",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?
+        .ok_or(NoWayBack::Nothing)?;
+        let previous = keyring
+            .open(there, &found.previous)
+            .map_err(NoWayBack::Sealed)?;
+        let left = keyring.open(here, &found.stored).ok();
+        let left = left.map(|file| keyring.seal(there, file.expose_secret()));
+        let done = sqlx::query_scalar!(
+            r#"
+            with replaced as (
+                update apple_credentials stored
+                   set bundle_id = previous.bundle_id, key_id = previous.key_id, issuer_id = previous.issuer_id,
+                       private_key_enc = $4, key_fingerprint = previous.key_fingerprint,
+                       environment = previous.environment, app_apple_id = previous.app_apple_id, updated_at = now()
+                  from apple_previous_credentials previous
+                 where stored.tenant_id = $1 and stored.private_key_enc = $2
+                   and previous.tenant_id = $1 and previous.private_key_enc = $3
+                returning stored.tenant_id
+            ), forgotten as (
+                delete from apple_previous_credentials previous using replaced
+                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
+            ), kept as (
+                update apple_previous_credentials previous
+                   set bundle_id = stored.bundle_id, key_id = stored.key_id, issuer_id = stored.issuer_id,
+                       private_key_enc = $5, key_fingerprint = stored.key_fingerprint,
+                       environment = stored.environment, app_apple_id = stored.app_apple_id,
+                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
+                  from apple_credentials stored join replaced using (tenant_id)
+                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
+            )
+            select exists (select from replaced) as "done!"
+            "#,
+            tenant.as_str(),
+            found.stored,
+            found.previous,
+            keyring.seal(here, previous.expose_secret()),
+            left,
+            grace.as_secs_f64(),
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if done {
+            return Ok(());
+        }
+    }
+    Err(NoWayBack::Contended)
 }

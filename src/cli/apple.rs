@@ -12,8 +12,11 @@ use crate::apple::account::{Credentials, Environment, EnvironmentChoice, Signing
 use crate::apple::api::{self, AppStore};
 use crate::apple::store::{self, FindError, NewCredentials, PutError};
 use crate::apple::test_notification::{self, NoOutcome};
+use crate::apple::trial;
 use crate::clock::Timestamp;
-use crate::config::{Raw, Stores};
+use crate::config::Stores;
+use crate::config::settings::Grace;
+use crate::credentials::grace::{Before, NoWayBack};
 use crate::db::Database;
 use crate::events::{self, Source};
 use crate::http::outbound::{self, Upstream};
@@ -26,6 +29,11 @@ pub enum Command {
     SetCredentials(SetCredentials),
     /// Print everything but the key
     GetCredentials {
+        /// Whose: the tenant's id
+        tenant: TenantId,
+    },
+    /// Go back to the credentials that were replaced last; once more leads forward again
+    RollbackCredentials {
         /// Whose: the tenant's id
         tenant: TenantId,
     },
@@ -95,6 +103,10 @@ pub struct SetCredentials {
     /// The app's Apple ID in App Store Connect, a number. Nothing of production is verified without it
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..))]
     app_apple_id: Option<i64>,
+
+    /// Ask Apple first whether it takes them, and store nothing when it does not
+    #[arg(long)]
+    check: bool,
 }
 
 /// Runs one of them.
@@ -102,6 +114,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::SetCredentials(arguments) => set(arguments, context).await,
         Command::GetCredentials { tenant } => get(&tenant, context).await,
+        Command::RollbackCredentials { tenant } => roll_back(&tenant, context).await,
         Command::RequestTestNotification(arguments) => request_test(arguments, context).await,
     }
 }
@@ -115,24 +128,31 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
     let database = context.database().await?;
     let keyring = context.keyring_for(&database).await?;
     let tenant = arguments.tenant;
-    let credentials = Credentials {
+    let credentials = Arc::new(Credentials {
         bundle_id: arguments.bundle_id,
         key_id: arguments.key_id,
         issuer_id: arguments.issuer_id,
         key,
         environment: arguments.environment,
         app_apple_id: arguments.app_apple_id,
-    };
+    });
+    if arguments.check {
+        try_out(&tenant, &credentials, context).await?;
+    }
+    let Grace(grace) = context.settings(Grace::read)?;
     let new = NewCredentials {
         file: &file,
         credentials: &credentials,
     };
-    store::put(&database, &keyring, &tenant, &new)
+    let before = store::replace(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            PutError::UnknownTenant(_) => Failure::refused(format!("{error}.")),
             PutError::Database(error) => error.into(),
+            told => Failure::refused(format!("{told}.")),
         })?;
+    if let Before::Unopened(cause) = before {
+        eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
+    }
     if let Some(consequence) = without_app_apple_id(&credentials) {
         eprintln!("attesto: warning: without --app-apple-id {consequence}.");
     }
@@ -141,6 +161,53 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         .ok_or_else(|| none(&tenant))?;
     let prose = format!(
         "{tenant} asks the App Store about {} with key {} (fingerprint {}).",
+        stored.bundle_id, stored.key_id, stored.key_fingerprint
+    );
+    context.output.sentence(&stored, &prose)?;
+    Ok(())
+}
+
+/// Stores nothing when nobody at Apple takes them.
+async fn try_out(
+    tenant: &TenantId,
+    credentials: &Arc<Credentials>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let app_store = app_store(context)?;
+    let said = trial::try_out(&app_store, tenant, credentials).await;
+    let is_taken = said.iter().any(|(_, said)| said.is_ok());
+    let mut refusals = Vec::new();
+    for (environment, said) in said {
+        if let Err(failure) = said {
+            let why = not_taken(&credentials.bundle_id, environment, &failure);
+            refusals.push(format!("{}: {why}", environment.as_str()));
+        }
+    }
+    if is_taken {
+        for refusal in refusals {
+            eprintln!("attesto: warning: not taken in {refusal}");
+        }
+        return Ok(());
+    }
+    refusals.push("Nothing was stored.".to_owned());
+    Err(Failure::refused(refusals.join("\n")))
+}
+
+async fn roll_back(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
+    let database = context.database().await?;
+    let keyring = context.keyring_for(&database).await?;
+    let Grace(grace) = context.settings(Grace::read)?;
+    store::roll_back(&database, &keyring, tenant, grace)
+        .await
+        .map_err(|why| match why {
+            NoWayBack::Database(error) => error.into(),
+            why => Failure::refused(format!("the Apple credentials of {tenant} stay: {why}.")),
+        })?;
+    let stored = store::describe(&database, tenant)
+        .await?
+        .ok_or_else(|| none(tenant))?;
+    let prose = format!(
+        "{tenant} asks the App Store about {} with key {} (fingerprint {}) again.",
         stored.bundle_id, stored.key_id, stored.key_fingerprint
     );
     context.output.sentence(&stored, &prose)?;
@@ -174,9 +241,6 @@ struct Tried<'a> {
 
 async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), Failure> {
     let RequestTest { tenant, env, wait } = arguments;
-    let lookup = |name: &str| context.variable(name);
-    let raw = Raw::new(std::collections::BTreeMap::new(), &lookup);
-    let stores = Stores::read(&raw).map_err(Failure::settings)?;
     let database = context.database().await?;
     let keyring = context.keyring()?;
     let credentials = store::find(&database, &keyring, &tenant)
@@ -187,14 +251,7 @@ async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), F
         })?
         .ok_or_else(|| none(&tenant))?;
     let environment = place_to_try(&tenant, &credentials, env)?;
-    let client = outbound::client()
-        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
-    let app_store = AppStore::new(
-        Upstream::new(client, stores.timeout),
-        stores.apple_production,
-        stores.apple_sandbox,
-        context.clock.clone(),
-    );
+    let app_store = app_store(context)?;
     let credentials = Arc::new(credentials);
     let outcome = test_notification::request(&app_store, &tenant, &credentials, environment, wait)
         .await
@@ -225,6 +282,19 @@ async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), F
         )));
     }
     Ok(())
+}
+
+/// Apple, where the service would ask it.
+fn app_store(context: &Context) -> Result<AppStore, Failure> {
+    let stores = context.settings(Stores::read)?;
+    let client = outbound::client()
+        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
+    Ok(AppStore::new(
+        Upstream::new(client, stores.timeout),
+        stores.apple_production,
+        stores.apple_sandbox,
+        context.clock.clone(),
+    ))
 }
 
 async fn find_event(
@@ -279,7 +349,14 @@ fn no_outcome(
         NoOutcome::NotYet(patience) => format!(
             "Apple took the request and has not said within {patience:?} how sending it went. Look for it with `attesto webhook list-events {tenant}`, or wait longer with --wait."
         ),
-        NoOutcome::Apple(api::Failure::Unauthorized { .. }) => {
+        NoOutcome::Apple(failure) => not_taken(app, environment, failure),
+    })
+}
+
+/// What Apple's answer means to whoever set the credentials.
+fn not_taken(app: &str, environment: Environment, failure: &api::Failure) -> String {
+    match failure {
+        api::Failure::Unauthorized { .. } => {
             let hint = match environment {
                 Environment::Production => {
                     " In production it also refuses an app that was never released: try --env sandbox."
@@ -290,12 +367,12 @@ fn no_outcome(
                 "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.{hint}"
             )
         }
-        NoOutcome::Apple(api::Failure::RateLimited { retry_after }) => format!(
+        api::Failure::RateLimited { retry_after } => format!(
             "Apple's limit for {app} is used up. Try again in {} seconds.",
             retry_after.as_secs().max(1)
         ),
-        NoOutcome::Apple(other) => format!("{other}."),
-    })
+        other => format!("{other}."),
+    }
 }
 
 /// What Apple's word for a failed attempt means for whoever has to mend it.

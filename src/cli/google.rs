@@ -1,11 +1,18 @@
 //! `attesto google`: a tenant's access to Google Play.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::context::{Context, Failure};
 use super::upload;
+use crate::config::Stores;
+use crate::config::settings::Grace;
+use crate::credentials::grace::{Before, NoWayBack};
 use crate::google::account::{ServiceAccount, TOKEN_URL};
+use crate::google::api::{self, Play};
 use crate::google::store::{self, NewCredentials, PutError};
+use crate::google::trial;
+use crate::http::outbound::{self, Upstream};
 use crate::id::TenantId;
 
 /// The commands of `attesto google`.
@@ -15,6 +22,11 @@ pub enum Command {
     SetCredentials(SetCredentials),
     /// Print everything but the key
     GetCredentials {
+        /// Whose: the tenant's id
+        tenant: TenantId,
+    },
+    /// Go back to the credentials that were replaced last; once more leads forward again
+    RollbackCredentials {
         /// Whose: the tenant's id
         tenant: TenantId,
     },
@@ -47,6 +59,10 @@ pub struct SetCredentials {
     /// Where Google publishes notifications: projects/…/topics/…. Left out: what is stored stays; empty: removed
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     pubsub_topic: Option<String>,
+
+    /// Ask Google first whether it takes them, and store nothing when it does not
+    #[arg(long)]
+    check: bool,
 }
 
 /// Runs one of them.
@@ -54,6 +70,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::SetCredentials(arguments) => set(arguments, context).await,
         Command::GetCredentials { tenant } => get(&tenant, context).await,
+        Command::RollbackCredentials { tenant } => roll_back(&tenant, context).await,
     }
 }
 
@@ -63,9 +80,14 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         let path = arguments.service_account_path.display();
         Failure::usage(format!("{path}: {problem}."))
     })?;
+    let account = Arc::new(account);
     let database = context.database().await?;
     let keyring = context.keyring_for(&database).await?;
     let tenant = arguments.tenant;
+    if arguments.check {
+        try_out(&tenant, &account, &arguments.package_name, context).await?;
+    }
+    let Grace(grace) = context.settings(Grace::read)?;
     let new = NewCredentials {
         package_name: &arguments.package_name,
         file: &file,
@@ -74,12 +96,15 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         pubsub_service_account: arguments.pubsub_service_account.as_deref(),
         pubsub_topic: arguments.pubsub_topic.as_deref(),
     };
-    store::put(&database, &keyring, &tenant, &new)
+    let before = store::replace(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            PutError::UnknownTenant(_) => Failure::refused(format!("{error}.")),
             PutError::Database(error) => error.into(),
+            told => Failure::refused(format!("{told}.")),
         })?;
+    if let Before::Unopened(cause) = before {
+        eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
+    }
     let used = context
         .variable("GOOGLE_TOKEN_URL")
         .and_then(|url| url.into_string().ok())
@@ -94,6 +119,57 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
     let prose = format!(
         "{tenant} asks Google Play about {} as {} (key {}).",
+        stored.package_name, stored.client_email, stored.key_fingerprint
+    );
+    context.output.sentence(&stored, &prose)?;
+    Ok(())
+}
+
+/// Stores nothing when Google does not take them.
+async fn try_out(
+    tenant: &TenantId,
+    account: &Arc<ServiceAccount>,
+    package_name: &str,
+    context: &Context,
+) -> Result<(), Failure> {
+    let stores = context.settings(Stores::read)?;
+    let client = outbound::client()
+        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
+    let play = Play::new(
+        Upstream::new(client, stores.timeout),
+        stores.google_play,
+        stores.google_token,
+        context.clock.clone(),
+    );
+    trial::try_out(&play, tenant, account, package_name)
+        .await
+        .map_err(|failure| {
+            let hint = match failure {
+                api::Failure::Credentials { .. } => {
+                    " Check that the key was not deleted, and that Play Console, Users and permissions, lets this service account see the app's orders and subscriptions; a permission takes up to a day to be in force."
+                }
+                api::Failure::Application { .. } => " Check --package-name.",
+                _ => "",
+            };
+            Failure::refused(format!("{failure}.{hint}\nNothing was stored."))
+        })
+}
+
+async fn roll_back(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
+    let database = context.database().await?;
+    let keyring = context.keyring_for(&database).await?;
+    let Grace(grace) = context.settings(Grace::read)?;
+    store::roll_back(&database, &keyring, tenant, grace)
+        .await
+        .map_err(|why| match why {
+            NoWayBack::Database(error) => error.into(),
+            why => Failure::refused(format!("the Google credentials of {tenant} stay: {why}.")),
+        })?;
+    let stored = store::describe(&database, tenant)
+        .await?
+        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
+    let prose = format!(
+        "{tenant} asks Google Play about {} as {} (key {}) again.",
         stored.package_name, stored.client_email, stored.key_fingerprint
     );
     context.output.sentence(&stored, &prose)?;

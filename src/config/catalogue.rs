@@ -226,6 +226,13 @@ pub const SETTINGS: &[Setting] = &[
         "Keep a row for each verification",
     ),
     plain(
+        "CREDENTIAL_GRACE_HOURS",
+        "credential-grace-hours",
+        "HOURS",
+        "72",
+        "How long store credentials that were replaced are kept sealed, to go back to; 0 keeps none. Read by the commands",
+    ),
+    plain(
         "RETENTION_EVENTS_DAYS",
         "retention-events-days",
         "DAYS",

@@ -134,6 +134,10 @@ pub struct Webhooks {
     pub allow_private: bool,
 }
 
+/// How long replaced store credentials can be gone back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grace(pub Duration);
+
 /// How long what is kept. `None`: for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -198,6 +202,8 @@ pub struct Settings {
     pub rate_limit: RateLimit,
     /// `CREDENTIAL_CACHE_TTL_SECONDS`
     pub credential_ttl: Duration,
+    /// `CREDENTIAL_GRACE_HOURS`
+    pub credential_grace: Grace,
     /// The `WEBHOOK_…` settings
     pub webhooks: Webhooks,
     /// `ENABLE_VALIDATION_AUDIT_LOG`
@@ -234,6 +240,7 @@ impl Settings {
             burst: reader.number("RATE_LIMIT_BURST", 1..=1_000_000),
         };
         let credential_ttl = reader.seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
+        let credential_grace = reader.grace();
         let webhooks = reader.webhooks(mode);
         let validation_audit = reader.switch("ENABLE_VALIDATION_AUDIT_LOG");
         let retention = reader.retention();
@@ -253,6 +260,7 @@ impl Settings {
                     log,
                     rate_limit,
                     credential_ttl,
+                    credential_grace,
                     webhooks,
                     validation_audit,
                     retention,
@@ -296,6 +304,13 @@ impl Webhooks {
             let mode = reader.mode();
             reader.webhooks(mode)
         })
+    }
+}
+
+impl Grace {
+    /// This alone, for a command that replaces credentials.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        Reader::only(raw, Reader::grace)
     }
 }
 
@@ -420,6 +435,11 @@ impl Reader<'_> {
     fn interval(&mut self, name: &str) -> Option<Duration> {
         let interval = self.seconds(name, 0..=31_536_000);
         (!interval.is_zero()).then_some(interval)
+    }
+
+    fn grace(&mut self) -> Grace {
+        let hours: u64 = self.number("CREDENTIAL_GRACE_HOURS", 0..=8760);
+        Grace(Duration::from_hours(hours))
     }
 
     fn retention(&mut self) -> Retention {

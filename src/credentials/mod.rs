@@ -7,12 +7,14 @@
 //! - [`cached`]: a tenant's opened credential, remembered
 //! - [`canary`]: is the configured key the one this database was sealed with
 //! - [`sealed`]: every sealed column there is
+//! - [`grace`]: credentials that were replaced, for as long as one can go back to them
 //! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
 //! - [`ages`]: how long ago credentials were set
 
 pub mod ages;
 pub mod cached;
 pub mod canary;
+pub mod grace;
 pub mod reseal;
 pub mod sealed;
 mod store;

@@ -39,6 +39,18 @@ pub const GOOGLE_SERVICE_ACCOUNT: SealedColumn = SealedColumn {
     column: "service_account_enc",
     row: "tenant_id",
 };
+/// The `.p8` file that was replaced last.
+pub const APPLE_PREVIOUS_KEY: SealedColumn = SealedColumn {
+    table: "apple_previous_credentials",
+    column: "private_key_enc",
+    row: "tenant_id",
+};
+/// The service-account JSON that was replaced last.
+pub const GOOGLE_PREVIOUS_ACCOUNT: SealedColumn = SealedColumn {
+    table: "google_previous_credentials",
+    column: "service_account_enc",
+    row: "tenant_id",
+};
 /// What signs a tenant's deliveries.
 pub const WEBHOOK_SECRET: SealedColumn = SealedColumn {
     table: "webhook_configs",
@@ -65,9 +77,11 @@ pub const CANARY: SealedColumn = SealedColumn {
 };
 
 /// All of them. A test compares this with the database's own catalogue.
-pub const ALL: [SealedColumn; 6] = [
+pub const ALL: [SealedColumn; 8] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
+    APPLE_PREVIOUS_KEY,
+    GOOGLE_PREVIOUS_ACCOUNT,
     WEBHOOK_SECRET,
     WEBHOOK_PREVIOUS_SECRET,
     VALIDATION_AUDIT_KEY,

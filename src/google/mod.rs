@@ -14,7 +14,8 @@
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
 //! - [`notifications`]: the other: something happened to a purchase
-//! - [`mod@routes`]: both in HTTP
+//! - [`trial`]: and a third, for an operator: would Google take these credentials
+//! - [`mod@routes`]: the first two in HTTP
 
 pub mod account;
 pub mod api;
@@ -24,6 +25,7 @@ pub mod payload;
 pub mod routes;
 pub mod store;
 pub mod translate;
+pub mod trial;
 pub mod trust;
 pub mod verify;
 

@@ -2,6 +2,7 @@
 //! the open; and which purchase replaced which.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -9,7 +10,8 @@ use super::account::{MalformedAccount, ServiceAccount};
 use super::chain::Link;
 use super::trust::PushSettings;
 use crate::clock::Timestamp;
-use crate::credentials::sealed::GOOGLE_SERVICE_ACCOUNT;
+use crate::credentials::grace::{Before, GRACE, MOST_ROUNDS, NoWayBack, Previous};
+use crate::credentials::sealed::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
 use crate::crypto::keyring::{Keyring, OpenError};
 use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
@@ -72,6 +74,8 @@ pub struct Summary {
     pub pubsub_topic: Option<String>,
     /// When they were last set.
     pub updated_at: Timestamp,
+    /// Those before them, while one can go back.
+    pub previous: Option<Previous>,
 }
 
 /// What is set.
@@ -96,6 +100,9 @@ pub enum PutError {
     /// There is no tenant of this id.
     #[error("there is no tenant {0}")]
     UnknownTenant(TenantId),
+    /// Somebody else changes them, again and again.
+    #[error("somebody else is changing the Google credentials of {0} at the same time: try again")]
+    Contended(TenantId),
     /// The database did not take them.
     #[error(transparent)]
     Database(#[from] db::Error),
@@ -145,9 +152,16 @@ pub async fn describe(
     tenant: &TenantId,
 ) -> Result<Option<Summary>, db::Error> {
     let row = sqlx::query!(
-        "select package_name, client_email, key_fingerprint, pubsub_audience, pubsub_service_account, pubsub_topic, \
-                updated_at \
-           from google_credentials where tenant_id = $1",
+        r#"
+        select stored.package_name, stored.client_email, stored.key_fingerprint, stored.pubsub_audience,
+               stored.pubsub_service_account, stored.pubsub_topic, stored.updated_at,
+               previous.key_fingerprint as "previous_fingerprint?", previous.replaced_at as "replaced_at?",
+               previous.expires_at as "expires_at?"
+          from google_credentials stored
+          left join google_previous_credentials previous
+            on previous.tenant_id = stored.tenant_id and previous.expires_at > now()
+         where stored.tenant_id = $1
+        "#,
         tenant.as_str()
     )
     .fetch_optional(database.pool())
@@ -162,34 +176,101 @@ pub async fn describe(
         pubsub_service_account: row.pubsub_service_account,
         pubsub_topic: row.pubsub_topic,
         updated_at: row.updated_at.into(),
+        previous: Previous::of(row.previous_fingerprint, row.replaced_at, row.expires_at),
     }))
 }
 
-/// Stores credentials in place of those there were. Setting the same twice is the same as once.
+/// Stores credentials in place of those there were, and keeps those for [`GRACE`]. Setting the same twice is the same as
+/// once.
 pub async fn put(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewCredentials<'_>,
 ) -> Result<(), PutError> {
-    let sealed = keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file);
-    sqlx::query!(
-        "insert into google_credentials as stored \
+    replace(database, keyring, tenant, new, GRACE)
+        .await
+        .map(drop)
+}
+
+/// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
+pub async fn replace(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+    grace: Duration,
+) -> Result<Before, PutError> {
+    for _ in 0..MOST_ROUNDS {
+        let stored = sqlx::query!(
+            "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
+                    pubsub_service_account, pubsub_topic \
+               from google_credentials where tenant_id = $1",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?;
+        let Some(stored) = stored else {
+            if insert(database, keyring, tenant, new).await? {
+                return Ok(Before::None);
+            }
+            continue;
+        };
+        let stays = |given: Option<&str>, stored: &Option<String>| {
+            given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
+        };
+        let is_same = stored.package_name == new.package_name
+            && stored.client_email == new.account.client_email()
+            && stored.key_fingerprint == new.account.fingerprint()
+            && stays(new.pubsub_audience, &stored.pubsub_audience)
+            && stays(new.pubsub_service_account, &stored.pubsub_service_account)
+            && stays(new.pubsub_topic, &stored.pubsub_topic);
+        let (before, kept) = if is_same {
+            (Before::Same, None)
+        } else if grace.is_zero() {
+            (Before::Dropped, None)
+        } else {
+            let place = GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str());
+            match keyring.open(place, &stored.service_account_enc) {
+                Ok(file) => {
+                    let there = GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str());
+                    (
+                        Before::Kept,
+                        Some(keyring.seal(there, file.expose_secret())),
+                    )
+                }
+                Err(cause) => (Before::Unopened(cause), None),
+            }
+        };
+        let update = Update {
+            was: &stored.service_account_enc,
+            before: &before,
+            kept: kept.as_deref(),
+            grace,
+        };
+        if self::update(database, keyring, tenant, new, &update).await? {
+            return Ok(before);
+        }
+    }
+    Err(PutError::Contended(tenant.clone()))
+}
+
+/// Whether nobody was first.
+async fn insert(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+) -> Result<bool, PutError> {
+    let inserted = sqlx::query!(
+        "insert into google_credentials \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
                  pubsub_audience, pubsub_service_account, pubsub_topic) \
          values ($1, $2, $3, $4, $5, nullif($6::text, ''), nullif($7::text, ''), nullif($8::text, '')) \
-         on conflict (tenant_id) do update \
-            set package_name = excluded.package_name, \
-                service_account_enc = excluded.service_account_enc, \
-                client_email = excluded.client_email, \
-                key_fingerprint = excluded.key_fingerprint, \
-                pubsub_audience = nullif(coalesce($6, stored.pubsub_audience), ''), \
-                pubsub_service_account = nullif(coalesce($7, stored.pubsub_service_account), ''), \
-                pubsub_topic = nullif(coalesce($8, stored.pubsub_topic), ''), \
-                updated_at = now()",
+         on conflict (tenant_id) do nothing",
         tenant.as_str(),
         new.package_name,
-        sealed,
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file),
         new.account.client_email(),
         new.account.fingerprint(),
         new.pubsub_audience,
@@ -203,7 +284,143 @@ pub async fn put(
             PutError::UnknownTenant(tenant.clone())
         })
     })?;
-    Ok(())
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// What an update knows of the credentials it replaces.
+struct Update<'a> {
+    /// The sealed value that was read: what stands there now must still be this.
+    was: &'a [u8],
+    before: &'a Before,
+    /// The same, sealed for where it is kept.
+    kept: Option<&'a [u8]>,
+    grace: Duration,
+}
+
+/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+async fn update(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewCredentials<'_>,
+    update: &Update<'_>,
+) -> Result<bool, db::Error> {
+    sqlx::query_scalar!(
+        r#"
+        with replaced as (
+            update google_credentials
+               set package_name = $3, service_account_enc = $4, client_email = $5, key_fingerprint = $6,
+                   pubsub_audience = nullif(coalesce($7, pubsub_audience), ''),
+                   pubsub_service_account = nullif(coalesce($8, pubsub_service_account), ''),
+                   pubsub_topic = nullif(coalesce($9, pubsub_topic), ''), updated_at = now()
+             where tenant_id = $1 and service_account_enc = $2
+            returning tenant_id
+        ), forgotten as (
+            delete from google_previous_credentials previous using replaced
+             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
+        ), kept as (
+            insert into google_previous_credentials
+                (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience,
+                 pubsub_service_account, pubsub_topic, replaced_at, expires_at)
+            select tenant_id, package_name, $11, client_email, key_fingerprint, pubsub_audience,
+                   pubsub_service_account, pubsub_topic, now(), now() + make_interval(secs => $12)
+              from google_credentials join replaced using (tenant_id)
+             where $11::bytea is not null
+            on conflict (tenant_id) do update
+               set package_name = excluded.package_name, service_account_enc = excluded.service_account_enc,
+                   client_email = excluded.client_email, key_fingerprint = excluded.key_fingerprint,
+                   pubsub_audience = excluded.pubsub_audience,
+                   pubsub_service_account = excluded.pubsub_service_account, pubsub_topic = excluded.pubsub_topic,
+                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
+        )
+        select exists (select from replaced) as "done!"
+        "#,
+        tenant.as_str(),
+        update.was,
+        new.package_name,
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file),
+        new.account.client_email(),
+        new.account.fingerprint(),
+        new.pubsub_audience,
+        new.pubsub_service_account,
+        new.pubsub_topic,
+        *update.before == Before::Same,
+        update.kept,
+        update.grace.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
+/// are left now are kept for `grace`, if they open.
+pub async fn roll_back(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    grace: Duration,
+) -> Result<(), NoWayBack> {
+    let (here, there) = (
+        GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
+        GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str()),
+    );
+    for _ in 0..MOST_ROUNDS {
+        let found = sqlx::query!(
+            "select previous.service_account_enc as previous, stored.service_account_enc as stored \
+               from google_previous_credentials previous join google_credentials stored using (tenant_id) \
+              where tenant_id = $1 and previous.expires_at > now()",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?
+        .ok_or(NoWayBack::Nothing)?;
+        let previous = keyring
+            .open(there, &found.previous)
+            .map_err(NoWayBack::Sealed)?;
+        let left = keyring.open(here, &found.stored).ok();
+        let left = left.map(|file| keyring.seal(there, file.expose_secret()));
+        let done = sqlx::query_scalar!(
+            r#"
+            with replaced as (
+                update google_credentials stored
+                   set package_name = previous.package_name, service_account_enc = $4,
+                       client_email = previous.client_email, key_fingerprint = previous.key_fingerprint,
+                       pubsub_audience = previous.pubsub_audience,
+                       pubsub_service_account = previous.pubsub_service_account,
+                       pubsub_topic = previous.pubsub_topic, updated_at = now()
+                  from google_previous_credentials previous
+                 where stored.tenant_id = $1 and stored.service_account_enc = $2
+                   and previous.tenant_id = $1 and previous.service_account_enc = $3
+                returning stored.tenant_id
+            ), forgotten as (
+                delete from google_previous_credentials previous using replaced
+                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
+            ), kept as (
+                update google_previous_credentials previous
+                   set package_name = stored.package_name, service_account_enc = $5,
+                       client_email = stored.client_email, key_fingerprint = stored.key_fingerprint,
+                       pubsub_audience = stored.pubsub_audience,
+                       pubsub_service_account = stored.pubsub_service_account, pubsub_topic = stored.pubsub_topic,
+                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
+                  from google_credentials stored join replaced using (tenant_id)
+                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
+            )
+            select exists (select from replaced) as "done!"
+            "#,
+            tenant.as_str(),
+            found.stored,
+            found.previous,
+            keyring.seal(here, previous.expose_secret()),
+            left,
+            grace.as_secs_f64(),
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if done {
+            return Ok(());
+        }
+    }
+    Err(NoWayBack::Contended)
 }
 
 /// What is known of the purchases behind one, newest first: its own link, that of the one it replaces, and so on as far

@@ -129,6 +129,7 @@ async fn what_is_set_is_shown_without_the_key() {
             "hasPrivateKey": true,
             "keyFingerprint": shown["keyFingerprint"],
             "updatedAt": shown["updatedAt"],
+            "previous": null,
         })
     );
     assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 16);

@@ -127,6 +127,7 @@ async fn what_is_set_is_shown_without_the_key() {
             "pubsubServiceAccount": null,
             "pubsubTopic": "projects/p/topics/t",
             "updatedAt": shown["updatedAt"],
+            "previous": null,
         })
     );
     assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 16);

@@ -14,6 +14,7 @@ mod audit;
 mod chaos;
 mod chaos_in_brief;
 mod cli;
+mod credential_grace;
 mod database;
 mod deploy;
 mod dev;

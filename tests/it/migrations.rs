@@ -7,7 +7,7 @@ use crate::world::postgres::{Fresh, empty_database, fresh_database};
 
 /// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
 /// later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 8] = [
+const SAMPLE_ROWS: [(i64, &str); 9] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -15,6 +15,7 @@ const SAMPLE_ROWS: [(i64, &str); 8] = [
     (5, include_str!("sample_rows/0005.sql")),
     (7, include_str!("sample_rows/0007.sql")),
     (8, include_str!("sample_rows/0008.sql")),
+    (9, include_str!("sample_rows/0009.sql")),
     (10, include_str!("sample_rows/0010.sql")),
 ];
 

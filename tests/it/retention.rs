@@ -180,6 +180,7 @@ async fn what_is_too_old_goes_and_what_is_not_delivered_stays() {
         "validationAudit": 1,
         "retiredSecrets": 0,
         "operatorAudit": 2,
+        "replacedCredentials": 0,
         "jobRuns": 0,
     });
     assert_eq!(archive.prune(&[], &["--dry-run"]), expected);

@@ -21,6 +21,8 @@ pub enum Kind {
     JobRuns,
     /// `webhook_previous_secrets` that no longer sign.
     RetiredSecrets,
+    /// `apple_previous_credentials` and `google_previous_credentials` that one can no longer go back to.
+    ReplacedCredentials,
 }
 
 /// Runs of jobs are kept this long; the last one of each is kept for ever.
@@ -28,13 +30,14 @@ const JOB_RUNS: Duration = Duration::from_hours(30 * 24);
 
 impl Kind {
     /// In the order in which they are pruned and shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Events,
         Self::Redeliveries,
         Self::AttemptDetails,
         Self::ValidationAudit,
         Self::RetiredSecrets,
         Self::OperatorAudit,
+        Self::ReplacedCredentials,
         Self::JobRuns,
     ];
 
@@ -48,6 +51,7 @@ impl Kind {
             Self::Redeliveries => "redeliveries",
             Self::JobRuns => "jobRuns",
             Self::RetiredSecrets => "retiredSecrets",
+            Self::ReplacedCredentials => "replacedCredentials",
         }
     }
 
@@ -59,7 +63,7 @@ impl Kind {
             Self::OperatorAudit => settings.operator_audit,
             Self::AttemptDetails => settings.attempt_details,
             Self::JobRuns => Some(JOB_RUNS),
-            Self::RetiredSecrets => Some(Duration::ZERO),
+            Self::RetiredSecrets | Self::ReplacedCredentials => Some(Duration::ZERO),
         }
     }
 }

@@ -102,6 +102,7 @@ pub(super) async fn prune(
             .execute(pool)
             .await?
         }
+        Kind::ReplacedCredentials => return replaced_credentials(database, age).await,
         Kind::JobRuns => {
             sqlx::query!(
                 "
@@ -133,6 +134,28 @@ async fn operations(database: &Database, kept: Duration, lead: Duration) -> Resu
         gone,
         looked_at: if gone == 0 { 0 } else { BATCH.unsigned_abs() },
         last: None,
+    })
+}
+
+/// One row a tenant at the most: all of them at once.
+async fn replaced_credentials(database: &Database, age: f64) -> Result<Batch, Error> {
+    let apple = sqlx::query!(
+        "delete from apple_previous_credentials \
+          where expires_at <= statement_timestamp() + make_interval(secs => $1)",
+        age
+    )
+    .execute(database.pool())
+    .await?;
+    let google = sqlx::query!(
+        "delete from google_previous_credentials \
+          where expires_at <= statement_timestamp() + make_interval(secs => $1)",
+        age
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(Batch {
+        gone: apple.rows_affected() + google.rows_affected(),
+        ..Batch::default()
     })
 }
 
@@ -213,6 +236,11 @@ pub(super) async fn count(
             "from operator_audit where occurred_at < clock.cutoff and seq < (select max(seq) from operator_audit)"
         }
         Kind::RetiredSecrets => "from webhook_previous_secrets where expires_at <= clock.cutoff",
+        Kind::ReplacedCredentials => {
+            "from (select expires_at from apple_previous_credentials \
+                union all select expires_at from google_previous_credentials) previous \
+                where expires_at <= clock.cutoff"
+        }
         Kind::JobRuns => {
             "from job_runs old where finished_at < clock.cutoff \
                 and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)"

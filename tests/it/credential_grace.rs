@@ -1,0 +1,398 @@
+//! Store credentials that are tried before they are stored, and gone back from when they were wrong all the same.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use attesto::clock::{Clock, Timestamp};
+use attesto::crypto::ExposeSecret as _;
+use attesto::crypto::keyring::{Keyring, MasterKey};
+use attesto::id::TenantId;
+use attesto::simulator::identity::AppleKey;
+use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::{apple, google, tenants};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::world::postgres::{Fresh, fresh_database};
+
+struct Desk {
+    fresh: Fresh,
+    simulator: Simulator,
+    tenant: TenantId,
+}
+
+#[derive(Debug)]
+struct Ran {
+    exit: i32,
+    said: Value,
+    errors: String,
+}
+
+fn text(id: u8) -> String {
+    format!("{id}:{}", STANDARD.encode([id; 32]))
+}
+
+fn ring(sealing: u8, retired: &[u8]) -> Keyring {
+    let key = |id: u8| MasterKey::parse(&text(id), None).unwrap();
+    Keyring::new(key(sealing), retired.iter().map(|id| key(*id)).collect()).unwrap()
+}
+
+impl Desk {
+    async fn open() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let fresh = fresh_database().await;
+        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
+        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
+            .await
+            .unwrap()
+            .id;
+        let simulator = Simulator::start(SimulatorOptions::new(Clock::system()))
+            .await
+            .unwrap();
+        Self {
+            fresh,
+            simulator,
+            tenant,
+        }
+    }
+
+    fn run(&self, words: &[&str], file: &str, more: &[(&str, &str)]) -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .env("DATABASE_URL", &self.fresh.url)
+            .env("ATTESTO_ENCRYPTION_KEY", text(1))
+            .envs(self.simulator.settings())
+            .envs(more.iter().copied())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        for text in [&said, &errors] {
+            assert!(
+                !text.contains("PRIVATE KEY") && !text.contains("MIG"),
+                "{text}"
+            );
+        }
+        Ran {
+            exit: output.status.code().unwrap(),
+            said: serde_json::from_str(&said).unwrap_or(Value::Null),
+            errors,
+        }
+    }
+
+    fn apple(&self, key: &AppleKey, more: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let words = [
+            "apple",
+            "set-credentials",
+            self.tenant.as_str(),
+            "--key-path",
+            "-",
+            "--bundle-id",
+            "com.example.app",
+            "--app-apple-id",
+            "1234567890",
+            "--key-id",
+            &key.key_id,
+            "--issuer-id",
+            &key.issuer_id,
+        ];
+        self.blocking(&[&words, more].concat(), &key.private_key, variables)
+    }
+
+    /// The simulated stores live in this very runtime: it must go on turning while the command waits for them.
+    fn blocking(&self, words: &[&str], file: &str, more: &[(&str, &str)]) -> Ran {
+        tokio::task::block_in_place(|| self.run(words, file, more))
+    }
+
+    fn google(&self, file: &Value, more: &[&str]) -> Ran {
+        let words = [
+            "google",
+            "set-credentials",
+            self.tenant.as_str(),
+            "--package-name",
+            "com.example.app",
+            "--service-account-path",
+            "-",
+        ];
+        self.blocking(&[&words, more].concat(), &file.to_string(), &[])
+    }
+
+    fn roll_back(&self, store: &str) -> Ran {
+        self.blocking(
+            &[store, "rollback-credentials", self.tenant.as_str()],
+            "",
+            &[],
+        )
+    }
+
+    async fn apple_fingerprint(&self, ring: &Keyring) -> String {
+        let found = apple::store::find(&self.fresh.database, ring, &self.tenant).await;
+        found.unwrap().unwrap().key.fingerprint().to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_goes_back_to_apples_key_before_and_forward_again() {
+    let desk = Desk::open().await;
+    let keys = [
+        desk.simulator.apple().key(),
+        desk.simulator.apple().new_key().unwrap(),
+    ];
+    let none = desk.roll_back("apple");
+    assert_eq!(none.exit, 1);
+    assert!(none.errors.contains("nothing to go back to"), "{none:?}");
+
+    let first = desk.apple(&keys[0], &[], &[]);
+    assert_eq!(
+        (first.exit, &first.said["previous"]),
+        (0, &Value::Null),
+        "{first:?}"
+    );
+    // The same again is no change.
+    let same = desk.apple(&keys[0], &[], &[]);
+    assert_eq!(same.said["previous"], Value::Null);
+    let second = desk.apple(&keys[1], &["--environment", "sandbox"], &[]);
+    let previous = &second.said["previous"];
+    assert_eq!(previous["keyFingerprint"], first.said["keyFingerprint"]);
+    let moment = |name: &str| Timestamp::parse(previous[name].as_str().unwrap()).unwrap();
+    assert_eq!(
+        moment("expiresAt").since(moment("replacedAt")).as_secs(),
+        72 * 3600
+    );
+    let again = desk.apple(&keys[1], &["--environment", "sandbox"], &[]);
+    assert_eq!(&again.said["previous"], previous, "and takes nothing away");
+
+    let back = desk.roll_back("apple");
+    assert_eq!((back.exit, back.errors.as_str()), (0, ""), "{back:?}");
+    for field in ["keyId", "keyFingerprint", "environment", "appAppleId"] {
+        assert_eq!(back.said[field], first.said[field], "{field}");
+    }
+    assert_eq!(
+        back.said["previous"]["keyFingerprint"],
+        second.said["keyFingerprint"]
+    );
+    let ring = ring(1, &[]);
+    assert_eq!(
+        desk.apple_fingerprint(&ring).await,
+        first.said["keyFingerprint"].as_str().unwrap(),
+        "it opens where it stands"
+    );
+    let forward = desk.roll_back("apple");
+    assert_eq!(forward.said["environment"], "sandbox");
+    assert_eq!(
+        desk.apple_fingerprint(&ring).await,
+        second.said["keyFingerprint"].as_str().unwrap()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_goes_back_to_googles_account_before() {
+    let desk = Desk::open().await;
+    let first = desk.google(
+        &desk.simulator.google_service_account(),
+        &["--pubsub-audience", "a"],
+    );
+    assert_eq!(
+        (first.exit, &first.said["previous"]),
+        (0, &Value::Null),
+        "{first:?}"
+    );
+    let url = desk.simulator.google_token_url();
+    let account = desk
+        .simulator
+        .google()
+        .new_service_account("second")
+        .unwrap();
+    let second = desk.google(&account.file(url.as_str()), &["--pubsub-audience", "b"]);
+    assert_eq!(second.said["pubsubAudience"], "b");
+    assert_eq!(
+        second.said["previous"]["keyFingerprint"],
+        first.said["keyFingerprint"]
+    );
+    let back = desk.roll_back("google");
+    for field in ["clientEmail", "keyFingerprint", "pubsubAudience"] {
+        assert_eq!(back.said[field], first.said[field], "{field}");
+    }
+    let found = google::store::find(&desk.fresh.database, &ring(1, &[]), &desk.tenant).await;
+    assert_eq!(
+        found.unwrap().unwrap().account.fingerprint(),
+        first.said["keyFingerprint"]
+    );
+    assert_eq!(desk.roll_back("google").said["pubsubAudience"], "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_grace_there_is_no_going_back() {
+    let desk = Desk::open().await;
+    let keys = [
+        desk.simulator.apple().key(),
+        desk.simulator.apple().new_key().unwrap(),
+    ];
+    desk.apple(&keys[0], &[], &[]);
+    let kept = desk.apple(&keys[1], &[], &[("CREDENTIAL_GRACE_HOURS", "1")]);
+    assert!(kept.said["previous"].is_object());
+    let database = desk.fresh.database.pool();
+    let count = async || -> i64 {
+        sqlx::query_scalar("select count(*) from apple_previous_credentials")
+            .fetch_one(database)
+            .await
+            .unwrap()
+    };
+    assert_eq!(desk.blocking(&["prune"], "", &[]).exit, 0);
+    assert_eq!(count().await, 1, "its time is not over");
+    sqlx::query("update apple_previous_credentials set expires_at = now()")
+        .execute(database)
+        .await
+        .unwrap();
+    let refused = desk.roll_back("apple");
+    assert_eq!(refused.exit, 1, "{refused:?}");
+    let shown = desk.blocking(&["apple", "get-credentials", desk.tenant.as_str()], "", &[]);
+    assert_eq!(shown.said["previous"], Value::Null);
+    desk.blocking(&["prune"], "", &[]);
+    assert_eq!(count().await, 0);
+
+    // Nobody wants it: what was kept before goes too.
+    desk.apple(&keys[0], &[], &[]);
+    assert_eq!(count().await, 1);
+    let dropped = desk.apple(&keys[1], &[], &[("CREDENTIAL_GRACE_HOURS", "0")]);
+    assert_eq!((dropped.exit, count().await), (0, 0), "{dropped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
+    let desk = Desk::open().await;
+    desk.apple(&desk.simulator.apple().key(), &[], &[]);
+    desk.apple(&desk.simulator.apple().new_key().unwrap(), &[], &[]);
+    let database = desk.fresh.database.pool();
+    let blob = async |statement: &'static str| -> Vec<u8> {
+        sqlx::query_scalar(statement)
+            .fetch_one(database)
+            .await
+            .unwrap()
+    };
+    let kept = blob("select private_key_enc from apple_previous_credentials").await;
+    let stored = blob("select private_key_enc from apple_credentials").await;
+    let ring1 = ring(1, &[]);
+    let (here, there) = (
+        attesto::credentials::sealed::APPLE_PRIVATE_KEY.of(desk.tenant.as_str()),
+        attesto::credentials::sealed::APPLE_PREVIOUS_KEY.of(desk.tenant.as_str()),
+    );
+    let pem = ring1.open(there, &kept).unwrap();
+    assert_eq!(
+        pem.expose_secret(),
+        desk.simulator.apple().key().private_key.as_bytes()
+    );
+    assert!(ring1.open(here, &kept).is_err() && ring1.open(there, &stored).is_err());
+
+    let rotated = desk.blocking(
+        &["encryption", "rotate"],
+        "",
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", &text(2)),
+            ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &text(1)),
+        ],
+    );
+    assert_eq!(rotated.exit, 0, "{rotated:?}");
+    let back = desk.blocking(
+        &["apple", "rollback-credentials", desk.tenant.as_str()],
+        "",
+        &[("ATTESTO_ENCRYPTION_KEY", &text(2))],
+    );
+    assert_eq!(back.exit, 0, "{back:?}");
+    assert_eq!(
+        desk.apple_fingerprint(&ring(2, &[])).await,
+        back.said["keyFingerprint"].as_str().unwrap()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_do_not_open_can_be_replaced() {
+    let desk = Desk::open().await;
+    desk.apple(&desk.simulator.apple().key(), &[], &[]);
+    sqlx::query("update apple_credentials set private_key_enc = '\\x01'")
+        .execute(desk.fresh.database.pool())
+        .await
+        .unwrap();
+    let set = desk.apple(&desk.simulator.apple().new_key().unwrap(), &[], &[]);
+    assert_eq!((set.exit, &set.said["previous"]), (0, &Value::Null));
+    assert!(set.errors.contains("no going back"), "{set:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_tried_before_they_are_stored() {
+    let desk = Desk::open().await;
+    let good = desk.simulator.apple().key();
+    let revoked = desk.simulator.apple().new_key().unwrap();
+    desk.simulator
+        .apple()
+        .set_key_revoked(&revoked.key_id, true)
+        .unwrap();
+    let taken = desk.apple(&good, &["--check"], &[]);
+    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
+    let refused = desk.apple(&revoked, &["--check"], &[]);
+    assert_eq!(
+        (refused.exit, &refused.said),
+        (1, &Value::Null),
+        "{refused:?}"
+    );
+    assert!(
+        refused.errors.contains("Apple refuses this tenant's key"),
+        "{refused:?}"
+    );
+    assert!(refused.errors.contains("Nothing was stored"), "{refused:?}");
+    let stored = desk.blocking(&["apple", "get-credentials", desk.tenant.as_str()], "", &[]);
+    assert_eq!(stored.said["keyId"], good.key_id.as_str());
+    assert_eq!(stored.said["previous"], Value::Null);
+
+    let url = desk.simulator.google_token_url();
+    let taken = desk.google(&desk.simulator.google_service_account(), &["--check"]);
+    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
+    let google = desk.simulator.google();
+    let gone = google.new_service_account("gone").unwrap();
+    google
+        .set_account_disabled(&gone.client_email, true)
+        .unwrap();
+    let barred = google.new_service_account("barred").unwrap();
+    google
+        .set_account_denied(&barred.client_email, true)
+        .unwrap();
+    for account in [gone, barred] {
+        let refused = desk.google(&account.file(url.as_str()), &["--check"]);
+        assert_eq!(refused.exit, 1, "{refused:?}");
+        assert!(
+            refused
+                .errors
+                .contains("Google refused the service account"),
+            "{refused:?}"
+        );
+        assert!(refused.errors.contains("Nothing was stored"), "{refused:?}");
+    }
+    let stored = desk.blocking(
+        &["google", "get-credentials", desk.tenant.as_str()],
+        "",
+        &[],
+    );
+    assert_eq!(stored.said["keyFingerprint"], taken.said["keyFingerprint"]);
+
+    // A store that gives no answer says nothing about a key, and nothing is stored on a guess.
+    let away = [
+        ("APPLE_PRODUCTION_URL", "http://127.0.0.1:1"),
+        ("APPLE_SANDBOX_URL", "http://127.0.0.1:1"),
+    ];
+    let silent = desk.apple(
+        &desk.simulator.apple().new_key().unwrap(),
+        &["--check"],
+        &away,
+    );
+    assert_eq!((silent.exit, silent.said), (1, json!(null)));
+}
