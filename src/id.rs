@@ -103,6 +103,11 @@ id!(
     "evt_"
 );
 id!(
+    /// A backup of the database.
+    BackupId,
+    "backup_"
+);
+id!(
     /// One event on its way to one callback.
     DeliveryId,
     "del_"

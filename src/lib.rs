@@ -3,6 +3,7 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
+//! [`backup`],
 //! [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
@@ -12,6 +13,7 @@
 
 pub mod apple;
 pub mod audit;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;

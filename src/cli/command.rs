@@ -9,8 +9,8 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, completions, deliveries, dev, encryption, google, health, inspect, jobs, key,
-    migrate, prune, serve, simulator, spelling, tenant, verify, webhook,
+    apple, audit, backup, completions, database, deliveries, dev, encryption, google, health,
+    inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -69,6 +69,12 @@ enum Command {
     /// Where a tenant's events are sent
     #[command(subcommand)]
     Webhook(webhook::Command),
+    /// Backups of the database, and the proof that they can be restored
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// Who else may look into the database
+    #[command(subcommand)]
+    Db(database::Command),
     /// Whether anything is sent to callbacks at all
     #[command(subcommand)]
     Deliveries(deliveries::Command),
@@ -158,6 +164,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Apple(command) => apple::run(command, context).await,
         Command::Google(command) => google::run(command, context).await,
         Command::Webhook(command) => webhook::run(command, context).await,
+        Command::Backup(command) => backup::run(command, context).await,
+        Command::Db(command) => database::run(command, context).await,
         Command::Deliveries(command) => deliveries::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
         Command::Verify(command) => verify::run(command, context).await,

@@ -18,14 +18,18 @@
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`encryption`]: what they are sealed with
 //! - [`jobs`], [`prune`]: what runs periodically
+//! - [`backup`]: what can be gone back to
+//! - [`database`]: who else may look into it
 //! - [`deliveries`]: whether anything is sent
 //! - [`audit`]: what was asked
 
 pub mod apple;
 pub mod audit;
+pub mod backup;
 pub mod command;
 pub mod completions;
 pub mod context;
+pub mod database;
 pub mod deliveries;
 pub mod dev;
 pub mod duration;

@@ -9,12 +9,14 @@
 //! - [`sealed`]: every sealed column there is
 //! - [`grace`]: credentials that were replaced, for as long as one can go back to them
 //! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
+//! - [`proof`]: does what is sealed open: a few of each
 //! - [`ages`]: how long ago credentials were set
 
 pub mod ages;
 pub mod cached;
 pub mod canary;
 pub mod grace;
+pub mod proof;
 pub mod reseal;
 pub mod sealed;
 mod store;

@@ -126,6 +126,26 @@ pub(super) async fn sealed_otherwise(
     Ok(rows.collect())
 }
 
+/// Any few rows of a column.
+pub(super) async fn at_random(
+    database: &Database,
+    column: SealedColumn,
+    limit: i64,
+) -> Result<Vec<SealedRow>, Error> {
+    let SealedColumn {
+        table,
+        column: name,
+        row,
+    } = column;
+    let statement = format!("select {row}::text, {name} from {table} order by random() limit $1");
+    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(limit)
+        .fetch_all(database.pool())
+        .await?;
+    let rows = rows.into_iter().map(|(row, blob)| SealedRow { row, blob });
+    Ok(rows.collect())
+}
+
 /// Puts each new value where the old one still stands, all in one short transaction. A row that somebody else is just
 /// writing is left to them. Gives how many were put.
 pub(super) async fn replace(

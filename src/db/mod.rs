@@ -9,9 +9,13 @@
 //! - [`errors`]: what an error means to a caller
 //! - [`changes`]: hear of changes to what is remembered
 //! - [`vitals`]: how the database is
+//! - `catalogue`: what the database says of its own tables
+//! - `client`: the same server, for Postgres' own programs
 //! - [`embedded`]: a private Postgres as a child process
 
+mod catalogue;
 pub mod changes;
+mod client;
 pub mod database;
 pub mod embedded;
 pub mod errors;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use attesto::db::Database;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, Change};
 use attesto::deliveries::guard::Guard;
@@ -16,7 +17,7 @@ use crate::world::receiver::Receiver;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Events of a tenant, each to be delivered at once.
-async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
+pub(crate) async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
     let raw = || RawValue::from_string("{}".into()).unwrap();
     let record = Record::new(world.database(), &world.clock, || {});
     for name in names {
@@ -38,7 +39,7 @@ async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
     }
 }
 
-async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
+pub(crate) async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
     let secret = SigningSecret::parse(&"x".repeat(40)).unwrap();
     let change = Change {
         callback_url: Some(url),
@@ -59,22 +60,21 @@ async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
 
 /// A process that delivers, as another replica would.
 fn dispatcher(world: &World) -> Dispatcher {
+    dispatcher_on(world, world.database())
+}
+
+/// One that delivers what is in another database.
+pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
     let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier = post::courier(sender, world.database(), world.keyring(), &world.clock);
+    let courier = post::courier(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
         interval: Duration::from_secs(10),
         max_retries: 5,
         grace: Duration::ZERO,
     };
-    Dispatcher::new(
-        world.database(),
-        &world.clock,
-        courier,
-        Wake::default(),
-        settings,
-    )
+    Dispatcher::new(database, &world.clock, courier, Wake::default(), settings)
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ impl Binaries {
         } else {
             let on_path = search_path.into_iter().flat_map(std::env::split_paths);
             found.extend(on_path.filter_map(|folder| Self::in_folder(&folder)));
-            let usual = usual_places();
+            let usual = usual_places("postgres");
             let mut usual: Vec<_> = usual
                 .iter()
                 .filter_map(|place| Self::in_folder(place))
@@ -82,7 +82,7 @@ impl Binaries {
 }
 
 /// 15 of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, 18 of `postgres (PostgreSQL) 18beta1`.
-fn major_of(version: &str) -> Option<u32> {
+pub(crate) fn major_of(version: &str) -> Option<u32> {
     let (_, number) = version.split_once("(PostgreSQL) ")?;
     let digits = number
         .find(|letter: char| !letter.is_ascii_digit())
@@ -90,8 +90,8 @@ fn major_of(version: &str) -> Option<u32> {
     number[..digits].parse().ok()
 }
 
-/// Where distributions and Homebrew put the programs of each release.
-fn usual_places() -> Vec<PathBuf> {
+/// Where distributions and Homebrew put the programs of each release, as far as this one is there.
+pub(crate) fn usual_places(program: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     for (parent, prefix) in [
         ("/usr/lib/postgresql", ""),
@@ -110,7 +110,7 @@ fn usual_places() -> Vec<PathBuf> {
         }
     }
     places.push(PathBuf::from("/usr/local/pgsql/bin"));
-    places.retain(|place| place.join("postgres").is_file());
+    places.retain(|place| place.join(program).is_file());
     places
 }
 

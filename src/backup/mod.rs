@@ -1,0 +1,27 @@
+//! Backups that are proven: a dump, what it must hold, and whether that comes back out of it.
+//!
+//! Promises: what the manifest counts is exactly what the dump holds, since both are taken of one snapshot; a backup is
+//! written beside its name and gets it when it is whole; a proof restores into a database of its own on the same server
+//! and takes it away again, whatever happens; no secret is in a command line.
+//!
+//! - [`manifest`]: what a dump must hold
+//! - [`programs`]: `pg_dump` and `pg_restore`: found and run
+//! - [`create`]: makes a backup
+//! - [`verify`]: restores it on trial
+//! - [`restore`]: brings it back into an empty database
+//! - [`error`]: what can go wrong
+
+pub mod create;
+pub mod error;
+pub mod manifest;
+pub mod programs;
+pub mod restore;
+mod store;
+pub mod verify;
+
+pub use create::create;
+pub use error::BackupError;
+pub use manifest::Manifest;
+pub use programs::Programs;
+pub use restore::restore;
+pub use verify::{Report, verify};

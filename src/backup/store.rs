@@ -1,0 +1,221 @@
+//! What a backup asks the database. Connections of its own: counting a large table takes longer than any request may.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
+
+use super::error::BackupError;
+use super::verify::Report;
+use crate::credentials::sealed;
+use crate::db::{Database, Error};
+
+/// One state of the database, which does not change while this lives.
+pub(super) struct Snapshot {
+    connection: PgConnection,
+    /// By this name another session sees the same state.
+    pub(super) name: String,
+    /// When it was taken, by the database's clock.
+    pub(super) taken_at: time::OffsetDateTime,
+}
+
+/// What is in a database.
+pub(super) struct Content {
+    pub(super) tables: BTreeMap<String, i64>,
+    pub(super) schema_version: i64,
+    pub(super) key_ids: BTreeSet<u8>,
+}
+
+async fn unhurried(database: &Database) -> Result<PgConnection, Error> {
+    let options = database.pool().connect_options().as_ref().clone();
+    let mut connection = options.application_name("attesto-backup").connect().await?;
+    connection
+        .execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '60s'")
+        .await?;
+    Ok(connection)
+}
+
+/// The server's major version.
+pub(super) async fn server_major(database: &Database) -> Result<u32, Error> {
+    let number: i32 =
+        sqlx::query_scalar("select current_setting('server_version_num')::int / 10000")
+            .fetch_one(database.pool())
+            .await?;
+    Ok(u32::try_from(number).unwrap_or(0))
+}
+
+impl Snapshot {
+    pub(super) async fn take(database: &Database) -> Result<Self, Error> {
+        let mut connection = unhurried(database).await?;
+        connection
+            .execute("begin transaction isolation level repeatable read read only")
+            .await?;
+        let (name, taken_at) = sqlx::query_as("select pg_export_snapshot(), now()")
+            .fetch_one(&mut connection)
+            .await?;
+        Ok(Self {
+            connection,
+            name,
+            taken_at,
+        })
+    }
+
+    pub(super) async fn content(&mut self) -> Result<Content, Error> {
+        content(&mut self.connection).await
+    }
+
+    pub(super) async fn end(mut self) -> Result<(), Error> {
+        self.connection.execute("commit").await?;
+        self.connection.close().await
+    }
+}
+
+/// What is in a database that nobody else uses.
+pub(super) async fn content_of(database: &Database) -> Result<Content, Error> {
+    let mut connection = unhurried(database).await?;
+    let content = content(&mut connection).await?;
+    connection.close().await?;
+    Ok(content)
+}
+
+async fn content(connection: &mut PgConnection) -> Result<Content, Error> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "select format('%I.%I', schema.nspname, class.relname) from pg_class class
+           join pg_namespace schema on schema.oid = class.relnamespace
+          where class.relkind = 'r' and class.relpersistence <> 't'
+            and schema.nspname not in ('pg_catalog', 'information_schema') and schema.nspname !~ '^pg_toast'
+          order by 1",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut tables = BTreeMap::new();
+    for name in names {
+        // The name comes from the catalogue, quoted.
+        let count = format!("select count(*) from {name}");
+        let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count))
+            .fetch_one(&mut *connection)
+            .await?;
+        tables.insert(name, rows);
+    }
+    let schema_version: i64 =
+        sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
+            .fetch_one(&mut *connection)
+            .await?;
+    let mut key_ids = BTreeSet::new();
+    for column in sealed::secrets() {
+        // A backup of an older release has fewer of them.
+        let is_there: bool = sqlx::query_scalar(
+            "select exists (select from information_schema.columns
+              where table_schema = 'public' and table_name = $1 and column_name = $2)",
+        )
+        .bind(column.table)
+        .bind(column.column)
+        .fetch_one(&mut *connection)
+        .await?;
+        if !is_there {
+            continue;
+        }
+        let (table, name) = (column.table, column.column);
+        let ids = format!(
+            "select distinct get_byte({name}, 0) from {table} where octet_length({name}) > 0"
+        );
+        let ids: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(ids))
+            .fetch_all(&mut *connection)
+            .await?;
+        // 0 is no key: what names it is not a sealed value, and found when it is opened.
+        key_ids.extend(
+            ids.into_iter()
+                .filter_map(|id| u8::try_from(id).ok())
+                .filter(|id| *id > 0),
+        );
+    }
+    Ok(Content {
+        tables,
+        schema_version,
+        key_ids,
+    })
+}
+
+/// Whether somebody has made tables in it.
+pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
+    sqlx::query_scalar(
+        "select exists (select from information_schema.tables
+          where table_schema not in ('pg_catalog', 'information_schema'))",
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Makes an empty database on the same server.
+pub(super) async fn create_scratch(database: &Database, name: &str) -> Result<(), BackupError> {
+    let mut connection = unhurried(database).await?;
+    let created = connection
+        .execute(AssertSqlSafe(format!(
+            "create database \"{name}\" template template0"
+        )))
+        .await;
+    let _ = connection.close().await;
+    match created {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(&error, Error::Database(cause) if cause.code().as_deref() == Some("42501")) => {
+            Err(BackupError::NotAllowed)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes it away again, whoever is connected to it.
+pub(super) async fn drop_scratch(database: &Database, name: &str) -> Result<(), Error> {
+    let mut connection = unhurried(database).await?;
+    connection
+        .execute(AssertSqlSafe(format!(
+            "drop database if exists \"{name}\" with (force)"
+        )))
+        .await?;
+    connection.close().await
+}
+
+/// Constraints that were not checked, and indexes that are not whole.
+pub(super) async fn unsound_parts(database: &Database) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar(
+        "select format('constraint %s of %s was not checked', conname, conrelid::regclass)
+           from pg_constraint where not convalidated
+          union all
+         select format('index %s is not whole', indexrelid::regclass) from pg_index where not indisvalid
+          order by 1",
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// Notes in the database that this backup of it was made.
+pub(super) async fn note_created(
+    database: &Database,
+    id: &str,
+    taken_at: time::OffsetDateTime,
+    host: &str,
+    bytes: u64,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "insert into backups (id, created_at, host, bytes) values ($1, $2, $3, $4)",
+        id,
+        taken_at,
+        host,
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}
+
+/// Notes what a trial of it found, where this database knows of it.
+pub(super) async fn note_verified(database: &Database, report: &Report) -> Result<bool, Error> {
+    let noted = sqlx::query!(
+        "update backups set verified_at = now(), sound = $2 where id = $1",
+        &report.id,
+        report.sound
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(noted.rows_affected() > 0)
+}

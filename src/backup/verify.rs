@@ -1,0 +1,200 @@
+//! Restores a backup on trial and looks whether everything is in it.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::error::BackupError;
+use super::manifest::{Manifest, fingerprint};
+use super::programs::Programs;
+use super::store;
+use crate::clock::{Clock, Timestamp};
+use crate::credentials::canary::{self, CanaryError};
+use crate::credentials::proof;
+use crate::crypto::keyring::Keyring;
+use crate::db::Database;
+use crate::id::BackupId;
+
+/// So many values of every sealed column are opened, chosen at random.
+const SAMPLE: i64 = 20;
+
+/// What a trial found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The backup's id.
+    pub id: String,
+    /// The moment whose state it holds.
+    pub created_at: String,
+    /// Whether everything is as it should be.
+    pub sound: bool,
+    /// What would be lost by going back to it: seconds since it was made.
+    pub age_seconds: u64,
+    /// How long restoring took, in milliseconds.
+    pub restored_in_ms: u64,
+    /// Tables in it.
+    pub tables: usize,
+    /// Rows in it.
+    pub rows: i64,
+    /// Migrations that this release added.
+    pub migrations_applied: usize,
+    /// Sealed values that were opened.
+    pub opened: u64,
+    /// What is wrong with it, in sentences.
+    pub problems: Vec<String>,
+}
+
+/// Restores the dump into a database of its own, compares it with its manifest, brings its tables to this release, and
+/// opens a sample of everything sealed. The database is gone again when this returns. Nothing else on the server is
+/// touched and nothing is sent anywhere.
+pub async fn verify(
+    database: &Database,
+    keyring: Option<&Keyring>,
+    programs: &Programs,
+    dump: &Path,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> Result<Report, BackupError> {
+    let manifest = Manifest::read_for(dump)?;
+    let offered = |id: &u8| keyring.is_some_and(|ring| ring.ids().any(|known| known == *id));
+    let missing: Vec<u8> = manifest
+        .key_ids
+        .iter()
+        .copied()
+        .filter(|id| !offered(id))
+        .collect();
+    if !missing.is_empty() {
+        return Err(BackupError::MissingKeys(missing));
+    }
+    let now = clock.now();
+    let made = Timestamp::parse(&manifest.created_at);
+    let mut report = Report {
+        id: manifest.id.clone(),
+        created_at: manifest.created_at.clone(),
+        sound: false,
+        age_seconds: made.map_or(0, |made| now.since(made).as_secs()),
+        restored_in_ms: 0,
+        tables: manifest.tables.len(),
+        rows: manifest.rows(),
+        migrations_applied: 0,
+        opened: 0,
+        problems: Vec::new(),
+    };
+    let (bytes, sha256) = fingerprint(dump)?;
+    if (bytes, &sha256) == (manifest.bytes, &manifest.sha256) {
+        let name = BackupId::mint(now).to_string().to_lowercase();
+        let name = name.replace(BackupId::PREFIX, "attesto_trial_");
+        store::create_scratch(database, &name).await?;
+        let scratch = database.beside(&name);
+        let trial = attempt(&scratch, keyring, programs, dump, &manifest, &mut report);
+        let outcome = stop.run_until_cancelled(trial).await;
+        scratch.close().await;
+        store::drop_scratch(database, &name).await?;
+        outcome.unwrap_or(Err(BackupError::Stopped))?;
+    } else {
+        report.problems.push(format!(
+            "The file is not the one that was made: it has {bytes} bytes and SHA-256 {sha256}, and the manifest says {} and {}.",
+            manifest.bytes, manifest.sha256
+        ));
+    }
+    report.sound = report.problems.is_empty();
+    // Where this is not the database it was made of, nobody asks for the note.
+    if let Err(error) = store::note_verified(database, &report).await {
+        tracing::debug!(%error, "the trial is not noted");
+    }
+    Ok(report)
+}
+
+async fn attempt(
+    scratch: &Database,
+    keyring: Option<&Keyring>,
+    programs: &Programs,
+    dump: &Path,
+    manifest: &Manifest,
+    report: &mut Report,
+) -> Result<(), BackupError> {
+    let begun = Instant::now();
+    match restore_into(scratch, programs, dump).await {
+        Ok(()) => {}
+        Err(BackupError::Failed { said, .. }) => {
+            let problem = format!("It cannot be restored: {said}.");
+            report.problems.push(problem);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    report.restored_in_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+
+    let found = store::content_of(scratch).await?;
+    report.problems.extend(compare(manifest, &found));
+    report.problems.extend(store::unsound_parts(scratch).await?);
+    report.migrations_applied = scratch.migrate(false).await?.applied.len();
+    if let Some(keyring) = keyring {
+        match canary::look(scratch, keyring).await {
+            Ok(()) => {}
+            Err(CanaryError::Database(error)) => return Err(error.into()),
+            Err(wrong) => report.problems.push(format!("{wrong}.")),
+        }
+        for proof in proof::sample(scratch, keyring, SAMPLE).await? {
+            report.opened += proof.opened;
+            report.problems.extend(proof.failures.iter().map(|it| {
+                format!(
+                    "{}.{} of {}: {}.",
+                    it.column.table, it.column.column, it.row, it.cause
+                )
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Restores a dump into a database without tables.
+pub(super) async fn restore_into(
+    database: &Database,
+    programs: &Programs,
+    dump: &Path,
+) -> Result<(), BackupError> {
+    let server = store::server_major(database).await?;
+    let arguments: [OsString; 7] = [
+        "--dbname".into(),
+        database.name().into(),
+        "--no-owner".into(),
+        "--no-privileges".into(),
+        "--exit-on-error".into(),
+        "--no-password".into(),
+        dump.into(),
+    ];
+    programs
+        .run("pg_restore", server, database, arguments)
+        .await
+}
+
+/// How what was found differs from what must be there, in sentences.
+pub(super) fn compare(manifest: &Manifest, found: &store::Content) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (table, expected) in &manifest.tables {
+        match found.tables.get(table) {
+            Some(rows) if rows == expected => {}
+            Some(rows) => problems.push(format!(
+                "{table} has {rows} rows, and had {expected} when the backup was made."
+            )),
+            None => problems.push(format!("{table} is missing.")),
+        }
+    }
+    if found.schema_version != manifest.schema_version {
+        problems.push(format!(
+            "Its tables are those of migration {}, and the manifest says {}.",
+            found.schema_version, manifest.schema_version
+        ));
+    }
+    if found.key_ids != manifest.key_ids {
+        problems.push(format!(
+            "It needs the encryption keys {:?}, and the manifest says {:?}.",
+            found.key_ids, manifest.key_ids
+        ));
+    }
+    problems
+}

@@ -1,0 +1,195 @@
+//! `attesto db`: who else may look into the database.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::context::{Context, Failure};
+use crate::credentials::sealed;
+
+/// The commands of `attesto db`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print the SQL for a role that reads what statistics need: nothing sealed, no payload, no purchase token, no address
+    GrantReadonly {
+        /// The role's name; it is made when it is not there
+        #[arg(long, value_name = "NAME")]
+        user: Role,
+        /// Run it as well, in one transaction. Needs a role that may make roles
+        #[arg(long)]
+        run: bool,
+    },
+}
+
+/// The name of a role, as it needs no quotes.
+#[derive(Clone, Debug)]
+pub struct Role(String);
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=63).contains(&text.len())
+            && !text.starts_with(|letter: char| letter.is_ascii_digit())
+            && !text.starts_with("pg_")
+            && text.chars().all(|letter| {
+                letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_'
+            });
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(
+                "a role's name has up to 63 of a-z, 0-9 and _, and begins with none of 0-9 and pg_"
+                    .to_owned(),
+            )
+        }
+    }
+}
+
+/// What is not sealed and nobody's business who counts: payloads and what is in them, whatever could be asked a store
+/// about or called, and hashes that passwords are looked up by.
+const PRIVATE: [&str; 12] = [
+    "app_user_id",
+    "before",
+    "after",
+    "body",
+    "callback_url",
+    "decoded_payload",
+    "key_hash",
+    "last_response_body",
+    "raw_payload",
+    "replaces",
+    "subject_key",
+    "token",
+];
+
+fn is_hidden(table: &str, column: &str) -> bool {
+    let is_sealed = sealed::ALL
+        .iter()
+        .any(|it| it.table == table && it.column == column);
+    // Every sealed column's name ends so; one that an extension or a newer release added is hidden too.
+    is_sealed || column.ends_with("_enc") || PRIVATE.contains(&column)
+}
+
+/// Runs one of them.
+pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    let Command::GrantReadonly { user, run } = command;
+    let database = context.database().await?;
+    let columns = database.columns().await?;
+    if columns.is_empty() {
+        return Err(Failure::refused(
+            "the database has no tables yet: run `attesto migrate` first.",
+        ));
+    }
+    let statements = statements(&user.0, &database.name(), &columns);
+    let script = format!("{};", statements.join(";\n"));
+    if !run {
+        let shown = Shown {
+            user: &user.0,
+            sql: &script,
+        };
+        context.output.content(&shown, &script)?;
+        return Ok(());
+    }
+    database.run_together(&statements).await?;
+    let granted = Granted {
+        user: &user.0,
+        columns: columns
+            .iter()
+            .filter(|(table, column)| !is_hidden(table, column))
+            .count(),
+    };
+    let said = format!(
+        "{} may read {} columns now, and write nothing. Give it a password: psql -c '\\password {}'. Run this again after an upgrade.",
+        granted.user, granted.columns, granted.user
+    );
+    context.output.sentence(&granted, &said)?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    user: &'a str,
+    sql: &'a str,
+}
+
+#[derive(Serialize)]
+struct Granted<'a> {
+    user: &'a str,
+    columns: usize,
+}
+
+fn statements(role: &str, database: &str, columns: &[(String, String)]) -> Vec<String> {
+    let database = database.replace('"', "\"\"");
+    let mut statements = vec![
+        format!(
+            "do $$ begin if not exists (select from pg_roles where rolname = '{role}') then \
+             create role {role} login; end if; end $$"
+        ),
+        format!(
+            "alter role {role} in database \"{database}\" set default_transaction_read_only = on"
+        ),
+        format!("alter role {role} in database \"{database}\" set statement_timeout = '60s'"),
+        format!(
+            "alter role {role} in database \"{database}\" set idle_in_transaction_session_timeout = '60s'"
+        ),
+        format!("grant connect on database \"{database}\" to {role}"),
+        format!("grant usage on schema public to {role}"),
+        // What an earlier run granted and this one would not.
+        format!("revoke all on all tables in schema public from {role}"),
+    ];
+    let mut visible: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (table, column) in columns {
+        if !is_hidden(table, column) {
+            visible
+                .entry(table)
+                .or_default()
+                .push(format!("\"{column}\""));
+        }
+    }
+    statements.extend(visible.into_iter().map(|(table, columns)| {
+        format!(
+            "grant select ({}) on \"{table}\" to {role}",
+            columns.join(", ")
+        )
+    }));
+    statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_or_private_is_granted_to_nobody() {
+        let mut columns: Vec<(String, String)> = sealed::ALL
+            .iter()
+            .map(|it| (it.table.to_owned(), it.column.to_owned()))
+            .collect();
+        columns.push(("future".to_owned(), "other_enc".to_owned()));
+        columns.push(("purchase_links".to_owned(), "token".to_owned()));
+        columns.push(("tenants".to_owned(), "name".to_owned()));
+        let all = statements("bi", "attesto", &columns).join("\n");
+        assert!(!all.contains("_enc") && !all.contains("token"), "{all}");
+        assert!(all.ends_with("grant select (\"name\") on \"tenants\" to bi"));
+    }
+
+    #[test]
+    fn a_role_needs_no_quotes() {
+        for good in ["bi", "read_only_2", "_x"] {
+            assert!(good.parse::<Role>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "Bi",
+            "2x",
+            "pg_monitor",
+            "a b",
+            "x\"; drop role y; --",
+            "a-b",
+        ] {
+            assert!(bad.parse::<Role>().is_err(), "{bad}");
+        }
+    }
+}

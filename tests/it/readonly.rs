@@ -1,0 +1,94 @@
+//! A role for statistics: the queries of docs/bi.md, and nothing that is nobody's business.
+
+use attesto::credentials::sealed;
+use attesto::db::{ConnectSettings, Database};
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::world::postgres::fresh_database;
+use crate::world::shell::Shell;
+
+const PAGE: &str = include_str!("../../docs/bi.md");
+
+/// Rows for every query, old enough and new enough.
+const FILLING: &str = "
+    insert into tenants (id, name) values ('tenant_a', 'A');
+    insert into api_keys (id, tenant_id, key_hash, key_prefix, created_at)
+        values ('key_a', 'tenant_a', sha256('a'), 'aaaaaaaa', now() - interval '91 days');
+    insert into validation_audit (id, tenant_id, source, identifier_hash, valid, latency_ms)
+        values ('aud_a', 'tenant_a', 'google', sha256('x'), true, 12);
+    insert into webhook_events
+        (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
+        values ('evt_a', 'tenant_a', 'apple', 'x', 'subscription.renewed', 'apple.did_renew', '{}', '{}', '{}');
+    insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+        values ('del_a', 'evt_a', 'tenant_a', 'https://example.com/hook')";
+
+#[tokio::test]
+async fn a_role_for_statistics_asks_what_the_page_shows_and_sees_nothing_private() {
+    let fresh = fresh_database().await;
+    let owner = fresh.database.pool();
+    owner.execute(FILLING).await.unwrap();
+    let shell = Shell::default().set("DATABASE_URL", &fresh.url);
+    // Roles are the server's, and other tests share it.
+    let role = format!("bi_of_{}", fresh.database.name());
+    let words = ["db", "grant-readonly", "--user", &role];
+    let printed = shell.run(&words);
+    assert_eq!((printed.exit, printed.complained.as_str()), (0, ""));
+    // As it is, for `psql`.
+    let script = printed.said;
+    assert!(!script.contains("_enc\""), "{script}");
+    let known = "select count(*) from pg_roles where rolname = $1";
+    let known = sqlx::query_scalar::<_, i64>(known).bind(&role);
+    assert_eq!(known.fetch_one(owner).await.unwrap(), 0, "only printed");
+    // Printed or run, twice, it is the same.
+    owner.execute(AssertSqlSafe(script)).await.unwrap();
+    let run = [&words[..], &["--run"]].concat();
+    shell.rows(&run);
+    shell.rows(&run);
+
+    let url = fresh.url.replace("user=attesto", &format!("user={role}"));
+    let reader = Database::open(&ConnectSettings::from_url(&url).unwrap());
+    let queries: Vec<&str> = PAGE
+        .split("```sql\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(queries.len() >= 5);
+    for query in queries {
+        let rows = sqlx::query(AssertSqlSafe(query.to_owned()))
+            .fetch_all(reader.pool())
+            .await;
+        let rows = rows.unwrap_or_else(|error| panic!("{error}: {query}"));
+        assert!(!rows.is_empty(), "it finds nothing: {query}");
+    }
+    let hidden = sealed::ALL.iter().map(|it| (it.table, it.column)).chain([
+        ("api_keys", "key_hash"),
+        ("purchase_links", "token"),
+        ("webhook_events", "raw_payload"),
+        ("webhook_deliveries", "last_response_body"),
+        ("webhook_configs", "callback_url"),
+    ]);
+    for (table, column) in hidden {
+        let asked = sqlx::query(AssertSqlSafe(format!("select {column} from {table}")))
+            .fetch_all(reader.pool())
+            .await
+            .unwrap_err();
+        assert!(asked.to_string().contains("permission denied"), "{asked}");
+    }
+    for change in [
+        "update tenants set name = 'B'",
+        "set default_transaction_read_only = off; delete from webhook_deliveries",
+        "select note_operation('a', 'b', 'c', null, null, null)",
+    ] {
+        reader.pool().execute(change).await.unwrap_err();
+    }
+    let odd = shell.run(&["db", "grant-readonly", "--user", "x\"; drop role y"]);
+    assert_eq!(odd.exit, 2);
+    reader.close().await;
+    // A role that owns rights cannot be dropped before they are.
+    owner
+        .execute(AssertSqlSafe(format!(
+            "drop owned by {role}; drop role {role}"
+        )))
+        .await
+        .unwrap();
+}

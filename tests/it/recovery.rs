@@ -1,0 +1,306 @@
+//! Backups: made, proven, brought back.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::hold::{dispatcher_on, events, set_callback};
+use crate::world::attesto::World;
+use crate::world::folder::Folder;
+use crate::world::postgres::{Fresh, empty_database};
+use crate::world::receiver::Receiver;
+use crate::world::shell::{Ran, Shell};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Everything there is to lose, and a place for backups of it.
+struct Place {
+    world: World,
+    folder: Folder,
+    shell: Shell,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+        let shell = world.shell().set("PATH", "/usr/bin:/bin");
+        Self {
+            world,
+            folder: Folder::new(),
+            shell,
+        }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn create(&self, name: &str) -> Value {
+        let file = self.file(name);
+        self.shell
+            .rows(&["backup", "create", "--file", &file])
+            .remove(0)
+    }
+
+    fn verify(&self, shell: &Shell, name: &str) -> Ran {
+        shell.run(&["backup", "verify", &self.file(name)])
+    }
+
+    /// No database is left of a trial.
+    async fn nothing_is_left(&self) {
+        let left: Vec<String> = sqlx::query_scalar(
+            "select datname::text from pg_database where datname like 'attesto_trial_%'",
+        )
+        .fetch_all(self.world.database().pool())
+        .await
+        .unwrap();
+        // Another test of this run may be at a trial of its own.
+        let ours = left.len() <= 4;
+        assert!(ours, "{left:?}");
+    }
+}
+
+fn report(ran: &Ran) -> Value {
+    serde_json::from_str(ran.said.lines().next().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_backup_is_made_proven_and_refused_without_its_keys() {
+    let place = Place::new().await;
+    let tenant = place.world.tenant().await;
+    let receiver = Receiver::answering(OK).await;
+    set_callback(&place.world, &tenant.id, &receiver.url()).await;
+    events(&place.world, &tenant.id, &["1", "2", "3"]).await;
+
+    // By which a wrong key is told from a damaged value.
+    assert_eq!(
+        place.world.ask("GET", "/ready", None, None).await.status,
+        200
+    );
+    let manifest = place.create("dump");
+    assert_eq!(manifest["keyIds"], json!([1]));
+    assert_eq!(manifest["tables"]["public.webhook_events"], 3);
+    for name in ["dump", "dump.manifest.json"] {
+        let mode = std::fs::metadata(place.file(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    assert!(!place.folder.join("dump.part").exists());
+
+    let proven = place.verify(&place.shell, "dump");
+    assert_eq!(
+        (proven.exit, proven.complained.as_str()),
+        (0, ""),
+        "{}",
+        proven.said
+    );
+    let found = report(&proven);
+    assert_eq!(
+        (&found["sound"], &found["opened"]),
+        (&json!(true), &json!(3))
+    );
+    assert_eq!(found["id"], manifest["id"]);
+    let noted: (String, bool) = sqlx::query_as("select id, sound from backups")
+        .fetch_one(place.world.database().pool())
+        .await
+        .unwrap();
+    assert_eq!((json!(noted.0), noted.1), (manifest["id"].clone(), true));
+
+    // Never over another file.
+    let file = place.file("dump");
+    let again = place.shell.run(&["backup", "create", "--file", &file]);
+    assert_eq!(again.exit, 1);
+    assert!(
+        again.complained.contains("exists already"),
+        "{}",
+        again.complained
+    );
+
+    // Without the key, with another key of another id, and with a wrong one under its id.
+    let key = |fill: u8| STANDARD.encode([fill; 32]);
+    let without = Shell::default()
+        .set("PATH", "/usr/bin:/bin")
+        .set("DATABASE_URL", &place.world.fresh.url);
+    for shell in [
+        without.clone(),
+        without
+            .clone()
+            .set("ATTESTO_ENCRYPTION_KEY", &format!("2:{}", key(8))),
+    ] {
+        let refused = place.verify(&shell, "dump");
+        assert_eq!((refused.exit, refused.said.as_str()), (2, ""));
+        assert!(
+            refused
+                .complained
+                .contains("encryption key 1, which is not configured"),
+            "{}",
+            refused.complained
+        );
+    }
+    let wrong = without.clone().set("ATTESTO_ENCRYPTION_KEY", &key(8));
+    let unsound = place.verify(&wrong, "dump");
+    assert_eq!(unsound.exit, 1);
+    assert!(
+        unsound
+            .complained
+            .contains("encryption key 1 is not the key"),
+        "{}",
+        unsound.complained
+    );
+    let in_rotation = without
+        .set("ATTESTO_ENCRYPTION_KEY", &format!("2:{}", key(8)))
+        .set("ATTESTO_ENCRYPTION_KEYS_RETIRED", &format!("1:{}", key(7)));
+    assert_eq!(place.verify(&in_rotation, "dump").exit, 0);
+    place.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn what_is_not_whole_is_not_sound() {
+    let place = Place::new().await;
+    place.world.tenant().await;
+    place.create("dump");
+    let (dump, manifest) = (place.file("dump"), place.file("dump.manifest.json"));
+    let (bytes, text) = (
+        std::fs::read(&dump).unwrap(),
+        std::fs::read_to_string(&manifest).unwrap(),
+    );
+    let verify = |expected: i32, said: &str| {
+        let ran = place.verify(&place.shell, "dump");
+        assert_eq!(ran.exit, expected, "{}", ran.complained);
+        assert!(ran.complained.contains(said), "{}", ran.complained);
+    };
+    // Cut off; then with a manifest that believes it.
+    let half = &bytes[..bytes.len() / 2];
+    std::fs::write(&dump, half).unwrap();
+    verify(1, "not the one that was made");
+    let mut lying: Value = serde_json::from_str(&text).unwrap();
+    lying["bytes"] = json!(half.len());
+    let hex = attesto::crypto::token::sha256(half).map(|byte| format!("{byte:02x}"));
+    lying["sha256"] = json!(hex.concat());
+    std::fs::write(&manifest, lying.to_string()).unwrap();
+    verify(1, "cannot be restored");
+    std::fs::write(&dump, &bytes).unwrap();
+
+    // A row that is not there.
+    let mut more: Value = serde_json::from_str(&text).unwrap();
+    more["tables"]["public.tenants"] = json!(2);
+    std::fs::write(&manifest, more.to_string()).unwrap();
+    verify(1, "public.tenants has 1 rows, and had 2");
+    std::fs::write(&manifest, "{}").unwrap();
+    verify(2, "not the manifest of a backup");
+    std::fs::remove_file(&manifest).unwrap();
+    verify(2, "dump.manifest.json");
+    std::fs::write(&manifest, &text).unwrap();
+    verify(0, "");
+
+    // A value that does not open, in a database that was damaged before the backup was made.
+    sqlx::query(
+        "update apple_credentials set private_key_enc = '\\x01' || sha256('x') || sha256('y')",
+    )
+    .execute(place.world.database().pool())
+    .await
+    .unwrap();
+    place.create("damaged");
+    let damaged = place.verify(&place.shell, "damaged");
+    assert_eq!(damaged.exit, 1);
+    assert!(
+        damaged
+            .complained
+            .contains("apple_credentials.private_key_enc of tenant_"),
+        "{}",
+        damaged.complained
+    );
+}
+
+#[tokio::test]
+async fn programs_that_are_missing_are_named() {
+    let place = Place::new().await;
+    let shell = place.shell.clone().set("ATTESTO_PG_BIN", "/nowhere");
+    let file = place.file("dump");
+    let refused = shell.run(&["backup", "create", "--file", &file]);
+    assert_eq!((refused.exit, refused.said.as_str()), (2, ""));
+    assert!(
+        refused.complained.contains("`pg_dump` is not installed"),
+        "{}",
+        refused.complained
+    );
+    assert!(!place.folder.join("dump").exists() && !place.folder.join("dump.part").exists());
+    place.create("dump");
+    let refused = place.verify(&shell, "dump");
+    assert_eq!(refused.exit, 2);
+    assert!(
+        refused.complained.contains("`pg_restore`"),
+        "{}",
+        refused.complained
+    );
+}
+
+/// Last night's backup, restored: what was delivered since is not sent again before somebody says so.
+#[tokio::test]
+async fn a_restored_system_sends_nothing_until_it_is_told_to() {
+    let place = Place::new().await;
+    let world = &place.world;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::answering(OK).await;
+    set_callback(world, &tenant.id, &receiver.url()).await;
+    events(world, &tenant.id, &["1", "2", "3"]).await;
+    place.create("dump");
+    assert_eq!(
+        dispatcher_on(world, world.database())
+            .drain()
+            .await
+            .unwrap(),
+        3
+    );
+    let first: Vec<String> = ids(&receiver);
+
+    let restored: Fresh = empty_database().await;
+    let shell = place.shell.clone().set("DATABASE_URL", &restored.url);
+    let file = place.file("dump");
+    shell.rows(&["backup", "restore", &file]);
+    let over = shell.run(&["backup", "restore", &file]);
+    assert_eq!(over.exit, 1);
+    assert!(
+        over.complained.contains("has tables already"),
+        "{}",
+        over.complained
+    );
+
+    let status = shell.rows(&["deliveries", "status"]).remove(0);
+    assert_eq!((&status["held"], &status["due"]), (&json!(true), &json!(3)));
+    assert_eq!(
+        dispatcher_on(world, &restored.database)
+            .drain()
+            .await
+            .unwrap(),
+        0
+    );
+    let released = shell.rows(&["deliveries", "release"]).remove(0);
+    assert_eq!(released["due"], 3);
+    assert_eq!(
+        dispatcher_on(world, &restored.database)
+            .drain()
+            .await
+            .unwrap(),
+        3
+    );
+    // The same events under the same ids, so that a receiver knows them.
+    let all = ids(&receiver);
+    let mut again = all[3..].to_vec();
+    again.sort();
+    let mut first = first;
+    first.sort();
+    assert_eq!(again, first);
+}
+
+fn ids(receiver: &Receiver) -> Vec<String> {
+    let requests = receiver.requests();
+    requests
+        .iter()
+        .map(|request| request.headers["webhook-id"].clone())
+        .collect()
+}
