@@ -361,8 +361,8 @@ fn verifications(settings: &Settings, database: &Database, clock: &Clock) -> Ver
 /// Which callbacks may be called: never ourselves, and never our database.
 fn guard(settings: &Settings, database: &Database) -> Guard {
     let own = (settings.listen.port != 0).then(|| settings.listen.socket());
-    let own = [own, settings.metrics, database.address()];
-    Guard::new(settings.webhooks.allow_private).and_never(own.into_iter().flatten())
+    let own = [own, settings.metrics].into_iter().flatten();
+    Guard::new(settings.webhooks.allow_private).and_never(own.chain(database.addresses()))
 }
 
 /// Is it there, and are its tables this release's? Once they were, a newer release may add to them while this process

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::error::BackupError;
 use super::verify::Report;
@@ -27,8 +27,7 @@ pub(super) struct Content {
 }
 
 async fn unhurried(database: &Database) -> Result<PgConnection, Error> {
-    let options = database.pool().connect_options().as_ref().clone();
-    let mut connection = options.application_name("attesto-backup").connect().await?;
+    let mut connection = database.connect_directly("attesto-backup").await?;
     connection
         .execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '60s'")
         .await?;

@@ -285,7 +285,7 @@ fn chosen_secret(arguments: &SetConfig) -> Result<Option<SigningSecret>, Failure
 
 /// Which callbacks may be called: never our database. The service also refuses itself; where it listens is not known here.
 fn guard(webhooks: &Webhooks, database: &Database) -> Guard {
-    Guard::new(webhooks.allow_private).and_never(database.address())
+    Guard::new(webhooks.allow_private).and_never(database.addresses())
 }
 
 /// Says now what every delivery would say later. A name that does not resolve yet is only remarked: it may be on its way.

@@ -11,7 +11,8 @@ use crate::db::ConnectSettings;
 /// The id of an encryption key that is given without one.
 const DEFAULT_KEY_ID: u8 = 1;
 
-/// Where the database is: `flag` when given, else `DATABASE_URL` or the file named by `DATABASE_URL_FILE`. `None` when
+/// Where the database is: `flag` when given, else `DATABASE_URL` or the file named by `DATABASE_URL_FILE`, with what
+/// `DATABASE_DIRECT_URL` says. `None` when
 /// nothing says it. Every problem is one line that never repeats the URL.
 pub fn database(
     lookup: Lookup<'_>,
@@ -26,7 +27,19 @@ pub fn database(
         return parse("--database-url", url);
     }
     match secret_file::read(lookup, "DATABASE_URL") {
-        Ok(Some(url)) => parse("DATABASE_URL", url.expose_secret()),
+        Ok(Some(url)) => {
+            let pooled = parse("DATABASE_URL", url.expose_secret())?;
+            match secret_file::read(lookup, "DATABASE_DIRECT_URL") {
+                Ok(Some(url)) => {
+                    let direct = parse("DATABASE_DIRECT_URL", url.expose_secret())?;
+                    Ok(pooled
+                        .zip(direct)
+                        .map(|(pooled, direct)| pooled.with_direct(direct)))
+                }
+                Ok(None) => Ok(pooled),
+                Err(problem) => Err(vec![problem.to_string()]),
+            }
+        }
         Ok(None) => Ok(None),
         Err(problem) => Err(vec![problem.to_string()]),
     }

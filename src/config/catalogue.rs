@@ -89,6 +89,12 @@ pub const SETTINGS: &[Setting] = &[
         "A file with the database's URL: postgres://user:password@host:5432/name, Postgres 14 or newer; its \
          parameters max, idle_timeout and connect_timeout (seconds) shape the pool",
     ),
+    secret(
+        "DATABASE_DIRECT_URL",
+        "database-direct-url-file",
+        "A file with the URL of the same database without a pooler between, where DATABASE_URL leads to one in transaction \
+         mode: for listening, migrations and backups",
+    ),
     switch(
         "ATTESTO_EMBEDDED_POSTGRES",
         "embedded-postgres",

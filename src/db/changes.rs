@@ -101,7 +101,7 @@ enum Lost {
     #[error("the database did not answer within {PATIENCE:?}")]
     Silent,
     #[error(
-        "a notification sent over another connection did not arrive: is there a pooler in transaction mode between? Connect directly, or in session mode"
+        "a notification sent over another connection did not arrive: is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is"
     )]
     Deaf,
 }
@@ -190,7 +190,7 @@ impl Changes {
     /// point: sqlx removes a message from its buffer only when all of it has arrived.
     async fn listen(&self) -> Result<std::convert::Infallible, Lost> {
         // A pool of its own: the main one may be busy, and a connection that died silently must not go back to it.
-        let options = self.shared.database.pool().connect_options();
+        let options = self.shared.database.direct();
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)

@@ -9,7 +9,7 @@ use super::{ConnectSettings, Database};
 impl Database {
     /// The database's name.
     pub fn name(&self) -> String {
-        let options = self.pool().connect_options();
+        let options = self.direct();
         options
             .get_database()
             .unwrap_or_else(|| options.get_username())
@@ -19,7 +19,7 @@ impl Database {
     /// Another database on the same server, with a small pool of its own.
     #[must_use]
     pub fn beside(&self, name: &str) -> Self {
-        let options = self.pool().connect_options().as_ref().clone();
+        let options = self.direct().as_ref().clone();
         let mut settings = ConnectSettings::with_options(options.database(name));
         settings.max_connections = 4;
         Self::open(&settings)
@@ -28,7 +28,7 @@ impl Database {
     /// How Postgres' own programs reach it: variables of their environment, where, unlike in their arguments, only
     /// their own user and root can read the password.
     pub fn for_programs(&self) -> Vec<(&'static str, String)> {
-        let options = self.pool().connect_options();
+        let options = self.direct();
         let host = match options.get_socket() {
             Some(folder) => folder.display().to_string(),
             None => options.get_host().to_owned(),

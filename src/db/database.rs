@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
@@ -37,6 +37,8 @@ const SUSPICION: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: PgPool,
+    /// The same database without a pooler between, if there is one.
+    direct: Option<Arc<PgConnectOptions>>,
 }
 
 /// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
@@ -140,19 +142,35 @@ impl Database {
             })
             .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
             .connect_lazy_with(options);
-        Self { pool }
+        let direct = settings.direct.clone().map(Arc::new);
+        Self { pool, direct }
     }
 
     /// A database around a pool that exists already, with that pool's manners.
     pub fn from_pool(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, direct: None }
     }
 
-    /// Where it listens, when that was said by address and not by name.
-    pub fn address(&self) -> Option<SocketAddr> {
-        let options = self.pool.connect_options();
-        let address = options.get_host().parse().ok()?;
-        Some(SocketAddr::new(address, options.get_port()))
+    /// How to reach the server itself, for what needs a session that is nobody else's between two statements.
+    pub(super) fn direct(&self) -> Arc<PgConnectOptions> {
+        let direct = self.direct.clone();
+        direct.unwrap_or_else(|| self.pool.connect_options())
+    }
+
+    /// A connection of its own to the server itself, beside the pool, with none of the pool's limits.
+    pub async fn connect_directly(&self, application: &str) -> Result<PgConnection, Error> {
+        let options = self.direct().as_ref().clone();
+        options.application_name(application).connect().await
+    }
+
+    /// Where it listens, and the pooler before it, as far as that was said by address and not by name.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let both = [self.pool.connect_options(), self.direct()];
+        let addresses = both.iter().filter_map(|options| {
+            let address = options.get_host().parse().ok()?;
+            Some(SocketAddr::new(address, options.get_port()))
+        });
+        addresses.collect()
     }
 
     /// How many connections are in use, and how many are open and idle.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use sqlx::{Connection as _, Executor as _};
 use tokio::time::timeout;
 
 use super::{Database, Error, OLDEST_MAJOR};
@@ -135,9 +135,7 @@ impl Database {
     /// Applies what is missing, or with `dry_run` only says what that is. Can be run again and by several processes at
     /// once: all but one of them wait. Uses a connection of its own.
     pub async fn migrate(&self, dry_run: bool) -> Result<MigrationReport, MigrationProblem> {
-        let options = self.pool().connect_options().as_ref().clone();
-        let connecting = options.application_name("attesto-migrate");
-        let mut connection = timeout(CONNECT, connecting.connect())
+        let mut connection = timeout(CONNECT, self.connect_directly("attesto-migrate"))
             .await
             .map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??;
         check_server(&connection)?;
@@ -165,6 +163,18 @@ impl Database {
         // Everything is committed; how the farewell goes no longer matters.
         let _ = connection.close().await;
         Ok(report)
+    }
+
+    /// Whether the database's role may make tables.
+    pub async fn may_migrate(&self) -> Result<bool, Error> {
+        let mut connection = self.connect_directly("attesto-migrate").await?;
+        let allowed = sqlx::query_scalar(
+            "select coalesce(has_schema_privilege(current_schema(), 'create'), false)",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        let _ = connection.close().await;
+        Ok(allowed)
     }
 
     /// How the database's tables compare with this release. One short read.

@@ -10,6 +10,8 @@ use url::Url;
 #[derive(Clone)]
 pub struct ConnectSettings {
     pub(super) options: PgConnectOptions,
+    /// The same database without a pooler between.
+    pub(super) direct: Option<PgConnectOptions>,
     pub(super) max_connections: u32,
     pub(super) idle_timeout: Duration,
     pub(super) connect_timeout: Duration,
@@ -60,9 +62,19 @@ impl ConnectSettings {
     pub(super) fn with_options(options: PgConnectOptions) -> Self {
         Self {
             options,
+            direct: None,
             max_connections: 20,
             idle_timeout: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// The same, and for what a pooler in transaction mode cannot do (listening, migrations, backups) as `direct` says.
+    #[must_use]
+    pub fn with_direct(self, direct: Self) -> Self {
+        Self {
+            direct: Some(direct.options),
+            ..self
         }
     }
 
@@ -106,6 +118,7 @@ impl ConnectSettings {
         })?;
         Ok(Self {
             options,
+            direct: None,
             max_connections: u32::try_from(max).unwrap_or(u32::MAX),
             idle_timeout: Duration::from_secs(idle),
             connect_timeout: Duration::from_secs(connect),

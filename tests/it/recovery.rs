@@ -304,3 +304,126 @@ fn ids(receiver: &Receiver) -> Vec<String> {
         .map(|request| request.headers["webhook-id"].clone())
         .collect()
 }
+
+#[test]
+fn the_worst_day_is_rehearsed() {
+    let drill = concat!(env!("CARGO_MANIFEST_DIR"), "/bin/drill");
+    let ran = std::process::Command::new(drill)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("ATTESTO_BIN", env!("CARGO_BIN_EXE_attesto"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    assert!(said.contains("The drill is passed."), "{said}");
+}
+
+#[tokio::test]
+async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
+    // Two roles tell two ways apart: one is the pooler's, the other leads to the server.
+    let fresh = crate::world::postgres::fresh_database().await;
+    let role = format!("direct_of_{}", fresh.database.name());
+    let make = format!("create role {role} login superuser");
+    sqlx::query(sqlx::AssertSqlSafe(make))
+        .execute(fresh.database.pool())
+        .await
+        .unwrap();
+    let direct = fresh.url.replace("user=attesto", &format!("user={role}"));
+    let of = |url: &str| attesto::db::ConnectSettings::from_url(url).unwrap();
+    let database = attesto::db::Database::open(&of(&fresh.url).with_direct(of(&direct)));
+    let changes = attesto::db::changes::Changes::new(&database);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let ear = {
+        let (changes, stop) = (changes.clone(), stop.clone());
+        tokio::spawn(async move { changes.run(stop).await })
+    };
+    let begun = std::time::Instant::now();
+    while !changes.listening() {
+        assert!(begun.elapsed().as_secs() < 20, "it hears nothing");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let users: Vec<String> = sqlx::query_scalar(
+        "select distinct usename::text from pg_stat_activity
+          where datname = current_database() and application_name = 'attesto-changes'",
+    )
+    .fetch_all(database.pool())
+    .await
+    .unwrap();
+    assert_eq!(users, std::slice::from_ref(&role));
+    stop.cancel();
+    ear.await.unwrap();
+
+    // As settings say it, for commands too.
+    let shell = Shell::default()
+        .set(
+            "DATABASE_URL",
+            "postgres://nobody@127.0.0.1:1/nowhere?connect_timeout=1",
+        )
+        .set("DATABASE_DIRECT_URL", &direct);
+    let migrated = shell.rows(&["migrate", "--dry-run"]).remove(0);
+    assert_eq!(migrated["pending"], json!([]));
+    let odd = shell
+        .set("DATABASE_DIRECT_URL", "mysql://x")
+        .run(&["migrate"]);
+    assert_eq!(odd.exit, 2);
+    assert!(
+        odd.complained
+            .contains("DATABASE_DIRECT_URL: must be a URL"),
+        "{}",
+        odd.complained
+    );
+    database.close().await;
+    sqlx::query(sqlx::AssertSqlSafe(format!("drop role {role}")))
+        .execute(fresh.database.pool())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_is_judged_beforehand() {
+    let empty = empty_database().await;
+    let shell = Shell::default().set("DATABASE_URL", &empty.url);
+    let checked = shell.rows(&["migrate", "--check"]).remove(0);
+    assert!(!checked["pending"].as_array().unwrap().is_empty());
+    assert_eq!(
+        (&checked["mayMigrate"], &checked["runningReleases"]),
+        (&json!(true), &json!([]))
+    );
+    assert_eq!(shell.run(&["migrate"]).exit, 0);
+    sqlx::query(
+        "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
+         values ('x', 'elsewhere', 1, '0.0.9', now(), now(), 1, '{1}')",
+    )
+    .execute(empty.database.pool())
+    .await
+    .unwrap();
+    let checked = shell.rows(&["migrate", "--check"]).remove(0);
+    assert_eq!(checked["pending"], json!([]));
+    assert_eq!(checked["runningReleases"], json!(["0.0.9"]));
+    assert_eq!(checked["runningReleasesKeepWorking"], true);
+
+    // A role that reads and may not make tables.
+    let role = format!("clerk_of_{}", empty.database.name());
+    for statement in [
+        format!("create role {role} login"),
+        format!("grant select on all tables in schema public to {role}"),
+        "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)"
+            .to_owned(),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(empty.database.pool())
+            .await
+            .unwrap();
+    }
+    let url = empty.url.replace("user=attesto", &format!("user={role}"));
+    let refused = Shell::default()
+        .set("DATABASE_URL", &url)
+        .run(&["migrate", "--check"]);
+    assert_eq!(refused.exit, 1);
+    assert!(
+        refused.complained.contains("may not create tables"),
+        "{}",
+        refused.complained
+    );
+}
