@@ -3,8 +3,8 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`backup`],
-//! [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`telemetry`], [`shutdown`].
+//! [`backup`], [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`] (is all well), [`telemetry`],
+//! [`shutdown`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
@@ -21,6 +21,7 @@ pub mod credentials;
 pub mod crypto;
 pub mod db;
 pub mod deliveries;
+pub mod doctor;
 pub mod events;
 pub mod google;
 pub mod http;

@@ -13,6 +13,7 @@ use crate::credentials::sealed::CANARY;
 use crate::credentials::{ages, reseal};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
+use crate::deliveries::hold;
 use crate::deliveries::stock::{CALLBACK_STATES, Stock};
 use crate::metrics::registry::{Kind, as_number};
 use crate::metrics::{Gauge, Labelled, Registry, process};
@@ -38,6 +39,7 @@ pub struct Statistics {
     dead_rows: Labelled<1, Gauge>,
     ages: Labelled<1, Gauge>,
     audit: Gauge,
+    held: Gauge,
     sealed: Labelled<1, Gauge>,
     remaining: Gauge,
 }
@@ -123,6 +125,10 @@ impl Statistics {
                 "attesto_operator_audit_last_seq",
                 "The number of the newest row of operator_audit: it never shrinks.",
             ),
+            held: registry.gauge(
+                "attesto_deliveries_held",
+                "Whether nothing is sent until an operator releases it.",
+            ),
             sealed: registry.gauges(
                 "attesto_sealed_values",
                 "Secrets in the database, by the id of the encryption key that sealed them.",
@@ -178,6 +184,8 @@ impl Statistics {
             let count = stock.callbacks.get(state).copied().unwrap_or(0);
             self.endpoints.with([state]).set(number(count));
         }
+        let held = hold::store::standing(&self.database).await?.is_some();
+        self.held.set(f64::from(u8::from(held)));
         let vitals = self.database.vitals(&self.clock).await?;
         self.skew.set(vitals.clock_skew);
         self.oldest_transaction

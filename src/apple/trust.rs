@@ -165,6 +165,12 @@ struct Header<'a> {
     crit: Option<serde::de::IgnoredAny>,
 }
 
+/// When each root that is trusted ends.
+pub fn root_expiries(verifier: &Verifier) -> Vec<Timestamp> {
+    let roots = verifier.roots.iter();
+    roots.map(|root| root.not_after).collect()
+}
+
 /// What a JWS says, with nothing checked: no more than a name to note it under.
 pub(super) fn claimed(jws: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()

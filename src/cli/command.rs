@@ -9,8 +9,9 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, backup, completions, database, deliveries, dev, encryption, google, health,
-    inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify, webhook,
+    apple, audit, backup, completions, database, deliveries, dev, doctor, encryption, google,
+    health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify,
+    webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -88,6 +89,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Ask a running service whether it lives, or whether it can serve
     Health(health::Args),
+    /// Look whether this installation is well: exit 0, 1 for what should not stay as it is, 2 for what does not work
+    Doctor(doctor::Args),
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Encryption(encryption::Command),
@@ -171,6 +174,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Verify(command) => verify::run(command, context).await,
         Command::Inspect(args) => inspect::run(args, context),
         Command::Health(args) => health::run(args, context).await,
+        Command::Doctor(args) => doctor::run(args, context).await,
         Command::Encryption(command) => encryption::run(command, context).await,
         Command::Jobs(command) => jobs::run(command, context).await,
         Command::Prune(args) => prune::run(args, context).await,

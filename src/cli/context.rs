@@ -127,7 +127,7 @@ impl Context {
         let sudo = self.variable("SUDO_USER");
         Operator {
             actor: operator::actor(sudo.as_deref().and_then(OsStr::to_str)),
-            host: operator::host(),
+            host: crate::replicas::host(),
             command: self.command.clone(),
         }
     }

@@ -32,6 +32,7 @@ pub mod context;
 pub mod database;
 pub mod deliveries;
 pub mod dev;
+pub mod doctor;
 pub mod duration;
 pub mod encryption;
 pub mod google;

@@ -1,7 +1,6 @@
 //! Who is at the keyboard, as far as this machine knows.
 
 use rustix::process::getuid;
-use rustix::system::uname;
 
 /// The user who runs this, and on whose behalf when `sudo` says so. Of a user who is in no `/etc/passwd`, as in many
 /// containers, the number.
@@ -24,11 +23,6 @@ fn named(passwd: &str, uid: u32, sudo: Option<&str>) -> String {
         }
         _ => name,
     }
-}
-
-/// What this machine calls itself; in a container, the container's name.
-pub fn host() -> String {
-    uname().nodename().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -16,5 +16,5 @@ pub mod raw;
 pub mod secret_file;
 pub mod settings;
 
-pub use raw::{Raw, environment};
+pub use raw::{Raw, environment, variables};
 pub use settings::{DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks};

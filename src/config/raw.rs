@@ -15,6 +15,13 @@ pub fn environment(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The names of all variables there are.
+pub fn variables() -> Vec<String> {
+    std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .collect()
+}
+
 /// Flags over variables.
 pub struct Raw<'a> {
     flags: BTreeMap<String, String>,

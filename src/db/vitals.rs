@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::time::timeout;
+
 use super::{Database, Error};
 use crate::clock::{Clock, Timestamp};
 
@@ -63,6 +66,33 @@ impl Database {
             oldest_transaction: Duration::from_secs_f64(oldest.unwrap_or(0.0).max(0.0)),
             dead_rows: dead.into_iter().map(|row| (row.table, row.rows)).collect(),
         })
+    }
+}
+
+impl Database {
+    /// Whether a notification that is sent over one connection arrives on another one within `patience`. Behind a pooler
+    /// that shares server connections it does not.
+    pub async fn hears_itself(&self, patience: Duration) -> Result<bool, Error> {
+        let channel = format!("attesto_proof_{:016x}", fastrand::u64(..));
+        // Of its own, as in `changes`: the main pool may be busy.
+        let options = (*self.pool().connect_options()).clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(patience)
+            .connect_lazy_with(options);
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.listen(&channel).await?;
+        sqlx::query("select pg_notify($1, '')")
+            .bind(&channel)
+            .execute(self.pool())
+            .await?;
+        let heard = timeout(patience, listener.recv()).await;
+        drop(listener);
+        pool.close().await;
+        match heard {
+            Ok(heard) => heard.map(|_| true),
+            Err(_) => Ok(false),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod database;
 mod deploy;
 mod dev;
 mod docs;
+mod doctor;
 mod embedded;
 mod encryption;
 mod every_route;

@@ -449,6 +449,7 @@ async fn every_table_is_noted_or_there_is_a_reason() {
             "apple_previous_credentials",
             "what a noted change of apple_credentials put aside",
         ),
+        ("backups", "each row says itself what was done"),
         ("encryption_canaries", "written by itself"),
         (
             "google_previous_credentials",

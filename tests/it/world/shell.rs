@@ -26,6 +26,11 @@ impl Shell {
         self
     }
 
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self
+    }
+
     pub(crate) fn run(&self, words: &[&str]) -> Ran {
         self.run_with(words, "")
     }

@@ -1,0 +1,291 @@
+//! The database: is it there, is it ours, is it well.
+
+use std::time::Duration;
+
+use super::examine::unanswered;
+use super::finding::{Check, counted};
+use super::store;
+use crate::clock::{Clock, Timestamp};
+use crate::db::vitals::Vitals;
+use crate::db::{Database, Error, OLDEST_MAJOR, SchemaState};
+
+/// How long it may take to answer at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Clocks may differ this much.
+const SKEW: f64 = 1.0;
+/// From here on receivers refuse what we sign.
+const TOO_MUCH_SKEW: f64 = 60.0;
+/// A transaction that is open longer than this has been forgotten.
+const LONG_TRANSACTION: Duration = Duration::from_mins(1);
+/// More dead rows than this are not cleaned up as they should be.
+const MANY_DEAD_ROWS: i64 = 20_000;
+/// Of a hundred connections of the server.
+const MANY_CONNECTIONS: i64 = 85;
+/// The last day on which each major version gets corrections; <https://www.postgresql.org/support/versioning/>.
+const SUPPORTED_UNTIL: [(u32, &str); 5] = [
+    (14, "2026-11-12T23:59:59Z"),
+    (15, "2027-11-11T23:59:59Z"),
+    (16, "2028-11-09T23:59:59Z"),
+    (17, "2029-11-08T23:59:59Z"),
+    (18, "2030-11-14T23:59:59Z"),
+];
+
+/// Looks.
+pub async fn look(database: &Database, clock: &Clock) -> Check {
+    let mut checks = Vec::new();
+    match database.ping(PATIENCE).await {
+        Ok(()) => checks.push(Check::ok("database.reachable", "It answers.")),
+        Err(problem) => {
+            checks.push(Check::fail(
+                "database.reachable",
+                format!("It cannot be reached: {problem}."),
+                "Is it running, where DATABASE_URL says, and does it let this user in from here?",
+            ));
+            return Check::group("database", "Database", checks);
+        }
+    }
+    match store::server(database).await {
+        Ok(server) => checks.extend(server_checks(&server, clock.now())),
+        Err(error) => checks.push(unanswered("database.server", &error)),
+    }
+    let schema = database.schema().await;
+    checks.push(migrations(&schema));
+    if matches!(schema, Ok(SchemaState::UpToDate)) {
+        match store::without_rights(database).await {
+            Ok(tables) if tables.is_empty() => checks.push(Check::ok(
+                "database.rights",
+                "The role may read and write every table.",
+            )),
+            Ok(tables) => checks.push(Check::fail(
+                "database.rights",
+                format!("The role may not read and write: {}.", tables.join(", ")),
+                "Let the tables' owner run `grant select, insert, update, delete on all tables in schema public to <role>`.",
+            )),
+            Err(error) => checks.push(unanswered("database.rights", &error)),
+        }
+    }
+    checks.push(notifications(database).await);
+    match database.vitals(clock).await {
+        Ok(vitals) => checks.extend(vital_checks(&vitals)),
+        Err(error) => checks.push(unanswered("database.vitals", &error)),
+    }
+    match store::slots(database).await {
+        Ok(slots) if slots.is_empty() => {}
+        Ok(slots) => checks.push(Check::warn(
+            "database.slots",
+            format!("Replication slots that nobody uses keep the write-ahead log: {}.", slots.join(", ")),
+            "Connect what should use them, or drop them (pg_drop_replication_slot) before the disk is full.",
+        )),
+        Err(error) => checks.push(unanswered("database.slots", &error)),
+    }
+    Check::group("database", "Database", checks)
+}
+
+fn server_checks(server: &store::Server, now: Timestamp) -> Vec<Check> {
+    let major = u32::try_from(server.version / 10_000).unwrap_or(0);
+    let mut checks = vec![version(major, now)];
+    if server.encoding != "UTF8" {
+        checks.push(Check::fail(
+            "database.encoding",
+            format!("The database's encoding is {}.", server.encoding),
+            "Make one with `create database … encoding 'UTF8' template template0` and move there.",
+        ));
+    }
+    checks.push(if server.is_superuser {
+        Check::warn(
+            "database.role",
+            "Attesto's role is a superuser.",
+            "Give it a role of its own that owns nothing but Attesto's tables.",
+        )
+    } else {
+        Check::ok("database.role", "The role is not a superuser.")
+    });
+    checks.push(if server.statement_timeout == "15s" {
+        Check::ok("database.session", "What Attesto sets on a connection stays set.")
+    } else {
+        Check::warn(
+            "database.session",
+            format!(
+                "What Attesto sets on a connection does not stay set (statement_timeout is {}).",
+                server.statement_timeout
+            ),
+            "Is there a pooler in transaction mode between? Set the timeouts on the role: `alter role <role> set statement_timeout = '15s'`.",
+        )
+    });
+    checks.push(if server.autovacuum {
+        Check::ok("database.autovacuum", "Autovacuum is on.")
+    } else {
+        Check::fail(
+            "database.autovacuum",
+            "Autovacuum is off: dead rows stay, and deliveries get slower and slower.",
+            "Set autovacuum = on in postgresql.conf and reload.",
+        )
+    });
+    let of_hundred = server.connections * 100 / server.most_connections.max(1);
+    let told = format!(
+        "{} of the server's {} connections are in use.",
+        server.connections, server.most_connections
+    );
+    checks.push(if of_hundred >= MANY_CONNECTIONS {
+        Check::warn(
+            "database.connections",
+            told,
+            "Raise max_connections, or lower max in the DATABASE_URL of each process.",
+        )
+    } else {
+        Check::ok("database.connections", told)
+    });
+    checks
+}
+
+fn version(major: u32, now: Timestamp) -> Check {
+    const NAME: &str = "database.version";
+    let until = SUPPORTED_UNTIL
+        .iter()
+        .find(|(version, _)| *version == major)
+        .and_then(|(_, until)| Timestamp::parse(until));
+    if major < OLDEST_MAJOR {
+        Check::fail(
+            NAME,
+            format!("The server is Postgres {major}."),
+            format!("Attesto needs {OLDEST_MAJOR} or newer."),
+        )
+    } else if until.is_some_and(|until| until < now) {
+        Check::warn(
+            NAME,
+            format!("The server is Postgres {major}, which gets no more corrections."),
+            "Plan the upgrade to a version that does: https://www.postgresql.org/support/versioning/.",
+        )
+    } else {
+        Check::ok(NAME, format!("The server is Postgres {major}."))
+    }
+}
+
+fn migrations(schema: &Result<SchemaState, Error>) -> Check {
+    const NAME: &str = "database.migrations";
+    match schema {
+        Ok(SchemaState::UpToDate) => Check::ok(NAME, "The tables are this release's."),
+        Ok(SchemaState::Behind(count)) => {
+            let missing = i64::try_from(*count).unwrap_or(i64::MAX);
+            Check::fail(
+                NAME,
+                format!(
+                    "{} missing.",
+                    counted(missing, "migration is", "migrations are")
+                ),
+                "Run `attesto migrate`; `attesto serve` does it too, unless ATTESTO_MIGRATE_ON_START is off.",
+            )
+        }
+        Ok(SchemaState::Ahead) => Check::fail(
+            NAME,
+            "The tables are those of a newer release.",
+            "Run that release's binary.",
+        ),
+        Ok(SchemaState::Different) => Check::fail(
+            NAME,
+            "The tables are not those of any release of Attesto that this one knows.",
+            "Is this Attesto's database, and an official release? `attesto migrate --dry-run` says which migration differs.",
+        ),
+        Err(error) => unanswered(NAME, error),
+    }
+}
+
+async fn notifications(database: &Database) -> Check {
+    const NAME: &str = "database.notifications";
+    match database.hears_itself(Duration::from_secs(3)).await {
+        Ok(true) => Check::ok(NAME, "Notifications arrive."),
+        Ok(false) => Check::warn(
+            NAME,
+            "Notifications do not arrive, so nothing is remembered of credentials and keys, and each request asks the database.",
+            "Is there a pooler in transaction mode between? Connect directly, or in session mode.",
+        ),
+        Err(error) => unanswered(NAME, &error),
+    }
+}
+
+fn vital_checks(vitals: &Vitals) -> Vec<Check> {
+    let skew = vitals.clock_skew;
+    let told = format!("The database's clock is {skew:+.1} s ahead of this machine's.");
+    let clock = if skew.abs() > TOO_MUCH_SKEW {
+        Check::fail(
+            "database.clock",
+            told,
+            "Synchronise the time on both (chrony, systemd-timesyncd): receivers refuse signatures that are minutes off.",
+        )
+    } else if skew.abs() > SKEW {
+        Check::warn(
+            "database.clock",
+            told,
+            "Synchronise the time on both (chrony, systemd-timesyncd).",
+        )
+    } else {
+        Check::ok("database.clock", "The clocks agree.")
+    };
+    let open = vitals.oldest_transaction;
+    let transaction = if open > LONG_TRANSACTION {
+        Check::warn(
+            "database.transactions",
+            format!("A transaction has been open for {} s.", open.as_secs()),
+            "It keeps dead rows from being cleaned up. Find it in pg_stat_activity (order by xact_start) or pg_prepared_xacts, and end it.",
+        )
+    } else {
+        Check::ok("database.transactions", "No transaction is open for long.")
+    };
+    let many: Vec<_> = vitals
+        .dead_rows
+        .iter()
+        .filter(|(_, rows)| **rows > MANY_DEAD_ROWS)
+        .map(|(table, rows)| format!("{rows} in {table}"))
+        .collect();
+    let dead = if many.is_empty() {
+        Check::ok("database.dead_rows", "Dead rows are cleaned up.")
+    } else {
+        Check::warn(
+            "database.dead_rows",
+            format!("Dead rows wait to be cleaned up: {}.", many.join(", ")),
+            "End old transactions first; then `vacuum` the table, and see whether autovacuum keeps up.",
+        )
+    };
+    vec![clock, transaction, dead]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::doctor::Status;
+
+    fn vitals(clock_skew: f64, seconds: u64, dead: i64) -> Vec<Status> {
+        let vitals = Vitals {
+            clock_skew,
+            oldest_transaction: Duration::from_secs(seconds),
+            dead_rows: BTreeMap::from([("webhook_deliveries".to_owned(), dead)]),
+        };
+        vital_checks(&vitals)
+            .into_iter()
+            .map(|check| check.status)
+            .collect()
+    }
+
+    #[test]
+    fn vital_signs_are_judged() {
+        use Status::{Fail, Ok, Warn};
+        assert_eq!(vitals(0.4, 5, 10), [Ok, Ok, Ok]);
+        assert_eq!(vitals(-1.5, 61, 20_001), [Warn, Warn, Warn]);
+        assert_eq!(vitals(-600.0, 0, 0), [Fail, Ok, Ok]);
+    }
+
+    #[test]
+    fn an_old_server_is_noticed() {
+        let now = Timestamp::parse("2027-01-01T00:00:00Z").expect("a time");
+        for (major, status) in [
+            (13, Status::Fail),
+            (14, Status::Warn),
+            (17, Status::Ok),
+            (99, Status::Ok),
+        ] {
+            assert_eq!(version(major, now).status, status, "{major}");
+        }
+    }
+}

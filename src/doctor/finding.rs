@@ -1,0 +1,166 @@
+//! Checks inside checks, the worst result on top.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It could not be looked at.
+    Skipped,
+    /// It is well.
+    Ok,
+    /// It works, and should not stay as it is.
+    Warn,
+    /// It does not work, or will not for long.
+    Fail,
+}
+
+impl Status {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Skipped => "skip",
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// One thing that was looked at, and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What it is called, for ever: `keys.canary`.
+    pub name: &'static str,
+    /// How it is; of a group the worst of its checks.
+    pub status: Status,
+    /// What was found, in a sentence.
+    pub message: String,
+    /// What to do about it. There for every warning and every failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+    /// What belongs to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
+}
+
+impl Check {
+    /// It is well.
+    pub fn ok(name: &'static str, message: impl Into<String>) -> Self {
+        Self::leaf(name, Status::Ok, message.into(), None)
+    }
+
+    /// It works, and should not stay as it is.
+    pub fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::leaf(name, Status::Warn, message.into(), Some(advice.into()))
+    }
+
+    /// It does not work, or will not for long.
+    pub fn fail(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::leaf(name, Status::Fail, message.into(), Some(advice.into()))
+    }
+
+    /// It could not be looked at, because of this.
+    pub fn skipped(name: &'static str, because: impl Into<String>) -> Self {
+        Self::leaf(name, Status::Skipped, because.into(), None)
+    }
+
+    /// Several checks. It is as well as the worst of them.
+    pub fn group(name: &'static str, title: impl Into<String>, checks: Vec<Self>) -> Self {
+        let worst = checks.iter().map(|check| check.status).max();
+        Self {
+            name,
+            status: worst.unwrap_or(Status::Skipped),
+            message: title.into(),
+            advice: None,
+            checks,
+        }
+    }
+
+    fn leaf(name: &'static str, status: Status, message: String, advice: Option<String>) -> Self {
+        Self {
+            name,
+            status,
+            message,
+            advice,
+            checks: Vec::new(),
+        }
+    }
+
+    /// For people: a line each, what belongs to something under it, advice under what needs it.
+    pub fn in_words(&self) -> String {
+        let mut text = String::new();
+        self.write(&mut text, 0);
+        text.truncate(text.trim_end().len());
+        text
+    }
+
+    fn write(&self, text: &mut String, depth: usize) {
+        let indent = "  ".repeat(depth);
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "{indent}{:<4}  {}", self.status.word(), self.message);
+        if let Some(advice) = &self.advice {
+            let _ = writeln!(text, "{indent}      → {advice}");
+        }
+        for check in &self.checks {
+            check.write(text, depth + 1);
+        }
+    }
+}
+
+/// `3 callbacks`, `1 callback`.
+pub(super) fn counted(count: i64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// `a, b and 3 more`.
+pub(super) fn named(names: &[String], count: i64) -> String {
+    let shown = names.join(", ");
+    let more = count - i64::try_from(names.len()).unwrap_or(0);
+    if more > 0 {
+        format!("{shown} and {more} more")
+    } else {
+        shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_is_on_top_and_what_was_skipped_is_not_the_worst() {
+        let tree = Check::group(
+            "doctor",
+            "Attesto",
+            vec![
+                Check::group(
+                    "a",
+                    "A",
+                    vec![
+                        Check::ok("a.1", "well"),
+                        Check::warn("a.2", "so so", "do this"),
+                    ],
+                ),
+                Check::skipped("b", "no database"),
+            ],
+        );
+        assert_eq!(tree.status, Status::Warn);
+        assert_eq!(
+            tree.in_words(),
+            "warn  Attesto\n  warn  A\n    ok    well\n    warn  so so\n          → do this\n  skip  no database"
+        );
+        assert_eq!(Check::group("x", "X", vec![]).status, Status::Skipped);
+    }
+
+    #[test]
+    fn a_few_are_named_and_many_are_counted() {
+        let names = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(named(&names, 2), "a, b");
+        assert_eq!(named(&names, 7), "a, b and 5 more");
+        assert_eq!(counted(1, "key", "keys"), "1 key");
+        assert_eq!(counted(2, "key", "keys"), "2 keys");
+    }
+}

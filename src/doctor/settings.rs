@@ -1,0 +1,137 @@
+//! The settings, as `attesto serve` would read them here.
+
+use super::finding::Check;
+use crate::config::catalogue::{Kind, SETTINGS, setting};
+use crate::config::{Mode, Raw, Settings};
+
+/// Variables that begin so are meant for us.
+const OURS: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
+/// These are not: Kubernetes tells every container about a service that is called attesto.
+const KUBERNETES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
+
+/// Looks.
+pub fn look(raw: &Raw<'_>, variables: &[String]) -> Check {
+    let mut checks = match Settings::parse(raw) {
+        Ok(settings) => {
+            let mut checks = vec![Check::ok(
+                "settings.read",
+                format!("All can be read; ATTESTO_ENV is {}.", settings.mode.as_str()),
+            )];
+            if settings.validation_audit && settings.retention.validation_audit.is_none() {
+                checks.push(Check::warn(
+                    "settings.validation_audit",
+                    "The validation log is on and kept for ever.",
+                    "Set RETENTION_VALIDATION_AUDIT_DAYS, or be ready for a table that only grows.",
+                ));
+            }
+            if settings.mode == Mode::Production {
+                checks.push(secrets(raw));
+            }
+            checks
+        }
+        Err(problems) => problems
+            .into_iter()
+            .map(|problem| {
+                Check::fail(
+                    "settings.read",
+                    problem,
+                    "`attesto serve` does not start like this; `attesto serve --help` explains each setting.",
+                )
+            })
+            .collect(),
+    };
+    checks.extend(
+        variables
+            .iter()
+            .filter(|name| is_unknown(name))
+            .map(|name| {
+                Check::warn(
+                    "settings.unknown",
+                    format!("{name} is set and means nothing to this release."),
+                    match nearest(name) {
+                        Some(near) => format!("Is it a slip for {near}? Otherwise remove it."),
+                        None => "Remove it, or correct its name.".to_owned(),
+                    },
+                )
+            }),
+    );
+    Check::group("settings", "Settings", checks)
+}
+
+/// Whoever may look at a process sees its variables.
+fn secrets(raw: &Raw<'_>) -> Check {
+    let open: Vec<_> = SETTINGS
+        .iter()
+        .filter(|setting| setting.kind == Kind::Secret && raw.lookup(setting.name).is_some())
+        .map(|setting| setting.name)
+        .collect();
+    if open.is_empty() {
+        return Check::ok("settings.secrets", "Secrets come from files.");
+    }
+    Check::warn(
+        "settings.secrets",
+        format!(
+            "In the environment, where other processes of this user can read them: {}.",
+            open.join(", ")
+        ),
+        "Put each into a file that only the service may read, and name it by the same variable with _FILE appended.",
+    )
+}
+
+fn is_unknown(name: &str) -> bool {
+    let ours = OURS.iter().any(|start| name.starts_with(start));
+    let not_ours = KUBERNETES.iter().any(|start| name.starts_with(start));
+    let file = name
+        .strip_suffix("_FILE")
+        .and_then(setting)
+        .is_some_and(|setting| setting.kind == Kind::Secret);
+    ours && !not_ours && setting(name).is_none() && !file
+}
+
+/// The setting whose name differs in few letters.
+fn nearest(name: &str) -> Option<&'static str> {
+    let distances = SETTINGS
+        .iter()
+        .map(|setting| (distance(name, setting.name), setting.name));
+    let (letters, near) = distances.min()?;
+    (letters <= 3).then_some(near)
+}
+
+/// How many letters have to be added, left out or changed.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (above, letter) in one.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = above + 1;
+        for (left, theirs) in other.iter().enumerate() {
+            let changed = corner + usize::from(letter != *theirs);
+            corner = row[left + 1];
+            row[left + 1] = changed.min(corner + 1).min(row[left] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_noticed_and_what_is_somebody_elses_is_not() {
+        assert!(is_unknown("ATTESTO_ENCRYPTION_KEYS"));
+        assert!(is_unknown("ATTESTO_ENV_FILE"), "no secret");
+        for known in [
+            "ATTESTO_ENV",
+            "ATTESTO_ENCRYPTION_KEY_FILE",
+            "ATTESTO_PORT_8080_TCP",
+            "ATTESTO_SERVICE_HOST",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "PATH",
+        ] {
+            assert!(!is_unknown(known), "{known}");
+        }
+        assert_eq!(nearest("WEBHOOK_MAX_RETRYS"), Some("WEBHOOK_MAX_RETRIES"));
+        assert_eq!(nearest("ATTESTO_FLAVOUR"), None);
+    }
+}

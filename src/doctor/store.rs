@@ -1,0 +1,282 @@
+//! Every query of the doctor that is no other room's. All only read.
+
+use std::time::Duration;
+
+use crate::db::{Database, Error};
+use crate::id::TenantId;
+
+/// So many are named.
+const NAMED: i64 = 5;
+
+/// How the server is.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    /// As in `server_version_num`: 150004 is 15.4.
+    pub(super) version: i32,
+    pub(super) encoding: String,
+    pub(super) is_superuser: bool,
+    /// As this connection has it.
+    pub(super) statement_timeout: String,
+    pub(super) autovacuum: bool,
+    pub(super) connections: i64,
+    pub(super) most_connections: i64,
+}
+
+pub(super) async fn server(database: &Database) -> Result<Server, Error> {
+    let row = sqlx::query!(
+        r#"
+        select
+            current_setting('server_version_num')::int as "version!",
+            current_setting('server_encoding') as "encoding!",
+            (select rolsuper from pg_roles where rolname = current_user) as "is_superuser!",
+            current_setting('statement_timeout') as "statement_timeout!",
+            current_setting('autovacuum') = 'on' as "autovacuum!",
+            (select count(*) from pg_stat_activity where backend_type = 'client backend') as "connections!",
+            current_setting('max_connections')::int8 as "most_connections!"
+        "#
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(Server {
+        version: row.version,
+        encoding: row.encoding,
+        is_superuser: row.is_superuser,
+        statement_timeout: row.statement_timeout,
+        autovacuum: row.autovacuum,
+        connections: row.connections,
+        most_connections: row.most_connections,
+    })
+}
+
+/// Tables that this role may not read and write.
+pub(super) async fn without_rights(database: &Database) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select relname::text as "table!"
+        from pg_class
+        where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') and relname <> '_sqlx_migrations'
+            and not (has_table_privilege(oid, 'select') and has_table_privilege(oid, 'insert')
+                and has_table_privilege(oid, 'update') and has_table_privilege(oid, 'delete'))
+        order by 1
+        "#
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// Replication slots that nobody uses.
+pub(super) async fn slots(database: &Database) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar!(
+        r#"select slot_name::text as "name!" from pg_replication_slots where not active order by 1"#
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// How many there are, and the names of the first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Few {
+    pub(super) count: i64,
+    pub(super) names: Vec<String>,
+}
+
+macro_rules! few {
+    ($database:expr, $statement:literal $(, $argument:expr)*) => {{
+        let rows = sqlx::query!($statement $(, $argument)*)
+            .fetch_all($database.pool())
+            .await?;
+        Ok(Few {
+            count: rows.first().map_or(0, |row| row.count),
+            names: rows.into_iter().map(|row| row.name).collect(),
+        })
+    }};
+}
+
+/// How many active tenants there are.
+pub(super) async fn tenants(database: &Database) -> Result<i64, Error> {
+    sqlx::query_scalar!(r#"select count(*) as "count!" from tenants where is_active"#)
+        .fetch_one(database.pool())
+        .await
+}
+
+/// Tenants with credentials for any store.
+pub(super) async fn with_credentials(
+    database: &Database,
+    limit: i64,
+) -> Result<Vec<TenantId>, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select tenant_id as "tenant!: TenantId" from apple_credentials
+        union select tenant_id from google_credentials
+        order by 1 limit $1
+        "#,
+        limit
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+pub(super) async fn without_credentials(database: &Database) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select id as "name!", count(*) over () as "count!"
+        from tenants
+        where is_active
+            and not exists (select from apple_credentials where tenant_id = tenants.id)
+            and not exists (select from google_credentials where tenant_id = tenants.id)
+        order by id limit $1
+        "#,
+        NAMED
+    )
+}
+
+pub(super) async fn without_keys(database: &Database) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select id as "name!", count(*) over () as "count!"
+        from tenants
+        where is_active
+            and not exists (select from api_keys where tenant_id = tenants.id and revoked_at is null)
+        order by id limit $1
+        "#,
+        NAMED
+    )
+}
+
+pub(super) async fn without_app_apple_id(database: &Database) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select tenant_id as "name!", count(*) over () as "count!"
+        from apple_credentials
+        join tenants on tenants.id = tenant_id and tenants.is_active
+        where app_apple_id is null and environment <> 'sandbox'
+        order by tenant_id limit $1
+        "#,
+        NAMED
+    )
+}
+
+pub(super) async fn old_apple(database: &Database, days: i32) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select tenant_id as "name!", count(*) over () as "count!"
+        from apple_credentials
+        where updated_at < now() - make_interval(days => $2)
+        order by updated_at limit $1
+        "#,
+        NAMED,
+        days
+    )
+}
+
+pub(super) async fn old_google(database: &Database, days: i32) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select tenant_id as "name!", count(*) over () as "count!"
+        from google_credentials
+        where updated_at < now() - make_interval(days => $2)
+        order by updated_at limit $1
+        "#,
+        NAMED,
+        days
+    )
+}
+
+pub(super) async fn unused_keys(database: &Database, days: i32) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select api_keys.id as "name!", count(*) over () as "count!"
+        from api_keys
+        join tenants on tenants.id = tenant_id and tenants.is_active
+        where revoked_at is null and coalesce(last_used_at, api_keys.created_at) < now() - make_interval(days => $2)
+        order by coalesce(last_used_at, api_keys.created_at) limit $1
+        "#,
+        NAMED,
+        days
+    )
+}
+
+/// Deliveries whose lease has been over for a minute. A process that delivers sweeps them within seconds.
+pub(super) async fn abandoned(database: &Database, lead: Duration) -> Result<i64, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select count(*) as "count!"
+        from webhook_deliveries
+        where lease_until < statement_timestamp() + make_interval(secs => $1::float8 - 60)
+        "#,
+        lead.as_secs_f64()
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Tenants whose callback is closed because of failures.
+pub(super) async fn closed_callbacks(database: &Database) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select config.tenant_id as "name!", count(*) over () as "count!"
+        from webhook_configs config
+        join tenants tenant on tenant.id = config.tenant_id and tenant.is_active
+        join webhook_health health
+            on health.tenant_id = config.tenant_id
+            and health.callback_key = hashtextextended(config.callback_url, 0)
+        where config.is_active and health.state in ('open', 'paused')
+        order by health.failing_since limit $1
+        "#,
+        NAMED
+    )
+}
+
+/// Deliveries of the last day's events that failed for good: how many, and of which tenants.
+pub(super) async fn failed_lately(database: &Database, lead: Duration) -> Result<Few, Error> {
+    few!(
+        database,
+        r#"
+        select delivery.tenant_id as "name!", (sum(count(*)) over ())::int8 as "count!"
+        from webhook_events event
+        join webhook_deliveries delivery on delivery.event_id = event.id
+        where event.received_at > statement_timestamp() + make_interval(secs => $2::float8 - 86400)
+            and delivery.status = 'failed'
+        group by delivery.tenant_id
+        order by count(*) desc, delivery.tenant_id limit $1
+        "#,
+        NAMED,
+        lead.as_secs_f64()
+    )
+}
+
+/// The newest backup, and how long ago any was last proven.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backup {
+    pub(super) age_days: i32,
+    /// Since one was restored and found sound. `None`: none ever was.
+    pub(super) proven_days: Option<i32>,
+    /// Whether the newest is. `None`: nobody tried.
+    pub(super) sound: Option<bool>,
+}
+
+pub(super) async fn backups(database: &Database) -> Result<Option<Backup>, Error> {
+    let row = sqlx::query!(
+        r#"
+        select extract(day from now() - created_at)::int as "age_days!", sound,
+            (select extract(day from now() - max(verified_at))::int from backups where sound) as proven_days
+        from backups
+        order by created_at desc
+        limit 1
+        "#
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| Backup {
+        age_days: row.age_days,
+        proven_days: row.proven_days,
+        sound: row.sound,
+    }))
+}

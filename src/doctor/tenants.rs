@@ -1,0 +1,132 @@
+//! Tenants: their keys, and their store credentials.
+
+use std::sync::Arc;
+
+use super::examine::unanswered;
+use super::finding::{Check, counted, named};
+use super::store::{self, Few};
+use crate::apple;
+use crate::crypto::keyring::Keyring;
+use crate::db::{Database, Error};
+use crate::google;
+
+/// Apple's keys do not expire, and should not be for ever.
+const APPLE_DAYS: i32 = 365;
+/// Google's advice for keys of service accounts.
+const GOOGLE_DAYS: i32 = 90;
+/// An API key that nobody has used for so long is not missed.
+const UNUSED_DAYS: i32 = 90;
+/// Credentials of at most so many tenants are opened and read.
+const MOST_READ: i64 = 500;
+
+/// Looks.
+pub async fn look(database: &Database, keyring: Option<&Arc<Keyring>>) -> Check {
+    let mut checks = Vec::new();
+    match store::tenants(database).await {
+        Ok(0) => {
+            return Check::group(
+                "tenants",
+                "Tenants",
+                vec![Check::ok("tenants.count", "There are none yet.")],
+            );
+        }
+        Ok(count) => checks.push(Check::ok(
+            "tenants.count",
+            format!("{}.", counted(count, "active tenant", "active tenants")),
+        )),
+        Err(error) => checks.push(unanswered("tenants.count", &error)),
+    }
+    checks.push(few(
+        "tenants.credentials",
+        store::without_credentials(database).await,
+        "Every active tenant has credentials for a store.",
+        "can ask about nothing, for want of store credentials",
+        "`attesto apple set-credentials` or `attesto google set-credentials`; or `attesto tenant deactivate`.",
+    ));
+    checks.push(few(
+        "tenants.api_keys",
+        store::without_keys(database).await,
+        "Every active tenant has an API key.",
+        "cannot ask, for want of an API key",
+        "`attesto key create`, or `attesto tenant deactivate`.",
+    ));
+    checks.push(few(
+        "tenants.app_apple_id",
+        store::without_app_apple_id(database).await,
+        "Nobody's production purchases are refused for want of the app's Apple id.",
+        "cannot verify production purchases: the app's Apple id is missing",
+        "`attesto apple set-credentials … --app-apple-id`; App Store Connect shows it under App Information.",
+    ));
+    if let Some(keyring) = keyring {
+        checks.push(readable(database, keyring).await);
+    }
+    checks.push(few(
+        "tenants.apple_age",
+        store::old_apple(database, APPLE_DAYS).await,
+        "No Apple key is older than a year.",
+        "have an Apple key that was set more than a year ago",
+        "Make a new one in App Store Connect, `attesto apple set-credentials`, then revoke the old one.",
+    ));
+    checks.push(few(
+        "tenants.google_age",
+        store::old_google(database, GOOGLE_DAYS).await,
+        "No service account's key is older than 90 days.",
+        "have a service account's key that was set more than 90 days ago",
+        "Make a new one in Google Cloud, `attesto google set-credentials`, then delete the old one.",
+    ));
+    checks.push(few(
+        "tenants.unused_keys",
+        store::unused_keys(database, UNUSED_DAYS).await,
+        "Every API key is in use.",
+        "API keys were not used for 90 days",
+        "Ask whose they are; `attesto key revoke` ends one.",
+    ));
+    Check::group("tenants", "Tenants", checks)
+}
+
+/// What is said of a few of many.
+fn few(
+    name: &'static str,
+    found: Result<Few, Error>,
+    well: &'static str,
+    what: &'static str,
+    advice: &'static str,
+) -> Check {
+    match found {
+        Ok(Few { count: 0, .. }) => Check::ok(name, well),
+        Ok(Few { count, names }) => Check::warn(
+            name,
+            format!("{count} {what}: {}.", named(&names, count)),
+            advice,
+        ),
+        Err(error) => unanswered(name, &error),
+    }
+}
+
+/// Whether what is sealed is what it should be.
+async fn readable(database: &Database, keyring: &Keyring) -> Check {
+    const NAME: &str = "tenants.readable";
+    let tenants = match store::with_credentials(database, MOST_READ).await {
+        Ok(tenants) => tenants,
+        Err(error) => return unanswered(NAME, &error),
+    };
+    let mut problems = Vec::new();
+    for tenant in &tenants {
+        let apple = apple::store::find(database, keyring, tenant).await;
+        let google = google::store::find(database, keyring, tenant).await;
+        problems.extend(apple.err().map(|problem| problem.to_string()));
+        problems.extend(google.err().map(|problem| problem.to_string()));
+    }
+    let count = i64::try_from(problems.len()).unwrap_or(i64::MAX);
+    match problems.first() {
+        None => Check::ok(NAME, "The store credentials can be opened and read."),
+        Some(first) => Check::fail(
+            NAME,
+            format!(
+                "{} cannot be used, the first: {first}.",
+                counted(count, "store credential", "store credentials")
+            ),
+            "Set them anew: `attesto apple set-credentials`, `attesto google set-credentials`.",
+        ),
+    }
+}
