@@ -6,9 +6,9 @@
 //!
 //! - [`manifest`]: what a dump must hold
 //! - [`programs`]: `pg_dump` and `pg_restore`: found and run
-//! - [`create`]: makes a backup
-//! - [`verify`]: restores it on trial
-//! - [`restore`]: brings it back into an empty database
+//! - [`mod@create`]: makes a backup
+//! - [`mod@verify`]: restores it on trial
+//! - [`mod@restore`]: brings it back into an empty database
 //! - [`error`]: what can go wrong
 
 pub mod create;
