@@ -5,7 +5,7 @@
 //! purchase and no callback's query is in what it says.
 //!
 //! - [`finding`]: checks inside checks, the worst result on top
-//! - [`examine`]: all of them, in the order of what they need
+//! - [`mod@examine`]: all of them, in the order of what they need
 //! - [`settings`], [`files`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`], [`stores`], [`logs`]:
 //!   what is looked at
 //! - `store`: the queries
