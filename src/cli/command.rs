@@ -9,8 +9,8 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
-    apple, audit, backup, completions, database, deliveries, dev, doctor, encryption, google,
-    health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify,
+    apple, audit, backup, completions, config, database, deliveries, dev, doctor, encryption,
+    google, health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify,
     webhook,
 };
 
@@ -94,6 +94,9 @@ enum Command {
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Encryption(encryption::Command),
+    /// The settings
+    #[command(subcommand)]
+    Config(config::Command),
     /// What runs periodically: retention, sealing anew
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -176,6 +179,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Health(args) => health::run(args, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Encryption(command) => encryption::run(command, context).await,
+        Command::Config(command) => config::run(command, context),
         Command::Jobs(command) => jobs::run(command, context).await,
         Command::Prune(args) => prune::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,

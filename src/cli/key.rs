@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
+use crate::db::Database;
 use crate::id::{KeyId, MalformedId, TenantId};
 use crate::tenants::api_key::KeyHash;
 use crate::tenants::store::{self, ChangeError};
@@ -36,11 +37,18 @@ pub enum Command {
         #[arg(long, default_value_t = 0)]
         offset: u32,
     },
-    /// End a key for good, everywhere within a second
+    /// End a key for good, or all keys of a tenant, everywhere within a second
     Revoke {
         /// Which: `key_…`, as `attesto key list` shows it; not the key itself
         // A text, not a `KeyId`: the parser would repeat what it refuses, and that may be the key itself.
-        key: String,
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        key: Option<String>,
+        /// Every key of this tenant that is not revoked yet; with --all
+        #[arg(long, requires = "all")]
+        tenant: Option<TenantId>,
+        /// Every key of --tenant
+        #[arg(long, requires = "tenant")]
+        all: bool,
     },
 }
 
@@ -126,7 +134,12 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
             ];
             output.rows(&keys, &columns, "No keys here.")?;
         }
-        Command::Revoke { key } => {
+        Command::Revoke {
+            tenant: Some(tenant),
+            ..
+        } => revoke_all(&database, &tenant, context).await?,
+        Command::Revoke { key, .. } => {
+            let key = key.ok_or_else(|| Failure::usage("which key?"))?;
             let key: KeyId = key.parse().map_err(|problem: MalformedId| {
                 let hint = match KeyHash::of(&key) {
                     Some(_) => " This is a key itself: it stands in your shell's history now.",
@@ -142,5 +155,26 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
             output.sentence(&key, &prose)?;
         }
     }
+    Ok(())
+}
+
+async fn revoke_all(
+    database: &Database,
+    tenant: &TenantId,
+    context: &Context,
+) -> Result<(), Failure> {
+    let revoked = store::revoke_all_keys(database, tenant, context.clock.now()).await?;
+    if revoked.is_empty() {
+        return Err(match store::find_tenant(database, tenant).await? {
+            Some(_) => Failure::refused(format!(
+                "already revoked: {tenant} has no key that is let in."
+            )),
+            None => ChangeError::NoTenant(tenant.clone()).into(),
+        });
+    }
+    let revoked: Vec<_> = revoked.into_iter().map(Shown::from).collect();
+    let output = &context.output;
+    output.rows(&revoked, &["id", "keyPrefix", "name", "revokedAt"], "")?;
+    output.remark("\nThey are refused everywhere within a second.")?;
     Ok(())
 }

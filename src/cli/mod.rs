@@ -17,6 +17,7 @@
 //! - [`completions`]: for shells, and for readers of manuals
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`encryption`]: what they are sealed with
+//! - [`config`]: the settings
 //! - [`jobs`], [`prune`]: what runs periodically
 //! - [`backup`]: what can be gone back to
 //! - [`database`]: who else may look into it
@@ -28,6 +29,7 @@ pub mod audit;
 pub mod backup;
 pub mod command;
 pub mod completions;
+pub mod config;
 pub mod context;
 pub mod database;
 pub mod deliveries;

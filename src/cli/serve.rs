@@ -17,7 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::context::{Context, Failure};
 use crate::clock::Clock;
 use crate::config::catalogue::{Kind, SETTINGS, Setting};
+use crate::config::secret_file::Lookup;
 use crate::config::settings::Log;
+use crate::config::shown::exposed_files;
 use crate::config::{DatabaseSource, Mode, Raw, Settings};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
@@ -74,6 +76,17 @@ impl clap::FromArgMatches for Args {
     }
 }
 
+impl Args {
+    /// The flags over the environment.
+    pub(super) fn raw<'a>(self, context: &Context, lookup: Lookup<'a>) -> Raw<'a> {
+        let mut given = self.given;
+        if let Some(url) = context.database_url() {
+            given.insert("DATABASE_URL".to_owned(), url.to_owned());
+        }
+        Raw::new(given, lookup)
+    }
+}
+
 /// The variable that a setting's flag stands for.
 fn stands_for(setting: &Setting) -> String {
     match setting.kind {
@@ -107,16 +120,16 @@ fn flag(setting: &'static Setting) -> Arg {
 /// Runs the command.
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let lookup = |name: &str| context.variable(name);
-    let mut given = args.given;
-    if let Some(url) = context.database_url() {
-        given.insert("DATABASE_URL".to_owned(), url.to_owned());
-    }
-    let raw = Raw::new(given, &lookup);
+    let raw = args.raw(context, &lookup);
     let (log, settings) = match Settings::parse(&raw) {
         Ok(settings) => (settings.log, Ok(settings)),
         Err(problems) => (Log::best_effort(&raw), Err(Failure::settings(problems))),
     };
     let writer = telemetry::install(&log);
+    for (name, path) in exposed_files(&raw) {
+        let file = path.display();
+        tracing::warn!(setting = name, %file, "secret_file_readable_by_everyone");
+    }
     let outcome = match settings {
         Ok(settings) => serve(&settings, &context.clock, &writer).await,
         Err(failure) => Err(failure),

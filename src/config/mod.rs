@@ -7,6 +7,7 @@
 //! - [`catalogue`]: the list of settings, from which the flags and their help are made
 //! - [`raw`]: the texts as they were given
 //! - [`settings`]: what the service runs with, and how it is read from the texts
+//! - [`shown`]: what is in force, as it may be shown
 //! - [`admin`]: the two settings that an administrator's command needs
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
 
@@ -15,6 +16,7 @@ pub mod catalogue;
 pub mod raw;
 pub mod secret_file;
 pub mod settings;
+pub mod shown;
 
 pub use raw::{Raw, environment, variables};
 pub use settings::{DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks};

@@ -16,6 +16,8 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::token;
+
 /// Bytes of a master key, and of each key derived from it.
 pub const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
@@ -193,6 +195,15 @@ impl Keyring {
         self.keys.keys().copied()
     }
 
+    /// What a key can be recognised by without being shown: `<id>:` and the first 16 hex digits of a digest of it. A key is 256
+    /// random bits, so nobody finds it by its digest. `None` for an id that is not on the ring.
+    pub fn fingerprint(&self, id: u8) -> Option<String> {
+        let key = self.keys.get(&id)?;
+        let mut labelled = Zeroizing::new(b"attesto/fingerprint/v1/".to_vec());
+        labelled.extend_from_slice(key.bytes.expose_secret());
+        Some(format!("{id}:{}", token::fingerprint(&labelled)))
+    }
+
     /// Seals `secret` for `place`.
     pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Vec<u8> {
         let key = derive(&self.keys[&self.sealing], place);
@@ -344,6 +355,21 @@ mod tests {
         assert_eq!(
             Keyring::new(key(1, 1), vec![key(1, 2)]).unwrap_err(),
             DuplicateKeyId(1)
+        );
+    }
+
+    #[test]
+    fn a_key_is_recognised_by_its_own_fingerprint() {
+        let two = Keyring::new(key(2, 2), vec![key(1, 1)]).expect("two ids");
+        assert_eq!(two.fingerprint(1), ring(1, 1).fingerprint(1));
+        assert_ne!(two.fingerprint(1), ring(1, 2).fingerprint(1));
+        assert_eq!(two.fingerprint(3), None);
+        let print = two.fingerprint(1).expect("it is there");
+        assert_eq!((&print[..2], print.len()), ("1:", 18));
+        let bare = crate::crypto::token::fingerprint(&[1; KEY_BYTES]);
+        assert!(
+            !print.ends_with(&bare),
+            "not what a digest of the key alone begins with"
         );
     }
 

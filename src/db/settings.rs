@@ -58,6 +58,21 @@ const UNDERSTOOD: [&str; 12] = [
 ];
 
 impl ConnectSettings {
+    /// Where it is and as whom, as it may be shown: `postgres://user@host:5432/database`.
+    pub fn without_password(&self) -> String {
+        let options = &self.options;
+        let host = match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let database = options.get_database().unwrap_or(options.get_username());
+        format!(
+            "postgres://{}@{host}:{}/{database}",
+            options.get_username(),
+            options.get_port()
+        )
+    }
+
     /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
     pub(super) fn with_options(options: PgConnectOptions) -> Self {
         Self {

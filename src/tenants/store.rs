@@ -342,6 +342,33 @@ pub async fn revoke_key(
     }
 }
 
+/// Ends every key of a tenant that has not ended yet, all at once. Gives those that it ended, newest first.
+pub async fn revoke_all_keys(
+    database: &Database,
+    tenant: &TenantId,
+    now: Timestamp,
+) -> Result<Vec<ApiKey>, Error> {
+    let rows = sqlx::query_as!(
+        KeyRow,
+        r#"
+        with revoked as (
+            update api_keys set revoked_at = $2
+            where tenant_id = $1 and revoked_at is null
+            returning *
+        )
+        select id as "id: KeyId", tenant_id as "tenant_id: TenantId", key_prefix, name, environment,
+            last_used_at, created_at, revoked_at
+        from revoked
+        order by created_at desc, id desc
+        "#,
+        tenant.as_str(),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(rows.into_iter().map(ApiKey::from).collect())
+}
+
 /// What a good key stands for.
 #[derive(Debug)]
 pub(super) struct GoodKey {

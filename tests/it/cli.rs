@@ -168,6 +168,156 @@ async fn a_key_is_shown_once_and_revoked_once() {
 }
 
 #[tokio::test]
+async fn all_keys_of_a_tenant_are_revoked_at_once() {
+    let shell = Shell::open().await;
+    let [one, other] = ["One", "Other"].map(|name| {
+        let tenant = shell.answer(&["tenant", "create", "--name", name]);
+        tenant["id"].as_str().unwrap().to_owned()
+    });
+    let ids: Vec<Value> = [&one, &one, &one, &other]
+        .map(|tenant| shell.answer(&["key", "create", tenant])["id"].clone())
+        .into();
+    shell.answer(&["key", "revoke", ids[0].as_str().unwrap()]);
+    let revoked = shell.attesto(&["key", "revoke", "--tenant", &one, "--all"]);
+    assert_eq!((revoked.exit, revoked.errors.as_str()), (0, ""));
+    let listed: Vec<_> = revoked.lines.iter().map(|key| &key["id"]).collect();
+    assert_eq!(
+        listed,
+        [&ids[2], &ids[1]],
+        "those that were not, newest first"
+    );
+    assert!(revoked.lines.iter().all(|key| key["revokedAt"].is_string()));
+    let spared = shell.answer(&["key", "list", &other]);
+    assert_eq!(spared["revokedAt"], Value::Null);
+
+    let again = shell.attesto(&["key:revoke", "--all", "--tenant", &one]);
+    assert_eq!(again.exit, 1);
+    assert!(again.errors.contains("already revoked"), "{}", again.errors);
+    let nobody = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    for (exit, words) in [
+        (1, vec!["--tenant", nobody, "--all"]),
+        // Nothing is revoked by half a command.
+        (2, vec!["--tenant", &other]),
+        (2, vec!["--all"]),
+        (2, vec![]),
+        (
+            2,
+            vec![ids[3].as_str().unwrap(), "--tenant", &other, "--all"],
+        ),
+    ] {
+        let ran = shell.attesto(&[&["key", "revoke"], &words[..]].concat());
+        assert_eq!(ran.exit, exit, "{words:?}: {}", ran.errors);
+    }
+    let spared = shell.answer(&["key", "list", &other]);
+    assert_eq!(spared["revokedAt"], Value::Null);
+}
+
+#[test]
+fn settings_are_shown_before_anything_depends_on_them() {
+    let folder = std::env::temp_dir().join(format!("attesto-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("key");
+    let key =
+        |fill: u8| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [fill; 32]);
+    std::fs::write(&file, format!("2:{}\n", key(2))).unwrap();
+    let mode = |mode: u32| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&file, mode).unwrap();
+    };
+    let run = |words: &[&str], more: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
+            .env_clear()
+            .env(
+                "DATABASE_URL",
+                "postgres://ada:hunter2@db.internal:5433/shop?max=7",
+            )
+            .env("ATTESTO_ENCRYPTION_KEY_FILE", &file)
+            .env("ATTESTO_ENCRYPTION_KEYS_RETIRED", format!("1:{}", key(1)))
+            .env("NODE_ENV", "production")
+            .envs(more.iter().copied())
+            .args([&["config", "check"], words].concat())
+            .output()
+            .expect("the binary runs");
+        let ran = Ran::from(output);
+        for secret in ["hunter2", &key(1)[..20], &key(2)[..20]] {
+            assert!(
+                !ran.text.contains(secret) && !ran.errors.contains(secret),
+                "{secret}"
+            );
+        }
+        ran
+    };
+    mode(0o600);
+    let ran = run(&["--port", "9000"], &[]);
+    assert_eq!((ran.exit, ran.errors.as_str()), (0, ""));
+    assert_eq!(ran.lines.len(), attesto::config::catalogue::SETTINGS.len());
+    let of = |ran: &Ran, name: &str| {
+        let found = ran.lines.iter().find(|line| line["name"] == name).unwrap();
+        let text = |field: &str| found[field].as_str().unwrap_or("null").to_owned();
+        (text("value"), text("origin"))
+    };
+    let is = |name: &str, value: &str, origin: &str| {
+        assert_eq!(
+            of(&ran, name),
+            (value.to_owned(), origin.to_owned()),
+            "{name}"
+        );
+    };
+    is("PORT", "9000", "flag");
+    is("ATTESTO_ENV", "production", "environment");
+    is("LOG_LEVEL", "info", "default");
+    is("METRICS_ADDRESS", "null", "default");
+    is(
+        "DATABASE_URL",
+        "postgres://ada@db.internal:5433/shop",
+        "environment",
+    );
+    let (print, origin) = of(&ran, "ATTESTO_ENCRYPTION_KEY");
+    assert_eq!(
+        (&print[..2], print.len(), origin.as_str()),
+        ("2:", 18, "file")
+    );
+    assert!(
+        of(&ran, "ATTESTO_ENCRYPTION_KEYS_RETIRED")
+            .0
+            .starts_with("1:")
+    );
+
+    mode(0o644);
+    let open = run(&[], &[]);
+    assert_eq!(open.exit, 0);
+    assert!(
+        open.errors.contains("everybody on this machine may read"),
+        "{}",
+        open.errors
+    );
+
+    // Everything that is wrong, beside what is not.
+    mode(0o600);
+    let wrong = run(
+        &["--port", "99999"],
+        &[
+            ("WEBHOOK_MAX_RETRIES", "hunter2"),
+            ("GOOGLE_PLAY_URL", "https://ada:hunter2@play.internal/"),
+        ],
+    );
+    assert_eq!(wrong.exit, 2);
+    assert_eq!(wrong.errors.lines().count(), 3, "{}", wrong.errors);
+    for name in ["PORT", "WEBHOOK_MAX_RETRIES", "GOOGLE_PLAY_URL"] {
+        assert_eq!(
+            of(&wrong, name).0,
+            "null",
+            "what cannot be meant is not repeated"
+        );
+    }
+    assert_eq!(of(&wrong, "RATE_LIMIT_BURST").0, "200");
+    let both = run(&[], &[("ATTESTO_ENCRYPTION_KEY", &key(3))]);
+    assert_eq!(both.exit, 2);
+    assert!(both.errors.contains("are both set"), "{}", both.errors);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
 async fn exit_codes_tell_asked_wrongly_from_went_wrong() {
     let shell = Shell::open().await;
     let tenant = shell.answer(&["tenant", "create", "--name", "Acme"]);

@@ -1,0 +1,123 @@
+//! What is in force, as it may be shown: a secret by what it can be recognised by, never by itself.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use url::Url;
+
+use super::catalogue::{Kind, SETTINGS, Setting};
+use super::raw::Raw;
+use super::settings::{DatabaseSource, Settings};
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    /// Its variable.
+    pub name: &'static str,
+    /// What is in force. `None`: nothing, or a secret that cannot be read.
+    pub value: Option<String>,
+    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    pub origin: &'static str,
+}
+
+/// Every setting, in the order of the catalogue. `settings` is what they were read to, or what is wrong with them: what
+/// cannot be meant is not repeated, it may be a secret in the wrong place.
+pub fn shown(raw: &Raw<'_>, settings: &Result<Settings, Vec<String>>) -> Vec<Shown> {
+    let is_wrong = |setting: &Setting| {
+        let said = settings.as_ref().err().into_iter().flatten();
+        let names = [setting.name.to_owned(), format!("--{}", setting.flag)];
+        said.into_iter().any(|problem| {
+            names.iter().any(|name| {
+                let rest = problem.strip_prefix(name.as_str());
+                rest.is_some_and(|rest| rest.starts_with([':', ' ', ',']))
+            })
+        })
+    };
+    let each = SETTINGS.iter().map(|setting| Shown {
+        name: setting.name,
+        origin: origin(raw, setting),
+        value: match (setting.kind, settings) {
+            _ if is_wrong(setting) => None,
+            (Kind::Secret, Ok(settings)) => recognised(setting.name, settings),
+            (Kind::Secret, Err(_)) => None,
+            (Kind::Plain | Kind::Switch, _) => plain(raw, setting),
+        },
+    });
+    each.collect()
+}
+
+/// The files with secrets that everybody on this machine may read, each with the setting it is of.
+pub fn exposed_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
+    let secrets = SETTINGS.iter().filter(|it| it.kind == Kind::Secret);
+    secrets
+        .filter_map(|setting| {
+            let name = format!("{}_FILE", setting.name);
+            let path = PathBuf::from(raw.lookup(&name).filter(|path| !path.is_empty())?);
+            let mode = std::fs::metadata(&path).ok()?.permissions().mode();
+            (mode & 0o004 != 0).then_some((name, path))
+        })
+        .collect()
+}
+
+fn origin(raw: &Raw<'_>, setting: &Setting) -> &'static str {
+    let file = format!("{}_FILE", setting.name);
+    let is_given = |name: &str| raw.lookup(name).is_some_and(|text| !text.is_empty());
+    if raw.flag(setting.name).is_some() || raw.flag(&file).is_some() {
+        "flag"
+    } else if setting.kind == Kind::Secret && is_given(&file) {
+        "file"
+    } else if raw.text(setting.name).is_ok_and(|given| given.is_some())
+        || alias(raw, setting).is_some()
+    {
+        "environment"
+    } else {
+        "default"
+    }
+}
+
+/// `NODE_ENV`, where it stands for `ATTESTO_ENV`.
+fn alias(raw: &Raw<'_>, setting: &Setting) -> Option<String> {
+    if setting.name != "ATTESTO_ENV" {
+        return None;
+    }
+    Some(raw.text("NODE_ENV").ok()??.text)
+}
+
+fn plain(raw: &Raw<'_>, setting: &Setting) -> Option<String> {
+    let given = raw.text(setting.name).ok().flatten();
+    let text = given
+        .map(|given| given.text)
+        .or_else(|| alias(raw, setting));
+    let text = text.unwrap_or_else(|| setting.default.to_owned());
+    (!text.is_empty()).then(|| without_password(&text))
+}
+
+/// Nobody should put one into a store's address; whoever did finds it here no more than elsewhere.
+fn without_password(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => {
+            // Only an address without a host has no place for one.
+            let _ = url.set_password(Some("…"));
+            url.to_string()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// A secret by its fingerprint. The database's address without its password, of which not even a fingerprint is shown:
+/// people choose passwords, and what is chosen can be guessed and compared.
+fn recognised(name: &str, settings: &Settings) -> Option<String> {
+    let keyring = &settings.keyring;
+    match (name, &settings.database) {
+        ("DATABASE_URL", DatabaseSource::Url(connect)) => Some(connect.without_password()),
+        ("ATTESTO_ENCRYPTION_KEY", _) => keyring.fingerprint(keyring.sealing_id()),
+        ("ATTESTO_ENCRYPTION_KEYS_RETIRED", _) => {
+            let retired = keyring.ids().filter(|id| *id != keyring.sealing_id());
+            let retired: Vec<_> = retired.filter_map(|id| keyring.fingerprint(id)).collect();
+            (!retired.is_empty()).then(|| retired.join(","))
+        }
+        _ => None,
+    }
+}
