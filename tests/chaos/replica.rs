@@ -78,23 +78,29 @@ impl Replica {
         self.begin();
     }
 
-    /// Asks it to end, waits for it, and starts a new one.
+    /// Asks it to end, waits for it, and starts a new one. One that is stopped does not hear that.
     pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::CONT);
         self.signal(Signal::TERM);
         self.forget();
         self.begin();
     }
 
-    pub(crate) fn freeze(&self) {
-        self.signal(Signal::STOP);
-    }
-
-    pub(crate) fn thaw(&self) {
-        self.signal(Signal::CONT);
+    /// Stops it, and lets it go on after this long. Another that took its place meanwhile is not touched.
+    pub(crate) fn freeze(&self, time: Duration) {
+        let Some(pid) = self.child.as_ref().map(Pid::from_child) else {
+            return;
+        };
+        let _ = kill_process(pid, Signal::STOP);
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            let _ = kill_process(pid, Signal::CONT);
+        });
     }
 
     /// Ends it for good.
     pub(crate) fn end(&mut self) {
+        self.signal(Signal::CONT);
         self.signal(Signal::TERM);
         self.forget();
     }

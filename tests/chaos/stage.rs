@@ -299,11 +299,8 @@ impl Stage {
             Fault::Terminate(number) => {
                 tokio::task::block_in_place(|| self.replicas[number].terminate());
             }
-            Fault::Freeze(number, time) => {
-                self.replicas[number].freeze();
-                tokio::time::sleep(time).await;
-                self.replicas[number].thaw();
-            }
+            // Other things go wrong meanwhile.
+            Fault::Freeze(number, time) => self.replicas[number].freeze(time),
             Fault::CutSessions => {
                 let cut = sqlx::query(
                     "select pg_terminate_backend(pid) from (
