@@ -3,8 +3,8 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`backup`], [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`] (is all well), [`telemetry`],
-//! [`shutdown`].
+//! [`backup`], [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what
+//! happens now), [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
@@ -34,6 +34,7 @@ pub mod service;
 pub mod shutdown;
 pub mod simulator;
 pub mod statistics;
+pub mod tail;
 pub mod telemetry;
 pub mod tenants;
 

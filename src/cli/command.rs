@@ -10,8 +10,8 @@ use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
     apple, audit, backup, completions, config, database, deliveries, dev, doctor, encryption,
-    google, health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tenant, verify,
-    webhook,
+    google, health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tail, tenant,
+    verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -87,6 +87,8 @@ enum Command {
     Verify(verify::Command),
     /// Take something that Apple signed apart: is it believed, and if not, why
     Inspect(inspect::Args),
+    /// Watch what happens to a tenant: verifications, events, deliveries
+    Tail(tail::Args),
     /// Ask a running service whether it lives, or whether it can serve
     Health(health::Args),
     /// Look whether this installation is well: exit 0, 1 for what should not stay as it is, 2 for what does not work
@@ -176,6 +178,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Audit(command) => audit::run(command, context).await,
         Command::Verify(command) => verify::run(command, context).await,
         Command::Inspect(args) => inspect::run(args, context),
+        Command::Tail(args) => tail::run(args, context).await,
         Command::Health(args) => health::run(args, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Encryption(command) => encryption::run(command, context).await,

@@ -23,6 +23,7 @@
 //! - [`database`]: who else may look into it
 //! - [`deliveries`]: whether anything is sent
 //! - [`audit`]: what was asked
+//! - [`tail`]: what happens now
 
 pub mod apple;
 pub mod audit;
@@ -50,6 +51,7 @@ pub mod prune;
 pub mod serve;
 pub mod simulator;
 pub mod spelling;
+pub mod tail;
 pub mod tenant;
 pub mod upload;
 pub mod verify;

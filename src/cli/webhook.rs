@@ -623,7 +623,7 @@ async fn list_deliveries(listing: &Listing, context: &Context) -> Result<(), Fai
         limit,
         status,
     } = listing;
-    let deliveries = history::store::deliveries(&database, tenant, *status, *limit).await?;
+    let deliveries = history::store::deliveries(&database, tenant, *status, None, *limit).await?;
     if deliveries.is_empty() {
         known(&database, tenant).await?;
     }

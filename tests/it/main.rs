@@ -41,6 +41,7 @@ mod retention;
 mod secrets;
 mod serve;
 mod server_manners;
+mod tail;
 mod tenants;
 mod webhook_config;
 mod webhook_delivery;

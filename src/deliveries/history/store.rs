@@ -159,13 +159,16 @@ pub async fn events(
     Ok(rows.collect())
 }
 
-/// A tenant's deliveries.
+/// A tenant's deliveries; with `status`, those that stand there; with `ids`, those of them.
 pub async fn deliveries(
     database: &Database,
     tenant: &TenantId,
     status: Option<Status>,
+    ids: Option<&[DeliveryId]>,
     limit: u32,
 ) -> Result<Vec<DeliveryRow>, Error> {
+    let ids: Option<Vec<String>> =
+        ids.map(|ids| ids.iter().map(|id| id.as_str().to_owned()).collect());
     let rows = sqlx::query!(
         r#"
         select delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId", event.event_type,
@@ -176,11 +179,14 @@ pub async fn deliveries(
           from webhook_deliveries delivery
           join webhook_events event on event.id = delivery.event_id
          where delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
+           and ($2::text is null or $2 = 'delivered' or delivery.status <> 'delivered') -- an index has just those
+           and ($3::text[] is null or delivery.id = any($3))
          order by delivery.created_at desc, delivery.id desc
-         limit $3
+         limit $4
         "#,
         tenant.as_str(),
         status.map(Status::as_str),
+        ids.as_deref(),
         i64::from(limit),
     )
     .fetch_all(database.pool())
