@@ -361,6 +361,45 @@ fn the_image_is_built_from_what_git_knows() {
     }
 }
 
+/// Cargo refuses a manifest with a target whose file is missing, in the layer of the dependencies too, where nothing is there
+/// but what the Dockerfile puts there.
+#[test]
+fn the_layer_of_the_dependencies_has_every_target() {
+    let file = read("Dockerfile");
+    let from = file.find("mkdir -p src/db").unwrap();
+    let script = file[from..].split("cargo build").next().unwrap();
+    let folder = Folder::new();
+    let manifest = read("Cargo.toml");
+    std::fs::write(folder.join("Cargo.toml"), &manifest).unwrap();
+    let script = format!("set -euo pipefail; {}", script.replace("\\\n", " "));
+    let ran = Command::new("bash")
+        .args(["-c", script.trim_end()])
+        .current_dir(&*folder)
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+
+    let mut targets = vec![
+        "src/main.rs".to_owned(),
+        "src/lib.rs".to_owned(),
+        "src/db/build.rs".to_owned(),
+    ];
+    for section in manifest.split("\n[[").skip(1) {
+        let section = section.split("\n[").next().unwrap();
+        let quoted = |key: &str| {
+            after(section, key)
+                .first()
+                .map(|value| value.trim_matches('"').to_owned())
+        };
+        let name = quoted("name = ").unwrap();
+        targets.push(quoted("path = ").unwrap_or_else(|| format!("benches/{name}.rs")));
+    }
+    assert!(targets.len() > 6, "{targets:?}");
+    for target in targets {
+        assert!(folder.join(&target).exists(), "{target}");
+    }
+}
+
 fn git(folder: &Path, words: &[&str]) {
     let git = Command::new("git")
         .arg("-C")
