@@ -87,6 +87,26 @@ need_postgres() {
     postgres_programs >/dev/null || fail "The package postgresql is installed, and its programs are not where they belong."
 }
 
+# A test runs a real one.
+need_pgbouncer() {
+    if command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]; then
+        return
+    fi
+    # Debian's package starts a service of its own, which nobody here asked for. While this link is there it cannot.
+    unit=/etc/systemd/system/pgbouncer.service
+    linked=0
+    if [ -d /run/systemd/system ] && [ ! -e "$unit" ] && as_root ln -s /dev/null "$unit"; then
+        linked=1
+    fi
+    # In a shell of its own, so that the link goes even when this fails.
+    (need_packages "PgBouncer (the program; it will not be started)" pgbouncer) && done=0 || done=1
+    if [ "$linked" = 1 ]; then
+        as_root rm -f "$unit"
+        as_root systemctl disable --quiet pgbouncer >/dev/null 2>&1 || :
+    fi
+    [ "$done" = 0 ] || exit 1
+}
+
 need_rust() {
     command -v cargo >/dev/null && return
     if [ -x "$HOME/.cargo/bin/cargo" ]; then

@@ -1,6 +1,6 @@
 //! What the database says of its own tables.
 
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use sqlx::{AssertSqlSafe, Executor as _};
 
 use super::{Database, Error};
 
@@ -17,8 +17,7 @@ impl Database {
 
     /// Runs several statements in one transaction.
     pub async fn run_together(&self, statements: &[String]) -> Result<(), Error> {
-        let mut connection = self.pool().acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = self.pool().begin().await?;
         for statement in statements {
             transaction
                 .execute(AssertSqlSafe(statement.clone()))

@@ -6,18 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
-use super::{ConnectSettings, Error};
-
-/// What every connection of the pool is told first. Set by a statement and not as parameters of the connection's
-/// start, which a pooler such as `PgBouncer` refuses. No query of ours needs a fraction of these; they bound the harm
-/// of the one that hangs.
-const SESSION: &str = "set statement_timeout = '15s'; \
-    set lock_timeout = '5s'; \
-    set idle_in_transaction_session_timeout = '10s'";
+use super::pool::limits;
+use super::{ConnectSettings, Error, Pool};
 
 /// Who changes what is in the database, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +30,11 @@ const SUSPICION: Duration = Duration::from_millis(100);
 /// The database of this process. Clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Database {
-    pool: PgPool,
+    pool: Pool,
     /// The same database without a pooler between, if there is one.
     direct: Option<Arc<PgConnectOptions>>,
+    /// The way through the pooler, if there is one.
+    pooler: Option<Arc<PgConnectOptions>>,
 }
 
 /// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
@@ -124,7 +120,15 @@ impl Database {
     }
 
     fn open_with(settings: &ConnectSettings, name: String, operator: Option<Operator>) -> Self {
-        let options = settings.options.clone().application_name(&name);
+        let direct = settings.direct.clone().map(Arc::new);
+        let pooler = direct.as_ref().map(|_| Arc::new(settings.options.clone()));
+        // An operator is introduced to a session, which must then stay the operator's.
+        let way = match &direct {
+            Some(direct) if operator.is_some() => direct.as_ref(),
+            _ => &settings.options,
+        };
+        let is_shared = direct.is_some() && operator.is_none();
+        let options = way.clone().application_name(&name);
         let operator = operator.map(|operator| Arc::new((name, operator)));
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
@@ -133,7 +137,9 @@ impl Database {
             .after_connect(move |connection, _| {
                 let operator = operator.clone();
                 Box::pin(async move {
-                    connection.execute(SESSION).await?;
+                    if !is_shared {
+                        connection.execute(AssertSqlSafe(limits("set"))).await?;
+                    }
                     match operator.as_deref() {
                         Some((name, operator)) => introduce(connection, name, operator).await,
                         None => Ok(()),
@@ -142,19 +148,18 @@ impl Database {
             })
             .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
             .connect_lazy_with(options);
-        let direct = settings.direct.clone().map(Arc::new);
-        Self { pool, direct }
-    }
-
-    /// A database around a pool that exists already, with that pool's manners.
-    pub fn from_pool(pool: PgPool) -> Self {
-        Self { pool, direct: None }
+        let pool = Pool::new(pool, is_shared);
+        Self {
+            pool,
+            direct,
+            pooler,
+        }
     }
 
     /// How to reach the server itself, for what needs a session that is nobody else's between two statements.
     pub(super) fn direct(&self) -> Arc<PgConnectOptions> {
         let direct = self.direct.clone();
-        direct.unwrap_or_else(|| self.pool.connect_options())
+        direct.unwrap_or_else(|| self.pool.bare().connect_options())
     }
 
     /// A connection of its own to the server itself, beside the pool, with none of the pool's limits.
@@ -165,7 +170,7 @@ impl Database {
 
     /// Where it listens, and the pooler before it, as far as that was said by address and not by name.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let both = [self.pool.connect_options(), self.direct()];
+        let both = [self.pool.bare().connect_options(), self.direct()];
         let addresses = both.iter().filter_map(|options| {
             let address = options.get_host().parse().ok()?;
             Some(SocketAddr::new(address, options.get_port()))
@@ -175,18 +180,20 @@ impl Database {
 
     /// How many connections are in use, and how many are open and idle.
     pub fn connections(&self) -> (u64, u64) {
-        let open = u64::from(self.pool.size());
-        let idle = u64::try_from(self.pool.num_idle()).unwrap_or(0).min(open);
+        let open = u64::from(self.pool.bare().size());
+        let idle = u64::try_from(self.pool.bare().num_idle())
+            .unwrap_or(0)
+            .min(open);
         (open - idle, idle)
     }
 
     /// How many connections there may be.
     pub fn most_connections(&self) -> u64 {
-        u64::from(self.pool.options().get_max_connections())
+        u64::from(self.pool.bare().options().get_max_connections())
     }
 
     /// The pool, for a room's store.
-    pub fn pool(&self) -> &PgPool {
+    pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
@@ -196,12 +203,12 @@ impl Database {
     /// once, a connection beside the pool is tried too, whose error says more.
     pub async fn ping(&self, patience: Duration) -> Result<(), Unreachable> {
         let through_pool = async {
-            let mut connection = self.pool.acquire().await?;
+            let mut connection = self.pool.bare().acquire().await?;
             connection.execute("select 1").await.map(drop)
         };
         let beside_pool = async {
             sleep(SUSPICION).await;
-            let connection = self.pool.connect_options().connect().await?;
+            let connection = self.pool.bare().connect_options().connect().await?;
             // The server is there, then; whether a connection of the pool comes free is for the pool to say.
             let _ = connection.close().await;
             Ok::<_, Error>(())
@@ -222,9 +229,32 @@ impl Database {
         asked.await.unwrap_or(Err(Unreachable::Timeout))
     }
 
+    /// Whether the way through the pooler leads to the same database as the one around it. `None`: there is no pooler.
+    pub async fn pooler_leads_here(&self, patience: Duration) -> Option<Result<bool, Unreachable>> {
+        // A server begins at one moment, and a database has one number there. The simple protocol, which every pooler
+        // understands.
+        let identity = "select concat(pg_postmaster_start_time(), ' ', oid) from pg_database \
+            where datname = current_database()";
+        let ask = async |options: &PgConnectOptions| {
+            let mut connection = options.connect().await?;
+            let found: String = connection.fetch_one(identity).await?.try_get(0)?;
+            let _ = connection.close().await;
+            Ok::<_, Error>(found)
+        };
+        let pooler = self.pooler.clone()?;
+        let both = async {
+            let one = ask(&pooler).await?;
+            Ok::<_, Error>(one == ask(&self.direct()).await?)
+        };
+        let asked = timeout(patience, both).await;
+        Some(asked.map_or(Err(Unreachable::Timeout), |asked| {
+            asked.map_err(|error| Unreachable::of(&error))
+        }))
+    }
+
     /// Closes every connection.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.pool.bare().close().await;
     }
 }
 

@@ -179,8 +179,8 @@ impl Database {
 
     /// How the database's tables compare with this release. One short read.
     pub async fn schema(&self) -> Result<SchemaState, Error> {
-        let mut connection = self.pool().acquire().await?;
-        let applied = applied(&mut connection).await?;
+        let mut reading = self.pool().begin().await?;
+        let applied = applied(reading.bare()).await?;
         Ok(match pending(&applied) {
             Ok(pending) if pending.is_empty() => SchemaState::UpToDate,
             Ok(pending) => SchemaState::Behind(pending.len()),
@@ -235,10 +235,11 @@ async fn apply_next(connection: &mut PgConnection) -> Result<Option<Step>, Migra
     Ok(Some(step))
 }
 
-/// What was applied: number and checksum.
+/// What was applied: number and checksum. Under no name, for a pooler between: see [`mod@super::pool`].
 async fn applied(connection: &mut PgConnection) -> Result<HashMap<i64, Vec<u8>>, Error> {
     let is_there: bool = sqlx::query_scalar("select to_regclass($1) is not null")
         .bind(TABLE)
+        .persistent(false)
         .fetch_one(&mut *connection)
         .await?;
     if !is_there {
@@ -246,6 +247,7 @@ async fn applied(connection: &mut PgConnection) -> Result<HashMap<i64, Vec<u8>>,
     }
     let rows: Vec<(i64, Vec<u8>)> =
         sqlx::query_as("select version, checksum from _sqlx_migrations where success")
+            .persistent(false)
             .fetch_all(connection)
             .await?;
     Ok(rows.into_iter().collect())

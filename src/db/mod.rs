@@ -5,6 +5,7 @@
 //!
 //! - [`settings`]: [`ConnectSettings`], where the database is
 //! - [`database`]: [`Database`], the pool: opened, guarded, asked whether it is there
+//! - [`pool`]: [`Pool`], its connections, also where a pooler shares them out
 //! - [`migrations`]: the tables, brought to this release
 //! - [`errors`]: what an error means to a caller
 //! - [`changes`]: hear of changes to what is remembered
@@ -20,12 +21,14 @@ pub mod database;
 pub mod embedded;
 pub mod errors;
 pub mod migrations;
+pub mod pool;
 pub mod settings;
 pub mod vitals;
 
 pub use database::{Database, Operator, Unreachable};
 pub use errors::{Error, error_class, is_missing_table, is_unavailable, on_constraint};
 pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, SchemaState};
+pub use pool::{Pool, Session, Transaction};
 pub use settings::{ConnectSettings, MalformedUrl};
 pub use vitals::Vitals;
 

@@ -76,7 +76,7 @@ impl ConnectSettings {
     /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
     pub(super) fn with_options(options: PgConnectOptions) -> Self {
         Self {
-            options,
+            options: plain(options),
             direct: None,
             max_connections: 20,
             idle_timeout: Duration::from_mins(10),
@@ -84,7 +84,8 @@ impl ConnectSettings {
         }
     }
 
-    /// The same, and for what a pooler in transaction mode cannot do (listening, migrations, backups) as `direct` says.
+    /// The same through a pooler in transaction mode, and as `direct` says for what such a one cannot do: listening,
+    /// migrations, backups, and the commands of operators.
     #[must_use]
     pub fn with_direct(self, direct: Self) -> Self {
         Self {
@@ -132,13 +133,19 @@ impl ConnectSettings {
             })
         })?;
         Ok(Self {
-            options,
+            options: plain(options),
             direct: None,
             max_connections: u32::try_from(max).unwrap_or(u32::MAX),
             idle_timeout: Duration::from_secs(idle),
             connect_timeout: Duration::from_secs(connect),
         })
     }
+}
+
+/// Without the one parameter of the connection's start that sqlx adds of itself and `PgBouncer` refuses unless it is told
+/// to ignore it. It has been of no use since Postgres 12, which writes every float in full.
+fn plain(options: PgConnectOptions) -> PgConnectOptions {
+    options.extra_float_digits(None)
 }
 
 fn parameter(name: &'static str, value: &str, min: u64, max: u64) -> Result<u64, MalformedUrl> {

@@ -29,7 +29,7 @@ const BUSY: [&str; 3] = ["webhook_deliveries", "webhook_health", "api_keys"];
 impl Database {
     /// Looks.
     pub async fn vitals(&self, clock: &Clock) -> Result<Vitals, Error> {
-        let mut connection = self.pool().acquire().await?;
+        let mut connection = self.pool().begin().await?;
         let asked = clock.now();
         let theirs = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#)
             .fetch_one(&mut *connection)
@@ -75,7 +75,7 @@ impl Database {
     pub async fn hears_itself(&self, patience: Duration) -> Result<bool, Error> {
         let channel = format!("attesto_proof_{:016x}", fastrand::u64(..));
         // Of its own, as in `changes`: the main pool may be busy.
-        let options = (*self.pool().connect_options()).clone();
+        let options = self.direct().as_ref().clone();
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(patience)

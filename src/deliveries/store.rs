@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use sqlx::{Postgres, Transaction};
 use tokio::time::timeout;
 
 use super::courier::Parcel;
@@ -17,7 +16,7 @@ use super::health::{Health, MOST, Signal, State};
 use super::outcome::Class;
 use super::wake;
 use crate::clock::{Clock, Timestamp};
-use crate::db::{Database, Error};
+use crate::db::{Database, Error, Transaction};
 use crate::id::{DeliveryId, EventId, TenantId};
 
 /// How long a worker holds a row without saying that it is still there. Until then what a dead one held counts as being
@@ -39,10 +38,10 @@ const SWEEP: i64 = 1000;
 ///
 /// The plans must not depend on how many rows there were when they were made: the table can grow a thousandfold before
 /// its statistics do.
-const CLAIMING: &str = "begin; set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
+const CLAIMING: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off; select pg_advisory_xact_lock(7233186720511)";
 /// The same for writing only.
-const WRITING: &str = "begin; set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
+const WRITING: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off";
 
 /// The right to write one result: the row, and the number it was claimed under.
@@ -188,7 +187,7 @@ impl Store {
         results: &[Finished],
         wish: usize,
         after: &str,
-    ) -> Result<(Transaction<'static, Postgres>, Turn), Error> {
+    ) -> Result<(Transaction, Turn), Error> {
         let begin = if wish > 0 { CLAIMING } else { WRITING };
         let mut transaction = self.database.pool().begin_with(begin).await?;
         let mut turn = Turn::default();
@@ -239,7 +238,7 @@ impl Store {
     /// Writes what became of attempts, as far as the rows are still ours.
     async fn write(
         &self,
-        transaction: &mut Transaction<'static, Postgres>,
+        transaction: &mut Transaction,
         results: &[Finished],
     ) -> Result<HashSet<DeliveryId>, Error> {
         let each = results.iter();
@@ -305,7 +304,7 @@ impl Store {
     )]
     async fn note_health(
         &self,
-        transaction: &mut Transaction<'static, Postgres>,
+        transaction: &mut Transaction,
         results: &[&Finished],
     ) -> Result<Vec<StateChange>, Error> {
         // In one order in all processes, so that none waits for another that waits for it.
@@ -421,7 +420,7 @@ impl Store {
     )]
     async fn claim(
         &self,
-        transaction: &mut Transaction<'static, Postgres>,
+        transaction: &mut Transaction,
         wish: usize,
         after: &str,
     ) -> Result<Vec<Claimed>, Error> {
@@ -671,10 +670,7 @@ impl Store {
 
 /// Before a redelivery that succeeded settles rows of others: everything that is written here, in one order in all
 /// processes, so that none waits for another that waits for it.
-async fn lock_in_order(
-    transaction: &mut Transaction<'static, Postgres>,
-    results: &[Finished],
-) -> Result<(), Error> {
+async fn lock_in_order(transaction: &mut Transaction, results: &[Finished]) -> Result<(), Error> {
     let arrived = results
         .iter()
         .filter(|result| result.requested && result.next == Next::Delivered);
@@ -702,7 +698,7 @@ async fn lock_in_order(
 /// Where a redelivery succeeded, the event's own delivery has nothing left to do. One that is under way is let end: it
 /// is told by `settled_by` what its result means.
 async fn settle(
-    transaction: &mut Transaction<'static, Postgres>,
+    transaction: &mut Transaction,
     results: &[&Finished],
     lead: f64,
 ) -> Result<(), Error> {

@@ -44,6 +44,7 @@ pub async fn look(database: &Database, clock: &Clock) -> Check {
             return Check::group("database", "Database", checks);
         }
     }
+    checks.extend(pooler(database).await);
     match store::server(database).await {
         Ok(server) => checks.extend(server_checks(&server, clock.now())),
         Err(error) => checks.push(unanswered("database.server", &error)),
@@ -109,7 +110,7 @@ fn server_checks(server: &store::Server, now: Timestamp) -> Vec<Check> {
                 "What Attesto sets on a connection does not stay set (statement_timeout is {}).",
                 server.statement_timeout
             ),
-            "Is there a pooler in transaction mode between? Set the timeouts on the role: `alter role <role> set statement_timeout = '15s'`.",
+            "Is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is.",
         )
     });
     checks.push(if server.autovacuum {
@@ -190,6 +191,24 @@ fn migrations(schema: &Result<SchemaState, Error>) -> Check {
     }
 }
 
+/// The doctor, like every command, goes around the pooler that the service goes through.
+async fn pooler(database: &Database) -> Option<Check> {
+    const NAME: &str = "database.pooler";
+    Some(match database.pooler_leads_here(PATIENCE).await? {
+        Ok(true) => Check::ok(NAME, "The way through the pooler leads to it too."),
+        Ok(false) => Check::fail(
+            NAME,
+            "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases.",
+            "Both must name the same one: the first through the pooler, the second without it.",
+        ),
+        Err(problem) => Check::fail(
+            NAME,
+            format!("It cannot be reached through the pooler: {problem}."),
+            "Does the pooler run where DATABASE_URL says, and know this database and this user?",
+        ),
+    })
+}
+
 async fn notifications(database: &Database) -> Check {
     const NAME: &str = "database.notifications";
     match database.hears_itself(Duration::from_secs(3)).await {
@@ -197,7 +216,7 @@ async fn notifications(database: &Database) -> Check {
         Ok(false) => Check::warn(
             NAME,
             "Notifications do not arrive, so nothing is remembered of credentials and keys, and each request asks the database.",
-            "Is there a pooler in transaction mode between? Connect directly, or in session mode.",
+            "Is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is.",
         ),
         Err(error) => unanswered(NAME, &error),
     }

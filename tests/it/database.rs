@@ -54,15 +54,18 @@ async fn a_cancelled_begin_does_not_swallow_the_next_callers_insert() {
         .unwrap();
 
     let guarded = Database::open(&fresh.settings);
-    assert_eq!(lost_inserts(guarded.pool(), other.pool()).await, 0);
+    assert_eq!(
+        lost_inserts(guarded.pool().bare(), other.pool().bare()).await,
+        0
+    );
 
     let bare = PgPoolOptions::new()
         .max_connections(1)
-        .connect_with((*other.pool().connect_options()).clone())
+        .connect_with((*other.pool().bare().connect_options()).clone())
         .await
         .unwrap();
     assert_ne!(
-        lost_inserts(&bare, other.pool()).await,
+        lost_inserts(&bare, other.pool().bare()).await,
         0,
         "sqlx no longer leaves a transaction behind: db::database's hook can go"
     );
@@ -82,6 +85,41 @@ async fn a_connection_gives_up_what_hangs() {
             .await
             .unwrap();
         assert_eq!(found, value, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn the_url_shapes_the_pool() {
+    let fresh = empty_database().await;
+    let url = fresh.url.replace("max=5", "max=3&idle_timeout=1");
+    let shaped = Database::open(&ConnectSettings::from_url(&url).unwrap());
+    // Over no pool, which may have more connections than are in use.
+    let mut observer = fresh.database.connect_directly("observer").await.unwrap();
+    let mut connections = async || {
+        let count = "select count(*) from pg_stat_activity \
+            where datname = current_database() and application_name = 'attesto'";
+        let counted = sqlx::query_scalar::<_, i64>(count).fetch_one(&mut observer);
+        counted.await.unwrap()
+    };
+    let busy = futures_util::future::join_all(
+        (0..12).map(|_| sqlx::query("select pg_sleep(0.05)").execute(shaped.pool())),
+    );
+    let (done, open) = tokio::join!(busy, async {
+        let mut most = 0;
+        while most < 3 {
+            most = connections().await;
+        }
+        most
+    });
+    assert!(done.iter().all(Result::is_ok));
+    assert_eq!(open, 3);
+    assert_eq!(shaped.most_connections(), 3);
+    assert_eq!(connections().await, 3);
+
+    let begun = Instant::now();
+    while connections().await > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "they stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

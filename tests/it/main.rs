@@ -33,6 +33,7 @@ mod metrics;
 mod migrations;
 mod openapi;
 mod operators;
+mod pgbouncer;
 mod questions;
 mod readonly;
 mod receivers;

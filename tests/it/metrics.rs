@@ -227,7 +227,7 @@ async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
     forgotten.execute("select pg_sleep(0.05)").await.unwrap();
     let page = world.metrics().await;
     assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") >= 0.05);
-    forgotten.rollback().await.unwrap();
+    drop(forgotten);
     let page = world.metrics().await;
     assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05);
     world.end().await;

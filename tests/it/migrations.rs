@@ -132,7 +132,7 @@ async fn migrations_apply_over_rows_that_are_there_already() {
     let mut counted: Vec<(String, i64)> = Vec::new();
     for migration in MIGRATOR.iter() {
         MIGRATOR
-            .run_to(migration.version, empty.database.pool())
+            .run_to(migration.version, empty.database.pool().bare())
             .await
             .unwrap();
         let rows = SAMPLE_ROWS

@@ -139,7 +139,7 @@ impl Office {
 
     /// Changes something without telling anybody, as a test of what is remembered.
     async fn secretly(&self, sql: &'static str) {
-        let mut connection = self.database.pool().acquire().await.unwrap();
+        let mut connection = self.database.pool().bare().acquire().await.unwrap();
         for statement in [
             "set session_replication_role = replica",
             sql,

@@ -414,6 +414,7 @@ async fn two_who_rotate_at_once_lose_nothing() {
         let desk = Desk {
             fresh: Fresh {
                 url: desk.fresh.url.clone(),
+                direct: None,
                 settings: desk.fresh.settings.clone(),
                 database: desk.fresh.database.clone(),
             },

@@ -36,7 +36,7 @@ pub async fn hold(database: &Database, host: &str) -> Result<bool, Error> {
     // The same number as in the dispatcher's claim.
     let mut transaction = database
         .pool()
-        .begin_with("begin; select pg_advisory_xact_lock(7233186720511)")
+        .begin_with("select pg_advisory_xact_lock(7233186720511)")
         .await?;
     let held = sqlx::query!(
         "insert into delivery_holds (held_by) values ($1) on conflict do nothing",

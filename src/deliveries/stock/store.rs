@@ -34,7 +34,7 @@ impl Stock {
     /// Looks.
     pub async fn take(database: &Database, clock: &Clock) -> Result<Self, Error> {
         let lead = clock.lead().as_secs_f64();
-        let mut connection = database.pool().acquire().await?;
+        let mut snapshot = database.pool().begin().await?;
         let waiting = sqlx::query!(
             r#"
             select
@@ -50,7 +50,7 @@ impl Stock {
             lead,
             MOST_COUNTED
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut *snapshot)
         .await?;
         // The same as in the claim: what it passes over does not wait for us.
         let oldest = sqlx::query_scalar!(
@@ -75,7 +75,7 @@ impl Stock {
             "#,
             lead
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut *snapshot)
         .await?;
         let apart = sqlx::query!(
             r#"
@@ -84,7 +84,7 @@ impl Stock {
                 (select count(*) from webhook_deliveries where parked_at is not null) as "parked!"
             "#
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut *snapshot)
         .await?;
         let callbacks = sqlx::query!(
             r#"
@@ -101,7 +101,7 @@ impl Stock {
             group by 1
             "#
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut *snapshot)
         .await?;
         Ok(Self {
             due: waiting.due,

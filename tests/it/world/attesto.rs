@@ -22,6 +22,7 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use super::folder::Folder;
+use super::pooler::Pooler;
 use super::postgres::{Fresh, fresh_database};
 use super::shell::Shell;
 
@@ -72,20 +73,26 @@ impl World {
 
     /// One with some settings, by the names of their variables.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
-        Self::on(Clock::fixed(start()), IDENTITY.clone(), settings).await
+        let fresh = fresh_database().await;
+        Self::on(fresh, Clock::fixed(start()), IDENTITY.clone(), settings).await
+    }
+
+    /// One whose database is behind a pooler.
+    pub(crate) async fn behind(pooler: &Pooler, settings: &[(&str, &str)]) -> Self {
+        let fresh = pooler.before(&fresh_database().await);
+        Self::on(fresh, Clock::fixed(start()), IDENTITY.clone(), settings).await
     }
 
     /// One that lives now, for a test of what cannot be told another time: a program of its own.
     pub(crate) async fn today() -> Self {
         let clock = Clock::system();
         let identity = Identity::new(clock.now());
-        Self::on(clock, identity, &[]).await
+        Self::on(fresh_database().await, clock, identity, &[]).await
     }
 
-    async fn on(clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {
+    async fn on(fresh: Fresh, clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {
         // Only the first of all worlds installs it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let fresh = fresh_database().await;
         let options = SimulatorOptions {
             identity: Some(identity),
             ..SimulatorOptions::new(clock.clone())
@@ -285,9 +292,13 @@ impl World {
 
     /// An administrator of this Attesto.
     pub(crate) fn shell(&self) -> Shell {
-        Shell::default()
+        let shell = Shell::default()
             .set("DATABASE_URL", &self.fresh.url)
-            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]))
+            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]));
+        match &self.fresh.direct {
+            Some(direct) => shell.set("DATABASE_DIRECT_URL", direct),
+            None => shell,
+        }
     }
 
     /// Ends it in order; its database stays.

@@ -2,12 +2,14 @@
 //!
 //! - [`attesto`]: a whole Attesto in this process
 //! - [`folder`]: a folder that is gone when its test is
+//! - [`pooler`]: a real `PgBouncer` before it
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 //! - [`receiver`]: a callback, good or bad
 //! - [`shell`]: the binary, run as an administrator runs it
 
 pub(crate) mod attesto;
 pub(crate) mod folder;
+pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod receiver;
 pub(crate) mod shell;

@@ -34,6 +34,8 @@ const TEMPLATE: &str = "attesto_template";
 pub(crate) struct Fresh {
     /// Its `postgres://` URL, for a process of its own.
     pub(crate) url: String,
+    /// The same without a pooler between, when there is one.
+    pub(crate) direct: Option<String>,
     /// The same, as the settings of a pool.
     pub(crate) settings: ConnectSettings,
     /// A pool on it.
@@ -72,6 +74,7 @@ async fn create_next(template: &str) -> Fresh {
     let database = Database::open(&settings);
     Fresh {
         url,
+        direct: None,
         settings,
         database,
     }
@@ -92,6 +95,11 @@ async fn connect(database: &str) -> PgConnection {
     PgConnection::connect(&url(database))
         .await
         .expect("the throw-away Postgres answers")
+}
+
+/// The folder of the server's socket.
+pub(crate) fn cluster() -> &'static Path {
+    &Cluster::get().folder
 }
 
 /// Small pools: every test has at least one, and they share one server.

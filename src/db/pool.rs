@@ -1,0 +1,246 @@
+//! [`Pool`]: the connections of this process, used so that a pooler between may hand them out by the transaction.
+//!
+//! sqlx prepares a statement in one exchange and runs it in the next. A pooler in transaction mode (`PgBouncer`) may
+//! give the two to different sessions of the server: the statement is not found, or is somebody else's. So, through
+//! such a pooler, every statement runs inside a transaction, for whose length the session is ours, and under no name,
+//! so that it stays behind in no session. What a session would be told once (`statement_timeout` and its like) each
+//! transaction is told with its `begin`.
+//!
+//! That costs two exchanges more for a statement on its own, and none for what is a transaction anyway.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgQueryResult, PgRow, PgStatement};
+use sqlx::postgres::{PgTypeInfo, Postgres};
+use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlStr};
+
+use super::Error;
+
+/// What bounds the harm of a statement that hangs; no query of ours needs a fraction of it. Set by statements and not as
+/// parameters of the connection's start, which a pooler such as `PgBouncer` refuses.
+const LIMITS: [(&str, &str); 3] = [
+    ("statement_timeout", "15s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+];
+
+/// [`LIMITS`] as statements, each beginning with `set`.
+pub(super) fn limits(set: &str) -> String {
+    let each = LIMITS.map(|(name, value)| format!("{set} {name} = '{value}';"));
+    each.concat()
+}
+
+/// The connections of this process, for a room's store: `query.execute(database.pool())`.
+#[derive(Clone)]
+pub struct Pool {
+    inner: PgPool,
+    /// Whether a session of the server is ours for one transaction only.
+    is_shared: bool,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Pool {
+    pub(super) fn new(inner: PgPool, is_shared: bool) -> Self {
+        Self { inner, is_shared }
+    }
+
+    /// Begins a transaction. Never where it may be cancelled: see [`mod@super::database`].
+    pub async fn begin(&self) -> Result<Transaction, Error> {
+        self.begin_with("").await
+    }
+
+    /// The same, and runs these statements of ours in the same exchange: `set local …; select …`.
+    pub async fn begin_with(&self, statements: &'static str) -> Result<Transaction, Error> {
+        let limits = if self.is_shared {
+            limits("set local")
+        } else {
+            String::new()
+        };
+        let text = format!("begin;{limits}{statements}");
+        let inner = self.inner.begin_with(AssertSqlSafe(text)).await?;
+        Ok(Transaction(Session {
+            inner,
+            is_shared: self.is_shared,
+        }))
+    }
+
+    /// sqlx's own pool, which knows of no pooler: for what is not a statement.
+    pub fn bare(&self) -> &PgPool {
+        &self.inner
+    }
+}
+
+impl<'p> Executor<'p> for &'_ Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if !self.is_shared {
+            return self.inner.fetch_many(query);
+        }
+        let pool = self.clone();
+        let steps = async move {
+            let mut transaction = pool.begin().await?;
+            let steps: Vec<Step> = transaction.fetch_many(query).try_collect().await?;
+            transaction.commit().await?;
+            Ok::<_, Error>(stream::iter(steps.into_iter().map(Ok)))
+        };
+        stream::once(steps).try_flatten().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if !self.is_shared {
+            return self.inner.fetch_optional(query);
+        }
+        let pool = self.clone();
+        Box::pin(async move {
+            let mut transaction = pool.begin().await?;
+            let row = transaction.fetch_optional(query).await?;
+            transaction.commit().await?;
+            Ok(row)
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        self.inner.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'p: 'e,
+    {
+        self.inner.describe(sql)
+    }
+}
+
+/// What a statement brings: how many rows it changed, or one of those it found.
+type Step = Either<PgQueryResult, PgRow>;
+
+/// A transaction: `query.execute(&mut *transaction)`. Rolled back when it is dropped.
+#[derive(Debug)]
+pub struct Transaction(Session);
+
+impl Transaction {
+    /// Makes it so.
+    pub async fn commit(self) -> Result<(), Error> {
+        self.0.inner.commit().await
+    }
+}
+
+impl Deref for Transaction {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.0
+    }
+}
+
+/// The session of the server that a transaction has for as long as it lasts.
+#[derive(Debug)]
+pub struct Session {
+    inner: sqlx::Transaction<'static, Postgres>,
+    is_shared: bool,
+}
+
+impl Session {
+    /// sqlx's own connection, whose statements keep their names: for statements that say themselves that they have none.
+    pub(super) fn bare(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
+
+impl<'c> Executor<'c> for &'c mut Session {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if self.is_shared {
+            self.inner.fetch_many(Nameless(query))
+        } else {
+            self.inner.fetch_many(query)
+        }
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if self.is_shared {
+            self.inner.fetch_optional(Nameless(query))
+        } else {
+            self.inner.fetch_optional(query)
+        }
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        self.inner.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'c: 'e,
+    {
+        self.inner.describe(sql)
+    }
+}
+
+/// A statement that is prepared under no name, and so forgotten with the next one.
+struct Nameless<E>(E);
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Nameless<E> {
+    fn sql(self) -> SqlStr {
+        self.0.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.0.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, sqlx::error::BoxDynError> {
+        self.0.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,203 @@
+//! Behind a pooler in transaction mode, a real one: everything works, and nothing relies on a session.
+
+use std::time::{Duration, Instant};
+
+use attesto::db::{ConnectSettings, Database};
+use attesto::simulator::state::google::NewSubscription;
+use attesto::simulator::state::pubsub::PushSubscription;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::hold::{events, set_callback};
+use crate::world::attesto::{APP, World};
+use crate::world::pooler::{Pooler, SESSIONS};
+use crate::world::postgres::{empty_database, fresh_database};
+use crate::world::receiver::Receiver;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Asks a dozen different questions, from as many tasks at once, and returns what went wrong.
+async fn questions(database: &Database) -> Vec<sqlx::Error> {
+    let ask = async |task: i32| {
+        for round in 0..20 {
+            // Different texts, so that each is prepared under a number that other connections use for another text.
+            let text = format!("select $1::int + {}", (task + round) % 12);
+            let sum: i32 = sqlx::query_scalar(sqlx::AssertSqlSafe(text))
+                .bind(task)
+                .fetch_one(database.pool())
+                .await?;
+            assert_eq!(sum, task + (task + round) % 12, "somebody else's answer");
+        }
+        Ok(())
+    };
+    let asked = join_all((0..12).map(ask)).await;
+    asked.into_iter().filter_map(Result::err).collect()
+}
+
+#[tokio::test]
+async fn statements_find_what_they_prepared() {
+    let pooler = Pooler::start();
+    let fresh = fresh_database().await;
+    let through = pooler.before(&fresh);
+    let wrong = questions(&through.database).await;
+    assert!(wrong.is_empty(), "{wrong:?}");
+
+    // Otherwise this test would say nothing: the same without being told of the pooler.
+    let unaware = ConnectSettings::from_url(&pooler.url(&fresh)).unwrap();
+    let wrong = questions(&Database::open(&unaware)).await;
+    assert!(
+        !wrong.is_empty(),
+        "this pooler keeps prepared statements apart: db::pool's transactions can go"
+    );
+}
+
+#[tokio::test]
+async fn every_statement_has_its_limits() {
+    let pooler = Pooler::start();
+    let fresh = pooler.before(&fresh_database().await);
+    let ask = |setting: &'static str| {
+        sqlx::query_scalar::<_, String>("select current_setting($1)")
+            .bind(setting)
+            .fetch_one(fresh.database.pool())
+    };
+    // More often than there are sessions, so that each is met.
+    for _ in 0..4 * SESSIONS {
+        let found = tokio::join!(
+            ask("statement_timeout"),
+            ask("lock_timeout"),
+            ask("idle_in_transaction_session_timeout")
+        );
+        let found = [found.0.unwrap(), found.1.unwrap(), found.2.unwrap()];
+        assert_eq!(found, ["15s", "5s", "10s"]);
+    }
+    // And they stay in no session, for whoever else comes through the pooler.
+    let left: Vec<String> = sqlx::raw_sql("show statement_timeout")
+        .fetch_all(fresh.database.pool().bare())
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| sqlx::Row::get(row, 0))
+        .collect();
+    assert_eq!(left, ["0"]);
+}
+
+#[tokio::test]
+async fn migrations_and_commands_go_to_the_server_itself() {
+    let pooler = Pooler::start();
+    let empty = empty_database().await;
+    let shell = crate::world::shell::Shell::default()
+        .set("DATABASE_URL", &pooler.url(&empty))
+        .set("DATABASE_DIRECT_URL", &empty.url);
+    assert_eq!(shell.run(&["migrate", "--check"]).exit, 0);
+    let migrated = shell.rows(&["migrate"]);
+    assert_ne!(migrated[0]["applied"], json!([]));
+    let tenant = shell.rows(&["tenant", "create", "--name", "Acme"]);
+    assert_eq!(tenant[0]["name"], "Acme");
+    // The log knows whose session it was.
+    let noted = shell.rows(&["audit", "operators", "list"]);
+    assert_eq!(noted[0]["command"], "tenant create");
+}
+
+#[tokio::test]
+async fn a_whole_attesto_works() {
+    let pooler = Pooler::start();
+    let world = World::behind(
+        &pooler,
+        &[
+            ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
+            ("JOBS_DISABLED", "0"),
+            ("RATE_LIMIT_PER_SECOND", "10000"),
+            ("RATE_LIMIT_BURST", "10000"),
+        ],
+    )
+    .await;
+    let shell = world.shell();
+    let ready = world.ask("GET", "/ready", None, None).await;
+    assert_eq!(ready.status, 200, "{}", ready.body);
+
+    // Notifications in, deliveries out, and questions meanwhile.
+    let tenant = world.tenant().await;
+    let receiver = Receiver::answering(OK).await;
+    set_callback(&world, &tenant.id, &receiver.url()).await;
+    let play = world.simulator.google();
+    let told = shell.run_with(
+        &[
+            "google",
+            "set-credentials",
+            &tenant.id.to_string(),
+            "--package-name",
+            APP,
+            "--service-account-path",
+            "/dev/stdin",
+            "--pubsub-service-account",
+            play.push_account(),
+        ],
+        &world.simulator.google_service_account().to_string(),
+    );
+    assert_eq!(told.exit, 0, "{}", told.complained);
+    let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
+    let to = PushSubscription {
+        manual: true,
+        ..PushSubscription::to(&endpoint)
+    };
+    play.set_push(APP, to).unwrap();
+    let bought = play.subscribe(NewSubscription::default()).unwrap();
+    let pushed = play
+        .push(&play.messages().pop().unwrap().message_id)
+        .await
+        .unwrap();
+    assert_eq!(pushed.status, 200, "{}", pushed.body);
+
+    let question = json!({
+        "packageName": APP, "purchaseToken": bought.purchase_token, "type": "subscription",
+    });
+    let names: Vec<String> = (0..60).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (_, answers) = tokio::join!(
+        join_all(
+            names
+                .chunks(10)
+                .map(|some| events(&world, &tenant.id, some))
+        ),
+        join_all((0..60).map(|_| world.verify("google", &tenant, &question)))
+    );
+    for answer in answers {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(answer.body["valid"], true);
+    }
+    receiver.until(61).await;
+
+    // The server never had more sessions of the pooler's than it was to have.
+    let sessions: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'attesto'",
+    )
+    .fetch_one(world.database().pool())
+    .await
+    .unwrap();
+    assert!(sessions <= i64::try_from(SESSIONS).unwrap(), "{sessions}");
+
+    // A key that is revoked elsewhere is refused within a second.
+    let keys = shell.rows(&["key", "list", &tenant.id.to_string()]);
+    assert_eq!(world.verify("google", &tenant, &question).await.status, 200);
+    let revoked = shell.run(&["key", "revoke", keys[0]["id"].as_str().unwrap()]);
+    assert_eq!(revoked.exit, 0, "{}", revoked.complained);
+    let begun = Instant::now();
+    while world.verify("google", &tenant, &question).await.status != 401 {
+        assert!(begun.elapsed() < Duration::from_secs(1), "still let in");
+    }
+
+    // Jobs, by hand; those of the service have a quarter of a minute.
+    let ran = shell.rows(&["jobs", "run", "retention"]);
+    assert_eq!(ran[0]["outcome"], "done", "{ran:?}");
+    let listed: Vec<Value> = shell.rows(&["webhook", "list-deliveries", &tenant.id.to_string()]);
+    assert!(!listed.is_empty());
+
+    let doctor = shell.run(&["doctor", "--offline", "--output", "json"]);
+    for sentence in [
+        "The way through the pooler leads to it too.",
+        "Notifications arrive.",
+        "What Attesto sets on a connection stays set.",
+    ] {
+        assert!(doctor.said.contains(sentence), "{}", doctor.said);
+    }
+}
