@@ -38,6 +38,7 @@ use crate::jobs::{Jobs, Tools};
 use crate::metrics::Registry;
 use crate::replicas::{Presence, host};
 use crate::server::listen::{BODY_TIMEOUT, Manners};
+use crate::server::tls::{self, Tls};
 use crate::server::{self, Running, scrape};
 use crate::statistics::Statistics;
 use crate::tenants::Callers;
@@ -83,6 +84,8 @@ pub struct Service {
     webhooks: Webhooks,
     jobs: Option<Jobs>,
     grace: Duration,
+    tls: Option<Tls>,
+    certificates: tls::Numbers,
     /// Cancelled once nothing stands in the way of deliveries and jobs.
     prepared: CancellationToken,
 }
@@ -161,6 +164,7 @@ impl Service {
             verifications: verifications(settings, database, clock).counted(&registry),
             received: Received::new(&registry),
             tally: Tally::new(&registry),
+            certificates: tls::Numbers::new(&registry),
             metrics: Metrics {
                 traffic: Traffic::new(&registry),
                 statistics: Arc::new(Statistics::new(database, keyring, clock, &registry)),
@@ -175,6 +179,7 @@ impl Service {
                 .enabled
                 .then(|| jobs(settings, database, clock)),
             grace: settings.shutdown_grace,
+            tls: None,
             prepared: {
                 let prepared = CancellationToken::new();
                 prepared.cancel();
@@ -198,6 +203,13 @@ impl Service {
         self
     }
 
+    /// The same, and requests arrive over TLS.
+    #[must_use]
+    pub fn with_certificate(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Starts what runs beside the requests, and answers what arrives at `listener`.
     pub fn serve(self, listener: TcpListener, manners: Manners) -> io::Result<Serving> {
         let leaving = CancellationToken::new();
@@ -205,7 +217,7 @@ impl Service {
         let delivering = CancellationToken::new();
         let dispatcher = self.webhooks.dispatch.then(|| self.dispatcher());
         let presence = Presence::new(&self.database, &self.keyring, &self.clock);
-        let running = server::start(envelope, listener, manners)?;
+        let running = server::start(envelope, listener, manners, self.tls.clone())?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let Self {
             changes,
@@ -217,6 +229,8 @@ impl Service {
             jobs,
             prepared,
             webhooks,
+            tls,
+            certificates,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
@@ -233,6 +247,9 @@ impl Service {
             let stocktaker = statistics.clone();
             tasks.spawn(async move { stocktaker.run(eye).await });
             tasks.spawn(scrape::serve(listener, metrics.registry, mouth));
+        }
+        if let Some(tls) = tls {
+            tasks.spawn(tls.watch(certificates, stop.clone()));
         }
         tasks.spawn(presence.run(stop.clone()));
         tasks.close();

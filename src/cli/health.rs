@@ -2,7 +2,7 @@
 //!
 //! For where there is no `curl`: a container's health check, a unit of systemd, a script that waits. It reads neither the
 //! database nor a secret; without `--url` it asks where `PORT` and `BIND_ADDRESS` say that the service of this machine
-//! listens.
+//! listens, and with `TLS_CERT_PATH` over TLS, believing exactly that certificate.
 
 use std::time::Duration;
 
@@ -10,8 +10,13 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use super::context::{Context, Failure};
-use crate::config::{Listen, Raw};
-use crate::http::outbound;
+use crate::clock::Timestamp;
+use crate::config::{Listen, Raw, own_certificate};
+use crate::http::outbound::{self, Believed};
+use crate::server::tls::{Files, Pair};
+
+/// How long a certificate may have been in its file without being in use: the service takes it within seconds.
+const JUST_NOW: Duration = Duration::from_secs(30);
 
 /// The arguments of `attesto health`.
 #[derive(Debug, clap::Args)]
@@ -35,10 +40,11 @@ pub struct Args {
 
 /// Runs the command: exit 0 when the service says 200, else 1 and a line that says why.
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let mut url = match args.url {
-        Some(url) => url,
+    let (mut url, client) = match args.url {
+        Some(url) => (url, outbound::client()),
         None => here(context)?,
     };
+    let client = client.map_err(|problem| Failure::refused(format!("{problem}.")))?;
     // A password is nothing to print, and what stands behind the path belongs to another question.
     if !matches!(url.scheme(), "http" | "https") || url.username() != "" || url.password().is_some()
     {
@@ -54,7 +60,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let prefix = prefix.strip_suffix(path).unwrap_or(&prefix);
     url.set_path(&format!("{prefix}{path}"));
 
-    let asking = ask(&url);
+    let asking = ask(&client, &url);
     let answered = tokio::time::timeout(Duration::from_secs(args.timeout), asking).await;
     let (status, body) = match answered {
         Ok(Ok(answer)) => answer,
@@ -81,21 +87,45 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn here(context: &Context) -> Result<Url, Failure> {
+/// Where the service of this machine listens, and how to speak with it.
+fn here(context: &Context) -> Result<(Url, reqwest::Result<reqwest::Client>), Failure> {
     let lookup = |name: &str| context.variable(name);
-    let listen = Listen::parse(&Raw::new([], &lookup)).map_err(Failure::settings)?;
+    let raw = Raw::new([], &lookup);
+    let listen = Listen::parse(&raw).map_err(Failure::settings)?;
+    let tls = own_certificate(&raw).map_err(Failure::settings)?;
     if listen.port == 0 {
         return Err(Failure::usage(
             "PORT is 0, which is another port each time: give --url.",
         ));
     }
-    Ok(Url::parse(&format!("http://{}", listen.nearby())).expect("an address is a URL"))
+    let (scheme, client) = match &tls {
+        None => ("http", outbound::client()),
+        Some(files) => (
+            "https",
+            outbound::client_believing(whom(files, context.clock.now())),
+        ),
+    };
+    let url = format!("{scheme}://{}", listen.nearby());
+    Ok((Url::parse(&url).expect("an address is a URL"), client))
 }
 
-async fn ask(url: &Url) -> Result<(u16, Value), String> {
+/// Whom to believe at this machine's own port: whoever has exactly the certificate in `TLS_CERT_PATH`. Only where that is
+/// one that the service is right not to have taken, or cannot have taken yet, another is believed too: a service that goes
+/// on with the pair that was good lives, and must not be restarted into one that is not.
+fn whom(files: &Files, now: Timestamp) -> Believed {
+    match Pair::read(files, now) {
+        Err(problem) => {
+            eprintln!("attesto: warning: {problem}; the service goes on with what it had.");
+            Believed::Anybody
+        }
+        Ok(_) if files.changed_within(JUST_NOW, now) => Believed::Anybody,
+        Ok(pair) => Believed::Only(pair.certificate().clone()),
+    }
+}
+
+async fn ask(client: &reqwest::Client, url: &Url) -> Result<(u16, Value), String> {
     /// A ready answer has a few hundred bytes.
     const MOST: usize = 64 * 1024;
-    let client = outbound::client().map_err(|problem| problem.to_string())?;
     let broken =
         |problem: reqwest::Error| outbound::root_cause(&problem.without_url()).to_lowercase();
     let mut response = client.get(url.clone()).send().await.map_err(broken)?;
@@ -130,6 +160,28 @@ fn complaint(status: u16, body: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn another_certificate_is_believed_only_where_the_service_may_have_one() {
+        let folder = std::env::temp_dir().join(format!("attesto-health-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let files = Files {
+            certificate: folder.join("cert.pem"),
+            key: folder.join("key.pem"),
+        };
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        let now = Clock::system().now();
+        assert_eq!(whom(&files, now), Believed::Anybody, "it is new");
+        let later = now.plus(JUST_NOW * 2);
+        let only = Believed::Only(made.cert.der().clone());
+        assert_eq!(whom(&files, later), only);
+        std::fs::write(&files.key, "").unwrap();
+        assert_eq!(whom(&files, later), Believed::Anybody, "it cannot be taken");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn what_fails_is_named() {

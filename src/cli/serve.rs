@@ -26,6 +26,7 @@ use crate::crypto::keyring::Keyring;
 use crate::db::embedded::Embedded;
 use crate::db::{Database, MigrationProblem, Unreachable, is_missing_table, is_unavailable};
 use crate::server::listen::{bind, room_for_connections};
+use crate::server::tls::Tls;
 use crate::server::{Manners, scrape};
 use crate::service::{Service, Serving};
 use crate::shutdown::Signals;
@@ -205,6 +206,13 @@ struct Started {
 
 async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
     let refused = |problem: &dyn std::fmt::Display| Failure::refused(format!("{problem}."));
+    let tls = match &settings.tls {
+        Some(files) => Some(
+            Tls::load(files.clone(), clock)
+                .map_err(|problem| Failure::usage(format!("{problem}.")))?,
+        ),
+        None => None,
+    };
     // Before anything that takes time or leaves traces: a port that is taken is the likeliest obstacle.
     let listener = bind(settings.listen)
         .await
@@ -235,6 +243,10 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
     if let Some(listener) = metrics {
         service = service.showing_metrics(listener);
     }
+    let certificate = tls.as_ref().map(Tls::pair);
+    if let Some(tls) = tls {
+        service = service.with_certificate(tls);
+    }
     let manners = Manners {
         max_connections: room_for_connections(),
         ..Manners::default()
@@ -263,6 +275,7 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         env = settings.mode.as_str(),
         version = crate::VERSION,
         metrics = serving.metrics_address().map(tracing::field::display),
+        certificateNotAfter = certificate.map(|pair| tracing::field::display(pair.not_after())),
         "listening"
     );
     if settings.validation_audit && settings.retention.validation_audit.is_none() {

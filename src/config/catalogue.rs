@@ -83,6 +83,20 @@ pub const SETTINGS: &[Setting] = &[
         "[::]",
         "The address to listen on; [::] is every address, IPv4 too",
     ),
+    plain(
+        "TLS_CERT_PATH",
+        "tls-cert-path",
+        "FILE",
+        "",
+        "The listener's certificate and those between it and the root, in PEM; without one, it speaks plain HTTP",
+    ),
+    plain(
+        "TLS_KEY_PATH",
+        "tls-key-path",
+        "FILE",
+        "",
+        "The certificate's private key, in PEM; both files are read again when they change, and at SIGHUP",
+    ),
     secret(
         "DATABASE_URL",
         "database-url-file",

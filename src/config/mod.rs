@@ -19,4 +19,6 @@ pub mod settings;
 pub mod shown;
 
 pub use raw::{Raw, environment, variables};
-pub use settings::{DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks};
+pub use settings::{
+    DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks, own_certificate,
+};

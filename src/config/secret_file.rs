@@ -45,9 +45,9 @@ pub enum Unreadable {
     },
 }
 
-/// Whoever puts the secret itself where its file's path belongs must not find it in the log: only what leads into a
-/// folder that exists is repeated.
-fn unreadable(path: &Path) -> String {
+/// What is wrong with a file that cannot be read. Whoever puts the secret itself where its file's path belongs must not
+/// find it in the log: only what leads into a folder that exists is repeated.
+pub fn unreadable(path: &Path) -> String {
     let folder = path.parent().filter(|folder| folder.parent().is_some());
     match folder {
         Some(folder) if folder.is_dir() => {

@@ -14,6 +14,7 @@ use super::raw::{Given, Raw};
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
 use crate::db::embedded::EmbeddedOptions;
+use crate::server::tls::Files as TlsFiles;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +215,8 @@ pub struct Settings {
     pub jobs: JobIntervals,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
+    /// `TLS_CERT_PATH` and `TLS_KEY_PATH`
+    pub tls: Option<TlsFiles>,
     /// `METRICS_ADDRESS`
     pub metrics: Option<SocketAddr>,
     /// Where the stores are
@@ -246,6 +249,7 @@ impl Settings {
         let retention = reader.retention();
         let jobs = reader.jobs();
         let shutdown_grace = reader.seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
+        let tls = reader.tls();
         let metrics = reader.metrics();
         let stores = reader.stores(mode);
         reader.ocsp();
@@ -266,6 +270,7 @@ impl Settings {
                     retention,
                     jobs,
                     shutdown_grace,
+                    tls,
                     metrics,
                     stores,
                 })
@@ -283,6 +288,11 @@ impl std::fmt::Debug for Settings {
             .field("listen", &self.listen)
             .finish_non_exhaustive()
     }
+}
+
+/// `TLS_CERT_PATH` and `TLS_KEY_PATH` alone, for who asks a service on this machine rather than to run one.
+pub fn own_certificate(raw: &Raw<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
+    Reader::only(raw, Reader::tls)
 }
 
 impl Log {
@@ -467,6 +477,30 @@ impl Reader<'_> {
                 _ => None,
             }
         })
+    }
+
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let path = |text: &str| Some(PathBuf::from(text));
+        let certificate = self.optional("TLS_CERT_PATH", "a path", path);
+        let key = self.optional("TLS_KEY_PATH", "a path", path);
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.problem(
+                    "TLS_KEY_PATH",
+                    "is missing: TLS_CERT_PATH needs its private key",
+                );
+                None
+            }
+            (None, Some(_)) => {
+                self.problem(
+                    "TLS_CERT_PATH",
+                    "is missing: TLS_KEY_PATH needs its certificate",
+                );
+                None
+            }
+        }
     }
 
     fn mode(&mut self) -> Mode {

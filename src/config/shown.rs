@@ -48,17 +48,26 @@ pub fn shown(raw: &Raw<'_>, settings: &Result<Settings, Vec<String>>) -> Vec<Sho
     each.collect()
 }
 
-/// The files with secrets that everybody on this machine may read, each with the setting it is of.
-pub fn exposed_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
+/// The files with secrets that are named, each with the setting that names it.
+pub fn secret_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
     let secrets = SETTINGS.iter().filter(|it| it.kind == Kind::Secret);
-    secrets
-        .filter_map(|setting| {
-            let name = format!("{}_FILE", setting.name);
-            let path = PathBuf::from(raw.lookup(&name).filter(|path| !path.is_empty())?);
-            let mode = std::fs::metadata(&path).ok()?.permissions().mode();
-            (mode & 0o004 != 0).then_some((name, path))
-        })
-        .collect()
+    let files = secrets.filter_map(|setting| {
+        let name = format!("{}_FILE", setting.name);
+        let path = raw.lookup(&name).filter(|path| !path.is_empty())?;
+        Some((name, PathBuf::from(path)))
+    });
+    let key = raw.text("TLS_KEY_PATH").ok().flatten();
+    let key = key.map(|given| ("TLS_KEY_PATH".to_owned(), PathBuf::from(given.text)));
+    files.chain(key).collect()
+}
+
+/// Those of them that everybody on this machine may read.
+pub fn exposed_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
+    let mut files = secret_files(raw);
+    files.retain(|(_, path)| {
+        std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o004 != 0)
+    });
+    files
 }
 
 fn origin(raw: &Raw<'_>, setting: &Setting) -> &'static str {

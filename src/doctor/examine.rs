@@ -8,7 +8,9 @@ use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
 use super::finding::{Check, Status};
-use super::{database, deliveries, files, keys, logs, processes, settings, stores, tenants};
+use super::{
+    database, deliveries, files, keys, listener, logs, processes, settings, stores, tenants,
+};
 use crate::clock::Clock;
 use crate::config::{Raw, Stores};
 use crate::crypto::keyring::Keyring;
@@ -37,6 +39,7 @@ pub struct Patient<'a> {
 pub async fn examine(patient: &Patient<'_>) -> Check {
     let raw = &patient.raw;
     let mut checks = vec![settings::look(raw, &patient.variables), files::look(raw)];
+    checks.extend(listener::look(raw, patient.clock.now()));
     let database = match &patient.database {
         Ok(database) => {
             let found = within("database", database::look(database, &patient.clock).boxed()).await;

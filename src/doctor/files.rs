@@ -1,28 +1,22 @@
 //! Files that hold secrets, and what this process may have open.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
 use super::finding::Check;
 use crate::config::Raw;
-use crate::config::catalogue::{Kind, SETTINGS};
+use crate::config::shown::secret_files;
 
 /// Fewer open files than this leave room for few callers.
 const FEW_FILES: u64 = 1024;
 
 /// Looks.
 pub fn look(raw: &Raw<'_>) -> Check {
-    let secrets = SETTINGS
+    let mut checks: Vec<Check> = secret_files(raw)
         .iter()
-        .filter(|setting| setting.kind == Kind::Secret);
-    let mut checks: Vec<Check> = secrets
-        .filter_map(|setting| {
-            let variable = format!("{}_FILE", setting.name);
-            let path = PathBuf::from(raw.lookup(&variable)?);
-            Some(secret(&variable, &path))
-        })
+        .map(|(setting, path)| secret(setting, path))
         .collect();
     checks.push(open_files());
     Check::group("files", "Files", checks)

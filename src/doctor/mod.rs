@@ -6,7 +6,7 @@
 //!
 //! - [`finding`]: checks inside checks, the worst result on top
 //! - [`mod@examine`]: all of them, in the order of what they need
-//! - [`settings`], [`files`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`], [`stores`], [`logs`]:
+//! - [`settings`], [`files`], [`listener`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`], [`stores`], [`logs`]:
 //!   what is looked at
 //! - `store`: the queries
 
@@ -16,6 +16,7 @@ pub mod examine;
 pub mod files;
 pub mod finding;
 pub mod keys;
+pub mod listener;
 pub mod logs;
 pub mod processes;
 pub mod settings;

@@ -11,10 +11,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::listen::{Manners, Server};
-use super::socket::Socket;
+use super::socket::{Socket, Stream};
 
 /// What a connection that was told to end may still take to do so, with nothing in hand.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -56,6 +56,17 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
     // Answers are small and whole: nothing is gained by waiting for more to send.
     let _ = stream.set_nodelay(true);
     let manners = &server.manners;
+    let stream: Stream = match &server.tls {
+        None => Box::new(stream),
+        Some(tls) => {
+            // Who is slow at shaking hands is like who is slow at a request's head.
+            let shaking = timeout(manners.head_timeout, tls.acceptor().accept(stream));
+            let Some(Ok(Ok(stream))) = server.stopping.run_until_cancelled(shaking).await else {
+                return;
+            };
+            Box::new(stream)
+        }
+    };
     let activity = Arc::new(Activity::new());
     let socket = Socket::new(stream, activity.clone(), server.clone());
     let service = service_fn(|request: Request<Incoming>| {

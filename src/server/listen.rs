@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::tls::Tls;
 use crate::config::Listen;
 use crate::http::envelope::Envelope;
 
@@ -131,6 +132,7 @@ fn explain(address: SocketAddr, problem: io::Error) -> BindError {
 pub(super) struct Server {
     pub(super) envelope: Envelope,
     pub(super) manners: Manners,
+    pub(super) tls: Option<Tls>,
     pub(super) protocol: auto::Builder<TokioExecutor>,
     pub(super) keep_alive: Option<HeaderValue>,
     pub(super) tasks: TaskTracker,
@@ -147,12 +149,18 @@ pub struct Running {
     server: Arc<Server>,
 }
 
-/// Serves what arrives at `listener`.
-pub fn start(envelope: Envelope, listener: TcpListener, manners: Manners) -> io::Result<Running> {
+/// Serves what arrives at `listener`, with TLS when there is a certificate.
+pub fn start(
+    envelope: Envelope,
+    listener: TcpListener,
+    manners: Manners,
+    tls: Option<Tls>,
+) -> io::Result<Running> {
     let address = listener.local_addr()?;
     let server = Arc::new(Server {
         envelope,
         manners,
+        tls,
         protocol: connection::protocol(&manners),
         keep_alive: connection::keep_alive(&manners),
         tasks: TaskTracker::new(),

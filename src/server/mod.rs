@@ -9,6 +9,7 @@
 //! - [`routes`]: every route there is, and their description
 //! - [`listen`]: take connections
 //! - [`scrape`]: `/metrics`, on a listener of its own
+//! - [`tls`]: the listener's own certificate, if it has one
 //! - `connection`: one connection, from its first byte to its last
 //! - `socket`: the bytes below it: strict about line ends, polite when closing
 
@@ -17,5 +18,6 @@ pub mod listen;
 pub mod routes;
 pub mod scrape;
 mod socket;
+pub mod tls;
 
 pub use listen::{BindError, Manners, Running, bind, start};

@@ -18,7 +18,6 @@ use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::connection::Activity;
@@ -29,9 +28,16 @@ const THROWN_AWAY_AT_ONCE: usize = 16 * 1024;
 /// How often that is done before others get a turn.
 const TURNS: usize = 8;
 
+/// A connection as it arrived, or with TLS around it.
+pub(super) type Stream = Box<dyn Bytes>;
+
+/// What bytes are read from and written to.
+pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
 /// A connection's socket.
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     activity: Arc<Activity>,
     server: Arc<Server>,
     head: Head,
@@ -49,7 +55,7 @@ enum Closing {
 
 impl Socket {
     /// Around a stream.
-    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, server: Arc<Server>) -> Self {
+    pub(super) fn new(stream: Stream, activity: Arc<Activity>, server: Arc<Server>) -> Self {
         Self {
             stream,
             activity,
@@ -173,7 +179,7 @@ impl AsyncWrite for Socket {
 }
 
 /// Ready when nothing more will come.
-fn throw_away(stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+fn throw_away(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
     let mut bytes = [0; THROWN_AWAY_AT_ONCE];
     for _ in 0..TURNS {
         let mut buffer = ReadBuf::new(&mut bytes);

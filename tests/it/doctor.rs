@@ -10,6 +10,7 @@ use attesto::credentials::sealed::APPLE_PRIVATE_KEY;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
+use crate::tls::{DAY, Made};
 use crate::world::attesto::{APP_APPLE_ID, Tenant, World};
 use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
@@ -209,6 +210,7 @@ async fn all_is_well() {
         [
             "settings",
             "files",
+            "listener",
             "database",
             "keys",
             "processes",
@@ -649,4 +651,38 @@ async fn stores_that_cannot_be_reached_and_roots_that_are_none() {
         .set("APPLE_ROOT_CERTIFICATES", &path.display().to_string());
     examined(&rootless, &["--offline"]).is_only("stores.roots", "fail", "holds no certificate");
     install.world.end().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_its_own() {
+    let with = async |days: u32, spoil: fn(&Folder)| {
+        Install::with(move |shell, folder| {
+            let files = Made::today(days * DAY).write(folder);
+            spoil(folder);
+            shell
+                .set("TLS_CERT_PATH", files.certificate.to_str().unwrap())
+                .set("TLS_KEY_PATH", files.key.to_str().unwrap())
+        })
+        .await
+    };
+    let said = with(60, |_| {}).await;
+    assert_eq!(said.findings(), Vec::<String>::new(), "{}", said.tree);
+    assert!(said.tree.to_string().contains("certificate ends at 20"));
+    let said = with(13, |_| {}).await;
+    said.is_only("listener.tls", "warn", "certificate ends at 20");
+    let said = with(60, |folder| {
+        Made::today(DAY).write_key(&folder.join("key.pem"));
+    })
+    .await;
+    said.is_only("listener.tls", "fail", "does not belong");
+    let said = with(60, |folder| {
+        let mode = Permissions::from_mode(0o644);
+        std::fs::set_permissions(folder.join("key.pem"), mode).unwrap();
+    })
+    .await;
+    said.is_only("files.secret", "warn", "TLS_KEY_PATH");
+    // Whoever runs it behind a proxy does nothing wrong.
+    let said = Install::with(|shell, _| shell.set("BIND_ADDRESS", "0.0.0.0")).await;
+    assert_eq!(said.findings(), Vec::<String>::new(), "{}", said.tree);
+    assert!(said.tree.to_string().contains("Plain HTTP on 0.0.0.0:8080"));
 }

@@ -44,6 +44,7 @@ mod serve;
 mod server_manners;
 mod tail;
 mod tenants;
+mod tls;
 mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;

@@ -5,6 +5,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use attesto::clock::Clock;
+use attesto::server::tls::Pair;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixStream};
 use url::Url;
 
+use crate::tls::{DAY, Made};
+use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
 
 /// By when whatever must happen has happened, on a busy machine too.
@@ -158,6 +162,66 @@ async fn it_prepares_an_empty_database_serves_and_stops() {
     assert_eq!(last, ["shutdown", "stopped"]);
     assert_eq!(served.line("shutdown").await["signal"], "SIGTERM");
     assert_eq!(served.line("http_request").await["path"], "/ready");
+}
+
+#[tokio::test]
+async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
+    let (database, folder) = (fresh_database().await, Folder::new());
+    let made = Made::today(10 * DAY);
+    let files = made.write(&folder);
+    let variables = [
+        ("ATTESTO_ENCRYPTION_KEY", key(1)),
+        ("TLS_CERT_PATH", files.certificate.display().to_string()),
+        ("TLS_KEY_PATH", files.key.display().to_string()),
+    ];
+    let given: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| (*name, &**value))
+        .collect();
+    let mut served = Served::start(&database.url, &given);
+    let line = served.line("listening").await;
+    let pair = Pair::read(&files, Clock::system().now()).expect("a good pair");
+    assert_eq!(line["certificateNotAfter"], pair.not_after().to_string());
+    // It ends soon, and whoever reads the log knows.
+    served.line("tls_certificate_ends_soon").await;
+
+    // As the image's health check asks, while the certificate is new, and once the other one is no good.
+    let port = line["port"].to_string();
+    let health = |port: &str| {
+        let ran = attesto(&["health"], &given).env("PORT", port).output();
+        let ran = ran.expect("the binary runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (ran.status.success(), text(&ran.stdout) + &text(&ran.stderr))
+    };
+    let (well, said) = health(&port);
+    assert!(
+        well && said.contains(&format!("https://127.0.0.1:{port}/health")),
+        "{said}"
+    );
+    served.signal(Signal::HUP);
+    served.line("tls_certificate_unchanged").await;
+    Made::today(60 * DAY).write_key(&files.key);
+    served.signal(Signal::HUP);
+    let kept = served.line("tls_certificate_kept").await;
+    let why = kept["error"].as_str().expect("a sentence");
+    assert!(why.contains("does not belong"), "{why}");
+    let (well, said) = health(&port);
+    assert!(
+        well && said.contains("warning: the key in TLS_KEY_PATH"),
+        "{said}"
+    );
+    made.write(&folder);
+    assert!(!health("1").0, "nobody is there");
+
+    let next = Made::today(60 * DAY);
+    next.write(&folder);
+    served.signal(Signal::HUP);
+    let pair = Pair::read(&files, Clock::system().now()).expect("a good pair");
+    let changed = served.line("tls_certificate_changed").await;
+    assert_eq!(changed["sha256"], pair.fingerprint());
+    assert!(health(&port).0);
+    served.signal(Signal::TERM);
+    assert!(served.end().await.success());
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn serve(manners: Manners) -> (Running, Desk) {
         port: 0,
     };
     let listener = bind(loopback).await.expect("a free port");
-    let running = start(envelope, listener, manners).expect("it starts");
+    let running = start(envelope, listener, manners, None).expect("it starts");
     (running, desk)
 }
 

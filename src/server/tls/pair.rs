@@ -1,0 +1,238 @@
+//! A certificate and its key, read from their files and judged.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{InconsistentKeys, ServerConfig};
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+use x509_cert::time::Time;
+use zeroize::Zeroizing;
+
+use crate::clock::Timestamp;
+use crate::config::secret_file::unreadable;
+use crate::crypto::token;
+
+/// The most that either file may weigh. A long chain is a few kilobytes.
+const MOST_BYTES: u64 = 1024 * 1024;
+/// A certificate that ends sooner than this should have been replaced, or sooner than a third of its life: those that
+/// live for days are replaced every few days.
+const SOON: Duration = Duration::from_hours(14 * 24);
+
+/// Where the pair is: PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `TLS_CERT_PATH`: the certificate, and those between it and the root.
+    pub certificate: PathBuf,
+    /// `TLS_KEY_PATH`: its private key.
+    pub key: PathBuf,
+}
+
+/// Why a pair is not used. Nothing of the key is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPair {
+    /// A file cannot be read.
+    #[error("{setting} {}: {cause}", unreadable(path))]
+    Unreadable {
+        /// Which of the two settings.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// No certificate is in it, or not the whole of one.
+    #[error(
+        "the file in TLS_CERT_PATH must be PEM, with the listener's certificate first and those between it and the root after it, each whole"
+    )]
+    NoCertificate,
+    /// No key is in it, or not the whole of one.
+    #[error("the file in TLS_KEY_PATH must be PEM, with a whole private key that is not encrypted")]
+    NoKey,
+    /// The key is another certificate's.
+    #[error("the key in TLS_KEY_PATH does not belong to the first certificate in TLS_CERT_PATH")]
+    NotItsKey,
+    /// The certificates after the first are another's.
+    #[error(
+        "none of the certificates after the first in TLS_CERT_PATH issued the first: put its own intermediate there"
+    )]
+    NotItsChain,
+    /// It cannot be used for TLS.
+    #[error("the certificate in TLS_CERT_PATH cannot be used with its key: {0}")]
+    Unusable(rustls::Error),
+    /// Its time is over.
+    #[error("the certificate in TLS_CERT_PATH expired at {0}")]
+    Expired(Timestamp),
+    /// Its time has not come.
+    #[error(
+        "the certificate in TLS_CERT_PATH is good only from {0}: is this machine's clock right?"
+    )]
+    NotYet(Timestamp),
+}
+
+/// A pair that can be used.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    certificate: CertificateDer<'static>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    pub(super) config: Arc<ServerConfig>,
+}
+
+/// What both files held at one time.
+pub(super) struct Texts {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl Files {
+    /// What is in them.
+    pub(super) fn read(&self) -> Result<Texts, BadPair> {
+        Ok(Texts {
+            certificate: read("TLS_CERT_PATH", &self.certificate)?,
+            key: Zeroizing::new(read("TLS_KEY_PATH", &self.key)?),
+        })
+    }
+}
+
+impl Files {
+    /// Whether either was written, or another file put in its place, less than `age` before `now`. A clock that was put
+    /// back counts as long ago.
+    pub fn changed_within(&self, age: Duration, now: Timestamp) -> bool {
+        [&self.certificate, &self.key].into_iter().any(|path| {
+            let looks = [std::fs::metadata(path), std::fs::symlink_metadata(path)];
+            looks.into_iter().flatten().any(|data| {
+                let changed = Timestamp::from_millis(data.ctime().saturating_mul(1000));
+                changed <= now && now.since(changed) < age
+            })
+        })
+    }
+}
+
+fn read(setting: &'static str, path: &Path) -> Result<Vec<u8>, BadPair> {
+    let attempt = || {
+        // Opening a pipe would wait for who writes.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "it is no file"));
+        }
+        let mut bytes = Vec::new();
+        File::open(path)?
+            .take(MOST_BYTES + 1)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MOST_BYTES {
+            return Err(io::Error::from(ErrorKind::FileTooLarge));
+        }
+        Ok(bytes)
+    };
+    attempt().map_err(|cause| BadPair::Unreadable {
+        setting,
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+impl Texts {
+    /// By which two readings are compared, so that the key's text need not be kept.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let both = [
+            token::sha256(&self.certificate),
+            token::sha256(self.key.as_slice()),
+        ];
+        token::sha256(both.as_flattened())
+    }
+}
+
+impl Pair {
+    /// Reads and judges what is in `files`. It reads two small files: where that may not wait, call it where waiting is
+    /// allowed.
+    pub fn read(files: &Files, now: Timestamp) -> Result<Self, BadPair> {
+        Self::judge(&files.read()?, now)
+    }
+
+    /// Whether it can be used at `now`.
+    pub(super) fn judge(texts: &Texts, now: Timestamp) -> Result<Self, BadPair> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&texts.certificate)
+            .collect::<Result<_, _>>()
+            .map_err(|_| BadPair::NoCertificate)?;
+        let parsed: Vec<_> = chain
+            .iter()
+            .map(|certificate| Certificate::from_der(certificate))
+            .collect::<Result<_, _>>()
+            .map_err(|_| BadPair::NoCertificate)?;
+        let (first, others) = parsed.split_first().ok_or(BadPair::NoCertificate)?;
+        let first = first.tbs_certificate();
+        let key = PrivateKeyDer::from_pem_slice(&texts.key).map_err(|_| BadPair::NoKey)?;
+
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| {
+                builder
+                    .with_no_client_auth()
+                    .with_single_cert(chain.clone(), key)
+            })
+            .map_err(|problem| match problem {
+                rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                    BadPair::NotItsKey
+                }
+                problem => BadPair::Unusable(problem),
+            })?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+
+        let issued = others
+            .iter()
+            .any(|other| other.tbs_certificate().subject() == first.issuer());
+        if !others.is_empty() && !issued {
+            return Err(BadPair::NotItsChain);
+        }
+        let (not_before, not_after) = (
+            moment(first.validity().not_before),
+            moment(first.validity().not_after),
+        );
+        if not_after <= now {
+            return Err(BadPair::Expired(not_after));
+        }
+        if not_before > now {
+            return Err(BadPair::NotYet(not_before));
+        }
+        let certificate = chain.into_iter().next().ok_or(BadPair::NoCertificate)?;
+        Ok(Self {
+            certificate,
+            not_before,
+            not_after,
+            config: Arc::new(config),
+        })
+    }
+
+    /// The listener's certificate itself, without those above it.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// From when on it convinces nobody any more.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// Whether another should be there by `now`: in its last two weeks, or in the last third of a shorter life.
+    pub fn ends_soon(&self, now: Timestamp) -> bool {
+        let life = self.not_after.since(self.not_before);
+        self.not_after.since(now) < SOON.min(life / 3)
+    }
+
+    /// SHA-256 of the certificate, in hexadecimal, as `openssl x509 -fingerprint -sha256` has it but for the colons.
+    pub fn fingerprint(&self) -> String {
+        token::hex(&token::sha256(&self.certificate))
+    }
+}
+
+fn moment(time: Time) -> Timestamp {
+    let millis = time.to_unix_duration().as_millis();
+    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+}
