@@ -11,7 +11,7 @@ use attesto::events::Word;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -39,7 +39,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
 }
 
 /// The text between fences, each with its language; and what stands outside of them.
-fn blocks(text: &str) -> (Vec<(String, String)>, String) {
+pub(crate) fn blocks(text: &str) -> (Vec<(String, String)>, String) {
     let (mut blocks, mut outside, mut open) = (Vec::new(), String::new(), None);
     for line in text.lines() {
         match (&mut open, line.trim_start().strip_prefix("```")) {

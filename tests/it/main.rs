@@ -39,6 +39,7 @@ mod readonly;
 mod receivers;
 mod recovery;
 mod retention;
+mod runbooks;
 mod secrets;
 mod serve;
 mod server_manners;
