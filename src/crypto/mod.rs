@@ -4,9 +4,11 @@
 //! dropped, and opens only in the place it was sealed for.
 //!
 //! - [`keyring`]: seal and open, bound to a table, a column and a tenant
+//! - [`sealed_file`]: a file for whoever has a passphrase or an identity
 //! - [`token`]: random secrets, and the digests they are recognised by
 
 pub mod keyring;
+pub mod sealed_file;
 pub mod token;
 
 pub use secrecy::{ExposeSecret, SecretSlice, SecretString};
