@@ -233,22 +233,25 @@ impl From<EntryRow> for Entry {
     }
 }
 
-/// A row about something that is no row of a table: what a job did, say.
+/// A row about something that is no row of a table: what a job did, say. `with` is the pool, or the transaction that the
+/// row is to be part of.
 pub async fn note_operation(
-    database: &Database,
+    with: impl sqlx::PgExecutor<'_>,
     action: &str,
     object: &str,
     target: &str,
+    tenant: Option<&TenantId>,
     after: &Value,
 ) -> Result<(), Error> {
     sqlx::query!(
-        "select note_operation($1, $2, $3, null, null, $4)",
+        "select note_operation($1, $2, $3, $4, null, $5)",
         action,
         object,
         target,
+        tenant.map(TenantId::as_str),
         after
     )
-    .execute(database.pool())
+    .execute(with)
     .await
     .map(drop)
 }

@@ -1,18 +1,22 @@
 //! `attesto encryption`: the keys that secrets are sealed with.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::context::{Context, Failure};
 use super::progress::Bar;
-use crate::audit::store::note_operation;
 use crate::credentials::canary::{self, Verdict};
 use crate::credentials::reseal::{self, Holding, Progress, Report, ResealError, Run};
 use crate::credentials::sealed;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::MasterKey;
+use crate::crypto::sealed_file::Identity;
 use crate::replicas::company::listed;
 use crate::replicas::{Company, Replica};
 
@@ -24,6 +28,13 @@ pub enum Command {
         /// The key's id, 1 to 255 [default: one more than the highest that is configured here]
         #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u8).range(1..))]
         id: Option<u8>,
+    },
+    /// Make a pair of keys, so that `tenant export` elsewhere can seal for this installation without a passphrase; needs no
+    /// database
+    GenerateIdentity {
+        /// The file to write; never over another one
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
     },
     /// Which keys are configured here, and how much in the database is sealed with which
     Status,
@@ -40,6 +51,7 @@ pub enum Command {
 pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::GenerateKey { id } => generate(id, context),
+        Command::GenerateIdentity { file } => generate_identity(&file, context),
         Command::Status => status(context).await,
         Command::Rotate { dry_run } => rotate(dry_run, context).await,
     }
@@ -73,6 +85,30 @@ fn generate(id: Option<u8>, context: &Context) -> Result<(), Failure> {
     eprintln!(
         "attesto: this is the only time the key is shown. Keep a copy where backups of the database are not: whoever has both can read everything, and without the key nobody can."
     );
+    Ok(())
+}
+
+/// Makes a pair: what is kept, and what is given to whoever exports.
+fn generate_identity(path: &Path, context: &Context) -> Result<(), Failure> {
+    let (identity, recipient) = Identity::generate();
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(identity.expose_secret().as_bytes())?;
+            file.sync_all()
+        })
+        .map_err(|error| Failure::refused(format!("cannot write {}: {error}.", path.display())))?;
+    let recipient = recipient.to_string();
+    context.output.sentence(
+        &json!({ "recipient": recipient }),
+        &format!(
+            "{recipient}\nGive this to whoever exports. {} opens what is sealed for it: keep it where secrets are kept.",
+            path.display()
+        ),
+    )?;
     Ok(())
 }
 
@@ -252,11 +288,6 @@ async fn rotate(dry_run: bool, context: &Context) -> Result<(), Failure> {
         ResealError::Database(error) => error.into(),
         unsound @ ResealError::Unsound(_) => Failure::refused(format!("{unsound}.")),
     })?;
-    if !dry_run && report.resealed > 0 {
-        let after = json!({ "resealed": report.resealed, "failed": report.failed, "remaining": report.remaining });
-        let key = format!("key {}", report.key_id);
-        note_operation(&database, "reseal", "encryption", &key, &after).await?;
-    }
     context
         .output
         .sentence(&Told::Finished(&report), &prose(&report))?;

@@ -1,7 +1,8 @@
 //! Everything sealed anew with the newest key, a few rows at a time, while every process goes on working.
 //!
 //! Promises: each value is opened before it is sealed anew, what was sealed is opened and compared before it is
-//! written, and it is written only where the value that was read still stands: whoever changes a secret meanwhile wins.
+//! written, and it is written only where the value that was read still stands: whoever changes a secret meanwhile wins. Each
+//! batch is noted in the operators' audit by a row of its own transaction.
 //! It can be stopped anywhere and run again, also twice at once. What does not open is left as it is and named with its
 //! cause, of which there are three that are never merged: its key is not configured, it does not open with the key that
 //! it names, it is not a sealed value.
@@ -164,7 +165,9 @@ pub async fn run(
                 let done = match run {
                     Run::Dry => wanted,
                     Run::ForReal if changes.is_empty() => 0,
-                    Run::ForReal => store::replace(database, column, &changes).await?,
+                    Run::ForReal => {
+                        store::replace(database, column, report.key_id, &changes).await?
+                    }
                 };
                 report.resealed += done;
                 overtaken += wanted - done.min(wanted);

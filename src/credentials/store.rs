@@ -146,11 +146,12 @@ pub(super) async fn at_random(
     Ok(rows.collect())
 }
 
-/// Puts each new value where the old one still stands, all in one short transaction. A row that somebody else is just
-/// writing is left to them. Gives how many were put.
+/// Puts each new value, sealed with the key of that id, where the old one still stands, all in one short transaction with
+/// the row that notes it. A row that somebody else is just writing is left to them. Gives how many were put.
 pub(super) async fn replace(
     database: &Database,
     column: SealedColumn,
+    key_id: u8,
     changes: &[(SealedRow, Vec<u8>)],
 ) -> Result<u64, Error> {
     let SealedColumn {
@@ -164,20 +165,30 @@ pub(super) async fn replace(
                   select holder.{row} as row_name, change.was, change.is_now from {table} holder \
                     join change on change.row_name = holder.{row}::text and change.was = holder.{name} \
                    order by 1, 2 for no key update of holder skip locked \
+              ), \
+              put as ( \
+                  update {table} holder set {name} = free.is_now from free \
+                   where holder.{row} = free.row_name and holder.{name} = free.was returning 1 \
+              ), \
+              counted as (select count(*) as rows from put), \
+              noted as ( \
+                  select note_operation('reseal', 'encryption', 'key ' || $4, null, null, \
+                      jsonb_build_object('table', '{table}', 'column', '{name}', 'resealed', rows)) \
+                    from counted where rows > 0 \
               ) \
-         update {table} holder set {name} = free.is_now from free \
-          where holder.{row} = free.row_name and holder.{name} = free.was"
+         select (select rows from counted) from (select count(*) from noted) as noted"
     );
     let rows: Vec<&str> = changes.iter().map(|(row, _)| row.row.as_str()).collect();
     let was: Vec<&[u8]> = changes.iter().map(|(row, _)| row.blob.as_slice()).collect();
     let is_now: Vec<&[u8]> = changes.iter().map(|(_, new)| new.as_slice()).collect();
-    let done = sqlx::query(AssertSqlSafe(statement))
+    let put: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
         .bind(rows)
         .bind(was)
         .bind(is_now)
-        .execute(database.pool())
+        .bind(key_id.to_string())
+        .fetch_one(database.pool())
         .await?;
-    Ok(done.rows_affected())
+    Ok(u64::try_from(put).unwrap_or(0))
 }
 
 /// The age of the oldest credentials of each store.
