@@ -3,8 +3,8 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`backup`], [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what
-//! happens now), [`telemetry`], [`shutdown`].
+//! [`backup`], [`moving`] (one tenant, packed), [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`]
+//! (is all well), [`tail`] (what happens now), [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
@@ -28,6 +28,7 @@ pub mod http;
 pub mod id;
 pub mod jobs;
 pub mod metrics;
+pub mod moving;
 pub mod replicas;
 pub mod server;
 pub mod service;

@@ -1,12 +1,13 @@
 //! Makes a backup: the dump and its manifest, of one snapshot.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::BackupError;
 use super::manifest::{FORMAT, Manifest, fingerprint};
+use super::part::Part;
 use super::programs::Programs;
 use super::store::{self, Snapshot};
 use crate::clock::Timestamp;
@@ -28,16 +29,12 @@ pub async fn create(
         }
     }
     let server = store::server_major(database).await?;
-    // Until it is whole it has another name.
-    let mut part = output.as_os_str().to_owned();
-    part.push(".part");
-    let part = Part(PathBuf::from(part));
-    part.make()?;
+    let part = Part::of(output).map_err(failed(output))?;
 
     let mut snapshot = Snapshot::take(database).await?;
     let content = snapshot.content().await?;
     let mut file = std::ffi::OsString::from("--file=");
-    file.push(&part.0);
+    file.push(part.path());
     let arguments = [
         "--format=custom".into(),
         "--no-password".into(),
@@ -48,7 +45,7 @@ pub async fn create(
     let taken_at = snapshot.taken_at;
     snapshot.end().await?;
 
-    let (bytes, sha256) = fingerprint(&part.0)?;
+    let (bytes, sha256) = fingerprint(part.path())?;
     let moment = Timestamp::from(taken_at);
     let manifest = Manifest {
         format: FORMAT,
@@ -63,7 +60,7 @@ pub async fn create(
         sha256,
     };
     // The manifest last: where there is one, there is a whole dump.
-    part.keep_as(output)?;
+    part.keep_as(output).map_err(failed(output))?;
     write(&manifest_path, &manifest)?;
     store::note_created(database, &manifest.id, taken_at, &host(), bytes).await?;
     Ok(manifest)
@@ -88,35 +85,4 @@ fn write(path: &Path, manifest: &Manifest) -> Result<(), BackupError> {
     writeln!(file, "{text}")
         .and_then(|()| file.sync_all())
         .map_err(&failed)
-}
-
-/// A file that goes away again unless it is kept.
-struct Part(PathBuf);
-
-impl Part {
-    fn make(&self) -> Result<(), BackupError> {
-        // What an earlier run left behind that was killed.
-        let _ = std::fs::remove_file(&self.0);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.0)
-            .map(drop)
-            .map_err(failed(&self.0))
-    }
-
-    fn keep_as(&self, name: &Path) -> Result<(), BackupError> {
-        let failed = failed(name);
-        let synced = File::open(&self.0).and_then(|file| file.sync_all());
-        synced.map_err(&failed)?;
-        // Unlike a rename, a link never replaces what came there meanwhile.
-        std::fs::hard_link(&self.0, name).map_err(&failed)
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }

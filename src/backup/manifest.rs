@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -79,14 +79,17 @@ impl Manifest {
 
 /// A file's length and SHA-256.
 pub fn fingerprint(path: &Path) -> Result<(u64, String), BackupError> {
-    let failed = |cause| BackupError::File {
+    digest(path).map_err(|cause| BackupError::File {
         path: path.to_owned(),
         cause,
-    };
-    let mut file = File::open(path).map_err(failed)?;
+    })
+}
+
+pub(crate) fn digest(path: &Path) -> io::Result<(u64, String)> {
+    let mut file = File::open(path)?;
     let (mut digest, mut bytes, mut buffer) = (Context::new(&SHA256), 0, vec![0; 64 * 1024]);
     loop {
-        let read = file.read(&mut buffer).map_err(failed)?;
+        let read = file.read(&mut buffer)?;
         if read == 0 {
             break;
         }

@@ -6,6 +6,7 @@
 //!
 //! - [`manifest`]: what a dump must hold
 //! - [`programs`]: `pg_dump` and `pg_restore`: found and run
+//! - `part`: a file that has another name until it is whole
 //! - [`mod@create`]: makes a backup
 //! - [`mod@verify`]: restores it on trial
 //! - [`mod@restore`]: brings it back into an empty database
@@ -14,6 +15,7 @@
 pub mod create;
 pub mod error;
 pub mod manifest;
+pub(crate) mod part;
 pub mod programs;
 pub mod restore;
 mod store;

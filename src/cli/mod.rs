@@ -16,6 +16,7 @@
 //! - [`health`], [`verify`], [`inspect`]: things that are asked
 //! - [`completions`]: for shells, and for readers of manuals
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
+//! - [`moving`]: a tenant, packed
 //! - [`encryption`]: what they are sealed with
 //! - [`config`]: the settings
 //! - [`jobs`], [`prune`]: what runs periodically
@@ -44,6 +45,7 @@ pub mod inspect;
 pub mod jobs;
 pub mod key;
 pub mod migrate;
+pub mod moving;
 pub mod operator;
 pub mod output;
 pub mod progress;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::context::{Context, Failure};
+use super::moving;
 use crate::clock::Timestamp;
 use crate::id::TenantId;
 use crate::tenants::store::{self, ChangeError};
@@ -51,6 +52,10 @@ pub enum Command {
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
         burst: Option<Limit>,
     },
+    /// Pack a tenant into a sealed file: to move it, or to be able to restore it alone
+    Export(moving::Export),
+    /// Unpack a tenant that was exported, here or elsewhere
+    Import(moving::Import),
 }
 
 /// A limit of the tenant's own, or none.
@@ -135,6 +140,8 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
                 "No tenants yet. Create one: attesto tenant create --name NAME",
             )?;
         }
+        Command::Export(args) => moving::export(args, &database, context).await?,
+        Command::Import(args) => moving::import(args, &database, context).await?,
         Command::Deactivate { tenant } => {
             let tenant = Shown::from(store::set_active(&database, &tenant, false, now).await?);
             let prose = format!(

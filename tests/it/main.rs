@@ -31,6 +31,7 @@ mod hold;
 mod jobs;
 mod metrics;
 mod migrations;
+mod moving;
 mod openapi;
 mod operators;
 mod pgbouncer;
