@@ -393,7 +393,7 @@ async fn look_at_database(database: Database, prepared: Arc<AtomicBool>) -> Resu
         return Ok(());
     }
     match database.schema().await {
-        Ok(SchemaState::UpToDate) => {
+        Ok(SchemaState::UpToDate | SchemaState::AheadAndCompatible) => {
             prepared.store(true, Ordering::Relaxed);
             Ok(())
         }

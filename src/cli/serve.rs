@@ -24,7 +24,10 @@ use crate::config::{DatabaseSource, Mode, Raw, Settings};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::embedded::Embedded;
-use crate::db::{Database, MigrationProblem, Unreachable, is_missing_table, is_unavailable};
+use crate::db::{
+    Database, MigrationProblem, SchemaState, Unreachable, is_missing_table, is_unavailable,
+};
+use crate::replicas::WouldStop;
 use crate::server::listen::{bind, room_for_connections};
 use crate::server::tls::Tls;
 use crate::server::{Manners, scrape};
@@ -338,7 +341,7 @@ enum Key {
 
 async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Result<Key, NotReady> {
     if migrate {
-        database.migrate(false).await?;
+        bring_up_to_date(database).await?;
     }
     // All of them first: canaries know only the keys that were ever configured here.
     let looked = match canary::survey(database, keyring).await {
@@ -355,6 +358,24 @@ async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Resul
         }
         looked => Ok(looked.map(|()| Key::Fits)?),
     }
+}
+
+async fn bring_up_to_date(database: &Database) -> Result<(), NotReady> {
+    // The clock of a program is the database's, as far as who serves is concerned.
+    match WouldStop::look(database, Duration::ZERO).await {
+        Ok(Ok(())) => {}
+        Ok(Err(problem)) => return Err(NotReady::may_pass(&problem, "an older release serves")),
+        Err(newer @ MigrationProblem::Newer { .. }) => {
+            if !matches!(database.schema().await, Ok(SchemaState::AheadAndCompatible)) {
+                return Err(newer.into());
+            }
+            tracing::warn!("tables_of_a_newer_release");
+            return Ok(());
+        }
+        Err(problem) => return Err(problem.into()),
+    }
+    database.migrate(false).await?;
+    Ok(())
 }
 
 impl NotReady {

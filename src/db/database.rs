@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
 use super::pool::limits;
-use super::{ConnectSettings, Error, Pool};
+use super::{ConnectSettings, Error, MIGRATOR, Pool};
 
 /// Who changes what is in the database, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Database {
     direct: Option<Arc<PgConnectOptions>>,
     /// The way through the pooler, if there is one.
     pooler: Option<Arc<PgConnectOptions>>,
+    /// The migrations of this release.
+    pub(super) known: &'static Migrator,
 }
 
 /// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
@@ -153,7 +156,14 @@ impl Database {
             pool,
             direct,
             pooler,
+            known: &MIGRATOR,
         }
+    }
+
+    /// The same for a release that has these migrations: for a test of what two releases do to each other.
+    #[must_use]
+    pub fn knowing(self, known: &'static Migrator) -> Self {
+        Self { known, ..self }
     }
 
     /// How to reach the server itself, for what needs a session that is nobody else's between two statements.

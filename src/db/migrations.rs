@@ -10,6 +10,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::time::timeout;
 
+use super::upgrade::{self, FIRST_RELEASE, Promise, Touch};
 use super::{Database, Error, OLDEST_MAJOR};
 
 /// Every migration, embedded in the binary.
@@ -45,6 +46,36 @@ impl From<&Migration> for Step {
     }
 }
 
+/// One migration that is missing, and what it would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    /// Which.
+    #[serde(flatten)]
+    pub step: Step,
+    /// What it is for.
+    pub purpose: String,
+    /// What it does to tables; those that it makes come first.
+    pub tables: Vec<Touched>,
+    /// Whether a process of the release before goes on working. `None`: it is a part of the first release.
+    #[serde(flatten)]
+    pub promise: Option<Promise>,
+}
+
+/// What a migration would do to one table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Touched {
+    /// The table's name.
+    pub table: String,
+    /// What would be done to it.
+    pub touch: Touch,
+    /// How many rows it has, as far as the statistics know.
+    pub rows: Option<i64>,
+    /// How large it is with its indexes.
+    pub bytes: Option<i64>,
+}
+
 /// What a run of the migrations did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,8 +95,10 @@ pub enum SchemaState {
     UpToDate,
     /// So many migrations are missing.
     Behind(usize),
-    /// A newer release was here.
+    /// A newer release was here, and this one does not work on what it left.
     Ahead,
+    /// A newer release was here, and promised that this one goes on working.
+    AheadAndCompatible,
     /// A migration was applied that this release knows differently or not at all.
     Different,
 }
@@ -135,22 +168,18 @@ impl Database {
     /// Applies what is missing, or with `dry_run` only says what that is. Can be run again and by several processes at
     /// once: all but one of them wait. Uses a connection of its own.
     pub async fn migrate(&self, dry_run: bool) -> Result<MigrationReport, MigrationProblem> {
-        let mut connection = timeout(CONNECT, self.connect_directly("attesto-migrate"))
-            .await
-            .map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??;
-        check_server(&connection)?;
-
+        let mut connection = self.connect_to_migrate().await?;
         let mut report = MigrationReport {
             applied: Vec::new(),
             pending: Vec::new(),
             already_applied: 0,
         };
         if dry_run {
-            let pending = pending(&applied(&mut connection).await?)?;
-            report.already_applied = ours().count() - pending.len();
+            let pending = pending(self.known, &applied(&mut connection).await?)?;
+            report.already_applied = self.known.iter().count() - pending.len();
             report.pending = pending.into_iter().map(Step::from).collect();
         } else {
-            while let Some(step) = apply_next(&mut connection).await? {
+            while let Some(step) = apply_next(self.known, &mut connection).await? {
                 tracing::info!(
                     version = step.version,
                     name = step.name,
@@ -158,7 +187,7 @@ impl Database {
                 );
                 report.applied.push(step);
             }
-            report.already_applied = ours().count() - report.applied.len();
+            report.already_applied = self.known.iter().count() - report.applied.len();
         }
         // Everything is committed; how the farewell goes no longer matters.
         let _ = connection.close().await;
@@ -181,17 +210,86 @@ impl Database {
     pub async fn schema(&self) -> Result<SchemaState, Error> {
         let mut reading = self.pool().begin().await?;
         let applied = applied(reading.bare()).await?;
-        Ok(match pending(&applied) {
+        Ok(match pending(self.known, &applied) {
             Ok(pending) if pending.is_empty() => SchemaState::UpToDate,
             Ok(pending) => SchemaState::Behind(pending.len()),
-            Err(MigrationProblem::Newer { .. }) => SchemaState::Ahead,
+            Err(MigrationProblem::Newer { known, .. }) => {
+                let mut later = applied.iter().filter(|(version, _)| **version > known);
+                if later.all(|(_, applied)| applied.previous_works) {
+                    SchemaState::AheadAndCompatible
+                } else {
+                    SchemaState::Ahead
+                }
+            }
             Err(_) => SchemaState::Different,
         })
     }
+
+    /// What is missing, in order, and what each would do.
+    pub async fn planned(&self) -> Result<Vec<Planned>, MigrationProblem> {
+        let mut connection = self.connect_to_migrate().await?;
+        let applied = applied(&mut connection).await?;
+        let mut planned = Vec::new();
+        for migration in pending(self.known, &applied)? {
+            let sql = migration.sql.as_str();
+            let mut tables = Vec::new();
+            for (table, touch) in upgrade::touches(sql) {
+                let size = size(&mut connection, &table).await?;
+                tables.push(Touched {
+                    table,
+                    touch,
+                    rows: size.map(|(rows, _)| rows).filter(|rows| *rows >= 0),
+                    bytes: size.map(|(_, bytes)| bytes),
+                });
+            }
+            planned.push(Planned {
+                step: migration.into(),
+                purpose: upgrade::purpose(sql),
+                tables,
+                promise: promise(migration),
+            });
+        }
+        let _ = connection.close().await;
+        Ok(planned)
+    }
+
+    async fn connect_to_migrate(&self) -> Result<PgConnection, MigrationProblem> {
+        let connection = timeout(CONNECT, self.connect_directly("attesto-migrate"))
+            .await
+            .map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        check_server(&connection)?;
+        Ok(connection)
+    }
+}
+
+/// What a migration promises to a release that does not know it. `None`: there is no such release.
+fn promise(migration: &Migration) -> Option<Promise> {
+    // A test sees to it that all of them say something.
+    let nothing = || Promise {
+        previous_works: false,
+        why: None,
+    };
+    (migration.version >= FIRST_RELEASE)
+        .then(|| upgrade::promise(migration.sql.as_str()).unwrap_or_else(nothing))
+}
+
+/// How many rows a table has, as far as the statistics know, and how large it is with its indexes. `None`: it is not there.
+async fn size(connection: &mut PgConnection, table: &str) -> Result<Option<(i64, i64)>, Error> {
+    let found = sqlx::query_as(
+        "select reltuples::int8, pg_total_relation_size(oid) from pg_class where oid = to_regclass($1)",
+    );
+    found
+        .bind(table)
+        .persistent(false)
+        .fetch_optional(connection)
+        .await
 }
 
 /// Applies the first missing migration, if one is missing once the lock is ours.
-async fn apply_next(connection: &mut PgConnection) -> Result<Option<Step>, MigrationProblem> {
+async fn apply_next(
+    known: &'static Migrator,
+    connection: &mut PgConnection,
+) -> Result<Option<Step>, MigrationProblem> {
     let mut transaction = connection.begin().await?;
     transaction.execute(PATIENCE).await?;
     sqlx::query("select pg_advisory_xact_lock($1)")
@@ -206,7 +304,7 @@ async fn apply_next(connection: &mut PgConnection) -> Result<Option<Step>, Migra
 
     // Read only now: whoever had the lock before us may have applied it.
     let applied = applied(&mut transaction).await?;
-    let pending = pending(&applied)?;
+    let pending = pending(known, &applied)?;
     let Some(next) = pending.first() else {
         return Ok(None);
     };
@@ -231,42 +329,77 @@ async fn apply_next(connection: &mut PgConnection) -> Result<Option<Step>, Migra
     }
     transaction.apply(TABLE, next).await.map_err(failed)?;
     let step = Step::from(*next);
+    if let Some(promise) = promise(next) {
+        sqlx::query(
+            "insert into schema_promises (version, previous_works, why) values ($1, $2, $3)",
+        )
+        .bind(next.version)
+        .bind(promise.previous_works)
+        .bind(promise.why)
+        .execute(&mut *transaction)
+        .await?;
+    }
     transaction.commit().await?;
     Ok(Some(step))
 }
 
-/// What was applied: number and checksum. Under no name, for a pooler between: see [`mod@super::pool`].
-async fn applied(connection: &mut PgConnection) -> Result<HashMap<i64, Vec<u8>>, Error> {
-    let is_there: bool = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(TABLE)
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?;
-    if !is_there {
+/// A migration that was applied.
+struct Applied {
+    checksum: Vec<u8>,
+    /// Whether it promised that a release without it goes on working.
+    previous_works: bool,
+}
+
+/// What was applied, by number. Under no name, for a pooler between: see [`mod@super::pool`].
+async fn applied(connection: &mut PgConnection) -> Result<HashMap<i64, Applied>, Error> {
+    let are_there: (bool, bool) = sqlx::query_as(
+        "select to_regclass($1) is not null, to_regclass('schema_promises') is not null",
+    )
+    .bind(TABLE)
+    .persistent(false)
+    .fetch_one(&mut *connection)
+    .await?;
+    if !are_there.0 {
         return Ok(HashMap::new());
     }
-    let rows: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("select version, checksum from _sqlx_migrations where success")
-            .persistent(false)
-            .fetch_all(connection)
-            .await?;
-    Ok(rows.into_iter().collect())
+    let text = if are_there.1 {
+        "select version, checksum, coalesce(previous_works, false) \
+            from _sqlx_migrations left join schema_promises using (version) where success"
+    } else {
+        "select version, checksum, false from _sqlx_migrations where success"
+    };
+    let rows: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(text)
+        .persistent(false)
+        .fetch_all(connection)
+        .await?;
+    let rows = rows.into_iter().map(|(version, checksum, previous_works)| {
+        let applied = Applied {
+            checksum,
+            previous_works,
+        };
+        (version, applied)
+    });
+    Ok(rows.collect())
 }
 
 /// What is missing, in order; an error when what was applied is not a part of ours.
-fn pending(applied: &HashMap<i64, Vec<u8>>) -> Result<Vec<&'static Migration>, MigrationProblem> {
+fn pending(
+    migrator: &'static Migrator,
+    applied: &HashMap<i64, Applied>,
+) -> Result<Vec<&'static Migration>, MigrationProblem> {
+    let ours = || migrator.iter();
     let known = ours().map(|migration| migration.version).max().unwrap_or(0);
     if let Some(found) = applied.keys().copied().filter(|found| *found > known).max() {
         return Err(MigrationProblem::Newer { found, known });
     }
-    let unknown = |version: &i64| !MIGRATOR.version_exists(*version);
+    let unknown = |version: &i64| !migrator.version_exists(*version);
     if let Some(found) = applied.keys().copied().filter(unknown).min() {
         return Err(MigrationProblem::Unknown { found });
     }
     let altered = ours().find(|migration| {
         applied
             .get(&migration.version)
-            .is_some_and(|checksum| *checksum != *migration.checksum)
+            .is_some_and(|applied| *applied.checksum != *migration.checksum)
     });
     if let Some(migration) = altered {
         return Err(MigrationProblem::Altered(migration.into()));
@@ -274,11 +407,6 @@ fn pending(applied: &HashMap<i64, Vec<u8>>) -> Result<Vec<&'static Migration>, M
     Ok(ours()
         .filter(|migration| !applied.contains_key(&migration.version))
         .collect())
-}
-
-/// Our migrations in the order of their numbers.
-fn ours() -> impl Iterator<Item = &'static Migration> {
-    MIGRATOR.iter()
 }
 
 fn check_server(connection: &PgConnection) -> Result<(), MigrationProblem> {

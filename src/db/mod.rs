@@ -7,6 +7,7 @@
 //! - [`database`]: [`Database`], the pool: opened, guarded, asked whether it is there
 //! - [`pool`]: [`Pool`], its connections, also where a pooler shares them out
 //! - [`migrations`]: the tables, brought to this release
+//! - [`upgrade`]: what a migration does to tables that are there, and promises to older releases
 //! - [`errors`]: what an error means to a caller
 //! - [`changes`]: hear of changes to what is remembered
 //! - [`vitals`]: how the database is
@@ -23,11 +24,12 @@ pub mod errors;
 pub mod migrations;
 pub mod pool;
 pub mod settings;
+pub mod upgrade;
 pub mod vitals;
 
 pub use database::{Database, Operator, Unreachable};
 pub use errors::{Error, error_class, is_missing_table, is_unavailable, on_constraint};
-pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, SchemaState};
+pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, Planned, SchemaState};
 pub use pool::{Pool, Session, Transaction};
 pub use settings::{ConnectSettings, MalformedUrl};
 pub use vitals::Vitals;

@@ -177,6 +177,11 @@ fn migrations(schema: &Result<SchemaState, Error>) -> Check {
                 "Run `attesto migrate`; `attesto serve` does it too, unless ATTESTO_MIGRATE_ON_START is off.",
             )
         }
+        Ok(SchemaState::AheadAndCompatible) => Check::warn(
+            NAME,
+            "The tables are those of a newer release, on which this one works.",
+            "Bring this machine to the newer release.",
+        ),
         Ok(SchemaState::Ahead) => Check::fail(
             NAME,
             "The tables are those of a newer release.",

@@ -5,10 +5,13 @@
 //!
 //! - [`presence`]: a process says that it is there
 //! - [`company`]: who is there, and who could not open what
+//! - [`upgrade`]: whom a migration would stop
 
 pub mod company;
 pub mod presence;
 mod store;
+pub mod upgrade;
 
 pub use company::{Company, Replica};
 pub use presence::{LIVE, Presence, host};
+pub use upgrade::WouldStop;

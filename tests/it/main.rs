@@ -47,6 +47,7 @@ mod server_manners;
 mod tail;
 mod tenants;
 mod tls;
+mod upgrade;
 mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;

@@ -1,13 +1,13 @@
 //! The database's tables: forward only, one at a time, never a newer database under an older binary.
 
-use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState};
+use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState, upgrade};
 use sqlx::Executor as _;
 
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
 
 /// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
 /// later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 9] = [
+const SAMPLE_ROWS: [(i64, &str); 10] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -17,6 +17,7 @@ const SAMPLE_ROWS: [(i64, &str); 9] = [
     (8, include_str!("sample_rows/0008.sql")),
     (9, include_str!("sample_rows/0009.sql")),
     (10, include_str!("sample_rows/0010.sql")),
+    (13, include_str!("sample_rows/0013.sql")),
 ];
 
 async fn tables(database: &Database) -> Vec<String> {
@@ -172,11 +173,7 @@ async fn count(database: &Database, table: &str) -> i64 {
 fn no_migration_takes_anything_away() {
     for migration in MIGRATOR.iter() {
         assert!(!migration.no_tx, "{}: all or nothing", migration.version);
-        let statements = without_comments(migration.sql.as_str());
-        let found: Vec<_> = statements
-            .split(';')
-            .filter_map(|statement| destruction(statement).map(|what| (what, statement.trim())))
-            .collect();
+        let found = upgrade::taken_away_by(migration.sql.as_str());
         assert!(
             found.is_empty(),
             "migration {}: {found:?}",
@@ -185,77 +182,33 @@ fn no_migration_takes_anything_away() {
     }
 }
 
+/// What is said to whoever upgrades, and to an older release that is started again.
 #[test]
-fn what_takes_something_away_is_recognised() {
-    for statement in [
-        "drop table tenants",
-        "DROP  TABLE\n IF EXISTS tenants",
-        "alter table tenants drop column name",
-        "alter table tenants drop name",
-        "alter table tenants alter column name type varchar(10)",
-        "alter table tenants alter name set data type varchar(10)",
-        "alter table tenants rename to customers",
-        "alter table tenants rename column name to title",
-        "delete from tenants",
-        "with gone as (delete from tenants returning id) select 1",
-        "truncate tenants",
-        "drop schema public cascade",
-        "drop function notify_change",
-    ] {
-        assert!(destruction(statement).is_some(), "{statement}");
-    }
-    for statement in [
-        "create table drops (id text, type text)",
-        "create trigger t after insert or delete or update on tenants",
-        "alter table tenants add column type text",
-        "alter table tenants alter column name drop not null",
-        "alter table tenants drop constraint tenants_name_check",
-        "create type mood as enum ('good')",
-    ] {
-        assert_eq!(destruction(statement), None, "{statement}");
-    }
-}
-
-/// What a statement would take away, if anything.
-fn destruction(statement: &str) -> Option<&'static str> {
-    let words: Vec<String> = statement
-        .split(|letter: char| !(letter.is_alphanumeric() || letter == '_'))
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-        .collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let alters_table = words.starts_with(&["alter", "table"]);
-    for (position, word) in words.iter().enumerate() {
-        let next = words.get(position + 1).copied().unwrap_or_default();
-        match *word {
-            "truncate" if position == 0 => return Some("truncate"),
-            "delete" if next == "from" => return Some("delete from"),
-            // What is only a rule may go; what holds data or is called by name may not.
-            "drop" if position == 0 && !["index", "trigger", "policy"].contains(&next) => {
-                return Some("drop");
-            }
-            "drop"
-                if alters_table
-                    && !["constraint", "not", "default", "expression", "identity"]
-                        .contains(&next) =>
-            {
-                return Some("drop column");
-            }
-            "alter" if alters_table && position > 0 => {
-                let rest = &words[position + 1..];
-                let rest = rest.strip_prefix(&["column"]).unwrap_or(rest);
-                if matches!(rest, [_, "type", ..] | [_, "set", "data", ..]) {
-                    return Some("alter type");
-                }
-            }
-            "rename" if words[0] == "alter" => return Some("rename"),
-            _ => {}
+fn every_migration_says_truly_whether_the_release_before_works() {
+    for migration in MIGRATOR.iter() {
+        let (version, sql) = (migration.version, migration.sql.as_str());
+        assert_ne!(
+            upgrade::purpose(sql),
+            "",
+            "{version}: begins with what it is for"
+        );
+        if version < upgrade::FIRST_RELEASE {
+            continue;
+        }
+        let promise = upgrade::promise(sql).unwrap_or_else(|| {
+            panic!("migration {version} has no line `-- previous release: works` or `-- previous release: stops, …`")
+        });
+        if promise.previous_works {
+            let broken: Vec<_> = upgrade::obstacles(sql)
+                .into_iter()
+                .filter(|(_, certain)| *certain || promise.why.is_none())
+                .collect();
+            assert!(
+                broken.is_empty(),
+                "migration {version} says that the release before works: {broken:?}"
+            );
+        } else {
+            assert!(promise.why.is_some(), "{version}: stops, and why?");
         }
     }
-    None
-}
-
-fn without_comments(sql: &str) -> String {
-    let line = |line: &str| line.split("--").next().unwrap_or_default().to_owned();
-    sql.lines().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -459,6 +459,7 @@ async fn every_table_is_noted_or_there_is_a_reason() {
         ("operator_audit", "this is it"),
         ("purchase_links", "the stores' doing"),
         ("replicas", "written by itself"),
+        ("schema_promises", "written with each migration"),
         ("validation_audit", "the callers' doing"),
         ("validation_audit_keys", "written by itself"),
         ("webhook_events", "the stores' doing"),

@@ -385,7 +385,10 @@ async fn a_migration_is_judged_beforehand() {
     let empty = empty_database().await;
     let shell = Shell::default().set("DATABASE_URL", &empty.url);
     let checked = shell.rows(&["migrate", "--check"]).remove(0);
-    assert!(!checked["pending"].as_array().unwrap().is_empty());
+    let pending = checked["pending"].as_array().unwrap();
+    assert_eq!(pending[0]["version"], 1);
+    assert_eq!(pending[0]["tables"][0]["touch"], "creates");
+    assert_eq!(pending.last().unwrap()["previousWorks"], true);
     assert_eq!(
         (&checked["mayMigrate"], &checked["runningReleases"]),
         (&json!(true), &json!([]))

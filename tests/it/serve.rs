@@ -22,12 +22,12 @@ use crate::world::postgres::{empty_database, fresh_database};
 const SOON: Duration = Duration::from_secs(20);
 
 /// A process that serves.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     log: Arc<Mutex<Vec<Value>>>,
 }
 
-fn key(fill: u8) -> String {
+pub(crate) fn key(fill: u8) -> String {
     STANDARD.encode([fill; 32])
 }
 
@@ -43,16 +43,21 @@ fn attesto(flags: &[&str], variables: &[(&str, &str)]) -> Command {
 
 impl Served {
     /// Starts `attesto` on a free port of this machine.
-    fn start(database_url: &str, variables: &[(&str, &str)]) -> Self {
-        let mut child = attesto(
+    pub(crate) fn start(database_url: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = attesto(
             &["serve", "--port=0", "--bind-address=127.0.0.1"],
             variables,
-        )
-        .env("DATABASE_URL", database_url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("the binary runs");
+        );
+        Self::running(command.env("DATABASE_URL", database_url))
+    }
+
+    /// The same as somebody else put it together.
+    pub(crate) fn running(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the binary runs");
         let output = child.stdout.take().expect("it is piped");
         let log = Arc::new(Mutex::new(Vec::new()));
         let kept = log.clone();
@@ -66,12 +71,12 @@ impl Served {
         Self { child, log }
     }
 
-    fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         self.log.lock().expect("not poisoned").clone()
     }
 
     /// The first line of that message, as soon as there is one.
-    async fn line(&self, message: &str) -> Value {
+    pub(crate) async fn line(&self, message: &str) -> Value {
         let start = Instant::now();
         loop {
             let found = self.lines().into_iter().find(|line| line["msg"] == message);
@@ -102,8 +107,26 @@ impl Served {
         )
     }
 
+    /// Asks a question with a key.
+    pub(crate) async fn ask(&self, path: &str, key: &str, question: &Value) -> (u16, Value) {
+        let port = self.line("listening").await["port"].clone();
+        let client = attesto::http::outbound::client().expect("a client can be made");
+        let answer = client
+            .post(format!("http://127.0.0.1:{port}{path}"))
+            .header("authorization", format!("Bearer {key}"))
+            .header("content-type", "application/json")
+            .body(question.to_string())
+            .send()
+            .await
+            .expect("it answers");
+        (
+            answer.status().as_u16(),
+            answer.json().await.expect("with JSON"),
+        )
+    }
+
     /// Asks for `/ready` until it says this status.
-    async fn ready(&self, status: u16) -> Value {
+    pub(crate) async fn ready(&self, status: u16) -> Value {
         let start = Instant::now();
         loop {
             let (found, body) = self.get("/ready").await;
@@ -115,11 +138,11 @@ impl Served {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("it is there");
     }
 
-    async fn end(&mut self) -> ExitStatus {
+    pub(crate) async fn end(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {

@@ -1,5 +1,6 @@
 //! The binary, run as an administrator runs it.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
@@ -8,6 +9,8 @@ use serde_json::Value;
 /// Somebody who types `attesto …` in an environment that holds nothing but what is said here.
 #[derive(Clone, Default)]
 pub(crate) struct Shell {
+    /// Another program than the one of this release.
+    program: Option<OsString>,
     environment: Vec<(String, String)>,
 }
 
@@ -20,6 +23,14 @@ pub(crate) struct Ran {
 }
 
 impl Shell {
+    /// Who runs another program.
+    pub(crate) fn of(program: &OsStr) -> Self {
+        Self {
+            program: Some(program.to_owned()),
+            environment: Vec::new(),
+        }
+    }
+
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -37,7 +48,8 @@ impl Shell {
 
     /// With `input` on its standard input.
     pub(crate) fn run_with(&self, words: &[&str], input: &str) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
+        let this = OsStr::new(env!("CARGO_BIN_EXE_attesto"));
+        let mut child = Command::new(self.program.as_deref().unwrap_or(this))
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .args(words)

@@ -1,0 +1,267 @@
+//! Two releases on one database: the one that serves goes on while the next one migrates, and can be started again
+//! afterwards; or nothing is changed and a sentence says why.
+//!
+//! What comes after this release is made up: migrations that it does not know. The release before it is the program that
+//! `ATTESTO_PREVIOUS_BINARY` names (`bin/test-upgrade`), and as long as there is none, this one.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use attesto::config::environment;
+use attesto::db::upgrade::Touch;
+use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState};
+use attesto::replicas::WouldStop;
+use serde_json::json;
+use sqlx::SqlSafeStr as _;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+use crate::hold::events;
+use crate::serve::{Served, key};
+use crate::world::attesto::World;
+use crate::world::postgres::{Fresh, empty_database, fresh_database};
+use crate::world::shell::Shell;
+
+/// What a release may do to tables that are in use.
+const ADDS: &str = "-- What a later release may need.
+-- previous release: works
+alter table webhook_events add column flavour text not null default 'plain';
+create index webhook_events_by_flavour on webhook_events (flavour);
+create table flavours (name text primary key);
+";
+/// And what it may not.
+const NARROWS: &str = "-- Something that an older release cannot live with.
+-- previous release: stops, it leaves the column empty
+alter table webhook_events add column flavour text;
+";
+
+/// A database as the next release sees it, whose last migration this is.
+fn of_the_next_release(database: Database, sql: &'static str) -> Database {
+    let migration = Migration::new(
+        9001,
+        "flavours".into(),
+        MigrationType::Simple,
+        sql.into_sql_str(),
+        false,
+    );
+    let all = MIGRATOR.iter().cloned().chain([migration]).collect();
+    let migrator: &'static Migrator = Box::leak(Box::new(Migrator::with_migrations(all)));
+    database.knowing(migrator)
+}
+
+/// Somebody of an older release serves.
+async fn an_older_release_serves(fresh: &Fresh) {
+    sqlx::query(
+        "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
+         values ('x', 'elsewhere', 1, '0.0.9', now(), now(), 1, '{1}')",
+    )
+    .execute(fresh.database.pool())
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn who_serves_goes_on_while_the_next_release_migrates() {
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+    let tenant = world.tenant().await;
+    let question = json!({ "packageName": "a.b", "purchaseToken": "t", "type": "subscription" });
+    events(&world, &tenant.id, &["before"]).await;
+    assert_eq!(world.ask("GET", "/ready", None, None).await.status, 200);
+
+    let next = of_the_next_release(Database::open(&world.fresh.settings), ADDS);
+    assert_eq!(next.schema().await.unwrap(), SchemaState::Behind(1));
+    let planned = next.planned().await.unwrap();
+    assert_eq!(planned.len(), 1);
+    let found: Vec<_> = planned[0]
+        .tables
+        .iter()
+        .map(|it| (it.table.as_str(), it.touch))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("flavours", Touch::Creates),
+            ("webhook_events", Touch::ReadsAll)
+        ]
+    );
+    assert!(planned[0].tables[1].bytes.unwrap() > 0);
+    assert!(planned[0].promise.as_ref().unwrap().previous_works);
+
+    // Under load, without a pause and without an error on either side.
+    let done = AtomicBool::new(false);
+    let (migrated, asked, stored) = tokio::join!(
+        async {
+            let migrated = next.migrate(false).await;
+            done.store(true, Ordering::SeqCst);
+            migrated
+        },
+        async {
+            let mut asked = 0;
+            while !done.load(Ordering::SeqCst) || asked < 20 {
+                let answer = world.verify("google", &tenant, &question).await;
+                assert_eq!(answer.status, 200, "{}", answer.body);
+                asked += 1;
+            }
+            asked
+        },
+        async {
+            let mut stored = 0;
+            while !done.load(Ordering::SeqCst) || stored < 20 {
+                events(&world, &tenant.id, &[&stored.to_string()]).await;
+                stored += 1;
+            }
+            stored
+        }
+    );
+    assert_eq!(migrated.unwrap().applied.len(), 1);
+    assert!(asked >= 20 && stored >= 20);
+    let kept: i64 =
+        sqlx::query_scalar("select count(*) from webhook_events where flavour = 'plain'")
+            .fetch_one(world.database().pool())
+            .await
+            .unwrap();
+    assert_eq!(kept, stored + 1);
+
+    // Who served goes on, and is let in again when it is started anew. Who has the migration is at home.
+    assert_eq!(world.ask("GET", "/ready", None, None).await.status, 200);
+    let again = Database::open(&world.fresh.settings);
+    assert_eq!(
+        again.schema().await.unwrap(),
+        SchemaState::AheadAndCompatible
+    );
+    let problem = again.migrate(false).await.unwrap_err();
+    assert!(
+        matches!(problem, MigrationProblem::Newer { found: 9001, .. }),
+        "{problem}"
+    );
+    assert_eq!(next.schema().await.unwrap(), SchemaState::UpToDate);
+}
+
+#[tokio::test]
+async fn who_would_be_stopped_is_asked_first() {
+    let fresh = fresh_database().await;
+    let next = of_the_next_release(fresh.database.clone(), NARROWS);
+    an_older_release_serves(&fresh).await;
+    let refused = WouldStop::look(&next, Duration::ZERO)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "migration 9001 (flavours) would stop what serves with release 0.0.9 on elsewhere: it leaves the column empty. \
+         Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
+    );
+    // It adds something: nobody is asked.
+    let harmless = of_the_next_release(fresh.database.clone(), ADDS);
+    assert_eq!(
+        WouldStop::look(&harmless, Duration::ZERO).await.unwrap(),
+        Ok(())
+    );
+
+    // When the other one is gone, it goes on; and this release does not come back.
+    let later = Duration::from_mins(2);
+    assert_eq!(WouldStop::look(&next, later).await.unwrap(), Ok(()));
+    next.migrate(false).await.unwrap();
+    assert_eq!(fresh.database.schema().await.unwrap(), SchemaState::Ahead);
+}
+
+/// As the program meets it: started on tables that a newer release left.
+#[tokio::test]
+async fn a_release_is_started_again_only_where_it_was_promised_to_work() {
+    for (promised, works) in [(true, true), (false, false)] {
+        let fresh = fresh_database().await;
+        let next = of_the_next_release(
+            fresh.database.clone(),
+            if promised { ADDS } else { NARROWS },
+        );
+        next.migrate(false).await.unwrap();
+        let encryption_key = key(7);
+        let encryption_key = [("ATTESTO_ENCRYPTION_KEY", encryption_key.as_str())];
+        let mut served = Served::start(&fresh.url, &encryption_key);
+        if works {
+            served.ready(200).await;
+            served.line("tables_of_a_newer_release").await;
+            let doctor = Shell::default()
+                .set("DATABASE_URL", &fresh.url)
+                .run(&["doctor", "--offline"]);
+            let told = "The tables are those of a newer release, on which this one works.";
+            assert!(doctor.said.contains(told), "{}", doctor.said);
+            served.signal(rustix::process::Signal::INT);
+            assert!(served.end().await.success());
+        } else {
+            assert_eq!(served.end().await.code(), Some(1));
+            let log = format!("{:?}", served.lines());
+            assert!(log.contains("newer than this release"), "{log}");
+        }
+    }
+}
+
+/// The two programs, with no time between them.
+#[tokio::test]
+async fn the_release_before_and_this_one_share_a_database() {
+    let previous = environment("ATTESTO_PREVIOUS_BINARY").filter(|path| !path.is_empty());
+    let this = std::ffi::OsString::from(env!("CARGO_BIN_EXE_attesto"));
+    let before = previous.unwrap_or_else(|| this.clone());
+    let empty = empty_database().await;
+    let encryption_key = key(7);
+    let serve = |program: &std::ffi::OsStr| {
+        let mut command = std::process::Command::new(program);
+        command
+            .env_clear()
+            .args(["serve", "--port=0", "--bind-address=127.0.0.1"])
+            .env("DATABASE_URL", &empty.url)
+            .env("ATTESTO_ENCRYPTION_KEY", &encryption_key);
+        Served::running(&mut command)
+    };
+    let shell = |program: &std::ffi::OsStr| {
+        Shell::of(program)
+            .set("DATABASE_URL", &empty.url)
+            .set("ATTESTO_ENCRYPTION_KEY", &encryption_key)
+    };
+    let mut old = serve(&before);
+    old.ready(200).await;
+    let tenant = shell(&before).rows(&["tenant", "create", "--name", "Acme"]);
+    let tenant = tenant[0]["id"].as_str().unwrap().to_owned();
+
+    // What this release says beforehand is what happens: it may migrate while the old one serves, or refuses.
+    let checked = shell(&this).run(&["migrate", "--check"]);
+    let migrated = shell(&this).run(&["migrate"]);
+    assert_eq!(
+        checked.exit, migrated.exit,
+        "{}{}",
+        checked.complained, migrated.complained
+    );
+    if migrated.exit != 0 {
+        old.signal(rustix::process::Signal::INT);
+        assert!(old.end().await.success());
+        assert_eq!(shell(&this).run(&["migrate"]).exit, 0);
+        return;
+    }
+    let mut new = serve(&this);
+    new.ready(200).await;
+    old.ready(200).await;
+
+    // Each understands what the other one writes.
+    for (writer, reader, server) in [(&before, &this, &new), (&this, &before, &old)] {
+        let made = shell(writer).rows(&["key", "create", &tenant]);
+        let raw = made[0]["rawKey"].as_str().unwrap();
+        let begun = Instant::now();
+        let question = json!({ "transactionId": "1" });
+        while server.ask("/v1/apple/verify", raw, &question).await.1["error"]
+            != "CREDENTIALS_MISSING"
+        {
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "the key is not taken"
+            );
+        }
+        let listed = shell(reader).rows(&["key", "list", &tenant]);
+        assert!(listed.iter().any(|it| it["id"] == made[0]["id"]));
+    }
+    for served in [&mut old, &mut new] {
+        served.signal(rustix::process::Signal::INT);
+        assert!(served.end().await.success());
+        let log = served.lines();
+        let errors: Vec<_> = log.iter().filter(|line| line["level"] == "error").collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+}
