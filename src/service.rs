@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apple::ocsp::{Reach, Revocations};
 use crate::apple::trust::{BadRoots, Verifier};
 use crate::apple::{self, Apple};
 use crate::audit::Verifications;
@@ -113,6 +114,9 @@ impl Service {
             Some(path) => Verifier::with_roots_at(path)?,
             None => Verifier::with_apple_roots(),
         };
+        let registry = Registry::default();
+        let reach = Reach::of(stores.apple_roots.is_some());
+        let revocations = Revocations::new(&upstream, clock, reach).counted(&registry);
         let apple = Apple::new(
             database,
             keyring,
@@ -124,6 +128,7 @@ impl Service {
                 production_url: stores.apple_production.clone(),
                 sandbox_url: stores.apple_sandbox.clone(),
                 credential_ttl: settings.credential_ttl,
+                revocations: stores.apple_ocsp.then_some(revocations),
             },
         );
         let google_keys = Keys::new(&upstream, stores.google_jwks.clone(), clock.clone());
@@ -150,7 +155,6 @@ impl Service {
         let google_notifications =
             google::Notifications::new(&google, google_keys, record, &changes);
         let callers = Callers::new(database, &changes, clock, settings.rate_limit);
-        let registry = Registry::default();
         Ok(Self {
             database: database.clone(),
             keyring: keyring.clone(),

@@ -183,7 +183,7 @@ fn one(
         parts: Vec::new(),
     };
     // A notification holds others of its kind and may be larger than any of them.
-    let verdict = verifier.verify_any_length(jws, now);
+    let verdict = verifier.believe_any_length(jws, now);
     if let Err(why) = verdict {
         found.class = Some(why.class());
         found.refusals.push(sentence(&why.to_string()));

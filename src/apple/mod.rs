@@ -6,6 +6,7 @@
 //!
 //! - [`payload`]: Apple's JSON, no meaning
 //! - [`trust`]: signature and chain, and why something is refused
+//! - [`ocsp`]: whether a certificate was revoked since, if somebody wants to know
 //! - [`translate`]: from Apple's words to ours, as tables
 //! - [`account`]: the key that asks, and the tokens it signs
 //! - [`store`]: credentials, sealed
@@ -22,6 +23,7 @@ pub mod api;
 mod chains;
 pub mod inspection;
 pub mod notifications;
+pub mod ocsp;
 pub mod payload;
 pub mod routes;
 pub mod store;

@@ -23,7 +23,7 @@ use super::payload::{self, Block, Millis, Notification, SignedPart, Written};
 use super::store::FindError;
 use super::translate;
 use super::trust::Distrust;
-use super::verify::Apple;
+use super::verify::{Apple, Doubt};
 use crate::clock::Timestamp;
 use crate::credentials::Cached;
 use crate::db;
@@ -93,12 +93,27 @@ pub enum NotAccepted {
     /// It is not believed.
     #[error("{0}")]
     Untrusted(#[from] Untrusted),
+    /// Whether a certificate was revoked cannot be found out right now: Apple has to send it again.
+    #[error("Apple's responder does not say whether the certificates were revoked")]
+    Unanswered {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// It has no id, or none that can be one.
     #[error("the notification has no id")]
     NoId,
     /// The database did not take it.
     #[error(transparent)]
     Database(#[from] db::Error),
+}
+
+impl NotAccepted {
+    fn doubted(doubt: Doubt, distrusted: impl FnOnce(Distrust) -> Untrusted) -> Self {
+        match doubt {
+            Doubt::Distrusted(why) => distrusted(why).into(),
+            Doubt::Unanswered { retry_after } => Self::Unanswered { retry_after },
+        }
+    }
 }
 
 /// Why a notification is not believed.
@@ -267,13 +282,13 @@ impl Notifications {
             .await
             .map_err(NotAccepted::Credentials)?
             .ok_or(NotAccepted::NoCredentials)?;
-        let event = self.event(tenant, &credentials, message)?;
+        let event = self.event(tenant, &credentials, message).await?;
         let external_id = event.external_id.clone();
         let stored = self.record.store(&event).await?;
         Ok(Receipt::new(stored, external_id))
     }
 
-    fn event(
+    async fn event(
         &self,
         tenant: TenantId,
         credentials: &Credentials,
@@ -283,17 +298,17 @@ impl Notifications {
         if credentials.environment == EnvironmentChoice::Production && !has_id {
             return Err(NotAccepted::NoAppAppleId);
         }
-        let now = self.apple.clock.now();
-        let signed = self
-            .apple
-            .verifier
-            .verify_any_length(&message.signed_payload, now);
-        let (value, raw) = signed.and_then(read).map_err(Untrusted::Distrusted)?;
+        let signed = self.apple.believe_any_length(&message.signed_payload).await;
+        let (value, raw) = signed
+            .and_then(|payload| Ok(read(payload)?))
+            .map_err(|doubt| NotAccepted::doubted(doubt, Untrusted::Distrusted))?;
         let notification = Notification::deserialize(&value)
             .map_err(|_| Untrusted::Distrusted(Distrust::BadPayload))?;
         let (name, block) = notification.block().ok_or(Untrusted::NotANotification)?;
         let environment = judge(&tenant, credentials, &block)?;
-        let parts = self.open(&block, &credentials.bundle_id, environment)?;
+        let parts = self
+            .open(&block, &credentials.bundle_id, environment)
+            .await?;
         let external_id = notification
             .notification_uuid
             .clone()
@@ -330,26 +345,27 @@ impl Notifications {
     }
 
     /// Opens what is signed inside of a notification, by the same rules as the notification itself.
-    fn open(
+    async fn open(
         &self,
         block: &Block,
         bundle_id: &str,
         environment: Environment,
-    ) -> Result<Vec<Opened>, Untrusted> {
+    ) -> Result<Vec<Opened>, NotAccepted> {
         let mut opened = Vec::new();
         for part in [Part::Transaction, Part::Renewal, Part::AppTransaction] {
             let Some(jws) = part.jws(block) else { continue };
-            let signed = self.apple.verifier.verify(jws, self.apple.clock.now());
+            let signed = self.apple.believe(jws).await;
+            let distrusted = |why| Untrusted::DistrustedPart(part, why);
             let (value, raw) = signed
-                .and_then(read)
-                .map_err(|why| Untrusted::DistrustedPart(part, why))?;
-            let what = SignedPart::deserialize(&value)
-                .map_err(|_| Untrusted::DistrustedPart(part, Distrust::BadPayload))?;
+                .and_then(|payload| Ok(read(payload)?))
+                .map_err(|doubt| NotAccepted::doubted(doubt, distrusted))?;
+            let what =
+                SignedPart::deserialize(&value).map_err(|_| distrusted(Distrust::BadPayload))?;
             if !part.is(&what) {
-                return Err(Untrusted::OtherPart(part));
+                return Err(Untrusted::OtherPart(part).into());
             }
             if !part.belongs(&what, bundle_id, environment) {
-                return Err(Untrusted::MisplacedPart(part));
+                return Err(Untrusted::MisplacedPart(part).into());
             }
             opened.push(Opened { part, what, raw });
         }

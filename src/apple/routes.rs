@@ -29,6 +29,9 @@ use crate::tenants::{Caller, Callers};
 /// The most a notification may weigh.
 const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
+/// With `APPLE_OCSP=on`, when a responder is away. The log says which, and why.
+const UNANSWERED: &str = "Apple's responder does not say right now whether the certificates that this is signed with were revoked. Nothing is wrong with it so far: ask again when Retry-After says.";
+
 /// What a tenant's backend asks.
 pub fn routes(apple: Apple, callers: Callers, verifications: Verifications) -> OpenApiRouter {
     OpenApiRouter::new()
@@ -85,7 +88,7 @@ impl FromRef<Room> for Callers {
         (status = 400, description = "`INVALID_REQUEST`: every problem is in `details.issues`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or production was asked about without the app's Apple id", body = ErrorBody<'static>),
         (status = 401, description = "`UNAUTHENTICATED`: no good API key", body = ErrorBody<'static>),
         (status = 429, description = "`RATE_LIMITED`: this tenant's own limit or Apple's quota; see `Retry-After`", body = ErrorBody<'static>),
-        (status = 502, description = "`APPLE_API_ERROR`: Apple gave no answer that says yes or no; see `details.status` and `details.appleErrorCode`", body = ErrorBody<'static>),
+        (status = 502, description = "`APPLE_API_ERROR`: Apple gave no answer that says yes or no; see `details.status` and `details.appleErrorCode`. With `Retry-After` and a null status, Apple may just not have said yet whether a certificate was revoked", body = ErrorBody<'static>),
         (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
     ),
 )]
@@ -123,7 +126,7 @@ async fn verify(
         (status = 400, description = "`INVALID_REQUEST`: the id is malformed, the body holds no `signedPayload`, or the notification has no `notificationUUID`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or it is told of production without having the app's Apple id", body = ErrorBody<'static>),
         (status = 401, description = "`SIGNATURE_INVALID`: the notification does not convince; see `details.class`", body = ErrorBody<'static>),
         (status = 404, description = "`TENANT_NOT_FOUND`: there is no active tenant of this id", body = ErrorBody<'static>),
-        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+        (status = 503, description = "`UNAVAILABLE`: the database, or Apple's responder for revoked certificates, cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
     ),
 )]
 async fn receive(
@@ -191,6 +194,9 @@ impl From<NotAccepted> for Problem {
                     cause.class.clone_from(&cause.text);
                 }
                 problem
+            }
+            NotAccepted::Unanswered { retry_after } => {
+                Self::new(Code::Unavailable, UNANSWERED).retry_after(retry_after)
             }
             NotAccepted::NoId => Self::invalid(&[Issue::at(
                 "notificationUUID",
@@ -306,6 +312,9 @@ impl From<NotVerified> for Declined {
             NotVerified::NoAppAppleId => no_app_apple_id(),
             NotVerified::Credentials(error) => credentials_problem(&error),
             NotVerified::Apple(failure) => problem(failure),
+            NotVerified::Unanswered { retry_after } => {
+                apple(UNANSWERED.to_owned(), Value::Null, None).retry_after(retry_after)
+            }
             NotVerified::Unbelievable(what) => apple(
                 "Apple's server sent a transaction that cannot be believed. Ask again later."
                     .to_owned(),

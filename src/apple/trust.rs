@@ -8,10 +8,14 @@
 //! - The day that counts is the payload's `signedDate`, not today: what a device kept since before Apple changed its
 //!   signing certificate is still genuine.
 //!
+//! With `APPLE_OCSP=on`, both differ as in Apple's libraries: today counts ([`Verifier::judging_by_today`]), and whoever
+//! verifies asks [`super::ocsp`] about the chain's certificates afterwards. Here nothing waits for anything.
+//!
 //! The chain is judged once and remembered with the window in which it holds; the signature is checked every time,
 //! over the bytes as they were sent.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
@@ -28,6 +32,7 @@ use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
 
 use super::chains::Chains;
+use super::ocsp::Subject;
 use super::payload;
 use crate::clock::Timestamp;
 
@@ -91,6 +96,17 @@ pub enum Distrust {
     /// The signature is not by the leaf's key over these bytes.
     #[error("its signature does not match: it was altered, or signed by somebody else")]
     BadSignature,
+    /// Apple revoked a certificate of the chain.
+    #[error("a certificate of its chain was revoked")]
+    Revoked,
+    /// Apple's responder knows nothing of a certificate of the chain.
+    #[error("Apple's responder knows nothing of a certificate of its chain")]
+    UnknownToResponder,
+    /// A certificate of the chain names no responder that may be asked.
+    #[error(
+        "a certificate of its chain names no responder of Apple's that could be asked about it"
+    )]
+    NoResponder,
 }
 
 impl Distrust {
@@ -110,6 +126,9 @@ impl Distrust {
             Self::NotATransaction => "not_a_transaction",
             Self::SignedInTheFuture => "signed_in_the_future",
             Self::BadSignature => "bad_signature",
+            Self::Revoked => "revoked",
+            Self::UnknownToResponder => "unknown_to_responder",
+            Self::NoResponder => "no_responder",
         }
     }
 }
@@ -119,16 +138,28 @@ pub(super) struct Chain {
     key: ParsedPublicKey,
     not_before: Timestamp,
     not_after: Timestamp,
+    /// The leaf and the intermediate, to be asked about.
+    pub(super) subjects: [Subject; 2],
+}
+
+/// What is believed as far as can be told without asking anybody.
+pub(super) struct Believed {
+    /// The payload's JSON.
+    pub(super) payload: Vec<u8>,
+    /// What it was signed under.
+    pub(super) chain: Arc<Chain>,
 }
 
 /// Decides whether something signed is Apple's. Clones share what was judged already.
 #[derive(Clone)]
 pub struct Verifier {
-    roots: std::sync::Arc<Vec<Root>>,
+    roots: Arc<Vec<Root>>,
     chains: Chains<Chain>,
+    by_today: bool,
 }
 
 struct Root {
+    der: Vec<u8>,
     anchor: TrustAnchor<'static>,
     not_before: Timestamp,
     not_after: Timestamp,
@@ -229,22 +260,43 @@ impl Verifier {
 
     fn new(roots: Vec<Root>) -> Self {
         Self {
-            roots: std::sync::Arc::new(roots),
+            roots: Arc::new(roots),
             chains: Chains::default(),
+            by_today: false,
         }
     }
 
-    /// The payload's JSON, when `jws` is Apple's. `now` is used only to refuse what claims to be from the future, and
-    /// as the day of signing when the payload has none.
+    /// The same, and certificates must be valid today instead of on the day of signing: whether one was revoked is only
+    /// known of today.
+    #[must_use]
+    pub fn judging_by_today(self) -> Self {
+        Self {
+            by_today: true,
+            ..self
+        }
+    }
+
+    /// The payload's JSON, when `jws` is Apple's. `now` is used to refuse what claims to be from the future, and as the
+    /// day of signing when the payload has none.
     pub fn verify(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, Distrust> {
+        let believed = self.believe(jws, now)?;
+        Ok(believed.payload)
+    }
+
+    /// The same, with the chain.
+    pub(super) fn believe(&self, jws: &str, now: Timestamp) -> Result<Believed, Distrust> {
         if jws.len() > MAX_JWS_BYTES {
             return Err(Distrust::NotAJws);
         }
-        self.verify_any_length(jws, now)
+        self.believe_any_length(jws, now)
     }
 
     /// The same for what holds others of its kind, by a caller who bounds it.
-    pub(super) fn verify_any_length(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, Distrust> {
+    pub(super) fn believe_any_length(
+        &self,
+        jws: &str,
+        now: Timestamp,
+    ) -> Result<Believed, Distrust> {
         let (signed, signature) = jws.rsplit_once('.').ok_or(Distrust::NotAJws)?;
         let (header, payload) = signed.split_once('.').ok_or(Distrust::NotAJws)?;
         let part = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| Distrust::NotAJws);
@@ -266,14 +318,15 @@ impl Verifier {
         if signed_on > now.plus(MAX_AHEAD) {
             return Err(Distrust::SignedInTheFuture);
         }
+        let day = if self.by_today { now } else { signed_on };
         let known = self.chains.get(leaf, intermediate);
         let chain = if let Some(known) = known {
             known
         } else {
-            let judged = self.judge(leaf, intermediate, signed_on)?;
+            let judged = self.judge(leaf, intermediate, day)?;
             self.chains.remember(leaf, intermediate, judged)
         };
-        if signed_on < chain.not_before || signed_on > chain.not_after {
+        if day < chain.not_before || day > chain.not_after {
             return Err(Distrust::CertificateExpired);
         }
         chain
@@ -283,15 +336,10 @@ impl Verifier {
         if !glance.is_unambiguous {
             return Err(Distrust::BadPayload);
         }
-        Ok(payload)
+        Ok(Believed { payload, chain })
     }
 
-    fn judge(
-        &self,
-        leaf: &str,
-        intermediate: &str,
-        signed_on: Timestamp,
-    ) -> Result<Chain, Distrust> {
+    fn judge(&self, leaf: &str, intermediate: &str, day: Timestamp) -> Result<Chain, Distrust> {
         let der = |text: &str| {
             STANDARD
                 .decode(text)
@@ -306,7 +354,7 @@ impl Verifier {
 
         let end_entity = EndEntityCert::try_from(&leaf).map_err(|_| Distrust::BadCertificate)?;
         let at = UnixTime::since_unix_epoch(Duration::from_millis(
-            u64::try_from(signed_on.millis()).unwrap_or(0),
+            u64::try_from(day.millis()).unwrap_or(0),
         ));
         let anchors: Vec<_> = self.roots.iter().map(|root| root.anchor.clone()).collect();
         let intermediates = [intermediate];
@@ -357,11 +405,15 @@ impl Verifier {
         let key = point
             .and_then(|point| ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok())
             .ok_or(Distrust::BadCertificate)?;
+        let subjects = Subject::new(&leaf, &intermediates[0])
+            .zip(Subject::new(&intermediates[0], &root.der))
+            .ok_or(Distrust::BadCertificate)?;
         let (leaf, intermediate) = (window(&leaf_facts), window(&intermediate_facts));
         Ok(Chain {
             key,
             not_before: leaf.0.max(intermediate.0).max(root.not_before),
             not_after: leaf.1.min(intermediate.1).min(root.not_after),
+            subjects: subjects.into(),
         })
     }
 }
@@ -409,6 +461,7 @@ fn root(der: &[u8]) -> Option<Root> {
     let anchor = anchor_from_trusted_cert(&certificate).ok()?.to_owned();
     let (not_before, not_after) = window(&Certificate::from_der(der).ok()?);
     Some(Root {
+        der: der.to_vec(),
         anchor,
         not_before,
         not_after,

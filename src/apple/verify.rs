@@ -16,10 +16,11 @@ use utoipa::ToSchema;
 
 use super::account::{Credentials, Environment, EnvironmentChoice};
 use super::api::{Absent, AppStore, Failure, NoTransaction};
+use super::ocsp::{NotGood, Revocations};
 use super::payload::{self, Millis, Transaction};
 use super::store::{self, FindError};
 use super::translate::{self, Status};
-use super::trust::{self, Distrust, Verifier};
+use super::trust::{self, Believed, Distrust, Verifier};
 use crate::clock::{Clock, Timestamp};
 use crate::credentials::Cached;
 use crate::crypto::keyring::Keyring;
@@ -35,7 +36,8 @@ pub struct Apple {
     keyring: Arc<Keyring>,
     credentials: Cached<Credentials, FindError>,
     app_store: AppStore,
-    pub(super) verifier: Verifier,
+    verifier: Verifier,
+    revocations: Option<Revocations>,
     pub(super) clock: Clock,
 }
 
@@ -48,6 +50,9 @@ pub struct Settings {
     pub sandbox_url: Url,
     /// How long opened credentials are remembered, if nothing changes them.
     pub credential_ttl: Duration,
+    /// Who is asked whether certificates were revoked. `None`: nobody, and they must have been valid on the day of
+    /// signing instead of today.
+    pub revocations: Option<Revocations>,
 }
 
 /// What a tenant asks.
@@ -185,9 +190,54 @@ pub enum NotVerified {
     /// Apple gave no answer that says yes or no.
     #[error("{0}")]
     Apple(#[from] Failure),
+    /// Whether a certificate was revoked cannot be found out right now.
+    #[error("Apple's responder does not say whether the certificates were revoked")]
+    Unanswered {
+        /// When to ask again.
+        retry_after: Duration,
+    },
     /// Apple's server answered with something that Apple did not sign, or that is about something else.
     #[error("what Apple's server sent is not to be believed: {0}")]
     Unbelievable(Unbelievable),
+}
+
+/// Why something signed is not believed, or not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// It never will be.
+    Distrusted(Distrust),
+    /// Its signature is Apple's, and whether a certificate was revoked cannot be found out right now.
+    Unanswered {
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
+impl From<Distrust> for Doubt {
+    fn from(distrust: Distrust) -> Self {
+        Self::Distrusted(distrust)
+    }
+}
+
+impl From<NotGood> for Doubt {
+    fn from(why: NotGood) -> Self {
+        match why {
+            NotGood::Revoked => Distrust::Revoked.into(),
+            NotGood::Unknown => Distrust::UnknownToResponder.into(),
+            NotGood::NoResponder => Distrust::NoResponder.into(),
+            NotGood::Unanswered { retry_after } => Self::Unanswered { retry_after },
+        }
+    }
+}
+
+impl Doubt {
+    /// As the outcome of a question; `distrusted` says what it is when it is final.
+    fn of_question(self, distrusted: impl FnOnce(Distrust) -> NotVerified) -> NotVerified {
+        match self {
+            Self::Distrusted(why) => distrusted(why),
+            Self::Unanswered { retry_after } => NotVerified::Unanswered { retry_after },
+        }
+    }
 }
 
 /// What is wrong with what Apple's server sent.
@@ -245,15 +295,42 @@ impl Apple {
             production_url,
             sandbox_url,
             credential_ttl,
+            revocations,
         } = settings;
+        let verifier = match revocations {
+            Some(_) => verifier.judging_by_today(),
+            None => verifier,
+        };
         Self {
             database: database.clone(),
             keyring: keyring.clone(),
             credentials: Cached::new("apple_credentials", credential_ttl, clock.clone(), changes),
             app_store: AppStore::new(upstream, production_url, sandbox_url, clock.clone()),
             verifier,
+            revocations,
             clock: clock.clone(),
         }
+    }
+
+    /// The payload of something that Apple signed.
+    pub(super) async fn believe(&self, jws: &str) -> Result<Vec<u8>, Doubt> {
+        let believed = self.verifier.believe(jws, self.clock.now())?;
+        self.unless_revoked(believed).await
+    }
+
+    /// The same for what holds others of its kind, by a caller who bounds it.
+    pub(super) async fn believe_any_length(&self, jws: &str) -> Result<Vec<u8>, Doubt> {
+        let believed = self.verifier.believe_any_length(jws, self.clock.now())?;
+        self.unless_revoked(believed).await
+    }
+
+    /// The payload of something that convinced so far. Somebody is asked about its certificates only now, when their
+    /// addresses are known to be by whoever may issue such certificates.
+    async fn unless_revoked(&self, believed: Believed) -> Result<Vec<u8>, Doubt> {
+        if let Some(revocations) = &self.revocations {
+            revocations.check(&believed.chain.subjects).await?;
+        }
+        Ok(believed.payload)
     }
 
     /// Answers a question of `tenant`'s.
@@ -270,7 +347,7 @@ impl Apple {
         let choice = question.environment.unwrap_or(credentials.environment);
         let verified = match &question.about {
             About::Id(id) => self.by_id(tenant, &credentials, choice, id).await?,
-            About::Signed(jws) => self.by_signature(&credentials, choice, jws)?,
+            About::Signed(jws) => self.by_signature(&credentials, choice, jws).await?,
         };
         match &question.expected_app_user_id {
             Some(expected) if !is_users(&verified, expected) => Err(No::OtherUser.into()),
@@ -297,7 +374,7 @@ impl Apple {
                 .transaction(tenant, credentials, *environment, id)
                 .await
             {
-                Ok(jws) => return self.answered(credentials, *environment, id, jws),
+                Ok(jws) => return self.answered(credentials, *environment, id, jws).await,
                 Err(NoTransaction::Absent(Absent::Unknown)) => absent = Some(Absent::Unknown),
                 // Not an id in one environment is not an id in the other.
                 Err(NoTransaction::Absent(no)) => return Err(No::NotFound(no).into()),
@@ -314,7 +391,7 @@ impl Apple {
         })
     }
 
-    fn answered(
+    async fn answered(
         &self,
         credentials: &Credentials,
         environment: Environment,
@@ -322,9 +399,9 @@ impl Apple {
         jws: String,
     ) -> Result<Verified, NotVerified> {
         let unbelievable = |what| NotVerified::Unbelievable(what);
-        let (transaction, raw) = self
-            .read(&jws)
-            .map_err(|distrust| unbelievable(Unbelievable::Distrusted(distrust)))?;
+        let (transaction, raw) = self.read(&jws).await.map_err(|doubt| {
+            doubt.of_question(|distrust| unbelievable(Unbelievable::Distrusted(distrust)))
+        })?;
         let known_as = [
             &transaction.transaction_id,
             &transaction.original_transaction_id,
@@ -335,7 +412,7 @@ impl Apple {
         Ok(self.judged(credentials, Some(environment), transaction, raw, jws)?)
     }
 
-    fn by_signature(
+    async fn by_signature(
         &self,
         credentials: &Credentials,
         choice: EnvironmentChoice,
@@ -345,7 +422,10 @@ impl Apple {
         if choice == EnvironmentChoice::Production && !has_id {
             return Err(NotVerified::NoAppAppleId);
         }
-        let (transaction, raw) = self.read(jws).map_err(No::Distrusted)?;
+        let (transaction, raw) = self
+            .read(jws)
+            .await
+            .map_err(|doubt| doubt.of_question(|distrust| No::Distrusted(distrust).into()))?;
         let expected = match choice {
             EnvironmentChoice::Auto => None,
             EnvironmentChoice::Production => Some(Environment::Production),
@@ -358,13 +438,13 @@ impl Apple {
         Ok(verified)
     }
 
-    fn read(&self, jws: &str) -> Result<(Transaction, Box<RawValue>), Distrust> {
-        let payload = self.verifier.verify(jws, self.clock.now())?;
+    async fn read(&self, jws: &str) -> Result<(Transaction, Box<RawValue>), Doubt> {
+        let payload = self.believe(jws).await?;
         let transaction: Transaction =
             serde_json::from_slice(&payload).map_err(|_| Distrust::BadPayload)?;
         // The same keys sign renewal infos, notifications and app transactions, which say nothing of a payment.
         if transaction.transaction_id.is_none() {
-            return Err(Distrust::NotATransaction);
+            return Err(Distrust::NotATransaction.into());
         }
         let raw = payload::raw(payload).ok_or(Distrust::BadPayload)?;
         Ok((transaction, raw))

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::context::{Context, Failure};
 use super::upload;
 use crate::apple::account::EnvironmentChoice;
+use crate::apple::ocsp::{Reach, Revocations};
 use crate::apple::trust::Verifier;
 use crate::apple::{self, Apple};
 use crate::config::{Raw, Stores};
@@ -143,7 +144,10 @@ async fn about_apple(asked: AppleQuestion, context: &Context) -> Result<(), Fail
             .map_err(|problem| Failure::usage(format!("APPLE_ROOT_CERTIFICATES: {problem}.")))?,
         None => Verifier::with_apple_roots(),
     };
+    let reach = Reach::of(tools.stores.apple_roots.is_some());
+    let revocations = Revocations::new(&tools.upstream, &context.clock, reach);
     let settings = apple::Settings {
+        revocations: tools.stores.apple_ocsp.then_some(revocations),
         production_url: tools.stores.apple_production,
         sandbox_url: tools.stores.apple_sandbox,
         credential_ttl: std::time::Duration::ZERO,

@@ -339,7 +339,7 @@ pub const SETTINGS: &[Setting] = &[
         "apple-ocsp",
         "MODE",
         "off",
-        "Whether Apple's responder is asked about revoked certificates; this release knows off only",
+        "off or on: whether Apple's responders are asked if a certificate was revoked",
     ),
     plain(
         "GOOGLE_PLAY_URL",

@@ -172,6 +172,8 @@ pub struct Stores {
     pub apple_sandbox: Url,
     /// `APPLE_ROOT_CERTIFICATES`: replaces the built-in roots.
     pub apple_roots: Option<PathBuf>,
+    /// `APPLE_OCSP`: whether responders are asked about Apple's certificates.
+    pub apple_ocsp: bool,
     /// `GOOGLE_PLAY_URL`
     pub google_play: Url,
     /// `GOOGLE_TOKEN_URL`
@@ -252,7 +254,6 @@ impl Settings {
         let tls = reader.tls();
         let metrics = reader.metrics();
         let stores = reader.stores(mode);
-        reader.ocsp();
         match (database, keyring, stores) {
             (Some(database), Some(keyring), Some(stores)) if reader.problems.is_empty() => {
                 Ok(Self {
@@ -629,6 +630,7 @@ impl Reader<'_> {
         let (google_jwks, google_pubsub) = (url("GOOGLE_JWKS_URL"), url("GOOGLE_PUBSUB_URL"));
         let timeout = self.seconds("UPSTREAM_TIMEOUT_SECONDS", 1..=60);
         let apple_roots = self.path("APPLE_ROOT_CERTIFICATES");
+        let apple_ocsp = self.ocsp();
         if apple_roots.is_some() {
             self.refuse_in_production(mode, "APPLE_ROOT_CERTIFICATES");
         }
@@ -636,6 +638,7 @@ impl Reader<'_> {
             apple_production: apple_production?,
             apple_sandbox: apple_sandbox?,
             apple_roots,
+            apple_ocsp,
             google_play: google_play?,
             google_token: google_token?,
             google_jwks: google_jwks?,
@@ -676,13 +679,12 @@ impl Reader<'_> {
         self.optional("METRICS_ADDRESS", expected, |text| text.parse().ok())
     }
 
-    /// Asked for and not done would be believed to be done.
-    fn ocsp(&mut self) {
-        self.read(
-            "APPLE_OCSP",
-            "off: this release does not know \"on\" yet",
-            |text| (text == "off").then_some(()),
-        );
+    fn ocsp(&mut self) -> bool {
+        self.read("APPLE_OCSP", "off or on", |text| match text {
+            "off" => Some(false),
+            "on" => Some(true),
+            _ => None,
+        })
     }
 
     fn path(&mut self, name: &str) -> Option<PathBuf> {
@@ -813,7 +815,7 @@ mod tests {
                 ("GOOGLE_PLAY_URL", "https://hunter2:x@example.com"),
                 ("GOOGLE_TOKEN_URL", "hunter2"),
                 ("UPSTREAM_TIMEOUT_SECONDS", "99"),
-                ("APPLE_OCSP", "on"),
+                ("APPLE_OCSP", "hunter2"),
             ],
         )
         .expect_err("nothing here is good");

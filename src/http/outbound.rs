@@ -148,8 +148,8 @@ pub enum SendError {
     #[error("the connection failed: {0}")]
     Connection(String),
     /// The answer is larger than any answer should be.
-    #[error("the answer is larger than {MAX_ANSWER_BYTES} bytes")]
-    TooLarge,
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
 }
 
 /// What to do with an answer.
@@ -166,12 +166,28 @@ pub enum Verdict {
 pub struct Upstream {
     client: reqwest::Client,
     deadline: Duration,
+    most_bytes: usize,
 }
 
 impl Upstream {
     /// Calls through `client`; each logical call, retries included, ends within `deadline`.
     pub fn new(client: reqwest::Client, deadline: Duration) -> Self {
-        Self { client, deadline }
+        Self {
+            client,
+            deadline,
+            most_bytes: MAX_ANSWER_BYTES,
+        }
+    }
+
+    /// The same through the same connections, for short answers: of at most `most_bytes` and within `deadline`, or
+    /// sooner.
+    #[must_use]
+    pub fn within(&self, deadline: Duration, most_bytes: usize) -> Self {
+        Self {
+            client: self.client.clone(),
+            deadline: deadline.min(self.deadline),
+            most_bytes: most_bytes.min(self.most_bytes),
+        }
     }
 
     /// The client, to build a request with.
@@ -189,7 +205,9 @@ impl Upstream {
         let end = Instant::now() + self.deadline;
         let mut attempt = 1;
         loop {
-            let Ok(outcome) = tokio::time::timeout_at(end, once(build(&self.client))).await else {
+            let Ok(outcome) =
+                tokio::time::timeout_at(end, once(build(&self.client), self.most_bytes)).await
+            else {
                 return Err(SendError::Timeout(self.deadline));
             };
             let again = match &outcome {
@@ -207,13 +225,13 @@ impl Upstream {
     }
 }
 
-async fn once(request: reqwest::RequestBuilder) -> Result<Answer, SendError> {
+async fn once(request: reqwest::RequestBuilder, most_bytes: usize) -> Result<Answer, SendError> {
     let broken = |error: reqwest::Error| SendError::Connection(root_cause(&error.without_url()));
     let mut response = request.send().await.map_err(broken)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(SendError::TooLarge);
+        if body.len() + chunk.len() > most_bytes {
+            return Err(SendError::TooLarge(most_bytes));
         }
         body.extend_from_slice(&chunk);
     }

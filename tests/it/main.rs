@@ -7,6 +7,7 @@
 
 mod apple_credentials;
 mod apple_notifications;
+mod apple_ocsp;
 mod apple_trust;
 mod apple_verify;
 mod audit;

@@ -1,0 +1,132 @@
+//! OCSP's messages in DER (RFC 6960, 4.1 and 4.2), as far as they are needed. No meaning.
+//!
+//! What is signed, and certificates, stay bytes: a signature is over what was sent.
+
+#![expect(clippy::unnested_or_patterns, reason = "what der writes for a choice")]
+
+use der::asn1::{Any, BitString, GeneralizedTime, Null, ObjectIdentifier, OctetString};
+use der::{Choice, Enumerated, Sequence};
+use x509_cert::ext::Extensions;
+use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::spki::AlgorithmIdentifierOwned;
+
+/// `id-pkix-ocsp-basic`: the one kind of response there is.
+pub(super) const BASIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
+/// `id-sha1`
+pub(super) const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
+/// `id-sha256`
+pub(super) const SHA_256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
+
+/// A request, unsigned and without extensions.
+#[derive(Debug, Sequence)]
+pub(super) struct OcspRequest {
+    pub(super) tbs_request: TbsRequest,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct TbsRequest {
+    pub(super) request_list: Vec<Request>,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct Request {
+    pub(super) certificate: CertId,
+}
+
+/// Which certificate: digests of its issuer, and its number.
+#[derive(Clone, Debug, Sequence)]
+pub(super) struct CertId {
+    pub(super) hash_algorithm: AlgorithmIdentifierOwned,
+    /// Of the issuer's name in DER.
+    pub(super) issuer_name_hash: OctetString,
+    /// Of the issuer's public key, without its algorithm.
+    pub(super) issuer_key_hash: OctetString,
+    pub(super) serial_number: SerialNumber,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct OcspResponse {
+    pub(super) status: ResponseStatus,
+    #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) response: Option<ResponseBytes>,
+}
+
+/// Whether the responder answers at all. Nobody signs this.
+#[derive(Clone, Copy, Debug, Enumerated, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum ResponseStatus {
+    Successful = 0,
+    MalformedRequest = 1,
+    InternalError = 2,
+    TryLater = 3,
+    SigRequired = 5,
+    Unauthorized = 6,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct ResponseBytes {
+    pub(super) kind: ObjectIdentifier,
+    pub(super) response: OctetString,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct BasicResponse {
+    /// A [`ResponseData`]: what is signed.
+    pub(super) signed: Any,
+    pub(super) signature_algorithm: AlgorithmIdentifierOwned,
+    pub(super) signature: BitString,
+    #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) certificates: Option<Vec<Any>>,
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct ResponseData {
+    #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) version: Option<u8>,
+    pub(super) responder: ResponderId,
+    pub(super) produced_at: GeneralizedTime,
+    pub(super) responses: Vec<SingleResponse>,
+    #[asn1(context_specific = "1", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) extensions: Option<Extensions>,
+}
+
+/// Who signed.
+#[derive(Clone, Debug, Choice)]
+pub(super) enum ResponderId {
+    #[asn1(context_specific = "1", tag_mode = "EXPLICIT", constructed = "true")]
+    Name(Name),
+    /// SHA-1 of the public key, without its algorithm.
+    #[asn1(context_specific = "2", tag_mode = "EXPLICIT", constructed = "true")]
+    KeyHash(OctetString),
+}
+
+#[derive(Debug, Sequence)]
+pub(super) struct SingleResponse {
+    pub(super) certificate: CertId,
+    pub(super) status: CertStatus,
+    pub(super) this_update: GeneralizedTime,
+    #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) next_update: Option<GeneralizedTime>,
+    #[asn1(context_specific = "1", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) extensions: Option<Extensions>,
+}
+
+/// The responder's word.
+#[derive(Clone, Debug, Choice)]
+pub(super) enum CertStatus {
+    #[asn1(context_specific = "0", tag_mode = "IMPLICIT")]
+    Good(Null),
+    #[asn1(context_specific = "1", tag_mode = "IMPLICIT", constructed = "true")]
+    Revoked(RevokedInfo),
+    #[asn1(context_specific = "2", tag_mode = "IMPLICIT")]
+    Unknown(Null),
+}
+
+#[derive(Clone, Debug, Sequence)]
+pub(super) struct RevokedInfo {
+    pub(super) revoked_at: GeneralizedTime,
+    /// A number of RFC 5280, 5.3.1, and no reason to doubt the rest when it is a new one.
+    #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
+    pub(super) reason: Option<Any>,
+}
