@@ -39,6 +39,11 @@ macro_rules! id {
                 Self(format!("{}{}", $prefix, Ulid::from_datetime(moment)))
             }
 
+            /// What is wrong with a text that is no id of this kind.
+            pub fn malformed() -> MalformedId {
+                MalformedId { prefix: $prefix }
+            }
+
             /// The id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -49,12 +54,11 @@ macro_rules! id {
             type Err = MalformedId;
 
             fn from_str(text: &str) -> Result<Self, MalformedId> {
-                let malformed = MalformedId { prefix: $prefix };
-                let ulid = text.strip_prefix($prefix).ok_or_else(|| malformed.clone())?;
+                let ulid = text.strip_prefix($prefix).ok_or_else(Self::malformed)?;
                 // The decoder forgives lower case and look-alike letters; one thing must have one spelling.
                 match Ulid::from_string(ulid) {
                     Ok(parsed) if parsed.to_string() == ulid => Ok(Self(text.to_owned())),
-                    _ => Err(malformed),
+                    _ => Err(Self::malformed()),
                 }
             }
         }

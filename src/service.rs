@@ -359,6 +359,11 @@ impl Service {
     }
 }
 
+/// What `/openapi.json` answers, without a service.
+pub fn description() -> serde_json::Value {
+    server::routes::description([Health::described(), apple::described(), google::described()])
+}
+
 /// What runs periodically.
 fn jobs(settings: &Settings, database: &Database, clock: &Clock) -> Jobs {
     Jobs::new(&Tools {

@@ -48,7 +48,10 @@ const P256: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// Where those stand in a PKCS#8 key: within so many bytes of its beginning.
 const HEAD: usize = 32;
 
-/// Where a transaction is: paid with money, or for a trial.
+/// Where a transaction is.
+///
+/// - `production`: paid for with money.
+/// - `sandbox`: bought for a trial, as in TestFlight and by App Review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = apple::Environment)]

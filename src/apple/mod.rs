@@ -17,10 +17,12 @@
 //! - [`test_notification`]: and a third, for an operator: does that arrive here
 //! - [`trial`]: and a fourth, for the same: would Apple take these credentials
 //! - [`mod@routes`]: the first two over HTTP
+//! - `description`: how those are described to callers
 
 pub mod account;
 pub mod api;
 mod chains;
+mod description;
 pub mod inspection;
 pub mod notifications;
 pub mod ocsp;
@@ -34,5 +36,5 @@ pub mod trust;
 pub mod verify;
 
 pub use notifications::Notifications;
-pub use routes::{push_routes, routes};
+pub use routes::{described, push_routes, routes};
 pub use verify::{Apple, Settings};

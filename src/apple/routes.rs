@@ -7,12 +7,14 @@ use std::time::Duration;
 use axum::extract::{FromRef, Path, Request, State};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::account::{Environment, EnvironmentChoice};
 use super::api::{Absent, Failure};
+use super::description::{
+    self, Answer, Push as PushRequest, PushErrors, VerifyErrors, VerifyRequest,
+};
 use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::trust::Distrust;
@@ -21,11 +23,13 @@ use crate::audit::{Verdict, Verifications};
 use crate::events::{Receipt, Received, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
-use crate::http::problem::{Declined, ErrorBody, Issue};
+use crate::http::problem::{Declined, Issue};
 use crate::http::{Code, Problem, Refusal, body};
 use crate::id::TenantId;
 use crate::tenants::{Caller, Callers};
 
+/// The longest signed transaction. Apple's have half of it; with everything beside it, it fits into a body.
+const MAX_SIGNED: usize = 16_000;
 /// The most a notification may weigh.
 const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
@@ -34,23 +38,34 @@ const UNANSWERED: &str = "Apple's responder does not say right now whether the c
 
 /// What a tenant's backend asks.
 pub fn routes(apple: Apple, callers: Callers, verifications: Verifications) -> OpenApiRouter {
-    OpenApiRouter::new()
-        .routes(routes!(verify))
-        .with_state(Room {
-            apple,
-            callers,
-            verifications,
-        })
+    asked().with_state(Room {
+        apple,
+        callers,
+        verifications,
+    })
 }
 
 /// What Apple posts.
 pub fn push_routes(notifications: Notifications, received: Received) -> OpenApiRouter {
-    OpenApiRouter::new()
-        .routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
-        .with_state(Door {
-            notifications,
-            received,
-        })
+    pushed().with_state(Door {
+        notifications,
+        received,
+    })
+}
+
+/// Both, as they are described.
+pub fn described() -> utoipa::openapi::OpenApi {
+    let mut both = asked().into_openapi();
+    both.merge(pushed().into_openapi());
+    both
+}
+
+fn asked() -> OpenApiRouter<Room> {
+    OpenApiRouter::new().routes(routes!(verify))
+}
+
+fn pushed() -> OpenApiRouter<Door> {
+    OpenApiRouter::new().routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
 }
 
 #[derive(Clone)]
@@ -74,22 +89,44 @@ impl FromRef<Room> for Callers {
 
 /// Is this App Store transaction real, and what is it now?
 ///
-/// `valid: true` means that Apple signed the transaction and that it is this tenant's app's; whether it is paid for now
-/// is said by `status`. A "no" is an answer too: status 200 with `valid: false` and `error` one of
-/// `TRANSACTION_NOT_FOUND`, `SIGNATURE_INVALID`, `BUNDLE_ID_MISMATCH`, `ENVIRONMENT_MISMATCH`, `APP_USER_MISMATCH`.
+/// Ask by `transactionId`, and Apple is asked; or by `signedTransaction`, and the signature is checked here. A 200 is a
+/// verdict: `valid: true` with the transaction, or `valid: false` with the reason in `error`. Any other status is none.
 #[utoipa::path(
     post,
     path = "/v1/apple/verify",
+    operation_id = "verifyApple",
     tag = "verify",
     security(("apiKey" = [])),
-    request_body = VerifyRequest,
+    request_body(
+        content = VerifyRequest,
+        description = "Which transaction, and what must be true of it. At most 16 KB.",
+        examples(
+            ("byId" = (summary = "By its id", value = json!({
+                "transactionId": "2000000123456789",
+                "expectedAppUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }))),
+            ("signed" = (summary = "As StoreKit signed it", value = json!({
+                "signedTransaction": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…",
+                "environment": "production",
+            }))),
+        ),
+    ),
     responses(
-        (status = 200, description = "The transaction, or `valid: false` and why", body = Verified),
-        (status = 400, description = "`INVALID_REQUEST`: every problem is in `details.issues`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or production was asked about without the app's Apple id", body = ErrorBody<'static>),
-        (status = 401, description = "`UNAUTHENTICATED`: no good API key", body = ErrorBody<'static>),
-        (status = 429, description = "`RATE_LIMITED`: this tenant's own limit or Apple's quota; see `Retry-After`", body = ErrorBody<'static>),
-        (status = 502, description = "`APPLE_API_ERROR`: Apple gave no answer that says yes or no; see `details.status` and `details.appleErrorCode`. With `Retry-After` and a null status, Apple may just not have said yet whether a certificate was revoked", body = ErrorBody<'static>),
-        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+        (
+            status = 200,
+            description = "A verdict: the transaction, or `valid: false` and why not",
+            body = Answer,
+            examples(
+                ("active" = (summary = "A subscription that is paid for.", value = json!(description::subscription()))),
+                ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(description::refunded()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(description::no(No::NotFound(Absent::Unknown))))),
+                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(description::no(No::Distrusted(Distrust::BadSignature))))),
+                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(description::no(No::OtherApp { expected: "com.example.app".to_owned() })))),
+                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(description::no(No::OtherEnvironment { expected: Some(Environment::Production), found: Some("Sandbox".to_owned()) })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(description::no(No::OtherUser)))),
+            ),
+        ),
+        VerifyErrors,
     ),
 )]
 async fn verify(
@@ -109,24 +146,37 @@ async fn verify(
     verified.map(axum::Json)
 }
 
-/// Apple's App Store Server Notifications, version 2
+/// Take in a notification of the App Store
 ///
-/// Enter this address in App Store Connect, as the production and as the sandbox URL. The notification and everything
-/// signed inside of it must be signed by Apple, and be of the tenant's app and of an environment that the tenant is set
-/// up for. When the answer is 200, the event is stored, and so is its delivery to the tenant's callback; a repeat is
-/// answered alike and stored once. What this release has no word for is stored as `unknown`.
+/// For Apple, not for you: enter this address in App Store Connect as the URL of the App Store Server Notifications, version
+/// 2, for production and for the sandbox. The notification and everything signed inside of it must be signed by Apple, and
+/// be of the tenant's app and of an environment that the tenant is set up for. When the answer is 200, the event is stored,
+/// and so is its delivery to the tenant's callback; a repeat is answered alike and stored once. What this release has no
+/// word for is stored as `unknown`.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/apple/{tenantId}",
+    operation_id = "receiveApple",
     tag = "webhooks",
-    params(("tenantId" = String, Path, description = "The tenant's id")),
-    request_body(content = PushRequest),
+    params(("tenantId" = String, Path, description = "The tenant's id.", pattern = "^tenant_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
+    request_body(
+        content = PushRequest,
+        description = "What Apple posts. At most 1 MB; its content type is not looked at.",
+        examples(("notification" = (summary = "A notification.", value = json!({
+            "signedPayload": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…",
+        })))),
+    ),
     responses(
-        (status = 200, description = "Stored", body = Receipt),
-        (status = 400, description = "`INVALID_REQUEST`: the id is malformed, the body holds no `signedPayload`, or the notification has no `notificationUUID`; `CREDENTIALS_MISSING`: this tenant has no Apple credentials, or it is told of production without having the app's Apple id", body = ErrorBody<'static>),
-        (status = 401, description = "`SIGNATURE_INVALID`: the notification does not convince; see `details.class`", body = ErrorBody<'static>),
-        (status = 404, description = "`TENANT_NOT_FOUND`: there is no active tenant of this id", body = ErrorBody<'static>),
-        (status = 503, description = "`UNAVAILABLE`: the database, or Apple's responder for revoked certificates, cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+        (
+            status = 200,
+            description = "It is stored, now or before",
+            body = Receipt,
+            examples(
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(Receipt::example("002e14d5-51f5-4503-b5a8-c3a1af68eb20", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(Receipt::example("002e14d5-51f5-4503-b5a8-c3a1af68eb20", false)))),
+            ),
+        ),
+        PushErrors,
     ),
 )]
 async fn receive(
@@ -207,14 +257,18 @@ impl From<NotAccepted> for Problem {
     }
 }
 
-fn no_credentials() -> Problem {
+pub(super) fn unanswered(retry_after: Duration) -> Problem {
+    apple(UNANSWERED.to_owned(), Value::Null, None).retry_after(retry_after)
+}
+
+pub(super) fn no_credentials() -> Problem {
     Problem::new(
         Code::CredentialsMissing,
         "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.",
     )
 }
 
-fn no_app_apple_id() -> Problem {
+pub(super) fn no_app_apple_id() -> Problem {
     Problem::new(
         Code::CredentialsMissing,
         "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.",
@@ -228,18 +282,8 @@ fn credentials_problem(error: &Arc<FindError>) -> Problem {
     }
 }
 
-/// A notification as Apple posts it.
-#[derive(ToSchema)]
-#[schema(as = apple::PushRequest, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
-struct PushRequest {
-    /// The notification as a JWS.
-    #[schema(min_length = 1)]
-    signed_payload: String,
-}
-
 /// What of a body matters.
-struct Push {
+pub(super) struct Push {
     signed_payload: String,
 }
 
@@ -250,34 +294,10 @@ impl FromJson for Push {
     }
 }
 
-/// The body of a question, as it is described to callers; [`Question`] is what becomes of it.
-#[derive(ToSchema)]
-#[schema(as = apple::VerifyRequest, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
-struct VerifyRequest {
-    /// The transaction's id: Apple is asked. Exactly one of this and `signedTransaction`.
-    #[schema(min_length = 1, max_length = 128, example = "2000000123456789")]
-    transaction_id: Option<String>,
-    /// `StoreKit` 2's JWS of the transaction: its signature is checked here, and Apple is not asked.
-    #[schema(min_length = 1, max_length = 16384)]
-    signed_transaction: Option<String>,
-    /// Where the transaction must be. `auto`, also the default unless the tenant is set up otherwise, is production
-    /// and then sandbox.
-    #[schema(value_type = Option<String>, pattern = "^(production|sandbox|auto)$", example = "auto")]
-    environment: Option<String>,
-    /// Whose transaction it must be: the UUID the app gave StoreKit as `appAccountToken`.
-    #[schema(
-        min_length = 36,
-        max_length = 36,
-        example = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"
-    )]
-    expected_app_user_id: Option<String>,
-}
-
 impl FromJson for Question {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let transaction_id = body.string("transactionId", 1..=128);
-        let signed = body.string("signedTransaction", 1..=16_384);
+        let signed = body.string("signedTransaction", 1..=MAX_SIGNED);
         match (body.has("transactionId"), body.has("signedTransaction")) {
             (true, true) => body.issue(
                 "",
@@ -312,9 +332,7 @@ impl From<NotVerified> for Declined {
             NotVerified::NoAppAppleId => no_app_apple_id(),
             NotVerified::Credentials(error) => credentials_problem(&error),
             NotVerified::Apple(failure) => problem(failure),
-            NotVerified::Unanswered { retry_after } => {
-                apple(UNANSWERED.to_owned(), Value::Null, None).retry_after(retry_after)
-            }
+            NotVerified::Unanswered { retry_after } => unanswered(retry_after),
             NotVerified::Unbelievable(what) => apple(
                 "Apple's server sent a transaction that cannot be believed. Ask again later."
                     .to_owned(),
@@ -326,7 +344,7 @@ impl From<NotVerified> for Declined {
     }
 }
 
-fn refusal(no: No) -> Refusal {
+pub(super) fn refusal(no: No) -> Refusal {
     match no {
         No::NotFound(absent) => {
             let (reason, message) = match absent {
@@ -378,7 +396,7 @@ fn apple(message: String, status: Value, code: Option<i64>) -> Problem {
         .detail("appleErrorCode", json!(code))
 }
 
-fn problem(failure: Failure) -> Problem {
+pub(super) fn problem(failure: Failure) -> Problem {
     let problem = match &failure {
         Failure::Unauthorized { status } => apple(
             "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.".to_owned(),
@@ -497,7 +515,7 @@ mod tests {
             (json!({"transactionId": "1".repeat(129)}), "transactionId"),
             (json!({"transactionId": 7}), "transactionId"),
             (
-                json!({"signedTransaction": "x".repeat(16_385)}),
+                json!({"signedTransaction": "x".repeat(MAX_SIGNED + 1)}),
                 "signedTransaction",
             ),
         ] {

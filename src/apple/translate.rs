@@ -43,7 +43,13 @@ use super::payload::{Millis, Notification, SignedPart, Transaction};
 use crate::clock::Timestamp;
 use crate::events::Word;
 
-/// What a transaction is now.
+/// What a transaction is now. Only `active` entitles.
+///
+/// - `active`: paid for, and not over.
+/// - `expired`: its time is over. A later transaction may have renewed it.
+/// - `refunded`: the money was given back.
+/// - `revoked`: the family member who shares it took it back, or left.
+/// - `upgraded`: another product of the same group took its place at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = apple::Status)]

@@ -26,6 +26,7 @@ use crate::credentials::Cached;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::changes::Changes;
+use crate::http::described::always_true;
 use crate::http::outbound::Upstream;
 use crate::id::TenantId;
 
@@ -89,85 +90,102 @@ impl Question {
     }
 }
 
-/// A transaction that is real: what it is now, and the facts.
+/// A yes: this transaction is genuine and of this tenant's app. What it is worth now is in `status`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = apple::Verified)]
 pub struct Verified {
-    /// Always true: Apple signed this transaction, and it is this tenant's app's. Whether it is paid for now is in
-    /// `status`.
+    /// Always true. Whether it is paid for now is in `status`.
+    #[schema(schema_with = always_true)]
     pub valid: bool,
     /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
     pub version: &'static str,
     /// Where the transaction is.
     pub environment: Environment,
     /// What the transaction is now.
     pub status: Status,
-    /// Whom the app said it is for: `transaction.appAccountToken`.
+    /// Whose it is: the UUID that your app gave StoreKit for its user, as in `transaction.appAccountToken`. Null when it gave
+    /// none.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_user_id: Option<String>,
     /// The facts.
     pub transaction: Facts,
 }
 
-/// The facts of a transaction, as Apple signed them.
+/// The facts of a transaction, as Apple signed them. What Apple did not say is null.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = apple::Transaction)]
 pub struct Facts {
-    /// This transaction.
+    /// This transaction's id. Each renewal of a subscription has its own.
+    #[schema(examples("2000000123456789"))]
     pub transaction_id: Option<String>,
-    /// The first transaction of the subscription, or this one.
+    /// The id of the subscription's first transaction; stays the same over all renewals. Of a one-time purchase, its own.
+    #[schema(examples("2000000100000001"))]
     pub original_transaction_id: Option<String>,
-    /// The app.
+    /// The app's bundle id.
+    #[schema(examples("com.example.app"))]
     pub bundle_id: Option<String>,
-    /// The product.
+    /// The product's id in App Store Connect.
+    #[schema(examples("com.example.app.pro.monthly"))]
     pub product_id: Option<String>,
-    /// When this was paid.
+    /// When this transaction was paid.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub purchase_date: Option<Timestamp>,
-    /// When the first was paid.
+    /// When the subscription's first transaction was paid.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub original_purchase_date: Option<Timestamp>,
-    /// When it ends or renews; null for what does not end.
+    /// Until when it is paid for. Null for what does not end.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_date: Option<Timestamp>,
-    /// `Auto-Renewable Subscription`, `Non-Consumable`, `Consumable` or `Non-Renewing Subscription`.
+    /// What kind of product: `Auto-Renewable Subscription`, `Non-Consumable`, `Consumable` or `Non-Renewing Subscription`.
+    #[schema(examples("Auto-Renewable Subscription"))]
     pub r#type: Option<String>,
-    /// `PURCHASED` or `FAMILY_SHARED`.
+    /// `PURCHASED` by this user, or `FAMILY_SHARED` by another member of the family.
+    #[schema(examples("PURCHASED"))]
     pub in_app_ownership_type: Option<String>,
-    /// How many consumables.
-    #[schema(value_type = Option<i64>)]
+    /// How many were bought; more than 1 only of consumables.
+    #[schema(value_type = Option<i64>, examples(1))]
     pub quantity: Option<Value>,
-    /// The subscription's purchase event across devices.
+    /// Apple's id of this purchase or renewal, the same on all devices. Subscriptions only.
+    #[schema(examples("2000000044444444"))]
     pub web_order_line_item_id: Option<String>,
-    /// When it was refunded or revoked.
+    /// When it was refunded, or taken from the family. Null when it was not.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub revocation_date: Option<Timestamp>,
-    /// 0 another reason, 1 an issue with the app.
-    #[schema(value_type = Option<i64>)]
+    /// Why it was refunded: 1 for an issue with the app, 0 for anything else. Null when it was not.
+    #[schema(value_type = Option<i64>, examples(0))]
     pub revocation_reason: Option<Value>,
-    /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
-    #[schema(value_type = Option<i64>)]
+    /// What kind of offer was used: 1 introductory, 2 promotional, 3 offer code, 4 win-back. Null without one.
+    #[schema(value_type = Option<i64>, examples(1))]
     pub offer_type: Option<Value>,
-    /// Which offer.
+    /// The offer's id or code. Null without one, and for an introductory offer.
+    #[schema(examples("spring-2026"))]
     pub offer_identifier: Option<String>,
-    /// The UUID the app gave StoreKit for its user.
+    /// The UUID that your app gave StoreKit for its user. Null when it gave none.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_account_token: Option<String>,
-    /// ISO 3166-1 alpha-3.
+    /// The country of the App Store it was bought in: three letters of ISO 3166-1.
+    #[schema(examples("USA"))]
     pub storefront: Option<String>,
-    /// Apple's number for the storefront.
+    /// Apple's number for that App Store.
+    #[schema(examples("143441"))]
     pub storefront_id: Option<String>,
-    /// `PURCHASE` or `RENEWAL`.
+    /// `PURCHASE` by the user, or `RENEWAL` by Apple.
+    #[schema(examples("RENEWAL"))]
     pub transaction_reason: Option<String>,
-    /// ISO 4217.
+    /// The currency of `price`: three letters of ISO 4217.
+    #[schema(examples("USD"))]
     pub currency: Option<String>,
-    /// Thousandths of a currency unit, as Apple sends it: 9990 is 9.99.
-    #[schema(value_type = Option<i64>, example = 9990)]
+    /// What was paid, in thousandths of the currency's unit, as Apple sends it: 9990 is 9.99.
+    #[schema(value_type = Option<i64>, examples(9990))]
     pub price: Option<Value>,
-    /// The transaction as Apple signed it.
+    /// The transaction as Apple signed it: a JWS. Keep it, and you can prove the purchase later.
+    #[schema(examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…"))]
     #[serde(serialize_with = "without_escaping")]
     pub signed_transaction_info: String,
-    /// The signed payload, byte for byte.
+    /// What Apple signed, decoded and otherwise untouched: what this release does not know is in it too.
     #[schema(value_type = Object)]
     pub raw_decoded_payload: Box<RawValue>,
 }

@@ -10,8 +10,8 @@ use super::context::{Context, Failure};
 use super::output::Format;
 use super::{
     apple, audit, backup, completions, config, database, deliveries, dev, doctor, encryption,
-    google, health, inspect, jobs, key, migrate, prune, serve, simulator, spelling, tail, tenant,
-    verify, webhook,
+    google, health, inspect, jobs, key, migrate, openapi, prune, serve, simulator, spelling, tail,
+    tenant, verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -106,6 +106,8 @@ enum Command {
     Prune(prune::Args),
     /// Run only the simulated stores
     Simulator(simulator::Args),
+    /// Print the description of the HTTP API: the OpenAPI document that a running service answers at /openapi.json
+    Openapi,
     /// Print what makes a shell complete these commands
     Completions(completions::Completions),
     /// Print the manual
@@ -186,6 +188,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Jobs(command) => jobs::run(command, context).await,
         Command::Prune(args) => prune::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
+        Command::Openapi => openapi::run(context),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => completions::manual(args),
     }

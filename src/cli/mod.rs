@@ -14,6 +14,7 @@
 //! - [`upload`]: a secret from a file or from standard input
 //! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
 //! - [`health`], [`verify`], [`inspect`]: things that are asked
+//! - [`openapi`]: for those who write clients
 //! - [`completions`]: for shells, and for readers of manuals
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
 //! - [`moving`]: a tenant, packed
@@ -46,6 +47,7 @@ pub mod jobs;
 pub mod key;
 pub mod migrate;
 pub mod moving;
+pub mod openapi;
 pub mod operator;
 pub mod output;
 pub mod progress;

@@ -24,7 +24,7 @@ pub struct Record {
 pub struct Stored {
     /// The event: this one, or the one that was stored when the notification first came.
     pub event_id: EventId,
-    /// Whether the notification had not come before.
+    /// Whether it came for the first time.
     pub is_new: bool,
     /// Whether a delivery was written with it. Never on a repeat.
     pub enqueued: bool,
@@ -58,22 +58,34 @@ impl Record {
     }
 }
 
-/// What the store is answered when its notification is safe.
+/// What a store is answered when its notification is stored.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
     /// The event's id; a repeat of the notification is answered with the same.
-    #[schema(value_type = String, example = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")]
+    #[schema(value_type = String, examples("evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     pub event_id: EventId,
-    /// The store's id of the notification.
+    /// The store's id of the notification: Apple's `notificationUUID`, Pub/Sub's `messageId`.
+    #[schema(examples("136969346945"))]
     pub external_id: String,
     /// Whether the notification had not come before.
     pub is_new: bool,
-    /// Whether it is on its way to the tenant's callback because of this request.
+    /// Whether this request has put it on its way to the tenant's callback. False for a repeat, and for a tenant without a
+    /// callback.
     pub enqueued_delivery: bool,
 }
 
 impl Receipt {
+    /// For the API description: of the notification that the store calls `external_id`.
+    pub fn example(external_id: &str, is_new: bool) -> serde_json::Value {
+        serde_json::json!({
+            "eventId": "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+            "externalId": external_id,
+            "isNew": is_new,
+            "enqueuedDelivery": is_new,
+        })
+    }
+
     /// For the notification that the store calls `external_id`.
     pub fn new(stored: Stored, external_id: String) -> Self {
         Self {

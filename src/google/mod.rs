@@ -16,10 +16,12 @@
 //! - [`notifications`]: the other: something happened to a purchase
 //! - [`trial`]: and a third, for an operator: would Google take these credentials
 //! - [`mod@routes`]: the first two in HTTP
+//! - `description`: how those are described to callers
 
 pub mod account;
 pub mod api;
 pub mod chain;
+mod description;
 pub mod notifications;
 pub mod payload;
 pub mod routes;
@@ -30,5 +32,5 @@ pub mod trust;
 pub mod verify;
 
 pub use notifications::Notifications;
-pub use routes::{push_routes, routes};
+pub use routes::{described, push_routes, routes};
 pub use verify::{Google, Settings};

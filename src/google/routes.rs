@@ -7,11 +7,13 @@ use std::time::Duration;
 use axum::extract::{FromRef, Path, Request, State};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::api::Failure;
+use super::description::{
+    self, Answer, Push as PushRequest, PushErrors, VerifyErrors, VerifyRequest,
+};
 use super::notifications::{Message, NotAccepted, Notifications, Refused};
 use super::store::FindError;
 use super::verify::{Bought, Google, Missing, No, NotVerified, Question, Verified};
@@ -20,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::events::{Receipt, Received, Source};
 use crate::http::envelope::LogFields;
 use crate::http::json::{self, Fields, FromJson, Json};
-use crate::http::problem::{Declined, ErrorBody, Issue};
+use crate::http::problem::{Declined, Issue};
 use crate::http::{Code, Problem, Refusal, body};
 use crate::id::TenantId;
 use crate::tenants::caller::bearer;
@@ -33,23 +35,34 @@ const KEYS_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a tenant's backend asks.
 pub fn routes(google: Google, callers: Callers, verifications: Verifications) -> OpenApiRouter {
-    OpenApiRouter::new()
-        .routes(routes!(verify))
-        .with_state(Room {
-            google,
-            callers,
-            verifications,
-        })
+    asked().with_state(Room {
+        google,
+        callers,
+        verifications,
+    })
 }
 
 /// What Google pushes.
 pub fn push_routes(notifications: Notifications, received: Received) -> OpenApiRouter {
-    OpenApiRouter::new()
-        .routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
-        .with_state(Door {
-            notifications,
-            received,
-        })
+    pushed().with_state(Door {
+        notifications,
+        received,
+    })
+}
+
+/// Both, as they are described.
+pub fn described() -> utoipa::openapi::OpenApi {
+    let mut both = asked().into_openapi();
+    both.merge(pushed().into_openapi());
+    both
+}
+
+fn asked() -> OpenApiRouter<Room> {
+    OpenApiRouter::new().routes(routes!(verify))
+}
+
+fn pushed() -> OpenApiRouter<Door> {
+    OpenApiRouter::new().routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
 }
 
 #[derive(Clone)]
@@ -73,22 +86,48 @@ impl FromRef<Room> for Callers {
 
 /// Is this Google Play purchase real, and what is it now?
 ///
-/// `valid: true` means that Google knows the purchase and that it is this tenant's app's; whether it is paid for now is
-/// said by `status`. A "no" is an answer too: status 200 with `valid: false` and `error` one of `PURCHASE_NOT_FOUND`,
-/// `PACKAGE_NAME_MISMATCH`, `PRODUCT_ID_MISMATCH`, `APP_USER_MISMATCH`.
+/// Google is asked. A 200 is a verdict: `valid: true` with the purchase, or `valid: false` with the reason in `error`. Any
+/// other status is none.
 #[utoipa::path(
     post,
     path = "/v1/google/verify",
+    operation_id = "verifyGoogle",
     tag = "verify",
     security(("apiKey" = [])),
-    request_body = VerifyRequest,
+    request_body(
+        content = VerifyRequest,
+        description = "Which purchase, and what must be true of it. At most 16 KB.",
+        examples(
+            ("subscription" = (summary = "A subscription", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+                "type": "subscription",
+                "expectedAppUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }))),
+            ("product" = (summary = "A one-time product", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "nopqrstuvwxyzabcdefghijk.AO-J1Oyy",
+                "type": "product",
+                "productId": "coins_100",
+            }))),
+        ),
+    ),
     responses(
-        (status = 200, description = "Google's answer: the purchase, or `valid: false` and why", body = Verified),
-        (status = 400, description = "`INVALID_REQUEST`: every problem is in `details.issues`; `CREDENTIALS_MISSING`: this tenant has no Google credentials", body = ErrorBody<'static>),
-        (status = 401, description = "`UNAUTHENTICATED`: no good API key", body = ErrorBody<'static>),
-        (status = 429, description = "`RATE_LIMITED`: this tenant's own limit or Google's quota; see `Retry-After`", body = ErrorBody<'static>),
-        (status = 502, description = "`GOOGLE_API_ERROR`: Google gave no answer that says yes or no; see `details.status` and `details.googleErrorCode`", body = ErrorBody<'static>),
-        (status = 503, description = "`UNAVAILABLE`: the database cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+        (
+            status = 200,
+            description = "A verdict: the purchase, or `valid: false` and why not",
+            body = Answer,
+            examples(
+                ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(description::subscription()))),
+                ("product" = (summary = "A product that was used up.", value = json!(description::product()))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(description::no(No::NotFound(Missing::Unknown))))),
+                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(description::no(No::NotFound(Missing::Gone))))),
+                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(description::no(No::OtherApp { expected: "com.example.app".to_owned() })))),
+                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(description::no(No::OtherProduct { found: vec!["pro_yearly".to_owned()] })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(description::no(No::OtherUser)))),
+            ),
+        ),
+        VerifyErrors,
     ),
 )]
 async fn verify(
@@ -109,25 +148,43 @@ async fn verify(
     verified.map(axum::Json)
 }
 
-/// Google's real-time developer notifications, as Pub/Sub pushes them
+/// Take in a notification of Google Play
 ///
-/// Set up a push subscription of the app's topic with authentication, its endpoint being this address. The token that
-/// Pub/Sub sends must be signed by Google, carry the address that was given as `--pubsub-service-account`, and be meant
-/// for `--pubsub-audience`; where that was not set, for this address. When the answer is 200, the event is stored, and
-/// so is its delivery to the tenant's callback; a repeat is answered alike and stored once. A message that cannot be
-/// read is stored as `unknown`.
+/// For Google, not for you: set up a Pub/Sub push subscription of the app's topic with authentication and without payload
+/// unwrapping, its endpoint being this address. The token that Pub/Sub sends must be signed by Google, carry the address
+/// that was given as `--pubsub-service-account`, and be meant for `--pubsub-audience`; where that was not set, for this
+/// address. When the answer is 200, the event is stored, and so is its delivery to the tenant's callback; a repeat is
+/// answered alike and stored once. A message that cannot be read is stored as `unknown`.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/google/{tenantId}",
+    operation_id = "receiveGoogle",
     tag = "webhooks",
-    params(("tenantId" = String, Path, description = "The tenant's id")),
-    request_body(content = PushRequest),
+    security(("googlePush" = [])),
+    params(("tenantId" = String, Path, description = "The tenant's id.", pattern = "^tenant_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
+    request_body(
+        content = PushRequest,
+        description = "What Pub/Sub pushes. At most 1 MB; its content type is not looked at.",
+        examples(("push" = (summary = "A push, its message in base64.", value = json!({
+            "message": {
+                "messageId": "136969346945",
+                "publishTime": "2026-04-10T14:22:10.123Z",
+                "data": "eyJ2ZXJzaW9uIjoiMS4wIiwicGFja2FnZU5hbWUiOiJjb20uZXhhbXBsZS5hcHAifQ==",
+            },
+            "subscription": "projects/example/subscriptions/attesto",
+        })))),
+    ),
     responses(
-        (status = 200, description = "Stored", body = Receipt),
-        (status = 400, description = "`INVALID_REQUEST`: the id is malformed, the body is no push, or its message is about another app", body = ErrorBody<'static>),
-        (status = 401, description = "`UNAUTHENTICATED`: the push's token does not convince, or there is no such tenant", body = ErrorBody<'static>),
-        (status = 404, description = "`TENANT_NOT_FOUND`: the tenant is inactive", body = ErrorBody<'static>),
-        (status = 503, description = "`UNAVAILABLE`: the database, or Google's keys, cannot be reached; see `Retry-After`", body = ErrorBody<'static>),
+        (
+            status = 200,
+            description = "It is stored, now or before",
+            body = Receipt,
+            examples(
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(Receipt::example("136969346945", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(Receipt::example("136969346945", false)))),
+            ),
+        ),
+        PushErrors,
     ),
 )]
 async fn receive(
@@ -222,34 +279,8 @@ fn credentials_problem(error: &Arc<FindError>) -> Problem {
     }
 }
 
-/// A push as Pub/Sub sends it.
-#[derive(ToSchema)]
-#[schema(as = google::PushRequest)]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
-struct PushRequest {
-    /// The message.
-    message: PushedMessage,
-    /// The subscription's name; not looked at.
-    subscription: Option<String>,
-}
-
-/// The message of a push.
-#[derive(ToSchema)]
-#[schema(as = google::PushedMessage, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
-struct PushedMessage {
-    /// The same on every repeat.
-    #[schema(min_length = 1, max_length = 256, example = "136969346945")]
-    message_id: String,
-    /// Google's `DeveloperNotification`: JSON in base64.
-    data: Option<String>,
-    /// When Pub/Sub took it.
-    #[schema(format = DateTime)]
-    publish_time: Option<String>,
-}
-
 /// What of a push matters.
-struct Push {
+pub(super) struct Push {
     id: String,
     data: Option<String>,
     published: Option<Timestamp>,
@@ -284,28 +315,6 @@ impl FromJson for Push {
     }
 }
 
-/// A question about a Google Play purchase.
-#[derive(ToSchema)]
-#[schema(as = google::VerifyRequest, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
-struct VerifyRequest {
-    /// The app's package name; it must be the one this tenant is set up with.
-    #[schema(min_length = 1, max_length = 200, example = "com.example.app")]
-    package_name: String,
-    /// The token Google Play gave the app.
-    #[schema(min_length = 1, max_length = 4096)]
-    purchase_token: String,
-    /// What was bought.
-    #[schema(value_type = String, pattern = "^(subscription|product)$", example = "subscription")]
-    r#type: String,
-    /// The product. Required for a product; when given for a subscription, it must be one of the subscription's.
-    #[schema(min_length = 1, max_length = 200)]
-    product_id: Option<String>,
-    /// Whose purchase it must be: what the app passed to Google as the obfuscated account id.
-    #[schema(min_length = 1, max_length = 200)]
-    expected_app_user_id: Option<String>,
-}
-
 impl FromJson for Question {
     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
         let package_name = body.required_string("packageName", 1..=200);
@@ -338,17 +347,21 @@ impl From<NotVerified> for Declined {
     fn from(outcome: NotVerified) -> Self {
         Self::Failed(Box::new(match outcome {
             NotVerified::No(no) => return Self::No(Box::new(refusal(no))),
-            NotVerified::NoCredentials => Problem::new(
-                Code::CredentialsMissing,
-                "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
-            ),
+            NotVerified::NoCredentials => no_credentials(),
             NotVerified::Credentials(error) => credentials_problem(&error),
             NotVerified::Google(failure) => problem(failure),
         }))
     }
 }
 
-fn refusal(no: No) -> Refusal {
+pub(super) fn no_credentials() -> Problem {
+    Problem::new(
+        Code::CredentialsMissing,
+        "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
+    )
+}
+
+pub(super) fn refusal(no: No) -> Refusal {
     match no {
         No::NotFound(missing) => {
             let reason = match missing {
@@ -375,7 +388,7 @@ fn refusal(no: No) -> Refusal {
     }
 }
 
-fn problem(failure: Failure) -> Problem {
+pub(super) fn problem(failure: Failure) -> Problem {
     let google = |message: String, status: Value, reason: Option<&str>| {
         Problem::new(Code::GoogleApiError, message)
             .detail("status", status)

@@ -54,7 +54,19 @@ use crate::events::Word;
 /// How long Google waits for an acknowledgement before it refunds.
 pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_hours(72);
 
-/// What a purchase is now.
+/// What a purchase is now. `active` and `in_grace_period` entitle; so does a subscription that is `canceled`, until it
+/// expires.
+///
+/// - `active`: paid for.
+/// - `in_grace_period`: a renewal failed; access goes on while Google tries again.
+/// - `on_hold`: a renewal failed and the grace period is over; no access.
+/// - `paused`: the subscriber paused it; no access.
+/// - `pending`: not paid yet, such as cash at a shop; no access.
+/// - `canceled`: a subscription that will not renew, and is paid for until it expires. A product that was cancelled or
+///   refunded; no access.
+/// - `expired`: over, or it never began.
+/// - `consumed`: a product that was used up.
+/// - `unknown`: Google uses a word that this release does not know; no access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = google::Status)]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use url::Url;
 use utoipa::ToSchema;
+use utoipa::openapi::Schema;
 
 use super::api::{Absent, Failure, Known, NoPurchase, Play};
 use super::payload::{Int64, LineItem, ProductPurchase, SubscriptionPurchase};
@@ -20,6 +21,7 @@ use crate::credentials::Cached;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::changes::Changes;
+use crate::http::described::{always_true, words};
 use crate::http::outbound::Upstream;
 use crate::id::TenantId;
 
@@ -72,25 +74,28 @@ pub enum Bought {
     },
 }
 
-/// A purchase that is real: what it is now, and the facts.
+/// A yes: Google knows this purchase, and it is of this tenant's app. What it is worth now is in `status`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Verified)]
 pub struct Verified {
-    /// Always true: Google knows this purchase, and it is this tenant's app's. Whether it is paid for now is in
-    /// `status`.
+    /// Always true. Whether it is paid for now is in `status`.
+    #[schema(schema_with = always_true)]
     pub valid: bool,
     /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
     pub version: &'static str,
     /// What the purchase is now.
     pub status: Status,
-    /// Whom the app said it is for: `purchase.obfuscatedExternalAccountId`.
+    /// Whose it is: what your app gave Google for its user, as in `purchase.obfuscatedExternalAccountId`. Null when it gave
+    /// nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_user_id: Option<String>,
     /// The facts.
     pub purchase: Purchase,
 }
 
-/// The facts of a purchase.
+/// The facts of a purchase; `kind` says of which of the two. What Google did not say is null.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 #[schema(as = google::Purchase)]
@@ -101,52 +106,65 @@ pub enum Purchase {
     Product(Product),
 }
 
-/// A subscription. Dates, price and renewal are those of one line item: the requested product's, else the one that
-/// lasts longest; `rawResponse` has them all.
+/// A subscription. It can be of several products, each with its own dates, price and renewal: these are of the requested
+/// `productId`, else of the one that lasts longest. `rawResponse` has them all.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Subscription)]
 pub struct Subscription {
-    /// `androidpublisher#subscriptionPurchaseV2`
+    /// Always `androidpublisher#subscriptionPurchaseV2`.
+    #[schema(schema_with = subscription_kind)]
     pub kind: String,
-    /// The app.
+    /// The app's package name.
+    #[schema(examples("com.example.app"))]
     pub package_name: String,
-    /// The line item's product.
+    /// The product's id in the Play Console.
+    #[schema(examples("pro_monthly"))]
     pub product_id: Option<String>,
-    /// The token that was asked about.
+    /// The purchase token that was asked about.
+    #[schema(examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn"))]
     pub purchase_token: String,
-    /// When it was granted; null while pending.
+    /// When the subscription began. Null while it is pending.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub start_time: Option<Timestamp>,
-    /// When the line item ends or renews.
+    /// Until when it is paid for. Null while it is pending.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expiry_time: Option<Timestamp>,
     /// Whether it will renew at `expiryTime`.
     pub auto_renewing: bool,
-    /// ISO 4217; null for a prepaid plan.
+    /// The currency of `priceAmountMicros`: three letters of ISO 4217. Null for a prepaid plan.
+    #[schema(examples("USD"))]
     pub price_currency_code: Option<String>,
-    /// What a renewal costs in millionths of a currency unit; a string, as everywhere in Google's JSON.
-    #[schema(value_type = Option<String>, example = "9990000")]
+    /// What a renewal costs, in millionths of the currency's unit: `9990000` is 9.99. A string, as Google sends it. Null for
+    /// a prepaid plan.
+    #[schema(value_type = Option<String>, examples("9990000"))]
     pub price_amount_micros: Option<Int64>,
-    /// The buyer's country, ISO 3166-1 alpha-2.
+    /// The buyer's country: two letters of ISO 3166-1.
+    #[schema(examples("US"))]
     pub country_code: Option<String>,
-    /// 0 waiting for the money, 1 received, 2 free trial, 3 another plan takes over at the next renewal; null when
+    /// 0 waiting for the money, 1 received, 2 free trial, 3 another plan takes over at the next renewal. Null when it is
     /// cancelled or over.
+    #[schema(examples(1))]
     pub payment_state: Option<u8>,
-    /// 0 not acknowledged, 1 acknowledged.
+    /// Whether your app or backend has acknowledged the purchase to Google: 0 not yet, 1 yes.
+    #[schema(examples(1))]
     pub acknowledgement_state: u8,
-    /// Google refunds what is not acknowledged by then. Null when nothing is to be acknowledged (yet).
+    /// Google takes back what is not acknowledged by then. Null when there is nothing to acknowledge, or not yet.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub acknowledge_by: Option<Timestamp>,
-    /// The order that last succeeded.
+    /// The last payment's order id, as it stands on the buyer's receipt.
+    #[schema(examples("GPA.3345-1234-5678-90123"))]
     pub order_id: Option<String>,
-    /// What the app gave Google as the obfuscated account id.
+    /// What your app gave Google for its user with `setObfuscatedAccountId`. Null when it gave nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub obfuscated_external_account_id: Option<String>,
-    /// The token this purchase replaces; what that one granted has ended.
+    /// The purchase token that this purchase replaces, after a change of plan: what that one granted has ended. Null when it
+    /// replaces none.
+    #[schema(examples("abcdefghijklmnopqrstuvwx.AO-J1Oxx"))]
     pub linked_purchase_token: Option<String>,
-    /// Bought by a licence tester: no money moved.
+    /// Whether it was bought by a licence tester: no money moved.
     pub test_purchase: bool,
-    /// Google's answer, byte for byte.
+    /// What Google answered, untouched: what this release does not know is in it too.
     #[schema(value_type = Object)]
     pub raw_response: Box<RawValue>,
 }
@@ -156,37 +174,64 @@ pub struct Subscription {
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Product)]
 pub struct Product {
-    /// `androidpublisher#productPurchase`
+    /// Always `androidpublisher#productPurchase`.
+    #[schema(schema_with = product_kind)]
     pub kind: String,
-    /// The app.
+    /// The app's package name.
+    #[schema(examples("com.example.app"))]
     pub package_name: String,
-    /// The product.
+    /// The product's id in the Play Console.
+    #[schema(examples("coins_100"))]
     pub product_id: String,
-    /// The token that was asked about.
+    /// The purchase token that was asked about.
+    #[schema(examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn"))]
     pub purchase_token: String,
-    /// When it was bought, in milliseconds since the Unix epoch; a string, as everywhere in Google's JSON.
-    #[schema(value_type = Option<String>, example = "1775830930000")]
+    /// When it was bought, in milliseconds since 1970. A string, as Google sends it.
+    #[schema(value_type = Option<String>, examples("1775830930000"))]
     pub purchase_time_millis: Option<Int64>,
-    /// 0 purchased, 1 cancelled, 2 pending.
+    /// 0 bought, 1 cancelled or refunded, 2 not paid yet.
+    #[schema(examples(0))]
     pub purchase_state: Option<i64>,
-    /// 0 not consumed, 1 consumed.
+    /// Whether it was used up: 0 not yet, 1 yes.
+    #[schema(examples(0))]
     pub consumption_state: Option<i64>,
-    /// 0 not acknowledged, 1 acknowledged.
+    /// Whether your app or backend has acknowledged the purchase to Google: 0 not yet, 1 yes.
+    #[schema(examples(1))]
     pub acknowledgement_state: u8,
-    /// Google refunds what is neither acknowledged nor consumed by then. Null when nothing is to be acknowledged (yet).
+    /// Google takes back what is neither acknowledged nor consumed by then. Null when there is nothing to acknowledge, or not
+    /// yet.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub acknowledge_by: Option<Timestamp>,
-    /// The order; null for what was not paid with money.
+    /// The order id, as it stands on the buyer's receipt. Null for what was not paid with money.
+    #[schema(examples("GPA.3345-1234-5678-90124"))]
     pub order_id: Option<String>,
     /// How many were bought.
+    #[schema(examples(1))]
     pub quantity: i64,
-    /// What the app gave Google as the obfuscated account id.
+    /// What your app gave Google for its user with `setObfuscatedAccountId`. Null when it gave nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub obfuscated_external_account_id: Option<String>,
-    /// Bought by a licence tester: no money moved.
+    /// Whether it was bought by a licence tester: no money moved.
     pub test_purchase: bool,
-    /// Google's answer, byte for byte.
+    /// What Google answered, untouched: what this release does not know is in it too.
     #[schema(value_type = Object)]
     pub raw_response: Box<RawValue>,
+}
+
+fn subscription_kind() -> Schema {
+    let meaning = "a subscription.";
+    words(
+        "What Google calls it.",
+        &[("androidpublisher#subscriptionPurchaseV2", meaning)],
+    )
+}
+
+fn product_kind() -> Schema {
+    let meaning = "a one-time product.";
+    words(
+        "What Google calls it.",
+        &[("androidpublisher#productPurchase", meaning)],
+    )
 }
 
 /// Why there is no [`Verified`].

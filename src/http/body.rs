@@ -95,7 +95,8 @@ async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
     })
 }
 
-fn too_large(max: usize) -> Problem {
+/// The body has more than `max` bytes.
+pub fn too_large(max: usize) -> Problem {
     Problem::new(
         Code::InvalidRequest,
         format!("The body is larger than {max} bytes."),

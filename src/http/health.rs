@@ -13,9 +13,11 @@ use axum::http::StatusCode;
 use futures_util::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
+use utoipa::openapi::Schema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::described::words;
 use super::outbound::InFlight;
 
 /// How long the checks may take. The contract promises an answer within two seconds.
@@ -45,10 +47,18 @@ impl Health {
 
     /// `/health` and `/ready`.
     pub fn routes(self) -> OpenApiRouter {
+        Self::router().with_state(self)
+    }
+
+    /// The same, as they are described.
+    pub fn described() -> utoipa::openapi::OpenApi {
+        Self::router().into_openapi()
+    }
+
+    fn router() -> OpenApiRouter<Self> {
         OpenApiRouter::new()
             .routes(routes!(health))
             .routes(routes!(ready))
-            .with_state(self)
     }
 
     async fn look(&self) -> BTreeMap<&'static str, String> {
@@ -74,19 +84,35 @@ impl Health {
 #[derive(serde::Serialize, ToSchema)]
 struct Alive {
     /// Always `ok`.
+    #[schema(examples("ok"))]
     status: &'static str,
-    /// This release.
+    /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
     version: &'static str,
+}
+
+fn status() -> Schema {
+    words(
+        "Whether it can.",
+        &[
+            ("ok", "it can."),
+            ("degraded", "it cannot; `checks` says why."),
+        ],
+    )
 }
 
 /// Whether the process can do its work.
 #[derive(serde::Serialize, ToSchema)]
 struct Readiness {
-    /// `ok` or `degraded`.
+    /// Whether it can.
+    #[schema(schema_with = status)]
     status: &'static str,
-    /// This release.
+    /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
     version: &'static str,
-    /// Each check: `ok`, or `fail: ` and a few words.
+    /// Each check by its name, `db` and `encryption`: `ok`, or `fail: ` and a few words. While the process is shutting down
+    /// there is `server` too.
+    #[schema(examples(json!({ "db": "ok", "encryption": "ok" })))]
     checks: BTreeMap<&'static str, String>,
 }
 
@@ -97,7 +123,9 @@ struct Readiness {
     get,
     path = "/health",
     tag = "operation",
-    responses((status = 200, description = "It is.", body = Alive))
+    responses((status = 200, description = "It is", body = Alive, examples(
+        ("alive" = (summary = "It is.", value = json!({ "status": "ok", "version": crate::VERSION })))
+    )))
 )]
 async fn health() -> Json<Alive> {
     Json(Alive {
@@ -115,8 +143,17 @@ async fn health() -> Json<Alive> {
     path = "/ready",
     tag = "operation",
     responses(
-        (status = 200, description = "It can.", body = Readiness),
-        (status = 503, description = "It cannot: `status` is `degraded` and `checks` says why.", body = Readiness),
+        (status = 200, description = "It can", body = Readiness, examples(
+            ("ready" = (summary = "It can.", value = json!({
+                "status": "ok", "version": crate::VERSION, "checks": { "db": "ok", "encryption": "ok" },
+            })))
+        )),
+        (status = 503, description = "It cannot: `status` is `degraded` and `checks` says why", body = Readiness, examples(
+            ("degraded" = (summary = "The database is away.", value = json!({
+                "status": "degraded", "version": crate::VERSION,
+                "checks": { "db": "fail: connection refused", "encryption": "fail: database" },
+            })))
+        )),
     )
 )]
 async fn ready(State(health): State<Health>) -> (StatusCode, Json<Readiness>) {

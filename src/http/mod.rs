@@ -5,6 +5,7 @@
 //!
 //! - [`envelope`]: what is around every answer: request id, version, error body, log line, caught panics
 //! - [`problem`]: the error body, and every code there is
+//! - [`described`]: what the API description says of errors
 //! - [`body`]: reading a request's body, bounded in bytes and in time
 //! - [`health`]: does it live, can it work
 //! - [`json`]: a body that is a JSON object, with all that is wrong with it said at once
@@ -12,6 +13,7 @@
 //! - [`outbound`]: calls to a store, with a deadline, quick retries and shared answers
 
 pub mod body;
+pub mod described;
 pub mod envelope;
 pub mod health;
 pub mod json;

@@ -9,13 +9,12 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
-use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder, Schema};
 
 /// Every error code of the public contract, with its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     missing_docs,
-    reason = "each is explained at its status in `Code::status`, and in the API description"
+    reason = "each is explained in `Code::meaning`, which is also the API description's"
 )]
 pub enum Code {
     InvalidRequest,
@@ -33,6 +32,52 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::InvalidRequest,
+        Self::CredentialsMissing,
+        Self::Unauthenticated,
+        Self::SignatureInvalid,
+        Self::TenantNotFound,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RateLimited,
+        Self::InternalError,
+        Self::AppleApiError,
+        Self::GoogleApiError,
+        Self::Unavailable,
+    ];
+
+    /// What it means, in a few words for the API description.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => {
+                "400: the request is malformed; `details.issues` lists everything that is wrong with it."
+            }
+            Self::CredentialsMissing => {
+                "400: the tenant is not set up for this store, or not for its production."
+            }
+            Self::Unauthenticated => {
+                "401: no API key, or one that is malformed, unknown, revoked, or of an inactive tenant. For Google's pushes: a token that does not convince."
+            }
+            Self::SignatureInvalid => {
+                "401: a notification that Apple did not sign, or not for this tenant."
+            }
+            Self::TenantNotFound => "404: there is no active tenant of this id.",
+            Self::NotFound => "404: there is nothing at this path.",
+            Self::MethodNotAllowed => "405: this path does not take this method.",
+            Self::RateLimited => {
+                "429: the tenant's own limit, or the store's quota, is used up; wait as long as `Retry-After` says."
+            }
+            Self::InternalError => "500: something is wrong inside Attesto, and in its log.",
+            Self::AppleApiError => "502: Apple did not answer, or not with a yes or no.",
+            Self::GoogleApiError => "502: Google did not answer, or not with a yes or no.",
+            Self::Unavailable => {
+                "503: the database, or what else is needed, cannot be reached; ask again after `Retry-After`."
+            }
+        }
+    }
+
     /// The code as it is sent.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -235,52 +280,6 @@ impl IntoResponse for Problem {
     }
 }
 
-impl utoipa::IntoResponses for Problem {
-    /// What every route behind an API key may answer, for its entry in the API description.
-    fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        [
-            (
-                "400",
-                "`INVALID_REQUEST`: the body is not what this route takes (`details.issues` lists everything wrong with \
-                 it; `details.maxBytes` when it is too large). `CREDENTIALS_MISSING`: the tenant has no credentials for \
-                 this store.",
-            ),
-            (
-                "401",
-                "`UNAUTHENTICATED`: no API key, or one that is malformed, unknown, revoked, or of an inactive tenant.",
-            ),
-            (
-                "429",
-                "`RATE_LIMITED`: the tenant's own limit or the store's quota. `Retry-After` and \
-                 `details.retryAfterSeconds` say when to come back.",
-            ),
-            (
-                "500",
-                "`INTERNAL_ERROR`: a fault of this service, logged under the request id.",
-            ),
-            (
-                "502",
-                "`APPLE_API_ERROR`, `GOOGLE_API_ERROR`: the store did not answer, or not usably. `details` repeats its \
-                 status and error code.",
-            ),
-            (
-                "503",
-                "`UNAVAILABLE`: the database cannot be reached. `Retry-After` says when to come back.",
-            ),
-        ]
-        .map(|(status, description)| {
-            let schema = Ref::from_schema_name(<ErrorBody<'_> as utoipa::ToSchema>::name());
-            let content = Content::new(Some(RefOr::<Schema>::Ref(schema)));
-            let response = ResponseBuilder::new()
-                .description(description)
-                .content("application/json", content)
-                .build();
-            (status.to_owned(), response.into())
-        })
-        .into()
-    }
-}
-
 /// A store's "no", which is an answer and not an error: status 200 with `valid: false`.
 #[derive(Clone, Debug)]
 pub struct Refusal {
@@ -338,7 +337,7 @@ impl IntoResponse for Declined {
 }
 
 /// The one body of every error and of every refusal.
-#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorBody<'a> {
     /// Always false.
@@ -349,7 +348,6 @@ pub struct ErrorBody<'a> {
     pub message: &'a str,
     /// Facts a program can use. Which ones depends on `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     pub details: Option<&'a Map<String, Value>>,
     /// The same as the header `X-Request-Id`.
     pub request_id: &'a str,

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::RateLimit;
 use crate::db::changes::Changes;
 use crate::db::{Database, Error};
+use crate::http::described::Described;
 use crate::http::envelope::LogFields;
 use crate::http::{Code, Problem};
 use crate::id::{KeyId, TenantId};
@@ -143,14 +144,33 @@ impl From<Refused> for Problem {
                 Code::Unauthenticated,
                 "Send a valid API key as `Authorization: Bearer attesto_live_…`.",
             ),
-            Refused::TooOften { wait, .. } => Self::new(
-                Code::RateLimited,
-                "Too many requests from this tenant. Wait as long as Retry-After says.",
-            )
-            .retry_after(wait),
+            Refused::TooOften { wait, .. } => too_often(wait),
             Refused::Unknown(error) => error.into(),
         }
     }
+}
+
+fn too_often(wait: Duration) -> Problem {
+    Problem::new(
+        Code::RateLimited,
+        "Too many requests from this tenant. Wait as long as Retry-After says.",
+    )
+    .retry_after(wait)
+}
+
+/// What can go wrong with every route that demands an API key, for its description.
+pub fn described() -> [Described; 3] {
+    [
+        Described::new(
+            "there is no good API key: none, or one that is malformed, unknown, revoked, or of an inactive tenant",
+            Refused::Unauthenticated,
+        ),
+        Described::new(
+            "this tenant asks more often than its limit allows",
+            too_often(Duration::from_secs(1)),
+        ),
+        Described::without_database(),
+    ]
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller

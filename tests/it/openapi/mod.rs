@@ -1,0 +1,363 @@
+//! `/openapi.json` as a generator of clients reads it, and as a person does.
+
+mod schema;
+
+use std::collections::BTreeSet;
+
+use attesto::http::Code;
+use attesto::service;
+use attesto::simulator::state::apple::NewTransaction;
+use attesto::simulator::state::google::{NewProduct, NewSubscription};
+use serde_json::{Value, json};
+
+use self::schema::objections;
+use crate::world::attesto::{APP, World};
+
+/// Which errors each route may answer, by the contract.
+const ERRORS: [(&str, &[&str]); 7] = [
+    ("/health", &["INTERNAL_ERROR"]),
+    ("/ready", &["INTERNAL_ERROR"]),
+    ("/openapi.json", &["INTERNAL_ERROR"]),
+    (
+        "/v1/apple/verify",
+        &[
+            "APPLE_API_ERROR",
+            "CREDENTIALS_MISSING",
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "RATE_LIMITED",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+    (
+        "/v1/google/verify",
+        &[
+            "CREDENTIALS_MISSING",
+            "GOOGLE_API_ERROR",
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "RATE_LIMITED",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+    (
+        "/v1/webhooks/apple/{tenantId}",
+        &[
+            "CREDENTIALS_MISSING",
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "SIGNATURE_INVALID",
+            "TENANT_NOT_FOUND",
+            "UNAVAILABLE",
+        ],
+    ),
+    (
+        "/v1/webhooks/google/{tenantId}",
+        &[
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "TENANT_NOT_FOUND",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+];
+
+/// Every operation: what it is called here, its path, and itself.
+fn operations(description: &Value) -> Vec<(String, &str, &Value)> {
+    let paths = description["paths"].as_object().expect("paths");
+    let of_path = |(path, item): (&'_ String, &'_ Value)| {
+        let item = item.as_object().expect("operations");
+        let path = paths.get_key_value(path).expect("it is there").0.as_str();
+        let methods: Vec<_> = item.keys().cloned().collect();
+        methods
+            .into_iter()
+            .map(move |method| (format!("{method} {path}"), path, method))
+            .collect::<Vec<_>>()
+    };
+    paths
+        .iter()
+        .flat_map(of_path)
+        .map(|(what, path, method)| (what, path, &paths[path][method]))
+        .collect()
+}
+
+fn fields(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flatten()
+}
+
+/// Every `$ref` in a document.
+fn references(value: &Value, into: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(target) if name == "$ref" => into.push(target.clone()),
+                    value => references(value, into),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, into)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn what_is_served_is_what_the_command_prints() {
+    let world = World::new().await;
+    let served = world.ask("GET", "/openapi.json", None, None).await.body;
+    assert_eq!(served, service::description());
+    world.end().await;
+}
+
+#[test]
+fn the_description_is_whole() {
+    let description = service::description();
+    assert_eq!(description["info"]["version"], attesto::VERSION);
+    let mut targets = Vec::new();
+    references(&description, &mut targets);
+    assert!(!targets.is_empty());
+    for target in targets {
+        let pointer = target.strip_prefix('#').expect("a place in this document");
+        assert!(
+            description.pointer(pointer).is_some(),
+            "{target} is nowhere"
+        );
+    }
+    let described: BTreeSet<_> = operations(&description)
+        .iter()
+        .map(|(_, path, _)| *path)
+        .collect();
+    assert_eq!(described, ERRORS.iter().map(|(path, _)| *path).collect());
+    let mut ids = BTreeSet::new();
+    for (what, path, operation) in operations(&description) {
+        assert!(
+            ids.insert(operation["operationId"].as_str()),
+            "{what}: its id is another's"
+        );
+        let security = &operation["security"][0];
+        let expected = match path {
+            "/v1/apple/verify" | "/v1/google/verify" => "apiKey",
+            "/v1/webhooks/google/{tenantId}" => "googlePush",
+            // Apple has no key either; it signs what it posts.
+            _ => {
+                assert_eq!(security, &Value::Null, "{what}");
+                continue;
+            }
+        };
+        assert!(security[expected].is_array(), "{what}");
+        assert!(description["components"]["securitySchemes"][expected]["description"].is_string());
+    }
+}
+
+/// Notes what lacks words.
+struct Silent(Vec<String>);
+
+impl Silent {
+    fn look(&mut self, what: &str, of: &Value, names: &[&str]) {
+        for name in names {
+            if of[name].as_str().is_none_or(|text| text.trim().is_empty()) {
+                self.0.push(format!("{what} has no {name}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_is_described() {
+    let description = service::description();
+    let mut silent = Silent(Vec::new());
+    for (what, _, operation) in operations(&description) {
+        silent.look(&what, operation, &["summary", "description", "operationId"]);
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            silent.look(&format!("{what}: a parameter"), parameter, &["description"]);
+        }
+        if let Some(body) = operation.get("requestBody") {
+            silent.look(&format!("{what}: its body"), body, &["description"]);
+        }
+        for (status, answer) in fields(&operation["responses"]) {
+            silent.look(&format!("{what}: {status}"), answer, &["description"]);
+            for needed in ["X-Request-Id", "X-Attesto-Version"] {
+                assert!(answer["headers"][needed].is_object(), "{what}: {status}");
+            }
+            for (name, header) in fields(&answer["headers"]) {
+                silent.look(
+                    &format!("{what}: {status}: {name}"),
+                    header,
+                    &["description"],
+                );
+            }
+        }
+    }
+    for (name, schema) in fields(&description["components"]["schemas"]) {
+        silent.look(name, schema, &["description"]);
+        for (field, property) in fields(&schema["properties"]) {
+            let choices = property["oneOf"].as_array().into_iter().flatten();
+            let mut targets = choices
+                .chain([property])
+                .filter_map(|it| it["$ref"].as_str());
+            // What is referred to is described where it stands.
+            if targets.next().is_none() {
+                silent.look(&format!("{name}.{field}"), property, &["description"]);
+            }
+        }
+        for words in std::iter::once(schema).chain(fields(&schema["properties"]).map(|it| it.1)) {
+            let text = words["description"].as_str().unwrap_or_default();
+            let all = words["enum"].as_array().into_iter().flatten();
+            for word in all.filter_map(Value::as_str) {
+                if !text.contains(&format!("- `{word}`: ")) {
+                    silent.0.push(format!("{name}: {word} is not explained"));
+                }
+            }
+        }
+    }
+    assert!(silent.0.is_empty(), "{:#?}", silent.0);
+}
+
+#[test]
+fn every_error_of_the_contract_is_described_where_it_may_happen() {
+    let description = service::description();
+    let anywhere = description["info"]["description"].as_str().expect("text");
+    let mut somewhere = BTreeSet::new();
+    for (what, path, operation) in operations(&description) {
+        let expected = ERRORS.iter().find(|(known, _)| *known == path);
+        let mut found = BTreeSet::new();
+        for (status, answer) in fields(&operation["responses"]) {
+            let content = &answer["content"]["application/json"];
+            if content["schema"]["$ref"] != "#/components/schemas/ErrorBody" {
+                continue;
+            }
+            for (_, example) in fields(&content["examples"]) {
+                let code = example["value"]["error"].as_str().expect("a code");
+                let known = Code::ALL.into_iter().find(|known| known.as_str() == code);
+                let known = known.expect("a code of ours").status();
+                assert_eq!(known.as_str(), status, "{what}: {code}");
+                let text = answer["description"].as_str().unwrap_or_default();
+                assert!(text.contains(&format!("`{code}`: ")), "{what}: {code}");
+                found.insert(code);
+            }
+            let waits = matches!(status.as_str(), "429" | "503");
+            let says = answer["headers"]["Retry-After"].is_object();
+            assert_eq!(says, waits, "{what}: {status}");
+        }
+        let expected = expected.expect("it is in the table").1;
+        assert_eq!(found, expected.iter().copied().collect(), "{what}");
+        somewhere.extend(found);
+    }
+    for code in Code::ALL.map(Code::as_str) {
+        assert!(
+            somewhere.contains(code) || anywhere.contains(&format!("`{code}`")),
+            "{code} is described nowhere"
+        );
+    }
+}
+
+#[test]
+fn every_answer_has_an_example_and_every_example_is_true() {
+    let description = service::description();
+    let mut wrong = Vec::new();
+    let mut judge = |what: &str, schema: &Value, value: &Value| {
+        let objections = objections(schema, value, &description);
+        wrong.extend(objections.iter().map(|why| format!("{what}{why}")));
+    };
+    for (what, _, operation) in operations(&description) {
+        let answers = fields(&operation["responses"]);
+        let bodies = operation.get("requestBody").map(|body| ("body", body));
+        let answers = answers.map(|(status, answer)| (status.as_str(), answer));
+        for (part, described) in answers.chain(bodies) {
+            for (_, content) in fields(&described["content"]) {
+                let examples = &content["examples"];
+                assert!(
+                    fields(examples).count() > 0,
+                    "{what}: {part} has no example"
+                );
+                for (name, example) in fields(examples) {
+                    let at = format!("{what}: {part}: {name}");
+                    assert!(example["summary"].is_string(), "{at}");
+                    judge(&at, &content["schema"], &example["value"]);
+                }
+            }
+        }
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let example = parameter.get("example").expect("an example");
+            judge(&what, &parameter["schema"], example);
+        }
+    }
+    for (name, schema) in fields(&description["components"]["schemas"]) {
+        for (field, property) in fields(&schema["properties"]) {
+            for example in property["examples"].as_array().into_iter().flatten() {
+                judge(&format!("{name}.{field}"), property, example);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Whatever is answered is described field by field, and nothing that is described is left out.
+#[tokio::test]
+async fn what_is_answered_is_as_described() {
+    let world = World::new().await;
+    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
+    let (apple, google) = (world.simulator.apple(), world.simulator.google());
+    let transaction = apple.create(NewTransaction::default()).expect("a purchase");
+    let jws = apple.signed(&transaction.transaction_id).expect("its JWS");
+    let subscription = google.subscribe(NewSubscription::default()).expect("one");
+    let product = google.sell(NewProduct::default()).expect("one");
+    let bought =
+        |token: &str, kind| json!({ "packageName": APP, "purchaseToken": token, "type": kind });
+    let mut a_product = bought(&product.purchase_token, "product");
+    a_product["productId"] = json!(product.product_id);
+    let questions = [
+        (
+            200,
+            "/v1/apple/verify",
+            json!({ "transactionId": transaction.transaction_id }),
+        ),
+        (200, "/v1/apple/verify", json!({ "signedTransaction": jws })),
+        (
+            200,
+            "/v1/apple/verify",
+            json!({ "signedTransaction": "a.b.c" }),
+        ),
+        (200, "/v1/apple/verify", json!({ "transactionId": "1" })),
+        (
+            200,
+            "/v1/apple/verify",
+            json!({ "signedTransaction": jws, "environment": "production" }),
+        ),
+        (400, "/v1/apple/verify", json!({})),
+        (
+            200,
+            "/v1/google/verify",
+            bought(&subscription.purchase_token, "subscription"),
+        ),
+        (200, "/v1/google/verify", a_product),
+        (200, "/v1/google/verify", bought("unknown", "subscription")),
+        (400, "/v1/google/verify", json!({})),
+    ];
+    let description = service::description();
+    let operations = operations(&description);
+    for (status, path, question) in questions {
+        let keys = [None, Some(&stranger), Some(&tenant)];
+        for key in keys {
+            let answer = world
+                .ask("POST", path, key.map(|it| it.key.expose()), Some(&question))
+                .await;
+            let expected = key.map_or(401, |it| if it.id == tenant.id { status } else { 400 });
+            assert_eq!(
+                answer.status, expected,
+                "{path} {question}: {}",
+                answer.body
+            );
+            let operation = operations.iter().find(|(_, known, _)| *known == path);
+            let (_, _, operation) = operation.expect("it is described");
+            let described = &operation["responses"][answer.status.to_string()];
+            let schema = &described["content"]["application/json"]["schema"];
+            let objections = objections(schema, &answer.body, &description);
+            assert!(objections.is_empty(), "{path} {question}: {objections:#?}");
+        }
+    }
+    world.end().await;
+}
