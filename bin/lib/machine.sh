@@ -122,6 +122,22 @@ need_c_compiler() {
     need_packages "A C compiler" gcc libc6-dev
 }
 
+# Python with what makes virtual environments, which Debian packs apart.
+need_python() {
+    python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+    need_packages "Python 3.11 or newer" python3 python3-venv
+    python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "Python is $(python3 --version), and 3.11 or newer is needed. Please install it, as python3 on the PATH."
+}
+
+need_node() {
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        need_packages "Node.js" nodejs npm
+    fi
+    node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' ||
+        fail "Node.js is $(node --version), and 18 or newer is needed. Please install it, as node on the PATH."
+}
+
 need_everything() {
     need_rust
     need_c_compiler

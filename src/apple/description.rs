@@ -205,7 +205,7 @@ impl IntoResponses for VerifyErrors {
                     status: 500,
                     code: Some(5_000_000),
                     message: None,
-                    retry_after: None,
+                    retry_after: Some(wait),
                 }),
             ),
             Described::new(

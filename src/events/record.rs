@@ -68,7 +68,7 @@ pub struct Receipt {
     /// The store's id of the notification: Apple's `notificationUUID`, Pub/Sub's `messageId`.
     #[schema(examples("136969346945"))]
     pub external_id: String,
-    /// Whether the notification had not come before.
+    /// Whether it came for the first time.
     pub is_new: bool,
     /// Whether this request has put it on its way to the tenant's callback. False for a repeat, and for a tenant without a
     /// callback.

@@ -233,7 +233,7 @@ impl IntoResponses for VerifyErrors {
                     status: 503,
                     reason: Some("backendError".to_owned()),
                     message: None,
-                    retry_after: None,
+                    retry_after: Some(wait),
                 }),
             ),
             Described::new(

@@ -102,7 +102,7 @@ fn response(errors: &[Described]) -> Response {
             ObjectBuilder::new()
                 .schema_type(Type::Integer)
                 .minimum(Some(1)),
-            "How many seconds to wait before asking again.",
+            "How many seconds to wait before asking again. With 502 only where the store said so.",
             json!(2),
         );
         response = response.header("Retry-After", header);

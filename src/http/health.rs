@@ -123,8 +123,8 @@ struct Readiness {
     get,
     path = "/health",
     tag = "operation",
-    responses((status = 200, description = "It is", body = Alive, examples(
-        ("alive" = (summary = "It is.", value = json!({ "status": "ok", "version": crate::VERSION })))
+    responses((status = 200, description = "It is alive", body = Alive, examples(
+        ("alive" = (summary = "It is alive.", value = json!({ "status": "ok", "version": crate::VERSION })))
     )))
 )]
 async fn health() -> Json<Alive> {
@@ -143,8 +143,8 @@ async fn health() -> Json<Alive> {
     path = "/ready",
     tag = "operation",
     responses(
-        (status = 200, description = "It can", body = Readiness, examples(
-            ("ready" = (summary = "It can.", value = json!({
+        (status = 200, description = "It can do its work", body = Readiness, examples(
+            ("ready" = (summary = "It can do its work.", value = json!({
                 "status": "ok", "version": crate::VERSION, "checks": { "db": "ok", "encryption": "ok" },
             })))
         )),

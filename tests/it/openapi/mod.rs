@@ -1,5 +1,6 @@
 //! `/openapi.json` as a generator of clients reads it, and as a person does.
 
+mod page;
 mod schema;
 
 use std::collections::BTreeSet;
@@ -166,6 +167,19 @@ impl Silent {
 }
 
 #[test]
+fn the_page_to_read_is_up_to_date() {
+    let made = page::page(&service::description());
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
+    if std::fs::read_to_string(kept).unwrap_or_default() != made {
+        let new = concat!(env!("CARGO_TARGET_TMPDIR"), "/api.md");
+        std::fs::write(new, &made).expect("a file");
+        panic!(
+            "docs/api.md is not what the API's description says. If that is right: cp {new} {kept}"
+        );
+    }
+}
+
+#[test]
 fn everything_is_described() {
     let description = service::description();
     let mut silent = Silent(Vec::new());
@@ -238,7 +252,7 @@ fn every_error_of_the_contract_is_described_where_it_may_happen() {
                 assert!(text.contains(&format!("`{code}`: ")), "{what}: {code}");
                 found.insert(code);
             }
-            let waits = matches!(status.as_str(), "429" | "503");
+            let waits = matches!(status.as_str(), "429" | "502" | "503");
             let says = answer["headers"]["Retry-After"].is_object();
             assert_eq!(says, waits, "{what}: {status}");
         }

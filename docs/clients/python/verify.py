@@ -1,0 +1,90 @@
+"""Asks Attesto about one purchase, with a client generated from its own description:
+
+    pip install openapi-python-client==0.29.1 httpx attrs
+    attesto openapi >openapi.json
+    openapi-python-client generate --path openapi.json --meta none --output-path attesto_client
+    ATTESTO_URL=https://attesto.internal ATTESTO_API_KEY=attesto_live_… python verify.py apple 2000000123456789
+
+It prints what your backend should do, as a line of JSON. Copy `understand` and the two functions below it.
+"""
+
+import json
+import os
+import sys
+from datetime import datetime, timezone
+
+import httpx
+
+from attesto_client.api.verify import verify_apple, verify_google
+from attesto_client.client import AuthenticatedClient
+from attesto_client.models import (
+    AppleRefused,
+    AppleVerified,
+    AppleVerifyById,
+    ErrorBody,
+    GoogleRefused,
+    GoogleSubscription,
+    GoogleVerified,
+    GoogleVerifyProduct,
+    GoogleVerifyProductType,
+    GoogleVerifySubscription,
+    GoogleVerifySubscriptionType,
+)
+from attesto_client.types import Response
+
+Verified = AppleVerified | GoogleVerified
+Refused = AppleRefused | GoogleRefused
+Answer = Response[AppleVerified | AppleRefused | ErrorBody] | Response[GoogleVerified | GoogleRefused | ErrorBody]
+# What to do now: "grant" the purchase or "refuse" it; or keep what the user has, and "ask again" or have somebody "mend" it.
+Decision = dict[str, str | int | None]
+
+
+def understand(answer: Answer) -> Decision:
+    if isinstance(answer.parsed, AppleVerified | GoogleVerified | AppleRefused | GoogleRefused):
+        return decide(answer.parsed)
+    # Not a verdict: nothing was found out, so nothing may be taken away.
+    error = answer.parsed
+    because = f"{error.error}: {error.message}" if error else f"{answer.status_code}: no answer of Attesto's"
+    if answer.status_code not in (429, 500, 502, 503):
+        return {"do": "mend", "because": because}
+    return {"do": "ask again", "because": because, "afterSeconds": int(answer.headers.get("retry-after", "5"))}
+
+
+def decide(answer: Verified | Refused) -> Decision:
+    if isinstance(answer, AppleRefused | GoogleRefused):
+        return {"do": "refuse", "because": f"{answer.error}: {answer.message}"}
+    verdict = "grant" if is_paid_for(answer) else "refuse"
+    return {"do": verdict, "because": str(answer.status), "user": answer.app_user_id}
+
+
+def is_paid_for(answer: Verified) -> bool:
+    if str(answer.status) == "canceled" and isinstance(answer, GoogleVerified):
+        # Will not renew, and is paid for until it ends. A product has no end, and is not paid for.
+        end = answer.purchase.expiry_time if isinstance(answer.purchase, GoogleSubscription) else None
+        return end is not None and end > datetime.now(timezone.utc)
+    return str(answer.status) in ("active", "in_grace_period")
+
+
+def main() -> None:
+    client = AuthenticatedClient(
+        base_url=os.environ.get("ATTESTO_URL", "http://127.0.0.1:8080"),
+        token=os.environ["ATTESTO_API_KEY"],
+        # Attesto waits ten seconds for a store.
+        timeout=httpx.Timeout(15),
+    )
+    store, identifier, *product = sys.argv[1:]
+    package = os.environ.get("PACKAGE_NAME", "com.example.app")
+    if store == "apple":
+        question = AppleVerifyById(transaction_id=identifier)
+        decision = understand(verify_apple.sync_detailed(client=client, body=question))
+    elif product:
+        bought = GoogleVerifyProduct(package, identifier, GoogleVerifyProductType.PRODUCT, product[0])
+        decision = understand(verify_google.sync_detailed(client=client, body=bought))
+    else:
+        held = GoogleVerifySubscription(package, identifier, GoogleVerifySubscriptionType.SUBSCRIPTION)
+        decision = understand(verify_google.sync_detailed(client=client, body=held))
+    print(json.dumps(decision))
+
+
+if __name__ == "__main__":
+    main()
