@@ -19,9 +19,12 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    /// Milliseconds since the Unix epoch, first and now.
+    /// Milliseconds since the Unix epoch.
     Fixed {
-        start: i64,
+        /// When it was made.
+        made: i64,
+        /// What it would show had it never been advanced.
+        start: Arc<AtomicI64>,
         now: Arc<AtomicI64>,
     },
 }
@@ -36,7 +39,8 @@ impl Clock {
     pub fn fixed(start: Timestamp) -> Self {
         let start = start.millis();
         Self(Source::Fixed {
-            start,
+            made: start,
+            start: Arc::new(AtomicI64::new(start)),
             now: Arc::new(AtomicI64::new(start)),
         })
     }
@@ -59,8 +63,8 @@ impl Clock {
         static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
             Source::System => BEGIN.elapsed(),
-            Source::Fixed { now, .. } => {
-                Duration::from_millis(u64::try_from(now.load(Ordering::SeqCst)).unwrap_or(0))
+            Source::Fixed { made, .. } => {
+                Duration::from_millis(u64::try_from(*made).unwrap_or(0)) + self.lead()
             }
         }
     }
@@ -72,7 +76,18 @@ impl Clock {
     pub fn lead(&self) -> Duration {
         match &self.0 {
             Source::System => Duration::ZERO,
-            Source::Fixed { start, .. } => self.now().since(Timestamp(*start)),
+            Source::Fixed { start, .. } => {
+                self.now().since(Timestamp(start.load(Ordering::SeqCst)))
+            }
+        }
+    }
+
+    /// Sets a fixed clock wrong by so many milliseconds more: somebody set the machine's clock. No time passes, so that the
+    /// database's clock does not follow as it does when this one is [advanced](Clock::advance).
+    pub fn set_wrong(&self, by: i64) {
+        if let Source::Fixed { start, now, .. } = &self.0 {
+            start.fetch_add(by, Ordering::SeqCst);
+            now.fetch_add(by, Ordering::SeqCst);
         }
     }
 
@@ -221,5 +236,12 @@ mod tests {
         assert_eq!(clock.now(), Timestamp::from_millis(61_000));
         assert_eq!(clock.lead(), Duration::from_mins(1));
         assert_eq!(Clock::system().lead(), Duration::ZERO);
+        let before = clock.uptime();
+        twin.set_wrong(-60_000);
+        assert_eq!(clock.now(), Timestamp::from_millis(1000));
+        assert_eq!(
+            (clock.lead(), clock.uptime()),
+            (Duration::from_mins(1), before)
+        );
     }
 }

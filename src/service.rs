@@ -299,26 +299,16 @@ impl Service {
     }
 
     fn dispatcher(&self) -> Dispatcher {
-        let courier = post::courier(
-            self.sender.clone(),
-            &self.database,
-            &self.keyring,
-            &self.clock,
-        );
+        let database = self.database.for_deliveries();
+        let courier = post::courier(self.sender.clone(), &database, &self.keyring, &self.clock);
         let settings = DispatcherSettings {
             concurrency: self.webhooks.concurrency,
             interval: self.webhooks.interval,
             max_retries: self.webhooks.max_retries,
             grace: self.grace.saturating_sub(RESERVE),
         };
-        Dispatcher::new(
-            &self.database,
-            &self.clock,
-            courier,
-            self.wake.clone(),
-            settings,
-        )
-        .counting(self.tally.clone())
+        Dispatcher::new(&database, &self.clock, courier, self.wake.clone(), settings)
+            .counting(self.tally.clone())
     }
 
     /// Every route, with what is around each answer. `/ready` fails once `leaving` is cancelled.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
@@ -25,15 +25,24 @@ pub struct Operator {
     pub command: String,
 }
 
+/// So many of a pool's connections are set aside for deliveries: one for claims and results, one for prolonging what is
+/// under way, one for what is sent.
+const SET_ASIDE: u32 = 3;
+/// A pool that is smaller than this is not divided.
+const DIVISIBLE: u32 = 8;
+
 /// How long the pool may leave a ping unanswered before we look for the cause ourselves.
 const SUSPICION: Duration = Duration::from_millis(100);
 
 /// The database of this process. Clones share one pool.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Database {
     pool: Pool,
     /// The same database without a pooler between, if there is one.
     direct: Option<Arc<PgConnectOptions>>,
+    /// Connections that only deliveries use.
+    set_aside: Arc<OnceLock<Pool>>,
+    settings: Arc<ConnectSettings>,
     /// The way through the pooler, if there is one.
     pooler: Option<Arc<PgConnectOptions>>,
     /// The migrations of this release.
@@ -109,6 +118,13 @@ impl Unreachable {
     }
 }
 
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Where it is may hold a password.
+        f.debug_struct("Database").finish_non_exhaustive()
+    }
+}
+
 impl Database {
     /// A pool that connects when first asked: a database that is away at start-up is a state, not the end.
     pub fn open(settings: &ConnectSettings) -> Self {
@@ -133,8 +149,12 @@ impl Database {
         let is_shared = direct.is_some() && operator.is_none();
         let options = way.clone().application_name(&name);
         let operator = operator.map(|operator| Arc::new((name, operator)));
+        let most = match operator {
+            None if settings.max_connections >= DIVISIBLE => settings.max_connections - SET_ASIDE,
+            _ => settings.max_connections,
+        };
         let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections)
+            .max_connections(most)
             .idle_timeout(settings.idle_timeout)
             .acquire_timeout(settings.connect_timeout)
             .after_connect(move |connection, _| {
@@ -154,9 +174,45 @@ impl Database {
         let pool = Pool::new(pool, is_shared);
         Self {
             pool,
+            set_aside: Arc::default(),
+            settings: Arc::new(settings.clone()),
             direct,
             pooler,
             known: &MIGRATOR,
+        }
+    }
+
+    /// The same with connections that nothing else uses, if there are enough: when requests have taken all others, or the
+    /// server has none left to give, deliveries go on. They are a part of `max`, opened at once and kept.
+    #[must_use]
+    pub fn for_deliveries(&self) -> Self {
+        if self.settings.max_connections < DIVISIBLE {
+            return self.clone();
+        }
+        let pool = self.set_aside.get_or_init(|| {
+            let is_shared = self.direct.is_some();
+            let options = self.settings.options.clone();
+            let pool = PgPoolOptions::new()
+                .min_connections(SET_ASIDE)
+                .max_connections(SET_ASIDE)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .acquire_timeout(self.settings.connect_timeout)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move {
+                        if !is_shared {
+                            connection.execute(AssertSqlSafe(limits("set"))).await?;
+                        }
+                        Ok(())
+                    })
+                })
+                .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
+                .connect_lazy_with(options.application_name("attesto-deliveries"));
+            Pool::new(pool, is_shared)
+        });
+        Self {
+            pool: pool.clone(),
+            ..self.clone()
         }
     }
 
@@ -190,16 +246,19 @@ impl Database {
 
     /// How many connections are in use, and how many are open and idle.
     pub fn connections(&self) -> (u64, u64) {
-        let open = u64::from(self.pool.bare().size());
-        let idle = u64::try_from(self.pool.bare().num_idle())
-            .unwrap_or(0)
-            .min(open);
-        (open - idle, idle)
+        let of = |pool: &Pool| {
+            let open = u64::from(pool.bare().size());
+            let idle = u64::try_from(pool.bare().num_idle()).unwrap_or(0).min(open);
+            (open - idle, idle)
+        };
+        let (used, idle) = of(&self.pool);
+        let (used_too, idle_too) = self.set_aside.get().map_or((0, 0), of);
+        (used + used_too, idle + idle_too)
     }
 
-    /// How many connections there may be.
+    /// How many connections there may be, with those that are set aside for deliveries.
     pub fn most_connections(&self) -> u64 {
-        u64::from(self.pool.bare().options().get_max_connections())
+        u64::from(self.settings.max_connections)
     }
 
     /// The pool, for a room's store.
@@ -265,6 +324,9 @@ impl Database {
     /// Closes every connection.
     pub async fn close(&self) {
         self.pool.bare().close().await;
+        if let Some(pool) = self.set_aside.get() {
+            pool.bare().close().await;
+        }
     }
 }
 

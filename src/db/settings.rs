@@ -80,7 +80,7 @@ impl ConnectSettings {
             direct: None,
             max_connections: 20,
             idle_timeout: Duration::from_mins(10),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
         }
     }
 
@@ -95,13 +95,13 @@ impl ConnectSettings {
     }
 
     /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
-    /// defaults 600 and 5) are ours; the others are Postgres' own, of which those that sqlx does not know are left out.
+    /// defaults 600 and 3) are ours; the others are Postgres' own, of which those that sqlx does not know are left out.
     pub fn from_url(text: &str) -> Result<Self, MalformedUrl> {
         let mut url = Url::parse(text).map_err(|_| MalformedUrl::NotAUrl)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(MalformedUrl::NotAUrl);
         }
-        let (mut max, mut idle, mut connect) = (20, 600, 5);
+        let (mut max, mut idle, mut connect) = (20, 600, 3);
         let mut others = Vec::new();
         for (name, value) in url.query_pairs() {
             match name.as_ref() {

@@ -25,7 +25,7 @@ const MOST_GOOD: usize = 100_000;
 const MOST_UNKNOWN: usize = 20_000;
 /// How many keys are looked up in the database at once, so that a flood of made-up keys leaves connections for others.
 const LOOKUPS_AT_ONCE: usize = 8;
-/// How long a request waits for its turn.
+/// How long a request waits for its turn and the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a good key stands for.
@@ -101,7 +101,8 @@ impl Directory {
         if let Some(known) = self.recall(hash) {
             return Ok(known);
         }
-        let turn = tokio::time::timeout(PATIENCE, self.lookups.acquire()).await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let turn = tokio::time::timeout_at(deadline, self.lookups.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             return Err(Error::PoolTimedOut);
         };
@@ -110,7 +111,11 @@ impl Directory {
             return Ok(known);
         }
         let epoch = self.read().epoch;
-        let found = store::find_good_key(&self.database, hash).await?;
+        let finding = store::find_good_key(&self.database, hash);
+        let Ok(found) = tokio::time::timeout_at(deadline, finding).await else {
+            return Err(Error::PoolTimedOut);
+        };
+        let found = found?;
         let found = found.map(|key| {
             Arc::new(Facts {
                 used: self.usage.card(&key.id),

@@ -27,6 +27,7 @@ mod every_route;
 mod google_credentials;
 mod google_notifications;
 mod google_verify;
+mod hard_times;
 mod health_command;
 mod hold;
 mod jobs;

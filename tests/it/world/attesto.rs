@@ -77,6 +77,11 @@ impl World {
         Self::on(fresh, Clock::fixed(start()), IDENTITY.clone(), settings).await
     }
 
+    /// One on this database, whose clock shows this.
+    pub(crate) async fn upon(fresh: Fresh, clock: Clock, settings: &[(&str, &str)]) -> Self {
+        Self::on(fresh, clock, IDENTITY.clone(), settings).await
+    }
+
     /// One whose database is behind a pooler.
     pub(crate) async fn behind(pooler: &Pooler, settings: &[(&str, &str)]) -> Self {
         let fresh = pooler.before(&fresh_database().await);
