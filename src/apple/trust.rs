@@ -35,6 +35,7 @@ use super::chains::Chains;
 use super::ocsp::Subject;
 use super::payload;
 use crate::clock::Timestamp;
+use crate::crypto::pasted;
 
 /// Marks the leaf that signs for the App Store.
 pub(super) const LEAF_MARKER: ObjectIdentifier =
@@ -219,7 +220,7 @@ impl Verifier {
     /// Trusts only the certificates of `path`: a DER or PEM file, or a folder of them.
     pub fn with_roots_at(path: &Path) -> Result<Self, BadRoots> {
         let unreadable = |path: &Path| {
-            let path = path.display().to_string();
+            let path = pasted::told(path);
             move |cause| BadRoots::Unreadable { path, cause }
         };
         let mut files = vec![path.to_owned()];
@@ -240,14 +241,14 @@ impl Verifier {
             let found = certificates(&bytes);
             if found.is_empty() {
                 return Err(BadRoots::NoCertificate {
-                    path: file.display().to_string(),
+                    path: pasted::told(file),
                 });
             }
             roots.extend(found);
         }
         if roots.is_empty() {
             return Err(BadRoots::NoCertificate {
-                path: path.display().to_string(),
+                path: pasted::told(path),
             });
         }
         Ok(Self::new(roots))

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::crypto::pasted::told;
 use crate::db::{Error, MigrationProblem};
 
 /// Why a backup was not made, or could not be judged. That it is not sound is no error: see
@@ -40,10 +41,10 @@ pub enum BackupError {
         said: String,
     },
     /// The file is there already.
-    #[error("{} exists already: a backup is never written over", .0.display())]
+    #[error("{} exists already: a backup is never written over", told(.0))]
     Exists(PathBuf),
     /// A file cannot be read or written.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}", told(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -51,7 +52,10 @@ pub enum BackupError {
         cause: io::Error,
     },
     /// The manifest is not one.
-    #[error("{} is not the manifest of a backup that this release can read: {why}", path.display())]
+    #[error(
+        "{} is not the manifest of a backup that this release can read: {why}",
+        told(path)
+    )]
     Manifest {
         /// The file.
         path: PathBuf,
@@ -59,7 +63,7 @@ pub enum BackupError {
         why: String,
     },
     /// It is not the dump that was made.
-    #[error("{} is not the dump that its manifest was written for: it was changed or cut off", .0.display())]
+    #[error("{} is not the dump that its manifest was written for: it was changed or cut off", told(.0))]
     Changed(PathBuf),
     /// There is something in the way.
     #[error(

@@ -16,6 +16,7 @@ use crate::credentials::reseal::{self, Holding, Progress, Report, ResealError, R
 use crate::credentials::sealed;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::MasterKey;
+use crate::crypto::pasted;
 use crate::crypto::sealed_file::Identity;
 use crate::replicas::company::listed;
 use crate::replicas::{Company, Replica};
@@ -100,7 +101,9 @@ fn generate_identity(path: &Path, context: &Context) -> Result<(), Failure> {
             file.write_all(identity.expose_secret().as_bytes())?;
             file.sync_all()
         })
-        .map_err(|error| Failure::refused(format!("cannot write {}: {error}.", path.display())))?;
+        .map_err(|error| {
+            Failure::refused(format!("cannot write {}: {error}.", pasted::told(path)))
+        })?;
     let recipient = recipient.to_string();
     context.output.sentence(
         &json!({ "recipient": recipient }),

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 
 use clap::Command;
 
+use crate::crypto::pasted::may_be_secret;
+
 /// What the program was asked, in the nested form, with `serve` filled in when no command is named.
 pub fn nested(arguments: impl IntoIterator<Item = OsString>, tree: &Command) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -27,18 +29,6 @@ pub fn nested(arguments: impl IntoIterator<Item = OsString>, tree: &Command) -> 
         None => {}
     }
     arguments
-}
-
-/// Whether an argument may be a secret that was put where something else belongs: an API key, a URL with a password, the
-/// content of a key file. Longer than every id of ours, or of a shape that secrets have.
-pub fn may_be_secret(argument: &str) -> bool {
-    const LONGEST_HARMLESS: usize = 40;
-    argument.chars().count() > LONGEST_HARMLESS
-        || argument.starts_with("attesto_")
-        || argument.starts_with('{')
-        || ["://", "-----BEGIN"]
-            .iter()
-            .any(|part| argument.contains(part))
 }
 
 /// What the parser says, without repeating an argument that [may be a secret](may_be_secret).

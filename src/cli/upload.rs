@@ -8,7 +8,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use super::context::Failure;
-use super::spelling;
+use crate::crypto::pasted;
 
 /// More than this is not a key file.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -16,7 +16,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 /// The whole content of `path`, or of standard input when `path` is `-`. What cannot be read is exit 1, what is too
 /// large is exit 2.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let name = shown(path);
+    let name = pasted::told(path);
     let mut content = Zeroizing::new(Vec::new());
     let read = if path == Path::new("-") {
         io::stdin()
@@ -33,18 +33,4 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
         )));
     }
     Ok(content)
-}
-
-/// The path as it may be repeated: not when it looks like the secret itself, put where its file's path belongs.
-fn shown(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let is_there = path
-        .parent()
-        .is_some_and(|folder| folder.parent().is_some() && folder.is_dir());
-    if is_there || !spelling::may_be_secret(&text) {
-        text.into_owned()
-    } else {
-        "what was given as a file's path (give the path of a file, not the secret itself)"
-            .to_owned()
-    }
 }

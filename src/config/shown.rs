@@ -9,6 +9,7 @@ use url::Url;
 use super::catalogue::{Kind, SETTINGS, Setting};
 use super::raw::Raw;
 use super::settings::{DatabaseSource, Settings};
+use crate::crypto::pasted;
 
 /// One setting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -100,6 +101,11 @@ fn plain(raw: &Raw<'_>, setting: &Setting) -> Option<String> {
         .map(|given| given.text)
         .or_else(|| alias(raw, setting));
     let text = text.unwrap_or_else(|| setting.default.to_owned());
+    let is_pasted =
+        matches!(setting.value, "PATH" | "FOLDER" | "FILE") && !pasted::is_tellable(text.as_ref());
+    if is_pasted {
+        return Some("…".to_owned());
+    }
     (!text.is_empty()).then(|| without_password(&text))
 }
 

@@ -5,9 +5,11 @@
 //!
 //! - [`keyring`]: seal and open, bound to a table, a column and a tenant
 //! - [`sealed_file`]: a file for whoever has a passphrase or an identity
+//! - [`pasted`]: secrets that were put where something else belongs
 //! - [`token`]: random secrets, and the digests they are recognised by
 
 pub mod keyring;
+pub mod pasted;
 pub mod sealed_file;
 pub mod token;
 

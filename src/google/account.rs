@@ -24,6 +24,7 @@ use serde_json::json;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::api::is_code;
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::http::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
@@ -454,7 +455,7 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError
                 serde_json::from_slice(&answer.body).map_err(|_| TokenError::Unexpected(status))?;
             Err(TokenError::Refused {
                 status,
-                code: read.error,
+                code: read.error.filter(|code| is_code(code)),
                 description: read.error_description,
             })
         }

@@ -361,7 +361,8 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
         .errors
         .into_iter()
         .find_map(|one| one.reason)
-        .or_else(|| error.status.clone());
+        .or_else(|| error.status.clone())
+        .filter(|word| is_code(word));
     let is_precondition = error.status.as_deref() == Some("FAILED_PRECONDITION");
     let wait = retry_after(&answer.headers, now);
     let (reason, message) = (word.as_deref().unwrap_or_default(), error.message);
@@ -420,6 +421,16 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
         }
         .into(),
     })
+}
+
+/// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
+/// and in any log. Anything else may be the purchase token.
+pub(super) fn is_code(word: &str) -> bool {
+    const LONGEST: usize = 64;
+    (1..=LONGEST).contains(&word.len())
+        && word
+            .bytes()
+            .all(|letter| letter.is_ascii_alphabetic() || letter == b'_')
 }
 
 /// `subscriptionInvalidArgument` is what was seen; its siblings are spelled after the same pattern.
@@ -572,6 +583,15 @@ mod tests {
                 found,
                 Err(unexpected(status, Some(reason), Some("A sentence.")))
             );
+        }
+    }
+
+    #[test]
+    fn what_is_no_code_is_not_repeated_as_one() {
+        for odd in ["oken7.of-a-purchase", "a sentence", "", &"x".repeat(65)] {
+            let found = meaning(refusal(400, odd), now());
+            let expected = unexpected(400, None, Some("A sentence."));
+            assert_eq!(found, Err(expected), "{odd}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::crypto::keyring::OpenError;
+use crate::crypto::pasted::told;
 use crate::crypto::sealed_file::FileError;
 use crate::db::Error;
 use crate::id::TenantId;
@@ -35,10 +36,10 @@ pub enum MoveError {
     )]
     Redelivering(TenantId),
     /// The file is there already.
-    #[error("{} exists already: an export is never written over", .0.display())]
+    #[error("{} exists already: an export is never written over", told(.0))]
     FileExists(PathBuf),
     /// A file cannot be read or written.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}", told(path))]
     File {
         /// The file.
         path: PathBuf,

@@ -16,7 +16,7 @@
 
 mod judge;
 mod plan;
-mod postgres;
+pub(crate) mod postgres;
 mod pusher;
 mod receivers;
 mod replica;

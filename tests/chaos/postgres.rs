@@ -1,10 +1,11 @@
 //! A Postgres of our own that can be crashed and started again.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::config::environment;
@@ -18,10 +19,25 @@ pub(crate) struct Postgres {
     binaries: Binaries,
     account: Option<Account>,
     server: Option<Child>,
+    options: Options,
+}
+
+/// How it is run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// What whoever connects must know; everybody is trusted without one.
+    pub(crate) password: Option<String>,
+    /// Settings of the server, such as `log_statement=all`.
+    pub(crate) settings: Vec<String>,
 }
 
 impl Postgres {
     pub(crate) fn start() -> Self {
+        Self::start_with(Options::default())
+    }
+
+    pub(crate) fn start_with(options: Options) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         let variable = |name| environment(name).filter(|value| !value.is_empty());
         let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
         let binaries = Binaries::all(named.as_deref(), variable("PATH").as_deref())
@@ -31,7 +47,11 @@ impl Postgres {
         let account =
             Account::choose(user.as_deref()).unwrap_or_else(|problem| panic!("{problem}"));
         // A socket's path must be short.
-        let folder = PathBuf::from(format!("/tmp/attesto-chaos-{}", std::process::id()));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = PathBuf::from(format!(
+            "/tmp/attesto-chaos-{}-{number}",
+            std::process::id()
+        ));
         DirBuilder::new()
             .mode(0o700)
             .create(&folder)
@@ -44,13 +64,30 @@ impl Postgres {
             binaries,
             account,
             server: None,
+            options,
         };
         let mut initdb = postgres.program("initdb");
         initdb
             .arg("-D")
             .arg(postgres.folder.join("pg"))
             .args(["-U", "attesto", "-E", "UTF8", "--locale=C", "--no-sync"])
-            .args(["--auth-local=trust", "--auth-host=reject"]);
+            .arg("--auth-host=reject");
+        match &postgres.options.password {
+            None => initdb.arg("--auth-local=trust"),
+            Some(password) => {
+                let file = postgres.folder.join("password");
+                fs::write(&file, password).expect("a file can be written");
+                if let Some(account) = &postgres.account {
+                    chown(&file, Some(account.uid), Some(account.gid))
+                        .expect("root can give it away");
+                }
+                initdb
+                    // Over a socket; anything cleverer takes long in an unoptimized build.
+                    .arg("--auth-local=password")
+                    .arg("--pwfile")
+                    .arg(file)
+            }
+        };
         let made = initdb.output().expect("initdb runs");
         assert!(
             made.status.success(),
@@ -78,10 +115,24 @@ impl Postgres {
 
     /// Where it is.
     pub(crate) fn url(&self) -> String {
+        let password = self.options.password.as_ref();
+        let password =
+            password.map_or_else(String::new, |password| format!("&password={password}"));
         format!(
-            "postgres:///postgres?host={}&user=attesto&sslmode=disable",
+            "postgres:///postgres?host={}&user=attesto&sslmode=disable{password}",
             self.folder.display()
         )
+    }
+
+    /// What its server has said so far.
+    pub(crate) fn log(&self) -> Vec<u8> {
+        fs::read(self.folder.join("log")).expect("it has a log")
+    }
+
+    /// One of its programs, beside the server itself and not beside a link to it.
+    pub(crate) fn program_at(&self, name: &str) -> PathBuf {
+        let server = fs::canonicalize(self.binaries.program("postgres")).expect("it is there");
+        server.with_file_name(name)
     }
 
     /// Ends it as a crash would: at once, with nothing tidied up.
@@ -94,7 +145,15 @@ impl Postgres {
 
     /// Starts it, and waits until it takes connections.
     pub(crate) fn resume(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("log"))
+            .expect("a file can be written");
         let mut command = self.program("postgres");
+        for setting in &self.options.settings {
+            command.arg("-c").arg(setting);
+        }
         command
             .arg("-D")
             .arg(self.folder.join("pg"))
@@ -102,7 +161,7 @@ impl Postgres {
             .arg("-c")
             .arg(format!("unix_socket_directories={}", self.folder.display()))
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(log);
         self.server = Some(command.spawn().expect("postgres runs"));
         let begun = Instant::now();
         let note = self.folder.join("pg/postmaster.pid");

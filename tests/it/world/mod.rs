@@ -2,6 +2,7 @@
 //!
 //! - [`attesto`]: a whole Attesto in this process
 //! - [`folder`]: a folder that is gone when its test is
+//! - [`needles`]: looks for secrets where they do not belong
 //! - [`pooler`]: a real `PgBouncer` before it
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 //! - [`receiver`]: a callback, good or bad
@@ -9,6 +10,7 @@
 
 pub(crate) mod attesto;
 pub(crate) mod folder;
+pub(crate) mod needles;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod receiver;
