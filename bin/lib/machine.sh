@@ -138,6 +138,11 @@ need_node() {
         fail "Node.js is $(node --version), and 18 or newer is needed. Please install it, as node on the PATH."
 }
 
+need_curl() {
+    command -v curl >/dev/null && return
+    need_packages curl curl
+}
+
 need_everything() {
     need_rust
     need_c_compiler

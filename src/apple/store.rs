@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::account::{Credentials, EnvironmentChoice, MalformedKey, SigningKey};
 use crate::clock::Timestamp;
-use crate::credentials::grace::{Before, GRACE, MOST_ROUNDS, NoWayBack, Previous};
+use crate::credentials::grace::{
+    Before, GRACE, MOST_ROUNDS, NoWayBack, Places, Previous, Replaced,
+};
 use crate::credentials::sealed::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, OpenError};
@@ -165,6 +167,13 @@ pub async fn describe(
     }))
 }
 
+fn places(tenant: &TenantId) -> Places<'_> {
+    Places {
+        stored: APPLE_PRIVATE_KEY.of(tenant.as_str()),
+        previous: APPLE_PREVIOUS_KEY.of(tenant.as_str()),
+    }
+}
+
 /// Stores credentials in place of those there were, every field of them, and keeps those for [`GRACE`]. Setting the same
 /// twice is the same as once.
 pub async fn put(
@@ -207,30 +216,15 @@ pub async fn replace(
             && stored.key_fingerprint == credentials.key.fingerprint()
             && stored.environment == credentials.environment.as_str()
             && stored.app_apple_id == credentials.app_apple_id;
-        let (before, kept) = if is_same {
-            (Before::Same, None)
-        } else if grace.is_zero() {
-            (Before::Dropped, None)
-        } else {
-            let place = APPLE_PRIVATE_KEY.of(tenant.as_str());
-            match keyring.open(place, &stored.private_key_enc) {
-                Ok(file) => {
-                    let there = APPLE_PREVIOUS_KEY.of(tenant.as_str());
-                    (
-                        Before::Kept,
-                        Some(keyring.seal(there, file.expose_secret())),
-                    )
-                }
-                Err(cause) => (Before::Unopened(cause), None),
-            }
-        };
-        let update = Update {
-            was: &stored.private_key_enc,
+        let was = &stored.private_key_enc;
+        let (before, kept) = places(tenant).set_aside(keyring, was, is_same, grace);
+        let replaced = Replaced {
+            was,
             before: &before,
             kept: kept.as_deref(),
             grace,
         };
-        if self::update(database, keyring, tenant, new, &update).await? {
+        if update(database, keyring, tenant, new, &replaced).await? {
             return Ok(before);
         }
     }
@@ -269,23 +263,13 @@ async fn insert(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// What an update knows of the credentials it replaces.
-struct Update<'a> {
-    /// The sealed value that was read: what stands there now must still be this.
-    was: &'a [u8],
-    before: &'a Before,
-    /// The same, sealed for where it is kept.
-    kept: Option<&'a [u8]>,
-    grace: Duration,
-}
-
 /// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
 async fn update(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewCredentials<'_>,
-    update: &Update<'_>,
+    replaced: &Replaced<'_>,
 ) -> Result<bool, db::Error> {
     let credentials = new.credentials;
     sqlx::query_scalar!(
@@ -316,7 +300,7 @@ async fn update(
         select exists (select from replaced) as "done!"
         "#,
         tenant.as_str(),
-        update.was,
+        replaced.was,
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
@@ -324,9 +308,9 @@ async fn update(
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
-        *update.before == Before::Same,
-        update.kept,
-        update.grace.as_secs_f64(),
+        *replaced.before == Before::Same,
+        replaced.kept,
+        replaced.grace.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await
@@ -340,10 +324,6 @@ pub async fn roll_back(
     tenant: &TenantId,
     grace: Duration,
 ) -> Result<(), NoWayBack> {
-    let (here, there) = (
-        APPLE_PRIVATE_KEY.of(tenant.as_str()),
-        APPLE_PREVIOUS_KEY.of(tenant.as_str()),
-    );
     for _ in 0..MOST_ROUNDS {
         let found = sqlx::query!(
             "select previous.private_key_enc as previous, stored.private_key_enc as stored \
@@ -354,11 +334,7 @@ pub async fn roll_back(
         .fetch_optional(database.pool())
         .await?
         .ok_or(NoWayBack::Nothing)?;
-        let previous = keyring
-            .open(there, &found.previous)
-            .map_err(NoWayBack::Sealed)?;
-        let left = keyring.open(here, &found.stored).ok();
-        let left = left.map(|file| keyring.seal(there, file.expose_secret()));
+        let (back, left) = places(tenant).exchanged(keyring, &found.stored, &found.previous)?;
         let done = sqlx::query_scalar!(
             r#"
             with replaced as (
@@ -387,7 +363,7 @@ pub async fn roll_back(
             tenant.as_str(),
             found.stored,
             found.previous,
-            keyring.seal(here, previous.expose_secret()),
+            back,
             left,
             grace.as_secs_f64(),
         )

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::clock::Timestamp;
-use crate::crypto::keyring::OpenError;
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, OpenError, Place};
 
 /// How long, when nobody says otherwise.
 pub const GRACE: Duration = Duration::from_hours(72);
@@ -55,6 +56,69 @@ pub enum Before {
     Dropped,
     /// They cannot be kept, because they do not open.
     Unopened(OpenError),
+}
+
+/// Where a store keeps a tenant's credentials, and where those before them.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// Those that are used.
+    pub stored: Place<'a>,
+    /// Those that were replaced.
+    pub previous: Place<'a>,
+}
+
+impl Places<'_> {
+    /// What becomes of the stored value when others are set, and the same value, sealed for where it is kept.
+    pub fn set_aside(
+        self,
+        keyring: &Keyring,
+        stored: &[u8],
+        is_same: bool,
+        grace: Duration,
+    ) -> (Before, Option<Vec<u8>>) {
+        if is_same {
+            return (Before::Same, None);
+        }
+        if grace.is_zero() {
+            return (Before::Dropped, None);
+        }
+        match keyring.open(self.stored, stored) {
+            Ok(file) => {
+                let kept = keyring.seal(self.previous, file.expose_secret());
+                (Before::Kept, Some(kept))
+            }
+            Err(cause) => (Before::Unopened(cause), None),
+        }
+    }
+
+    /// Each value sealed for the other's place: the previous one to be used, and the stored one to be kept, unless it does not
+    /// open.
+    pub fn exchanged(
+        self,
+        keyring: &Keyring,
+        stored: &[u8],
+        previous: &[u8],
+    ) -> Result<(Vec<u8>, Option<Vec<u8>>), NoWayBack> {
+        let back = keyring
+            .open(self.previous, previous)
+            .map_err(NoWayBack::Sealed)?;
+        let left = keyring.open(self.stored, stored).ok();
+        let left = left.map(|file| keyring.seal(self.previous, file.expose_secret()));
+        Ok((keyring.seal(self.stored, back.expose_secret()), left))
+    }
+}
+
+/// What an update knows of the credentials it replaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Replaced<'a> {
+    /// The sealed value that was read: what stands there now must still be this.
+    pub was: &'a [u8],
+    /// What becomes of it.
+    pub before: &'a Before,
+    /// The same, sealed for where it is kept.
+    pub kept: Option<&'a [u8]>,
+    /// For how long.
+    pub grace: Duration,
 }
 
 /// Why there is no going back.

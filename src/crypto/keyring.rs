@@ -305,6 +305,25 @@ mod tests {
     }
 
     #[test]
+    fn every_flipped_bit_is_refused_for_what_it_is() {
+        let ring = ring(9, 9);
+        let blob = ring.seal(HERE, b"a secret");
+        for at in 0..blob.len() {
+            for bit in 0..8 {
+                let mut flipped = blob.clone();
+                flipped[at] ^= 1_u8 << bit;
+                let expected = if at == 0 {
+                    "key_unknown"
+                } else {
+                    "does_not_open"
+                };
+                let class = ring.open(HERE, &flipped).unwrap_err().class();
+                assert_eq!(class, expected, "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
     fn a_key_is_refused_with_what_to_do() {
         let good = STANDARD.encode([7; 32]);
         let parse = |text: &str| MasterKey::parse(text, Some(1)).map(|key| key.id());

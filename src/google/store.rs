@@ -10,7 +10,9 @@ use super::account::{MalformedAccount, ServiceAccount};
 use super::chain::Link;
 use super::trust::PushSettings;
 use crate::clock::Timestamp;
-use crate::credentials::grace::{Before, GRACE, MOST_ROUNDS, NoWayBack, Previous};
+use crate::credentials::grace::{
+    Before, GRACE, MOST_ROUNDS, NoWayBack, Places, Previous, Replaced,
+};
 use crate::credentials::sealed::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
 use crate::crypto::keyring::{Keyring, OpenError};
 use crate::crypto::{ExposeSecret as _, token};
@@ -180,6 +182,13 @@ pub async fn describe(
     }))
 }
 
+fn places(tenant: &TenantId) -> Places<'_> {
+    Places {
+        stored: GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
+        previous: GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str()),
+    }
+}
+
 /// Stores credentials in place of those there were, and keeps those for [`GRACE`]. Setting the same twice is the same as
 /// once.
 pub async fn put(
@@ -225,30 +234,15 @@ pub async fn replace(
             && stays(new.pubsub_audience, &stored.pubsub_audience)
             && stays(new.pubsub_service_account, &stored.pubsub_service_account)
             && stays(new.pubsub_topic, &stored.pubsub_topic);
-        let (before, kept) = if is_same {
-            (Before::Same, None)
-        } else if grace.is_zero() {
-            (Before::Dropped, None)
-        } else {
-            let place = GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str());
-            match keyring.open(place, &stored.service_account_enc) {
-                Ok(file) => {
-                    let there = GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str());
-                    (
-                        Before::Kept,
-                        Some(keyring.seal(there, file.expose_secret())),
-                    )
-                }
-                Err(cause) => (Before::Unopened(cause), None),
-            }
-        };
-        let update = Update {
-            was: &stored.service_account_enc,
+        let was = &stored.service_account_enc;
+        let (before, kept) = places(tenant).set_aside(keyring, was, is_same, grace);
+        let replaced = Replaced {
+            was,
             before: &before,
             kept: kept.as_deref(),
             grace,
         };
-        if self::update(database, keyring, tenant, new, &update).await? {
+        if update(database, keyring, tenant, new, &replaced).await? {
             return Ok(before);
         }
     }
@@ -287,23 +281,13 @@ async fn insert(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// What an update knows of the credentials it replaces.
-struct Update<'a> {
-    /// The sealed value that was read: what stands there now must still be this.
-    was: &'a [u8],
-    before: &'a Before,
-    /// The same, sealed for where it is kept.
-    kept: Option<&'a [u8]>,
-    grace: Duration,
-}
-
 /// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
 async fn update(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewCredentials<'_>,
-    update: &Update<'_>,
+    replaced: &Replaced<'_>,
 ) -> Result<bool, db::Error> {
     sqlx::query_scalar!(
         r#"
@@ -336,7 +320,7 @@ async fn update(
         select exists (select from replaced) as "done!"
         "#,
         tenant.as_str(),
-        update.was,
+        replaced.was,
         new.package_name,
         keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file),
         new.account.client_email(),
@@ -344,9 +328,9 @@ async fn update(
         new.pubsub_audience,
         new.pubsub_service_account,
         new.pubsub_topic,
-        *update.before == Before::Same,
-        update.kept,
-        update.grace.as_secs_f64(),
+        *replaced.before == Before::Same,
+        replaced.kept,
+        replaced.grace.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await
@@ -360,10 +344,6 @@ pub async fn roll_back(
     tenant: &TenantId,
     grace: Duration,
 ) -> Result<(), NoWayBack> {
-    let (here, there) = (
-        GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
-        GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str()),
-    );
     for _ in 0..MOST_ROUNDS {
         let found = sqlx::query!(
             "select previous.service_account_enc as previous, stored.service_account_enc as stored \
@@ -374,11 +354,7 @@ pub async fn roll_back(
         .fetch_optional(database.pool())
         .await?
         .ok_or(NoWayBack::Nothing)?;
-        let previous = keyring
-            .open(there, &found.previous)
-            .map_err(NoWayBack::Sealed)?;
-        let left = keyring.open(here, &found.stored).ok();
-        let left = left.map(|file| keyring.seal(there, file.expose_secret()));
+        let (back, left) = places(tenant).exchanged(keyring, &found.stored, &found.previous)?;
         let done = sqlx::query_scalar!(
             r#"
             with replaced as (
@@ -410,7 +386,7 @@ pub async fn roll_back(
             tenant.as_str(),
             found.stored,
             found.previous,
-            keyring.seal(here, previous.expose_secret()),
+            back,
             left,
             grace.as_secs_f64(),
         )

@@ -113,7 +113,7 @@ pub const MOVED: [Part; 13] = [
 ];
 
 /// What stays, and why.
-pub const LEFT: [(&str, &str); 10] = [
+pub const LEFT: [(&str, &str); 11] = [
     (
         "webhook_health",
         "is learned anew: the callback is called from another place",
@@ -133,6 +133,7 @@ pub const LEFT: [(&str, &str); 10] = [
     ("replicas", "is the installation's"),
     ("backups", "is the installation's"),
     ("_sqlx_migrations", "is the installation's"),
+    ("schema_promises", "is the installation's"),
 ];
 
 /// How much of what was received goes along.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::world::attesto::{APP, World};
 use crate::world::postgres::{Fresh, fresh_database};
 
 /// `<id>:<base64>` of a key whose 32 bytes are all the id.
@@ -127,6 +130,20 @@ impl Vault {
             }
         }
         all
+    }
+
+    /// Somebody sets a secret anew.
+    async fn set_some_secret(&self, ring: &Keyring) {
+        let tenant = &self.tenants[fastrand::usize(..self.tenants.len())];
+        let column = sealed::GOOGLE_SERVICE_ACCOUNT;
+        let secret = said(tenant, column.column);
+        let blob = ring.seal(column.of(tenant.as_str()), secret.as_bytes());
+        sqlx::query("update google_credentials set service_account_enc = $2, updated_at = now() where tenant_id = $1")
+            .bind(tenant.as_str())
+            .bind(blob)
+            .execute(self.database().pool())
+            .await
+            .unwrap();
     }
 
     fn attesto(&self, words: &[&str], sealing: &str, retired: &[u8]) -> Ran {
@@ -446,17 +463,7 @@ async fn whoever_changes_a_secret_meanwhile_wins() {
         let rings = [ring(1, &[2]), ring(2, &[1])];
         while !stop.load(Ordering::Relaxed) {
             let number = writes.fetch_add(1, Ordering::Relaxed);
-            let tenant = &vault.tenants[fastrand::usize(..vault.tenants.len())];
-            let column = sealed::GOOGLE_SERVICE_ACCOUNT;
-            let secret = said(tenant, column.column);
-            let blob = rings[number % 2].seal(column.of(tenant.as_str()), secret.as_bytes());
-            sqlx::query("update google_credentials set service_account_enc = $2, client_email = $3 where tenant_id = $1")
-                .bind(tenant.as_str())
-                .bind(blob)
-                .bind(number.to_string())
-                .execute(database.pool())
-                .await
-                .unwrap();
+            vault.set_some_secret(&rings[number % 2]).await;
         }
     };
     let rotation = async {
@@ -476,13 +483,34 @@ async fn whoever_changes_a_secret_meanwhile_wins() {
     assert!(vault.opened(&ring(2, &[])).await.iter().all(|it| it.2));
 }
 
-/// Killed in the middle, again and again, from key to key and on: no secret is lost and each rotation comes to its end.
-#[tokio::test]
+/// Killed in the middle, again and again, from key to key and on, while secrets are being set: none is lost, each rotation comes to
+/// its end, and before that nobody can go on without the old key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_that_is_killed_is_taken_up_again() {
-    let vault = Vault::filled(230, &ring(1, &[])).await;
+    const KILLS: u32 = 5;
+    let vault = Arc::new(Vault::filled(230, &ring(1, &[])).await);
     for (old, new) in [(1, 2), (2, 3)] {
-        let mut kills = 0;
-        loop {
+        let writes = Arc::new(AtomicUsize::new(0));
+        let operators = {
+            let (vault, writes) = (vault.clone(), writes.clone());
+            tokio::spawn(async move {
+                // By now everybody seals with the new key.
+                let ring = ring(new, &[old]);
+                loop {
+                    vault.set_some_secret(&ring).await;
+                    writes.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+        };
+        let operators = AbortOnDropHandle::new(operators);
+        let retired = |expected: i32| {
+            let status = vault.attesto(&["encryption", "status"], &text(new), &[]);
+            assert_eq!(status.exit, expected, "{status:?}");
+            let named = format!("encryption key {old}, which is not configured");
+            assert_eq!(status.errors.contains(&named), expected == 1, "{status:?}");
+        };
+        for _ in 0..KILLS {
             let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
                 .env_clear()
                 .env("DATABASE_URL", &vault.fresh.url)
@@ -493,29 +521,190 @@ async fn a_rotation_that_is_killed_is_taken_up_again() {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            if kills < 3 {
-                // After the first batch or so: a pause follows each.
-                let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
-                let mut line = String::new();
-                std::io::BufRead::read_line(&mut said, &mut line).unwrap();
-                child.kill().unwrap();
-                child.wait().unwrap();
-                kills += 1;
-                let opened = vault.opened(&ring(new, &[old])).await;
-                assert_eq!(opened.len(), 5 * 230);
-                assert!(opened.iter().all(|(_, _, right)| *right));
-                assert!(
-                    opened.iter().any(|(_, id, _)| *id == old),
-                    "it was killed too late to tell"
-                );
-            } else {
-                let ran = Ran::from(child.wait_with_output().unwrap());
-                assert_eq!(ran.exit, 0, "{ran:?}");
-                break;
+            // After the first batch or so: a pause follows each.
+            let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let opened = vault.opened(&ring(new, &[old])).await;
+            assert_eq!(opened.len(), 5 * 230);
+            assert!(opened.iter().all(|(_, _, right)| *right));
+            assert!(
+                opened.iter().any(|(_, id, _)| *id == old),
+                "it was killed too late to tell"
+            );
+            retired(1);
+        }
+        let ran = vault.attesto(&["encryption", "rotate"], &text(new), &[old]);
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        assert!(writes.load(Ordering::Relaxed) > 20);
+        operators.abort();
+        let opened = vault.opened(&ring(new, &[])).await;
+        assert_eq!(opened.len(), 5 * 230);
+        assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
+        retired(0);
+    }
+    // What a killed run had done is noted as much as what the last one did.
+    let (noted, rows): (i64, i64) = sqlx::query_as(
+        "select sum((after ->> 'resealed')::bigint)::bigint, count(*) from operator_audit where action = 'reseal'",
+    )
+    .fetch_one(vault.database().pool())
+    .await
+    .unwrap();
+    assert!(
+        noted > 230 && rows > 2 * i64::from(KILLS),
+        "{noted} in {rows}"
+    );
+}
+
+/// Two processes are led from one key to the next, whichever of them is restarted first: what one seals the other opens at
+/// every step, and whoever leaves out a key too early does not start.
+#[tokio::test]
+async fn two_processes_change_keys_in_either_order() {
+    let vault = Vault::filled(2, &ring(1, &[])).await;
+    let mut from = 1;
+    for order in [["east", "west"], ["west", "east"]] {
+        let to = from + 1;
+        let mut keys = BTreeMap::from([("east", (from, vec![])), ("west", (from, vec![]))]);
+        for step in [(from, vec![to]), (to, vec![from]), (to, vec![])] {
+            if step.1.is_empty() {
+                // Too early: not before everything is sealed anew.
+                let refused = vault.attesto(&["serve", "--port=0"], &text(to), &[]);
+                assert_eq!(refused.exit, 2, "{refused:?}");
+                let named = format!("encryption key {from}, which is not configured");
+                assert!(refused.errors.contains(&named), "{refused:?}");
+                let rotated = vault.attesto(&["encryption", "rotate"], &text(to), &[from]);
+                assert_eq!(rotated.exit, 0, "{rotated:?}");
+            }
+            for name in order {
+                keys.insert(name, step.clone());
+                let rings = || {
+                    keys.values()
+                        .map(|(sealing, retired)| ring(*sealing, retired))
+                };
+                for ring in rings() {
+                    canary::check(vault.database(), &ring).await.unwrap();
+                    canary::survey(vault.database(), &ring).await.unwrap();
+                    vault.set_some_secret(&ring).await;
+                    for other in rings() {
+                        let opened = vault.opened(&other).await;
+                        assert!(opened.iter().all(|it| it.2), "{keys:?}: {opened:?}");
+                    }
+                }
             }
         }
-        let opened = vault.opened(&ring(new, &[])).await;
-        assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
+        from = to;
+    }
+}
+
+/// What is sealed for one place opens in no other, whichever table, column or tenant.
+#[tokio::test]
+async fn no_secret_opens_in_anothers_place() {
+    let ring = ring(1, &[]);
+    let vault = Vault::filled(2, &ring).await;
+    let mut sealed_values = Vec::new();
+    for column in sealed::ALL {
+        let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "select {}::text, {} from {}",
+            column.row, column.column, column.table
+        )))
+        .fetch_all(vault.database().pool())
+        .await
+        .unwrap();
+        sealed_values.extend(rows.into_iter().map(|(row, blob)| (column, row, blob)));
+    }
+    assert_eq!(sealed_values.len(), 2 * 5 + 1);
+    for (column, row, _) in &sealed_values {
+        let place = column.of(row);
+        for (from, of, blob) in &sealed_values {
+            let opened = ring.open(place, blob);
+            if from.of(of) == place {
+                opened.unwrap();
+            } else {
+                assert_eq!(
+                    opened.unwrap_err().class(),
+                    "does_not_open",
+                    "{from:?} in {column:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Every sealed column is filled as the service and its commands fill it, and holds what opens there: one that is written by any
+/// other way, or that is added and not filled here, is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_sealed_column_is_written_sealed() {
+    let world = World::today_with(&[("ENABLE_VALIDATION_AUDIT_LOG", "true")]).await;
+    let tenant = world.tenant().await;
+    let shell = world.shell();
+    let id = tenant.id.as_str();
+    let (apple, google) = (world.simulator.apple(), world.simulator.google());
+    let new = apple.new_key().unwrap();
+    let words = [
+        "apple",
+        "set-credentials",
+        id,
+        "--bundle-id",
+        APP,
+        "--app-apple-id",
+        "1",
+        "--key-id",
+        &new.key_id,
+        "--issuer-id",
+        &new.issuer_id,
+        "--key-path",
+        "-",
+    ];
+    assert_eq!(shell.run_with(&words, &new.private_key).exit, 0);
+    let url = world.simulator.google_token_url();
+    let account = google
+        .new_service_account("new")
+        .unwrap()
+        .file(url.as_str());
+    let words = [
+        "google",
+        "set-credentials",
+        id,
+        "--package-name",
+        APP,
+        "--service-account-path",
+        "-",
+    ];
+    assert_eq!(shell.run_with(&words, &account.to_string()).exit, 0);
+    for letter in ["a", "b"] {
+        let words = [
+            "webhook",
+            "set-config",
+            id,
+            "--callback-url",
+            "https://callback.example.com/",
+            "--secret-path",
+            "-",
+        ];
+        assert_eq!(shell.run_with(&words, &letter.repeat(40)).exit, 0);
+    }
+    // The key of the log of verifications is made when there is something to log; the canary when somebody asks.
+    world
+        .verify("apple", &tenant, &json!({ "transactionId": "1" }))
+        .await;
+    world.ask("GET", "/ready", None, None).await;
+    let keyring = world.keyring().clone();
+    let fresh = world.end().await;
+    for column in sealed::ALL {
+        let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "select {}::text, {} from {}",
+            column.row, column.column, column.table
+        )))
+        .fetch_all(fresh.database.pool())
+        .await
+        .unwrap();
+        assert!(!rows.is_empty(), "nothing was written into {column:?}");
+        for (row, blob) in rows {
+            let opened = keyring.open(column.of(&row), &blob);
+            assert!(opened.is_ok(), "{column:?} of {row}: {opened:?}");
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod hard_times;
 mod health_command;
 mod hold;
 mod jobs;
+mod leak;
 mod leaks;
 mod metrics;
 mod migrations;

@@ -90,9 +90,14 @@ impl World {
 
     /// One that lives now, for a test of what cannot be told another time: a program of its own.
     pub(crate) async fn today() -> Self {
+        Self::today_with(&[]).await
+    }
+
+    /// The same with some settings.
+    pub(crate) async fn today_with(settings: &[(&str, &str)]) -> Self {
         let clock = Clock::system();
         let identity = Identity::new(clock.now());
-        Self::on(fresh_database().await, clock, identity, &[]).await
+        Self::on(fresh_database().await, clock, identity, settings).await
     }
 
     async fn on(fresh: Fresh, clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {
@@ -162,6 +167,17 @@ impl World {
     /// Where the service is.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.serving.address())
+    }
+
+    /// Another process of this Attesto, as far as one can tell: its own pool, its own memory, its own listener.
+    pub(crate) async fn replica(&self) -> Serving {
+        let database = Database::open(&self.fresh.settings);
+        let service = Service::build(&self.settings, &database, &self.clock);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let serving = service
+            .expect("the service is built")
+            .serve(listener.expect("a free port"), Manners::default());
+        serving.expect("the service serves")
     }
 
     /// What is shown of its numbers, after looking for those that are looked for now and then.
@@ -265,8 +281,19 @@ impl World {
         key: Option<&str>,
         body: Option<&Value>,
     ) -> Answer {
+        self.ask_at(&self.url(path), method, key, body).await
+    }
+
+    /// The same of another process.
+    pub(crate) async fn ask_at(
+        &self,
+        url: &str,
+        method: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Answer {
         let method = method.parse().expect("a method");
-        let mut request = self.client.request(method, self.url(path));
+        let mut request = self.client.request(method, url);
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
