@@ -11,6 +11,7 @@ use crate::apple::account::Environment;
 use crate::apple::inspection::{self, Expected, Inspection, Kind, Link};
 use crate::apple::trust::Verifier;
 use crate::clock::Timestamp;
+use crate::config::{Raw, Stores};
 
 /// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]
@@ -76,6 +77,14 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
         None => Verifier::with_apple_roots(),
         Some(path) => Verifier::with_roots_at(path)
             .map_err(|problem| Failure::usage(format!("--roots: {problem}.")))?,
+    };
+    // As the service judges with the same settings; who revoked what only Apple's responders know, and nobody is asked here.
+    let lookup = |name: &str| context.variable(name);
+    let stores = Stores::read(&Raw::new([], &lookup)).map_err(Failure::settings)?;
+    let verifier = if stores.apple_ocsp {
+        verifier.judging_by_today()
+    } else {
+        verifier
     };
     let text = text(&args.what)?;
     let expected = Expected {

@@ -366,7 +366,8 @@ async fn bring_up_to_date(database: &Database) -> Result<(), NotReady> {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => return Err(NotReady::may_pass(&problem, "an older release serves")),
         Err(newer @ MigrationProblem::Newer { .. }) => {
-            if !matches!(database.schema().await, Ok(SchemaState::AheadAndCompatible)) {
+            let schema = database.schema().await.map_err(MigrationProblem::from)?;
+            if !matches!(schema, SchemaState::AheadAndCompatible) {
                 return Err(newer.into());
             }
             tracing::warn!("tables_of_a_newer_release");

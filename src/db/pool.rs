@@ -6,7 +6,8 @@
 //! so that it stays behind in no session. What a session would be told once (`statement_timeout` and its like) each
 //! transaction is told with its `begin`.
 //!
-//! That costs two exchanges more for a statement on its own, and none for what is a transaction anyway.
+//! That costs three exchanges more for a statement on its own (to begin, to prepare it anew, to commit), and one for each
+//! statement of what is a transaction anyway.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -17,6 +18,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgQueryResult, PgRow, PgStatement};
 use sqlx::postgres::{PgTypeInfo, Postgres};
 use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlStr};
+use tokio::time::timeout;
 
 use super::Error;
 
@@ -65,12 +67,34 @@ impl Pool {
         } else {
             String::new()
         };
-        let text = format!("begin;{limits}{statements}");
-        let inner = self.inner.begin_with(AssertSqlSafe(text)).await?;
+        let text = AssertSqlSafe(format!("begin;{limits}{statements}"));
+        let inner = if self.is_shared {
+            self.begin_in_time(text).await?
+        } else {
+            self.inner.begin_with(text).await?
+        };
         Ok(Transaction(Session {
             inner,
             is_shared: self.is_shared,
         }))
+    }
+
+    /// Waits no longer than for a connection of the pool's own: the pooler lets in whoever comes, and a session of the
+    /// server may not come free for minutes, before any limit of ours is in force. What begins after all is rolled back.
+    async fn begin_in_time(
+        &self,
+        text: AssertSqlSafe<String>,
+    ) -> Result<sqlx::Transaction<'static, Postgres>, Error> {
+        let pool = self.inner.clone();
+        let patience = pool.options().get_acquire_timeout();
+        // In a task of its own, which is not cancelled: see `mod@super::database`.
+        let beginning = tokio::spawn(async move { pool.begin_with(text).await });
+        match timeout(patience, beginning).await {
+            Ok(Ok(begun)) => begun,
+            // It panicked, or the runtime ends.
+            Ok(Err(_)) => Err(Error::WorkerCrashed),
+            Err(_) => Err(Error::PoolTimedOut),
+        }
     }
 
     /// sqlx's own pool, which knows of no pooler: for what is not a statement.

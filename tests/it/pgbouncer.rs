@@ -82,6 +82,30 @@ async fn every_statement_has_its_limits() {
     assert_eq!(left, ["0"]);
 }
 
+/// The pooler lets in whoever comes, and gives out its sessions one after the other: who gets none waits no longer than for a
+/// connection.
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_session() {
+    let pooler = Pooler::start();
+    let fresh = pooler.before(&fresh_database().await);
+    let taken = join_all((0..SESSIONS).map(|_| fresh.database.pool().begin())).await;
+    let taken: Vec<_> = taken.into_iter().map(Result::unwrap).collect();
+    let url = format!("{}&connect_timeout=1", pooler.url(&fresh));
+    let settings = ConnectSettings::from_url(&url).unwrap();
+    let direct = ConnectSettings::from_url(fresh.direct.as_ref().unwrap()).unwrap();
+    let settings = settings.with_direct(direct);
+    let patient = Database::open(&settings);
+    let asked = sqlx::query("select 1").execute(patient.pool());
+    let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
+    let problem = asked.expect("it ends by itself").unwrap_err();
+    assert!(matches!(problem, sqlx::Error::PoolTimedOut), "{problem:?}");
+    drop(taken);
+    sqlx::query("select 1")
+        .execute(patient.pool())
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn migrations_and_commands_go_to_the_server_itself() {
     let pooler = Pooler::start();

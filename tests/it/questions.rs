@@ -148,6 +148,20 @@ async fn a_token_is_taken_apart() {
         .await
         .json();
     assert_eq!(early["class"], "signed_in_the_future");
+    // Long after the certificates ended it is believed, unless the service asks who revoked what: then today counts.
+    let late = ["inspect", "-", "--at", "2070-01-01T00:00:00Z"];
+    let roots = variables[0].1.clone();
+    for (ocsp, exit, class) in [
+        ("off", Some(0), Value::Null),
+        ("on", Some(1), json!("certificate_expired")),
+    ] {
+        let variables = [
+            ("APPLE_ROOT_CERTIFICATES", roots.clone()),
+            ("APPLE_OCSP", ocsp.to_owned()),
+        ];
+        let judged = attesto(&late, &variables, &jws).await;
+        assert_eq!((judged.exit, &judged.json()["class"]), (exit, &class));
+    }
     // Apple's own root knows nothing of it.
     let real = attesto(&["inspect", "-"], &[], &jws).await;
     assert_eq!(

@@ -43,6 +43,7 @@ const OFTEN: Rhythm = Rhythm {
 pub(crate) struct Made {
     certificate: CertificateDer<'static>,
     issuer: CertificateDer<'static>,
+    issuer_name: String,
     chain: String,
     key: String,
 }
@@ -59,10 +60,14 @@ impl Made {
     }
 
     fn between(from: Timestamp, to: Timestamp) -> Self {
+        let name = format!("An issuer with number {}", fastrand::u64(..));
+        Self::issued_by(&name, from, to)
+    }
+
+    fn issued_by(name: &str, from: Timestamp, to: Timestamp) -> Self {
         let moment = |at: Timestamp| OffsetDateTime::from_unix_timestamp(at.seconds()).unwrap();
         let mut above = CertificateParams::new(Vec::new()).unwrap();
         above.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let name = format!("An issuer with number {}", fastrand::u64(..));
         above
             .distinguished_name
             .push(rcgen::DnType::CommonName, name);
@@ -77,6 +82,7 @@ impl Made {
         Self {
             certificate: made.der().clone(),
             issuer: issuer.der().clone(),
+            issuer_name: name.to_owned(),
             chain: format!("{}{}", made.pem(), issuer.pem()),
             key: key.serialize_pem(),
         }
@@ -235,7 +241,7 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
     let day = Duration::from_secs(DAY.into());
     let write = |path: &Path, text: &str| std::fs::write(path, text).unwrap();
     let Files { certificate, key } = &place.files;
-    let cases: [Spoil<'_>; 10] = [
+    let cases: [Spoil<'_>; 11] = [
         (
             "a certificate, and not yet its key",
             Box::new(|| write(certificate, &other.chain)),
@@ -257,6 +263,16 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
             Box::new(|| {
                 let first = good.chain.split_inclusive("-----END CERTIFICATE-----\n");
                 let rest = other.chain.split_inclusive("-----END CERTIFICATE-----\n");
+                let mixed: String = first.take(1).chain(rest.skip(1)).collect();
+                write(certificate, &mixed);
+            }),
+        ),
+        (
+            "an issuer of the same name with another key",
+            Box::new(|| {
+                let again = Made::issued_by(&good.issuer_name, now.minus(day), now.plus(100 * day));
+                let first = good.chain.split_inclusive("-----END CERTIFICATE-----\n");
+                let rest = again.chain.split_inclusive("-----END CERTIFICATE-----\n");
                 let mixed: String = first.take(1).chain(rest.skip(1)).collect();
                 write(certificate, &mixed);
             }),

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{InconsistentKeys, ServerConfig};
+use webpki::KeyUsage;
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 use x509_cert::time::Time;
@@ -185,9 +186,12 @@ impl Pair {
             })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
 
-        let issued = others
+        let issued = chain
             .iter()
-            .any(|other| other.tbs_certificate().subject() == first.issuer());
+            .zip(&parsed)
+            .skip(1)
+            .filter(|(_, other)| other.tbs_certificate().subject() == first.issuer())
+            .any(|(other, _)| signed(&chain[0], other, now));
         if !others.is_empty() && !issued {
             return Err(BadPair::NotItsChain);
         }
@@ -230,6 +234,35 @@ impl Pair {
     pub fn fingerprint(&self) -> String {
         token::hex(&token::sha256(&self.certificate))
     }
+}
+
+/// Whether the one certificate carries the other's signature: a name alone is also borne by an issuer's next certificate,
+/// with another key.
+fn signed(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>, now: Timestamp) -> bool {
+    let (Ok(certificate), Ok(issuer)) = (
+        webpki::EndEntityCert::try_from(certificate),
+        webpki::anchor_from_trusted_cert(issuer),
+    ) else {
+        return false;
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(
+        u64::try_from(now.seconds()).unwrap_or(0),
+    ));
+    let issuers = [issuer];
+    let found = certificate.verify_for_usage(
+        webpki::ALL_VERIFICATION_ALGS,
+        &issuers,
+        &[],
+        now,
+        KeyUsage::server_auth(),
+        None,
+        None,
+    );
+    // Everything else that may be wrong with it is said by name, or is the caller's to judge.
+    !matches!(
+        found,
+        Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey)
+    )
 }
 
 fn moment(time: Time) -> Timestamp {
