@@ -3,8 +3,8 @@
 //! Three floors; whatever stands higher may use what stands lower, never the other way round.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`backup`], [`moving`] (one tenant, packed), [`jobs`] (what runs periodically), [`statistics`] (takes stock), [`doctor`]
-//! (is all well), [`tail`] (what happens now), [`telemetry`], [`shutdown`].
+//! [`backup`], [`moving`] (one tenant, packed), [`watch`] (what ages or drifts), [`jobs`] (what runs periodically),
+//! [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what happens now), [`telemetry`], [`shutdown`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
@@ -38,6 +38,7 @@ pub mod statistics;
 pub mod tail;
 pub mod telemetry;
 pub mod tenants;
+pub mod watch;
 
 /// This release, as sent in every answer.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::apple::ocsp::{Reach, Revocations};
-use crate::apple::trust::{BadRoots, Verifier};
+use crate::apple::trust::{BadRoots, Verifier, root_expiries, signing_expiry};
 use crate::apple::{self, Apple};
 use crate::audit::Verifications;
 use crate::clock::Clock;
@@ -37,12 +37,13 @@ use crate::http::outbound::{self, Upstream};
 use crate::http::traffic::Traffic;
 use crate::jobs::{Jobs, Tools};
 use crate::metrics::Registry;
-use crate::replicas::{Presence, host};
+use crate::replicas::{Certificates, Presence, host};
 use crate::server::listen::{BODY_TIMEOUT, Manners};
 use crate::server::tls::{self, Tls};
 use crate::server::{self, Running, scrape};
 use crate::statistics::Statistics;
 use crate::tenants::Callers;
+use crate::watch::expiry::certificate;
 
 /// What is left of the grace for giving back deliveries that did not end within it.
 const RESERVE: Duration = Duration::from_secs(2);
@@ -80,6 +81,7 @@ pub struct Service {
     received: Received,
     tally: Tally,
     metrics: Metrics,
+    presence: Presence,
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
@@ -117,6 +119,7 @@ impl Service {
         let registry = Registry::default();
         let reach = Reach::of(stores.apple_roots.is_some());
         let revocations = Revocations::new(&upstream, clock, reach).counted(&registry);
+        let certificates = certificates(&verifier);
         let apple = Apple::new(
             database,
             keyring,
@@ -171,17 +174,24 @@ impl Service {
             certificates: tls::Numbers::new(&registry),
             metrics: Metrics {
                 traffic: Traffic::new(&registry),
-                statistics: Arc::new(Statistics::new(database, keyring, clock, &registry)),
+                statistics: Arc::new(Statistics::new(
+                    database,
+                    keyring,
+                    clock,
+                    &certificates,
+                    &registry,
+                )),
                 registry,
                 listener: None,
             },
+            presence: Presence::new(database, keyring, clock).with_certificates(certificates),
             sender,
             wake,
             webhooks: settings.webhooks,
             jobs: settings
                 .jobs
                 .enabled
-                .then(|| jobs(settings, database, clock)),
+                .then(|| Jobs::new(&tools(settings, database, clock))),
             grace: settings.shutdown_grace,
             tls: None,
             prepared: {
@@ -220,7 +230,6 @@ impl Service {
         let envelope = self.envelope(leaving.clone());
         let delivering = CancellationToken::new();
         let dispatcher = self.webhooks.dispatch.then(|| self.dispatcher());
-        let presence = Presence::new(&self.database, &self.keyring, &self.clock);
         let running = server::start(envelope, listener, manners, self.tls.clone())?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let Self {
@@ -235,6 +244,7 @@ impl Service {
             webhooks,
             tls,
             certificates,
+            presence,
             ..
         } = self;
         let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
@@ -354,15 +364,33 @@ pub fn description() -> serde_json::Value {
     server::routes::description([Health::described(), apple::described(), google::described()])
 }
 
-/// What runs periodically.
-fn jobs(settings: &Settings, database: &Database, clock: &Clock) -> Jobs {
-    Jobs::new(&Tools {
+/// When the certificates end by which this process lives.
+fn certificates(verifier: &Verifier) -> Certificates {
+    let verifier = verifier.clone();
+    Arc::new(move || {
+        let root = root_expiries(&verifier).into_iter().max();
+        let leaf = signing_expiry(&verifier);
+        let ends = [
+            (certificate::APPLE_ROOT, root),
+            (certificate::APPLE_LEAF, leaf),
+        ];
+        let ends = ends
+            .into_iter()
+            .filter_map(|(name, end)| Some((name, end?)));
+        ends.collect()
+    })
+}
+
+/// What the jobs of a process with these settings work with.
+pub fn tools(settings: &Settings, database: &Database, clock: &Clock) -> Tools {
+    Tools {
         database: database.clone(),
         keyring: Some(settings.keyring.clone()),
         clock: clock.clone(),
         intervals: settings.jobs,
         retention: settings.retention,
-    })
+        cadences: settings.cadences,
+    }
 }
 
 /// A row for each verification, if somebody wants them.
@@ -434,7 +462,7 @@ impl Serving {
 
     /// Looks now for what metrics otherwise look for every few seconds.
     pub async fn take_stock(&self) {
-        self.statistics.look(true).await;
+        self.statistics.look().await;
     }
 
     /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered;

@@ -1,34 +1,36 @@
 //! Takes stock every few seconds, for metrics: what is in the database and cannot be counted as it happens. A scrape
 //! shows what was found last and asks nothing.
+//!
+//! What takes long to count is counted by a job, in one process; every process shows what its last run said.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::credentials::sealed::CANARY;
-use crate::credentials::{ages, reseal};
+use crate::credentials::ages;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
 use crate::deliveries::stock::{CALLBACK_STATES, Stock};
+use crate::jobs::{self, Standing};
 use crate::metrics::registry::{Kind, as_number};
 use crate::metrics::{Gauge, Labelled, Registry, process};
+use crate::replicas::Certificates;
+use crate::watch;
 
 /// How often.
 pub const EVERY: Duration = Duration::from_secs(15);
-/// How often it is looked which keys seal what, in looks: that reads every secret's first byte.
-const SEALED_EVERY: u64 = 20;
 /// How long it may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The numbers that are looked for.
 pub struct Statistics {
     database: Database,
-    keyring: Arc<Keyring>,
     clock: Clock,
     up: Gauge,
     depth: Labelled<1, Gauge>,
@@ -40,8 +42,19 @@ pub struct Statistics {
     ages: Labelled<1, Gauge>,
     audit: Gauge,
     held: Gauge,
+    runs: Runs,
+}
+
+/// What the jobs' last runs told.
+struct Runs {
+    keyring: Arc<Keyring>,
+    done: Labelled<1, Gauge>,
+    failing: Labelled<1, Gauge>,
     sealed: Labelled<1, Gauge>,
     remaining: Gauge,
+    due: Labelled<1, Gauge>,
+    table_rows: Labelled<1, Gauge>,
+    table_bytes: Labelled<1, Gauge>,
 }
 
 impl Statistics {
@@ -50,6 +63,7 @@ impl Statistics {
         database: &Database,
         keyring: &Arc<Keyring>,
         clock: &Clock,
+        certificates: &Certificates,
         registry: &Registry,
     ) -> Self {
         registry
@@ -79,9 +93,20 @@ impl Statistics {
             move |tell| tell("", as_number(pool.most_connections())),
             Kind::Gauge,
         );
+        let certificates = certificates.clone();
+        registry.looked_up(
+            "attesto_certificate_expiry_timestamp_seconds",
+            "When a certificate ends that this process lives by, in seconds since the Unix epoch.",
+            move |tell| {
+                for (name, end) in certificates() {
+                    let seconds = u64::try_from(end.seconds()).unwrap_or(0);
+                    tell(&format!("certificate=\"{name}\""), as_number(seconds));
+                }
+            },
+            Kind::Gauge,
+        );
         Self {
             database: database.clone(),
-            keyring: keyring.clone(),
             clock: clock.clone(),
             up: registry.gauge(
                 "attesto_db_up",
@@ -129,34 +154,24 @@ impl Statistics {
                 "attesto_deliveries_held",
                 "Whether nothing is sent until an operator releases it.",
             ),
-            sealed: registry.gauges(
-                "attesto_sealed_values",
-                "Secrets in the database, by the id of the encryption key that sealed them.",
-                ["key_id"],
-            ),
-            remaining: registry.gauge(
-                "attesto_reencrypt_remaining",
-                "Secrets that are sealed with another key than the one this process seals with.",
-            ),
+            runs: Runs::new(keyring, registry),
         }
     }
 
     /// Takes stock now and every few seconds, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        let mut looks: u64 = 0;
         let looking = async {
             loop {
-                self.look(looks.is_multiple_of(SEALED_EVERY)).await;
-                looks += 1;
+                self.look().await;
                 sleep(EVERY).await;
             }
         };
         stop.run_until_cancelled(looking).await;
     }
 
-    /// Takes stock once, and of the secrets too if `sealed`.
-    pub async fn look(&self, sealed: bool) {
-        let found = timeout(PATIENCE, self.found(sealed)).await;
+    /// Takes stock once.
+    pub async fn look(&self) {
+        let found = timeout(PATIENCE, self.found()).await;
         let up = match found {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
@@ -169,7 +184,7 @@ impl Statistics {
         self.up.set(f64::from(u8::from(up)));
     }
 
-    async fn found(&self, sealed: bool) -> Result<(), Error> {
+    async fn found(&self) -> Result<(), Error> {
         let stock = Stock::take(&self.database, &self.clock).await?;
         for (state, count) in [
             ("due", stock.due),
@@ -200,28 +215,118 @@ impl Statistics {
         }
         self.audit
             .set(number(crate::audit::store::last_seq(&self.database).await?));
-        if sealed {
-            self.look_at_keys().await?;
+        for standing in jobs::standings(&self.database).await? {
+            self.runs.show(&standing);
         }
         Ok(())
+    }
+}
+
+impl Runs {
+    /// What alerts look at is there from the beginning.
+    fn new(keyring: &Arc<Keyring>, registry: &Registry) -> Self {
+        let runs = Self {
+            keyring: keyring.clone(),
+            sealed: registry.gauges(
+                "attesto_sealed_values",
+                "Secrets in the database, by the id of the encryption key that sealed them.",
+                ["key_id"],
+            ),
+            remaining: registry.gauge(
+                "attesto_reencrypt_remaining",
+                "Secrets that are sealed with another key than the one this process seals with.",
+            ),
+            due: registry.gauges(
+                "attesto_credentials_due",
+                "Keys of active tenants that are older than they should be, or that nobody uses.",
+                ["credential"],
+            ),
+            table_rows: registry.gauges(
+                "attesto_db_table_rows",
+                "Rows of a table, as far as Postgres' statistics know.",
+                ["table"],
+            ),
+            table_bytes: registry.gauges(
+                "attesto_db_table_bytes",
+                "What a table takes on disk, with its indexes.",
+                ["table"],
+            ),
+            done: registry.gauges(
+                "attesto_job_last_success_timestamp_seconds",
+                "When the last run of a job began that did all there was to do, in seconds since the Unix epoch; 0: none \
+                 ever did.",
+                ["job"],
+            ),
+            failing: registry.gauges(
+                "attesto_job_failing",
+                "Whether the last run of a job failed.",
+                ["job"],
+            ),
+        };
+        for job in jobs::NAMES {
+            runs.done.with([job]);
+            runs.failing.with([job]);
+        }
+        for kind in watch::Kind::ALL {
+            runs.due.with([kind.as_str()]);
+        }
+        for id in keyring.ids() {
+            runs.sealed.with([&id.to_string()]);
+        }
+        runs
     }
 
-    async fn look_at_keys(&self) -> Result<(), Error> {
-        let mut by_key: BTreeMap<u8, u64> = self.keyring.ids().map(|id| (id, 0)).collect();
-        for holding in reseal::holdings(&self.database).await? {
-            if holding.column != CANARY {
-                *by_key.entry(holding.key_id.unwrap_or(0)).or_default() += holding.rows;
+    fn show(&self, standing: &Standing) {
+        let job = standing.job.as_str();
+        if let Some(done) = standing.done_at {
+            self.done.with([job]).set(number(done.seconds()));
+        }
+        let failing = f64::from(u8::from(standing.is_failing));
+        self.failing.with([job]).set(failing);
+        let Some(told) = &standing.told else {
+            return;
+        };
+        if job == "statistics" {
+            self.show_keys(&told["sealed"]);
+            show(&self.due, &told["due"]);
+            for (table, size) in members(&told["tables"]) {
+                self.table_rows.with([table]).set(counted(&size["rows"]));
+                self.table_bytes.with([table]).set(counted(&size["bytes"]));
             }
         }
-        for (id, values) in &by_key {
-            self.sealed.with([&id.to_string()]).set(as_number(*values));
-        }
-        let sealing = self.keyring.sealing_id();
-        let others = by_key.iter().filter(|(id, _)| **id != sealing);
-        self.remaining
-            .set(as_number(others.map(|(_, values)| values).sum()));
-        Ok(())
     }
+
+    fn show_keys(&self, sealed: &Value) {
+        let ids = self.keyring.ids().map(|id| id.to_string());
+        let mut by_key: BTreeMap<String, u64> = ids.map(|id| (id, 0)).collect();
+        for (id, values) in members(sealed) {
+            by_key.insert(id.clone(), values.as_u64().unwrap_or(0));
+        }
+        let sealing = self.keyring.sealing_id().to_string();
+        let mut others = 0;
+        for (id, values) in &by_key {
+            self.sealed.with([id]).set(as_number(*values));
+            if *id != sealing {
+                others += values;
+            }
+        }
+        self.remaining.set(as_number(others));
+    }
+}
+
+/// What a run told, a count for each name. The names are ours.
+fn show(gauges: &Labelled<1, Gauge>, told: &Value) {
+    for (name, count) in members(told) {
+        gauges.with([name]).set(counted(count));
+    }
+}
+
+fn members(told: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    told.as_object().into_iter().flatten()
+}
+
+fn counted(count: &Value) -> f64 {
+    as_number(count.as_u64().unwrap_or(0))
 }
 
 fn number(count: i64) -> f64 {

@@ -27,6 +27,12 @@ impl<T> Chains<T> {
         found.map(|known| known.facts.clone())
     }
 
+    /// Everything that is remembered.
+    pub(super) fn all(&self) -> Vec<Arc<T>> {
+        let judged = self.judged.read().unwrap_or_else(PoisonError::into_inner);
+        judged.iter().map(|known| known.facts.clone()).collect()
+    }
+
     /// Remembers a chain; the one remembered longest makes room.
     pub(super) fn remember(&self, leaf: &str, intermediate: &str, facts: T) -> Arc<T> {
         let facts = Arc::new(facts);

@@ -203,6 +203,12 @@ pub fn root_expiries(verifier: &Verifier) -> Vec<Timestamp> {
     roots.map(|root| root.not_after).collect()
 }
 
+/// When the chain ends that Apple signs with, the newest of those that were seen. `None`: nothing signed was seen yet.
+pub fn signing_expiry(verifier: &Verifier) -> Option<Timestamp> {
+    let chains = verifier.chains.all();
+    chains.iter().map(|chain| chain.not_after).max()
+}
+
 /// What a JWS says, with nothing checked: no more than a name to note it under.
 pub(super) fn claimed(jws: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
-use crate::config::settings::{JobIntervals, Retention};
+use crate::config::settings::{Cadences, JobIntervals, Retention};
 use crate::db::Database;
 use crate::jobs::{self, Job, LastRun, Outcome, Ran, RunError, Tools};
 
@@ -123,6 +123,7 @@ pub(super) async fn tools(context: &Context) -> Result<Tools, Failure> {
         clock: context.clock.clone(),
         intervals: context.settings(JobIntervals::read)?,
         retention: context.settings(Retention::read)?,
+        cadences: context.settings(Cadences::read)?,
     })
 }
 

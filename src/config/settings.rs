@@ -139,6 +139,19 @@ pub struct Webhooks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grace(pub Duration);
 
+/// When a credential or a certificate is warned of. `None`: never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cadences {
+    /// `CREDENTIAL_APPLE_MAX_AGE_DAYS`
+    pub apple: Option<Duration>,
+    /// `CREDENTIAL_GOOGLE_MAX_AGE_DAYS`
+    pub google: Option<Duration>,
+    /// `CREDENTIAL_API_KEY_UNUSED_DAYS`
+    pub unused: Option<Duration>,
+    /// `CERTIFICATE_WARNING_DAYS`: how long before its end.
+    pub certificate: Duration,
+}
+
 /// How long what is kept. `None`: for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -161,6 +174,14 @@ pub struct JobIntervals {
     pub retention: Option<Duration>,
     /// `JOBS_RESEAL_INTERVAL_SECONDS`
     pub reseal: Option<Duration>,
+    /// `JOBS_EXPIRY_INTERVAL_SECONDS`
+    pub expiry: Option<Duration>,
+    /// `JOBS_DRIFT_INTERVAL_SECONDS`
+    pub drift: Option<Duration>,
+    /// `JOBS_PROBE_INTERVAL_SECONDS`
+    pub probe: Option<Duration>,
+    /// `JOBS_STATISTICS_INTERVAL_SECONDS`
+    pub statistics: Option<Duration>,
 }
 
 /// Base URLs and manners of calls to the stores.
@@ -207,6 +228,8 @@ pub struct Settings {
     pub credential_ttl: Duration,
     /// `CREDENTIAL_GRACE_HOURS`
     pub credential_grace: Grace,
+    /// The ages that are warned of
+    pub cadences: Cadences,
     /// The `WEBHOOK_…` settings
     pub webhooks: Webhooks,
     /// `ENABLE_VALIDATION_AUDIT_LOG`
@@ -246,6 +269,7 @@ impl Settings {
         };
         let credential_ttl = reader.seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
         let credential_grace = reader.grace();
+        let cadences = reader.cadences();
         let webhooks = reader.webhooks(mode);
         let validation_audit = reader.switch("ENABLE_VALIDATION_AUDIT_LOG");
         let retention = reader.retention();
@@ -266,6 +290,7 @@ impl Settings {
                     rate_limit,
                     credential_ttl,
                     credential_grace,
+                    cadences,
                     webhooks,
                     validation_audit,
                     retention,
@@ -322,6 +347,13 @@ impl Grace {
     /// This alone, for a command that replaces credentials.
     pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
         Reader::only(raw, Reader::grace)
+    }
+}
+
+impl Cadences {
+    /// These alone, for who looks at ages without serving.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
+        Reader::only(raw, Reader::cadences)
     }
 }
 
@@ -453,6 +485,16 @@ impl Reader<'_> {
         Grace(Duration::from_hours(hours))
     }
 
+    fn cadences(&mut self) -> Cadences {
+        let days: u64 = self.number("CERTIFICATE_WARNING_DAYS", 0..=3650);
+        Cadences {
+            apple: self.days("CREDENTIAL_APPLE_MAX_AGE_DAYS"),
+            google: self.days("CREDENTIAL_GOOGLE_MAX_AGE_DAYS"),
+            unused: self.days("CREDENTIAL_API_KEY_UNUSED_DAYS"),
+            certificate: Duration::from_hours(24 * days),
+        }
+    }
+
     fn retention(&mut self) -> Retention {
         Retention {
             events: self.days("RETENTION_EVENTS_DAYS"),
@@ -467,6 +509,10 @@ impl Reader<'_> {
             enabled: !self.switch("JOBS_DISABLED"),
             retention: self.interval("JOBS_RETENTION_INTERVAL_SECONDS"),
             reseal: self.interval("JOBS_RESEAL_INTERVAL_SECONDS"),
+            expiry: self.interval("JOBS_EXPIRY_INTERVAL_SECONDS"),
+            drift: self.interval("JOBS_DRIFT_INTERVAL_SECONDS"),
+            probe: self.interval("JOBS_PROBE_INTERVAL_SECONDS"),
+            statistics: self.interval("JOBS_STATISTICS_INTERVAL_SECONDS"),
         }
     }
 

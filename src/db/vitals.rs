@@ -69,6 +69,43 @@ impl Database {
     }
 }
 
+/// How large a table is, all of its partitions and indexes together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSize {
+    /// Its name.
+    pub name: String,
+    /// Rows, as far as the statistics know.
+    pub rows: i64,
+    /// What it takes on disk.
+    pub bytes: i64,
+}
+
+impl Database {
+    /// How large our tables are. Reads what Postgres knows of them and none of their rows.
+    pub async fn sizes(&self) -> Result<Vec<TableSize>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select
+                coalesce(pg_partition_root(oid)::oid, oid)::regclass::text as "name!",
+                sum(pg_stat_get_live_tuples(oid))::int8 as "rows!",
+                sum(pg_total_relation_size(oid))::int8 as "bytes!"
+            from pg_class
+            where relnamespace = current_schema()::regnamespace and relkind = 'r' and relname <> '_sqlx_migrations'
+            group by 1
+            order by 1
+            "#
+        )
+        .fetch_all(self.pool())
+        .await?;
+        let sizes = rows.into_iter().map(|row| TableSize {
+            name: row.name,
+            rows: row.rows,
+            bytes: row.bytes,
+        });
+        Ok(sizes.collect())
+    }
+}
+
 impl Database {
     /// Whether a notification that is sent over one connection arrives on another one within `patience`. Behind a pooler
     /// that shares server connections it does not.

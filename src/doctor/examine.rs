@@ -12,6 +12,7 @@ use super::{
     database, deliveries, files, keys, listener, logs, processes, settings, stores, tenants,
 };
 use crate::clock::Clock;
+use crate::config::settings::Cadences;
 use crate::config::{Raw, Stores};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
@@ -65,8 +66,12 @@ pub async fn examine(patient: &Patient<'_>) -> Check {
             let keyring = patient.keyring.as_ref();
             let clock = &patient.clock;
             checks.push(within("keys", keys::look(database, keyring).boxed()).await);
-            checks.push(within("processes", processes::look(database, clock).boxed()).await);
-            checks.push(within("tenants", tenants::look(database, keyring).boxed()).await);
+            let cadences = Cadences::read(raw).ok();
+            let cadences = cadences.as_ref();
+            let look = processes::look(database, clock, cadences);
+            checks.push(within("processes", look.boxed()).await);
+            let look = tenants::look(database, keyring, cadences, clock);
+            checks.push(within("tenants", look.boxed()).await);
             checks.push(within("deliveries", deliveries::look(database, clock).boxed()).await);
             checks.push(within("logs", logs::look(database).boxed()).await);
         }

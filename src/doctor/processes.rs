@@ -5,23 +5,28 @@ use std::time::Duration;
 
 use super::examine::unanswered;
 use super::finding::{Check, counted};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
+use crate::config::settings::Cadences;
 use crate::db::Database;
 use crate::jobs::{LastRun, last_runs};
 use crate::replicas::company::listed;
 use crate::replicas::{Company, Replica};
+use crate::watch::expiry::{self, certificate, certificate_advice, ends_soon};
 
 /// A job that is this late beside its interval does not run any more.
 const LATE: Duration = Duration::from_mins(10);
 
 /// Looks.
-pub async fn look(database: &Database, clock: &Clock) -> Check {
+pub async fn look(database: &Database, clock: &Clock, cadences: Option<&Cadences>) -> Check {
     let mut checks = Vec::new();
     let mut serving = false;
     match Company::present(database, clock.lead()).await {
         Ok(company) => {
             serving = !company.replicas.is_empty();
             checks.extend(company_checks(&company.replicas));
+            if let Some(cadences) = cadences {
+                checks.extend(certificates(&company.replicas, clock.now(), cadences));
+            }
         }
         Err(error) => checks.push(unanswered("processes.serving", &error)),
     }
@@ -91,6 +96,29 @@ fn company_checks(replicas: &[Replica]) -> Vec<Check> {
     checks
 }
 
+/// Those that the processes tell of. Whether Apple's root ends is looked at here, with the settings of here.
+fn certificates(replicas: &[Replica], now: Timestamp, cadences: &Cadences) -> Vec<Check> {
+    const NAME: &str = "processes.certificates";
+    let mut checks = Vec::new();
+    for (name, end) in expiry::certificates(replicas) {
+        let what = match name.as_str() {
+            certificate::APPLE_ROOT => continue,
+            certificate::APPLE_LEAF => "The certificate that Apple signs with",
+            certificate::LISTENER => "The listener's own certificate",
+            _ => "A certificate of a newer release's",
+        };
+        let advice = certificate_advice(&name);
+        checks.push(if end <= now && name == certificate::LISTENER {
+            Check::fail(NAME, format!("{what} ended on {end}."), advice)
+        } else if ends_soon(&name, end, now, cadences) {
+            Check::warn(NAME, format!("{what} ends on {end}."), advice)
+        } else {
+            Check::ok(NAME, format!("{what} ends on {end}."))
+        });
+    }
+    checks
+}
+
 fn job(run: &LastRun, serving: bool) -> Check {
     const NAME: &str = "processes.jobs";
     let job = &run.job;
@@ -126,8 +154,9 @@ fn job(run: &LastRun, serving: bool) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::clock::Timestamp;
     use crate::doctor::Status;
     use crate::id::ReplicaId;
 
@@ -142,6 +171,8 @@ mod tests {
             seen_at: now,
             sealing_key_id: seals,
             opening_key_ids: opens.to_vec(),
+            settings: BTreeMap::new(),
+            certificates: BTreeMap::new(),
         }
     }
 

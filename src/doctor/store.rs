@@ -159,49 +159,6 @@ pub(super) async fn without_app_apple_id(database: &Database) -> Result<Few, Err
     )
 }
 
-pub(super) async fn old_apple(database: &Database, days: i32) -> Result<Few, Error> {
-    few!(
-        database,
-        r#"
-        select tenant_id as "name!", count(*) over () as "count!"
-        from apple_credentials
-        where updated_at < now() - make_interval(days => $2)
-        order by updated_at limit $1
-        "#,
-        NAMED,
-        days
-    )
-}
-
-pub(super) async fn old_google(database: &Database, days: i32) -> Result<Few, Error> {
-    few!(
-        database,
-        r#"
-        select tenant_id as "name!", count(*) over () as "count!"
-        from google_credentials
-        where updated_at < now() - make_interval(days => $2)
-        order by updated_at limit $1
-        "#,
-        NAMED,
-        days
-    )
-}
-
-pub(super) async fn unused_keys(database: &Database, days: i32) -> Result<Few, Error> {
-    few!(
-        database,
-        r#"
-        select api_keys.id as "name!", count(*) over () as "count!"
-        from api_keys
-        join tenants on tenants.id = tenant_id and tenants.is_active
-        where revoked_at is null and coalesce(last_used_at, api_keys.created_at) < now() - make_interval(days => $2)
-        order by coalesce(last_used_at, api_keys.created_at) limit $1
-        "#,
-        NAMED,
-        days
-    )
-}
-
 /// Deliveries whose lease has been over for a minute. A process that delivers sweeps them within seconds.
 pub(super) async fn abandoned(database: &Database, lead: Duration) -> Result<i64, Error> {
     sqlx::query_scalar!(

@@ -6,21 +6,25 @@ use super::examine::unanswered;
 use super::finding::{Check, counted, named};
 use super::store::{self, Few};
 use crate::apple;
+use crate::clock::Clock;
+use crate::config::settings::Cadences;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error};
 use crate::google;
+use crate::watch::expiry::{self, Found, Kind};
 
-/// Apple's keys do not expire, and should not be for ever.
-const APPLE_DAYS: i32 = 365;
-/// Google's advice for keys of service accounts.
-const GOOGLE_DAYS: i32 = 90;
-/// An API key that nobody has used for so long is not missed.
-const UNUSED_DAYS: i32 = 90;
+/// So many are named.
+const NAMED: i64 = 5;
 /// Credentials of at most so many tenants are opened and read.
 const MOST_READ: i64 = 500;
 
 /// Looks.
-pub async fn look(database: &Database, keyring: Option<&Arc<Keyring>>) -> Check {
+pub async fn look(
+    database: &Database,
+    keyring: Option<&Arc<Keyring>>,
+    cadences: Option<&Cadences>,
+    clock: &Clock,
+) -> Check {
     let mut checks = Vec::new();
     match store::tenants(database).await {
         Ok(0) => {
@@ -60,28 +64,66 @@ pub async fn look(database: &Database, keyring: Option<&Arc<Keyring>>) -> Check 
     if let Some(keyring) = keyring {
         checks.push(readable(database, keyring).await);
     }
-    checks.push(few(
-        "tenants.apple_age",
-        store::old_apple(database, APPLE_DAYS).await,
-        "No Apple key is older than a year.",
-        "have an Apple key that was set more than a year ago",
-        "Make a new one in App Store Connect, `attesto apple set-credentials`, then revoke the old one.",
-    ));
-    checks.push(few(
-        "tenants.google_age",
-        store::old_google(database, GOOGLE_DAYS).await,
-        "No service account's key is older than 90 days.",
-        "have a service account's key that was set more than 90 days ago",
-        "Make a new one in Google Cloud, `attesto google set-credentials`, then delete the old one.",
-    ));
-    checks.push(few(
-        "tenants.unused_keys",
-        store::unused_keys(database, UNUSED_DAYS).await,
-        "Every API key is in use.",
-        "API keys were not used for 90 days",
-        "Ask whose they are; `attesto key revoke` ends one.",
-    ));
+    if let Some(cadences) = cadences {
+        match expiry::due(database, cadences, clock.lead(), NAMED).await {
+            Ok(found) => checks.extend(found.iter().map(|found| age(found, cadences))),
+            Err(error) => checks.push(unanswered("tenants.ages", &error)),
+        }
+    }
     Check::group("tenants", "Tenants", checks)
+}
+
+/// Whether anything of this kind is too old.
+fn age(found: &Found, cadences: &Cadences) -> Check {
+    let (name, well, what, advice) = match found.kind {
+        Kind::AppleKey => (
+            "tenants.apple_age",
+            "No Apple key is to be exchanged yet.",
+            "have an Apple key that was set more than",
+            "Make a new one in App Store Connect, `attesto apple set-credentials`, then revoke the old one.",
+        ),
+        Kind::GoogleKey => (
+            "tenants.google_age",
+            "No service account's key is to be exchanged yet.",
+            "have a service account's key that was set more than",
+            "Make a new one in Google Cloud, `attesto google set-credentials`, then delete the old one.",
+        ),
+        Kind::ApiKey => (
+            "tenants.unused_keys",
+            "Every API key is in use.",
+            "API keys were not used for",
+            "Ask whose they are; `attesto key revoke` ends one.",
+        ),
+    };
+    if found.count == 0 {
+        return Check::ok(name, well);
+    }
+    let days = found
+        .kind
+        .after(cadences)
+        .map_or(0, |after| after.as_secs() / 86_400);
+    let names: Vec<String> = found
+        .first
+        .iter()
+        .map(|due| match due.kind {
+            Kind::ApiKey => due.name.clone(),
+            _ => due.tenant.to_string(),
+        })
+        .collect();
+    let ago = if found.kind == Kind::ApiKey {
+        ""
+    } else {
+        " ago"
+    };
+    Check::warn(
+        name,
+        format!(
+            "{} {what} {days} days{ago}: {}.",
+            found.count,
+            named(&names, found.count)
+        ),
+        advice,
+    )
 }
 
 /// What is said of a few of many.

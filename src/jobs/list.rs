@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Job, reseal, retention};
+use super::{Job, expiry, reseal, retention, statistics};
 use crate::clock::Clock;
-use crate::config::settings::{JobIntervals, Retention};
+use crate::config::settings::{Cadences, JobIntervals, Retention};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 
@@ -21,9 +21,19 @@ pub struct Tools {
     pub intervals: JobIntervals,
     /// How long what is kept.
     pub retention: Retention,
+    /// When what is warned of.
+    pub cadences: Cadences,
 }
+
+/// The names of all jobs.
+pub const NAMES: [&str; 4] = ["expiry", "reseal", "retention", "statistics"];
 
 /// Every job there is, in the order in which they are shown.
 pub fn all(tools: &Tools) -> Vec<Job> {
-    vec![reseal::job(tools), retention::job(tools)]
+    vec![
+        expiry::job(tools),
+        reseal::job(tools),
+        retention::job(tools),
+        statistics::job(tools),
+    ]
 }

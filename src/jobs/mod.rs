@@ -7,16 +7,18 @@
 //! - [`job`]: a job, and when it is due
 //! - [`list`]: all of them; a new one is a file here and a line there
 //! - [`scheduler`]: who runs them, and the one way to run one
-//! - [`reseal`], [`retention`]: what they do
+//! - [`expiry`], [`reseal`], [`retention`], [`statistics`]: what they do
 
+pub mod expiry;
 pub mod job;
 pub mod list;
 pub mod reseal;
 pub mod retention;
 pub mod scheduler;
+pub mod statistics;
 mod store;
 
 pub use job::Job;
-pub use list::{Tools, all};
+pub use list::{NAMES, Tools, all};
 pub use scheduler::{Jobs, Outcome, Ran, RunError, run_now};
-pub use store::{LastRun, last_runs};
+pub use store::{LastRun, Standing, last_runs, standings};

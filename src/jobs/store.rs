@@ -41,11 +41,20 @@ pub struct LastRun {
 pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRun>, Error> {
     let rows = sqlx::query!(
         r#"
-        select distinct on (job) id, job, host, interval_seconds, started_at, finished_at, outcome, told, error,
-            extract(epoch from clock.now - started_at)::float8 as "age!", lease_until < clock.now as "is_lapsed!"
-        from job_runs
+        with recursive named as (
+            (select job from job_runs order by job limit 1)
+            union all
+            select (select next.job from job_runs next where next.job > named.job order by next.job limit 1)
+            from named where named.job is not null
+        )
+        select run.id as "id!", run.job as "job!", run.host as "host!", run.interval_seconds,
+            run.started_at as "started_at!", run.finished_at, run.outcome, run.told, run.error,
+            extract(epoch from clock.now - run.started_at)::float8 as "age!",
+            run.lease_until < clock.now as "is_lapsed!"
+        from named
+        cross join lateral (select * from job_runs where job = named.job order by id desc limit 1) run
         cross join (select statement_timestamp() + make_interval(secs => $1) as now) clock
-        order by job, id desc
+        order by run.job
         "#,
         lead.as_secs_f64()
     )
@@ -68,6 +77,53 @@ pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRu
         is_lapsed: row.is_lapsed,
     });
     Ok(runs.collect())
+}
+
+/// How a job stands, for metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// Which.
+    pub job: String,
+    /// When the last run began that was done.
+    pub done_at: Option<Timestamp>,
+    /// What that run did.
+    pub told: Option<Value>,
+    /// Whether the last run failed.
+    pub is_failing: bool,
+}
+
+/// How every job stands that ever ran. Jumps from one to the next, however many runs there were.
+pub async fn standings(database: &Database) -> Result<Vec<Standing>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        with recursive named as (
+            (select job from job_runs order by job limit 1)
+            union all
+            select (select next.job from job_runs next where next.job > named.job order by next.job limit 1)
+            from named where named.job is not null
+        )
+        select named.job as "job!", done.started_at as "done_at?", done.told as "told?",
+            exists (
+                select from job_runs last
+                where last.job = named.job and last.outcome = 'failed' and last.id > coalesce(done.id, 0)
+            ) as "is_failing!"
+        from named
+        left join lateral (
+            select id, started_at, told from job_runs
+            where job = named.job and outcome = 'done' order by id desc limit 1
+        ) done on true
+        where named.job is not null
+        "#
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let standings = rows.into_iter().map(|row| Standing {
+        job: row.job,
+        done_at: row.done_at.map(Timestamp::from),
+        told: row.told,
+        is_failing: row.is_failing,
+    });
+    Ok(standings.collect())
 }
 
 /// What became of an attempt to begin a run.

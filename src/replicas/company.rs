@@ -1,6 +1,6 @@
 //! Who is there, and who could not open what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -30,6 +30,12 @@ pub struct Replica {
     pub sealing_key_id: u8,
     /// Those it can open with.
     pub opening_key_ids: Vec<u8>,
+    /// A fingerprint of each group of settings that should be the same everywhere.
+    #[serde(skip)]
+    pub settings: BTreeMap<String, String>,
+    /// When the certificates end that it lives by.
+    #[serde(skip)]
+    pub certificates: BTreeMap<String, Timestamp>,
 }
 
 /// Everybody who serves.

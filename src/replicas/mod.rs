@@ -13,5 +13,5 @@ mod store;
 pub mod upgrade;
 
 pub use company::{Company, Replica};
-pub use presence::{LIVE, Presence, host};
+pub use presence::{Certificates, LIVE, Presence, host};
 pub use upgrade::WouldStop;

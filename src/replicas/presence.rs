@@ -1,14 +1,16 @@
 //! A process says that it is there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::company::{Company, listed};
 use super::store;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 use crate::id::ReplicaId;
@@ -26,12 +28,17 @@ pub fn host() -> String {
     names.nodename().to_string_lossy().into_owned()
 }
 
+/// When the certificates end, by name, that a process lives by.
+pub type Certificates = Arc<dyn Fn() -> BTreeMap<&'static str, Timestamp> + Send + Sync>;
+
 /// This process, as others see it.
 pub struct Presence {
     id: ReplicaId,
     database: Database,
     keyring: Arc<Keyring>,
     clock: Clock,
+    settings: BTreeMap<&'static str, String>,
+    certificates: Certificates,
 }
 
 impl Presence {
@@ -42,7 +49,23 @@ impl Presence {
             database: database.clone(),
             keyring: keyring.clone(),
             clock: clock.clone(),
+            settings: BTreeMap::new(),
+            certificates: Arc::new(BTreeMap::new),
         }
+    }
+
+    /// The same, and it tells a fingerprint of each group of its settings, so that processes that differ are noticed.
+    #[must_use]
+    pub fn with_settings(mut self, fingerprints: BTreeMap<&'static str, String>) -> Self {
+        self.settings = fingerprints;
+        self
+    }
+
+    /// The same, and it tells when its certificates end.
+    #[must_use]
+    pub fn with_certificates(mut self, certificates: Certificates) -> Self {
+        self.certificates = certificates;
+        self
     }
 
     /// Says every few seconds that it is there, until `stop`, and then that it is gone.
@@ -86,6 +109,8 @@ impl Presence {
             version: crate::VERSION,
             sealing_key_id: self.keyring.sealing_id(),
             opening_key_ids: self.keyring.ids().collect(),
+            settings: json!(self.settings),
+            certificates: json!((self.certificates)()),
         };
         store::beat(&self.database, &beat, self.clock.lead()).await
     }

@@ -18,6 +18,8 @@ pub(super) struct Beat<'a> {
     pub(super) version: &'a str,
     pub(super) sealing_key_id: u8,
     pub(super) opening_key_ids: Vec<u8>,
+    pub(super) settings: serde_json::Value,
+    pub(super) certificates: serde_json::Value,
 }
 
 pub(super) async fn beat(
@@ -36,10 +38,11 @@ pub(super) async fn beat(
         with gone as (
             delete from replicas where seen_at < statement_timestamp() + make_interval(secs => $7::float8 - $8)
         )
-        insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
-        select $1, $2, $3, $4, now, now, $5, $6
+        insert into replicas
+            (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings, certificates)
+        select $1, $2, $3, $4, now, now, $5, $6, $9, $10
         from (select statement_timestamp() + make_interval(secs => $7) as now) clock
-        on conflict (id) do update set seen_at = excluded.seen_at
+        on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
         ",
         beat.id.as_str(),
         beat.host,
@@ -49,6 +52,8 @@ pub(super) async fn beat(
         &opening,
         lead.as_secs_f64(),
         KEPT.as_secs_f64(),
+        beat.settings,
+        beat.certificates,
     )
     .execute(database.pool())
     .await?;
@@ -65,7 +70,8 @@ pub(super) async fn forget(database: &Database, id: &ReplicaId) -> Result<(), Er
 pub(super) async fn present(database: &Database, lead: Duration) -> Result<Vec<Replica>, Error> {
     let rows = sqlx::query!(
         r#"
-        select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids
+        select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids,
+            settings, certificates
         from replicas
         where seen_at > statement_timestamp() + make_interval(secs => $1::float8 - $2)
         order by started_at, id
@@ -86,6 +92,9 @@ pub(super) async fn present(database: &Database, lead: Duration) -> Result<Vec<R
         seen_at: Timestamp::from(row.seen_at),
         sealing_key_id: key_id(row.sealing_key_id),
         opening_key_ids: row.opening_key_ids.into_iter().map(key_id).collect(),
+        // A later release may write more than this one reads.
+        settings: serde_json::from_value(row.settings).unwrap_or_default(),
+        certificates: serde_json::from_value(row.certificates).unwrap_or_default(),
     });
     Ok(replicas.collect())
 }

@@ -494,7 +494,7 @@ async fn tenants_that_lack_something() {
         (
             "update apple_credentials set updated_at = now() - interval '366 days'",
             "tenants.apple_age",
-            "more than a year ago",
+            "more than 365 days ago",
         ),
         (
             "update google_credentials set updated_at = now() - interval '91 days'",

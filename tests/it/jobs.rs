@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::settings::{JobIntervals, Retention};
+use attesto::config::settings::{Cadences, JobIntervals, Retention};
 use attesto::jobs::{self, Job, Jobs, Outcome, RunError, Tools, last_runs, run_now};
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
@@ -39,12 +39,22 @@ impl Office {
                 enabled: true,
                 retention: Some(HOUR),
                 reseal: None,
+                expiry: None,
+                drift: None,
+                probe: None,
+                statistics: None,
             },
             retention: Retention {
                 events: None,
                 validation_audit: None,
                 operator_audit: None,
                 attempt_details: None,
+            },
+            cadences: Cadences {
+                apple: None,
+                google: None,
+                unused: None,
+                certificate: Duration::ZERO,
             },
         };
         Self {
@@ -261,11 +271,13 @@ async fn jobs_are_listed_and_run_by_hand() {
         .iter()
         .map(|job| job["name"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["reseal", "retention"]);
-    let retention = &before.lines[1];
-    assert_eq!(retention["intervalSeconds"], 3600);
+    assert_eq!(names, jobs::NAMES);
+    let place = |name: &str| names.iter().position(|known| *known == name).unwrap();
+    let (reseal, retention) = (place("reseal"), place("retention"));
+    let never = &before.lines[retention];
+    assert_eq!(never["intervalSeconds"], 3600);
     assert_eq!(
-        (&retention["outcome"], &retention["nextRunAt"]),
+        (&never["outcome"], &never["nextRunAt"]),
         (&Value::Null, &Value::Null)
     );
 
@@ -274,15 +286,15 @@ async fn jobs_are_listed_and_run_by_hand() {
     assert_eq!(ran.lines[0]["outcome"], "done");
     assert_eq!(ran.lines[0]["told"]["events"], 0);
     let after = list();
-    assert_eq!(after.lines[1]["outcome"], "done");
-    assert_eq!(after.lines[1]["host"], attesto::replicas::host());
-    assert!(after.lines[1]["durationMs"].is_u64());
-    assert!(after.lines[1]["nextRunAt"].is_string());
+    assert_eq!(after.lines[retention]["outcome"], "done");
+    assert_eq!(after.lines[retention]["host"], attesto::replicas::host());
+    assert!(after.lines[retention]["durationMs"].is_u64());
+    assert!(after.lines[retention]["nextRunAt"].is_string());
 
     let keyless = attesto(&fresh.url, &[], &["jobs", "run", "reseal"]);
     assert_eq!(keyless.exit, 1);
     assert!(keyless.errors.contains("ATTESTO_ENCRYPTION_KEY"));
-    assert_eq!(list().lines[0]["outcome"], "failed");
+    assert_eq!(list().lines[reseal]["outcome"], "failed");
     let unknown = attesto(&fresh.url, &[], &["jobs", "run", "nothing"]);
     assert_eq!(unknown.exit, 2);
     assert!(unknown.errors.contains("reseal, retention"));
@@ -294,7 +306,7 @@ async fn jobs_are_listed_and_run_by_hand() {
     .execute(fresh.database.pool())
     .await
     .unwrap();
-    assert_eq!(list().lines[1]["outcome"], "running");
+    assert_eq!(list().lines[retention]["outcome"], "running");
     let taken = attesto(&fresh.url, &[], &["jobs", "run", "retention"]);
     assert_eq!(taken.exit, 1);
     assert!(taken.errors.contains("elsewhere"), "{}", taken.errors);

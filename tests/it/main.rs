@@ -52,6 +52,7 @@ mod tail;
 mod tenants;
 mod tls;
 mod upgrade;
+mod watch;
 mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;

@@ -7,7 +7,7 @@ use crate::world::postgres::{Fresh, empty_database, fresh_database};
 
 /// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
 /// later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 10] = [
+const SAMPLE_ROWS: [(i64, &str); 11] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -17,6 +17,7 @@ const SAMPLE_ROWS: [(i64, &str); 10] = [
     (8, include_str!("sample_rows/0008.sql")),
     (9, include_str!("sample_rows/0009.sql")),
     (10, include_str!("sample_rows/0010.sql")),
+    (11, include_str!("sample_rows/0011.sql")),
     (13, include_str!("sample_rows/0013.sql")),
 ];
 

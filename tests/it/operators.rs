@@ -449,7 +449,9 @@ async fn every_table_is_noted_or_there_is_a_reason() {
             "apple_previous_credentials",
             "what a noted change of apple_credentials put aside",
         ),
+        ("apple_test_notifications", "what Apple answered"),
         ("backups", "each row says itself what was done"),
+        ("callback_probes", "written by itself"),
         ("encryption_canaries", "written by itself"),
         (
             "google_previous_credentials",

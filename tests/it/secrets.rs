@@ -1,9 +1,8 @@
 //! Secrets with recognisable words in them, everything done with them that can go wrong, and then: are they anywhere in
 //! the log, in an answer that is not a yes, in what a command says, or in its help?
 
-use std::io::{self, Write};
+use std::io;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attesto::config::settings::{Log, LogFormat};
@@ -12,18 +11,16 @@ use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::{Fault, Forgery};
-use attesto::telemetry::{self, Writer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tracing::Dispatch;
-use tracing::dispatcher::DefaultGuard;
 use tracing::level_filters::LevelFilter;
 
 use crate::world::attesto::{APP, Answer, Tenant, World};
 use crate::world::folder::Folder;
+use crate::world::log::{Page, logging};
 use crate::world::postgres::fresh_database;
 
 const PURCHASE_TOKEN: &str = "planted-purchase-token.0123456789";
@@ -77,35 +74,6 @@ impl Planted {
             assert!(!text.contains(secret), "{name} is in {place}: {text}");
         }
     }
-}
-
-/// What a log was told.
-#[derive(Clone, Default)]
-struct Page(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Page {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .expect("not poisoned")
-            .extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Logs to `page` what happens on this thread, which is all of a test.
-fn logging(log: &Log, page: &Page) -> (Writer, (DefaultGuard, Dispatch)) {
-    let writer = Writer::to(page.clone());
-    let subscriber = || Dispatch::new(telemetry::subscriber(log, false, writer.clone()));
-    // As long as there is only one subscriber, a place in the source that another test's thread, which has none, is
-    // first to come by is switched off for all. So there are two.
-    let second = subscriber();
-    let first = tracing::dispatcher::set_default(&subscriber());
-    (writer, (first, second))
 }
 
 async fn asks(world: &World, tenant: &Tenant, store: &str, body: Value) -> Answer {

@@ -20,6 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
 use super::pooler::Pooler;
@@ -185,6 +186,16 @@ impl World {
         self.serving.take_stock().await;
         let page = self.client.get(self.metrics_url()).send();
         page.await.expect("an answer").text().await.expect("a page")
+    }
+
+    /// Runs a job as a process with this one's settings does. What it told.
+    pub(crate) async fn run_job(&self, name: &str) -> Value {
+        let tools = attesto::service::tools(&self.settings, self.database(), &self.clock);
+        let jobs = attesto::jobs::all(&tools);
+        let job = jobs.iter().find(|job| job.name == name).expect("a job");
+        let stop = CancellationToken::new();
+        let ran = attesto::jobs::run_now(self.database(), &self.clock, job, &stop);
+        ran.await.expect("it runs").told.expect("it succeeds")
     }
 
     /// Where they are shown.

@@ -2,6 +2,7 @@
 //!
 //! - [`attesto`]: a whole Attesto in this process
 //! - [`folder`]: a folder that is gone when its test is
+//! - [`log`]: what is logged while a test runs
 //! - [`needles`]: looks for secrets where they do not belong
 //! - [`pooler`]: a real `PgBouncer` before it
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
@@ -10,6 +11,7 @@
 
 pub(crate) mod attesto;
 pub(crate) mod folder;
+pub(crate) mod log;
 pub(crate) mod needles;
 pub(crate) mod pooler;
 pub(crate) mod postgres;

@@ -1,0 +1,13 @@
+//! What an installation is watched for: secrets that should be exchanged, certificates that end, and whatever is no longer
+//! as it was set up.
+//!
+//! Promises: it looks and changes nothing; what it finds says whose it is and what to type, and never more of a secret than
+//! its fingerprint; a look costs the same however long the history of events is.
+//!
+//! - [`expiry`]: keys that are too old or that nobody uses, and certificates that end
+//! - `store`: the queries
+
+pub mod expiry;
+mod store;
+
+pub use expiry::{Due, Kind};

@@ -1,0 +1,240 @@
+//! What an installation is watched for: what ages, what ends, and what is no longer as it was set up.
+
+use std::time::Duration;
+
+use attesto::simulator::state::apple::NewTransaction;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::world::attesto::World;
+use crate::world::log::Warnings;
+
+const DAY: Duration = Duration::from_hours(24);
+
+async fn execute(world: &World, statement: &str) {
+    // Ours.
+    let statement = AssertSqlSafe(statement.to_owned());
+    world.database().pool().execute(statement).await.unwrap();
+}
+
+fn count(page: &str, series: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series));
+    let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
+    line.trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn keys_that_are_too_old_are_warned_of_once_a_day_and_counted() {
+    let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
+    let (old, young) = (world.tenant().await, world.tenant().await);
+    let age = |table: &str, days: u32| {
+        format!(
+            "update {table} set updated_at = now() - interval '{days} days 1 hour' where tenant_id = '{}'",
+            old.id
+        )
+    };
+    // A world's clock is behind the database's.
+    execute(&world, "update api_keys set created_at = now()").await;
+    execute(&world, &age("apple_credentials", 366)).await;
+    execute(&world, &age("google_credentials", 89)).await;
+    let warnings = Warnings::listen();
+    assert_eq!(
+        world.run_job("expiry").await["due"],
+        json!({"apple_key": 1, "google_key": 0, "api_key": 0})
+    );
+    let said = warnings.of("credential_rotation_due");
+    let [line] = said.as_slice() else {
+        panic!("{said:?}");
+    };
+    let fingerprint: String =
+        sqlx::query_scalar("select key_fingerprint from apple_credentials where tenant_id = $1")
+            .bind(old.id.as_str())
+            .fetch_one(world.database().pool())
+            .await
+            .unwrap();
+    assert_eq!(
+        (
+            &line["tenantId"],
+            &line["credential"],
+            &line["ageDays"],
+            &line["fingerprint"]
+        ),
+        (
+            &json!(old.id),
+            &json!("apple_key"),
+            &json!(366),
+            &json!(fingerprint)
+        )
+    );
+    let advice = line["advice"].as_str().unwrap();
+    let command = format!("attesto apple set-credentials {}", old.id);
+    assert!(advice.contains(&command), "{advice}");
+
+    // Two days later the service account's key is due too, and in ninety all are.
+    world.clock.advance(2 * DAY);
+    let told = world.run_job("expiry").await;
+    assert_eq!(told["due"]["google_key"], 1);
+    world.clock.advance(90 * DAY);
+    let told = world.run_job("expiry").await;
+    assert_eq!(
+        told["due"],
+        json!({"apple_key": 1, "google_key": 2, "api_key": 2})
+    );
+    let of_keys = warnings.of("credential_rotation_due");
+    let of_keys: Vec<_> = of_keys
+        .iter()
+        .filter(|line| line["credential"] == "api_key")
+        .collect();
+    assert_eq!(of_keys.len(), 2);
+    let prefix = &young.key.expose()["attesto_live_".len()..][..8];
+    assert!(
+        of_keys.iter().any(|line| line["fingerprint"] == prefix),
+        "{of_keys:?}"
+    );
+    assert!(!format!("{of_keys:?}").contains(young.key.expose()));
+
+    // Metrics show what the other job counted, in every process.
+    assert_eq!(
+        count(
+            &world.metrics().await,
+            r#"attesto_credentials_due{credential="google_key"}"#
+        ),
+        0
+    );
+    world.run_job("statistics").await;
+    let page = world.metrics().await;
+    assert_eq!(
+        count(&page, r#"attesto_credentials_due{credential="google_key"}"#),
+        2
+    );
+    assert_eq!(count(&page, r#"attesto_job_failing{job="expiry"}"#), 0);
+    let seen = count(
+        &page,
+        r#"attesto_job_last_success_timestamp_seconds{job="expiry"}"#,
+    );
+    assert!(seen > 1_700_000_000, "{seen}");
+    assert_eq!(
+        count(
+            &page,
+            r#"attesto_job_last_success_timestamp_seconds{job="retention"}"#
+        ),
+        0
+    );
+    let rows = page
+        .lines()
+        .filter(|line| line.starts_with("attesto_db_table_rows{"));
+    assert!(rows.count() > 15, "{page}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn cadences_are_settings() {
+    let settings = [
+        ("CREDENTIAL_APPLE_MAX_AGE_DAYS", "10"),
+        ("CREDENTIAL_GOOGLE_MAX_AGE_DAYS", "0"),
+        ("CREDENTIAL_API_KEY_UNUSED_DAYS", "5"),
+    ];
+    let world = World::with(&settings).await;
+    world.tenant().await;
+    let age = "update apple_credentials set updated_at = now() - interval '11 days';
+        update google_credentials set updated_at = now() - interval '1000 days';
+        update api_keys set created_at = now() - interval '100 days', last_used_at = now() - interval '6 days'";
+    execute(&world, age).await;
+    let told = world.run_job("expiry").await;
+    assert_eq!(
+        told["due"],
+        json!({"apple_key": 1, "google_key": 0, "api_key": 1})
+    );
+    // Who is not active is not warned of.
+    execute(&world, "update tenants set is_active = false").await;
+    let told = world.run_job("expiry").await;
+    assert_eq!(
+        told["due"],
+        json!({"apple_key": 0, "google_key": 0, "api_key": 0})
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn many_are_counted_and_a_few_are_named() {
+    let world = World::new().await;
+    let many = "insert into tenants (id, name) select 'tenant_' || n, 'T' from generate_series(1, 70) n;
+        insert into api_keys (id, tenant_id, key_hash, key_prefix, created_at)
+            select 'key_' || n, 'tenant_' || n, sha256(n::text::bytea), 'xxxxxxxx', now() - interval '1 year'
+            from generate_series(1, 70) n";
+    execute(&world, many).await;
+    let warnings = Warnings::listen();
+    assert_eq!(world.run_job("expiry").await["due"]["api_key"], 70);
+    let said = warnings.of("credential_rotation_due");
+    assert_eq!(said.len(), 51);
+    assert_eq!(said.last().unwrap()["more"], 20);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn certificates_are_watched_by_who_lives_by_them() {
+    let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
+    let tenant = world.tenant().await;
+    let series = |page: &str, name: &str| {
+        let series =
+            format!("attesto_certificate_expiry_timestamp_seconds{{certificate=\"{name}\"}} ");
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(&series).map(str::to_owned));
+        line.map(|seconds| seconds.parse::<i64>().unwrap())
+    };
+    let page = world.metrics().await;
+    assert!(series(&page, "apple_root") > Some(world.clock.now().seconds()));
+    assert_eq!(
+        series(&page, "apple_leaf"),
+        None,
+        "nothing that Apple signed was seen"
+    );
+    let bought = world.simulator.apple().create(NewTransaction::default());
+    let question = json!({ "transactionId": bought.unwrap().transaction_id });
+    assert_eq!(world.verify("apple", &tenant, &question).await.status, 200);
+    let page = world.metrics().await;
+    let leaf = series(&page, "apple_leaf").expect("it was seen");
+    assert!(leaf > world.clock.now().seconds());
+
+    // What processes tell is what the job looks at, whoever runs it.
+    let warnings = Warnings::listen();
+    let end = |days: u32| world.clock.now().plus(DAY * days);
+    let tells = |id: &str, certificates: Value| {
+        format!(
+            "insert into replicas
+                (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, certificates)
+            values ('rep_{id}', '{id}', 1, '0', now(), now(), 1, '{{1}}', '{certificates}')"
+        )
+    };
+    execute(
+        &world,
+        &tells("a", json!({ "listener": end(29), "apple_leaf": end(400) })),
+    )
+    .await;
+    execute(
+        &world,
+        &tells("b", json!({ "listener": end(300), "apple_leaf": end(10) })),
+    )
+    .await;
+    let told = world.run_job("expiry").await;
+    assert_eq!(told["certificates"]["listener"], json!(end(29)));
+    let said = warnings.of("certificate_expires_soon");
+    let listener: Vec<_> = said
+        .iter()
+        .filter(|line| line["certificate"] == "listener")
+        .collect();
+    assert_eq!(listener.len(), 1, "{said:?}");
+    assert_eq!(listener[0]["daysLeft"], 29);
+    assert!(
+        listener[0]["advice"]
+            .as_str()
+            .unwrap()
+            .contains("TLS_CERT_PATH")
+    );
+    assert!(
+        said.iter().all(|line| line["certificate"] != "apple_leaf"),
+        "{said:?}"
+    );
+    world.end().await;
+}

@@ -1,0 +1,83 @@
+//! What is logged while a test runs.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use attesto::config::settings::{Log, LogFormat};
+use attesto::telemetry::{self, Writer};
+use serde_json::Value;
+use tracing::Dispatch;
+use tracing::dispatcher::DefaultGuard;
+use tracing::level_filters::LevelFilter;
+
+/// What a log was told.
+#[derive(Clone, Default)]
+pub(crate) struct Page(pub(crate) Arc<Mutex<Vec<u8>>>);
+
+impl Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Logs to `page` what happens on this thread, which is all of a test.
+pub(crate) fn logging(log: &Log, page: &Page) -> (Writer, (DefaultGuard, Dispatch)) {
+    let writer = Writer::to(page.clone());
+    let subscriber = || Dispatch::new(telemetry::subscriber(log, false, writer.clone()));
+    // As long as there is only one subscriber, a place in the source that another test's thread, which has none, is
+    // first to come by is switched off for all. So there are two.
+    let second = subscriber();
+    let first = tracing::dispatcher::set_default(&subscriber());
+    (writer, (first, second))
+}
+
+/// What was logged from warnings on.
+pub(crate) struct Warnings {
+    page: Page,
+    writer: Writer,
+    _logging: (DefaultGuard, Dispatch),
+}
+
+impl Warnings {
+    /// From now on, on this thread.
+    pub(crate) fn listen() -> Self {
+        let log = Log {
+            level: LevelFilter::WARN,
+            format: LogFormat::Json,
+            classes_only: true,
+        };
+        let page = Page::default();
+        let (writer, logging) = logging(&log, &page);
+        Self {
+            page,
+            writer,
+            _logging: logging,
+        }
+    }
+
+    /// The lines with this message so far, without their time and level.
+    pub(crate) fn of(&self, message: &str) -> Vec<Value> {
+        self.writer.flush();
+        let bytes = self.page.0.lock().expect("not poisoned").clone();
+        let text = String::from_utf8(bytes).expect("text");
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        let mut lines: Vec<Value> = lines
+            .filter(|line: &Value| line["msg"] == message)
+            .collect();
+        for line in &mut lines {
+            let line = line.as_object_mut().expect("an object");
+            line.retain(|name, _| !["ts", "level", "msg"].contains(&name.as_str()));
+        }
+        lines
+    }
+}
