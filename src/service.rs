@@ -19,7 +19,7 @@ use crate::apple::trust::{BadRoots, Verifier, root_expiries, signing_expiry};
 use crate::apple::{self, Apple};
 use crate::audit::Verifications;
 use crate::clock::Clock;
-use crate::config::{Settings, Webhooks};
+use crate::config::{Settings, Webhooks, fingerprints};
 use crate::credentials::canary;
 use crate::crypto::keyring::Keyring;
 use crate::db::changes::Changes;
@@ -82,6 +82,8 @@ pub struct Service {
     tally: Tally,
     metrics: Metrics,
     presence: Presence,
+    /// The certificates that it lives by, beside its own.
+    living_by: Certificates,
     sender: Sender,
     wake: Wake,
     webhooks: Webhooks,
@@ -119,7 +121,7 @@ impl Service {
         let registry = Registry::default();
         let reach = Reach::of(stores.apple_roots.is_some());
         let revocations = Revocations::new(&upstream, clock, reach).counted(&registry);
-        let certificates = certificates(&verifier);
+        let living_by = certificates(&verifier);
         let apple = Apple::new(
             database,
             keyring,
@@ -175,16 +177,15 @@ impl Service {
             metrics: Metrics {
                 traffic: Traffic::new(&registry),
                 statistics: Arc::new(Statistics::new(
-                    database,
-                    keyring,
-                    clock,
-                    &certificates,
-                    &registry,
+                    database, keyring, clock, &living_by, &registry,
                 )),
                 registry,
                 listener: None,
             },
-            presence: Presence::new(database, keyring, clock).with_certificates(certificates),
+            presence: Presence::new(database, keyring, clock)
+                .with_settings(fingerprints(settings))
+                .with_certificates(living_by.clone()),
+            living_by,
             sender,
             wake,
             webhooks: settings.webhooks,
@@ -220,6 +221,12 @@ impl Service {
     /// The same, and requests arrive over TLS.
     #[must_use]
     pub fn with_certificate(mut self, tls: Tls) -> Self {
+        let (others, own) = (self.living_by.clone(), tls.clone());
+        self.presence = self.presence.with_certificates(Arc::new(move || {
+            let mut ends = others();
+            ends.insert(certificate::LISTENER, own.pair().not_after());
+            ends
+        }));
         self.tls = Some(tls);
         self
     }
@@ -383,9 +390,11 @@ fn certificates(verifier: &Verifier) -> Certificates {
 
 /// What the jobs of a process with these settings work with.
 pub fn tools(settings: &Settings, database: &Database, clock: &Clock) -> Tools {
+    let sending = SenderSettings::new(settings.webhooks.timeout, guard(settings, database));
     Tools {
         database: database.clone(),
         keyring: Some(settings.keyring.clone()),
+        sender: Sender::new(sending, clock).ok(),
         clock: clock.clone(),
         intervals: settings.jobs,
         retention: settings.retention,

@@ -16,12 +16,13 @@ use crate::credentials::ages;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
+use crate::deliveries::probe::RESULTS;
 use crate::deliveries::stock::{CALLBACK_STATES, Stock};
 use crate::jobs::{self, Standing};
 use crate::metrics::registry::{Kind, as_number};
 use crate::metrics::{Gauge, Labelled, Registry, process};
 use crate::replicas::Certificates;
-use crate::watch;
+use crate::watch::{drift, expiry};
 
 /// How often.
 pub const EVERY: Duration = Duration::from_secs(15);
@@ -53,6 +54,8 @@ struct Runs {
     sealed: Labelled<1, Gauge>,
     remaining: Gauge,
     due: Labelled<1, Gauge>,
+    drift: Labelled<1, Gauge>,
+    probed: Labelled<1, Gauge>,
     table_rows: Labelled<1, Gauge>,
     table_bytes: Labelled<1, Gauge>,
 }
@@ -241,6 +244,16 @@ impl Runs {
                 "Keys of active tenants that are older than they should be, or that nobody uses.",
                 ["credential"],
             ),
+            drift: registry.gauges(
+                "attesto_drift_findings",
+                "What is no longer as it was set up, as the job drift counted it.",
+                ["kind"],
+            ),
+            probed: registry.gauges(
+                "attesto_callbacks_probed",
+                "Callbacks by what was found when they were last connected to without sending anything.",
+                ["result"],
+            ),
             table_rows: registry.gauges(
                 "attesto_db_table_rows",
                 "Rows of a table, as far as Postgres' statistics know.",
@@ -267,8 +280,14 @@ impl Runs {
             runs.done.with([job]);
             runs.failing.with([job]);
         }
-        for kind in watch::Kind::ALL {
+        for kind in expiry::Kind::ALL {
             runs.due.with([kind.as_str()]);
+        }
+        for kind in drift::Kind::ALL {
+            runs.drift.with([kind.as_str()]);
+        }
+        for result in RESULTS {
+            runs.probed.with([result]);
         }
         for id in keyring.ids() {
             runs.sealed.with([&id.to_string()]);
@@ -286,13 +305,18 @@ impl Runs {
         let Some(told) = &standing.told else {
             return;
         };
-        if job == "statistics" {
-            self.show_keys(&told["sealed"]);
-            show(&self.due, &told["due"]);
-            for (table, size) in members(&told["tables"]) {
-                self.table_rows.with([table]).set(counted(&size["rows"]));
-                self.table_bytes.with([table]).set(counted(&size["bytes"]));
+        match job {
+            "statistics" => {
+                self.show_keys(&told["sealed"]);
+                show(&self.due, &told["due"]);
+                for (table, size) in members(&told["tables"]) {
+                    self.table_rows.with([table]).set(counted(&size["rows"]));
+                    self.table_bytes.with([table]).set(counted(&size["bytes"]));
+                }
             }
+            "drift" => show(&self.drift, &told["findings"]),
+            "probe" => show(&self.probed, &told["callbacks"]),
+            _ => {}
         }
     }
 

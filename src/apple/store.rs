@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{Credentials, EnvironmentChoice, MalformedKey, SigningKey};
+use super::account::{Credentials, Environment, EnvironmentChoice, MalformedKey, SigningKey};
 use crate::clock::Timestamp;
 use crate::credentials::grace::{
     Before, GRACE, MOST_ROUNDS, NoWayBack, Places, Previous, Replaced,
@@ -374,4 +374,27 @@ pub async fn roll_back(
         }
     }
     Err(NoWayBack::Contended)
+}
+
+/// Keeps what became of the test notification that Apple was last asked for: Apple's word, or one of those in
+/// [`super::test_notification`].
+pub async fn keep_test(
+    database: &Database,
+    tenant: &TenantId,
+    environment: Environment,
+    result: &str,
+) -> Result<(), db::Error> {
+    sqlx::query!(
+        "
+        insert into apple_test_notifications (tenant_id, environment, asked_at, result)
+        values ($1, $2, now(), $3)
+        on conflict (tenant_id, environment) do update set asked_at = excluded.asked_at, result = excluded.result
+        ",
+        tenant.as_str(),
+        environment.as_str(),
+        result,
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
 }

@@ -22,6 +22,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest: Apple allows one question a second, counted over an hour.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// What is kept when Apple knows no address; Apple's own words are kept as they are.
+pub const NO_ADDRESS: &str = "NO_ADDRESS";
+/// What is kept when somebody said yes to it and nothing of it is stored here.
+pub const ELSEWHERE: &str = "ELSEWHERE";
+
 /// How sending it went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {

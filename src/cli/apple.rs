@@ -253,11 +253,26 @@ async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), F
     let environment = place_to_try(&tenant, &credentials, env)?;
     let app_store = app_store(context)?;
     let credentials = Arc::new(credentials);
-    let outcome = test_notification::request(&app_store, &tenant, &credentials, environment, wait)
-        .await
-        .map_err(|why| no_outcome(&tenant, &credentials, environment, &why))?;
+    let outcome =
+        test_notification::request(&app_store, &tenant, &credentials, environment, wait).await;
+    // Kept, for nobody asks Apple again behind the operator's back.
+    let keep = async |said: &str| store::keep_test(&database, &tenant, environment, said).await;
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            if why == NoOutcome::NoAddress {
+                keep(test_notification::NO_ADDRESS).await?;
+            }
+            return Err(no_outcome(&tenant, &credentials, environment, &why));
+        }
+    };
     let uuid = outcome.notification_uuid.as_deref();
     let event_id = find_event(&database, &tenant, uuid).await?;
+    keep(match event_id {
+        None if outcome.is_success() => test_notification::ELSEWHERE,
+        _ => &outcome.result,
+    })
+    .await?;
     let tried = Tried {
         tenant_id: &tenant,
         bundle_id: &credentials.bundle_id,

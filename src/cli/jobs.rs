@@ -8,8 +8,10 @@ use serde_json::Value;
 
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
-use crate::config::settings::{Cadences, JobIntervals, Retention};
+use crate::config::settings::{Cadences, JobIntervals, Retention, Webhooks};
 use crate::db::Database;
+use crate::deliveries::guard::Guard;
+use crate::deliveries::{Sender, SenderSettings};
 use crate::jobs::{self, Job, LastRun, Outcome, Ran, RunError, Tools};
 
 /// The commands of `attesto jobs`.
@@ -117,7 +119,11 @@ async fn list(context: &Context) -> Result<(), Failure> {
 /// What jobs work with when a command runs them. Only what seals needs the keys; a job that does and has none says so.
 pub(super) async fn tools(context: &Context) -> Result<Tools, Failure> {
     let database: Database = context.database().await?;
+    let webhooks = context.settings(Webhooks::read)?;
+    let guard = Guard::new(webhooks.allow_private).and_never(database.addresses());
+    let sending = SenderSettings::new(webhooks.timeout, guard);
     Ok(Tools {
+        sender: Sender::new(sending, &context.clock).ok(),
         database,
         keyring: context.configured_keyring()?.map(Arc::new),
         clock: context.clock.clone(),

@@ -19,6 +19,7 @@ use crate::deliveries::guard::{
     AllowList, BadOpening, Guard, LookupError, Opening, Resolver, Unvetted,
 };
 use crate::deliveries::history;
+use crate::deliveries::probe;
 use crate::deliveries::redelivery::{self, Filter, Redeliveries, Refused, Request, Status};
 use crate::deliveries::{Attempt, Outcome, Sender, SenderSettings};
 use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
@@ -320,13 +321,20 @@ struct Shown<'a> {
     #[serde(flatten)]
     endpoint: &'a Summary,
     health: Option<history::CallbackRow>,
+    /// What was found when it was last connected to without sending anything.
+    probe: Option<probe::Found>,
 }
 
 async fn get(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
     let database = context.database().await?;
     let endpoint = &described(&database, tenant).await?;
     let health = history::store::callback(&database, tenant).await?;
-    context.output.object(&Shown { endpoint, health })?;
+    let probe = probe::store::last(&database, tenant).await?;
+    context.output.object(&Shown {
+        endpoint,
+        health,
+        probe,
+    })?;
     Ok(())
 }
 

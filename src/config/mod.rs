@@ -8,16 +8,19 @@
 //! - [`raw`]: the texts as they were given
 //! - [`settings`]: what the service runs with, and how it is read from the texts
 //! - [`shown`]: what is in force, as it may be shown
+//! - [`mod@fingerprints`]: what should be the same in every process
 //! - [`admin`]: the two settings that an administrator's command needs
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
 
 pub mod admin;
 pub mod catalogue;
+pub mod fingerprints;
 pub mod raw;
 pub mod secret_file;
 pub mod settings;
 pub mod shown;
 
+pub use fingerprints::fingerprints;
 pub use raw::{Raw, environment, variables};
 pub use settings::{
     DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks, own_certificate,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -242,6 +242,18 @@ impl Database {
             Some(SocketAddr::new(address, options.get_port()))
         });
         addresses.collect()
+    }
+
+    /// Whether the server itself is on this machine, as far as can be told from its address: a socket, or loopback, which
+    /// may also lead into a container.
+    pub fn is_on_this_machine(&self) -> bool {
+        let options = self.direct();
+        let host = options.get_host();
+        let address: Result<IpAddr, _> = host.parse();
+        options.get_socket().is_some()
+            || host.starts_with('/')
+            || host == "localhost"
+            || address.is_ok_and(|address| address.is_loopback())
     }
 
     /// How many connections are in use, and how many are open and idle.

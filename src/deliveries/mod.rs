@@ -21,6 +21,7 @@
 //! - [`outcome`]: how that went
 //! - [`history`]: what was received, and what became of it
 //! - [`hold`]: nothing is sent until somebody says so
+//! - [`probe`]: can callbacks be reached that are not sent anything
 //! - [`stock`]: what waits, and how the callbacks are
 
 pub mod courier;
@@ -33,6 +34,7 @@ pub mod history;
 pub mod hold;
 pub mod outcome;
 pub mod post;
+pub mod probe;
 pub mod redelivery;
 pub mod schedule;
 pub mod sender;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::examine::unanswered;
 use super::finding::{Check, counted};
-use super::store;
+use super::store::{self, Slot};
 use crate::clock::{Clock, Timestamp};
 use crate::db::vitals::Vitals;
 use crate::db::{Database, Error, OLDEST_MAJOR, SchemaState};
+use crate::metrics::registry::as_number;
 
 /// How long it may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,6 +20,9 @@ const TOO_MUCH_SKEW: f64 = 60.0;
 const LONG_TRANSACTION: Duration = Duration::from_mins(1);
 /// More dead rows than this are not cleaned up as they should be.
 const MANY_DEAD_ROWS: i64 = 20_000;
+const MEBIBYTE: i64 = 1024 * 1024;
+/// A slot that keeps more of the write-ahead log than this has fallen behind.
+const MUCH_LOG: i64 = 5 * 1024 * MEBIBYTE;
 /// Of a hundred connections of the server.
 const MANY_CONNECTIONS: i64 = 85;
 /// The last day on which each major version gets corrections; <https://www.postgresql.org/support/versioning/>.
@@ -71,15 +75,71 @@ pub async fn look(database: &Database, clock: &Clock) -> Check {
         Err(error) => checks.push(unanswered("database.vitals", &error)),
     }
     match store::slots(database).await {
-        Ok(slots) if slots.is_empty() => {}
-        Ok(slots) => checks.push(Check::warn(
-            "database.slots",
-            format!("Replication slots that nobody uses keep the write-ahead log: {}.", slots.join(", ")),
-            "Connect what should use them, or drop them (pg_drop_replication_slot) before the disk is full.",
-        )),
+        Ok(slots) => checks.extend(slot_checks(&slots)),
         Err(error) => checks.push(unanswered("database.slots", &error)),
     }
+    match store::data_directory(database).await {
+        Ok(Some(folder)) if database.is_on_this_machine() => checks.extend(disk(&folder)),
+        Ok(_) => {}
+        Err(error) => checks.push(unanswered("database.disk", &error)),
+    }
     Check::group("database", "Database", checks)
+}
+
+/// What nobody uses, and what falls behind, keeps the write-ahead log until the disk is full.
+fn slot_checks(slots: &[Slot]) -> Option<Check> {
+    const NAME: &str = "database.slots";
+    let told = |slot: &&Slot| {
+        let kept = slot.retained / MEBIBYTE;
+        let state = if slot.is_active { "in use" } else { "unused" };
+        format!("{} ({state}, {kept} MiB)", slot.name)
+    };
+    let bad = slots
+        .iter()
+        .filter(|slot| !slot.is_active || slot.retained > MUCH_LOG);
+    let bad: Vec<_> = bad.map(|slot| told(&slot)).collect();
+    if slots.is_empty() {
+        None
+    } else if bad.is_empty() {
+        Some(Check::ok(
+            NAME,
+            "The replication slots are in use and keep up.",
+        ))
+    } else {
+        Some(Check::warn(
+            NAME,
+            format!(
+                "Replication slots keep the write-ahead log: {}.",
+                bad.join(", ")
+            ),
+            "Connect what should use them, or drop them (pg_drop_replication_slot) before the disk is full.",
+        ))
+    }
+}
+
+/// The disk that the database is on, where that is this machine's and this process may look there.
+fn disk(folder: &str) -> Option<Check> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Some(room(bytes(stat.f_bavail), bytes(stat.f_blocks)))
+}
+
+fn room(free: u64, all: u64) -> Check {
+    const NAME: &str = "database.disk";
+    const GIBIBYTE: u64 = 1024 * 1024 * 1024;
+    let told = format!(
+        "{:.1} GiB of {:.1} are free on the database's disk.",
+        as_number(free) / as_number(GIBIBYTE),
+        as_number(all) / as_number(GIBIBYTE)
+    );
+    let advice = "Make room: `attesto prune --dry-run` counts what is too old, `attesto_db_table_bytes` says what is large, and old logs and backups may go elsewhere. Without room Postgres stops.";
+    if free < GIBIBYTE / 2 {
+        Check::fail(NAME, told, advice)
+    } else if free < 2 * GIBIBYTE || (free < 50 * GIBIBYTE && free < all / 10) {
+        Check::warn(NAME, told, advice)
+    } else {
+        Check::ok(NAME, told)
+    }
 }
 
 fn server_checks(server: &store::Server, now: Timestamp) -> Vec<Check> {
@@ -298,6 +358,39 @@ mod tests {
         assert_eq!(vitals(0.4, 5, 10), [Ok, Ok, Ok]);
         assert_eq!(vitals(-1.5, 61, 20_001), [Warn, Warn, Warn]);
         assert_eq!(vitals(-600.0, 0, 0), [Fail, Ok, Ok]);
+    }
+
+    #[test]
+    fn a_slot_that_is_unused_or_behind_is_noticed() {
+        let slot = |is_active, gibibytes: i64| Slot {
+            name: "standby".to_owned(),
+            is_active,
+            retained: gibibytes * 1024 * MEBIBYTE,
+        };
+        let judged = |slots: &[Slot]| slot_checks(slots).map(|check| check.status);
+        assert_eq!(judged(&[]), None);
+        assert_eq!(judged(&[slot(true, 1)]), Some(Status::Ok));
+        assert_eq!(judged(&[slot(true, 1), slot(false, 0)]), Some(Status::Warn));
+        assert_eq!(judged(&[slot(true, 6)]), Some(Status::Warn));
+    }
+
+    #[test]
+    fn a_disk_that_fills_is_noticed_and_a_large_one_may_be_fuller() {
+        const GIBIBYTE: u64 = 1024 * 1024 * 1024;
+        for (free, all, status) in [
+            (40, 100, Status::Ok),
+            (9, 100, Status::Warn),
+            (60, 1000, Status::Ok),
+            (1, 4, Status::Warn),
+            (0, 100, Status::Fail),
+        ] {
+            assert_eq!(
+                room(free * GIBIBYTE, all * GIBIBYTE).status,
+                status,
+                "{free} of {all}"
+            );
+        }
+        assert!(disk("/").is_some() && disk("/no/such/folder").is_none());
     }
 
     #[test]

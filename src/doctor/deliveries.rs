@@ -5,18 +5,27 @@ use std::time::Duration;
 use super::examine::unanswered;
 use super::finding::{Check, counted, named};
 use super::store::{self, Few};
+use super::tenants::few_of;
 use crate::clock::Clock;
+use crate::config::settings::Cadences;
 use crate::db::Database;
 use crate::deliveries::hold;
+use crate::deliveries::probe;
+use crate::deliveries::probe::store::Whose;
 use crate::deliveries::stock::Stock;
+use crate::watch::drift::Kind;
+use crate::watch::expiry;
 
 /// Nothing that could be sent waits longer than this when all is well.
 const LAG: Duration = Duration::from_mins(1);
 /// From here on nobody delivers.
 const STANDSTILL: Duration = Duration::from_mins(15);
 
+/// So many are named.
+const NAMED: i64 = 5;
+
 /// Looks.
-pub async fn look(database: &Database, clock: &Clock) -> Check {
+pub async fn look(database: &Database, clock: &Clock, cadences: Option<&Cadences>) -> Check {
     let mut checks = Vec::new();
     match Stock::take(database, clock).await {
         Ok(stock) => checks.extend(stock_checks(&stock)),
@@ -46,7 +55,7 @@ pub async fn look(database: &Database, clock: &Clock) -> Check {
         ),
         Err(error) => unanswered("deliveries.leases", &error),
     });
-    checks.push(match store::closed_callbacks(database).await {
+    checks.push(match few_of(database, clock, Kind::CallbackClosed).await {
         Ok(Few { count: 0, .. }) => Check::ok("deliveries.callbacks", "No callback is closed."),
         Ok(Few { count, names }) => Check::warn(
             "deliveries.callbacks",
@@ -74,7 +83,68 @@ pub async fn look(database: &Database, clock: &Clock) -> Check {
         ),
         Err(error) => unanswered("deliveries.failed", &error),
     });
+    checks.extend(probed(database, clock, cadences).await);
     Check::group("deliveries", "Deliveries", checks)
+}
+
+/// What the last looks at callbacks found.
+async fn probed(database: &Database, clock: &Clock, cadences: Option<&Cadences>) -> Vec<Check> {
+    let reachable = match probe::store::unreachable(database, NAMED).await {
+        Ok(Whose { count: 0, .. }) => Check::ok(
+            "deliveries.reachable",
+            "No callback is known to be out of reach.",
+        ),
+        Ok(found) => Check::warn(
+            "deliveries.reachable",
+            format!(
+                "{} when last looked at: {}.",
+                counted(
+                    found.count,
+                    "callback could not be connected to",
+                    "callbacks could not be connected to"
+                ),
+                of_whom(&found)
+            ),
+            "`attesto webhook get <tenant>` says why; `attesto jobs run probe` looks again, sending nothing.",
+        ),
+        Err(error) => unanswered("deliveries.reachable", &error),
+    };
+    let mut checks = vec![reachable];
+    if let Some(cadences) = cadences {
+        let before = expiry::callbacks_warned_before(clock.now(), cadences);
+        checks.push(
+            match probe::store::certificates_ending(database, before, NAMED).await {
+                Ok(Whose { count: 0, .. }) => Check::ok(
+                    "deliveries.certificates",
+                    "No callback's certificate is known to end soon.",
+                ),
+                Ok(found) => Check::warn(
+                    "deliveries.certificates",
+                    format!(
+                        "{}: {}.",
+                        counted(
+                            found.count,
+                            "callback's certificate ends soon",
+                            "callbacks' certificates end soon"
+                        ),
+                        of_whom(&found)
+                    ),
+                    "Tell them: from that day on nothing is delivered there.",
+                ),
+                Err(error) => unanswered("deliveries.certificates", &error),
+            },
+        );
+    }
+    checks
+}
+
+/// `tenant_a (dns), tenant_b (tls) and 3 more`.
+fn of_whom(found: &Whose) -> String {
+    let first = found.first.iter();
+    let names: Vec<String> = first
+        .map(|(tenant, what)| format!("{tenant} ({what})"))
+        .collect();
+    named(&names, found.count)
 }
 
 fn stock_checks(stock: &Stock) -> Vec<Check> {

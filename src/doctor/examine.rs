@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::finding::{Check, Status};
 use super::{
-    database, deliveries, files, keys, listener, logs, processes, settings, stores, tenants,
+    database, deliveries, drift, files, keys, listener, logs, processes, settings, stores, tenants,
 };
 use crate::clock::Clock;
 use crate::config::settings::Cadences;
@@ -72,11 +72,20 @@ pub async fn examine(patient: &Patient<'_>) -> Check {
             checks.push(within("processes", look.boxed()).await);
             let look = tenants::look(database, keyring, cadences, clock);
             checks.push(within("tenants", look.boxed()).await);
-            checks.push(within("deliveries", deliveries::look(database, clock).boxed()).await);
+            let look = deliveries::look(database, clock, cadences);
+            checks.push(within("deliveries", look.boxed()).await);
+            checks.push(within("drift", drift::look(database, clock).boxed()).await);
             checks.push(within("logs", logs::look(database).boxed()).await);
         }
         Err(because) => {
-            for name in ["keys", "processes", "tenants", "deliveries", "logs"] {
+            for name in [
+                "keys",
+                "processes",
+                "tenants",
+                "deliveries",
+                "drift",
+                "logs",
+            ] {
                 checks.push(Check::skipped(
                     name,
                     format!("{name}: not looked at {because}"),

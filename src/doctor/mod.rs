@@ -6,12 +6,13 @@
 //!
 //! - [`finding`]: checks inside checks, the worst result on top
 //! - [`mod@examine`]: all of them, in the order of what they need
-//! - [`settings`], [`files`], [`listener`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`], [`stores`], [`logs`]:
-//!   what is looked at
+//! - [`settings`], [`files`], [`listener`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`], [`drift`],
+//!   [`stores`], [`logs`]: what is looked at
 //! - `store`: the queries
 
 pub mod database;
 pub mod deliveries;
+pub mod drift;
 pub mod examine;
 pub mod files;
 pub mod finding;

@@ -64,12 +64,43 @@ pub(super) async fn without_rights(database: &Database) -> Result<Vec<String>, E
     .await
 }
 
-/// Replication slots that nobody uses.
-pub(super) async fn slots(database: &Database) -> Result<Vec<String>, Error> {
-    sqlx::query_scalar!(
-        r#"select slot_name::text as "name!" from pg_replication_slots where not active order by 1"#
+/// A replication slot.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) name: String,
+    /// Whether somebody is connected to it.
+    pub(super) is_active: bool,
+    /// Bytes of the write-ahead log that are kept for it.
+    pub(super) retained: i64,
+}
+
+pub(super) async fn slots(database: &Database) -> Result<Vec<Slot>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select slot_name::text as "name!", active as "active!",
+            case
+                when restart_lsn is null or pg_is_in_recovery() then 0
+                else pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8
+            end as "retained!"
+        from pg_replication_slots order by 1
+        "#
     )
     .fetch_all(database.pool())
+    .await?;
+    let slots = rows.into_iter().map(|row| Slot {
+        name: row.name,
+        is_active: row.active,
+        retained: row.retained,
+    });
+    Ok(slots.collect())
+}
+
+/// Where the server keeps its data, on its own machine. `None`: this role may not know, for want of `pg_read_all_settings`.
+pub(super) async fn data_directory(database: &Database) -> Result<Option<String>, Error> {
+    sqlx::query_scalar!(
+        r#"select setting as "setting!" from pg_settings where name = 'data_directory' and setting is not null"#
+    )
+    .fetch_optional(database.pool())
     .await
 }
 
@@ -116,21 +147,6 @@ pub(super) async fn with_credentials(
     .await
 }
 
-pub(super) async fn without_credentials(database: &Database) -> Result<Few, Error> {
-    few!(
-        database,
-        r#"
-        select id as "name!", count(*) over () as "count!"
-        from tenants
-        where is_active
-            and not exists (select from apple_credentials where tenant_id = tenants.id)
-            and not exists (select from google_credentials where tenant_id = tenants.id)
-        order by id limit $1
-        "#,
-        NAMED
-    )
-}
-
 pub(super) async fn without_keys(database: &Database) -> Result<Few, Error> {
     few!(
         database,
@@ -171,24 +187,6 @@ pub(super) async fn abandoned(database: &Database, lead: Duration) -> Result<i64
     )
     .fetch_one(database.pool())
     .await
-}
-
-/// Tenants whose callback is closed because of failures.
-pub(super) async fn closed_callbacks(database: &Database) -> Result<Few, Error> {
-    few!(
-        database,
-        r#"
-        select config.tenant_id as "name!", count(*) over () as "count!"
-        from webhook_configs config
-        join tenants tenant on tenant.id = config.tenant_id and tenant.is_active
-        join webhook_health health
-            on health.tenant_id = config.tenant_id
-            and health.callback_key = hashtextextended(config.callback_url, 0)
-        where config.is_active and health.state in ('open', 'paused')
-        order by health.failing_since limit $1
-        "#,
-        NAMED
-    )
 }
 
 /// Deliveries of the last day's events that failed for good: how many, and of which tenants.

@@ -11,6 +11,7 @@ use crate::config::settings::Cadences;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error};
 use crate::google;
+use crate::watch::drift;
 use crate::watch::expiry::{self, Found, Kind};
 
 /// So many are named.
@@ -42,7 +43,7 @@ pub async fn look(
     }
     checks.push(few(
         "tenants.credentials",
-        store::without_credentials(database).await,
+        few_of(database, clock, drift::Kind::TenantCredentials).await,
         "Every active tenant has credentials for a store.",
         "can ask about nothing, for want of store credentials",
         "`attesto apple set-credentials` or `attesto google set-credentials`; or `attesto tenant deactivate`.",
@@ -71,6 +72,17 @@ pub async fn look(
         }
     }
     Check::group("tenants", "Tenants", checks)
+}
+
+/// What is found of tenants that are not as they were set up.
+pub(super) async fn few_of(
+    database: &Database,
+    clock: &Clock,
+    kind: drift::Kind,
+) -> Result<Few, Error> {
+    let drift::Finding { count, names, .. } =
+        drift::of_tenants(database, kind, clock.lead()).await?;
+    Ok(Few { count, names })
 }
 
 /// Whether anything of this kind is too old.

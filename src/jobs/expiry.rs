@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, Tools};
+use crate::deliveries::probe::store::certificates_ending;
 use crate::replicas::Company;
 use crate::watch::expiry::{self, certificate_advice, ends_soon};
 
@@ -36,6 +37,8 @@ async fn expiry(tools: Tools) -> anyhow::Result<Value> {
     let found = expiry::due(database, cadences, clock.lead(), MOST_NAMED).await?;
     let company = Company::present(database, clock.lead()).await?;
     let now = clock.now();
+    let before = expiry::callbacks_warned_before(now, cadences);
+    let callbacks = certificates_ending(database, before, MOST_NAMED).await?;
 
     // Everything was found before anything is said: a run that fails says nothing twice.
     let mut due = Map::new();
@@ -75,5 +78,14 @@ async fn expiry(tools: Tools) -> anyhow::Result<Value> {
         }
         certificates.insert(name, json!(end));
     }
-    Ok(json!({ "due": due, "certificates": certificates }))
+    for (tenant, end) in &callbacks.first {
+        tracing::warn!(
+            certificate = "callback",
+            tenantId = %tenant,
+            endsAt = end,
+            advice = "tell them: from that day on nothing is delivered there",
+            "certificate_expires_soon"
+        );
+    }
+    Ok(json!({ "due": due, "certificates": certificates, "callbacks": callbacks.count }))
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Job, expiry, reseal, retention, statistics};
+use super::{Job, drift, expiry, probe, reseal, retention, statistics};
 use crate::clock::Clock;
 use crate::config::settings::{Cadences, JobIntervals, Retention};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
+use crate::deliveries::Sender;
 
 /// What jobs work with.
 #[derive(Clone)]
@@ -15,6 +16,8 @@ pub struct Tools {
     pub database: Database,
     /// The encryption keys. `None`: this process was given none, and the jobs that need them fail.
     pub keyring: Option<Arc<Keyring>>,
+    /// Connects to callbacks. `None`: this machine trusts nobody, and the job that needs it fails.
+    pub sender: Option<Sender>,
     /// What time it is.
     pub clock: Clock,
     /// How often each runs.
@@ -26,12 +29,21 @@ pub struct Tools {
 }
 
 /// The names of all jobs.
-pub const NAMES: [&str; 4] = ["expiry", "reseal", "retention", "statistics"];
+pub const NAMES: [&str; 6] = [
+    "drift",
+    "expiry",
+    "probe",
+    "reseal",
+    "retention",
+    "statistics",
+];
 
 /// Every job there is, in the order in which they are shown.
 pub fn all(tools: &Tools) -> Vec<Job> {
     vec![
+        drift::job(tools),
         expiry::job(tools),
+        probe::job(tools),
         reseal::job(tools),
         retention::job(tools),
         statistics::job(tools),

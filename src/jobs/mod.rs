@@ -7,11 +7,13 @@
 //! - [`job`]: a job, and when it is due
 //! - [`list`]: all of them; a new one is a file here and a line there
 //! - [`scheduler`]: who runs them, and the one way to run one
-//! - [`expiry`], [`reseal`], [`retention`], [`statistics`]: what they do
+//! - [`drift`], [`expiry`], [`probe`], [`reseal`], [`retention`], [`statistics`]: what they do
 
+pub mod drift;
 pub mod expiry;
 pub mod job;
 pub mod list;
+pub mod probe;
 pub mod reseal;
 pub mod retention;
 pub mod scheduler;

@@ -113,7 +113,12 @@ pub const MOVED: [Part; 13] = [
 ];
 
 /// What stays, and why.
-pub const LEFT: [(&str, &str); 11] = [
+pub const LEFT: [(&str, &str); 13] = [
+    (
+        "apple_test_notifications",
+        "Apple sends to another address from then on",
+    ),
+    ("callback_probes", "is learned anew, like webhook_health"),
     (
         "webhook_health",
         "is learned anew: the callback is called from another place",

@@ -17,6 +17,9 @@ const DAY: u64 = 24 * 60 * 60;
 /// A root is exchanged with a new release, which takes longer to come than a file.
 const ROOT_WARNING: Duration = Duration::from_hours(24 * 180);
 
+/// The certificate of a listener, ours or a callback's, is usually renewed by a program, a month before.
+const LISTENER_WARNING: Duration = Duration::from_hours(24 * 14);
+
 /// Something that should be exchanged now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -151,8 +154,13 @@ pub fn ends_soon(name: &str, end: Timestamp, now: Timestamp, cadences: &Cadences
         certificate::APPLE_ROOT => end < now.plus(cadences.certificate.max(ROOT_WARNING)),
         // One that has ended signed something that a device kept: Apple signs with another by now.
         certificate::APPLE_LEAF => end > now && end < now.plus(cadences.certificate),
-        _ => end < now.plus(cadences.certificate),
+        _ => end < now.plus(cadences.certificate.min(LISTENER_WARNING)),
     }
+}
+
+/// Certificates of callbacks that end before this are warned of.
+pub fn callbacks_warned_before(now: Timestamp, cadences: &Cadences) -> Timestamp {
+    now.plus(cadences.certificate.min(LISTENER_WARNING))
 }
 
 /// What to do about it.
@@ -220,8 +228,8 @@ mod tests {
             certificate: Duration::from_hours(24 * 30),
         };
         let soon = |name, end| ends_soon(name, at(end), at("2026-06-01T00:00:00Z"), &cadences);
-        assert!(!soon("listener", "2026-07-02T00:00:00Z"));
-        assert!(soon("listener", "2026-06-30T00:00:00Z"));
+        assert!(!soon("listener", "2026-06-16T00:00:00Z"));
+        assert!(soon("listener", "2026-06-14T00:00:00Z"));
         assert!(soon("listener", "2026-05-01T00:00:00Z"));
         assert!(soon("apple_leaf", "2026-06-30T00:00:00Z"));
         assert!(

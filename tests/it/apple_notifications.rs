@@ -961,6 +961,14 @@ impl Shop {
         }
     }
 
+    /// What is kept of Apple's last answers.
+    async fn kept_answers(&self) -> Vec<String> {
+        let statement = "select environment || ': ' || result from apple_test_notifications
+            where tenant_id = $1 order by environment";
+        let kept = sqlx::query_scalar(statement).bind(self.tenant.id.as_str());
+        kept.fetch_all(self.world.database().pool()).await.unwrap()
+    }
+
     /// Runs it where nothing is to be printed but what is wrong.
     async fn complaint(&self, more: &[&str], exit: i32) -> String {
         let ran = self.request_test(more).await;
@@ -976,6 +984,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
     let wanted = format!("/v1/webhooks/apple/{}", shop.tenant.id);
     assert!(complaint.contains("no production address"), "{complaint}");
     assert!(complaint.contains(&wanted), "{complaint}");
+    assert_eq!(shop.kept_answers().await, ["production: NO_ADDRESS"]);
 
     shop.report_here(false);
     for (words, environment) in [
@@ -1007,6 +1016,10 @@ async fn an_operator_asks_whether_notifications_arrive() {
         assert_eq!(event.word(), ("test", None));
         assert_eq!(event.0["environment"], environment);
     }
+    assert_eq!(
+        shop.kept_answers().await,
+        ["production: SUCCESS", "sandbox: SUCCESS"]
+    );
 
     // Apple's outcome is printed and explained when it is a bad one.
     let unknown = attesto::id::TenantId::mint(shop.world.clock.now());
@@ -1022,6 +1035,8 @@ async fn an_operator_asks_whether_notifications_arrive() {
         (&json!("UNSUCCESSFUL_HTTP_RESPONSE_CODE"), &Value::Null)
     );
     assert!(ran.complained.contains("http_request"), "{ran:?}");
+    let kept = shop.kept_answers().await;
+    assert_eq!(kept[0], "production: UNSUCCESSFUL_HTTP_RESPONSE_CODE");
 
     // And so is a good one that this Attesto had nothing of.
     let url = shop.world.url("/health");
@@ -1034,6 +1049,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
     assert_eq!(ran.exit, Some(1), "{ran:?}");
     assert!(ran.said.contains("SUCCESS"), "{ran:?}");
     assert!(ran.complained.contains("somebody else took"), "{ran:?}");
+    assert_eq!(shop.kept_answers().await[0], "production: ELSEWHERE");
     shop.world.end().await;
 }
 

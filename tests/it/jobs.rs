@@ -34,6 +34,7 @@ impl Office {
         let tools = Tools {
             database: fresh.database.clone(),
             keyring: None,
+            sender: None,
             clock: Clock::fixed(Timestamp::from_millis(0)),
             intervals: JobIntervals {
                 enabled: true,

@@ -165,6 +165,14 @@ async fn a_scrape_needs_no_database() {
     let world = World::with(&SHOWN).await;
     assert_eq!(count(&world.metrics().await, "attesto_db_up"), 1);
     world.database().close().await;
+    // Not one statement could be run.
+    let client = attesto::http::outbound::client().unwrap();
+    for _ in 0..100 {
+        let answer = client.get(world.metrics_url()).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let page = answer.text().await.unwrap();
+        assert!(page.lines().count() < 2000 && page.contains("attesto_queue_depth"));
+    }
     let page = world.metrics().await;
     assert_eq!(count(&page, "attesto_db_up"), 0);
     assert!(
@@ -316,7 +324,9 @@ async fn every_metric_that_a_dashboard_an_alert_or_the_guide_names_exists_and_th
 {
     let world = World::with(&SHOWN).await;
     world.ask("GET", "/health", None, None).await;
-    world.run_job("statistics").await;
+    for job in ["statistics", "drift", "probe"] {
+        world.run_job(job).await;
+    }
     let page = world.metrics().await;
     world.end().await;
     let exists: BTreeSet<&str> = page

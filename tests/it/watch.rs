@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use attesto::config::fingerprints;
+use attesto::replicas::Presence;
 use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::world::attesto::World;
 use crate::world::log::Warnings;
+use crate::world::receiver::Receiver;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -209,7 +212,7 @@ async fn certificates_are_watched_by_who_lives_by_them() {
     };
     execute(
         &world,
-        &tells("a", json!({ "listener": end(29), "apple_leaf": end(400) })),
+        &tells("a", json!({ "listener": end(13), "apple_leaf": end(400) })),
     )
     .await;
     execute(
@@ -218,14 +221,14 @@ async fn certificates_are_watched_by_who_lives_by_them() {
     )
     .await;
     let told = world.run_job("expiry").await;
-    assert_eq!(told["certificates"]["listener"], json!(end(29)));
+    assert_eq!(told["certificates"]["listener"], json!(end(13)));
     let said = warnings.of("certificate_expires_soon");
     let listener: Vec<_> = said
         .iter()
         .filter(|line| line["certificate"] == "listener")
         .collect();
     assert_eq!(listener.len(), 1, "{said:?}");
-    assert_eq!(listener[0]["daysLeft"], 29);
+    assert_eq!(listener[0]["daysLeft"], 13);
     assert!(
         listener[0]["advice"]
             .as_str()
@@ -235,6 +238,219 @@ async fn certificates_are_watched_by_who_lives_by_them() {
     assert!(
         said.iter().all(|line| line["certificate"] != "apple_leaf"),
         "{said:?}"
+    );
+    world.end().await;
+}
+
+/// What the job found, beside what it did not.
+async fn drift(world: &World) -> Vec<(String, u64)> {
+    let told = world.run_job("drift").await;
+    let findings = told["findings"].as_object().unwrap();
+    assert_eq!(findings.len(), attesto::watch::drift::Kind::ALL.len());
+    let found = findings
+        .iter()
+        .map(|(kind, count)| (kind.clone(), count.as_u64().unwrap()));
+    let mut found: Vec<_> = found.filter(|(_, count)| *count > 0).collect();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_is_not_as_it_was_set_up_is_found_and_counted() {
+    let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
+    let tenant = world.tenant().await.id;
+    assert_eq!(drift(&world).await, []);
+    let callback = format!(
+        "insert into webhook_configs (tenant_id, callback_url, secret_enc)
+            values ('{tenant}', 'https://a.example', '\\x0100'::bytea)"
+    );
+    let pusher =
+        "update google_credentials set pubsub_service_account = 'a@b.iam.gserviceaccount.com'";
+    let event = |environment: &str| {
+        format!(
+            "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
+                raw_payload, decoded_payload, body)
+            values ('evt_{environment}', '{tenant}', 'apple', '{environment}', 'test', 'test', '{environment}', '{{}}',
+                '{{}}', '{{}}')"
+        )
+    };
+    let asked = |environment: &str, result: &str| {
+        format!(
+            "insert into apple_test_notifications (tenant_id, environment, asked_at, result)
+                values ('{tenant}', '{environment}', now() - interval '1 minute', '{result}')
+            on conflict (tenant_id, environment) do update set result = excluded.result"
+        )
+    };
+    let first =
+        "update webhook_configs set is_active = true, created_at = now() - interval '8 days';
+        update apple_credentials set created_at = now() - interval '8 days'";
+    for (change, expected) in [
+        (callback.as_str(), vec!["google_pusher"]),
+        (pusher, vec![]),
+        (
+            "update webhook_configs set is_active = false",
+            vec!["callback_off"],
+        ),
+        // A week later nothing has come.
+        (first, vec!["apple_silent"]),
+        (
+            &asked("production", "NO_ADDRESS"),
+            vec!["apple_address", "apple_silent"],
+        ),
+        (
+            &asked("production", "TIMED_OUT"),
+            vec!["apple_silent", "apple_unreached"],
+        ),
+        // Something of the sandbox's says nothing of production.
+        (&event("sandbox"), vec!["apple_unreached"]),
+        (&event("production"), vec![]),
+        (&asked("sandbox", "SUCCESS"), vec![]),
+        (
+            "insert into webhook_health (tenant_id, callback_url, state, failing_since)
+                select tenant_id, callback_url, 'paused', now() from webhook_configs",
+            vec!["callback_closed"],
+        ),
+        (
+            "delete from webhook_health; delete from apple_test_notifications; delete from apple_credentials",
+            vec!["callback_unused"],
+        ),
+        ("delete from google_credentials", vec!["tenant_credentials"]),
+        ("update tenants set is_active = false", vec![]),
+        (
+            "update webhook_configs set secret_enc = '\\x0200'::bytea",
+            vec!["keys"],
+        ),
+        ("delete from webhook_configs", vec![]),
+        (
+            "insert into _sqlx_migrations values (9999, 'later', now(), true, '', 0)",
+            vec!["migrations"],
+        ),
+    ] {
+        execute(&world, change).await;
+        let found = drift(&world).await;
+        let found: Vec<_> = found.iter().map(|(kind, _)| kind.as_str()).collect();
+        assert_eq!(found, expected, "after {change}");
+    }
+    let page = world.metrics().await;
+    assert_eq!(
+        count(&page, r#"attesto_drift_findings{kind="migrations"}"#),
+        1
+    );
+    assert_eq!(count(&page, r#"attesto_drift_findings{kind="keys"}"#), 0);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn settings_that_differ_between_processes_are_found_without_being_told() {
+    let world = World::new().await;
+    let presence = |events: &str| {
+        let mut settings = world.settings.clone();
+        let days = events.parse().unwrap();
+        settings.retention.events = Some(DAY * days);
+        Presence::new(world.database(), world.keyring(), &world.clock)
+            .with_settings(fingerprints(&settings))
+    };
+    // The world's own process says so itself, within seconds: these do so now.
+    presence("90").beat().await.unwrap();
+    presence("90").beat().await.unwrap();
+    assert_eq!(drift(&world).await, []);
+    presence("7").beat().await.unwrap();
+    assert_eq!(drift(&world).await, [("settings".to_owned(), 1)]);
+    let held: Vec<String> = sqlx::query_scalar("select settings::text from replicas")
+        .fetch_all(world.database().pool())
+        .await
+        .unwrap();
+    assert!(
+        held.iter().all(|held| !held.contains("127.0.0.1")),
+        "{held:?}"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
+    let settings = [
+        ("METRICS_ADDRESS", "127.0.0.1:0"),
+        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
+        ("WEBHOOK_DISPATCHER_DISABLED", "true"),
+    ];
+    let world = World::with(&settings).await;
+    let (fine, gone) = (world.stranger().await.id, world.stranger().await.id);
+    let receiver = Receiver::answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    for (tenant, url) in [
+        (&fine, receiver.url().as_str()),
+        (&gone, "http://127.0.0.1:1/secret-path"),
+    ] {
+        let configure = "insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, $2, '\\x0100')";
+        sqlx::query(configure)
+            .bind(tenant.as_str())
+            .bind(url)
+            .execute(world.database().pool())
+            .await
+            .unwrap();
+    }
+    let count_of = |told: &Value, result: &str| told["callbacks"][result].as_u64().unwrap();
+    let told = world.run_job("probe").await;
+    assert_eq!(
+        (count_of(&told, "reachable"), count_of(&told, "connect")),
+        (1, 1),
+        "{told}"
+    );
+    receiver.until_nobody_is_connected().await;
+    assert_eq!((receiver.connections(), receiver.requests().len()), (1, 0));
+    let judged: i64 = sqlx::query_scalar("select count(*) from webhook_health")
+        .fetch_one(world.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(judged, 0, "a probe is no attempt");
+    let page = world.metrics().await;
+    assert_eq!(
+        count(&page, r#"attesto_callbacks_probed{result="connect"}"#),
+        1
+    );
+
+    let shown = || {
+        world
+            .shell()
+            .rows(&["webhook", "get", gone.as_str()])
+            .remove(0)
+    };
+    let before = shown();
+    assert_eq!(before["probe"]["result"], "connect");
+    assert!(
+        !before["probe"].to_string().contains("secret-path"),
+        "{before}"
+    );
+
+    // What has got something since is left alone, and what is still away has been since then.
+    let health = "insert into webhook_health (tenant_id, callback_url, last_success_at)
+        select tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
+    sqlx::query(health)
+        .bind(fine.as_str())
+        .execute(world.database().pool())
+        .await
+        .unwrap();
+    let told = world.run_job("probe").await;
+    assert_eq!(
+        (count_of(&told, "delivered"), count_of(&told, "connect")),
+        (1, 1),
+        "{told}"
+    );
+    assert_eq!(receiver.connections(), 1);
+    let after = shown();
+    assert_eq!(after["probe"]["since"], before["probe"]["since"]);
+    assert_ne!(after["probe"]["probedAt"], before["probe"]["probedAt"]);
+
+    // A day later its certificate is looked at all the same.
+    world.clock.advance(DAY + Duration::from_mins(1));
+    let told = world.run_job("probe").await;
+    assert_eq!(count_of(&told, "reachable"), 1, "{told}");
+    // Who is switched off is nobody's business.
+    execute(&world, "update webhook_configs set is_active = false").await;
+    let told = world.run_job("probe").await;
+    assert_eq!(
+        (count_of(&told, "reachable"), count_of(&told, "connect")),
+        (0, 0)
     );
     world.end().await;
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use attesto::clock::{Clock, Timestamp};
 use attesto::deliveries::endpoint::{Secrets, SigningSecret};
 use attesto::deliveries::guard::{AllowList, Guard, LookupError, Resolver};
-use attesto::deliveries::sender::Trust;
+use attesto::deliveries::sender::{Probe, Trust};
 use attesto::deliveries::{Attempt, Class, Outcome, Sender, SenderSettings, signature};
 use attesto::id::{DeliveryId, EventId};
 use futures_util::FutureExt as _;
@@ -589,6 +589,56 @@ impl Trap {
             ..attempt(&format!("https://hooks.example.com:{port}/hook"))
         }
     }
+}
+
+#[tokio::test]
+async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
+    let trap = Trap::set().await;
+    let attempt = trap.attempt();
+    let sender = trap.sender(flipping(vec![vec![GOOD]]));
+    let probe = sender.probe(&attempt.url, &trap.allowed).await;
+    let Probe::Reachable {
+        certificate_ends_at: Some(end),
+    } = probe
+    else {
+        panic!("{probe:?}");
+    };
+    assert!(end > now());
+    trap.good.until_nobody_is_connected().await;
+    assert_eq!(
+        (trap.good.connections(), trap.good.requests().len()),
+        (1, 0)
+    );
+
+    let class = |probe: Probe| match probe {
+        Probe::Unreachable { class, detail } => {
+            assert!(!detail.contains("/hook"), "{detail}");
+            class
+        }
+        probe => panic!("{probe:?}"),
+    };
+    for (resolver, expected) in [
+        (flipping(vec![vec![BAD]]), Class::Blocked),
+        (flipping(vec![vec![GOOD, BAD]]), Class::Blocked),
+        (nobody(), Class::Dns),
+    ] {
+        let sender = trap.sender(resolver);
+        let probe = sender.probe(&attempt.url, &trap.allowed).await;
+        assert_eq!(class(probe), expected);
+    }
+    let suspicious = sender_with(
+        Guard::new(false),
+        flipping(vec![vec![GOOD]]),
+        Trust::Only(rustls::RootCertStore::empty()),
+    );
+    assert_eq!(
+        class(suspicious.probe(&attempt.url, &trap.allowed).await),
+        Class::Tls
+    );
+    assert_eq!(trap.bad.connections(), 0);
+    let ours = Resolver::from_fn(|_| async { Err(LookupError::Ours) }.boxed());
+    let probe = trap.sender(ours).probe(&attempt.url, &trap.allowed).await;
+    assert_eq!(probe, Probe::Unknown, "nothing is known of the callback");
 }
 
 /// A name that has these addresses, one after the other, for ever.

@@ -12,13 +12,14 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::meter::{Allowance, Metered};
@@ -91,19 +92,39 @@ pub(super) async fn dial(
 ) -> Result<Connection, DialError> {
     let (stream, peer) = connect(&vetted.addresses).await?;
     if target.tls {
-        let name = match &target.host {
-            TargetHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
-                .map_err(|cause| DialError::Tls(io::Error::other(cause)))?,
-            TargetHost::Address(address) => ServerName::from(*address),
-        };
-        let stream = TlsConnector::from(tls.clone())
-            .connect(name, stream)
-            .await
-            .map_err(DialError::Tls)?;
-        converse(stream, peer).await
+        converse(shake_hands(target, stream, tls).await?, peer).await
     } else {
         converse(stream, peer).await
     }
+}
+
+/// Connects, shakes hands where the target is https, and hangs up. Nothing is asked. Gives the certificate that was shown.
+pub(super) async fn touch(
+    target: &Target,
+    vetted: &Vetted,
+    tls: &Arc<ClientConfig>,
+) -> Result<Option<CertificateDer<'static>>, DialError> {
+    let (stream, _) = connect(&vetted.addresses).await?;
+    if !target.tls {
+        return Ok(None);
+    }
+    let stream = shake_hands(target, stream, tls).await?;
+    let shown = stream.get_ref().1.peer_certificates();
+    Ok(shown.and_then(|chain| Some(chain.first()?.clone().into_owned())))
+}
+
+async fn shake_hands(
+    target: &Target,
+    stream: TcpStream,
+    tls: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    let name = match &target.host {
+        TargetHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
+            .map_err(|cause| DialError::Tls(io::Error::other(cause)))?,
+        TargetHost::Address(address) => ServerName::from(*address),
+    };
+    let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
+    connecting.await.map_err(DialError::Tls)
 }
 
 /// The first that answers. The next is tried when one has failed, and beside one that takes long.

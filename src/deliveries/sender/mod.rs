@@ -20,4 +20,4 @@ pub mod send;
 
 pub use dial::Trust;
 pub use request::Attempt;
-pub use send::{Sender, SenderSettings};
+pub use send::{Probe, Sender, SenderSettings};

@@ -9,13 +9,15 @@ use hyper::http::header::RETRY_AFTER;
 use hyper::{Request, Response};
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
 
 use super::dial::{self, Connection, DialError, Trust};
 use super::pool::Pool;
 use super::request::{self, Attempt};
 use super::retry_after;
-use crate::clock::Clock;
-use crate::deliveries::guard::{Guard, LookupError, Resolver, Target, Unvetted, Vetted};
+use crate::clock::{Clock, Timestamp};
+use crate::deliveries::guard::{AllowList, Guard, LookupError, Resolver, Target, Unvetted, Vetted};
 use crate::deliveries::outcome::{Class, Outcome};
 
 /// How much of an answer's body is read. What follows is not worth the time.
@@ -92,6 +94,44 @@ impl Sender {
             Ok(outcome) => outcome,
             Err(failure) => failure.outcome(self.timeout),
         }
+    }
+
+    /// Connects to where a callback is and shakes hands, as for a delivery, and hangs up. Nothing is asked, nothing that is
+    /// kept of connections is used, and no delivery is the wiser. Ends within the timeout.
+    pub async fn probe(&self, url: &str, allowed: &AllowList) -> Probe {
+        let deadline = Instant::now() + self.timeout;
+        let failure = match self.touch(url, allowed, deadline).await {
+            Ok(certificate_ends_at) => {
+                return Probe::Reachable {
+                    certificate_ends_at,
+                };
+            }
+            Err(failure) => failure,
+        };
+        match failure.outcome(self.timeout) {
+            Outcome::Refused { class, detail, .. } => Probe::Unreachable { class, detail },
+            _ => Probe::Unknown,
+        }
+    }
+
+    async fn touch(
+        &self,
+        url: &str,
+        allowed: &AllowList,
+        deadline: Instant,
+    ) -> Result<Option<Timestamp>, Failure> {
+        let target = self
+            .guard
+            .target(url, allowed)
+            .map_err(|problem| Failure::Refused(Class::Blocked, problem.to_string()))?;
+        let patience = RESOLVING.min(self.timeout);
+        let vetted = self
+            .guard
+            .admit(&target, allowed, &self.resolver, patience)
+            .await?;
+        let touching = timeout_at(deadline, dial::touch(&target, &vetted, &self.tls)).await;
+        let shown = touching.map_err(|_| Failure::Late("connecting"))??;
+        Ok(shown.and_then(|certificate| end_of(&certificate)))
     }
 
     async fn attempt(&self, attempt: &Attempt, deadline: Instant) -> Result<Outcome, Failure> {
@@ -175,6 +215,33 @@ impl Sender {
             Err(error) => Err(broken(&error, &connection)),
         }
     }
+}
+
+/// How a callback is that was not sent anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A delivery would get as far as its request.
+    Reachable {
+        /// When the certificate ends that the callback showed. `None`: it is plain http.
+        certificate_ends_at: Option<Timestamp>,
+    },
+    /// It would not.
+    Unreachable {
+        /// Why, in a word.
+        class: Class,
+        /// The same in a sentence, without the URL.
+        detail: String,
+    },
+    /// This machine could not find out.
+    Unknown,
+}
+
+/// When a certificate ends.
+fn end_of(certificate: &[u8]) -> Option<Timestamp> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let end = certificate.tbs_certificate().validity().not_after;
+    let millis = i64::try_from(end.to_unix_duration().as_millis()).ok()?;
+    Some(Timestamp::from_millis(millis))
 }
 
 /// Why there is no status.

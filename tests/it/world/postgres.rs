@@ -65,6 +65,15 @@ pub(crate) async fn empty_database() -> Fresh {
     create_next("template0").await
 }
 
+impl Fresh {
+    /// Another database that holds the same. Nobody may be connected to this one any more.
+    pub(crate) async fn copy(&self) -> Fresh {
+        let name = self.url.trim_start_matches("postgres:///");
+        let name = name.split('?').next().expect("a text has a beginning");
+        create_next(name).await
+    }
+}
+
 async fn create_next(template: &str) -> Fresh {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -42,6 +42,16 @@ impl Shell {
         self
     }
 
+    /// With another word in place of one in a variable that is set.
+    pub(crate) fn replace(mut self, name: &str, from: &str, to: &str) -> Self {
+        for (known, value) in &mut self.environment {
+            if known == name {
+                *value = value.replace(from, to);
+            }
+        }
+        self
+    }
+
     pub(crate) fn run(&self, words: &[&str]) -> Ran {
         self.run_with(words, "")
     }

@@ -1,0 +1,14 @@
+//! Can callbacks be reached that are not sent anything?
+//!
+//! Promises: nothing is posted and nothing of a delivery changes, neither its attempts nor how its callback is judged; each
+//! address is judged as for a delivery; a few callbacks are connected to at once and twenty a second at most; a callback to
+//! which events were delivered lately is left alone, but for once a day.
+//!
+//! - [`round`]: all of them, one after the other
+//! - [`store`]: what was found
+
+pub mod round;
+pub mod store;
+
+pub use round::{RESULTS, Tally, go_round};
+pub use store::Found;

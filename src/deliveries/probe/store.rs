@@ -1,0 +1,219 @@
+//! What was found when a callback was last looked at.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::round::word;
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+use crate::deliveries::guard::Opening;
+use crate::deliveries::sender::Probe;
+use crate::id::TenantId;
+
+/// A callback that may be looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Callback {
+    pub(super) tenant: TenantId,
+    pub(super) url: String,
+    pub(super) allowed: Vec<Opening>,
+    /// Whether something was delivered lately, and nobody needs to look.
+    pub(super) is_well: bool,
+}
+
+/// The active callbacks of active tenants after `after`, in the order of the tenants.
+pub(super) async fn page(
+    database: &Database,
+    after: Option<&TenantId>,
+    every: Duration,
+    lead: Duration,
+    limit: i64,
+) -> Result<Vec<Callback>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select config.tenant_id as "tenant!: TenantId", config.callback_url as "url!",
+            array(
+                select allowed.network::text || ' ' || allowed.port from webhook_allowed_networks allowed
+                where allowed.tenant_id = config.tenant_id
+            ) as "allowed!",
+            coalesce(health.last_success_at > clock.now - make_interval(secs => $3)
+                and probe.probed_at > clock.now - interval '1 day', false) as "is_well!"
+        from webhook_configs config
+        join tenants on tenants.id = config.tenant_id and tenants.is_active
+        left join webhook_health health
+            on health.tenant_id = config.tenant_id
+            and health.callback_key = hashtextextended(config.callback_url, 0)
+        left join callback_probes probe
+            on probe.tenant_id = config.tenant_id
+            and probe.callback_key = hashtextextended(config.callback_url, 0)
+        cross join (select statement_timestamp() + make_interval(secs => $4) as now) clock
+        where config.is_active and ($1::text is null or config.tenant_id > $1)
+        order by config.tenant_id limit $2
+        "#,
+        after.map(TenantId::as_str),
+        limit,
+        every.as_secs_f64(),
+        lead.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let callbacks = rows.into_iter().map(|row| Callback {
+        tenant: row.tenant,
+        url: row.url,
+        allowed: row
+            .allowed
+            .iter()
+            .filter_map(|text| {
+                let (network, port) = text.split_once(' ')?;
+                Opening::from_parts(network, port.parse().ok()?)
+            })
+            .collect(),
+        is_well: row.is_well,
+    });
+    Ok(callbacks.collect())
+}
+
+/// Keeps what was found. That this machine could not find out is nothing about the callback.
+pub(super) async fn keep(
+    database: &Database,
+    callback: &Callback,
+    probe: &Probe,
+    lead: Duration,
+) -> Result<(), Error> {
+    let (detail, ends_at) = match probe {
+        Probe::Reachable {
+            certificate_ends_at,
+        } => (None, *certificate_ends_at),
+        Probe::Unreachable { detail, .. } => (Some(detail.as_str()), None),
+        Probe::Unknown => return Ok(()),
+    };
+    sqlx::query!(
+        "
+        insert into callback_probes as known
+            (tenant_id, callback_key, probed_at, result, detail, since, certificate_ends_at)
+        select $1, hashtextextended($2, 0), now, $3, $4, now, $5
+        from (select statement_timestamp() + make_interval(secs => $6) as now) clock
+        on conflict (tenant_id) do update set
+            callback_key = excluded.callback_key, probed_at = excluded.probed_at, result = excluded.result,
+            detail = excluded.detail, certificate_ends_at = excluded.certificate_ends_at,
+            since = case
+                when known.callback_key = excluded.callback_key and known.result = excluded.result then known.since
+                else excluded.since
+            end
+        ",
+        callback.tenant.as_str(),
+        callback.url,
+        word(probe),
+        detail,
+        ends_at.map(time::OffsetDateTime::from),
+        lead.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}
+
+/// What the last look at a tenant's callback found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Found {
+    /// When that was.
+    pub probed_at: Timestamp,
+    /// `reachable`, or in a word why not.
+    pub result: String,
+    /// The same in a sentence.
+    pub detail: Option<String>,
+    /// Since when every look has found this.
+    pub since: Timestamp,
+    /// When the callback's certificate ends.
+    pub certificate_ends_at: Option<Timestamp>,
+}
+
+/// What was found of the tenant's callback as it is configured now. `None`: nobody has looked at it.
+pub async fn last(database: &Database, tenant: &TenantId) -> Result<Option<Found>, Error> {
+    let row = sqlx::query!(
+        "
+        select probed_at, result, detail, since, certificate_ends_at
+        from callback_probes probe
+        join webhook_configs config on config.tenant_id = probe.tenant_id
+            and probe.callback_key = hashtextextended(config.callback_url, 0)
+        where probe.tenant_id = $1
+        ",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| Found {
+        probed_at: row.probed_at.into(),
+        result: row.result,
+        detail: row.detail,
+        since: row.since.into(),
+        certificate_ends_at: row.certificate_ends_at.map(Timestamp::from),
+    }))
+}
+
+/// Whose callback it is, and what there is to say of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// How many there are.
+    pub count: i64,
+    /// The first of them: the tenant, and why its callback cannot be reached or when its certificate ends.
+    pub first: Vec<(TenantId, String)>,
+}
+
+/// Active callbacks that could not be reached when they were last looked at, and to which nothing was delivered since.
+pub async fn unreachable(database: &Database, limit: i64) -> Result<Whose, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select probe.tenant_id as "tenant!: TenantId", probe.result as "what!", count(*) over () as "count!"
+        from callback_probes probe
+        join tenants on tenants.id = probe.tenant_id and tenants.is_active
+        join webhook_configs config
+            on config.tenant_id = probe.tenant_id and config.is_active
+            and probe.callback_key = hashtextextended(config.callback_url, 0)
+        left join webhook_health health
+            on health.tenant_id = probe.tenant_id and health.callback_key = probe.callback_key
+        where probe.result <> 'reachable'
+            and (health.last_success_at is null or health.last_success_at < probe.probed_at)
+        order by probe.since, probe.tenant_id limit $1
+        "#,
+        limit
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(Whose {
+        count: rows.first().map_or(0, |row| row.count),
+        first: rows.into_iter().map(|row| (row.tenant, row.what)).collect(),
+    })
+}
+
+/// Active callbacks whose certificate ends before `before`.
+pub async fn certificates_ending(
+    database: &Database,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Whose, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select probe.tenant_id as "tenant!: TenantId", probe.certificate_ends_at as "end!", count(*) over () as "count!"
+        from callback_probes probe
+        join tenants on tenants.id = probe.tenant_id and tenants.is_active
+        join webhook_configs config
+            on config.tenant_id = probe.tenant_id and config.is_active
+            and probe.callback_key = hashtextextended(config.callback_url, 0)
+        where probe.certificate_ends_at < $1
+        order by probe.certificate_ends_at, probe.tenant_id limit $2
+        "#,
+        time::OffsetDateTime::from(before),
+        limit
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(Whose {
+        count: rows.first().map_or(0, |row| row.count),
+        first: rows
+            .into_iter()
+            .map(|row| (row.tenant, Timestamp::from(row.end).to_string()))
+            .collect(),
+    })
+}

@@ -1,0 +1,99 @@
+//! What is no longer as it was set up, as far as no other check says it.
+
+use super::examine::unanswered;
+use super::finding::{Check, counted, named};
+use crate::clock::Clock;
+use crate::db::Database;
+use crate::watch::drift::{self, Finding, Kind};
+
+/// Looks.
+pub async fn look(database: &Database, clock: &Clock) -> Check {
+    // Which keys are here is looked at beside the keys.
+    let checks = match drift::look(database, None, clock.lead()).await {
+        Ok(found) => found.iter().filter_map(check).collect(),
+        Err(error) => vec![unanswered("drift.look", &error)],
+    };
+    Check::group("drift", "As it was set up", checks)
+}
+
+fn check(finding: &Finding) -> Option<Check> {
+    let (name, well, what, advice) = match finding.kind {
+        // These are said where tenants, deliveries, keys and the database are looked at.
+        Kind::TenantCredentials | Kind::CallbackClosed | Kind::Keys | Kind::Migrations => {
+            return None;
+        }
+        Kind::CallbackOff => (
+            "drift.callback_off",
+            "No active tenant's callback is switched off.",
+            ("callback is switched off", "callbacks are switched off"),
+            "Events are stored and not sent. `attesto webhook set-config <tenant> --is-active true` switches it on.",
+        ),
+        Kind::CallbackUnused => (
+            "drift.callback_unused",
+            "Every callback has been sent something, or is new.",
+            (
+                "callback was never sent anything",
+                "callbacks were never sent anything",
+            ),
+            "Do the store's notifications lead here? docs/google-notifications.md says how; `attesto webhook ping <tenant>` tries the callback.",
+        ),
+        Kind::AppleAddress => (
+            "drift.apple_address",
+            "No app is known to lack its address for notifications.",
+            (
+                "app had no address for notifications when Apple was last asked",
+                "apps had no address for notifications when Apple was last asked",
+            ),
+            "App Store Connect, App Information, App Store Server Notifications: https://<your host>/v1/webhooks/apple/<tenant>; then `attesto apple request-test-notification <tenant>`.",
+        ),
+        Kind::AppleUnreached => (
+            "drift.apple_unreached",
+            "No app's address for notifications is known not to work.",
+            (
+                "app's test notification did not arrive when Apple last sent one",
+                "apps' test notifications did not arrive when Apple last sent one",
+            ),
+            "`attesto apple request-test-notification <tenant>` tries again and says what to mend.",
+        ),
+        Kind::AppleSilent => (
+            "drift.apple_silent",
+            "From Apple something has arrived for every tenant with a callback, or is not expected yet.",
+            (
+                "tenant with an Apple key and a callback never got anything of Apple's",
+                "tenants with an Apple key and a callback never got anything of Apple's",
+            ),
+            "`attesto apple request-test-notification <tenant>` says whether App Store Connect has the right address.",
+        ),
+        Kind::GooglePusher => (
+            "drift.google_pusher",
+            "Every tenant with a service account and a callback can be pushed to.",
+            (
+                "tenant refuses all of Google's notifications: as whom Pub/Sub pushes was not said",
+                "tenants refuse all of Google's notifications: as whom Pub/Sub pushes was not said",
+            ),
+            "`attesto google set-credentials … --pubsub-service-account`, the account of the push subscription; docs/google-notifications.md.",
+        ),
+        Kind::Settings => (
+            "drift.settings",
+            "All processes have the same settings where they should.",
+            (
+                "group of settings differs between processes",
+                "groups of settings differ between processes",
+            ),
+            "`attesto config check` on each shows them. All right while a change is rolled out.",
+        ),
+    };
+    if finding.count == 0 {
+        return Some(Check::ok(name, well));
+    }
+    let (one, many) = what;
+    Some(Check::warn(
+        name,
+        format!(
+            "{}: {}.",
+            counted(finding.count, one, many),
+            named(&finding.names, finding.count)
+        ),
+        advice,
+    ))
+}

@@ -1,0 +1,37 @@
+//! The job `drift`: compares what is set up with what is there, and counts what differs.
+//!
+//! Twice does no harm: it changes nothing.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{Job, Tools};
+use crate::watch::drift;
+
+/// The job.
+pub fn job(tools: &Tools) -> Job {
+    let work = tools.clone();
+    Job {
+        name: "drift",
+        about: "compares what is set up with what is there",
+        every: tools.intervals.drift,
+        work: Arc::new(move |_: CancellationToken| drift(work.clone()).boxed()),
+    }
+}
+
+async fn drift(tools: Tools) -> anyhow::Result<Value> {
+    let keyring = tools.keyring.as_deref();
+    let found = drift::look(&tools.database, keyring, tools.clock.lead()).await?;
+    let (mut counts, mut names) = (Map::new(), Map::new());
+    for finding in found {
+        let word = finding.kind.as_str().to_owned();
+        counts.insert(word.clone(), finding.count.into());
+        if finding.count > 0 {
+            names.insert(word, json!(finding.names));
+        }
+    }
+    Ok(json!({ "findings": counts, "names": names }))
+}
