@@ -51,6 +51,7 @@ mod server_manners;
 mod tail;
 mod tenants;
 mod tls;
+mod traces;
 mod upgrade;
 mod watch;
 mod webhook_config;
