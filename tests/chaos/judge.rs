@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use attesto::credentials::proof;
+
 use super::pusher::Accepted;
 use super::stage::Stage;
 
@@ -23,6 +25,9 @@ pub(crate) struct Verdict {
     unsigned: usize,
     interrupted: usize,
     complaints: Vec<String>,
+    /// Sealed values that open with the newest key and nothing else, and those that do not.
+    opened: u64,
+    unopened: Vec<String>,
     /// From the 200 to the store to the 200 of the callback: the median, the 99th percentile and the longest.
     lag: [Duration; 3],
     /// The same of those whose process died over them.
@@ -35,6 +40,8 @@ impl Verdict {
             && self.unexpected.is_empty()
             && self.unexplained.is_empty()
             && self.complaints.is_empty()
+            && self.unopened.is_empty()
+            && self.opened > 0
             && self.unsigned == 0
     }
 }
@@ -74,11 +81,17 @@ impl fmt::Display for Verdict {
                 &self.unexplained,
             ),
             ("a process said", &self.complaints),
+            ("does not open with the new key", &self.unopened),
         ] {
             for one in which.iter().take(10) {
                 writeln!(f, "{what}: {one}")?;
             }
         }
+        writeln!(
+            f,
+            "{} sealed values open with the newest key alone",
+            self.opened
+        )?;
         if self.unsigned > 0 {
             writeln!(f, "{} signatures do not verify", self.unsigned)?;
         }
@@ -145,7 +158,16 @@ pub(crate) async fn judge(stage: &Stage, accepted: &Accepted, faults: usize) -> 
         .filter(|(_, answers)| answers.len() > 1)
         .map(|(event, _)| event)
         .collect();
+    let proofs = proof::sample(&stage.database, &stage.keyring(), i64::MAX)
+        .await
+        .expect("the database is there again");
     Verdict {
+        opened: proofs.iter().map(|proof| proof.opened).sum(),
+        unopened: proofs
+            .iter()
+            .flat_map(|proof| &proof.failures)
+            .map(|it| format!("{}.{} of {}", it.column.table, it.column.column, it.row))
+            .collect(),
         faults,
         accepted: accepted.len(),
         delivered: taken.len(),

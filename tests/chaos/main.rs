@@ -24,7 +24,7 @@ struct Args {
     /// How many processes serve
     #[arg(long, default_value_t = 2)]
     replicas: usize,
-    /// Also stop processes for longer than a lease, and the database for ten seconds: some five minutes more
+    /// Also stop processes for longer than a lease, the database for ten seconds, and fill its volume (as root): some five minutes more
     #[arg(long)]
     long: bool,
 }

@@ -2,7 +2,8 @@
 //!
 //! Replicas of `attesto serve` share one Postgres. Notifications are pushed as Pub/Sub and Apple push them: to any
 //! replica, again and again until one says 200. Meanwhile replicas are killed, told to end and stopped past their
-//! leases, database sessions are terminated and the database itself crashes. Receivers remember what they were sent.
+//! leases, database sessions are terminated, the database itself crashes, and the encryption key is exchanged step by
+//! step. Receivers remember what they were sent.
 //!
 //! Afterwards every event that was accepted must have arrived. The words are those of Jepsen's checker for queues:
 //!
@@ -11,7 +12,8 @@
 //! - *duplicated*: answered with 2xx more than once; each must be explained by an attempt that was cut off
 //! - *recovered*: accepted only when it was pushed again, after an error or no answer
 //!
-//! A run is clean when nothing was lost or unexpected, every signature verified, and every duplicate is explained.
+//! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is explained, and every
+//! sealed value opens with the new encryption key alone.
 //! `bin/chaos` runs this at length; the suite, in brief.
 
 mod judge;
@@ -48,7 +50,7 @@ pub(crate) async fn run(run: &Run) -> Verdict {
         ..
     } = *run;
     println!("seed {seed}: {events} notifications at {rate}/s to {replicas} replicas");
-    let mut stage = stage::Stage::set(replicas).await;
+    let mut stage = stage::Stage::set(replicas, run.extent.long).await;
     let faults = plan::plan(run);
     let accepted = stage.endure(&faults, run).await;
     let verdict = judge::judge(&stage, &accepted, faults.len()).await;

@@ -17,6 +17,23 @@ pub(crate) enum Fault {
     CutSessions,
     /// The database ends without a goodbye, and is started again after this long.
     CrashDatabase(Duration),
+    /// The volume that the database is on is full for this long.
+    FillDisk(Duration),
+    /// The encryption key is exchanged, one step after the other, while all of the above goes on.
+    Key(Step),
+}
+
+/// A step of `docs/operations.md`, The encryption key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Every process learns to open what the new key seals.
+    Announce,
+    /// Every process seals with it.
+    Swap,
+    /// `encryption rotate`, killed on its way and begun again.
+    Reseal,
+    /// Nothing is sealed with the old key any more, and every process forgets it.
+    Retire,
 }
 
 /// A fault, and when it happens, counted from the beginning.
@@ -38,7 +55,8 @@ pub(crate) struct Extent {
     pub(crate) others: usize,
     /// How long the database is away.
     pub(crate) away: Duration,
-    /// Whether a process is also stopped for longer than a lease, and the database is away for ten seconds more.
+    /// Whether a process is also stopped for longer than a lease, the database is away for ten seconds more, and its
+    /// volume is full for a while.
     pub(crate) long: bool,
 }
 
@@ -72,8 +90,19 @@ pub(crate) fn plan(run: &Run) -> Vec<Planned> {
         );
     }
     add(0.3 + 0.4 * chance.f64(), Fault::CrashDatabase(away));
+    // The first before anything is killed: whoever was killed and does not know the new key holds the rest up for as long
+    // as it may still be alive.
+    for (at, step) in [
+        (0.0, Step::Announce),
+        (0.25, Step::Swap),
+        (0.4, Step::Reseal),
+        (0.85, Step::Retire),
+    ] {
+        add(at, Fault::Key(step));
+    }
     if long {
         add(0.1, Fault::Freeze(0, PAST_A_LEASE));
+        add(0.65, Fault::FillDisk(Duration::from_secs(8)));
         add(0.8, Fault::CrashDatabase(Duration::from_secs(10)));
     }
     planned.sort_by_key(|planned| planned.at);

@@ -20,6 +20,8 @@ pub(crate) struct Postgres {
     account: Option<Account>,
     server: Option<Child>,
     options: Options,
+    /// Whether its data has a small volume of its own.
+    on_volume: bool,
 }
 
 /// How it is run.
@@ -29,13 +31,17 @@ pub(crate) struct Options {
     pub(crate) password: Option<String>,
     /// Settings of the server, such as `log_statement=all`.
     pub(crate) settings: Vec<String>,
+    /// Whether its data gets a volume of its own, small enough to be filled. Only root can make one.
+    pub(crate) on_volume: bool,
+}
+
+impl Options {
+    pub(crate) fn on_volume(self, on_volume: bool) -> Self {
+        Self { on_volume, ..self }
+    }
 }
 
 impl Postgres {
-    pub(crate) fn start() -> Self {
-        Self::start_with(Options::default())
-    }
-
     pub(crate) fn start_with(options: Options) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let variable = |name| environment(name).filter(|value| !value.is_empty());
@@ -65,7 +71,9 @@ impl Postgres {
             account,
             server: None,
             options,
+            on_volume: false,
         };
+        postgres.on_volume = postgres.options.on_volume && postgres.mount();
         let mut initdb = postgres.program("initdb");
         initdb
             .arg("-D")
@@ -96,6 +104,51 @@ impl Postgres {
         );
         postgres.resume();
         postgres
+    }
+
+    /// A volume in memory, where its data will be.
+    fn mount(&self) -> bool {
+        let folder = self.folder.join("pg");
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .expect("it is in our own folder");
+        let owner = self.account.as_ref();
+        let owner = owner.map_or(String::new(), |it| {
+            format!(",uid={},gid={}", it.uid, it.gid)
+        });
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size=256m,mode=0700{owner}")])
+            .arg("attesto-chaos")
+            .arg(&folder)
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|mounted| mounted.success())
+    }
+
+    /// Fills the volume to the last byte. `false`: there is none, and nothing happens.
+    pub(crate) fn fill(&self) -> bool {
+        use std::io::Write as _;
+
+        if !self.on_volume {
+            return false;
+        }
+        let mut ballast = File::create(self.ballast()).expect("a file can be made");
+        while ballast.write_all(&[0; 8192]).is_ok() {}
+        true
+    }
+
+    /// Takes away what [`Self::fill`] put there, and starts the server if it could not go on.
+    pub(crate) fn empty(&mut self) {
+        let _ = fs::remove_file(self.ballast());
+        let server = self.server.as_mut();
+        if server.is_some_and(|server| server.try_wait().is_ok_and(|ended| ended.is_some())) {
+            self.resume();
+        }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.folder.join("pg/ballast")
     }
 
     fn program(&self, name: &str) -> Command {
@@ -129,12 +182,6 @@ impl Postgres {
         fs::read(self.folder.join("log")).expect("it has a log")
     }
 
-    /// One of its programs, beside the server itself and not beside a link to it.
-    pub(crate) fn program_at(&self, name: &str) -> PathBuf {
-        let server = fs::canonicalize(self.binaries.program("postgres")).expect("it is there");
-        server.with_file_name(name)
-    }
-
     /// Ends it as a crash would: at once, with nothing tidied up.
     pub(crate) fn crash(&mut self) {
         if let Some(mut server) = self.server.take() {
@@ -158,6 +205,7 @@ impl Postgres {
             .arg("-D")
             .arg(self.folder.join("pg"))
             .args(["-c", "listen_addresses=", "-c", "max_connections=200"])
+            .args(["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"])
             .arg("-c")
             .arg(format!("unix_socket_directories={}", self.folder.display()))
             .stdout(Stdio::null())
@@ -178,6 +226,9 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.crash();
+        if self.on_volume {
+            let _ = Command::new("umount").arg(self.folder.join("pg")).status();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -37,6 +37,11 @@ impl Replica {
         self.port.clone()
     }
 
+    /// With what it is started from now on.
+    pub(crate) fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// What it said that no process should say, however it is treated: unexpected errors and panics.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.lock().expect("not poisoned").clone()

@@ -1,11 +1,13 @@
 //! What has to stand: a database, the simulated stores, tenants with callbacks, and the processes.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attesto::apple;
 use attesto::apple::account::{EnvironmentChoice, SigningKey};
 use attesto::clock::Clock;
+use attesto::credentials::sealed;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::{ConnectSettings, Database};
 use attesto::deliveries::endpoint::SigningSecret;
@@ -21,11 +23,11 @@ use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Run;
-use super::plan::{Fault, Planned};
-use super::postgres::Postgres;
+use super::plan::{Fault, Planned, Step};
+use super::postgres::{Options, Postgres};
 use super::pusher::{Accepted, Notification, Ports, push};
 use super::receivers::Receivers;
 use super::replica::{PATIENCE, Replica, Settings};
@@ -43,11 +45,29 @@ pub(crate) struct Stage {
     pub(crate) receivers: Receivers,
     pub(crate) replicas: Vec<Replica>,
     tenants: Vec<(TenantId, String)>,
+    settings: Settings,
+    /// `encryption rotate`, on its way.
+    resealing: Option<JoinHandle<()>>,
+}
+
+/// The encryption key of the beginning, and the one it is exchanged for.
+const OLD_KEY: (u8, [u8; 32]) = (1, [7; 32]);
+const NEW_KEY: (u8, [u8; 32]) = (2, [8; 32]);
+/// How many tenants only have secrets, so that sealing them anew takes a few batches.
+const SILENT: usize = 240;
+
+fn text((id, bytes): (u8, [u8; 32])) -> String {
+    format!("{id}:{}", STANDARD.encode(bytes))
+}
+
+fn ring(key: (u8, [u8; 32])) -> Keyring {
+    let master = MasterKey::parse(&text(key), None).expect("thirty-two bytes");
+    Keyring::new(master, Vec::new()).expect("one key")
 }
 
 impl Stage {
-    pub(crate) async fn set(replicas: usize) -> Self {
-        let postgres = Postgres::start();
+    pub(crate) async fn set(replicas: usize, on_volume: bool) -> Self {
+        let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
         let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");
         let database = Database::open(&connect);
         database.migrate(false).await.expect("it is empty");
@@ -55,9 +75,8 @@ impl Stage {
         let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
             .await
             .expect("a free port");
-        let key = STANDARD.encode([7; 32]);
-        let master = MasterKey::parse(&key, Some(1)).expect("thirty-two bytes");
-        let keyring = Keyring::new(master, Vec::new()).expect("one key");
+        let keyring = ring(OLD_KEY);
+        seal_for_the_silent(&database, &keyring).await;
 
         let receivers = Receivers::default();
         let callbacks = receivers.start().await;
@@ -127,7 +146,7 @@ impl Stage {
         settings.extend([
             ("APPLE_ROOT_CERTIFICATES", roots.display().to_string()),
             ("DATABASE_URL", postgres.url()),
-            ("ATTESTO_ENCRYPTION_KEY", key),
+            ("ATTESTO_ENCRYPTION_KEY", text(OLD_KEY)),
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned()),
             ("SHUTDOWN_GRACE_SECONDS", "5".to_owned()),
         ]);
@@ -142,6 +161,8 @@ impl Stage {
             receivers,
             replicas,
             tenants,
+            settings,
+            resealing: None,
         };
         stage.until_all_listen().await;
         stage
@@ -293,6 +314,41 @@ impl Stage {
         accepted
     }
 
+    /// What every secret is sealed with in the end.
+    #[expect(clippy::unused_self, reason = "it is the stage's")]
+    pub(crate) fn keyring(&self) -> Keyring {
+        ring(NEW_KEY)
+    }
+
+    /// Every process is started again with these keys, one after the other.
+    fn roll_out(&mut self, sealing: (u8, [u8; 32]), retired: Option<(u8, [u8; 32])>) {
+        let settings = &mut self.settings.0;
+        settings.retain(|(name, _)| !name.starts_with("ATTESTO_ENCRYPTION_KEY"));
+        settings.push(("ATTESTO_ENCRYPTION_KEY", text(sealing)));
+        settings.extend(retired.map(|key| ("ATTESTO_ENCRYPTION_KEYS_RETIRED", text(key))));
+        for replica in &mut self.replicas {
+            replica.set(self.settings.clone());
+            replica.terminate();
+        }
+    }
+
+    async fn step(&mut self, step: Step) {
+        match step {
+            Step::Announce => {
+                tokio::task::block_in_place(|| self.roll_out(OLD_KEY, Some(NEW_KEY)));
+            }
+            Step::Swap => {
+                tokio::task::block_in_place(|| self.roll_out(NEW_KEY, Some(OLD_KEY)));
+            }
+            Step::Reseal => self.resealing = Some(tokio::spawn(reseal(self.settings.clone()))),
+            Step::Retire => {
+                let resealing = self.resealing.take().expect("it was begun");
+                resealing.await.expect("everything is sealed anew");
+                tokio::task::block_in_place(|| self.roll_out(NEW_KEY, None));
+            }
+        }
+    }
+
     async fn suffer(&mut self, fault: Fault) {
         match fault {
             Fault::Kill(number) => self.replicas[number].kill(),
@@ -311,6 +367,22 @@ impl Stage {
                 );
                 let _ = cut.execute(self.database.pool()).await;
             }
+            Fault::Key(step) => self.step(step).await,
+            Fault::FillDisk(time) => {
+                if tokio::task::block_in_place(|| self.postgres.fill()) {
+                    tokio::time::sleep(time).await;
+                    tokio::task::block_in_place(|| self.postgres.empty());
+                    let log = String::from_utf8_lossy(&self.postgres.log()).into_owned();
+                    let refusals = log.matches("No space left on device").count();
+                    let panics = log.matches("PANIC:").count();
+                    println!(
+                        "           it was refused room {refusals} times, and gave up {panics} times"
+                    );
+                    assert!(refusals > 0, "the volume was not full");
+                } else {
+                    println!("           NOT DONE: only root can make a volume that can be filled");
+                }
+            }
             Fault::CrashDatabase(time) => {
                 tokio::task::block_in_place(|| self.postgres.crash());
                 tokio::time::sleep(time).await;
@@ -323,5 +395,61 @@ impl Stage {
         tokio::task::block_in_place(|| self.replicas.iter_mut().for_each(Replica::end));
         self.database.close().await;
         self.simulator.stop().await;
+    }
+}
+
+/// `encryption rotate` with the keys of the processes: killed in the middle once, and begun again until it is through.
+async fn reseal(settings: Settings) {
+    let command = || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_attesto"));
+        command
+            .args(["encryption", "rotate"])
+            .env_clear()
+            .envs(settings.0.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    };
+    let mut first = command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let _ = first.kill().await;
+    let begun = Instant::now();
+    loop {
+        let ran = command().output().await.expect("the binary runs");
+        if ran.status.success() {
+            return;
+        }
+        // The database may be away, and whoever was killed may be thought alive.
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(begun.elapsed() < PATIENCE, "it is not sealed anew: {said}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Many secrets of tenants of whom nothing else is heard.
+async fn seal_for_the_silent(database: &Database, keyring: &Keyring) {
+    let now = Clock::system().now();
+    let ids: Vec<String> = (0..SILENT)
+        .map(|_| TenantId::mint(now).to_string())
+        .collect();
+    let blobs: Vec<Vec<u8>> = ids
+        .iter()
+        .map(|id| keyring.seal(sealed::GOOGLE_SERVICE_ACCOUNT.of(id), id.as_bytes()))
+        .collect();
+    for statement in [
+        "insert into tenants (id, name) select id, 'silent' from unnest($1::text[], $2::bytea[]) as them (id, blob)",
+        "insert into google_credentials (tenant_id, package_name, service_account_enc, client_email, key_fingerprint)
+         select id, 'com.example.silent', blob, '', '' from unnest($1::text[], $2::bytea[]) as them (id, blob)",
+    ] {
+        sqlx::query(statement)
+            .bind(&ids)
+            .bind(&blobs)
+            .execute(database.pool())
+            .await
+            .expect("the database is there");
     }
 }

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use attesto::cli::command::Cli;
 use attesto::cli::spelling;
 use attesto::clock::Clock;
+use attesto::config::environment;
+use attesto::db::embedded::binaries::Binaries;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::{NewSubscription, Replacement};
 use attesto::simulator::state::pubsub::PushSubscription;
@@ -321,6 +323,7 @@ impl Scene {
         let options = Options {
             password: Some(password),
             settings: settings.map(str::to_owned).to_vec(),
+            on_volume: false,
         };
         let postgres = tokio::task::spawn_blocking(|| Postgres::start_with(options))
             .await
@@ -389,8 +392,15 @@ impl Scene {
     fn programs(&self) -> String {
         let folder = self.folder.join("bin");
         fs::create_dir(&folder).unwrap();
+        // Beside the server itself, and not beside a link to it.
+        let named = environment("ATTESTO_PG_BIN").map(PathBuf::from);
+        let server = Binaries::all(named.as_deref(), environment("PATH").as_deref())
+            .unwrap()
+            .swap_remove(0)
+            .program("postgres");
+        let server = fs::canonicalize(server).unwrap();
         for name in ["pg_dump", "pg_restore"] {
-            let real = self.postgres.program_at(name);
+            let real = server.with_file_name(name);
             let note = self.folder.join("called");
             let script = format!(
                 "#!/bin/sh\necho {name} \"$@\" >>{}\nexec {} \"$@\"\n",

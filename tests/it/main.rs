@@ -19,6 +19,7 @@ mod credential_grace;
 mod database;
 mod deploy;
 mod dev;
+mod disk_full;
 mod docs;
 mod doctor;
 mod embedded;

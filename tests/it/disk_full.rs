@@ -1,0 +1,85 @@
+//! The database has no room left (R11): what arrives is not said to be taken, nothing is sent that could not be written
+//! down, nobody falls over, and all of it goes on by itself.
+//!
+//! Here Postgres refuses as it does then, with its class 53, so that this runs anywhere. `bin/chaos --long` fills a real
+//! volume.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::hold::{events, set_callback};
+use crate::world::attesto::{APP, APP_APPLE_ID, World};
+use crate::world::receiver::Receiver;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// No row of events or deliveries is written any more.
+const FULL: &str = "
+    create function full_disk() returns trigger language plpgsql as $$
+    begin
+        raise exception 'could not extend file: No space left on device' using errcode = '53100';
+    end $$;
+    create trigger full_disk before insert or update on webhook_events
+        for each row execute function full_disk();
+    create trigger full_disk before insert or update on webhook_deliveries
+        for each row execute function full_disk();
+";
+
+async fn sql(world: &World, statement: &'static str) {
+    sqlx::raw_sql(statement)
+        .execute(world.database().pool())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_not_taken_and_not_sent() {
+    let world = World::with(&[
+        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
+        ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "1"),
+        ("ATTESTO_HOLD_DELIVERIES", "true"),
+    ])
+    .await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::answering(OK).await;
+    set_callback(&world, &tenant.id, &receiver.url()).await;
+    let shell = world.shell();
+    let begun = Instant::now();
+    while shell.rows(&["deliveries", "status"])[0]["held"] != true {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is not held");
+    }
+    events(&world, &tenant.id, &["1", "2", "3"]).await;
+
+    sql(&world, FULL).await;
+    // Three are due, and it cannot be noted that anybody has them in hand.
+    shell.rows(&["deliveries", "release"]);
+    let payload = json!({
+        "notificationType": "TEST",
+        "notificationUUID": "00000000-0000-4000-8000-000000000001",
+        "version": "2.0",
+        "signedDate": world.clock.now().millis(),
+        "data": { "appAppleId": APP_APPLE_ID, "bundleId": APP, "environment": "Production" },
+    });
+    let signed = world.simulator.apple().sign(payload.as_object().unwrap());
+    let body = json!({ "signedPayload": signed });
+    let path = format!("/v1/webhooks/apple/{}", tenant.id);
+    for _ in 0..20 {
+        let answer = world.ask("POST", &path, None, Some(&body)).await;
+        assert_eq!(answer.status, 503, "{}", answer.body);
+        assert_eq!(answer.body["error"], "UNAVAILABLE");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    // Longer than it is looked for work.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(receiver.connections(), 0);
+    assert_eq!(world.ask("GET", "/health", None, None).await.status, 200);
+
+    // Room again: nobody has to do anything.
+    sql(&world, "drop function full_disk cascade").await;
+    receiver.until(3).await;
+    let answer = world.ask("POST", &path, None, Some(&body)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    receiver.until(4).await;
+    world.end().await;
+}
