@@ -113,10 +113,21 @@ pub async fn events(
 ) -> Result<Vec<EventRow>, Error> {
     let rows = sqlx::query!(
         r#"
-        select event.id as "id: EventId", event.event_type, event.reason, event.platform_event, event.source,
-               event.external_id, event.environment, event.subject_key, event.app_user_id, event.occurred_at,
-               event.received_at, standing.status
-          from webhook_events event
+        select event.id as "id!: EventId", event.event_type as "event_type!", event.reason,
+               event.platform_event as "platform_event!", event.source as "source!",
+               event.external_id as "external_id!", event.environment, event.subject_key, event.app_user_id,
+               event.occurred_at, event.received_at as "received_at!", standing.status
+          from (
+               select * from webhook_events where tenant_id = $1 and ($2::text is null or $2 = 'delivered')
+               union all
+               -- Few, and found by an index. Apart, because beside an `or` every event of the tenant is looked at first.
+               select * from webhook_events
+                where tenant_id = $1 and $2 in ('pending', 'failed') and id = any(array(
+                      select unfinished.event_id
+                        from webhook_deliveries unfinished
+                       where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
+                ))
+          ) event
          cross join lateral (
                select case
                           when bool_or(delivery.status = 'delivered') then 'delivered'
@@ -126,13 +137,7 @@ pub async fn events(
                  from webhook_deliveries delivery
                 where delivery.event_id = event.id
           ) standing
-         where event.tenant_id = $1 and ($2::text is null or standing.status = $2)
-           and ($2::text is null or $2 = 'delivered' or event.id in (
-                    -- Few, and found by an index: most of a history is not looked at.
-                    select unfinished.event_id
-                      from webhook_deliveries unfinished
-                     where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
-               ))
+         where $2::text is null or standing.status = $2
          order by event.received_at desc, event.id desc
          limit $3
         "#,
