@@ -28,7 +28,7 @@ use crate::clock::Timestamp;
 use crate::credentials::Cached;
 use crate::db;
 use crate::db::changes::Changes;
-use crate::events::{self, NewEvent, Receipt, Record, Source, Subject, SubjectType};
+use crate::events::{self, NewEvent, NotStored, Receipt, Record, Source, Subject, SubjectType};
 use crate::id::TenantId;
 use crate::tenants;
 
@@ -102,9 +102,21 @@ pub enum NotAccepted {
     /// It has no id, or none that can be one.
     #[error("the notification has no id")]
     NoId,
+    /// The tenant was deactivated since it was let in.
+    #[error("the tenant is not active")]
+    Inactive,
     /// The database did not take it.
     #[error(transparent)]
     Database(#[from] db::Error),
+}
+
+impl From<NotStored> for NotAccepted {
+    fn from(outcome: NotStored) -> Self {
+        match outcome {
+            NotStored::Inactive => Self::Inactive,
+            NotStored::Database(error) => Self::Database(error),
+        }
+    }
 }
 
 impl NotAccepted {

@@ -217,10 +217,7 @@ async fn take(
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Unknown => Self::new(
-                Code::TenantNotFound,
-                "There is no active tenant of this id.",
-            ),
+            Refused::Unknown => not_active(),
             Refused::Database(error) => (&*error).into(),
         }
     }
@@ -252,9 +249,17 @@ impl From<NotAccepted> for Problem {
                 "notificationUUID",
                 "must be in the signed payload, with 1 to 256 characters",
             )]),
+            NotAccepted::Inactive => not_active(),
             NotAccepted::Database(error) => error.into(),
         }
     }
+}
+
+fn not_active() -> Problem {
+    Problem::new(
+        Code::TenantNotFound,
+        "There is no active tenant of this id.",
+    )
 }
 
 pub(super) fn unanswered(retry_after: Duration) -> Problem {

@@ -5,25 +5,24 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// The file under its other name. Only its owner can read it.
+/// The file under its other name, which is nobody else's. Only its owner can read it.
 pub(crate) struct Part(PathBuf);
 
 impl Part {
-    /// An empty one for what is to be `name`. What an earlier run left behind that was killed goes.
+    /// An empty one for what is to be `name`, called `<name>.<16 digits>.part`. It is made anew and never found: what is there
+    /// may be another run's.
     pub(crate) fn of(name: &Path) -> io::Result<Self> {
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random).map_err(io::Error::other)?;
         let mut part = name.as_os_str().to_owned();
-        part.push(".part");
-        let part = Self(PathBuf::from(part));
-        let _ = std::fs::remove_file(&part.0);
-        part.open().map(|_| part)
-    }
-
-    fn open(&self) -> io::Result<File> {
+        part.push(format!(".{:016x}.part", u64::from_ne_bytes(random)));
+        let path = PathBuf::from(part);
         OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&self.0)
+            .open(&path)?;
+        Ok(Self(path))
     }
 
     /// Where it is for now.
@@ -42,5 +41,27 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_shares_it_and_what_is_there_stays() {
+        let folder = std::env::temp_dir().join(format!("attesto-part-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let (name, other) = (folder.join("dump"), folder.join("dump.part"));
+        std::fs::write(&other, "somebody's own").expect("a file");
+        let (one, two) = (Part::of(&name).expect("one"), Part::of(&name).expect("two"));
+        std::fs::write(one.path(), "one").expect("written");
+        drop(two);
+        one.keep_as(&name).expect("its name");
+        assert!(one.keep_as(&name).is_err(), "never over another one");
+        drop(one);
+        assert_eq!(std::fs::read_to_string(&name).expect("kept"), "one");
+        assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 2);
+        std::fs::remove_dir_all(&folder).expect("removed");
     }
 }

@@ -238,6 +238,10 @@ impl From<crate::db::Error> for Failure {
             )
         } else if crate::db::is_unavailable(&error) {
             Self::refused(format!("the database cannot be reached: {error}"))
+        } else if crate::db::is_busy(&error) {
+            Self::refused(
+                "somebody else is changing the same right now (another command, a migration, an import): nothing was changed; try again in a moment.",
+            )
         } else if crate::db::is_missing_table(&error) {
             Self::refused(
                 "the database has not been prepared for this release: run `attesto migrate` first.",

@@ -33,6 +33,10 @@ pub struct Export {
 
 /// The arguments of `tenant import`.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own, and they go with each other in any way"
+)]
 #[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "identity_file"])))]
 pub struct Import {
     /// What `attesto tenant export` wrote
@@ -51,6 +55,9 @@ pub struct Import {
     /// get what is missing
     #[arg(long)]
     replace: bool,
+    /// Open the networks too that `attesto webhook allow` opened to the tenant's callback where it was: they may be others here
+    #[arg(long)]
+    with_networks: bool,
     /// Do all of it and take it back again
     #[arg(long)]
     dry_run: bool,
@@ -146,6 +153,7 @@ pub(super) async fn import(
     let options = Options {
         as_inactive: args.as_inactive,
         replace: args.replace,
+        with_networks: args.with_networks,
         dry_run: args.dry_run,
     };
     let imported = moving::import(database, &keyring, &args.file, &with, options).await?;
@@ -169,6 +177,22 @@ fn told_of_import(imported: &Imported) -> String {
     } else {
         "Imported"
     };
+    let superseded = if imported.superseded == 0 {
+        String::new()
+    } else {
+        format!(
+            " {} deliveries were left out: their events are here under other ids, with deliveries of their own.",
+            imported.superseded
+        )
+    };
+    let networks = match imported.networks.as_slice() {
+        [] => String::new(),
+        all if imported.networks_opened => format!("Open to its callback: {}\n", all.join(", ")),
+        all => format!(
+            "Not opened to its callback, since --with-networks was not given: {}\n",
+            all.join(", ")
+        ),
+    };
     let next = if imported.active {
         String::new()
     } else {
@@ -178,7 +202,7 @@ fn told_of_import(imported: &Imported) -> String {
         )
     };
     format!(
-        "{verb} {} ({}) as of {}:\n{}{kept} rows were here already. {} deliveries are still to be sent.\nSHA-256 of the file: {}{next}",
+        "{verb} {} ({}) as of {}:\n{}{kept} rows were here already.{superseded} {} deliveries are still to be sent.\n{networks}SHA-256 of the file: {}{next}",
         label.tenant,
         label.name,
         label.exported_at,

@@ -22,6 +22,12 @@ pub fn is_unavailable(error: &Error) -> bool {
     }
 }
 
+/// Whether an error says that somebody held for too long what was to be changed: our own lock timeout. Nothing was changed, and
+/// trying again can help.
+pub fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Database(cause) if cause.code().as_deref() == Some("55P03"))
+}
+
 /// Whether an error says that a table or column is not there: the migrations have not run, or not all of them.
 pub fn is_missing_table(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))

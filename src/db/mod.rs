@@ -28,7 +28,7 @@ pub mod upgrade;
 pub mod vitals;
 
 pub use database::{Database, Operator, Unreachable};
-pub use errors::{Error, error_class, is_missing_table, is_unavailable, on_constraint};
+pub use errors::{Error, error_class, is_busy, is_missing_table, is_unavailable, on_constraint};
 pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, Planned, SchemaState};
 pub use pool::{Pool, Session, Transaction};
 pub use settings::{ConnectSettings, MalformedUrl};

@@ -19,6 +19,6 @@ pub mod word;
 
 pub use event::{Environment, NewEvent, Subject, SubjectType};
 pub use received::Received;
-pub use record::{Receipt, Record, Stored};
+pub use record::{NotStored, Receipt, Record, Stored};
 pub use store::find;
 pub use word::{Source, Word};

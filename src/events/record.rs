@@ -30,6 +30,17 @@ pub struct Stored {
     pub enqueued: bool,
 }
 
+/// Why an event was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// Its tenant is not active, or not there at all.
+    #[error("the tenant is not active")]
+    Inactive,
+    /// The database did not take it.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
 impl Record {
     /// `work_arrived` is called after each delivery that was committed; it must return at once.
     pub fn new(
@@ -45,8 +56,8 @@ impl Record {
     }
 
     /// Writes the event, and a delivery of it when its tenant has a callback. When this returns, both are committed. An
-    /// event whose notification is there already is not written again.
-    pub async fn store(&self, event: &NewEvent) -> Result<Stored, Error> {
+    /// event whose notification is there already is not written again, and none of a tenant that is not active by now.
+    pub async fn store(&self, event: &NewEvent) -> Result<Stored, NotStored> {
         let now = self.clock.now();
         let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));
         let body = event.body(&event_id, now);

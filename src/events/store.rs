@@ -6,7 +6,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::event::NewEvent;
-use super::record::Stored;
+use super::record::{NotStored, Stored};
 use super::word::Source;
 use crate::db::{Database, Error};
 use crate::id::{DeliveryId, EventId, TenantId};
@@ -15,14 +15,15 @@ use crate::id::{DeliveryId, EventId, TenantId};
 const LONGEST_KEY: usize = 1024;
 
 /// Writes an event and, when its tenant has an active callback, a delivery of it: one statement, so that both are there
-/// or neither is, and that nobody who hangs up can leave a transaction behind.
+/// or neither is, and that nobody who hangs up can leave a transaction behind. Whether the tenant is active is asked by the
+/// same statement: who asked before may have asked long ago, and an export of a tenant that is not active has to be all there is.
 pub(super) async fn insert(
     database: &Database,
     event: &NewEvent,
     id: &EventId,
     delivery: &DeliveryId,
     body: &str,
-) -> Result<Stored, Error> {
+) -> Result<Stored, NotStored> {
     let external_id = storable(&event.external_id);
     let reason = event.reason.as_deref().map(storable);
     let platform_event = storable(&event.platform_event);
@@ -33,11 +34,15 @@ pub(super) async fn insert(
     loop {
         let row = sqlx::query!(
             r#"
-            with event as (
+            with tenant as (
+                select id from tenants where id = $2 and is_active
+            ), event as (
                 insert into webhook_events
                     (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
                      subject_product_id, subject_type, app_user_id, raw_payload, decoded_payload, occurred_at, body)
-                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb, $14::text::jsonb, $15, $16)
+                select $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb, $14::text::jsonb,
+                    $15::timestamptz, $16
+                from tenant
                 on conflict (tenant_id, source, external_id) do nothing
                 returning id
             ), delivery as (
@@ -48,7 +53,8 @@ pub(super) async fn insert(
                 where config.tenant_id = $2 and config.is_active
                 returning id
             )
-            select exists (select from event) as "is_new!", exists (select from delivery) as "enqueued!"
+            select exists (select from tenant) as "is_active!", exists (select from event) as "is_new!",
+                exists (select from delivery) as "enqueued!"
             "#,
             id.as_str(),
             event.tenant.as_str(),
@@ -70,6 +76,9 @@ pub(super) async fn insert(
         )
         .fetch_one(database.pool())
         .await?;
+        if !row.is_active {
+            return Err(NotStored::Inactive);
+        }
         if row.is_new {
             return Ok(Stored {
                 event_id: id.clone(),

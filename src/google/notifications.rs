@@ -28,7 +28,9 @@ use crate::clock::Timestamp;
 use crate::credentials::Cached;
 use crate::db;
 use crate::db::changes::Changes;
-use crate::events::{Environment, NewEvent, Receipt, Record, Source, Subject, SubjectType};
+use crate::events::{
+    Environment, NewEvent, NotStored, Receipt, Record, Source, Subject, SubjectType,
+};
 use crate::id::TenantId;
 use crate::tenants;
 
@@ -103,9 +105,21 @@ pub enum NotAccepted {
         /// The tenant's app.
         expected: String,
     },
+    /// The tenant was deactivated since it was let in.
+    #[error("the tenant is not active")]
+    Inactive,
     /// The database did not take it.
     #[error(transparent)]
     Database(#[from] db::Error),
+}
+
+impl From<NotStored> for NotAccepted {
+    fn from(outcome: NotStored) -> Self {
+        match outcome {
+            NotStored::Inactive => Self::Inactive,
+            NotStored::Database(error) => Self::Database(error),
+        }
+    }
 }
 
 /// What Google tells of the purchase behind a message, as far as it could be asked.

@@ -250,10 +250,7 @@ impl From<Refused> for Problem {
             )
             .retry_after(KEYS_AGAIN)
             .cause(refused),
-            Refused::Inactive => Self::new(
-                Code::TenantNotFound,
-                "There is no active tenant of this id.",
-            ),
+            Refused::Inactive => not_active(),
             Refused::Credentials(error) => credentials_problem(&error),
             Refused::Database(error) => (&*error).into(),
         }
@@ -267,9 +264,17 @@ impl From<NotAccepted> for Problem {
                 "message.data",
                 format!("is about another app; packageName must be {expected}"),
             )]),
+            NotAccepted::Inactive => not_active(),
             NotAccepted::Database(error) => error.into(),
         }
     }
+}
+
+fn not_active() -> Problem {
+    Problem::new(
+        Code::TenantNotFound,
+        "There is no active tenant of this id.",
+    )
 }
 
 fn credentials_problem(error: &Arc<FindError>) -> Problem {

@@ -29,6 +29,9 @@ pub struct Part {
     pub instead: &'static str,
     /// What becomes of rows that are there already.
     pub present: Present,
+    /// Of those that are kept: which row `here` of the same tenant a row `line` of the file is, as SQL. What is neither written
+    /// nor the tenant's own already is somebody else's.
+    pub same: &'static str,
     /// Whether its rows are noted by the one row about the import, and not each by its own.
     pub noted_together: bool,
 }
@@ -41,6 +44,7 @@ const fn part(table: &'static str, which: &'static str, present: Present) -> Par
         which_of_history: which,
         instead: "{}",
         present,
+        same: "here.id = line.id",
         noted_together: false,
     }
 }
@@ -49,8 +53,8 @@ const ALL_ROWS: &str = "true";
 /// What is still good for something.
 const LIVE: &str = "line.expires_at > now()";
 
-/// An event that is not delivered, or so young that its store may report it once more: it has to be recognised. Apple tries for
-/// three days; Pub/Sub keeps what was not taken for seven, unless told otherwise.
+/// An event that is not delivered, or so young that its store may report it once more: it has to be recognised. Apple sends
+/// six times within about six and a half days; Pub/Sub keeps what was not taken for seven, unless told otherwise.
 macro_rules! needed {
     ($event:literal) => {
         concat!(
@@ -89,10 +93,14 @@ pub const MOVED: [Part; 13] = [
         ..part("webhook_redeliveries", "false", Present::Kept)
     },
     // Google forgets a purchase token after 60 days; what was learned of it is nowhere else.
-    part("purchase_links", ALL_ROWS, Present::Kept),
+    Part {
+        same: "here.token_hash = line.token_hash",
+        ..part("purchase_links", ALL_ROWS, Present::Kept)
+    },
     Part {
         which_of_history: ALL_ROWS,
         noted_together: true,
+        same: "here.id = line.id or (here.source, here.external_id) = (line.source, line.external_id)",
         ..part("webhook_events", needed!("line"), Present::Kept)
     },
     Part {

@@ -20,6 +20,18 @@ pub enum MoveError {
         "{0} is here already: --replace makes its settings and credentials those of the file, and adds to its keys and its history what is missing"
     )]
     Exists(TenantId),
+    /// Rows of the file are somebody else's here.
+    #[error(
+        "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with whoever exported it"
+    )]
+    Strangers {
+        /// Whose the file is.
+        tenant: TenantId,
+        /// Which table.
+        table: &'static str,
+        /// How many.
+        count: u64,
+    },
     /// It is inactive, and somebody is just sending all the same.
     #[error(
         "{count} deliveries of {tenant} are just under way, and would be sent again by whoever imports this: run it again in a minute"
@@ -30,6 +42,11 @@ pub enum MoveError {
         /// How many.
         count: i64,
     },
+    /// Somebody is writing what they began while it was active, or something that takes long.
+    #[error(
+        "somebody is still writing events or deliveries, and {0} could be in it (a large import, perhaps, or a long job): run it again in a minute"
+    )]
+    Writing(TenantId),
     /// A request for redelivery is not through, and needs the history.
     #[error(
         "a redelivery of {0} is not through yet: wait until it is, stop it (`attesto webhook stop-redelivery`), or take it along with --with-history"

@@ -53,7 +53,7 @@ pub async fn export(
     if file.exists() {
         return Err(MoveError::FileExists(file.to_owned()));
     }
-    let mut snapshot = Snapshot::take(database).await?;
+    let mut snapshot = Snapshot::take(database, tenant).await?;
     let owner = snapshot.owner(tenant).await?;
     let owner = owner.ok_or_else(|| MoveError::NoTenant(tenant.clone()))?;
     // Of one that is active this is a copy, which is never complete. Of one that is not, it is all there is: nobody may still be

@@ -1,17 +1,17 @@
 //! Unpacks a tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::content::{MOVED, Part};
+use super::content::{MOVED, Part, Present};
 use super::document::{FORMAT, Label, Line};
 use super::error::MoveError;
-use super::store::{self, Batch, Unpacking};
+use super::store::{self, Batch, Elsewhere, NETWORKS, Unpacking};
 use crate::backup::manifest::digest;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{Opener, With};
@@ -24,11 +24,17 @@ const BYTES: usize = 4 * 1024 * 1024;
 
 /// How to unpack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command's, and they go with each other in any way"
+)]
 pub struct Options {
     /// Whatever it was, it is inactive here.
     pub as_inactive: bool,
     /// Also over the same tenant.
     pub replace: bool,
+    /// Open the networks too that were open to its callback. They are of the old installation's surroundings.
+    pub with_networks: bool,
     /// Do everything, and then nothing.
     pub dry_run: bool,
 }
@@ -36,6 +42,10 @@ pub struct Options {
 /// What was unpacked.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what is said of an import, each for itself"
+)]
 pub struct Imported {
     /// Whose it is, and of when.
     #[serde(flatten)]
@@ -44,6 +54,14 @@ pub struct Imported {
     pub rows: BTreeMap<String, u64>,
     /// Rows that were there already, by their tables.
     pub kept: BTreeMap<String, u64>,
+    /// Events that are here under another id, as their store reported them here too.
+    pub known: u64,
+    /// Deliveries that were left out, since their event is here under another id and has its own.
+    pub superseded: u64,
+    /// The networks in the file, as `network:port`.
+    pub networks: Vec<String>,
+    /// Whether they are open here now.
+    pub networks_opened: bool,
     /// Deliveries of the tenant that are still to be sent, here.
     pub waiting: i64,
     /// Whether it is active here.
@@ -91,18 +109,36 @@ pub async fn import(
         return Err(MoveError::Exists(label.tenant));
     }
     if replaced {
-        unpacking.make_room().await?;
+        unpacking.make_room(options.with_networks).await?;
     }
     let mut unpacked = Unpacked {
         keyring,
         label: &label,
-        as_inactive: options.as_inactive,
+        with_networks: options.with_networks,
+        replaced,
+        last: None,
+        elsewhere: HashMap::new(),
+        superseded: 0,
+        networks: Vec::new(),
         rows: BTreeMap::new(),
         kept: BTreeMap::new(),
     };
     unpacked.all(&mut unpacking, &mut reader).await?;
-    let Unpacked { rows, kept, .. } = unpacked;
-    unpacking.note_each(true).await?;
+    // Whoever takes in an event for the tenant reads its row, which is not to be held all the while.
+    if let Some(mut last) = unpacked.last.take() {
+        unpacked.put(&mut unpacking, &mut last).await?;
+    }
+    let Unpacked {
+        rows,
+        kept,
+        elsewhere,
+        superseded,
+        networks,
+        ..
+    } = unpacked;
+    let active = unpacking.is_active(options.as_inactive).await?;
+    let active = active.ok_or_else(|| MoveError::Unreadable("its tenant is missing".into()))?;
+    unpacking.note_what_waited().await?;
     let waiting = unpacking.waiting().await?;
     let note = json!({
         "exportedAt": label.exported_at,
@@ -110,6 +146,7 @@ pub async fn import(
         "replaced": replaced,
         "rows": rows,
         "kept": kept,
+        "superseded": superseded,
         "sha256": sha256,
     });
     unpacking.note(&note).await?;
@@ -117,10 +154,14 @@ pub async fn import(
         unpacking.commit().await?;
     }
     Ok(Imported {
-        active: label.is_active && !options.as_inactive,
+        active,
         label,
         rows,
         kept,
+        known: elsewhere.len() as u64,
+        superseded,
+        networks_opened: options.with_networks && !networks.is_empty(),
+        networks,
         waiting,
         replaced,
         dry_run: options.dry_run,
@@ -131,9 +172,35 @@ pub async fn import(
 struct Unpacked<'a> {
     keyring: &'a Keyring,
     label: &'a Label,
-    as_inactive: bool,
+    with_networks: bool,
+    replaced: bool,
+    /// The tenant's own row, where it is there already.
+    last: Option<Open>,
+    elsewhere: HashMap<String, Elsewhere>,
+    superseded: u64,
+    networks: Vec<String>,
     rows: BTreeMap<String, u64>,
     kept: BTreeMap<String, u64>,
+}
+
+/// A network as the file has it.
+#[derive(Deserialize)]
+struct Network {
+    network: String,
+    port: u16,
+}
+
+impl Network {
+    /// As it is said, where nothing in it could be anything else than an address.
+    fn parse(fields: &str) -> Option<String> {
+        let it: Self = serde_json::from_str(fields).ok()?;
+        let is_plain =
+            |letter: char| letter.is_ascii_hexdigit() || matches!(letter, '.' | ':' | '/');
+        it.network
+            .chars()
+            .all(is_plain)
+            .then(|| format!("{}:{}", it.network, it.port))
+    }
 }
 
 /// The table whose rows are being read.
@@ -142,6 +209,17 @@ struct Open {
     columns: Vec<String>,
     batch: Batch,
     bytes: usize,
+}
+
+impl Open {
+    fn of(part: &'static Part, columns: Vec<String>) -> Self {
+        Self {
+            part,
+            columns,
+            batch: Batch::default(),
+            bytes: 0,
+        }
+    }
 }
 
 impl Unpacked<'_> {
@@ -177,12 +255,7 @@ impl Unpacked<'_> {
                     }
                     unpacking.note_each(!part.noted_together).await?;
                     read.insert(name, 0);
-                    open = Some(Open {
-                        part,
-                        columns,
-                        batch: Batch::default(),
-                        bytes: 0,
-                    });
+                    open = Some(Open::of(part, columns));
                 }
                 Line::Row { fields, secret } => {
                     let Some(open) = open.as_mut() else {
@@ -196,10 +269,14 @@ impl Unpacked<'_> {
                             Some(self.keyring.seal(place, &secret.bytes()?))
                         }
                     };
-                    open.batch.rows.push(Box::<str>::from(fields).into());
+                    *read.entry(open.part.table.to_owned()).or_default() += 1;
+                    let fields = Box::<str>::from(fields).into();
+                    let Some(fields) = self.wanted(open.part, fields)? else {
+                        continue;
+                    };
+                    open.batch.rows.push(fields);
                     open.batch.secrets.push(sealed);
                     open.bytes += length;
-                    *read.entry(open.part.table.to_owned()).or_default() += 1;
                     if open.batch.rows.len() >= ROWS || open.bytes >= BYTES {
                         self.write(unpacking, Some(open)).await?;
                     }
@@ -227,15 +304,78 @@ impl Unpacked<'_> {
         open: Option<&mut Open>,
     ) -> Result<(), MoveError> {
         let Some(open) = open else { return Ok(()) };
+        if !self.replaced || open.part.present != Present::Overwritten {
+            return self.put(unpacking, open).await;
+        }
+        let columns = open.columns.clone();
+        let next = Open::of(open.part, columns);
+        let given = std::mem::replace(open, next);
+        if given.batch.rows.is_empty() {
+            return Ok(());
+        }
+        match self.last.replace(given) {
+            None => Ok(()),
+            Some(_) => Err(MoveError::Unreadable("it has two tenants".into())),
+        }
+    }
+
+    /// The row as it is to be written, if it is: without networks where they were not asked for, and a delivery for the event as
+    /// it is called here.
+    fn wanted(&mut self, part: &Part, fields: String) -> Result<Option<String>, MoveError> {
+        let odd = || MoveError::Unreadable(format!("a row of {} is odd", part.table));
+        if part.table == NETWORKS {
+            self.networks.push(Network::parse(&fields).ok_or_else(odd)?);
+            return Ok(self.with_networks.then_some(fields));
+        }
+        if part.table != "webhook_deliveries" || self.elsewhere.is_empty() {
+            return Ok(Some(fields));
+        }
+        let mut row: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&fields).map_err(|_| odd())?;
+        let event = row.get("event_id").and_then(serde_json::Value::as_str);
+        match event.and_then(|event| self.elsewhere.get(event)) {
+            None => Ok(Some(fields)),
+            Some(there) if there.has_deliveries => {
+                self.superseded += 1;
+                Ok(None)
+            }
+            Some(there) => {
+                row.insert("event_id".to_owned(), there.event.clone().into());
+                let row = serde_json::Value::Object(row);
+                Ok(Some(row.to_string()))
+            }
+        }
+    }
+
+    async fn put(&mut self, unpacking: &mut Unpacking, open: &mut Open) -> Result<(), MoveError> {
         let given = open.batch.rows.len() as u64;
-        let table = open.part.table;
-        let inserted = if given == 0 {
-            0
-        } else {
-            let (part, columns, batch) = (open.part, &open.columns, &open.batch);
-            let inserted = unpacking.insert(part, columns, batch, self.as_inactive);
-            inserted.await?
-        };
+        let (part, batch) = (open.part, &open.batch);
+        let table = part.table;
+        let mut inserted = 0;
+        if given > 0 {
+            let written = unpacking.insert(part, &open.columns, batch, self.replaced);
+            inserted = written.await?;
+        }
+        if inserted < given {
+            match part.present {
+                // Somebody else was quicker.
+                Present::Overwritten => return Err(MoveError::Exists(self.label.tenant.clone())),
+                Present::Removed => {}
+                Present::Kept => {
+                    let strangers = given - unpacking.present(part, batch).await?.min(given);
+                    if strangers > 0 {
+                        return Err(MoveError::Strangers {
+                            tenant: self.label.tenant.clone(),
+                            table,
+                            count: strangers,
+                        });
+                    }
+                }
+            }
+            if table == "webhook_events" {
+                self.elsewhere.extend(unpacking.elsewhere(batch).await?);
+            }
+        }
         open.batch = Batch::default();
         open.bytes = 0;
         *self.rows.entry(table.to_owned()).or_default() += inserted;

@@ -3,19 +3,36 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::TryStreamExt as _;
 use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 
 use super::content::{History, MOVED, Part, Present};
+use super::error::MoveError;
 use crate::credentials::sealed::{self, SealedColumn};
-use crate::db::{Database, Error, Transaction};
+use crate::db::{Database, Error, Transaction, is_busy};
 use crate::id::TenantId;
 
-/// Between two batches a file is read and opened.
-const PATIENTLY: &str =
-    "set local statement_timeout = '120s'; set local idle_in_transaction_session_timeout = '120s'";
+/// Between two batches a file is read and opened. What is noted of each change is noted at the end: whoever adds to the log of
+/// changes keeps others from adding, and a history may be long.
+const PATIENTLY: &str = "set local statement_timeout = '120s'; set local idle_in_transaction_session_timeout = '120s'; \
+     set constraints all deferred";
+/// A batch, as rows of its table.
+const LINES: &str =
+    "unnest($1::text[]) as given (fields) cross join lateral jsonb_populate_record(null::";
+
+/// Rows of a snapshot that are in memory at once: with the largest there can be, some 300 MB.
+const ROWS: usize = 100;
+/// How long a snapshot waits for the program: while there is one, nothing that was deleted since is cleaned up anywhere in the
+/// database. In a statement Postgres waits for nobody, since a few rows are read whole before any is written to the file.
+const AWAKE: &str = "set statement_timeout = '120s'; set idle_in_transaction_session_timeout = '120s'; \
+     set lock_timeout = '60s'";
+/// Waits for whoever was already writing, in two transactions: whoever writes takes the two tables in any order. While it
+/// waits, others' writing waits behind it.
+const SETTLE: [&str; 2] = [
+    "set lock_timeout = '3s'; begin; lock table webhook_events in share mode; commit",
+    "begin; lock table webhook_deliveries in share mode; commit; set lock_timeout = '60s'",
+];
 
 /// The column of a table that holds what is sealed. A table has one at most.
 pub(super) fn sealed_column(table: &str) -> Option<SealedColumn> {
@@ -62,17 +79,40 @@ pub(super) struct Owner {
 }
 
 impl Snapshot {
-    pub(super) async fn take(database: &Database) -> Result<Self, Error> {
+    /// Of a tenant that is not active it is all there is: who took in an event or claimed a delivery while the tenant was
+    /// active has committed, and who comes later finds it inactive in the very statement that would write.
+    pub(super) async fn take(database: &Database, tenant: &TenantId) -> Result<Self, MoveError> {
         let mut connection = database.connect_directly("attesto-export").await?;
-        connection
-            .execute(
-                "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '60s';
-                 begin transaction isolation level repeatable read read only",
+        connection.execute(AWAKE).await?;
+        let mut settled = false;
+        let taken_at = loop {
+            connection
+                .execute("begin transaction isolation level repeatable read read only")
+                .await?;
+            let row = sqlx::query!(
+                r#"
+                select now() as "now!", exists (select from tenants where id = $1 and not is_active) as "is_inactive!"
+                "#,
+                tenant.as_str()
             )
-            .await?;
-        let taken_at = sqlx::query_scalar("select now()")
             .fetch_one(&mut connection)
             .await?;
+            if settled || !row.is_inactive {
+                break row.now;
+            }
+            connection.execute("rollback").await?;
+            for wait in SETTLE {
+                let waited = connection.execute(wait).await;
+                waited.map_err(|error| {
+                    if is_busy(&error) {
+                        MoveError::Writing(tenant.clone())
+                    } else {
+                        error.into()
+                    }
+                })?;
+            }
+            settled = true;
+        };
         let schema_version = schema_version(&mut connection).await?;
         Ok(Self {
             connection,
@@ -125,7 +165,8 @@ impl Snapshot {
             .collect();
         // The names come from our own list and from the catalogue; none needs quotes.
         let statement = format!(
-            "select to_json(shown)::text, {sealed} from {table} line \
+            "declare moved no scroll cursor for \
+             select to_json(shown)::text as fields, {sealed} as secret from {table} line \
                cross join lateral (select {open}) as shown where line.{key} = $1 and {which}",
             sealed = sealed.map_or("null::bytea".to_owned(), |name| format!("line.{name}")),
             open = open.join(", "),
@@ -133,14 +174,25 @@ impl Snapshot {
             key = part.key,
             which = part.rows(history),
         );
-        let mut rows = sqlx::query(AssertSqlSafe(statement))
+        sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
             .bind(tenant.as_str())
-            .fetch(&mut self.connection);
-        while let Some(row) = rows.try_next().await? {
-            let (fields, secret) = split(&row)?;
-            each(fields, secret)?;
+            .execute(&mut self.connection)
+            .await?;
+        loop {
+            let fetch = format!("fetch forward {ROWS} from moved");
+            let rows = sqlx::query(AssertSqlSafe(fetch)).persistent(false);
+            let rows = rows.fetch_all(&mut self.connection).await?;
+            let is_last = rows.len() < ROWS;
+            for row in rows {
+                let (fields, secret) = split(&row)?;
+                each(fields, secret)?;
+            }
+            if is_last {
+                self.connection.execute("close moved").await?;
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     pub(super) async fn end(mut self) -> Result<(), Error> {
@@ -154,6 +206,18 @@ fn split(row: &PgRow) -> Result<(Box<RawValue>, Option<Vec<u8>>), Error> {
     let fields = RawValue::from_string(fields).map_err(|error| Error::Decode(error.into()))?;
     Ok((fields, row.try_get(1)?))
 }
+
+/// Where an event is that the file calls by another id.
+#[derive(Clone, Debug)]
+pub(super) struct Elsewhere {
+    /// Its id here.
+    pub(super) event: String,
+    /// Whether it has deliveries here, which are what is to become of it.
+    pub(super) has_deliveries: bool,
+}
+
+/// The networks that are open to a tenant's callback.
+pub(super) const NETWORKS: &str = "webhook_allowed_networks";
 
 /// Rows of one table on their way in.
 #[derive(Default)]
@@ -202,10 +266,13 @@ impl Unpacking {
         columns(&mut *self.transaction, table).await
     }
 
-    /// Takes away what the file is to say instead.
-    pub(super) async fn make_room(&mut self) -> Result<(), Error> {
+    /// Takes away what the file is to say instead, but for the networks where those are not asked for.
+    pub(super) async fn make_room(&mut self, with_networks: bool) -> Result<(), Error> {
         let removed = MOVED.iter().rev();
-        for part in removed.filter(|part| part.present == Present::Removed) {
+        let removed = removed
+            .filter(|part| part.present == Present::Removed)
+            .filter(|part| with_networks || part.table != NETWORKS);
+        for part in removed {
             let statement = format!("delete from {} where {} = $1", part.table, part.key);
             sqlx::query(AssertSqlSafe(statement))
                 .bind(self.tenant.as_str())
@@ -225,13 +292,14 @@ impl Unpacking {
             .map(drop)
     }
 
-    /// Writes rows, whatever tenant they name as this one's. Gives how many were not there already.
+    /// Writes rows, whatever tenant they name as this one's. Gives how many were not there already. Only where the tenant is to be
+    /// `replaced` does its own row become what the file says; whether it is active stays as it is here.
     pub(super) async fn insert(
         &mut self,
         part: &Part,
         columns: &[String],
         batch: &Batch,
-        is_inactive: bool,
+        replaced: bool,
     ) -> Result<u64, Error> {
         let table = part.table;
         let names = columns.join(", ");
@@ -242,8 +310,10 @@ impl Unpacking {
             "true"
         };
         let present = match part.present {
-            Present::Overwritten => {
-                let others = columns.iter().filter(|name| *name != part.key);
+            Present::Overwritten if replaced && columns.len() > 1 => {
+                let others = columns
+                    .iter()
+                    .filter(|name| *name != part.key && *name != "is_active");
                 let set: Vec<_> = others
                     .map(|name| format!("{name} = excluded.{name}"))
                     .collect();
@@ -254,7 +324,7 @@ impl Unpacking {
                 )
             }
             Present::Removed => String::new(),
-            Present::Kept => "on conflict do nothing".to_owned(),
+            Present::Overwritten | Present::Kept => "on conflict do nothing".to_owned(),
         };
         let statement = format!(
             "insert into {table} ({names}) \
@@ -270,9 +340,6 @@ impl Unpacking {
                 .join(", "),
         );
         let mut instead = BTreeMap::from([(part.key, serde_json::json!(self.tenant))]);
-        if table == "tenants" && is_inactive {
-            instead.insert("is_active", false.into());
-        }
         let fixed: BTreeMap<&str, serde_json::Value> =
             serde_json::from_str(part.instead).unwrap_or_default();
         instead.extend(fixed);
@@ -287,6 +354,78 @@ impl Unpacking {
             .execute(&mut *self.transaction)
             .await?;
         Ok(done.rows_affected())
+    }
+
+    /// How many of these rows are there as this tenant's.
+    pub(super) async fn present(&mut self, part: &Part, batch: &Batch) -> Result<u64, Error> {
+        let statement = format!(
+            "select count(*) from {LINES}{table}, fields::jsonb) as line \
+              where exists (select from {table} here where here.{key} = $2 and ({same}))",
+            table = part.table,
+            key = part.key,
+            same = part.same,
+        );
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+            .bind(&batch.rows)
+            .bind(self.tenant.as_str())
+            .fetch_one(&mut *self.transaction)
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// Those of these events that are there under another id, since their store reported them here too: by the id that the file
+    /// calls each by.
+    pub(super) async fn elsewhere(
+        &mut self,
+        batch: &Batch,
+    ) -> Result<Vec<(String, Elsewhere)>, Error> {
+        let statement = format!(
+            "select line.id, here.id, exists (select from webhook_deliveries where event_id = here.id) \
+               from {LINES}webhook_events, fields::jsonb) as line \
+               join webhook_events here on here.tenant_id = $2 and here.source = line.source \
+                    and here.external_id = line.external_id \
+              where here.id <> line.id"
+        );
+        let rows: Vec<(String, String, bool)> = sqlx::query_as(AssertSqlSafe(statement))
+            .bind(&batch.rows)
+            .bind(self.tenant.as_str())
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        let rows = rows.into_iter().map(|(id, event, has_deliveries)| {
+            let elsewhere = Elsewhere {
+                event,
+                has_deliveries,
+            };
+            (id, elsewhere)
+        });
+        Ok(rows.collect())
+    }
+
+    /// Notes what waited to be noted: from here on nobody else changes anything.
+    pub(super) async fn note_what_waited(&mut self) -> Result<(), Error> {
+        self.note_each(true).await?;
+        sqlx::query("set constraints all immediate")
+            .execute(&mut *self.transaction)
+            .await
+            .map(drop)
+    }
+
+    /// Whether the tenant is active here, after it was made inactive where that was asked for. `None`: the file had none.
+    pub(super) async fn is_active(&mut self, as_inactive: bool) -> Result<Option<bool>, Error> {
+        if as_inactive {
+            sqlx::query!(
+                "update tenants set is_active = false where id = $1 and is_active",
+                self.tenant.as_str()
+            )
+            .execute(&mut *self.transaction)
+            .await?;
+        }
+        sqlx::query_scalar!(
+            "select is_active from tenants where id = $1",
+            self.tenant.as_str()
+        )
+        .fetch_optional(&mut *self.transaction)
+        .await
     }
 
     /// Deliveries of the tenant that are still to be sent.

@@ -1093,3 +1093,25 @@ async fn an_operator_is_told_why_apple_cannot_be_asked() {
     assert!(complaint.contains("no Apple credentials"), "{complaint}");
     stranger.world.end().await;
 }
+
+#[tokio::test]
+async fn nothing_is_taken_in_for_a_tenant_whose_deactivation_was_not_heard_of() {
+    let shop = Shop::open().await;
+    let notification = |number| {
+        let data = json!({ "bundleId": APP, "environment": "Sandbox" });
+        shop.notification("TEST", number, "data", &data)
+    };
+    assert_eq!(shop.send(&notification(1)).await.status, 200);
+    shop.world.deactivate_unheard(&shop.tenant.id).await;
+    // It is let in as before, and refused by the statement that would write it.
+    for number in [1, 2] {
+        let answer = shop.send(&notification(number)).await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (404, &json!("TENANT_NOT_FOUND")),
+            "{number}"
+        );
+    }
+    assert_eq!(shop.count().await, 1);
+    shop.world.end().await;
+}

@@ -913,3 +913,20 @@ async fn a_database_that_is_away_makes_google_send_again() {
     );
     assert!(!shop.newest().is_acknowledged());
 }
+
+#[tokio::test]
+async fn nothing_is_taken_in_for_a_tenant_whose_deactivation_was_not_heard_of() {
+    let shop = Shop::open().await;
+    shop.subscribe();
+    let id = shop.newest().message_id;
+    assert_eq!(shop.play().push(&id).await.unwrap().status, 200);
+    shop.world.deactivate_unheard(&shop.tenant.id).await;
+    shop.subscribe();
+    let id = shop.newest().message_id;
+    let before = shop.count().await;
+    let pushed = shop.play().push(&id).await.unwrap();
+    assert_eq!(pushed.status, 404);
+    assert_eq!(pushed.body["error"], "TENANT_NOT_FOUND");
+    assert_eq!(shop.count().await, before);
+    shop.world.end().await;
+}

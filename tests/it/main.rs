@@ -52,7 +52,6 @@ mod server_manners;
 mod tail;
 mod tenants;
 mod tls;
-mod traces;
 mod upgrade;
 mod watch;
 mod webhook_config;

@@ -6,14 +6,18 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use attesto::apple::account::EnvironmentChoice;
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::sealed_file::{Identity, Opener, Passphrase, Recipient, Sealer, To, With};
 use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, Change};
 use attesto::deliveries::endpoint::{Secrets, SigningSecret};
 use attesto::deliveries::signature;
+use attesto::events::{NewEvent, NotStored, Record, Source, Word};
+use attesto::google::account::ServiceAccount;
 use attesto::id::TenantId;
-use attesto::moving::content::{LEFT, MOVED};
+use attesto::moving::Options;
+use attesto::moving::content::{History, LEFT, MOVED};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::{apple, google};
 use base64::Engine as _;
@@ -22,7 +26,7 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
 use crate::hold::{dispatcher_on, events};
-use crate::world::attesto::{Tenant, World};
+use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
 use crate::world::shell::{Ran, Shell};
@@ -51,6 +55,10 @@ fn secret(letter: &str) -> SigningSecret {
 impl Move {
     /// The old installation has a tenant with a bit of everything; the new one knows nothing and has another key.
     async fn prepared() -> Self {
+        Box::pin(Self::made()).await
+    }
+
+    async fn made() -> Self {
         let old = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
         let key = other_key();
         let new = World::with(&[
@@ -59,6 +67,24 @@ impl Move {
         ])
         .await;
         let tenant = old.tenant().await;
+        // Each store's credentials with some before them.
+        for environment in [EnvironmentChoice::Sandbox, EnvironmentChoice::Auto] {
+            old.set_apple(&tenant, environment, Some(APP_APPLE_ID))
+                .await;
+        }
+        let file = old.simulator.google_service_account().to_string();
+        let account = ServiceAccount::parse(file.as_bytes()).unwrap();
+        let google = google::store::NewCredentials {
+            package_name: APP,
+            file: file.as_bytes(),
+            account: &account,
+            pubsub_audience: Some("attesto"),
+            pubsub_service_account: None,
+            pubsub_topic: None,
+        };
+        google::store::put(old.database(), old.keyring(), &tenant.id, &google)
+            .await
+            .unwrap();
         let id = tenant.id.as_str();
         let receiver = Receiver::answering(OK).await;
         for letter in ["o", "n"] {
@@ -96,6 +122,13 @@ impl Move {
         moved
             .execute(&format!(
                 "insert into purchase_links (tenant_id, token_hash, token) values ('{id}', sha256('t'), 't')"
+            ))
+            .await;
+        moved
+            .execute(&format!(
+                "insert into webhook_redeliveries
+                    (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
+                 values ('red_0', '{id}', now(), now(), 'me', now(), now(), now())"
             ))
             .await;
         std::fs::write(moved.file("passphrase"), format!("{PASSPHRASE}\n")).unwrap();
@@ -200,13 +233,17 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
     assert_eq!(exported["rows"]["api_keys"], 2);
     assert_eq!(exported["rows"]["webhook_events"], 3);
 
-    let dry = told(&moved.import("export", &["--dry-run"]));
+    let dry = told(&moved.import("export", &["--with-networks", "--dry-run"]));
     assert_eq!(
         (&dry["dryRun"], &dry["rows"]),
         (&json!(true), &exported["rows"])
     );
     moved.nothing_arrived().await;
-    let imported = told(&moved.import("export", &[]));
+    let imported = told(&moved.import("export", &["--with-networks"]));
+    assert_eq!(
+        (&imported["networks"], &imported["networksOpened"]),
+        (&json!(["10.1.0.0/16:443"]), &json!(true))
+    );
     for field in ["tenant", "rows", "waiting", "sha256", "exportedAt"] {
         assert_eq!(imported[field], exported[field], "{field}");
     }
@@ -290,6 +327,30 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
         apple::store::find(new.database(), old.keyring(), id)
             .await
             .is_err()
+    );
+    // And what was before it: one goes back, there as here.
+    let grace = Duration::from_hours(1);
+    apple::store::roll_back(new.database(), new.keyring(), id, grace)
+        .await
+        .unwrap();
+    google::store::roll_back(new.database(), new.keyring(), id, grace)
+        .await
+        .unwrap();
+    let before = apple::store::find(new.database(), new.keyring(), id).await;
+    assert_eq!(
+        before.unwrap().unwrap().environment,
+        EnvironmentChoice::Sandbox
+    );
+    let before = google::store::find(new.database(), new.keyring(), id).await;
+    let before = before.unwrap().unwrap();
+    assert_eq!(before.account.fingerprint(), here.account.fingerprint());
+    assert_eq!(
+        count(
+            new.database(),
+            "google_credentials where pubsub_audience is null"
+        )
+        .await,
+        1
     );
 
     // A repeat of what was taken in before is known.
@@ -420,7 +481,8 @@ async fn no_table_and_no_column_is_forgotten() {
         "a table goes along or stays: say which in src/moving/content.rs"
     );
 
-    told(&moved.export("export", &[]));
+    events(&moved.old, &moved.tenant.id, &["1"]).await;
+    told(&moved.export("export", &["--with-history"]));
     let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut rows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut table = String::new();
@@ -447,28 +509,18 @@ async fn no_table_and_no_column_is_forgotten() {
         .await
         .unwrap();
         assert_eq!(json!(found[part.table]), json!(columns), "{}", part.table);
-        // And so is each row.
-        if let Some(row) = rows.get(part.table) {
-            let expected: BTreeSet<String> = columns
-                .into_iter()
-                .map(|name| {
-                    if name.ends_with("_enc") {
-                        "a secret".into()
-                    } else {
-                        name
-                    }
-                })
-                .collect();
-            assert_eq!(row, &expected, "{}", part.table);
-        }
-    }
-    for table in [
-        "webhook_configs",
-        "apple_credentials",
-        "google_credentials",
-        "webhook_previous_secrets",
-    ] {
-        assert!(rows[table].contains("a secret"), "{table}");
+        // And so is a row of each.
+        let expected: BTreeSet<String> = columns
+            .into_iter()
+            .map(|name| {
+                if name.ends_with("_enc") {
+                    "a secret".into()
+                } else {
+                    name
+                }
+            })
+            .collect();
+        assert_eq!(rows.get(part.table), Some(&expected), "{}", part.table);
     }
 }
 
@@ -505,7 +557,9 @@ async fn without_its_history_a_tenant_takes_along_what_is_still_needed() {
         refused.complained.contains("1 deliveries of tenant_"),
         "{refused:?}"
     );
-    assert!(!moved.folder.join("export").exists() && !moved.folder.join("export.part").exists());
+    let left = std::fs::read_dir(&*moved.folder).unwrap();
+    let left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left, ["passphrase"]);
     moved
         .execute("update webhook_deliveries set lease_until = now() - interval '1 second' where status = 'pending'")
         .await;
@@ -544,7 +598,7 @@ async fn without_its_history_a_tenant_takes_along_what_is_still_needed() {
     );
     assert_eq!(
         told(&moved.export("more", &["--with-history"]))["rows"]["webhook_redeliveries"],
-        1
+        2
     );
 }
 
@@ -590,7 +644,15 @@ async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
         refused.complained.contains("is here already"),
         "{refused:?}"
     );
-    let restored = told(&shell.run(&[&import[..], &["--replace", "--as-inactive"]].concat()));
+    let restored = told(
+        &shell.run(
+            &[
+                &import[..],
+                &["--replace", "--as-inactive", "--with-networks"],
+            ]
+            .concat(),
+        ),
+    );
     assert_eq!(
         (&restored["replaced"], &restored["active"]),
         (&json!(true), &json!(false))
@@ -688,6 +750,10 @@ impl Forger {
 
     /// What becomes of these lines.
     fn import(&self, lines: &[Value]) -> Ran {
+        self.import_with(lines, &[])
+    }
+
+    fn import_with(&self, lines: &[Value], more: &[&str]) -> Ran {
         let (file, identity) = (self.moved.file("forged"), self.moved.file("identity"));
         let to = To::Recipient(self.recipient.clone());
         let mut sealer = Sealer::new(File::create(&file).unwrap(), &to).unwrap();
@@ -703,7 +769,7 @@ impl Forger {
             "--identity-file",
             &identity,
         ];
-        self.moved.new_shell().run(&words)
+        self.moved.new_shell().run(&[&words[..], more].concat())
     }
 
     fn label(&self, schema: i64) -> Value {
@@ -751,6 +817,131 @@ async fn a_file_cannot_reach_another_tenant() {
 }
 
 #[tokio::test]
+async fn a_file_cannot_reach_another_tenants_events() {
+    let forger = Forger::new().await;
+    let (world, database) = (&forger.moved.new, forger.moved.new.database());
+    let victim = world.stranger().await.id;
+    events(world, &victim, &["1"]).await;
+    let event: String = sqlx::query_scalar("select id from webhook_events")
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+    let tenant = || {
+        let row = row(&json!({"id": victim, "name": "Mallory"}));
+        [forger.label(1), table("tenants", &["id", "name"]), row]
+    };
+    let delivery = |event: &str| {
+        [
+            table(
+                "webhook_deliveries",
+                &["id", "event_id", "tenant_id", "callback_url"],
+            ),
+            row(
+                &json!({"id": "dlv_x", "event_id": event, "tenant_id": victim, "callback_url": "https://evil.example/"}),
+            ),
+        ]
+    };
+    let columns = [
+        "id",
+        "tenant_id",
+        "source",
+        "external_id",
+        "event_type",
+        "platform_event",
+        "raw_payload",
+        "decoded_payload",
+        "body",
+    ];
+    let event_called = |id: &str| {
+        row(
+            &json!({"id": id, "tenant_id": victim, "source": "google", "external_id": id, "event_type": "test",
+            "platform_event": "google.test", "raw_payload": {}, "decoded_payload": {}, "body": "{}"}),
+        )
+    };
+    let ends = |rows: Value| vec![end(&rows)];
+    for (lines, said) in [
+        // A delivery of what was received for somebody else.
+        (
+            [
+                &tenant()[..],
+                &delivery(&event),
+                &ends(json!({"tenants": 1, "webhook_deliveries": 1})),
+            ]
+            .concat(),
+            "1 rows of webhook_deliveries",
+        ),
+        // An event called as somebody else's is, with a delivery of it and without.
+        (
+            [
+                &tenant()[..],
+                &[table("webhook_events", &columns), event_called(&event)],
+                &delivery(&event),
+                &ends(json!({"tenants": 1, "webhook_events": 1, "webhook_deliveries": 1})),
+            ]
+            .concat(),
+            "1 rows of webhook_events",
+        ),
+        (
+            [
+                &tenant()[..],
+                &[
+                    table("webhook_events", &columns),
+                    event_called("evt_mine"),
+                    event_called(&event),
+                ],
+                &ends(json!({"tenants": 1, "webhook_events": 2})),
+            ]
+            .concat(),
+            "1 rows of webhook_events",
+        ),
+        (
+            [&tenant()[..], &tenant()[2..], &ends(json!({"tenants": 2}))].concat(),
+            "is here already",
+        ),
+    ] {
+        let refused = forger.import(&lines);
+        assert_eq!(
+            (refused.exit, refused.said.as_str()),
+            (1, ""),
+            "{refused:?}"
+        );
+        assert!(refused.complained.contains(said), "{said}: {refused:?}");
+    }
+    assert_eq!(count(database, "tenants").await, 1);
+    assert_eq!(count(database, "webhook_deliveries").await, 0);
+    assert_eq!(
+        count(
+            database,
+            &format!("webhook_events where tenant_id = '{victim}'")
+        )
+        .await,
+        1
+    );
+    assert_eq!(count(database, "webhook_events").await, 1);
+}
+
+#[tokio::test]
+async fn what_is_said_of_the_tenant_is_what_is_there() {
+    for (more, active) in [(&["--as-inactive"][..], false), (&[][..], true)] {
+        let forger = Forger::new().await;
+        let mut label = forger.label(1);
+        label["label"]["wasActive"] = json!(!active);
+        let said = told(&forger.import_with(
+            &[
+                label,
+                table("tenants", &["id", "name"]),
+                row(&json!({"id": "x", "name": "Mallory"})),
+                end(&json!({"tenants": 1})),
+            ],
+            more,
+        ));
+        assert_eq!(said["active"], active);
+        let there = count(forger.moved.new.database(), "tenants where is_active").await;
+        assert_eq!(there, i64::from(active));
+    }
+}
+
+#[tokio::test]
 async fn what_this_release_does_not_know_is_not_left_out_in_silence() {
     let forger = Forger::new().await;
     let label = || forger.label(1);
@@ -788,4 +979,285 @@ async fn what_this_release_does_not_know_is_not_left_out_in_silence() {
         assert!(refused.complained.contains(said), "{said}: {refused:?}");
     }
     forger.moved.nothing_arrived().await;
+}
+
+/// A transaction that may be idle for as long as a test takes.
+async fn patient(database: &Database) -> attesto::db::Transaction {
+    let begun = database
+        .pool()
+        .begin_with("set local idle_in_transaction_session_timeout = 0");
+    begun.await.unwrap()
+}
+
+/// Waits until this is so.
+async fn until_so(database: &Database, question: &str) {
+    let begun = std::time::Instant::now();
+    loop {
+        let is_so: bool = sqlx::query_scalar(AssertSqlSafe(question.to_owned()))
+            .fetch_one(database.pool())
+            .await
+            .unwrap();
+        if is_so {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{question}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until somebody waits for a lock on this table.
+async fn until_awaited(database: &Database, table: &str) {
+    let question = format!(
+        "select exists (select from pg_locks where relation = to_regclass('{table}') and not granted
+            and database = (select oid from pg_database where datname = current_database()))"
+    );
+    until_so(database, &question).await;
+}
+
+#[tokio::test]
+async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_export() {
+    let moved = Move::prepared().await;
+    let (database, id) = (moved.old.database(), &moved.tenant.id);
+    events(&moved.old, id, &["1"]).await;
+    let to = To::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let file = moved.folder.join("export");
+    let export = || {
+        attesto::moving::export(
+            database,
+            moved.old.keyring(),
+            id,
+            History::Needed,
+            &to,
+            &file,
+        )
+    };
+
+    // One statement took an event in, another claimed a delivery, and neither has committed.
+    let mut taking = patient(database).await;
+    sqlx::query(
+        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
+         values ('evt_late', $1, 'google', 'late', 'test', 'google.test', '{}', '{}', '{}')",
+    )
+    .bind(id.as_str())
+    .execute(&mut *taking)
+    .await
+    .unwrap();
+    let mut claiming = patient(database).await;
+    sqlx::query("update webhook_deliveries set lease_until = now() + interval '1 minute'")
+        .execute(&mut *claiming)
+        .await
+        .unwrap();
+    moved.deactivate();
+
+    // It is not waited for without end.
+    let refused = export().await.unwrap_err();
+    assert!(
+        refused.to_string().contains("somebody is still writing"),
+        "{refused}"
+    );
+    let meanwhile = async {
+        until_awaited(database, "webhook_events").await;
+        taking.commit().await.unwrap();
+        until_awaited(database, "webhook_deliveries").await;
+        claiming.commit().await.unwrap();
+    };
+    let (refused, ()) = tokio::join!(export(), meanwhile);
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("1 deliveries of"), "{refused}");
+
+    moved
+        .execute("update webhook_deliveries set lease_until = null")
+        .await;
+    let exported = export().await.unwrap();
+    assert_eq!(exported.rows["webhook_events"], 2);
+    // Who began while it was active and comes to writing now is told so.
+    let raw = || serde_json::value::RawValue::from_string("{}".into()).unwrap();
+    let event = NewEvent {
+        tenant: id.clone(),
+        source: Source::Google,
+        external_id: "too late".into(),
+        word: Word::Test,
+        reason: None,
+        platform_event: "google.test".into(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: None,
+        data: raw(),
+        raw: raw(),
+    };
+    let stored = Record::new(database, &moved.old.clock, || {})
+        .store(&event)
+        .await;
+    assert!(matches!(stored, Err(NotStored::Inactive)), "{stored:?}");
+}
+
+#[tokio::test]
+async fn more_rows_than_are_in_memory_at_once_are_all_exported() {
+    let moved = Move::prepared().await;
+    moved
+        .execute(&format!(
+            "insert into purchase_links (tenant_id, token_hash, token)
+             select '{}', sha256(convert_to(number::text, 'UTF8')), number::text from generate_series(1, 300) number",
+            moved.tenant.id
+        ))
+        .await;
+    let exported = told(&moved.export("export", &[]));
+    assert_eq!(exported["rows"]["purchase_links"], 301);
+    assert_eq!(
+        told(&moved.import("export", &[]))["rows"]["purchase_links"],
+        301
+    );
+}
+
+impl Move {
+    /// Imports over the very tenant that was exported.
+    fn restore(&self, more: &[&str]) -> Ran {
+        let (file, passphrase) = (self.file("export"), self.file("passphrase"));
+        let words = [
+            "tenant",
+            "import",
+            "--replace",
+            "--file",
+            &file,
+            "--passphrase-file",
+            &passphrase,
+        ];
+        self.old.shell().run(&[&words[..], more].concat())
+    }
+}
+
+#[tokio::test]
+async fn a_restored_tenant_is_as_active_as_it_was_and_its_networks_are_as_they_were() {
+    let moved = Move::prepared().await;
+    let shell = moved.old.shell();
+    told(&moved.export("export", &[]));
+    moved.deactivate();
+    let id = moved.tenant.id.as_str();
+    shell.rows(&["webhook", "allow", id, "10.9.0.0/16:443"]);
+    moved.execute("update tenants set name = 'Another'").await;
+    let restored = moved.restore(&[]);
+    let said = told(&restored);
+    assert_eq!(said["active"], false);
+    assert_eq!(
+        (&said["networks"], &said["networksOpened"]),
+        (&json!(["10.1.0.0/16:443"]), &json!(false))
+    );
+    let database = moved.old.database();
+    let tenants = "tenants where not is_active and name <> 'Another' and rate_limit_per_second = 7";
+    assert_eq!(count(database, tenants).await, 1);
+    assert_eq!(count(database, "webhook_allowed_networks").await, 2);
+    // Into a place where it was not, none are opened either.
+    told(&moved.import("export", &[]));
+    let there = moved.new.database();
+    assert_eq!(count(there, "webhook_allowed_networks").await, 0);
+}
+
+#[tokio::test]
+async fn what_waits_is_not_dropped_where_its_event_is_called_otherwise() {
+    let moved = Move::prepared().await;
+    let id = &moved.tenant.id;
+    events(&moved.old, id, &["1", "2", "3"]).await;
+    let exported = told(&moved.export("export", &[]));
+    assert_eq!(exported["waiting"], 3);
+    // All is lost; then the store reports two of the three once more, one of them while there was no callback.
+    moved.execute("delete from webhook_deliveries").await;
+    moved.execute("delete from webhook_events").await;
+    events(&moved.old, id, &["1", "2"]).await;
+    moved
+        .execute("delete from webhook_deliveries where event_id = (select id from webhook_events where external_id = '2')")
+        .await;
+    let said = told(&moved.restore(&[]));
+    assert_eq!(
+        (&said["known"], &said["superseded"], &said["waiting"]),
+        (&json!(2), &json!(1), &json!(3)),
+        "{said}"
+    );
+    let waiting: Vec<(String, i64)> = sqlx::query_as(
+        "select external_id, count(*) from webhook_events event
+           join webhook_deliveries delivery on delivery.event_id = event.id and delivery.status = 'pending'
+          group by 1 order by 1",
+    )
+    .fetch_all(moved.old.database().pool())
+    .await
+    .unwrap();
+    let once = |name: &str| (name.to_owned(), 1);
+    assert_eq!(waiting, [once("1"), once("2"), once("3")]);
+}
+
+#[tokio::test]
+async fn others_make_their_changes_while_a_history_is_imported() {
+    let moved = Move::prepared().await;
+    events(&moved.old, &moved.tenant.id, &["1"]).await;
+    told(&moved.export("export", &[]));
+    let event: String = sqlx::query_scalar("select id from webhook_events")
+        .fetch_one(moved.old.database().pool())
+        .await
+        .unwrap();
+    let database = moved.new.database();
+    let stranger = moved.new.stranger().await.id;
+    // The import comes to the history, and waits there for somebody.
+    let mut writing = patient(database).await;
+    sqlx::query(
+        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
+         values ($1, $2, 'google', '1', 'test', 'google.test', '{}', '{}', '{}')",
+    )
+    .bind(&event)
+    .bind(stranger.as_str())
+    .execute(&mut *writing)
+    .await
+    .unwrap();
+    let with = With::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let file = moved.folder.join("export");
+    let options = Options::default();
+    let import = attesto::moving::import(database, moved.new.keyring(), &file, &with, options);
+    let meanwhile = async {
+        until_so(
+            database,
+            "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')",
+        )
+        .await;
+        let name = "Meanwhile".parse().unwrap();
+        let now = moved.new.clock.now();
+        let made = attesto::tenants::store::create_tenant(database, &name, now).await;
+        made.unwrap();
+        drop(writing);
+    };
+    let (imported, ()) = tokio::join!(import, meanwhile);
+    imported.unwrap();
+    // Each change is noted all the same, and by whom.
+    let shell = moved.new_shell();
+    let audit = shell.rows(&[
+        "audit",
+        "operators",
+        "list",
+        "--tenant",
+        moved.tenant.id.as_str(),
+    ]);
+    for (action, object) in [
+        ("insert", "tenants"),
+        ("insert", "api_keys"),
+        ("import", "tenants"),
+    ] {
+        assert!(
+            audit
+                .iter()
+                .any(|row| row["action"] == action && row["object"] == object),
+            "{action} {object}: {audit:?}"
+        );
+    }
+    assert_eq!(shell.run(&["audit", "verify"]).exit, 0);
+
+    // Who waits too long for somebody is told what to do.
+    let mut noting = patient(database).await;
+    sqlx::query("select note_operation('a', 'b', 'c', null, null, null)")
+        .execute(&mut *noting)
+        .await
+        .unwrap();
+    let refused = shell.run(&["tenant", "create", "--name", "Late"]);
+    assert_eq!(refused.exit, 1);
+    assert!(
+        refused.complained.contains("try again in a moment"),
+        "{refused:?}"
+    );
 }

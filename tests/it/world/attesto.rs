@@ -333,6 +333,21 @@ impl World {
         .await
     }
 
+    /// Deactivates a tenant as if the connection that hears of changes had just died without a sound.
+    pub(crate) async fn deactivate_unheard(&self, tenant: &attesto::id::TenantId) {
+        let mut transaction = self.database().pool().begin().await.unwrap();
+        sqlx::query("set local session_replication_role = replica")
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        sqlx::query("update tenants set is_active = false where id = $1")
+            .bind(tenant.as_str())
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        transaction.commit().await.unwrap();
+    }
+
     /// An administrator of this Attesto.
     pub(crate) fn shell(&self) -> Shell {
         let shell = Shell::default()

@@ -1,0 +1,30 @@
+-- What is noted of a change can wait for the end of its transaction, where one asks for it: `attesto tenant import` writes a long
+-- history and lets others make their changes meanwhile, since whoever adds to the log of changes waits for whoever is adding.
+-- previous release: works
+
+-- Nobody else asks, and for them nothing changes: the row is written with the change itself.
+drop trigger audit_change on tenants;
+create constraint trigger audit_change after insert or delete or update on tenants
+    deferrable initially immediate for each row execute function audit_change('id');
+drop trigger audit_change on api_keys;
+create constraint trigger audit_change
+    after insert or delete or update of tenant_id, key_hash, name, environment, revoked_at on api_keys
+    deferrable initially immediate for each row execute function audit_change('id');
+drop trigger audit_change on apple_credentials;
+create constraint trigger audit_change after insert or delete or update on apple_credentials
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
+drop trigger audit_change on google_credentials;
+create constraint trigger audit_change after insert or delete or update on google_credentials
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
+drop trigger audit_change on webhook_configs;
+create constraint trigger audit_change after insert or delete or update on webhook_configs
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
+drop trigger audit_change on webhook_previous_secrets;
+create constraint trigger audit_change after insert or delete or update on webhook_previous_secrets
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'number');
+drop trigger audit_change on webhook_allowed_networks;
+create constraint trigger audit_change after insert or delete or update on webhook_allowed_networks
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'network', 'port');
+drop trigger audit_change on webhook_redeliveries;
+create constraint trigger audit_change after insert or delete on webhook_redeliveries
+    deferrable initially immediate for each row execute function audit_change('id');
