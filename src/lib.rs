@@ -9,7 +9,7 @@
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`metrics`], [`clock`], [`id`].
+//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`].
 
 pub mod apple;
 pub mod audit;
@@ -38,6 +38,7 @@ pub mod statistics;
 pub mod tail;
 pub mod telemetry;
 pub mod tenants;
+pub mod traces;
 pub mod watch;
 
 /// This release, as sent in every answer.

@@ -43,6 +43,7 @@ use crate::server::tls::{self, Tls};
 use crate::server::{self, Running, scrape};
 use crate::statistics::Statistics;
 use crate::tenants::Callers;
+use crate::traces;
 use crate::watch::expiry::certificate;
 
 /// What is left of the grace for giving back deliveries that did not end within it.
@@ -90,6 +91,7 @@ pub struct Service {
     jobs: Option<Jobs>,
     grace: Duration,
     tls: Option<Tls>,
+    traces: Option<traces::Numbers>,
     certificates: tls::Numbers,
     /// Cancelled once nothing stands in the way of deliveries and jobs.
     prepared: CancellationToken,
@@ -195,6 +197,7 @@ impl Service {
                 .then(|| Jobs::new(&tools(settings, database, clock))),
             grace: settings.shutdown_grace,
             tls: None,
+            traces: None,
             prepared: {
                 let prepared = CancellationToken::new();
                 prepared.cancel();
@@ -231,8 +234,17 @@ impl Service {
         self
     }
 
+    /// The same, and what it does is traced.
+    #[must_use]
+    pub fn with_traces(mut self, numbers: traces::Numbers) -> Self {
+        self.traces = Some(numbers);
+        self
+    }
+
     /// Starts what runs beside the requests, and answers what arrives at `listener`.
     pub fn serve(self, listener: TcpListener, manners: Manners) -> io::Result<Serving> {
+        let spans = self.traces.clone().unwrap_or_default();
+        spans.register(&self.metrics.registry);
         let leaving = CancellationToken::new();
         let envelope = self.envelope(leaving.clone());
         let delivering = CancellationToken::new();
@@ -347,8 +359,12 @@ impl Service {
         ];
         let routes = server::routes::routes(features);
         let envelope = Envelope::new(routes, self.clock.clone(), BODY_TIMEOUT);
-        match self.metrics.listener {
+        let envelope = match self.metrics.listener {
             Some(_) => envelope.counted(self.metrics.traffic.clone()),
+            None => envelope,
+        };
+        match self.traces {
+            Some(_) => envelope.traced(),
             None => envelope,
         }
     }

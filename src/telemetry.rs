@@ -5,7 +5,7 @@
 //!
 //! Three names of fields mean something here: `fatal = true` raises an error's level to `fatal`; `cause` is left out
 //! in production, its companion `causeClass` is not. A line that is written while a request is answered carries that
-//! request's `reqId`.
+//! request's `reqId`, and where there are traces the `traceId` of what it belongs to.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _, Write};
@@ -14,15 +14,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SdkTracer;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::Targets;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::clock::Clock;
 use crate::config::settings::{Log, LogFormat};
 use crate::http::envelope::RequestId;
+use crate::traces::request::trace_id;
 
 /// Lines waiting to be written. When the reader of standard output is that far behind, lines are dropped and counted.
 const LINES_WAITING: usize = 8192;
@@ -33,37 +35,44 @@ const GATHER: Duration = Duration::from_millis(2);
 /// How long the last lines may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Logs from now on to standard output, for the whole process. The second call and later ones change nothing.
+/// Logs from now on to standard output, and hands spans to `traces`, for the whole process. The second call and later ones change nothing.
 ///
 /// Keep what is returned: [`Writer::flush`] is what makes sure that the last lines are seen.
-pub fn install(log: &Log) -> Writer {
+pub fn install(log: &Log, traces: Option<SdkTracer>) -> Writer {
     let for_people = match log.format {
         LogFormat::Auto => io::stdout().is_terminal(),
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    install_with(log, for_people, io::stdout())
+    install_with(log, for_people, traces, io::stdout())
 }
 
 /// Logs from now on to `destination`, as JSON lines, for the whole process; otherwise like [`install`].
 pub fn install_to(log: &Log, destination: impl Write + Send + 'static) -> Writer {
-    install_with(log, false, destination)
+    install_with(log, false, None, destination)
 }
 
-fn install_with(log: &Log, for_people: bool, destination: impl Write + Send + 'static) -> Writer {
+fn install_with(
+    log: &Log,
+    for_people: bool,
+    traces: Option<SdkTracer>,
+    destination: impl Write + Send + 'static,
+) -> Writer {
     let writer = Writer::to(destination);
-    let subscriber = subscriber(log, for_people, writer.clone());
+    let subscriber = subscriber(log, for_people, writer.clone(), traces);
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         std::panic::set_hook(Box::new(log_panic));
     }
     writer
 }
 
-/// A subscriber that writes lines to `writer`.
+/// A subscriber that writes lines to `writer`, and hands spans to `traces`. Without that, every span is switched off where it
+/// is made.
 pub fn subscriber(
     log: &Log,
     for_people: bool,
     writer: Writer,
+    traces: Option<SdkTracer>,
 ) -> impl Subscriber + Send + Sync + 'static {
     let dependencies = log.level.min(LevelFilter::WARN);
     let targets = Targets::new()
@@ -76,8 +85,35 @@ pub fn subscriber(
         clock: Clock::system(),
         for_people,
         classes_only: log.classes_only,
+        traced: traces.is_some(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(targets))
+    let lines =
+        lines.with_filter(targets.and(filter_fn(is_line).with_max_level_hint(LevelFilter::TRACE)));
+    // Ours only, and no events: what a line of the log may hold is not what a span may. The filter is around the option: a
+    // layer that is not there would otherwise want everything.
+    let (wants_spans, most) = match &traces {
+        Some(_) => (true, LevelFilter::INFO),
+        None => (false, LevelFilter::OFF),
+    };
+    let wanted = filter_fn(move |metadata| wants_spans && is_span_of_ours(metadata));
+    let spans = traces.map(|tracer| {
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+    });
+    let spans = spans.with_filter(wanted.with_max_level_hint(most));
+    tracing_subscriber::registry().with(lines).with(spans)
+}
+
+fn is_line(metadata: &Metadata<'_>) -> bool {
+    metadata.is_event()
+}
+
+fn is_span_of_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target().starts_with("attesto")
 }
 
 /// What a panic says goes where other causes go. Where it happened is no secret.
@@ -174,6 +210,8 @@ struct Lines {
     clock: Clock,
     for_people: bool,
     classes_only: bool,
+    /// Whether there are traces, whose ids are worth a field.
+    traced: bool,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
@@ -198,6 +236,11 @@ impl<S: Subscriber> Layer<S> for Lines {
             && let Some(request) = RequestId::current()
         {
             line.text("reqId", request.as_str());
+        }
+        if self.traced
+            && let Some(trace) = trace_id()
+        {
+            line.text("traceId", &trace.to_string());
         }
         let dropped = self.writer.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
@@ -402,7 +445,7 @@ mod tests {
     fn lines(log: &Log, for_people: bool, events: impl FnOnce()) -> Vec<String> {
         let kept = Kept::default();
         let writer = Writer::to(kept.clone());
-        let subscriber = subscriber(log, for_people, writer.clone());
+        let subscriber = subscriber(log, for_people, writer.clone(), None);
         tracing::subscriber::with_default(subscriber, events);
         writer.flush();
         let bytes = kept.0.lock().unwrap();
@@ -454,6 +497,21 @@ mod tests {
             json!({"level": "fatal", "msg": "startup_failed", "error": "a\n\"b\"\u{1b}[0m"})
         );
         assert_eq!(found[2]["latencyMs"], 1.25);
+    }
+
+    #[test]
+    fn without_a_collector_a_span_is_nothing() {
+        let log = Log {
+            level: LevelFilter::TRACE,
+            ..INFO
+        };
+        let found = json_lines(&log, || {
+            let span = tracing::info_span!("request");
+            assert!(span.is_disabled());
+            span.in_scope(|| tracing::info!("within"));
+        });
+        assert_eq!(found.len(), 1);
+        assert!(found[0].get("traceId").is_none());
     }
 
     #[test]

@@ -27,13 +27,14 @@ use crate::db::embedded::Embedded;
 use crate::db::{
     Database, MigrationProblem, SchemaState, Unreachable, is_missing_table, is_unavailable,
 };
-use crate::replicas::WouldStop;
+use crate::replicas::{WouldStop, host};
 use crate::server::listen::{bind, room_for_connections};
 use crate::server::tls::Tls;
 use crate::server::{Manners, scrape};
 use crate::service::{Service, Serving};
 use crate::shutdown::Signals;
 use crate::telemetry::{self, Writer};
+use crate::traces::{self, Pipeline};
 
 /// How long the first look at the database may delay the word that the service is there.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
@@ -43,6 +44,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a production service goes on taking requests after `/ready` began to fail, because whoever sends them here
 /// needs a moment to notice. At most a fifth of the time there is to stop.
 const MOMENT_TO_NOTICE: Duration = Duration::from_secs(5);
+
+/// How long the last spans may take to be sent.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// The flags of `attesto serve`: one for each setting there is.
 #[derive(Clone, Debug, Default)]
@@ -129,28 +133,45 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         Ok(settings) => (settings.log, Ok(settings)),
         Err(problems) => (Log::best_effort(&raw), Err(Failure::settings(problems))),
     };
-    let writer = telemetry::install(&log);
+    let collector = settings.as_ref().ok().and_then(|it| it.traces.clone());
+    let traces = collector.map(|it| Pipeline::begin(it, &host()));
+    let (traces, settings) = match traces.transpose() {
+        Ok(traces) => (traces, settings),
+        Err(problem) => (None, Err(Failure::refused(format!("{problem}.")))),
+    };
+    let writer = telemetry::install(&log, traces.as_ref().map(Pipeline::tracer));
     for (name, path) in exposed_files(&raw) {
         let file = path.display();
         tracing::warn!(setting = name, %file, "secret_file_readable_by_everyone");
     }
     let outcome = match settings {
-        Ok(settings) => serve(&settings, &context.clock, &writer).await,
+        Ok(settings) => {
+            let traces = traces.as_ref().map(Pipeline::numbers);
+            serve(&settings, &context.clock, &writer, traces).await
+        }
         Err(failure) => Err(failure),
     };
     if let Err(failure) = &outcome {
         let error = failure.message.replace('\n', "; ");
         tracing::error!(fatal = true, error, "startup_failed");
     }
+    if let Some(traces) = traces {
+        traces.end(LAST_SPANS).await;
+    }
     writer.flush();
     outcome
 }
 
-async fn serve(settings: &Settings, clock: &Clock, writer: &Writer) -> Result<(), Failure> {
+async fn serve(
+    settings: &Settings,
+    clock: &Clock,
+    writer: &Writer,
+    traces: Option<traces::Numbers>,
+) -> Result<(), Failure> {
     let mut signals = Signals::listen()
         .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}")))?;
     let started = tokio::select! {
-        started = start(settings, clock) => started?,
+        started = start(settings, clock, traces) => started?,
         signal = signals.next() => {
             tracing::info!(signal, "shutdown");
             return Ok(());
@@ -207,7 +228,11 @@ struct Started {
     preparing: BoxFuture<'static, Result<(), Failure>>,
 }
 
-async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
+async fn start(
+    settings: &Settings,
+    clock: &Clock,
+    traces: Option<traces::Numbers>,
+) -> Result<Started, Failure> {
     let refused = |problem: &dyn std::fmt::Display| Failure::refused(format!("{problem}."));
     let tls = match &settings.tls {
         Some(files) => Some(
@@ -245,6 +270,9 @@ async fn start(settings: &Settings, clock: &Clock) -> Result<Started, Failure> {
         .beginning_when(prepared.clone());
     if let Some(listener) = metrics {
         service = service.showing_metrics(listener);
+    }
+    if let Some(numbers) = traces {
+        service = service.with_traces(numbers);
     }
     let certificate = tls.as_ref().map(Tls::pair);
     if let Some(tls) = tls {

@@ -370,6 +370,33 @@ pub const SETTINGS: &[Setting] = &[
         "A second address that serves /metrics, in Prometheus' text format; without one, no metrics are served",
     ),
     plain(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "otlp-endpoint",
+        "URL",
+        "",
+        "Where traces go: a collector that takes OTLP over HTTP in protobuf, such as http://127.0.0.1:4318; without one there \
+         are none",
+    ),
+    secret(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "otlp-headers-file",
+        "A file with headers that the collector wants: name=value, separated by commas, values percent-encoded",
+    ),
+    plain(
+        "OTEL_SERVICE_NAME",
+        "otlp-service-name",
+        "NAME",
+        "attesto",
+        "What this service is called in traces",
+    ),
+    plain(
+        "OTEL_TRACES_SAMPLER_ARG",
+        "otlp-share",
+        "SHARE",
+        "1",
+        "How much of what begins here is traced, from 0 to 1; a caller's own traceparent decides for its requests",
+    ),
+    plain(
         "APPLE_PRODUCTION_URL",
         "apple-production-url",
         "URL",

@@ -6,15 +6,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderMap;
+use secrecy::ExposeSecret as _;
 use url::Url;
 
 use super::admin;
 use super::catalogue::setting;
 use super::raw::{Given, Raw};
+use super::secret_file;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
 use crate::db::embedded::EmbeddedOptions;
 use crate::server::tls::Files as TlsFiles;
+use crate::traces;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +246,8 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// `TLS_CERT_PATH` and `TLS_KEY_PATH`
     pub tls: Option<TlsFiles>,
+    /// The `OTEL_…` settings, when there is a collector
+    pub traces: Option<traces::Settings>,
     /// `METRICS_ADDRESS`
     pub metrics: Option<SocketAddr>,
     /// Where the stores are
@@ -276,6 +282,7 @@ impl Settings {
         let jobs = reader.jobs();
         let shutdown_grace = reader.seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
         let tls = reader.tls();
+        let traces = reader.traces();
         let metrics = reader.metrics();
         let stores = reader.stores(mode);
         match (database, keyring, stores) {
@@ -297,6 +304,7 @@ impl Settings {
                     jobs,
                     shutdown_grace,
                     tls,
+                    traces,
                     metrics,
                     stores,
                 })
@@ -523,6 +531,50 @@ impl Reader<'_> {
                 "0" | "false" | "no" | "off" => Some(false),
                 _ => None,
             }
+        })
+    }
+
+    fn traces(&mut self) -> Option<traces::Settings> {
+        const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+        let expected = "an http:// or https:// URL without a user name, a password, ? and #";
+        let endpoint = self.optional("OTEL_EXPORTER_OTLP_ENDPOINT", expected, |text| {
+            let url = Url::parse(text).ok()?;
+            let is_plain = url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none();
+            (matches!(url.scheme(), "http" | "https") && is_plain).then_some(url)
+        });
+        let headers = match secret_file::read(&|name| self.raw.lookup(name), HEADERS) {
+            Ok(None) => HeaderMap::new(),
+            Ok(Some(text)) => {
+                traces::settings::headers(text.expose_secret()).unwrap_or_else(|| {
+                    self.problem(
+                        HEADERS,
+                        "must be name=value, separated by commas, values percent-encoded",
+                    );
+                    HeaderMap::new()
+                })
+            }
+            Err(problem) => {
+                self.problems.push(problem.to_string());
+                HeaderMap::new()
+            }
+        };
+        let service = self.read("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
+            (1..=100).contains(&text.len()).then(|| text.to_owned())
+        });
+        let share = self.read("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
+            text.parse()
+                .ok()
+                .filter(|share| (0.0..=1.0).contains(share))
+        });
+        endpoint.map(|endpoint| traces::Settings {
+            url: traces::settings::traces_url(endpoint),
+            headers,
+            service,
+            share,
         })
     }
 

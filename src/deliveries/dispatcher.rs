@@ -17,6 +17,8 @@ use std::time::Duration;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::courier::{Courier, Parcel};
 use super::delivery::Delivery;
@@ -155,6 +157,7 @@ struct Held {
     /// Until when the row is ours for certain, by this process' own watch.
     ours_until: Instant,
     request: AbortHandle,
+    span: Span,
 }
 
 /// What one round did.
@@ -407,12 +410,26 @@ impl Dispatcher {
             self.tally.waited.observe(claimed.waited);
             // The courier has it; there is no need for two.
             claimed.parcel.body = hyper::body::Bytes::new();
-            let request = self.requests.spawn(attempt);
+            let span = tracing::info_span!(
+                parent: None,
+                "webhook delivery",
+                otel.kind = "client",
+                otel.status_code = Empty,
+                http.response.status_code = Empty,
+                attesto.tenant_id = %claimed.parcel.tenant,
+                attesto.event_id = %claimed.parcel.event,
+                attesto.event = claimed.parcel.word,
+                attesto.delivery_id = %claimed.parcel.delivery,
+                attesto.attempt = i64::from(claimed.parcel.number),
+                attesto.outcome = Empty,
+            );
+            let request = self.requests.spawn(attempt.instrument(span.clone()));
             let held = Held {
                 claimed,
                 begun,
                 ours_until: claimed_at + LEASE,
                 request: request.clone(),
+                span,
             };
             self.under_way.insert(request.id(), held);
         }
@@ -441,7 +458,7 @@ impl Dispatcher {
             return;
         };
         let latency = held.begun.elapsed();
-        let Held { claimed, .. } = held;
+        let Held { claimed, span, .. } = held;
         let delivery = Delivery {
             attempts: claimed.parcel.number - 1,
             max_retries: self.settings.max_retries,
@@ -449,7 +466,15 @@ impl Dispatcher {
         let next = delivery.after(&outcome, fastrand::f64());
         self.tally.count(outcome.class());
         self.tally.took.observe(latency);
-        report_attempt(&claimed, &outcome, next.status(), latency);
+        span.record("attesto.outcome", outcome.class().as_str());
+        if let Some(code) = outcome.code() {
+            span.record("http.response.status_code", i64::from(code));
+        }
+        if outcome.class() != Class::Success {
+            span.record("otel.status_code", "ERROR");
+        }
+        span.in_scope(|| report_attempt(&claimed, &outcome, next.status(), latency));
+        drop(span);
         let signal = Some(Signal::of(&outcome))
             .filter(|signal| !(claimed.settled && *signal == Signal::Success));
         self.results.push(Finished {

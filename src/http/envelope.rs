@@ -18,18 +18,22 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use super::body::BodyTimeout;
 use super::problem::{Cause, Code, ErrorBody, Problem, Refusal, whole_seconds};
 use super::traffic::{self, Route, Traffic};
 use crate::clock::Clock;
 use crate::id;
+use crate::traces::{self, request::Ended};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const VERSION: HeaderName = HeaderName::from_static("x-attesto-version");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The longest path segment that is logged. Every id of ours is shorter, every API key is longer.
 const LONGEST_LOGGED_SEGMENT: usize = 40;
+/// Asked every few seconds, for nothing that anybody looks for in a trace.
+const PROBES: [&str; 2] = ["/health", "/ready"];
 /// The longest path that is logged.
 const LONGEST_LOGGED_PATH: usize = 200;
 
@@ -91,6 +95,9 @@ pub struct Envelope {
     clock: Clock,
     body_timeout: Duration,
     traffic: Option<Traffic>,
+    /// Whether routes say which of them a request is for.
+    told: bool,
+    traced: bool,
 }
 
 impl Envelope {
@@ -101,6 +108,8 @@ impl Envelope {
             clock,
             body_timeout,
             traffic: None,
+            told: false,
+            traced: false,
         }
     }
 
@@ -108,14 +117,42 @@ impl Envelope {
     #[must_use]
     pub fn counted(self, traffic: Traffic) -> Self {
         Self {
-            routes: traffic::telling(self.routes),
             traffic: Some(traffic),
+            ..self.telling()
+        }
+    }
+
+    /// The same, and every answer but those to probes has a span.
+    #[must_use]
+    pub fn traced(self) -> Self {
+        Self {
+            traced: true,
+            ..self.telling()
+        }
+    }
+
+    fn telling(self) -> Self {
+        if self.told {
+            return self;
+        }
+        Self {
+            routes: traffic::telling(self.routes),
+            told: true,
             ..self
         }
     }
 
     /// Answers a request, whatever happens.
-    pub async fn answer(self, mut request: Request<Body>) -> Response<Body> {
+    pub async fn answer(self, request: Request<Body>) -> Response<Body> {
+        let span = if self.traced && !PROBES.contains(&request.uri().path()) {
+            traces::request::span(request.headers())
+        } else {
+            Span::none()
+        };
+        self.answer_within(request).instrument(span).await
+    }
+
+    async fn answer_within(self, mut request: Request<Body>) -> Response<Body> {
         let start = Instant::now();
         let id = RequestId::of(&request, &self.clock);
         let (fields, route) = (LogFields::default(), Route::default());
@@ -125,7 +162,7 @@ impl Envelope {
         extensions.insert(fields.clone());
         extensions.insert(id.clone());
         extensions.insert(BodyTimeout(self.body_timeout));
-        if self.traffic.is_some() {
+        if self.told {
             extensions.insert(route.clone());
         }
 
@@ -140,13 +177,24 @@ impl Envelope {
         if let Some(traffic) = &self.traffic {
             traffic.note(&route, &method, response.status(), latency);
         }
+        let tenant = fields.0.get().map(String::as_str);
+        if self.traced {
+            traces::request::ended(&Ended {
+                method: traffic::known(&method),
+                route: route.as_str(),
+                status: response.status(),
+                tenant,
+                id: id.as_str(),
+                error: outcome.code,
+            });
+        }
         log(&Line {
             id: &id,
             method: method.as_str(),
             path: &path,
             status: response.status(),
             latency,
-            tenant: fields.0.get().map(String::as_str),
+            tenant,
             outcome: &outcome,
         });
         response

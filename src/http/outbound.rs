@@ -22,6 +22,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::clock::Timestamp;
 use crate::crypto::token;
@@ -205,9 +208,7 @@ impl Upstream {
         let end = Instant::now() + self.deadline;
         let mut attempt = 1;
         loop {
-            let Ok(outcome) =
-                tokio::time::timeout_at(end, once(build(&self.client), self.most_bytes)).await
-            else {
+            let Ok(outcome) = once(build(&self.client), self.most_bytes, end).await else {
                 return Err(SendError::Timeout(self.deadline));
             };
             let again = match &outcome {
@@ -225,9 +226,50 @@ impl Upstream {
     }
 }
 
-async fn once(request: reqwest::RequestBuilder, most_bytes: usize) -> Result<Answer, SendError> {
-    let broken = |error: reqwest::Error| SendError::Connection(root_cause(&error.without_url()));
-    let mut response = request.send().await.map_err(broken)?;
+/// One attempt until `end`.
+async fn once(
+    request: reqwest::RequestBuilder,
+    most_bytes: usize,
+    end: Instant,
+) -> Result<Result<Answer, SendError>, Elapsed> {
+    let (client, request) = request.build_split();
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return Ok(Err(broken(error))),
+    };
+    // Of the URL only the host: the rest may be a purchase.
+    let host = request.url().host_str().unwrap_or_default();
+    let span = tracing::info_span!(
+        "store call",
+        otel.name = format!("{} {host}", request.method()),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        http.request.method = request.method().as_str(),
+        server.address = host,
+        http.response.status_code = Empty,
+    );
+    let exchange = exchange(client, request, most_bytes).instrument(span.clone());
+    let outcome = tokio::time::timeout_at(end, exchange).await;
+    match &outcome {
+        Ok(Ok(answer)) => span.record(
+            "http.response.status_code",
+            i64::from(answer.status.as_u16()),
+        ),
+        Ok(Err(_)) | Err(_) => span.record("otel.status_code", "ERROR"),
+    };
+    outcome
+}
+
+fn broken(error: reqwest::Error) -> SendError {
+    SendError::Connection(root_cause(&error.without_url()))
+}
+
+async fn exchange(
+    client: reqwest::Client,
+    request: reqwest::Request,
+    most_bytes: usize,
+) -> Result<Answer, SendError> {
+    let mut response = client.execute(request).await.map_err(broken)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
         if body.len() + chunk.len() > most_bytes {

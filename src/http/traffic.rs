@@ -24,6 +24,13 @@ pub struct Traffic {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Route(Arc<OnceLock<MatchedPath>>);
 
+impl Route {
+    /// Its pattern. Never the path as it was asked for: anybody may ask for anything.
+    pub(super) fn as_str(&self) -> &str {
+        self.0.get().map_or("unmatched", MatchedPath::as_str)
+    }
+}
+
 impl Traffic {
     /// Counts into `registry`.
     pub fn new(registry: &Registry) -> Self {
@@ -44,9 +51,7 @@ impl Traffic {
 
     /// One answer.
     pub(super) fn note(&self, route: &Route, method: &Method, status: StatusCode, took: Duration) {
-        // Never the path as it was asked for: anybody may ask for anything.
-        let route = route.0.get().map_or("unmatched", MatchedPath::as_str);
-        let method = known(method);
+        let (route, method) = (route.as_str(), known(method));
         let class = match status.as_u16() {
             100..=199 => "1xx",
             200..=299 => "2xx",
@@ -65,7 +70,7 @@ impl Traffic {
 }
 
 /// A method's name, when it is one that anybody uses.
-fn known(method: &Method) -> &'static str {
+pub(super) fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::POST => "POST",

@@ -96,6 +96,11 @@ impl Registry {
         counter
     }
 
+    /// A counter that counted before there was a page to show it on.
+    pub fn counted(&self, name: &'static str, help: &'static str, counter: &Counter) {
+        self.single(name, help, counter.clone());
+    }
+
     /// A gauge.
     pub fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
         let gauge = Gauge::default();

@@ -52,6 +52,7 @@ mod server_manners;
 mod tail;
 mod tenants;
 mod tls;
+mod traces;
 mod upgrade;
 mod watch;
 mod webhook_config;

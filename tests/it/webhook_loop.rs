@@ -35,7 +35,7 @@ fn secret(letter: &str) -> SigningSecret {
     SigningSecret::parse(&letter.repeat(40)).unwrap()
 }
 
-async fn set_callback(
+pub(crate) async fn set_callback(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,

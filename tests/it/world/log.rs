@@ -31,7 +31,7 @@ impl Write for Page {
 /// Logs to `page` what happens on this thread, which is all of a test.
 pub(crate) fn logging(log: &Log, page: &Page) -> (Writer, (DefaultGuard, Dispatch)) {
     let writer = Writer::to(page.clone());
-    let subscriber = || Dispatch::new(telemetry::subscriber(log, false, writer.clone()));
+    let subscriber = || Dispatch::new(telemetry::subscriber(log, false, writer.clone(), None));
     // As long as there is only one subscriber, a place in the source that another test's thread, which has none, is
     // first to come by is switched off for all. So there are two.
     let second = subscriber();

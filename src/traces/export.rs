@@ -1,0 +1,188 @@
+//! Batches of spans, to the collector.
+
+use std::time::Duration;
+
+use axum::http::header::CONTENT_TYPE;
+use hyper::body::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SpanData;
+use prost::Message as _;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::queue::Numbers;
+use super::settings::Settings;
+use crate::http::outbound::root_cause;
+
+/// The most spans in one message.
+const BATCH: usize = 512;
+/// How long a span waits for others to be sent with.
+const GATHER: Duration = Duration::from_secs(1);
+/// How long the collector may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After how long a batch is tried again; after the last of them it is let go.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+/// More of an answer is not read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// Sends what ends to the collector.
+pub(super) struct Exporter {
+    settings: Settings,
+    client: reqwest::Client,
+    resource: ResourceAttributesWithSchema,
+    numbers: Numbers,
+    /// Whether the last batch was let go, which the log was told.
+    away: bool,
+}
+
+/// Why a batch was not taken.
+struct Refused {
+    why: String,
+    /// Whether it may be taken in a moment.
+    again: bool,
+}
+
+impl Exporter {
+    pub(super) fn new(
+        settings: Settings,
+        client: reqwest::Client,
+        resource: &Resource,
+        numbers: &Numbers,
+    ) -> Self {
+        Self {
+            settings,
+            client,
+            resource: resource.into(),
+            numbers: numbers.clone(),
+            away: false,
+        }
+    }
+
+    /// Sends what comes until `stop`, then what is left, each batch of it once.
+    pub(super) async fn run(mut self, mut spans: Receiver<SpanData>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let mut batch = Vec::new();
+            let first = spans.recv_many(&mut batch, BATCH);
+            if stop.run_until_cancelled(first).await == Some(0) {
+                return;
+            }
+            let gathering = async {
+                while batch.len() < BATCH {
+                    let room = BATCH - batch.len();
+                    if spans.recv_many(&mut batch, room).await == 0 {
+                        return;
+                    }
+                }
+            };
+            let _ = stop.run_until_cancelled(timeout(GATHER, gathering)).await;
+            self.send(batch, &stop).await;
+        }
+        spans.close();
+        loop {
+            let mut batch = Vec::new();
+            if spans.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            self.send(batch, &stop).await;
+        }
+    }
+
+    async fn send(&mut self, batch: Vec<SpanData>, stop: &CancellationToken) {
+        let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+        if count == 0 {
+            return;
+        }
+        let message = ExportTraceServiceRequest {
+            resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
+        };
+        let message = Bytes::from(message.encode_to_vec());
+        match self.insist(&message, stop).await {
+            Ok(refused) => {
+                let refused = refused.min(count);
+                self.numbers.exported.add(count - refused);
+                self.numbers.dropped.add(refused);
+                if std::mem::take(&mut self.away) {
+                    tracing::info!("traces_exported_again");
+                }
+            }
+            Err(why) => {
+                self.numbers.dropped.add(count);
+                // Once, until it is back.
+                if !std::mem::replace(&mut self.away, true) {
+                    let collector = self.settings.url.as_str();
+                    tracing::warn!(collector, error = why, "traces_not_exported");
+                }
+            }
+        }
+    }
+
+    /// Tries a few times, or once when there is no time. How many spans of it were refused, or why all were.
+    async fn insist(&self, message: &Bytes, stop: &CancellationToken) -> Result<u64, String> {
+        let mut pauses = PAUSES.iter();
+        loop {
+            let refused = match timeout(PATIENCE, self.post(message.clone())).await {
+                Ok(Ok(refused)) => return Ok(refused),
+                Ok(Err(refused)) => refused,
+                Err(_) => Refused {
+                    why: format!("no answer within {} s", PATIENCE.as_secs()),
+                    again: true,
+                },
+            };
+            // A collector that was away a moment ago is not waited for.
+            let pause = pauses.next().filter(|_| refused.again && !self.away);
+            let Some(pause) = pause else {
+                return Err(refused.why);
+            };
+            if stop.run_until_cancelled(sleep(*pause)).await.is_none() {
+                return Err(refused.why);
+            }
+        }
+    }
+
+    async fn post(&self, message: Bytes) -> Result<u64, Refused> {
+        let broken = |error: reqwest::Error| Refused {
+            why: root_cause(&error.without_url()),
+            again: true,
+        };
+        let mut response = self
+            .client
+            .post(self.settings.url.clone())
+            .headers(self.settings.headers.clone())
+            .header(CONTENT_TYPE, "application/x-protobuf")
+            .body(message)
+            .send()
+            .await
+            .map_err(broken)?;
+        let status = response.status().as_u16();
+        let mut answer = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if answer.len() + chunk.len() > LONGEST_ANSWER {
+                break;
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        match status {
+            200..300 => {
+                let answer = ExportTraceServiceResponse::decode(answer.as_slice());
+                let partly = answer.ok().and_then(|answer| answer.partial_success);
+                let refused = partly.map_or(0, |partly| partly.rejected_spans);
+                Ok(u64::try_from(refused).unwrap_or(0))
+            }
+            // Those that OTLP allows to try again.
+            429 | 502..=504 => Err(Refused {
+                why: format!("it answers {status}"),
+                again: true,
+            }),
+            _ => Err(Refused {
+                why: format!("it answers {status}"),
+                again: false,
+            }),
+        }
+    }
+}

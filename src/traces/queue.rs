@@ -1,0 +1,99 @@
+//! Spans that ended and wait to be sent.
+
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::metrics::{Counter, Registry};
+
+/// Spans that wait. What ends while so many do is let go.
+const ROOM: usize = 4096;
+
+/// What is counted of spans. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    pub(super) exported: Counter,
+    pub(super) dropped: Counter,
+}
+
+impl Numbers {
+    /// Shows them in `registry`.
+    pub fn register(&self, registry: &Registry) {
+        registry.counted(
+            "attesto_spans_exported_total",
+            "Spans of traces that the collector took.",
+            &self.exported,
+        );
+        registry.counted(
+            "attesto_spans_dropped_total",
+            "Spans of traces that found no room while they waited, or that the collector did not take.",
+            &self.dropped,
+        );
+    }
+}
+
+/// Puts what ends into a queue, and never waits.
+#[derive(Debug)]
+pub(super) struct Queue {
+    sender: Sender<SpanData>,
+    numbers: Numbers,
+}
+
+impl Queue {
+    /// A queue, and its other end.
+    pub(super) fn new(numbers: &Numbers) -> (Self, Receiver<SpanData>) {
+        let (sender, receiver) = channel(ROOM);
+        let numbers = numbers.clone();
+        (Self { sender, numbers }, receiver)
+    }
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() && self.sender.try_send(span).is_err() {
+            self.numbers.dropped.count();
+        }
+    }
+
+    // The pipeline sends what is left when it ends.
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_what_is_not_sampled_is_not() {
+        let numbers = Numbers::default();
+        let (queue, spans) = Queue::new(&numbers);
+        let provider = |sampler, queue| {
+            let builder = SdkTracerProvider::builder().with_sampler(sampler);
+            builder.with_span_processor(queue).build()
+        };
+        let traced = provider(Sampler::AlwaysOn, queue);
+        for _ in 0..ROOM + 5 {
+            traced.tracer("test").start("span").end();
+        }
+        assert_eq!((spans.len(), numbers.dropped.get()), (ROOM, 5));
+
+        let (queue, spans) = Queue::new(&numbers);
+        let untraced = provider(Sampler::AlwaysOff, queue);
+        untraced.tracer("test").start("span").end();
+        assert_eq!((spans.len(), numbers.dropped.get()), (0, 5));
+    }
+}

@@ -1,0 +1,65 @@
+//! Where spans go, and which.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// Where spans go.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`, and below it `/v1/traces`, as OTLP has it.
+    pub url: Url,
+    /// `OTEL_EXPORTER_OTLP_HEADERS`
+    pub headers: HeaderMap,
+    /// `OTEL_SERVICE_NAME`
+    pub service: String,
+    /// `OTEL_TRACES_SAMPLER_ARG`: of what begins here, from 0 to 1. Whoever sends a `traceparent` decides for themselves.
+    pub share: f64,
+}
+
+/// Where traces go at an endpoint.
+pub fn traces_url(mut endpoint: Url) -> Url {
+    let path = format!("{}/v1/traces", endpoint.path().trim_end_matches('/'));
+    endpoint.set_path(&path);
+    endpoint
+}
+
+/// Reads `name=value,name=value`, values percent-encoded. `None` when it is anything else.
+pub fn headers(text: &str) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
+        let (name, value) = pair.split_once('=')?;
+        let name = HeaderName::try_from(name.trim()).ok()?;
+        let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+        let mut value = HeaderValue::try_from(&*value).ok()?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    (!headers.is_empty()).then_some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_base() {
+        for (endpoint, url) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("https://otlp.test/x/", "https://otlp.test/x/v1/traces"),
+        ] {
+            assert_eq!(traces_url(endpoint.parse().unwrap()).as_str(), url);
+        }
+    }
+
+    #[test]
+    fn headers_are_pairs_and_are_not_printed() {
+        let found = headers("Authorization=Basic%20abc=, x-team = shop ,").unwrap();
+        assert_eq!(found["authorization"], "Basic abc=");
+        assert_eq!(found["x-team"], "shop");
+        assert!(!format!("{found:?}").contains("abc"));
+        for nonsense in ["", " , ", "abc", "a b=c", "a=%0a", "=b"] {
+            assert!(headers(nonsense).is_none(), "{nonsense}");
+        }
+    }
+}
