@@ -73,7 +73,7 @@ pub enum Line {
     Overflow {
         /// The moment of the oldest that is shown.
         at: Timestamp,
-        /// Of what: `verifications`, `events`, `deliveries`.
+        /// Of what: `verifications`, `events`, `deliveries`, `waiting deliveries`.
         of: &'static str,
     },
 }

@@ -24,6 +24,8 @@ pub struct Watcher {
     deliveries: Window,
     /// Where each delivery stood that may still move, and each of the newest.
     standing: HashMap<DeliveryId, Standing>,
+    /// More deliveries wait than are looked at: what becomes of the older ones is not seen.
+    too_many_wait: bool,
 }
 
 impl Watcher {
@@ -35,6 +37,7 @@ impl Watcher {
             events: Window::default(),
             deliveries: Window::default(),
             standing: HashMap::new(),
+            too_many_wait: false,
         }
     }
 
@@ -77,9 +80,18 @@ impl Watcher {
             async move { history::store::deliveries(database, tenant, status, ids, WINDOW).await }
         };
         let newest = read(None, None).await?;
+        let waiting = read(Some(Status::Pending), None).await?;
+        let too_many_wait = waiting.len() >= WINDOW as usize;
+        if too_many_wait && !self.too_many_wait {
+            lines.extend(waiting.last().map(|oldest| Line::Overflow {
+                at: oldest.created_at,
+                of: "waiting deliveries",
+            }));
+        }
+        self.too_many_wait = too_many_wait;
         let mut found: HashMap<_, _> = newest
             .iter()
-            .chain(&read(Some(Status::Pending), None).await?)
+            .chain(&waiting)
             .map(|row| (row.id.clone(), row.clone()))
             .collect();
         // Those that could still move when last seen and are in neither: what became of them?

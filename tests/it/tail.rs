@@ -148,6 +148,22 @@ async fn an_old_delivery_is_followed_to_its_end() {
     watched.world.end().await;
 }
 
+/// With more of them waiting than are looked at, the older ones move unseen: that is said, once.
+#[tokio::test]
+async fn more_that_wait_than_can_be_followed_are_said_to_be() {
+    let mut watched = Watched::new().await;
+    watched.happens("one").await;
+    watched.news().await;
+    watched
+        .sql("insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, next_attempt_at) select 'del_' || n, id, $1, 'https://app.example.com/new', 'pending', now() from webhook_events, generate_series(1, 500) n where tenant_id = $1")
+        .await;
+    let told = watched.news().await;
+    let waiting = json!({ "kind": "overflow", "of": "waiting deliveries" });
+    assert_eq!(told.iter().filter(|line| **line == waiting).count(), 1);
+    assert!(!watched.news().await.contains(&waiting));
+    watched.world.end().await;
+}
+
 #[tokio::test]
 async fn the_command_shows_what_was_last() {
     let watched = Watched::new().await;
