@@ -288,25 +288,29 @@ impl Service {
         tasks.close();
         let deliveries = TaskTracker::new();
         let holding = webhooks.hold.then(|| database.clone());
-        let (stop_delivering, ready) = (delivering.clone(), prepared.clone());
+        let stop_delivering = delivering.clone();
+        let settled = CancellationToken::new();
+        let may_begin = settled.clone();
         deliveries.spawn(async move {
-            let ready = ready.cancelled();
+            let ready = prepared.cancelled();
             if stop_delivering.run_until_cancelled(ready).await.is_none() {
                 return;
             }
             if let Some(database) = holding {
                 hold::insist(&database, &host(), &stop_delivering).await;
             }
+            settled.cancel();
             if let Some(dispatcher) = dispatcher {
                 dispatcher.run(stop_delivering).await;
             }
         });
-        // They begin nothing new, and end, when deliveries do.
+        // They begin nothing new, and end, when deliveries do; and not before these are held, if they are to be: one of them
+        // connects to callbacks.
         if let Some(jobs) = jobs {
             let stop = delivering.clone();
             deliveries.spawn(async move {
                 if stop
-                    .run_until_cancelled(prepared.cancelled())
+                    .run_until_cancelled(may_begin.cancelled())
                     .await
                     .is_some()
                 {
@@ -412,7 +416,10 @@ pub fn tools(settings: &Settings, database: &Database, clock: &Clock) -> Tools {
         keyring: Some(settings.keyring.clone()),
         sender: Sender::new(sending, clock).ok(),
         clock: clock.clone(),
-        intervals: settings.jobs,
+        intervals: settings
+            .jobs
+            .of_one_that_delivers(settings.webhooks.dispatch),
+        anew: false,
         retention: settings.retention,
         cadences: settings.cadences,
     }

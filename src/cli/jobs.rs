@@ -127,7 +127,10 @@ pub(super) async fn tools(context: &Context) -> Result<Tools, Failure> {
         database,
         keyring: context.configured_keyring()?.map(Arc::new),
         clock: context.clock.clone(),
-        intervals: context.settings(JobIntervals::read)?,
+        intervals: context
+            .settings(JobIntervals::read)?
+            .of_one_that_delivers(webhooks.dispatch),
+        anew: true,
         retention: context.settings(Retention::read)?,
         cadences: context.settings(Cadences::read)?,
     })

@@ -188,6 +188,16 @@ pub struct JobIntervals {
     pub statistics: Option<Duration>,
 }
 
+impl JobIntervals {
+    /// The same, and callbacks are connected to by itself only by a process that also delivers: another one may not be let out
+    /// to where they are, and would tell that of all of them.
+    #[must_use]
+    pub fn of_one_that_delivers(mut self, delivers: bool) -> Self {
+        self.probe = self.probe.filter(|_| delivers);
+        self
+    }
+}
+
 /// Base URLs and manners of calls to the stores.
 #[derive(Clone, Debug)]
 pub struct Stores {

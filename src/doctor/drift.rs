@@ -30,12 +30,12 @@ fn check(finding: &Finding) -> Option<Check> {
         ),
         Kind::CallbackUnused => (
             "drift.callback_unused",
-            "Every callback has been sent something, or is new.",
+            "For every callback a delivery is kept, or it is new.",
             (
-                "callback was never sent anything",
-                "callbacks were never sent anything",
+                "callback has no delivery among what is kept",
+                "callbacks have no delivery among what is kept",
             ),
-            "Do the store's notifications lead here? docs/google-notifications.md says how; `attesto webhook ping <tenant>` tries the callback.",
+            "All right where nobody bought anything for as long as RETENTION_EVENTS_DAYS says. Else: do the store's notifications lead here? docs/google-notifications.md says how; `attesto webhook ping <tenant>` tries the callback.",
         ),
         Kind::AppleAddress => (
             "drift.apple_address",
@@ -57,12 +57,12 @@ fn check(finding: &Finding) -> Option<Check> {
         ),
         Kind::AppleSilent => (
             "drift.apple_silent",
-            "From Apple something has arrived for every tenant with a callback, or is not expected yet.",
+            "An event of Apple's is kept for every tenant with a callback, or is not expected yet.",
             (
-                "tenant with an Apple key and a callback never got anything of Apple's",
-                "tenants with an Apple key and a callback never got anything of Apple's",
+                "tenant with an Apple key and a callback has nothing of Apple's among what is kept",
+                "tenants with an Apple key and a callback have nothing of Apple's among what is kept",
             ),
-            "`attesto apple request-test-notification <tenant>` says whether App Store Connect has the right address.",
+            "All right where nobody bought anything for as long as RETENTION_EVENTS_DAYS says. `attesto apple request-test-notification <tenant>` says whether App Store Connect has the right address.",
         ),
         Kind::GooglePusher => (
             "drift.google_pusher",

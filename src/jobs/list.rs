@@ -22,6 +22,8 @@ pub struct Tools {
     pub clock: Clock,
     /// How often each runs.
     pub intervals: JobIntervals,
+    /// Whether somebody asks for a run: then also what a run did lately is done again.
+    pub anew: bool,
     /// How long what is kept.
     pub retention: Retention,
     /// When what is warned of.

@@ -1,7 +1,11 @@
 //! The job `probe`: connects to callbacks that are not sent anything, so that one that cannot be reached is known before an
 //! event is for it.
 //!
-//! Twice does no harm: it asks nothing of anybody and changes no delivery.
+//! Twice does no harm: it asks nothing of anybody and changes no delivery. A run that was stopped or failed is taken up where
+//! it ended: what was looked at lately is not connected to again.
+//!
+//! A process that does not deliver does not run it by itself: it may not be let out to where callbacks are. While deliveries
+//! are held it connects to nobody: this may be a copy, and the callbacks are the original's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, Tools};
-use crate::deliveries::probe;
+use crate::deliveries::probe::{self, Round};
 
 /// Where nobody says how often: a callback that got something within this time is well.
 const USUAL: Duration = Duration::from_hours(1);
@@ -33,7 +37,18 @@ async fn probe(tools: Tools, stop: CancellationToken) -> anyhow::Result<Value> {
         .sender
         .context("callbacks cannot be called: this machine has no certificates to trust")?;
     let every = tools.intervals.probe.unwrap_or(USUAL);
+    // Less than the interval: who was looked at late in the last round is still looked at in the next.
+    let known_for = (!tools.anew).then_some(every / 2);
     let lead = tools.clock.lead();
-    let tally = probe::go_round(&tools.database, &sender, every, lead, &stop).await?;
-    Ok(json!({ "callbacks": tally }))
+    let round = probe::go_round(&tools.database, &sender, every, known_for, lead, &stop).await?;
+    Ok(match round {
+        Round::Whole { tally, not_kept: 0 } => json!({ "callbacks": tally }),
+        Round::Whole { tally, not_kept } => json!({ "callbacks": tally, "notKept": not_kept }),
+        Round::Held(hold) => json!({
+            "waits": format!(
+                "deliveries have been held since {}, and nobody is connected to until `attesto deliveries release`",
+                hold.held_at
+            ),
+        }),
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! Apple tells whether it knows an address for an app's notifications only to who asks it to send one. Nobody is asked
 //! behind an operator's back: what is looked at is what Apple answered when an operator last asked, and whether anything
-//! of Apple's ever arrived.
+//! of Apple's arrived, as far as events are still kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,13 +29,15 @@ pub enum Kind {
     CallbackOff,
     /// Callbacks that are closed because of failures.
     CallbackClosed,
-    /// Callbacks that nothing was ever sent to, for which nothing else accounts.
+    /// Callbacks for which no delivery is kept, and for which nothing else accounts. Retention removes what is old: there
+    /// may have been some.
     CallbackUnused,
     /// Apps for which Apple, when it was last asked, knew no address.
     AppleAddress,
     /// Apps whose address Apple, when it was last asked, could not deliver to.
     AppleUnreached,
-    /// Tenants with an Apple key and a callback of whom nothing of Apple's ever arrived.
+    /// Tenants with an Apple key and a callback of whom no event of Apple's is kept. There may have been some:
+    /// a quiet app has none within what retention keeps.
     AppleSilent,
     /// Tenants with a service account and a callback for whom it was not said as whom Google pushes: without that every
     /// push is refused. The audience may be left out, it has a default that is as safe.

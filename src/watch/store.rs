@@ -158,7 +158,7 @@ pub(super) async fn drifted(
             "#,
             limit
         ),
-        // Whoever has an Apple key is told that nothing of Apple's arrived.
+        // Whoever has an Apple key is told that nothing of Apple's is kept. What retention removed is not seen here, nor below.
         drift::Kind::CallbackUnused => few!(
             database,
             r#"

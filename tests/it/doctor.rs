@@ -883,7 +883,7 @@ async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
                 delete from apple_credentials",
             ),
             &["drift.callback_unused: warn"],
-            "was never sent anything",
+            "has no delivery among what is kept: tenant_",
         ),
         (
             By::Rows(

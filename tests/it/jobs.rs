@@ -45,6 +45,7 @@ impl Office {
                 probe: None,
                 statistics: None,
             },
+            anew: false,
             retention: Retention {
                 events: None,
                 validation_audit: None,

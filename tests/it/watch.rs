@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use attesto::config::fingerprints;
+use attesto::id::TenantId;
 use attesto::replicas::Presence;
 use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};
@@ -367,29 +368,34 @@ async fn settings_that_differ_between_processes_are_found_without_being_told() {
     world.end().await;
 }
 
+/// How many callbacks the job `probe` counted under this word.
+fn count_of(told: &Value, result: &str) -> u64 {
+    told["callbacks"][result]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {result} in {told}"))
+}
+
+async fn call_back(world: &World, tenant: &TenantId, url: &str) {
+    let configure = "insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, $2, '\\x0100')";
+    sqlx::query(configure)
+        .bind(tenant.as_str())
+        .bind(url)
+        .execute(world.database().pool())
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
     let settings = [
         ("METRICS_ADDRESS", "127.0.0.1:0"),
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
-        ("WEBHOOK_DISPATCHER_DISABLED", "true"),
     ];
     let world = World::with(&settings).await;
     let (fine, gone) = (world.stranger().await.id, world.stranger().await.id);
     let receiver = Receiver::answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    for (tenant, url) in [
-        (&fine, receiver.url().as_str()),
-        (&gone, "http://127.0.0.1:1/secret-path"),
-    ] {
-        let configure = "insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, $2, '\\x0100')";
-        sqlx::query(configure)
-            .bind(tenant.as_str())
-            .bind(url)
-            .execute(world.database().pool())
-            .await
-            .unwrap();
-    }
-    let count_of = |told: &Value, result: &str| told["callbacks"][result].as_u64().unwrap();
+    call_back(&world, &fine, &receiver.url()).await;
+    call_back(&world, &gone, "http://127.0.0.1:1/secret-path").await;
     let told = world.run_job("probe").await;
     assert_eq!(
         (count_of(&told, "reachable"), count_of(&told, "connect")),
@@ -423,6 +429,7 @@ async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
     );
 
     // What has got something since is left alone, and what is still away has been since then.
+    world.clock.advance(Duration::from_mins(31));
     let health = "insert into webhook_health (tenant_id, callback_url, last_success_at)
         select tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
     sqlx::query(health)
@@ -453,4 +460,115 @@ async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
         (0, 0)
     );
     world.end().await;
+}
+
+#[tokio::test]
+async fn a_round_of_callbacks_goes_on_where_the_last_one_ended_unless_somebody_asks() {
+    let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
+    let (first, second) = (world.stranger().await.id, world.stranger().await.id);
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let receivers = [
+        Receiver::answering(answer).await,
+        Receiver::answering(answer).await,
+    ];
+    let connections = || receivers.each_ref().map(Receiver::connections);
+    call_back(&world, &first, &receivers[0].url()).await;
+    call_back(&world, &second, &receivers[1].url()).await;
+
+    // What cannot be kept of one is no reason not to look at the next.
+    let refuse = format!(
+        "alter table callback_probes add constraint refused check (tenant_id <> '{first}')"
+    );
+    execute(&world, &refuse).await;
+    let warnings = Warnings::listen();
+    let told = world.run_job("probe").await;
+    assert_eq!(
+        (count_of(&told, "reachable"), &told["notKept"]),
+        (2, &json!(1))
+    );
+    let warned = warnings
+        .of("could not keep what was found of a callback; the run's `notKept` says of how many");
+    assert_eq!(warned.len(), 1);
+    assert_eq!(connections(), [1, 1]);
+    execute(
+        &world,
+        "alter table callback_probes drop constraint refused",
+    )
+    .await;
+
+    // What was kept is not looked at again by who takes it up, and counts as it was found.
+    let told = world.run_job("probe").await;
+    assert_eq!((count_of(&told, "reachable"), connections()), (2, [2, 1]));
+    assert_eq!(told.get("notKept"), None);
+    let found = "update callback_probes set result = 'tls'";
+    execute(&world, found).await;
+    let told = world.run_job("probe").await;
+    assert_eq!((count_of(&told, "tls"), connections()), (2, [2, 1]));
+
+    // Of another callback nothing is known.
+    let moved =
+        "update webhook_configs set callback_url = callback_url || '/elsewhere' where tenant_id = ";
+    execute(&world, &format!("{moved}'{second}'")).await;
+    let told = world.run_job("probe").await;
+    assert_eq!((count_of(&told, "tls"), connections()), (1, [2, 2]));
+    // The next round looks at all, also at what the last one came to late.
+    world.clock.advance(Duration::from_mins(31));
+    let told = world.run_job("probe").await;
+    assert_eq!((count_of(&told, "reachable"), connections()), (2, [3, 3]));
+    // So does who is asked to.
+    execute(&world, found).await;
+    let shell = world.shell().set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true");
+    let told = shell.rows(&["jobs", "run", "probe"]).remove(0);
+    assert_eq!(count_of(&told["told"], "reachable"), 2);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nobody_is_connected_to_while_deliveries_are_held_or_by_who_does_not_deliver() {
+    let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
+    let tenant = world.stranger().await.id;
+    let receiver = Receiver::answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    call_back(&world, &tenant, &receiver.url()).await;
+    let shell = world.shell().set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true");
+    shell.rows(&["deliveries", "hold"]);
+    let asked = shell.rows(&["jobs", "run", "probe"]).remove(0);
+    for told in [world.run_job("probe").await, asked["told"].clone()] {
+        let waits = told["waits"].as_str().unwrap_or_default();
+        assert!(waits.contains("attesto deliveries release"), "{told}");
+        assert_eq!(told.get("callbacks"), None);
+    }
+    assert_eq!(receiver.connections(), 0);
+    shell.rows(&["deliveries", "release"]);
+    assert_eq!(count_of(&world.run_job("probe").await, "reachable"), 1);
+    assert_eq!(receiver.connections(), 1);
+
+    // One that only receives may not be let out to where callbacks are.
+    let every = |delivers: bool| {
+        let mut settings = world.settings.clone();
+        settings.webhooks.dispatch = delivers;
+        let tools = attesto::service::tools(&settings, world.database(), &world.clock);
+        let jobs = attesto::jobs::all(&tools).into_iter();
+        let probe = jobs.filter(|job| job.name == "probe").map(|job| job.every);
+        let rest = attesto::jobs::all(&tools).into_iter();
+        let rest = rest.filter(|job| job.name != "probe" && job.every.is_none());
+        (probe.collect::<Vec<_>>(), rest.count())
+    };
+    assert_eq!(every(true), (vec![Some(Duration::from_hours(1))], 0));
+    assert_eq!(every(false), (vec![None], 0));
+    let only_takes_in = shell.set("WEBHOOK_DISPATCHER_DISABLED", "true");
+    let listed = only_takes_in.rows(&["jobs", "list"]);
+    let probe = listed.iter().find(|job| job["name"] == "probe");
+    assert_eq!(probe.expect("it is a job")["intervalSeconds"], Value::Null);
+    world.end().await;
+}
+
+#[test]
+fn what_a_quiet_app_brings_about_wakes_nobody() {
+    let rules = include_str!("../../docs/monitoring/alerts.yml");
+    let mut lines = rules.lines();
+    lines.find(|line| line.ends_with("alert: AttestoDrift"));
+    let expression = lines.next().expect("an expression");
+    for kind in ["callback_unused", "apple_silent", "google_pusher"] {
+        assert!(expression.contains(kind), "{expression}");
+    }
 }

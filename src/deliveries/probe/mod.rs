@@ -2,7 +2,7 @@
 //!
 //! Promises: nothing is posted and nothing of a delivery changes, neither its attempts nor how its callback is judged; each
 //! address is judged as for a delivery; a few callbacks are connected to at once and twenty a second at most; a callback to
-//! which events were delivered lately is left alone, but for once a day.
+//! which events were delivered lately is left alone, but for once a day; while deliveries are held, all of them are.
 //!
 //! - [`round`]: all of them, one after the other
 //! - [`store`]: what was found
@@ -10,5 +10,5 @@
 pub mod round;
 pub mod store;
 
-pub use round::{RESULTS, Tally, go_round};
+pub use round::{RESULTS, Round, Tally, go_round};
 pub use store::Found;

@@ -8,9 +8,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::store::{self, Callback};
-use crate::db::{Database, Error};
+use crate::db::{Database, Error, error_class};
 use crate::deliveries::sender::{Probe, Sender};
-use crate::deliveries::{Class, guard::AllowList};
+use crate::deliveries::{Class, guard::AllowList, hold};
 use crate::id::TenantId;
 
 /// So many are connected to at once.
@@ -36,34 +36,58 @@ pub const RESULTS: [&str; 8] = [
 /// How many callbacks are how, by the words of [`RESULTS`].
 pub type Tally = BTreeMap<&'static str, u64>;
 
-/// Looks at every active callback, until `stop`. One to which something was delivered within `every` is left alone, if it
-/// was looked at within a day. `lead` is how far ahead of the database's clock the caller lives.
+/// How a round ended.
+#[derive(Debug)]
+pub enum Round {
+    /// At its end, or when it was stopped.
+    Whole {
+        /// What was found.
+        tally: Tally,
+        /// Of how many callbacks it could not be kept what was found: they are looked at again.
+        not_kept: u64,
+    },
+    /// Deliveries are held, and nobody, or nobody any more, was connected to.
+    Held(hold::Hold),
+}
+
+/// Looks at every active callback, until `stop` or until deliveries are held. One to which something was delivered within
+/// `every` is left alone, if it was looked at within a day, and so is one that was looked at within `known_for`, which counts
+/// as what was found then. `lead` is how far ahead of the database's clock the caller lives.
 pub async fn go_round(
     database: &Database,
     sender: &Sender,
     every: Duration,
+    known_for: Option<Duration>,
     lead: Duration,
     stop: &CancellationToken,
-) -> Result<Tally, Error> {
-    let mut tally: Tally = RESULTS.iter().map(|word| (*word, 0)).collect();
+) -> Result<Round, Error> {
+    let mut notes = Notes {
+        database,
+        lead,
+        tally: RESULTS.iter().map(|word| (*word, 0)).collect(),
+        not_kept: 0,
+    };
     let mut after: Option<TenantId> = None;
     loop {
-        let page = store::page(database, after.as_ref(), every, lead, PAGE).await?;
+        if let Some(hold) = hold::store::standing(database).await? {
+            return Ok(Round::Held(hold));
+        }
+        let page = store::page(database, after.as_ref(), every, known_for, lead, PAGE).await?;
         let Some(last) = page.last() else {
-            return Ok(tally);
+            return Ok(notes.whole());
         };
         after = Some(last.tenant.clone());
         let mut looking = JoinSet::new();
         for callback in page {
-            if callback.is_well {
-                *tally.entry("delivered").or_default() += 1;
+            if let Some(word) = callback.known() {
+                notes.count(word);
                 continue;
             }
             while looking.len() >= AT_ONCE {
-                note(database, &mut looking, &mut tally, lead).await?;
+                notes.take(&mut looking).await;
             }
             if stop.run_until_cancelled(sleep(PACE)).await.is_none() {
-                return Ok(tally);
+                return Ok(notes.whole());
             }
             let sender = sender.clone();
             looking.spawn(async move {
@@ -73,24 +97,48 @@ pub async fn go_round(
             });
         }
         while !looking.is_empty() {
-            note(database, &mut looking, &mut tally, lead).await?;
+            notes.take(&mut looking).await;
         }
     }
 }
 
-/// Waits for one look and keeps what it found.
-async fn note(
-    database: &Database,
-    looking: &mut JoinSet<(Callback, Probe)>,
-    tally: &mut Tally,
+/// What was found so far.
+struct Notes<'a> {
+    database: &'a Database,
     lead: Duration,
-) -> Result<(), Error> {
-    // One that panicked is nobody's result.
-    let Some(Ok((callback, probe))) = looking.join_next().await else {
-        return Ok(());
-    };
-    *tally.entry(word(&probe)).or_default() += 1;
-    store::keep(database, &callback, &probe, lead).await
+    tally: Tally,
+    not_kept: u64,
+}
+
+impl Notes<'_> {
+    fn count(&mut self, word: &'static str) {
+        *self.tally.entry(word).or_default() += 1;
+    }
+
+    /// Waits for one look and keeps what it found. Where that fails the others are looked at all the same.
+    async fn take(&mut self, looking: &mut JoinSet<(Callback, Probe)>) {
+        // One that panicked is nobody's result.
+        let Some(Ok((callback, probe))) = looking.join_next().await else {
+            return;
+        };
+        self.count(word(&probe));
+        let Err(error) = store::keep(self.database, &callback, &probe, self.lead).await else {
+            return;
+        };
+        if self.not_kept == 0 {
+            let class = error_class(&error);
+            tracing::warn!(tenantId = %callback.tenant, cause = %error, causeClass = class,
+                "could not keep what was found of a callback; the run's `notKept` says of how many");
+        }
+        self.not_kept += 1;
+    }
+
+    fn whole(self) -> Round {
+        Round::Whole {
+            tally: self.tally,
+            not_kept: self.not_kept,
+        }
+    }
 }
 
 /// The word for what a look found.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::round::word;
+use super::round::{RESULTS, word};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::deliveries::guard::Opening;
@@ -18,14 +18,30 @@ pub(super) struct Callback {
     pub(super) url: String,
     pub(super) allowed: Vec<Opening>,
     /// Whether something was delivered lately, and nobody needs to look.
-    pub(super) is_well: bool,
+    is_well: bool,
+    /// What was found when it was last looked at, if that is not long ago.
+    found: Option<String>,
 }
 
-/// The active callbacks of active tenants after `after`, in the order of the tenants.
+impl Callback {
+    /// The word that it counts as without being looked at.
+    pub(super) fn known(&self) -> Option<&'static str> {
+        let found = if self.is_well {
+            Some("delivered")
+        } else {
+            self.found.as_deref()
+        };
+        RESULTS.into_iter().find(|word| Some(*word) == found)
+    }
+}
+
+/// The active callbacks of active tenants after `after`, in the order of the tenants. What was found of one within
+/// `known_for` is known.
 pub(super) async fn page(
     database: &Database,
     after: Option<&TenantId>,
     every: Duration,
+    known_for: Option<Duration>,
     lead: Duration,
     limit: i64,
 ) -> Result<Vec<Callback>, Error> {
@@ -37,7 +53,8 @@ pub(super) async fn page(
                 where allowed.tenant_id = config.tenant_id
             ) as "allowed!",
             coalesce(health.last_success_at > clock.now - make_interval(secs => $3)
-                and probe.probed_at > clock.now - interval '1 day', false) as "is_well!"
+                and probe.probed_at > clock.now - interval '1 day', false) as "is_well!",
+            case when probe.probed_at > clock.now - make_interval(secs => $5) then probe.result end as "found?"
         from webhook_configs config
         join tenants on tenants.id = config.tenant_id and tenants.is_active
         left join webhook_health health
@@ -54,6 +71,7 @@ pub(super) async fn page(
         limit,
         every.as_secs_f64(),
         lead.as_secs_f64(),
+        known_for.as_ref().map(Duration::as_secs_f64),
     )
     .fetch_all(database.pool())
     .await?;
@@ -69,6 +87,7 @@ pub(super) async fn page(
             })
             .collect(),
         is_well: row.is_well,
+        found: row.found,
     });
     Ok(callbacks.collect())
 }
