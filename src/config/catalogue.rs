@@ -394,7 +394,7 @@ pub const SETTINGS: &[Setting] = &[
         "otlp-share",
         "SHARE",
         "1",
-        "How much of what begins here is traced, from 0 to 1; a caller's own traceparent decides for its requests",
+        "How much is traced, from 0 to 1, whatever a caller's traceparent says",
     ),
     plain(
         "APPLE_PRODUCTION_URL",

@@ -544,10 +544,15 @@ impl Reader<'_> {
         })
     }
 
+    /// Without an endpoint nothing else is looked at: other programs on the machine are told in the same variables.
     fn traces(&mut self) -> Option<traces::Settings> {
+        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+        if self.raw.text(ENDPOINT) == Ok(None) {
+            return None;
+        }
         let expected = "an http:// or https:// URL without a user name, a password, ? and #";
-        let endpoint = self.optional("OTEL_EXPORTER_OTLP_ENDPOINT", expected, |text| {
+        let endpoint = self.optional(ENDPOINT, expected, |text| {
             let url = Url::parse(text).ok()?;
             let is_plain = url.has_host()
                 && url.username().is_empty()
@@ -575,10 +580,15 @@ impl Reader<'_> {
         let service = self.read("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
             (1..=100).contains(&text.len()).then(|| text.to_owned())
         });
+        // Of another sampler it is something else, such as an address.
+        let sampler = self.raw.text("OTEL_TRACES_SAMPLER").ok().flatten();
+        let is_ours = sampler.is_none_or(|sampler| {
+            matches!(&*sampler.text, "traceidratio" | "parentbased_traceidratio")
+        });
         let share = self.read("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
-            text.parse()
-                .ok()
-                .filter(|share| (0.0..=1.0).contains(share))
+            let share = text.parse().ok();
+            let share = share.filter(|share| (0.0..=1.0).contains(share));
+            share.or((!is_ours).then_some(1.0))
         });
         endpoint.map(|endpoint| traces::Settings {
             url: traces::settings::traces_url(endpoint),
@@ -838,6 +848,59 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::parse(&Raw::new(flags, &lookup))
+    }
+
+    #[test]
+    fn what_other_programs_are_told_of_traces_is_not_ours_without_an_endpoint() {
+        let others = [
+            ("OTEL_EXPORTER_OTLP_HEADERS", "no header"),
+            ("OTEL_EXPORTER_OTLP_HEADERS_FILE", "/nowhere"),
+            ("OTEL_SERVICE_NAME", &*"x".repeat(101)),
+            ("OTEL_TRACES_SAMPLER_ARG", "endpoint=http://sampling:14250"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", " "),
+        ];
+        assert!(parse(&[], &others).unwrap().traces.is_none());
+        let mut told = others;
+        told[4].1 = "http://127.0.0.1:4318";
+        let problems = parse(&[], &told).unwrap_err();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        // Whoever misspelt it is told of the others too.
+        told[4].1 = "127.0.0.1:4318";
+        let problems = parse(&[], &told).unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+
+    #[test]
+    fn another_samplers_argument_is_no_share() {
+        let share = |sampler: &str, argument: &str| {
+            let set = [
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
+                ("OTEL_TRACES_SAMPLER", sampler),
+                ("OTEL_TRACES_SAMPLER_ARG", argument),
+            ];
+            let settings = parse(&[], &set);
+            settings.map(|settings| settings.traces.unwrap().share.to_string())
+        };
+        let problem = || {
+            Err(vec![
+                "OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1".to_owned(),
+            ])
+        };
+        for (sampler, argument, expected) in [
+            (
+                "jaeger_remote",
+                "endpoint=http://sampling:14250",
+                Ok("1".to_owned()),
+            ),
+            ("xray", "100", Ok("1".to_owned())),
+            ("parentbased_always_on", "0.5", Ok("0.5".to_owned())),
+            ("traceidratio", "half", problem()),
+            ("parentbased_traceidratio", "2", problem()),
+            ("parentbased_traceidratio", "0.25", Ok("0.25".to_owned())),
+            ("", "half", problem()),
+        ] {
+            assert_eq!(share(sampler, argument), expected, "{sampler} {argument}");
+        }
     }
 
     #[test]

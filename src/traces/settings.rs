@@ -13,7 +13,7 @@ pub struct Settings {
     pub headers: HeaderMap,
     /// `OTEL_SERVICE_NAME`
     pub service: String,
-    /// `OTEL_TRACES_SAMPLER_ARG`: of what begins here, from 0 to 1. Whoever sends a `traceparent` decides for themselves.
+    /// `OTEL_TRACES_SAMPLER_ARG`: of what is traced, from 0 to 1, whatever flag a `traceparent` has.
     pub share: f64,
 }
 

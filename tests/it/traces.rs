@@ -186,7 +186,7 @@ async fn a_request_is_a_part_of_its_callers_trace() {
         );
     }
 
-    // Whom nobody traces, whom nobody looks for, and who asks for what there is not.
+    // Whose caller is not traced, whom nobody looks for, and who asks for what there is not.
     ask("/openapi.json", "unsampled", parent("00")).await;
     ask("/health", "probe", parent("01")).await;
     ask("/hunter2?key=hunter2", "unknown", None).await;
@@ -199,13 +199,19 @@ async fn a_request_is_a_part_of_its_callers_trace() {
     let names: Vec<&str> = spans.iter().map(|span| &*span.name).collect();
     assert_eq!(
         names,
-        ["GET /openapi.json", "GET unmatched", "GET /openapi.json"]
+        [
+            "GET /openapi.json",
+            "GET /openapi.json",
+            "GET unmatched",
+            "GET /openapi.json"
+        ]
     );
-    for own in &spans[1..] {
+    assert_eq!(hex(&spans[1].trace_id), trace);
+    for own in &spans[2..] {
         assert!(own.parent_span_id.is_empty());
         assert_ne!(hex(&own.trace_id), trace);
     }
-    assert_eq!(value(&spans[1].attributes, "error.type"), "NOT_FOUND");
+    assert_eq!(value(&spans[2].attributes, "error.type"), "NOT_FOUND");
     assert!(!format!("{spans:?}").contains("hunter2"));
 
     let lines = served.lines();
@@ -215,10 +221,39 @@ async fn a_request_is_a_part_of_its_callers_trace() {
     };
     assert_eq!(trace_of("sampled").unwrap(), trace);
     assert_eq!(trace_of("unsampled").unwrap(), trace);
-    assert_eq!(trace_of("unknown").unwrap(), hex(&spans[1].trace_id));
+    assert_eq!(trace_of("unknown").unwrap(), hex(&spans[2].trace_id));
     assert_eq!(trace_of("probe"), None);
     let log = format!("{lines:?}");
     assert!(!log.contains("c2VjcmV0") && !log.contains("vendor"));
+}
+
+/// The span begins before anybody knows whose request it is.
+#[tokio::test]
+async fn a_strangers_traceparent_has_nothing_traced() {
+    let (database, collector) = (fresh_database().await, Collector::new().await);
+    let variables = [
+        ("ATTESTO_ENCRYPTION_KEY", &*key(1)),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url),
+        ("OTEL_TRACES_SAMPLER_ARG", "0"),
+    ];
+    let mut served = Served::start(&database.url, &variables);
+    let (base, client) = (base(&served).await, client());
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for path in ["/openapi.json", "/v1/nothing"] {
+        let request = client
+            .get(format!("{base}{path}"))
+            .header("x-request-id", "stranger")
+            .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+        request.send().await.unwrap();
+    }
+    served.signal(Signal::TERM);
+    assert!(served.end().await.success());
+    served.line("stopped").await;
+    assert!(collector.spans().is_empty(), "{:?}", collector.spans());
+    // Lines of the log lead to the caller's trace all the same.
+    let lines = served.lines();
+    let line = lines.iter().find(|line| line["reqId"] == "stranger");
+    assert_eq!(line.unwrap()["traceId"], trace);
 }
 
 #[tokio::test]
