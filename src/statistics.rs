@@ -137,7 +137,7 @@ impl Statistics {
             ),
             oldest_transaction: registry.gauge(
                 "attesto_db_oldest_xmin_age_seconds",
-                "How long the oldest transaction has been open that keeps dead rows from being cleaned up.",
+                "How long the oldest transaction has been open that keeps dead rows from being cleaned up; backups and exports are left out.",
             ),
             dead_rows: registry.gauges(
                 "attesto_db_dead_rows",

@@ -28,6 +28,8 @@ pub struct Operator {
 /// So many of a pool's connections are set aside for deliveries: one for claims and results, one for prolonging what is
 /// under way, one for what is sent.
 const SET_ASIDE: u32 = 3;
+/// How long one of them is kept: as long as sqlx keeps the others.
+const KEPT: Duration = Duration::from_mins(30);
 /// A pool that is smaller than this is not divided.
 const DIVISIBLE: u32 = 8;
 
@@ -47,6 +49,8 @@ pub struct Database {
     pooler: Option<Arc<PgConnectOptions>>,
     /// The migrations of this release.
     pub(super) known: &'static Migrator,
+    /// How long a connection is kept that is set aside.
+    kept: Duration,
 }
 
 /// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
@@ -179,11 +183,13 @@ impl Database {
             direct,
             pooler,
             known: &MIGRATOR,
+            kept: KEPT,
         }
     }
 
     /// The same with connections that nothing else uses, if there are enough: when requests have taken all others, or the
-    /// server has none left to give, deliveries go on. They are a part of `max`, opened at once and kept.
+    /// server has none left to give, deliveries go on. They are a part of `max`, opened at once and kept, each for half an hour: then a new one takes its place, so that none stays
+    /// for ever with a server that a failover has left behind and that only reads.
     #[must_use]
     pub fn for_deliveries(&self) -> Self {
         if self.settings.max_connections < DIVISIBLE {
@@ -192,10 +198,12 @@ impl Database {
         let pool = self.set_aside.get_or_init(|| {
             let is_shared = self.direct.is_some();
             let options = self.settings.options.clone();
+            let kept = self.kept;
             let pool = PgPoolOptions::new()
                 .min_connections(SET_ASIDE)
                 .max_connections(SET_ASIDE)
                 .idle_timeout(None)
+                // With one, sqlx would open none before they are asked for: `after_release` sees to it.
                 .max_lifetime(None)
                 .acquire_timeout(self.settings.connect_timeout)
                 .after_connect(move |connection, _| {
@@ -206,7 +214,11 @@ impl Database {
                         Ok(())
                     })
                 })
-                .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
+                .after_release(move |connection, meta| {
+                    Box::pin(async move {
+                        Ok(meta.age <= kept && is_outside_a_transaction(connection).await?)
+                    })
+                })
                 .connect_lazy_with(options.application_name("attesto-deliveries"));
             Pool::new(pool, is_shared)
         });
@@ -214,6 +226,12 @@ impl Database {
             pool: pool.clone(),
             ..self.clone()
         }
+    }
+
+    /// The same, which keeps what it sets aside for deliveries for so long: for a test that does not wait half an hour.
+    #[must_use]
+    pub fn keeping(self, kept: Duration) -> Self {
+        Self { kept, ..self }
     }
 
     /// The same for a release that has these migrations: for a test of what two releases do to each other.

@@ -17,11 +17,18 @@ pub struct Vitals {
     /// the question took.
     pub clock_skew: f64,
     /// How long the oldest transaction has been open that keeps dead rows from being cleaned up. Zero: there is none.
-    /// What other roles do is seen only by a role that has `pg_read_all_stats`.
+    /// What other roles do is seen only by a role that has `pg_read_all_stats`. Backups and exports are not counted here.
     pub oldest_transaction: Duration,
+    /// The same of backups and exports, which have to hold one state of the database until they are done: of sessions
+    /// that call themselves one of [`SNAPSHOTS`] and have written nothing.
+    pub oldest_snapshot: Duration,
     /// Dead rows that nobody has cleaned up yet, by table, as far as the statistics know.
     pub dead_rows: BTreeMap<String, i64>,
 }
+
+/// What those call themselves (`application_name`) that hold a snapshot for as long as they need it: Postgres' own programs,
+/// `attesto backup create` and `attesto tenant export`.
+const SNAPSHOTS: [&str; 4] = ["pg_dump", "pg_dumpall", "attesto-backup", "attesto-export"];
 
 /// The tables whose rows change often.
 const BUSY: [&str; 3] = ["webhook_deliveries", "webhook_health", "api_keys"];
@@ -35,19 +42,25 @@ impl Database {
             .fetch_one(&mut *connection)
             .await?;
         let clock_skew = skew(asked, theirs.into(), clock.now());
-        let oldest = sqlx::query_scalar!(
+        let snapshots = SNAPSHOTS.map(str::to_owned);
+        let oldest = sqlx::query!(
             r#"
-            select extract(epoch from max(age))::float8
+            select
+                extract(epoch from max(age) filter (where not is_snapshot))::float8 as transaction,
+                extract(epoch from max(age) filter (where is_snapshot))::float8 as snapshot
             from (
-                select clock_timestamp() - xact_start as age
+                select
+                    clock_timestamp() - xact_start as age,
+                    application_name = any ($1) and backend_xid is null as is_snapshot
                 from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
                     and (backend_xid is not null or backend_xmin is not null)
                     and backend_type <> 'autovacuum worker'
                 union all
-                select clock_timestamp() - prepared from pg_prepared_xacts where database = current_database()
+                select clock_timestamp() - prepared, false from pg_prepared_xacts where database = current_database()
             ) transactions
-            "#
+            "#,
+            &snapshots
         )
         .fetch_one(&mut *connection)
         .await?;
@@ -63,7 +76,8 @@ impl Database {
         .await?;
         Ok(Vitals {
             clock_skew,
-            oldest_transaction: Duration::from_secs_f64(oldest.unwrap_or(0.0).max(0.0)),
+            oldest_transaction: age(oldest.transaction),
+            oldest_snapshot: age(oldest.snapshot),
             dead_rows: dead.into_iter().map(|row| (row.table, row.rows)).collect(),
         })
     }
@@ -131,6 +145,10 @@ impl Database {
             Err(_) => Ok(false),
         }
     }
+}
+
+fn age(seconds: Option<f64>) -> Duration {
+    Duration::from_secs_f64(seconds.unwrap_or(0.0).max(0.0))
 }
 
 /// How far `theirs` is ahead, which was read at some moment between `asked` and `answered`.

@@ -18,6 +18,8 @@ const SKEW: f64 = 1.0;
 const TOO_MUCH_SKEW: f64 = 60.0;
 /// A transaction that is open longer than this has been forgotten.
 const LONG_TRANSACTION: Duration = Duration::from_mins(1);
+/// A backup or an export is older than this.
+const LONG_SNAPSHOT: Duration = Duration::from_hours(1);
 /// More dead rows than this are not cleaned up as they should be.
 const MANY_DEAD_ROWS: i64 = 20_000;
 const MEBIBYTE: i64 = 1024 * 1024;
@@ -312,6 +314,13 @@ fn vital_checks(vitals: &Vitals) -> Vec<Check> {
             format!("A transaction has been open for {} s.", open.as_secs()),
             "It keeps dead rows from being cleaned up. Find it in pg_stat_activity (order by xact_start) or pg_prepared_xacts, and end it.",
         )
+    } else if vitals.oldest_snapshot > LONG_SNAPSHOT {
+        let open = vitals.oldest_snapshot.as_secs() / 60;
+        Check::warn(
+            "database.transactions",
+            format!("A backup or an export has been under way for {open} minutes."),
+            "It keeps dead rows from being cleaned up. Let it end if it makes progress; else find it in pg_stat_activity by its application_name and end it.",
+        )
     } else {
         Check::ok("database.transactions", "No transaction is open for long.")
     };
@@ -340,10 +349,11 @@ mod tests {
     use super::*;
     use crate::doctor::Status;
 
-    fn vitals(clock_skew: f64, seconds: u64, dead: i64) -> Vec<Status> {
+    fn vitals(clock_skew: f64, seconds: u64, snapshot: u64, dead: i64) -> Vec<Status> {
         let vitals = Vitals {
             clock_skew,
             oldest_transaction: Duration::from_secs(seconds),
+            oldest_snapshot: Duration::from_secs(snapshot),
             dead_rows: BTreeMap::from([("webhook_deliveries".to_owned(), dead)]),
         };
         vital_checks(&vitals)
@@ -355,9 +365,10 @@ mod tests {
     #[test]
     fn vital_signs_are_judged() {
         use Status::{Fail, Ok, Warn};
-        assert_eq!(vitals(0.4, 5, 10), [Ok, Ok, Ok]);
-        assert_eq!(vitals(-1.5, 61, 20_001), [Warn, Warn, Warn]);
-        assert_eq!(vitals(-600.0, 0, 0), [Fail, Ok, Ok]);
+        assert_eq!(vitals(0.4, 5, 3600, 10), [Ok, Ok, Ok]);
+        assert_eq!(vitals(0.4, 5, 3601, 10), [Ok, Warn, Ok]);
+        assert_eq!(vitals(-1.5, 61, 0, 20_001), [Warn, Warn, Warn]);
+        assert_eq!(vitals(-600.0, 0, 0, 0), [Fail, Ok, Ok]);
     }
 
     #[test]

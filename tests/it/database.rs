@@ -1,5 +1,6 @@
 //! The pool: clean connections only, and a word for why there is none.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -86,6 +87,25 @@ async fn a_connection_gives_up_what_hangs() {
             .unwrap();
         assert_eq!(found, value, "{setting}");
     }
+}
+
+/// One that a failover has left behind with a server that only reads would fail every claim until somebody restarts us.
+#[tokio::test]
+async fn what_is_set_aside_for_deliveries_is_exchanged_when_it_is_old() {
+    let fresh = empty_database().await;
+    let settings = ConnectSettings::from_url(&fresh.url.replace("max=5", "max=8")).unwrap();
+    let sessions = async |database: Database| {
+        let set_aside = database.for_deliveries();
+        let mut sessions = BTreeSet::new();
+        for _ in 0..8 {
+            let session = sqlx::query_scalar::<_, i32>("select pg_backend_pid()");
+            sessions.insert(session.fetch_one(set_aside.pool()).await.unwrap());
+        }
+        sessions.len()
+    };
+    assert!(sessions(Database::open(&settings)).await <= 3);
+    let old_at_once = Database::open(&settings).keeping(Duration::ZERO);
+    assert_eq!(sessions(old_at_once).await, 8);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attesto::clock::Clock;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, Change};
 use attesto::deliveries::guard::Guard;
@@ -241,6 +242,32 @@ async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
     drop(forgotten);
     let page = world.metrics().await;
     assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05);
+
+    // Nobody is woken by what has to take long, as long as it only reads.
+    for name in ["pg_dump", "attesto-backup", "attesto-export", "report"] {
+        let mut snapshot = world.database().connect_directly(name).await.unwrap();
+        snapshot
+            .execute(
+                "begin transaction isolation level repeatable read; select count(*) from tenants",
+            )
+            .await
+            .unwrap();
+        snapshot.execute("select pg_sleep(0.05)").await.unwrap();
+        let age = async || {
+            let page = world.metrics().await;
+            value(&page, "attesto_db_oldest_xmin_age_seconds")
+        };
+        assert_eq!(age().await >= 0.05, name == "report", "{name}");
+        let vitals = world.database().vitals(&Clock::system()).await.unwrap();
+        let is_seen = vitals.oldest_snapshot.as_secs_f64() >= 0.05;
+        assert_eq!(is_seen, name != "report", "{name}");
+        snapshot
+            .execute("update tenants set name = 'X' where id = 'a'")
+            .await
+            .unwrap();
+        assert!(age().await >= 0.05, "{name} writes");
+        snapshot.execute("rollback").await.unwrap();
+    }
     world.end().await;
 }
 
