@@ -558,10 +558,10 @@ async fn a_rotation_that_is_killed_is_taken_up_again() {
     );
 }
 
-/// Two processes are led from one key to the next, whichever of them is restarted first: what one seals the other opens at
-/// every step, and whoever leaves out a key too early does not start.
+/// Two key rings, as two processes would have them, are led from one key to the next, whichever of them changes first: what one seals the other opens at
+/// every step, and a process that leaves out a key too early does not start.
 #[tokio::test]
-async fn two_processes_change_keys_in_either_order() {
+async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
     let vault = Vault::filled(2, &ring(1, &[])).await;
     let mut from = 1;
     for order in [["east", "west"], ["west", "east"]] {
