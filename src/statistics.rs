@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The numbers that are looked for.
 pub struct Statistics {
+    turn: tokio::sync::Mutex<()>,
     database: Database,
     clock: Clock,
     up: Gauge,
@@ -109,6 +110,7 @@ impl Statistics {
             Kind::Gauge,
         );
         Self {
+            turn: tokio::sync::Mutex::new(()),
             database: database.clone(),
             clock: clock.clone(),
             up: registry.gauge(
@@ -172,8 +174,9 @@ impl Statistics {
         stop.run_until_cancelled(looking).await;
     }
 
-    /// Takes stock once.
+    /// Takes stock once. One look after the other: what an earlier one found must not be shown over what a later one did.
     pub async fn look(&self) {
+        let _turn = self.turn.lock().await;
         let found = timeout(PATIENCE, self.found()).await;
         let up = match found {
             Ok(Ok(())) => true,
