@@ -376,7 +376,7 @@ fn share(times: &[f64], share: f64) -> f64 {
 
 /// From the first byte of a notification's push to its event at the callback, in milliseconds, sorted.
 async fn latency(bench: &Bench, server: &Server, count: usize) -> Vec<f64> {
-    let client = attesto::http::outbound::client().expect("a client");
+    let client = attesto::outbound::client().expect("a client");
     bench.arrivals.reset();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
     let mut pushes = JoinSet::new();
@@ -500,7 +500,7 @@ async fn measure(scale: usize) {
 
     // Inbound alone: the same inserts, bare, beside it.
     let inbound = INBOUND / scale;
-    let client = attesto::http::outbound::client().expect("a client");
+    let client = attesto::outbound::client().expect("a client");
     let notifications = Arc::new(bench.notifications(inbound));
     let address = server.address;
     let (mut taken, mut bare_inserts) = (Vec::new(), Vec::new());

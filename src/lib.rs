@@ -1,6 +1,7 @@
 //! Attesto tells a mobile app's backend whether an in-app purchase is real, and tells it again whenever that changes.
 //!
-//! Three floors; whatever stands higher may use what stands lower, never the other way round.
+//! Three floors; whatever stands higher may use what stands lower, never the other way round, and no room a room above it:
+//! `tests/it/tidy.rs` has the order and holds the code to it.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
 //! [`backup`], [`moving`] (one tenant, packed), [`watch`] (what ages or drifts), [`jobs`] (what runs periodically),
@@ -9,7 +10,7 @@
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`].
+//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`].
 
 pub mod apple;
 pub mod audit;
@@ -29,6 +30,7 @@ pub mod id;
 pub mod jobs;
 pub mod metrics;
 pub mod moving;
+pub mod outbound;
 pub mod replicas;
 pub mod server;
 pub mod service;

@@ -22,7 +22,6 @@ use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::clock::Clock;
-use crate::config::settings::{Log, LogFormat};
 use crate::http::envelope::RequestId;
 use crate::traces::request::trace_id;
 
@@ -34,6 +33,28 @@ const WRITE_AT_ONCE: usize = 64 * 1024;
 const GATHER: Duration = Duration::from_millis(2);
 /// How long the last lines may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON lines anywhere else.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// The least serious level that is written.
+    pub level: tracing::level_filters::LevelFilter,
+    /// `LOG_FORMAT`
+    pub format: LogFormat,
+    /// Whether unexpected errors are logged by their class only, as in production.
+    pub classes_only: bool,
+}
 
 /// Logs from now on to standard output, and hands spans to `traces`, for the whole process. The second call and later ones change nothing.
 ///

@@ -25,8 +25,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::Method;
-use axum::http::header::ACCEPT;
+use reqwest::Method;
+use reqwest::header::ACCEPT;
 use serde::de::DeserializeOwned;
 use url::Url;
 
@@ -34,10 +34,10 @@ use super::account::{ClientTokens, Credentials, Environment};
 use super::payload::{ErrorBody, TestStatus, TestToken, TransactionInfo};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
-use crate::http::outbound::{
+use crate::id::TenantId;
+use crate::outbound::{
     Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
 };
-use crate::id::TenantId;
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
 const WIDTH: usize = 64;
@@ -577,7 +577,7 @@ mod tests {
         let base = format!("http://{}/", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = crate::http::outbound::client().expect("a client");
+        let client = crate::outbound::client().expect("a client");
         let base = Url::parse(&base).expect("a URL");
         let (production, sandbox) = (base.join("real/"), base.join("trial"));
         let clock = Clock::fixed(now());

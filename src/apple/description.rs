@@ -16,9 +16,9 @@ use super::routes::{no_app_apple_id, no_credentials, problem, refusal, unanswere
 use super::trust::Distrust;
 use super::verify::{No, Question, Verified};
 use crate::http::described::{self, Described, always_false, words};
-use crate::http::outbound::SendError;
 use crate::http::problem::{Issue, Refusal};
 use crate::http::{Problem, body, json};
+use crate::outbound::SendError;
 use crate::tenants::caller;
 
 /// A question about an App Store transaction: by its id, or by the JWS that StoreKit gave your app.

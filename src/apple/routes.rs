@@ -473,7 +473,7 @@ fn class(failure: &Failure) -> String {
 mod tests {
     use super::*;
     use crate::http::json::read;
-    use crate::http::outbound::SendError;
+    use crate::outbound::SendError;
 
     fn issues(body: &Value) -> Value {
         let problem =

@@ -27,8 +27,8 @@ use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::changes::Changes;
 use crate::http::described::always_true;
-use crate::http::outbound::Upstream;
 use crate::id::TenantId;
+use crate::outbound::Upstream;
 
 /// The App Store, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]

@@ -6,10 +6,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::operators::{Entry, PRUNED};
-use super::verifications::Row;
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
-use crate::id::TenantId;
+use crate::id::{AuditId, TenantId};
 
 /// Rows that are taken away in one statement.
 const PRUNED_AT_ONCE: i64 = 5000;
@@ -43,6 +42,18 @@ pub(super) async fn add_hash_key(
     )
     .fetch_one(database.pool())
     .await
+}
+
+/// What is written.
+pub(super) struct Row {
+    pub(super) id: AuditId,
+    pub(super) tenant: TenantId,
+    pub(super) source: &'static str,
+    pub(super) identifier_hash: Vec<u8>,
+    pub(super) valid: bool,
+    pub(super) error_code: Option<&'static str>,
+    pub(super) latency_ms: i32,
+    pub(super) occurred_at: Timestamp,
 }
 
 /// Writes rows. One that is there already, because an earlier attempt's answer was lost, is not written again.

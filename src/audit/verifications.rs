@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::identifier::{HashKey, Identifier, NoHashKey};
-use super::store;
+use super::store::{self, Row};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, error_class};
@@ -114,18 +114,6 @@ struct Note {
     error_code: Option<&'static str>,
     latency: Duration,
     occurred_at: Timestamp,
-}
-
-/// What is written.
-pub(super) struct Row {
-    pub(super) id: AuditId,
-    pub(super) tenant: TenantId,
-    pub(super) source: &'static str,
-    pub(super) identifier_hash: Vec<u8>,
-    pub(super) valid: bool,
-    pub(super) error_code: Option<&'static str>,
-    pub(super) latency_ms: i32,
-    pub(super) occurred_at: Timestamp,
 }
 
 /// Why a batch was not written.

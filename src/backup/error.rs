@@ -7,7 +7,7 @@ use crate::crypto::pasted::told;
 use crate::db::{Error, MigrationProblem};
 
 /// Why a backup was not made, or could not be judged. That it is not sound is no error: see
-/// [`Report`](super::verify::Report).
+/// [`Report`](super::report::Report).
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// A program of Postgres is not there.

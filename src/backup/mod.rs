@@ -9,6 +9,7 @@
 //! - `part`: a file that has another name until it is whole
 //! - [`mod@create`]: makes a backup
 //! - [`mod@verify`]: restores it on trial
+//! - [`Report`]: what the trial found
 //! - [`mod@restore`]: brings it back into an empty database
 //! - [`error`]: what can go wrong
 
@@ -17,6 +18,7 @@ pub mod error;
 pub mod manifest;
 pub(crate) mod part;
 pub mod programs;
+mod report;
 pub mod restore;
 mod store;
 pub mod verify;
@@ -25,5 +27,6 @@ pub use create::create;
 pub use error::BackupError;
 pub use manifest::Manifest;
 pub use programs::Programs;
+pub use report::Report;
 pub use restore::restore;
-pub use verify::{Report, verify};
+pub use verify::verify;

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::error::BackupError;
-use super::verify::Report;
+use super::report::Report;
 use crate::credentials::sealed;
 use crate::db::{Database, Error};
 

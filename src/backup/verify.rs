@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::error::BackupError;
 use super::manifest::{Manifest, fingerprint};
 use super::programs::Programs;
+use super::report::Report;
 use super::store;
 use crate::clock::{Clock, Timestamp};
 use crate::credentials::canary::{self, CanaryError};
@@ -20,32 +20,6 @@ use crate::id::BackupId;
 
 /// So many values of every sealed column are opened, chosen at random.
 const SAMPLE: i64 = 20;
-
-/// What a trial found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// The backup's id.
-    pub id: String,
-    /// The moment whose state it holds.
-    pub created_at: String,
-    /// Whether everything is as it should be.
-    pub sound: bool,
-    /// What would be lost by going back to it: seconds since it was made.
-    pub age_seconds: u64,
-    /// How long restoring took, in milliseconds.
-    pub restored_in_ms: u64,
-    /// Tables in it.
-    pub tables: usize,
-    /// Rows in it.
-    pub rows: i64,
-    /// Migrations that this release added.
-    pub migrations_applied: usize,
-    /// Sealed values that were opened.
-    pub opened: u64,
-    /// What is wrong with it, in sentences.
-    pub problems: Vec<String>,
-}
 
 /// Restores the dump into a database of its own, compares it with its manifest, brings its tables to this release, and
 /// opens a sample of everything sealed. The database is gone again when this returns. Nothing else on the server is

@@ -19,8 +19,8 @@ use crate::config::settings::Grace;
 use crate::credentials::grace::{Before, NoWayBack};
 use crate::db::Database;
 use crate::events::{self, Source};
-use crate::http::outbound::{self, Upstream};
 use crate::id::{EventId, TenantId};
+use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]

@@ -189,8 +189,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Prune(args) => prune::run(args, context).await,
         Command::Simulator(args) => simulator::run(args, context).await,
         Command::Openapi => openapi::run(context),
-        Command::Completions(args) => completions::completions(&args),
-        Command::Man(args) => completions::manual(args),
+        Command::Completions(args) => completions::completions(&args, Cli::command()),
+        Command::Man(args) => completions::manual(args, Cli::command()),
     }
 }
 

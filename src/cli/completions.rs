@@ -3,11 +3,9 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::CommandFactory as _;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::command::Cli;
 use super::context::Failure;
 
 /// The arguments of `attesto completions`.
@@ -29,16 +27,15 @@ pub struct Manual {
     folder: Option<PathBuf>,
 }
 
-/// Writes a shell's script to standard output.
-pub fn completions(args: &Completions) -> Result<(), Failure> {
+/// Writes a shell's script for this tree of commands to standard output.
+pub fn completions(args: &Completions, mut tree: clap::Command) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "attesto", &mut script);
+    clap_complete::generate(args.shell, &mut tree, "attesto", &mut script);
     written(std::io::stdout().write_all(&script))
 }
 
-/// Writes pages of the manual.
-pub fn manual(args: Manual) -> Result<(), Failure> {
-    let mut tree = Cli::command();
+/// Writes pages of the manual of this tree of commands.
+pub fn manual(args: Manual, mut tree: clap::Command) -> Result<(), Failure> {
     tree.build();
     let Some(folder) = args.folder else {
         let mut page = Vec::new();
@@ -83,7 +80,10 @@ fn written(result: std::io::Result<()>) -> Result<(), Failure> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::command::Cli;
 
     #[test]
     fn every_command_has_a_page() {

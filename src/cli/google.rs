@@ -12,8 +12,8 @@ use crate::google::account::{ServiceAccount, TOKEN_URL};
 use crate::google::api::{self, Play};
 use crate::google::store::{self, NewCredentials, PutError};
 use crate::google::trial;
-use crate::http::outbound::{self, Upstream};
 use crate::id::TenantId;
+use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
-use crate::config::{Listen, Raw, own_certificate};
-use crate::http::outbound::{self, Believed};
+use crate::config::{self, Raw, own_certificate};
+use crate::outbound::{self, Believed};
 use crate::server::tls::{Files, Pair};
 
 /// How long a certificate may have been in its file without being in use: the service takes it within seconds.
@@ -91,7 +91,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 fn here(context: &Context) -> Result<(Url, reqwest::Result<reqwest::Client>), Failure> {
     let lookup = |name: &str| context.variable(name);
     let raw = Raw::new([], &lookup);
-    let listen = Listen::parse(&raw).map_err(Failure::settings)?;
+    let listen = config::listen(&raw).map_err(Failure::settings)?;
     let tls = own_certificate(&raw).map_err(Failure::settings)?;
     if listen.port == 0 {
         return Err(Failure::usage(

@@ -18,7 +18,6 @@ use super::context::{Context, Failure};
 use crate::clock::Clock;
 use crate::config::catalogue::{Kind, SETTINGS, Setting};
 use crate::config::secret_file::Lookup;
-use crate::config::settings::Log;
 use crate::config::shown::exposed_files;
 use crate::config::{DatabaseSource, Mode, Raw, Settings};
 use crate::credentials::canary::{self, CanaryError};
@@ -33,6 +32,7 @@ use crate::server::tls::Tls;
 use crate::server::{Manners, scrape};
 use crate::service::{Service, Serving};
 use crate::shutdown::Signals;
+use crate::telemetry::Log;
 use crate::telemetry::{self, Writer};
 use crate::traces::{self, Pipeline};
 

@@ -20,9 +20,9 @@ use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::changes::Changes;
 use crate::google::{self, Google};
-use crate::http::outbound::{self, Upstream};
 use crate::http::problem::Declined;
 use crate::id::TenantId;
+use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto verify`.
 #[derive(Debug, clap::Subcommand)]

@@ -577,7 +577,7 @@ async fn redeliver(arguments: Redeliver, context: &Context) -> Result<(), Failur
     });
     let prose = format!(
         "{count} events are delivered again{since}: {id}. Whoever serves works them off, {} a second.",
-        redelivery::redeliveries::RATE
+        redelivery::RATE
     );
     output.sentence(&result, &prose)?;
     Ok(())

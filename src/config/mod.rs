@@ -22,6 +22,4 @@ pub mod shown;
 
 pub use fingerprints::fingerprints;
 pub use raw::{Raw, environment, variables};
-pub use settings::{
-    DatabaseSource, Listen, Mode, RateLimit, Settings, Stores, Webhooks, own_certificate,
-};
+pub use settings::{DatabaseSource, Mode, Settings, Stores, Webhooks, listen, own_certificate};

@@ -4,10 +4,12 @@
 //! not depend on an order nobody remembers.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
+
+use crate::crypto::pasted::unreadable;
 
 /// Where settings come from: a variable's name in, its value out. The process' environment, or a test's table.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -43,18 +45,6 @@ pub enum Unreadable {
         /// What the operating system said.
         cause: std::io::Error,
     },
-}
-
-/// What is wrong with a file that cannot be read. Whoever puts the secret itself where its file's path belongs must not
-/// find it in the log: only what leads into a folder that exists is repeated.
-pub fn unreadable(path: &Path) -> String {
-    let folder = path.parent().filter(|folder| folder.parent().is_some());
-    match folder {
-        Some(folder) if folder.is_dir() => {
-            format!("names {}, which cannot be read", path.display())
-        }
-        _ => "must be the path of a file that can be read, not the secret itself".to_owned(),
-    }
 }
 
 /// Reads `name`, or the file that `name`_FILE names, without the one line end that editors and `echo` leave behind.

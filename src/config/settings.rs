@@ -1,12 +1,12 @@
 //! What the service runs with, read from the texts it was given.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
+use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret as _;
 use url::Url;
 
@@ -17,7 +17,10 @@ use super::secret_file;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
 use crate::db::embedded::EmbeddedOptions;
+use crate::server::Listen;
 use crate::server::tls::Files as TlsFiles;
+use crate::telemetry::{Log, LogFormat};
+use crate::tenants::RateLimit;
 use crate::traces;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
@@ -42,41 +45,17 @@ impl Mode {
     }
 }
 
-/// Where to listen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// `BIND_ADDRESS`; `None` when nobody chose one: every address, of IPv4 only where there is no IPv6.
-    pub address: Option<IpAddr>,
-    /// `PORT`; 0 takes a free one.
-    pub port: u16,
-}
-
-impl Listen {
-    /// Only this setting, for who looks for a service on this machine rather than to run one.
-    pub fn parse(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = Reader {
-            raw,
-            problems: Vec::new(),
-        };
-        let listen = reader.listen();
-        if reader.problems.is_empty() {
-            Ok(listen)
-        } else {
-            Err(reader.problems)
-        }
-    }
-
-    /// The address and port to try first.
-    pub fn socket(&self) -> SocketAddr {
-        let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
-    }
-
-    /// Where somebody on this machine finds it: at loopback when it listens everywhere.
-    pub fn nearby(&self) -> SocketAddr {
-        let listening = self.address.filter(|address| !address.is_unspecified());
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        SocketAddr::new(listening.unwrap_or(loopback), self.port)
+/// Only where the service listens, for who looks for one on this machine rather than to run one.
+pub fn listen(raw: &Raw<'_>) -> Result<Listen, Vec<String>> {
+    let mut reader = Reader {
+        raw,
+        problems: Vec::new(),
+    };
+    let listen = reader.listen();
+    if reader.problems.is_empty() {
+        Ok(listen)
+    } else {
+        Err(reader.problems)
     }
 }
 
@@ -87,37 +66,6 @@ pub enum DatabaseSource {
     Url(Box<ConnectSettings>),
     /// A private one of our own: `ATTESTO_EMBEDDED_POSTGRES`.
     Embedded(EmbeddedOptions),
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Pretty on a terminal, JSON lines anywhere else.
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Pretty,
-}
-
-/// What is logged, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Log {
-    /// The least serious level that is written.
-    pub level: tracing::level_filters::LevelFilter,
-    /// `LOG_FORMAT`
-    pub format: LogFormat,
-    /// Whether unexpected errors are logged by their class only, as in production.
-    pub classes_only: bool,
-}
-
-/// Default limits of a tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateLimit {
-    /// `RATE_LIMIT_PER_SECOND`
-    pub per_second: u32,
-    /// `RATE_LIMIT_BURST`
-    pub burst: u32,
 }
 
 /// How events are delivered.
@@ -958,11 +906,11 @@ mod tests {
                 .iter()
                 .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
                 .collect();
-            let listen = Listen::parse(&Raw::new(given, &|_| None)).expect("these are good");
+            let listen = listen(&Raw::new(given, &|_| None)).expect("these are good");
             assert_eq!(listen.nearby(), nearby.parse().unwrap());
         }
         let bad = Raw::new([("PORT".to_owned(), "x".to_owned())], &|_| None);
-        assert_eq!(Listen::parse(&bad).unwrap_err().len(), 1);
+        assert_eq!(listen(&bad).unwrap_err().len(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use axum::http::HeaderName;
+use reqwest::header::HeaderName;
 use serde::Serialize;
 use url::Url;
 

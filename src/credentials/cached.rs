@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
 use crate::db::changes::{Change, Changes};
-use crate::http::outbound::InFlight;
 use crate::id::TenantId;
+use crate::outbound::InFlight;
 
 /// How long "there is none" is remembered. Short, although a change is heard of: a tenant who has just been set up
 /// by hand should not have to know about caches.

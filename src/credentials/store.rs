@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use super::ages::Oldest;
 use super::sealed::{self, SealedColumn};
 use crate::db::{Database, Error};
 
@@ -189,6 +188,15 @@ pub(super) async fn replace(
         .fetch_one(database.pool())
         .await?;
     Ok(u64::try_from(put).unwrap_or(0))
+}
+
+/// The age of the oldest of each store. `None`: there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Oldest {
+    /// Apple's keys.
+    pub apple: Option<Duration>,
+    /// Google's service accounts.
+    pub google: Option<Duration>,
 }
 
 /// The age of the oldest credentials of each store.

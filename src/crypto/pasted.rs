@@ -15,8 +15,13 @@ pub fn may_be_secret(text: &str) -> bool {
 
 /// Whether a path may be repeated: it leads into a folder that exists, or cannot be taken for a secret.
 pub fn is_tellable(path: &Path) -> bool {
+    leads_somewhere(path) || !may_be_secret(&path.to_string_lossy())
+}
+
+/// Whether a path leads into a folder that exists, other than the root: no secret does.
+fn leads_somewhere(path: &Path) -> bool {
     let folder = path.parent().filter(|folder| folder.parent().is_some());
-    folder.is_some_and(Path::is_dir) || !may_be_secret(&path.to_string_lossy())
+    folder.is_some_and(Path::is_dir)
 }
 
 /// A path as it may be repeated.
@@ -26,6 +31,17 @@ pub fn told(path: &Path) -> String {
     } else {
         "what was given as a file's path (give the path of a file, not the secret itself)"
             .to_owned()
+    }
+}
+
+/// What is wrong with a setting that names a file which cannot be read, to be said after the setting's name. Whoever puts
+/// the secret itself where its file's path belongs must not find it in the log: only what leads into a folder that exists
+/// is repeated.
+pub fn unreadable(path: &Path) -> String {
+    if leads_somewhere(path) {
+        format!("names {}, which cannot be read", path.display())
+    } else {
+        "must be the path of a file that can be read, not the secret itself".to_owned()
     }
 }
 

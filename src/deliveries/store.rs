@@ -14,11 +14,12 @@ use super::courier::Parcel;
 use super::delivery::Next;
 use super::health::{Health, MOST, Signal, State};
 use super::outcome::Class;
-use super::wake;
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, Transaction};
 use crate::id::{DeliveryId, EventId, TenantId};
 
+/// Where processes tell each other that there is work.
+pub(super) const CHANNEL: &str = "attesto_work";
 /// How long a worker holds a row without saying that it is still there. Until then what a dead one held counts as being
 /// under way, against the limits of its callback too; so it is not long, and it is renewed often.
 pub(super) const LEASE: Duration = Duration::from_secs(20);
@@ -734,7 +735,7 @@ async fn settle(
 /// Tells every process that there is work.
 pub(super) async fn announce(database: &Database) -> Result<(), Error> {
     sqlx::query("select pg_notify($1, '')")
-        .bind(wake::CHANNEL)
+        .bind(CHANNEL)
         .execute(database.pool())
         .await?;
     Ok(())

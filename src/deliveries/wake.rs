@@ -14,8 +14,6 @@ use super::store;
 use crate::db::Database;
 use crate::db::changes::{Change, Changes};
 
-/// Where processes tell each other.
-pub(super) const CHANNEL: &str = "attesto_work";
 /// The others are told at most this often. Every notification takes a lock that all of the server's notifying commits
 /// share, which is also why none is sent inside the transaction that stores an event.
 const TELL_EVERY: Duration = Duration::from_millis(50);
@@ -37,7 +35,7 @@ impl Wake {
     pub fn listening(changes: &Changes) -> Self {
         let wake = Self::default();
         let said = wake.clone();
-        changes.on(CHANNEL, move || said.0.here.notify_one());
+        changes.on(store::CHANNEL, move || said.0.here.notify_one());
         let switched_on = wake.clone();
         changes.subscribe(move |change| {
             // A tenant or a callback that was switched on, perhaps.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::examine::unanswered;
+use super::finding::unanswered;
 use super::finding::{Check, counted};
 use super::store::{self, Slot};
 use crate::clock::{Clock, Timestamp};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::examine::unanswered;
+use super::finding::unanswered;
 use super::finding::{Check, counted, named};
 use super::store::{self, Few};
 use super::tenants::few_of;

@@ -1,6 +1,6 @@
 //! What is no longer as it was set up, as far as no other check says it.
 
-use super::examine::unanswered;
+use super::finding::unanswered;
 use super::finding::{Check, counted, named};
 use crate::clock::Clock;
 use crate::db::Database;

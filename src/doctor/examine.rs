@@ -128,15 +128,3 @@ async fn within(name: &'static str, look: BoxFuture<'_, Check>) -> Check {
         )
     })
 }
-
-/// A question to the database that failed.
-pub(super) fn unanswered(name: &'static str, error: &crate::db::Error) -> Check {
-    Check::fail(
-        name,
-        format!(
-            "{name}: the database refused: {}",
-            crate::db::error_class(error)
-        ),
-        "Has the role of DATABASE_URL the rights on Attesto's tables? The database's log says what it refused.",
-    )
-}

@@ -126,6 +126,18 @@ pub(super) fn named(names: &[String], count: i64) -> String {
     }
 }
 
+/// A question to the database that failed.
+pub(super) fn unanswered(name: &'static str, error: &crate::db::Error) -> Check {
+    Check::fail(
+        name,
+        format!(
+            "{name}: the database refused: {}",
+            crate::db::error_class(error)
+        ),
+        "Has the role of DATABASE_URL the rights on Attesto's tables? The database's log says what it refused.",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::examine::unanswered;
+use super::finding::unanswered;
 use super::finding::{Check, counted};
 use crate::credentials::canary::{self, Verdict};
 use crate::credentials::proof::{self, Proof};

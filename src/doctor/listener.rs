@@ -2,12 +2,13 @@
 
 use super::finding::Check;
 use crate::clock::Timestamp;
-use crate::config::{Listen, Raw, own_certificate};
+use crate::config::{self, Raw, own_certificate};
+use crate::server::Listen;
 use crate::server::tls::{BadPair, Pair};
 
 /// Looks. `None` when the settings do not say where, which is a finding of theirs.
 pub fn look(raw: &Raw<'_>, now: Timestamp) -> Option<Check> {
-    let listen = Listen::parse(raw).ok()?;
+    let listen = config::listen(raw).ok()?;
     let check = match own_certificate(raw).ok()? {
         Some(files) => certificate(Pair::read(&files, now), now),
         None => plain(listen),

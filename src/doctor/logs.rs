@@ -1,7 +1,7 @@
 //! What is kept: does the chain of what operators changed hold, and is there a backup that can be restored.
 
-use super::examine::unanswered;
 use super::finding::Check;
+use super::finding::unanswered;
 use super::store::{Backup, backups};
 use crate::audit::{operators, store};
 use crate::db::Database;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::examine::unanswered;
+use super::finding::unanswered;
 use super::finding::{Check, counted};
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Cadences;

@@ -9,7 +9,7 @@ use super::finding::Check;
 use crate::apple::trust::{Verifier, root_expiries};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Stores;
-use crate::http::outbound;
+use crate::outbound;
 
 /// How long a store may take to answer.
 const PATIENCE: Duration = Duration::from_secs(8);

@@ -19,6 +19,7 @@ pub mod word;
 
 pub use event::{Environment, NewEvent, Subject, SubjectType};
 pub use received::Received;
-pub use record::{NotStored, Receipt, Record, Stored};
+pub use record::{Receipt, Record};
 pub use store::find;
+pub use store::{NotStored, Stored};
 pub use word::{Source, Word};

@@ -6,9 +6,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::event::NewEvent;
-use super::store;
+use super::store::{self, NotStored, Stored};
 use crate::clock::Clock;
-use crate::db::{Database, Error};
+use crate::db::Database;
 use crate::id::{DeliveryId, EventId};
 
 /// Writes events, and with each what has to be delivered of it. Clones share everything.
@@ -17,28 +17,6 @@ pub struct Record {
     database: Database,
     clock: Clock,
     work_arrived: Arc<dyn Fn() + Send + Sync>,
-}
-
-/// What became of an event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The event: this one, or the one that was stored when the notification first came.
-    pub event_id: EventId,
-    /// Whether it came for the first time.
-    pub is_new: bool,
-    /// Whether a delivery was written with it. Never on a repeat.
-    pub enqueued: bool,
-}
-
-/// Why an event was not written.
-#[derive(Debug, thiserror::Error)]
-pub enum NotStored {
-    /// Its tenant is not active, or not there at all.
-    #[error("the tenant is not active")]
-    Inactive,
-    /// The database did not take it.
-    #[error(transparent)]
-    Database(#[from] Error),
 }
 
 impl Record {

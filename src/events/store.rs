@@ -6,13 +6,34 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::event::NewEvent;
-use super::record::{NotStored, Stored};
 use super::word::Source;
 use crate::db::{Database, Error};
 use crate::id::{DeliveryId, EventId, TenantId};
 
 /// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
 const LONGEST_KEY: usize = 1024;
+
+/// What became of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The event: this one, or the one that was stored when the notification first came.
+    pub event_id: EventId,
+    /// Whether it came for the first time.
+    pub is_new: bool,
+    /// Whether a delivery was written with it. Never on a repeat.
+    pub enqueued: bool,
+}
+
+/// Why an event was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// Its tenant is not active, or not there at all.
+    #[error("the tenant is not active")]
+    Inactive,
+    /// The database did not take it.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
 
 /// Writes an event and, when its tenant has an active callback, a delivery of it: one statement, so that both are there
 /// or neither is, and that nobody who hangs up can leave a transaction behind. Whether the tenant is active is asked by the

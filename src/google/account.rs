@@ -24,11 +24,10 @@ use serde_json::json;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::api::is_code;
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
-use crate::http::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
 use crate::id::TenantId;
+use crate::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
 
 /// Where Google sells access tokens.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
@@ -463,12 +462,23 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError
     }
 }
 
+/// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
+/// and in any log. Anything else may be the purchase token.
+pub(super) fn is_code(word: &str) -> bool {
+    const LONGEST: usize = 64;
+    (1..=LONGEST).contains(&word.len())
+        && word
+            .bytes()
+            .all(|letter| letter.is_ascii_alphabetic() || letter == b'_')
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
     use aws_lc_rs::rsa::KeySize;
-    use axum::http::{HeaderMap, StatusCode};
     use base64::engine::general_purpose::STANDARD;
+    use reqwest::StatusCode;
+    use reqwest::header::HeaderMap;
     use serde_json::{Value, json};
 
     use super::*;

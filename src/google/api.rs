@@ -33,14 +33,14 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::account::{AccessTokens, ServiceAccount, TokenError};
+use super::account::{AccessTokens, ServiceAccount, TokenError, is_code};
 use super::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
-use crate::http::outbound::{
+use crate::id::TenantId;
+use crate::outbound::{
     Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
 };
-use crate::id::TenantId;
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
 const WIDTH: usize = 64;
@@ -421,16 +421,6 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
         }
         .into(),
     })
-}
-
-/// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
-/// and in any log. Anything else may be the purchase token.
-pub(super) fn is_code(word: &str) -> bool {
-    const LONGEST: usize = 64;
-    (1..=LONGEST).contains(&word.len())
-        && word
-            .bytes()
-            .all(|letter| letter.is_ascii_alphabetic() || letter == b'_')
 }
 
 /// `subscriptionInvalidArgument` is what was seen; its siblings are spelled after the same pattern.
@@ -843,7 +833,7 @@ mod tests {
         let base = format!("http://{}/", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = crate::http::outbound::client().expect("a client");
+        let client = crate::outbound::client().expect("a client");
         let base = Url::parse(&base).expect("a URL");
         let token_url = base.join("token").expect("a URL");
         let clock = Clock::fixed(now());

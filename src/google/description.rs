@@ -16,9 +16,9 @@ use super::routes::{no_credentials, problem, refusal};
 use super::trust::Untrusted;
 use super::verify::{No, Question, Verified};
 use crate::http::described::{self, Described, always_false, words};
-use crate::http::outbound::SendError;
 use crate::http::problem::Issue;
 use crate::http::{Problem, body, json};
+use crate::outbound::SendError;
 use crate::tenants::caller;
 
 /// A question about a Google Play purchase: a subscription's, or a one-time product's.

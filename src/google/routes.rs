@@ -471,7 +471,7 @@ mod tests {
 
     use super::*;
     use crate::http::json::read;
-    use crate::http::outbound::SendError;
+    use crate::outbound::SendError;
 
     fn issues(body: &Value) -> Vec<String> {
         let problem =

@@ -17,17 +17,17 @@ use std::time::Duration;
 
 use aws_lc_rs::rsa::PublicKeyComponents;
 use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA256;
-use axum::http::HeaderMap;
-use axum::http::header::{AGE, CACHE_CONTROL};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::header::HeaderMap;
+use reqwest::header::{AGE, CACHE_CONTROL};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::clock::{Clock, Timestamp};
-use crate::http::outbound::{Upstream, Verdict};
 use crate::id::TenantId;
+use crate::outbound::{Upstream, Verdict};
 
 /// A token is about 900 bytes.
 const LONGEST_TOKEN: usize = 8 * 1024;
@@ -441,8 +441,8 @@ mod tests {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::rsa::{KeyPair, KeySize};
     use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
-    use axum::http::HeaderValue;
     use proptest::prelude::*;
+    use reqwest::header::HeaderValue;
     use serde_json::{Value, json};
 
     use super::*;

@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::described::words;
-use super::outbound::InFlight;
+use crate::outbound::InFlight;
 
 /// How long the checks may take. The contract promises an answer within two seconds.
 const PATIENCE: Duration = Duration::from_millis(1500);

@@ -1,34 +1,6 @@
 //! All jobs.
 
-use std::sync::Arc;
-
-use super::{Job, drift, expiry, probe, reseal, retention, statistics};
-use crate::clock::Clock;
-use crate::config::settings::{Cadences, JobIntervals, Retention};
-use crate::crypto::keyring::Keyring;
-use crate::db::Database;
-use crate::deliveries::Sender;
-
-/// What jobs work with.
-#[derive(Clone)]
-pub struct Tools {
-    /// Where everything is.
-    pub database: Database,
-    /// The encryption keys. `None`: this process was given none, and the jobs that need them fail.
-    pub keyring: Option<Arc<Keyring>>,
-    /// Connects to callbacks. `None`: this machine trusts nobody, and the job that needs it fails.
-    pub sender: Option<Sender>,
-    /// What time it is.
-    pub clock: Clock,
-    /// How often each runs.
-    pub intervals: JobIntervals,
-    /// Whether somebody asks for a run: then also what a run did lately is done again.
-    pub anew: bool,
-    /// How long what is kept.
-    pub retention: Retention,
-    /// When what is warned of.
-    pub cadences: Cadences,
-}
+use super::{Job, Tools, drift, expiry, probe, reseal, retention, statistics};
 
 /// The names of all jobs.
 pub const NAMES: [&str; 6] = [

@@ -6,6 +6,7 @@
 //!
 //! - [`job`]: a job, and when it is due
 //! - [`list`]: all of them; a new one is a file here and a line there
+//! - [`Tools`]: what they work with
 //! - [`scheduler`]: who runs them, and the one way to run one
 //! - [`drift`], [`expiry`], [`probe`], [`reseal`], [`retention`], [`statistics`]: what they do
 
@@ -19,8 +20,10 @@ pub mod retention;
 pub mod scheduler;
 pub mod statistics;
 mod store;
+mod tools;
 
 pub use job::Job;
-pub use list::{NAMES, Tools, all};
+pub use list::{NAMES, all};
 pub use scheduler::{Jobs, Outcome, Ran, RunError, run_now};
 pub use store::{LastRun, Standing, last_runs, standings};
+pub use tools::Tools;

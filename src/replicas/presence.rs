@@ -17,8 +17,6 @@ use crate::id::ReplicaId;
 
 /// How often.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
-/// A process that was seen this lately counts as being there.
-pub const LIVE: Duration = Duration::from_secs(45);
 /// How long the farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::company::Replica;
-use super::presence::LIVE;
+use super::replica::{LIVE, Replica};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::ReplicaId;

@@ -1,21 +1,18 @@
 //! Takes connections, no more than it can hold, until told to stop.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::shared::{Manners, Server};
 use super::tls::Tls;
-use crate::config::Listen;
 use crate::http::envelope::Envelope;
 
 /// How long to wait when the system has no room for another connection.
@@ -24,34 +21,6 @@ const PAUSE_WHEN_FULL: Duration = Duration::from_millis(100);
 const DESCRIPTORS_KEPT: u64 = 256;
 /// More connections than this are not useful to one process.
 const MOST_CONNECTIONS: u64 = 16 * 1024;
-
-/// How patient the server is, and with how many at once.
-#[derive(Clone, Copy, Debug)]
-pub struct Manners {
-    /// How long a request's head may take from its first byte, or from the end of the request before it.
-    pub head_timeout: Duration,
-    /// How long a connection may have nothing in hand.
-    pub idle_timeout: Duration,
-    /// How long closing waits for a caller who is still sending, so that it can read its answer.
-    pub linger: Duration,
-    /// Connections at once. Further ones wait to be taken.
-    pub max_connections: usize,
-}
-
-/// How long a request's whole body may take.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(12);
-
-impl Default for Manners {
-    /// Every stalled connection is gone within 15 seconds.
-    fn default() -> Self {
-        Self {
-            head_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(12),
-            linger: Duration::from_secs(2),
-            max_connections: 1024,
-        }
-    }
-}
 
 /// As many connections as this process can have file descriptors for, which are first made as many as it may have.
 pub fn room_for_connections() -> usize {
@@ -70,6 +39,30 @@ pub fn room_for_connections() -> usize {
         most.saturating_sub(DESCRIPTORS_KEPT)
     });
     usize::try_from(room.clamp(64, MOST_CONNECTIONS)).unwrap_or(64)
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `BIND_ADDRESS`; `None` when nobody chose one: every address, of IPv4 only where there is no IPv6.
+    pub address: Option<IpAddr>,
+    /// `PORT`; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Listen {
+    /// The address and port to try first.
+    pub fn socket(&self) -> SocketAddr {
+        let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
+    }
+
+    /// Where somebody on this machine finds it: at loopback when it listens everywhere.
+    pub fn nearby(&self) -> SocketAddr {
+        let listening = self.address.filter(|address| !address.is_unspecified());
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        SocketAddr::new(listening.unwrap_or(loopback), self.port)
+    }
 }
 
 /// Why nothing can be listened to.
@@ -126,20 +119,6 @@ fn explain(address: SocketAddr, problem: io::Error) -> BindError {
         ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(address),
         _ => BindError::Other(address, problem),
     }
-}
-
-/// What all connections share.
-pub(super) struct Server {
-    pub(super) envelope: Envelope,
-    pub(super) manners: Manners,
-    pub(super) tls: Option<Tls>,
-    pub(super) protocol: auto::Builder<TokioExecutor>,
-    pub(super) keep_alive: Option<HeaderValue>,
-    pub(super) tasks: TaskTracker,
-    /// Finish what is in hand and take nothing new.
-    pub(super) stopping: CancellationToken,
-    /// Stop where you are.
-    pub(super) given_up: CancellationToken,
 }
 
 /// A server that serves. Dropping it lets it go on; [`Running::stop`] ends it.

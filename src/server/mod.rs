@@ -10,14 +10,18 @@
 //! - [`listen`]: take connections
 //! - [`scrape`]: `/metrics`, on a listener of its own
 //! - [`tls`]: the listener's own certificate, if it has one
+//! - [`Manners`]: how patient it is
 //! - `connection`: one connection, from its first byte to its last
 //! - `socket`: the bytes below it: strict about line ends, polite when closing
 
+mod activity;
 mod connection;
 pub mod listen;
 pub mod routes;
 pub mod scrape;
+mod shared;
 mod socket;
 pub mod tls;
 
-pub use listen::{BindError, Manners, Running, bind, start};
+pub use listen::{BindError, Listen, Running, bind, start};
+pub use shared::{BODY_TIMEOUT, Manners};

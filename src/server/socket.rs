@@ -20,8 +20,8 @@ use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::connection::Activity;
-use super::listen::Server;
+use super::activity::Activity;
+use super::shared::Server;
 
 /// How much is read and thrown away at once.
 const THROWN_AWAY_AT_ONCE: usize = 16 * 1024;

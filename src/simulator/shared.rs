@@ -117,7 +117,7 @@ impl Shared {
 
     /// The client that pushes, if one can be made.
     pub(super) fn client(&self) -> Option<&reqwest::Client> {
-        let make = || crate::http::outbound::client().ok();
+        let make = || crate::outbound::client().ok();
         self.client.get_or_init(make).as_ref()
     }
 

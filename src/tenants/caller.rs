@@ -8,8 +8,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 
+use super::tenant::RateLimit;
 use crate::clock::Clock;
-use crate::config::RateLimit;
 use crate::db::changes::Changes;
 use crate::db::{Database, Error};
 use crate::http::described::Described;

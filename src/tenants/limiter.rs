@@ -14,8 +14,8 @@ use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
+use super::tenant::RateLimit;
 use crate::clock::Clock;
-use crate::config::RateLimit;
 use crate::id::TenantId;
 
 /// From so many buckets on, those that are full again are dropped now and then.

@@ -22,4 +22,4 @@ mod usage;
 
 pub use api_key::{ApiKey, KeyEnvironment, RawKey};
 pub use caller::{Caller, Callers};
-pub use tenant::{Limits, Name, Tenant};
+pub use tenant::{Limits, Name, RateLimit, Tenant};

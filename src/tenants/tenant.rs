@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::clock::Timestamp;
-use crate::config::RateLimit;
 use crate::id::TenantId;
 
 /// A tenant as it is stored.
@@ -20,6 +19,15 @@ pub struct Tenant {
     pub limits: Limits,
     /// When it was created.
     pub created_at: Timestamp,
+}
+
+/// What the service gives to a tenant without limits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// `RATE_LIMIT_PER_SECOND`
+    pub per_second: u32,
+    /// `RATE_LIMIT_BURST`
+    pub burst: u32,
 }
 
 /// A tenant's own limits; `None` means the service's.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
 use hyper::body::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -12,13 +11,14 @@ use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_sc
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 use prost::Message as _;
+use reqwest::header::CONTENT_TYPE;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::queue::Numbers;
 use super::settings::Settings;
-use crate::http::outbound::root_cause;
+use crate::outbound::root_cause;
 
 /// The most spans in one message.
 const BATCH: usize = 512;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::export::Exporter;
 use super::queue::{Numbers, Queue};
 use super::settings::Settings;
-use crate::http::outbound;
+use crate::outbound;
 
 /// Takes spans, and sends them.
 pub struct Pipeline {

@@ -1,10 +1,11 @@
 //! The span around an answer.
 
-use axum::http::{HeaderMap, StatusCode};
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{TraceContextExt as _, TraceId};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use reqwest::StatusCode;
+use reqwest::header::HeaderMap;
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;

@@ -1,7 +1,7 @@
 //! Where spans go, and which.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 /// Where spans go.

@@ -274,7 +274,7 @@ impl Stage {
         let mut chance = fastrand::Rng::with_seed(seed);
         let notifications = self.notifications(events, &mut chance);
         let ports: Arc<Ports> = Arc::new(self.replicas.iter().map(Replica::port).collect());
-        let client = attesto::http::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::client().expect("a client can be made");
         let accepted = Accepted::default();
         let begun = Instant::now();
         let pushing = {

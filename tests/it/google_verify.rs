@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use attesto::audit::Verifications;
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::RateLimit;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
 use attesto::db::changes::Changes;
@@ -15,8 +14,9 @@ use attesto::google::account::ServiceAccount;
 use attesto::google::store::{self, NewCredentials, PutError};
 use attesto::google::{self, Google, Settings};
 use attesto::http::envelope::Envelope;
-use attesto::http::outbound::{self, Upstream};
 use attesto::id::TenantId;
+use attesto::outbound::{self, Upstream};
+use attesto::tenants::RateLimit;
 use attesto::tenants::{self, Callers, KeyEnvironment, RawKey};
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};

@@ -51,6 +51,7 @@ mod serve;
 mod server_manners;
 mod tail;
 mod tenants;
+mod tidy;
 mod tls;
 mod traces;
 mod upgrade;

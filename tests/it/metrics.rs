@@ -141,7 +141,7 @@ async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
     let world = World::with(&SHOWN).await;
     assert_eq!(world.ask("GET", "/metrics", None, None).await.status, 404);
     let page = world.metrics_url();
-    let client = attesto::http::outbound::client().unwrap();
+    let client = attesto::outbound::client().unwrap();
     let answer = client.get(&page).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(
@@ -167,7 +167,7 @@ async fn a_scrape_needs_no_database() {
     assert_eq!(count(&world.metrics().await, "attesto_db_up"), 1);
     world.database().close().await;
     // Not one statement could be run.
-    let client = attesto::http::outbound::client().unwrap();
+    let client = attesto::outbound::client().unwrap();
     for _ in 0..100 {
         let answer = client.get(world.metrics_url()).send().await.unwrap();
         assert_eq!(answer.status(), 200);

@@ -5,12 +5,12 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attesto::config::settings::{Log, LogFormat};
 use attesto::db::changes::Changes;
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::{Fault, Forgery};
+use attesto::telemetry::{Log, LogFormat};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};

@@ -95,7 +95,7 @@ impl Served {
     async fn get(&self, path: &str) -> (u16, Value) {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let port = self.line("listening").await["port"].clone();
-        let client = attesto::http::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::client().expect("a client can be made");
         let answer = client
             .get(format!("http://127.0.0.1:{port}{path}"))
             .send()
@@ -110,7 +110,7 @@ impl Served {
     /// Asks a question with a key.
     pub(crate) async fn ask(&self, path: &str, key: &str, question: &Value) -> (u16, Value) {
         let port = self.line("listening").await["port"].clone();
-        let client = attesto::http::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::client().expect("a client can be made");
         let answer = client
             .post(format!("http://127.0.0.1:{port}{path}"))
             .header("authorization", format!("Bearer {key}"))
@@ -474,7 +474,7 @@ async fn metrics_are_served_where_the_first_line_says_or_not_at_all() {
     let first = served.line("listening").await;
     let address = first["metrics"].as_str().expect("an address").to_owned();
     served.ready(200).await;
-    let client = attesto::http::outbound::client().expect("a client can be made");
+    let client = attesto::outbound::client().expect("a client can be made");
     let page = client.get(format!("http://{address}/metrics")).send().await;
     let page = page.expect("an answer").text().await.expect("text");
     assert!(

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::clock::Clock;
-use attesto::config::Listen;
 use attesto::http::envelope::Envelope;
 use attesto::http::json::{Fields, FromJson, Json};
+use attesto::server::Listen;
 use attesto::server::{BindError, Manners, Running, bind, start};
 use axum::Router;
 use axum::routing::{get, post};

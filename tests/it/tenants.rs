@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::RateLimit;
 use attesto::credentials::canary::{self, CanaryError};
 use attesto::credentials::{Cached, sealed};
 use attesto::crypto::keyring::{Keyring, MasterKey};
@@ -15,6 +14,7 @@ use attesto::db::changes::{self, Changes};
 use attesto::db::{ConnectSettings, Database, Error};
 use attesto::http::{Code, Problem};
 use attesto::id::{KeyId, TenantId};
+use attesto::tenants::RateLimit;
 use attesto::tenants::caller::Refused;
 use attesto::tenants::{Caller, Callers, KeyEnvironment, RawKey, Tenant, store};
 use axum::http::{HeaderMap, HeaderValue, header};

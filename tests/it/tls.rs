@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::http::outbound::{Believed, client_believing};
+use attesto::outbound::{Believed, client_believing};
 use attesto::server::tls::{BadPair, Files, Pair, Rhythm, Tls};
 use attesto::server::{Manners, scrape};
 use attesto::service::{Service, Serving};
@@ -188,7 +188,7 @@ impl Place {
 
     async fn number(&self, name: &str) -> i64 {
         let url = format!("http://{}/metrics", self.serving.metrics_address().unwrap());
-        let client = attesto::http::outbound::client().unwrap();
+        let client = attesto::outbound::client().unwrap();
         let page = client.get(url).send().await.unwrap().text().await.unwrap();
         let mut lines = page.lines();
         let line = lines.find_map(|line| line.strip_prefix(name)).unwrap();

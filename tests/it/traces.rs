@@ -122,7 +122,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn client() -> reqwest::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    attesto::http::outbound::client().unwrap()
+    attesto::outbound::client().unwrap()
 }
 
 async fn base(served: &Served) -> String {

@@ -16,16 +16,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use futures_util::future::join_all;
+use reqwest::StatusCode;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use url::{Host, Url};
 
 use super::answer::{self, Answer, Status, Unusable};
 use super::subject::Subject;
 use crate::clock::Clock;
-use crate::http::outbound::{InFlight, SendError, Upstream, Verdict};
 use crate::metrics::{Counter, Labelled, Registry};
+use crate::outbound::{InFlight, SendError, Upstream, Verdict};
 
 /// How long an answer counts without a new question: what Apple's own libraries do.
 const FRESH_FOR: Duration = Duration::from_mins(15);

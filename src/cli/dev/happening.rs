@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::callback::Arrival;
+use super::question::say;
 use super::question::shown;
-use super::say;
 use super::stage::Stage;
 use crate::cli::context::Failure;
 

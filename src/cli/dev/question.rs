@@ -158,6 +158,14 @@ fn shortened(value: &Value) -> Value {
     }
 }
 
+/// Standard output is where the questions go, whoever reads it.
+pub(super) fn say(text: &str) {
+    use std::io::Write as _;
+    // Whoever reads may have read enough: `attesto dev | head`.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

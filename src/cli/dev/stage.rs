@@ -12,11 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use super::Args;
+use super::args::Args;
 use super::callback::Callback;
 use crate::apple::account::{Credentials, EnvironmentChoice, SigningKey};
 use crate::clock::Clock;
-use crate::config::settings::{Log, LogFormat};
 use crate::config::{Raw, Settings};
 use crate::credentials::canary;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
@@ -31,6 +30,7 @@ use crate::simulator::state::google::{NewSubscription, Subscription};
 use crate::simulator::state::notifications::NotificationUrls;
 use crate::simulator::state::pubsub::PushSubscription;
 use crate::simulator::{Simulator, SimulatorOptions};
+use crate::telemetry::{Log, LogFormat};
 use crate::tenants::{KeyEnvironment, Name, RawKey, store};
 use crate::{apple, google, telemetry};
 

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use crate::http::outbound::InFlight;
+use crate::outbound::InFlight;
 
 /// How long an answer is believed. The system's resolver does not say how long it may be; a tenant who moves a callback
 /// waits no longer than this, and a burst of deliveries asks once.

@@ -5,10 +5,13 @@
 //! which events were delivered lately is left alone, but for once a day; while deliveries are held, all of them are.
 //!
 //! - [`round`]: all of them, one after the other
+//! - `result`: what a look can find, in words
 //! - [`store`]: what was found
 
+mod result;
 pub mod round;
 pub mod store;
 
-pub use round::{RESULTS, Round, Tally, go_round};
+pub use result::RESULTS;
+pub use round::{Round, Tally, go_round};
 pub use store::Found;

@@ -7,10 +7,11 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::result::{RESULTS, word};
 use super::store::{self, Callback};
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::sender::{Probe, Sender};
-use crate::deliveries::{Class, guard::AllowList, hold};
+use crate::deliveries::{guard::AllowList, hold};
 use crate::id::TenantId;
 
 /// So many are connected to at once.
@@ -19,19 +20,6 @@ const AT_ONCE: usize = 8;
 const PACE: Duration = Duration::from_millis(50);
 /// So many are read at once.
 const PAGE: i64 = 100;
-
-/// Every word under which a callback is counted: events were delivered to it lately, it can be reached, why not, or this
-/// machine could not find out.
-pub const RESULTS: [&str; 8] = [
-    "delivered",
-    "reachable",
-    "dns",
-    "connect",
-    "tls",
-    "blocked",
-    "timeout",
-    "unknown",
-];
 
 /// How many callbacks are how, by the words of [`RESULTS`].
 pub type Tally = BTreeMap<&'static str, u64>;
@@ -138,20 +126,5 @@ impl Notes<'_> {
             tally: self.tally,
             not_kept: self.not_kept,
         }
-    }
-}
-
-/// The word for what a look found.
-pub(super) fn word(probe: &Probe) -> &'static str {
-    match probe {
-        Probe::Reachable { .. } => "reachable",
-        Probe::Unreachable { class, .. } => match class {
-            Class::Dns => "dns",
-            Class::Tls => "tls",
-            Class::Blocked => "blocked",
-            Class::Timeout => "timeout",
-            _ => "connect",
-        },
-        Probe::Unknown => "unknown",
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::round::{RESULTS, word};
+use super::result::{RESULTS, word};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::deliveries::guard::Opening;

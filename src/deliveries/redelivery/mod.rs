@@ -13,5 +13,6 @@ pub mod redeliveries;
 pub mod request;
 mod store;
 
-pub use redeliveries::{Batch, Found, Redeliveries};
+pub use redeliveries::Redeliveries;
 pub use request::{Filter, Refused, Request, Status};
+pub use store::{Batch, Found, RATE};

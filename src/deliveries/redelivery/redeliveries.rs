@@ -1,36 +1,11 @@
 //! Takes requests, and works them off.
 
 use super::request::{Filter, Refused, Request};
-use super::store;
-use crate::clock::{Clock, Timestamp};
+use super::store::{self, BATCH, Batch, Found};
+use crate::clock::Clock;
 use crate::db::{Database, Error};
 use crate::deliveries::store::announce;
 use crate::id::{DeliveryId, EventId, RedeliveryId};
-
-/// Events a second, of each request.
-pub const RATE: u32 = 100;
-/// Events in one transaction.
-pub(super) const BATCH: usize = 20;
-/// Events looked at in one transaction, when the filter passes over many.
-pub(super) const LOOKED_AT: i64 = 1000;
-
-/// What a filter finds now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// How many events.
-    pub count: u64,
-    /// When the first of them was received.
-    pub oldest: Option<Timestamp>,
-}
-
-/// What one batch did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Deliveries that are now due.
-    pub enqueued: usize,
-    /// Whether there was a request to work on.
-    pub worked: bool,
-}
 
 /// Every redelivery there is.
 #[derive(Clone, Debug)]
@@ -66,7 +41,7 @@ impl Redeliveries {
     }
 
     /// Has everything delivered again that `filter` finds now. Returns at once; the work is done by whichever process
-    /// delivers, [`RATE`] events a second.
+    /// delivers, [`RATE`](super::RATE) events a second.
     pub async fn of_all(
         &self,
         filter: &Filter,

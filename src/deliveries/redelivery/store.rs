@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::redeliveries::{BATCH, Batch, Found, LOOKED_AT, RATE};
 use super::request::{Filter, Refused, Request, Status};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
@@ -10,6 +9,31 @@ use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 
 /// How long a request waits for its tenant's callback to be switched on.
 const CALLBACK_LOOKED_FOR_EVERY: f64 = 10.0;
+
+/// Events a second, of each request.
+pub const RATE: u32 = 100;
+/// Events in one transaction.
+pub(super) const BATCH: usize = 20;
+/// Events looked at in one transaction, when the filter passes over many.
+const LOOKED_AT: i64 = 1000;
+
+/// What a filter finds now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// How many events.
+    pub count: u64,
+    /// When the first of them was received.
+    pub oldest: Option<Timestamp>,
+}
+
+/// What one batch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Deliveries that are now due.
+    pub enqueued: usize,
+    /// Whether there was a request to work on.
+    pub worked: bool,
+}
 
 pub(super) async fn enqueue_one(
     database: &Database,

@@ -17,7 +17,7 @@ use x509_cert::time::Time;
 use zeroize::Zeroizing;
 
 use crate::clock::Timestamp;
-use crate::config::secret_file::unreadable;
+use crate::crypto::pasted::unreadable;
 use crate::crypto::token;
 
 /// The most that either file may weigh. A long chain is a few kilobytes.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Identity, Simulator, SimulatorOptions};
 use crate::clock::{Clock, Timestamp};
-use crate::http::outbound;
+use crate::outbound;
 
 /// Made once: RSA keys take their time.
 static IDENTITY: LazyLock<Identity> = LazyLock::new(|| Identity::new(noon()));

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use attesto::config::settings::{Log, LogFormat};
 use attesto::telemetry::{self, Writer};
+use attesto::telemetry::{Log, LogFormat};
 use serde_json::Value;
 use tracing::Dispatch;
 use tracing::dispatcher::DefaultGuard;

@@ -1,0 +1,76 @@
+//! A bound on what one owner has running.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bounds how much one owner may have running at once, so that one tenant's flood does not take every connection.
+#[derive(Clone)]
+pub struct Bulkhead<K> {
+    width: usize,
+    owners: Arc<Mutex<HashMap<K, Arc<Semaphore>>>>,
+}
+
+impl<K: Eq + Hash + Clone> Bulkhead<K> {
+    /// At most `width` at once for each owner.
+    pub fn new(width: usize) -> Self {
+        Self {
+            width,
+            owners: Arc::default(),
+        }
+    }
+
+    /// Waits for a place of `owner`'s. `None` when none came free within `patience`.
+    pub async fn enter(&self, owner: &K, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        let places = {
+            let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            if owners.len() > 1024 {
+                owners.retain(|_, places| {
+                    Arc::strong_count(places) > 1 || places.available_permits() < self.width
+                });
+            }
+            owners
+                .entry(owner.clone())
+                .or_insert_with(|| Arc::new(Semaphore::new(self.width)))
+                .clone()
+        };
+        tokio::time::timeout(patience, places.acquire_owned())
+            .await
+            .ok()?
+            .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_owner_waits_and_another_does_not() {
+        let bulkhead = Bulkhead::new(1);
+        let held = bulkhead.enter(&"a", Duration::ZERO).await;
+        assert!(held.is_some());
+        assert!(
+            bulkhead
+                .enter(&"a", Duration::from_millis(1))
+                .await
+                .is_none()
+        );
+        assert!(
+            bulkhead
+                .enter(&"b", Duration::from_millis(1))
+                .await
+                .is_some()
+        );
+        drop(held);
+        assert!(
+            bulkhead
+                .enter(&"a", Duration::from_millis(1))
+                .await
+                .is_some()
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! Calls to others: pooled, bounded in time and size, retried a little, shared when identical.
+//!
+//! Promises: no call lasts longer than its deadline, no answer is larger than its bound, no error repeats a URL.
+//! Callbacks of tenants are called by `deliveries`, which trusts them less.
+//!
+//! - [`client()`] builds the one HTTP client; [`client_believing`] one for a service at this machine
+//! - [`Upstream`] makes one logical call to a store, retries included
+//! - [`InFlight`] lets identical callers share one call
+//! - [`Bulkhead`] bounds how many one tenant may have running
+
+mod bulkhead;
+mod client;
+mod in_flight;
+mod upstream;
+
+pub use bulkhead::Bulkhead;
+pub use client::{Believed, client, client_believing, root_cause};
+pub use in_flight::InFlight;
+pub use upstream::{Answer, SendError, Upstream, Verdict, push_segment, retry_after, unreadable};

@@ -1,0 +1,221 @@
+//! One logical call to a store: up to three attempts inside one deadline, its answer bounded in size.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
+use super::root_cause;
+use crate::clock::Timestamp;
+use crate::crypto::token;
+
+/// The most a store's answer may weigh. A subscription with its whole history of line items is a few kilobytes.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// A first attempt and two quick retries.
+const MAX_ATTEMPTS: u32 = 3;
+/// The first pause between attempts; the second is twice as long. Each varies by a quarter either way.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest wait that is passed on.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+/// A `Retry-After` from here on is a moment in milliseconds, below it a number of seconds.
+const FIRST_MOMENT: i64 = 1_000_000_000;
+
+/// A store's answer, whole.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The headers, for `Retry-After` and `Cache-Control`.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer at all. No message repeats a URL, which may hold a purchase token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The deadline passed first.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The connection failed or broke.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+    /// The answer is larger than any answer should be.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// What to do with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is final, whatever it says.
+    Final,
+    /// It may be better in a moment: try again while the deadline allows.
+    Transient,
+}
+
+/// A way to call one store.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: reqwest::Client,
+    deadline: Duration,
+    most_bytes: usize,
+}
+
+impl Upstream {
+    /// Calls through `client`; each logical call, retries included, ends within `deadline`.
+    pub fn new(client: reqwest::Client, deadline: Duration) -> Self {
+        Self {
+            client,
+            deadline,
+            most_bytes: MAX_ANSWER_BYTES,
+        }
+    }
+
+    /// The same through the same connections, for short answers: of at most `most_bytes` and within `deadline`, or
+    /// sooner.
+    #[must_use]
+    pub fn within(&self, deadline: Duration, most_bytes: usize) -> Self {
+        Self {
+            client: self.client.clone(),
+            deadline: deadline.min(self.deadline),
+            most_bytes: most_bytes.min(self.most_bytes),
+        }
+    }
+
+    /// The client, to build a request with.
+    pub fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    /// Sends the request that `build` makes, again while `judge` calls the answer transient, a connection fails, and
+    /// the deadline leaves room. The last answer is returned even when it is transient.
+    pub async fn send(
+        &self,
+        build: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
+        judge: impl Fn(&Answer) -> Verdict,
+    ) -> Result<Answer, SendError> {
+        let end = Instant::now() + self.deadline;
+        let mut attempt = 1;
+        loop {
+            let Ok(outcome) = once(build(&self.client), self.most_bytes, end).await else {
+                return Err(SendError::Timeout(self.deadline));
+            };
+            let again = match &outcome {
+                Ok(answer) => judge(answer) == Verdict::Transient,
+                Err(SendError::Connection(_)) => true,
+                Err(_) => false,
+            };
+            let pause = FIRST_PAUSE.mul_f64(f64::from(attempt) * (0.75 + fastrand::f64() / 2.0));
+            if !again || attempt == MAX_ATTEMPTS || Instant::now() + pause >= end {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+        }
+    }
+}
+
+/// One attempt until `end`.
+async fn once(
+    request: reqwest::RequestBuilder,
+    most_bytes: usize,
+    end: Instant,
+) -> Result<Result<Answer, SendError>, Elapsed> {
+    let (client, request) = request.build_split();
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return Ok(Err(broken(error))),
+    };
+    // Of the URL only the host: the rest may be a purchase.
+    let host = request.url().host_str().unwrap_or_default();
+    let span = tracing::info_span!(
+        "store call",
+        otel.name = format!("{} {host}", request.method()),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        http.request.method = request.method().as_str(),
+        server.address = host,
+        http.response.status_code = Empty,
+    );
+    let exchange = exchange(client, request, most_bytes).instrument(span.clone());
+    let outcome = tokio::time::timeout_at(end, exchange).await;
+    match &outcome {
+        Ok(Ok(answer)) => span.record(
+            "http.response.status_code",
+            i64::from(answer.status.as_u16()),
+        ),
+        Ok(Err(_)) | Err(_) => span.record("otel.status_code", "ERROR"),
+    };
+    outcome
+}
+
+fn broken(error: reqwest::Error) -> SendError {
+    SendError::Connection(root_cause(&error.without_url()))
+}
+
+async fn exchange(
+    client: reqwest::Client,
+    request: reqwest::Request,
+    most_bytes: usize,
+) -> Result<Answer, SendError> {
+    let mut response = client.execute(request).await.map_err(broken)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        if body.len() + chunk.len() > most_bytes {
+            return Err(SendError::TooLarge(most_bytes));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+        body,
+    })
+}
+
+/// Writes `part` as one segment of a URL's path: everything but RFC 3986's unreserved characters becomes `%XX`, so that
+/// a slash, a colon, a question mark or a line break stays part of the id. `None` for what a URL has no spelling for: a
+/// segment that is empty or one or two dots. No purchase is called that.
+pub fn push_segment(path: &mut String, part: &str) -> Option<()> {
+    if matches!(part, "" | "." | "..") {
+        return None;
+    }
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push('%');
+            path.push_str(&token::hex(&[byte]).to_ascii_uppercase());
+        }
+    }
+    Some(())
+}
+
+/// `Retry-After` as a number of seconds, as a date, or, which is Apple's way, as the moment in milliseconds since the Unix
+/// epoch; at least a second, at most a day. `None` when absent or nonsense.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<i64>() {
+        Ok(moment) if moment >= FIRST_MOMENT => Timestamp::from_millis(moment).since(now),
+        Ok(seconds) => Duration::from_secs(u64::try_from(seconds).ok()?),
+        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
+    };
+    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
+}
+
+/// What is wrong with a store's JSON, without `serde_json`'s own sentence, which repeats the value it did not expect.
+pub fn unreadable(error: &serde_json::Error) -> String {
+    format!(
+        "{:?} error at line {}, column {}",
+        error.classify(),
+        error.line(),
+        error.column()
+    )
+}

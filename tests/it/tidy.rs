@@ -1,0 +1,188 @@
+//! The shape of the code: which room may see which, and which crates are at home where. `src/lib.rs` says it in words.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every room of `src/`, from the ground up. A room may use those before it in this list, and none after it.
+const ROOMS: [&str; 30] = [
+    // Tools.
+    "clock",
+    "shutdown",
+    "crypto",
+    "id",
+    "metrics",
+    "db",
+    "outbound",
+    "traces",
+    "http", //
+    // Features.
+    "replicas",
+    "tenants",
+    "credentials",
+    "deliveries",
+    "events",
+    "audit",
+    "apple",
+    "google",
+    "simulator", //
+    // Assembly.
+    "server",
+    "telemetry",
+    "config",
+    "watch",
+    "backup",
+    "moving",
+    "tail",
+    "jobs",
+    "statistics",
+    "doctor",
+    "service",
+    "cli",
+];
+
+/// A source file: its path from `src/` on, and what the compiler reads of it outside tests.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The first part of its path: the room it is in.
+    fn room(&self) -> &str {
+        let first = self.path.split('/').next().unwrap();
+        first.strip_suffix(".rs").unwrap_or(first)
+    }
+
+    /// Whether one of its lines names `word` as a crate: before `::`, or behind `use`.
+    fn names_crate(&self, word: &str) -> bool {
+        let path = format!("{word}::");
+        self.text.lines().any(|line| {
+            line.match_indices(&path).any(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                !before.is_some_and(|c| c.is_alphanumeric() || "_:\"".contains(c))
+            })
+        })
+    }
+
+    /// The rooms it names.
+    fn uses(&self) -> BTreeSet<String> {
+        let named = self.text.split("crate::").skip(1).flat_map(|rest| {
+            let list = rest.strip_prefix('{').map(|list| {
+                let list = list.split("};").next().unwrap();
+                list.split(',').map(str::trim).map(word).collect()
+            });
+            list.unwrap_or_else(|| vec![word(rest)])
+        });
+        let mut rooms: BTreeSet<_> = named.filter(|name| !name.is_empty()).collect();
+        rooms.remove(self.room());
+        rooms.remove("VERSION");
+        rooms
+    }
+}
+
+/// The name that a text begins with.
+fn word(text: &str) -> String {
+    let ends = |c: char| !(c.is_alphanumeric() || c == '_');
+    text.split(ends).next().unwrap().to_owned()
+}
+
+/// Without comments, and without the tests, which stand at the end of a file.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders: Vec<PathBuf> = vec![root.clone()];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path
+                .strip_prefix(&root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            if path.is_dir() {
+                if path.file_name().unwrap() != "tests" {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|kind| kind == "rs")
+                && !["main.rs", "lib.rs"].contains(&name.as_str())
+            {
+                let text = code(&fs::read_to_string(path).unwrap());
+                sources.push(Source { path: name, text });
+            }
+        }
+    }
+    assert!(sources.len() > 100, "the sources are not where they were");
+    sources
+}
+
+#[test]
+fn no_room_sees_one_above_it() {
+    let floor: BTreeMap<_, _> = ROOMS.iter().zip(0..).collect();
+    let sources = sources();
+    let rooms: BTreeSet<_> = sources.iter().map(Source::room).collect();
+    assert_eq!(
+        rooms,
+        ROOMS.into(),
+        "the rooms in src/ are those in the list"
+    );
+
+    let mut wrong = Vec::new();
+    for source in &sources {
+        for used in source.uses() {
+            let room = source.room();
+            let twins = [room, &used]
+                .iter()
+                .all(|name| ["apple", "google"].contains(name));
+            if twins || floor[&room] < *floor.get(&used.as_str()).unwrap_or(&usize::MAX) {
+                wrong.push(format!("{} uses {used}", source.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_database_and_the_web_framework_are_named_where_they_are_at_home() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let path = source.path.as_str();
+        let named = |krate: &str| source.names_crate(krate);
+        let store = path.ends_with("store.rs") || path.starts_with("db/") || path == "id.rs";
+        let web = ["http/", "server/", "simulator/"]
+            .iter()
+            .any(|room| path.starts_with(room))
+            || path.ends_with("routes.rs")
+            || path == "tenants/caller.rs";
+        if named("sqlx") && !store {
+            wrong.push(format!(
+                "{path} names sqlx: queries belong in the room's store.rs"
+            ));
+        }
+        if named("axum") && !web {
+            wrong.push(format!(
+                "{path} names axum: handlers belong in the room's routes.rs"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_table_of_contents_holds_no_logic() {
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|source| source.path.ends_with("mod.rs") && source.text.contains("fn "))
+        .map(|source| source.path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
