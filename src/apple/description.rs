@@ -10,9 +10,9 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::answers::{no_app_apple_id, no_credentials, problem, refusal, unanswered};
 use super::api::Failure;
 use super::notifications::{NotAccepted, Refused as Unknown, Untrusted};
-use super::routes::{no_app_apple_id, no_credentials, problem, refusal, unanswered};
 use super::trust::Distrust;
 use super::verify::{No, Question, Verified};
 use crate::http::described::{self, Described, always_false, words};
@@ -236,7 +236,7 @@ impl IntoResponses for PushErrors {
             ),
             Described::new(
                 "the body holds no `signedPayload`",
-                json::read::<super::routes::Push>(b"{}")
+                json::read::<super::questions::Push>(b"{}")
                     .err()
                     .expect("it is malformed"),
             ),

@@ -16,10 +16,11 @@
 //! - [`inspection`]: a signed thing taken apart for a person
 //! - [`test_notification`]: and a third, for an operator: does that arrive here
 //! - [`trial`]: and a fourth, for the same: would Apple take these credentials
-//! - [`mod@routes`]: the first two over HTTP
+//! - [`mod@routes`]: the first two over HTTP; `questions` reads what is asked, `answers` says what comes of it
 //! - `description`: how those are described to callers
 
 pub mod account;
+mod answers;
 pub mod api;
 mod chains;
 mod description;
@@ -27,6 +28,7 @@ pub mod inspection;
 pub mod notifications;
 pub mod ocsp;
 pub mod payload;
+mod questions;
 pub mod routes;
 pub mod store;
 pub mod test_notification;

@@ -10,9 +10,9 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::answers::{no_credentials, problem, refusal};
 use super::api::Failure;
 use super::notifications::{NotAccepted, Refused as Unbelieved};
-use super::routes::{no_credentials, problem, refusal};
 use super::trust::Untrusted;
 use super::verify::{No, Question, Verified};
 use crate::http::described::{self, Described, always_false, words};
@@ -260,7 +260,7 @@ impl IntoResponses for PushErrors {
             ),
             Described::new(
                 "the body is no push, such as one of a subscription with payload unwrapping",
-                json::read::<super::routes::Push>(b"{}")
+                json::read::<super::questions::Push>(b"{}")
                     .err()
                     .expect("it is malformed"),
             ),

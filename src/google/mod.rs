@@ -15,15 +15,17 @@
 //! - [`verify`]: a use case: is this purchase real
 //! - [`notifications`]: the other: something happened to a purchase
 //! - [`trial`]: and a third, for an operator: would Google take these credentials
-//! - [`mod@routes`]: the first two in HTTP
+//! - [`mod@routes`]: the first two in HTTP; `questions` reads what is asked, `answers` says what comes of it
 //! - `description`: how those are described to callers
 
 pub mod account;
+mod answers;
 pub mod api;
 pub mod chain;
 mod description;
 pub mod notifications;
 pub mod payload;
+mod questions;
 pub mod routes;
 pub mod store;
 pub mod translate;
