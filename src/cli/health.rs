@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
-use crate::config::{self, Raw, own_certificate};
+use crate::config::{self, own_certificate};
 use crate::outbound::{self, Believed};
 use crate::server::tls::{Files, Pair};
 
@@ -89,10 +89,8 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 
 /// Where the service of this machine listens, and how to speak with it.
 fn here(context: &Context) -> Result<(Url, reqwest::Result<reqwest::Client>), Failure> {
-    let lookup = |name: &str| context.variable(name);
-    let raw = Raw::new([], &lookup);
-    let listen = config::listen(&raw).map_err(Failure::settings)?;
-    let tls = own_certificate(&raw).map_err(Failure::settings)?;
+    let listen = context.settings(config::listen)?;
+    let tls = context.settings(own_certificate)?;
     if listen.port == 0 {
         return Err(Failure::usage(
             "PORT is 0, which is another port each time: give --url.",

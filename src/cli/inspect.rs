@@ -11,7 +11,7 @@ use crate::apple::account::Environment;
 use crate::apple::inspection::{self, Expected, Inspection, Kind, Link};
 use crate::apple::trust::Verifier;
 use crate::clock::Timestamp;
-use crate::config::{Raw, Stores};
+use crate::config::Stores;
 
 /// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]
@@ -69,18 +69,13 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 
 /// Runs the command: exit 0 when it would be believed, else 1.
 pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let roots = args.roots.or_else(|| {
-        let given = context.variable("APPLE_ROOT_CERTIFICATES");
-        given.filter(|path| !path.is_empty()).map(PathBuf::from)
-    });
-    let verifier = match &roots {
+    let stores = context.settings(Stores::read)?;
+    let verifier = match args.roots.as_ref().or(stores.apple_roots.as_ref()) {
         None => Verifier::with_apple_roots(),
         Some(path) => Verifier::with_roots_at(path)
             .map_err(|problem| Failure::usage(format!("--roots: {problem}.")))?,
     };
     // As the service judges with the same settings; who revoked what only Apple's responders know, and nobody is asked here.
-    let lookup = |name: &str| context.variable(name);
-    let stores = Stores::read(&Raw::new([], &lookup)).map_err(Failure::settings)?;
     let verifier = if stores.apple_ocsp {
         verifier.judging_by_today()
     } else {

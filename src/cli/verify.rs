@@ -15,7 +15,7 @@ use crate::apple::account::EnvironmentChoice;
 use crate::apple::ocsp::{Reach, Revocations};
 use crate::apple::trust::Verifier;
 use crate::apple::{self, Apple};
-use crate::config::{Raw, Stores};
+use crate::config::Stores;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::changes::Changes;
@@ -108,8 +108,7 @@ struct Tools {
 
 impl Tools {
     async fn gather(context: &Context) -> Result<Self, Failure> {
-        let lookup = |name: &str| context.variable(name);
-        let stores = Stores::read(&Raw::new([], &lookup)).map_err(Failure::settings)?;
+        let stores = context.settings(Stores::read)?;
         let database = context.database().await?;
         let keyring = context.keyring_for(&database).await?;
         let client = outbound::client()

@@ -33,9 +33,9 @@ impl Watcher {
     pub fn new(tenant: TenantId) -> Self {
         Self {
             tenant,
-            verifications: Window::default(),
-            events: Window::default(),
-            deliveries: Window::default(),
+            verifications: Window::of("verifications"),
+            events: Window::of("events"),
+            deliveries: Window::of("deliveries"),
             standing: HashMap::new(),
             too_many_wait: false,
         }
@@ -52,10 +52,7 @@ impl Watcher {
                 lines.push(Line::verification(row));
             },
         );
-        lines.extend(overflow.map(|at| Line::Overflow {
-            at,
-            of: "verifications",
-        }));
+        lines.extend(overflow);
         let rows = history::store::events(database, &self.tenant, None, WINDOW).await?;
         let overflow = self.events.pass(
             rows,
@@ -64,7 +61,7 @@ impl Watcher {
                 lines.push(Line::event(row));
             },
         );
-        lines.extend(overflow.map(|at| Line::Overflow { at, of: "events" }));
+        lines.extend(overflow);
         self.deliveries(database, &mut lines).await?;
         lines.sort_by_key(Line::at);
         Ok(lines)
@@ -114,10 +111,7 @@ impl Watcher {
                 is_new.insert(row.id);
             },
         );
-        lines.extend(overflow.map(|at| Line::Overflow {
-            at,
-            of: "deliveries",
-        }));
+        lines.extend(overflow);
         for row in found.values() {
             let standing = Standing::of(row);
             let moved = match self.standing.get(&row.id) {
@@ -157,8 +151,9 @@ impl Standing {
 }
 
 /// The newest rows, as they were seen last.
-#[derive(Default)]
 struct Window {
+    /// What they are rows of.
+    of: &'static str,
     seen: HashSet<String>,
     /// The moment of the oldest, when there may be older ones that were not seen. What is older than that and turns up
     /// later only took the place of rows that were removed.
@@ -167,13 +162,22 @@ struct Window {
 }
 
 impl Window {
-    /// Hands on what was not seen before. The oldest moment when rows between this look and the last one may be missing.
+    fn of(of: &'static str) -> Self {
+        Self {
+            of,
+            seen: HashSet::new(),
+            floor: None,
+            was_looked_at: false,
+        }
+    }
+
+    /// Hands on what was not seen before. A line that says so when rows between this look and the last one may be missing.
     fn pass<T>(
         &mut self,
         rows: Vec<T>,
         key: impl Fn(&T) -> (String, Timestamp),
         mut tell: impl FnMut(T),
-    ) -> Option<Timestamp> {
+    ) -> Option<Line> {
         let is_full = rows.len() >= WINDOW as usize;
         let keys: Vec<_> = rows.iter().map(&key).collect();
         let oldest = keys.iter().map(|(_, at)| *at).min();
@@ -188,7 +192,8 @@ impl Window {
         self.seen = keys.into_iter().map(|(id, _)| id).collect();
         self.floor = oldest.filter(|_| is_full);
         self.was_looked_at = true;
-        oldest.filter(|_| overflowed)
+        let at = oldest.filter(|_| overflowed)?;
+        Some(Line::Overflow { at, of: self.of })
     }
 }
 
@@ -200,12 +205,12 @@ mod tests {
         let mut told = Vec::new();
         let key = |row: &i64| (row.to_string(), Timestamp::from_millis(*row));
         let overflow = window.pass(rows.into_iter().collect(), key, |row| told.push(row));
-        (told, overflow.map(Timestamp::millis))
+        (told, overflow.map(|line| line.at().millis()))
     }
 
     #[test]
     fn what_was_seen_is_not_told_again_and_what_comes_late_is() {
-        let mut window = Window::default();
+        let mut window = Window::of("rows");
         assert_eq!(pass(&mut window, [30, 10]), (vec![30, 10], None));
         assert_eq!(pass(&mut window, [30, 20, 10]), (vec![20], None));
         assert_eq!(pass(&mut window, [40, 30, 20, 10]), (vec![40], None));
@@ -214,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_takes_the_place_of_removed_rows_is_not_news() {
-        let mut window = Window::default();
+        let mut window = Window::of("rows");
         let full = i64::from(WINDOW);
         pass(&mut window, (1000..1000 + full).rev());
         // Three of them were removed.
@@ -224,7 +229,7 @@ mod tests {
 
     #[test]
     fn more_than_a_window_is_said_to_be_more() {
-        let mut window = Window::default();
+        let mut window = Window::of("rows");
         let full = i64::from(WINDOW);
         let (told, overflow) = pass(&mut window, (0..full).rev());
         assert_eq!((told.len(), overflow), (500, None), "the first look");

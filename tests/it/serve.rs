@@ -205,8 +205,18 @@ async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
     let line = served.line("listening").await;
     let pair = Pair::read(&files, Clock::system().now()).expect("a good pair");
     assert_eq!(line["certificateNotAfter"], pair.not_after().to_string());
-    // It ends soon, and whoever reads the log knows.
-    served.line("tls_certificate_ends_soon").await;
+    // The job `expiry` and the doctor, wherever they run, are told when it ends.
+    let start = Instant::now();
+    let told = "select certificates ->> 'listener' from replicas";
+    while sqlx::query_scalar::<_, String>(told)
+        .fetch_optional(database.database.pool())
+        .await
+        .expect("it is there")
+        .is_none_or(|end| end != pair.not_after().to_string())
+    {
+        assert!(start.elapsed() < SOON, "it tells nobody");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 
     // As the image's health check asks, while the certificate is new, and once the other one is no good.
     let port = line["port"].to_string();

@@ -11,14 +11,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::pair::{BadPair, Files, Pair, Texts};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::metrics::registry::as_number;
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// How many readings in a row may differ before one is judged all the same.
 const READINGS: usize = 4;
-/// How often the log says that the certificate ends soon.
-const REMIND_EVERY: Duration = Duration::from_hours(24);
 
 /// How often the files are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -96,13 +94,6 @@ enum Look {
     },
 }
 
-/// What the log was told last, so that it is told everything once.
-#[derive(Default)]
-struct Told {
-    refusal: Option<(String, Option<[u8; 32]>)>,
-    ends_soon: Option<Timestamp>,
-}
-
 impl Tls {
     /// Reads the pair for the first time.
     pub fn load(files: Files, clock: &Clock) -> Result<Self, BadPair> {
@@ -148,9 +139,9 @@ impl Tls {
         numbers.show(&self.pair());
         let mut hangup = signal(SignalKind::hangup()).ok();
         let watching = async move {
-            let mut told = Told::default();
+            // What the log was told last, so that it is told once.
+            let mut told: Option<(String, Option<[u8; 32]>)> = None;
             loop {
-                self.remind(&mut told);
                 let called = async {
                     match &mut hangup {
                         Some(hangup) => hangup.recv().await,
@@ -162,14 +153,14 @@ impl Tls {
                     _ = called => true,
                 };
                 if called {
-                    told = Told::default();
+                    told = None;
                 }
                 match self.look().await {
                     Look::Same if called => tracing::info!("tls_certificate_unchanged"),
-                    Look::Same => told.refusal = None,
+                    Look::Same => told = None,
                     Look::Taken(pair) => {
                         numbers.show(&pair);
-                        told = Told::default();
+                        told = None;
                         tracing::info!(
                             notAfter = %pair.not_after(),
                             sha256 = pair.fingerprint(),
@@ -179,10 +170,10 @@ impl Tls {
                     Look::Refused { problem, digest } => {
                         // Nothing secret is in it: production's log says it too.
                         let refusal = (problem.to_string(), digest);
-                        if told.refusal.as_ref() != Some(&refusal) {
+                        if told.as_ref() != Some(&refusal) {
                             numbers.refused.count();
                             tracing::error!(error = refusal.0, "tls_certificate_kept");
-                            told.refusal = Some(refusal);
+                            told = Some(refusal);
                         }
                     }
                 }
@@ -190,18 +181,6 @@ impl Tls {
         };
         async move {
             stop.run_until_cancelled(watching).await;
-        }
-    }
-
-    /// Says once a day that the certificate in use ends soon, or has ended.
-    fn remind(&self, told: &mut Told) {
-        let (pair, now) = (self.pair(), self.clock.now());
-        let due = told
-            .ends_soon
-            .is_none_or(|told| now.since(told) >= REMIND_EVERY);
-        if due && pair.ends_soon(now) {
-            told.ends_soon = Some(now);
-            tracing::warn!(notAfter = %pair.not_after(), "tls_certificate_ends_soon");
         }
     }
 
