@@ -82,7 +82,7 @@ pub async fn verdicts(database: &Database, keyring: &Keyring) -> Result<Vec<(u8,
 
 fn judge(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, Verdict) {
     let row = id.to_string();
-    let verdict = match keyring.open(sealed::CANARY.of(&row), blob) {
+    let verdict = match keyring.try_open(sealed::CANARY.of(&row), blob) {
         Ok(song) if song.expose_secret() == SONG => Verdict::Right,
         Err(OpenError::UnknownKey { .. }) => Verdict::NotConfigured,
         Ok(_) | Err(_) => Verdict::Wrong,

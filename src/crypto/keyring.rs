@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::token;
+use crate::metrics::Counter;
 
 /// Bytes of a master key, and of each key derived from it.
 pub const KEY_BYTES: usize = 32;
@@ -140,13 +141,19 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The cause in a word, for lists and logs: `key_unknown`, `does_not_open` or `not_sealed`.
-    pub fn class(&self) -> &'static str {
+    const CLASSES: [&str; 3] = ["key_unknown", "does_not_open", "not_sealed"];
+
+    fn number(&self) -> usize {
         match self {
-            Self::UnknownKey { .. } => "key_unknown",
-            Self::DoesNotOpen { .. } => "does_not_open",
-            Self::Malformed => "not_sealed",
+            Self::UnknownKey { .. } => 0,
+            Self::DoesNotOpen { .. } => 1,
+            Self::Malformed => 2,
         }
+    }
+
+    /// The cause in a word, for lists, logs and metrics: `key_unknown`, `does_not_open` or `not_sealed`.
+    pub fn class(&self) -> &'static str {
+        Self::CLASSES[self.number()]
     }
 
     /// The cause where the key itself is known to be the right one, because its canary opens.
@@ -169,6 +176,8 @@ pub struct DuplicateKeyId(pub u8);
 pub struct Keyring {
     sealing: u8,
     keys: BTreeMap<u8, MasterKey>,
+    /// How often [`Keyring::open`] refused, by [`OpenError::number`].
+    refused: [Counter; OpenError::CLASSES.len()],
 }
 
 impl Keyring {
@@ -182,7 +191,11 @@ impl Keyring {
                 return Err(DuplicateKeyId(id));
             }
         }
-        Ok(Self { sealing: id, keys })
+        Ok(Self {
+            sealing: id,
+            keys,
+            refused: Default::default(),
+        })
     }
 
     /// The id of the key that seals.
@@ -225,8 +238,25 @@ impl Keyring {
         blob
     }
 
-    /// Opens a value that was sealed for `place`.
+    /// Opens a value that was sealed for `place`. One that does not open is counted: where keys and values are as they
+    /// should be, there is none.
     pub fn open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
+        let opened = self.try_open(place, blob);
+        if let Err(cause) = &opened {
+            self.refused[cause.number()].count();
+        }
+        opened
+    }
+
+    /// How many values did not open, by [`OpenError::class`].
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.refused.iter().map(Counter::get);
+        OpenError::CLASSES.into_iter().zip(counts)
+    }
+
+    /// The same as [`Keyring::open`], for who wants to know whether it opens: nothing is wrong, and nothing is counted,
+    /// when it does not.
+    pub fn try_open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
         // No key has the id zero.
         if blob.len() < SHORTEST || blob[0] == 0 {
             return Err(OpenError::Malformed);

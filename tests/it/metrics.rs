@@ -136,6 +136,60 @@ async fn requests_and_verifications_are_counted_and_nobody_is_named() {
     world.end().await;
 }
 
+/// K3. What was moved from one tenant to another, what was written by hand and what nobody here has the key of: each is
+/// refused and counted for what it is, and an alert looks at that.
+#[tokio::test]
+async fn secrets_that_do_not_open_are_counted() {
+    let world = World::with(&SHOWN).await;
+    let (one, other) = (world.tenant().await, world.tenant().await);
+    let refused = async || {
+        let page = world.metrics().await;
+        ["key_unknown", "does_not_open", "not_sealed"].map(|class| {
+            let series = format!(r#"attesto_sealed_values_refused_total{{class="{class}"}}"#);
+            count(&page, &series)
+        })
+    };
+    world.ask("GET", "/ready", None, None).await;
+    assert_eq!(refused().await, [0, 0, 0]);
+    let write = async |statement: &'static str| {
+        let pool = world.database().pool();
+        pool.execute(statement).await.unwrap();
+    };
+    // Between two rows, and between two columns.
+    write(
+        "update apple_credentials it set private_key_enc = others.private_key_enc
+           from apple_credentials others where others.tenant_id <> it.tenant_id;
+         update google_credentials it set service_account_enc = others.private_key_enc
+           from apple_credentials others where others.tenant_id = it.tenant_id",
+    )
+    .await;
+    let apple = json!({ "transactionId": "1" });
+    let google = json!({ "packageName": APP, "type": "subscription", "purchaseToken": "a" });
+    for tenant in [&one, &other] {
+        for (store, question) in [("apple", &apple), ("google", &google)] {
+            let answer = world.verify(store, tenant, question).await;
+            assert_eq!(answer.status, 500, "{}", answer.body);
+        }
+    }
+    assert_eq!(refused().await, [0, 4, 0]);
+    write(r"update apple_credentials set private_key_enc = '\x01ff'").await;
+    world.verify("apple", &one, &apple).await;
+    // As long as a sealed value, of key 9.
+    write("update apple_credentials set private_key_enc = '\\x09' || sha256('a')").await;
+    world.verify("apple", &one, &apple).await;
+    assert_eq!(refused().await, [1, 4, 1]);
+    // A key of long ago, with which nothing is sealed any more, is not missed.
+    write(
+        "insert into encryption_canaries (key_id, canary_enc) values (9, '\\x09' || sha256('a'))",
+    )
+    .await;
+    write("delete from apple_credentials").await;
+    let ready = world.ask("GET", "/ready", None, None).await;
+    assert_eq!(ready.status, 200, "{}", ready.body);
+    assert_eq!(refused().await, [1, 4, 1]);
+    world.end().await;
+}
+
 #[tokio::test]
 async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
     let world = World::with(&SHOWN).await;

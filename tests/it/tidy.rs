@@ -9,9 +9,9 @@ const ROOMS: [&str; 30] = [
     // Tools.
     "clock",
     "shutdown",
+    "metrics",
     "crypto",
     "id",
-    "metrics",
     "db",
     "outbound",
     "traces",
