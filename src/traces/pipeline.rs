@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{Link, SpanKind, TraceId, TracerProvider as _};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{ParentBasedSampler, Sampler, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{
+    IdGenerator as _, ParentBasedSampler, RandomIdGenerator, Sampler, SamplingResult, SdkTracer,
+    SdkTracerProvider, ShouldSample,
+};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -75,22 +78,39 @@ impl Pipeline {
 }
 
 /// The share decides for what begins here and for what continues a caller's trace. A request's span begins before anybody
-/// knows whose it is, so a `traceparent` may be a stranger's: its flag neither has a request traced nor keeps it from
-/// being traced. What happens within a request follows the request.
+/// knows whose it is, so a `traceparent` may be a stranger's: neither its flag nor the trace id that it picked has a
+/// request traced or keeps it from being traced. What happens within a request follows the request.
 fn sampler(share: f64) -> ParentBasedSampler {
-    let share = Sampler::TraceIdRatioBased(share);
+    let share = Share(Sampler::TraceIdRatioBased(share));
     Sampler::parent_based(share.clone())
         .with_remote_parent_sampled(share.clone())
         .with_remote_parent_not_sampled(share)
 }
 
+/// Samples by an id that is drawn for the purpose, instead of by the trace's own, which whoever calls may have chosen.
+#[derive(Clone, Debug)]
+struct Share(Sampler);
+
+impl ShouldSample for Share {
+    fn should_sample(
+        &self,
+        _: Option<&Context>,
+        _: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let drawn = RandomIdGenerator::default().new_trace_id();
+        self.0
+            .should_sample(None, drawn, name, kind, attributes, links)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use opentelemetry::Context;
-    use opentelemetry::trace::{
-        SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState,
-    };
-    use opentelemetry_sdk::trace::{SamplingDecision, ShouldSample as _};
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceState};
+    use opentelemetry_sdk::trace::SamplingDecision;
 
     use super::*;
 
@@ -105,18 +125,20 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_flag_decides_nothing() {
-        let ids = || (1..=1000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    fn neither_a_callers_flag_nor_the_id_it_chose_decides_anything() {
+        // By a trace's own id, the first is always traced and the last never.
+        let ids = [1, u128::from(u64::MAX / 2), u128::MAX];
         for (share, least, most) in [(0.0, 0, 0), (0.5, 400, 600), (1.0, 1000, 1000)] {
             for flags in [TraceFlags::SAMPLED, TraceFlags::default()] {
-                let traced = ids()
-                    .map(|id| TraceId::from_bytes(u128::from(id).to_be_bytes()))
-                    .filter(|id| is_traced(share, *id, true, flags))
-                    .count();
-                assert!(
-                    (least..=most).contains(&traced),
-                    "{share} {flags:?}: {traced}"
-                );
+                for id in ids.map(|id| TraceId::from_bytes(id.to_be_bytes())) {
+                    // More than six standard deviations to either side.
+                    let traced = (0..1000).filter(|_| is_traced(share, id, true, flags));
+                    let traced = traced.count();
+                    assert!(
+                        (least..=most).contains(&traced),
+                        "{share} {id} {flags:?}: {traced}"
+                    );
+                }
             }
         }
     }

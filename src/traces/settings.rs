@@ -13,7 +13,7 @@ pub struct Settings {
     pub headers: HeaderMap,
     /// `OTEL_SERVICE_NAME`
     pub service: String,
-    /// `OTEL_TRACES_SAMPLER_ARG`: of what is traced, from 0 to 1, whatever flag a `traceparent` has.
+    /// `OTEL_TRACES_SAMPLER_ARG`: of what is traced, from 0 to 1, whatever a `traceparent` says.
     pub share: f64,
 }
 
