@@ -178,6 +178,9 @@ impl Hunt {
 }
 
 const POSTGRES_LOG: &str = "Postgres' log";
+/// Where traces go, and what is shown there and nowhere else.
+const COLLECTOR: &str = "what a collector of traces is sent";
+const COLLECTORS_PASSWORD: &str = "the password of a collector of traces";
 
 /// Listens to all that is said between Attesto and the stores.
 struct Tap {
@@ -280,6 +283,8 @@ struct Scene {
     postgres: Postgres,
     simulator: Simulator,
     tap: Tap,
+    /// Of traces.
+    collector: Receiver,
     /// Of an administrator, and of a service.
     environment: Vec<(String, String)>,
     client: reqwest::Client,
@@ -332,11 +337,13 @@ impl Scene {
             .await
             .unwrap();
         let tap = Tap::before(simulator.address()).await;
+        let collector = Receiver::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
         let mut scene = Self {
             hunt,
             folder,
             postgres,
             tap,
+            collector,
             environment: Vec::new(),
             client: reqwest::Client::builder()
                 .no_proxy()
@@ -352,6 +359,7 @@ impl Scene {
             scene.hunt.key("another retired encryption key"),
         );
         let active = scene.hunt.key("the encryption key");
+        let password = scene.hunt.secret(COLLECTORS_PASSWORD);
         let real = scene.simulator.address().to_string();
         for (name, value) in scene.simulator.settings() {
             let value = value.replace(&real, &scene.tap.address);
@@ -364,11 +372,17 @@ impl Scene {
                 "ATTESTO_ENCRYPTION_KEYS_RETIRED",
                 format!("1:{retired},9:{other}"),
             ),
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                format!("Authorization=Bearer%20{password}"),
+            ),
         ] {
             let path = scene.file(name, &content);
             scene.set_variable(&format!("{name}_FILE"), &path);
         }
         scene.set_variable("APPLE_ROOT_CERTIFICATES", &root);
+        let collector = format!("http://{}", scene.collector.address);
+        scene.set_variable("OTEL_EXPORTER_OTLP_ENDPOINT", &collector);
         scene.set_variable("LOG_LEVEL", "trace");
         scene.set_variable("PATH", "/usr/bin:/bin");
         let programs = scene.programs();
@@ -921,6 +935,14 @@ impl Scene {
                 .header("x-forwarded-for", &header)
                 .header("referer", format!("https://example.com/{query}"))
                 .header("traceparent", &id)
+                .json(&right),
+            post("/v1/apple/verify")
+                .header(
+                    "traceparent",
+                    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                )
+                .header("tracestate", format!("vendor={id}"))
+                .header("baggage", format!("user={id}"))
                 .json(&right),
         ] {
             assert_ne!(self.ask(request).await.0, 200);
@@ -1686,6 +1708,12 @@ async fn no_planted_secret_is_anywhere_it_does_not_belong() {
         .end(&hunt, "the log of a production service", &[])
         .await;
     drop(watching);
+    for sent in scene.collector.requests() {
+        let head = format!("{}\n{:?}\n", sent.request_line, sent.headers);
+        // Protobuf: text is in it as it is.
+        let all = [head.into_bytes(), sent.body].concat();
+        hunt.hear_with(COLLECTOR, all, &[COLLECTORS_PASSWORD]);
+    }
 
     // What was made up on the way.
     for (name, words) in [
@@ -1737,6 +1765,12 @@ async fn no_planted_secret_is_anywhere_it_does_not_belong() {
         ("table backups", "backup_"),
         (POSTGRES_LOG, "A name that is no secret"),
         (POSTGRES_LOG, "password authentication failed"),
+        (COLLECTOR, "POST /v1/traces"),
+        (COLLECTOR, "POST /v1/google/verify"),
+        (COLLECTOR, "POST /v1/webhooks/apple/{tenantId}"),
+        (COLLECTOR, "GET 127.0.0.1"),
+        (COLLECTOR, "webhook delivery"),
+        (COLLECTOR, "UNAUTHENTICATED"),
     ] {
         assert!(hunt.has(place, what), "{place} says nothing of {what}");
     }
@@ -1762,7 +1796,12 @@ fn prove(hunt: &Hunt) {
         };
         plants.iter().map(facts).collect()
     };
-    let places = ["the log of a service", "table operator_audit", POSTGRES_LOG];
+    let places = [
+        "the log of a service",
+        "table operator_audit",
+        POSTGRES_LOG,
+        COLLECTOR,
+    ];
     for (number, (name, secret, is_secret)) in all.iter().enumerate() {
         let place = places[number % places.len()];
         let trace = Hunt::default();
