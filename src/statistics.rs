@@ -109,17 +109,6 @@ impl Statistics {
             },
             Kind::Gauge,
         );
-        let keys = keyring.clone();
-        registry.looked_up(
-            "attesto_sealed_values_refused_total",
-            "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
-            move |tell| {
-                for (class, count) in keys.refused() {
-                    tell(&format!("class=\"{class}\""), as_number(count));
-                }
-            },
-            Kind::Counter,
-        );
         Self {
             turn: tokio::sync::Mutex::new(()),
             database: database.clone(),
@@ -306,6 +295,17 @@ impl Runs {
         for id in keyring.ids() {
             runs.sealed.with([&id.to_string()]);
         }
+        let keys = keyring.clone();
+        registry.looked_up(
+            "attesto_sealed_values_refused_total",
+            "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
+            move |tell| {
+                for (class, count) in keys.refused() {
+                    tell(&format!("class=\"{class}\""), as_number(count));
+                }
+            },
+            Kind::Counter,
+        );
         runs
     }
 
