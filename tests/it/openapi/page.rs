@@ -72,7 +72,7 @@ fn cell(text: &str) -> String {
 
 fn route(title: &str, operation: &Value, description: &Value) -> String {
     let mut page = format!(
-        "## {title}\n\n**{}**\n\n{}\n\n",
+        "## `{title}`\n\n**{}**\n\n{}\n\n",
         text(operation, "summary"),
         text(operation, "description")
     );
