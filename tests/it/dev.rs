@@ -3,9 +3,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use attesto::clock::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::docs::blocks;
+use crate::world::desk::page;
 use crate::world::folder::Folder;
 
 fn dev(folder: &Folder, arguments: &[&str]) -> Command {
@@ -60,6 +63,52 @@ fn paste(line: &str) -> Value {
             String::from_utf8_lossy(&output.stderr)
         )
     })
+}
+
+/// Whether an answer is as a page tells it: what the page leaves out (`…`) may be anything, and a moment is any moment.
+fn is_told(told: &Value, answer: &Value) -> bool {
+    match (told, answer) {
+        (Value::Object(told), Value::Object(answer)) => told.iter().all(|(name, value)| {
+            name == "…" || answer.get(name).is_some_and(|found| is_told(value, found))
+        }),
+        (Value::String(told), Value::String(answer)) => match told.strip_suffix('…') {
+            Some(start) => answer.starts_with(start),
+            None if Timestamp::parse(told).is_some() => Timestamp::parse(answer).is_some(),
+            None => told == answer,
+        },
+        (told, answer) => told == answer,
+    }
+}
+
+/// Asks what the first pages ask, and compares the answers with those that stand there.
+fn ask_as_told(service: &str, stores: &str, key: &str) {
+    for name in ["README.md", "docs/quickstart.md"] {
+        let (blocks, _) = blocks(&page(name));
+        let told = blocks
+            .iter()
+            .filter(|(language, _)| language == "json")
+            .count();
+        let mut answers = 0;
+        let mut question = None;
+        for (language, block) in blocks {
+            match (language.as_str(), question.take()) {
+                ("console", _) => question = block.strip_prefix("$ ").map(str::to_owned),
+                ("json", Some(line)) if line.contains("/verify") => {
+                    let line = line
+                        .replace("http://127.0.0.1:8080", service)
+                        .replace("http://127.0.0.1:8090", stores)
+                        .replace("attesto_test_…", key);
+                    let told: Value = serde_json::from_str(&block).expect("JSON");
+                    let answer = paste(&line);
+                    assert!(is_told(&told, &answer), "{name}: {told:#}\n{answer:#}");
+                    answers += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(answers, told, "{name}");
+        assert!(told > 0, "{name}");
+    }
 }
 
 /// Stops the process in order, whatever the test does.
@@ -153,6 +202,42 @@ fn its_lines_work_as_printed() {
     assert_eq!(answers[3]["error"], "SIGNATURE_INVALID");
     assert_eq!(answers[4]["error"], "TRANSACTION_NOT_FOUND");
 
+    // What the first pages ask is asked here, and answered as they say.
+    let base = |line: &str, end: &str| {
+        let from = line.find("http://").expect("an address");
+        line[from..]
+            .split(end)
+            .next()
+            .expect("a text has a beginning")
+            .to_owned()
+    };
+    let question = curl_lines(&said)[0];
+    let service = base(question, "/v1/");
+    let key = question.split("Bearer ").nth(1).expect("a key");
+    let key = key.split('\'').next().expect("a key");
+    let refund_line = said.lines().rfind(|line| line.ends_with("/refund"));
+    let stores = base(refund_line.expect("a line that refunds"), "/control");
+    ask_as_told(&service, &stores, key);
+    // And what they show of the callback is what is shown.
+    let renew =
+        format!("curl -s -X POST {stores}/control/apple/transactions/2000000000000001/renew");
+    paste(&renew);
+    let mut lines = lines.map(|line| line.expect("text"));
+    let shown = lines
+        .find(|line| line.starts_with("callback <- "))
+        .expect("it is shown");
+    let readme = page("README.md");
+    let told = readme.lines().find(|line| line.starts_with("callback <- "));
+    let shape = |line: &str| -> Vec<String> {
+        let words = line.split_whitespace();
+        let fixed = |word: &str| !word.starts_with("evt_") && word.parse::<u32>().is_err();
+        words
+            .filter(|word| fixed(word))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(told.map(shape), Some(shape(&shown)));
+
     let refund = said
         .lines()
         .rfind(|line| line.ends_with("/refund"))
@@ -161,7 +246,6 @@ fn its_lines_work_as_printed() {
     assert_eq!(paste(curl_lines(&said)[0])["status"], "refunded");
     // And whoever looks on sees the event come.
     let shown = lines
-        .map(|line| line.expect("text"))
         .find(|line| line.starts_with("callback <- subscription.refunded"))
         .expect("it is shown");
     assert!(shown.ends_with("signature verified"), "{shown}");

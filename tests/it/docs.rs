@@ -11,12 +11,14 @@ use attesto::events::Word;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
+use crate::openapi::schema::objections;
+
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Every page: its path from the root, and its text.
-fn pages() -> BTreeMap<PathBuf, String> {
+pub(crate) fn pages() -> BTreeMap<PathBuf, String> {
     fn collect(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let name = folder.join(entry.unwrap().file_name());
@@ -151,7 +153,9 @@ fn words(line: &str) -> Vec<String> {
                 word.get_or_insert_default().push(letter);
             }
             (None, '|' | ';' | '>' | '&' | '(' | ')') => {
-                words.extend(word.take());
+                // The 2 of `2>` is no argument.
+                let is_number = |word: &String| word.parse::<u8>().is_ok();
+                words.extend(word.take().filter(|it| letter != '>' || !is_number(it)));
                 words.push(letter.to_string());
             }
             (None, '<') if letters.peek() == Some(&'(') => words.push("<".to_owned()),
@@ -287,6 +291,7 @@ fn a_command_that_is_none_is_found() {
         ("docker build -t attesto --build-arg X=1 .", ""),
         ("printf %s \"$X\" | attesto audit list t", "audit list t"),
         ("cd attesto", ""),
+        ("attesto key list t 2>/dev/null", "key list t"),
     ] {
         assert_eq!(ours(line), command, "{line}");
     }
@@ -294,6 +299,87 @@ fn a_command_that_is_none_is_found() {
     assert!(refused("key destroy key_…") && refused("key list tenant_… --all"));
     assert!(refused("key list") && refused("tenant create --nam x"));
     assert!(!refused("key list <tenant>") && !refused("key:revoke key_…"));
+}
+
+/// Blocks that are neither of a shell nor JSON: what holds them to what they speak of.
+const OTHERS: [(&str, &str, &str); 5] = [
+    (
+        "docs/bi.md",
+        "sql",
+        "readonly: a role for statistics asks them",
+    ),
+    ("docs/integrate.md", "sql", "runbooks: Postgres takes it"),
+    (
+        "docs/webhooks.md",
+        "http",
+        "runbooks: a delivery has these headers",
+    ),
+    (
+        "docs/webhooks.md",
+        "python",
+        "runbooks: it believes a delivery",
+    ),
+    // Not held to anything.
+    (
+        "docs/monitoring.md",
+        "yaml",
+        "a setting of Prometheus, which is not here",
+    ),
+];
+
+#[test]
+fn every_block_is_run_or_checked() {
+    let mut others = BTreeSet::new();
+    for (name, text) in pages() {
+        for (language, _) in blocks(&text).0 {
+            match language.as_str() {
+                // `runbooks` types every page that has one; `every_json_is_told_right` judges all of it.
+                "sh" | "console" | "json" => {}
+                language => {
+                    others.insert((name.display().to_string(), language.to_owned()));
+                }
+            }
+        }
+    }
+    let known = OTHERS.map(|(page, language, _)| (page.to_owned(), language.to_owned()));
+    assert_eq!(others, known.into());
+}
+
+/// Each is what the description of the API, a running service or its log says.
+#[test]
+fn every_json_is_told_right() {
+    let description = attesto::service::description();
+    for (name, text) in pages() {
+        let name = name.display().to_string();
+        // Made from the description, or asked of `attesto dev`: `openapi` and `dev`.
+        if ["docs/api.md", "README.md", "docs/quickstart.md"].contains(&name.as_str()) {
+            continue;
+        }
+        for (_, block) in blocks(&text).0.iter().filter(|(it, _)| it == "json") {
+            let told: serde_json::Value = serde_json::from_str(block).unwrap();
+            let schema = if told.get("signedTransaction").is_some() {
+                "apple.VerifyRequest"
+            } else if told.get("valid").is_some() {
+                "ErrorBody"
+            } else if told.get("event").is_some() && name == "docs/events.md" {
+                // Held to a delivery by `runbooks`.
+                let word = told["event"].as_str().unwrap();
+                assert!(
+                    Word::ALL.iter().any(|known| known.as_str() == word),
+                    "{word}"
+                );
+                continue;
+            } else if told.get("msg").is_some() && name == "docs/operations.md" {
+                // Held to a line of the log by `watch`.
+                continue;
+            } else {
+                panic!("{name}: nothing says whether this is right: {block}");
+            };
+            let schema = &description["components"]["schemas"][schema];
+            let objections = objections(schema, &told, &description);
+            assert!(objections.is_empty(), "{name}: {objections:#?}");
+        }
+    }
 }
 
 #[test]

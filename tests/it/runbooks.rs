@@ -1,284 +1,222 @@
-//! The calendar and the runbooks, typed as they stand: every line of their shell blocks is run, in the order of the page.
+//! The pages, typed as they stand: every line of their shell blocks is run, in the order of the page, by [`Desk`].
 //!
-//! What stands for something of the reader's (`tenant_…`, a key's id) is filled in; what is not Attesto's and not everywhere
-//! (a cloud's command line) is named in [`NOT_TYPED`], with the reason. A line that is neither fails.
+//! docs/leak.md is typed by `leak`, section by section, beside two processes.
 
-use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use attesto::apple::account::EnvironmentChoice;
-use attesto::events::{NewEvent, Record, Source, Word};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::docs::{blocks, root};
-use crate::world::attesto::{Tenant, World};
-use crate::world::folder::Folder;
-use crate::world::postgres::{Fresh, empty_database};
-use crate::world::receiver::Receiver;
+use crate::docs::{blocks, pages};
+use crate::world::desk::{Desk, MAY_END_WITH, STAND_INS, page, scripts};
+use crate::world::receiver::Received;
 
-/// Beginnings of lines that are not typed here, and why.
-const NOT_TYPED: [(&str, &str); 0] = [];
+/// What comes due, and what happens at night.
+const MAINTENANCE: [&str; 1] = ["docs/maintenance.md"];
+const OPERATIONS: [&str; 1] = ["docs/operations.md"];
+const RECOVERY: [&str; 1] = ["docs/recovery.md"];
+const MOVING: [&str; 1] = ["docs/moving.md"];
+/// From nothing to a tenant that is told what happens.
+const BEGIN: [&str; 7] = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/integrate.md",
+    "docs/onboarding.md",
+    "docs/webhooks.md",
+    "docs/receivers/README.md",
+    "docs/clients/README.md",
+];
+/// What is looked up.
+const LOOK_UP: [&str; 3] = [
+    "docs/apple-notifications.md",
+    "docs/google-notifications.md",
+    "docs/simulator.md",
+];
+/// What whoever runs it reads.
+const RUN: [&str; 7] = [
+    "docs/deployment.md",
+    "docs/migrating.md",
+    "docs/troubleshooting.md",
+    "docs/audit.md",
+    "docs/bi.md",
+    "docs/monitoring.md",
+    "docs/performance.md",
+];
 
-/// Lines that may end with something else than 0, and why.
-const MAY_END_WITH: [(&str, &[i32], &str); 1] = [(
-    "attesto doctor",
-    &[0, 1],
-    "an installation of a test has no backup of last week, and whatever else it gives advice on",
-)];
-
-struct Desk {
-    world: World,
-    tenant: Tenant,
-    receiver: Receiver,
-    event: String,
-    restored: Option<Fresh>,
-    folder: Folder,
-    environment: Vec<(String, String)>,
-}
-
-impl Desk {
-    async fn new() -> Self {
-        let world = World::today().await;
-        let tenant = world.tenant().await;
-        let receiver = Receiver::answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
-        let folder = Folder::new();
-
-        // The programs a runbook names: ours, and a day that does not end in the middle of a test.
-        let bin = folder.join("bin");
-        std::fs::create_dir(&bin).unwrap();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_attesto"), bin.join("attesto")).unwrap();
-        let date = bin.join("date");
-        std::fs::write(&date, "#!/bin/sh\necho 2026-04-10\n").unwrap();
-        std::fs::set_permissions(&date, PermissionsExt::from_mode(0o755)).unwrap();
-        let work = folder.join("work");
-        std::fs::create_dir(&work).unwrap();
-        let apple = world.simulator.apple().key();
-        std::fs::write(work.join("AuthKey_2X9R4HXF34.p8"), &apple.private_key).unwrap();
-        let account = world.simulator.google_service_account().to_string();
-        std::fs::write(work.join("service-account.json"), account).unwrap();
-
-        let path = format!("{}:/usr/bin:/bin", bin.display());
-        let mut environment: Vec<(String, String)> = world
-            .simulator
-            .settings()
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        let roots = folder.join("root.pem");
-        std::fs::write(&roots, world.simulator.apple_root_pem()).unwrap();
-        for (name, value) in [
-            ("PATH", path.as_str()),
-            ("DATABASE_URL", &world.fresh.url),
-            ("ATTESTO_ENV", "test"),
-            // Nobody is asked there, but `doctor` looks whether somebody could be.
-            (
-                "GOOGLE_PUBSUB_URL",
-                world.simulator.google_play_url().as_str(),
-            ),
-            ("APPLE_ROOT_CERTIFICATES", &roots.display().to_string()),
-            ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
-            ("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32])),
-        ] {
-            environment.push((name.to_owned(), value.to_owned()));
-        }
-        let mut desk = Self {
-            world,
-            tenant,
-            receiver,
-            event: String::new(),
-            restored: None,
-            folder,
-            environment,
-        };
-        let url = desk.receiver.url();
-        desk.type_in(&format!(
-            "attesto webhook set-config {} --callback-url {url}",
-            desk.tenant.id
-        ));
-        desk.event = desk.fails("a failure").await;
-        // Something to go back to, for whoever sets what the pages set.
-        let tenant = &desk.tenant.id;
-        desk.world
-            .set_apple(&desk.tenant, EnvironmentChoice::Sandbox, None)
-            .await;
-        desk.type_in(&format!("attesto google set-credentials {tenant} --package-name com.example.app --service-account-path service-account.json --pubsub-topic projects/example/topics/play"));
-        desk
-    }
-
-    /// An event whose delivery was given up.
-    async fn fails(&self, external_id: &str) -> String {
-        let raw = || RawValue::from_string("{}".into()).unwrap();
-        let event = NewEvent {
-            tenant: self.tenant.id.clone(),
-            source: Source::Google,
-            external_id: external_id.into(),
-            word: Word::SubscriptionRenewed,
-            reason: None,
-            platform_event: "google.subscription_renewed".into(),
-            occurred_at: None,
-            environment: None,
-            subject: None,
-            app_user_id: None,
-            data: raw(),
-            raw: raw(),
-        };
-        let database = self.world.database();
-        let record = Record::new(database, &self.world.clock, || {});
-        let stored = record.store(&event).await.unwrap().event_id;
-        sqlx::query(
-            "update webhook_deliveries set status = 'failed', failed_at = now(), attempt_count = 6 where event_id = $1",
-        )
-        .bind(stored.as_str())
-        .execute(database.pool())
-        .await
-        .unwrap();
-        stored.to_string()
-    }
-
-    /// A new key of the tenant: one that is revoked is not there for the next line.
-    fn new_key(&self) -> String {
-        let said = self.type_in(&format!("attesto key create {}", self.tenant.id));
-        let made: serde_json::Value = serde_json::from_str(&said).unwrap();
-        made["id"].as_str().unwrap().to_owned()
-    }
-
-    /// The line with what is the reader's filled in.
-    fn filled(&self, line: &str) -> String {
-        let apple = self.world.simulator.apple().key();
-        let mut line = line
-            .replace("tenant_…", self.tenant.id.as_str())
-            .replace("evt_…", &self.event)
-            .replace("--key-id 2X9R4HXF34", &format!("--key-id {}", apple.key_id))
-            .replace("57246542-96fe-1a63-e053-0824d011072a", &apple.issuer_id);
-        if line.contains("key_…") {
-            line = line.replace("key_…", &self.new_key());
-        }
-        line
-    }
-
-    fn type_in(&self, line: &str) -> String {
-        if line.starts_with("attesto serve") {
-            self.serve(line);
-            return String::new();
-        }
-        let (exit, said) = self.try_line(line);
-        let expected = MAY_END_WITH
-            .iter()
-            .find(|(start, ..)| line.starts_with(start))
-            .map_or(&[0][..], |(_, codes, _)| codes);
-        assert!(
-            expected.contains(&exit),
-            "{line}\nended with {exit}: {said}"
-        );
-        said
-    }
-
-    /// Lets it serve until it says that it does, and stops it in order.
-    fn serve(&self, line: &str) {
-        let mut child = Command::new("/bin/sh")
-            .args(["-euc", &format!("exec {line}")])
-            .current_dir(self.folder.join("work"))
-            .env_clear()
-            .envs(self.environment.iter().cloned())
-            .envs([("PORT", "0"), ("BIND_ADDRESS", "127.0.0.1")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let listens = lines.any(|said| said.unwrap().contains("\"msg\":\"listening\""));
-        assert!(listens, "{line}: it ended without listening");
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        // What it says meanwhile has to go somewhere.
-        lines.for_each(drop);
-        assert!(child.wait().unwrap().success(), "{line}");
-    }
-
-    fn try_line(&self, line: &str) -> (i32, String) {
-        let output = Command::new("/bin/sh")
-            .args(["-euc", line])
-            .current_dir(self.folder.join("work"))
-            .env_clear()
-            .envs(self.environment.iter().cloned())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let mut said = String::from_utf8(output.stdout).unwrap();
-        write!(said, "{}", String::from_utf8(output.stderr).unwrap()).unwrap();
-        (output.status.code().unwrap(), said)
-    }
-
-    /// Types a page.
-    async fn follow(&mut self, page: &str) {
-        let text = std::fs::read_to_string(root().join("docs").join(page)).unwrap();
-        let (blocks, _) = blocks(&text);
-        let mut typed = 0;
-        for (_, block) in blocks.iter().filter(|(language, _)| language == "sh") {
-            let block = block.replace("\\\n", " ");
-            for line in block.lines().map(str::trim) {
-                if line.is_empty() || line.starts_with('#') {
-                    continue;
-                }
-                if NOT_TYPED.iter().any(|(start, _)| line.starts_with(start)) {
-                    continue;
-                }
-                assert!(
-                    !line.replace("_…", "").contains('…'),
-                    "{page}: {line}: what is left out cannot be typed"
-                );
-                if line.starts_with("createdb") {
-                    // From here on the page speaks of another database.
-                    let empty = empty_database().await;
-                    self.environment
-                        .push(("DATABASE_URL".to_owned(), empty.url.clone()));
-                    self.restored = Some(empty);
-                    continue;
-                }
-                self.type_in(&self.filled(line));
-                typed += 1;
-            }
-        }
-        assert!(typed > 10, "{page}: only {typed} lines were typed");
-    }
+#[test]
+fn every_page_with_something_to_type_is_typed() {
+    let typed = [
+        &MAINTENANCE[..],
+        &OPERATIONS,
+        &RECOVERY,
+        &MOVING,
+        &BEGIN,
+        &LOOK_UP,
+        &RUN,
+        &["docs/leak.md"],
+    ];
+    let typed: BTreeSet<String> = typed.concat().into_iter().map(str::to_owned).collect();
+    let pages = pages();
+    let to_type = pages
+        .iter()
+        .filter(|(_, text)| !scripts(text).is_empty())
+        .map(|(name, _)| name.display().to_string());
+    assert_eq!(typed, to_type.collect());
 }
 
 #[test]
 fn every_exception_is_still_one() {
-    let pages: String = ["maintenance.md", "operations.md", "recovery.md"]
-        .map(|page| std::fs::read_to_string(Path::new("docs").join(page)).unwrap_or_default())
-        .concat();
-    let starts = NOT_TYPED
+    let typed: String = pages().values().flat_map(|text| scripts(text)).collect();
+    let programs = STAND_INS.iter().map(|(program, ..)| *program);
+    let parts = MAY_END_WITH
         .iter()
-        .map(|(start, _)| *start)
-        .chain(MAY_END_WITH.iter().map(|(start, ..)| *start));
-    for start in starts {
-        assert!(pages.contains(start), "{start} is on no page any more");
+        .map(|(part, ..)| part.split(' ').next_back().unwrap());
+    for part in programs.chain(parts) {
+        assert!(typed.contains(part), "{part} is on no page any more");
     }
+}
+
+async fn follows(pages: &[&str]) {
+    let desk = Desk::new().await;
+    for page in pages {
+        desk.follow(page);
+    }
+    desk.world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calendar() {
-    let mut desk = Desk::new().await;
-    desk.follow("maintenance.md").await;
-    desk.world.end().await;
+    follows(&MAINTENANCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operating() {
-    let mut desk = Desk::new().await;
-    desk.follow("operations.md").await;
-    desk.world.end().await;
+    follows(&OPERATIONS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recovering() {
-    let mut desk = Desk::new().await;
-    desk.follow("recovery.md").await;
+    follows(&RECOVERY).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beginning() {
+    let desk = Desk::new().await;
+    let delivery = desk.receiver.requests().remove(0);
+    delivered_as_told(&delivery);
+    believed_as_told(&delivery, &desk.secret());
+    for page in BEGIN {
+        desk.follow(page);
+    }
+    // Where Pub/Sub was told to push is where pushes are taken in: without a token it is refused, and not unknown.
+    let told = desk.told("gcloud");
+    let endpoint = told.split("--push-endpoint ").nth(1).unwrap();
+    let endpoint = endpoint.split(' ').next().unwrap();
+    let nothing = json!({});
+    let answer = desk.world.ask_at(endpoint, "POST", None, Some(&nothing));
+    assert_eq!(answer.await.body["error"], "UNAUTHENTICATED", "{endpoint}");
+    for (language, block) in blocks(&page("docs/integrate.md")).0 {
+        if language == "sql" {
+            let pool = desk.world.database().pool();
+            pool.execute(AssertSqlSafe(block)).await.unwrap();
+        }
+    }
+    desk.world.end().await;
+}
+
+/// The block of a page in this language.
+fn block(name: &str, language: &str) -> String {
+    let found = blocks(&page(name)).0.into_iter();
+    let mut found = found
+        .filter(|(it, _)| it == language)
+        .map(|(_, block)| block);
+    let one = found.next().unwrap();
+    assert_eq!(found.next(), None, "{name} has one of {language}");
+    one
+}
+
+/// The pages show the headers and the fields of a delivery as they are.
+fn delivered_as_told(delivery: &Received) {
+    let told = block("docs/webhooks.md", "http");
+    let mut lines = told.lines();
+    assert!(lines.next().unwrap().starts_with("POST /"));
+    let told: BTreeMap<_, _> = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value))
+        .collect();
+    let names: BTreeSet<_> = delivery.headers.keys().map(String::as_str).collect();
+    let of_http = ["host", "content-length", "accept"];
+    let names: BTreeSet<_> = names
+        .into_iter()
+        .filter(|it| !of_http.contains(it))
+        .collect();
+    assert_eq!(
+        told.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        names
+    );
+    for fixed in ["content-type", "user-agent", "x-attesto-version"] {
+        assert_eq!(told[fixed], delivery.headers[fixed], "{fixed}");
+    }
+
+    let told: Value = serde_json::from_str(&block("docs/events.md", "json")).unwrap();
+    let sent: Value = serde_json::from_slice(&delivery.body).unwrap();
+    let fields = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(&told), fields(&sent));
+}
+
+/// The few lines of Python believe what was delivered, and nothing else.
+fn believed_as_told(delivery: &Received, secret: &str) {
+    let signature = &delivery.headers["x-attesto-signature"];
+    let (timestamp, values) = signature
+        .strip_prefix("t=")
+        .unwrap()
+        .split_once(',')
+        .unwrap();
+    let values: Vec<_> = values
+        .split(',')
+        .map(|it| it.strip_prefix("v1=").unwrap())
+        .collect();
+    let script = format!(
+        "import hashlib, hmac, sys\nsecret, timestamp, v1_values = sys.argv[1], sys.argv[2], sys.argv[3:]\n\
+         body = sys.stdin.buffer.read()\n{}\nsys.exit(0 if fits else 3)\n",
+        block("docs/webhooks.md", "python")
+    );
+    for (secret, fits) in [(secret, 0), ("whsec_another", 3)] {
+        let python = Command::new("python3")
+            .args(["-c", &script, secret, timestamp])
+            .args(&values)
+            .stdin(Stdio::piped())
+            .spawn();
+        let Ok(mut python) = python else {
+            eprintln!("python3 is not installed: its lines were not run");
+            return;
+        };
+        let mut input = python.stdin.take().unwrap();
+        input.write_all(&delivery.body).unwrap();
+        drop(input);
+        assert_eq!(python.wait().unwrap().code(), Some(fits));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_up() {
+    follows(&LOOK_UP).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running() {
+    follows(&RUN).await;
+}
+
+/// Each of its blocks is another way to move the same tenant.
+#[tokio::test(flavor = "multi_thread")]
+async fn moving() {
+    let desk = Desk::new().await;
+    for script in MOVING.iter().flat_map(|name| scripts(&page(name))) {
+        desk.elsewhere().await;
+        desk.type_in(&format!("rm -f acme.export\n{script}"));
+    }
     desk.world.end().await;
 }

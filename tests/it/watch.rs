@@ -9,7 +9,9 @@ use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
+use crate::docs::blocks;
 use crate::world::attesto::World;
+use crate::world::desk::page;
 use crate::world::log::Warnings;
 use crate::world::receiver::Receiver;
 
@@ -25,6 +27,16 @@ fn count(page: &str, series: &str) -> u64 {
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
     line.trim().parse().unwrap()
+}
+
+/// docs/operations.md shows a line with these fields.
+fn assert_told(line: &Value) {
+    let (blocks, _) = blocks(&page("docs/operations.md"));
+    let told = blocks.into_iter().find(|(language, _)| language == "json");
+    let told: Value = serde_json::from_str(&told.unwrap().1).unwrap();
+    let names = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&told)[..3], ["ts", "level", "msg"]);
+    assert_eq!(names(&told)[3..], names(line));
 }
 
 #[tokio::test]
@@ -70,6 +82,7 @@ async fn keys_that_are_too_old_are_warned_of_once_a_day_and_counted() {
             &json!(fingerprint)
         )
     );
+    assert_told(line);
     let advice = line["advice"].as_str().unwrap();
     let command = format!("attesto apple set-credentials {}", old.id);
     assert!(advice.contains(&command), "{advice}");

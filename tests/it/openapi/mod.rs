@@ -1,7 +1,7 @@
 //! `/openapi.json` as a generator of clients reads it, and as a person does.
 
 mod page;
-mod schema;
+pub(crate) mod schema;
 
 use std::collections::BTreeSet;
 

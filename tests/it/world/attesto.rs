@@ -36,6 +36,10 @@ pub(crate) const APP_APPLE_ID: i64 = 1_234_567_890;
 /// [`START`].
 static IDENTITY: LazyLock<Identity> = LazyLock::new(|| Identity::new(start()));
 
+/// The same for the worlds that live now.
+static IDENTITY_OF_TODAY: LazyLock<Identity> =
+    LazyLock::new(|| Identity::new(Clock::system().now()));
+
 /// What time it is when a world begins.
 pub(crate) fn start() -> Timestamp {
     Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
@@ -96,9 +100,8 @@ impl World {
 
     /// The same with some settings.
     pub(crate) async fn today_with(settings: &[(&str, &str)]) -> Self {
-        let clock = Clock::system();
-        let identity = Identity::new(clock.now());
-        Self::on(fresh_database().await, clock, identity, settings).await
+        let (fresh, clock) = (fresh_database().await, Clock::system());
+        Self::on(fresh, clock, IDENTITY_OF_TODAY.clone(), settings).await
     }
 
     async fn on(fresh: Fresh, clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {

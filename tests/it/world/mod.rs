@@ -1,6 +1,7 @@
 //! What the tests live in.
 //!
 //! - [`attesto`]: a whole Attesto in this process
+//! - [`desk`]: somebody who types what a page says
 //! - [`folder`]: a folder that is gone when its test is
 //! - [`log`]: what is logged while a test runs
 //! - [`needles`]: looks for secrets where they do not belong
@@ -10,6 +11,7 @@
 //! - [`shell`]: the binary, run as an administrator runs it
 
 pub(crate) mod attesto;
+pub(crate) mod desk;
 pub(crate) mod folder;
 pub(crate) mod log;
 pub(crate) mod needles;
