@@ -63,6 +63,7 @@ impl ConnectSettings {
         let options = &self.options;
         let host = match options.get_socket() {
             Some(socket) => socket.display().to_string(),
+            None if options.get_host().contains(':') => format!("[{}]", options.get_host()),
             None => options.get_host().to_owned(),
         };
         let database = options.get_database().unwrap_or(options.get_username());
@@ -132,6 +133,7 @@ impl ConnectSettings {
                 name,
             })
         })?;
+        let options = without_brackets(options);
         Ok(Self {
             options: plain(options),
             direct: None,
@@ -139,6 +141,19 @@ impl ConnectSettings {
             idle_timeout: Duration::from_secs(idle),
             connect_timeout: Duration::from_secs(connect),
         })
+    }
+}
+
+/// With the address alone where a URL has `[::1]`, as resolvers, certificates and Postgres' own programs write it; sqlx keeps
+/// the brackets and looks for a host of that name.
+fn without_brackets(options: PgConnectOptions) -> PgConnectOptions {
+    let host = options.get_host();
+    let inside = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    match inside.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
     }
 }
 
@@ -201,6 +216,22 @@ mod tests {
             let found = ConnectSettings::from_url(url).err();
             assert_eq!(found, problem, "{url}");
             assert!(!found.is_some_and(|found| found.to_string().contains("s3cret")));
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_brackets_only_in_the_url() {
+        for url in [
+            "postgres://ada@[::1]:5433/attesto",
+            "postgres://ada@ignored:5433/attesto?host=[::1]",
+            "postgres://ada@ignored:5433/attesto?hostaddr=::1",
+        ] {
+            let settings = ConnectSettings::from_url(url).unwrap();
+            assert_eq!(settings.options.get_host(), "::1", "{url}");
+            assert_eq!(
+                settings.without_password(),
+                "postgres://ada@[::1]:5433/attesto"
+            );
         }
     }
 
