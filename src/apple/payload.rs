@@ -13,7 +13,9 @@ use serde_json::{Map, Number, Value};
 
 use crate::clock::Timestamp;
 
-/// `JWSTransactionDecodedPayload`
+/// `JWSTransactionDecodedPayload`. What decides, which is what it is, of which app, where, and whether it is over, must be of the
+/// kind that is expected. Any other field of another kind counts as absent: what Apple signed is not called a forgery because
+/// Apple came to write a price differently. It stands in the raw payload as it came.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Transaction {
@@ -22,48 +24,64 @@ pub struct Transaction {
     /// This transaction.
     pub transaction_id: Option<String>,
     /// The subscription's purchase event across devices.
+    #[serde(deserialize_with = "patient")]
     pub web_order_line_item_id: Option<String>,
     /// The app.
     pub bundle_id: Option<String>,
     /// The product.
     pub product_id: Option<String>,
     /// When this was paid.
+    #[serde(deserialize_with = "patient")]
     pub purchase_date: Option<Millis>,
     /// When the first was paid.
+    #[serde(deserialize_with = "patient")]
     pub original_purchase_date: Option<Millis>,
     /// When it ends or renews; absent for what does not end.
     pub expires_date: Option<Millis>,
     /// How many consumables.
+    #[serde(deserialize_with = "patient")]
     pub quantity: Option<Number>,
     /// `Auto-Renewable Subscription`, `Non-Consumable`, `Consumable`, `Non-Renewing Subscription`
+    #[serde(deserialize_with = "patient")]
     pub r#type: Option<String>,
     /// The UUID the app gave StoreKit for its user.
+    #[serde(deserialize_with = "patient")]
     pub app_account_token: Option<String>,
     /// `PURCHASED` or `FAMILY_SHARED`
+    #[serde(deserialize_with = "patient")]
     pub in_app_ownership_type: Option<String>,
     /// When it was taken back.
     pub revocation_date: Option<Millis>,
     /// 0 another reason, 1 an issue with the app.
+    #[serde(deserialize_with = "patient")]
     pub revocation_reason: Option<Number>,
     /// `REFUND_FULL`, `REFUND_PRORATED`, `FAMILY_REVOKE`
+    #[serde(deserialize_with = "patient")]
     pub revocation_type: Option<String>,
     /// Another product of the group took its place.
     pub is_upgraded: Option<bool>,
     /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
+    #[serde(deserialize_with = "patient")]
     pub offer_type: Option<Number>,
     /// Which offer.
+    #[serde(deserialize_with = "patient")]
     pub offer_identifier: Option<String>,
     /// `Production` or `Sandbox`; `Xcode` and `LocalTesting` are nobody's signature.
     pub environment: Option<String>,
     /// ISO 3166-1 alpha-3.
+    #[serde(deserialize_with = "patient")]
     pub storefront: Option<String>,
     /// Apple's number for the storefront.
+    #[serde(deserialize_with = "patient")]
     pub storefront_id: Option<String>,
     /// `PURCHASE` or `RENEWAL`
+    #[serde(deserialize_with = "patient")]
     pub transaction_reason: Option<String>,
     /// ISO 4217.
+    #[serde(deserialize_with = "patient")]
     pub currency: Option<String>,
     /// Thousandths of a currency unit.
+    #[serde(deserialize_with = "patient")]
     pub price: Option<Number>,
 }
 
@@ -435,6 +453,33 @@ mod tests {
             serde_json::from_str(r#"{"offerType":99,"type":"Lease"}"#).expect("readable");
         assert_eq!(new.offer_type, Some(Number::from(99)));
         assert_eq!(new.r#type.as_deref(), Some("Lease"));
+    }
+
+    #[test]
+    fn what_does_not_decide_may_be_of_another_kind() {
+        let odd: Transaction = serde_json::from_str(
+            r#"{"transactionId":"1","price":"9.99","offerType":"WIN_BACK","revocationReason":{},"storefrontId":143441,
+                "quantity":"1","purchaseDate":"soon","appAccountToken":7,"type":[],"currency":1}"#,
+        )
+        .expect("readable");
+        let bare: Transaction = serde_json::from_str(r#"{"transactionId":"1"}"#).expect("readable");
+        assert_eq!(odd, bare);
+        for name in [
+            "transactionId",
+            "originalTransactionId",
+            "bundleId",
+            "productId",
+            "environment",
+            "expiresDate",
+            "revocationDate",
+            "isUpgraded",
+        ] {
+            let json = format!(r#"{{"{name}":[]}}"#);
+            assert!(
+                serde_json::from_str::<Transaction>(&json).is_err(),
+                "{name}"
+            );
+        }
     }
 
     #[test]
