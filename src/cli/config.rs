@@ -2,9 +2,7 @@
 
 use super::context::{Context, Failure};
 use super::serve;
-use crate::config::Settings;
 use crate::config::shown::{exposed_files, shown};
-use crate::server::tls::Pair;
 
 /// The commands of `attesto config`.
 #[derive(Debug, clap::Subcommand)]
@@ -19,19 +17,7 @@ pub fn run(command: Command, context: &Context) -> Result<(), Failure> {
     let Command::Check(args) = command;
     let lookup = |name: &str| context.variable(name);
     let raw = args.raw(context, &lookup);
-    let settings = Settings::parse(&raw).and_then(|settings| {
-        // `serve` would not start with it either.
-        let now = context.clock.now();
-        let pair = settings
-            .tls
-            .as_ref()
-            .map(|files| Pair::read(files, now))
-            .transpose();
-        match pair {
-            Ok(_) => Ok(settings),
-            Err(problem) => Err(vec![format!("{problem}.")]),
-        }
-    });
+    let settings = serve::settings(&raw, context.clock.now());
     let rows = shown(&raw, &settings);
     let output = &context.output;
     output.rows(&rows, &["name", "value", "origin"], "")?;

@@ -5,6 +5,7 @@
 //! it goes on trying.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{Context, Failure};
-use crate::clock::Clock;
+use crate::apple::trust::Verifier;
+use crate::clock::{Clock, Timestamp};
 use crate::config::catalogue::{Kind, SETTINGS, Setting};
 use crate::config::secret_file::Lookup;
 use crate::config::shown::exposed_files;
@@ -28,7 +30,7 @@ use crate::db::{
 };
 use crate::replicas::{WouldStop, host};
 use crate::server::listen::{bind, room_for_connections};
-use crate::server::tls::Tls;
+use crate::server::tls::{Pair, Tls};
 use crate::server::{Manners, scrape};
 use crate::service::{Service, Serving};
 use crate::shutdown::Signals;
@@ -125,11 +127,33 @@ fn flag(setting: &'static Setting) -> Arg {
     }
 }
 
+/// The settings, and the files that they name but for those of secrets, which are part of them. Everything that is wrong with
+/// either is a line.
+pub(super) fn settings(raw: &Raw<'_>, now: Timestamp) -> Result<Settings, Vec<String>> {
+    let parsed = Settings::parse(raw);
+    let mut wrong = Vec::new();
+    // What else is wrong must not hide what is wrong with this one.
+    let roots = raw.text("APPLE_ROOT_CERTIFICATES").ok().flatten();
+    if let Some(given) = roots
+        && let Err(problem) = Verifier::with_roots_at(Path::new(&given.text))
+    {
+        wrong.push(format!("{}: {problem}.", given.origin));
+    }
+    let pair = parsed.as_ref().ok().and_then(|it| it.tls.as_ref());
+    if let Some(Err(problem)) = pair.map(|files| Pair::read(files, now)) {
+        wrong.push(format!("{problem}."));
+    }
+    match parsed {
+        Ok(settings) if wrong.is_empty() => Ok(settings),
+        parsed => Err([parsed.err().unwrap_or_default(), wrong].concat()),
+    }
+}
+
 /// Runs the command.
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let lookup = |name: &str| context.variable(name);
     let raw = args.raw(context, &lookup);
-    let (log, settings) = match Settings::parse(&raw) {
+    let (log, settings) = match settings(&raw, context.clock.now()) {
         Ok(settings) => (settings.log, Ok(settings)),
         Err(problems) => (Log::best_effort(&raw), Err(Failure::settings(problems))),
     };

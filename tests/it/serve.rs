@@ -433,19 +433,47 @@ async fn what_cannot_work_is_said_all_at_once_before_anything_is_served() {
             ("DATABASE_URL", "mysql://hunter2"),
             ("ATTESTO_ENV", "production"),
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
+            ("APPLE_ROOT_CERTIFICATES", "/dev/null"),
         ],
     )
     .output()
     .expect("the binary runs");
     assert_eq!(ran.status.code(), Some(2));
     let errors = String::from_utf8(ran.stderr).expect("text");
-    assert_eq!(errors.lines().count(), 4, "{errors}");
+    assert_eq!(errors.lines().count(), 6, "{errors}");
     let log = String::from_utf8(ran.stdout).expect("text");
     assert_eq!(log.lines().count(), 1, "{log}");
     let line: Value = serde_json::from_str(&log).expect("JSON");
     assert_eq!(line["level"], "fatal");
     assert_eq!(line["msg"], "startup_failed");
     assert!(!(errors + &log).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn roots_that_cannot_be_used_are_a_wrong_setting() {
+    let key = key(1);
+    for words in [
+        &["serve", "--port=0", "--bind-address=127.0.0.1"][..],
+        &["config", "check"],
+    ] {
+        let ran = attesto(
+            words,
+            &[
+                ("ATTESTO_ENCRYPTION_KEY", &key),
+                ("DATABASE_URL", "postgres://nowhere.invalid/x"),
+                ("APPLE_ROOT_CERTIFICATES", "/nowhere/roots"),
+            ],
+        )
+        .output()
+        .expect("the binary runs");
+        assert_eq!(ran.status.code(), Some(2), "{words:?}");
+        let errors = String::from_utf8(ran.stderr).expect("text");
+        assert_eq!(
+            errors,
+            "attesto: APPLE_ROOT_CERTIFICATES: /nowhere/roots cannot be read: No such file or directory (os error 2).\n",
+            "{words:?}"
+        );
+    }
 }
 
 #[tokio::test]
