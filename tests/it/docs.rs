@@ -410,6 +410,125 @@ fn every_json_is_json() {
     assert!(count > 10, "only {count} were found");
 }
 
+/// What programs are built from, as one text.
+fn source() -> String {
+    fn collect(folder: &Path, found: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else {
+                // Certificates are no text.
+                found.push_str(&String::from_utf8_lossy(&std::fs::read(path).unwrap()));
+            }
+        }
+    }
+    let mut found = String::new();
+    for folder in [
+        "src",
+        "migrations",
+        "docs/receivers",
+        "docs/deploy",
+        "docs/monitoring",
+    ] {
+        collect(&root().join(folder), &mut found);
+    }
+    for file in ["Dockerfile", "docker-compose.yml", "bin/deploy"] {
+        found.push_str(&std::fs::read_to_string(root().join(file)).unwrap());
+    }
+    found
+}
+
+/// Names on pages that are other programs'.
+const NAMES_OF_OTHERS: [&str; 18] = [
+    // What receipts and services call things that are called otherwise here.
+    "verifyReceipt",
+    "cancellation_date_ms",
+    "cancellation_reason",
+    "pending_renewal_info",
+    "cancelReason",
+    "expiryTimeMillis",
+    "INITIAL_PURCHASE",
+    "PRODUCT_CHANGE",
+    "BILLING_ISSUE",
+    "SUBSCRIPTION_PAUSED",
+    "SUBSCRIPTION_EXTENDED",
+    "NON_RENEWING_PURCHASE",
+    // Settings of Google Cloud's, of Postgres and of PgBouncer.
+    "iam.allowedPolicyMemberDomains",
+    "checkpoint_timeout",
+    "log_statement",
+    "wal_compression",
+    "max_wal_size",
+    "default_pool_size",
+];
+
+/// Settings, fields, words of the log, metrics, columns: whatever has a name of several words is there under this name.
+#[test]
+fn every_name_is_known() {
+    let source = source();
+    let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let mut names: BTreeSet<&str> = source.split(|letter| !is_name(letter)).collect();
+    names.extend(NAMES_OF_OTHERS);
+    let in_snakes = |name: &str| {
+        let letter = |letter: char| match letter {
+            'A'..='Z' => format!("_{}", letter.to_ascii_lowercase()),
+            letter => letter.to_string(),
+        };
+        name.chars().map(letter).collect::<String>()
+    };
+    let mut unknown = BTreeSet::new();
+    let mut used: BTreeSet<&str> = BTreeSet::new();
+    let mut count = 0;
+    for (page, text) in pages() {
+        for span in spans(&blocks(&text).1) {
+            let is_one = span.chars().all(|letter| is_name(letter) || letter == '.');
+            let several = span.contains('_') || span.contains(|it: char| it.is_ascii_uppercase());
+            let all_capitals = !span.contains('_') && !span.contains(char::is_lowercase);
+            let last = span.rsplit('.').next().unwrap();
+            if !is_one || !several || all_capitals || !span.starts_with(char::is_alphabetic) {
+                continue;
+            }
+            count += 1;
+            used.extend(NAMES_OF_OTHERS.iter().filter(|it| **it == span));
+            let known = [span.as_str(), last, &in_snakes(last)];
+            if !known.iter().any(|it| names.contains(it)) {
+                unknown.insert(format!("{}: {span}", page.display()));
+            }
+        }
+    }
+    assert!(count > 300, "only {count} were found");
+    assert!(unknown.is_empty(), "these are nowhere else: {unknown:#?}");
+    let unused: Vec<_> = NAMES_OF_OTHERS
+        .iter()
+        .filter(|it| !used.contains(*it))
+        .collect();
+    assert!(unused.is_empty(), "{unused:?} are on no page any more");
+}
+
+/// Who looks for what a program said finds it.
+#[test]
+fn what_is_said_when_it_does_not_start_is_said() {
+    let pages = pages();
+    let page = &pages[Path::new("docs/troubleshooting.md")];
+    let (_, section) = page.split_once("## It does not start").unwrap();
+    let rows = section.split("\n\nIt starts").next().unwrap();
+    let (source, mut count) = (source(), 0);
+    for row in rows.lines().filter(|line| line.starts_with("| `")) {
+        let said = row.split('`').nth(1).unwrap();
+        // That one is Postgres' own.
+        for part in said
+            .split('…')
+            .filter(|_| !said.contains("prepared statement"))
+        {
+            let part = part.trim();
+            assert!(source.contains(part), "nobody says {part:?}");
+            count += 1;
+        }
+    }
+    assert!(count > 5, "{count}");
+}
+
 /// The first cells of a page's tables, without their backticks.
 fn first_cells(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
