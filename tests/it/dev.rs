@@ -69,7 +69,9 @@ fn paste(line: &str) -> Value {
 fn is_told(told: &Value, answer: &Value) -> bool {
     match (told, answer) {
         (Value::Object(told), Value::Object(answer)) => told.iter().all(|(name, value)| {
-            name == "…" || answer.get(name).is_some_and(|found| is_told(value, found))
+            // A release need not touch every page.
+            ["…", "version"].contains(&name.as_str())
+                || answer.get(name).is_some_and(|found| is_told(value, found))
         }),
         (Value::String(told), Value::String(answer)) => match told.strip_suffix('…') {
             Some(start) => answer.starts_with(start),
