@@ -1092,6 +1092,68 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
     assert!(matches!(stored, Err(NotStored::Inactive)), "{stored:?}");
 }
 
+/// A program that was stopped, or whose disk hangs, keeps Postgres from cleaning up. Two minutes are not waited for: that
+/// they are the limit is one half, and what follows when they are over the other.
+#[tokio::test]
+async fn an_export_that_does_not_move_on_is_given_up() {
+    let moved = Move::prepared().await;
+    let (database, file) = (moved.old.database(), moved.folder.join("export"));
+    let to = To::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let export = || {
+        let (keyring, tenant) = (moved.old.keyring(), &moved.tenant.id);
+        attesto::moving::export(database, keyring, tenant, History::Needed, &to, &file)
+    };
+    {
+        let mut export = std::pin::pin!(export());
+        let mut lock = patient(database).await;
+        sqlx::query("lock table webhook_configs")
+            .execute(&mut *lock)
+            .await
+            .unwrap();
+        tokio::select! {
+            ended = &mut export => panic!("{ended:?}"),
+            () = until_awaited(database, "webhook_configs") => {}
+        }
+        // From here on nobody moves the export on, and Postgres has said all that it was asked.
+        lock.commit().await.unwrap();
+        let session = "application_name = 'attesto-export' and datname = current_database() \
+             and state = 'idle in transaction'";
+        until_so(
+            database,
+            &format!("select exists (select from pg_stat_activity where {session})"),
+        )
+        .await;
+        // As Postgres does of itself when the time is over.
+        let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where {session}");
+        until_so(database, &end).await;
+        let given_up = export.await.unwrap_err();
+        assert!(
+            matches!(given_up, attesto::moving::MoveError::Database(_)),
+            "{given_up}"
+        );
+    }
+    let left: Vec<_> = std::fs::read_dir(&*moved.folder).unwrap().collect();
+    assert_eq!(left.len(), 1, "the passphrase alone: {left:?}");
+    let noted = "select not exists (select from operator_audit where action = 'export')";
+    until_so(database, noted).await;
+
+    // While it waits for the program, and not only for a statement.
+    moved
+        .execute("alter table webhook_configs rename to kept")
+        .await;
+    moved
+        .execute(
+            "create function told() returns boolean language plpgsql as
+             $$ begin raise 'waits for %', current_setting('idle_in_transaction_session_timeout'); end $$",
+        )
+        .await;
+    moved
+        .execute("create view webhook_configs as select * from kept where told()")
+        .await;
+    let told = export().await.unwrap_err().to_string();
+    assert!(told.contains("waits for 2min"), "{told}");
+}
+
 #[tokio::test]
 async fn more_rows_than_are_in_memory_at_once_are_all_exported() {
     let moved = Move::prepared().await;
