@@ -1,4 +1,5 @@
-//! R9, R12 and R13 of the scenarios: somebody forgets a transaction, a clock is wrong, the server has no connection left.
+//! R9, R12, R13 and R15 of the scenarios: somebody forgets a transaction, a clock is wrong, the server has no connection
+//! left, the connection that hears of work dies without a word.
 //! What takes minutes in life is made short by making what those minutes leave behind.
 
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::hold::{events, record_events, set_callback};
 use crate::world::attesto::{APP, World};
 use crate::world::postgres::{Fresh, fresh_database};
 use crate::world::receiver::Receiver;
+use crate::world::wire::Wire;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const OPEN: [(&str, &str); 4] = [
@@ -56,6 +58,17 @@ async fn say_so(database: &Database) {
     told.await.unwrap();
 }
 
+/// From here on it hears that there is work.
+async fn until_it_hears(world: &World) {
+    until("listening", Duration::from_secs(10), async || {
+        let ears = "select count(*) from pg_stat_activity \
+            where datname = current_database() and application_name = 'attesto-changes' and state = 'idle'";
+        let ears = sqlx::query_scalar::<_, i64>(ears).fetch_one(world.database().pool());
+        ears.await.unwrap() == 1
+    })
+    .await;
+}
+
 /// How long it takes from an event to its arrival, one after the other; the longest but `spared` of them.
 async fn lag(
     world: &World,
@@ -84,14 +97,7 @@ async fn a_forgotten_transaction_does_not_stop_deliveries() {
     let receiver = Receiver::answering(OK).await;
     let tenant = world.stranger().await.id;
     set_callback(&world, &tenant, &receiver.url()).await;
-    // From here on it hears that there is work.
-    until("listening", Duration::from_secs(10), async || {
-        let ears = "select count(*) from pg_stat_activity \
-            where datname = current_database() and application_name = 'attesto-changes'";
-        let ears = sqlx::query_scalar::<_, i64>(ears).fetch_one(world.database().pool());
-        ears.await.unwrap() == 1
-    })
-    .await;
+    until_it_hears(&world).await;
     work(&world, &tenant, &["first"]).await;
     receiver.until(1).await;
 
@@ -321,4 +327,47 @@ async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
     .await;
     world.end().await;
     execute(format!("drop owned by {clerk}; drop role {clerk}")).await;
+}
+
+/// R15. Packets of the connection that hears of work are dropped: nobody is told that it is dead, and the word that there
+/// is work is lost. It is found by looking, as often as it is looked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_that_nobody_hears_of_is_found_by_looking() {
+    let direct = fresh_database().await;
+    let wire = Wire::to(&direct.url).await;
+    let settings = ConnectSettings::from_url(&wire.url).unwrap();
+    let fresh = Fresh {
+        database: Database::open(&settings),
+        url: wire.url.clone(),
+        direct: None,
+        settings,
+    };
+    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
+    let world = World::upon(fresh, clock.clone(), &OPEN).await;
+    let receiver = Receiver::answering(OK).await;
+    let tenant = world.stranger().await.id;
+    set_callback(&world, &tenant, &receiver.url()).await;
+    // Another process takes it in and says so.
+    let record = Record::new(&direct.database, &clock, || {});
+    let arrives = async |number: usize| {
+        let begun = Instant::now();
+        record_events(&record, &tenant, &[&number.to_string()]).await;
+        say_so(&direct.database).await;
+        receiver.until(number).await;
+        begun.elapsed()
+    };
+    until_it_hears(&world).await;
+    arrives(1).await;
+    wire.freeze_ears();
+    let mut lags = Vec::new();
+    for number in 2..=4 {
+        lags.push(arrives(number).await);
+    }
+    // Each look is at most 1.2 s after the last; the rest is for a busy machine. The dead connection is noticed later.
+    assert!(
+        lags.iter().all(|lag| *lag < Duration::from_millis(1700)),
+        "{lags:?}"
+    );
+    println!("found within {lags:?}");
+    assert!(wire.unheard() >= 1, "the word was not lost");
 }

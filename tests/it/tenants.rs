@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
@@ -19,12 +19,11 @@ use attesto::tenants::caller::Refused;
 use attesto::tenants::{Caller, Callers, KeyEnvironment, RawKey, Tenant, store};
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::postgres::fresh_database;
+use crate::world::wire::Wire;
 
 const LIMIT: RateLimit = RateLimit {
     per_second: 1_000_000,
@@ -606,97 +605,5 @@ async fn an_unknown_tenant_has_no_keys_and_is_not_changed() {
             matches!(&refused, store::ChangeError::NoTenant(id) if *id == nobody),
             "{refused}"
         );
-    }
-}
-
-/// A wire to the database that can go silent, or lose notifications as a pooler in transaction mode does.
-struct Wire {
-    url: String,
-    manners: Arc<Manners>,
-    _carrying: AbortOnDropHandle<()>,
-}
-
-#[derive(Default)]
-struct Manners {
-    frozen: AtomicBool,
-    swallowing: AtomicBool,
-}
-
-impl Wire {
-    /// To a database behind a Unix socket, as the throw-away one is.
-    async fn to(url: &str) -> Self {
-        let target = url::Url::parse(url).unwrap();
-        let folder = target.query_pairs().find(|(name, _)| name == "host");
-        let socket = format!("{}/.s.PGSQL.5432", folder.unwrap().1);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!(
-            "postgres://attesto@{}{}?sslmode=disable",
-            listener.local_addr().unwrap(),
-            target.path()
-        );
-        let manners = Arc::new(Manners::default());
-        let carried = manners.clone();
-        let carrying = tokio::spawn(async move {
-            loop {
-                let (here, _) = listener.accept().await.unwrap();
-                let there = UnixStream::connect(&socket).await.unwrap();
-                let (from_us, to_us) = here.into_split();
-                let (from_it, to_it) = there.into_split();
-                let manners = carried.clone();
-                tokio::spawn(async move { carry_questions(from_us, to_it).await });
-                tokio::spawn(async move { carry_answers(from_it, to_us, &manners).await });
-            }
-        });
-        Self {
-            url,
-            manners,
-            _carrying: AbortOnDropHandle::new(carrying),
-        }
-    }
-
-    fn freeze(&self) {
-        self.manners.frozen.store(true, Ordering::SeqCst);
-    }
-
-    fn swallow_notifications(&self) {
-        self.manners.swallowing.store(true, Ordering::SeqCst);
-    }
-}
-
-async fn carry_questions(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Message by message: a type, a length that counts itself, and what it counts.
-async fn carry_answers(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    manners: &Manners,
-) {
-    const NOTIFICATION: u8 = b'A';
-    loop {
-        let mut head = [0; 5];
-        if from.read_exact(&mut head).await.is_err() {
-            return;
-        }
-        let length = u32::from_be_bytes(head[1..].try_into().unwrap());
-        let mut message = vec![0; usize::try_from(length).unwrap() - 4];
-        if from.read_exact(&mut message).await.is_err() {
-            return;
-        }
-        while manners.frozen.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        if head[0] == NOTIFICATION && manners.swallowing.load(Ordering::SeqCst) {
-            continue;
-        }
-        if to.write_all(&head).await.is_err() || to.write_all(&message).await.is_err() {
-            return;
-        }
     }
 }

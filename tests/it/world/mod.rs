@@ -9,6 +9,7 @@
 //! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
 //! - [`receiver`]: a callback, good or bad
 //! - [`shell`]: the binary, run as an administrator runs it
+//! - [`wire`]: a connection to the database that goes silent
 
 pub(crate) mod attesto;
 pub(crate) mod desk;
@@ -19,3 +20,4 @@ pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod receiver;
 pub(crate) mod shell;
+pub(crate) mod wire;
