@@ -107,8 +107,14 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Waits until everything that was accepted has arrived, or long enough, and judges.
-pub(crate) async fn judge(stage: &Stage, accepted: &Accepted, faults: usize) -> Verdict {
+/// Waits until everything that was accepted has arrived, or long enough, and judges. In a `hurry` what was refused is tried
+/// again at once.
+pub(crate) async fn judge(
+    stage: &Stage,
+    accepted: &Accepted,
+    faults: usize,
+    hurry: bool,
+) -> Verdict {
     let accepted = accepted.all();
     let begun = Instant::now();
     let missing = |stage: &Stage| {
@@ -120,6 +126,9 @@ pub(crate) async fn judge(stage: &Stage, accepted: &Accepted, faults: usize) -> 
         })
     };
     while !missing(stage).is_empty() && begun.elapsed() < PATIENCE {
+        if hurry {
+            stage.end_pauses().await;
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // What arrives twice arrives soon, or when the last lease is over.

@@ -14,7 +14,7 @@
 //!
 //! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is explained, and every
 //! sealed value opens with the new encryption key alone.
-//! `bin/chaos` runs this at length; the suite, in brief.
+//! `bin/chaos` runs this at length; the suite, in brief. [`trials`] measure one thing each.
 
 mod judge;
 mod plan;
@@ -23,6 +23,7 @@ mod pusher;
 mod receivers;
 mod replica;
 mod stage;
+pub(crate) mod trials;
 
 use judge::Verdict;
 pub(crate) use plan::Extent;
@@ -53,7 +54,11 @@ pub(crate) async fn run(run: &Run) -> Verdict {
     let mut stage = stage::Stage::set(replicas, run.extent.long).await;
     let faults = plan::plan(run);
     let accepted = stage.endure(&faults, run).await;
-    let verdict = judge::judge(&stage, &accepted, faults.len()).await;
+    let hurry = run.extent.hurry;
+    if hurry {
+        stage.end_leases().await;
+    }
+    let verdict = judge::judge(&stage, &accepted, faults.len(), hurry).await;
     println!("{verdict}");
     stage.strike().await;
     verdict

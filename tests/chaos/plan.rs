@@ -19,8 +19,9 @@ pub(crate) enum Fault {
     CrashDatabase(Duration),
     /// The volume that the database is on is full for this long.
     FillDisk(Duration),
-    /// The encryption key is exchanged, one step after the other, while all of the above goes on.
-    Key(Step),
+    /// The encryption key is exchanged, one step after the other, while all of the above goes on; in each step process
+    /// after process, from the first on or from the last.
+    Key(Step, Order),
 }
 
 /// A step of `docs/operations.md`, The encryption key.
@@ -34,6 +35,13 @@ pub(crate) enum Step {
     Reseal,
     /// Nothing is sealed with the old key any more, and every process forgets it.
     Retire,
+}
+
+/// Which process is started again first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    FirstToLast,
+    LastToFirst,
 }
 
 /// A fault, and when it happens, counted from the beginning.
@@ -58,6 +66,8 @@ pub(crate) struct Extent {
     /// Whether a process is also stopped for longer than a lease, the database is away for ten seconds more, and its
     /// volume is full for a while.
     pub(crate) long: bool,
+    /// Whether time is moved in the end, instead of waiting for leases that the dead hold and for pauses.
+    pub(crate) hurry: bool,
 }
 
 /// The plan of a run.
@@ -76,6 +86,7 @@ pub(crate) fn plan(run: &Run) -> Vec<Planned> {
         others,
         away,
         long,
+        hurry: _,
     } = run.extent;
     for _ in 0..kills {
         add(chance.f64(), Fault::Kill(chance.usize(..run.replicas)));
@@ -98,7 +109,12 @@ pub(crate) fn plan(run: &Run) -> Vec<Planned> {
         (0.4, Step::Reseal),
         (0.85, Step::Retire),
     ] {
-        add(at, Fault::Key(step));
+        let order = if chance.bool() {
+            Order::FirstToLast
+        } else {
+            Order::LastToFirst
+        };
+        add(at, Fault::Key(step, order));
     }
     if long {
         add(0.1, Fault::Freeze(0, PAST_A_LEASE));

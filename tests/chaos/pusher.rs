@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 
 /// Where processes listen, as they come and go.
@@ -16,6 +16,20 @@ pub(crate) struct Notification {
     pub(crate) path: String,
     pub(crate) bearer: Option<String>,
     pub(crate) body: String,
+}
+
+impl Notification {
+    /// To the process at this port.
+    pub(crate) fn request(&self, client: &Client, port: u64) -> RequestBuilder {
+        let request = client
+            .post(format!("http://127.0.0.1:{port}{}", self.path))
+            .header("content-type", "application/json")
+            .body(self.body.clone());
+        match &self.bearer {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
 }
 
 /// What became of the pushes.
@@ -32,6 +46,16 @@ pub(crate) struct Acceptance {
 }
 
 impl Accepted {
+    /// One that was answered with 200 just now.
+    pub(crate) fn note(&self, event: &str, failures: u32) {
+        let acceptance = Acceptance {
+            at: Instant::now(),
+            failures,
+        };
+        let mut accepted = self.0.lock().expect("not poisoned");
+        accepted.entry(event.to_owned()).or_insert(acceptance);
+    }
+
     /// By the event's id.
     pub(crate) fn all(&self) -> HashMap<String, Acceptance> {
         self.0.lock().expect("not poisoned").clone()
@@ -53,25 +77,15 @@ pub(crate) async fn push(
             .lock()
             .expect("not poisoned");
         if let Some(port) = port {
-            let url = format!("http://127.0.0.1:{port}{}", notification.path);
-            let mut request = client
-                .post(url)
-                .timeout(Duration::from_secs(10))
-                .header("content-type", "application/json")
-                .body(notification.body.clone());
-            if let Some(token) = &notification.bearer {
-                request = request.bearer_auth(token);
-            }
+            let request = notification.request(&client, port);
+            let request = request.timeout(Duration::from_secs(10));
             if let Ok(answer) = request.send().await {
                 let status = answer.status().as_u16();
                 // A 200 whose body does not come is no answer to a store either.
                 let body: Option<Value> = answer.json().await.ok();
                 let event = body.as_ref().and_then(|body| body["eventId"].as_str());
                 if let (200, Some(event)) = (status, event) {
-                    let at = Instant::now();
-                    let acceptance = Acceptance { at, failures };
-                    let mut accepted = accepted.0.lock().expect("not poisoned");
-                    accepted.entry(event.to_owned()).or_insert(acceptance);
+                    accepted.note(event, failures);
                     return;
                 }
                 assert!(

@@ -42,12 +42,13 @@ impl Replica {
         self.settings = settings;
     }
 
-    /// What it said that no process should say, however it is treated: unexpected errors and panics.
+    /// What it said that no process should say, however it is treated: unexpected errors, panics, secrets that do not open.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.lock().expect("not poisoned").clone()
     }
 
-    fn begin(&mut self) {
+    /// Starts one.
+    pub(crate) fn begin(&mut self) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
             .args(["serve", "--port=0", "--bind-address=127.0.0.1"])
             .env_clear()
@@ -76,10 +77,15 @@ impl Replica {
         }
     }
 
-    /// `kill -9`, and a new one.
-    pub(crate) fn kill(&mut self) {
+    /// `kill -9`.
+    pub(crate) fn die(&mut self) {
         self.signal(Signal::KILL);
         self.forget();
+    }
+
+    /// `kill -9`, and a new one.
+    pub(crate) fn kill(&mut self) {
+        self.die();
         self.begin();
     }
 
@@ -113,8 +119,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
-        self.forget();
+        self.die();
     }
 }
 
@@ -127,7 +132,9 @@ fn listen(output: ChildStdout, port: &Mutex<Option<u64>>, complaints: &Mutex<Vec
         if said["msg"] == "listening" {
             *port.lock().expect("not poisoned") = said["port"].as_u64();
         }
-        let is_fault = said["status"] == 500 || said["msg"] == "panic";
+        // Nothing is sent unsigned: this one could not open the secret.
+        let is_unsigned = said["outcome"] == "unsigned";
+        let is_fault = said["status"] == 500 || said["msg"] == "panic" || is_unsigned;
         if is_fault || said["level"] == "fatal" {
             complaints.lock().expect("not poisoned").push(line);
         }

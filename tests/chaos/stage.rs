@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Run;
-use super::plan::{Fault, Planned, Step};
+use super::plan::{Fault, Order, Planned, Step};
 use super::postgres::{Options, Postgres};
 use super::pusher::{Accepted, Notification, Ports, push};
 use super::receivers::Receivers;
@@ -46,6 +46,8 @@ pub(crate) struct Stage {
     pub(crate) replicas: Vec<Replica>,
     tenants: Vec<(TenantId, String)>,
     settings: Settings,
+    /// What everything is sealed with by now.
+    key: (u8, [u8; 32]),
     /// `encryption rotate`, on its way.
     resealing: Option<JoinHandle<()>>,
 }
@@ -67,6 +69,11 @@ fn ring(key: (u8, [u8; 32])) -> Keyring {
 
 impl Stage {
     pub(crate) async fn set(replicas: usize, on_volume: bool) -> Self {
+        Self::set_with(replicas, on_volume, "").await
+    }
+
+    /// The same, and processes connect to the database with these parameters beside the usual ones.
+    pub(crate) async fn set_with(replicas: usize, on_volume: bool, parameters: &str) -> Self {
         let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
         let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");
         let database = Database::open(&connect);
@@ -139,13 +146,13 @@ impl Stage {
             tenants.push((tenant, package));
         }
 
-        let roots = std::env::temp_dir().join(format!("attesto-chaos-{}.pem", std::process::id()));
+        let roots = postgres.folder().join("root.pem");
         std::fs::write(&roots, simulator.apple_root_pem()).expect("a file can be written");
         let mut settings = simulator.settings();
         settings.retain(|(name, _)| *name != "APPLE_ROOT_CERTIFICATES");
         settings.extend([
             ("APPLE_ROOT_CERTIFICATES", roots.display().to_string()),
-            ("DATABASE_URL", postgres.url()),
+            ("DATABASE_URL", format!("{}{parameters}", postgres.url())),
             ("ATTESTO_ENCRYPTION_KEY", text(OLD_KEY)),
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned()),
             ("SHUTDOWN_GRACE_SECONDS", "5".to_owned()),
@@ -162,6 +169,7 @@ impl Stage {
             replicas,
             tenants,
             settings,
+            key: OLD_KEY,
             resealing: None,
         };
         stage.until_all_listen().await;
@@ -180,7 +188,11 @@ impl Stage {
 
     /// A third is about Google's purchases, which a process looks up at Play; a third is Google's tests, which it does
     /// not; and a third is Apple's, twice signed.
-    fn notifications(&self, count: u32, chance: &mut fastrand::Rng) -> Vec<Notification> {
+    pub(crate) fn notifications(
+        &self,
+        count: u32,
+        chance: &mut fastrand::Rng,
+    ) -> Vec<Notification> {
         (0..count)
             .map(|number| {
                 let (tenant, package) = &self.tenants[chance.usize(..self.tenants.len())];
@@ -191,6 +203,17 @@ impl Stage {
                 }
             })
             .collect()
+    }
+
+    /// One of Google's tests, which is looked up nowhere.
+    pub(crate) fn a_test(&self, number: u32) -> Notification {
+        let (tenant, package) = &self.tenants[number as usize % self.tenants.len()];
+        self.of_google(tenant, package, 3 * number + 1)
+    }
+
+    /// Where the processes listen.
+    pub(crate) fn ports(&self) -> Arc<Ports> {
+        Arc::new(self.replicas.iter().map(Replica::port).collect())
     }
 
     fn of_google(&self, tenant: &TenantId, package: &str, number: u32) -> Notification {
@@ -273,7 +296,7 @@ impl Stage {
         } = *run;
         let mut chance = fastrand::Rng::with_seed(seed);
         let notifications = self.notifications(events, &mut chance);
-        let ports: Arc<Ports> = Arc::new(self.replicas.iter().map(Replica::port).collect());
+        let ports = self.ports();
         let client = attesto::outbound::client().expect("a client can be made");
         let accepted = Accepted::default();
         let begun = Instant::now();
@@ -315,38 +338,55 @@ impl Stage {
     }
 
     /// What every secret is sealed with in the end.
-    #[expect(clippy::unused_self, reason = "it is the stage's")]
     pub(crate) fn keyring(&self) -> Keyring {
-        ring(NEW_KEY)
+        ring(self.key)
     }
 
     /// Every process is started again with these keys, one after the other.
-    fn roll_out(&mut self, sealing: (u8, [u8; 32]), retired: Option<(u8, [u8; 32])>) {
+    fn roll_out(&mut self, order: Order, sealing: (u8, [u8; 32]), retired: Option<(u8, [u8; 32])>) {
         let settings = &mut self.settings.0;
         settings.retain(|(name, _)| !name.starts_with("ATTESTO_ENCRYPTION_KEY"));
         settings.push(("ATTESTO_ENCRYPTION_KEY", text(sealing)));
         settings.extend(retired.map(|key| ("ATTESTO_ENCRYPTION_KEYS_RETIRED", text(key))));
-        for replica in &mut self.replicas {
-            replica.set(self.settings.clone());
+        let settings = &self.settings;
+        let exchange = |replica: &mut Replica| {
+            replica.set(settings.clone());
             replica.terminate();
+        };
+        match order {
+            Order::FirstToLast => self.replicas.iter_mut().for_each(exchange),
+            Order::LastToFirst => self.replicas.iter_mut().rev().for_each(exchange),
         }
     }
 
-    async fn step(&mut self, step: Step) {
+    async fn step(&mut self, step: Step, order: Order) {
         match step {
             Step::Announce => {
-                tokio::task::block_in_place(|| self.roll_out(OLD_KEY, Some(NEW_KEY)));
+                tokio::task::block_in_place(|| self.roll_out(order, OLD_KEY, Some(NEW_KEY)));
             }
             Step::Swap => {
-                tokio::task::block_in_place(|| self.roll_out(NEW_KEY, Some(OLD_KEY)));
+                tokio::task::block_in_place(|| self.roll_out(order, NEW_KEY, Some(OLD_KEY)));
             }
             Step::Reseal => self.resealing = Some(tokio::spawn(reseal(self.settings.clone()))),
             Step::Retire => {
                 let resealing = self.resealing.take().expect("it was begun");
                 resealing.await.expect("everything is sealed anew");
-                tokio::task::block_in_place(|| self.roll_out(NEW_KEY, None));
+                self.key = NEW_KEY;
+                tokio::task::block_in_place(|| self.roll_out(order, NEW_KEY, None));
             }
         }
+    }
+
+    /// Terminates five database sessions.
+    pub(crate) async fn cut_sessions(&self) {
+        let cut = sqlx::query(
+            "select pg_terminate_backend(pid) from (
+                select pid from pg_stat_activity
+                where backend_type = 'client backend' and pid <> pg_backend_pid()
+                order by random() limit 5
+            ) some",
+        );
+        let _ = cut.execute(self.database.pool()).await;
     }
 
     async fn suffer(&mut self, fault: Fault) {
@@ -357,17 +397,8 @@ impl Stage {
             }
             // Other things go wrong meanwhile.
             Fault::Freeze(number, time) => self.replicas[number].freeze(time),
-            Fault::CutSessions => {
-                let cut = sqlx::query(
-                    "select pg_terminate_backend(pid) from (
-                        select pid from pg_stat_activity
-                        where backend_type = 'client backend' and pid <> pg_backend_pid()
-                        order by random() limit 5
-                    ) some",
-                );
-                let _ = cut.execute(self.database.pool()).await;
-            }
-            Fault::Key(step) => self.step(step).await,
+            Fault::CutSessions => self.cut_sessions().await,
+            Fault::Key(step, order) => self.step(step, order).await,
             Fault::FillDisk(time) => {
                 if tokio::task::block_in_place(|| self.postgres.fill()) {
                     tokio::time::sleep(time).await;
@@ -389,6 +420,31 @@ impl Stage {
                 tokio::task::block_in_place(|| self.postgres.resume());
             }
         }
+    }
+
+    /// What waits after a refusal need not wait any longer.
+    pub(crate) async fn end_pauses(&self) {
+        let end = "update webhook_deliveries set next_attempt_at = now()
+            where status = 'pending' and lease_until is null and next_attempt_at > now()";
+        let _ = sqlx::query(end).execute(self.database.pool()).await;
+        let tell = "select pg_notify('attesto_work', '')";
+        let _ = sqlx::query(tell).execute(self.database.pool()).await;
+    }
+
+    /// Every process is killed and started again, and meanwhile, when nobody can hold one, every lease ends.
+    pub(crate) async fn end_leases(&mut self) {
+        tokio::task::block_in_place(|| self.replicas.iter_mut().for_each(Replica::die));
+        let end = "update webhook_deliveries set lease_until = now() where lease_until > now()";
+        sqlx::query(end)
+            .execute(self.database.pool())
+            .await
+            .expect("the database is there again");
+        self.replicas.iter_mut().for_each(Replica::begin);
+    }
+
+    /// Where the database is, for somebody else's session.
+    pub(crate) fn url(&self) -> String {
+        self.postgres.url()
     }
 
     pub(crate) async fn strike(mut self) {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use crate::chaos::trials::{self, Trial};
 use crate::chaos::{Extent, Run, run};
 
-/// R1, R2, R3, R7, R8, in brief.
+/// R1, R2, R3, R7 and K2, in brief.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_accepted_is_lost() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -18,8 +19,16 @@ async fn nothing_that_was_accepted_is_lost() {
             others: 1,
             away: Duration::from_secs(1),
             long: false,
+            hurry: true,
         },
     })
     .await;
     assert!(verdict.is_clean(), "{verdict}");
+}
+
+/// R8, in brief: requests that their callers give up leave no transaction open, and what was answered with 200 is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_up_leaves_nothing_dirty() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    assert!(trials::run(Trial::Cancelled, 300, fastrand::u64(..1_000_000)).await);
 }
