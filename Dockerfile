@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 # The image: one binary, the certificate authorities, nothing else; nobody is root and there is no shell.
 #
 #     docker build -t attesto --build-arg VERSION=1.2.3 --build-arg REVISION="$(git rev-parse HEAD)" .

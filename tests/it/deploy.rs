@@ -57,9 +57,7 @@ fn is_variable(name: &str) -> bool {
 /// What a file gives Attesto: names of variables, and their values where they stand in the file.
 fn given(file: &str) -> BTreeMap<String, String> {
     /// Not ours: another program's, the image's own, or of the time of its building.
-    const OTHERS: [&str; 12] = [
-        "POSTGRES_USER",
-        "POSTGRES_DB",
+    const OTHERS: [&str; 10] = [
         "POSTGRES_PASSWORD_FILE",
         "VERSION",
         "REVISION",
@@ -219,9 +217,124 @@ fn every_file_gives_settings_that_are_taken() {
         assert_taken(file, &given);
     }
     // The pieces of a compose file hold together: an overlay is added to what is below it.
-    let mut together = given("docker-compose.yml");
-    together.extend(given("docs/deploy/compose/simulated.yml"));
-    assert_taken("both compose files", &together);
+    for overlay in ["replicas", "simulated"] {
+        let mut together = given("docker-compose.yml");
+        together.extend(given(&format!("docs/deploy/compose/{overlay}.yml")));
+        assert_taken(overlay, &together);
+    }
+}
+
+/// The lines at the head of a file that can be typed, without what is said of them.
+fn head(file: &str) -> Vec<String> {
+    let text = read(file);
+    let lines = text.lines().filter_map(|line| line.strip_prefix("#     "));
+    let lines = lines.map(|line| line.split("    #").next().unwrap_or(line).trim_end());
+    lines.map(str::to_owned).collect()
+}
+
+/// `bin/check-compose` types them on a real engine.
+#[test]
+fn the_page_says_what_the_head_of_the_compose_file_says() {
+    let page = read("docs/deployment.md");
+    let block = page.split("## Docker Compose").nth(1).unwrap();
+    let block = block.split("```sh\n").nth(1).unwrap();
+    let block = block.split("```").next().unwrap();
+    let lines: Vec<_> = block.lines().collect();
+    let head = head("docker-compose.yml");
+    assert!(
+        lines.starts_with(&head.iter().map(String::as_str).collect::<Vec<_>>()),
+        "{lines:#?}\n{head:#?}"
+    );
+}
+
+#[test]
+fn every_secret_of_the_compose_files_is_made_by_what_their_heads_say() {
+    for file in ["docker-compose.yml", "docs/deploy/compose/replicas.yml"] {
+        let text = read(file);
+        let secrets = after(&text, "file: ./secrets/");
+        assert!(secrets.len() > 1, "{file}: {secrets:?}");
+        let head = head(file).join("\n");
+        for secret in secrets {
+            assert!(
+                head.contains(&format!(">secrets/{secret}")),
+                "{file} does not say how secrets/{secret} is made"
+            );
+        }
+        // Attesto itself warns of what everybody may read.
+        assert!(head.contains("chmod 600 secrets/"), "{file}");
+    }
+}
+
+/// While the database is made there is a server that answers on its socket, and ends again: whoever takes it for the one that serves
+/// migrates into nothing.
+#[test]
+fn postgres_is_well_when_it_answers_by_the_network() {
+    let compose = read("docker-compose.yml");
+    for compose in [compose, read("docs/deploy/compose/database.yml")] {
+        let asks = after(&compose, r#"test: ["CMD", "pg_isready""#);
+        assert_eq!(asks.len(), 1);
+        assert!(asks[0].contains("\"--host=127.0.0.1\""), "{asks:?}");
+    }
+}
+
+/// Without the second URL, what needs a session of its own goes through a pooler that gives it none.
+#[test]
+fn replicas_share_connections_and_know_the_way_past_the_pool() {
+    let replicas = read("docs/deploy/compose/replicas.yml");
+    assert_eq!(only(&replicas, "pool_mode = "), "transaction");
+    let given = given("docs/deploy/compose/replicas.yml");
+    assert_eq!(given["DATABASE_URL_FILE"], "/run/secrets/pooled_url");
+    assert_eq!(
+        given["DATABASE_DIRECT_URL_FILE"],
+        "/run/secrets/database_url"
+    );
+}
+
+/// Read from the registry, before a build begins, by builders that heed it; where no registry can be reached nothing is built then.
+#[test]
+fn the_image_needs_no_image_to_be_read() {
+    let dockerfile = read("Dockerfile");
+    assert!(
+        !dockerfile.contains("syntax="),
+        "{}",
+        dockerfile.lines().next().unwrap()
+    );
+    // And both bases can be given.
+    let bases = after(&dockerfile, "FROM ");
+    assert_eq!(bases, ["${BUILD_IMAGE} AS build", "${RUNTIME_IMAGE}"]);
+}
+
+/// What the workflows run is there and may be run, and the one that needs an engine is run where there is one.
+#[test]
+fn the_workflows_run_scripts_that_are_there() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut found = Vec::new();
+    for file in [
+        ".github/workflows/checks.yml",
+        ".github/workflows/release.yml",
+    ] {
+        let text = read(file);
+        for word in text.split_whitespace() {
+            if word.starts_with("bin/") || word.starts_with(".ci/") {
+                let mode = std::fs::metadata(root().join(word))
+                    .unwrap_or_else(|error| panic!("{file}: {word}: {error}"))
+                    .permissions()
+                    .mode();
+                assert!(mode & 0o111 != 0, "{file}: {word} cannot be run");
+                found.push(word.to_owned());
+            }
+        }
+    }
+    for needed in [".ci/run", "bin/check-deploy", "bin/release", "bin/deploy"] {
+        assert!(
+            found.iter().any(|word| word == needed),
+            "{needed}: {found:?}"
+        );
+    }
+    let checks = read(".github/workflows/checks.yml");
+    let image = checks.split("\n  image:").nth(1).unwrap();
+    assert!(image.contains("ATTESTO_IMAGE: attesto:checks\n        run: bin/check-deploy"));
+    assert!(read("bin/check-deploy").contains("\n    bin/check-compose\n"));
 }
 
 #[test]
@@ -496,4 +609,14 @@ fn every_task_can_be_run() {
             "{script}"
         );
     }
+    // What `db:up` starts is what `db:migrate` finds, and needs nothing that is not in the repository.
+    assert!(tasks.contains("docker compose --file docs/deploy/compose/database.yml up"));
+    let url = "postgres://attesto@127.0.0.1:5432/attesto?sslmode=disable";
+    assert!(tasks.contains(&format!("get_env(name='DATABASE_URL', default='{url}')")));
+    assert!(
+        head("docs/deploy/compose/database.yml").contains(&format!("export DATABASE_URL='{url}'"))
+    );
+    let database = read("docs/deploy/compose/database.yml");
+    assert!(database.contains(r#"- "${DATABASE_PUBLISH:-127.0.0.1:5432}:5432""#));
+    assert!(!database.contains("file: ./"));
 }
