@@ -99,7 +99,7 @@ enum Command {
     /// The settings
     #[command(subcommand)]
     Config(config::Command),
-    /// What runs periodically: retention, sealing anew
+    /// What runs periodically: how it went, and a run of it now
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// Remove now what is older than it is to be kept
