@@ -1,0 +1,37 @@
+//! What Google answers: any JSON that is read has a status, an amount and a deadline, and none breaks anything.
+
+#![no_main]
+
+use attesto::clock::Timestamp;
+use attesto::google::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
+use attesto::google::translate::{self, Status};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|json: &[u8]| {
+    let now = Timestamp::from_millis(1_790_000_000_000);
+    if let Ok(purchase) = serde_json::from_slice::<SubscriptionPurchase>(json) {
+        for product in [None, Some("pro")] {
+            let item = translate::line_item(&purchase, product);
+            let status = translate::subscription_status(&purchase, item, now);
+            let runs = item
+                .and_then(|item| item.expiry_time)
+                .is_some_and(|end| end > now);
+            assert!(
+                status != Status::Canceled || runs,
+                "cancelled is paid for until its end"
+            );
+            let _ = translate::payment_state(status, item);
+            let _ = translate::subscription_acknowledge_by(&purchase, status);
+            let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
+            let _ = plan
+                .and_then(|plan| plan.recurring_price.as_ref())
+                .map(translate::micros);
+        }
+    }
+    if let Ok(purchase) = serde_json::from_slice::<ProductPurchase>(json) {
+        let _ = translate::product_status(&purchase);
+        let _ = translate::product_acknowledgement(&purchase);
+        let _ = translate::product_acknowledge_by(&purchase);
+    }
+    let _ = serde_json::from_slice::<ErrorBody>(json);
+});

@@ -1,0 +1,23 @@
+//! What Pub/Sub pushes: its token as text, and the notification inside of the message.
+
+#![no_main]
+
+use attesto::google::payload::{DeveloperNotification, SubscriptionPurchase};
+use attesto::google::translate::{self, Replaced};
+use attesto::google::trust::Token;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    if let Ok(text) = std::str::from_utf8(input)
+        && let Ok(token) = Token::parse(text)
+    {
+        let _ = token.key_id();
+    }
+    if let Ok(notification) = serde_json::from_slice::<DeveloperNotification>(input) {
+        let purchase: Option<SubscriptionPurchase> = serde_json::from_slice(input).ok();
+        for replaced in [Replaced::Nothing, Replaced::Running, Replaced::Ended] {
+            let meaning = translate::meaning(&notification, purchase.as_ref(), replaced);
+            assert!(meaning.platform_event.starts_with("google."));
+        }
+    }
+});

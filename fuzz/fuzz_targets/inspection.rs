@@ -1,0 +1,20 @@
+//! Any text, taken apart and judged by Apple's own roots: nothing is believed, and nothing breaks.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use attesto::apple::inspection::{Expected, inspect};
+use attesto::apple::trust::Verifier;
+use attesto::clock::Timestamp;
+use libfuzzer_sys::fuzz_target;
+
+static APPLE: LazyLock<Verifier> = LazyLock::new(Verifier::with_apple_roots);
+
+fuzz_target!(|text: &str| {
+    let now = Timestamp::from_millis(1_790_000_000_000);
+    assert!(APPLE.verify(text, now).is_err(), "Apple did not sign this");
+    if let Some(found) = inspect(text, &APPLE, &Expected::default(), now) {
+        assert!(serde_json::to_string(&found).is_ok(), "it can be shown");
+    }
+});
