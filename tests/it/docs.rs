@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use attesto::cli::command::Cli;
 use attesto::cli::spelling;
+use attesto::deliveries::outcome::Class;
 use attesto::events::Word;
+use attesto::http::Code;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
@@ -530,7 +532,7 @@ fn what_is_said_when_it_does_not_start_is_said() {
 }
 
 /// The first cells of a page's tables, without their backticks.
-fn first_cells(text: &str) -> BTreeSet<String> {
+pub(crate) fn first_cells(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
     rows.filter_map(|row| row.split_once('`'))
         .map(|(cell, _)| cell.to_owned())
@@ -562,6 +564,12 @@ fn every_error_code_has_its_cause_and_cure() {
     let problems = codes("src/http/problem.rs", "=>");
     assert!(problems.len() >= 12, "{problems:?}");
     assert_eq!(first_cells(no_verdict), problems);
+    for row in no_verdict.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let code = cells[1].trim_matches('`');
+        let known = Code::ALL.into_iter().find(|it| it.as_str() == code);
+        assert_eq!(cells[2], known.unwrap().status().as_str(), "{code}");
+    }
 
     let mut known = BTreeSet::new();
     for file in ["src/apple/answers.rs", "src/google/answers.rs"] {
@@ -572,6 +580,18 @@ fn every_error_code_has_its_cause_and_cure() {
     let told = first_cells(refusals.split("## Exit codes").next().unwrap());
     assert!(told.len() >= 8);
     assert_eq!(told, known);
+}
+
+#[test]
+fn every_outcome_of_a_delivery_is_told() {
+    let pages = pages();
+    let page = &pages[Path::new("docs/webhooks.md")];
+    let (_, table) = page.split_once("| outcome | meaning |").unwrap();
+    let rows = table.lines().take_while(|line| !line.starts_with('`'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let told: BTreeSet<String> = cells.flat_map(spans).collect();
+    let known = Class::ALL.map(|class| class.as_str().to_owned());
+    assert_eq!(told, known.into());
 }
 
 #[test]

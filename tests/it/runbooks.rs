@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::docs::{blocks, pages};
+use crate::docs::{blocks, first_cells, pages};
 use crate::world::desk::{Desk, MAY_END_WITH, STAND_INS, page, scripts};
 use crate::world::receiver::Received;
 
@@ -93,7 +93,50 @@ async fn the_calendar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operating() {
-    follows(&OPERATIONS).await;
+    let desk = Desk::new().await;
+    let said: String = OPERATIONS
+        .iter()
+        .flat_map(|name| desk.follow(name))
+        .collect();
+    let lines = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines: Vec<_> = lines.collect();
+    let page = page(OPERATIONS[0]);
+
+    // What the doctor looks at is what the page says.
+    let doctor = lines.iter().find(|line| line["name"] == "doctor").unwrap();
+    let groups = doctor["checks"].as_array().unwrap().iter();
+    let groups = groups.map(|group| group["name"].as_str().unwrap().to_owned());
+    let (_, table) = page.split_once("| group | what is looked at |").unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    assert_eq!(first_cells(table), groups.collect());
+
+    // The jobs, and how often they run by themselves, are those of the table.
+    let listed = lines
+        .iter()
+        .filter(|line| line.get("intervalSeconds").is_some());
+    let listed: BTreeMap<_, _> = listed
+        .map(|line| {
+            (
+                line["name"].as_str().unwrap().to_owned(),
+                line["intervalSeconds"].to_string(),
+            )
+        })
+        .collect();
+    let rows = page.lines().filter(|line| line.contains("| `JOBS_"));
+    let told: BTreeMap<_, _> = rows
+        .map(|row| row.split('|').map(str::trim).collect::<Vec<_>>())
+        .map(|cells| {
+            (
+                cells[1].trim_matches('`'),
+                cells[2].rsplit(' ').next().unwrap(),
+            )
+        })
+        .map(|(name, interval)| (name.to_owned(), interval.to_owned()))
+        .collect();
+    assert_eq!(told, listed);
+    desk.world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
