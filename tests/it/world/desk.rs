@@ -114,8 +114,14 @@ pub(crate) const MAY_END_WITH: [(&str, i32, &str); 3] = [
     ),
 ];
 
-/// Programs that pages use, and without which their blocks are passed over, with a line that says so.
-const MAY_BE_MISSING: [&str; 2] = ["curl", "jq"];
+/// Whether a program that pages use is not on this machine; a line says so.
+pub(crate) fn is_missing(program: &str) -> bool {
+    let missing = !Path::new("/usr/bin").join(program).exists();
+    if missing {
+        eprintln!("{program} is not installed: what needs it was not typed");
+    }
+    missing
+}
 
 /// `attesto`, with what a reader remembers of its answers; and it comes back where it would go on until it is interrupted.
 const ATTESTO: &str = r#"
@@ -484,12 +490,7 @@ impl Desk {
 
     /// What the script says on standard output, when all of it ended well.
     pub(crate) fn type_in(&self, script: &str) -> String {
-        let missing = MAY_BE_MISSING.iter().find(|program| {
-            let path = Path::new("/usr/bin").join(program);
-            script.contains(&format!("{program} ")) && !path.exists()
-        });
-        if let Some(program) = missing {
-            eprintln!("{program} is not installed: not typed:\n{script}");
+        if script.contains("| jq ") && is_missing("jq") {
             return String::new();
         }
         let filled = self.filled(script);
