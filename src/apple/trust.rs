@@ -30,6 +30,7 @@ use webpki::{
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::ext::pkix::KeyUsage;
 
 use super::chains::Chains;
 use super::ocsp::Subject;
@@ -385,7 +386,7 @@ impl Verifier {
                 _ => Distrust::UntrustedChain,
             })?;
         // A chain that leads straight from the leaf to a root is not Apple's: the intermediate must be part of it.
-        if path.intermediate_certificates().count() != 1 {
+        if path.intermediate_certificates().count() != 1 || !may_issue(&intermediate_facts) {
             return Err(Distrust::UntrustedChain);
         }
         if !carries(&leaf_facts, LEAF_MARKER) {
@@ -451,6 +452,15 @@ impl ExtendedKeyUsageValidator for AnyUsage {
 pub(super) fn carries(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
     let extensions = certificate.tbs_certificate().extensions();
     extensions.is_some_and(|all| all.iter().any(|extension| extension.extn_id == marker))
+}
+
+/// Whether a certificate that says what its key is for says that it is for certificates too (RFC 5280, 4.2.1.3). webpki, which
+/// looks at whether it is an authority, does not look at this.
+fn may_issue(certificate: &Certificate) -> bool {
+    match certificate.tbs_certificate().get_extension::<KeyUsage>() {
+        Ok(usage) => usage.is_none_or(|(_, usage)| usage.key_cert_sign()),
+        Err(_) => false,
+    }
 }
 
 pub(super) fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {

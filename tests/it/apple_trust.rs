@@ -16,8 +16,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
 use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData as _,
-    SignatureAlgorithm,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+    PublicKeyData as _, SignatureAlgorithm,
 };
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -36,6 +36,8 @@ struct Plan {
     leaf_marker: Option<&'static [u64]>,
     intermediate_marker: Option<&'static [u64]>,
     intermediate_is_ca: IsCa,
+    /// What the intermediate's key is for; empty when it does not say.
+    intermediate_usage: Vec<KeyUsagePurpose>,
     usage: Vec<ExtendedKeyUsagePurpose>,
     /// Days from now, from and to, of the leaf, the intermediate and the root.
     leaf: (i64, i64),
@@ -50,6 +52,7 @@ impl Default for Plan {
             leaf_marker: Some(LEAF),
             intermediate_marker: Some(INTERMEDIATE),
             intermediate_is_ca: IsCa::Ca(BasicConstraints::Constrained(0)),
+            intermediate_usage: vec![],
             usage: vec![],
             leaf: (-300, 300),
             intermediate: (-2000, 2000),
@@ -95,12 +98,15 @@ impl Plan {
         let root_issuer = Issuer::new(root_parameters, root_key);
 
         let intermediate_key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).expect("a key");
-        let intermediate_parameters = parameters(
+        let mut intermediate_parameters = parameters(
             "Intermediate",
             self.intermediate,
             self.intermediate_marker,
             self.intermediate_is_ca,
         );
+        intermediate_parameters
+            .key_usages
+            .clone_from(&self.intermediate_usage);
         let intermediate = intermediate_parameters
             .signed_by(&intermediate_key, &root_issuer)
             .expect("an intermediate");
@@ -790,6 +796,33 @@ fn a_chain_must_be_apples_in_every_part() {
             Err(reason),
             "{what}"
         );
+    }
+}
+
+#[test]
+fn what_the_intermediates_key_is_for_is_heeded_where_it_is_said() {
+    let (sign, issue) = (
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyCertSign,
+    );
+    for (usage, is_good) in [
+        (vec![], true),
+        (vec![sign], false),
+        (vec![issue], true),
+        (vec![sign, issue], true),
+    ] {
+        let chain = Plan {
+            intermediate_usage: usage.clone(),
+            ..Plan::default()
+        }
+        .make();
+        let found = chain.verifier().verify(&chain.good(), now()).map(drop);
+        let expected = if is_good {
+            Ok(())
+        } else {
+            Err(Distrust::UntrustedChain)
+        };
+        assert_eq!(found, expected, "{usage:?}");
     }
 }
 
