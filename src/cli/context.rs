@@ -66,6 +66,13 @@ impl Context {
         (self.lookup)(name)
     }
 
+    /// Whether one of these variables says something. Blank is unset, as for every setting.
+    pub fn is_set(&self, names: &[&str]) -> bool {
+        let is_blank = |value: &OsStr| value.to_string_lossy().trim().is_empty();
+        let mut given = names.iter().filter_map(|name| self.variable(name));
+        given.any(|value| !is_blank(&value))
+    }
+
     /// The settings of the service, as far as they are in this environment too: `read` picks those that are needed.
     pub fn settings<T>(
         &self,

@@ -1,12 +1,13 @@
 //! A setting from its variable, or from the file that the same variable with `_FILE` appended names.
 //!
 //! Docker and Swarm hand secrets over as files. One of the two may be set, never both: which of them is meant must
-//! not depend on an order nobody remembers.
+//! not depend on an order nobody remembers. A blank variable is not set, as for every other setting: compose files set
+//! variables to nothing when they mean to leave them out. A file that is blank is a mistake.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use crate::crypto::pasted::unreadable;
@@ -23,10 +24,10 @@ pub enum Unreadable {
         /// The variable.
         name: String,
     },
-    /// Set, but to nothing.
-    #[error("{name} is set but empty: give it a value or remove it")]
+    /// The file is there, with nothing in it.
+    #[error("{name}_FILE names an empty file: put the value there or remove the variable")]
     Empty {
-        /// The variable, with `_FILE` when the file is what is empty.
+        /// The variable, without `_FILE`.
         name: String,
     },
     /// Bytes that are no text.
@@ -51,16 +52,16 @@ pub enum Unreadable {
 /// `None` when neither is set.
 pub fn read(lookup: Lookup<'_>, name: &str) -> Result<Option<SecretString>, Unreadable> {
     let file_name = format!("{name}_FILE");
-    match (lookup(name), lookup(&file_name)) {
+    let set = |name: &str| lookup(name).filter(|value| !is_blank(&value.to_string_lossy()));
+    match (set(name), set(&file_name)) {
         (None, None) => Ok(None),
         (Some(_), Some(_)) => Err(Unreadable::Both { name: name.into() }),
         (Some(value), None) => {
             let value = value
                 .into_string()
                 .map_err(|_| Unreadable::NotText { name: name.into() })?;
-            not_empty(name, SecretString::from(value)).map(Some)
+            Ok(Some(SecretString::from(value)))
         }
-        (None, Some(path)) if path.is_empty() => Err(Unreadable::Empty { name: file_name }),
         (None, Some(path)) => {
             let path = PathBuf::from(path);
             let bytes = std::fs::read(&path).map(Zeroizing::new);
@@ -74,20 +75,22 @@ pub fn read(lookup: Lookup<'_>, name: &str) -> Result<Option<SecretString>, Unre
             };
             let text = text.strip_suffix('\n').unwrap_or(text);
             let text = text.strip_suffix('\r').unwrap_or(text);
-            not_empty(&file_name, SecretString::from(text)).map(Some)
+            if is_blank(text) {
+                return Err(Unreadable::Empty { name: name.into() });
+            }
+            Ok(Some(SecretString::from(text)))
         }
     }
 }
 
-fn not_empty(name: &str, value: SecretString) -> Result<SecretString, Unreadable> {
-    if value.expose_secret().trim().is_empty() {
-        return Err(Unreadable::Empty { name: name.into() });
-    }
-    Ok(value)
+fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     fn read_from(set: &[(&str, &str)]) -> Result<Option<String>, String> {
@@ -126,22 +129,29 @@ mod tests {
             read_from(&[("SECRET_FILE", &good)]),
             Ok(Some(" s3cret".into()))
         );
+        for blank in ["", " \n"] {
+            assert_eq!(
+                read_from(&[("SECRET", blank), ("SECRET_FILE", blank)]),
+                Ok(None)
+            );
+            assert_eq!(
+                read_from(&[("SECRET", "s3cret"), ("SECRET_FILE", blank)]),
+                Ok(Some("s3cret".into()))
+            );
+            assert_eq!(
+                read_from(&[("SECRET", blank), ("SECRET_FILE", &good)]),
+                Ok(Some(" s3cret".into()))
+            );
+        }
         for (set, problem) in [
             (
                 vec![("SECRET", "s3cret"), ("SECRET_FILE", good.as_str())],
                 "SECRET and SECRET_FILE are both set: remove one of them".to_owned(),
             ),
             (
-                vec![("SECRET", "")],
-                "SECRET is set but empty: give it a value or remove it".to_owned(),
-            ),
-            (
-                vec![("SECRET_FILE", "")],
-                "SECRET_FILE is set but empty: give it a value or remove it".to_owned(),
-            ),
-            (
                 vec![("SECRET_FILE", &blank)],
-                "SECRET_FILE is set but empty: give it a value or remove it".to_owned(),
+                "SECRET_FILE names an empty file: put the value there or remove the variable"
+                    .to_owned(),
             ),
             (
                 vec![("SECRET_FILE", &binary)],

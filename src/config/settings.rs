@@ -604,12 +604,7 @@ impl Reader<'_> {
     fn database(&mut self) -> Option<DatabaseSource> {
         let embedded = EmbeddedOptions::from_environment(|name| self.raw.lookup(name));
         let embed = self.switch("ATTESTO_EMBEDDED_POSTGRES");
-        let lookup = |name: &str| {
-            let value = self.raw.lookup(name);
-            // Blank is unset, as for every other setting.
-            value.filter(|value| !value.to_string_lossy().trim().is_empty())
-        };
-        match admin::database(&lookup, self.raw.flag("DATABASE_URL")) {
+        match admin::database(&|name| self.raw.lookup(name), self.raw.flag("DATABASE_URL")) {
             Ok(Some(settings)) => Some(DatabaseSource::Url(Box::new(settings))),
             Ok(None) if embed => Some(DatabaseSource::Embedded(embedded)),
             Ok(None) => {

@@ -94,8 +94,8 @@ impl Stage {
         make_folder(&folder)?;
         let log = log_to(&folder)?;
 
-        let given_url =
-            context.variable("DATABASE_URL").is_some() || context.database_url().is_some();
+        let given_url = context.is_set(&["DATABASE_URL", "DATABASE_URL_FILE"])
+            || context.database_url().is_some();
         let (private, database) = if given_url {
             let database = context.database().await?;
             refuse_strangers(&folder, &database).await?;
@@ -109,7 +109,7 @@ impl Stage {
 
         let simulator =
             start_simulator(args.simulator_port, &folder, &context.clock, &mut remarks).await?;
-        let settings = settings(&folder, &simulator, context)?;
+        let settings = settings(&folder, &simulator, context, private.is_some())?;
         canary::check(&database, &settings.keyring)
             .await
             .map_err(refused)?;
@@ -304,15 +304,20 @@ async fn start_simulator(
     )))
 }
 
-/// What the service runs with: everybody's defaults, and the simulated stores in place of the real ones.
-fn settings(folder: &Path, simulator: &Simulator, context: &Context) -> Result<Settings, Failure> {
+/// What the service runs with: everybody's defaults, and the simulated stores in place of the real ones. The private database
+/// is sealed with a key of its own, whatever is in the environment for another one.
+fn settings(
+    folder: &Path,
+    simulator: &Simulator,
+    context: &Context,
+    is_private: bool,
+) -> Result<Settings, Failure> {
     let roots = folder.join("simulator-root.pem");
     fs::write(&roots, simulator.apple_root_pem())?;
     let own_key = folder.join("encryption.key");
     // With a database of somebody's own comes the key it is sealed with, if there is one.
-    let has_key = ["ATTESTO_ENCRYPTION_KEY", "ATTESTO_ENCRYPTION_KEY_FILE"]
-        .into_iter()
-        .any(|name| context.variable(name).is_some());
+    let has_key =
+        !is_private && context.is_set(&["ATTESTO_ENCRYPTION_KEY", "ATTESTO_ENCRYPTION_KEY_FILE"]);
     if !has_key && !own_key.exists() {
         let mut key = [0; 32];
         aws_lc_rs::rand::fill(&mut key)
@@ -337,7 +342,12 @@ fn settings(folder: &Path, simulator: &Simulator, context: &Context) -> Result<S
     if !has_key {
         put("ATTESTO_ENCRYPTION_KEY_FILE", own_key.display().to_string());
     }
-    let lookup = |name: &str| context.variable(name);
+    let is_of_another =
+        |name: &str| name.starts_with("ATTESTO_ENCRYPTION_KEY") || name.starts_with("DATABASE_");
+    let lookup = |name: &str| {
+        let is_meant = !is_private || !is_of_another(name);
+        is_meant.then(|| context.variable(name)).flatten()
+    };
     Settings::parse(&Raw::new(given, &lookup)).map_err(Failure::settings)
 }
 
