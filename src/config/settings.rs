@@ -1,6 +1,6 @@
 //! What the service runs with, read from the texts it was given.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret as _;
-use url::Url;
+use url::{Host, Url};
 
 use super::admin;
 use super::catalogue::setting;
@@ -590,7 +590,7 @@ impl Reader<'_> {
         let port = self.number("PORT", 0..=u16::MAX);
         let expected = "an IP address, like [::], 0.0.0.0 or 127.0.0.1";
         let address = self.optional("BIND_ADDRESS", expected, |text| match text {
-            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
             text => {
                 let bare = text
                     .strip_prefix('[')
@@ -724,8 +724,11 @@ impl Reader<'_> {
             Ok(url) if url.query().is_some() || url.fragment().is_some() => {
                 "must be a URL without ? and #"
             }
-            Ok(url) if mode == Mode::Production && url.scheme() != "https" => {
-                "must be an https:// URL when ATTESTO_ENV is production"
+            // What does not leave the machine, to a proxy beside this process for one, is read by nobody on the way.
+            Ok(url)
+                if mode == Mode::Production && url.scheme() != "https" && !is_loopback(&url) =>
+            {
+                "must be an https:// URL when ATTESTO_ENV is production, or http:// to this machine itself"
             }
             Ok(url) => return Some(url),
             Err(_) => "must be an http:// or https:// URL",
@@ -736,8 +739,13 @@ impl Reader<'_> {
     }
 
     fn metrics(&mut self) -> Option<SocketAddr> {
-        let expected = "an IP address and a port, like 127.0.0.1:9090 or [::1]:9090";
-        self.optional("METRICS_ADDRESS", expected, |text| text.parse().ok())
+        let expected = "an IP address or localhost, and a port, like 127.0.0.1:9090 or [::1]:9090";
+        self.optional("METRICS_ADDRESS", expected, |text| {
+            match text.strip_prefix("localhost:") {
+                Some(port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+                None => text.parse().ok(),
+            }
+        })
     }
 
     fn ocsp(&mut self) -> bool {
@@ -762,6 +770,15 @@ impl Reader<'_> {
                 "is for development only and refused when ATTESTO_ENV is production",
             );
         }
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 
@@ -968,7 +985,7 @@ mod tests {
         let set = [
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
             ("APPLE_ROOT_CERTIFICATES", "/tmp/roots"),
-            ("APPLE_SANDBOX_URL", "http://localhost:1"),
+            ("APPLE_SANDBOX_URL", "http://stores.example"),
         ];
         assert!(parse(&[], &set).is_ok());
         let problems = parse(&[("ATTESTO_ENV", "production")], &set).expect_err("refused");
@@ -978,6 +995,36 @@ mod tests {
                 .iter()
                 .all(|problem| problem.contains("production"))
         );
+    }
+
+    #[test]
+    fn what_stays_on_the_machine_need_not_be_encrypted_in_production() {
+        for (url, is_good) in [
+            ("http://localhost:1", true),
+            ("http://127.0.0.2:1/apple", true),
+            ("http://[::1]:1", true),
+            ("http://localhost.example", false),
+            ("http://10.0.0.1", false),
+            ("http://[::ffff:10.0.0.1]", false),
+        ] {
+            let set = [("ATTESTO_ENV", "production"), ("GOOGLE_PLAY_URL", url)];
+            assert_eq!(parse(&[], &set).is_ok(), is_good, "{url}");
+        }
+    }
+
+    #[test]
+    fn metrics_may_be_shown_at_localhost_by_its_name() {
+        for (text, address) in [
+            ("localhost:9090", Some("127.0.0.1:9090")),
+            ("[::1]:9090", Some("[::1]:9090")),
+            ("localhost", None),
+            ("localhost:", None),
+            ("elsewhere:9090", None),
+        ] {
+            let found = parse(&[], &[("METRICS_ADDRESS", text)]).ok();
+            let found = found.and_then(|settings| settings.metrics);
+            assert_eq!(found, address.map(|it| it.parse().unwrap()), "{text}");
+        }
     }
 
     #[test]
