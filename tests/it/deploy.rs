@@ -334,7 +334,10 @@ fn the_workflows_run_scripts_that_are_there() {
     let checks = read(".github/workflows/checks.yml");
     let image = checks.split("\n  image:").nth(1).unwrap();
     assert!(image.contains("ATTESTO_IMAGE: attesto:checks\n        run: bin/check-deploy"));
-    assert!(read("bin/check-deploy").contains("\n    bin/check-compose\n"));
+    let deploy = read("bin/check-deploy");
+    for script in ["bin/check-compose", "bin/check-systemd"] {
+        assert!(deploy.contains(&format!("\n    {script}\n")), "{script}");
+    }
 }
 
 #[test]
