@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use attesto::cli::command::Cli;
 use attesto::cli::spelling;
+use attesto::deliveries::health::State;
 use attesto::deliveries::outcome::Class;
 use attesto::events::Word;
 use attesto::http::Code;
@@ -592,6 +593,12 @@ fn every_outcome_of_a_delivery_is_told() {
     let told: BTreeSet<String> = cells.flat_map(spans).collect();
     let known = Class::ALL.map(|class| class.as_str().to_owned());
     assert_eq!(told, known.into());
+
+    let (_, table) = page.split_once("| `state` | because |").unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    let states = [State::Active, State::Throttled, State::Open, State::Paused];
+    let states = states.map(|state| state.as_str().to_owned());
+    assert_eq!(first_cells(table), states.into());
 }
 
 #[test]
