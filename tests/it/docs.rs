@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use attesto::cli::command::Cli;
 use attesto::cli::spelling;
+use attesto::config::catalogue::setting;
 use attesto::deliveries::health::State;
 use attesto::deliveries::outcome::Class;
 use attesto::events::Word;
@@ -411,6 +412,31 @@ fn every_json_is_json() {
         }
     }
     assert!(count > 10, "only {count} were found");
+}
+
+/// A variable that is set in a block is a setting, unless the block itself uses it.
+#[test]
+fn every_variable_is_a_setting() {
+    let mut count = 0;
+    for (name, text) in pages() {
+        for (_, block) in blocks(&text).0.iter().filter(|(it, _)| it == "sh") {
+            for line in block.lines() {
+                let line = line.strip_prefix("export ").unwrap_or(line);
+                let variable = line.split('=').next().unwrap();
+                let is_one = |it: char| it.is_ascii_uppercase() || it == '_';
+                if variable == line || !variable.chars().all(is_one) {
+                    continue;
+                }
+                count += 1;
+                let plain = variable.strip_suffix("_FILE").unwrap_or(variable);
+                let is_used = block.contains(&format!("${variable}"));
+                // What the receivers read is theirs.
+                let is_known = setting(plain).is_some() || variable == "ATTESTO_WEBHOOK_SECRET";
+                assert!(is_known || is_used, "{}: {variable}", name.display());
+            }
+        }
+    }
+    assert!(count > 8, "only {count} were found");
 }
 
 /// What programs are built from, as one text.
