@@ -125,6 +125,25 @@ fn every_link_leads_somewhere() {
     }
 }
 
+/// Files of ours that a sentence names.
+#[test]
+fn every_file_is_there() {
+    let mut count = 0;
+    for (name, text) in pages() {
+        for span in spans(&blocks(&text).1) {
+            let path = span.split(' ').next().unwrap();
+            if ["bin/", "src/", "docs/", "tests/"]
+                .iter()
+                .any(|it| path.starts_with(it))
+            {
+                count += 1;
+                assert!(root().join(path).exists(), "{}: `{span}`", name.display());
+            }
+        }
+    }
+    assert!(count > 15, "only {count} were found");
+}
+
 #[test]
 fn the_book_has_every_page() {
     let pages = pages();
