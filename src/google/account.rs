@@ -20,14 +20,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use url::Url;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::id::TenantId;
-use crate::outbound::{Answer, InFlight, SendError, Upstream, Verdict};
+use crate::outbound::{Answer, InFlight, SendError, Upstream, Verdict, retry_after};
 
 /// Where Google sells access tokens.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
@@ -318,6 +318,12 @@ pub enum TokenError {
         /// Google's sentence, for the operator.
         description: Option<String>,
     },
+    /// It is asked too often.
+    #[error("the token endpoint is asked too often: status 429")]
+    Limited {
+        /// When to come back, if it said.
+        retry_after: Option<Duration>,
+    },
     /// Any other answer that is not a token.
     #[error("the token endpoint answered with status {0} and no usable token")]
     Unexpected(u16),
@@ -329,7 +335,9 @@ pub enum TokenError {
 #[derive(Deserialize)]
 struct TokenAnswer {
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Seconds. Google's is a whole number; what is none of the kind must not cost a token that is good.
+    #[serde(default)]
+    expires_in: Value,
 }
 
 #[derive(Deserialize)]
@@ -440,8 +448,7 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError
                 .access_token
                 .filter(usable)
                 .ok_or(TokenError::Unexpected(status))?;
-            let lasts = read
-                .expires_in
+            let lasts = seconds(&read.expires_in)
                 .unwrap_or(ASSUMED_LIFETIME)
                 .min(LONGEST_LIFETIME);
             Ok(AccessToken {
@@ -458,8 +465,21 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError
                 description: read.error_description,
             })
         }
+        429 => Err(TokenError::Limited {
+            retry_after: retry_after(&answer.headers, now),
+        }),
         _ => Err(TokenError::Unexpected(status)),
     }
+}
+
+/// A number of seconds, however it is written.
+fn seconds(value: &Value) -> Option<u64> {
+    let text = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.clone(),
+        _ => return None,
+    };
+    text.split('.').next()?.parse().ok()
 }
 
 /// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
@@ -474,14 +494,12 @@ pub(super) fn is_code(word: &str) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::*;
     use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
     use aws_lc_rs::rsa::KeySize;
     use base64::engine::general_purpose::STANDARD;
     use reqwest::StatusCode;
     use reqwest::header::HeaderMap;
-    use serde_json::{Value, json};
-
-    use super::*;
 
     /// A key file with a key made for this run.
     pub(crate) fn key_file() -> Value {
@@ -719,6 +737,11 @@ pub(super) mod tests {
                 3599,
             ),
             (r#"{"access_token":"ya29.x"}"#, 300),
+            (r#"{"access_token":"ya29.x","expires_in":null}"#, 300),
+            (r#"{"access_token":"ya29.x","expires_in":"soon"}"#, 300),
+            (r#"{"access_token":"ya29.x","expires_in":-1}"#, 300),
+            (r#"{"access_token":"ya29.x","expires_in":"3599"}"#, 3599),
+            (r#"{"access_token":"ya29.x","expires_in":3599.9}"#, 3599),
             (r#"{"access_token":"ya29.x","expires_in":99999999}"#, 3600),
         ] {
             let token = read_token(&answer(200, body), now).expect("a token");
@@ -759,7 +782,7 @@ pub(super) mod tests {
                 TokenError::Unexpected(200),
             ),
             (302, "", TokenError::Unexpected(302)),
-            (429, "{}", TokenError::Unexpected(429)),
+            (429, "{}", TokenError::Limited { retry_after: None }),
             (503, "{}", TokenError::Unexpected(503)),
         ] {
             let found = read_token(&answer(status, body), Timestamp::from_millis(0));

@@ -21,6 +21,7 @@
 //! | 400 | `purchaseTokenDoesNotMatchProductId` | [`Absent::OtherProduct`] |
 //! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`Absent::OtherType`] |
 //! | 401 | any | one more try with a new token, then [`Failure::Credentials`] |
+//! | 429 from the token endpoint | any | [`Failure::Quota`] |
 //! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`Failure::Quota`] |
 //! | 403 | any other | [`Failure::Credentials`] |
 //! | 408, 5xx | any | two quick retries, then [`Failure::Unexpected`] |
@@ -216,6 +217,10 @@ impl From<TokenError> for NoPurchase {
                 status,
                 reason: code,
                 message: description,
+            },
+            TokenError::Limited { retry_after } => Failure::Quota {
+                status: 429,
+                retry_after: retry_after.unwrap_or(QUOTA_WINDOW),
             },
             TokenError::Unexpected(status) => Failure::Unexpected {
                 status,

@@ -500,6 +500,17 @@ async fn what_google_did_not_say_is_never_a_no() {
 }
 
 #[tokio::test]
+async fn a_token_endpoint_that_is_asked_too_often_is_googles_quota() {
+    let shop = Shop::open().await;
+    *shop.google.token_answer.lock().unwrap() = Some((429, String::new()));
+    let (found, headers, answer) = shop.ask(&subscription()).await;
+    assert_eq!((found, &answer["error"]), (429, &json!("RATE_LIMITED")));
+    let wait = json!({ "status": 429, "retryAfterSeconds": 60 });
+    assert_eq!(answer["details"], wait);
+    assert_eq!(headers[header::RETRY_AFTER], "60");
+}
+
+#[tokio::test]
 async fn some_questions_never_reach_google() {
     let shop = Shop::open().await;
     let (status, _, answer) = shop
