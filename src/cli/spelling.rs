@@ -14,21 +14,30 @@ pub fn nested(arguments: impl IntoIterator<Item = OsString>, tree: &Command) -> 
     // Only the first word that is a command counts: what follows it are its own arguments, which may look like anything.
     let command = (1..arguments.len())
         .take_while(|&at| arguments[at] != "--")
-        .find_map(|at| {
-            let word = arguments[at].to_str()?;
-            let (noun, verb) = word.split_once(':').unwrap_or((word, ""));
-            let known = tree.find_subcommand(noun)?;
-            (verb.is_empty() || known.has_subcommands()).then(|| (at, word.to_owned()))
-        });
+        .find_map(|at| Some((at, words(arguments[at].to_str()?, tree)?)));
     match command {
-        Some((at, word)) => {
-            let words = word.splitn(2, ':').map(OsString::from);
+        Some((at, words)) => {
             arguments.splice(at..=at, words);
         }
         None if wants_serve(&arguments) => arguments.insert(1, "serve".into()),
         None => {}
     }
     arguments
+}
+
+/// The words of a command in either spelling, as far down as there are commands; `None` for what is none.
+fn words(asked: &str, tree: &Command) -> Option<Vec<OsString>> {
+    let (mut words, mut rest, mut here) = (Vec::new(), asked, tree);
+    while let Some((noun, verb)) = rest.split_once(':')
+        && let Some(known) = here.find_subcommand(noun)
+        && known.has_subcommands()
+    {
+        words.push(noun.into());
+        (rest, here) = (verb, known);
+    }
+    let is_command = !words.is_empty() || tree.find_subcommand(asked).is_some();
+    words.push(rest.into());
+    is_command.then_some(words)
 }
 
 /// What the parser says, without repeating an argument that [may be a secret](may_be_secret).
@@ -148,6 +157,9 @@ mod tests {
             ("serve:now", "serve:now"),
             ("key:", "key "),
             ("key:a:b", "key a:b"),
+            ("audit:operators:list", "audit operators list"),
+            ("audit:operators list", "audit operators list"),
+            ("audit operators:list", "audit operators:list"),
         ] {
             let arguments = std::iter::once("attesto")
                 .chain(asked.split(' ').filter(|word| !word.is_empty()))
