@@ -36,7 +36,7 @@ use crate::http::health::{Check, Health};
 use crate::http::traffic::Traffic;
 use crate::jobs::{Jobs, Tools};
 use crate::metrics::Registry;
-use crate::outbound::{self, Upstream};
+use crate::outbound::{self, NoClient, Upstream};
 use crate::replicas::{Certificates, Presence, host};
 use crate::server::tls::{self, Tls};
 use crate::server::{self, Running, scrape};
@@ -60,8 +60,8 @@ pub enum BuildError {
     #[error("callbacks cannot be called: {0}")]
     Trust(#[from] rustls::Error),
     /// The client for calls to the stores.
-    #[error("the client for calls to the stores cannot be made: {0}")]
-    Client(#[from] reqwest::Error),
+    #[error(transparent)]
+    Client(#[from] NoClient),
     /// The root certificates that Apple's signatures are checked against.
     #[error("APPLE_ROOT_CERTIFICATES: {0}")]
     Roots(#[from] BadRoots),

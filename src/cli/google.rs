@@ -133,8 +133,7 @@ async fn try_out(
     context: &Context,
 ) -> Result<(), Failure> {
     let stores = context.settings(Stores::read)?;
-    let client = outbound::client()
-        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
+    let client = outbound::client().map_err(|problem| Failure::refused(format!("{problem}.")))?;
     let play = Play::new(
         Upstream::new(client, stores.timeout),
         stores.google_play,

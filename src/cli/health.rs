@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::context::{Context, Failure};
 use crate::clock::Timestamp;
 use crate::config::{self, own_certificate};
-use crate::outbound::{self, Believed};
+use crate::outbound::{self, Believed, NoClient};
 use crate::server::tls::{Files, Pair};
 
 /// How long a certificate may have been in its file without being in use: the service takes it within seconds.
@@ -88,7 +88,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Where the service of this machine listens, and how to speak with it.
-fn here(context: &Context) -> Result<(Url, reqwest::Result<reqwest::Client>), Failure> {
+fn here(context: &Context) -> Result<(Url, Result<reqwest::Client, NoClient>), Failure> {
     let listen = context.settings(config::listen)?;
     let tls = context.settings(own_certificate)?;
     if listen.port == 0 {

@@ -111,8 +111,8 @@ impl Tools {
         let stores = context.settings(Stores::read)?;
         let database = context.database().await?;
         let keyring = context.keyring_for(&database).await?;
-        let client = outbound::client()
-            .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
+        let client =
+            outbound::client().map_err(|problem| Failure::refused(format!("{problem}.")))?;
         Ok(Self {
             changes: Changes::new(&database),
             upstream: Upstream::new(client, stores.timeout),

@@ -48,7 +48,7 @@ async fn reach(what: &str, url: &Url) -> Check {
             return Check::fail(
                 NAME,
                 format!("No client can be made: {error}."),
-                "Has this machine any root certificates (ca-certificates)?",
+                "The service does not start like this either.",
             );
         }
     };

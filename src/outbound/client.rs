@@ -12,13 +12,13 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The HTTP client for calls to stores.
-pub fn client() -> reqwest::Result<reqwest::Client> {
-    builder().build()
+pub fn client() -> Result<reqwest::Client, NoClient> {
+    Ok(builder().build()?)
 }
 
 /// The same for a service of one's own at this machine, whose certificate is judged by itself: not by who issued it, for
 /// which name and until when.
-pub fn client_believing(whom: Believed) -> reqwest::Result<reqwest::Client> {
+pub fn client_believing(whom: Believed) -> Result<reqwest::Client, NoClient> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let judge = Arc::new(Judge {
         whom,
@@ -30,7 +30,22 @@ pub fn client_believing(whom: Believed) -> reqwest::Result<reqwest::Client> {
         .dangerous()
         .with_custom_certificate_verifier(judge)
         .with_no_client_auth();
-    builder().tls_backend_preconfigured(tls).build()
+    Ok(builder().tls_backend_preconfigured(tls).build()?)
+}
+
+/// Why no client can be made. In practice there is one reason: a machine, most often a small image, without anybody whose
+/// certificates it trusts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "nobody can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
+)]
+pub struct NoClient(String);
+
+impl From<reqwest::Error> for NoClient {
+    fn from(error: reqwest::Error) -> Self {
+        let said = root_cause(&error.without_url());
+        Self(said.trim_end_matches('.').to_owned())
+    }
 }
 
 /// Whose certificate convinces.

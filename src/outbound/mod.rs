@@ -14,6 +14,6 @@ mod in_flight;
 mod upstream;
 
 pub use bulkhead::Bulkhead;
-pub use client::{Believed, client, client_believing, root_cause};
+pub use client::{Believed, NoClient, client, client_believing, root_cause};
 pub use in_flight::InFlight;
 pub use upstream::{Answer, SendError, Upstream, Verdict, push_segment, retry_after, unreadable};

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::export::Exporter;
 use super::queue::{Numbers, Queue};
 use super::settings::Settings;
-use crate::outbound;
+use crate::outbound::{self, NoClient};
 
 /// Takes spans, and sends them.
 pub struct Pipeline {
@@ -28,7 +28,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Begins to send what `host` does to where `settings` say. Call it where a runtime is.
-    pub fn begin(settings: Settings, host: &str) -> reqwest::Result<Self> {
+    pub fn begin(settings: Settings, host: &str) -> Result<Self, NoClient> {
         let client = outbound::client()?;
         let numbers = Numbers::default();
         // Nothing is read from the environment, where secrets are.

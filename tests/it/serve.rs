@@ -477,6 +477,30 @@ async fn roots_that_cannot_be_used_are_a_wrong_setting() {
 }
 
 #[tokio::test]
+async fn a_machine_that_trusts_nobody_is_told_what_to_install() {
+    let key = key(1);
+    let ran = attesto(
+        &["serve", "--port=0", "--bind-address=127.0.0.1"],
+        &[
+            ("ATTESTO_ENCRYPTION_KEY", &key),
+            ("DATABASE_URL", "postgres://nowhere.invalid/x"),
+            ("SSL_CERT_FILE", "/nowhere/certificates.pem"),
+        ],
+    )
+    .output()
+    .expect("the binary runs");
+    assert_eq!(ran.status.code(), Some(1));
+    let errors = String::from_utf8(ran.stderr).expect("text");
+    assert!(
+        errors.starts_with("attesto: nobody can be called over TLS (")
+            && errors.contains("ca-certificates")
+            && errors.contains("SSL_CERT_FILE")
+            && errors.ends_with(" are set.\n"),
+        "{errors}"
+    );
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_a_clear_end() {
     let database = empty_database().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
