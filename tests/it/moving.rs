@@ -1019,7 +1019,7 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
     let moved = Move::prepared().await;
     let (database, id) = (moved.old.database(), &moved.tenant.id);
     events(&moved.old, id, &["1"]).await;
-    let to = To::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let to = To::Recipient(Identity::generate().1);
     let file = moved.folder.join("export");
     let export = || {
         attesto::moving::export(
@@ -1098,7 +1098,7 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
 async fn an_export_that_does_not_move_on_is_given_up() {
     let moved = Move::prepared().await;
     let (database, file) = (moved.old.database(), moved.folder.join("export"));
-    let to = To::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let to = To::Recipient(Identity::generate().1);
     let export = || {
         let (keyring, tenant) = (moved.old.keyring(), &moved.tenant.id);
         attesto::moving::export(database, keyring, tenant, History::Needed, &to, &file)
