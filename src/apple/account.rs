@@ -8,9 +8,7 @@
 //! - [`Environment`], and the [`EnvironmentChoice`] among them: where
 //! - [`ClientTokens`]: signed, kept, forgotten
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
@@ -25,7 +23,8 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
-use crate::crypto::{ExposeSecret as _, SecretString, token};
+use crate::credentials::passes::{Pass, Passes};
+use crate::crypto::{SecretString, token};
 use crate::id::TenantId;
 
 /// Whom a client token is meant for.
@@ -326,79 +325,34 @@ fn something_else(file: &[u8]) -> Option<MalformedKey> {
 #[derive(Clone)]
 pub struct ClientTokens {
     clock: Clock,
-    kept: Arc<Mutex<HashMap<Owner, ClientToken>>>,
-}
-
-/// Whose token: the tenant, and the identity it was signed for.
-type Owner = (TenantId, [u8; 32]);
-
-/// Lets its holder ask Apple about one app until it expires.
-#[derive(Clone)]
-pub struct ClientToken {
-    secret: Arc<SecretString>,
-    expires: Timestamp,
-}
-
-impl ClientToken {
-    /// The token, for the `Authorization` header.
-    pub fn secret(&self) -> &str {
-        self.secret.expose_secret()
-    }
-
-    fn is_fresh(&self, now: Timestamp) -> bool {
-        now.plus(RENEW_EARLY) < self.expires
-    }
-}
-
-impl fmt::Debug for ClientToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientToken(until {})", self.expires)
-    }
+    kept: Passes,
 }
 
 impl ClientTokens {
     /// Tokens that are dated by `clock`.
     pub fn new(clock: Clock) -> Self {
         Self {
+            kept: Passes::new(clock.clone(), RENEW_EARLY),
             clock,
-            kept: Arc::default(),
         }
     }
 
     /// A token for `tenant` that is good for at least another two minutes. Signing takes microseconds and asks
     /// nobody, so two callers at the same time may both do it.
-    pub fn get(&self, tenant: &TenantId, credentials: &Credentials) -> ClientToken {
-        let now = self.clock.now();
+    pub fn get(&self, tenant: &TenantId, credentials: &Credentials) -> Pass {
         let owner = (tenant.clone(), credentials.identity());
-        if let Some(token) = self.fresh(&owner, now) {
-            return token;
-        }
-        let token = ClientToken {
-            secret: Arc::new(credentials.client_token(now)),
-            expires: now.plus(LIFETIME),
-        };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        // A few times an hour for each tenant, so looking at all of them costs nothing, and dead tokens leave memory.
-        kept.retain(|_, token| token.is_fresh(now));
-        kept.insert(owner, token.clone());
-        token
+        self.kept.get(&owner).unwrap_or_else(|| {
+            let now = self.clock.now();
+            let token = Pass::new(credentials.client_token(now), now.plus(LIFETIME));
+            self.kept.keep(owner, &token);
+            token
+        })
     }
 
     /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn forget(&self, tenant: &TenantId, credentials: &Credentials, token: &ClientToken) {
+    pub fn forget(&self, tenant: &TenantId, credentials: &Credentials, token: &Pass) {
         let owner = (tenant.clone(), credentials.identity());
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept
-            .get(&owner)
-            .is_some_and(|held| Arc::ptr_eq(&held.secret, &token.secret))
-        {
-            kept.remove(&owner);
-        }
-    }
-
-    fn fresh(&self, owner: &Owner, now: Timestamp) -> Option<ClientToken> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(owner).filter(|token| token.is_fresh(now)).cloned()
+        self.kept.forget(&owner, token);
     }
 }
 
@@ -411,6 +365,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::crypto::ExposeSecret as _;
 
     fn generate() -> EcdsaKeyPair {
         EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key")
@@ -658,7 +613,6 @@ pub(super) mod tests {
         clock.advance(Duration::from_millis(1));
         let second = tokens.get(&tenant, &credentials);
         assert_ne!(second.secret(), first.secret());
-        assert_eq!(tokens.kept.lock().expect("not poisoned").len(), 1);
 
         tokens.forget(&tenant, &credentials, &first);
         let kept = tokens.get(&tenant, &credentials);
@@ -683,13 +637,13 @@ pub(super) mod tests {
         seen.push(tokens.get(&tenant, &credentials));
         credentials.key = SigningKey::parse(key_file().as_bytes()).expect("good");
         seen.push(tokens.get(&tenant, &credentials));
-        let mut secrets: Vec<&str> = seen.iter().map(ClientToken::secret).collect();
+        let mut secrets: Vec<&str> = seen.iter().map(Pass::secret).collect();
         secrets.sort_unstable();
         secrets.dedup();
         assert_eq!(secrets.len(), 6);
         credentials.environment = EnvironmentChoice::Sandbox;
         credentials.app_apple_id = None;
         let same = tokens.get(&tenant, &credentials);
-        assert_eq!(Some(same.secret()), seen.last().map(ClientToken::secret));
+        assert_eq!(Some(same.secret()), seen.last().map(Pass::secret));
     }
 }

@@ -8,6 +8,7 @@
 //! - [`canary`]: is the configured key the one this database was sealed with
 //! - [`sealed`]: every sealed column there is
 //! - [`grace`]: credentials that were replaced, for as long as one can go back to them
+//! - [`passes`]: what a store is shown with each call, kept as long as it is good
 //! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
 //! - [`proof`]: does what is sealed open: a few of each
 //! - [`ages`]: how long ago credentials were set
@@ -16,6 +17,7 @@ pub mod ages;
 pub mod cached;
 pub mod canary;
 pub mod grace;
+pub mod passes;
 pub mod proof;
 pub mod reseal;
 pub mod sealed;

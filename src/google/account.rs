@@ -8,9 +8,8 @@
 //! - [`ServiceAccount`]: the key file
 //! - [`AccessTokens`]: bought, kept, forgotten
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -25,6 +24,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
+use crate::credentials::passes::{Owner, Pass, Passes};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::id::TenantId;
 use crate::outbound::{Answer, InFlight, SendError, Upstream, Verdict, retry_after};
@@ -274,35 +274,8 @@ pub struct AccessTokens {
     upstream: Upstream,
     token_url: Url,
     clock: Clock,
-    kept: Arc<Mutex<HashMap<Owner, AccessToken>>>,
-    buying: InFlight<Owner, Result<AccessToken, TokenError>>,
-}
-
-/// Whose token: the tenant and the identity it was bought with, so that a token never outlives its key or its account.
-type Owner = (TenantId, [u8; 32]);
-
-/// Lets its holder speak for a service account until it expires.
-#[derive(Clone)]
-pub struct AccessToken {
-    secret: Arc<SecretString>,
-    expires: Timestamp,
-}
-
-impl AccessToken {
-    /// The token, for the `Authorization` header.
-    pub fn secret(&self) -> &str {
-        self.secret.expose_secret()
-    }
-
-    fn is_fresh(&self, now: Timestamp) -> bool {
-        now.plus(RENEW_EARLY) < self.expires
-    }
-}
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AccessToken(until {})", self.expires)
-    }
+    kept: Passes,
+    buying: InFlight<Owner, Result<Pass, TokenError>>,
 }
 
 /// Why there is no access token.
@@ -352,8 +325,8 @@ impl AccessTokens {
         Self {
             upstream,
             token_url,
+            kept: Passes::new(clock.clone(), RENEW_EARLY),
             clock,
-            kept: Arc::default(),
             buying: InFlight::default(),
         }
     }
@@ -363,53 +336,32 @@ impl AccessTokens {
         &self,
         tenant: &TenantId,
         account: &Arc<ServiceAccount>,
-    ) -> Result<AccessToken, TokenError> {
+    ) -> Result<Pass, TokenError> {
         let owner = (tenant.clone(), account.identity());
-        if let Some(token) = self.fresh(&owner) {
+        if let Some(token) = self.kept.get(&owner) {
             return Ok(token);
         }
         let (tokens, account) = (self.clone(), account.clone());
         self.buying
             .share(owner.clone(), move || async move {
                 // Somebody's purchase may have ended between our look and our turn.
-                if let Some(token) = tokens.fresh(&owner) {
+                if let Some(token) = tokens.kept.get(&owner) {
                     return Ok(token);
                 }
                 let token = tokens.buy(&account).await?;
-                tokens.keep(owner, &token);
+                tokens.kept.keep(owner, &token);
                 Ok(token)
             })
             .await
     }
 
     /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn forget(&self, tenant: &TenantId, account: &ServiceAccount, token: &AccessToken) {
+    pub fn forget(&self, tenant: &TenantId, account: &ServiceAccount, token: &Pass) {
         let owner = (tenant.clone(), account.identity());
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept
-            .get(&owner)
-            .is_some_and(|held| Arc::ptr_eq(&held.secret, &token.secret))
-        {
-            kept.remove(&owner);
-        }
+        self.kept.forget(&owner, token);
     }
 
-    fn fresh(&self, owner: &Owner) -> Option<AccessToken> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(owner)
-            .filter(|token| token.is_fresh(self.clock.now()))
-            .cloned()
-    }
-
-    fn keep(&self, owner: Owner, token: &AccessToken) {
-        let now = self.clock.now();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        // Once an hour for each account, so looking at all of them costs nothing, and dead tokens leave memory.
-        kept.retain(|_, token| token.is_fresh(now));
-        kept.insert(owner, token.clone());
-    }
-
-    async fn buy(&self, account: &ServiceAccount) -> Result<AccessToken, TokenError> {
+    async fn buy(&self, account: &ServiceAccount) -> Result<Pass, TokenError> {
         let assertion = account.assertion(PUBLISHER_SCOPE, &self.token_url, self.clock.now());
         let form = [
             ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
@@ -434,7 +386,7 @@ fn judge(answer: &Answer) -> Verdict {
     }
 }
 
-fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError> {
+fn read_token(answer: &Answer, now: Timestamp) -> Result<Pass, TokenError> {
     let status = answer.status.as_u16();
     match status {
         200 => {
@@ -451,10 +403,8 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<AccessToken, TokenError
             let lasts = seconds(&read.expires_in)
                 .unwrap_or(ASSUMED_LIFETIME)
                 .min(LONGEST_LIFETIME);
-            Ok(AccessToken {
-                secret: Arc::new(SecretString::from(secret)),
-                expires: now.plus(Duration::from_secs(lasts)),
-            })
+            let expires = now.plus(Duration::from_secs(lasts));
+            Ok(Pass::new(secret.into(), expires))
         }
         400 | 401 | 403 => {
             let read: TokenRefusal =
@@ -745,11 +695,17 @@ pub(super) mod tests {
             (r#"{"access_token":"ya29.x","expires_in":99999999}"#, 3600),
         ] {
             let token = read_token(&answer(200, body), now).expect("a token");
-            assert_eq!(token.expires, now.plus(Duration::from_secs(seconds)));
+            assert_eq!(token.expires(), now.plus(Duration::from_secs(seconds)));
             assert_eq!(token.secret(), "ya29.x");
             assert!(!format!("{token:?}").contains("ya29"));
-            let last = now.plus(Duration::from_secs(seconds - 61));
-            assert!(token.is_fresh(last) && !token.is_fresh(last.plus(Duration::from_secs(1))));
+            let clock = Clock::fixed(now);
+            let kept = Passes::new(clock.clone(), RENEW_EARLY);
+            let owner = (TenantId::mint(now), [1; 32]);
+            kept.keep(owner.clone(), &token);
+            clock.advance(Duration::from_secs(seconds - 61));
+            assert!(kept.get(&owner).is_some());
+            clock.advance(Duration::from_secs(1));
+            assert!(kept.get(&owner).is_none());
         }
     }
 
