@@ -33,17 +33,12 @@ impl From<NotAccepted> for Problem {
             NotAccepted::NoAppAppleId => no_app_apple_id(),
             NotAccepted::Credentials(error) => credentials_problem(&error),
             NotAccepted::Untrusted(why) => {
-                let mut problem = Self::new(
-                    Code::SignatureInvalid,
-                    format!("This notification does not convince: {why}."),
-                )
-                .detail("class", why.class())
-                .cause(why);
-                if let Some(cause) = &mut problem.cause {
+                let message = format!("This notification does not convince: {why}.");
+                Self::new(Code::SignatureInvalid, message)
+                    .detail("class", why.class())
+                    .cause(why)
                     // It holds nothing of the notification.
-                    cause.class.clone_from(&cause.text);
-                }
-                problem
+                    .class(why.to_string())
             }
             NotAccepted::Unanswered { retry_after } => {
                 Self::new(Code::Unavailable, UNANSWERED).retry_after(retry_after)
@@ -206,11 +201,7 @@ pub(super) fn problem(failure: Failure) -> Problem {
         .retry_after(Duration::from_secs(1)),
     };
     let class = class(&failure);
-    let mut problem = problem.cause(failure);
-    if let Some(cause) = &mut problem.cause {
-        cause.class = class;
-    }
-    problem
+    problem.cause(failure).class(class)
 }
 
 /// What the log says in production: the kind and Apple's own numbers for it, nothing of a purchase.

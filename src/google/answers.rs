@@ -19,18 +19,13 @@ impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         match refused {
             // One text whatever the reason, which is in the log.
-            Refused::Untrusted(why) => {
-                let mut problem = Self::new(
-                    Code::Unauthenticated,
-                    "This push's token does not convince. It must be signed by Google for the account and the audience that the tenant is set up with.",
-                )
-                .cause(why);
-                if let Some(cause) = &mut problem.cause {
-                    // It holds nothing of the token.
-                    cause.class.clone_from(&cause.text);
-                }
-                problem
-            }
+            Refused::Untrusted(why) => Self::new(
+                Code::Unauthenticated,
+                "This push's token does not convince. It must be signed by Google for the account and the audience that the tenant is set up with.",
+            )
+            .cause(why)
+            // It holds nothing of the token.
+            .class(why.to_string()),
             Refused::NoKeys => Self::new(
                 Code::Unavailable,
                 "Google's signing keys cannot be reached right now. Try again shortly.",
@@ -180,11 +175,7 @@ pub(super) fn problem(failure: Failure) -> Problem {
         .retry_after(std::time::Duration::from_secs(1)),
     };
     let class = failure.class();
-    let mut problem = problem.cause(failure);
-    if let Some(cause) = &mut problem.cause {
-        cause.class = class;
-    }
-    problem
+    problem.cause(failure).class(class)
 }
 
 #[cfg(test)]

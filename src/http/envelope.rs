@@ -261,11 +261,7 @@ fn panicked(payload: &(dyn Any + Send)) -> Problem {
         .map(ToString::to_string)
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    let mut problem = Problem::internal(text);
-    if let Some(Cause { class, .. }) = &mut problem.cause {
-        "panic".clone_into(class);
-    }
-    problem
+    Problem::internal(text).class("panic")
 }
 
 /// What the log should know of an answer besides its status.

@@ -241,6 +241,15 @@ impl Problem {
         self.cause = Some(Cause::of(&cause));
         self
     }
+
+    /// Names the kind of the cause, in a few words that hold nothing of a caller's: production's log says no more of it.
+    #[must_use]
+    pub fn class(mut self, class: impl Into<String>) -> Self {
+        if let Some(cause) = &mut self.cause {
+            cause.class = class.into();
+        }
+        self
+    }
 }
 
 /// A wait as whole seconds, rounded up and at least one: `Retry-After` has no fractions.
@@ -258,15 +267,12 @@ impl From<&crate::db::Error> for Problem {
     fn from(error: &crate::db::Error) -> Self {
         // A database that is still being prepared is as good as away.
         let is_away = crate::db::is_unavailable(error) || crate::db::is_missing_table(error);
-        let mut problem = if is_away {
+        let problem = if is_away {
             Self::unavailable(error)
         } else {
             Self::internal(error)
         };
-        if let Some(cause) = &mut problem.cause {
-            cause.class = crate::db::error_class(error);
-        }
-        problem
+        problem.class(crate::db::error_class(error))
     }
 }
 
