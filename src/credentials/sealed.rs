@@ -27,42 +27,31 @@ impl SealedColumn {
     }
 }
 
+/// Of a table whose rows are tenants'.
+const fn of_tenant(table: &'static str, column: &'static str) -> SealedColumn {
+    SealedColumn {
+        table,
+        column,
+        row: "tenant_id",
+    }
+}
+
 /// A tenant's `.p8` file.
-pub const APPLE_PRIVATE_KEY: SealedColumn = SealedColumn {
-    table: "apple_credentials",
-    column: "private_key_enc",
-    row: "tenant_id",
-};
+pub const APPLE_PRIVATE_KEY: SealedColumn = of_tenant("apple_credentials", "private_key_enc");
 /// A tenant's service-account JSON.
-pub const GOOGLE_SERVICE_ACCOUNT: SealedColumn = SealedColumn {
-    table: "google_credentials",
-    column: "service_account_enc",
-    row: "tenant_id",
-};
+pub const GOOGLE_SERVICE_ACCOUNT: SealedColumn =
+    of_tenant("google_credentials", "service_account_enc");
 /// The `.p8` file that was replaced last.
-pub const APPLE_PREVIOUS_KEY: SealedColumn = SealedColumn {
-    table: "apple_previous_credentials",
-    column: "private_key_enc",
-    row: "tenant_id",
-};
+pub const APPLE_PREVIOUS_KEY: SealedColumn =
+    of_tenant("apple_previous_credentials", "private_key_enc");
 /// The service-account JSON that was replaced last.
-pub const GOOGLE_PREVIOUS_ACCOUNT: SealedColumn = SealedColumn {
-    table: "google_previous_credentials",
-    column: "service_account_enc",
-    row: "tenant_id",
-};
+pub const GOOGLE_PREVIOUS_ACCOUNT: SealedColumn =
+    of_tenant("google_previous_credentials", "service_account_enc");
 /// What signs a tenant's deliveries.
-pub const WEBHOOK_SECRET: SealedColumn = SealedColumn {
-    table: "webhook_configs",
-    column: "secret_enc",
-    row: "tenant_id",
-};
+pub const WEBHOOK_SECRET: SealedColumn = of_tenant("webhook_configs", "secret_enc");
 /// What signed them before, and still does for a while.
-pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn = SealedColumn {
-    table: "webhook_previous_secrets",
-    column: "secret_enc",
-    row: "tenant_id",
-};
+pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn =
+    of_tenant("webhook_previous_secrets", "secret_enc");
 /// What the identifiers of the validation log are hashed with; the row is named by the key's number.
 pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
     table: "validation_audit_keys",
