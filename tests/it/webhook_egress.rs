@@ -362,10 +362,10 @@ fn odd() -> Vec<Hostile> {
     ]
 }
 
-/// Sends to each of them, `copies` times at once; gives what took longest.
-async fn endure(sender: &Sender, copies: usize) -> Duration {
+/// Sends to each of them, `copies` times at once, each no longer than this.
+async fn endure(sender: &Sender, copies: usize, most: Duration) {
     let hostiles = hostiles();
-    let longest = join_all(hostiles.iter().map(async |hostile| {
+    let all = join_all(hostiles.iter().map(async |hostile| {
         let place = Place {
             resets: hostile.resets,
             ..Place::loopback()
@@ -377,7 +377,7 @@ async fn endure(sender: &Sender, copies: usize) -> Duration {
             let outcome = sender.send(&attempt).await;
             let took = begun.elapsed();
             let name = hostile.name;
-            assert!(took <= TIMEOUT + MARGIN, "{name}: {took:?}");
+            assert!(took <= most, "{name}: {took:?}");
             assert_eq!(
                 (outcome.class(), outcome.code()),
                 (hostile.class, hostile.code),
@@ -388,16 +388,15 @@ async fn endure(sender: &Sender, copies: usize) -> Duration {
             if name == "not UTF-8" {
                 assert_eq!(excerpt, "\u{fffd}\u{fffd}(");
             }
-            took
         }));
-        sent.await.into_iter().max().unwrap_or_default()
+        sent.await;
     }));
-    longest.await.into_iter().max().unwrap_or_default()
+    all.await;
 }
 
 #[tokio::test]
 async fn whatever_a_receiver_does_the_attempt_ends_in_time() {
-    endure(&developer(), 1).await;
+    endure(&developer(), 1, TIMEOUT + MARGIN).await;
 }
 
 /// In a process of its own, where nobody else takes memory.
@@ -414,15 +413,18 @@ async fn two_hundred_hostile_receivers_cost_no_memory() {
         .await
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complained}");
 }
 
 #[tokio::test]
 #[ignore = "run by another test, in a process of its own"]
 async fn memory() {
+    // So many at once, in one thread, beside other tests: this one is not about time.
+    const BUSY: Duration = Duration::from_secs(30);
     let sender = developer();
     // What is there once and for all: code, buffers of the runtime, of the allocator.
-    endure(&sender, 2).await;
+    endure(&sender, 2, BUSY).await;
     let before = resident();
     let copies = 200 / hostiles().len() + 1;
     let watched = AtomicUsize::new(0);
@@ -433,7 +435,7 @@ async fn memory() {
         }
     };
     tokio::select! {
-        _ = endure(&sender, copies) => {}
+        () = endure(&sender, copies, BUSY) => {}
         () = watch => {}
     }
     let grown = watched.load(Ordering::Relaxed).saturating_sub(before);
