@@ -304,6 +304,34 @@ fn the_image_needs_no_image_to_be_read() {
     assert_eq!(bases, ["${BUILD_IMAGE} AS build", "${RUNTIME_IMAGE}"]);
 }
 
+/// Each platform of the image is built where it is at home, and gives the binary of the same name.
+#[test]
+fn a_release_is_built_for_every_platform_on_a_machine_of_its_kind() {
+    let release = read(".github/workflows/release.yml");
+    let built: Vec<_> = after(&release, "runner: ")
+        .into_iter()
+        .zip(after(&release, "platform: "))
+        .zip(after(&release, "target: "))
+        .collect();
+    let expected = [
+        (("ubuntu-24.04", "linux/amd64"), "x86_64-unknown-linux-gnu"),
+        (
+            ("ubuntu-24.04-arm", "linux/arm64"),
+            "aarch64-unknown-linux-gnu",
+        ),
+    ];
+    assert_eq!(built, expected);
+    assert!(release.contains("runs-on: ${{ matrix.runner }}"));
+    let page = read("docs/deployment.md");
+    for ((_, platform), _) in expected {
+        assert!(page.contains(&format!("`{platform}`")), "{platform}");
+    }
+    // It is tried before, for the one that is built nowhere else.
+    assert!(read("bin/check-arm64").contains("target=aarch64-unknown-linux-gnu"));
+    // The base may say nothing of what it runs; nothing is run of it.
+    assert!(release.contains("docker create attesto:build nothing"));
+}
+
 /// What the workflows run is there and may be run, and the one that needs an engine is run where there is one.
 #[test]
 fn the_workflows_run_scripts_that_are_there() {
