@@ -5,12 +5,12 @@
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
 //! [`backup`], [`moving`] (one tenant, packed), [`watch`] (what ages or drifts), [`jobs`] (what runs periodically),
-//! [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what happens now), [`telemetry`], [`shutdown`].
+//! [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what happens now), [`telemetry`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`].
+//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`], [`shutdown`].
 
 pub mod apple;
 pub mod audit;

@@ -2,11 +2,22 @@
 
 #![no_main]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use attesto::deliveries::guard::target::TargetHost;
 use attesto::deliveries::guard::{AllowList, Guard};
 use libfuzzer_sys::fuzz_target;
+
+fn is_inside(v4: Ipv4Addr) -> bool {
+    let [first, second, ..] = v4.octets();
+    v4.is_loopback()
+        || v4.is_private()
+        || v4.is_link_local()
+        || v4.is_broadcast()
+        || v4.is_multicast()
+        || first == 0
+        || (first == 100 && (64..128).contains(&second))
+}
 
 fuzz_target!(|url: &str| {
     let (guard, nothing) = (Guard::new(false), AllowList::default());
@@ -22,24 +33,19 @@ fuzz_target!(|url: &str| {
     };
     if guard.vet(&[address], target.port, &nothing).is_ok() {
         // Another opinion than the guard's own.
-        let is_inside = match address {
-            IpAddr::V4(v4) => {
-                v4.is_loopback()
-                    || v4.is_private()
-                    || v4.is_link_local()
-                    || v4.is_broadcast()
-                    || v4.is_multicast()
-                    || v4.octets()[0] == 0
-            }
+        let is_inside = match address.to_canonical() {
+            IpAddr::V4(v4) => is_inside(v4),
             IpAddr::V6(v6) => {
+                let [a, b, _, _, _, _, high, low] = v6.segments();
+                let [_, _, _, _, _, _, _, _, _, _, _, _, last @ ..] = v6.octets();
+                let is_translated = (a, b) == (0x64, 0xff9b);
+                let is_compatible = v6.segments()[..6] == [0; 6] && (high, low) != (0, 0);
                 v6.is_loopback()
                     || v6.is_unspecified()
                     || v6.is_multicast()
                     || v6.is_unique_local()
                     || v6.is_unicast_link_local()
-                    || v6
-                        .to_ipv4_mapped()
-                        .is_some_and(|v4| v4.is_loopback() || v4.is_private())
+                    || ((is_translated || is_compatible) && is_inside(Ipv4Addr::from(last)))
             }
         };
         assert!(!is_inside, "{url} leads to {address}");

@@ -39,7 +39,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     }
 });
 
-/// The genuine bytes with each pair of the input's as one that is exchanged, and cut where the input says.
+/// The genuine bytes with every three of the input's as one that is exchanged, and cut where the input says.
 fn edited(genuine: &[u8], edits: &[u8]) -> Vec<u8> {
     let mut bytes = genuine.to_vec();
     for edit in edits.chunks_exact(3) {

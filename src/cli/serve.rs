@@ -21,7 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::catalogue::{Kind, SETTINGS, Setting};
 use crate::config::secret_file::Lookup;
 use crate::config::shown::exposed_files;
-use crate::config::{DatabaseSource, Mode, Raw, Settings};
+use crate::config::{DatabaseSource, Mode, Raw, Settings, own_certificate};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::embedded::Embedded;
@@ -139,8 +139,8 @@ pub(super) fn settings(raw: &Raw<'_>, now: Timestamp) -> Result<Settings, Vec<St
     {
         wrong.push(format!("{}: {problem}.", given.origin));
     }
-    let pair = parsed.as_ref().ok().and_then(|it| it.tls.as_ref());
-    if let Some(Err(problem)) = pair.map(|files| Pair::read(files, now)) {
+    let pair = own_certificate(raw).ok().flatten();
+    if let Some(Err(problem)) = pair.map(|files| Pair::read(&files, now)) {
         wrong.push(format!("{problem}."));
     }
     match parsed {

@@ -83,7 +83,8 @@ pub fn read(lookup: Lookup<'_>, name: &str) -> Result<Option<SecretString>, Unre
     }
 }
 
-fn is_blank(text: &str) -> bool {
+/// Nothing but white space, which means that nothing is set.
+pub fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }
 

@@ -9,6 +9,7 @@ use url::Url;
 
 use super::catalogue::{Kind, SETTINGS, Setting};
 use super::raw::Raw;
+use super::secret_file::is_blank;
 use super::settings::{DatabaseSource, Settings};
 use crate::crypto::pasted;
 
@@ -55,7 +56,9 @@ pub fn secret_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
     let secrets = SETTINGS.iter().filter(|it| it.kind == Kind::Secret);
     let files = secrets.filter_map(|setting| {
         let name = format!("{}_FILE", setting.name);
-        let path = raw.lookup(&name).filter(|path| !path.is_empty())?;
+        let path = raw
+            .lookup(&name)
+            .filter(|path| !is_blank(&path.to_string_lossy()))?;
         Some((name, PathBuf::from(path)))
     });
     let key = raw.text("TLS_KEY_PATH").ok().flatten();
@@ -74,7 +77,10 @@ pub fn exposed_files(raw: &Raw<'_>) -> Vec<(String, PathBuf)> {
 
 fn origin(raw: &Raw<'_>, setting: &Setting) -> &'static str {
     let file = format!("{}_FILE", setting.name);
-    let is_given = |name: &str| raw.lookup(name).is_some_and(|text| !text.is_empty());
+    let is_given = |name: &str| {
+        let text = raw.lookup(name);
+        text.is_some_and(|text| !is_blank(&text.to_string_lossy()))
+    };
     if raw.flag(setting.name).is_some() || raw.flag(&file).is_some() {
         "flag"
     } else if setting.kind == Kind::Secret && is_given(&file) {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::docs::{blocks, first_cells, pages};
-use crate::world::desk::{Desk, MAY_END_WITH, STAND_INS, is_missing, page, scripts};
+use crate::world::desk::{Desk, MAY_END_WITH, STAND_INS, page, scripts};
 use crate::world::receiver::Received;
 
 /// What comes due, and what happens at night.
@@ -146,9 +146,6 @@ async fn recovering() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn beginning() {
-    if is_missing("curl") {
-        return;
-    }
     let desk = Desk::new().await;
     let delivery = desk.receiver.requests().remove(0);
     delivered_as_told(&delivery);
@@ -258,9 +255,6 @@ fn believed_as_told(delivery: &Received, secret: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_up() {
-    if is_missing("curl") {
-        return;
-    }
     let desk = Desk::new().await;
     for page in LOOK_UP {
         desk.follow(page);
@@ -302,9 +296,6 @@ async fn looking_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn running() {
-    if is_missing("curl") {
-        return;
-    }
     follows(&RUN).await;
 }
 

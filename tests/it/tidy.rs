@@ -54,10 +54,13 @@ impl Source {
         first.strip_suffix(".rs").unwrap_or(first)
     }
 
-    /// Whether one of its lines names `word` as a crate: before `::`, or behind `use`.
+    /// Whether one of its lines names `word` as a crate: before `::`, or alone behind `use`.
     fn names_crate(&self, word: &str) -> bool {
-        let path = format!("{word}::");
+        let (path, alone) = (format!("{word}::"), format!("use {word};"));
         self.text.lines().any(|line| {
+            if line.trim_start() == alone {
+                return true;
+            }
             line.match_indices(&path).any(|(at, _)| {
                 let before = line[..at].chars().next_back();
                 !before.is_some_and(|c| c.is_alphanumeric() || "_:\"".contains(c))

@@ -221,10 +221,12 @@ impl Stage {
     /// The lines that let the command line work on this database.
     pub(super) fn exports(&self) -> String {
         let key = self.folder.join("encryption.key");
-        let database = self
-            .database_url
-            .as_ref()
-            .map_or_else(String::new, |url| format!("export DATABASE_URL='{url}'\n"));
+        // What is in the environment for another database must not be taken for this one's.
+        let others = "unset DATABASE_DIRECT_URL DATABASE_DIRECT_URL_FILE DATABASE_URL_FILE \
+            ATTESTO_ENCRYPTION_KEY ATTESTO_ENCRYPTION_KEYS_RETIRED ATTESTO_ENCRYPTION_KEYS_RETIRED_FILE";
+        let database = self.database_url.as_ref().map_or_else(String::new, |url| {
+            format!("{others}\nexport DATABASE_URL='{url}'\n")
+        });
         format!(
             "{database}export ATTESTO_ENCRYPTION_KEY_FILE='{}'\n",
             key.display()

@@ -67,12 +67,18 @@ pub(crate) const STAND_INS: [(&str, &str, &str); 10] = [
             "compose exec attesto "*) shift 3; exec "$@" ;;
             "compose exec -T attesto "*) shift 4; exec "$@" ;;
             "compose up -d") [ -s secrets/encryption_key ] && [ -s secrets/database_url ] && [ -s secrets/postgres_password ] ;;
+            *) exit 1 ;;
         esac"#,
         "containers are not everywhere: what is typed inside of one is typed, and what it needs must be there",
     ),
     (
         "kubectl",
-        r#"while [ $# -gt 0 ]; do
+        r#"case $* in
+            "create namespace "* | "-n attesto create secret generic "* | "apply -k "*) ;;
+            "-n attesto exec deploy/attesto -- "* | "-n attesto exec -i deploy/attesto -- "*) ;;
+            *) exit 1 ;;
+        esac
+        while [ $# -gt 0 ]; do
             case $1 in
                 --) shift; exec "$@" ;;
                 --from-file=*) [ -s "${1#--from-file=}" ] || exit 1 ;;
@@ -84,7 +90,11 @@ pub(crate) const STAND_INS: [(&str, &str, &str); 10] = [
     ),
     (
         "fly",
-        "case $* in *import*) grep -q '^DATABASE_URL=.' ;; esac",
+        r#"case $* in
+            "secrets import --stage --app "*) grep -q '^DATABASE_URL=.' ;;
+            "launch --copy-config --no-deploy "*) ;;
+            *) exit 1 ;;
+        esac"#,
         "a cloud's command line",
     ),
     (
@@ -115,7 +125,7 @@ pub(crate) const MAY_END_WITH: [(&str, i32, &str); 3] = [
 ];
 
 /// Whether a program that pages use is not on this machine; a line says so.
-pub(crate) fn is_missing(program: &str) -> bool {
+fn is_missing(program: &str) -> bool {
     let missing = !Path::new("/usr/bin").join(program).exists();
     if missing {
         eprintln!("{program} is not installed: what needs it was not typed");
