@@ -217,6 +217,24 @@ fn its_lines_work_as_printed() {
     assert_eq!(answers[3]["error"], "SIGNATURE_INVALID");
     assert_eq!(answers[4]["error"], "TRANSACTION_NOT_FOUND");
 
+    // The command line finds this database, whatever else is in the environment of who types.
+    let exports: Vec<_> = said
+        .lines()
+        .filter(|line| line.starts_with("unset ") || line.starts_with("export "))
+        .collect();
+    let listed = Command::new("sh")
+        .args([
+            "-euc",
+            &format!("{}\n\"$0\" tenant list", exports.join("\n")),
+        ])
+        .arg(env!("CARGO_BIN_EXE_attesto"))
+        .env("ATTESTO_ENCRYPTION_KEY", STANDARD.encode([9; 32]))
+        .env("DATABASE_DIRECT_URL", "postgres://nowhere.invalid/x")
+        .output()
+        .expect("sh");
+    let tenants = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert_eq!(tenants.lines().count(), 1, "{listed:?}");
+
     // What the first pages ask is asked here, and answered as they say.
     let base = |line: &str, end: &str| {
         let from = line.find("http://").expect("an address");

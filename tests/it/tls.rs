@@ -477,6 +477,23 @@ fn what_a_service_does_not_start_with() {
             assert!(ran.complained.contains(complaint), "{}", ran.complained);
         }
     }
+    // What is wrong elsewhere does not hide it.
+    let both = shell
+        .clone()
+        .set("TLS_KEY_PATH", &path(&files.certificate))
+        .set("PORT", "x")
+        .run(&["config", "check"]);
+    assert_eq!(both.exit, 2);
+    assert!(
+        both.complained.contains("PORT: must be"),
+        "{}",
+        both.complained
+    );
+    assert!(
+        both.complained
+            .contains("the file in TLS_KEY_PATH must be PEM")
+    );
+
     // Whoever puts the key itself where its path belongs does not find it in a log.
     let key = std::fs::read_to_string(&files.key).unwrap();
     let ran = shell
