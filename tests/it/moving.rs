@@ -46,6 +46,9 @@ struct Move {
     folder: Folder,
     receiver: Receiver,
     tenant: Tenant,
+    /// For whom files are sealed, or under the passphrase, which takes half a second each time. The file `opener` opens
+    /// them.
+    recipient: Option<Recipient>,
 }
 
 fn secret(letter: &str) -> SigningSecret {
@@ -113,6 +116,7 @@ impl Move {
                 id: tenant.id.clone(),
                 key: tenant.key,
             },
+            recipient: None,
         };
         let shell = moved.old.shell();
         shell.rows(&["webhook", "allow", id, "10.1.0.0/16:443"]);
@@ -131,8 +135,39 @@ impl Move {
                  values ('red_0', '{id}', now(), now(), 'me', now(), now(), now())"
             ))
             .await;
-        std::fs::write(moved.file("passphrase"), format!("{PASSPHRASE}\n")).unwrap();
-        moved
+        let (identity, recipient) = Identity::generate();
+        std::fs::write(moved.file("opener"), identity.expose_secret()).unwrap();
+        Self {
+            recipient: Some(recipient),
+            ..moved
+        }
+    }
+
+    /// The same, and files are sealed under the passphrase.
+    fn with_passphrase(self) -> Self {
+        std::fs::write(self.file("opener"), format!("{PASSPHRASE}\n")).unwrap();
+        Self {
+            recipient: None,
+            ..self
+        }
+    }
+
+    /// What opens a file.
+    fn opener(&self) -> [String; 2] {
+        let flag = match self.recipient {
+            Some(_) => "--identity-file",
+            None => "--passphrase-file",
+        };
+        [flag.to_owned(), self.file("opener")]
+    }
+
+    /// The same, in this process.
+    fn with(&self) -> With {
+        let text = std::fs::read_to_string(self.file("opener")).unwrap();
+        match self.recipient {
+            Some(_) => With::Identity(Identity::parse(&text).unwrap()),
+            None => With::Passphrase(Passphrase::parse(&text).unwrap()),
+        }
     }
 
     fn file(&self, name: &str) -> String {
@@ -144,22 +179,19 @@ impl Move {
     }
 
     fn export(&self, name: &str, more: &[&str]) -> Ran {
-        let (file, passphrase) = (self.file(name), self.file("passphrase"));
+        let file = self.file(name);
         let words = ["tenant", "export", self.tenant.id.as_str(), "--file", &file];
-        let sealed = ["--passphrase-file", &passphrase];
+        let [flag, seal] = match &self.recipient {
+            Some(recipient) => ["--recipient".to_owned(), recipient.to_string()],
+            None => self.opener(),
+        };
+        let sealed = [&*flag, &seal];
         self.old.shell().run(&[&words[..], &sealed, more].concat())
     }
 
     fn import(&self, name: &str, more: &[&str]) -> Ran {
-        let (file, passphrase) = (self.file(name), self.file("passphrase"));
-        let words = [
-            "tenant",
-            "import",
-            "--file",
-            &file,
-            "--passphrase-file",
-            &passphrase,
-        ];
+        let (file, [flag, opener]) = (self.file(name), self.opener());
+        let words = ["tenant", "import", "--file", &file, &flag, &opener];
         self.new_shell().run(&[&words[..], more].concat())
     }
 
@@ -214,7 +246,7 @@ async fn rows(database: &Database, table: &str, key: &str, tenant: &TenantId) ->
     reason = "a move from its beginning to its end"
 )]
 async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
-    let moved = Move::prepared().await;
+    let moved = Move::prepared().await.with_passphrase();
     let (old, new, id) = (&moved.old, &moved.new, &moved.tenant.id);
     events(old, id, &["1"]).await;
     assert_eq!(dispatcher_on(old, old.database()).drain().await.unwrap(), 1);
@@ -367,7 +399,7 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
 
 #[tokio::test]
 async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written() {
-    let moved = Move::prepared().await;
+    let moved = Move::prepared().await.with_passphrase();
     let id = moved.tenant.id.as_str();
     events(&moved.old, &moved.tenant.id, &["1"]).await;
     moved.deactivate();
@@ -408,14 +440,14 @@ async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written(
     refused(&whole[..=line(2)], "cut off");
     refused(b"", "not a file that Attesto sealed");
 
-    std::fs::write(moved.file("passphrase"), "correct horse battery stapler").unwrap();
+    std::fs::write(moved.file("opener"), "correct horse battery stapler").unwrap();
     let wrong = moved.import("export", &[]);
     assert_eq!((wrong.exit, wrong.said.as_str()), (1, ""));
     assert!(
         wrong.complained.contains("the passphrase is wrong"),
         "{wrong:?}"
     );
-    std::fs::write(moved.file("passphrase"), "too short").unwrap();
+    std::fs::write(moved.file("opener"), "too short").unwrap();
     let short = moved.import("export", &[]);
     assert_eq!(short.exit, 2);
     assert!(short.complained.contains("12 characters"), "{short:?}");
@@ -447,10 +479,10 @@ async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written(
     }
 }
 
-/// What is in an export, by the passphrase.
-fn lines(file: &str) -> Vec<Value> {
-    let with = With::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
-    let opener = Opener::new(File::open(file).unwrap(), &with).unwrap();
+/// What is in an export.
+fn lines(moved: &Move, name: &str) -> Vec<Value> {
+    let file = File::open(moved.file(name)).unwrap();
+    let opener = Opener::new(file, &moved.with()).unwrap();
     let lines = BufReader::new(opener).lines();
     lines
         .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
@@ -486,7 +518,7 @@ async fn no_table_and_no_column_is_forgotten() {
     let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut rows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut table = String::new();
-    for line in lines(&moved.file("export")) {
+    for line in lines(&moved, "export") {
         if line["table"].is_object() {
             table = line["table"]["name"].as_str().unwrap().to_owned();
             let columns = line["table"]["columns"].as_array().unwrap().clone();
@@ -559,7 +591,7 @@ async fn without_its_history_a_tenant_takes_along_what_is_still_needed() {
     );
     let left = std::fs::read_dir(&*moved.folder).unwrap();
     let left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
-    assert_eq!(left, ["passphrase"]);
+    assert_eq!(left, ["opener"]);
     moved
         .execute("update webhook_deliveries set lease_until = now() - interval '1 second' where status = 'pending'")
         .await;
@@ -629,15 +661,8 @@ async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
         .await;
     events(&moved.old, &moved.tenant.id, &["2"]).await;
 
-    let (file, passphrase) = (moved.file("export"), moved.file("passphrase"));
-    let import = [
-        "tenant",
-        "import",
-        "--file",
-        &file,
-        "--passphrase-file",
-        &passphrase,
-    ];
+    let (file, [flag, opener]) = (moved.file("export"), moved.opener());
+    let import = ["tenant", "import", "--file", &file, &flag, &opener];
     let refused = shell.run(&import);
     assert_eq!(refused.exit, 1);
     assert!(
@@ -682,7 +707,7 @@ async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
 
 #[tokio::test]
 async fn a_file_for_a_recipient_opens_with_the_identity_alone() {
-    let moved = Move::prepared().await;
+    let moved = Move::prepared().await.with_passphrase();
     let shell = Shell::default();
     let identity = moved.file("identity");
     let made = shell.rows(&["encryption", "generate-identity", "--file", &identity]);
@@ -1133,7 +1158,7 @@ async fn an_export_that_does_not_move_on_is_given_up() {
         );
     }
     let left: Vec<_> = std::fs::read_dir(&*moved.folder).unwrap().collect();
-    assert_eq!(left.len(), 1, "the passphrase alone: {left:?}");
+    assert_eq!(left.len(), 1, "what opens files alone: {left:?}");
     let noted = "select not exists (select from operator_audit where action = 'export')";
     until_so(database, noted).await;
 
@@ -1175,15 +1200,15 @@ async fn more_rows_than_are_in_memory_at_once_are_all_exported() {
 impl Move {
     /// Imports over the very tenant that was exported.
     fn restore(&self, more: &[&str]) -> Ran {
-        let (file, passphrase) = (self.file("export"), self.file("passphrase"));
+        let (file, [flag, opener]) = (self.file("export"), self.opener());
         let words = [
             "tenant",
             "import",
             "--replace",
             "--file",
             &file,
-            "--passphrase-file",
-            &passphrase,
+            &flag,
+            &opener,
         ];
         self.old.shell().run(&[&words[..], more].concat())
     }
@@ -1269,7 +1294,7 @@ async fn others_make_their_changes_while_a_history_is_imported() {
     .execute(&mut *writing)
     .await
     .unwrap();
-    let with = With::Passphrase(Passphrase::parse(PASSPHRASE).unwrap());
+    let with = moved.with();
     let file = moved.folder.join("export");
     let options = Options::default();
     let import = attesto::moving::import(database, moved.new.keyring(), &file, &with, options);
