@@ -389,6 +389,13 @@ impl Stage {
         let _ = cut.execute(self.database.pool()).await;
     }
 
+    /// How many were, as the server tells.
+    pub(crate) fn terminated(&self) -> usize {
+        let log = String::from_utf8_lossy(&self.postgres.log()).into_owned();
+        log.matches("terminating connection due to administrator command")
+            .count()
+    }
+
     async fn suffer(&mut self, fault: Fault) {
         match fault {
             Fault::Kill(number) => self.replicas[number].kill(),

@@ -121,9 +121,11 @@ async fn sessions(seed: u64) -> bool {
         100.0 * during / before,
         100.0 * after / before
     );
+    let terminated = stage.terminated();
+    println!("{terminated} sessions were terminated");
     let is_whole = nothing_is_lost(&stage, &accepted, cuts).await;
     stage.strike().await;
-    is_whole && during >= 0.5 * before && after >= 0.95 * before
+    is_whole && terminated >= 4 * cuts && during >= 0.5 * before && after >= 0.95 * before
 }
 
 async fn readers(seed: u64) -> bool {
