@@ -79,7 +79,9 @@ pub fn keyring(lookup: Lookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
     });
     let mut retired = Vec::new();
     if let Some(list) = retired_list {
-        for (position, key) in list.expose_secret().split(',').enumerate() {
+        let entries = list.expose_secret().split(',').enumerate();
+        // A list that is put together of variables, one of which says nothing, is still a list.
+        for (position, key) in entries.filter(|(_, key)| !key.trim().is_empty()) {
             match MasterKey::parse(key, None) {
                 Ok(key) => retired.push(key),
                 Err(problem) => problems.push(format!(
@@ -129,7 +131,7 @@ mod tests {
         let (plain, second, third) = (
             key(1),
             format!("2:{}", key(2)),
-            format!("1:{}, 3:{}", key(1), key(3)),
+            format!("1:{},, 3:{},", key(1), key(3)),
         );
         assert_eq!(ask(&[]), Ok(None));
         assert_eq!(
