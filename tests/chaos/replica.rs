@@ -132,9 +132,9 @@ fn listen(output: ChildStdout, port: &Mutex<Option<u64>>, complaints: &Mutex<Vec
         if said["msg"] == "listening" {
             *port.lock().expect("not poisoned") = said["port"].as_u64();
         }
-        // Nothing is sent unsigned: this one could not open the secret.
-        let is_unsigned = said["outcome"] == "unsigned";
-        let is_fault = said["status"] == 500 || said["msg"] == "panic" || is_unsigned;
+        let message = said["msg"].as_str().unwrap_or_default();
+        let is_fault =
+            said["status"] == 500 || matches!(message, "panic" | "webhook_secret_unreadable");
         if is_fault || said["level"] == "fatal" {
             complaints.lock().expect("not poisoned").push(line);
         }
