@@ -148,3 +148,14 @@ need_everything() {
     need_c_compiler
     need_postgres
 }
+
+# Where packages of any release of Debian come from: where this machine's own do, on a Debian.
+debian_mirror() {
+    if [ -n "${ATTESTO_DEBIAN_MIRROR:-}" ]; then
+        echo "$ATTESTO_DEBIAN_MIRROR"
+        return
+    fi
+    # shellcheck disable=SC2016 # It is apt that fills it in.
+    apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -m 1 '/debian/*$' ||
+        fail "apt knows no mirror of Debian's packages: name one in ATTESTO_DEBIAN_MIRROR, as http://host/debian."
+}
