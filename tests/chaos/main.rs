@@ -10,7 +10,7 @@ use clap::Parser;
 
 /// Kills what it can while notifications pour in, and counts what was lost.
 #[derive(Debug, Parser)]
-#[command(name = "bin/chaos", no_binary_name = false)]
+#[command(name = "bin/chaos", bin_name = "bin/chaos")]
 struct Args {
     /// Where chance begins; the same number makes the same plan
     #[arg(long, value_name = "N")]

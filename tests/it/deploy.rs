@@ -340,6 +340,7 @@ fn the_workflows_run_scripts_that_are_there() {
     for file in [
         ".github/workflows/checks.yml",
         ".github/workflows/release.yml",
+        ".github/workflows/weekly.yml",
     ] {
         let text = read(file);
         for word in text.split_whitespace() {
@@ -353,7 +354,14 @@ fn the_workflows_run_scripts_that_are_there() {
             }
         }
     }
-    for needed in [".ci/run", "bin/check-deploy", "bin/release", "bin/deploy"] {
+    for needed in [
+        ".ci/run",
+        "bin/check-deploy",
+        "bin/chaos",
+        "bin/fuzz",
+        "bin/release",
+        "bin/deploy",
+    ] {
         assert!(
             found.iter().any(|word| word == needed),
             "{needed}: {found:?}"
