@@ -363,7 +363,7 @@ mod tests {
         }
     }
 
-    /// R20: a receiver that does anything at all, and as many processes as there are. Half a million attempts.
+    /// A receiver that does anything at all, and as many processes as there are. Half a million attempts.
     #[test]
     fn no_history_sends_two_probes_at_once_or_gets_stuck() {
         let mut chance = fastrand::Rng::with_seed(20);

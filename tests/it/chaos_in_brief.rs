@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::chaos::trials::{self, Trial};
 use crate::chaos::{Extent, Run, run};
 
-/// R1, R2, R3, R7 and K2, in brief.
+/// Kills, terminated sessions, crashes and an exchange of keys, in brief.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_accepted_is_lost() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -26,7 +26,7 @@ async fn nothing_that_was_accepted_is_lost() {
     assert!(verdict.is_clean(), "{verdict}");
 }
 
-/// R8, in brief: requests that their callers give up leave no transaction open, and what was answered with 200 is there.
+/// In brief: requests that their callers give up leave no transaction open, and what was answered with 200 is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_given_up_leaves_nothing_dirty() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -1,4 +1,4 @@
-//! The database has no room left (R11): what arrives is not said to be taken, nothing is sent that could not be written
+//! The database has no room left: what arrives is not said to be taken, nothing is sent that could not be written
 //! down, nobody falls over, and all of it goes on by itself.
 //!
 //! Here Postgres refuses as it does then, with its class 53, so that this runs anywhere. `bin/chaos --long` fills a real

@@ -136,7 +136,7 @@ async fn requests_and_verifications_are_counted_and_nobody_is_named() {
     world.end().await;
 }
 
-/// K3. What was moved from one tenant to another, what was written by hand and what nobody here has the key of: each is
+/// What was moved from one tenant to another, what was written by hand and what nobody here has the key of: each is
 /// refused and counted for what it is, and an alert looks at that.
 #[tokio::test]
 async fn secrets_that_do_not_open_are_counted() {

@@ -411,7 +411,7 @@ async fn a_fault_of_our_own_costs_no_attempt() {
     assert_eq!(row.last_outcome.as_deref(), Some("dns"));
 }
 
-/// R4: several dispatchers, in turns that overlap at random.
+/// Several dispatchers, in turns that overlap at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dispatchers_share_the_work_and_never_a_delivery() {
     const EACH: usize = 50;
@@ -459,7 +459,7 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
     assert_eq!(usize::try_from(counted).unwrap(), attempts);
 }
 
-/// R5: stopped past its lease, a process comes back with a result that is nobody's business any more.
+/// Stopped past its lease, a process comes back with a result that is nobody's business any more.
 #[tokio::test]
 async fn a_late_result_changes_nothing() {
     let world = World::new().await;
@@ -499,7 +499,7 @@ async fn a_late_result_changes_nothing() {
     assert_eq!(before, after);
 }
 
-/// R6: killed between the receiver's 200 and our commit.
+/// Killed between the receiver's 200 and our commit.
 #[tokio::test]
 async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
     let world = World::new().await;
@@ -575,7 +575,7 @@ async fn a_panic_is_an_interruption() {
     assert_eq!(world.row().await.interruptions, 1);
 }
 
-/// R14: what can end in time ends, the rest is given back and taken over at once; nothing new begins.
+/// What can end in time ends, the rest is given back and taken over at once; nothing new begins.
 #[tokio::test]
 async fn a_graceful_stop_gives_back_what_does_not_end() {
     let world = World::new().await;
@@ -625,7 +625,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
     assert_eq!(world.standing().await, delivered);
 }
 
-/// R16 and R17: a backlog of one tenant is nobody else's.
+/// A backlog of one tenant is nobody else's.
 #[tokio::test]
 async fn a_flood_of_one_tenant_delays_no_other() {
     const FLOOD: usize = 100_000;
@@ -648,7 +648,7 @@ async fn a_flood_of_one_tenant_delays_no_other() {
     assert_eq!(receiver.seen().len(), 180);
 }
 
-/// R17, R18: fifty callbacks hang, and one tenant has a flood for each of them; others hardly notice, although there are
+/// Fifty callbacks hang, and one tenant has a flood for each of them; others hardly notice, although there are
 /// fewer slots than hanging requests.
 #[tokio::test]
 async fn hanging_callbacks_keep_nobody_waiting() {
@@ -783,7 +783,7 @@ async fn who_is_switched_off_is_told_later() {
     assert_eq!(dispatcher.drain().await.unwrap(), 1);
 }
 
-/// R19: nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
+/// Nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
 #[tokio::test]
 async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
     const QUEUED: usize = 500;
