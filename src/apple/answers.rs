@@ -20,7 +20,7 @@ const UNANSWERED: &str = "Apple's responder does not say right now whether the c
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Unknown => not_active(),
+            Refused::Unknown => Self::no_active_tenant(),
             Refused::Database(error) => (&*error).into(),
         }
     }
@@ -47,17 +47,10 @@ impl From<NotAccepted> for Problem {
                 "notificationUUID",
                 "must be in the signed payload, with 1 to 256 characters",
             )]),
-            NotAccepted::Inactive => not_active(),
+            NotAccepted::Inactive => Self::no_active_tenant(),
             NotAccepted::Database(error) => error.into(),
         }
     }
-}
-
-fn not_active() -> Problem {
-    Problem::new(
-        Code::TenantNotFound,
-        "There is no active tenant of this id.",
-    )
 }
 
 pub(super) fn unanswered(retry_after: Duration) -> Problem {

@@ -32,7 +32,7 @@ impl From<Refused> for Problem {
             )
             .retry_after(KEYS_AGAIN)
             .cause(refused),
-            Refused::Inactive => not_active(),
+            Refused::Inactive => Self::no_active_tenant(),
             Refused::Credentials(error) => credentials_problem(&error),
             Refused::Database(error) => (&*error).into(),
         }
@@ -46,17 +46,10 @@ impl From<NotAccepted> for Problem {
                 "message.data",
                 format!("is about another app; packageName must be {expected}"),
             )]),
-            NotAccepted::Inactive => not_active(),
+            NotAccepted::Inactive => Self::no_active_tenant(),
             NotAccepted::Database(error) => error.into(),
         }
     }
-}
-
-fn not_active() -> Problem {
-    Problem::new(
-        Code::TenantNotFound,
-        "There is no active tenant of this id.",
-    )
 }
 
 fn credentials_problem(error: &Arc<FindError>) -> Problem {

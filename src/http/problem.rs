@@ -201,6 +201,14 @@ impl Problem {
         Self::new(Code::InvalidRequest, message).detail("issues", json!(issues))
     }
 
+    /// The tenant of the path is not there, or not active: which of the two is nobody's business.
+    pub fn no_active_tenant() -> Self {
+        Self::new(
+            Code::TenantNotFound,
+            "There is no active tenant of this id.",
+        )
+    }
+
     /// Something broke inside. The caller learns nothing but that; `cause` goes to the log.
     pub fn internal<E: std::fmt::Display>(cause: E) -> Self {
         Self::new(

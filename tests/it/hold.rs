@@ -7,11 +7,11 @@ use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, Change};
 use attesto::deliveries::guard::Guard;
 use attesto::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::events::Record;
 use attesto::id::TenantId;
-use serde_json::value::RawValue;
 
 use crate::world::attesto::World;
+use crate::world::event::test_event;
 use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -24,22 +24,8 @@ pub(crate) async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
 
 /// The same, by whoever writes them down.
 pub(crate) async fn record_events(record: &Record, tenant: &TenantId, names: &[&str]) {
-    let raw = || RawValue::from_string("{}".into()).unwrap();
     for name in names {
-        let event = NewEvent {
-            tenant: tenant.clone(),
-            source: Source::Google,
-            external_id: (*name).to_owned(),
-            word: Word::Test,
-            reason: None,
-            platform_event: "google.test".into(),
-            occurred_at: None,
-            environment: None,
-            subject: None,
-            app_user_id: None,
-            data: raw(),
-            raw: raw(),
-        };
+        let event = test_event(tenant, name);
         record.store(&event).await.unwrap();
     }
 }

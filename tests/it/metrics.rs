@@ -11,16 +11,16 @@ use attesto::deliveries::guard::Guard;
 use attesto::deliveries::{
     Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, post,
 };
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::events::Record;
 use attesto::id::TenantId;
 use attesto::metrics::Registry;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::NewTransaction;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sqlx::Executor as _;
 
 use crate::world::attesto::{APP, World};
+use crate::world::event::test_event;
 use crate::world::receiver::Receiver;
 
 const SHOWN: [(&str, &str); 2] = [
@@ -332,21 +332,7 @@ async fn what_the_dispatcher_does_is_counted() {
     let tenant = world.stranger().await.id;
     let receiver = Receiver::answering(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
     configure(&world, &tenant, &receiver.url()).await;
-    let raw = || RawValue::from_string("{}".into()).unwrap();
-    let event = NewEvent {
-        tenant,
-        source: Source::Google,
-        external_id: "1".into(),
-        word: Word::Test,
-        reason: None,
-        platform_event: "google.test".into(),
-        occurred_at: None,
-        environment: None,
-        subject: None,
-        app_user_id: None,
-        data: raw(),
-        raw: raw(),
-    };
+    let event = test_event(&tenant, "1");
     let record = Record::new(database, &world.clock, || {});
     record.store(&event).await.unwrap();
     world.clock.advance(Duration::from_secs(7));

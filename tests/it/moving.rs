@@ -13,7 +13,7 @@ use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, Change};
 use attesto::deliveries::endpoint::{Secrets, SigningSecret};
 use attesto::deliveries::signature;
-use attesto::events::{NewEvent, NotStored, Record, Source, Word};
+use attesto::events::{NotStored, Record};
 use attesto::google::account::ServiceAccount;
 use attesto::id::TenantId;
 use attesto::moving::Options;
@@ -27,6 +27,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::hold::{dispatcher_on, events};
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
+use crate::world::event::test_event;
 use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
 use crate::world::shell::{Ran, Shell};
@@ -1096,21 +1097,7 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
     let exported = export().await.unwrap();
     assert_eq!(exported.rows["webhook_events"], 2);
     // Who began while it was active and comes to writing now is told so.
-    let raw = || serde_json::value::RawValue::from_string("{}".into()).unwrap();
-    let event = NewEvent {
-        tenant: id.clone(),
-        source: Source::Google,
-        external_id: "too late".into(),
-        word: Word::Test,
-        reason: None,
-        platform_event: "google.test".into(),
-        occurred_at: None,
-        environment: None,
-        subject: None,
-        app_user_id: None,
-        data: raw(),
-        raw: raw(),
-    };
+    let event = test_event(id, "too late");
     let stored = Record::new(database, &moved.old.clock, || {})
         .store(&event)
         .await;

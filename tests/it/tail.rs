@@ -1,11 +1,11 @@
 //! `attesto tail`: what happens to a tenant, as it happens.
 
-use attesto::events::{NewEvent, Record, Source, Subject, SubjectType, Word};
+use attesto::events::{NewEvent, Record, Subject, SubjectType, Word};
 use attesto::tail::Watcher;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::world::attesto::World;
+use crate::world::event::test_event;
 
 const QUIET: [(&str, &str); 1] = [("WEBHOOK_DISPATCHER_DISABLED", "true")];
 
@@ -28,24 +28,15 @@ impl Watched {
     }
 
     async fn happens(&self, external_id: &str) -> String {
-        let raw = || RawValue::from_string("{}".into()).unwrap();
         let event = NewEvent {
-            tenant: self.tenant.clone(),
-            source: Source::Google,
-            external_id: external_id.into(),
             word: Word::SubscriptionRenewed,
-            reason: None,
             platform_event: "google.subscription_renewed".into(),
-            occurred_at: None,
-            environment: None,
             subject: Some(Subject {
                 key: "a subscription".into(),
                 product_id: None,
                 r#type: SubjectType::Subscription,
             }),
-            app_user_id: None,
-            data: raw(),
-            raw: raw(),
+            ..test_event(&self.tenant, external_id)
         };
         let record = Record::new(self.world.database(), &self.world.clock, || {});
         record.store(&event).await.unwrap().event_id.to_string()

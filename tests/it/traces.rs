@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::serve::{Served, key};
 use crate::webhook_loop::set_callback;
 use crate::world::attesto::World;
+use crate::world::event::test_event;
 use crate::world::folder::Folder;
 use crate::world::postgres::fresh_database;
 use crate::world::receiver::Receiver;
@@ -346,18 +347,13 @@ async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
     set_callback(&fresh.database, &keyring, &tenant, &url, &secret).await;
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
-        tenant: tenant.clone(),
         source: Source::Apple,
-        external_id: "1".into(),
         word: Word::SubscriptionRenewed,
-        reason: None,
         platform_event: "apple.did_renew".into(),
-        occurred_at: None,
-        environment: None,
-        subject: None,
         app_user_id: Some("hunter2".into()),
         data: raw(r#"{"purchase":"hunter2"}"#),
         raw: raw("{}"),
+        ..test_event(&tenant, "1")
     };
     let record = Record::new(&fresh.database, &clock, || {});
     record.store(&event).await.unwrap();

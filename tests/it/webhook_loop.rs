@@ -25,6 +25,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::world::attesto::{APP, World};
+use crate::world::event::test_event;
 use crate::world::postgres::fresh_database;
 use crate::world::receiver::{Place, Received, Receiver};
 
@@ -92,18 +93,13 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
 
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
-        tenant: tenant.clone(),
         source: Source::Apple,
-        external_id: "1".into(),
         word: Word::SubscriptionRenewed,
-        reason: None,
         platform_event: "apple.did_renew".into(),
-        occurred_at: None,
-        environment: None,
-        subject: None,
         app_user_id: Some("grüße \u{1f600}".into()),
         data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890,\"ü\":\"\\u00fc\"}"),
         raw: raw("{ \"spaced\" : 1e400 }"),
+        ..test_event(&tenant, "1")
     };
     let record = Record::new(database, &clock, || {});
     let stored = record.store(&event).await.unwrap();
@@ -168,21 +164,7 @@ async fn what_cannot_be_signed_waits() {
     let key = MasterKey::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", Some(9)).unwrap();
     let stranger = Keyring::new(key, Vec::new()).unwrap();
     set_callback(database, &stranger, &tenant, &receiver.url(), &secret("x")).await;
-    let raw = || RawValue::from_string("{}".into()).unwrap();
-    let event = NewEvent {
-        tenant,
-        source: Source::Google,
-        external_id: "1".into(),
-        word: Word::Test,
-        reason: None,
-        platform_event: "google.test".into(),
-        occurred_at: None,
-        environment: None,
-        subject: None,
-        app_user_id: None,
-        data: raw(),
-        raw: raw(),
-    };
+    let event = test_event(&tenant, "1");
     let record = Record::new(database, &world.clock, || {});
     record.store(&event).await.unwrap();
     let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));

@@ -10,16 +10,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use attesto::apple::account::EnvironmentChoice;
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::events::{NewEvent, Record, Word};
 use attesto::simulator::state::apple::{App, NewTransaction};
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::state::notifications::{NewNotification, NotificationUrls};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use super::attesto::{APP, APP_APPLE_ID, Tenant, World};
+use super::event::test_event;
 use super::folder::Folder;
 use super::postgres::{empty_database, fresh_database};
 use super::receiver::Receiver;
@@ -439,20 +439,10 @@ impl Desk {
 
     /// An event whose delivery was given up.
     async fn fails(&self, external_id: &str) -> String {
-        let raw = || RawValue::from_string("{}".into()).unwrap();
         let event = NewEvent {
-            tenant: self.tenant.id.clone(),
-            source: Source::Google,
-            external_id: external_id.into(),
             word: Word::SubscriptionRenewed,
-            reason: None,
             platform_event: "google.subscription_renewed".into(),
-            occurred_at: None,
-            environment: None,
-            subject: None,
-            app_user_id: None,
-            data: raw(),
-            raw: raw(),
+            ..test_event(&self.tenant.id, external_id)
         };
         let database = self.world.database();
         let record = Record::new(database, &self.world.clock, || {});

@@ -13,6 +13,7 @@
 
 pub(crate) mod attesto;
 pub(crate) mod desk;
+pub(crate) mod event;
 pub(crate) mod folder;
 pub(crate) mod log;
 pub(crate) mod needles;

@@ -1,0 +1,24 @@
+//! An event as it could have come, for tests to whom it does not matter which.
+
+use attesto::events::{NewEvent, Source, Word};
+use attesto::id::TenantId;
+use serde_json::value::RawValue;
+
+/// A test notification of Google's.
+pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
+    let raw = || RawValue::from_string("{}".into()).unwrap();
+    NewEvent {
+        tenant: tenant.clone(),
+        source: Source::Google,
+        external_id: external_id.to_owned(),
+        word: Word::Test,
+        reason: None,
+        platform_event: "google.test".into(),
+        occurred_at: None,
+        environment: None,
+        subject: None,
+        app_user_id: None,
+        data: raw(),
+        raw: raw(),
+    }
+}
