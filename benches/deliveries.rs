@@ -26,13 +26,15 @@ use attesto::clock::Clock;
 use attesto::config;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::db::embedded::{Embedded, EmbeddedOptions};
+use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self, Change};
-use attesto::deliveries::{Courier, Dispatcher, DispatcherSettings, Outcome, Wake};
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
+use attesto::deliveries::{
+    AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier,
+};
+use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
 use attesto::google;
-use attesto::google::account::ServiceAccount;
+use attesto::google::account::GoogleServiceAccount;
 use attesto::id::TenantId;
 use attesto::simulator::{Simulator, SimulatorOptions};
 use attesto::tenants;
@@ -149,7 +151,7 @@ async fn take(
 
 /// Everything that the measurements share.
 struct Bench {
-    postgres: Embedded,
+    postgres: EmbeddedPostgres,
     database: Database,
     simulator: Simulator,
     keyring: Keyring,
@@ -166,9 +168,11 @@ impl Bench {
         let folder = std::env::temp_dir().join(format!("attesto-bench-{}", std::process::id()));
         let options = EmbeddedOptions {
             data_dir: Some(folder),
-            ..EmbeddedOptions::from_environment(config::environment)
+            ..EmbeddedOptions::from_env(config::read_env_var)
         };
-        let postgres = Embedded::start(options).await.expect("Postgres starts");
+        let postgres = EmbeddedPostgres::start(options)
+            .await
+            .expect("Postgres starts");
         let database = Database::open(&postgres.connect_settings());
         database.migrate(false).await.expect("the tables are made");
         let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
@@ -208,13 +212,13 @@ impl Bench {
         .id;
         let secret = SigningSecret::parse(&"s".repeat(40)).expect("a secret");
         let url = format!("http://{}/{path}", self.receiver);
-        let change = Change {
+        let change = EndpointChange {
             callback_url: Some(&url),
             secret: Some(&secret),
             is_active: None,
             overlap: Duration::ZERO,
         };
-        store::change(
+        store::change_endpoint(
             &self.database,
             &self.keyring,
             &tenant,
@@ -234,15 +238,15 @@ impl Bench {
 
     async fn credentials(&self, tenant: &TenantId, package: &str) {
         let file = self.simulator.google_service_account().to_string();
-        let new = google::store::NewCredentials {
+        let new = google::store::NewGoogleCredentials {
             package_name: package,
-            file: file.as_bytes(),
-            account: &ServiceAccount::parse(file.as_bytes()).expect("the simulator's own"),
+            key_file: file.as_bytes(),
+            account: &GoogleServiceAccount::parse(file.as_bytes()).expect("the simulator's own"),
             pubsub_audience: Some("https://bench.example"),
             pubsub_service_account: Some(self.simulator.google().push_account()),
             pubsub_topic: None,
         };
-        google::store::put(&self.database, &self.keyring, tenant, &new)
+        google::store::set_credentials(&self.database, &self.keyring, tenant, &new)
             .await
             .expect("credentials");
     }
@@ -256,7 +260,7 @@ impl Bench {
 
     /// Events with a delivery each, spread over the tenants.
     async fn backlog(&self, count: usize) {
-        let record = Record::new(&self.database, &self.clock, || {});
+        let record = EventRecorder::new(&self.database, &self.clock, || {});
         let mut writing = JoinSet::new();
         for number in 0..count {
             let event = event(
@@ -267,7 +271,8 @@ impl Bench {
             if writing.len() >= 16 {
                 writing.join_next().await;
             }
-            writing.spawn(async move { record.store(&event).await.map(drop).expect("stored") });
+            writing
+                .spawn(async move { record.record_event(&event).await.map(drop).expect("stored") });
         }
         while writing.join_next().await.is_some() {}
         self.execute("vacuum analyze webhook_deliveries").await;
@@ -282,12 +287,12 @@ impl Bench {
                 "--bind-address=127.0.0.1",
                 "--log-format=json",
             ])
-            .env("DATABASE_URL", self.postgres.url())
+            .env("DATABASE_URL", self.postgres.connection_url())
             .env("ATTESTO_ENCRYPTION_KEY", &self.key)
             .env("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
             .envs(
                 self.simulator
-                    .settings()
+                    .environment_variables()
                     .into_iter()
                     .filter(|(name, _)| name.starts_with("GOOGLE_")),
             );
@@ -309,15 +314,15 @@ impl Bench {
 
     /// Notifications as Pub/Sub pushes them: path, token and body.
     fn notifications(&self, count: usize) -> Vec<(String, String, String)> {
-        let signer = self.simulator.identity().google_signer();
+        let signer = self.simulator.identity().google_signing_key();
         let now = self.clock.now();
-        let token = signer.sign(&json!({
+        let token = signer.sign_jwt(&json!({
             "iss": "https://accounts.google.com",
             "aud": "https://bench.example",
             "email": self.simulator.google().push_account(),
             "email_verified": true,
-            "iat": now.seconds(),
-            "exp": now.seconds() + 3600,
+            "iat": now.as_secs(),
+            "exp": now.as_secs() + 3600,
         }));
         (0..count)
             .map(|number| {
@@ -325,7 +330,7 @@ impl Bench {
                 let data = json!({
                     "version": "1.0",
                     "packageName": package(tenant),
-                    "eventTimeMillis": now.millis().to_string(),
+                    "eventTimeMillis": now.as_millis().to_string(),
                     "testNotification": { "version": "1.0" },
                 });
                 let id = format!("{}{number:06}", fastrand::u64(1_000_000_000..));
@@ -354,9 +359,9 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
     };
     NewEvent {
         tenant: tenant.clone(),
-        source: Source::Google,
+        source: EventSource::Google,
         external_id,
-        word: Word::SubscriptionRenewed,
+        event_type: Word::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".into(),
         occurred_at: None,
@@ -376,7 +381,7 @@ fn share(times: &[f64], share: f64) -> f64 {
 
 /// From the first byte of a notification's push to its event at the callback, in milliseconds, sorted.
 async fn latency(bench: &Bench, server: &Server, count: usize) -> Vec<f64> {
-    let client = attesto::outbound::client().expect("a client");
+    let client = attesto::outbound::build_http_client().expect("a client");
     bench.arrivals.reset();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
     let mut pushes = JoinSet::new();
@@ -500,12 +505,12 @@ async fn measure(scale: usize) {
 
     // Inbound alone: the same inserts, bare, beside it.
     let inbound = INBOUND / scale;
-    let client = attesto::outbound::client().expect("a client");
+    let client = attesto::outbound::build_http_client().expect("a client");
     let notifications = Arc::new(bench.notifications(inbound));
     let address = server.address;
     let (mut taken, mut bare_inserts) = (Vec::new(), Vec::new());
     for round in 0..3 {
-        let record = Record::new(&bench.database, &bench.clock, || {});
+        let record = EventRecorder::new(&bench.database, &bench.clock, || {});
         let tenants = bench.tenants.clone();
         bare_inserts.push(
             rate(inbound, move |number| {
@@ -513,7 +518,7 @@ async fn measure(scale: usize) {
                     record.clone(),
                     event(&tenants[number % TENANTS], format!("bare-{round}-{number}")),
                 );
-                async move { record.store(&event).await.map(drop).expect("stored") }
+                async move { record.record_event(&event).await.map(drop).expect("stored") }
             })
             .await,
         );
@@ -607,27 +612,30 @@ async fn measure(scale: usize) {
 
     bench.backlog(backlog).await;
     let before = bench.database_cpu().await;
-    let courier = Courier::from_fn(|_| async {
-        Outcome::Delivered {
+    let courier = DeliveryTransport::from_fn(|_| async {
+        AttemptOutcome::Delivered {
             code: 200,
             excerpt: None,
         }
     });
     let settings = DispatcherSettings {
         concurrency: CONCURRENCY,
-        interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(10),
         max_retries: 5,
-        grace: Duration::ZERO,
+        shutdown_timeout: Duration::ZERO,
     };
     let mut dispatcher = Dispatcher::new(
         &bench.database,
         &bench.clock,
         courier,
-        Wake::default(),
+        WorkNotifier::default(),
         settings,
     );
     let begun = Instant::now();
-    assert_eq!(dispatcher.drain().await.expect("it answers"), backlog);
+    assert_eq!(
+        dispatcher.run_until_idle().await.expect("it answers"),
+        backlog
+    );
     let sql_rate = backlog as f64 / begun.elapsed().as_secs_f64();
     let sql = each(bench.database_cpu().await.saturating_sub(before));
     let bare = bare_posts(&bench, backlog).await;
@@ -652,10 +660,10 @@ async fn measure(scale: usize) {
     // Callbacks that never answer, each with a backlog.
     for number in 0..HANGING / scale {
         let tenant = bench.tenant(&format!("hang/{number}")).await;
-        let record = Record::new(&bench.database, &bench.clock, || {});
+        let record = EventRecorder::new(&bench.database, &bench.clock, || {});
         for one in 0..20 {
             record
-                .store(&event(&tenant, format!("hanging-{one}")))
+                .record_event(&event(&tenant, format!("hanging-{one}")))
                 .await
                 .expect("stored");
         }
@@ -667,7 +675,7 @@ async fn measure(scale: usize) {
             .fetch_one(bench.database.pool())
             .await
             .expect("it answers");
-    let ours = i64::from(bench.database.pool().bare().size()) - 1;
+    let ours = i64::from(bench.database.pool().sqlx_pool().size()) - 1;
     let _ = writeln!(
         out,
         "\n{} callbacks that never answer, 20 events each\n\
@@ -679,6 +687,6 @@ async fn measure(scale: usize) {
     );
     drop(server);
     bench.simulator.stop().await;
-    bench.database.close().await;
+    bench.database.close_connections().await;
     bench.postgres.stop().await;
 }

@@ -13,15 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::apple::account::{ClientTokens, Credentials, EnvironmentChoice, SigningKey};
+use attesto::apple::account::{AppleCredentials, ClientTokenSource, EnvironmentChoice, SigningKey};
 use attesto::clock::Clock;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::db::embedded::{Embedded, EmbeddedOptions};
+use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::id::TenantId;
-use attesto::simulator::state::apple::{Environment, NewTransaction};
+use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment};
 use attesto::simulator::{Simulator, SimulatorOptions};
-use attesto::tenants::{KeyEnvironment, RawKey, store};
+use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
 use attesto::{apple, config};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use axum::body::Bytes;
@@ -46,7 +46,7 @@ const ROLE: &str = "ATTESTO_BENCH_ROLE";
 fn main() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    if config::environment(ROLE).is_some() {
+    if config::read_env_var(ROLE).is_some() {
         runtime.block_on(yardstick());
     } else {
         runtime.block_on(measure());
@@ -174,9 +174,11 @@ async fn measure() {
     let folder = std::env::temp_dir().join(format!("attesto-bench-{}", std::process::id()));
     let options = EmbeddedOptions {
         data_dir: Some(folder.clone()),
-        ..EmbeddedOptions::from_environment(config::environment)
+        ..EmbeddedOptions::from_env(config::read_env_var)
     };
-    let postgres = Embedded::start(options).await.expect("Postgres starts");
+    let postgres = EmbeddedPostgres::start(options)
+        .await
+        .expect("Postgres starts");
     let database = Database::open(&postgres.connect_settings());
     database.migrate(false).await.expect("the tables are made");
     let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
@@ -196,12 +198,12 @@ async fn measure() {
         .await
         .expect("a tenant")
         .id;
-    let key = RawKey::mint(KeyEnvironment::Test);
-    store::create_key(&database, &tenant, None, KeyEnvironment::Test, &key, now)
+    let key = RawApiKey::generate(ApiKeyEnvironment::Test);
+    store::create_api_key(&database, &tenant, None, ApiKeyEnvironment::Test, &key, now)
         .await
         .expect("a key");
-    let apple_key = simulator.apple().key();
-    let credentials = Credentials {
+    let apple_key = simulator.apple().api_key();
+    let credentials = AppleCredentials {
         bundle_id: BUNDLE.to_owned(),
         key_id: apple_key.key_id,
         issuer_id: apple_key.issuer_id,
@@ -209,24 +211,24 @@ async fn measure() {
         environment: EnvironmentChoice::Production,
         app_apple_id: Some(1),
     };
-    let new = apple::store::NewCredentials {
-        file: apple_key.private_key.as_bytes(),
+    let new = apple::store::NewAppleCredentials {
+        key_file: apple_key.private_key.as_bytes(),
         credentials: &credentials,
     };
-    apple::store::put(&database, &keyring, &tenant, &new)
+    apple::store::set_credentials(&database, &keyring, &tenant, &new)
         .await
         .expect("stored");
     let bought = NewTransaction {
         bundle_id: Some(BUNDLE.to_owned()),
-        environment: Environment::Production,
+        environment: SimulatedEnvironment::Production,
         ..NewTransaction::default()
     };
     let id = simulator
         .apple()
-        .create(bought)
+        .create_transaction(bought)
         .expect("a purchase")
         .transaction_id;
-    let jws = simulator.apple().signed(&id).expect("a JWS");
+    let jws = simulator.apple().sign_transaction(&id).expect("a JWS");
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
     command
@@ -236,11 +238,11 @@ async fn measure() {
             "--bind-address=127.0.0.1",
             "--log-format=json",
         ])
-        .env("DATABASE_URL", postgres.url())
+        .env("DATABASE_URL", postgres.connection_url())
         .env("ATTESTO_ENCRYPTION_KEY", &encryption_key)
         .env("RATE_LIMIT_PER_SECOND", "1000000")
         .env("RATE_LIMIT_BURST", "1000000")
-        .envs(simulator.settings())
+        .envs(simulator.environment_variables())
         .env("APPLE_ROOT_CERTIFICATES", &roots);
     let mut starts: Vec<f64> = (0..5)
         .map(|_| micros(Server::start(&mut command).ready) / 1000.0)
@@ -270,9 +272,9 @@ async fn measure() {
     let busy = attesto.resident();
 
     // The store's own time: the same question, asked directly.
-    let tokens = ClientTokens::new(clock.clone());
+    let tokens = ClientTokenSource::new(clock.clone());
     let bearer = tokens
-        .get(&TenantId::mint(now), &credentials)
+        .get_token(&TenantId::mint(now), &credentials)
         .secret()
         .to_owned();
     let store_url = format!(
@@ -348,7 +350,7 @@ async fn measure() {
         f64::from(u32::try_from(size).expect("less than 4 GB")) / 1e6,
     );
     drop((attesto, plain));
-    database.close().await;
+    database.close_connections().await;
     simulator.stop().await;
     postgres.stop().await;
     let _ = std::fs::remove_dir_all(folder);

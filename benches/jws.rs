@@ -9,9 +9,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use attesto::apple::trust::Verifier;
+use attesto::apple::trust::JwsVerifier;
 use attesto::clock::{Clock, Timestamp};
-use attesto::simulator::pki::Authority;
+use attesto::simulator::pki::CertificateAuthority;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_ASN1,
@@ -62,8 +62,8 @@ fn main() {
         1
     };
     let now = Clock::system().now();
-    let authority = Authority::new(now);
-    let jws = authority.sign(&transaction(now));
+    let authority = CertificateAuthority::new(now);
+    let jws = authority.sign_jws(&transaction(now));
     let signed = jws
         .rsplit_once('.')
         .map_or("", |(signed, _)| signed)
@@ -85,8 +85,8 @@ fn main() {
         authority_key.public_key().as_ref().to_vec(),
     );
 
-    let warm = Verifier::with_root(authority.root_der()).expect("a root");
-    warm.verify(&jws, now).expect("genuine");
+    let warm = JwsVerifier::with_root(authority.root_der()).expect("a root");
+    warm.verify_payload(&jws, now).expect("genuine");
     let root = authority.root_der();
 
     let mut candidates = [
@@ -96,7 +96,7 @@ fn main() {
                 .expect("genuine");
         }),
         Candidate::new("verify, chain seen before", || {
-            black_box(warm.verify(black_box(&jws), now)).expect("genuine");
+            black_box(warm.verify_payload(black_box(&jws), now)).expect("genuine");
         }),
         Candidate::new("two P-384 and one P-256 verification", || {
             for _ in 0..2 {
@@ -109,8 +109,8 @@ fn main() {
                 .expect("genuine");
         }),
         Candidate::new("verify, chain never seen", || {
-            let verifier = Verifier::with_root(root).expect("a root");
-            black_box(verifier.verify(black_box(&jws), now)).expect("genuine");
+            let verifier = JwsVerifier::with_root(root).expect("a root");
+            black_box(verifier.verify_payload(black_box(&jws), now)).expect("genuine");
         }),
     ];
     for _ in 0..rounds {
@@ -143,7 +143,7 @@ fn main() {
 
 /// A renewal with every field that Apple usually sends.
 fn transaction(now: Timestamp) -> Map<String, Value> {
-    let millis = now.millis();
+    let millis = now.as_millis();
     let fields = json!({
         "transactionId": "2000000123456789",
         "originalTransactionId": "2000000100000000",

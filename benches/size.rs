@@ -17,12 +17,14 @@ use std::time::{Duration, Instant};
 use attesto::clock::Clock;
 use attesto::config;
 use attesto::db::Database;
-use attesto::db::embedded::{Embedded, EmbeddedOptions};
-use attesto::deliveries::redelivery::Status;
-use attesto::deliveries::{Courier, Dispatcher, DispatcherSettings, Outcome, Wake, history};
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
+use attesto::deliveries::redelivery::EventStatus;
+use attesto::deliveries::{
+    AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier, history,
+};
+use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
 use attesto::id::TenantId;
-use attesto::jobs::retention::{Kind, prune};
+use attesto::jobs::retention::{RetentionKind, prune_expired};
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::task::JoinSet;
@@ -99,7 +101,7 @@ struct Side {
 }
 
 impl Side {
-    async fn new(postgres: &Embedded, name: &str, rows: i64) -> Self {
+    async fn new(postgres: &EmbeddedPostgres, name: &str, rows: i64) -> Self {
         let server = Database::open(&postgres.connect_settings());
         let statement = format!("create database {name}");
         server
@@ -107,8 +109,8 @@ impl Side {
             .execute(AssertSqlSafe(statement))
             .await
             .expect("a database");
-        let database = server.beside(name);
-        server.close().await;
+        let database = server.sibling_database(name);
+        server.close_connections().await;
         database.migrate(false).await.expect("the tables are made");
         let clock = Clock::system();
         let mut tenants: Vec<_> = (0..TENANTS).map(|_| TenantId::mint(clock.now())).collect();
@@ -215,7 +217,7 @@ impl Side {
 
     /// Events stored a second, sixteen at a time.
     async fn insert(&self, count: usize) -> f64 {
-        let record = Record::new(&self.database, &Clock::system(), || {});
+        let record = EventRecorder::new(&self.database, &Clock::system(), || {});
         let begun = Instant::now();
         let mut writing = JoinSet::new();
         for number in 0..count {
@@ -224,7 +226,8 @@ impl Side {
             if writing.len() >= 16 {
                 writing.join_next().await;
             }
-            writing.spawn(async move { record.store(&event).await.map(drop).expect("stored") });
+            writing
+                .spawn(async move { record.record_event(&event).await.map(drop).expect("stored") });
         }
         while writing.join_next().await.is_some() {}
         count as f64 / begun.elapsed().as_secs_f64()
@@ -232,27 +235,27 @@ impl Side {
 
     /// Deliveries claimed and finished a second.
     async fn deliver(&self, count: usize) -> f64 {
-        let courier = Courier::from_fn(|_| async {
-            Outcome::Delivered {
+        let courier = DeliveryTransport::from_fn(|_| async {
+            AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: None,
             }
         });
         let settings = DispatcherSettings {
             concurrency: 64,
-            interval: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(10),
             max_retries: 5,
-            grace: Duration::ZERO,
+            shutdown_timeout: Duration::ZERO,
         };
         let mut dispatcher = Dispatcher::new(
             &self.database,
             &Clock::system(),
             courier,
-            Wake::default(),
+            WorkNotifier::default(),
             settings,
         );
         let begun = Instant::now();
-        let done = dispatcher.drain().await.expect("it delivers");
+        let done = dispatcher.run_until_idle().await.expect("it delivers");
         assert_eq!(done, count, "all of them");
         count as f64 / begun.elapsed().as_secs_f64()
     }
@@ -264,7 +267,14 @@ impl Side {
         let kept = Duration::from_secs_f64(DAYS * 86_400.0 * share);
         let never = CancellationToken::new();
         let begun = Instant::now();
-        let gone = prune(&self.database, Kind::Events, kept, Duration::ZERO, &never).await;
+        let gone = prune_expired(
+            &self.database,
+            RetentionKind::Events,
+            kept,
+            Duration::ZERO,
+            &never,
+        )
+        .await;
         let gone = gone.expect("it prunes");
         let pauses = Duration::from_millis(20) * u32::try_from(gone / 500).unwrap_or(0);
         gone as f64 / begun.elapsed().saturating_sub(pauses).as_secs_f64()
@@ -277,22 +287,27 @@ impl Side {
         for (which, time) in times.iter_mut().enumerate() {
             let begun = Instant::now();
             let found = match which {
-                0 => history::store::events(&self.database, tenant, None, 50)
+                0 => history::store::list_events(&self.database, tenant, None, 50)
                     .await
                     .expect("events")
                     .len(),
-                1 => history::store::events(&self.database, tenant, Some(Status::Failed), 50)
-                    .await
-                    .expect("events")
-                    .len(),
-                2 => history::store::deliveries(&self.database, tenant, None, None, 50)
+                1 => history::store::list_events(
+                    &self.database,
+                    tenant,
+                    Some(EventStatus::Failed),
+                    50,
+                )
+                .await
+                .expect("events")
+                .len(),
+                2 => history::store::list_deliveries(&self.database, tenant, None, None, 50)
                     .await
                     .expect("rows")
                     .len(),
-                _ => history::store::deliveries(
+                _ => history::store::list_deliveries(
                     &self.database,
                     tenant,
-                    Some(Status::Failed),
+                    Some(EventStatus::Failed),
                     None,
                     50,
                 )
@@ -322,9 +337,11 @@ async fn measure(large: i64, count: usize) {
     let folder = std::env::temp_dir().join(format!("attesto-size-{}", std::process::id()));
     let options = EmbeddedOptions {
         data_dir: Some(folder.clone()),
-        ..EmbeddedOptions::from_environment(config::environment)
+        ..EmbeddedOptions::from_env(config::read_env_var)
     };
-    let postgres = Embedded::start(options).await.expect("Postgres starts");
+    let postgres = EmbeddedPostgres::start(options)
+        .await
+        .expect("Postgres starts");
     let mut sides = [
         Side::new(&postgres, "small", SMALL).await,
         Side::new(&postgres, "large", large).await,
@@ -374,7 +391,7 @@ async fn measure(large: i64, count: usize) {
         "read from end to end", reads[0], reads[1]
     );
     for side in sides {
-        side.database.close().await;
+        side.database.close_connections().await;
     }
     postgres.stop().await;
     let _ = std::fs::remove_dir_all(folder);
@@ -393,9 +410,9 @@ fn event(tenant: &TenantId) -> NewEvent {
     };
     NewEvent {
         tenant: tenant.clone(),
-        source: Source::Google,
+        source: EventSource::Google,
         external_id: format!("bench-{}", fastrand::u64(..)),
-        word: Word::SubscriptionRenewed,
+        event_type: Word::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".into(),
         occurred_at: None,

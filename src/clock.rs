@@ -14,10 +14,10 @@ use time::format_description::well_known::Rfc3339;
 
 /// Tells the time: the system's, or one that stands still until a test moves it.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(ClockSource);
 
 #[derive(Clone, Debug)]
-enum Source {
+enum ClockSource {
     System,
     /// Milliseconds since the Unix epoch.
     Fixed {
@@ -32,13 +32,13 @@ enum Source {
 impl Clock {
     /// The system's wall clock.
     pub fn system() -> Self {
-        Self(Source::System)
+        Self(ClockSource::System)
     }
 
     /// A clock that shows `start` until it is [advanced](Clock::advance).
     pub fn fixed(start: Timestamp) -> Self {
-        let start = start.millis();
-        Self(Source::Fixed {
+        let start = start.as_millis();
+        Self(ClockSource::Fixed {
             made: start,
             start: Arc::new(AtomicI64::new(start)),
             now: Arc::new(AtomicI64::new(start)),
@@ -52,8 +52,8 @@ impl Clock {
                 clippy::disallowed_methods,
                 reason = "this is the clock everyone else asks"
             )]
-            Source::System => Timestamp::from(OffsetDateTime::now_utc()),
-            Source::Fixed { now, .. } => Timestamp(now.load(Ordering::SeqCst)),
+            ClockSource::System => Timestamp::from(OffsetDateTime::now_utc()),
+            ClockSource::Fixed { now, .. } => Timestamp(now.load(Ordering::SeqCst)),
         }
     }
 
@@ -62,8 +62,8 @@ impl Clock {
     pub fn uptime(&self) -> Duration {
         static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
-            Source::System => BEGIN.elapsed(),
-            Source::Fixed { made, .. } => {
+            ClockSource::System => BEGIN.elapsed(),
+            ClockSource::Fixed { made, .. } => {
                 Duration::from_millis(u64::try_from(*made).unwrap_or(0)) + self.lead()
             }
         }
@@ -75,17 +75,17 @@ impl Clock {
     /// this: `now() + lead`.
     pub fn lead(&self) -> Duration {
         match &self.0 {
-            Source::System => Duration::ZERO,
-            Source::Fixed { start, .. } => {
-                self.now().since(Timestamp(start.load(Ordering::SeqCst)))
-            }
+            ClockSource::System => Duration::ZERO,
+            ClockSource::Fixed { start, .. } => self
+                .now()
+                .duration_since(Timestamp(start.load(Ordering::SeqCst))),
         }
     }
 
     /// Sets a fixed clock wrong by so many milliseconds more: somebody set the machine's clock. No time passes, so that the
     /// database's clock does not follow as it does when this one is [advanced](Clock::advance).
-    pub fn set_wrong(&self, by: i64) {
-        if let Source::Fixed { start, now, .. } = &self.0 {
+    pub fn skew_by(&self, by: i64) {
+        if let ClockSource::Fixed { start, now, .. } = &self.0 {
             start.fetch_add(by, Ordering::SeqCst);
             now.fetch_add(by, Ordering::SeqCst);
         }
@@ -93,7 +93,7 @@ impl Clock {
 
     /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock.
     pub fn advance(&self, by: Duration) {
-        if let Source::Fixed { now, .. } = &self.0 {
+        if let ClockSource::Fixed { now, .. } = &self.0 {
             let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
             now.fetch_add(by, Ordering::SeqCst);
         }
@@ -113,12 +113,12 @@ impl Timestamp {
     }
 
     /// Milliseconds since the Unix epoch.
-    pub fn millis(self) -> i64 {
+    pub fn as_millis(self) -> i64 {
         self.0
     }
 
     /// Whole seconds since the Unix epoch, rounded down.
-    pub fn seconds(self) -> i64 {
+    pub fn as_secs(self) -> i64 {
         self.0.div_euclid(1000)
     }
 
@@ -146,7 +146,7 @@ impl Timestamp {
     }
 
     /// How long after `earlier` this is; zero when it is not after.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub fn duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(clock.lead(), Duration::from_mins(1));
         assert_eq!(Clock::system().lead(), Duration::ZERO);
         let before = clock.uptime();
-        twin.set_wrong(-60_000);
+        twin.skew_by(-60_000);
         assert_eq!(clock.now(), Timestamp::from_millis(1000));
         assert_eq!(
             (clock.lead(), clock.uptime()),

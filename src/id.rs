@@ -16,11 +16,11 @@ use crate::clock::Timestamp;
 #[error(
     "an id of this kind looks like {prefix}01J9ZQ4T5W6X7Y8Z9A0B1C2D3E: the prefix and a ULID of 26 characters"
 )]
-pub struct MalformedId {
+pub struct MalformedIdError {
     prefix: &'static str,
 }
 
-macro_rules! id {
+macro_rules! define_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
@@ -35,13 +35,13 @@ macro_rules! id {
             /// A new id whose order follows `now`.
             pub fn mint(now: Timestamp) -> Self {
                 let moment = std::time::SystemTime::UNIX_EPOCH
-                    + std::time::Duration::from_millis(u64::try_from(now.millis()).unwrap_or(0));
+                    + std::time::Duration::from_millis(u64::try_from(now.as_millis()).unwrap_or(0));
                 Self(format!("{}{}", $prefix, Ulid::from_datetime(moment)))
             }
 
             /// What is wrong with a text that is no id of this kind.
-            pub fn malformed() -> MalformedId {
-                MalformedId { prefix: $prefix }
+            pub fn malformed() -> MalformedIdError {
+                MalformedIdError { prefix: $prefix }
             }
 
             /// The id as text.
@@ -51,9 +51,9 @@ macro_rules! id {
         }
 
         impl FromStr for $name {
-            type Err = MalformedId;
+            type Err = MalformedIdError;
 
-            fn from_str(text: &str) -> Result<Self, MalformedId> {
+            fn from_str(text: &str) -> Result<Self, MalformedIdError> {
                 let ulid = text.strip_prefix($prefix).ok_or_else(Self::malformed)?;
                 // The decoder forgives lower case and look-alike letters; one thing must have one spelling.
                 match Ulid::from_string(ulid) {
@@ -64,9 +64,9 @@ macro_rules! id {
         }
 
         impl TryFrom<String> for $name {
-            type Error = MalformedId;
+            type Error = MalformedIdError;
 
-            fn try_from(text: String) -> Result<Self, MalformedId> {
+            fn try_from(text: String) -> Result<Self, MalformedIdError> {
                 text.parse()
             }
         }
@@ -91,47 +91,47 @@ macro_rules! id {
     };
 }
 
-id!(
+define_id!(
     /// A tenant: one team whose apps Attesto answers for.
     TenantId,
     "tenant_"
 );
-id!(
+define_id!(
     /// An API key of a tenant. Not the key itself, which is a secret.
     KeyId,
     "key_"
 );
-id!(
+define_id!(
     /// A stored event.
     EventId,
     "evt_"
 );
-id!(
+define_id!(
     /// A backup of the database.
     BackupId,
     "backup_"
 );
-id!(
+define_id!(
     /// One event on its way to one callback.
     DeliveryId,
     "del_"
 );
-id!(
+define_id!(
     /// A request to deliver many events again.
     RedeliveryId,
     "red_"
 );
-id!(
+define_id!(
     /// One process that serves.
     ReplicaId,
     "rep_"
 );
-id!(
+define_id!(
     /// One HTTP request that arrived without a usable `X-Request-Id`.
     RequestId,
     "req_"
 );
-id!(
+define_id!(
     /// One row of the validation audit.
     AuditId,
     "aud_"

@@ -12,6 +12,7 @@
 //!
 //! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`], [`shutdown`].
 
+pub mod app;
 pub mod apple;
 pub mod audit;
 pub mod backup;
@@ -24,21 +25,20 @@ pub mod db;
 pub mod deliveries;
 pub mod doctor;
 pub mod events;
+pub mod gauges;
 pub mod google;
 pub mod http;
 pub mod id;
 pub mod jobs;
 pub mod metrics;
-pub mod moving;
 pub mod outbound;
 pub mod replicas;
 pub mod server;
-pub mod service;
 pub mod shutdown;
 pub mod simulator;
-pub mod statistics;
 pub mod tail;
 pub mod telemetry;
+pub mod tenant_transfer;
 pub mod tenants;
 pub mod traces;
 pub mod watch;

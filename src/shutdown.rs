@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// From now on a crash leaves no core, in which every opened secret would be. On Linux nobody else without privileges
 /// looks into this process either: at its memory, its variables, its files. Programs that it starts may leave a core when
 /// they ask for it.
-pub fn leave_no_image() {
+pub fn disable_core_dumps() {
     let limit = getrlimit(Resource::Core);
     let none = Rlimit {
         current: Some(0),
@@ -27,14 +27,14 @@ pub fn leave_no_image() {
 }
 
 /// The signals that ask this process to stop.
-pub struct Signals {
+pub struct ShutdownSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
+impl ShutdownSignals {
     /// Takes both signals over: from now on neither ends the process by itself.
-    pub fn listen() -> io::Result<Self> {
+    pub fn register_handlers() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -42,7 +42,7 @@ impl Signals {
     }
 
     /// Waits for the next one and tells its name.
-    pub async fn next(&mut self) -> &'static str {
+    pub async fn next_signal(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

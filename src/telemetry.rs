@@ -22,17 +22,17 @@ use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::clock::Clock;
-use crate::http::envelope::RequestId;
-use crate::traces::request::trace_id;
+use crate::http::request_layer::HttpRequestId;
+use crate::traces::request::current_trace_id;
 
 /// Lines waiting to be written. When the reader of standard output is that far behind, lines are dropped and counted.
-const LINES_WAITING: usize = 8192;
+const MAX_QUEUED_LINES: usize = 8192;
 /// The most that is written in one go.
-const WRITE_AT_ONCE: usize = 64 * 1024;
+const MAX_WRITE_BYTES: usize = 64 * 1024;
 /// How long a line may wait for others to be written with.
-const GATHER: Duration = Duration::from_millis(2);
+const BATCH_INTERVAL: Duration = Duration::from_millis(2);
 /// How long the last lines may take to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,19 +47,19 @@ pub enum LogFormat {
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Log {
+pub struct LogSettings {
     /// The least serious level that is written.
     pub level: tracing::level_filters::LevelFilter,
     /// `LOG_FORMAT`
     pub format: LogFormat,
     /// Whether unexpected errors are logged by their class only, as in production.
-    pub classes_only: bool,
+    pub is_cause_redacted: bool,
 }
 
 /// Logs from now on to standard output, and hands spans to `traces`, for the whole process. The second call and later ones change nothing.
 ///
 /// Keep what is returned: [`Writer::flush`] is what makes sure that the last lines are seen.
-pub fn install(log: &Log, traces: Option<SdkTracer>) -> Writer {
+pub fn install_logging(log: &LogSettings, traces: Option<SdkTracer>) -> LogWriter {
     let for_people = match log.format {
         LogFormat::Auto => io::stdout().is_terminal(),
         LogFormat::Json => false,
@@ -69,18 +69,18 @@ pub fn install(log: &Log, traces: Option<SdkTracer>) -> Writer {
 }
 
 /// Logs from now on to `destination`, as JSON lines, for the whole process; otherwise like [`install`].
-pub fn install_to(log: &Log, destination: impl Write + Send + 'static) -> Writer {
+pub fn install_to(log: &LogSettings, destination: impl Write + Send + 'static) -> LogWriter {
     install_with(log, false, None, destination)
 }
 
 fn install_with(
-    log: &Log,
+    log: &LogSettings,
     for_people: bool,
     traces: Option<SdkTracer>,
     destination: impl Write + Send + 'static,
-) -> Writer {
-    let writer = Writer::to(destination);
-    let subscriber = subscriber(log, for_people, writer.clone(), traces);
+) -> LogWriter {
+    let writer = LogWriter::spawn(destination);
+    let subscriber = build_subscriber(log, for_people, writer.clone(), traces);
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         std::panic::set_hook(Box::new(log_panic));
     }
@@ -89,10 +89,10 @@ fn install_with(
 
 /// A subscriber that writes lines to `writer`, and hands spans to `traces`. Without that, every span is switched off where it
 /// is made.
-pub fn subscriber(
-    log: &Log,
+pub fn build_subscriber(
+    log: &LogSettings,
     for_people: bool,
-    writer: Writer,
+    writer: LogWriter,
     traces: Option<SdkTracer>,
 ) -> impl Subscriber + Send + Sync + 'static {
     let dependencies = log.level.min(LevelFilter::WARN);
@@ -101,22 +101,22 @@ pub fn subscriber(
         .with_target("attesto", log.level)
         // Slow statements, with their SQL. The request's own line has the latency.
         .with_target("sqlx::query", LevelFilter::OFF);
-    let lines = Lines {
+    let lines = LogLayer {
         writer,
         clock: Clock::system(),
-        for_people,
-        classes_only: log.classes_only,
-        traced: traces.is_some(),
+        is_pretty: for_people,
+        is_cause_redacted: log.is_cause_redacted,
+        has_traces: traces.is_some(),
     };
-    let lines =
-        lines.with_filter(targets.and(filter_fn(is_line).with_max_level_hint(LevelFilter::TRACE)));
+    let lines = lines
+        .with_filter(targets.and(filter_fn(is_log_event).with_max_level_hint(LevelFilter::TRACE)));
     // Ours only, and no events: what a line of the log may hold is not what a span may. The filter is around the option: a
     // layer that is not there would otherwise want everything.
     let (wants_spans, most) = match &traces {
         Some(_) => (true, LevelFilter::INFO),
         None => (false, LevelFilter::OFF),
     };
-    let wanted = filter_fn(move |metadata| wants_spans && is_span_of_ours(metadata));
+    let wanted = filter_fn(move |metadata| wants_spans && is_own_span(metadata));
     let spans = traces.map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
@@ -129,11 +129,11 @@ pub fn subscriber(
     tracing_subscriber::registry().with(lines).with(spans)
 }
 
-fn is_line(metadata: &Metadata<'_>) -> bool {
+fn is_log_event(metadata: &Metadata<'_>) -> bool {
     metadata.is_event()
 }
 
-fn is_span_of_ours(metadata: &Metadata<'_>) -> bool {
+fn is_own_span(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target().starts_with("attesto")
 }
 
@@ -151,22 +151,22 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 
 /// Writes lines on a thread of its own, so that nobody waits for a pipe.
 #[derive(Clone, Debug)]
-pub struct Writer {
-    sender: SyncSender<Message>,
+pub struct LogWriter {
+    sender: SyncSender<WriterMessage>,
     dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-enum Message {
+enum WriterMessage {
     Line(String),
     /// Answered when everything before it was written.
     Flush(SyncSender<()>),
 }
 
-impl Writer {
+impl LogWriter {
     /// A writer to `destination`. Its thread ends with the last clone.
-    pub fn to(destination: impl Write + Send + 'static) -> Self {
-        let (sender, receiver) = sync_channel(LINES_WAITING);
+    pub fn spawn(destination: impl Write + Send + 'static) -> Self {
+        let (sender, receiver) = sync_channel(MAX_QUEUED_LINES);
         let spawned = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_lines(destination, &receiver));
@@ -180,14 +180,14 @@ impl Writer {
     /// Waits until every line so far was written, but not for ever.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.sender.try_send(Message::Flush(done)).is_ok() {
-            let _ = wait.recv_timeout(LAST_WORDS);
+        if self.sender.try_send(WriterMessage::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 
     /// Whether the line was taken.
-    fn line(&self, line: String) -> bool {
-        let taken = self.sender.try_send(Message::Line(line)).is_ok();
+    fn enqueue_line(&self, line: String) -> bool {
+        let taken = self.sender.try_send(WriterMessage::Line(line)).is_ok();
         if !taken {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -196,17 +196,17 @@ impl Writer {
 }
 
 /// A broken pipe is no reason to stop serving, so what cannot be written is let go.
-fn write_lines(mut destination: impl Write, messages: &Receiver<Message>) {
+fn write_lines(mut destination: impl Write, messages: &Receiver<WriterMessage>) {
     let mut batch = String::new();
     while let Ok(first) = messages.recv() {
         let mut next = Some(first);
         let mut waiting = Vec::new();
         while let Some(message) = next {
             match message {
-                Message::Line(line) => batch.push_str(&line),
-                Message::Flush(done) => waiting.push(done),
+                WriterMessage::Line(line) => batch.push_str(&line),
+                WriterMessage::Flush(done) => waiting.push(done),
             }
-            next = if batch.len() < WRITE_AT_ONCE {
+            next = if batch.len() < MAX_WRITE_BYTES {
                 messages.try_recv().ok()
             } else {
                 None
@@ -217,7 +217,7 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<Message>) {
         batch.clear();
         if waiting.is_empty() {
             // Under load the next lines gather meanwhile, and nobody who logs has to wake this thread for each.
-            std::thread::sleep(GATHER);
+            std::thread::sleep(BATCH_INTERVAL);
         }
         for done in waiting {
             let _ = done.send(());
@@ -226,48 +226,48 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<Message>) {
 }
 
 /// Makes a line of each event.
-struct Lines {
-    writer: Writer,
+struct LogLayer {
+    writer: LogWriter,
     clock: Clock,
-    for_people: bool,
-    classes_only: bool,
+    is_pretty: bool,
+    is_cause_redacted: bool,
     /// Whether there are traces, whose ids are worth a field.
-    traced: bool,
+    has_traces: bool,
 }
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for LogLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         let is_ours = metadata.target().starts_with("attesto");
-        let mut line = Line {
+        let mut line = LogLine {
             message: String::new(),
             fields: String::new(),
-            for_people: self.for_people,
+            is_pretty: self.is_pretty,
             // What a dependency puts into its fields is not known, so it stays out like a cause.
-            hide_cause: self.classes_only,
-            hide_fields: self.classes_only && !is_ours,
-            fatal: false,
-            has_request: false,
+            hide_cause: self.is_cause_redacted,
+            hide_fields: self.is_cause_redacted && !is_ours,
+            is_fatal: false,
+            has_request_id: false,
         };
         event.record(&mut line);
         if !is_ours {
-            line.text("target", metadata.target());
+            line.push_text("target", metadata.target());
         }
-        if !line.has_request
-            && let Some(request) = RequestId::current()
+        if !line.has_request_id
+            && let Some(request) = HttpRequestId::current()
         {
-            line.text("reqId", request.as_str());
+            line.push_text("reqId", request.as_str());
         }
-        if self.traced
-            && let Some(trace) = trace_id()
+        if self.has_traces
+            && let Some(trace) = current_trace_id()
         {
-            line.text("traceId", &trace.to_string());
+            line.push_text("traceId", &trace.to_string());
         }
         let dropped = self.writer.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            line.plain("linesDropped", dropped);
+            line.push_plain("linesDropped", dropped);
         }
-        let level = if line.fatal {
+        let level = if line.is_fatal {
             "fatal"
         } else {
             match *metadata.level() {
@@ -278,33 +278,33 @@ impl<S: Subscriber> Layer<S> for Lines {
                 Level::TRACE => "trace",
             }
         };
-        let text = if self.for_people {
-            self.pretty(level, &line)
+        let text = if self.is_pretty {
+            self.format_pretty(level, &line)
         } else {
-            self.json(level, &line)
+            self.format_json(level, &line)
         };
         // The lines that this one would have told of are still untold.
-        if !self.writer.line(text) {
+        if !self.writer.enqueue_line(text) {
             self.writer.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
     }
 }
 
-impl Lines {
-    fn json(&self, level: &str, line: &Line) -> String {
+impl LogLayer {
+    fn format_json(&self, level: &str, line: &LogLine) -> String {
         let mut text = String::with_capacity(96 + line.message.len() + line.fields.len());
         let _ = write!(
             text,
             r#"{{"ts":"{}","level":"{level}","msg":"#,
             self.clock.now()
         );
-        quote(&mut text, &line.message);
+        push_json_string(&mut text, &line.message);
         text.push_str(&line.fields);
         text.push_str("}\n");
         text
     }
 
-    fn pretty(&self, level: &str, line: &Line) -> String {
+    fn format_pretty(&self, level: &str, line: &LogLine) -> String {
         let color = match level {
             "fatal" | "error" => "\x1b[31m",
             "warn" => "\x1b[33m",
@@ -330,20 +330,20 @@ impl Lines {
     clippy::struct_excessive_bools,
     reason = "each is a plain yes or no of its own"
 )]
-struct Line {
+struct LogLine {
     message: String,
     /// Written already, each with what stands before it.
     fields: String,
-    for_people: bool,
+    is_pretty: bool,
     hide_cause: bool,
     hide_fields: bool,
-    fatal: bool,
-    has_request: bool,
+    is_fatal: bool,
+    has_request_id: bool,
 }
 
-impl Line {
-    fn name(&mut self, name: &str) {
-        if self.for_people {
+impl LogLine {
+    fn push_name(&mut self, name: &str) {
+        if self.is_pretty {
             let _ = write!(self.fields, " \x1b[2m{name}=\x1b[0m");
         } else {
             // A field's name is an identifier of the source, or a dependency's: it may hold dots, and no quotes.
@@ -351,18 +351,18 @@ impl Line {
         }
     }
 
-    fn text(&mut self, name: &str, value: &str) {
-        self.name(name);
+    fn push_text(&mut self, name: &str, value: &str) {
+        self.push_name(name);
         let bare = |byte: u8| byte.is_ascii_graphic() && byte != b'"';
-        if self.for_people && !value.is_empty() && value.bytes().all(bare) {
+        if self.is_pretty && !value.is_empty() && value.bytes().all(bare) {
             self.fields.push_str(value);
         } else {
-            quote(&mut self.fields, value);
+            push_json_string(&mut self.fields, value);
         }
     }
 
-    fn plain(&mut self, name: &str, value: impl fmt::Display) {
-        self.name(name);
+    fn push_plain(&mut self, name: &str, value: impl fmt::Display) {
+        self.push_name(name);
         let _ = write!(self.fields, "{value}");
     }
 
@@ -371,14 +371,14 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for LogLine {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => value.clone_into(&mut self.message),
             _ if self.is_hidden(field) => {}
             name => {
-                self.has_request |= name == "reqId";
-                self.text(name, value);
+                self.has_request_id |= name == "reqId";
+                self.push_text(name, value);
             }
         }
     }
@@ -390,21 +390,21 @@ impl Visit for Line {
 
     fn record_bool(&mut self, field: &Field, value: bool) {
         if field.name() == "fatal" {
-            self.fatal = value;
+            self.is_fatal = value;
         } else if !self.is_hidden(field) {
-            self.plain(field.name(), value);
+            self.push_plain(field.name(), value);
         }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
         if !self.is_hidden(field) {
-            self.plain(field.name(), value);
+            self.push_plain(field.name(), value);
         }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         if !self.is_hidden(field) {
-            self.plain(field.name(), value);
+            self.push_plain(field.name(), value);
         }
     }
 
@@ -413,15 +413,15 @@ impl Visit for Line {
             return;
         }
         if value.is_finite() {
-            self.plain(field.name(), value);
+            self.push_plain(field.name(), value);
         } else {
-            self.plain(field.name(), "null");
+            self.push_plain(field.name(), "null");
         }
     }
 }
 
 /// A JSON string, control characters and quotes escaped, so that nothing can end a line early.
-fn quote(into: &mut String, text: &str) {
+fn push_json_string(into: &mut String, text: &str) {
     into.push('"');
     for letter in text.chars() {
         match letter {
@@ -449,9 +449,9 @@ mod tests {
     use crate::clock::Timestamp;
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Kept {
+    impl Write for CapturedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             kept.extend_from_slice(bytes);
@@ -463,10 +463,10 @@ mod tests {
         }
     }
 
-    fn lines(log: &Log, for_people: bool, events: impl FnOnce()) -> Vec<String> {
-        let kept = Kept::default();
-        let writer = Writer::to(kept.clone());
-        let subscriber = subscriber(log, for_people, writer.clone(), None);
+    fn capture_lines(log: &LogSettings, for_people: bool, events: impl FnOnce()) -> Vec<String> {
+        let kept = CapturedOutput::default();
+        let writer = LogWriter::spawn(kept.clone());
+        let subscriber = build_subscriber(log, for_people, writer.clone(), None);
         tracing::subscriber::with_default(subscriber, events);
         writer.flush();
         let bytes = kept.0.lock().unwrap();
@@ -474,17 +474,17 @@ mod tests {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn json_lines(log: &Log, events: impl FnOnce()) -> Vec<Value> {
-        lines(log, false, events)
+    fn json_lines(log: &LogSettings, events: impl FnOnce()) -> Vec<Value> {
+        capture_lines(log, false, events)
             .iter()
             .map(|line| serde_json::from_str(line).expect("each line is JSON"))
             .collect()
     }
 
-    const INFO: Log = Log {
+    const INFO: LogSettings = LogSettings {
         level: LevelFilter::INFO,
         format: LogFormat::Json,
-        classes_only: false,
+        is_cause_redacted: false,
     };
 
     #[test]
@@ -522,7 +522,7 @@ mod tests {
 
     #[test]
     fn without_a_collector_a_span_is_nothing() {
-        let log = Log {
+        let log = LogSettings {
             level: LevelFilter::TRACE,
             ..INFO
         };
@@ -537,8 +537,8 @@ mod tests {
 
     #[test]
     fn production_shows_causes_by_class_and_dependencies_by_message() {
-        let log = Log {
-            classes_only: true,
+        let log = LogSettings {
+            is_cause_redacted: true,
             ..INFO
         };
         let found = json_lines(&log, || {
@@ -559,7 +559,7 @@ mod tests {
 
     #[test]
     fn a_person_reads_one_line_without_foreign_control_characters() {
-        let found = lines(&INFO, true, || {
+        let found = capture_lines(&INFO, true, || {
             tracing::info!(
                 path = "/x",
                 note = "two words",
@@ -588,9 +588,9 @@ mod tests {
                 Ok(())
             }
         }
-        let writer = Writer::to(Stuck);
-        for _ in 0..LINES_WAITING * 2 {
-            let _ = writer.line("x\n".to_owned());
+        let writer = LogWriter::spawn(Stuck);
+        for _ in 0..MAX_QUEUED_LINES * 2 {
+            let _ = writer.enqueue_line("x\n".to_owned());
         }
         assert!(writer.dropped.load(Ordering::Relaxed) > 0);
     }

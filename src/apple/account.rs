@@ -23,29 +23,29 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
-use crate::credentials::passes::{Pass, Passes};
+use crate::credentials::token_cache::{AccessToken, TokenCache};
 use crate::crypto::{SecretString, token};
 use crate::id::TenantId;
 
 /// Whom a client token is meant for.
-const AUDIENCE: &str = "appstoreconnect-v1";
+const CLIENT_TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
 /// A key file is 257 bytes; nobody's is larger than this.
 const MAX_FILE_BYTES: usize = 16 * 1024;
 /// How long a client token is good for. Apple allows an hour; its own libraries take five minutes. Long enough that
 /// a machine whose clock is some minutes slow is not refused.
-const LIFETIME: Duration = Duration::from_mins(20);
+const CLIENT_TOKEN_TTL: Duration = Duration::from_mins(20);
 /// A token says it was signed this much earlier than it was, so that a clock that is a little fast is not refused.
-const BACKDATED: Duration = Duration::from_mins(1);
+const ISSUED_AT_BACKDATE: Duration = Duration::from_mins(1);
 /// A token this close to its end is not used any more.
-const RENEW_EARLY: Duration = Duration::from_mins(2);
+const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
 
 /// The identifiers in a PKCS#8 key's head, in DER without tag and length: `rsaEncryption`, `id-ecPublicKey` and
 /// `prime256v1`, which is P-256.
-const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-const ELLIPTIC: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-const P256: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+const OID_RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+const OID_EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+const OID_PRIME256V1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// Where those stand in a PKCS#8 key: within so many bytes of its beginning.
-const HEAD: usize = 32;
+const MAX_PKCS8_HEADER_BYTES: usize = 32;
 
 /// Where a transaction is.
 ///
@@ -54,14 +54,14 @@ const HEAD: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = apple::Environment)]
-pub enum Environment {
+pub enum AppleEnvironment {
     /// The App Store.
     Production,
     /// The sandbox, which is also where `TestFlight` and App Review buy.
     Sandbox,
 }
 
-impl Environment {
+impl AppleEnvironment {
     /// The word, as it is asked for and answered here.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl Environment {
     }
 
     /// Apple's word, as it stands in what Apple signs.
-    pub fn as_apple(self) -> &'static str {
+    pub fn as_apple_str(self) -> &'static str {
         match self {
             Self::Production => "Production",
             Self::Sandbox => "Sandbox",
@@ -79,10 +79,10 @@ impl Environment {
     }
 
     /// From Apple's word. `None` for any other: what Xcode or a local test signs is never believed.
-    pub fn from_apple(word: &str) -> Option<Self> {
+    pub fn from_apple_str(word: &str) -> Option<Self> {
         [Self::Production, Self::Sandbox]
             .into_iter()
-            .find(|environment| environment.as_apple() == word)
+            .find(|environment| environment.as_apple_str() == word)
     }
 }
 
@@ -116,18 +116,18 @@ impl EnvironmentChoice {
     }
 
     /// Whether a transaction of this environment may be meant.
-    pub fn allows(self, environment: Environment) -> bool {
+    pub fn allows_environment(self, environment: AppleEnvironment) -> bool {
         match self {
             Self::Auto => true,
-            Self::Production => environment == Environment::Production,
-            Self::Sandbox => environment == Environment::Sandbox,
+            Self::Production => environment == AppleEnvironment::Production,
+            Self::Sandbox => environment == AppleEnvironment::Sandbox,
         }
     }
 }
 
 /// What it takes to ask Apple about a tenant's transactions.
 #[derive(Debug)]
-pub struct Credentials {
+pub struct AppleCredentials {
     /// The tenant's app.
     pub bundle_id: String,
     /// Apple's name for the key: ten capital letters and digits.
@@ -142,10 +142,10 @@ pub struct Credentials {
     pub app_apple_id: Option<i64>,
 }
 
-impl Credentials {
+impl AppleCredentials {
     /// A digest of all that a client token says and of the key that signs it. Two credentials with the same identity
     /// ask Apple the same questions and get the same answers.
-    pub fn identity(&self) -> [u8; 32] {
+    pub fn identity_digest(&self) -> [u8; 32] {
         // None of the parts can hold a line break; two different lists never join to the same text.
         let parts = [
             &*self.issuer_id,
@@ -157,13 +157,13 @@ impl Credentials {
     }
 
     /// A signed statement that this team asks about this app (a JWT with ES256).
-    fn client_token(&self, now: Timestamp) -> SecretString {
+    fn sign_client_token(&self, now: Timestamp) -> SecretString {
         let header = json!({ "alg": "ES256", "kid": self.key_id, "typ": "JWT" });
         let claims = json!({
             "iss": self.issuer_id,
-            "iat": now.minus(BACKDATED).seconds(),
-            "exp": now.plus(LIFETIME).seconds(),
-            "aud": AUDIENCE,
+            "iat": now.minus(ISSUED_AT_BACKDATE).as_secs(),
+            "exp": now.plus(CLIENT_TOKEN_TTL).as_secs(),
+            "aud": CLIENT_TOKEN_AUDIENCE,
             "bid": self.bundle_id,
         });
         let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -186,7 +186,7 @@ pub struct SigningKey {
 /// Why a file is not a key that can sign for Apple. Says what it is instead when that can be seen, and never repeats
 /// what is inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MalformedKey {
+pub enum SigningKeyError {
     /// No bytes, or only blanks.
     #[error("the file is empty")]
     Empty,
@@ -195,7 +195,7 @@ pub enum MalformedKey {
     TooLarge,
     /// Something else, or in another form.
     #[error("this is {0}. {DOWNLOAD}")]
-    SomethingElse(&'static str),
+    WrongKind(&'static str),
     /// The right key in a form that is not read here, and how it becomes readable.
     #[error("this is {what}. Convert it: {how}")]
     Convertible {
@@ -214,35 +214,35 @@ pub enum MalformedKey {
 
 const DOWNLOAD: &str = "What is needed is the .p8 file of an In-App Purchase key: App Store Connect, Users and Access, \
     Integrations, In-App Purchase";
-const TO_PKCS8: &str = "openssl pkcs8 -topk8 -nocrypt -in FILE -out key.p8";
-const DECRYPT: &str = "openssl pkcs8 -in FILE -out key.p8";
-const FROM_DER: &str = "openssl pkcs8 -inform DER -nocrypt -in FILE -out key.p8";
+const TO_PKCS8_COMMAND: &str = "openssl pkcs8 -topk8 -nocrypt -in FILE -out key.p8";
+const DECRYPT_COMMAND: &str = "openssl pkcs8 -in FILE -out key.p8";
+const FROM_DER_COMMAND: &str = "openssl pkcs8 -inform DER -nocrypt -in FILE -out key.p8";
 
 impl SigningKey {
     /// Reads the `.p8` file that App Store Connect gives once for a key: PKCS#8 in PEM.
-    pub fn parse(file: &[u8]) -> Result<Self, MalformedKey> {
+    pub fn parse(file: &[u8]) -> Result<Self, SigningKeyError> {
         let file = file
             .strip_prefix(b"\xEF\xBB\xBF")
             .unwrap_or(file)
             .trim_ascii();
         if file.is_empty() {
-            return Err(MalformedKey::Empty);
+            return Err(SigningKeyError::Empty);
         }
         if file.len() > MAX_FILE_BYTES {
-            return Err(MalformedKey::TooLarge);
+            return Err(SigningKeyError::TooLarge);
         }
-        if let Some(problem) = something_else(file) {
+        if let Some(problem) = detect_wrong_file(file) {
             return Err(problem);
         }
         let (kind, der) =
-            <(SectionKind, Vec<u8>)>::from_pem_slice(file).map_err(|_| MalformedKey::NotPem)?;
+            <(SectionKind, Vec<u8>)>::from_pem_slice(file).map_err(|_| SigningKeyError::NotPem)?;
         let der = Zeroizing::new(der);
         let what = match kind {
             SectionKind::PrivateKey => return Self::from_pkcs8(&der),
             SectionKind::EcPrivateKey => {
-                return Err(MalformedKey::Convertible {
+                return Err(SigningKeyError::Convertible {
                     what: "an elliptic-curve key in the SEC1 form, not PKCS#8",
-                    how: TO_PKCS8,
+                    how: TO_PKCS8_COMMAND,
                 });
             }
             SectionKind::RsaPrivateKey => "an RSA key",
@@ -251,33 +251,33 @@ impl SigningKey {
             SectionKind::Csr => "a request for a certificate",
             _ => "not a private key",
         };
-        Err(MalformedKey::SomethingElse(what))
+        Err(SigningKeyError::WrongKind(what))
     }
 
-    fn from_pkcs8(der: &[u8]) -> Result<Self, MalformedKey> {
-        let head = &der[..der.len().min(HEAD)];
+    fn from_pkcs8(der: &[u8]) -> Result<Self, SigningKeyError> {
+        let head = &der[..der.len().min(MAX_PKCS8_HEADER_BYTES)];
         let names = |identifier: &[u8]| head.windows(identifier.len()).any(|at| at == identifier);
-        if names(&RSA) {
-            return Err(MalformedKey::SomethingElse("an RSA key"));
+        if names(&OID_RSA_ENCRYPTION) {
+            return Err(SigningKeyError::WrongKind("an RSA key"));
         }
-        if names(&ELLIPTIC) && !names(&P256) {
-            return Err(MalformedKey::SomethingElse(
+        if names(&OID_EC_PUBLIC_KEY) && !names(&OID_PRIME256V1) {
+            return Err(SigningKeyError::WrongKind(
                 "an elliptic-curve key on another curve than P-256",
             ));
         }
-        if head.starts_with(&[0x30]) && !names(&ELLIPTIC) {
-            return Err(MalformedKey::SomethingElse(
+        if head.starts_with(&[0x30]) && !names(&OID_EC_PUBLIC_KEY) {
+            return Err(SigningKeyError::WrongKind(
                 "a key of another kind than elliptic-curve P-256",
             ));
         }
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der)
-            .map_err(|_| MalformedKey::Damaged)?;
+            .map_err(|_| SigningKeyError::Damaged)?;
         let public: PublicKeyX509Der<'_> = pair
             .public_key()
             .as_der()
-            .map_err(|_| MalformedKey::Damaged)?;
+            .map_err(|_| SigningKeyError::Damaged)?;
         Ok(Self {
-            fingerprint: token::fingerprint(public.as_ref()),
+            fingerprint: token::sha256_fingerprint(public.as_ref()),
             pair,
         })
     }
@@ -296,24 +296,24 @@ impl fmt::Debug for SigningKey {
 }
 
 /// What a file that is not plain PEM looks like.
-fn something_else(file: &[u8]) -> Option<MalformedKey> {
+fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
     let contains = |text: &[u8]| file.windows(text.len()).any(|at| at == text);
     if file.starts_with(b"{") {
-        Some(MalformedKey::SomethingElse(
+        Some(SigningKeyError::WrongKind(
             "JSON, perhaps a Google service account's key file",
         ))
     } else if file.starts_with(&[0x30]) && !file.is_ascii() {
-        Some(MalformedKey::Convertible {
+        Some(SigningKeyError::Convertible {
             what: "a binary file, not PEM",
-            how: FROM_DER,
+            how: FROM_DER_COMMAND,
         })
     } else if contains(b"ENCRYPTED") {
-        Some(MalformedKey::Convertible {
+        Some(SigningKeyError::Convertible {
             what: "a key that is encrypted with a password",
-            how: DECRYPT,
+            how: DECRYPT_COMMAND,
         })
     } else if contains(b"\\n") {
-        Some(MalformedKey::SomethingElse(
+        Some(SigningKeyError::WrongKind(
             "a key whose line breaks were written as \\n",
         ))
     } else {
@@ -323,36 +323,44 @@ fn something_else(file: &[u8]) -> Option<MalformedKey> {
 
 /// Signs client tokens and keeps them as long as they are good. Clones share them.
 #[derive(Clone)]
-pub struct ClientTokens {
+pub struct ClientTokenSource {
     clock: Clock,
-    kept: Passes,
+    token_cache: TokenCache,
 }
 
-impl ClientTokens {
+impl ClientTokenSource {
     /// Tokens that are dated by `clock`.
     pub fn new(clock: Clock) -> Self {
         Self {
-            kept: Passes::new(clock.clone(), RENEW_EARLY),
+            token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
             clock,
         }
     }
 
     /// A token for `tenant` that is good for at least another two minutes. Signing takes microseconds and asks
     /// nobody, so two callers at the same time may both do it.
-    pub fn get(&self, tenant: &TenantId, credentials: &Credentials) -> Pass {
-        let owner = (tenant.clone(), credentials.identity());
-        self.kept.get(&owner).unwrap_or_else(|| {
+    pub fn get_token(&self, tenant: &TenantId, credentials: &AppleCredentials) -> AccessToken {
+        let owner = (tenant.clone(), credentials.identity_digest());
+        self.token_cache.get(&owner).unwrap_or_else(|| {
             let now = self.clock.now();
-            let token = Pass::new(credentials.client_token(now), now.plus(LIFETIME));
-            self.kept.keep(owner, &token);
+            let token = AccessToken::new(
+                credentials.sign_client_token(now),
+                now.plus(CLIENT_TOKEN_TTL),
+            );
+            self.token_cache.insert(owner, &token);
             token
         })
     }
 
     /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn forget(&self, tenant: &TenantId, credentials: &Credentials, token: &Pass) {
-        let owner = (tenant.clone(), credentials.identity());
-        self.kept.forget(&owner, token);
+    pub fn evict_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        token: &AccessToken,
+    ) {
+        let owner = (tenant.clone(), credentials.identity_digest());
+        self.token_cache.remove_refused(&owner, token);
     }
 }
 
@@ -377,8 +385,8 @@ pub(super) mod tests {
         pem("PRIVATE KEY", pkcs8.as_ref())
     }
 
-    pub(crate) fn credentials() -> Credentials {
-        Credentials {
+    pub(crate) fn test_credentials() -> AppleCredentials {
+        AppleCredentials {
             bundle_id: "com.example.app".to_owned(),
             key_id: "ABCDE12345".to_owned(),
             issuer_id: "57246542-96fe-1a63-e053-0824d011072a".to_owned(),
@@ -401,7 +409,7 @@ pub(super) mod tests {
         )
     }
 
-    fn parse(file: impl AsRef<[u8]>) -> Result<String, MalformedKey> {
+    fn parse_fingerprint(file: impl AsRef<[u8]>) -> Result<String, SigningKeyError> {
         SigningKey::parse(file.as_ref()).map(|key| key.fingerprint)
     }
 
@@ -416,9 +424,9 @@ pub(super) mod tests {
         );
         let marked = [b"\xEF\xBB\xBF".as_slice(), file.as_bytes(), b"\r\n\r\n"].concat();
         let same = Ok(key.fingerprint);
-        assert_eq!(parse(marked), same, "Windows' byte order mark");
-        assert_eq!(parse(file.replace('\n', "\r\n")), same);
-        assert_eq!(parse(file.trim_end()), same);
+        assert_eq!(parse_fingerprint(marked), same, "Windows' byte order mark");
+        assert_eq!(parse_fingerprint(file.replace('\n', "\r\n")), same);
+        assert_eq!(parse_fingerprint(file.trim_end()), same);
     }
 
     /// The three ways to write the same key in PKCS#8: with the curve named twice, as Apple does; once; and without
@@ -437,7 +445,7 @@ pub(super) mod tests {
             [head, content.to_vec()].concat()
         };
         let point = [&[0], pair.public_key().as_ref()].concat();
-        let (curve, kind) = (wrap(0x06, &P256), wrap(0x06, &ELLIPTIC));
+        let (curve, kind) = (wrap(0x06, &OID_PRIME256V1), wrap(0x06, &OID_EC_PUBLIC_KEY));
         let (named, public) = (wrap(0xa0, &curve), wrap(0xa1, &wrap(0x03, &point)));
         let version = [0x02, 0x01];
         let mut fingerprints = Vec::new();
@@ -455,7 +463,8 @@ pub(super) mod tests {
                 &wrap(0x04, &wrap(0x30, &inner)),
             ]
             .concat();
-            fingerprints.push(parse(pem("PRIVATE KEY", &wrap(0x30, &outer))).expect("good"));
+            fingerprints
+                .push(parse_fingerprint(pem("PRIVATE KEY", &wrap(0x30, &outer))).expect("good"));
         }
         fingerprints.dedup();
         assert_eq!(fingerprints.len(), 1, "one key has one fingerprint");
@@ -463,7 +472,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_file_that_is_no_such_key_is_told_what_it_is() {
-        use MalformedKey::{Convertible, Damaged, Empty, NotPem, SomethingElse, TooLarge};
+        use SigningKeyError::{Convertible, Damaged, Empty, NotPem, TooLarge, WrongKind};
         let good = key_file();
         let huge = format!("{good}{}", "#".repeat(MAX_FILE_BYTES));
         let pkcs8 = generate().to_pkcs8v1().expect("encodes");
@@ -476,11 +485,11 @@ pub(super) mod tests {
         *altered.last_mut().expect("not empty") ^= 1;
         let sec1 = Convertible {
             what: "an elliptic-curve key in the SEC1 form, not PKCS#8",
-            how: TO_PKCS8,
+            how: TO_PKCS8_COMMAND,
         };
         let encrypted = Convertible {
             what: "a key that is encrypted with a password",
-            how: DECRYPT,
+            how: DECRYPT_COMMAND,
         };
         let label = "EC PRIVATE KEY-----";
         let legacy =
@@ -492,30 +501,27 @@ pub(super) mod tests {
             (pem("EC PRIVATE KEY", b"x"), sec1),
             (
                 // As `openssl ecparam -genkey` writes it.
-                pem("EC PARAMETERS", &P256) + &pem("EC PRIVATE KEY", b"x"),
+                pem("EC PARAMETERS", &OID_PRIME256V1) + &pem("EC PRIVATE KEY", b"x"),
                 sec1,
             ),
             (pem("ENCRYPTED PRIVATE KEY", b"x"), encrypted),
             (legacy.to_owned(), encrypted),
-            (pem("RSA PRIVATE KEY", b"x"), SomethingElse("an RSA key")),
-            (
-                pem("PRIVATE KEY", rsa.as_ref()),
-                SomethingElse("an RSA key"),
-            ),
-            (pem("PUBLIC KEY", b"x"), SomethingElse("a public key")),
-            (pem("CERTIFICATE", b"x"), SomethingElse("a certificate")),
+            (pem("RSA PRIVATE KEY", b"x"), WrongKind("an RSA key")),
+            (pem("PRIVATE KEY", rsa.as_ref()), WrongKind("an RSA key")),
+            (pem("PUBLIC KEY", b"x"), WrongKind("a public key")),
+            (pem("CERTIFICATE", b"x"), WrongKind("a certificate")),
             (
                 pem("CERTIFICATE REQUEST", b"x"),
-                SomethingElse("a request for a certificate"),
+                WrongKind("a request for a certificate"),
             ),
-            (pem("X509 CRL", b"x"), SomethingElse("not a private key")),
+            (pem("X509 CRL", b"x"), WrongKind("not a private key")),
             (
                 p384,
-                SomethingElse("an elliptic-curve key on another curve than P-256"),
+                WrongKind("an elliptic-curve key on another curve than P-256"),
             ),
             (
                 ed25519.serialize_pem(),
-                SomethingElse("a key of another kind than elliptic-curve P-256"),
+                WrongKind("a key of another kind than elliptic-curve P-256"),
             ),
             (pem("PRIVATE KEY", b"x"), Damaged),
             (pem("PRIVATE KEY", b""), Damaged),
@@ -523,33 +529,33 @@ pub(super) mod tests {
             (pem("PRIVATE KEY", &pkcs8.as_ref()[..100]), Damaged),
             (
                 good.replace('\n', "\\n"),
-                SomethingElse("a key whose line breaks were written as \\n"),
+                WrongKind("a key whose line breaks were written as \\n"),
             ),
             (
                 "{\"type\":\"service_account\"}".to_owned(),
-                SomethingElse("JSON, perhaps a Google service account's key file"),
+                WrongKind("JSON, perhaps a Google service account's key file"),
             ),
             ("garbage".to_owned(), NotPem),
             (STANDARD.encode(pkcs8.as_ref()), NotPem),
             (good[..150].to_owned(), NotPem),
             (pem("SOMETHING", b"x"), NotPem),
         ] {
-            assert_eq!(parse(&file), Err(expected), "{expected}");
+            assert_eq!(parse_fingerprint(&file), Err(expected), "{expected}");
         }
         assert_eq!(
-            parse(pkcs8.as_ref()),
+            parse_fingerprint(pkcs8.as_ref()),
             Err(Convertible {
                 what: "a binary file, not PEM",
-                how: FROM_DER
+                how: FROM_DER_COMMAND
             })
         );
     }
 
     #[test]
     fn environments_have_two_words_each_and_xcode_has_none() {
-        for environment in [Environment::Production, Environment::Sandbox] {
+        for environment in [AppleEnvironment::Production, AppleEnvironment::Sandbox] {
             assert_eq!(
-                Environment::from_apple(environment.as_apple()),
+                AppleEnvironment::from_apple_str(environment.as_apple_str()),
                 Some(environment)
             );
             assert_eq!(
@@ -558,7 +564,7 @@ pub(super) mod tests {
             );
         }
         for word in ["production", "Xcode", "LocalTesting", ""] {
-            assert_eq!(Environment::from_apple(word), None, "{word}");
+            assert_eq!(AppleEnvironment::from_apple_str(word), None, "{word}");
         }
         for choice in [
             EnvironmentChoice::Auto,
@@ -568,15 +574,15 @@ pub(super) mod tests {
             assert_eq!(EnvironmentChoice::parse(choice.as_str()), Some(choice));
         }
         assert_eq!(EnvironmentChoice::parse("Production"), None);
-        assert!(EnvironmentChoice::Auto.allows(Environment::Sandbox));
-        assert!(!EnvironmentChoice::Production.allows(Environment::Sandbox));
+        assert!(EnvironmentChoice::Auto.allows_environment(AppleEnvironment::Sandbox));
+        assert!(!EnvironmentChoice::Production.allows_environment(AppleEnvironment::Sandbox));
     }
 
     #[test]
     fn a_client_token_is_what_apple_asks_for() {
-        let credentials = credentials();
+        let credentials = test_credentials();
         let now = Timestamp::from_millis(1_775_830_930_999);
-        let token = credentials.client_token(now);
+        let token = credentials.sign_client_token(now);
         // Checked by another implementation than the one that signed.
         let point = credentials.key.pair.public_key();
         let key = jsonwebtoken::DecodingKey::from_ec_der(point.as_ref());
@@ -603,47 +609,58 @@ pub(super) mod tests {
     #[test]
     fn a_client_token_is_signed_once_and_renewed_early() {
         let clock = Clock::fixed(Timestamp::from_millis(0));
-        let tokens = ClientTokens::new(clock.clone());
-        let (tenant, credentials) = (TenantId::mint(clock.now()), credentials());
-        let first = tokens.get(&tenant, &credentials);
-        assert_eq!(tokens.get(&tenant, &credentials).secret(), first.secret());
+        let tokens = ClientTokenSource::new(clock.clone());
+        let (tenant, credentials) = (TenantId::mint(clock.now()), test_credentials());
+        let first = tokens.get_token(&tenant, &credentials);
+        assert_eq!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            first.secret()
+        );
         assert!(!format!("{first:?}").contains("ey"));
-        clock.advance(LIFETIME.saturating_sub(RENEW_EARLY + Duration::from_millis(1)));
-        assert_eq!(tokens.get(&tenant, &credentials).secret(), first.secret());
+        clock.advance(
+            CLIENT_TOKEN_TTL.saturating_sub(TOKEN_RENEWAL_MARGIN + Duration::from_millis(1)),
+        );
+        assert_eq!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            first.secret()
+        );
         clock.advance(Duration::from_millis(1));
-        let second = tokens.get(&tenant, &credentials);
+        let second = tokens.get_token(&tenant, &credentials);
         assert_ne!(second.secret(), first.secret());
 
-        tokens.forget(&tenant, &credentials, &first);
-        let kept = tokens.get(&tenant, &credentials);
+        tokens.evict_token(&tenant, &credentials, &first);
+        let kept = tokens.get_token(&tenant, &credentials);
         assert_eq!(kept.secret(), second.secret(), "the newer one stays");
-        tokens.forget(&tenant, &credentials, &second);
-        assert_ne!(tokens.get(&tenant, &credentials).secret(), second.secret());
+        tokens.evict_token(&tenant, &credentials, &second);
+        assert_ne!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            second.secret()
+        );
     }
 
     #[test]
     fn whatever_a_token_says_makes_it_another_token() {
         let now = Timestamp::from_millis(0);
-        let tokens = ClientTokens::new(Clock::fixed(now));
+        let tokens = ClientTokenSource::new(Clock::fixed(now));
         let (tenant, neighbour) = (TenantId::mint(now), TenantId::mint(now));
-        let mut credentials = credentials();
-        let mut seen = vec![tokens.get(&tenant, &credentials)];
-        seen.push(tokens.get(&neighbour, &credentials));
+        let mut credentials = test_credentials();
+        let mut seen = vec![tokens.get_token(&tenant, &credentials)];
+        seen.push(tokens.get_token(&neighbour, &credentials));
         credentials.bundle_id.push_str(".other");
-        seen.push(tokens.get(&tenant, &credentials));
+        seen.push(tokens.get_token(&tenant, &credentials));
         credentials.key_id.replace_range(..1, "Z");
-        seen.push(tokens.get(&tenant, &credentials));
+        seen.push(tokens.get_token(&tenant, &credentials));
         credentials.issuer_id.replace_range(..1, "6");
-        seen.push(tokens.get(&tenant, &credentials));
+        seen.push(tokens.get_token(&tenant, &credentials));
         credentials.key = SigningKey::parse(key_file().as_bytes()).expect("good");
-        seen.push(tokens.get(&tenant, &credentials));
-        let mut secrets: Vec<&str> = seen.iter().map(Pass::secret).collect();
+        seen.push(tokens.get_token(&tenant, &credentials));
+        let mut secrets: Vec<&str> = seen.iter().map(AccessToken::secret).collect();
         secrets.sort_unstable();
         secrets.dedup();
         assert_eq!(secrets.len(), 6);
         credentials.environment = EnvironmentChoice::Sandbox;
         credentials.app_apple_id = None;
-        let same = tokens.get(&tenant, &credentials);
-        assert_eq!(Some(same.secret()), seen.last().map(Pass::secret));
+        let same = tokens.get_token(&tenant, &credentials);
+        assert_eq!(Some(same.secret()), seen.last().map(AccessToken::secret));
     }
 }

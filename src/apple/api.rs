@@ -30,58 +30,62 @@ use reqwest::header::ACCEPT;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::account::{ClientTokens, Credentials, Environment};
-use super::payload::{ErrorBody, TestStatus, TestToken, TransactionInfo};
+use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
+use super::payload::{
+    AppleErrorBody, CheckTestNotificationResponse, SendTestNotificationResponse,
+    TransactionInfoResponse,
+};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
 use crate::id::TenantId;
 use crate::outbound::{
-    Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
+    Bulkhead, RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse,
+    describe_json_error, parse_retry_after, push_path_segment,
 };
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
 const WIDTH: usize = 64;
 /// How long a question waits for one of those places.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Assumed when Apple does not say when to come back.
-const LIMIT_WINDOW: Duration = Duration::from_mins(1);
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// The App Store Server API, in both environments.
 #[derive(Clone)]
-pub struct AppStore {
+pub struct AppStoreClient {
     upstream: Upstream,
-    production: Url,
-    sandbox: Url,
-    tokens: ClientTokens,
+    production_url: Url,
+    sandbox_url: Url,
+    tokens: ClientTokenSource,
     clock: Clock,
-    places: Bulkhead<TenantId>,
-    asking: InFlight<Asked, Result<Arc<str>, NoTransaction>>,
+    bulkhead: Bulkhead<TenantId>,
+    in_flight: SingleFlight<AppleRequestKey, Result<Arc<str>, TransactionLookupError>>,
 }
 
 /// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, which says
 /// the environment too.
-type Asked = (TenantId, [u8; 32], [u8; 32]);
+type AppleRequestKey = (TenantId, [u8; 32], [u8; 32]);
 
 /// Why there is no transaction to speak of: Apple said no, or nothing can be said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoTransaction {
+pub enum TransactionLookupError {
     /// Apple said no.
     #[error("{0}")]
-    Absent(#[from] Absent),
+    NotFound(#[from] AppleNotFound),
     /// Apple said neither yes nor no.
     #[error("{0}")]
-    Failure(#[from] Failure),
+    Api(#[from] AppleApiError),
 }
 
 /// Apple's "no".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
+pub enum AppleNotFound {
     /// Not in this environment. It may be in the other.
     #[error("no such transaction")]
     Unknown,
     /// Not a transaction's id at all, in any environment.
     #[error("not a transaction id")]
-    NotAnId,
+    MalformedId,
     /// The id of an app transaction, which says that somebody has the app, and nothing of a purchase in it.
     #[error("the id of an app transaction")]
     AppTransactionId,
@@ -89,7 +93,7 @@ pub enum Absent {
 
 /// Apple said neither yes nor no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum AppleApiError {
     /// The tenant's key is refused, or this machine's clock is wrong. In production also what an app that was never
     /// released gets, however good its key is.
     #[error("Apple refused the client token: status {status}")]
@@ -120,47 +124,49 @@ pub enum Failure {
     Unreadable(String),
     /// No answer.
     #[error("Apple gave no answer: {0}")]
-    NoAnswer(#[from] SendError),
+    NoResponse(#[from] UpstreamError),
     /// The tenant has so many questions on their way that this one found no place.
     #[error("{WIDTH} questions of this tenant are waiting for Apple already")]
-    Crowded,
+    TooManyInFlight,
 }
 
-impl AppStore {
+impl AppStoreClient {
     /// The API at `production` and at `sandbox` (the part before `/inApps`).
-    pub fn new(upstream: Upstream, production: Url, sandbox: Url, clock: Clock) -> Self {
+    pub fn new(upstream: Upstream, production_url: Url, sandbox_url: Url, clock: Clock) -> Self {
         Self {
             upstream,
-            production,
-            sandbox,
-            tokens: ClientTokens::new(clock.clone()),
+            production_url,
+            sandbox_url,
+            tokens: ClientTokenSource::new(clock.clone()),
             clock,
-            places: Bulkhead::new(WIDTH),
-            asking: InFlight::default(),
+            bulkhead: Bulkhead::new(WIDTH),
+            in_flight: SingleFlight::default(),
         }
     }
 
     /// Get Transaction Info: the transaction as Apple signed it, `signedTransactionInfo`. Nothing of it is checked.
-    pub async fn transaction(
+    pub async fn get_transaction_info(
         &self,
         tenant: &TenantId,
-        credentials: &Arc<Credentials>,
-        environment: Environment,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
         transaction_id: &str,
-    ) -> Result<String, NoTransaction> {
-        let url = address(self.base(environment), "transactions", transaction_id);
-        let url = url.ok_or(Absent::NotAnId)?;
+    ) -> Result<String, TransactionLookupError> {
+        let url = endpoint_url(self.base_url(environment), "transactions", transaction_id);
+        let url = url.ok_or(AppleNotFound::MalformedId)?;
         let key = (
             tenant.clone(),
-            credentials.identity(),
+            credentials.identity_digest(),
             token::sha256(url.as_str().as_bytes()),
         );
         let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
         let signed = self
-            .asking
-            .share(key, move || async move {
-                let answer = store.call(&tenant, &credentials, Method::GET, url).await?;
-                meaning(&answer, store.clock.now()).map(Arc::from)
+            .in_flight
+            .share_call(key, move || async move {
+                let answer = store
+                    .send_request(&tenant, &credentials, Method::GET, url)
+                    .await?;
+                interpret_response(&answer, store.clock.now()).map(Arc::from)
             })
             .await?;
         Ok(signed.as_ref().to_owned())
@@ -171,74 +177,85 @@ impl AppStore {
     pub async fn request_test_notification(
         &self,
         tenant: &TenantId,
-        credentials: &Credentials,
-        environment: Environment,
-    ) -> Result<Option<String>, Failure> {
-        let url =
-            address(self.base(environment), "notifications", "test").ok_or_else(no_address)?;
-        let answer = self.call(tenant, credentials, Method::POST, url).await?;
-        let found = self.said::<TestToken>(&answer, 4_040_007)?;
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+    ) -> Result<Option<String>, AppleApiError> {
+        let url = endpoint_url(self.base_url(environment), "notifications", "test")
+            .ok_or_else(unusable_test_token)?;
+        let answer = self
+            .send_request(tenant, credentials, Method::POST, url)
+            .await?;
+        let found = self.parse_response::<SendTestNotificationResponse>(&answer, 4_040_007)?;
         Ok(found.map(|found| found.test_notification_token))
     }
 
     /// Get Test Notification Status. `None` when Apple has not sent it yet.
-    pub async fn test_notification_status(
+    pub async fn get_test_notification_status(
         &self,
         tenant: &TenantId,
-        credentials: &Credentials,
-        environment: Environment,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
         token: &str,
-    ) -> Result<Option<TestStatus>, Failure> {
-        let below = address(self.base(environment), "notifications/test", token);
-        let url = below.ok_or_else(no_address)?;
-        let answer = self.call(tenant, credentials, Method::GET, url).await?;
-        self.said(&answer, 4_040_008)
+    ) -> Result<Option<CheckTestNotificationResponse>, AppleApiError> {
+        let below = endpoint_url(self.base_url(environment), "notifications/test", token);
+        let url = below.ok_or_else(unusable_test_token)?;
+        let answer = self
+            .send_request(tenant, credentials, Method::GET, url)
+            .await?;
+        self.parse_response(&answer, 4_040_008)
     }
 
-    fn base(&self, environment: Environment) -> &Url {
+    fn base_url(&self, environment: AppleEnvironment) -> &Url {
         match environment {
-            Environment::Production => &self.production,
-            Environment::Sandbox => &self.sandbox,
+            AppleEnvironment::Production => &self.production_url,
+            AppleEnvironment::Sandbox => &self.sandbox_url,
         }
     }
 
     /// What an answer says; `None` when it is the 404 of this code.
-    fn said<T: DeserializeOwned>(&self, answer: &Answer, none: i64) -> Result<Option<T>, Failure> {
-        match (answer.status.as_u16(), error_of(answer).error_code) {
+    fn parse_response<T: DeserializeOwned>(
+        &self,
+        answer: &UpstreamResponse,
+        none: i64,
+    ) -> Result<Option<T>, AppleApiError> {
+        match (answer.status.as_u16(), parse_error_body(answer).error_code) {
             (200, _) => serde_json::from_slice(&answer.body)
                 .map(Some)
-                .map_err(|error| Failure::Unreadable(unreadable(&error))),
+                .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error))),
             (404, Some(code)) if code == none => Ok(None),
-            _ => Err(failure(answer, self.clock.now())),
+            _ => Err(to_api_error(answer, self.clock.now())),
         }
     }
 
     /// One call: in its turn, with a client token, and once more with a new one when that is refused.
-    async fn call(
+    async fn send_request(
         &self,
         tenant: &TenantId,
-        credentials: &Credentials,
+        credentials: &AppleCredentials,
         method: Method,
         url: Url,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<UpstreamResponse, AppleApiError> {
         let _place = self
-            .places
-            .enter(tenant, PATIENCE)
+            .bulkhead
+            .acquire_permit(tenant, QUEUE_TIMEOUT)
             .await
-            .ok_or(Failure::Crowded)?;
+            .ok_or(AppleApiError::TooManyInFlight)?;
         let mut tries_left = 2;
         loop {
             tries_left -= 1;
-            let token = self.tokens.get(tenant, credentials);
+            let token = self.tokens.get_token(tenant, credentials);
             let ask = |client: &reqwest::Client| {
                 client
                     .request(method.clone(), url.clone())
                     .header(ACCEPT, "application/json")
                     .bearer_auth(token.secret())
             };
-            let answer = self.upstream.send(ask, judge).await?;
+            let answer = self
+                .upstream
+                .send_with_retries(ask, classify_response)
+                .await?;
             if answer.status.as_u16() == 401 {
-                self.tokens.forget(tenant, credentials, &token);
+                self.tokens.evict_token(tenant, credentials, &token);
                 if tries_left > 0 {
                     continue;
                 }
@@ -249,50 +266,55 @@ impl AppStore {
 }
 
 /// What Apple gave to ask by cannot be asked by.
-fn no_address() -> Failure {
-    Failure::Unreadable("its token cannot be part of an address".to_owned())
+fn unusable_test_token() -> AppleApiError {
+    AppleApiError::Unreadable("its token cannot be part of an address".to_owned())
 }
 
 /// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
 /// of one or two dots, and no transaction is called that.
-fn address(base: &Url, what: &str, id: &str) -> Option<Url> {
+fn endpoint_url(base: &Url, what: &str, id: &str) -> Option<Url> {
     let base = base.as_str().trim_end_matches('/');
     let mut text = format!("{base}/inApps/v1/{what}/");
-    push_segment(&mut text, id)?;
+    push_path_segment(&mut text, id)?;
     Url::parse(&text).ok()
 }
 
-fn judge(answer: &Answer) -> Verdict {
-    match (answer.status.as_u16(), error_of(answer).error_code) {
-        (408 | 500..600, _) | (404, Some(4_040_002 | 4_040_004 | 4_040_006)) => Verdict::Transient,
-        _ => Verdict::Final,
+fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
+    match (answer.status.as_u16(), parse_error_body(answer).error_code) {
+        (408 | 500..600, _) | (404, Some(4_040_002 | 4_040_004 | 4_040_006)) => {
+            RetryDecision::Transient
+        }
+        _ => RetryDecision::Final,
     }
 }
 
 /// What an answer means: the JWS of a success, or why there is none. The table stands at the top of this file.
-fn meaning(answer: &Answer, now: Timestamp) -> Result<String, NoTransaction> {
+fn interpret_response(
+    answer: &UpstreamResponse,
+    now: Timestamp,
+) -> Result<String, TransactionLookupError> {
     let status = answer.status.as_u16();
     if status == 200 {
-        return Ok(read(&answer.body)?);
+        return Ok(parse_transaction_info(&answer.body)?);
     }
-    Err(match (status, error_of(answer).error_code) {
-        (404, Some(4_040_005 | 4_040_010)) => Absent::Unknown.into(),
-        (400, Some(4_000_006 | 4_000_008)) => Absent::NotAnId.into(),
-        (400, Some(4_000_048)) => Absent::AppTransactionId.into(),
-        _ => failure(answer, now).into(),
+    Err(match (status, parse_error_body(answer).error_code) {
+        (404, Some(4_040_005 | 4_040_010)) => AppleNotFound::Unknown.into(),
+        (400, Some(4_000_006 | 4_000_008)) => AppleNotFound::MalformedId.into(),
+        (400, Some(4_000_048)) => AppleNotFound::AppTransactionId.into(),
+        _ => to_api_error(answer, now).into(),
     })
 }
 
 /// What any answer means that is neither a success nor a "no".
-fn failure(answer: &Answer, now: Timestamp) -> Failure {
-    let (status, error) = (answer.status.as_u16(), error_of(answer));
-    let wait = retry_after(&answer.headers, now);
+fn to_api_error(answer: &UpstreamResponse, now: Timestamp) -> AppleApiError {
+    let (status, error) = (answer.status.as_u16(), parse_error_body(answer));
+    let wait = parse_retry_after(&answer.headers, now);
     match status {
-        401 => Failure::Unauthorized { status },
-        429 => Failure::RateLimited {
-            retry_after: wait.unwrap_or(LIMIT_WINDOW),
+        401 => AppleApiError::Unauthorized { status },
+        429 => AppleApiError::RateLimited {
+            retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
         },
-        _ => Failure::Unexpected {
+        _ => AppleApiError::Unexpected {
             status,
             code: error.error_code,
             message: error.error_message,
@@ -302,13 +324,13 @@ fn failure(answer: &Answer, now: Timestamp) -> Failure {
 }
 
 /// Apple's error, with no code when the body is not one.
-fn error_of(answer: &Answer) -> ErrorBody {
+fn parse_error_body(answer: &UpstreamResponse) -> AppleErrorBody {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
 
-fn read(body: &[u8]) -> Result<String, Failure> {
-    let info: TransactionInfo =
-        serde_json::from_slice(body).map_err(|error| Failure::Unreadable(unreadable(&error)))?;
+fn parse_transaction_info(body: &[u8]) -> Result<String, AppleApiError> {
+    let info: TransactionInfoResponse = serde_json::from_slice(body)
+        .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error)))?;
     Ok(info.signed_transaction_info)
 }
 
@@ -325,28 +347,28 @@ mod tests {
     use serde_json::json;
     use tokio::sync::Barrier;
 
-    use super::super::account::tests::credentials;
+    use super::super::account::tests::test_credentials;
     use super::*;
 
     fn now() -> Timestamp {
         Timestamp::parse("2026-04-10T14:22:10.500Z").expect("a time")
     }
 
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer {
+    fn answer(status: u16, body: &str) -> UpstreamResponse {
+        UpstreamResponse {
             status: StatusCode::from_u16(status).expect("a status"),
             headers: HeaderMap::new(),
             body: body.as_bytes().to_vec(),
         }
     }
 
-    fn refusal(status: u16, code: i64) -> Answer {
+    fn refusal(status: u16, code: i64) -> UpstreamResponse {
         let body = json!({ "errorCode": code, "errorMessage": "A sentence." });
         answer(status, &body.to_string())
     }
 
-    fn unexpected(status: u16, code: Option<i64>) -> NoTransaction {
-        Failure::Unexpected {
+    fn unexpected(status: u16, code: Option<i64>) -> TransactionLookupError {
+        AppleApiError::Unexpected {
             status,
             code,
             message: code.map(|_| "A sentence.".to_owned()),
@@ -357,27 +379,28 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_meaning() {
-        let unauthorized = NoTransaction::from(Failure::Unauthorized { status: 401 });
-        let limited = NoTransaction::from(Failure::RateLimited {
+        let unauthorized =
+            TransactionLookupError::from(AppleApiError::Unauthorized { status: 401 });
+        let limited = TransactionLookupError::from(AppleApiError::RateLimited {
             retry_after: Duration::from_mins(1),
         });
         for (status, code, expected) in [
-            (404, 4_040_010, Absent::Unknown.into()),
-            (404, 4_040_005, Absent::Unknown.into()),
-            (400, 4_000_006, Absent::NotAnId.into()),
-            (400, 4_000_008, Absent::NotAnId.into()),
-            (400, 4_000_048, Absent::AppTransactionId.into()),
+            (404, 4_040_010, AppleNotFound::Unknown.into()),
+            (404, 4_040_005, AppleNotFound::Unknown.into()),
+            (400, 4_000_006, AppleNotFound::MalformedId.into()),
+            (400, 4_000_008, AppleNotFound::MalformedId.into()),
+            (400, 4_000_048, AppleNotFound::AppTransactionId.into()),
             (401, 4_010_000, unauthorized.clone()),
             (429, 4_290_000, limited.clone()),
             (429, 4_290_001, limited.clone()),
         ] {
-            let found = meaning(&refusal(status, code), now());
+            let found = interpret_response(&refusal(status, code), now());
             assert_eq!(found, Err(expected), "{status} {code}");
         }
         for body in ["", "Unauthenticated", "<html>", "{}"] {
-            let found = meaning(&answer(401, body), now());
+            let found = interpret_response(&answer(401, body), now());
             assert_eq!(found, Err(unauthorized.clone()), "{body}");
-            let found = meaning(&answer(429, body), now());
+            let found = interpret_response(&answer(429, body), now());
             assert_eq!(found, Err(limited.clone()), "{body}");
         }
         for (status, code) in [
@@ -402,7 +425,7 @@ mod tests {
             (404, 4_000_006),
             (404, 4_010_000),
         ] {
-            let found = meaning(&refusal(status, code), now());
+            let found = interpret_response(&refusal(status, code), now());
             assert_eq!(found, Err(unexpected(status, Some(code))));
         }
     }
@@ -420,7 +443,7 @@ mod tests {
                 "{\"errorCode\":4040010.5}",
                 "{\"error\":{\"errorCode\":4040010}}",
             ] {
-                let found = meaning(&answer(status, body), now());
+                let found = interpret_response(&answer(status, body), now());
                 assert_eq!(found, Err(unexpected(status, None)), "{status} {body}");
             }
         }
@@ -448,15 +471,22 @@ mod tests {
             (500, 5_000_001, true),
             (503, 0, true),
         ] {
-            let verdict = judge(&refusal(status, code));
-            assert_eq!(verdict == Verdict::Transient, transient, "{status} {code}");
+            let verdict = classify_response(&refusal(status, code));
+            assert_eq!(
+                verdict == RetryDecision::Transient,
+                transient,
+                "{status} {code}"
+            );
         }
-        assert_eq!(judge(&answer(502, "<html>")), Verdict::Transient);
+        assert_eq!(
+            classify_response(&answer(502, "<html>")),
+            RetryDecision::Transient
+        );
     }
 
     #[test]
     fn a_wait_is_read_in_every_spelling() {
-        let in_millis = |wait: i64| (now().millis() + wait).to_string();
+        let in_millis = |wait: i64| (now().as_millis() + wait).to_string();
         for (text, millis) in [
             (in_millis(29_000), Some(29_000)),
             (in_millis(1_234), Some(1_234)),
@@ -480,18 +510,25 @@ mod tests {
             let value = HeaderValue::from_str(&text).expect("a value");
             refused.headers.insert(RETRY_AFTER, value);
             let wait = millis.map(Duration::from_millis);
-            assert_eq!(retry_after(&refused.headers, now()), wait, "{text}");
-            let limited = Failure::RateLimited {
-                retry_after: wait.unwrap_or(LIMIT_WINDOW),
+            assert_eq!(parse_retry_after(&refused.headers, now()), wait, "{text}");
+            let limited = AppleApiError::RateLimited {
+                retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
             };
-            assert_eq!(meaning(&refused, now()), Err(limited.into()), "{text}");
+            assert_eq!(
+                interpret_response(&refused, now()),
+                Err(limited.into()),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_success_without_a_transaction_is_unreadable() {
         let body = r#"{"signedTransactionInfo":"a.b.c","new":1}"#;
-        assert_eq!(meaning(&answer(200, body), now()).as_deref(), Ok("a.b.c"));
+        assert_eq!(
+            interpret_response(&answer(200, body), now()).as_deref(),
+            Ok("a.b.c")
+        );
         for bad in [
             "",
             "<html>",
@@ -502,9 +539,12 @@ mod tests {
             r#"{"signedTransactionInfo":7}"#,
             r#"{"errorCode":4040010,"errorMessage":"Transaction id not found."}"#,
         ] {
-            let found = meaning(&answer(200, bad), now());
+            let found = interpret_response(&answer(200, bad), now());
             assert!(
-                matches!(found, Err(NoTransaction::Failure(Failure::Unreadable(_)))),
+                matches!(
+                    found,
+                    Err(TransactionLookupError::Api(AppleApiError::Unreadable(_)))
+                ),
                 "{bad}"
             );
         }
@@ -514,7 +554,7 @@ mod tests {
     fn a_question_has_one_address() {
         let apple = Url::parse("https://api.storekit.apple.com").expect("a URL");
         let under = Url::parse("http://127.0.0.1:9/apple/sandbox/").expect("a URL");
-        let text = |base, id| address(base, "transactions", id).map(String::from);
+        let text = |base, id| endpoint_url(base, "transactions", id).map(String::from);
         assert_eq!(
             text(&apple, "2000000123456789").as_deref(),
             Some("https://api.storekit.apple.com/inApps/v1/transactions/2000000123456789")
@@ -532,16 +572,16 @@ mod tests {
 
     /// An Apple that counts: questions it answered, and the client tokens it saw. It plays its script of answers
     /// first, last one first.
-    struct Stub {
-        store: AppStore,
+    struct AppStoreStub {
+        store: AppStoreClient,
         clock: Clock,
         tenant: TenantId,
-        credentials: Arc<Credentials>,
-        counts: Arc<Counts>,
+        credentials: Arc<AppleCredentials>,
+        counts: Arc<AppStoreStubState>,
     }
 
     #[derive(Default)]
-    struct Counts {
+    struct AppStoreStubState {
         asked: AtomicU32,
         bearers: Mutex<Vec<String>>,
         paths: Mutex<Vec<String>>,
@@ -549,9 +589,11 @@ mod tests {
         gate: Option<Barrier>,
     }
 
-    async fn stub(counts: Counts) -> Stub {
+    async fn start_stub(counts: AppStoreStubState) -> AppStoreStub {
         let counts = Arc::new(counts);
-        let answer = |State(counts): State<Arc<Counts>>, uri: Uri, headers: HeaderMap| async move {
+        let answer = |State(counts): State<Arc<AppStoreStubState>>,
+                      uri: Uri,
+                      headers: HeaderMap| async move {
             counts.asked.fetch_add(1, Ordering::SeqCst);
             if let Some(gate) = &counts.gate {
                 gate.wait().await;
@@ -577,12 +619,12 @@ mod tests {
         let base = format!("http://{}/", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = crate::outbound::client().expect("a client");
+        let client = crate::outbound::build_http_client().expect("a client");
         let base = Url::parse(&base).expect("a URL");
         let (production, sandbox) = (base.join("real/"), base.join("trial"));
         let clock = Clock::fixed(now());
-        Stub {
-            store: AppStore::new(
+        AppStoreStub {
+            store: AppStoreClient::new(
                 Upstream::new(client, Duration::from_secs(5)),
                 production.expect("a URL"),
                 sandbox.expect("a URL"),
@@ -590,19 +632,25 @@ mod tests {
             ),
             clock,
             tenant: TenantId::mint(now()),
-            credentials: Arc::new(credentials()),
+            credentials: Arc::new(test_credentials()),
             counts,
         }
     }
 
-    impl Stub {
-        async fn ask(&self, id: &str) -> Result<String, NoTransaction> {
-            self.ask_in(Environment::Production, id).await
+    impl AppStoreStub {
+        async fn ask(&self, id: &str) -> Result<String, TransactionLookupError> {
+            self.ask_in(AppleEnvironment::Production, id).await
         }
 
-        async fn ask_in(&self, place: Environment, id: &str) -> Result<String, NoTransaction> {
+        async fn ask_in(
+            &self,
+            place: AppleEnvironment,
+            id: &str,
+        ) -> Result<String, TransactionLookupError> {
             let (tenant, credentials) = (&self.tenant, &self.credentials);
-            self.store.transaction(tenant, credentials, place, id).await
+            self.store
+                .get_transaction_info(tenant, credentials, place, id)
+                .await
         }
 
         fn plays(&self, script: &[(u16, i64)]) {
@@ -619,9 +667,9 @@ mod tests {
 
     #[tokio::test]
     async fn each_environment_has_its_address_and_both_one_token() {
-        let apple = stub(Counts::default()).await;
-        let real = apple.ask_in(Environment::Production, "1").await;
-        let trial = apple.ask_in(Environment::Sandbox, "1").await;
+        let apple = start_stub(AppStoreStubState::default()).await;
+        let real = apple.ask_in(AppleEnvironment::Production, "1").await;
+        let trial = apple.ask_in(AppleEnvironment::Sandbox, "1").await;
         assert_eq!(
             (real.as_deref(), trial.as_deref()),
             (Ok("a.b.c"), Ok("a.b.c"))
@@ -638,26 +686,29 @@ mod tests {
         apple.ask("1").await.expect("known");
         assert_eq!(apple.tokens_and_asked(), (2, 3));
         let nothing = apple.ask("..").await;
-        assert_eq!(nothing, Err(Absent::NotAnId.into()));
+        assert_eq!(nothing, Err(AppleNotFound::MalformedId.into()));
         assert_eq!(apple.tokens_and_asked(), (2, 3), "nobody was asked");
     }
 
     #[tokio::test]
     async fn a_refused_token_is_replaced_once() {
-        let apple = stub(Counts::default()).await;
+        let apple = start_stub(AppStoreStubState::default()).await;
         apple.ask("1").await.expect("known");
         apple.plays(&[(401, 0)]);
         apple.ask("1").await.expect("known with the second token");
         assert_eq!(apple.tokens_and_asked(), (2, 3));
         apple.plays(&[(401, 0), (401, 0), (200, 0)]);
         let refused = apple.ask("1").await;
-        assert_eq!(refused, Err(Failure::Unauthorized { status: 401 }.into()));
+        assert_eq!(
+            refused,
+            Err(AppleApiError::Unauthorized { status: 401 }.into())
+        );
         assert_eq!(apple.tokens_and_asked(), (3, 5), "and not a third time");
     }
 
     #[tokio::test]
     async fn what_may_pass_is_tried_three_times() {
-        let apple = stub(Counts::default()).await;
+        let apple = start_stub(AppStoreStubState::default()).await;
         apple.plays(&[(500, 5_000_001), (404, 4_040_002)]);
         apple.ask("1").await.expect("known at the third try");
         assert_eq!(apple.tokens_and_asked(), (1, 3));
@@ -665,7 +716,7 @@ mod tests {
         let failed = apple.ask("1").await;
         assert_eq!(
             failed,
-            Err(Failure::Unexpected {
+            Err(AppleApiError::Unexpected {
                 status: 404,
                 code: Some(4_040_006),
                 message: None,
@@ -678,13 +729,15 @@ mod tests {
         assert!(
             matches!(
                 limited,
-                Err(NoTransaction::Failure(Failure::RateLimited { .. }))
+                Err(TransactionLookupError::Api(
+                    AppleApiError::RateLimited { .. }
+                ))
             ),
             "{limited:?}"
         );
         apple.plays(&[(404, 4_040_010)]);
         let absent = apple.ask("1").await;
-        assert_eq!(absent, Err(Absent::Unknown.into()));
+        assert_eq!(absent, Err(AppleNotFound::Unknown.into()));
         assert_eq!(
             apple.tokens_and_asked(),
             (1, 8),
@@ -694,9 +747,9 @@ mod tests {
 
     #[tokio::test]
     async fn identical_questions_share_a_call_and_others_do_not() {
-        let apple = stub(Counts {
+        let apple = start_stub(AppStoreStubState {
             gate: Some(Barrier::new(3)),
-            ..Counts::default()
+            ..AppStoreStubState::default()
         })
         .await;
         // The gate opens only when three calls have come: six questions, of three kinds.
@@ -705,8 +758,8 @@ mod tests {
             apple.ask("1"),
             apple.ask("2"),
             apple.ask("2"),
-            apple.ask_in(Environment::Sandbox, "1"),
-            apple.ask_in(Environment::Sandbox, "1"),
+            apple.ask_in(AppleEnvironment::Sandbox, "1"),
+            apple.ask_in(AppleEnvironment::Sandbox, "1"),
         );
         let all = [all.0, all.1, all.2, all.3, all.4, all.5];
         assert!(all.iter().all(Result::is_ok), "{all:?}");
@@ -715,20 +768,23 @@ mod tests {
 
     #[tokio::test]
     async fn an_apple_that_is_away_is_not_a_no() {
-        let apple = stub(Counts::default()).await;
+        let apple = start_stub(AppStoreStubState::default()).await;
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
         let upstream = apple.store.upstream.clone();
-        let store = AppStore::new(upstream, nowhere.clone(), nowhere, apple.clock.clone());
+        let store = AppStoreClient::new(upstream, nowhere.clone(), nowhere, apple.clock.clone());
         let asked = store
-            .transaction(
+            .get_transaction_info(
                 &apple.tenant,
                 &apple.credentials,
-                Environment::Production,
+                AppleEnvironment::Production,
                 "1",
             )
             .await;
         assert!(
-            matches!(asked, Err(NoTransaction::Failure(Failure::NoAnswer(_)))),
+            matches!(
+                asked,
+                Err(TransactionLookupError::Api(AppleApiError::NoResponse(_)))
+            ),
             "{asked:?}"
         );
     }
@@ -737,7 +793,7 @@ mod tests {
         #[test]
         fn no_id_changes_which_address_is_called(id in "(?s).{1,40}") {
             let base = Url::parse("https://store.example/base").expect("a URL");
-            if let Some(url) = address(&base, "transactions", &id) {
+            if let Some(url) = endpoint_url(&base, "transactions", &id) {
                 prop_assert_eq!(url.host_str(), Some("store.example"));
                 prop_assert_eq!(url.query(), None);
                 prop_assert_eq!(url.fragment(), None);
@@ -753,7 +809,7 @@ mod tests {
             let mut reply = answer(200, "");
             reply.status = StatusCode::from_u16(status).expect("a status");
             reply.body = body;
-            prop_assert!(status == 200 || meaning(&reply, now()).is_err());
+            prop_assert!(status == 200 || interpret_response(&reply, now()).is_err());
         }
     }
 }

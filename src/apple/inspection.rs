@@ -11,36 +11,36 @@ use serde_json::{Map, Value};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
-use super::account::Environment;
-use super::payload::Transaction;
-use super::translate::{self, Status};
-use super::trust::{self, Verifier};
+use super::account::AppleEnvironment;
+use super::payload::TransactionPayload;
+use super::translate::{self, TransactionStatus};
+use super::trust::{self, JwsVerifier};
 use crate::clock::Timestamp;
 
 /// The fields that hold something signed, and what each holds.
-const SIGNED: [(&str, Kind); 5] = [
-    ("signedPayload", Kind::Notification),
-    ("signedTransaction", Kind::Transaction),
-    ("signedTransactionInfo", Kind::Transaction),
-    ("signedRenewalInfo", Kind::Renewal),
-    ("signedAppTransactionInfo", Kind::AppTransaction),
+const SIGNED_FIELDS: [(&str, SignedDataKind); 5] = [
+    ("signedPayload", SignedDataKind::Notification),
+    ("signedTransaction", SignedDataKind::Transaction),
+    ("signedTransactionInfo", SignedDataKind::Transaction),
+    ("signedRenewalInfo", SignedDataKind::Renewal),
+    ("signedAppTransactionInfo", SignedDataKind::AppTransaction),
 ];
 
 /// What somebody expects of it. What is left out is not compared.
 #[derive(Clone, Debug, Default)]
-pub struct Expected {
+pub struct ExpectedAppIdentity {
     /// The app.
     pub bundle_id: Option<String>,
     /// Its number, compared in production.
     pub app_apple_id: Option<i64>,
     /// Where it must be.
-    pub environment: Option<Environment>,
+    pub environment: Option<AppleEnvironment>,
 }
 
 /// What a signed thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Kind {
+pub enum SignedDataKind {
     /// `StoreKit` 2's transaction, and the server API's.
     Transaction,
     /// How a subscription goes on.
@@ -60,7 +60,7 @@ pub struct Inspection {
     /// Which field it stood in; null when it was given by itself.
     pub field: Option<&'static str>,
     /// What it is, by what it says.
-    pub kind: Kind,
+    pub kind: SignedDataKind,
     /// Whether Apple signed it, and nothing in it is other than expected.
     pub believed: bool,
     /// The verifier's word for why not.
@@ -76,9 +76,9 @@ pub struct Inspection {
     /// `Production`, `Sandbox`, or what else it says.
     pub environment: Option<String>,
     /// Of a transaction: what it is at this moment.
-    pub status: Option<Status>,
+    pub status: Option<TransactionStatus>,
     /// The chain as it stands in the header, leaf first.
-    pub certificates: Vec<Link>,
+    pub certificates: Vec<CertificateDetails>,
     /// What it says.
     pub payload: Option<Value>,
     /// What is signed inside of it.
@@ -88,7 +88,7 @@ pub struct Inspection {
 /// A certificate of a chain.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Link {
+pub struct CertificateDetails {
     /// `leaf`, `intermediate`, `root (ignored)`.
     pub role: &'static str,
     /// Whose it is; null when it cannot be read.
@@ -111,38 +111,38 @@ pub struct Link {
 
 /// Takes `text` apart: a JWS, or JSON that holds one where Apple, or a question to Attesto, puts it. `None` when there is
 /// none in it.
-pub fn inspect(
+pub fn inspect_signed_data(
     text: &str,
-    verifier: &Verifier,
-    expected: &Expected,
+    verifier: &JwsVerifier,
+    expected: &ExpectedAppIdentity,
     now: Timestamp,
 ) -> Option<Inspection> {
     let text = text.trim().trim_matches('"');
     if text.starts_with('{') {
         let body: Value = serde_json::from_str(text).ok()?;
-        let (field, jws) = find(&body)?;
-        return Some(one(Some(field), jws, verifier, expected, now));
+        let (field, jws) = find_signed_field(&body)?;
+        return Some(inspect_jws(Some(field), jws, verifier, expected, now));
     }
     // Three parts of base64url: anything else is told apart from a forgery.
     let parts: Vec<_> = text.split('.').collect();
     let is_jws = parts.len() == 3 && URL_SAFE_NO_PAD.decode(parts[0]).is_ok();
-    is_jws.then(|| one(None, text, verifier, expected, now))
+    is_jws.then(|| inspect_jws(None, text, verifier, expected, now))
 }
 
 /// The first signed field, at the top or in what is wrapped around it.
-fn find(body: &Value) -> Option<(&'static str, &str)> {
-    let here = SIGNED
+fn find_signed_field(body: &Value) -> Option<(&'static str, &str)> {
+    let here = SIGNED_FIELDS
         .iter()
         .find_map(|(name, _)| Some((*name, body.get(*name)?.as_str()?)));
     // An event's `raw` is what the store sent; an answer of Attesto's has `transaction`.
-    here.or_else(|| find(body.get("raw").or_else(|| body.get("transaction"))?))
+    here.or_else(|| find_signed_field(body.get("raw").or_else(|| body.get("transaction"))?))
 }
 
-fn one(
+fn inspect_jws(
     field: Option<&'static str>,
     jws: &str,
-    verifier: &Verifier,
-    expected: &Expected,
+    verifier: &JwsVerifier,
+    expected: &ExpectedAppIdentity,
     now: Timestamp,
 ) -> Inspection {
     let mut segments = jws.split('.');
@@ -152,11 +152,11 @@ fn one(
     };
     let (header, payload) = (decoded(), decoded());
     let object = payload.as_ref().and_then(Value::as_object);
-    let kind = object.map_or(Kind::Unknown, kind);
+    let kind = object.map_or(SignedDataKind::Unknown, detect_kind);
     let signed_on = ["signedDate", "receiptCreationDate"]
         .iter()
         .find_map(|name| object?.get(*name)?.as_f64())
-        .map(moment);
+        .map(timestamp_from_millis);
     let chain = header
         .as_ref()
         .and_then(|header| header.get("x5c")?.as_array());
@@ -176,29 +176,30 @@ fn one(
             .as_ref()
             .and_then(|header| Some(header.get("alg")?.as_str()?.to_owned())),
         signed_on,
-        environment: object.and_then(environment),
+        environment: object.and_then(find_environment),
         status: None,
-        certificates: links(&texts, signed_on.unwrap_or(now)),
+        certificates: describe_certificates(&texts, signed_on.unwrap_or(now)),
         payload: payload.clone(),
         parts: Vec::new(),
     };
     // A notification holds others of its kind and may be larger than any of them.
-    let verdict = verifier.believe_any_length(jws, now);
+    let verdict = verifier.verify_jws_any_length(jws, now);
     if let Err(why) = verdict {
         found.class = Some(why.class());
-        found.refusals.push(sentence(&why.to_string()));
+        found.refusals.push(to_sentence(&why.to_string()));
     }
     if let Some(object) = object {
-        found.compare(object, expected);
-        if kind == Kind::Transaction {
+        found.check_expected(object, expected);
+        if kind == SignedDataKind::Transaction {
             let transaction =
-                Transaction::deserialize(payload.as_ref().unwrap_or(&Value::Null)).ok();
-            found.status = transaction.map(|transaction| translate::status(&transaction, now));
+                TransactionPayload::deserialize(payload.as_ref().unwrap_or(&Value::Null)).ok();
+            found.status =
+                transaction.map(|transaction| translate::transaction_status(&transaction, now));
         }
         for block in ["data", "appData"] {
             let block = object.get(block).and_then(Value::as_object);
-            for (name, jws) in block.into_iter().flat_map(signed_parts) {
-                let part = one(Some(name), jws, verifier, expected, now);
+            for (name, jws) in block.into_iter().flat_map(find_signed_parts) {
+                let part = inspect_jws(Some(name), jws, verifier, expected, now);
                 if !part.believed {
                     let refusal = format!("Its {name} would be refused, and with it the whole.");
                     found.refusals.push(refusal);
@@ -207,44 +208,44 @@ fn one(
             }
         }
     }
-    found.explain(header.as_ref(), now);
+    found.add_remarks(header.as_ref(), now);
     found.believed = found.refusals.is_empty();
     found
 }
 
-fn signed_parts(block: &Map<String, Value>) -> Vec<(&'static str, &str)> {
-    SIGNED
+fn find_signed_parts(block: &Map<String, Value>) -> Vec<(&'static str, &str)> {
+    SIGNED_FIELDS
         .iter()
         .filter_map(|(name, _)| Some((*name, block.get(*name)?.as_str()?)))
         .collect()
 }
 
 /// What it is, by the fields that only it has.
-fn kind(object: &Map<String, Value>) -> Kind {
+fn detect_kind(object: &Map<String, Value>) -> SignedDataKind {
     let has = |name: &str| object.get(name).is_some_and(|value| !value.is_null());
     if has("notificationType") || has("notificationUUID") {
-        Kind::Notification
+        SignedDataKind::Notification
     } else if has("transactionId") {
-        Kind::Transaction
+        SignedDataKind::Transaction
     } else if has("receiptType") {
-        Kind::AppTransaction
+        SignedDataKind::AppTransaction
     } else if has("originalTransactionId") {
-        Kind::Renewal
+        SignedDataKind::Renewal
     } else {
-        Kind::Unknown
+        SignedDataKind::Unknown
     }
 }
 
 /// The part of a notification that says whose it is, or the whole of anything else.
-fn identity(object: &Map<String, Value>) -> &Map<String, Value> {
+fn app_identity_block(object: &Map<String, Value>) -> &Map<String, Value> {
     ["data", "summary", "externalPurchaseToken", "appData"]
         .iter()
         .find_map(|block| object.get(*block)?.as_object())
         .unwrap_or(object)
 }
 
-fn environment(object: &Map<String, Value>) -> Option<String> {
-    let identity = identity(object);
+fn find_environment(object: &Map<String, Value>) -> Option<String> {
+    let identity = app_identity_block(object);
     let word = identity
         .get("environment")
         .or_else(|| identity.get("receiptType"))?;
@@ -253,15 +254,15 @@ fn environment(object: &Map<String, Value>) -> Option<String> {
 
 impl Inspection {
     /// What it says, beside what somebody expects of it.
-    fn compare(&mut self, object: &Map<String, Value>, expected: &Expected) {
-        let identity = identity(object);
+    fn check_expected(&mut self, object: &Map<String, Value>, expected: &ExpectedAppIdentity) {
+        let identity = app_identity_block(object);
         let text = |name: &str| identity.get(name).and_then(Value::as_str);
         let number = identity.get("appAppleId").and_then(Value::as_i64);
         let place = self.environment.as_deref();
         let mut refuse = |why: String| self.refusals.push(why);
         // Renewal info names no app.
         if let Some(bundle_id) = &expected.bundle_id
-            && self.kind != Kind::Renewal
+            && self.kind != SignedDataKind::Renewal
             && text("bundleId") != Some(bundle_id)
         {
             let found = text("bundleId").unwrap_or("none");
@@ -269,11 +270,14 @@ impl Inspection {
                 "It is of the app {found}, and {bundle_id} was expected."
             ));
         }
-        let names_number = matches!(self.kind, Kind::Notification | Kind::AppTransaction);
+        let names_number = matches!(
+            self.kind,
+            SignedDataKind::Notification | SignedDataKind::AppTransaction
+        );
         if let Some(app_apple_id) = expected.app_apple_id
             && names_number
             && number != Some(app_apple_id)
-            && (number.is_some() || place == Some(Environment::Production.as_apple()))
+            && (number.is_some() || place == Some(AppleEnvironment::Production.as_apple_str()))
         {
             let found = number.map_or_else(|| "none".to_owned(), |number| number.to_string());
             refuse(format!(
@@ -281,26 +285,30 @@ impl Inspection {
             ));
         }
         match (place, expected.environment) {
-            (Some(place), Some(environment)) if place != environment.as_apple() => refuse(format!(
-                "It is of the environment {place}, and {} was expected.",
-                environment.as_apple()
-            )),
-            (Some(place), None) if Environment::from_apple(place).is_none() => refuse(format!(
-                "It is of the environment {place}, which is never believed: only Production and Sandbox are."
-            )),
+            (Some(place), Some(environment)) if place != environment.as_apple_str() => {
+                refuse(format!(
+                    "It is of the environment {place}, and {} was expected.",
+                    environment.as_apple_str()
+                ))
+            }
+            (Some(place), None) if AppleEnvironment::from_apple_str(place).is_none() => {
+                refuse(format!(
+                    "It is of the environment {place}, which is never believed: only Production and Sandbox are."
+                ))
+            }
             _ => {}
         }
-        if self.kind == Kind::Notification && identity_is_missing(object) {
+        if self.kind == SignedDataKind::Notification && is_bundle_id_missing(object) {
             refuse("It names no app in any block, so it is no notification of a purchase.".into());
         }
         let uuid = object.get("notificationUUID").and_then(Value::as_str);
-        if self.kind == Kind::Notification && uuid.is_none_or(str::is_empty) {
+        if self.kind == SignedDataKind::Notification && uuid.is_none_or(str::is_empty) {
             refuse("It has no notificationUUID, by which it would be known again.".into());
         }
     }
 
     /// What an experienced reader would see.
-    fn explain(&mut self, header: Option<&Value>, now: Timestamp) {
+    fn add_remarks(&mut self, header: Option<&Value>, now: Timestamp) {
         let mut remark = |text: String| self.remarks.push(text);
         let key_id = header.and_then(|header| header.get("kid")?.as_str());
         if key_id == Some("Apple_Xcode_Key") || self.environment.as_deref() == Some("Xcode") {
@@ -329,17 +337,17 @@ impl Inspection {
         if self.signed_on.is_some_and(|signed_on| signed_on > now) {
             remark("It says it was signed later than now: is this machine's clock right?".into());
         }
-        if self.kind == Kind::Transaction && self.class.is_none() {
+        if self.kind == SignedDataKind::Transaction && self.class.is_none() {
             remark("A genuine signature is not an entitlement: compare appAccountToken with the user who brings it.".into());
         }
     }
 }
 
-fn identity_is_missing(object: &Map<String, Value>) -> bool {
-    !identity(object).contains_key("bundleId")
+fn is_bundle_id_missing(object: &Map<String, Value>) -> bool {
+    !app_identity_block(object).contains_key("bundleId")
 }
 
-fn links(texts: &[&str], signed_on: Timestamp) -> Vec<Link> {
+fn describe_certificates(texts: &[&str], signed_on: Timestamp) -> Vec<CertificateDetails> {
     let roles = [
         ("leaf", Some(trust::LEAF_MARKER)),
         ("intermediate", Some(trust::INTERMEDIATE_MARKER)),
@@ -353,9 +361,9 @@ fn links(texts: &[&str], signed_on: Timestamp) -> Vec<Link> {
             let der = STANDARD.decode(text).ok();
             let certificate = der.and_then(|der| Certificate::from_der(&der).ok());
             let certificate = certificate.as_ref();
-            let window = certificate.map(trust::window);
+            let window = certificate.map(trust::validity_period);
             let facts = certificate.map(Certificate::tbs_certificate);
-            Link {
+            CertificateDetails {
                 role,
                 subject: facts.map(|facts| facts.subject().to_string()),
                 issuer: facts.map(|facts| facts.issuer().to_string()),
@@ -365,14 +373,14 @@ fn links(texts: &[&str], signed_on: Timestamp) -> Vec<Link> {
                 valid_when_signed: window.map(|(from, to)| (from..=to).contains(&signed_on)),
                 marker: marker.map(|marker| marker.to_string()),
                 carries_marker: marker
-                    .and_then(|marker| Some(trust::carries(certificate?, marker))),
+                    .and_then(|marker| Some(trust::has_extension(certificate?, marker))),
             }
         })
         .collect()
 }
 
 /// A date as Apple writes it: milliseconds, sometimes with a fraction.
-fn moment(millis: f64) -> Timestamp {
+fn timestamp_from_millis(millis: f64) -> Timestamp {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the fraction is cut off, as it should be; a cast saturates"
@@ -381,7 +389,7 @@ fn moment(millis: f64) -> Timestamp {
 }
 
 /// A clause as a sentence.
-fn sentence(clause: &str) -> String {
+fn to_sentence(clause: &str) -> String {
     let mut letters = clause.chars();
     match letters.next() {
         Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),

@@ -20,23 +20,23 @@
 //! - `description`: how those are described to callers
 
 pub mod account;
-mod answers;
 pub mod api;
 mod chains;
-mod description;
+pub mod check_credentials;
+mod error_response;
 pub mod inspection;
 pub mod notifications;
 pub mod ocsp;
+mod openapi;
 pub mod payload;
-mod questions;
+mod request_body;
 pub mod routes;
 pub mod store;
 pub mod test_notification;
 pub mod translate;
-pub mod trial;
 pub mod trust;
 pub mod verify;
 
-pub use notifications::Notifications;
-pub use routes::{described, push_routes, routes};
-pub use verify::{Apple, Settings};
+pub use notifications::AppleNotifications;
+pub use routes::{notification_routes, openapi_document, verify_routes};
+pub use verify::{AppleSettings, AppleVerifier};

@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 /// Apple came to write a price differently. It stands in the raw payload as it came.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Transaction {
+pub struct TransactionPayload {
     /// The first transaction of the subscription, or this one.
     pub original_transaction_id: Option<String>,
     /// This transaction.
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Millis {
 /// The one field of Apple's answer to "what is this transaction".
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TransactionInfo {
+pub struct TransactionInfoResponse {
     /// The transaction as a JWS.
     pub signed_transaction_info: String,
 }
@@ -115,7 +115,7 @@ pub struct TransactionInfo {
 /// The one field of Apple's answer to a request for a test notification.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TestToken {
+pub struct SendTestNotificationResponse {
     /// What its status is asked by.
     pub test_notification_token: String,
 }
@@ -123,18 +123,18 @@ pub struct TestToken {
 /// What became of a test notification.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct TestStatus {
+pub struct CheckTestNotificationResponse {
     /// What was sent.
     pub signed_payload: Option<String>,
     /// How each attempt went.
     #[serde(deserialize_with = "null_is_empty")]
-    pub send_attempts: Vec<SendAttempt>,
+    pub send_attempts: Vec<SendAttemptItem>,
 }
 
 /// How sending a notification went.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct SendAttempt {
+pub struct SendAttemptItem {
     /// When.
     pub attempt_date: Option<Millis>,
     /// `SUCCESS`, `TIMED_OUT` and the like.
@@ -150,7 +150,7 @@ fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 /// Apple's error body.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct ErrorBody {
+pub struct AppleErrorBody {
     /// Its first three digits are the HTTP status. Absent when the body is not Apple's.
     pub error_code: Option<i64>,
     /// For a person.
@@ -161,7 +161,7 @@ pub struct ErrorBody {
 /// expected counts as absent, because a notification that is not understood is passed on and one that is refused is lost.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Notification {
+pub struct NotificationPayload {
     /// What happened: see [`translate`](super::translate).
     #[serde(deserialize_with = "patient")]
     pub notification_type: Option<String>,
@@ -176,16 +176,16 @@ pub struct Notification {
     pub signed_date: Option<Millis>,
     /// Nearly everything is about one purchase.
     #[serde(deserialize_with = "patient")]
-    pub data: Option<Block>,
+    pub data: Option<NotificationBlock>,
     /// How giving more time to many went.
     #[serde(deserialize_with = "patient")]
-    pub summary: Option<Block>,
+    pub summary: Option<NotificationBlock>,
     /// A token for a purchase outside the store.
     #[serde(deserialize_with = "patient")]
-    pub external_purchase_token: Option<Block>,
+    pub external_purchase_token: Option<NotificationBlock>,
     /// About the app, and no purchase of it.
     #[serde(deserialize_with = "patient")]
-    pub app_data: Option<Block>,
+    pub app_data: Option<NotificationBlock>,
     /// What Apple has added since.
     #[serde(flatten)]
     pub others: Map<String, Value>,
@@ -194,7 +194,7 @@ pub struct Notification {
 /// What a notification is about: which app, where, and what is signed about it. Every block has some of these.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Block {
+pub struct NotificationBlock {
     /// The app.
     #[serde(deserialize_with = "patient")]
     pub bundle_id: Option<String>,
@@ -221,10 +221,10 @@ pub struct Block {
     pub consumption_request_reason: Option<String>,
 }
 
-impl Notification {
+impl NotificationPayload {
     /// The block that says whose it is: in the order of Apple's own libraries, and after them any other that names an
     /// app.
-    pub fn block(&self) -> Option<(String, Block)> {
+    pub fn find_block(&self) -> Option<(String, NotificationBlock)> {
         let known = [
             ("data", &self.data),
             ("summary", &self.summary),
@@ -238,7 +238,9 @@ impl Notification {
             self.others
                 .iter()
                 .filter(|(_, value)| value.is_object())
-                .filter_map(|(name, value)| Some((name.clone(), Block::deserialize(value).ok()?)))
+                .filter_map(|(name, value)| {
+                    Some((name.clone(), NotificationBlock::deserialize(value).ok()?))
+                })
                 .find(|(_, block)| block.bundle_id.is_some())
         })
     }
@@ -285,22 +287,22 @@ fn patient<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 
 /// A JSON object whose fields stay as they were written, and in their order.
 #[derive(Debug)]
-pub(super) struct Written(Vec<(String, Box<RawValue>)>);
+pub(super) struct OrderedObject(Vec<(String, Box<RawValue>)>);
 
-impl Written {
+impl OrderedObject {
     /// The fields of an object; `None` for what is none.
-    pub(super) fn read(json: &RawValue) -> Option<Self> {
+    pub(super) fn parse_object(json: &RawValue) -> Option<Self> {
         serde_json::from_str(json.get()).ok()
     }
 
     /// A field that is an object itself.
-    pub(super) fn object(&self, name: &str) -> Option<Self> {
+    pub(super) fn get_object(&self, name: &str) -> Option<Self> {
         let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
-        Self::read(value)
+        Self::parse_object(value)
     }
 
     /// Puts a field behind another, instead of whatever has its name.
-    pub(super) fn put_behind(&mut self, other: &str, name: &str, value: Box<RawValue>) {
+    pub(super) fn insert_after(&mut self, other: &str, name: &str, value: Box<RawValue>) {
         self.0.retain(|(known, _)| known != name);
         let place = self.0.iter().position(|(known, _)| known == other);
         let place = place.map_or(self.0.len(), |place| place + 1);
@@ -308,29 +310,29 @@ impl Written {
     }
 
     /// Puts another value in a field's place.
-    pub(super) fn replace(&mut self, name: &str, value: &Self) {
+    pub(super) fn replace_field(&mut self, name: &str, value: &Self) {
         for (_, old) in self.0.iter_mut().filter(|(known, _)| known == name) {
-            *old = value.write();
+            *old = value.to_json();
         }
     }
 
     /// The object as JSON.
-    pub(super) fn write(&self) -> Box<RawValue> {
+    pub(super) fn to_json(&self) -> Box<RawValue> {
         serde_json::value::to_raw_value(self).unwrap_or_else(|_| RawValue::NULL.to_owned())
     }
 }
 
-impl Serialize for Written {
+impl Serialize for OrderedObject {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-impl<'de> Deserialize<'de> for Written {
+impl<'de> Deserialize<'de> for OrderedObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> serde::de::Visitor<'de> for Fields {
-            type Value = Written;
+            type Value = OrderedObject;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
@@ -339,12 +341,12 @@ impl<'de> Deserialize<'de> for Written {
             fn visit_map<A: serde::de::MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> Result<Written, A::Error> {
+            ) -> Result<OrderedObject, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
                 }
-                Ok(Written(fields))
+                Ok(OrderedObject(fields))
             }
         }
         deserializer.deserialize_map(Fields)
@@ -353,9 +355,9 @@ impl<'de> Deserialize<'de> for Written {
 
 /// What is looked at before a payload's signature is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Glance {
+pub(super) struct PayloadPeek {
     /// The day of signing: of a transaction, renewal or notification, or of an app transaction.
-    pub(super) signed_on: Option<Timestamp>,
+    pub(super) signed_date: Option<Timestamp>,
     /// Whether each field is given once. JSON does not say which of two counts, so two readers of one signed text
     /// could disagree.
     pub(super) is_unambiguous: bool,
@@ -363,14 +365,14 @@ pub(super) struct Glance {
 
 /// More fields than Apple signs, by far. Looking for one given twice takes time that grows with the square of this, and
 /// anybody may send a payload.
-const MOST_FIELDS: usize = 256;
+const MAX_PAYLOAD_FIELDS: usize = 256;
 
 /// One look over a payload. `None` when it is not one JSON object with at most [`MOST_FIELDS`] fields, or when its date
 /// is none.
-pub(super) fn glance(json: &[u8]) -> Option<Glance> {
+pub(super) fn peek_signed_date(json: &[u8]) -> Option<PayloadPeek> {
     struct Looking;
     impl<'de> serde::de::Visitor<'de> for Looking {
-        type Value = Option<Glance>;
+        type Value = Option<PayloadPeek>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
@@ -384,20 +386,20 @@ pub(super) fn glance(json: &[u8]) -> Option<Glance> {
             let mut seen: Vec<std::borrow::Cow<'de, str>> = Vec::with_capacity(48);
             let (mut signed, mut created) = (None::<Millis>, None::<Millis>);
             let mut is_unambiguous = true;
-            while let Some(Name(name)) = map.next_key()? {
+            while let Some(FieldName(name)) = map.next_key()? {
                 match &*name {
                     "signedDate" => signed = map.next_value()?,
                     "receiptCreationDate" => created = map.next_value()?,
                     _ => drop(map.next_value::<serde::de::IgnoredAny>()?),
                 }
                 is_unambiguous &= !seen.contains(&name);
-                if seen.len() == MOST_FIELDS {
+                if seen.len() == MAX_PAYLOAD_FIELDS {
                     return Ok(None);
                 }
                 seen.push(name);
             }
-            Ok(Some(Glance {
-                signed_on: signed.or(created).map(|Millis(date)| date),
+            Ok(Some(PayloadPeek {
+                signed_date: signed.or(created).map(|Millis(date)| date),
                 is_unambiguous,
             }))
         }
@@ -410,16 +412,16 @@ pub(super) fn glance(json: &[u8]) -> Option<Glance> {
 
 /// A field's name, borrowed unless it is written with escapes.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+struct FieldName<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 
 /// A payload as it was signed, for whoever wants what is not understood here.
-pub(super) fn raw(json: Vec<u8>) -> Option<Box<RawValue>> {
+pub(super) fn to_raw_json(json: Vec<u8>) -> Option<Box<RawValue>> {
     let text = String::from_utf8(json).ok()?;
     RawValue::from_string(text).ok()
 }
 
 /// A number or word to be passed on as it is.
-pub(super) fn as_is(number: Option<Number>) -> Option<Value> {
+pub(super) fn number_to_value(number: Option<Number>) -> Option<Value> {
     number.map(Value::Number)
 }
 
@@ -435,7 +437,7 @@ mod tests {
             ("0", 0),
         ] {
             let read: Millis = serde_json::from_str(json).expect(json);
-            assert_eq!(read.0.millis(), millis, "{json}");
+            assert_eq!(read.0.as_millis(), millis, "{json}");
         }
         for json in ["\"1697679936049\"", "true", "{}"] {
             assert!(serde_json::from_str::<Millis>(json).is_err(), "{json}");
@@ -444,12 +446,12 @@ mod tests {
 
     #[test]
     fn absent_and_null_are_the_same_and_more_is_no_harm() {
-        let empty: Transaction = serde_json::from_str("{}").expect("readable");
-        let nulls: Transaction =
+        let empty: TransactionPayload = serde_json::from_str("{}").expect("readable");
+        let nulls: TransactionPayload =
             serde_json::from_str(r#"{"expiresDate":null,"offerType":null,"new":[{}]}"#)
                 .expect("readable");
         assert_eq!(empty, nulls);
-        let new: Transaction =
+        let new: TransactionPayload =
             serde_json::from_str(r#"{"offerType":99,"type":"Lease"}"#).expect("readable");
         assert_eq!(new.offer_type, Some(Number::from(99)));
         assert_eq!(new.r#type.as_deref(), Some("Lease"));
@@ -457,12 +459,13 @@ mod tests {
 
     #[test]
     fn what_does_not_decide_may_be_of_another_kind() {
-        let odd: Transaction = serde_json::from_str(
+        let odd: TransactionPayload = serde_json::from_str(
             r#"{"transactionId":"1","price":"9.99","offerType":"WIN_BACK","revocationReason":{},"storefrontId":143441,
                 "quantity":"1","purchaseDate":"soon","appAccountToken":7,"type":[],"currency":1}"#,
         )
         .expect("readable");
-        let bare: Transaction = serde_json::from_str(r#"{"transactionId":"1"}"#).expect("readable");
+        let bare: TransactionPayload =
+            serde_json::from_str(r#"{"transactionId":"1"}"#).expect("readable");
         assert_eq!(odd, bare);
         for name in [
             "transactionId",
@@ -476,7 +479,7 @@ mod tests {
         ] {
             let json = format!(r#"{{"{name}":[]}}"#);
             assert!(
-                serde_json::from_str::<Transaction>(&json).is_err(),
+                serde_json::from_str::<TransactionPayload>(&json).is_err(),
                 "{name}"
             );
         }
@@ -495,7 +498,7 @@ mod tests {
             (r#"{"a":"#, None),
             ("", None),
         ] {
-            let seen = glance(json.as_bytes()).map(|glance| glance.is_unambiguous);
+            let seen = peek_signed_date(json.as_bytes()).map(|glance| glance.is_unambiguous);
             assert_eq!(seen, unambiguous, "{json}");
         }
     }
@@ -508,10 +511,10 @@ mod tests {
             (r#"{"receiptCreationDate":7,"signedDate":null}"#, Some(7)),
             (r#"{"receiptCreationDate":7,"signedDate":8}"#, Some(8)),
         ] {
-            let glance = glance(json.as_bytes()).expect(json);
-            assert_eq!(glance.signed_on.map(Timestamp::millis), day, "{json}");
+            let glance = peek_signed_date(json.as_bytes()).expect(json);
+            assert_eq!(glance.signed_date.map(Timestamp::as_millis), day, "{json}");
         }
-        assert_eq!(glance(br#"{"signedDate":"1"}"#), None);
+        assert_eq!(peek_signed_date(br#"{"signedDate":"1"}"#), None);
     }
 
     #[test]
@@ -520,7 +523,10 @@ mod tests {
             let fields: Vec<_> = (0..fields).map(|n| format!("\"{n}\":0")).collect();
             format!("{{{}}}", fields.join(","))
         };
-        assert!(glance(payload(MOST_FIELDS).as_bytes()).is_some());
-        assert_eq!(glance(payload(MOST_FIELDS + 1).as_bytes()), None);
+        assert!(peek_signed_date(payload(MAX_PAYLOAD_FIELDS).as_bytes()).is_some());
+        assert_eq!(
+            peek_signed_date(payload(MAX_PAYLOAD_FIELDS + 1).as_bytes()),
+            None
+        );
     }
 }

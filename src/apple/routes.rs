@@ -5,27 +5,32 @@ use serde_json::value::RawValue;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
-use super::account::Environment;
-use super::api::Absent;
-use super::description::{
-    self, Answer, Push as PushRequest, PushErrors, VerifyErrors, VerifyRequest,
+use super::account::AppleEnvironment;
+use super::api::AppleNotFound;
+use super::notifications::{AppleNotifications, SignedNotification};
+use super::openapi::{
+    self, AppleNotificationErrorResponses, AppleNotificationSchema as PushRequest,
+    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
 };
-use super::notifications::{Message, Notifications};
-use super::questions::{MAX_PUSH_BYTES, Push};
-use super::trust::Distrust;
-use super::verify::{Apple, No, Question, Verified};
-use crate::audit::{Verdict, Verifications};
-use crate::events::{Receipt, Received, Source};
-use crate::http::envelope::LogFields;
-use crate::http::json::{self, Json};
-use crate::http::problem::{Declined, Issue};
+use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
+use super::trust::SignatureError;
+use super::verify::{AppleRejection, AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
+use crate::audit::{VerificationLog, VerificationOutcome};
+use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::json::{self, JsonBody};
+use crate::http::problem::{Issue, VerifyErrorResponse};
+use crate::http::request_layer::RequestLogFields;
 use crate::http::{Problem, body};
 use crate::id::TenantId;
-use crate::tenants::{Caller, Callers};
+use crate::tenants::{Authenticator, Caller};
 
 /// What a tenant's backend asks.
-pub fn routes(apple: Apple, callers: Callers, verifications: Verifications) -> OpenApiRouter {
-    asked().with_state(Room {
+pub fn verify_routes(
+    apple: AppleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+) -> OpenApiRouter {
+    verify_openapi_router().with_state(AppleVerifyState {
         apple,
         callers,
         verifications,
@@ -33,43 +38,47 @@ pub fn routes(apple: Apple, callers: Callers, verifications: Verifications) -> O
 }
 
 /// What Apple posts.
-pub fn push_routes(notifications: Notifications, received: Received) -> OpenApiRouter {
-    pushed().with_state(Door {
+pub fn notification_routes(
+    notifications: AppleNotifications,
+    received: NotificationMetrics,
+) -> OpenApiRouter {
+    notification_openapi_router().with_state(AppleNotificationState {
         notifications,
         received,
     })
 }
 
 /// Both, as they are described.
-pub fn described() -> utoipa::openapi::OpenApi {
-    let mut both = asked().into_openapi();
-    both.merge(pushed().into_openapi());
+pub fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut both = verify_openapi_router().into_openapi();
+    both.merge(notification_openapi_router().into_openapi());
     both
 }
 
-fn asked() -> OpenApiRouter<Room> {
-    OpenApiRouter::new().routes(routes!(verify))
+fn verify_openapi_router() -> OpenApiRouter<AppleVerifyState> {
+    OpenApiRouter::new().routes(routes!(verify_purchase))
 }
 
-fn pushed() -> OpenApiRouter<Door> {
-    OpenApiRouter::new().routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
-}
-
-#[derive(Clone)]
-struct Door {
-    notifications: Notifications,
-    received: Received,
+fn notification_openapi_router() -> OpenApiRouter<AppleNotificationState> {
+    OpenApiRouter::new()
+        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
 }
 
 #[derive(Clone)]
-struct Room {
-    apple: Apple,
-    callers: Callers,
-    verifications: Verifications,
+struct AppleNotificationState {
+    notifications: AppleNotifications,
+    received: NotificationMetrics,
 }
 
-impl FromRef<Room> for Callers {
-    fn from_ref(room: &Room) -> Self {
+#[derive(Clone)]
+struct AppleVerifyState {
+    apple: AppleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+}
+
+impl FromRef<AppleVerifyState> for Authenticator {
+    fn from_ref(room: &AppleVerifyState) -> Self {
         room.callers.clone()
     }
 }
@@ -85,7 +94,7 @@ impl FromRef<Room> for Callers {
     tag = "verify",
     security(("apiKey" = [])),
     request_body(
-        content = VerifyRequest,
+        content = AppleVerifyRequestSchema,
         description = "Which transaction, and what must be true of it. At most 16 KB.",
         examples(
             ("byId" = (summary = "By its id", value = json!({
@@ -102,34 +111,36 @@ impl FromRef<Room> for Callers {
         (
             status = 200,
             description = "A verdict: the transaction, or `valid: false` and why not",
-            body = Answer,
+            body = AppleVerifyResponseSchema,
             examples(
-                ("active" = (summary = "A subscription that is paid for.", value = json!(description::subscription()))),
-                ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(description::refunded()))),
-                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(description::no(No::NotFound(Absent::Unknown))))),
-                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(description::no(No::Distrusted(Distrust::BadSignature))))),
-                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(description::no(No::OtherApp { expected: "com.example.app".to_owned() })))),
-                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(description::no(No::OtherEnvironment { expected: Some(Environment::Production), found: Some("Sandbox".to_owned()) })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(description::no(No::OtherUser)))),
+                ("active" = (summary = "A subscription that is paid for.", value = json!(openapi::subscription_example()))),
+                ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(openapi::refunded_example()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleRejection::NotFound(AppleNotFound::Unknown))))),
+                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleRejection::InvalidSignature(SignatureError::BadSignature))))),
+                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleRejection::BundleIdMismatch { expected: "com.example.app".to_owned() })))),
+                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(openapi::rejection_example(AppleRejection::EnvironmentMismatch { expected: Some(AppleEnvironment::Production), found: Some("Sandbox".to_owned()) })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleRejection::AppUserMismatch)))),
             ),
         ),
-        VerifyErrors,
+        AppleVerifyErrorResponses,
     ),
 )]
-async fn verify(
-    State(room): State<Room>,
+async fn verify_purchase(
+    State(room): State<AppleVerifyState>,
     caller: Caller,
-    Json(question): Json<Question>,
-) -> Result<axum::Json<Verified>, Declined> {
-    let asked = room.verifications.begin(Source::Apple);
-    let verified = room.apple.verify(&caller.tenant, &question).await;
-    let verified = verified.map_err(Declined::from);
+    JsonBody(question): JsonBody<AppleVerifyRequest>,
+) -> Result<axum::Json<VerifiedTransaction>, VerifyErrorResponse> {
+    let asked = room.verifications.start_verification(EventSource::Apple);
+    let verified = room.apple.verify_purchase(&caller.tenant, &question).await;
+    let verified = verified.map_err(VerifyErrorResponse::from);
     let verdict = match &verified {
-        Ok(_) => Verdict::Yes,
-        Err(Declined::No(refusal)) => Verdict::No(refusal.code),
-        Err(Declined::Failed(problem)) => Verdict::None(problem.code.as_str()),
+        Ok(_) => VerificationOutcome::Valid,
+        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
+        Err(VerifyErrorResponse::Failed(problem)) => {
+            VerificationOutcome::Error(problem.code.as_str())
+        }
     };
-    asked.end(&caller.tenant, || question.identifier(), verdict);
+    asked.record_outcome(&caller.tenant, || question.audit_identifier(), verdict);
     verified.map(axum::Json)
 }
 
@@ -157,46 +168,49 @@ async fn verify(
         (
             status = 200,
             description = "It is stored, now or before",
-            body = Receipt,
+            body = AcceptedNotification,
             examples(
-                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(Receipt::example("002e14d5-51f5-4503-b5a8-c3a1af68eb20", true)))),
-                ("repeat" = (summary = "It had come before.", value = json!(Receipt::example("002e14d5-51f5-4503-b5a8-c3a1af68eb20", false)))),
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(AcceptedNotification::example_json("002e14d5-51f5-4503-b5a8-c3a1af68eb20", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(AcceptedNotification::example_json("002e14d5-51f5-4503-b5a8-c3a1af68eb20", false)))),
             ),
         ),
-        PushErrors,
+        AppleNotificationErrorResponses,
     ),
 )]
-async fn receive(
-    State(door): State<Door>,
+async fn receive_notification(
+    State(door): State<AppleNotificationState>,
     Path(tenant): Path<String>,
     request: Request,
-) -> Result<axum::Json<Receipt>, Problem> {
-    let outcome = take(&door.notifications, &tenant, request).await;
+) -> Result<axum::Json<AcceptedNotification>, Problem> {
+    let outcome = accept_push(&door.notifications, &tenant, request).await;
     let counted = outcome.as_ref().map_err(Problem::status);
-    door.received.note(Source::Apple, counted);
+    door.received
+        .count_notification(EventSource::Apple, counted);
     outcome.map(axum::Json)
 }
 
-async fn take(
-    notifications: &Notifications,
+async fn accept_push(
+    notifications: &AppleNotifications,
     tenant: &str,
     request: Request,
-) -> Result<Receipt, Problem> {
-    let tenant: TenantId = tenant.parse().map_err(|problem: crate::id::MalformedId| {
-        Problem::invalid(&[Issue::at("tenantId", problem.to_string())])
-    })?;
+) -> Result<AcceptedNotification, Problem> {
+    let tenant: TenantId = tenant
+        .parse()
+        .map_err(|problem: crate::id::MalformedIdError| {
+            Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
+        })?;
     let (parts, body) = request.into_parts();
-    let admitted = notifications.admit(&tenant).await?;
-    if let Some(fields) = parts.extensions.get::<LogFields>() {
-        fields.tenant(tenant.as_str());
+    let admitted = notifications.find_active_tenant(&tenant).await?;
+    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
+        fields.set_tenant(tenant.as_str());
     }
     // The type is not looked at: the signature is good enough, and a notification lost to a header would be a pity.
-    let body = body::read(&parts.headers, &parts.extensions, body).await?;
-    let Push { signed_payload } = json::read(&body)?;
-    let message = Message {
+    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
+    let ApplePushBody { signed_payload } = json::read_json(&body)?;
+    let message = SignedNotification {
         signed_payload,
         // It was read before, so it is JSON.
-        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal)?,
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
     };
-    Ok(notifications.accept(admitted, message).await?)
+    Ok(notifications.accept_notification(admitted, message).await?)
 }

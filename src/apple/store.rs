@@ -4,30 +4,33 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{Credentials, Environment, EnvironmentChoice, MalformedKey, SigningKey};
-use crate::clock::Timestamp;
-use crate::credentials::grace::{
-    Before, GRACE, MOST_ROUNDS, NoWayBack, Places, Previous, Replaced,
+use super::account::{
+    AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey, SigningKeyError,
 };
-use crate::credentials::sealed::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
+use crate::clock::Timestamp;
+use crate::credentials::history::{
+    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
+    PreviousOutcome, ReplacedCredentials, RollbackError,
+};
+use crate::credentials::sealed_columns::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, OpenError};
+use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{self, Database};
 use crate::id::TenantId;
 
 /// Why stored credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FindError {
+pub enum LoadAppleCredentialsError {
     /// The database did not answer.
     #[error(transparent)]
     Database(#[from] db::Error),
     /// They do not open.
     #[error("the private key of {tenant} cannot be opened: {cause}")]
-    Sealed {
+    CannotUnseal {
         /// Whose.
         tenant: TenantId,
         /// Why.
-        cause: OpenError,
+        cause: UnsealError,
     },
     /// They open, but are not what was checked when they were set: another release, or another hand.
     #[error("the stored private key of {tenant} is not one: {cause}")]
@@ -35,11 +38,11 @@ pub enum FindError {
         /// Whose.
         tenant: TenantId,
         /// Why.
-        cause: MalformedKey,
+        cause: SigningKeyError,
     },
     /// The environment is a word of another release.
     #[error("the stored environment of {tenant} is none that is known here: {word}")]
-    Environment {
+    UnknownEnvironment {
         /// Whose.
         tenant: TenantId,
         /// What is stored.
@@ -50,7 +53,7 @@ pub enum FindError {
 /// What may be shown of a tenant's Apple credentials: everything but the key.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
+pub struct AppleCredentialSummary {
     /// Whose.
     pub tenant_id: TenantId,
     /// The tenant's app.
@@ -70,20 +73,20 @@ pub struct Summary {
     /// When they were last set.
     pub updated_at: Timestamp,
     /// Those before them, while one can go back.
-    pub previous: Option<Previous>,
+    pub previous: Option<PreviousCredentials>,
 }
 
 /// What is set.
-pub struct NewCredentials<'a> {
+pub struct NewAppleCredentials<'a> {
     /// The private key's file as it was uploaded, which is what is sealed.
-    pub file: &'a [u8],
+    pub key_file: &'a [u8],
     /// The same, understood, and everything else.
-    pub credentials: &'a Credentials,
+    pub credentials: &'a AppleCredentials,
 }
 
 /// Why credentials were not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum PutError {
+pub enum SetAppleCredentialsError {
     /// There is no tenant of this id.
     #[error("there is no tenant {0}")]
     UnknownTenant(TenantId),
@@ -96,11 +99,11 @@ pub enum PutError {
 }
 
 /// The tenant's credentials, opened. `None` when it has none.
-pub async fn find(
+pub async fn load_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-) -> Result<Option<Credentials>, FindError> {
+) -> Result<Option<AppleCredentials>, LoadAppleCredentialsError> {
     let row = sqlx::query!(
         "select bundle_id, key_id, issuer_id, private_key_enc, environment, app_apple_id \
            from apple_credentials where tenant_id = $1",
@@ -110,21 +113,27 @@ pub async fn find(
     .await?;
     let Some(row) = row else { return Ok(None) };
     let file = keyring
-        .open(APPLE_PRIVATE_KEY.of(tenant.as_str()), &row.private_key_enc)
-        .map_err(|cause| FindError::Sealed {
+        .open(
+            APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
+            &row.private_key_enc,
+        )
+        .map_err(|cause| LoadAppleCredentialsError::CannotUnseal {
             tenant: tenant.clone(),
             cause,
         })?;
-    let key = SigningKey::parse(file.expose_secret()).map_err(|cause| FindError::Malformed {
-        tenant: tenant.clone(),
-        cause,
+    let key = SigningKey::parse(file.expose_secret()).map_err(|cause| {
+        LoadAppleCredentialsError::Malformed {
+            tenant: tenant.clone(),
+            cause,
+        }
     })?;
-    let environment =
-        EnvironmentChoice::parse(&row.environment).ok_or_else(|| FindError::Environment {
+    let environment = EnvironmentChoice::parse(&row.environment).ok_or_else(|| {
+        LoadAppleCredentialsError::UnknownEnvironment {
             tenant: tenant.clone(),
             word: row.environment,
-        })?;
-    Ok(Some(Credentials {
+        }
+    })?;
+    Ok(Some(AppleCredentials {
         bundle_id: row.bundle_id,
         key_id: row.key_id,
         issuer_id: row.issuer_id,
@@ -135,10 +144,10 @@ pub async fn find(
 }
 
 /// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
-pub async fn describe(
+pub async fn find_credential_summary(
     database: &Database,
     tenant: &TenantId,
-) -> Result<Option<Summary>, db::Error> {
+) -> Result<Option<AppleCredentialSummary>, db::Error> {
     let row = sqlx::query!(
         r#"
         select stored.bundle_id, stored.key_id, stored.issuer_id, stored.environment, stored.app_apple_id,
@@ -153,7 +162,7 @@ pub async fn describe(
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| Summary {
+    Ok(row.map(|row| AppleCredentialSummary {
         tenant_id: tenant.clone(),
         bundle_id: row.bundle_id,
         key_id: row.key_id,
@@ -163,39 +172,43 @@ pub async fn describe(
         has_private_key: true,
         key_fingerprint: row.key_fingerprint,
         updated_at: row.updated_at.into(),
-        previous: Previous::of(row.previous_fingerprint, row.replaced_at, row.expires_at),
+        previous: PreviousCredentials::from_columns(
+            row.previous_fingerprint,
+            row.replaced_at,
+            row.expires_at,
+        ),
     }))
 }
 
-fn places(tenant: &TenantId) -> Places<'_> {
-    Places {
-        stored: APPLE_PRIVATE_KEY.of(tenant.as_str()),
-        previous: APPLE_PREVIOUS_KEY.of(tenant.as_str()),
+fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
+    CredentialHistory {
+        current: APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
+        previous: APPLE_PREVIOUS_KEY.context_for(tenant.as_str()),
     }
 }
 
 /// Stores credentials in place of those there were, every field of them, and keeps those for [`GRACE`]. Setting the same
 /// twice is the same as once.
-pub async fn put(
+pub async fn set_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-) -> Result<(), PutError> {
-    replace(database, keyring, tenant, new, GRACE)
+    new: &NewAppleCredentials<'_>,
+) -> Result<(), SetAppleCredentialsError> {
+    replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
         .await
         .map(drop)
 }
 
 /// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
-pub async fn replace(
+pub async fn replace_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
+    new: &NewAppleCredentials<'_>,
     grace: Duration,
-) -> Result<Before, PutError> {
-    for _ in 0..MOST_ROUNDS {
+) -> Result<PreviousOutcome, SetAppleCredentialsError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
         let stored = sqlx::query!(
             "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
                from apple_credentials where tenant_id = $1",
@@ -204,8 +217,8 @@ pub async fn replace(
         .fetch_optional(database.pool())
         .await?;
         let Some(stored) = stored else {
-            if insert(database, keyring, tenant, new).await? {
-                return Ok(Before::None);
+            if insert_credentials(database, keyring, tenant, new).await? {
+                return Ok(PreviousOutcome::None);
             }
             continue;
         };
@@ -217,27 +230,27 @@ pub async fn replace(
             && stored.environment == credentials.environment.as_str()
             && stored.app_apple_id == credentials.app_apple_id;
         let was = &stored.private_key_enc;
-        let (before, kept) = places(tenant).set_aside(keyring, was, is_same, grace);
-        let replaced = Replaced {
-            was,
-            before: &before,
-            kept: kept.as_deref(),
-            grace,
+        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
+        let replaced = ReplacedCredentials {
+            expected_blob: was,
+            outcome: &before,
+            retained_blob: kept.as_deref(),
+            grace_period: grace,
         };
-        if update(database, keyring, tenant, new, &replaced).await? {
+        if update_credentials(database, keyring, tenant, new, &replaced).await? {
             return Ok(before);
         }
     }
-    Err(PutError::Contended(tenant.clone()))
+    Err(SetAppleCredentialsError::Contended(tenant.clone()))
 }
 
 /// Whether nobody was first.
-async fn insert(
+async fn insert_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-) -> Result<bool, PutError> {
+    new: &NewAppleCredentials<'_>,
+) -> Result<bool, SetAppleCredentialsError> {
     let credentials = new.credentials;
     let inserted = sqlx::query!(
         "insert into apple_credentials \
@@ -248,7 +261,7 @@ async fn insert(
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
-        keyring.seal(APPLE_PRIVATE_KEY.of(tenant.as_str()), new.file),
+        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
@@ -256,20 +269,20 @@ async fn insert(
     .execute(database.pool())
     .await
     .map_err(|error| {
-        db::on_constraint(error, "apple_credentials_tenant_id_fkey", || {
-            PutError::UnknownTenant(tenant.clone())
+        db::map_constraint_error(error, "apple_credentials_tenant_id_fkey", || {
+            SetAppleCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
     Ok(inserted.rows_affected() == 1)
 }
 
 /// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
-async fn update(
+async fn update_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-    replaced: &Replaced<'_>,
+    new: &NewAppleCredentials<'_>,
+    replaced: &ReplacedCredentials<'_>,
 ) -> Result<bool, db::Error> {
     let credentials = new.credentials;
     sqlx::query_scalar!(
@@ -300,17 +313,17 @@ async fn update(
         select exists (select from replaced) as "done!"
         "#,
         tenant.as_str(),
-        replaced.was,
+        replaced.expected_blob,
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
-        keyring.seal(APPLE_PRIVATE_KEY.of(tenant.as_str()), new.file),
+        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
-        *replaced.before == Before::Same,
-        replaced.kept,
-        replaced.grace.as_secs_f64(),
+        *replaced.outcome == PreviousOutcome::Unchanged,
+        replaced.retained_blob,
+        replaced.grace_period.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await
@@ -318,13 +331,13 @@ async fn update(
 
 /// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
 /// are left now are kept for `grace`, if they open.
-pub async fn roll_back(
+pub async fn rollback_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     grace: Duration,
-) -> Result<(), NoWayBack> {
-    for _ in 0..MOST_ROUNDS {
+) -> Result<(), RollbackError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
         let found = sqlx::query!(
             "select previous.private_key_enc as previous, stored.private_key_enc as stored \
                from apple_previous_credentials previous join apple_credentials stored using (tenant_id) \
@@ -333,8 +346,9 @@ pub async fn roll_back(
         )
         .fetch_optional(database.pool())
         .await?
-        .ok_or(NoWayBack::Nothing)?;
-        let (back, left) = places(tenant).exchanged(keyring, &found.stored, &found.previous)?;
+        .ok_or(RollbackError::NothingRetained)?;
+        let (back, left) =
+            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
         let done = sqlx::query_scalar!(
             r#"
             with replaced as (
@@ -373,15 +387,15 @@ pub async fn roll_back(
             return Ok(());
         }
     }
-    Err(NoWayBack::Contended)
+    Err(RollbackError::Contended)
 }
 
 /// Keeps what became of the test notification that Apple was last asked for: Apple's word, or one of those in
 /// [`super::test_notification`].
-pub async fn keep_test(
+pub async fn record_test_notification(
     database: &Database,
     tenant: &TenantId,
-    environment: Environment,
+    environment: AppleEnvironment,
     result: &str,
 ) -> Result<(), db::Error> {
     sqlx::query!(

@@ -39,7 +39,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::payload::{Millis, Notification, SignedPart, Transaction};
+use super::payload::{Millis, NotificationPayload, SignedPart, TransactionPayload};
 use crate::clock::Timestamp;
 use crate::events::Word;
 
@@ -53,7 +53,7 @@ use crate::events::Word;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = apple::Status)]
-pub enum Status {
+pub enum TransactionStatus {
     /// Paid for, and not over.
     Active,
     /// Its time is over. A later transaction may have renewed it.
@@ -67,30 +67,30 @@ pub enum Status {
 }
 
 /// What `transaction` is at `now`.
-pub fn status(transaction: &Transaction, now: Timestamp) -> Status {
+pub fn transaction_status(transaction: &TransactionPayload, now: Timestamp) -> TransactionStatus {
     if transaction.revocation_date.is_some() {
         let kind = transaction.revocation_type.as_deref();
         let is_shared = transaction.in_app_ownership_type.as_deref() == Some("FAMILY_SHARED");
         return match kind {
-            Some("FAMILY_REVOKE") => Status::Revoked,
-            None if is_shared => Status::Revoked,
-            _ => Status::Refunded,
+            Some("FAMILY_REVOKE") => TransactionStatus::Revoked,
+            None if is_shared => TransactionStatus::Revoked,
+            _ => TransactionStatus::Refunded,
         };
     }
     if transaction.is_upgraded == Some(true) {
-        return Status::Upgraded;
+        return TransactionStatus::Upgraded;
     }
     match transaction.expires_date {
-        Some(Millis(end)) if end <= now => Status::Expired,
-        _ => Status::Active,
+        Some(Millis(end)) if end <= now => TransactionStatus::Expired,
+        _ => TransactionStatus::Active,
     }
 }
 
 /// What a notification says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meaning {
+pub struct AppleTranslation {
     /// What happened.
-    pub word: Word,
+    pub event_type: Word,
     /// The finer intent.
     pub reason: Option<Cow<'static, str>>,
     /// Apple's own name for it.
@@ -107,13 +107,16 @@ pub fn is_subscription(transaction: &SignedPart) -> bool {
 }
 
 /// What a notification says; `transaction` is the one inside of it. The table stands at the top of this file.
-pub fn meaning(notification: &Notification, transaction: Option<&SignedPart>) -> Meaning {
+pub fn translate_notification(
+    notification: &NotificationPayload,
+    transaction: Option<&SignedPart>,
+) -> AppleTranslation {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let (kind, subtype) = (
         given(&notification.notification_type),
         given(&notification.subtype),
     );
-    let (word, reason) = event(
+    let (word, reason) = map_event_type(
         kind.as_deref().unwrap_or_default(),
         subtype.as_deref(),
         notification,
@@ -125,17 +128,17 @@ pub fn meaning(notification: &Notification, transaction: Option<&SignedPart>) ->
         platform_event.push_str(subtype);
     }
     platform_event.make_ascii_lowercase();
-    Meaning {
-        word,
+    AppleTranslation {
+        event_type: word,
         reason,
         platform_event,
     }
 }
 
-fn event(
+fn map_event_type(
     kind: &str,
     subtype: Option<&str>,
-    notification: &Notification,
+    notification: &NotificationPayload,
     transaction: Option<&SignedPart>,
 ) -> (Word, Option<Cow<'static, str>>) {
     // Most of what Apple reports is about subscriptions, and where nothing says otherwise, so is this.
@@ -180,9 +183,11 @@ fn event(
         (
             "EXPIRED",
             Some("VOLUNTARY" | "BILLING_RETRY" | "PRICE_INCREASE" | "PRODUCT_NOT_FOR_SALE"),
-        ) => return (Word::SubscriptionExpired, lower(subtype)),
+        ) => return (Word::SubscriptionExpired, lowercase_reason(subtype)),
         ("EXPIRED", _) => Word::SubscriptionExpired,
-        ("OFFER_REDEEMED", _) => return (Word::SubscriptionOfferRedeemed, lower(subtype)),
+        ("OFFER_REDEEMED", _) => {
+            return (Word::SubscriptionOfferRedeemed, lowercase_reason(subtype));
+        }
         ("PRICE_INCREASE", Some("ACCEPTED")) => Word::SubscriptionPriceChangeAccepted,
         ("PRICE_INCREASE", _) => Word::SubscriptionPriceChangePending,
         ("PRICE_CHANGE", _) => Word::SubscriptionPriceChangeUpdated,
@@ -206,10 +211,12 @@ fn event(
             );
             let block = notification.data.as_ref();
             let why = block.and_then(|block| block.consumption_request_reason.as_deref());
-            return (word, lower(why));
+            return (word, lowercase_reason(why));
         }
         ("ONE_TIME_CHARGE", _) => Word::ProductPurchased,
-        ("EXTERNAL_PURCHASE_TOKEN", _) => return (Word::ExternalPurchaseToken, lower(subtype)),
+        ("EXTERNAL_PURCHASE_TOKEN", _) => {
+            return (Word::ExternalPurchaseToken, lowercase_reason(subtype));
+        }
         ("RESCIND_CONSENT", _) => Word::AppConsentRescinded,
         ("METADATA_UPDATE", _) => Word::SubscriptionMetadataUpdated,
         ("MIGRATION", _) => Word::SubscriptionMigrated,
@@ -219,7 +226,7 @@ fn event(
     (word, None)
 }
 
-fn lower(text: Option<&str>) -> Option<Cow<'static, str>> {
+fn lowercase_reason(text: Option<&str>) -> Option<Cow<'static, str>> {
     text.map(|text| text.to_ascii_lowercase().into())
 }
 
@@ -233,64 +240,71 @@ mod tests {
     fn the_table_holds() {
         let now = Timestamp::from_millis(1_000_000);
         for (facts, expected) in [
-            (json!({}), Status::Active),
-            (json!({"expiresDate": 1_000_001}), Status::Active),
-            (json!({"expiresDate": 1_000_000}), Status::Expired),
-            (json!({"expiresDate": 999_999.9}), Status::Expired),
+            (json!({}), TransactionStatus::Active),
+            (json!({"expiresDate": 1_000_001}), TransactionStatus::Active),
+            (
+                json!({"expiresDate": 1_000_000}),
+                TransactionStatus::Expired,
+            ),
+            (
+                json!({"expiresDate": 999_999.9}),
+                TransactionStatus::Expired,
+            ),
             (
                 json!({"isUpgraded": true, "expiresDate": 2_000_000}),
-                Status::Upgraded,
+                TransactionStatus::Upgraded,
             ),
             (
                 json!({"isUpgraded": false, "expiresDate": 2_000_000}),
-                Status::Active,
+                TransactionStatus::Active,
             ),
-            (json!({"revocationDate": 1}), Status::Refunded),
+            (json!({"revocationDate": 1}), TransactionStatus::Refunded),
             (
                 json!({"revocationDate": 1, "expiresDate": 2}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
             (
                 json!({"revocationDate": 1, "isUpgraded": true}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
             (
                 json!({"revocationDate": 1, "revocationType": "REFUND_FULL"}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
             (
                 json!({"revocationDate": 1, "revocationType": "REFUND_PRORATED"}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
             (
                 json!({"revocationDate": 1, "revocationType": "FAMILY_REVOKE"}),
-                Status::Revoked,
+                TransactionStatus::Revoked,
             ),
             (
                 json!({"revocationDate": 1, "inAppOwnershipType": "FAMILY_SHARED"}),
-                Status::Revoked,
+                TransactionStatus::Revoked,
             ),
             (
                 json!({"revocationDate": 1, "inAppOwnershipType": "FAMILY_SHARED", "revocationType": "REFUND_FULL"}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
             (
                 json!({"revocationDate": 1, "revocationType": "SOMETHING_NEW"}),
-                Status::Refunded,
+                TransactionStatus::Refunded,
             ),
         ] {
-            let transaction: Transaction = serde_json::from_value(facts.clone()).expect("readable");
-            assert_eq!(status(&transaction, now), expected, "{facts}");
+            let transaction: TransactionPayload =
+                serde_json::from_value(facts.clone()).expect("readable");
+            assert_eq!(transaction_status(&transaction, now), expected, "{facts}");
         }
     }
 
-    fn said(body: serde_json::Value, kind: Option<&str>) -> Meaning {
-        let notification: Notification = serde_json::from_value(body).expect("readable");
+    fn translate_body(body: serde_json::Value, kind: Option<&str>) -> AppleTranslation {
+        let notification: NotificationPayload = serde_json::from_value(body).expect("readable");
         let transaction = kind.map(|kind| SignedPart {
             r#type: Some(kind.to_owned()),
             ..SignedPart::default()
         });
-        meaning(&notification, transaction.as_ref())
+        translate_notification(&notification, transaction.as_ref())
     }
 
     /// Type, subtype (empty for none), event and reason (empty for none).
@@ -515,8 +529,8 @@ mod tests {
             if !subtype.is_empty() {
                 body["subtype"] = json!(subtype);
             }
-            let found = said(body, None);
-            assert_eq!(found.word.as_str(), word, "{kind} {subtype}");
+            let found = translate_body(body, None);
+            assert_eq!(found.event_type.as_str(), word, "{kind} {subtype}");
             assert_eq!(
                 found.reason.as_deref().unwrap_or_default(),
                 reason,
@@ -544,8 +558,12 @@ mod tests {
                 (Some("Non-Consumable"), "product"),
                 (Some("Something New"), "product"),
             ] {
-                let found = said(json!({ "notificationType": kind }), product);
-                assert_eq!(found.word.as_str(), format!("{of}.{what}"), "{product:?}");
+                let found = translate_body(json!({ "notificationType": kind }), product);
+                assert_eq!(
+                    found.event_type.as_str(),
+                    format!("{of}.{what}"),
+                    "{product:?}"
+                );
                 assert_eq!(found.reason, None);
             }
         }
@@ -553,13 +571,13 @@ mod tests {
             "notificationType": "CONSUMPTION_REQUEST",
             "data": { "consumptionRequestReason": "UNINTENDED_PURCHASE" },
         });
-        let found = said(asked, Some("Consumable"));
+        let found = translate_body(asked, Some("Consumable"));
         assert_eq!(found.reason.as_deref(), Some("unintended_purchase"));
-        let bought = said(
+        let bought = translate_body(
             json!({ "notificationType": "ONE_TIME_CHARGE" }),
             Some("Non-Renewing Subscription"),
         );
-        assert_eq!(bought.word, Word::ProductPurchased);
+        assert_eq!(bought.event_type, Word::ProductPurchased);
     }
 
     #[test]
@@ -570,14 +588,14 @@ mod tests {
             json!({ "notificationType": 7, "subtype": ["x"] }),
             json!({ "notificationType": "" }),
         ] {
-            let found = said(body.clone(), None);
+            let found = translate_body(body.clone(), None);
             assert_eq!(
-                (found.word, found.platform_event.as_str()),
+                (found.event_type, found.platform_event.as_str()),
                 (Word::Unknown, "apple.unknown"),
                 "{body}"
             );
         }
-        let found = said(
+        let found = translate_body(
             json!({ "notificationType": "DID_RENEW", "subtype": 7 }),
             None,
         );

@@ -32,11 +32,11 @@ use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::pkix::KeyUsage;
 
-use super::chains::Chains;
-use super::ocsp::Subject;
+use super::chains::ChainCache;
+use super::ocsp::ChainCertificate;
 use super::payload;
 use crate::clock::Timestamp;
-use crate::crypto::pasted;
+use crate::crypto::redact;
 
 /// Marks the leaf that signs for the App Store.
 pub(super) const LEAF_MARKER: ObjectIdentifier =
@@ -47,18 +47,18 @@ pub(super) const INTERMEDIATE_MARKER: ObjectIdentifier =
 /// Real transactions are 5 to 6 KB; renewal and offer details may grow.
 const MAX_JWS_BYTES: usize = 128 * 1024;
 /// How far ahead of our clock Apple's may be.
-const MAX_AHEAD: Duration = Duration::from_mins(5);
+const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// What stands before the 65 bytes of a P-256 point in a `SubjectPublicKeyInfo` of 91 bytes.
-const P256_PREFIX: [u8; 26] = [
+const P256_SPKI_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 /// Apple's roots, as published. A list, so that a successor can stand beside it before it is used.
-const APPLE_ROOTS: [&[u8]; 1] = [include_bytes!("roots/AppleRootCA-G3.cer")];
+const APPLE_ROOT_CERTIFICATES: [&[u8]; 1] = [include_bytes!("roots/AppleRootCA-G3.cer")];
 
 /// Why a JWS is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Distrust {
+pub enum SignatureError {
     /// Not three parts of base64url, or larger than anything Apple signs.
     #[error("it is not a compact JWS: three parts of base64url without padding, joined by dots")]
     NotAJws,
@@ -70,7 +70,7 @@ pub enum Distrust {
     WrongAlgorithm,
     /// `x5c` has another number of certificates than three.
     #[error("its header does not hold a chain of exactly three certificates")]
-    ChainLength,
+    WrongChainLength,
     /// A certificate cannot be read.
     #[error("a certificate of its chain cannot be read")]
     BadCertificate,
@@ -82,10 +82,10 @@ pub enum Distrust {
     CertificateExpired,
     /// The leaf lacks Apple's marker.
     #[error("its signing certificate is not one for App Store receipts")]
-    LeafMarker,
+    MissingLeafMarker,
     /// The intermediate lacks Apple's marker.
     #[error("its intermediate certificate is not Apple's Worldwide Developer Relations")]
-    IntermediateMarker,
+    MissingIntermediateMarker,
     /// The payload is not readable JSON.
     #[error("its payload is not readable")]
     BadPayload,
@@ -100,67 +100,67 @@ pub enum Distrust {
     BadSignature,
     /// Apple revoked a certificate of the chain.
     #[error("a certificate of its chain was revoked")]
-    Revoked,
+    CertificateRevoked,
     /// Apple's responder knows nothing of a certificate of the chain.
     #[error("Apple's responder knows nothing of a certificate of its chain")]
-    UnknownToResponder,
+    CertificateUnknown,
     /// A certificate of the chain names no responder that may be asked.
     #[error(
         "a certificate of its chain names no responder of Apple's that could be asked about it"
     )]
-    NoResponder,
+    NoOcspResponder,
 }
 
-impl Distrust {
+impl SignatureError {
     /// A short word for programs and tables.
     pub fn class(self) -> &'static str {
         match self {
             Self::NotAJws => "not_a_jws",
             Self::BadHeader => "bad_header",
             Self::WrongAlgorithm => "wrong_algorithm",
-            Self::ChainLength => "chain_length",
+            Self::WrongChainLength => "chain_length",
             Self::BadCertificate => "bad_certificate",
             Self::UntrustedChain => "untrusted_chain",
             Self::CertificateExpired => "certificate_expired",
-            Self::LeafMarker => "leaf_marker",
-            Self::IntermediateMarker => "intermediate_marker",
+            Self::MissingLeafMarker => "leaf_marker",
+            Self::MissingIntermediateMarker => "intermediate_marker",
             Self::BadPayload => "bad_payload",
             Self::NotATransaction => "not_a_transaction",
             Self::SignedInTheFuture => "signed_in_the_future",
             Self::BadSignature => "bad_signature",
-            Self::Revoked => "revoked",
-            Self::UnknownToResponder => "unknown_to_responder",
-            Self::NoResponder => "no_responder",
+            Self::CertificateRevoked => "revoked",
+            Self::CertificateUnknown => "unknown_to_responder",
+            Self::NoOcspResponder => "no_responder",
         }
     }
 }
 
 /// A chain that was judged good: the key that signs, and the window in which every certificate of it is valid.
-pub(super) struct Chain {
+pub(super) struct CertificateChain {
     key: ParsedPublicKey,
     not_before: Timestamp,
     not_after: Timestamp,
     /// The leaf and the intermediate, to be asked about.
-    pub(super) subjects: [Subject; 2],
+    pub(super) certificates: [ChainCertificate; 2],
 }
 
 /// What is believed as far as can be told without asking anybody.
-pub(super) struct Believed {
+pub(super) struct VerifiedJws {
     /// The payload's JSON.
     pub(super) payload: Vec<u8>,
     /// What it was signed under.
-    pub(super) chain: Arc<Chain>,
+    pub(super) chain: Arc<CertificateChain>,
 }
 
 /// Decides whether something signed is Apple's. Clones share what was judged already.
 #[derive(Clone)]
-pub struct Verifier {
-    roots: Arc<Vec<Root>>,
-    chains: Chains<Chain>,
-    by_today: bool,
+pub struct JwsVerifier {
+    roots: Arc<Vec<RootCertificate>>,
+    chain_cache: ChainCache<CertificateChain>,
+    is_validity_checked_now: bool,
 }
 
-struct Root {
+struct RootCertificate {
     der: Vec<u8>,
     anchor: TrustAnchor<'static>,
     not_before: Timestamp,
@@ -169,7 +169,7 @@ struct Root {
 
 /// Why root certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum BadRoots {
+pub enum RootCertificatesError {
     /// A file or folder cannot be read.
     #[error("{path} cannot be read: {cause}")]
     Unreadable {
@@ -188,7 +188,7 @@ pub enum BadRoots {
 
 /// What is needed of the header. Borrowed: a chain seen before is found by its text, without decoding it.
 #[derive(Deserialize)]
-struct Header<'a> {
+struct AppleJwsHeader<'a> {
     #[serde(borrow)]
     alg: std::borrow::Cow<'a, str>,
     #[serde(borrow, default)]
@@ -199,36 +199,36 @@ struct Header<'a> {
 }
 
 /// When each root that is trusted ends.
-pub fn root_expiries(verifier: &Verifier) -> Vec<Timestamp> {
+pub fn root_expiries(verifier: &JwsVerifier) -> Vec<Timestamp> {
     let roots = verifier.roots.iter();
     roots.map(|root| root.not_after).collect()
 }
 
 /// When the chain ends that Apple signs with, the newest of those that were seen. `None`: nothing signed was seen yet.
-pub fn signing_expiry(verifier: &Verifier) -> Option<Timestamp> {
-    let chains = verifier.chains.all();
+pub fn signing_chain_expiry(verifier: &JwsVerifier) -> Option<Timestamp> {
+    let chains = verifier.chain_cache.values();
     chains.iter().map(|chain| chain.not_after).max()
 }
 
 /// What a JWS says, with nothing checked: no more than a name to note it under.
-pub(super) fn claimed(jws: &str) -> Option<Vec<u8>> {
+pub(super) fn decode_unverified_payload(jws: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()
 }
 
-impl Verifier {
+impl JwsVerifier {
     /// Trusts Apple's own roots.
     pub fn with_apple_roots() -> Self {
-        let roots = APPLE_ROOTS
+        let roots = APPLE_ROOT_CERTIFICATES
             .iter()
-            .map(|der| root(der).expect("Apple's root is a certificate"));
+            .map(|der| parse_root(der).expect("Apple's root is a certificate"));
         Self::new(roots.collect())
     }
 
     /// Trusts only the certificates of `path`: a DER or PEM file, or a folder of them.
-    pub fn with_roots_at(path: &Path) -> Result<Self, BadRoots> {
+    pub fn with_roots_from(path: &Path) -> Result<Self, RootCertificatesError> {
         let unreadable = |path: &Path| {
-            let path = pasted::told(path);
-            move |cause| BadRoots::Unreadable { path, cause }
+            let path = redact::redact_path(path);
+            move |cause| RootCertificatesError::Unreadable { path, cause }
         };
         let mut files = vec![path.to_owned()];
         if path.is_dir() {
@@ -245,17 +245,17 @@ impl Verifier {
         let mut roots = Vec::new();
         for file in &files {
             let bytes = std::fs::read(file).map_err(unreadable(file))?;
-            let found = certificates(&bytes);
+            let found = parse_roots(&bytes);
             if found.is_empty() {
-                return Err(BadRoots::NoCertificate {
-                    path: pasted::told(file),
+                return Err(RootCertificatesError::NoCertificate {
+                    path: redact::redact_path(file),
                 });
             }
             roots.extend(found);
         }
         if roots.is_empty() {
-            return Err(BadRoots::NoCertificate {
-                path: pasted::told(path),
+            return Err(RootCertificatesError::NoCertificate {
+                path: redact::redact_path(path),
             });
         }
         Ok(Self::new(roots))
@@ -263,137 +263,157 @@ impl Verifier {
 
     /// Trusts one root certificate in DER. `None` when it is not a certificate.
     pub fn with_root(der: &[u8]) -> Option<Self> {
-        Some(Self::new(vec![root(der)?]))
+        Some(Self::new(vec![parse_root(der)?]))
     }
 
-    fn new(roots: Vec<Root>) -> Self {
+    fn new(roots: Vec<RootCertificate>) -> Self {
         Self {
             roots: Arc::new(roots),
-            chains: Chains::default(),
-            by_today: false,
+            chain_cache: ChainCache::default(),
+            is_validity_checked_now: false,
         }
     }
 
     /// The same, and certificates must be valid today instead of on the day of signing: whether one was revoked is only
     /// known of today.
     #[must_use]
-    pub fn judging_by_today(self) -> Self {
+    pub fn check_validity_at_now(self) -> Self {
         Self {
-            by_today: true,
+            is_validity_checked_now: true,
             ..self
         }
     }
 
     /// The payload's JSON, when `jws` is Apple's. `now` is used to refuse what claims to be from the future, and as the
     /// day of signing when the payload has none.
-    pub fn verify(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, Distrust> {
-        let believed = self.believe(jws, now)?;
+    pub fn verify_payload(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, SignatureError> {
+        let believed = self.verify_jws(jws, now)?;
         Ok(believed.payload)
     }
 
     /// The same, with the chain.
-    pub(super) fn believe(&self, jws: &str, now: Timestamp) -> Result<Believed, Distrust> {
-        if jws.len() > MAX_JWS_BYTES {
-            return Err(Distrust::NotAJws);
-        }
-        self.believe_any_length(jws, now)
-    }
-
-    /// The same for what holds others of its kind, by a caller who bounds it.
-    pub(super) fn believe_any_length(
+    pub(super) fn verify_jws(
         &self,
         jws: &str,
         now: Timestamp,
-    ) -> Result<Believed, Distrust> {
-        let (signed, signature) = jws.rsplit_once('.').ok_or(Distrust::NotAJws)?;
-        let (header, payload) = signed.split_once('.').ok_or(Distrust::NotAJws)?;
-        let part = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| Distrust::NotAJws);
+    ) -> Result<VerifiedJws, SignatureError> {
+        if jws.len() > MAX_JWS_BYTES {
+            return Err(SignatureError::NotAJws);
+        }
+        self.verify_jws_any_length(jws, now)
+    }
+
+    /// The same for what holds others of its kind, by a caller who bounds it.
+    pub(super) fn verify_jws_any_length(
+        &self,
+        jws: &str,
+        now: Timestamp,
+    ) -> Result<VerifiedJws, SignatureError> {
+        let (signed, signature) = jws.rsplit_once('.').ok_or(SignatureError::NotAJws)?;
+        let (header, payload) = signed.split_once('.').ok_or(SignatureError::NotAJws)?;
+        let part = |text: &str| {
+            URL_SAFE_NO_PAD
+                .decode(text)
+                .map_err(|_| SignatureError::NotAJws)
+        };
         let (header, payload, signature) = (part(header)?, part(payload)?, part(signature)?);
 
-        let header: Header<'_> =
-            serde_json::from_slice(&header).map_err(|_| Distrust::BadHeader)?;
+        let header: AppleJwsHeader<'_> =
+            serde_json::from_slice(&header).map_err(|_| SignatureError::BadHeader)?;
         if header.crit.is_some() {
-            return Err(Distrust::BadHeader);
+            return Err(SignatureError::BadHeader);
         }
         if header.alg != "ES256" {
-            return Err(Distrust::WrongAlgorithm);
+            return Err(SignatureError::WrongAlgorithm);
         }
         let [leaf, intermediate, _ignored] = header.x5c.as_slice() else {
-            return Err(Distrust::ChainLength);
+            return Err(SignatureError::WrongChainLength);
         };
-        let glance = payload::glance(&payload).ok_or(Distrust::BadPayload)?;
-        let signed_on = glance.signed_on.unwrap_or(now);
-        if signed_on > now.plus(MAX_AHEAD) {
-            return Err(Distrust::SignedInTheFuture);
+        let glance = payload::peek_signed_date(&payload).ok_or(SignatureError::BadPayload)?;
+        let signed_on = glance.signed_date.unwrap_or(now);
+        if signed_on > now.plus(MAX_CLOCK_SKEW) {
+            return Err(SignatureError::SignedInTheFuture);
         }
-        let day = if self.by_today { now } else { signed_on };
-        let known = self.chains.get(leaf, intermediate);
+        let day = if self.is_validity_checked_now {
+            now
+        } else {
+            signed_on
+        };
+        let known = self.chain_cache.get(leaf, intermediate);
         let chain = if let Some(known) = known {
             known
         } else {
-            let judged = self.judge(leaf, intermediate, day)?;
-            self.chains.remember(leaf, intermediate, judged)
+            let judged = self.verify_chain(leaf, intermediate, day)?;
+            self.chain_cache.insert(leaf, intermediate, judged)
         };
         if day < chain.not_before || day > chain.not_after {
-            return Err(Distrust::CertificateExpired);
+            return Err(SignatureError::CertificateExpired);
         }
         chain
             .key
             .verify_sig(signed.as_bytes(), &signature)
-            .map_err(|_| Distrust::BadSignature)?;
+            .map_err(|_| SignatureError::BadSignature)?;
         if !glance.is_unambiguous {
-            return Err(Distrust::BadPayload);
+            return Err(SignatureError::BadPayload);
         }
-        Ok(Believed { payload, chain })
+        Ok(VerifiedJws { payload, chain })
     }
 
-    fn judge(&self, leaf: &str, intermediate: &str, day: Timestamp) -> Result<Chain, Distrust> {
+    fn verify_chain(
+        &self,
+        leaf: &str,
+        intermediate: &str,
+        day: Timestamp,
+    ) -> Result<CertificateChain, SignatureError> {
         let der = |text: &str| {
             STANDARD
                 .decode(text)
                 .map(CertificateDer::from)
-                .map_err(|_| Distrust::BadCertificate)
+                .map_err(|_| SignatureError::BadCertificate)
         };
         let parsed = |der: &CertificateDer<'_>| {
-            Certificate::from_der(der).map_err(|_| Distrust::BadCertificate)
+            Certificate::from_der(der).map_err(|_| SignatureError::BadCertificate)
         };
         let (leaf, intermediate) = (der(leaf)?, der(intermediate)?);
         let (leaf_facts, intermediate_facts) = (parsed(&leaf)?, parsed(&intermediate)?);
 
-        let end_entity = EndEntityCert::try_from(&leaf).map_err(|_| Distrust::BadCertificate)?;
+        let end_entity =
+            EndEntityCert::try_from(&leaf).map_err(|_| SignatureError::BadCertificate)?;
         let at = UnixTime::since_unix_epoch(Duration::from_millis(
-            u64::try_from(day.millis()).unwrap_or(0),
+            u64::try_from(day.as_millis()).unwrap_or(0),
         ));
         let anchors: Vec<_> = self.roots.iter().map(|root| root.anchor.clone()).collect();
         let intermediates = [intermediate];
         let path = end_entity
             .verify_for_usage(
-                ALGORITHMS,
+                CHAIN_ALGORITHMS,
                 &anchors,
                 &intermediates,
                 at,
-                AnyUsage,
+                AnyKeyUsage,
                 None,
                 None,
             )
             .map_err(|error| match error {
                 webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
-                    Distrust::CertificateExpired
+                    SignatureError::CertificateExpired
                 }
                 webpki::Error::BadDer | webpki::Error::UnsupportedCertVersion => {
-                    Distrust::BadCertificate
+                    SignatureError::BadCertificate
                 }
-                _ => Distrust::UntrustedChain,
+                _ => SignatureError::UntrustedChain,
             })?;
         // A chain that leads straight from the leaf to a root is not Apple's: the intermediate must be part of it.
-        if path.intermediate_certificates().count() != 1 || !may_issue(&intermediate_facts) {
-            return Err(Distrust::UntrustedChain);
+        if path.intermediate_certificates().count() != 1
+            || !can_issue_certificates(&intermediate_facts)
+        {
+            return Err(SignatureError::UntrustedChain);
         }
-        if !carries(&leaf_facts, LEAF_MARKER) {
-            return Err(Distrust::LeafMarker);
+        if !has_extension(&leaf_facts, LEAF_MARKER) {
+            return Err(SignatureError::MissingLeafMarker);
         }
-        if !carries(&intermediate_facts, INTERMEDIATE_MARKER) {
-            return Err(Distrust::IntermediateMarker);
+        if !has_extension(&intermediate_facts, INTERMEDIATE_MARKER) {
+            return Err(SignatureError::MissingIntermediateMarker);
         }
         // webpki does not look at an anchor's dates; Apple's rule does.
         let anchor = path.anchor();
@@ -404,36 +424,39 @@ impl Verifier {
                 root.anchor.subject == anchor.subject
                     && root.anchor.subject_public_key_info == anchor.subject_public_key_info
             })
-            .ok_or(Distrust::UntrustedChain)?;
+            .ok_or(SignatureError::UntrustedChain)?;
         let spki = end_entity.subject_public_key_info();
         let point = spki
             .as_ref()
-            .strip_prefix(&P256_PREFIX)
+            .strip_prefix(&P256_SPKI_PREFIX)
             .filter(|point| point.len() == 65);
         let key = point
             .and_then(|point| ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok())
-            .ok_or(Distrust::BadCertificate)?;
-        let subjects = Subject::new(&leaf, &intermediates[0])
-            .zip(Subject::new(&intermediates[0], &root.der))
-            .ok_or(Distrust::BadCertificate)?;
-        let (leaf, intermediate) = (window(&leaf_facts), window(&intermediate_facts));
-        Ok(Chain {
+            .ok_or(SignatureError::BadCertificate)?;
+        let subjects = ChainCertificate::new(&leaf, &intermediates[0])
+            .zip(ChainCertificate::new(&intermediates[0], &root.der))
+            .ok_or(SignatureError::BadCertificate)?;
+        let (leaf, intermediate) = (
+            validity_period(&leaf_facts),
+            validity_period(&intermediate_facts),
+        );
+        Ok(CertificateChain {
             key,
             not_before: leaf.0.max(intermediate.0).max(root.not_before),
             not_after: leaf.1.min(intermediate.1).min(root.not_after),
-            subjects: subjects.into(),
+            certificates: subjects.into(),
         })
     }
 }
 
-impl std::fmt::Debug for Verifier {
+impl std::fmt::Debug for JwsVerifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Verifier({} roots)", self.roots.len())
     }
 }
 
 /// Apple's real chain is ECDSA with SHA-384 throughout; its test vectors mix P-256 keys with SHA-384.
-const ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] = &[
+const CHAIN_ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,
     algorithms::ECDSA_P384_SHA256,
@@ -441,29 +464,29 @@ const ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] = &[
 ];
 
 /// Apple's leaf names no extended usage, so none is asked for; the marker extensions say what it is for.
-struct AnyUsage;
+struct AnyKeyUsage;
 
-impl ExtendedKeyUsageValidator for AnyUsage {
+impl ExtendedKeyUsageValidator for AnyKeyUsage {
     fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
         Ok(())
     }
 }
 
-pub(super) fn carries(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
+pub(super) fn has_extension(certificate: &Certificate, marker: ObjectIdentifier) -> bool {
     let extensions = certificate.tbs_certificate().extensions();
     extensions.is_some_and(|all| all.iter().any(|extension| extension.extn_id == marker))
 }
 
 /// Whether a certificate that says what its key is for says that it is for certificates too (RFC 5280, 4.2.1.3). webpki, which
 /// looks at whether it is an authority, does not look at this.
-fn may_issue(certificate: &Certificate) -> bool {
+fn can_issue_certificates(certificate: &Certificate) -> bool {
     match certificate.tbs_certificate().get_extension::<KeyUsage>() {
         Ok(usage) => usage.is_none_or(|(_, usage)| usage.key_cert_sign()),
         Err(_) => false,
     }
 }
 
-pub(super) fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {
+pub(super) fn validity_period(certificate: &Certificate) -> (Timestamp, Timestamp) {
     let validity = certificate.tbs_certificate().validity();
     let moment = |time: x509_cert::time::Time| {
         Timestamp::from_millis(
@@ -473,11 +496,11 @@ pub(super) fn window(certificate: &Certificate) -> (Timestamp, Timestamp) {
     (moment(validity.not_before), moment(validity.not_after))
 }
 
-fn root(der: &[u8]) -> Option<Root> {
+fn parse_root(der: &[u8]) -> Option<RootCertificate> {
     let certificate = CertificateDer::from(der);
     let anchor = anchor_from_trusted_cert(&certificate).ok()?.to_owned();
-    let (not_before, not_after) = window(&Certificate::from_der(der).ok()?);
-    Some(Root {
+    let (not_before, not_after) = validity_period(&Certificate::from_der(der).ok()?);
+    Some(RootCertificate {
         der: der.to_vec(),
         anchor,
         not_before,
@@ -486,15 +509,15 @@ fn root(der: &[u8]) -> Option<Root> {
 }
 
 /// Every certificate of a PEM file, or the one of a DER file.
-fn certificates(bytes: &[u8]) -> Vec<Root> {
+fn parse_roots(bytes: &[u8]) -> Vec<RootCertificate> {
     use rustls::pki_types::pem::PemObject as _;
 
     let pem: Vec<_> = CertificateDer::pem_slice_iter(bytes)
         .flatten()
-        .filter_map(|der| root(&der))
+        .filter_map(|der| parse_root(&der))
         .collect();
     if pem.is_empty() {
-        root(bytes).into_iter().collect()
+        parse_root(bytes).into_iter().collect()
     } else {
         pem
     }

@@ -14,37 +14,37 @@ use serde_json::value::RawValue;
 use url::Url;
 use utoipa::ToSchema;
 
-use super::account::{Credentials, Environment, EnvironmentChoice};
-use super::api::{Absent, AppStore, Failure, NoTransaction};
-use super::ocsp::{NotGood, Revocations};
-use super::payload::{self, Millis, Transaction};
-use super::store::{self, FindError};
-use super::translate::{self, Status};
-use super::trust::{self, Believed, Distrust, Verifier};
+use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
+use super::api::{AppStoreClient, AppleApiError, AppleNotFound, TransactionLookupError};
+use super::ocsp::{RevocationChecker, RevocationError};
+use super::payload::{self, Millis, TransactionPayload};
+use super::store::{self, LoadAppleCredentialsError};
+use super::translate::{self, TransactionStatus};
+use super::trust::{self, JwsVerifier, SignatureError, VerifiedJws};
 use crate::clock::{Clock, Timestamp};
-use crate::credentials::Cached;
+use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
-use crate::db::changes::Changes;
-use crate::http::described::always_true;
+use crate::db::change_listener::ChangeListener;
+use crate::http::api_docs::always_true;
 use crate::id::TenantId;
 use crate::outbound::Upstream;
 
 /// The App Store, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
-pub struct Apple {
+pub struct AppleVerifier {
     pub(super) database: Database,
     keyring: Arc<Keyring>,
-    credentials: Cached<Credentials, FindError>,
-    app_store: AppStore,
-    verifier: Verifier,
-    revocations: Option<Revocations>,
+    credential_cache: TenantCache<AppleCredentials, LoadAppleCredentialsError>,
+    app_store: AppStoreClient,
+    jws_verifier: JwsVerifier,
+    revocation_checker: Option<RevocationChecker>,
     pub(super) clock: Clock,
 }
 
 /// Where Apple is, and how long a tenant's credentials are remembered.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct AppleSettings {
     /// The App Store Server API for what was paid with money.
     pub production_url: Url,
     /// The App Store Server API for sandbox, `TestFlight` and App Review.
@@ -53,14 +53,14 @@ pub struct Settings {
     pub credential_ttl: Duration,
     /// Who is asked whether certificates were revoked. `None`: nobody, and they must have been valid on the day of
     /// signing instead of today.
-    pub revocations: Option<Revocations>,
+    pub revocation_checker: Option<RevocationChecker>,
 }
 
 /// What a tenant asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct AppleVerifyRequest {
     /// Which transaction.
-    pub about: About,
+    pub purchase: PurchaseRef,
     /// Where it must be; the tenant's own setting when absent.
     pub environment: Option<EnvironmentChoice>,
     /// Whose it must be: the UUID the app gave StoreKit, in any case.
@@ -69,21 +69,21 @@ pub struct Question {
 
 /// Which transaction is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum About {
+pub enum PurchaseRef {
     /// One that Apple is asked for.
-    Id(String),
+    TransactionId(String),
     /// StoreKit 2's JWS, checked here.
-    Signed(String),
+    SignedTransaction(String),
 }
 
-impl Question {
+impl AppleVerifyRequest {
     /// What the question is about, as it stands in the validation log: the transaction's id. Of a JWS the id it claims,
     /// which an impostor may claim too; the JWS itself when it claims none.
-    pub(super) fn identifier(&self) -> Cow<'_, str> {
-        match &self.about {
-            About::Id(id) => id.into(),
-            About::Signed(jws) => trust::claimed(jws)
-                .and_then(|claimed| serde_json::from_slice::<Transaction>(&claimed).ok())
+    pub(super) fn audit_identifier(&self) -> Cow<'_, str> {
+        match &self.purchase {
+            PurchaseRef::TransactionId(id) => id.into(),
+            PurchaseRef::SignedTransaction(jws) => trust::decode_unverified_payload(jws)
+                .and_then(|claimed| serde_json::from_slice::<TransactionPayload>(&claimed).ok())
                 .and_then(|claimed| claimed.transaction_id)
                 .map_or_else(|| jws.into(), Cow::Owned),
         }
@@ -94,7 +94,7 @@ impl Question {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = apple::Verified)]
-pub struct Verified {
+pub struct VerifiedTransaction {
     /// Always true. Whether it is paid for now is in `status`.
     #[schema(schema_with = always_true)]
     pub valid: bool,
@@ -102,22 +102,22 @@ pub struct Verified {
     #[schema(examples("1.0.0"))]
     pub version: &'static str,
     /// Where the transaction is.
-    pub environment: Environment,
+    pub environment: AppleEnvironment,
     /// What the transaction is now.
-    pub status: Status,
+    pub status: TransactionStatus,
     /// Whose it is: the UUID that your app gave StoreKit for its user, as in `transaction.appAccountToken`. Null when it gave
     /// none.
     #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_user_id: Option<String>,
     /// The facts.
-    pub transaction: Facts,
+    pub transaction: TransactionDetails,
 }
 
 /// The facts of a transaction, as Apple signed them. What Apple did not say is null.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = apple::Transaction)]
-pub struct Facts {
+pub struct TransactionDetails {
     /// This transaction's id. Each renewal of a subscription has its own.
     #[schema(examples("2000000123456789"))]
     pub transaction_id: Option<String>,
@@ -192,10 +192,10 @@ pub struct Facts {
 
 /// Why there is no [`Verified`].
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NotVerified {
+pub enum AppleVerifyError {
     /// An answer: no.
     #[error("{0}")]
-    No(#[from] No),
+    Rejected(#[from] AppleRejection),
     /// The tenant has no Apple credentials.
     #[error("the tenant has no Apple credentials")]
     NoCredentials,
@@ -204,171 +204,193 @@ pub enum NotVerified {
     NoAppAppleId,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<FindError>),
+    Credentials(Arc<LoadAppleCredentialsError>),
     /// Apple gave no answer that says yes or no.
     #[error("{0}")]
-    Apple(#[from] Failure),
+    Api(#[from] AppleApiError),
     /// Whether a certificate was revoked cannot be found out right now.
     #[error("Apple's responder does not say whether the certificates were revoked")]
-    Unanswered {
+    OcspUnavailable {
         /// When to ask again.
         retry_after: Duration,
     },
     /// Apple's server answered with something that Apple did not sign, or that is about something else.
     #[error("what Apple's server sent is not to be believed: {0}")]
-    Unbelievable(Unbelievable),
+    UntrustedResponse(UntrustedResponseError),
 }
 
 /// Why something signed is not believed, or not now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Doubt {
+pub(super) enum VerifyJwsError {
     /// It never will be.
-    Distrusted(Distrust),
+    InvalidSignature(SignatureError),
     /// Its signature is Apple's, and whether a certificate was revoked cannot be found out right now.
-    Unanswered {
+    OcspUnavailable {
         /// When to try again.
         retry_after: Duration,
     },
 }
 
-impl From<Distrust> for Doubt {
-    fn from(distrust: Distrust) -> Self {
-        Self::Distrusted(distrust)
+impl From<SignatureError> for VerifyJwsError {
+    fn from(distrust: SignatureError) -> Self {
+        Self::InvalidSignature(distrust)
     }
 }
 
-impl From<NotGood> for Doubt {
-    fn from(why: NotGood) -> Self {
+impl From<RevocationError> for VerifyJwsError {
+    fn from(why: RevocationError) -> Self {
         match why {
-            NotGood::Revoked => Distrust::Revoked.into(),
-            NotGood::Unknown => Distrust::UnknownToResponder.into(),
-            NotGood::NoResponder => Distrust::NoResponder.into(),
-            NotGood::Unanswered { retry_after } => Self::Unanswered { retry_after },
+            RevocationError::Revoked => SignatureError::CertificateRevoked.into(),
+            RevocationError::Unknown => SignatureError::CertificateUnknown.into(),
+            RevocationError::NoResponder => SignatureError::NoOcspResponder.into(),
+            RevocationError::OcspUnavailable { retry_after } => {
+                Self::OcspUnavailable { retry_after }
+            }
         }
     }
 }
 
-impl Doubt {
+impl VerifyJwsError {
     /// As the outcome of a question; `distrusted` says what it is when it is final.
-    fn of_question(self, distrusted: impl FnOnce(Distrust) -> NotVerified) -> NotVerified {
+    fn into_verify_error(
+        self,
+        distrusted: impl FnOnce(SignatureError) -> AppleVerifyError,
+    ) -> AppleVerifyError {
         match self {
-            Self::Distrusted(why) => distrusted(why),
-            Self::Unanswered { retry_after } => NotVerified::Unanswered { retry_after },
+            Self::InvalidSignature(why) => distrusted(why),
+            Self::OcspUnavailable { retry_after } => {
+                AppleVerifyError::OcspUnavailable { retry_after }
+            }
         }
     }
 }
 
 /// What is wrong with what Apple's server sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unbelievable {
+pub enum UntrustedResponseError {
     /// It does not verify.
     #[error("{0}")]
-    Distrusted(Distrust),
+    InvalidSignature(SignatureError),
     /// It is about another transaction.
     #[error("it is about another transaction")]
-    AnotherTransaction,
+    TransactionMismatch,
 }
 
 /// A "no", which is an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum No {
+pub enum AppleRejection {
     /// Apple knows no such transaction.
     #[error("{0}")]
-    NotFound(Absent),
+    NotFound(AppleNotFound),
     /// The signature is not Apple's.
     #[error("{0}")]
-    Distrusted(Distrust),
+    InvalidSignature(SignatureError),
     /// The transaction is not of the tenant's app.
     #[error("the transaction is of another app")]
-    OtherApp {
+    BundleIdMismatch {
         /// The tenant's app.
         expected: String,
     },
     /// The transaction is of another environment than the one asked about.
     #[error("the transaction is of another environment")]
-    OtherEnvironment {
+    EnvironmentMismatch {
         /// The one asked about.
-        expected: Option<Environment>,
+        expected: Option<AppleEnvironment>,
         /// The one it is of, in Apple's word.
         found: Option<String>,
     },
     /// The transaction is not the expected user's.
     #[error("the transaction is another user's, or nobody's")]
-    OtherUser,
+    AppUserMismatch,
 }
 
-impl Apple {
+impl AppleVerifier {
     /// Asks through `upstream`, believes what `verifier` believes, and forgets a tenant's credentials as soon as
     /// `changes` hears of a change.
     pub fn new(
         database: &Database,
         keyring: &Arc<Keyring>,
-        changes: &Changes,
+        changes: &ChangeListener,
         upstream: Upstream,
-        verifier: Verifier,
+        verifier: JwsVerifier,
         clock: &Clock,
-        settings: Settings,
+        settings: AppleSettings,
     ) -> Self {
-        let Settings {
+        let AppleSettings {
             production_url,
             sandbox_url,
             credential_ttl,
-            revocations,
+            revocation_checker,
         } = settings;
-        let verifier = match revocations {
-            Some(_) => verifier.judging_by_today(),
+        let jws_verifier = match revocation_checker {
+            Some(_) => verifier.check_validity_at_now(),
             None => verifier,
         };
         Self {
             database: database.clone(),
             keyring: keyring.clone(),
-            credentials: Cached::new("apple_credentials", credential_ttl, clock.clone(), changes),
-            app_store: AppStore::new(upstream, production_url, sandbox_url, clock.clone()),
-            verifier,
-            revocations,
+            credential_cache: TenantCache::new(
+                "apple_credentials",
+                credential_ttl,
+                clock.clone(),
+                changes,
+            ),
+            app_store: AppStoreClient::new(upstream, production_url, sandbox_url, clock.clone()),
+            jws_verifier,
+            revocation_checker,
             clock: clock.clone(),
         }
     }
 
     /// The payload of something that Apple signed.
-    pub(super) async fn believe(&self, jws: &str) -> Result<Vec<u8>, Doubt> {
-        let believed = self.verifier.believe(jws, self.clock.now())?;
-        self.unless_revoked(believed).await
+    pub(super) async fn verify_jws(&self, jws: &str) -> Result<Vec<u8>, VerifyJwsError> {
+        let believed = self.jws_verifier.verify_jws(jws, self.clock.now())?;
+        self.check_revocation(believed).await
     }
 
     /// The same for what holds others of its kind, by a caller who bounds it.
-    pub(super) async fn believe_any_length(&self, jws: &str) -> Result<Vec<u8>, Doubt> {
-        let believed = self.verifier.believe_any_length(jws, self.clock.now())?;
-        self.unless_revoked(believed).await
+    pub(super) async fn verify_jws_any_length(&self, jws: &str) -> Result<Vec<u8>, VerifyJwsError> {
+        let believed = self
+            .jws_verifier
+            .verify_jws_any_length(jws, self.clock.now())?;
+        self.check_revocation(believed).await
     }
 
     /// The payload of something that convinced so far. Somebody is asked about its certificates only now, when their
     /// addresses are known to be by whoever may issue such certificates.
-    async fn unless_revoked(&self, believed: Believed) -> Result<Vec<u8>, Doubt> {
-        if let Some(revocations) = &self.revocations {
-            revocations.check(&believed.chain.subjects).await?;
+    async fn check_revocation(&self, believed: VerifiedJws) -> Result<Vec<u8>, VerifyJwsError> {
+        if let Some(revocations) = &self.revocation_checker {
+            revocations
+                .check_certificates(&believed.chain.certificates)
+                .await?;
         }
         Ok(believed.payload)
     }
 
     /// Answers a question of `tenant`'s.
-    pub async fn verify(
+    pub async fn verify_purchase(
         &self,
         tenant: &TenantId,
-        question: &Question,
-    ) -> Result<Verified, NotVerified> {
+        question: &AppleVerifyRequest,
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
         let credentials = self
-            .credentials(tenant)
+            .get_credentials(tenant)
             .await
-            .map_err(NotVerified::Credentials)?
-            .ok_or(NotVerified::NoCredentials)?;
+            .map_err(AppleVerifyError::Credentials)?
+            .ok_or(AppleVerifyError::NoCredentials)?;
         let choice = question.environment.unwrap_or(credentials.environment);
-        let verified = match &question.about {
-            About::Id(id) => self.by_id(tenant, &credentials, choice, id).await?,
-            About::Signed(jws) => self.by_signature(&credentials, choice, jws).await?,
+        let verified = match &question.purchase {
+            PurchaseRef::TransactionId(id) => {
+                self.verify_by_id(tenant, &credentials, choice, id).await?
+            }
+            PurchaseRef::SignedTransaction(jws) => {
+                self.verify_by_jws(&credentials, choice, jws).await?
+            }
         };
         match &question.expected_app_user_id {
-            Some(expected) if !is_users(&verified, expected) => Err(No::OtherUser.into()),
+            Some(expected) if !is_owned_by(&verified, expected) => {
+                Err(AppleRejection::AppUserMismatch.into())
+            }
             _ => Ok(verified),
         }
     }
@@ -377,145 +399,158 @@ impl Apple {
     ///
     /// Sandbox is asked when production knows no such transaction, and when it refuses the key: for an app that was
     /// never released it does, though the key is good. A refusal is the key's fault only when nobody accepts it.
-    async fn by_id(
+    async fn verify_by_id(
         &self,
         tenant: &TenantId,
-        credentials: &Arc<Credentials>,
+        credentials: &Arc<AppleCredentials>,
         choice: EnvironmentChoice,
         id: &str,
-    ) -> Result<Verified, NotVerified> {
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
         let mut absent = None;
         let mut unauthorized = None;
-        for environment in candidates(choice, credentials.app_apple_id.is_some())? {
+        for environment in environments_to_query(choice, credentials.app_apple_id.is_some())? {
             match self
                 .app_store
-                .transaction(tenant, credentials, *environment, id)
+                .get_transaction_info(tenant, credentials, *environment, id)
                 .await
             {
-                Ok(jws) => return self.answered(credentials, *environment, id, jws).await,
-                Err(NoTransaction::Absent(Absent::Unknown)) => absent = Some(Absent::Unknown),
+                Ok(jws) => {
+                    return self
+                        .check_api_response(credentials, *environment, id, jws)
+                        .await;
+                }
+                Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
+                    absent = Some(AppleNotFound::Unknown)
+                }
                 // Not an id in one environment is not an id in the other.
-                Err(NoTransaction::Absent(no)) => return Err(No::NotFound(no).into()),
-                Err(NoTransaction::Failure(failure @ Failure::Unauthorized { .. })) => {
+                Err(TransactionLookupError::NotFound(no)) => {
+                    return Err(AppleRejection::NotFound(no).into());
+                }
+                Err(TransactionLookupError::Api(failure @ AppleApiError::Unauthorized { .. })) => {
                     unauthorized = Some(failure);
                 }
-                Err(NoTransaction::Failure(failure)) => return Err(failure.into()),
+                Err(TransactionLookupError::Api(failure)) => return Err(failure.into()),
             }
         }
         Err(match (absent, unauthorized) {
-            (Some(absent), _) => No::NotFound(absent).into(),
+            (Some(absent), _) => AppleRejection::NotFound(absent).into(),
             (None, Some(failure)) => failure.into(),
-            (None, None) => NotVerified::NoAppAppleId,
+            (None, None) => AppleVerifyError::NoAppAppleId,
         })
     }
 
-    async fn answered(
+    async fn check_api_response(
         &self,
-        credentials: &Credentials,
-        environment: Environment,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
         id: &str,
         jws: String,
-    ) -> Result<Verified, NotVerified> {
-        let unbelievable = |what| NotVerified::Unbelievable(what);
-        let (transaction, raw) = self.read(&jws).await.map_err(|doubt| {
-            doubt.of_question(|distrust| unbelievable(Unbelievable::Distrusted(distrust)))
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
+        let unbelievable = |what| AppleVerifyError::UntrustedResponse(what);
+        let (transaction, raw) = self.read_transaction(&jws).await.map_err(|doubt| {
+            doubt.into_verify_error(|distrust| {
+                unbelievable(UntrustedResponseError::InvalidSignature(distrust))
+            })
         })?;
         let known_as = [
             &transaction.transaction_id,
             &transaction.original_transaction_id,
         ];
         if !known_as.iter().any(|known| known.as_deref() == Some(id)) {
-            return Err(unbelievable(Unbelievable::AnotherTransaction));
+            return Err(unbelievable(UntrustedResponseError::TransactionMismatch));
         }
-        Ok(self.judged(credentials, Some(environment), transaction, raw, jws)?)
+        Ok(self.check_transaction(credentials, Some(environment), transaction, raw, jws)?)
     }
 
-    async fn by_signature(
+    async fn verify_by_jws(
         &self,
-        credentials: &Credentials,
+        credentials: &AppleCredentials,
         choice: EnvironmentChoice,
         jws: &str,
-    ) -> Result<Verified, NotVerified> {
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
         let has_id = credentials.app_apple_id.is_some();
         if choice == EnvironmentChoice::Production && !has_id {
-            return Err(NotVerified::NoAppAppleId);
+            return Err(AppleVerifyError::NoAppAppleId);
         }
-        let (transaction, raw) = self
-            .read(jws)
-            .await
-            .map_err(|doubt| doubt.of_question(|distrust| No::Distrusted(distrust).into()))?;
+        let (transaction, raw) = self.read_transaction(jws).await.map_err(|doubt| {
+            doubt.into_verify_error(|distrust| AppleRejection::InvalidSignature(distrust).into())
+        })?;
         let expected = match choice {
             EnvironmentChoice::Auto => None,
-            EnvironmentChoice::Production => Some(Environment::Production),
-            EnvironmentChoice::Sandbox => Some(Environment::Sandbox),
+            EnvironmentChoice::Production => Some(AppleEnvironment::Production),
+            EnvironmentChoice::Sandbox => Some(AppleEnvironment::Sandbox),
         };
-        let verified = self.judged(credentials, expected, transaction, raw, jws.to_owned())?;
-        if verified.environment == Environment::Production && !has_id {
-            return Err(NotVerified::NoAppAppleId);
+        let verified =
+            self.check_transaction(credentials, expected, transaction, raw, jws.to_owned())?;
+        if verified.environment == AppleEnvironment::Production && !has_id {
+            return Err(AppleVerifyError::NoAppAppleId);
         }
         Ok(verified)
     }
 
-    async fn read(&self, jws: &str) -> Result<(Transaction, Box<RawValue>), Doubt> {
-        let payload = self.believe(jws).await?;
-        let transaction: Transaction =
-            serde_json::from_slice(&payload).map_err(|_| Distrust::BadPayload)?;
+    async fn read_transaction(
+        &self,
+        jws: &str,
+    ) -> Result<(TransactionPayload, Box<RawValue>), VerifyJwsError> {
+        let payload = self.verify_jws(jws).await?;
+        let transaction: TransactionPayload =
+            serde_json::from_slice(&payload).map_err(|_| SignatureError::BadPayload)?;
         // The same keys sign renewal infos, notifications and app transactions, which say nothing of a payment.
         if transaction.transaction_id.is_none() {
-            return Err(Distrust::NotATransaction.into());
+            return Err(SignatureError::NotATransaction.into());
         }
-        let raw = payload::raw(payload).ok_or(Distrust::BadPayload)?;
+        let raw = payload::to_raw_json(payload).ok_or(SignatureError::BadPayload)?;
         Ok((transaction, raw))
     }
 
     /// Whose app, and which environment: in the order in which Apple's own libraries look.
-    fn judged(
+    fn check_transaction(
         &self,
-        credentials: &Credentials,
-        expected: Option<Environment>,
-        transaction: Transaction,
+        credentials: &AppleCredentials,
+        expected: Option<AppleEnvironment>,
+        transaction: TransactionPayload,
         raw: Box<RawValue>,
         jws: String,
-    ) -> Result<Verified, No> {
+    ) -> Result<VerifiedTransaction, AppleRejection> {
         if transaction.bundle_id.as_deref() != Some(&*credentials.bundle_id) {
-            return Err(No::OtherApp {
+            return Err(AppleRejection::BundleIdMismatch {
                 expected: credentials.bundle_id.clone(),
             });
         }
         let found = transaction
             .environment
             .as_deref()
-            .and_then(Environment::from_apple);
+            .and_then(AppleEnvironment::from_apple_str);
         let environment = match (found, expected) {
             (Some(found), None) => found,
             (Some(found), Some(expected)) if found == expected => found,
             _ => {
-                return Err(No::OtherEnvironment {
+                return Err(AppleRejection::EnvironmentMismatch {
                     expected,
                     found: transaction.environment,
                 });
             }
         };
-        let status = translate::status(&transaction, self.clock.now());
-        Ok(Verified {
+        let status = translate::transaction_status(&transaction, self.clock.now());
+        Ok(VerifiedTransaction {
             valid: true,
             version: crate::VERSION,
             environment,
             status,
             app_user_id: transaction.app_account_token.clone(),
-            transaction: facts(transaction, raw, jws),
+            transaction: transaction_details(transaction, raw, jws),
         })
     }
 
-    pub(super) async fn credentials(
+    pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,
-    ) -> Result<Option<Arc<Credentials>>, Arc<FindError>> {
+    ) -> Result<Option<Arc<AppleCredentials>>, Arc<LoadAppleCredentialsError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
-        self.credentials
-            .get(tenant, async move {
-                store::find(&database, &keyring, &whose).await
+        self.credential_cache
+            .get_or_load(tenant, async move {
+                store::load_credentials(&database, &keyring, &whose).await
             })
             .await
     }
@@ -523,21 +558,23 @@ impl Apple {
 
 /// Which environments are asked, in order. Production without the app's Apple id is an error when it is demanded, and
 /// passed over when it is one of two.
-fn candidates(
+fn environments_to_query(
     choice: EnvironmentChoice,
     has_app_apple_id: bool,
-) -> Result<&'static [Environment], NotVerified> {
+) -> Result<&'static [AppleEnvironment], AppleVerifyError> {
     match (choice, has_app_apple_id) {
-        (EnvironmentChoice::Production, false) => Err(NotVerified::NoAppAppleId),
-        (EnvironmentChoice::Production, true) => Ok(&[Environment::Production]),
+        (EnvironmentChoice::Production, false) => Err(AppleVerifyError::NoAppAppleId),
+        (EnvironmentChoice::Production, true) => Ok(&[AppleEnvironment::Production]),
         (EnvironmentChoice::Sandbox, _) | (EnvironmentChoice::Auto, false) => {
-            Ok(&[Environment::Sandbox])
+            Ok(&[AppleEnvironment::Sandbox])
         }
-        (EnvironmentChoice::Auto, true) => Ok(&[Environment::Production, Environment::Sandbox]),
+        (EnvironmentChoice::Auto, true) => {
+            Ok(&[AppleEnvironment::Production, AppleEnvironment::Sandbox])
+        }
     }
 }
 
-fn is_users(verified: &Verified, expected: &str) -> bool {
+fn is_owned_by(verified: &VerifiedTransaction, expected: &str) -> bool {
     verified
         .app_user_id
         .as_deref()
@@ -553,9 +590,13 @@ fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S:
     }
 }
 
-fn facts(transaction: Transaction, raw: Box<RawValue>, jws: String) -> Facts {
+fn transaction_details(
+    transaction: TransactionPayload,
+    raw: Box<RawValue>,
+    jws: String,
+) -> TransactionDetails {
     let date = |date: Option<Millis>| date.map(|Millis(date)| date);
-    Facts {
+    TransactionDetails {
         transaction_id: transaction.transaction_id,
         original_transaction_id: transaction.original_transaction_id,
         bundle_id: transaction.bundle_id,
@@ -565,18 +606,18 @@ fn facts(transaction: Transaction, raw: Box<RawValue>, jws: String) -> Facts {
         expires_date: date(transaction.expires_date),
         r#type: transaction.r#type,
         in_app_ownership_type: transaction.in_app_ownership_type,
-        quantity: payload::as_is(transaction.quantity),
+        quantity: payload::number_to_value(transaction.quantity),
         web_order_line_item_id: transaction.web_order_line_item_id,
         revocation_date: date(transaction.revocation_date),
-        revocation_reason: payload::as_is(transaction.revocation_reason),
-        offer_type: payload::as_is(transaction.offer_type),
+        revocation_reason: payload::number_to_value(transaction.revocation_reason),
+        offer_type: payload::number_to_value(transaction.offer_type),
         offer_identifier: transaction.offer_identifier,
         app_account_token: transaction.app_account_token,
         storefront: transaction.storefront,
         storefront_id: transaction.storefront_id,
         transaction_reason: transaction.transaction_reason,
         currency: transaction.currency,
-        price: payload::as_is(transaction.price),
+        price: payload::number_to_value(transaction.price),
         signed_transaction_info: jws,
         raw_decoded_payload: raw,
     }

@@ -9,9 +9,9 @@
 //! - [`operators`]: the chain of what operators changed, read and checked
 //! - [`store`]: the queries
 
-pub mod identifier;
-pub mod operators;
+pub mod operator_audit;
+pub mod purchase_hash;
 pub mod store;
-pub mod verifications;
+pub mod verification_log;
 
-pub use verifications::{Verdict, Verifications};
+pub use verification_log::{VerificationLog, VerificationOutcome};

@@ -5,16 +5,19 @@ use std::time::Duration;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::operators::{Entry, PRUNED};
+use super::operator_audit::{OperatorAuditEntry, PRUNE_ACTION};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::{AuditId, TenantId};
 
 /// Rows that are taken away in one statement.
-const PRUNED_AT_ONCE: i64 = 5000;
+const MAX_PRUNE_BATCH: i64 = 5000;
 
 /// The sealed key of that number.
-pub(super) async fn hash_key(database: &Database, number: i32) -> Result<Option<Vec<u8>>, Error> {
+pub(super) async fn find_hash_key(
+    database: &Database,
+    number: i32,
+) -> Result<Option<Vec<u8>>, Error> {
     sqlx::query_scalar!(
         "select key_enc from validation_audit_keys where number = $1",
         number
@@ -24,7 +27,7 @@ pub(super) async fn hash_key(database: &Database, number: i32) -> Result<Option<
 }
 
 /// Adds the key of that number unless there is one, and returns the one there is.
-pub(super) async fn add_hash_key(
+pub(super) async fn insert_hash_key(
     database: &Database,
     number: i32,
     sealed: &[u8],
@@ -45,7 +48,7 @@ pub(super) async fn add_hash_key(
 }
 
 /// What is written.
-pub(super) struct Row {
+pub(super) struct VerificationRow {
     pub(super) id: AuditId,
     pub(super) tenant: TenantId,
     pub(super) source: &'static str,
@@ -57,7 +60,10 @@ pub(super) struct Row {
 }
 
 /// Writes rows. One that is there already, because an earlier attempt's answer was lost, is not written again.
-pub(super) async fn insert(database: &Database, rows: &[Row]) -> Result<(), Error> {
+pub(super) async fn insert_verifications(
+    database: &Database,
+    rows: &[VerificationRow],
+) -> Result<(), Error> {
     let ids: Vec<_> = rows.iter().map(|row| row.id.as_str().to_owned()).collect();
     let tenants: Vec<_> = rows.iter().map(|row| row.tenant.to_string()).collect();
     let sources: Vec<_> = rows.iter().map(|row| row.source.to_owned()).collect();
@@ -101,7 +107,7 @@ pub(super) async fn insert(database: &Database, rows: &[Row]) -> Result<(), Erro
 
 /// A row as it is read.
 #[derive(Clone, Debug)]
-pub struct Noted {
+pub struct LoggedVerification {
     /// The row's own id.
     pub id: String,
     /// Which store.
@@ -119,12 +125,12 @@ pub struct Noted {
 }
 
 /// A tenant's verifications, newest first; only those of `hash` when one is given.
-pub async fn list(
+pub async fn list_verifications(
     database: &Database,
     tenant: &TenantId,
     hash: Option<&[u8]>,
     limit: u32,
-) -> Result<Vec<Noted>, Error> {
+) -> Result<Vec<LoggedVerification>, Error> {
     let rows = sqlx::query!(
         "select id, source, identifier_hash, valid, error_code, latency_ms, occurred_at \
            from validation_audit \
@@ -139,7 +145,7 @@ pub async fn list(
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Noted {
+        .map(|row| LoggedVerification {
             id: row.id,
             source: row.source,
             identifier_hash: row.identifier_hash,
@@ -152,20 +158,20 @@ pub async fn list(
 }
 
 /// The number of the newest row of `operator_audit`; zero when there is none.
-pub async fn last_seq(database: &Database) -> Result<i64, Error> {
+pub async fn last_operator_audit_seq(database: &Database) -> Result<i64, Error> {
     sqlx::query_scalar!(r#"select coalesce(max(seq), 0) as "seq!" from operator_audit"#)
         .fetch_one(database.pool())
         .await
 }
 
 /// Rows of the operators' audit after `after`, in their order.
-pub(super) async fn chain(
+pub(super) async fn list_chain_page(
     database: &Database,
     after: i64,
     limit: i64,
-) -> Result<Vec<Entry>, Error> {
+) -> Result<Vec<OperatorAuditEntry>, Error> {
     let rows = sqlx::query_as!(
-        EntryRow,
+        OperatorAuditRow,
         r#"
         select seq, occurred_at, actor, host, command, action, object, target, tenant_id,
             before::text, after::text, previous_hash, hash
@@ -179,17 +185,17 @@ pub(super) async fn chain(
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(rows.into_iter().map(Entry::from).collect())
+    Ok(rows.into_iter().map(OperatorAuditEntry::from).collect())
 }
 
 /// The newest rows of the operators' audit, newest first; only those of `tenant` when one is given.
-pub async fn operations(
+pub async fn list_operator_audit(
     database: &Database,
     tenant: Option<&TenantId>,
     limit: u32,
-) -> Result<Vec<Entry>, Error> {
+) -> Result<Vec<OperatorAuditEntry>, Error> {
     let rows = sqlx::query_as!(
-        EntryRow,
+        OperatorAuditRow,
         r#"
         select seq, occurred_at, actor, host, command, action, object, target, tenant_id,
             before::text, after::text, previous_hash, hash
@@ -203,10 +209,10 @@ pub async fn operations(
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(rows.into_iter().map(Entry::from).collect())
+    Ok(rows.into_iter().map(OperatorAuditEntry::from).collect())
 }
 
-struct EntryRow {
+struct OperatorAuditRow {
     seq: i64,
     occurred_at: time::OffsetDateTime,
     actor: String,
@@ -222,8 +228,8 @@ struct EntryRow {
     hash: Vec<u8>,
 }
 
-impl From<EntryRow> for Entry {
-    fn from(row: EntryRow) -> Self {
+impl From<OperatorAuditRow> for OperatorAuditEntry {
+    fn from(row: OperatorAuditRow) -> Self {
         // The column's type keeps what is no JSON away.
         let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
         Self {
@@ -246,7 +252,7 @@ impl From<EntryRow> for Entry {
 
 /// A row about something that is no row of a table: what a job did, say. `with` is the pool, or the transaction that the
 /// row is to be part of.
-pub async fn note_operation(
+pub async fn record_operation(
     with: impl sqlx::PgExecutor<'_>,
     action: &str,
     object: &str,
@@ -268,7 +274,7 @@ pub async fn note_operation(
 }
 
 /// Takes away the oldest rows of the operators' audit, if they are older than `kept`, and says so in a row.
-pub(super) async fn prune_operators(
+pub(super) async fn delete_old_operator_audit(
     database: &Database,
     kept: Duration,
     lead: Duration,
@@ -295,8 +301,8 @@ pub(super) async fn prune_operators(
         select (select count(*) from gone) as "count!" from (select count(*) from noted) as noted
         "#,
         lead.as_secs_f64() - kept.as_secs_f64(),
-        PRUNED_AT_ONCE,
-        PRUNED
+        MAX_PRUNE_BATCH,
+        PRUNE_ACTION
     )
     .fetch_one(database.pool())
     .await?;

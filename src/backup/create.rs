@@ -6,33 +6,33 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::error::BackupError;
-use super::manifest::{FORMAT, Manifest, fingerprint};
-use super::part::Part;
-use super::programs::Programs;
-use super::store::{self, Snapshot};
+use super::manifest::{BackupManifest, MANIFEST_FORMAT, fingerprint_dump};
+use super::partial_file::PartialFile;
+use super::programs::PostgresPrograms;
+use super::store::{self, BackupSnapshot};
 use crate::clock::Timestamp;
 use crate::db::Database;
 use crate::id::BackupId;
-use crate::replicas::host;
+use crate::replicas::host_name;
 
 /// Dumps the whole database into `output` and writes the manifest beside it. Neither may be there already; only their
 /// owner can read them. The service goes on meanwhile.
-pub async fn create(
+pub async fn create_backup(
     database: &Database,
-    programs: &Programs,
+    programs: &PostgresPrograms,
     output: &Path,
-) -> Result<Manifest, BackupError> {
-    let manifest_path = Manifest::path_for(output);
+) -> Result<BackupManifest, BackupError> {
+    let manifest_path = BackupManifest::path_for(output);
     for path in [output, &manifest_path] {
         if path.exists() {
-            return Err(BackupError::Exists(path.to_owned()));
+            return Err(BackupError::FileExists(path.to_owned()));
         }
     }
-    let server = store::server_major(database).await?;
-    let part = Part::of(output).map_err(failed(output))?;
+    let server = store::server_major_version(database).await?;
+    let part = PartialFile::create_for(output).map_err(file_error(output))?;
 
-    let mut snapshot = Snapshot::take(database).await?;
-    let content = snapshot.content().await?;
+    let mut snapshot = BackupSnapshot::begin_snapshot(database).await?;
+    let content = snapshot.load_content().await?;
     let mut file = std::ffi::OsString::from("--file=");
     file.push(part.path());
     let arguments = [
@@ -41,14 +41,16 @@ pub async fn create(
         format!("--snapshot={}", snapshot.name).into(),
         file,
     ];
-    programs.run("pg_dump", server, database, arguments).await?;
+    programs
+        .run_program("pg_dump", server, database, arguments)
+        .await?;
     let taken_at = snapshot.taken_at;
-    snapshot.end().await?;
+    snapshot.end_snapshot().await?;
 
-    let (bytes, sha256) = fingerprint(part.path())?;
+    let (bytes, sha256) = fingerprint_dump(part.path())?;
     let moment = Timestamp::from(taken_at);
-    let manifest = Manifest {
-        format: FORMAT,
+    let manifest = BackupManifest {
+        format: MANIFEST_FORMAT,
         id: BackupId::mint(moment).to_string(),
         created_at: moment.to_string(),
         attesto: crate::VERSION.to_owned(),
@@ -60,21 +62,21 @@ pub async fn create(
         sha256,
     };
     // The manifest last: where there is one, there is a whole dump.
-    part.keep_as(output).map_err(failed(output))?;
-    write(&manifest_path, &manifest)?;
-    store::note_created(database, &manifest.id, taken_at, &host(), bytes).await?;
+    part.persist_as(output).map_err(file_error(output))?;
+    write_manifest(&manifest_path, &manifest)?;
+    store::record_created(database, &manifest.id, taken_at, &host_name(), bytes).await?;
     Ok(manifest)
 }
 
-fn failed(path: &Path) -> impl Fn(std::io::Error) -> BackupError {
-    move |cause| BackupError::File {
+fn file_error(path: &Path) -> impl Fn(std::io::Error) -> BackupError {
+    move |cause| BackupError::FileIo {
         path: path.to_owned(),
         cause,
     }
 }
 
-fn write(path: &Path, manifest: &Manifest) -> Result<(), BackupError> {
-    let failed = failed(path);
+fn write_manifest(path: &Path, manifest: &BackupManifest) -> Result<(), BackupError> {
+    let failed = file_error(path);
     let text = serde_json::to_string_pretty(manifest).map_err(|error| failed(error.into()))?;
     let mut file = OpenOptions::new()
         .write(true)

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::crypto::pasted::told;
-use crate::db::{Error, MigrationProblem};
+use crate::crypto::redact::redact_path;
+use crate::db::{Error, MigrationError};
 
 /// Why a backup was not made, or could not be judged. That it is not sound is no error: see
 /// [`Report`](super::report::Report).
@@ -14,7 +14,7 @@ pub enum BackupError {
     #[error(
         "`{program}` is not installed on this machine, or not where ATTESTO_PG_BIN and PATH say: install the client programs of Postgres {server} (Debian: postgresql-client-{server})"
     )]
-    NotInstalled {
+    ProgramNotInstalled {
         /// Which.
         program: &'static str,
         /// The server's major version.
@@ -24,7 +24,7 @@ pub enum BackupError {
     #[error(
         "`{program}` on this machine is of Postgres {found}, and the server is Postgres {server}, which it cannot read: install the client programs of Postgres {server}, or name their folder in ATTESTO_PG_BIN"
     )]
-    TooOld {
+    ProgramTooOld {
         /// Which.
         program: &'static str,
         /// The newest that was found.
@@ -34,18 +34,18 @@ pub enum BackupError {
     },
     /// A program ended badly.
     #[error("`{program}` failed: {said}")]
-    Failed {
+    ProgramFailed {
         /// Which.
         program: &'static str,
         /// What it said last.
         said: String,
     },
     /// The file is there already.
-    #[error("{} exists already: a backup is never written over", told(.0))]
-    Exists(PathBuf),
+    #[error("{} exists already: a backup is never written over", redact_path(.0))]
+    FileExists(PathBuf),
     /// A file cannot be read or written.
-    #[error("{}: {cause}", told(path))]
-    File {
+    #[error("{}: {cause}", redact_path(path))]
+    FileIo {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
@@ -54,22 +54,22 @@ pub enum BackupError {
     /// The manifest is not one.
     #[error(
         "{} is not the manifest of a backup that this release can read: {why}",
-        told(path)
+        redact_path(path)
     )]
-    Manifest {
+    InvalidManifest {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
     /// It is not the dump that was made.
-    #[error("{} is not the dump that its manifest was written for: it was changed or cut off", told(.0))]
-    Changed(PathBuf),
+    #[error("{} is not the dump that its manifest was written for: it was changed or cut off", redact_path(.0))]
+    DumpMismatch(PathBuf),
     /// There is something in the way.
     #[error(
         "the database has tables already: a backup is restored into an empty database, never over another one; make one with `createdb`"
     )]
-    NotEmpty,
+    DatabaseNotEmpty,
     /// Keys that the backup needs were not offered.
     #[error(
         "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they cannot be opened by anybody",
@@ -80,13 +80,13 @@ pub enum BackupError {
     #[error(
         "the database's role may not create a database to restore into: let a superuser run `alter role <role> createdb`, or name another server with --database-url"
     )]
-    NotAllowed,
+    CannotCreateDatabase,
     /// Somebody wanted it to end.
     #[error("stopped; the database that it was restored into is gone again")]
-    Stopped,
+    Interrupted,
     /// The tables could not be brought to this release.
     #[error(transparent)]
-    Migration(#[from] MigrationProblem),
+    Migration(#[from] MigrationError),
     /// The database.
     #[error(transparent)]
     Database(#[from] Error),
@@ -94,13 +94,13 @@ pub enum BackupError {
 
 impl BackupError {
     /// Whether the cause is how it was asked: something that is not installed, not configured or not there.
-    pub fn is_usage(&self) -> bool {
+    pub fn is_usage_error(&self) -> bool {
         matches!(
             self,
-            Self::NotInstalled { .. }
-                | Self::TooOld { .. }
-                | Self::File { .. }
-                | Self::Manifest { .. }
+            Self::ProgramNotInstalled { .. }
+                | Self::ProgramTooOld { .. }
+                | Self::FileIo { .. }
+                | Self::InvalidManifest { .. }
                 | Self::MissingKeys(_)
         )
     }

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::error::BackupError;
 
 /// The shape of the manifests that this release writes and reads.
-pub const FORMAT: u32 = 1;
+pub const MANIFEST_FORMAT: u32 = 1;
 
 /// What a dump must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Manifest {
+pub struct BackupManifest {
     /// [`FORMAT`].
     pub format: u32,
     /// `backup_…`
@@ -41,7 +41,7 @@ pub struct Manifest {
     pub sha256: String,
 }
 
-impl Manifest {
+impl BackupManifest {
     /// Where the manifest of a dump is.
     pub fn path_for(dump: &Path) -> PathBuf {
         let mut name = dump.as_os_str().to_owned();
@@ -52,19 +52,19 @@ impl Manifest {
     /// Reads the manifest of a dump.
     pub fn read_for(dump: &Path) -> Result<Self, BackupError> {
         let path = Self::path_for(dump);
-        let text = std::fs::read(&path).map_err(|cause| BackupError::File {
+        let text = std::fs::read(&path).map_err(|cause| BackupError::FileIo {
             path: path.clone(),
             cause,
         })?;
-        let unreadable = |why: String| BackupError::Manifest {
+        let unreadable = |why: String| BackupError::InvalidManifest {
             path: path.clone(),
             why,
         };
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|problem| unreadable(problem.to_string()))?;
-        if manifest.format != FORMAT {
+        if manifest.format != MANIFEST_FORMAT {
             return Err(unreadable(format!(
-                "its format is {}, and this release knows {FORMAT}",
+                "its format is {}, and this release knows {MANIFEST_FORMAT}",
                 manifest.format
             )));
         }
@@ -72,20 +72,20 @@ impl Manifest {
     }
 
     /// Rows in all tables.
-    pub fn rows(&self) -> i64 {
+    pub fn total_rows(&self) -> i64 {
         self.tables.values().sum()
     }
 }
 
 /// A file's length and SHA-256.
-pub fn fingerprint(path: &Path) -> Result<(u64, String), BackupError> {
-    digest(path).map_err(|cause| BackupError::File {
+pub fn fingerprint_dump(path: &Path) -> Result<(u64, String), BackupError> {
+    hash_file(path).map_err(|cause| BackupError::FileIo {
         path: path.to_owned(),
         cause,
     })
 }
 
-pub(crate) fn digest(path: &Path) -> io::Result<(u64, String)> {
+pub(crate) fn hash_file(path: &Path) -> io::Result<(u64, String)> {
     let mut file = File::open(path)?;
     let (mut digest, mut bytes, mut buffer) = (Context::new(&SHA256), 0, vec![0; 64 * 1024]);
     loop {

@@ -16,17 +16,17 @@
 pub mod create;
 pub mod error;
 pub mod manifest;
-pub(crate) mod part;
+pub(crate) mod partial_file;
 pub mod programs;
 mod report;
 pub mod restore;
 mod store;
 pub mod verify;
 
-pub use create::create;
+pub use create::create_backup;
 pub use error::BackupError;
-pub use manifest::Manifest;
-pub use programs::Programs;
-pub use report::Report;
-pub use restore::restore;
-pub use verify::verify;
+pub use manifest::BackupManifest;
+pub use programs::PostgresPrograms;
+pub use report::BackupVerifyReport;
+pub use restore::restore_backup;
+pub use verify::verify_backup;

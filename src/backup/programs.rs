@@ -9,13 +9,13 @@ use tokio::process::Command;
 
 use super::error::BackupError;
 use crate::db::Database;
-use crate::db::embedded::binaries::{major_of, usual_places};
+use crate::db::embedded::binaries::{distribution_folders, parse_major_version};
 
 /// Where the programs are looked for.
 #[derive(Clone, Debug, Default)]
-pub struct Programs {
+pub struct PostgresPrograms {
     /// `ATTESTO_PG_BIN`: this folder and no other.
-    pub named: Option<PathBuf>,
+    pub bin_folder: Option<PathBuf>,
     /// `PATH`.
     pub search_path: Option<OsString>,
     /// `HOME`, where libpq looks for passwords and certificates.
@@ -24,23 +24,23 @@ pub struct Programs {
     pub password_file: Option<OsString>,
 }
 
-impl Programs {
+impl PostgresPrograms {
     /// Runs one of them against this database, with the password in its environment.
-    pub(super) async fn run<Word: AsRef<OsStr>>(
+    pub(super) async fn run_program<Word: AsRef<OsStr>>(
         &self,
         program: &'static str,
         server: u32,
         database: &Database,
         arguments: impl IntoIterator<Item = Word>,
     ) -> Result<(), BackupError> {
-        let path = self.find(program, server)?;
-        let failed = |said: String| BackupError::Failed { program, said };
+        let path = self.find_program(program, server)?;
+        let failed = |said: String| BackupError::ProgramFailed { program, said };
         let mut command = Command::new(&path);
         command
             .args(arguments)
             .env_clear()
             .env("LC_ALL", "C")
-            .envs(database.for_programs())
+            .envs(database.libpq_environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -61,40 +61,42 @@ impl Programs {
         if ran.status.success() {
             return Ok(());
         }
-        Err(failed(last_words(&String::from_utf8_lossy(&ran.stderr))))
+        Err(failed(summarize_stderr(&String::from_utf8_lossy(
+            &ran.stderr,
+        ))))
     }
 
-    fn find(&self, program: &'static str, server: u32) -> Result<PathBuf, BackupError> {
-        let folders: Vec<PathBuf> = match &self.named {
+    fn find_program(&self, program: &'static str, server: u32) -> Result<PathBuf, BackupError> {
+        let folders: Vec<PathBuf> = match &self.bin_folder {
             Some(folder) => vec![folder.clone()],
-            None => usual_places(program)
+            None => distribution_folders(program)
                 .into_iter()
                 .chain(self.search_path.iter().flat_map(std::env::split_paths))
                 .collect(),
         };
         let found = folders
             .iter()
-            .filter_map(|folder| version_in(folder, program));
-        choose(found.collect(), server).map_err(|newest| match newest {
-            Some(found) => BackupError::TooOld {
+            .filter_map(|folder| find_program_version(folder, program));
+        choose_version(found.collect(), server).map_err(|newest| match newest {
+            Some(found) => BackupError::ProgramTooOld {
                 program,
                 found,
                 server,
             },
-            None => BackupError::NotInstalled { program, server },
+            None => BackupError::ProgramNotInstalled { program, server },
         })
     }
 }
 
 /// The server's own, else the oldest that is newer. An error names the newest there is.
-fn choose(mut found: Vec<(u32, PathBuf)>, server: u32) -> Result<PathBuf, Option<u32>> {
+fn choose_version(mut found: Vec<(u32, PathBuf)>, server: u32) -> Result<PathBuf, Option<u32>> {
     found.sort_by_key(|(major, _)| *major);
     let newest = found.last().map(|(major, _)| *major);
     let fit = found.into_iter().find(|(major, _)| *major >= server);
     fit.map(|(_, path)| path).ok_or(newest)
 }
 
-fn version_in(folder: &Path, program: &str) -> Option<(u32, PathBuf)> {
+fn find_program_version(folder: &Path, program: &str) -> Option<(u32, PathBuf)> {
     let path = std::path::absolute(folder.join(program)).ok()?;
     if folder.as_os_str().is_empty() || !path.is_file() {
         return None;
@@ -108,11 +110,14 @@ fn version_in(folder: &Path, program: &str) -> Option<(u32, PathBuf)> {
         .stderr(Stdio::null())
         .output()
         .ok()?;
-    Some((major_of(&String::from_utf8_lossy(&asked.stdout))?, path))
+    Some((
+        parse_major_version(&String::from_utf8_lossy(&asked.stdout))?,
+        path,
+    ))
 }
 
 /// What a program said at the end, in one line that is not too long. Statements, which may hold rows, are left out.
-fn last_words(said: &str) -> String {
+fn summarize_stderr(said: &str) -> String {
     const MOST: usize = 500;
     let lines = said.lines().map(str::trim).filter(|line| {
         line.contains("error:") || line.contains("detail:") || line.contains("hint:")
@@ -139,7 +144,7 @@ mod tests {
             let found = majors
                 .iter()
                 .map(|major| (*major, PathBuf::from(major.to_string())));
-            choose(found.collect(), 15).map(|path| path.display().to_string())
+            choose_version(found.collect(), 15).map(|path| path.display().to_string())
         };
         assert_eq!(of(&[17, 15, 14]), Ok("15".to_owned()));
         assert_eq!(of(&[18, 17, 14]), Ok("17".to_owned()));
@@ -152,9 +157,9 @@ mod tests {
         let said = "pg_restore: while PROCESSING TOC:\npg_restore: error: could not execute query: ERROR:  no\n\
                     Command was: COPY secrets FROM stdin;\n";
         assert_eq!(
-            last_words(said),
+            summarize_stderr(said),
             "pg_restore: error: could not execute query: ERROR:  no"
         );
-        assert_eq!(last_words(""), "it gave no reason");
+        assert_eq!(summarize_stderr(""), "it gave no reason");
     }
 }

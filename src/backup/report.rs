@@ -5,7 +5,7 @@ use serde::Serialize;
 /// What a trial found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct BackupVerifyReport {
     /// The backup's id.
     pub id: String,
     /// The moment whose state it holds.

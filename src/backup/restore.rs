@@ -3,31 +3,31 @@
 use std::path::Path;
 
 use super::error::BackupError;
-use super::manifest::{Manifest, fingerprint};
-use super::programs::Programs;
+use super::manifest::{BackupManifest, fingerprint_dump};
+use super::programs::PostgresPrograms;
 use super::store;
-use super::verify::{compare, restore_into};
+use super::verify::{compare_with_manifest, restore_dump_into};
 use crate::db::Database;
 use crate::deliveries::hold;
-use crate::replicas::host;
+use crate::replicas::host_name;
 
 /// Restores the dump into the database, which must have no tables, brings them to this release, and holds deliveries.
 /// Gives the manifest and whatever is not as it says.
-pub async fn restore(
+pub async fn restore_backup(
     database: &Database,
-    programs: &Programs,
+    programs: &PostgresPrograms,
     dump: &Path,
-) -> Result<(Manifest, Vec<String>), BackupError> {
-    let manifest = Manifest::read_for(dump)?;
-    if fingerprint(dump)? != (manifest.bytes, manifest.sha256.clone()) {
-        return Err(BackupError::Changed(dump.to_owned()));
+) -> Result<(BackupManifest, Vec<String>), BackupError> {
+    let manifest = BackupManifest::read_for(dump)?;
+    if fingerprint_dump(dump)? != (manifest.bytes, manifest.sha256.clone()) {
+        return Err(BackupError::DumpMismatch(dump.to_owned()));
     }
     if store::has_tables(database).await? {
-        return Err(BackupError::NotEmpty);
+        return Err(BackupError::DatabaseNotEmpty);
     }
-    restore_into(database, programs, dump).await?;
-    let problems = compare(&manifest, &store::content_of(database).await?);
+    restore_dump_into(database, programs, dump).await?;
+    let problems = compare_with_manifest(&manifest, &store::load_database_content(database).await?);
     database.migrate(false).await?;
-    hold::store::hold(database, &host()).await?;
+    hold::store::hold_deliveries(database, &host_name()).await?;
     Ok((manifest, problems))
 }

@@ -6,12 +6,12 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::error::BackupError;
-use super::report::Report;
-use crate::credentials::sealed;
+use super::report::BackupVerifyReport;
+use crate::credentials::sealed_columns;
 use crate::db::{Database, Error};
 
 /// One state of the database, which does not change while this lives.
-pub(super) struct Snapshot {
+pub(super) struct BackupSnapshot {
     connection: PgConnection,
     /// By this name another session sees the same state.
     pub(super) name: String,
@@ -20,13 +20,13 @@ pub(super) struct Snapshot {
 }
 
 /// What is in a database.
-pub(super) struct Content {
+pub(super) struct DatabaseContent {
     pub(super) tables: BTreeMap<String, i64>,
     pub(super) schema_version: i64,
     pub(super) key_ids: BTreeSet<u8>,
 }
 
-async fn unhurried(database: &Database) -> Result<PgConnection, Error> {
+async fn connect_without_timeouts(database: &Database) -> Result<PgConnection, Error> {
     let mut connection = database.connect_directly("attesto-backup").await?;
     connection
         .execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set lock_timeout = '60s'")
@@ -35,7 +35,7 @@ async fn unhurried(database: &Database) -> Result<PgConnection, Error> {
 }
 
 /// The server's major version.
-pub(super) async fn server_major(database: &Database) -> Result<u32, Error> {
+pub(super) async fn server_major_version(database: &Database) -> Result<u32, Error> {
     let number: i32 =
         sqlx::query_scalar("select current_setting('server_version_num')::int / 10000")
             .fetch_one(database.pool())
@@ -43,9 +43,9 @@ pub(super) async fn server_major(database: &Database) -> Result<u32, Error> {
     Ok(u32::try_from(number).unwrap_or(0))
 }
 
-impl Snapshot {
-    pub(super) async fn take(database: &Database) -> Result<Self, Error> {
-        let mut connection = unhurried(database).await?;
+impl BackupSnapshot {
+    pub(super) async fn begin_snapshot(database: &Database) -> Result<Self, Error> {
+        let mut connection = connect_without_timeouts(database).await?;
         connection
             .execute("begin transaction isolation level repeatable read read only")
             .await?;
@@ -59,25 +59,25 @@ impl Snapshot {
         })
     }
 
-    pub(super) async fn content(&mut self) -> Result<Content, Error> {
-        content(&mut self.connection).await
+    pub(super) async fn load_content(&mut self) -> Result<DatabaseContent, Error> {
+        read_content(&mut self.connection).await
     }
 
-    pub(super) async fn end(mut self) -> Result<(), Error> {
+    pub(super) async fn end_snapshot(mut self) -> Result<(), Error> {
         self.connection.execute("commit").await?;
         self.connection.close().await
     }
 }
 
 /// What is in a database that nobody else uses.
-pub(super) async fn content_of(database: &Database) -> Result<Content, Error> {
-    let mut connection = unhurried(database).await?;
-    let content = content(&mut connection).await?;
+pub(super) async fn load_database_content(database: &Database) -> Result<DatabaseContent, Error> {
+    let mut connection = connect_without_timeouts(database).await?;
+    let content = read_content(&mut connection).await?;
     connection.close().await?;
     Ok(content)
 }
 
-async fn content(connection: &mut PgConnection) -> Result<Content, Error> {
+async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, Error> {
     let names: Vec<String> = sqlx::query_scalar(
         "select format('%I.%I', schema.nspname, class.relname) from pg_class class
            join pg_namespace schema on schema.oid = class.relnamespace
@@ -101,7 +101,7 @@ async fn content(connection: &mut PgConnection) -> Result<Content, Error> {
             .fetch_one(&mut *connection)
             .await?;
     let mut key_ids = BTreeSet::new();
-    for column in sealed::secrets() {
+    for column in sealed_columns::secret_columns() {
         // A backup of an older release has fewer of them.
         let is_there: bool = sqlx::query_scalar(
             "select exists (select from information_schema.columns
@@ -128,7 +128,7 @@ async fn content(connection: &mut PgConnection) -> Result<Content, Error> {
                 .filter(|id| *id > 0),
         );
     }
-    Ok(Content {
+    Ok(DatabaseContent {
         tables,
         schema_version,
         key_ids,
@@ -146,8 +146,11 @@ pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
 }
 
 /// Makes an empty database on the same server.
-pub(super) async fn create_scratch(database: &Database, name: &str) -> Result<(), BackupError> {
-    let mut connection = unhurried(database).await?;
+pub(super) async fn create_scratch_database(
+    database: &Database,
+    name: &str,
+) -> Result<(), BackupError> {
+    let mut connection = connect_without_timeouts(database).await?;
     let created = connection
         .execute(AssertSqlSafe(format!(
             "create database \"{name}\" template template0"
@@ -157,15 +160,15 @@ pub(super) async fn create_scratch(database: &Database, name: &str) -> Result<()
     match created {
         Ok(_) => Ok(()),
         Err(error) if matches!(&error, Error::Database(cause) if cause.code().as_deref() == Some("42501")) => {
-            Err(BackupError::NotAllowed)
+            Err(BackupError::CannotCreateDatabase)
         }
         Err(error) => Err(error.into()),
     }
 }
 
 /// Takes it away again, whoever is connected to it.
-pub(super) async fn drop_scratch(database: &Database, name: &str) -> Result<(), Error> {
-    let mut connection = unhurried(database).await?;
+pub(super) async fn drop_scratch_database(database: &Database, name: &str) -> Result<(), Error> {
+    let mut connection = connect_without_timeouts(database).await?;
     connection
         .execute(AssertSqlSafe(format!(
             "drop database if exists \"{name}\" with (force)"
@@ -175,7 +178,7 @@ pub(super) async fn drop_scratch(database: &Database, name: &str) -> Result<(), 
 }
 
 /// Constraints that were not checked, and indexes that are not whole.
-pub(super) async fn unsound_parts(database: &Database) -> Result<Vec<String>, Error> {
+pub(super) async fn list_invalid_objects(database: &Database) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "select format('constraint %s of %s was not checked', conname, conrelid::regclass)
            from pg_constraint where not convalidated
@@ -188,7 +191,7 @@ pub(super) async fn unsound_parts(database: &Database) -> Result<Vec<String>, Er
 }
 
 /// Notes in the database that this backup of it was made.
-pub(super) async fn note_created(
+pub(super) async fn record_created(
     database: &Database,
     id: &str,
     taken_at: time::OffsetDateTime,
@@ -208,7 +211,10 @@ pub(super) async fn note_created(
 }
 
 /// Notes what a trial of it found, where this database knows of it.
-pub(super) async fn note_verified(database: &Database, report: &Report) -> Result<bool, Error> {
+pub(super) async fn record_verified(
+    database: &Database,
+    report: &BackupVerifyReport,
+) -> Result<bool, Error> {
     let noted = sqlx::query!(
         "update backups set verified_at = now(), sound = $2 where id = $1",
         &report.id,

@@ -7,33 +7,33 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::BackupError;
-use super::manifest::{Manifest, fingerprint};
-use super::programs::Programs;
-use super::report::Report;
+use super::manifest::{BackupManifest, fingerprint_dump};
+use super::programs::PostgresPrograms;
+use super::report::BackupVerifyReport;
 use super::store;
 use crate::clock::{Clock, Timestamp};
 use crate::credentials::canary::{self, CanaryError};
-use crate::credentials::proof;
+use crate::credentials::sealed_value_check;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::id::BackupId;
 
 /// So many values of every sealed column are opened, chosen at random.
-const SAMPLE: i64 = 20;
+const SAMPLE_ROWS: i64 = 20;
 
 /// Restores the dump into a database of its own, compares it with its manifest, brings its tables to this release, and
 /// opens a sample of everything sealed. The database is gone again when this returns. Nothing else on the server is
 /// touched and nothing is sent anywhere.
-pub async fn verify(
+pub async fn verify_backup(
     database: &Database,
     keyring: Option<&Keyring>,
-    programs: &Programs,
+    programs: &PostgresPrograms,
     dump: &Path,
     clock: &Clock,
     stop: &CancellationToken,
-) -> Result<Report, BackupError> {
-    let manifest = Manifest::read_for(dump)?;
-    let offered = |id: &u8| keyring.is_some_and(|ring| ring.ids().any(|known| known == *id));
+) -> Result<BackupVerifyReport, BackupError> {
+    let manifest = BackupManifest::read_for(dump)?;
+    let offered = |id: &u8| keyring.is_some_and(|ring| ring.key_ids().any(|known| known == *id));
     let missing: Vec<u8> = manifest
         .key_ids
         .iter()
@@ -45,29 +45,29 @@ pub async fn verify(
     }
     let now = clock.now();
     let made = Timestamp::parse(&manifest.created_at);
-    let mut report = Report {
+    let mut report = BackupVerifyReport {
         id: manifest.id.clone(),
         created_at: manifest.created_at.clone(),
         sound: false,
-        age_seconds: made.map_or(0, |made| now.since(made).as_secs()),
+        age_seconds: made.map_or(0, |made| now.duration_since(made).as_secs()),
         restored_in_ms: 0,
         tables: manifest.tables.len(),
-        rows: manifest.rows(),
+        rows: manifest.total_rows(),
         migrations_applied: 0,
         opened: 0,
         problems: Vec::new(),
     };
-    let (bytes, sha256) = fingerprint(dump)?;
+    let (bytes, sha256) = fingerprint_dump(dump)?;
     if (bytes, &sha256) == (manifest.bytes, &manifest.sha256) {
         let name = BackupId::mint(now).to_string().to_lowercase();
         let name = name.replace(BackupId::PREFIX, "attesto_trial_");
-        store::create_scratch(database, &name).await?;
-        let scratch = database.beside(&name);
-        let trial = attempt(&scratch, keyring, programs, dump, &manifest, &mut report);
+        store::create_scratch_database(database, &name).await?;
+        let scratch = database.sibling_database(&name);
+        let trial = restore_and_check(&scratch, keyring, programs, dump, &manifest, &mut report);
         let outcome = stop.run_until_cancelled(trial).await;
-        scratch.close().await;
-        store::drop_scratch(database, &name).await?;
-        outcome.unwrap_or(Err(BackupError::Stopped))?;
+        scratch.close_connections().await;
+        store::drop_scratch_database(database, &name).await?;
+        outcome.unwrap_or(Err(BackupError::Interrupted))?;
     } else {
         report.problems.push(format!(
             "The file is not the one that was made: it has {bytes} bytes and SHA-256 {sha256}, and the manifest says {} and {}.",
@@ -76,24 +76,24 @@ pub async fn verify(
     }
     report.sound = report.problems.is_empty();
     // Where this is not the database it was made of, nobody asks for the note.
-    if let Err(error) = store::note_verified(database, &report).await {
+    if let Err(error) = store::record_verified(database, &report).await {
         tracing::debug!(%error, "the trial is not noted");
     }
     Ok(report)
 }
 
-async fn attempt(
+async fn restore_and_check(
     scratch: &Database,
     keyring: Option<&Keyring>,
-    programs: &Programs,
+    programs: &PostgresPrograms,
     dump: &Path,
-    manifest: &Manifest,
-    report: &mut Report,
+    manifest: &BackupManifest,
+    report: &mut BackupVerifyReport,
 ) -> Result<(), BackupError> {
     let begun = Instant::now();
-    match restore_into(scratch, programs, dump).await {
+    match restore_dump_into(scratch, programs, dump).await {
         Ok(()) => {}
-        Err(BackupError::Failed { said, .. }) => {
+        Err(BackupError::ProgramFailed { said, .. }) => {
             let problem = format!("It cannot be restored: {said}.");
             report.problems.push(problem);
             return Ok(());
@@ -102,17 +102,21 @@ async fn attempt(
     }
     report.restored_in_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
 
-    let found = store::content_of(scratch).await?;
-    report.problems.extend(compare(manifest, &found));
-    report.problems.extend(store::unsound_parts(scratch).await?);
+    let found = store::load_database_content(scratch).await?;
+    report
+        .problems
+        .extend(compare_with_manifest(manifest, &found));
+    report
+        .problems
+        .extend(store::list_invalid_objects(scratch).await?);
     report.migrations_applied = scratch.migrate(false).await?.applied.len();
     if let Some(keyring) = keyring {
-        match canary::look(scratch, keyring).await {
+        match canary::check_canaries(scratch, keyring).await {
             Ok(()) => {}
             Err(CanaryError::Database(error)) => return Err(error.into()),
             Err(wrong) => report.problems.push(format!("{wrong}.")),
         }
-        for proof in proof::sample(scratch, keyring, SAMPLE).await? {
+        for proof in sealed_value_check::check_sealed_values(scratch, keyring, SAMPLE_ROWS).await? {
             report.opened += proof.opened;
             report.problems.extend(proof.failures.iter().map(|it| {
                 format!(
@@ -126,15 +130,15 @@ async fn attempt(
 }
 
 /// Restores a dump into a database without tables.
-pub(super) async fn restore_into(
+pub(super) async fn restore_dump_into(
     database: &Database,
-    programs: &Programs,
+    programs: &PostgresPrograms,
     dump: &Path,
 ) -> Result<(), BackupError> {
-    let server = store::server_major(database).await?;
+    let server = store::server_major_version(database).await?;
     let arguments: [OsString; 7] = [
         "--dbname".into(),
-        database.name().into(),
+        database.database_name().into(),
         "--no-owner".into(),
         "--no-privileges".into(),
         "--exit-on-error".into(),
@@ -142,12 +146,15 @@ pub(super) async fn restore_into(
         dump.into(),
     ];
     programs
-        .run("pg_restore", server, database, arguments)
+        .run_program("pg_restore", server, database, arguments)
         .await
 }
 
 /// How what was found differs from what must be there, in sentences.
-pub(super) fn compare(manifest: &Manifest, found: &store::Content) -> Vec<String> {
+pub(super) fn compare_with_manifest(
+    manifest: &BackupManifest,
+    found: &store::DatabaseContent,
+) -> Vec<String> {
     let mut problems = Vec::new();
     for (table, expected) in &manifest.tables {
         match found.tables.get(table) {

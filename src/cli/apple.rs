@@ -6,27 +6,29 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
-use super::{duration, upload};
-use crate::apple::account::{Credentials, Environment, EnvironmentChoice, SigningKey};
-use crate::apple::api::{self, AppStore};
-use crate::apple::store::{self, FindError, NewCredentials, PutError};
-use crate::apple::test_notification::{self, NoOutcome};
-use crate::apple::trial;
+use super::context::{CommandContext, CommandError};
+use super::{duration, input_file};
+use crate::apple::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey};
+use crate::apple::api::{self, AppStoreClient};
+use crate::apple::check_credentials;
+use crate::apple::store::{
+    self, LoadAppleCredentialsError, NewAppleCredentials, SetAppleCredentialsError,
+};
+use crate::apple::test_notification::{self, TestNotificationError};
 use crate::clock::Timestamp;
-use crate::config::Stores;
-use crate::config::settings::Grace;
-use crate::credentials::grace::{Before, NoWayBack};
+use crate::config::StoreSettings;
+use crate::config::settings::CredentialGracePeriod;
+use crate::credentials::history::{PreviousOutcome, RollbackError};
 use crate::db::Database;
-use crate::events::{self, Source};
+use crate::events::{self, EventSource};
 use crate::id::{EventId, TenantId};
 use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum AppleCommand {
     /// Store what Attesto needs to ask the App Store, in place of what was stored before
-    SetCredentials(SetCredentials),
+    SetCredentials(SetAppleCredentialsArgs),
     /// Print everything but the key
     GetCredentials {
         /// Whose: the tenant's id
@@ -38,18 +40,18 @@ pub enum Command {
         tenant: TenantId,
     },
     /// Have Apple send a test notification, wait until Apple says how that went, and print it
-    RequestTestNotification(RequestTest),
+    RequestTestNotification(RequestTestNotificationArgs),
 }
 
 /// Arguments of `request-test-notification`.
 #[derive(Debug, clap::Args)]
-pub struct RequestTest {
+pub struct RequestTestNotificationArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
     /// Which of the app's two addresses is tried. Left out: production, unless the tenant is set up for the sandbox only
     #[arg(long, value_name = "ENVIRONMENT", value_enum)]
-    env: Option<Where>,
+    env: Option<TestNotificationEnvironment>,
 
     /// How long to wait for the outcome
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_up_to(1))]
@@ -58,38 +60,38 @@ pub struct RequestTest {
 
 /// Where a test notification is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Where {
+pub enum TestNotificationEnvironment {
     /// The production address
     Production,
     /// The sandbox address
     Sandbox,
 }
 
-impl From<Where> for Environment {
-    fn from(place: Where) -> Self {
+impl From<TestNotificationEnvironment> for AppleEnvironment {
+    fn from(place: TestNotificationEnvironment) -> Self {
         match place {
-            Where::Production => Self::Production,
-            Where::Sandbox => Self::Sandbox,
+            TestNotificationEnvironment::Production => Self::Production,
+            TestNotificationEnvironment::Sandbox => Self::Sandbox,
         }
     }
 }
 
 /// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
-pub struct SetCredentials {
+pub struct SetAppleCredentialsArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
     /// The app's bundle id, such as com.example.app
-    #[arg(long, value_name = "ID", value_parser = bundle_id)]
+    #[arg(long, value_name = "ID", value_parser = parse_bundle_id)]
     bundle_id: String,
 
     /// The key's id in App Store Connect: ten capital letters and digits
-    #[arg(long, value_name = "ID", value_parser = key_id)]
+    #[arg(long, value_name = "ID", value_parser = parse_key_id)]
     key_id: String,
 
     /// The issuer id in App Store Connect: a UUID
-    #[arg(long, value_name = "UUID", value_parser = issuer_id)]
+    #[arg(long, value_name = "UUID", value_parser = parse_issuer_id)]
     issuer_id: String,
 
     /// The In-App Purchase key's .p8 file, `-` for standard input
@@ -110,25 +112,32 @@ pub struct SetCredentials {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: AppleCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::SetCredentials(arguments) => set(arguments, context).await,
-        Command::GetCredentials { tenant } => get(&tenant, context).await,
-        Command::RollbackCredentials { tenant } => roll_back(&tenant, context).await,
-        Command::RequestTestNotification(arguments) => request_test(arguments, context).await,
+        AppleCommand::SetCredentials(arguments) => set_credentials(arguments, context).await,
+        AppleCommand::GetCredentials { tenant } => get_credentials(&tenant, context).await,
+        AppleCommand::RollbackCredentials { tenant } => {
+            rollback_credentials(&tenant, context).await
+        }
+        AppleCommand::RequestTestNotification(arguments) => {
+            request_test_notification(arguments, context).await
+        }
     }
 }
 
-async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure> {
-    let file = upload::read(&arguments.key_path)?;
+async fn set_credentials(
+    arguments: SetAppleCredentialsArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let file = input_file::read_file_or_stdin(&arguments.key_path)?;
     let key = SigningKey::parse(&file).map_err(|problem| {
         let path = arguments.key_path.display();
-        Failure::usage(format!("{path}: {problem}."))
+        CommandError::usage_error(format!("{path}: {problem}."))
     })?;
-    let database = context.database().await?;
-    let keyring = context.keyring_for(&database).await?;
+    let database = context.open_database().await?;
+    let keyring = context.load_verified_keyring(&database).await?;
     let tenant = arguments.tenant;
-    let credentials = Arc::new(Credentials {
+    let credentials = Arc::new(AppleCredentials {
         bundle_id: arguments.bundle_id,
         key_id: arguments.key_id,
         issuer_id: arguments.issuer_id,
@@ -137,49 +146,49 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
         app_apple_id: arguments.app_apple_id,
     });
     if arguments.check {
-        try_out(&tenant, &credentials, context).await?;
+        check_credentials(&tenant, &credentials, context).await?;
     }
-    let Grace(grace) = context.settings(Grace::read)?;
-    let new = NewCredentials {
-        file: &file,
+    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
+    let new = NewAppleCredentials {
+        key_file: &file,
         credentials: &credentials,
     };
-    let before = store::replace(&database, &keyring, &tenant, &new, grace)
+    let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            PutError::Database(error) => error.into(),
-            told => Failure::refused(format!("{told}.")),
+            SetAppleCredentialsError::Database(error) => error.into(),
+            told => CommandError::failed(format!("{told}.")),
         })?;
-    if let Before::Unopened(cause) = before {
+    if let PreviousOutcome::NotOpened(cause) = before {
         eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
     }
-    if let Some(consequence) = without_app_apple_id(&credentials) {
+    if let Some(consequence) = missing_app_apple_id_warning(&credentials) {
         eprintln!("attesto: warning: without --app-apple-id {consequence}.");
     }
-    let stored = store::describe(&database, &tenant)
+    let stored = store::find_credential_summary(&database, &tenant)
         .await?
-        .ok_or_else(|| none(&tenant))?;
+        .ok_or_else(|| no_credentials_error(&tenant))?;
     let prose = format!(
         "{tenant} asks the App Store about {} with key {} (fingerprint {}).",
         stored.bundle_id, stored.key_id, stored.key_fingerprint
     );
-    context.output.sentence(&stored, &prose)?;
+    context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
 /// Stores nothing when nobody at Apple takes them.
-async fn try_out(
+async fn check_credentials(
     tenant: &TenantId,
-    credentials: &Arc<Credentials>,
-    context: &Context,
-) -> Result<(), Failure> {
-    let app_store = app_store(context)?;
-    let said = trial::try_out(&app_store, tenant, credentials).await;
+    credentials: &Arc<AppleCredentials>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let app_store = build_app_store_client(context)?;
+    let said = check_credentials::check_credentials(&app_store, tenant, credentials).await;
     let is_taken = said.iter().any(|(_, said)| said.is_ok());
     let mut refusals = Vec::new();
     for (environment, said) in said {
         if let Err(failure) = said {
-            let why = not_taken(&credentials.bundle_id, environment, &failure);
+            let why = describe_api_error(&credentials.bundle_id, environment, &failure);
             refusals.push(format!("{}: {why}", environment.as_str()));
         }
     }
@@ -190,46 +199,49 @@ async fn try_out(
         return Ok(());
     }
     refusals.push("Nothing was stored.".to_owned());
-    Err(Failure::refused(refusals.join("\n")))
+    Err(CommandError::failed(refusals.join("\n")))
 }
 
-async fn roll_back(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let keyring = context.keyring_for(&database).await?;
-    let Grace(grace) = context.settings(Grace::read)?;
-    store::roll_back(&database, &keyring, tenant, grace)
+async fn rollback_credentials(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let keyring = context.load_verified_keyring(&database).await?;
+    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
+    store::rollback_credentials(&database, &keyring, tenant, grace)
         .await
         .map_err(|why| match why {
-            NoWayBack::Database(error) => error.into(),
-            why => Failure::refused(format!("the Apple credentials of {tenant} stay: {why}.")),
+            RollbackError::Database(error) => error.into(),
+            why => CommandError::failed(format!("the Apple credentials of {tenant} stay: {why}.")),
         })?;
-    let stored = store::describe(&database, tenant)
+    let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| none(tenant))?;
+        .ok_or_else(|| no_credentials_error(tenant))?;
     let prose = format!(
         "{tenant} asks the App Store about {} with key {} (fingerprint {}) again.",
         stored.bundle_id, stored.key_id, stored.key_fingerprint
     );
-    context.output.sentence(&stored, &prose)?;
+    context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
-async fn get(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let stored = store::describe(&database, tenant)
+async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| none(tenant))?;
-    context.output.object(&stored)?;
+        .ok_or_else(|| no_credentials_error(tenant))?;
+    context.output.write_object(&stored)?;
     Ok(())
 }
 
 /// What `request-test-notification` prints.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Tried<'a> {
+struct TestNotificationView<'a> {
     tenant_id: &'a TenantId,
     bundle_id: &'a str,
-    environment: Environment,
+    environment: AppleEnvironment,
     /// Apple's word for how it went.
     result: &'a str,
     attempted_at: Option<Timestamp>,
@@ -239,41 +251,52 @@ struct Tried<'a> {
     event_id: Option<EventId>,
 }
 
-async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), Failure> {
-    let RequestTest { tenant, env, wait } = arguments;
-    let database = context.database().await?;
-    let keyring = context.keyring()?;
-    let credentials = store::find(&database, &keyring, &tenant)
+async fn request_test_notification(
+    arguments: RequestTestNotificationArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let RequestTestNotificationArgs { tenant, env, wait } = arguments;
+    let database = context.open_database().await?;
+    let keyring = context.require_keyring()?;
+    let credentials = store::load_credentials(&database, &keyring, &tenant)
         .await
         .map_err(|error| match error {
-            FindError::Database(error) => error.into(),
-            sealed => Failure::refused(format!("{sealed}.")),
+            LoadAppleCredentialsError::Database(error) => error.into(),
+            sealed => CommandError::failed(format!("{sealed}.")),
         })?
-        .ok_or_else(|| none(&tenant))?;
-    let environment = place_to_try(&tenant, &credentials, env)?;
-    let app_store = app_store(context)?;
+        .ok_or_else(|| no_credentials_error(&tenant))?;
+    let environment = choose_test_environment(&tenant, &credentials, env)?;
+    let app_store = build_app_store_client(context)?;
     let credentials = Arc::new(credentials);
-    let outcome =
-        test_notification::request(&app_store, &tenant, &credentials, environment, wait).await;
+    let outcome = test_notification::request_test_notification(
+        &app_store,
+        &tenant,
+        &credentials,
+        environment,
+        wait,
+    )
+    .await;
     // Kept, for nobody asks Apple again behind the operator's back.
-    let keep = async |said: &str| store::keep_test(&database, &tenant, environment, said).await;
+    let keep = async |said: &str| {
+        store::record_test_notification(&database, &tenant, environment, said).await
+    };
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(why) => {
-            if why == NoOutcome::NoAddress {
-                keep(test_notification::NO_ADDRESS).await?;
+            if why == TestNotificationError::NoNotificationUrl {
+                keep(test_notification::RESULT_NO_NOTIFICATION_URL).await?;
             }
-            return Err(no_outcome(&tenant, &credentials, environment, &why));
+            return Err(no_outcome_error(&tenant, &credentials, environment, &why));
         }
     };
     let uuid = outcome.notification_uuid.as_deref();
-    let event_id = find_event(&database, &tenant, uuid).await?;
+    let event_id = find_test_event(&database, &tenant, uuid).await?;
     keep(match event_id {
-        None if outcome.is_success() => test_notification::ELSEWHERE,
+        None if outcome.is_success() => test_notification::RESULT_RECEIVED_ELSEWHERE,
         _ => &outcome.result,
     })
     .await?;
-    let tried = Tried {
+    let tried = TestNotificationView {
         tenant_id: &tenant,
         bundle_id: &credentials.bundle_id,
         environment,
@@ -282,16 +305,16 @@ async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), F
         notification_uuid: uuid,
         event_id: event_id.clone(),
     };
-    context.output.object(&tried)?;
+    context.output.write_object(&tried)?;
     if !outcome.is_success() {
-        let what = what_went_wrong(&outcome.result);
-        return Err(Failure::refused(format!(
+        let what = explain_send_result(&outcome.result);
+        return Err(CommandError::failed(format!(
             "Apple's test notification did not arrive ({}): {what}",
             outcome.result
         )));
     }
     if event_id.is_none() {
-        return Err(Failure::refused(format!(
+        return Err(CommandError::failed(format!(
             "somebody else took Apple's test notification: nothing of it is stored here. The {} address in App Store Connect must be https://<your host>/v1/webhooks/apple/{tenant}, and lead to a service on this database.",
             environment.as_str()
         )));
@@ -300,89 +323,95 @@ async fn request_test(arguments: RequestTest, context: &Context) -> Result<(), F
 }
 
 /// Apple, where the service would ask it.
-fn app_store(context: &Context) -> Result<AppStore, Failure> {
-    let stores = context.settings(Stores::read)?;
-    let client = outbound::client()
-        .map_err(|problem| Failure::refused(format!("cannot call anybody: {problem}.")))?;
-    Ok(AppStore::new(
-        Upstream::new(client, stores.timeout),
-        stores.apple_production,
-        stores.apple_sandbox,
+fn build_app_store_client(context: &CommandContext) -> Result<AppStoreClient, CommandError> {
+    let stores = context.read_settings(StoreSettings::from_raw)?;
+    let client = outbound::build_http_client()
+        .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
+    Ok(AppStoreClient::new(
+        Upstream::new(client, stores.upstream_timeout),
+        stores.apple_production_url,
+        stores.apple_sandbox_url,
         context.clock.clone(),
     ))
 }
 
-async fn find_event(
+async fn find_test_event(
     database: &Database,
     tenant: &TenantId,
     uuid: Option<&str>,
-) -> Result<Option<EventId>, Failure> {
+) -> Result<Option<EventId>, CommandError> {
     match uuid {
-        Some(uuid) => Ok(events::find(database, tenant, Source::Apple, uuid).await?),
+        Some(uuid) => Ok(events::find_event(database, tenant, EventSource::Apple, uuid).await?),
         None => Ok(None),
     }
 }
 
 /// Which address is tried: one whose notifications this tenant takes.
-fn place_to_try(
+fn choose_test_environment(
     tenant: &TenantId,
-    credentials: &Credentials,
-    asked: Option<Where>,
-) -> Result<Environment, Failure> {
+    credentials: &AppleCredentials,
+    asked: Option<TestNotificationEnvironment>,
+) -> Result<AppleEnvironment, CommandError> {
     let choice = credentials.environment;
     let environment = match asked {
         Some(place) => place.into(),
-        None if choice.allows(Environment::Production) => Environment::Production,
-        None => Environment::Sandbox,
+        None if choice.allows_environment(AppleEnvironment::Production) => {
+            AppleEnvironment::Production
+        }
+        None => AppleEnvironment::Sandbox,
     };
-    if !choice.allows(environment) {
-        return Err(Failure::usage(format!(
+    if !choice.allows_environment(environment) {
+        return Err(CommandError::usage_error(format!(
             "{tenant} is set up for {} only, and refuses notifications of {}: see `attesto apple set-credentials --environment`.",
             choice.as_str(),
             environment.as_str()
         )));
     }
-    if environment == Environment::Production && credentials.app_apple_id.is_none() {
-        return Err(Failure::usage(format!(
+    if environment == AppleEnvironment::Production && credentials.app_apple_id.is_none() {
+        return Err(CommandError::usage_error(format!(
             "{tenant} has no app Apple id, and refuses notifications of production without it: add it with `attesto apple set-credentials --app-apple-id`, or try --env sandbox.",
         )));
     }
     Ok(environment)
 }
 
-fn no_outcome(
+fn no_outcome_error(
     tenant: &TenantId,
-    credentials: &Credentials,
-    environment: Environment,
-    why: &NoOutcome,
-) -> Failure {
+    credentials: &AppleCredentials,
+    environment: AppleEnvironment,
+    why: &TestNotificationError,
+) -> CommandError {
     let (app, place) = (&credentials.bundle_id, environment.as_str());
-    Failure::refused(match why {
-        NoOutcome::NoAddress => format!(
+    CommandError::failed(match why {
+        TestNotificationError::NoNotificationUrl => format!(
             "Apple knows no {place} address for the notifications of {app}: enter https://<your host>/v1/webhooks/apple/{tenant} in App Store Connect, under App Information, App Store Server Notifications."
         ),
-        NoOutcome::NotYet(patience) => format!(
+        TestNotificationError::Timeout(patience) => format!(
             "Apple took the request and has not said within {patience:?} how sending it went. Look for it with `attesto webhook list-events {tenant}`, or wait longer with --wait."
         ),
-        NoOutcome::Apple(failure) => not_taken(app, environment, failure),
+        TestNotificationError::Api(failure) => describe_api_error(app, environment, failure),
     })
 }
 
 /// What Apple's answer means to whoever set the credentials.
-fn not_taken(app: &str, environment: Environment, failure: &api::Failure) -> String {
+fn describe_api_error(
+    app: &str,
+    environment: AppleEnvironment,
+    failure: &api::AppleApiError,
+) -> String {
     match failure {
-        api::Failure::Unauthorized { .. } => {
+        api::AppleApiError::Unauthorized { .. } => {
             let hint = match environment {
-                Environment::Production => {
+                AppleEnvironment::Production => {
                     " In production it also refuses an app that was never released: try --env sandbox."
                 }
-                Environment::Sandbox => "",
+                AppleEnvironment::Sandbox => "",
             };
             format!(
                 "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.{hint}"
             )
         }
-        api::Failure::RateLimited { retry_after } => format!(
+        api::AppleApiError::RateLimited { retry_after } => format!(
             "Apple's limit for {app} is used up. Try again in {} seconds.",
             retry_after.as_secs().max(1)
         ),
@@ -391,7 +420,7 @@ fn not_taken(app: &str, environment: Environment, failure: &api::Failure) -> Str
 }
 
 /// What Apple's word for a failed attempt means for whoever has to mend it.
-fn what_went_wrong(result: &str) -> &'static str {
+fn explain_send_result(result: &str) -> &'static str {
     match result {
         "TIMED_OUT" => "the server at the address did not answer in time.",
         "TLS_ISSUE" => {
@@ -413,16 +442,22 @@ fn what_went_wrong(result: &str) -> &'static str {
     }
 }
 
-fn none(tenant: &TenantId) -> Failure {
-    Failure::refused(format!("{tenant} has no Apple credentials."))
+fn no_credentials_error(tenant: &TenantId) -> CommandError {
+    CommandError::failed(format!("{tenant} has no Apple credentials."))
 }
 
 /// What will not work for want of the app's Apple id. `None` when it is there, or not needed.
-fn without_app_apple_id(credentials: &Credentials) -> Option<&'static str> {
-    let is_needed = credentials.environment.allows(Environment::Production);
+fn missing_app_apple_id_warning(credentials: &AppleCredentials) -> Option<&'static str> {
+    let is_needed = credentials
+        .environment
+        .allows_environment(AppleEnvironment::Production);
     match (is_needed, credentials.app_apple_id) {
         (false, _) | (true, Some(_)) => None,
-        (true, None) if credentials.environment.allows(Environment::Sandbox) => {
+        (true, None)
+            if credentials
+                .environment
+                .allows_environment(AppleEnvironment::Sandbox) =>
+        {
             Some("production is passed over: only sandbox transactions are found")
         }
         (true, None) => Some("nothing can be verified, because production needs it"),
@@ -430,7 +465,7 @@ fn without_app_apple_id(credentials: &Credentials) -> Option<&'static str> {
 }
 
 /// Apple's rule: letters, digits, hyphens and periods, at most 155 of them.
-fn bundle_id(text: &str) -> Result<String, String> {
+fn parse_bundle_id(text: &str) -> Result<String, String> {
     let is_allowed = |one: char| one.is_ascii_alphanumeric() || matches!(one, '-' | '.');
     if (1..=155).contains(&text.len()) && text.chars().all(is_allowed) {
         Ok(text.to_owned())
@@ -442,7 +477,7 @@ fn bundle_id(text: &str) -> Result<String, String> {
     }
 }
 
-fn key_id(text: &str) -> Result<String, String> {
+fn parse_key_id(text: &str) -> Result<String, String> {
     let is_allowed = |one: char| one.is_ascii_uppercase() || one.is_ascii_digit();
     if text.len() == 10 && text.chars().all(is_allowed) {
         Ok(text.to_owned())
@@ -455,7 +490,7 @@ fn key_id(text: &str) -> Result<String, String> {
 }
 
 /// In lower case, as App Store Connect shows it and Apple expects it.
-fn issuer_id(text: &str) -> Result<String, String> {
+fn parse_issuer_id(text: &str) -> Result<String, String> {
     let is_uuid = text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => byte == b'-',
@@ -475,17 +510,17 @@ mod tests {
     #[test]
     fn a_bundle_id_is_what_apple_allows() {
         for good in ["com.example.app", "a", "com.example-2.App9", "9.b"] {
-            assert_eq!(bundle_id(good).as_deref(), Ok(good));
+            assert_eq!(parse_bundle_id(good).as_deref(), Ok(good));
         }
         let long = "a".repeat(156);
         for bad in ["", "com.example_app", "com.*", "com.ä", " com.a", &long] {
-            assert!(bundle_id(bad).is_err(), "{bad}");
+            assert!(parse_bundle_id(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn the_names_of_key_and_issuer_have_one_form_each() {
-        assert_eq!(key_id("2X9R4HXF34").as_deref(), Ok("2X9R4HXF34"));
+        assert_eq!(parse_key_id("2X9R4HXF34").as_deref(), Ok("2X9R4HXF34"));
         for bad in [
             "",
             "2X9R4HXF3",
@@ -494,10 +529,10 @@ mod tests {
             "2X9R4HXF-4",
             "ÄX9R4HXF3",
         ] {
-            assert!(key_id(bad).is_err(), "{bad}");
+            assert!(parse_key_id(bad).is_err(), "{bad}");
         }
         assert_eq!(
-            issuer_id("57246542-96FE-1a63-e053-0824d011072a").as_deref(),
+            parse_issuer_id("57246542-96FE-1a63-e053-0824d011072a").as_deref(),
             Ok("57246542-96fe-1a63-e053-0824d011072a")
         );
         for bad in [
@@ -507,7 +542,7 @@ mod tests {
             "57246542-96fe-1a63-e053-0824d011072g",
             "5724654296fe-1a63-e053-0824d011072a-",
         ] {
-            assert!(issuer_id(bad).is_err(), "{bad}");
+            assert!(parse_issuer_id(bad).is_err(), "{bad}");
         }
     }
 }

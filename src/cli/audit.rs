@@ -4,36 +4,36 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
-use super::upload;
-use crate::audit::identifier::{HashKey, Identifier, NoHashKey};
-use crate::audit::operators::{self, Broken, Head};
-use crate::audit::store::{self, Noted};
+use super::context::{CommandContext, CommandError};
+use super::input_file;
+use crate::audit::operator_audit::{self, AuditChainError, ChainHead};
+use crate::audit::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
+use crate::audit::store::{self, LoggedVerification};
 use crate::clock::Timestamp;
-use crate::crypto::token::hex;
+use crate::crypto::token::encode_hex;
 use crate::id::TenantId;
-use crate::tenants::store::{ChangeError, find_tenant};
+use crate::tenants::store::{TenantChangeError, find_tenant};
 
 /// The commands of `attesto audit`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum AuditCommand {
     /// List a tenant's verifications, newest first; kept while `ENABLE_VALIDATION_AUDIT_LOG` is on
-    List(List),
+    List(AuditListArgs),
     /// What operators changed
     #[command(subcommand)]
-    Operators(Operators),
+    Operators(AuditOperatorsCommand),
     /// Follow the chain of what operators changed, and find the first link that does not hold
     Verify {
         /// A row that must be in it, as an earlier run printed it: `SEQ:HASH`. Without one, newest rows that were taken
         /// away are not missed
-        #[arg(long, value_name = "SEQ:HASH", value_parser = head)]
-        expect: Option<Head>,
+        #[arg(long, value_name = "SEQ:HASH", value_parser = parse_chain_head)]
+        expect: Option<ChainHead>,
     },
 }
 
 /// The commands of `attesto audit operators`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Operators {
+pub enum AuditOperatorsCommand {
     /// List what operators changed, newest first
     List {
         /// Only what belongs to this tenant
@@ -47,7 +47,7 @@ pub enum Operators {
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-pub struct List {
+pub struct AuditListArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
     /// How many at most
@@ -60,7 +60,7 @@ pub struct List {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct AuditListRow {
     id: String,
     tenant_id: TenantId,
     source: String,
@@ -72,13 +72,13 @@ struct Shown {
     occurred_at: Timestamp,
 }
 
-impl Shown {
-    fn of(tenant: &TenantId, row: Noted) -> Self {
+impl AuditListRow {
+    fn new(tenant: &TenantId, row: LoggedVerification) -> Self {
         Self {
             id: row.id,
             tenant_id: tenant.clone(),
             source: row.source,
-            identifier_hash: hex(&row.identifier_hash),
+            identifier_hash: encode_hex(&row.identifier_hash),
             valid: row.valid,
             error_code: row.error_code,
             latency_ms: row.latency_ms,
@@ -88,41 +88,48 @@ impl Shown {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: AuditCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::List(arguments) => list(&arguments, context).await,
-        Command::Operators(Operators::List { tenant, limit }) => {
-            operations(tenant.as_ref(), limit, context).await
+        AuditCommand::List(arguments) => list_verifications(&arguments, context).await,
+        AuditCommand::Operators(AuditOperatorsCommand::List { tenant, limit }) => {
+            list_operator_changes(tenant.as_ref(), limit, context).await
         }
-        Command::Verify { expect } => verify(expect.as_ref(), context).await,
+        AuditCommand::Verify { expect } => verify_audit_chain(expect.as_ref(), context).await,
     }
 }
 
-async fn list(arguments: &List, context: &Context) -> Result<(), Failure> {
-    let List {
+async fn list_verifications(
+    arguments: &AuditListArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let AuditListArgs {
         tenant,
         limit,
         identifier_path,
     } = arguments;
-    let database = context.database().await?;
+    let database = context.open_database().await?;
     let hash = match identifier_path {
         None => None,
         Some(path) => {
-            let bytes = upload::read(path)?;
-            let text = std::str::from_utf8(&bytes)
-                .map_err(|_| Failure::usage(format!("{} is not text.", path.display())))?;
-            let keyring = context.keyring_for(&database).await?;
-            let key = HashKey::load(&database, &keyring).await?;
+            let bytes = input_file::read_file_or_stdin(path)?;
+            let text = std::str::from_utf8(&bytes).map_err(|_| {
+                CommandError::usage_error(format!("{} is not text.", path.display()))
+            })?;
+            let keyring = context.load_verified_keyring(&database).await?;
+            let key = PurchaseHashKey::load(&database, &keyring).await?;
             // An editor's line end is not part of it.
-            Some(key.hash(tenant, Identifier::of(text.trim_end())))
+            Some(key.hash_purchase(tenant, PurchaseDigest::from_identifier(text.trim_end())))
         }
     };
-    let rows = store::list(&database, tenant, hash.as_deref(), *limit).await?;
+    let rows = store::list_verifications(&database, tenant, hash.as_deref(), *limit).await?;
     // An empty log and a mistyped tenant are different answers.
     if rows.is_empty() && find_tenant(&database, tenant).await?.is_none() {
-        return Err(ChangeError::NoTenant(tenant.clone()).into());
+        return Err(TenantChangeError::TenantNotFound(tenant.clone()).into());
     }
-    let rows: Vec<_> = rows.into_iter().map(|row| Shown::of(tenant, row)).collect();
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|row| AuditListRow::new(tenant, row))
+        .collect();
     let columns = [
         "occurredAt",
         "source",
@@ -131,7 +138,7 @@ async fn list(arguments: &List, context: &Context) -> Result<(), Failure> {
         "latencyMs",
         "identifierHash",
     ];
-    context.output.rows(
+    context.output.write_rows(
         &rows,
         &columns,
         "No verifications were noted. ENABLE_VALIDATION_AUDIT_LOG=true keeps them from now on.",
@@ -139,13 +146,13 @@ async fn list(arguments: &List, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn operations(
+async fn list_operator_changes(
     tenant: Option<&TenantId>,
     limit: u32,
-    context: &Context,
-) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let entries = store::operations(&database, tenant, limit).await?;
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let entries = store::list_operator_audit(&database, tenant, limit).await?;
     let columns = [
         "seq",
         "occurredAt",
@@ -160,13 +167,13 @@ async fn operations(
     ];
     context
         .output
-        .rows(&entries, &columns, "Nothing was changed yet.")?;
+        .write_rows(&entries, &columns, "Nothing was changed yet.")?;
     Ok(())
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Verified {
+struct AuditChainView {
     valid: bool,
     rows: u64,
     /// The first row that is there.
@@ -178,18 +185,21 @@ struct Verified {
     problem: Option<String>,
 }
 
-async fn verify(expect: Option<&Head>, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let checked = operators::verify(&database, expect).await?;
-    let verified = Verified {
-        valid: checked.broken.is_none(),
+async fn verify_audit_chain(
+    expect: Option<&ChainHead>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let checked = operator_audit::verify_chain(&database, expect).await?;
+    let verified = AuditChainView {
+        valid: checked.error.is_none(),
         rows: checked.rows,
-        first: checked.first,
+        first: checked.first_seq,
         head: checked
             .head
-            .map(|head| format!("{}:{}", head.seq, hex(&head.hash))),
-        broken_at: checked.broken.map(Broken::seq),
-        problem: checked.broken.map(|broken| broken.to_string()),
+            .map(|head| format!("{}:{}", head.seq, encode_hex(&head.hash))),
+        broken_at: checked.error.map(AuditChainError::seq),
+        problem: checked.error.map(|broken| broken.to_string()),
     };
     let prose = match &verified.head {
         Some(head) => format!(
@@ -198,21 +208,23 @@ async fn verify(expect: Option<&Head>, context: &Context) -> Result<(), Failure>
         ),
         None => "Nothing was changed yet.".to_owned(),
     };
-    match checked.broken {
-        None => context.output.sentence(&verified, &prose)?,
+    match checked.error {
+        None => context.output.write_json_or_text(&verified, &prose)?,
         Some(broken) => {
-            context.output.sentence(&verified, "The chain is broken.")?;
-            return Err(Failure::refused(format!("{broken}.")));
+            context
+                .output
+                .write_json_or_text(&verified, "The chain is broken.")?;
+            return Err(CommandError::failed(format!("{broken}.")));
         }
     }
     Ok(())
 }
 
-fn head(text: &str) -> Result<Head, String> {
+fn parse_chain_head(text: &str) -> Result<ChainHead, String> {
     let parse = || {
         let (seq, hash) = text.split_once(':')?;
-        let hash = unhex(hash).filter(|hash| hash.len() == 32)?;
-        Some(Head {
+        let hash = decode_hex(hash).filter(|hash| hash.len() == 32)?;
+        Some(ChainHead {
             seq: seq.parse().ok()?,
             hash,
         })
@@ -220,7 +232,7 @@ fn head(text: &str) -> Result<Head, String> {
     parse().ok_or_else(|| "what `attesto audit verify` printed as head: <seq>:<hash>".to_owned())
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return None;
@@ -231,11 +243,11 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-impl From<NoHashKey> for Failure {
-    fn from(problem: NoHashKey) -> Self {
+impl From<HashKeyError> for CommandError {
+    fn from(problem: HashKeyError) -> Self {
         match problem {
-            NoHashKey::Database(error) => error.into(),
-            sealed @ NoHashKey::Sealed(_) => Self::refused(format!("{sealed}.")),
+            HashKeyError::Database(error) => error.into(),
+            sealed @ HashKeyError::CannotOpen(_) => Self::failed(format!("{sealed}.")),
         }
     }
 }

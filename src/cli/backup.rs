@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, Failure};
-use crate::backup::{self, BackupError, Manifest, Programs, Report};
+use super::context::{CommandContext, CommandError};
+use crate::backup::{self, BackupError, BackupManifest, BackupVerifyReport, PostgresPrograms};
 
 /// The commands of `attesto backup`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum BackupCommand {
     /// Dump the whole database, with a manifest of what is in it, while the service runs; needs `pg_dump`
     Create {
         /// The file to write, in `pg_dump`'s custom format; its manifest gets `.manifest.json` appended
@@ -30,51 +30,55 @@ pub enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    let variable = |name| context.variable(name).filter(|value| !value.is_empty());
-    let programs = Programs {
-        named: variable("ATTESTO_PG_BIN").map(PathBuf::from),
+pub async fn run(command: BackupCommand, context: &CommandContext) -> Result<(), CommandError> {
+    let variable = |name| {
+        context
+            .environment_variable(name)
+            .filter(|value| !value.is_empty())
+    };
+    let programs = PostgresPrograms {
+        bin_folder: variable("ATTESTO_PG_BIN").map(PathBuf::from),
         search_path: variable("PATH"),
         home: variable("HOME"),
         password_file: variable("PGPASSFILE"),
     };
-    let (stop, _waiting) = context.interruption()?;
+    let (stop, _waiting) = context.cancel_on_signal()?;
     match command {
-        Command::Create { file } => {
-            let database = context.database().await?;
+        BackupCommand::Create { file } => {
+            let database = context.open_database().await?;
             let made = stop
-                .run_until_cancelled(backup::create(&database, &programs, &file))
+                .run_until_cancelled(backup::create_backup(&database, &programs, &file))
                 .await;
             let manifest = made.unwrap_or_else(|| {
-                Err(BackupError::Failed {
+                Err(BackupError::ProgramFailed {
                     program: "pg_dump",
                     said: "it was stopped; nothing was kept".to_owned(),
                 })
             })?;
-            let said = told(&manifest, &file);
-            context.output.sentence(&manifest, &said)?;
+            let said = format_manifest(&manifest, &file);
+            context.output.write_json_or_text(&manifest, &said)?;
             Ok(())
         }
-        Command::Restore { file } => {
-            let database = context.database().await?;
-            let (manifest, problems) = backup::restore(&database, &programs, &file).await?;
+        BackupCommand::Restore { file } => {
+            let database = context.open_database().await?;
+            let (manifest, problems) = backup::restore_backup(&database, &programs, &file).await?;
             let said = format!(
                 "Restored {} rows of {} tables, the state of {}. Deliveries are held: see `attesto deliveries status`.",
-                manifest.rows(),
+                manifest.total_rows(),
                 manifest.tables.len(),
                 manifest.created_at
             );
-            context.output.sentence(&manifest, &said)?;
+            context.output.write_json_or_text(&manifest, &said)?;
             if problems.is_empty() {
                 Ok(())
             } else {
-                Err(Failure::refused(problems.join("\n")))
+                Err(CommandError::failed(problems.join("\n")))
             }
         }
-        Command::Verify { file } => {
-            let keyring = context.configured_keyring()?;
-            let database = context.database().await?;
-            let report = backup::verify(
+        BackupCommand::Verify { file } => {
+            let keyring = context.find_configured_keyring()?;
+            let database = context.open_database().await?;
+            let report = backup::verify_backup(
                 &database,
                 keyring.as_ref(),
                 &programs,
@@ -83,17 +87,19 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
                 &stop,
             )
             .await?;
-            context.output.sentence(&report, &prose(&report))?;
+            context
+                .output
+                .write_json_or_text(&report, &format_verification(&report))?;
             if report.sound {
                 Ok(())
             } else {
-                Err(Failure::refused(report.problems.join("\n")))
+                Err(CommandError::failed(report.problems.join("\n")))
             }
         }
     }
 }
 
-fn told(manifest: &Manifest, file: &Path) -> String {
+fn format_manifest(manifest: &BackupManifest, file: &Path) -> String {
     let keys: Vec<_> = manifest.key_ids.iter().map(ToString::to_string).collect();
     let keys = if keys.is_empty() {
         "It holds nothing sealed.".to_owned()
@@ -105,7 +111,7 @@ fn told(manifest: &Manifest, file: &Path) -> String {
     };
     format!(
         "{} rows of {} tables in {} ({} bytes). {keys} Prove it: attesto backup verify {}",
-        manifest.rows(),
+        manifest.total_rows(),
         manifest.tables.len(),
         file.display(),
         manifest.bytes,
@@ -113,7 +119,7 @@ fn told(manifest: &Manifest, file: &Path) -> String {
     )
 }
 
-fn prose(report: &Report) -> String {
+fn format_verification(report: &BackupVerifyReport) -> String {
     if !report.sound {
         return format!(
             "Backup {} of {} is NOT sound.",
@@ -133,13 +139,13 @@ fn prose(report: &Report) -> String {
     )
 }
 
-impl From<BackupError> for Failure {
+impl From<BackupError> for CommandError {
     fn from(error: BackupError) -> Self {
         match error {
             BackupError::Database(error) => error.into(),
             BackupError::Migration(problem) => problem.into(),
-            error if error.is_usage() => Self::usage(format!("{error}.")),
-            error => Self::refused(format!("{error}.")),
+            error if error.is_usage_error() => Self::usage_error(format!("{error}.")),
+            error => Self::failed(format!("{error}.")),
         }
     }
 }

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use super::context::{Context, Failure};
-use super::output::Format;
+use super::context::{CommandContext, CommandError};
+use super::output::OutputFormat;
 use super::{
-    apple, audit, backup, completions, config, database, deliveries, dev, doctor, encryption,
-    google, health, inspect, jobs, key, migrate, openapi, prune, serve, simulator, spelling, tail,
-    tenant, verify, webhook,
+    apple, audit, backup, colon_aliases, completions, config, database, deliveries, dev, doctor,
+    encryption, google, health, inspect, jobs, key, migrate, openapi, prune, serve, simulator,
+    tail, tenant, verify, webhook,
 };
 
 /// Tells a mobile app's backend whether an in-app purchase is real.
@@ -31,7 +31,7 @@ pub struct Cli {
         value_enum,
         default_value_t
     )]
-    output: Format,
+    output: OutputFormat,
 
     /// Where the database is
     #[arg(
@@ -44,74 +44,74 @@ pub struct Cli {
     database_url: Option<String>,
 
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the service (what happens without a command)
-    Serve(serve::Args),
+    Serve(serve::ServeArgs),
     /// Try everything on this machine: a private database, simulated stores, a demo tenant
-    Dev(dev::Args),
+    Dev(dev::DevArgs),
     /// Bring the database's tables to this release
-    Migrate(migrate::Args),
+    Migrate(migrate::MigrateArgs),
     /// Tenants: the teams whose apps Attesto answers for
     #[command(subcommand)]
-    Tenant(tenant::Command),
+    Tenant(tenant::TenantCommand),
     /// API keys of a tenant
     #[command(subcommand)]
-    Key(key::Command),
+    Key(key::KeyCommand),
     /// A tenant's access to the App Store
     #[command(subcommand)]
-    Apple(apple::Command),
+    Apple(apple::AppleCommand),
     /// A tenant's access to Google Play
     #[command(subcommand)]
-    Google(google::Command),
+    Google(google::GoogleCommand),
     /// Where a tenant's events are sent
     #[command(subcommand)]
-    Webhook(webhook::Command),
+    Webhook(webhook::WebhookCommand),
     /// Backups of the database, and the proof that they can be restored
     #[command(subcommand)]
-    Backup(backup::Command),
+    Backup(backup::BackupCommand),
     /// Who else may look into the database
     #[command(subcommand)]
-    Db(database::Command),
+    Db(database::DatabaseCommand),
     /// Whether anything is sent to callbacks at all
     #[command(subcommand)]
-    Deliveries(deliveries::Command),
+    Deliveries(deliveries::DeliveriesCommand),
     /// What was asked, and what operators changed
     #[command(subcommand)]
-    Audit(audit::Command),
+    Audit(audit::AuditCommand),
     /// Ask one question about a purchase, and hear the answer in words
     #[command(subcommand)]
-    Verify(verify::Command),
+    Verify(verify::VerifyCommand),
     /// Take something that Apple signed apart: is it believed, and if not, why
-    Inspect(inspect::Args),
+    Inspect(inspect::InspectArgs),
     /// Watch what happens to a tenant: verifications, events, deliveries
-    Tail(tail::Args),
+    Tail(tail::TailArgs),
     /// Ask a running service whether it lives, or whether it can serve
-    Health(health::Args),
+    Health(health::HealthArgs),
     /// Look whether this installation is well: exit 0, 1 for what should not stay as it is, 2 for what does not work
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     /// The keys that secrets are sealed with
     #[command(subcommand)]
-    Encryption(encryption::Command),
+    Encryption(encryption::EncryptionCommand),
     /// The settings
     #[command(subcommand)]
-    Config(config::Command),
+    Config(config::ConfigCommand),
     /// What runs periodically: how it went, and a run of it now
     #[command(subcommand)]
-    Jobs(jobs::Command),
+    Jobs(jobs::JobsCommand),
     /// Remove now what is older than it is to be kept
-    Prune(prune::Args),
+    Prune(prune::PruneArgs),
     /// Run only the simulated stores
-    Simulator(simulator::Args),
+    Simulator(simulator::SimulatorArgs),
     /// Print the description of the HTTP API: the OpenAPI document that a running service answers at /openapi.json
     Openapi,
     /// Print what makes a shell complete these commands
-    Completions(completions::Completions),
+    Completions(completions::CompletionsArgs),
     /// Print the manual
-    Man(completions::Manual),
+    Man(completions::ManArgs),
 }
 
 /// Runs what the arguments ask, program name first; writes results to stdout, what went wrong to stderr, and gives
@@ -119,16 +119,16 @@ enum Command {
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut tree = Cli::command();
     tree.build();
-    let arguments = spelling::nested(arguments, &tree);
+    let arguments = colon_aliases::expand_colon_aliases(arguments, &tree);
     let (cli, command) = match Cli::command()
         .try_get_matches_from(&arguments)
-        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, words(&matches))))
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, command_path(&matches))))
     {
         Ok(parsed) => parsed,
         // Help and the version too arrive as an "error", meant for stdout and with exit code 0.
         Err(error) => {
             let said = error.render().to_string();
-            let tellable = spelling::without_secrets(&said, &arguments);
+            let tellable = colon_aliases::redact_secrets(&said, &arguments);
             // Nobody is left to tell when even this cannot be written.
             let _ = if error.use_stderr() && tellable != said {
                 write!(std::io::stderr(), "{tellable}")
@@ -138,9 +138,9 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let context =
-        Context::new(cli.output, cli.database_url, crate::config::environment).running(command);
-    let outcome = dispatch(cli.command, &context).await;
+    let context = CommandContext::new(cli.output, cli.database_url, crate::config::read_env_var)
+        .with_command_name(command);
+    let outcome = dispatch_command(cli.command, &context).await;
     context.close().await;
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -148,13 +148,13 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             for line in failure.message.lines() {
                 eprintln!("attesto: {line}");
             }
-            failure.code()
+            failure.exit_code()
         }
     }
 }
 
 /// Which command it is, without its arguments: `key revoke`.
-fn words(matches: &ArgMatches) -> String {
+fn command_path(matches: &ArgMatches) -> String {
     let mut words = Vec::new();
     let mut level = matches.subcommand();
     while let Some((word, below)) = level {
@@ -164,33 +164,36 @@ fn words(matches: &ArgMatches) -> String {
     words.join(" ")
 }
 
-async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
+async fn dispatch_command(
+    command: CliCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
-        Command::Serve(args) => serve::run(args, context).await,
-        Command::Dev(args) => dev::run(args, context).await,
-        Command::Migrate(args) => migrate::run(args, context).await,
-        Command::Tenant(command) => tenant::run(command, context).await,
-        Command::Key(command) => key::run(command, context).await,
-        Command::Apple(command) => apple::run(command, context).await,
-        Command::Google(command) => google::run(command, context).await,
-        Command::Webhook(command) => webhook::run(command, context).await,
-        Command::Backup(command) => backup::run(command, context).await,
-        Command::Db(command) => database::run(command, context).await,
-        Command::Deliveries(command) => deliveries::run(command, context).await,
-        Command::Audit(command) => audit::run(command, context).await,
-        Command::Verify(command) => verify::run(command, context).await,
-        Command::Inspect(args) => inspect::run(args, context),
-        Command::Tail(args) => tail::run(args, context).await,
-        Command::Health(args) => health::run(args, context).await,
-        Command::Doctor(args) => doctor::run(args, context).await,
-        Command::Encryption(command) => encryption::run(command, context).await,
-        Command::Config(command) => config::run(command, context),
-        Command::Jobs(command) => jobs::run(command, context).await,
-        Command::Prune(args) => prune::run(args, context).await,
-        Command::Simulator(args) => simulator::run(args, context).await,
-        Command::Openapi => openapi::run(context),
-        Command::Completions(args) => completions::completions(&args, Cli::command()),
-        Command::Man(args) => completions::manual(args, Cli::command()),
+        CliCommand::Serve(args) => serve::run(args, context).await,
+        CliCommand::Dev(args) => dev::run(args, context).await,
+        CliCommand::Migrate(args) => migrate::run(args, context).await,
+        CliCommand::Tenant(command) => tenant::run(command, context).await,
+        CliCommand::Key(command) => key::run(command, context).await,
+        CliCommand::Apple(command) => apple::run(command, context).await,
+        CliCommand::Google(command) => google::run(command, context).await,
+        CliCommand::Webhook(command) => webhook::run(command, context).await,
+        CliCommand::Backup(command) => backup::run(command, context).await,
+        CliCommand::Db(command) => database::run(command, context).await,
+        CliCommand::Deliveries(command) => deliveries::run(command, context).await,
+        CliCommand::Audit(command) => audit::run(command, context).await,
+        CliCommand::Verify(command) => verify::run(command, context).await,
+        CliCommand::Inspect(args) => inspect::run(args, context),
+        CliCommand::Tail(args) => tail::run(args, context).await,
+        CliCommand::Health(args) => health::run(args, context).await,
+        CliCommand::Doctor(args) => doctor::run(args, context).await,
+        CliCommand::Encryption(command) => encryption::run(command, context).await,
+        CliCommand::Config(command) => config::run(command, context),
+        CliCommand::Jobs(command) => jobs::run(command, context).await,
+        CliCommand::Prune(args) => prune::run(args, context).await,
+        CliCommand::Simulator(args) => simulator::run(args, context).await,
+        CliCommand::Openapi => openapi::run(context),
+        CliCommand::Completions(args) => completions::write_completions(&args, Cli::command()),
+        CliCommand::Man(args) => completions::write_manual(args, Cli::command()),
     }
 }
 

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::context::Failure;
+use super::context::CommandError;
 
 /// The arguments of `attesto completions`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "bash: attesto completions bash >/etc/bash_completion.d/attesto\nzsh:  attesto completions zsh >\"${fpath[1]}/_attesto\"\nfish: attesto completions fish >~/.config/fish/completions/attesto.fish"
 )]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// For which shell
     #[arg(value_enum)]
     shell: Shell,
@@ -21,36 +21,39 @@ pub struct Completions {
 
 /// The arguments of `attesto man`.
 #[derive(Debug, clap::Args)]
-pub struct Manual {
+pub struct ManArgs {
     /// Write a page for every command into this folder, instead of that of `attesto` to standard output
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
 /// Writes a shell's script for this tree of commands to standard output.
-pub fn completions(args: &Completions, mut tree: clap::Command) -> Result<(), Failure> {
+pub fn write_completions(
+    args: &CompletionsArgs,
+    mut tree: clap::Command,
+) -> Result<(), CommandError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut tree, "attesto", &mut script);
-    written(std::io::stdout().write_all(&script))
+    ignore_broken_pipe(std::io::stdout().write_all(&script))
 }
 
 /// Writes pages of the manual of this tree of commands.
-pub fn manual(args: Manual, mut tree: clap::Command) -> Result<(), Failure> {
+pub fn write_manual(args: ManArgs, mut tree: clap::Command) -> Result<(), CommandError> {
     tree.build();
     let Some(folder) = args.folder else {
         let mut page = Vec::new();
         Man::new(tree).render(&mut page)?;
-        return written(std::io::stdout().write_all(&page));
+        return ignore_broken_pipe(std::io::stdout().write_all(&page));
     };
     std::fs::create_dir_all(&folder)?;
-    pages(&tree, "attesto", &mut |name, page| {
+    write_man_pages(&tree, "attesto", &mut |name, page| {
         std::fs::write(folder.join(format!("{name}.1")), page)
     })?;
     Ok(())
 }
 
 /// A page for a command and for each below it, named as `git` names them: `attesto-key-revoke`.
-fn pages(
+fn write_man_pages(
     command: &clap::Command,
     name: &str,
     write: &mut impl FnMut(&str, &[u8]) -> std::io::Result<()>,
@@ -62,14 +65,14 @@ fn pages(
     write(name, &page)?;
     for below in command.get_subcommands() {
         if below.get_name() != "help" {
-            pages(below, &format!("{name}-{}", below.get_name()), write)?;
+            write_man_pages(below, &format!("{name}-{}", below.get_name()), write)?;
         }
     }
     Ok(())
 }
 
 /// `attesto man | head`: whoever reads has seen enough.
-fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+fn ignore_broken_pipe(result: std::io::Result<()>) -> Result<(), CommandError> {
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
@@ -90,7 +93,7 @@ mod tests {
         let mut tree = Cli::command();
         tree.build();
         let mut written = BTreeMap::new();
-        pages(&tree, "attesto", &mut |name, page| {
+        write_man_pages(&tree, "attesto", &mut |name, page| {
             let page = String::from_utf8(page.to_vec()).expect("text");
             written.insert(name.to_owned(), page);
             Ok(())

@@ -10,91 +10,99 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::config::{Raw, admin};
+use crate::config::{RawSettings, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
-use crate::db::embedded::{Embedded, EmbeddedOptions};
+use crate::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use crate::db::{Database, Operator};
-use crate::id::MalformedId;
-use crate::replicas::company::listed;
-use crate::replicas::{Company, LIVE};
+use crate::id::MalformedIdError;
+use crate::replicas::live_replicas::format_name_list;
+use crate::replicas::{HEARTBEAT_TIMEOUT, LiveReplicas};
 
 use super::operator;
-use super::output::{Format, Output};
-use crate::shutdown::Signals;
+use super::output::{OutputFormat, OutputWriter};
+use crate::shutdown::ShutdownSignals;
 
 /// What a command may use. The database and the keys are read from the settings only when it asks for them.
-pub struct Context {
+pub struct CommandContext {
     /// Where results are written.
-    pub output: Output,
+    pub output: OutputWriter,
     /// What time it is.
     pub clock: Clock,
-    command: String,
+    command_name: String,
     database_url: Option<String>,
-    lookup: Environment,
+    environment: EnvironmentLookup,
     /// Joined when first asked for.
-    private: OnceCell<Embedded>,
+    embedded_postgres: OnceCell<EmbeddedPostgres>,
 }
 
-type Environment = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
+type EnvironmentLookup = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
 
-impl Context {
+impl CommandContext {
     /// For one run of the program. `database_url` is the flag's value; `lookup` is the environment.
     pub fn new(
-        format: Format,
+        format: OutputFormat,
         database_url: Option<String>,
         lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            output: Output::stdout(format),
+            output: OutputWriter::for_stdout(format),
             clock: Clock::system(),
-            command: String::new(),
+            command_name: String::new(),
             database_url,
-            lookup: Box::new(lookup),
-            private: OnceCell::new(),
+            environment: Box::new(lookup),
+            embedded_postgres: OnceCell::new(),
         }
     }
 
     /// The same, running this command.
     #[must_use]
-    pub fn running(self, command: String) -> Self {
-        Self { command, ..self }
+    pub fn with_command_name(self, command: String) -> Self {
+        Self {
+            command_name: command,
+            ..self
+        }
     }
 
     /// One variable of the environment.
-    pub fn variable(&self, name: &str) -> Option<OsString> {
-        (self.lookup)(name)
+    pub fn environment_variable(&self, name: &str) -> Option<OsString> {
+        (self.environment)(name)
     }
 
     /// Whether one of these variables says something. Blank is unset, as for every setting.
-    pub fn is_set(&self, names: &[&str]) -> bool {
+    pub fn is_any_variable_set(&self, names: &[&str]) -> bool {
         let is_blank = |value: &OsStr| value.to_string_lossy().trim().is_empty();
-        let mut given = names.iter().filter_map(|name| self.variable(name));
+        let mut given = names
+            .iter()
+            .filter_map(|name| self.environment_variable(name));
         given.any(|value| !is_blank(&value))
     }
 
     /// The settings of the service, as far as they are in this environment too: `read` picks those that are needed.
-    pub fn settings<T>(
+    pub fn read_settings<T>(
         &self,
-        read: impl FnOnce(&Raw<'_>) -> Result<T, Vec<String>>,
-    ) -> Result<T, Failure> {
-        let lookup = |name: &str| self.variable(name);
-        let raw = Raw::new(BTreeMap::new(), &lookup);
-        read(&raw).map_err(Failure::settings)
+        read: impl FnOnce(&RawSettings<'_>) -> Result<T, Vec<String>>,
+    ) -> Result<T, CommandError> {
+        let lookup = |name: &str| self.environment_variable(name);
+        let raw = RawSettings::new(BTreeMap::new(), &lookup);
+        read(&raw).map_err(CommandError::invalid_settings)
     }
 
     /// Is cancelled by Ctrl-C and by the signal to stop, for a command that can end in the middle. It works as long as what
     /// is returned beside it lives.
-    pub fn interruption(&self) -> Result<(CancellationToken, AbortOnDropHandle<()>), Failure> {
-        let mut signals = Signals::listen()
-            .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}.")))?;
+    pub fn cancel_on_signal(
+        &self,
+    ) -> Result<(CancellationToken, AbortOnDropHandle<()>), CommandError> {
+        let mut signals = ShutdownSignals::register_handlers().map_err(|problem| {
+            CommandError::failed(format!("cannot wait for signals: {problem}."))
+        })?;
         let stop = CancellationToken::new();
         let token = stop.clone();
         let waiting = tokio::spawn(async move {
-            signals.next().await;
+            signals.next_signal().await;
             token.cancel();
             // Whoever sends a second one does not want to wait.
-            signals.next().await;
+            signals.next_signal().await;
             std::process::exit(130);
         });
         Ok((stop, AbortOnDropHandle::new(waiting)))
@@ -107,73 +115,83 @@ impl Context {
 
     /// The database, which is connected to when first asked something: the one at `DATABASE_URL`, or the private one,
     /// which is joined, or run for as long as this command needs it.
-    pub async fn database(&self) -> Result<Database, Failure> {
-        let settings =
-            admin::database(&*self.lookup, self.database_url()).map_err(Failure::settings)?;
+    pub async fn open_database(&self) -> Result<Database, CommandError> {
+        let settings = admin::read_database(&*self.environment, self.database_url())
+            .map_err(CommandError::invalid_settings)?;
         let settings = match settings {
             Some(settings) => settings,
-            None if admin::embedded(&*self.lookup).map_err(Failure::settings)? => {
-                let options = EmbeddedOptions::from_environment(&self.lookup);
-                let private = self.private.get_or_try_init(|| Embedded::attach(options));
+            None if admin::read_embedded_flag(&*self.environment)
+                .map_err(CommandError::invalid_settings)? =>
+            {
+                let options = EmbeddedOptions::from_env(&self.environment);
+                let private = self
+                    .embedded_postgres
+                    .get_or_try_init(|| EmbeddedPostgres::attach(options));
                 let private = private
                     .await
-                    .map_err(|error| Failure::refused(error.to_string()))?;
+                    .map_err(|error| CommandError::failed(error.to_string()))?;
                 private.connect_settings()
             }
             None => {
-                return Err(Failure::usage(
+                return Err(CommandError::usage_error(
                     "which database? Give --database-url postgres://… or set DATABASE_URL (or DATABASE_URL_FILE); for the private one of --embedded-postgres, set ATTESTO_EMBEDDED_POSTGRES=true.",
                 ));
             }
         };
-        Ok(Database::open_for(&settings, &self.operator()))
+        Ok(Database::open_for_operator(
+            &settings,
+            &self.current_operator(),
+        ))
     }
 
     /// Who is at the keyboard, for the log of changes.
-    fn operator(&self) -> Operator {
-        let sudo = self.variable("SUDO_USER");
+    fn current_operator(&self) -> Operator {
+        let sudo = self.environment_variable("SUDO_USER");
         Operator {
-            actor: operator::actor(sudo.as_deref().and_then(OsStr::to_str)),
-            host: crate::replicas::host(),
-            command: self.command.clone(),
+            actor: operator::current_actor(sudo.as_deref().and_then(OsStr::to_str)),
+            host: crate::replicas::host_name(),
+            command: self.command_name.clone(),
         }
     }
 
     /// Leaves the private database, and stops it when nobody else runs it.
     pub async fn close(self) {
-        if let Some(private) = self.private.into_inner() {
+        if let Some(private) = self.embedded_postgres.into_inner() {
             private.stop().await;
         }
     }
 
     /// The encryption keys, after making sure that they are this database's and that every process that serves can open
     /// what they seal. For a command that seals.
-    pub async fn keyring_for(&self, database: &Database) -> Result<Arc<Keyring>, Failure> {
-        let keyring = self.keyring()?;
-        canary::look(database, &keyring).await?;
-        let company = Company::present(database, self.clock.lead()).await?;
-        let key_id = keyring.sealing_id();
-        let without = company.cannot_open(key_id);
+    pub async fn load_verified_keyring(
+        &self,
+        database: &Database,
+    ) -> Result<Arc<Keyring>, CommandError> {
+        let keyring = self.require_keyring()?;
+        canary::check_canaries(database, &keyring).await?;
+        let company = LiveReplicas::load(database, self.clock.lead()).await?;
+        let key_id = keyring.sealing_key_id();
+        let without = company.hosts_without_key(key_id);
         if !without.is_empty() {
-            return Err(Failure::refused(format!(
+            return Err(CommandError::failed(format!(
                 "the service on {} cannot open what key {key_id} seals: first add that key to ATTESTO_ENCRYPTION_KEYS_RETIRED there and restart it (a process that was killed counts for {} s longer).",
-                listed(&without),
-                LIVE.as_secs()
+                format_name_list(&without),
+                HEARTBEAT_TIMEOUT.as_secs()
             )));
         }
-        canary::check(database, &keyring).await?;
+        canary::ensure_canaries(database, &keyring).await?;
         Ok(keyring)
     }
 
     /// The encryption keys, if there are any.
-    pub fn configured_keyring(&self) -> Result<Option<Keyring>, Failure> {
-        admin::keyring(&*self.lookup).map_err(Failure::settings)
+    pub fn find_configured_keyring(&self) -> Result<Option<Keyring>, CommandError> {
+        admin::read_keyring(&*self.environment).map_err(CommandError::invalid_settings)
     }
 
     /// The encryption keys, not compared with any database.
-    pub fn keyring(&self) -> Result<Arc<Keyring>, Failure> {
-        let keyring = self.configured_keyring()?.ok_or_else(|| {
-            Failure::usage(
+    pub fn require_keyring(&self) -> Result<Arc<Keyring>, CommandError> {
+        let keyring = self.find_configured_keyring()?.ok_or_else(|| {
+            CommandError::usage_error(
                 "this command seals or opens a secret: set ATTESTO_ENCRYPTION_KEY (or ATTESTO_ENCRYPTION_KEY_FILE) to the key the service runs with.",
             )
         })?;
@@ -183,26 +201,26 @@ impl Context {
 
 /// How a command ended badly: what to say on stderr, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct CommandError {
     /// 1 or 2.
-    pub exit: u8,
+    pub exit_status: u8,
     /// Full sentences without a secret in them; one line a problem.
     pub message: String,
 }
 
-impl Failure {
+impl CommandError {
     /// Exit 1: not found, already in that state, or something outside failed.
-    pub fn refused(message: impl Into<String>) -> Self {
+    pub fn failed(message: impl Into<String>) -> Self {
         Self {
-            exit: 1,
+            exit_status: 1,
             message: message.into(),
         }
     }
 
     /// Exit 2: what was asked cannot be meant.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub fn usage_error(message: impl Into<String>) -> Self {
         Self {
-            exit: 2,
+            exit_status: 2,
             message: message.into(),
         }
     }
@@ -212,55 +230,55 @@ impl Failure {
         clippy::needless_pass_by_value,
         reason = "it is handed to `map_err` as it is"
     )]
-    pub fn settings(problems: Vec<String>) -> Self {
-        Self::usage(problems.join("\n"))
+    pub fn invalid_settings(problems: Vec<String>) -> Self {
+        Self::usage_error(problems.join("\n"))
     }
 
     /// The exit code for the shell.
-    pub fn code(&self) -> ExitCode {
-        ExitCode::from(self.exit)
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.exit_status)
     }
 }
 
-impl From<CanaryError> for Failure {
+impl From<CanaryError> for CommandError {
     fn from(error: CanaryError) -> Self {
         match error {
             CanaryError::Database(error) => error.into(),
-            wrong => Self::refused(format!("{wrong}.")),
+            wrong => Self::failed(format!("{wrong}.")),
         }
     }
 }
 
-impl From<MalformedId> for Failure {
-    fn from(problem: MalformedId) -> Self {
-        Self::usage(problem.to_string())
+impl From<MalformedIdError> for CommandError {
+    fn from(problem: MalformedIdError) -> Self {
+        Self::usage_error(problem.to_string())
     }
 }
 
-impl From<crate::db::Error> for Failure {
+impl From<crate::db::Error> for CommandError {
     fn from(error: crate::db::Error) -> Self {
         if matches!(error, crate::db::Error::PoolTimedOut) {
-            Self::refused(
+            Self::failed(
                 "the database accepted no connection in time: is it running, and where DATABASE_URL says?",
             )
         } else if crate::db::is_unavailable(&error) {
-            Self::refused(format!("the database cannot be reached: {error}"))
-        } else if crate::db::is_busy(&error) {
-            Self::refused(
+            Self::failed(format!("the database cannot be reached: {error}"))
+        } else if crate::db::is_lock_timeout(&error) {
+            Self::failed(
                 "somebody else is changing the same right now (another command, a migration, an import): nothing was changed; try again in a moment.",
             )
         } else if crate::db::is_missing_table(&error) {
-            Self::refused(
+            Self::failed(
                 "the database has not been prepared for this release: run `attesto migrate` first.",
             )
         } else {
-            Self::refused(format!("the database refused: {error}"))
+            Self::failed(format!("the database refused: {error}"))
         }
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CommandError {
     fn from(error: std::io::Error) -> Self {
-        Self::refused(format!("cannot write the result: {error}"))
+        Self::failed(format!("cannot write the result: {error}"))
     }
 }

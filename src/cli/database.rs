@@ -5,17 +5,17 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
-use crate::credentials::sealed;
+use super::context::{CommandContext, CommandError};
+use crate::credentials::sealed_columns;
 
 /// The commands of `attesto db`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum DatabaseCommand {
     /// Print the SQL for a role that reads what statistics need: nothing sealed, no payload, no purchase token, no address
     GrantReadonly {
         /// The role's name; it is made when it is not there
         #[arg(long, value_name = "NAME")]
-        user: Role,
+        user: DatabaseRole,
         /// Run it as well, in one transaction. Needs a role that may make roles
         #[arg(long)]
         run: bool,
@@ -24,9 +24,9 @@ pub enum Command {
 
 /// The name of a role, as it needs no quotes.
 #[derive(Clone, Debug)]
-pub struct Role(String);
+pub struct DatabaseRole(String);
 
-impl FromStr for Role {
+impl FromStr for DatabaseRole {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -49,7 +49,7 @@ impl FromStr for Role {
 
 /// What is not sealed and nobody's business who counts: payloads and what is in them, whatever could be asked a store
 /// about or called, and hashes that passwords are looked up by.
-const PRIVATE: [&str; 12] = [
+const PRIVATE_COLUMNS: [&str; 12] = [
     "app_user_id",
     "before",
     "after",
@@ -64,63 +64,63 @@ const PRIVATE: [&str; 12] = [
     "token",
 ];
 
-fn is_hidden(table: &str, column: &str) -> bool {
-    let is_sealed = sealed::ALL
+fn is_private_column(table: &str, column: &str) -> bool {
+    let is_sealed = sealed_columns::ALL_SEALED_COLUMNS
         .iter()
         .any(|it| it.table == table && it.column == column);
     // Every sealed column's name ends so; one that an extension or a newer release added is hidden too.
-    is_sealed || column.ends_with("_enc") || PRIVATE.contains(&column)
+    is_sealed || column.ends_with("_enc") || PRIVATE_COLUMNS.contains(&column)
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    let Command::GrantReadonly { user, run } = command;
-    let database = context.database().await?;
-    let columns = database.columns().await?;
+pub async fn run(command: DatabaseCommand, context: &CommandContext) -> Result<(), CommandError> {
+    let DatabaseCommand::GrantReadonly { user, run } = command;
+    let database = context.open_database().await?;
+    let columns = database.list_columns().await?;
     if columns.is_empty() {
-        return Err(Failure::refused(
+        return Err(CommandError::failed(
             "the database has no tables yet: run `attesto migrate` first.",
         ));
     }
-    let statements = statements(&user.0, &database.name(), &columns);
+    let statements = build_grant_statements(&user.0, &database.database_name(), &columns);
     let script = format!("{};", statements.join(";\n"));
     if !run {
-        let shown = Shown {
+        let shown = GrantScript {
             user: &user.0,
             sql: &script,
         };
-        context.output.content(&shown, &script)?;
+        context.output.write_raw_text(&shown, &script)?;
         return Ok(());
     }
-    database.run_together(&statements).await?;
-    let granted = Granted {
+    database.run_in_transaction(&statements).await?;
+    let granted = GrantResult {
         user: &user.0,
         columns: columns
             .iter()
-            .filter(|(table, column)| !is_hidden(table, column))
+            .filter(|(table, column)| !is_private_column(table, column))
             .count(),
     };
     let said = format!(
         "{} may read {} columns now, and write nothing. Give it a password: psql -c '\\password {}'. Run this again after an upgrade.",
         granted.user, granted.columns, granted.user
     );
-    context.output.sentence(&granted, &said)?;
+    context.output.write_json_or_text(&granted, &said)?;
     Ok(())
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct GrantScript<'a> {
     user: &'a str,
     sql: &'a str,
 }
 
 #[derive(Serialize)]
-struct Granted<'a> {
+struct GrantResult<'a> {
     user: &'a str,
     columns: usize,
 }
 
-fn statements(role: &str, database: &str, columns: &[(String, String)]) -> Vec<String> {
+fn build_grant_statements(role: &str, database: &str, columns: &[(String, String)]) -> Vec<String> {
     let database = database.replace('"', "\"\"");
     let mut statements = vec![
         format!(
@@ -141,7 +141,7 @@ fn statements(role: &str, database: &str, columns: &[(String, String)]) -> Vec<S
     ];
     let mut visible: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (table, column) in columns {
-        if !is_hidden(table, column) {
+        if !is_private_column(table, column) {
             visible
                 .entry(table)
                 .or_default()
@@ -163,14 +163,14 @@ mod tests {
 
     #[test]
     fn what_is_sealed_or_private_is_granted_to_nobody() {
-        let mut columns: Vec<(String, String)> = sealed::ALL
+        let mut columns: Vec<(String, String)> = sealed_columns::ALL_SEALED_COLUMNS
             .iter()
             .map(|it| (it.table.to_owned(), it.column.to_owned()))
             .collect();
         columns.push(("future".to_owned(), "other_enc".to_owned()));
         columns.push(("purchase_links".to_owned(), "token".to_owned()));
         columns.push(("tenants".to_owned(), "name".to_owned()));
-        let all = statements("bi", "attesto", &columns).join("\n");
+        let all = build_grant_statements("bi", "attesto", &columns).join("\n");
         assert!(!all.contains("_enc") && !all.contains("token"), "{all}");
         assert!(all.ends_with("grant select (\"name\") on \"tenants\" to bi"));
     }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_role_needs_no_quotes() {
         for good in ["bi", "read_only_2", "_x"] {
-            assert!(good.parse::<Role>().is_ok(), "{good}");
+            assert!(good.parse::<DatabaseRole>().is_ok(), "{good}");
         }
         for bad in [
             "",
@@ -189,7 +189,7 @@ mod tests {
             "x\"; drop role y; --",
             "a-b",
         ] {
-            assert!(bad.parse::<Role>().is_err(), "{bad}");
+            assert!(bad.parse::<DatabaseRole>().is_err(), "{bad}");
         }
     }
 }

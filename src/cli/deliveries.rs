@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::clock::Timestamp;
-use crate::deliveries::hold::{Waiting, store};
-use crate::replicas::host;
+use crate::deliveries::hold::{WaitingDeliveries, store};
+use crate::replicas::host_name;
 
 /// The commands of `attesto deliveries`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum DeliveriesCommand {
     /// Whether deliveries are held, and how many wait
     Status,
     /// Begin no delivery any more, in any process, until they are released. What arrives is stored and waits
@@ -19,51 +19,56 @@ pub enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
+pub async fn run(command: DeliveriesCommand, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
     match command {
-        Command::Status => {}
-        Command::Hold => {
-            if !store::hold(&database, &host()).await? {
-                return Err(Failure::refused("deliveries are held already."));
+        DeliveriesCommand::Status => {}
+        DeliveriesCommand::Hold => {
+            if !store::hold_deliveries(&database, &host_name()).await? {
+                return Err(CommandError::failed("deliveries are held already."));
             }
         }
-        Command::Release => {
+        DeliveriesCommand::Release => {
             // Before they are gone.
-            let waiting = store::waiting(&database, context.clock.lead()).await?;
-            let Some(hold) = store::release(&database, &host()).await? else {
-                return Err(Failure::refused("deliveries are not held."));
+            let waiting = store::count_waiting_deliveries(&database, context.clock.lead()).await?;
+            let Some(hold) = store::release_hold(&database, &host_name()).await? else {
+                return Err(CommandError::failed("deliveries are not held."));
             };
-            let released = Shown::of(None, waiting);
-            context.output.sentence(
+            let released = DeliveryHoldView::new(None, waiting);
+            context.output.write_json_or_text(
                 &released,
                 &format!(
                     "Released what was held since {}: {}",
                     hold.held_at,
-                    released.prose()
+                    released.to_prose()
                 ),
             )?;
             return Ok(());
         }
     }
-    let waiting = store::waiting(&database, context.clock.lead()).await?;
-    let shown = Shown::of(store::standing(&database).await?, waiting);
-    context.output.sentence(&shown, &shown.prose())?;
+    let waiting = store::count_waiting_deliveries(&database, context.clock.lead()).await?;
+    let shown = DeliveryHoldView::new(store::load_active_hold(&database).await?, waiting);
+    context
+        .output
+        .write_json_or_text(&shown, &shown.to_prose())?;
     Ok(())
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct DeliveryHoldView {
     held: bool,
     held_at: Option<Timestamp>,
     held_by: Option<String>,
     #[serde(flatten)]
-    waiting: Waiting,
+    waiting: WaitingDeliveries,
 }
 
-impl Shown {
-    fn of(hold: Option<crate::deliveries::hold::Hold>, waiting: Waiting) -> Self {
+impl DeliveryHoldView {
+    fn new(
+        hold: Option<crate::deliveries::hold::DeliveryHold>,
+        waiting: WaitingDeliveries,
+    ) -> Self {
         Self {
             held: hold.is_some(),
             held_at: hold.as_ref().map(|hold| hold.held_at),
@@ -72,8 +77,8 @@ impl Shown {
         }
     }
 
-    fn prose(&self) -> String {
-        let Waiting {
+    fn to_prose(&self) -> String {
+        let WaitingDeliveries {
             due,
             later,
             kept_back,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::clock::Timestamp;
-use crate::config::{self, Raw};
-use crate::doctor::{Check, Patient, Status, examine};
+use crate::config::{self, RawSettings};
+use crate::doctor::{CheckContext, CheckResult, CheckStatus, run_checks};
 
 /// The arguments of `attesto doctor`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DoctorArgs {
     /// Call nobody outside: not the stores
     #[arg(long)]
     offline: bool,
@@ -20,41 +20,50 @@ pub struct Args {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown<'a> {
+struct DoctorOutput<'a> {
     #[serde(flatten)]
-    check: &'a Check,
+    check: &'a CheckResult,
     version: &'static str,
     checked_at: Timestamp,
 }
 
 /// Runs the command: exit 0 when all is well, 1 when something should not stay as it is, 2 when something does not work.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let lookup = |name: &str| context.variable(name);
+pub async fn run(args: DoctorArgs, context: &CommandContext) -> Result<(), CommandError> {
+    let lookup = |name: &str| context.environment_variable(name);
     let given = context
         .database_url()
         .map(|url| ("DATABASE_URL".to_owned(), url.to_owned()));
-    let patient = Patient {
-        raw: Raw::new(BTreeMap::from_iter(given), &lookup),
-        variables: config::variables(),
-        database: context.database().await.map_err(|failure| failure.message),
-        keyring: context.configured_keyring().ok().flatten().map(Arc::new),
+    let patient = CheckContext {
+        raw: RawSettings::new(BTreeMap::from_iter(given), &lookup),
+        variable_names: config::list_env_vars(),
+        database: context
+            .open_database()
+            .await
+            .map_err(|failure| failure.message),
+        keyring: context
+            .find_configured_keyring()
+            .ok()
+            .flatten()
+            .map(Arc::new),
         clock: context.clock.clone(),
-        online: !args.offline,
+        is_online: !args.offline,
     };
-    let found = examine(&patient).await;
+    let found = run_checks(&patient).await;
     if let Ok(database) = &patient.database {
-        database.close().await;
+        database.close_connections().await;
     }
-    let shown = Shown {
+    let shown = DoctorOutput {
         check: &found,
         version: crate::VERSION,
         checked_at: context.clock.now(),
     };
-    context.output.sentence(&shown, &found.in_words())?;
+    context
+        .output
+        .write_json_or_text(&shown, &found.to_text())?;
     match found.status {
-        Status::Ok | Status::Skipped => Ok(()),
+        CheckStatus::Ok | CheckStatus::Skipped => Ok(()),
         // Everything was said.
-        Status::Warn => Err(Failure::refused("")),
-        Status::Fail => Err(Failure::usage("")),
+        CheckStatus::Warn => Err(CommandError::failed("")),
+        CheckStatus::Fail => Err(CommandError::usage_error("")),
     }
 }

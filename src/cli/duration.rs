@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a whole number and its unit.
-pub fn parse(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let expected = || "a whole number and a unit: 90s, 30m, 24h or 7d".to_owned();
     let unit_at = text
         .find(|letter: char| !letter.is_ascii_digit())
@@ -28,7 +28,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
 /// Likewise, and at most so many days.
 pub fn parse_up_to(days: u64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     move |text| {
-        let duration = parse(text)?;
+        let duration = parse_duration(text)?;
         if duration > Duration::from_hours(24 * days) {
             return Err(format!("at most {days}d"));
         }
@@ -50,7 +50,11 @@ mod tests {
             ("24h", 86_400),
             ("7d", 604_800),
         ] {
-            assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_secs(seconds)),
+                "{text}"
+            );
         }
         for text in [
             "",
@@ -63,9 +67,9 @@ mod tests {
             "1w",
             "99999999999999999999s",
         ] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(parse_duration(text).is_err(), "{text}");
         }
-        assert!(parse("999999999999999999d").is_err());
+        assert!(parse_duration("999999999999999999d").is_err());
         assert!(parse_up_to(30)("30d").is_ok());
         assert!(parse_up_to(30)("31d").is_err());
     }

@@ -9,21 +9,23 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 
-use super::context::{Context, Failure};
-use super::progress::Bar;
-use crate::credentials::canary::{self, Verdict};
-use crate::credentials::reseal::{self, Holding, Progress, Report, ResealError, Run};
-use crate::credentials::sealed;
+use super::context::{CommandContext, CommandError};
+use super::progress::ProgressBar;
+use crate::credentials::canary::{self, CanaryStatus};
+use crate::credentials::reseal::{
+    self, ResealError, ResealMode, ResealProgress, ResealReport, SealingKeyUsage,
+};
+use crate::credentials::sealed_columns;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::MasterKey;
-use crate::crypto::pasted;
-use crate::crypto::sealed_file::Identity;
-use crate::replicas::company::listed;
-use crate::replicas::{Company, Replica};
+use crate::crypto::redact;
+use crate::crypto::sealed_file::RecipientIdentity;
+use crate::replicas::live_replicas::format_name_list;
+use crate::replicas::{LiveReplicas, Replica};
 
 /// The commands of `attesto encryption`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum EncryptionCommand {
     /// Make a new key and print it, once, as `<id>:<base64>`; needs no database
     GenerateKey {
         /// The key's id, 1 to 255 [default: one more than the highest that is configured here]
@@ -49,40 +51,43 @@ pub enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: EncryptionCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::GenerateKey { id } => generate(id, context),
-        Command::GenerateIdentity { file } => generate_identity(&file, context),
-        Command::Status => status(context).await,
-        Command::Rotate { dry_run } => rotate(dry_run, context).await,
+        EncryptionCommand::GenerateKey { id } => generate_key(id, context),
+        EncryptionCommand::GenerateIdentity { file } => generate_identity(&file, context),
+        EncryptionCommand::Status => print_encryption_status(context).await,
+        EncryptionCommand::Rotate { dry_run } => rotate_keys(dry_run, context).await,
     }
 }
 
 #[derive(Serialize)]
-struct NewKey<'a> {
+struct GeneratedEncryptionKey<'a> {
     id: u8,
     key: &'a str,
 }
 
-fn generate(id: Option<u8>, context: &Context) -> Result<(), Failure> {
+fn generate_key(id: Option<u8>, context: &CommandContext) -> Result<(), CommandError> {
     let id = match id {
         Some(id) => id,
-        None => match context.configured_keyring()? {
+        None => match context.find_configured_keyring()? {
             Some(keyring) => keyring
-                .ids()
+                .key_ids()
                 .max()
                 .and_then(|highest| highest.checked_add(1))
                 .ok_or_else(|| {
-                    Failure::usage(
+                    CommandError::usage_error(
                         "key 255 is configured, which is the highest id there is: give a free one with --id.",
                     )
                 })?,
             None => 1,
         },
     };
-    let key = MasterKey::generate(id).ok_or_else(|| Failure::usage("--id is 1 to 255."))?;
+    let key = MasterKey::generate_key(id)
+        .ok_or_else(|| CommandError::usage_error("--id is 1 to 255."))?;
     let key = key.expose_secret();
-    context.output.content(&NewKey { id, key }, key)?;
+    context
+        .output
+        .write_raw_text(&GeneratedEncryptionKey { id, key }, key)?;
     eprintln!(
         "attesto: this is the only time the key is shown. Keep a copy where backups of the database are not: whoever has both can read everything, and without the key nobody can."
     );
@@ -90,8 +95,8 @@ fn generate(id: Option<u8>, context: &Context) -> Result<(), Failure> {
 }
 
 /// Makes a pair: what is kept, and what is given to whoever exports.
-fn generate_identity(path: &Path, context: &Context) -> Result<(), Failure> {
-    let (identity, recipient) = Identity::generate();
+fn generate_identity(path: &Path, context: &CommandContext) -> Result<(), CommandError> {
+    let (identity, recipient) = RecipientIdentity::generate_identity();
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -102,10 +107,13 @@ fn generate_identity(path: &Path, context: &Context) -> Result<(), Failure> {
             file.sync_all()
         })
         .map_err(|error| {
-            Failure::refused(format!("cannot write {}: {error}.", pasted::told(path)))
+            CommandError::failed(format!(
+                "cannot write {}: {error}.",
+                redact::redact_path(path)
+            ))
         })?;
     let recipient = recipient.to_string();
-    context.output.sentence(
+    context.output.write_json_or_text(
         &json!({ "recipient": recipient }),
         &format!(
             "{recipient}\nGive this to whoever exports. {} opens what is sealed for it: keep it where secrets are kept.",
@@ -118,7 +126,7 @@ fn generate_identity(path: &Path, context: &Context) -> Result<(), Failure> {
 /// How a key stands, as it is shown.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownKey {
+struct EncryptionKeyRow {
     id: u8,
     /// `seals`, `opens` or `missing`.
     role: &'static str,
@@ -130,43 +138,47 @@ struct ShownKey {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct EncryptionStatusView {
     sealing_key_id: u8,
-    keys: Vec<ShownKey>,
+    keys: Vec<EncryptionKeyRow>,
     /// Secrets that are sealed with another key than the one that seals.
     to_reseal: u64,
-    columns: Vec<Holding>,
+    columns: Vec<SealingKeyUsage>,
     /// Who serves, and with which keys.
     replicas: Vec<Replica>,
 }
 
-async fn status(context: &Context) -> Result<(), Failure> {
-    let keyring = context.keyring()?;
-    let database = context.database().await?;
-    let columns = reseal::holdings(&database).await?;
-    let verdicts = canary::verdicts(&database, &keyring).await?;
-    let company = Company::present(&database, context.clock.lead()).await?;
-    let secrets = || columns.iter().filter(|held| held.column != sealed::CANARY);
+async fn print_encryption_status(context: &CommandContext) -> Result<(), CommandError> {
+    let keyring = context.require_keyring()?;
+    let database = context.open_database().await?;
+    let columns = reseal::list_key_usage(&database).await?;
+    let verdicts = canary::load_canary_statuses(&database, &keyring).await?;
+    let company = LiveReplicas::load(&database, context.clock.lead()).await?;
+    let secrets = || {
+        columns
+            .iter()
+            .filter(|held| held.column != sealed_columns::ENCRYPTION_CANARY)
+    };
     let in_use = secrets().filter_map(|held| held.key_id);
-    let ids: BTreeSet<u8> = keyring.ids().chain(in_use).collect();
+    let ids: BTreeSet<u8> = keyring.key_ids().chain(in_use).collect();
     let keys: Vec<_> = ids
         .into_iter()
         .map(|id| {
             let verdict = verdicts.iter().find(|(it, _)| *it == id);
-            ShownKey {
+            EncryptionKeyRow {
                 id,
-                role: if id == keyring.sealing_id() {
+                role: if id == keyring.sealing_key_id() {
                     "seals"
-                } else if keyring.ids().any(|known| known == id) {
+                } else if keyring.key_ids().any(|known| known == id) {
                     "opens"
                 } else {
                     "missing"
                 },
                 canary: match verdict {
                     None => "unused",
-                    Some((_, Verdict::Right)) => "right",
-                    Some((_, Verdict::Wrong)) => "wrong",
-                    Some((_, Verdict::NotConfigured)) => "unknown",
+                    Some((_, CanaryStatus::Matches)) => "right",
+                    Some((_, CanaryStatus::Mismatch)) => "wrong",
+                    Some((_, CanaryStatus::NotConfigured)) => "unknown",
                 },
                 rows: secrets()
                     .filter(|held| held.key_id == Some(id))
@@ -175,10 +187,10 @@ async fn status(context: &Context) -> Result<(), Failure> {
             }
         })
         .collect();
-    let status = Status {
-        sealing_key_id: keyring.sealing_id(),
+    let status = EncryptionStatusView {
+        sealing_key_id: keyring.sealing_key_id(),
         to_reseal: secrets()
-            .filter(|held| held.key_id != Some(keyring.sealing_id()))
+            .filter(|held| held.key_id != Some(keyring.sealing_key_id()))
             .map(|held| held.rows)
             .sum(),
         keys,
@@ -186,16 +198,16 @@ async fn status(context: &Context) -> Result<(), Failure> {
         replicas: company.replicas.clone(),
     };
     let output = &context.output;
-    if output.is_for_people() {
-        output.rows(&status.keys, &["id", "role", "canary", "rows"], "")?;
-        output.remark("")?;
-        output.rows(
+    if output.is_human_readable() {
+        output.write_rows(&status.keys, &["id", "role", "canary", "rows"], "")?;
+        output.write_note("")?;
+        output.write_rows(
             &status.columns,
             &["table", "column", "keyId", "rows"],
             "Nothing is sealed yet.",
         )?;
-        output.remark("")?;
-        output.rows(
+        output.write_note("")?;
+        output.write_rows(
             &status.replicas,
             &[
                 "host",
@@ -207,23 +219,23 @@ async fn status(context: &Context) -> Result<(), Failure> {
             ],
             "No process serves.",
         )?;
-        output.remark(&advice(&status, &company))?;
+        output.write_note(&rotation_advice(&status, &company))?;
     } else {
-        output.step(&status)?;
+        output.write_progress_json(&status)?;
     }
     // What makes a service refuse to start, or fail, is no success here.
-    canary::survey(&database, &keyring).await?;
-    canary::look(&database, &keyring).await?;
+    canary::check_all_key_ids(&database, &keyring).await?;
+    canary::check_canaries(&database, &keyring).await?;
     Ok(())
 }
 
-fn advice(status: &Status, company: &Company) -> String {
+fn rotation_advice(status: &EncryptionStatusView, company: &LiveReplicas) -> String {
     let to_reseal = status.to_reseal;
-    let behind = company.seal_otherwise(status.sealing_key_id);
+    let behind = company.hosts_sealing_with_other_key(status.sealing_key_id);
     if !behind.is_empty() {
         return format!(
             "\nThe service on {} still seals with another key than {}: see docs/operations.md for the order of a rotation.",
-            listed(&behind),
+            format_name_list(&behind),
             status.sealing_key_id
         );
     }
@@ -251,58 +263,65 @@ fn advice(status: &Status, company: &Company) -> String {
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "camelCase")]
-enum Told<'a> {
-    Progress(&'a Progress),
-    Finished(&'a Report),
+enum RotationOutput<'a> {
+    Progress(&'a ResealProgress),
+    Finished(&'a ResealReport),
 }
 
-async fn rotate(dry_run: bool, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
+async fn rotate_keys(dry_run: bool, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
     let keyring = if dry_run {
-        let keyring = context.keyring()?;
-        canary::look(&database, &keyring).await?;
+        let keyring = context.require_keyring()?;
+        canary::check_canaries(&database, &keyring).await?;
         keyring
     } else {
-        context.keyring_for(&database).await?
+        context.load_verified_keyring(&database).await?
     };
-    canary::survey(&database, &keyring).await?;
-    let company = Company::present(&database, context.clock.lead()).await?;
-    let behind = company.seal_otherwise(keyring.sealing_id());
+    canary::check_all_key_ids(&database, &keyring).await?;
+    let company = LiveReplicas::load(&database, context.clock.lead()).await?;
+    let behind = company.hosts_sealing_with_other_key(keyring.sealing_key_id());
     if !behind.is_empty() {
         eprintln!(
             "attesto: warning: the service on {} still seals with another key; what it seals from now on is for the next run.",
-            listed(&behind)
+            format_name_list(&behind)
         );
     }
-    let (stop, _waiting) = context.interruption()?;
-    let run = if dry_run { Run::Dry } else { Run::ForReal };
-    let bar = Bar::beside(&context.output);
+    let (stop, _waiting) = context.cancel_on_signal()?;
+    let run = if dry_run {
+        ResealMode::DryRun
+    } else {
+        ResealMode::Apply
+    };
+    let bar = ProgressBar::for_output(&context.output);
     let mut heard = Ok(());
-    let outcome = reseal::run(&database, &keyring, run, &stop, |progress| {
+    let outcome = reseal::reseal_values(&database, &keyring, run, &stop, |progress| {
         let what = format!("{}.{}", progress.column.table, progress.column.column);
-        bar.show(progress.looked_at, progress.total, &what);
-        let told = context.output.step(&Told::Progress(progress));
+        bar.draw_progress(progress.looked_at, progress.total, &what);
+        let told = context
+            .output
+            .write_progress_json(&RotationOutput::Progress(progress));
         heard = std::mem::replace(&mut heard, Ok(())).and(told);
     })
     .await;
-    bar.end();
+    bar.clear();
     heard?;
     let report = outcome.map_err(|error| match error {
         ResealError::Database(error) => error.into(),
-        unsound @ ResealError::Unsound(_) => Failure::refused(format!("{unsound}.")),
+        unsound @ ResealError::VerificationFailed(_) => CommandError::failed(format!("{unsound}.")),
     })?;
-    context
-        .output
-        .sentence(&Told::Finished(&report), &prose(&report))?;
+    context.output.write_json_or_text(
+        &RotationOutput::Finished(&report),
+        &format_reseal_report(&report),
+    )?;
     if stop.is_cancelled() {
-        return Err(Failure::refused(
+        return Err(CommandError::failed(
             "stopped; what was sealed anew stays so. Run it again for the rest.",
         ));
     }
-    verdict(&report)
+    check_reseal_report(&report)
 }
 
-fn prose(report: &Report) -> String {
+fn format_reseal_report(report: &ResealReport) -> String {
     let (resealed, key) = (report.resealed, report.key_id);
     if report.dry_run {
         format!("{resealed} secrets would be sealed anew with key {key}. Nothing was written.")
@@ -317,7 +336,7 @@ fn prose(report: &Report) -> String {
 }
 
 /// Success is when nothing is left that should not be.
-fn verdict(report: &Report) -> Result<(), Failure> {
+fn check_reseal_report(report: &ResealReport) -> Result<(), CommandError> {
     let mut problems: Vec<String> = report
         .failures
         .iter()
@@ -328,7 +347,7 @@ fn verdict(report: &Report) -> Result<(), Failure> {
                 it.column.column,
                 it.row,
                 it.class,
-                it.cause.beside_a_right_canary()
+                it.cause.message_with_valid_canary()
             )
         })
         .collect();
@@ -345,6 +364,6 @@ fn verdict(report: &Report) -> Result<(), Failure> {
     if problems.is_empty() {
         Ok(())
     } else {
-        Err(Failure::refused(problems.join("\n")))
+        Err(CommandError::failed(problems.join("\n")))
     }
 }

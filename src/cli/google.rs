@@ -3,23 +3,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::context::{Context, Failure};
-use super::upload;
-use crate::config::Stores;
-use crate::config::settings::Grace;
-use crate::credentials::grace::{Before, NoWayBack};
-use crate::google::account::{ServiceAccount, TOKEN_URL};
-use crate::google::api::{self, Play};
-use crate::google::store::{self, NewCredentials, PutError};
-use crate::google::trial;
+use super::context::{CommandContext, CommandError};
+use super::input_file;
+use crate::config::StoreSettings;
+use crate::config::settings::CredentialGracePeriod;
+use crate::credentials::history::{PreviousOutcome, RollbackError};
+use crate::google::account::{GoogleServiceAccount, TOKEN_URL};
+use crate::google::api::{self, PlayClient};
+use crate::google::check_credentials;
+use crate::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
 use crate::id::TenantId;
 use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum GoogleCommand {
     /// Store what Attesto needs to ask Google Play, in place of what was stored before
-    SetCredentials(SetCredentials),
+    SetCredentials(SetGoogleCredentialsArgs),
     /// Print everything but the key
     GetCredentials {
         /// Whose: the tenant's id
@@ -34,12 +34,12 @@ pub enum Command {
 
 /// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
-pub struct SetCredentials {
+pub struct SetGoogleCredentialsArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
     /// The app's package name, such as com.example.app
-    #[arg(long, value_name = "NAME", value_parser = package_name)]
+    #[arg(long, value_name = "NAME", value_parser = parse_package_name)]
     package_name: String,
 
     /// The service account's JSON key file, `-` for standard input
@@ -48,16 +48,16 @@ pub struct SetCredentials {
 
     /// What a Pub/Sub push's token must be meant for. Left out: what is stored stays; empty: removed. Where none is
     /// stored it must be the push endpoint's own URL, as Pub/Sub has it by default
-    #[arg(long, value_name = "TEXT", value_parser = audience)]
+    #[arg(long, value_name = "TEXT", value_parser = parse_pubsub_audience)]
     pubsub_audience: Option<String>,
 
     /// The service account that Pub/Sub pushes as; without one every push is refused. Left out: what is stored stays;
     /// empty: removed
-    #[arg(long, value_name = "EMAIL", value_parser = email)]
+    #[arg(long, value_name = "EMAIL", value_parser = parse_service_account_email)]
     pubsub_service_account: Option<String>,
 
     /// Where Google publishes notifications: projects/…/topics/…. Left out: what is stored stays; empty: removed
-    #[arg(long, value_name = "TOPIC", value_parser = topic)]
+    #[arg(long, value_name = "TOPIC", value_parser = parse_pubsub_topic)]
     pubsub_topic: Option<String>,
 
     /// Ask Google first whether it takes them, and store nothing when it does not
@@ -66,47 +66,52 @@ pub struct SetCredentials {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: GoogleCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::SetCredentials(arguments) => set(arguments, context).await,
-        Command::GetCredentials { tenant } => get(&tenant, context).await,
-        Command::RollbackCredentials { tenant } => roll_back(&tenant, context).await,
+        GoogleCommand::SetCredentials(arguments) => set_credentials(arguments, context).await,
+        GoogleCommand::GetCredentials { tenant } => get_credentials(&tenant, context).await,
+        GoogleCommand::RollbackCredentials { tenant } => {
+            rollback_credentials(&tenant, context).await
+        }
     }
 }
 
-async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure> {
-    let file = upload::read(&arguments.service_account_path)?;
-    let account = ServiceAccount::parse(&file).map_err(|problem| {
+async fn set_credentials(
+    arguments: SetGoogleCredentialsArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let file = input_file::read_file_or_stdin(&arguments.service_account_path)?;
+    let account = GoogleServiceAccount::parse(&file).map_err(|problem| {
         let path = arguments.service_account_path.display();
-        Failure::usage(format!("{path}: {problem}."))
+        CommandError::usage_error(format!("{path}: {problem}."))
     })?;
     let account = Arc::new(account);
-    let database = context.database().await?;
-    let keyring = context.keyring_for(&database).await?;
+    let database = context.open_database().await?;
+    let keyring = context.load_verified_keyring(&database).await?;
     let tenant = arguments.tenant;
     if arguments.check {
-        try_out(&tenant, &account, &arguments.package_name, context).await?;
+        check_credentials(&tenant, &account, &arguments.package_name, context).await?;
     }
-    let Grace(grace) = context.settings(Grace::read)?;
-    let new = NewCredentials {
+    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
+    let new = NewGoogleCredentials {
         package_name: &arguments.package_name,
-        file: &file,
+        key_file: &file,
         account: &account,
         pubsub_audience: arguments.pubsub_audience.as_deref(),
         pubsub_service_account: arguments.pubsub_service_account.as_deref(),
         pubsub_topic: arguments.pubsub_topic.as_deref(),
     };
-    let before = store::replace(&database, &keyring, &tenant, &new, grace)
+    let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            PutError::Database(error) => error.into(),
-            told => Failure::refused(format!("{told}.")),
+            SetGoogleCredentialsError::Database(error) => error.into(),
+            told => CommandError::failed(format!("{told}.")),
         })?;
-    if let Before::Unopened(cause) = before {
+    if let PreviousOutcome::NotOpened(cause) = before {
         eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
     }
     let used = context
-        .variable("GOOGLE_TOKEN_URL")
+        .environment_variable("GOOGLE_TOKEN_URL")
         .and_then(|url| url.into_string().ok())
         .unwrap_or_else(|| TOKEN_URL.to_owned());
     if let Some(written) = account.token_uri().filter(|written| *written != used) {
@@ -114,78 +119,82 @@ async fn set(arguments: SetCredentials, context: &Context) -> Result<(), Failure
             "attesto: warning: the file's token_uri ({written}) is not used; access tokens are bought at {used} (GOOGLE_TOKEN_URL)."
         );
     }
-    let stored = store::describe(&database, &tenant)
+    let stored = store::find_credential_summary(&database, &tenant)
         .await?
-        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
+        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
     let prose = format!(
         "{tenant} asks Google Play about {} as {} (key {}).",
         stored.package_name, stored.client_email, stored.key_fingerprint
     );
-    context.output.sentence(&stored, &prose)?;
+    context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
 /// Stores nothing when Google does not take them.
-async fn try_out(
+async fn check_credentials(
     tenant: &TenantId,
-    account: &Arc<ServiceAccount>,
+    account: &Arc<GoogleServiceAccount>,
     package_name: &str,
-    context: &Context,
-) -> Result<(), Failure> {
-    let stores = context.settings(Stores::read)?;
-    let client = outbound::client().map_err(|problem| Failure::refused(format!("{problem}.")))?;
-    let play = Play::new(
-        Upstream::new(client, stores.timeout),
-        stores.google_play,
-        stores.google_token,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let stores = context.read_settings(StoreSettings::from_raw)?;
+    let client = outbound::build_http_client()
+        .map_err(|problem| CommandError::failed(format!("{problem}.")))?;
+    let play = PlayClient::new(
+        Upstream::new(client, stores.upstream_timeout),
+        stores.google_play_url,
+        stores.google_token_url,
         context.clock.clone(),
     );
-    trial::try_out(&play, tenant, account, package_name)
+    check_credentials::check_credentials(&play, tenant, account, package_name)
         .await
         .map_err(|failure| {
             let hint = match failure {
-                api::Failure::Credentials { .. } => {
+                api::GoogleApiError::Unauthorized { .. } => {
                     " Check that the key was not deleted, and that Play Console, Users and permissions, lets this service account see the app's orders and subscriptions; a permission takes up to a day to be in force."
                 }
-                api::Failure::Application { .. } => " Check --package-name.",
+                api::GoogleApiError::UnknownApp { .. } => " Check --package-name.",
                 _ => "",
             };
-            Failure::refused(format!("{failure}.{hint}\nNothing was stored."))
+            CommandError::failed(format!("{failure}.{hint}\nNothing was stored."))
         })
 }
 
-async fn roll_back(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let keyring = context.keyring_for(&database).await?;
-    let Grace(grace) = context.settings(Grace::read)?;
-    store::roll_back(&database, &keyring, tenant, grace)
+async fn rollback_credentials(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let keyring = context.load_verified_keyring(&database).await?;
+    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
+    store::rollback_credentials(&database, &keyring, tenant, grace)
         .await
         .map_err(|why| match why {
-            NoWayBack::Database(error) => error.into(),
-            why => Failure::refused(format!("the Google credentials of {tenant} stay: {why}.")),
+            RollbackError::Database(error) => error.into(),
+            why => CommandError::failed(format!("the Google credentials of {tenant} stay: {why}.")),
         })?;
-    let stored = store::describe(&database, tenant)
+    let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
+        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
     let prose = format!(
         "{tenant} asks Google Play about {} as {} (key {}) again.",
         stored.package_name, stored.client_email, stored.key_fingerprint
     );
-    context.output.sentence(&stored, &prose)?;
+    context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
-async fn get(tenant: &TenantId, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let stored = store::describe(&database, tenant)
+async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| Failure::refused(format!("{tenant} has no Google credentials.")))?;
-    context.output.object(&stored)?;
+        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
+    context.output.write_object(&stored)?;
     Ok(())
 }
 
 /// Google's rule: two parts or more, each beginning with a letter, made of letters, digits and underscores.
-fn package_name(text: &str) -> Result<String, String> {
+fn parse_package_name(text: &str) -> Result<String, String> {
     let is_part = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic())
             && part
@@ -199,7 +208,7 @@ fn package_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn audience(text: &str) -> Result<String, String> {
+fn parse_pubsub_audience(text: &str) -> Result<String, String> {
     if text.len() <= 1000 && !text.contains(|one: char| one.is_whitespace() || one.is_control()) {
         Ok(text.to_owned())
     } else {
@@ -210,7 +219,7 @@ fn audience(text: &str) -> Result<String, String> {
     }
 }
 
-fn email(text: &str) -> Result<String, String> {
+fn parse_service_account_email(text: &str) -> Result<String, String> {
     let is_address = text.split_once('@').is_some_and(|(name, host)| {
         !name.is_empty() && host.contains('.') && !text.contains(char::is_whitespace)
     });
@@ -224,7 +233,7 @@ fn email(text: &str) -> Result<String, String> {
     }
 }
 
-fn topic(text: &str) -> Result<String, String> {
+fn parse_pubsub_topic(text: &str) -> Result<String, String> {
     let parts: Vec<&str> = text.split('/').collect();
     let is_topic = matches!(
         parts.as_slice(),
@@ -244,20 +253,20 @@ mod tests {
     #[test]
     fn a_package_name_is_what_google_allows() {
         for good in ["com.example.app", "a.b", "com.example_2.App9", "c.a1"] {
-            assert_eq!(package_name(good).as_deref(), Ok(good));
+            assert_eq!(parse_package_name(good).as_deref(), Ok(good));
         }
         let long = format!("com.{}", "a".repeat(200));
         for bad in [
             "", "com", "com.", ".com", "com..app", "com.1app", "com.a-b", "com.ä", " com.a", &long,
         ] {
-            assert!(package_name(bad).is_err(), "{bad}");
+            assert!(parse_package_name(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn what_belongs_to_pubsub_is_checked_and_may_be_emptied() {
         for good in ["", "projects/p/topics/t"] {
-            assert!(topic(good).is_ok(), "{good}");
+            assert!(parse_pubsub_topic(good).is_ok(), "{good}");
         }
         for bad in [
             "t",
@@ -266,15 +275,15 @@ mod tests {
             "projects/p/topics/t/u",
             "projects/p/topics/ t",
         ] {
-            assert!(topic(bad).is_err(), "{bad}");
+            assert!(parse_pubsub_topic(bad).is_err(), "{bad}");
         }
         for good in ["", "push@project.iam.example"] {
-            assert!(email(good).is_ok(), "{good}");
+            assert!(parse_service_account_email(good).is_ok(), "{good}");
         }
         for bad in ["push", "@project.example", "push@host", "a b@c.d"] {
-            assert!(email(bad).is_err(), "{bad}");
+            assert!(parse_service_account_email(bad).is_err(), "{bad}");
         }
-        assert!(audience("https://attesto.example/v1/webhooks/google/x").is_ok());
-        assert!(audience("two words").is_err());
+        assert!(parse_pubsub_audience("https://attesto.example/v1/webhooks/google/x").is_ok());
+        assert!(parse_pubsub_audience("two words").is_err());
     }
 }

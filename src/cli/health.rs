@@ -9,18 +9,18 @@ use std::time::Duration;
 use reqwest::Url;
 use serde_json::{Value, json};
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::clock::Timestamp;
-use crate::config::{self, own_certificate};
-use crate::outbound::{self, Believed, NoClient};
-use crate::server::tls::{Files, Pair};
+use crate::config::{self, read_tls_files};
+use crate::outbound::{self, CertificateTrust, HttpClientError};
+use crate::server::tls::{TlsCertificate, TlsFiles};
 
 /// How long a certificate may have been in its file without being in use: the service takes it within seconds.
-const JUST_NOW: Duration = Duration::from_secs(30);
+const CERTIFICATE_RELOAD_GRACE: Duration = Duration::from_secs(30);
 
 /// The arguments of `attesto health`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct HealthArgs {
     /// Where the service is
     #[arg(
         long,
@@ -39,16 +39,16 @@ pub struct Args {
 }
 
 /// Runs the command: exit 0 when the service says 200, else 1 and a line that says why.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+pub async fn run(args: HealthArgs, context: &CommandContext) -> Result<(), CommandError> {
     let (mut url, client) = match args.url {
-        Some(url) => (url, outbound::client()),
-        None => here(context)?,
+        Some(url) => (url, outbound::build_http_client()),
+        None => local_service_client(context)?,
     };
-    let client = client.map_err(|problem| Failure::refused(format!("{problem}.")))?;
+    let client = client.map_err(|problem| CommandError::failed(format!("{problem}.")))?;
     // A password is nothing to print, and what stands behind the path belongs to another question.
     if !matches!(url.scheme(), "http" | "https") || url.username() != "" || url.password().is_some()
     {
-        return Err(Failure::usage(
+        return Err(CommandError::usage_error(
             "--url is like http://127.0.0.1:8080 or https://attesto.example.com, without a user and a password.",
         ));
     }
@@ -60,27 +60,27 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let prefix = prefix.strip_suffix(path).unwrap_or(&prefix);
     url.set_path(&format!("{prefix}{path}"));
 
-    let asking = ask(&client, &url);
+    let asking = fetch_health(&client, &url);
     let answered = tokio::time::timeout(Duration::from_secs(args.timeout), asking).await;
     let (status, body) = match answered {
         Ok(Ok(answer)) => answer,
-        Ok(Err(problem)) => return Err(Failure::refused(format!("{url}: {problem}."))),
+        Ok(Err(problem)) => return Err(CommandError::failed(format!("{url}: {problem}."))),
         Err(_) => {
-            return Err(Failure::refused(format!(
+            return Err(CommandError::failed(format!(
                 "{url}: no answer within {} s.",
                 args.timeout
             )));
         }
     };
     if status != 200 || body["status"] != "ok" {
-        return Err(Failure::refused(format!(
+        return Err(CommandError::failed(format!(
             "{url}: {}.",
-            complaint(status, &body)
+            describe_failure(status, &body)
         )));
     }
     let version = body["version"].as_str().unwrap_or("unknown");
     let word = if args.ready { "ready" } else { "alive" };
-    context.output.sentence(
+    context.output.write_json_or_text(
         &json!({ "url": url.as_str(), "status": "ok", "version": version }),
         &format!("{word} (version {version})"),
     )?;
@@ -88,40 +88,44 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Where the service of this machine listens, and how to speak with it.
-fn here(context: &Context) -> Result<(Url, Result<reqwest::Client, NoClient>), Failure> {
-    let listen = context.settings(config::listen)?;
-    let tls = context.settings(own_certificate)?;
+fn local_service_client(
+    context: &CommandContext,
+) -> Result<(Url, Result<reqwest::Client, HttpClientError>), CommandError> {
+    let listen = context.read_settings(config::read_listen_settings)?;
+    let tls = context.read_settings(read_tls_files)?;
     if listen.port == 0 {
-        return Err(Failure::usage(
+        return Err(CommandError::usage_error(
             "PORT is 0, which is another port each time: give --url.",
         ));
     }
     let (scheme, client) = match &tls {
-        None => ("http", outbound::client()),
+        None => ("http", outbound::build_http_client()),
         Some(files) => (
             "https",
-            outbound::client_believing(whom(files, context.clock.now())),
+            outbound::build_local_http_client(choose_server_trust(files, context.clock.now())),
         ),
     };
-    let url = format!("{scheme}://{}", listen.nearby());
+    let url = format!("{scheme}://{}", listen.connect_addr());
     Ok((Url::parse(&url).expect("an address is a URL"), client))
 }
 
 /// Whom to believe at this machine's own port: whoever has exactly the certificate in `TLS_CERT_PATH`. Only where that is
 /// one that the service is right not to have taken, or cannot have taken yet, another is believed too: a service that goes
 /// on with the pair that was good lives, and must not be restarted into one that is not.
-fn whom(files: &Files, now: Timestamp) -> Believed {
-    match Pair::read(files, now) {
+fn choose_server_trust(files: &TlsFiles, now: Timestamp) -> CertificateTrust {
+    match TlsCertificate::from_files(files, now) {
         Err(problem) => {
             eprintln!("attesto: warning: {problem}; the service goes on with what it had.");
-            Believed::Anybody
+            CertificateTrust::AnyCertificate
         }
-        Ok(_) if files.changed_within(JUST_NOW, now) => Believed::Anybody,
-        Ok(pair) => Believed::Only(pair.certificate().clone()),
+        Ok(_) if files.changed_within(CERTIFICATE_RELOAD_GRACE, now) => {
+            CertificateTrust::AnyCertificate
+        }
+        Ok(pair) => CertificateTrust::Pinned(pair.certificate().clone()),
     }
 }
 
-async fn ask(client: &reqwest::Client, url: &Url) -> Result<(u16, Value), String> {
+async fn fetch_health(client: &reqwest::Client, url: &Url) -> Result<(u16, Value), String> {
     /// A ready answer has a few hundred bytes.
     const MOST: usize = 64 * 1024;
     let broken =
@@ -139,7 +143,7 @@ async fn ask(client: &reqwest::Client, url: &Url) -> Result<(u16, Value), String
 }
 
 /// What an answer that is no 200 says, without repeating what is not ours.
-fn complaint(status: u16, body: &Value) -> String {
+fn describe_failure(status: u16, body: &Value) -> String {
     let failing: Vec<String> = body["checks"]
         .as_object()
         .into_iter()
@@ -164,7 +168,7 @@ mod tests {
     fn another_certificate_is_believed_only_where_the_service_may_have_one() {
         let folder = std::env::temp_dir().join(format!("attesto-health-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let files = Files {
+        let files = TlsFiles {
             certificate: folder.join("cert.pem"),
             key: folder.join("key.pem"),
         };
@@ -172,12 +176,20 @@ mod tests {
         std::fs::write(&files.certificate, made.cert.pem()).unwrap();
         std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
         let now = Clock::system().now();
-        assert_eq!(whom(&files, now), Believed::Anybody, "it is new");
-        let later = now.plus(JUST_NOW * 2);
-        let only = Believed::Only(made.cert.der().clone());
-        assert_eq!(whom(&files, later), only);
+        assert_eq!(
+            choose_server_trust(&files, now),
+            CertificateTrust::AnyCertificate,
+            "it is new"
+        );
+        let later = now.plus(CERTIFICATE_RELOAD_GRACE * 2);
+        let only = CertificateTrust::Pinned(made.cert.der().clone());
+        assert_eq!(choose_server_trust(&files, later), only);
         std::fs::write(&files.key, "").unwrap();
-        assert_eq!(whom(&files, later), Believed::Anybody, "it cannot be taken");
+        assert_eq!(
+            choose_server_trust(&files, later),
+            CertificateTrust::AnyCertificate,
+            "it cannot be taken"
+        );
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -185,10 +197,10 @@ mod tests {
     fn what_fails_is_named() {
         let degraded = json!({"status": "degraded", "checks": {"db": "fail: connection refused", "encryption": "ok"}});
         assert_eq!(
-            complaint(503, &degraded),
+            describe_failure(503, &degraded),
             "it answers 503: db: fail: connection refused"
         );
-        assert_eq!(complaint(404, &Value::Null), "it answers 404");
-        assert_eq!(complaint(200, &json!("hi")), "this is not Attesto");
+        assert_eq!(describe_failure(404, &Value::Null), "it answers 404");
+        assert_eq!(describe_failure(200, &json!("hi")), "this is not Attesto");
     }
 }

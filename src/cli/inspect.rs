@@ -5,17 +5,19 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, Failure};
-use super::upload;
-use crate::apple::account::Environment;
-use crate::apple::inspection::{self, Expected, Inspection, Kind, Link};
-use crate::apple::trust::Verifier;
+use super::context::{CommandContext, CommandError};
+use super::input_file;
+use crate::apple::account::AppleEnvironment;
+use crate::apple::inspection::{
+    self, CertificateDetails, ExpectedAppIdentity, Inspection, SignedDataKind,
+};
+use crate::apple::trust::JwsVerifier;
 use crate::clock::Timestamp;
-use crate::config::Stores;
+use crate::config::StoreSettings;
 
 /// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct InspectArgs {
     /// The JWS; or a file that holds it, or JSON around it (a notification's body, an answer of Apple's, an event of
     /// Attesto's); `-` for standard input
     #[arg(value_name = "JWS|FILE")]
@@ -31,7 +33,7 @@ pub struct Args {
 
     /// Where it must be
     #[arg(long, value_enum)]
-    environment: Option<Place>,
+    environment: Option<InspectEnvironment>,
 
     /// The roots to trust instead of Apple's: a DER or PEM file, or a folder of them
     #[arg(
@@ -42,89 +44,95 @@ pub struct Args {
     roots: Option<PathBuf>,
 
     /// Judge it as of this moment, such as 2026-04-10T14:22:10Z [default: now]
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp_arg)]
     at: Option<Timestamp>,
 }
 
 /// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Place {
+enum InspectEnvironment {
     Production,
     Sandbox,
 }
 
-impl From<Place> for Environment {
-    fn from(place: Place) -> Self {
+impl From<InspectEnvironment> for AppleEnvironment {
+    fn from(place: InspectEnvironment) -> Self {
         match place {
-            Place::Production => Self::Production,
-            Place::Sandbox => Self::Sandbox,
+            InspectEnvironment::Production => Self::Production,
+            InspectEnvironment::Sandbox => Self::Sandbox,
         }
     }
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+fn parse_timestamp_arg(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse(text)
         .ok_or_else(|| "must be a time like 2026-04-10T14:22:10Z (RFC 3339)".to_owned())
 }
 
 /// Runs the command: exit 0 when it would be believed, else 1.
-pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let stores = context.settings(Stores::read)?;
-    let verifier = match args.roots.as_ref().or(stores.apple_roots.as_ref()) {
-        None => Verifier::with_apple_roots(),
-        Some(path) => Verifier::with_roots_at(path)
-            .map_err(|problem| Failure::usage(format!("--roots: {problem}.")))?,
+pub fn run(args: InspectArgs, context: &CommandContext) -> Result<(), CommandError> {
+    let stores = context.read_settings(StoreSettings::from_raw)?;
+    let verifier = match args
+        .roots
+        .as_ref()
+        .or(stores.apple_root_certificates.as_ref())
+    {
+        None => JwsVerifier::with_apple_roots(),
+        Some(path) => JwsVerifier::with_roots_from(path)
+            .map_err(|problem| CommandError::usage_error(format!("--roots: {problem}.")))?,
     };
     // As the service judges with the same settings; who revoked what only Apple's responders know, and nobody is asked here.
-    let verifier = if stores.apple_ocsp {
-        verifier.judging_by_today()
+    let verifier = if stores.is_apple_ocsp_enabled {
+        verifier.check_validity_at_now()
     } else {
         verifier
     };
-    let text = text(&args.what)?;
-    let expected = Expected {
+    let text = read_jws_input(&args.what)?;
+    let expected = ExpectedAppIdentity {
         bundle_id: args.bundle_id,
         app_apple_id: args.app_apple_id,
-        environment: args.environment.map(Environment::from),
+        environment: args.environment.map(AppleEnvironment::from),
     };
     let now = args.at.unwrap_or_else(|| context.clock.now());
-    let found = inspection::inspect(&text, &verifier, &expected, now).ok_or_else(|| {
-        Failure::usage(
+    let found = inspection::inspect_signed_data(&text, &verifier, &expected, now).ok_or_else(|| {
+        CommandError::usage_error(
             "this holds no JWS of Apple's: three parts of base64url joined by dots, or JSON with one in signedPayload, signedTransaction, signedTransactionInfo, signedRenewalInfo or signedAppTransactionInfo.",
         )
     })?;
-    context.output.sentence(&found, &prose(&found))?;
+    context
+        .output
+        .write_json_or_text(&found, &format_inspection(&found))?;
     if found.believed {
         Ok(())
     } else {
-        Err(Failure::refused("it would be refused."))
+        Err(CommandError::failed("it would be refused."))
     }
 }
 
 /// The JWS itself, or the content of the file that is named.
-fn text(what: &str) -> Result<String, Failure> {
+fn read_jws_input(what: &str) -> Result<String, CommandError> {
     let is_jws = what.split('.').count() == 3 && what.starts_with("ey");
     if is_jws && !Path::new(what).exists() {
         return Ok(what.to_owned());
     }
-    let bytes = upload::read(Path::new(what))?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Failure::usage("this is no text."))
+    let bytes = input_file::read_file_or_stdin(Path::new(what))?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| CommandError::usage_error("this is no text."))
 }
 
-fn prose(found: &Inspection) -> String {
+fn format_inspection(found: &Inspection) -> String {
     let mut text = String::new();
-    describe(&mut text, found, "");
+    write_inspection(&mut text, found, "");
     text.trim_end().to_owned()
 }
 
 /// Writing to a `String` cannot fail.
-fn describe(text: &mut String, found: &Inspection, indent: &str) {
+fn write_inspection(text: &mut String, found: &Inspection, indent: &str) {
     let what = match found.kind {
-        Kind::Transaction => "a transaction",
-        Kind::Renewal => "renewal info",
-        Kind::Notification => "a notification",
-        Kind::AppTransaction => "an app transaction",
-        Kind::Unknown => "something signed",
+        SignedDataKind::Transaction => "a transaction",
+        SignedDataKind::Renewal => "renewal info",
+        SignedDataKind::Notification => "a notification",
+        SignedDataKind::AppTransaction => "an app transaction",
+        SignedDataKind::Unknown => "something signed",
     };
     let verdict = if found.believed {
         "Apple signed it, and it would be believed"
@@ -155,20 +163,20 @@ fn describe(text: &mut String, found: &Inspection, indent: &str) {
         let _ = writeln!(text, "{indent}  status now   {word}");
     }
     for link in &found.certificates {
-        let _ = writeln!(text, "{indent}  {}", chain_line(link));
+        let _ = writeln!(text, "{indent}  {}", format_certificate_line(link));
     }
     if let Some(payload) = &found.payload {
-        let pretty = serde_json::to_string_pretty(&without_signed(payload)).unwrap_or_default();
+        let pretty = serde_json::to_string_pretty(&omit_nested_jws(payload)).unwrap_or_default();
         let pretty = pretty.replace('\n', &format!("\n{indent}  "));
         let _ = writeln!(text, "{indent}  {pretty}");
     }
     for part in &found.parts {
         let _ = writeln!(text);
-        describe(text, part, &format!("{indent}    "));
+        write_inspection(text, part, &format!("{indent}    "));
     }
 }
 
-fn chain_line(link: &Link) -> String {
+fn format_certificate_line(link: &CertificateDetails) -> String {
     let Some(subject) = &link.subject else {
         return format!("{:<15} cannot be read", link.role);
     };
@@ -190,7 +198,7 @@ fn chain_line(link: &Link) -> String {
 }
 
 /// What is signed inside is shown by itself; its text is noise here.
-fn without_signed(payload: &serde_json::Value) -> serde_json::Value {
+fn omit_nested_jws(payload: &serde_json::Value) -> serde_json::Value {
     let mut shown = payload.clone();
     for block in ["data", "appData"] {
         let fields = shown.get_mut(block).and_then(|block| block.as_object_mut());

@@ -6,17 +6,17 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::clock::Timestamp;
-use crate::config::settings::{Cadences, JobIntervals, Retention, Webhooks};
+use crate::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
-use crate::deliveries::guard::Guard;
+use crate::deliveries::guard::EgressPolicy;
 use crate::deliveries::{Sender, SenderSettings};
-use crate::jobs::{self, Job, LastRun, Outcome, Ran, RunError, Tools};
+use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 
 /// The commands of `attesto jobs`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum JobsCommand {
     /// List the jobs: how often each runs, how its last run ended, when it runs next
     List,
     /// Run one now, in this process, unless it runs already
@@ -27,20 +27,20 @@ pub enum Command {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: JobsCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::List => list(context).await,
-        Command::Run { name } => {
-            let tools = tools(context).await?;
+        JobsCommand::List => list_jobs(context).await,
+        JobsCommand::Run { name } => {
+            let tools = build_job_context(context).await?;
             let ran = run_job(&tools, &name, context).await?;
-            tell(&ran, context)
+            print_job_run(&ran, context)
         }
     }
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct JobListRow {
     name: &'static str,
     about: &'static str,
     /// Of the process that ran it last; of this environment when nobody did, or when somebody asked.
@@ -56,19 +56,22 @@ struct Shown {
     next_run_at: Option<Timestamp>,
 }
 
-impl Shown {
-    fn of(job: &Job, last: Option<LastRun>) -> Self {
-        let interval = last.as_ref().and_then(|last| last.interval).or(job.every);
+impl JobListRow {
+    fn new(job: &Job, last: Option<LastJobRun>) -> Self {
+        let interval = last
+            .as_ref()
+            .and_then(|last| last.interval)
+            .or(job.interval);
         let next = match &last {
             Some(last) if last.outcome.is_some() || last.is_lapsed => {
                 interval.map(|every| last.started_at.plus(every))
             }
             _ => None,
         };
-        let took = |last: &LastRun| Some(last.finished_at?.since(last.started_at));
+        let took = |last: &LastJobRun| Some(last.finished_at?.duration_since(last.started_at));
         Self {
             name: job.name,
-            about: job.about,
+            about: job.description,
             interval_seconds: interval.as_ref().map(Duration::as_secs),
             last_run_at: last.as_ref().map(|last| last.started_at),
             duration_ms: last
@@ -86,21 +89,21 @@ impl Shown {
                     .unwrap_or_else(|| unfinished.to_owned())
             }),
             host: last.as_ref().map(|last| last.host.clone()),
-            told: last.as_ref().and_then(|last| last.told.clone()),
+            told: last.as_ref().and_then(|last| last.summary.clone()),
             error: last.and_then(|last| last.error),
             next_run_at: next,
         }
     }
 }
 
-async fn list(context: &Context) -> Result<(), Failure> {
-    let tools = tools(context).await?;
-    let mut last_runs = jobs::last_runs(&tools.database, context.clock.lead()).await?;
-    let shown: Vec<_> = jobs::all(&tools)
+async fn list_jobs(context: &CommandContext) -> Result<(), CommandError> {
+    let tools = build_job_context(context).await?;
+    let mut last_runs = jobs::list_last_runs(&tools.database, context.clock.lead()).await?;
+    let shown: Vec<_> = jobs::all_jobs(&tools)
         .iter()
         .map(|job| {
             let last = last_runs.iter().position(|run| run.job == job.name);
-            Shown::of(job, last.map(|at| last_runs.swap_remove(at)))
+            JobListRow::new(job, last.map(|at| last_runs.swap_remove(at)))
         })
         .collect();
     let columns = [
@@ -112,52 +115,61 @@ async fn list(context: &Context) -> Result<(), Failure> {
         "nextRunAt",
         "host",
     ];
-    context.output.rows(&shown, &columns, "There are none.")?;
+    context
+        .output
+        .write_rows(&shown, &columns, "There are none.")?;
     Ok(())
 }
 
 /// What jobs work with when a command runs them. Only what seals needs the keys; a job that does and has none says so.
-pub(super) async fn tools(context: &Context) -> Result<Tools, Failure> {
-    let database: Database = context.database().await?;
-    let webhooks = context.settings(Webhooks::read)?;
-    let guard = Guard::new(webhooks.allow_private).and_never(database.addresses());
-    let sending = SenderSettings::new(webhooks.timeout, guard);
-    Ok(Tools {
+pub(super) async fn build_job_context(
+    context: &CommandContext,
+) -> Result<JobContext, CommandError> {
+    let database: Database = context.open_database().await?;
+    let webhooks = context.read_settings(WebhookSettings::from_raw)?;
+    let guard = EgressPolicy::new(webhooks.is_private_callback_allowed)
+        .with_denied_addresses(database.server_addresses());
+    let sending = SenderSettings::new(webhooks.callback_timeout, guard);
+    Ok(JobContext {
         sender: Sender::new(sending, &context.clock).ok(),
         database,
-        keyring: context.configured_keyring()?.map(Arc::new),
+        keyring: context.find_configured_keyring()?.map(Arc::new),
         clock: context.clock.clone(),
         intervals: context
-            .settings(JobIntervals::read)?
-            .of_one_that_delivers(webhooks.dispatch),
-        anew: true,
-        retention: context.settings(Retention::read)?,
-        cadences: context.settings(Cadences::read)?,
+            .read_settings(JobIntervals::from_raw)?
+            .with_probe_only_if_delivering(webhooks.is_dispatcher_enabled),
+        is_forced: true,
+        retention: context.read_settings(RetentionSettings::from_raw)?,
+        cadences: context.read_settings(ExpiryThresholds::from_raw)?,
     })
 }
 
 /// Runs the job of that name to its end.
-pub(super) async fn run_job(tools: &Tools, name: &str, context: &Context) -> Result<Ran, Failure> {
-    let jobs = jobs::all(tools);
+pub(super) async fn run_job(
+    tools: &JobContext,
+    name: &str,
+    context: &CommandContext,
+) -> Result<JobRun, CommandError> {
+    let jobs = jobs::all_jobs(tools);
     let job = jobs.iter().find(|job| job.name == name).ok_or_else(|| {
         let names: Vec<_> = jobs.iter().map(|job| job.name).collect();
-        Failure::usage(format!(
+        CommandError::usage_error(format!(
             "there is no such job; there are {}.",
             names.join(", ")
         ))
     })?;
-    let (stop, _waiting) = context.interruption()?;
-    jobs::run_now(&tools.database, &tools.clock, job, &stop)
+    let (stop, _waiting) = context.cancel_on_signal()?;
+    jobs::run_job_now(&tools.database, &tools.clock, job, &stop)
         .await
         .map_err(|error| match error {
-            RunError::Database(error) => error.into(),
-            runs @ RunError::Runs { .. } => Failure::refused(format!("{runs}.")),
+            JobRunError::Database(error) => error.into(),
+            runs @ JobRunError::AlreadyRunning { .. } => CommandError::failed(format!("{runs}.")),
         })
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownRun<'a> {
+struct JobRunView<'a> {
     name: &'static str,
     outcome: &'static str,
     duration_ms: u64,
@@ -165,24 +177,27 @@ struct ShownRun<'a> {
     error: Option<String>,
 }
 
-fn tell(ran: &Ran, context: &Context) -> Result<(), Failure> {
-    let shown = ShownRun {
+fn print_job_run(ran: &JobRun, context: &CommandContext) -> Result<(), CommandError> {
+    let shown = JobRunView {
         name: ran.job,
         outcome: ran.outcome.as_str(),
-        duration_ms: u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX),
-        told: ran.told.as_ref().ok(),
-        error: ran.told.as_ref().err().map(|error| format!("{error:#}")),
+        duration_ms: u64::try_from(ran.duration.as_millis()).unwrap_or(u64::MAX),
+        told: ran.result.as_ref().ok(),
+        error: ran.result.as_ref().err().map(|error| format!("{error:#}")),
     };
-    context.output.object(&shown)?;
-    verdict(ran)
+    context.output.write_object(&shown)?;
+    check_job_outcome(ran)
 }
 
 /// Success is when it was done.
-pub(super) fn verdict(ran: &Ran) -> Result<(), Failure> {
-    match (&ran.outcome, &ran.told) {
-        (Outcome::Done, _) => Ok(()),
-        (_, Err(error)) => Err(Failure::refused(format!("{} failed: {error:#}.", ran.job))),
-        (_, Ok(_)) => Err(Failure::refused(format!(
+pub(super) fn check_job_outcome(ran: &JobRun) -> Result<(), CommandError> {
+    match (&ran.outcome, &ran.result) {
+        (JobOutcome::Done, _) => Ok(()),
+        (_, Err(error)) => Err(CommandError::failed(format!(
+            "{} failed: {error:#}.",
+            ran.job
+        ))),
+        (_, Ok(_)) => Err(CommandError::failed(format!(
             "{} was stopped before its end; it is taken up again by whoever runs it next.",
             ran.job
         ))),

@@ -2,29 +2,29 @@
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::clock::Timestamp;
 use crate::db::Database;
-use crate::id::{KeyId, MalformedId, TenantId};
-use crate::tenants::api_key::KeyHash;
-use crate::tenants::store::{self, ChangeError};
-use crate::tenants::{ApiKey, KeyEnvironment, Name, RawKey};
+use crate::id::{KeyId, MalformedIdError, TenantId};
+use crate::tenants::api_key::ApiKeyHash;
+use crate::tenants::store::{self, TenantChangeError};
+use crate::tenants::{ApiKey, ApiKeyEnvironment, DisplayName, RawApiKey};
 
-const WARNING: &str = "This is the only time the key is shown. Keep it where secrets are kept: it cannot be shown again.";
+const ONE_TIME_KEY_WARNING: &str = "This is the only time the key is shown. Keep it where secrets are kept: it cannot be shown again.";
 
 /// The commands of `attesto key`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum KeyCommand {
     /// Make a new key and show it, once
     Create {
         /// Whose: `tenant_…`
         tenant: TenantId,
         /// What people call it, 1 to 200 characters
         #[arg(long)]
-        name: Option<Name>,
+        name: Option<DisplayName>,
         /// What it is for
         #[arg(long, value_enum, default_value = "live")]
-        env: KeyEnvironment,
+        env: ApiKeyEnvironment,
     },
     /// List a tenant's keys, newest first
     List {
@@ -54,7 +54,7 @@ pub enum Command {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct NewKey<'a> {
+struct CreatedApiKey<'a> {
     id: &'a KeyId,
     tenant_id: &'a TenantId,
     key_prefix: &'a str,
@@ -65,18 +65,18 @@ struct NewKey<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct ApiKeyView {
     id: KeyId,
     tenant_id: TenantId,
     key_prefix: String,
     name: Option<String>,
-    environment: KeyEnvironment,
+    environment: ApiKeyEnvironment,
     last_used_at: Option<Timestamp>,
     created_at: Timestamp,
     revoked_at: Option<Timestamp>,
 }
 
-impl From<ApiKey> for Shown {
+impl From<ApiKey> for ApiKeyView {
     fn from(key: ApiKey) -> Self {
         Self {
             id: key.id,
@@ -92,37 +92,42 @@ impl From<ApiKey> for Shown {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
+pub async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
     let now = context.clock.now();
     let output = &context.output;
     match command {
-        Command::Create { tenant, name, env } => {
-            let raw = RawKey::mint(env);
-            let key = store::create_key(&database, &tenant, name.as_ref(), env, &raw, now).await?;
-            output.sentence(
-                &NewKey {
+        KeyCommand::Create { tenant, name, env } => {
+            let raw = RawApiKey::generate(env);
+            let key =
+                store::create_api_key(&database, &tenant, name.as_ref(), env, &raw, now).await?;
+            output.write_json_or_text(
+                &CreatedApiKey {
                     id: &key.id,
                     tenant_id: &key.tenant,
                     key_prefix: &key.prefix,
                     name: key.name.as_deref(),
                     raw_key: raw.expose(),
-                    warning: WARNING,
+                    warning: ONE_TIME_KEY_WARNING,
                 },
-                &format!("Created {}:\n\n  {}\n\n{WARNING}", key.id, raw.expose()),
+                &format!(
+                    "Created {}:\n\n  {}\n\n{ONE_TIME_KEY_WARNING}",
+                    key.id,
+                    raw.expose()
+                ),
             )?;
         }
-        Command::List {
+        KeyCommand::List {
             tenant,
             limit,
             offset,
         } => {
-            let keys = store::list_keys(&database, &tenant, limit, offset).await?;
+            let keys = store::list_api_keys(&database, &tenant, limit, offset).await?;
             // An empty page and a mistyped tenant are different answers.
             if keys.is_empty() && store::find_tenant(&database, &tenant).await?.is_none() {
-                return Err(ChangeError::NoTenant(tenant).into());
+                return Err(TenantChangeError::TenantNotFound(tenant).into());
             }
-            let keys: Vec<_> = keys.into_iter().map(Shown::from).collect();
+            let keys: Vec<_> = keys.into_iter().map(ApiKeyView::from).collect();
             let columns = [
                 "id",
                 "keyPrefix",
@@ -132,49 +137,49 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
                 "createdAt",
                 "revokedAt",
             ];
-            output.rows(&keys, &columns, "No keys here.")?;
+            output.write_rows(&keys, &columns, "No keys here.")?;
         }
-        Command::Revoke {
+        KeyCommand::Revoke {
             tenant: Some(tenant),
             ..
-        } => revoke_all(&database, &tenant, context).await?,
-        Command::Revoke { key, .. } => {
-            let key = key.ok_or_else(|| Failure::usage("which key?"))?;
-            let key: KeyId = key.parse().map_err(|problem: MalformedId| {
-                let hint = match KeyHash::of(&key) {
+        } => revoke_tenant_keys(&database, &tenant, context).await?,
+        KeyCommand::Revoke { key, .. } => {
+            let key = key.ok_or_else(|| CommandError::usage_error("which key?"))?;
+            let key: KeyId = key.parse().map_err(|problem: MalformedIdError| {
+                let hint = match ApiKeyHash::from_raw_key(&key) {
                     Some(_) => " This is a key itself: it stands in your shell's history now.",
                     None => "",
                 };
-                Failure::usage(format!("{problem}. `attesto key list` shows it.{hint}"))
+                CommandError::usage_error(format!("{problem}. `attesto key list` shows it.{hint}"))
             })?;
-            let key = Shown::from(store::revoke_key(&database, &key, now).await?);
+            let key = ApiKeyView::from(store::revoke_api_key(&database, &key, now).await?);
             let prose = format!(
                 "Revoked {} ({}…). It is refused everywhere within a second.",
                 key.id, key.key_prefix
             );
-            output.sentence(&key, &prose)?;
+            output.write_json_or_text(&key, &prose)?;
         }
     }
     Ok(())
 }
 
-async fn revoke_all(
+async fn revoke_tenant_keys(
     database: &Database,
     tenant: &TenantId,
-    context: &Context,
-) -> Result<(), Failure> {
-    let revoked = store::revoke_all_keys(database, tenant, context.clock.now()).await?;
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let revoked = store::revoke_all_api_keys(database, tenant, context.clock.now()).await?;
     if revoked.is_empty() {
         return Err(match store::find_tenant(database, tenant).await? {
-            Some(_) => Failure::refused(format!(
+            Some(_) => CommandError::failed(format!(
                 "already revoked: {tenant} has no key that is let in."
             )),
-            None => ChangeError::NoTenant(tenant.clone()).into(),
+            None => TenantChangeError::TenantNotFound(tenant.clone()).into(),
         });
     }
-    let revoked: Vec<_> = revoked.into_iter().map(Shown::from).collect();
+    let revoked: Vec<_> = revoked.into_iter().map(ApiKeyView::from).collect();
     let output = &context.output;
-    output.rows(&revoked, &["id", "keyPrefix", "name", "revokedAt"], "")?;
-    output.remark("\nThey are refused everywhere within a second.")?;
+    output.write_rows(&revoked, &["id", "keyPrefix", "name", "revokedAt"], "")?;
+    output.write_note("\nThey are refused everywhere within a second.")?;
     Ok(())
 }

@@ -5,16 +5,16 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::db::migrations::{Planned, Step, Touched};
-use crate::db::upgrade::Touch;
-use crate::db::{MigrationProblem, MigrationReport};
-use crate::replicas::{Company, WouldStop};
+use crate::db::migration_analysis::TableImpact;
+use crate::db::migrations::{AffectedTable, MigrationInfo, PlannedMigration};
+use crate::db::{MigrationError, MigrationReport};
+use crate::replicas::{LiveReplicas, MigrationBlockedError};
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 
 /// The arguments of `attesto migrate`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct MigrateArgs {
     /// Only say what would be applied
     #[arg(long)]
     dry_run: bool,
@@ -27,8 +27,8 @@ pub struct Args {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Checked {
-    pending: Vec<Planned>,
+struct MigrationCheckView {
+    pending: Vec<PlannedMigration>,
     may_migrate: bool,
     /// Of the processes that serve now.
     running_releases: BTreeSet<String>,
@@ -38,16 +38,21 @@ struct Checked {
     previous_release_works: bool,
 }
 
-impl Checked {
-    fn prose(&self) -> String {
+impl MigrationCheckView {
+    fn to_prose(&self) -> String {
         let mut lines = Vec::new();
         for planned in &self.pending {
-            let Step { version, name } = &planned.step;
+            let MigrationInfo { version, name } = &planned.step;
             lines.push(format!("to apply: {version:04} {name}"));
             if !planned.purpose.is_empty() {
                 lines.push(format!("  {}", planned.purpose));
             }
-            lines.extend(planned.tables.iter().map(|it| format!("  {}", line(it))));
+            lines.extend(
+                planned
+                    .tables
+                    .iter()
+                    .map(|it| format!("  {}", format_table_change(it))),
+            );
             lines.extend(planned.promise.as_ref().map(|promise| {
                 let why = promise.why.as_deref();
                 let why = why.map_or(String::new(), |why| format!(": {why}"));
@@ -78,9 +83,9 @@ impl Checked {
 }
 
 /// What is done to one table, with its size where that matters.
-fn line(touched: &Touched) -> String {
-    let mut text = format!("{} {}", touched.table, touched.touch.words());
-    if touched.touch != Touch::Creates
+fn format_table_change(touched: &AffectedTable) -> String {
+    let mut text = format!("{} {}", touched.table, touched.touch.describe_impact());
+    if touched.touch != TableImpact::Creates
         && let Some(bytes) = touched.bytes
     {
         let rows = match touched.rows {
@@ -92,29 +97,33 @@ fn line(touched: &Touched) -> String {
     text + "."
 }
 
-async fn check(context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
-    let pending = database.planned().await?;
-    let may_migrate = database.may_migrate().await?;
+async fn check_migrations(context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let pending = database.plan_migrations().await?;
+    let may_migrate = database.can_migrate().await?;
     let lead = context.clock.lead();
     // Tables that are not there yet name nobody.
-    let company = Company::present(&database, lead).await;
+    let company = LiveReplicas::load(&database, lead).await;
     let running_releases: BTreeSet<String> = company
         .map(|company| company.replicas.into_iter().map(|it| it.version).collect())
         .unwrap_or_default();
-    let obstacle = WouldStop::look(&database, lead).await?.err();
+    let obstacle = MigrationBlockedError::check_replicas(&database, lead)
+        .await?
+        .err();
     let is_stuck = !pending.is_empty() && !may_migrate;
-    let stops = |it: &Planned| it.promise.as_ref().is_some_and(|it| !it.previous_works);
-    let checked = Checked {
+    let stops = |it: &PlannedMigration| it.promise.as_ref().is_some_and(|it| !it.previous_works);
+    let checked = MigrationCheckView {
         previous_release_works: !pending.iter().any(stops),
         pending,
         may_migrate,
         running_releases,
         running_releases_keep_working: obstacle.is_none(),
     };
-    context.output.sentence(&checked, &checked.prose())?;
+    context
+        .output
+        .write_json_or_text(&checked, &checked.to_prose())?;
     if is_stuck {
-        return Err(Failure::refused(
+        return Err(CommandError::failed(
             "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>`.",
         ));
     }
@@ -122,20 +131,22 @@ async fn check(context: &Context) -> Result<(), Failure> {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+pub async fn run(args: MigrateArgs, context: &CommandContext) -> Result<(), CommandError> {
     if args.check {
-        return check(context).await;
+        return check_migrations(context).await;
     }
-    let database = context.database().await?;
+    let database = context.open_database().await?;
     if !args.dry_run {
-        WouldStop::look(&database, context.clock.lead()).await??;
+        MigrationBlockedError::check_replicas(&database, context.clock.lead()).await??;
     }
     let report = database.migrate(args.dry_run).await?;
-    context.output.sentence(&report, &prose(&report))?;
+    context
+        .output
+        .write_json_or_text(&report, &format_migration_report(&report))?;
     Ok(())
 }
 
-fn prose(report: &MigrationReport) -> String {
+fn format_migration_report(report: &MigrationReport) -> String {
     let mut lines = Vec::new();
     for (word, steps) in [("applied", &report.applied), ("to apply", &report.pending)] {
         lines.extend(
@@ -153,17 +164,17 @@ fn prose(report: &MigrationReport) -> String {
     lines.join("\n")
 }
 
-impl From<WouldStop> for Failure {
-    fn from(problem: WouldStop) -> Self {
-        Self::refused(format!("{problem}."))
+impl From<MigrationBlockedError> for CommandError {
+    fn from(problem: MigrationBlockedError) -> Self {
+        Self::failed(format!("{problem}."))
     }
 }
 
-impl From<MigrationProblem> for Failure {
-    fn from(problem: MigrationProblem) -> Self {
+impl From<MigrationError> for CommandError {
+    fn from(problem: MigrationError) -> Self {
         match problem {
-            MigrationProblem::Database(error) => error.into(),
-            problem => Self::refused(format!("{problem}.")),
+            MigrationError::Database(error) => error.into(),
+            problem => Self::failed(format!("{problem}.")),
         }
     }
 }
@@ -174,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_run_is_told_in_a_few_lines() {
-        let step = |version, name: &str| Step {
+        let step = |version, name: &str| MigrationInfo {
             version,
             name: name.into(),
         };
@@ -183,10 +194,19 @@ mod tests {
             pending: vec![],
             already_applied: 2,
         };
-        assert_eq!(prose(&report), "applied: 0003 signing keys");
+        assert_eq!(
+            format_migration_report(&report),
+            "applied: 0003 signing keys"
+        );
         report.pending = std::mem::take(&mut report.applied);
-        assert_eq!(prose(&report), "to apply: 0003 signing keys");
+        assert_eq!(
+            format_migration_report(&report),
+            "to apply: 0003 signing keys"
+        );
         report.pending.clear();
-        assert_eq!(prose(&report), "The tables are up to date (2 migrations).");
+        assert_eq!(
+            format_migration_report(&report),
+            "The tables are up to date (2 migrations)."
+        );
     }
 }

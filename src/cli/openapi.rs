@@ -1,12 +1,12 @@
 //! `attesto openapi`: what `/openapi.json` answers, without a service.
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 
 /// Prints the description, indented.
-pub fn run(context: &Context) -> Result<(), Failure> {
-    let description = crate::service::description();
+pub fn run(context: &CommandContext) -> Result<(), CommandError> {
+    let description = crate::app::openapi_document();
     let text = serde_json::to_string_pretty(&description)
-        .map_err(|problem| Failure::refused(problem.to_string()))?;
-    context.output.content(&description, &text)?;
+        .map_err(|problem| CommandError::failed(problem.to_string()))?;
+    context.output.write_raw_text(&description, &text)?;
     Ok(())
 }

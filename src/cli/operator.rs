@@ -4,13 +4,13 @@ use rustix::process::getuid;
 
 /// The user who runs this, and on whose behalf when `sudo` says so. Of a user who is in no `/etc/passwd`, as in many
 /// containers, the number.
-pub fn actor(sudo: Option<&str>) -> String {
+pub fn current_actor(sudo: Option<&str>) -> String {
     let uid = getuid().as_raw();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    named(&passwd, uid, sudo)
+    format_actor(&passwd, uid, sudo)
 }
 
-fn named(passwd: &str, uid: u32, sudo: Option<&str>) -> String {
+fn format_actor(passwd: &str, uid: u32, sudo: Option<&str>) -> String {
     let name = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, id) = (fields.next()?, fields.nth(1)?);
@@ -32,10 +32,10 @@ mod tests {
     #[test]
     fn a_user_is_named_and_whoever_stands_behind() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n";
-        assert_eq!(named(passwd, 1000, None), "ann");
-        assert_eq!(named(passwd, 0, Some("ann")), "ann as root");
-        assert_eq!(named(passwd, 0, Some("root")), "root");
-        assert_eq!(named(passwd, 1000, Some("bob")), "ann", "a leftover");
-        assert_eq!(named(passwd, 7, None), "uid 7");
+        assert_eq!(format_actor(passwd, 1000, None), "ann");
+        assert_eq!(format_actor(passwd, 0, Some("ann")), "ann as root");
+        assert_eq!(format_actor(passwd, 0, Some("root")), "root");
+        assert_eq!(format_actor(passwd, 1000, Some("bob")), "ann", "a leftover");
+        assert_eq!(format_actor(passwd, 7, None), "uid 7");
     }
 }

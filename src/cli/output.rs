@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// Tables and prose on a terminal, JSON lines anywhere else.
     #[default]
     Auto,
@@ -20,120 +20,122 @@ pub enum Format {
 }
 
 /// Where results go.
-pub struct Output {
-    for_people: bool,
+pub struct OutputWriter {
+    is_human_readable: bool,
     /// Whether JSON was asked for, and not only taken for granted because nobody watches.
-    json_asked_for: bool,
+    is_json_requested: bool,
     writer: Mutex<Box<dyn Write + Send>>,
 }
 
-impl Output {
+impl OutputWriter {
     /// Standard output.
-    pub fn stdout(format: Format) -> Self {
+    pub fn for_stdout(format: OutputFormat) -> Self {
         let for_people = match format {
-            Format::Auto => io::stdout().is_terminal(),
-            Format::Json => false,
-            Format::Table => true,
+            OutputFormat::Auto => io::stdout().is_terminal(),
+            OutputFormat::Json => false,
+            OutputFormat::Table => true,
         };
         Self {
-            json_asked_for: format == Format::Json,
-            ..Self::to(for_people, io::stdout())
+            is_json_requested: format == OutputFormat::Json,
+            ..Self::with_writer(for_people, io::stdout())
         }
     }
 
     /// Any writer.
-    pub fn to(for_people: bool, writer: impl Write + Send + 'static) -> Self {
+    pub fn with_writer(is_human_readable: bool, writer: impl Write + Send + 'static) -> Self {
         Self {
-            for_people,
-            json_asked_for: false,
+            is_human_readable,
+            is_json_requested: false,
             writer: Mutex::new(Box::new(writer)),
         }
     }
 
     /// Whether tables and prose are wanted rather than JSON.
-    pub fn is_for_people(&self) -> bool {
-        self.for_people
+    pub fn is_human_readable(&self) -> bool {
+        self.is_human_readable
     }
 
     /// One result: a JSON line, or its fields under each other.
-    pub fn object<T: Serialize>(&self, result: &T) -> io::Result<()> {
-        if !self.for_people {
-            return self.json(result);
+    pub fn write_object<T: Serialize>(&self, result: &T) -> io::Result<()> {
+        if !self.is_human_readable {
+            return self.write_json_line(result);
         }
         let mut table = plain_table();
         if let Value::Object(fields) = serde_json::to_value(result)? {
             for (name, value) in &fields {
-                table.add_row([heading(name), cell(value)]);
+                table.add_row([column_heading(name), format_cell(value)]);
             }
         }
-        self.line(&aligned(table))
+        self.write_line(&render_aligned(table))
     }
 
     /// One result: a JSON line, or a sentence or two that say it.
-    pub fn sentence<T: Serialize>(&self, result: &T, prose: &str) -> io::Result<()> {
-        if self.for_people {
-            self.line(&printable(prose))
+    pub fn write_json_or_text<T: Serialize>(&self, result: &T, prose: &str) -> io::Result<()> {
+        if self.is_human_readable {
+            self.write_line(&replace_control_chars(prose))
         } else {
-            self.json(result)
+            self.write_json_line(result)
         }
     }
 
     /// One result that is the content of a file: that text as it is, also when it is piped into one; a JSON line only when
     /// JSON was asked for.
-    pub fn content<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
-        if self.json_asked_for {
-            self.json(result)
+    pub fn write_raw_text<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
+        if self.is_json_requested {
+            self.write_json_line(result)
         } else {
-            self.line(text)
+            self.write_line(text)
         }
     }
 
     /// A line on the way to a result: a JSON line; nothing for a person, who is shown it otherwise.
-    pub fn step<T: Serialize>(&self, step: &T) -> io::Result<()> {
-        if self.for_people {
+    pub fn write_progress_json<T: Serialize>(&self, step: &T) -> io::Result<()> {
+        if self.is_human_readable {
             Ok(())
         } else {
-            self.json(step)
+            self.write_json_line(step)
         }
     }
 
     /// Several results: a JSON line each, or a table of the named fields; `when_empty` is told to a person when there
     /// are none.
-    pub fn rows<T: Serialize>(
+    pub fn write_rows<T: Serialize>(
         &self,
         results: &[T],
         columns: &[&str],
         when_empty: &str,
     ) -> io::Result<()> {
-        if !self.for_people {
-            return results.iter().try_for_each(|result| self.json(result));
+        if !self.is_human_readable {
+            return results
+                .iter()
+                .try_for_each(|result| self.write_json_line(result));
         }
         if results.is_empty() {
-            return self.line(when_empty);
+            return self.write_line(when_empty);
         }
         let mut table = plain_table();
-        table.set_header(columns.iter().map(|name| heading(name)));
+        table.set_header(columns.iter().map(|name| column_heading(name)));
         for result in results {
             let fields = serde_json::to_value(result)?;
-            table.add_row(columns.iter().map(|name| cell(&fields[*name])));
+            table.add_row(columns.iter().map(|name| format_cell(&fields[*name])));
         }
-        self.line(&aligned(table))
+        self.write_line(&render_aligned(table))
     }
 
     /// A line of prose that only a person gets; nothing in JSON.
-    pub fn remark(&self, prose: &str) -> io::Result<()> {
-        if self.for_people {
-            self.line(&printable(prose))
+    pub fn write_note(&self, prose: &str) -> io::Result<()> {
+        if self.is_human_readable {
+            self.write_line(&replace_control_chars(prose))
         } else {
             Ok(())
         }
     }
 
-    fn json<T: Serialize>(&self, result: &T) -> io::Result<()> {
-        self.line(&serde_json::to_string(result)?)
+    fn write_json_line<T: Serialize>(&self, result: &T) -> io::Result<()> {
+        self.write_line(&serde_json::to_string(result)?)
     }
 
-    fn line(&self, text: &str) -> io::Result<()> {
+    fn write_line(&self, text: &str) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match writeln!(writer, "{text}").and_then(|()| writer.flush()) {
             // `attesto key list … | head -1`: whoever reads has seen enough.
@@ -150,7 +152,7 @@ fn plain_table() -> Table {
     table
 }
 
-fn aligned(mut table: Table) -> String {
+fn render_aligned(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -158,7 +160,7 @@ fn aligned(mut table: Table) -> String {
 }
 
 /// `lastUsedAt` as `LAST USED AT`.
-fn heading(name: &str) -> String {
+fn column_heading(name: &str) -> String {
     let mut heading = String::new();
     for letter in name.chars() {
         if letter.is_uppercase() {
@@ -169,18 +171,18 @@ fn heading(name: &str) -> String {
     heading
 }
 
-fn cell(value: &Value) -> String {
+fn format_cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
-        Value::String(text) => printable(text),
+        Value::String(text) => replace_control_chars(text),
         other => other.to_string(),
     }
 }
 
 /// A stored name may hold what moves a terminal's cursor; a line end is kept only in our own prose.
-fn printable(text: &str) -> String {
+fn replace_control_chars(text: &str) -> String {
     text.chars()
         .map(|letter| match letter {
             '\n' => letter,
@@ -199,9 +201,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Page {
+    impl Write for SharedBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -212,9 +214,9 @@ mod tests {
         }
     }
 
-    fn written(for_people: bool, write: impl Fn(&Output) -> io::Result<()>) -> String {
-        let page = Page::default();
-        write(&Output::to(for_people, page.clone())).unwrap();
+    fn capture_output(for_people: bool, write: impl Fn(&OutputWriter) -> io::Result<()>) -> String {
+        let page = SharedBuffer::default();
+        write(&OutputWriter::with_writer(for_people, page.clone())).unwrap();
         String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
     }
 
@@ -225,18 +227,25 @@ mod tests {
             json!({"id": "b", "name": null}),
         ];
         assert_eq!(
-            written(false, |output| output.rows(&rows, &["id"], "none")),
+            capture_output(false, |output| output.write_rows(&rows, &["id"], "none")),
             "{\"id\":\"a\",\"name\":\"x\\ny\"}\n{\"id\":\"b\",\"name\":null}\n"
         );
         assert_eq!(
-            written(false, |output| output.rows::<Value>(&[], &["id"], "none")),
+            capture_output(false, |output| output.write_rows::<Value>(
+                &[],
+                &["id"],
+                "none"
+            )),
             ""
         );
         assert_eq!(
-            written(false, |output| output.sentence(&rows[1], "prose")),
+            capture_output(false, |output| output.write_json_or_text(&rows[1], "prose")),
             "{\"id\":\"b\",\"name\":null}\n"
         );
-        assert_eq!(written(false, |output| output.remark("prose")), "");
+        assert_eq!(
+            capture_output(false, |output| output.write_note("prose")),
+            ""
+        );
     }
 
     #[test]
@@ -246,7 +255,7 @@ mod tests {
             json!({"id": "b\u{1b}[2J", "isActive": false, "lastUsedAt": "2026", "hidden": 1}),
         ];
         assert_eq!(
-            written(true, |output| output.rows(
+            capture_output(true, |output| output.write_rows(
                 &rows,
                 &["id", "isActive", "lastUsedAt"],
                 "none"
@@ -254,13 +263,20 @@ mod tests {
             "ID     IS ACTIVE  LAST USED AT\na      yes        -\nb\u{fffd}[2J  no         2026\n"
         );
         assert_eq!(
-            written(true, |output| output.rows::<Value>(&[], &["id"], "none")),
+            capture_output(true, |output| output.write_rows::<Value>(
+                &[],
+                &["id"],
+                "none"
+            )),
             "none\n"
         );
         assert_eq!(
-            written(true, |output| output.sentence(&rows[0], "Done.")),
+            capture_output(true, |output| output.write_json_or_text(&rows[0], "Done.")),
             "Done.\n"
         );
-        assert!(written(true, |output| output.object(&rows[0])).contains("LAST USED AT  -"));
+        assert!(
+            capture_output(true, |output| output.write_object(&rows[0]))
+                .contains("LAST USED AT  -")
+        );
     }
 }

@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use super::jobs;
-use crate::jobs::retention::{self, Kind};
+use crate::jobs::retention::{self, RetentionKind};
 
 /// The arguments of `attesto prune`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct PruneArgs {
     /// Only count what would go
     #[arg(long)]
     dry_run: bool,
@@ -16,7 +16,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct PruneRow {
     kind: &'static str,
     /// `null`: for ever.
     kept_days: Option<u64>,
@@ -26,25 +26,25 @@ struct Shown {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let tools = jobs::tools(context).await?;
+pub async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), CommandError> {
+    let tools = jobs::build_job_context(context).await?;
     let ran = if args.dry_run {
         None
     } else {
         Some(jobs::run_job(&tools, "retention", context).await?)
     };
     let mut shown = Vec::new();
-    for kind in Kind::ALL {
-        let kept = kind.kept(&tools.retention);
-        let gone = ran.as_ref().and_then(|ran| ran.told.as_ref().ok());
+    for kind in RetentionKind::ALL {
+        let kept = kind.retention_period(&tools.retention);
+        let gone = ran.as_ref().and_then(|ran| ran.result.as_ref().ok());
         let rows = match (gone, kept) {
             (Some(gone), _) => gone[kind.as_str()].as_u64().unwrap_or(0),
             (None, Some(kept)) if args.dry_run => {
-                retention::count(&tools.database, kind, kept, tools.clock.lead()).await?
+                retention::count_expired(&tools.database, kind, kept, tools.clock.lead()).await?
             }
             (None, _) => 0,
         };
-        shown.push(Shown {
+        shown.push(PruneRow {
             kind: kind.as_str(),
             kept_days: kept.map(|kept| kept.as_secs() / 86_400),
             rows,
@@ -53,11 +53,11 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     }
     let output = &context.output;
     match &ran {
-        Some(ran) if ran.told.is_err() => {}
-        _ => output.rows(&shown, &["kind", "keptDays", "rows"], "")?,
+        Some(ran) if ran.result.is_err() => {}
+        _ => output.write_rows(&shown, &["kind", "keptDays", "rows"], "")?,
     }
     if args.dry_run {
-        output.remark("\nNothing was removed.")?;
+        output.write_note("\nNothing was removed.")?;
     }
-    ran.as_ref().map_or(Ok(()), jobs::verdict)
+    ran.as_ref().map_or(Ok(()), jobs::check_job_outcome)
 }

@@ -15,53 +15,53 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::context::{Context, Failure};
-use crate::apple::trust::Verifier;
+use super::context::{CommandContext, CommandError};
+use crate::app::{App, RunningApp};
+use crate::apple::trust::JwsVerifier;
 use crate::clock::{Clock, Timestamp};
-use crate::config::catalogue::{Kind, SETTINGS, Setting};
-use crate::config::secret_file::Lookup;
-use crate::config::shown::exposed_files;
-use crate::config::{DatabaseSource, Mode, Raw, Settings, own_certificate};
+use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
+use crate::config::effective::world_readable_files;
+use crate::config::secret_file::EnvLookup;
+use crate::config::{AppSettings, DatabaseSource, DeploymentMode, RawSettings, read_tls_files};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
-use crate::db::embedded::Embedded;
+use crate::db::embedded::EmbeddedPostgres;
 use crate::db::{
-    Database, MigrationProblem, SchemaState, Unreachable, is_missing_table, is_unavailable,
+    Database, DatabaseConnectError, MigrationError, SchemaState, is_missing_table, is_unavailable,
 };
-use crate::replicas::{WouldStop, host};
-use crate::server::listen::{bind, room_for_connections};
-use crate::server::tls::{Pair, Tls};
-use crate::server::{Manners, scrape};
-use crate::service::{Service, Serving};
-use crate::shutdown::Signals;
-use crate::telemetry::Log;
-use crate::telemetry::{self, Writer};
-use crate::traces::{self, Pipeline};
+use crate::replicas::{MigrationBlockedError, host_name};
+use crate::server::listen::{bind_listener, raise_connection_limit};
+use crate::server::tls::{ReloadableTls, TlsCertificate};
+use crate::server::{ConnectionLimits, scrape};
+use crate::shutdown::ShutdownSignals;
+use crate::telemetry::LogSettings;
+use crate::telemetry::{self, LogWriter};
+use crate::traces::{self, TracePipeline};
 
 /// How long the first look at the database may delay the word that the service is there.
-const FIRST_LOOK: Duration = Duration::from_secs(3);
+const INITIAL_PREPARE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The first pause before the database is tried again; it doubles up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+const INITIAL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a production service goes on taking requests after `/ready` began to fail, because whoever sends them here
 /// needs a moment to notice. At most a fifth of the time there is to stop.
-const MOMENT_TO_NOTICE: Duration = Duration::from_secs(5);
+const MAX_DRAIN_DELAY: Duration = Duration::from_secs(5);
 
 /// How long the last spans may take to be sent.
-const LAST_SPANS: Duration = Duration::from_secs(2);
+const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The flags of `attesto serve`: one for each setting there is.
 #[derive(Clone, Debug, Default)]
-pub struct Args {
+pub struct ServeArgs {
     /// What was given, by the variable that the flag stands for.
-    given: BTreeMap<String, String>,
+    flag_values: BTreeMap<String, String>,
 }
 
-impl clap::Args for Args {
+impl clap::Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
-        SETTINGS
-            .iter()
-            .fold(command, |command, setting| command.arg(flag(setting)))
+        SETTINGS.iter().fold(command, |command, setting| {
+            command.arg(build_flag_arg(setting))
+        })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -69,7 +69,7 @@ impl clap::Args for Args {
     }
 }
 
-impl clap::FromArgMatches for Args {
+impl clap::FromArgMatches for ServeArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut args = Self::default();
         args.update_from_arg_matches(matches)?;
@@ -79,36 +79,41 @@ impl clap::FromArgMatches for Args {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for setting in SETTINGS {
             if let Some(text) = matches.get_one::<String>(setting.flag) {
-                self.given.insert(stands_for(setting), text.clone());
+                self.flag_values
+                    .insert(flag_variable_name(setting), text.clone());
             }
         }
         Ok(())
     }
 }
 
-impl Args {
+impl ServeArgs {
     /// The flags over the environment.
-    pub(super) fn raw<'a>(self, context: &Context, lookup: Lookup<'a>) -> Raw<'a> {
-        let mut given = self.given;
+    pub(super) fn into_raw_settings<'a>(
+        self,
+        context: &CommandContext,
+        lookup: EnvLookup<'a>,
+    ) -> RawSettings<'a> {
+        let mut given = self.flag_values;
         if let Some(url) = context.database_url() {
             given.insert("DATABASE_URL".to_owned(), url.to_owned());
         }
-        Raw::new(given, lookup)
+        RawSettings::new(given, lookup)
     }
 }
 
 /// The variable that a setting's flag stands for.
-fn stands_for(setting: &Setting) -> String {
+fn flag_variable_name(setting: &SettingDefinition) -> String {
     match setting.kind {
-        Kind::Secret => format!("{}_FILE", setting.name),
-        Kind::Plain | Kind::Switch => setting.name.to_owned(),
+        SettingKind::Secret => format!("{}_FILE", setting.name),
+        SettingKind::Plain | SettingKind::Switch => setting.name.to_owned(),
     }
 }
 
-fn flag(setting: &'static Setting) -> Arg {
+fn build_flag_arg(setting: &'static SettingDefinition) -> Arg {
     let variable = match setting.kind {
-        Kind::Secret => format!("{} or {}_FILE", setting.name, setting.name),
-        Kind::Plain | Kind::Switch => setting.name.to_owned(),
+        SettingKind::Secret => format!("{} or {}_FILE", setting.name, setting.name),
+        SettingKind::Plain | SettingKind::Switch => setting.name.to_owned(),
     };
     let default = match setting.default {
         "" => String::new(),
@@ -118,29 +123,32 @@ fn flag(setting: &'static Setting) -> Arg {
     // The parser knows no variable and no default, so that it can show no value.
     let arg = Arg::new(setting.flag).long(setting.flag).help(help);
     match setting.kind {
-        Kind::Switch => arg
+        SettingKind::Switch => arg
             .value_name("BOOL")
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
-        Kind::Plain | Kind::Secret => arg.value_name(setting.value),
+        SettingKind::Plain | SettingKind::Secret => arg.value_name(setting.value_name),
     }
 }
 
 /// The settings, and the files that they name but for those of secrets, which are part of them. Everything that is wrong with
 /// either is a line.
-pub(super) fn settings(raw: &Raw<'_>, now: Timestamp) -> Result<Settings, Vec<String>> {
-    let parsed = Settings::parse(raw);
+pub(super) fn parse_settings(
+    raw: &RawSettings<'_>,
+    now: Timestamp,
+) -> Result<AppSettings, Vec<String>> {
+    let parsed = AppSettings::parse(raw);
     let mut wrong = Vec::new();
     // What else is wrong must not hide what is wrong with this one.
-    let roots = raw.text("APPLE_ROOT_CERTIFICATES").ok().flatten();
+    let roots = raw.find_text("APPLE_ROOT_CERTIFICATES").ok().flatten();
     if let Some(given) = roots
-        && let Err(problem) = Verifier::with_roots_at(Path::new(&given.text))
+        && let Err(problem) = JwsVerifier::with_roots_from(Path::new(&given.text))
     {
         wrong.push(format!("{}: {problem}.", given.origin));
     }
-    let pair = own_certificate(raw).ok().flatten();
-    if let Some(Err(problem)) = pair.map(|files| Pair::read(&files, now)) {
+    let pair = read_tls_files(raw).ok().flatten();
+    if let Some(Err(problem)) = pair.map(|files| TlsCertificate::from_files(&files, now)) {
         wrong.push(format!("{problem}."));
     }
     match parsed {
@@ -150,28 +158,31 @@ pub(super) fn settings(raw: &Raw<'_>, now: Timestamp) -> Result<Settings, Vec<St
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let lookup = |name: &str| context.variable(name);
-    let raw = args.raw(context, &lookup);
-    let (log, settings) = match settings(&raw, context.clock.now()) {
+pub async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), CommandError> {
+    let lookup = |name: &str| context.environment_variable(name);
+    let raw = args.into_raw_settings(context, &lookup);
+    let (log, settings) = match parse_settings(&raw, context.clock.now()) {
         Ok(settings) => (settings.log, Ok(settings)),
-        Err(problems) => (Log::best_effort(&raw), Err(Failure::settings(problems))),
+        Err(problems) => (
+            LogSettings::best_effort(&raw),
+            Err(CommandError::invalid_settings(problems)),
+        ),
     };
     let collector = settings.as_ref().ok().and_then(|it| it.traces.clone());
-    let traces = collector.map(|it| Pipeline::begin(it, &host()));
+    let traces = collector.map(|it| TracePipeline::start(it, &host_name()));
     let (traces, settings) = match traces.transpose() {
         Ok(traces) => (traces, settings),
-        Err(problem) => (None, Err(Failure::refused(format!("{problem}.")))),
+        Err(problem) => (None, Err(CommandError::failed(format!("{problem}.")))),
     };
-    let writer = telemetry::install(&log, traces.as_ref().map(Pipeline::tracer));
-    for (name, path) in exposed_files(&raw) {
+    let writer = telemetry::install_logging(&log, traces.as_ref().map(TracePipeline::tracer));
+    for (name, path) in world_readable_files(&raw) {
         let file = path.display();
         tracing::warn!(setting = name, %file, "secret_file_readable_by_everyone");
     }
     let outcome = match settings {
         Ok(settings) => {
-            let traces = traces.as_ref().map(Pipeline::numbers);
-            serve(&settings, &context.clock, &writer, traces).await
+            let traces = traces.as_ref().map(TracePipeline::trace_metrics);
+            serve_until_stopped(&settings, &context.clock, &writer, traces).await
         }
         Err(failure) => Err(failure),
     };
@@ -180,54 +191,56 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         tracing::error!(fatal = true, error, "startup_failed");
     }
     if let Some(traces) = traces {
-        traces.end(LAST_SPANS).await;
+        traces.shut_down(TRACE_FLUSH_TIMEOUT).await;
     }
     writer.flush();
     outcome
 }
 
-async fn serve(
-    settings: &Settings,
+async fn serve_until_stopped(
+    settings: &AppSettings,
     clock: &Clock,
-    writer: &Writer,
-    traces: Option<traces::Numbers>,
-) -> Result<(), Failure> {
-    let mut signals = Signals::listen()
-        .map_err(|problem| Failure::refused(format!("cannot wait for signals: {problem}")))?;
+    writer: &LogWriter,
+    traces: Option<traces::TraceMetrics>,
+) -> Result<(), CommandError> {
+    let mut signals = ShutdownSignals::register_handlers()
+        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}")))?;
     let started = tokio::select! {
-        started = start(settings, clock, traces) => started?,
-        signal = signals.next() => {
+        started = start_service(settings, clock, traces) => started?,
+        signal = signals.next_signal() => {
             tracing::info!(signal, "shutdown");
             return Ok(());
         }
     };
-    let Started {
+    let StartedService {
         serving,
         database,
-        private,
-        preparing,
+        embedded_postgres: private,
+        database_preparation: preparing,
     } = started;
 
     let outcome = tokio::select! {
-        signal = signals.next() => {
+        signal = signals.next_signal() => {
             tracing::info!(signal, "shutdown");
             Ok(())
         }
         // The database came back, and it turns out that this release cannot use it.
         Err(problem) = preparing => Err(problem),
     };
-    let impatient = tokio::spawn(leave_at_once(signals, writer.clone()));
+    let impatient = tokio::spawn(exit_on_second_signal(signals, writer.clone()));
     let _impatient = AbortOnDropHandle::new(impatient);
     let moment = match settings.mode {
-        Mode::Production if outcome.is_ok() => MOMENT_TO_NOTICE.min(settings.shutdown_grace / 5),
+        DeploymentMode::Production if outcome.is_ok() => {
+            MAX_DRAIN_DELAY.min(settings.shutdown_grace / 5)
+        }
         _ => Duration::ZERO,
     };
-    serving.leave();
+    serving.start_draining();
     tokio::time::sleep(moment).await;
     let finished = serving
         .stop(settings.shutdown_grace.saturating_sub(moment))
         .await;
-    let _ = tokio::time::timeout(LAST_PAUSE, database.close()).await;
+    let _ = tokio::time::timeout(MAX_RETRY_INTERVAL, database.close_connections()).await;
     if let Some(private) = private {
         private.stop().await;
     }
@@ -236,42 +249,42 @@ async fn serve(
 }
 
 /// A second signal: whoever sends it does not want to wait.
-async fn leave_at_once(mut signals: Signals, writer: Writer) {
-    let signal = signals.next().await;
+async fn exit_on_second_signal(mut signals: ShutdownSignals, writer: LogWriter) {
+    let signal = signals.next_signal().await;
     tracing::warn!(signal, "shutdown_forced");
     writer.flush();
     std::process::exit(130);
 }
 
 /// A service that serves, and what it stands on.
-struct Started {
-    serving: Serving,
+struct StartedService {
+    serving: RunningApp,
     database: Database,
-    private: Option<Embedded>,
+    embedded_postgres: Option<EmbeddedPostgres>,
     /// Ends when the database's tables are this release's and its secrets can be opened.
-    preparing: BoxFuture<'static, Result<(), Failure>>,
+    database_preparation: BoxFuture<'static, Result<(), CommandError>>,
 }
 
-async fn start(
-    settings: &Settings,
+async fn start_service(
+    settings: &AppSettings,
     clock: &Clock,
-    traces: Option<traces::Numbers>,
-) -> Result<Started, Failure> {
-    let refused = |problem: &dyn std::fmt::Display| Failure::refused(format!("{problem}."));
-    let tls = match &settings.tls {
+    traces: Option<traces::TraceMetrics>,
+) -> Result<StartedService, CommandError> {
+    let refused = |problem: &dyn std::fmt::Display| CommandError::failed(format!("{problem}."));
+    let tls = match &settings.tls_files {
         Some(files) => Some(
-            Tls::load(files.clone(), clock)
-                .map_err(|problem| Failure::usage(format!("{problem}.")))?,
+            ReloadableTls::load(files.clone(), clock)
+                .map_err(|problem| CommandError::usage_error(format!("{problem}.")))?,
         ),
         None => None,
     };
     // Before anything that takes time or leaves traces: a port that is taken is the likeliest obstacle.
-    let listener = bind(settings.listen)
+    let listener = bind_listener(settings.listen)
         .await
         .map_err(|problem| refused(&problem))?;
-    let metrics = match settings.metrics {
+    let metrics = match settings.metrics_address {
         Some(address) => Some(
-            scrape::bind(address)
+            scrape::bind_metrics_listener(address)
                 .await
                 .map_err(|problem| refused(&problem))?,
         ),
@@ -280,7 +293,7 @@ async fn start(
     let (private, connect) = match &settings.database {
         DatabaseSource::Url(connect) => (None, (**connect).clone()),
         DatabaseSource::Embedded(options) => {
-            let private = Embedded::start(options.clone())
+            let private = EmbeddedPostgres::start(options.clone())
                 .await
                 .map_err(|problem| refused(&problem))?;
             let connect = private.connect_settings();
@@ -289,22 +302,22 @@ async fn start(
     };
     let database = Database::open(&connect);
     let prepared = CancellationToken::new();
-    let mut service = Service::build(settings, &database, clock)
+    let mut service = App::build(settings, &database, clock)
         .map_err(|problem| refused(&problem))?
-        .beginning_when(prepared.clone());
+        .with_start_signal(prepared.clone());
     if let Some(listener) = metrics {
-        service = service.showing_metrics(listener);
+        service = service.with_metrics_listener(listener);
     }
     if let Some(numbers) = traces {
-        service = service.with_traces(numbers);
+        service = service.with_trace_metrics(numbers);
     }
-    let certificate = tls.as_ref().map(Tls::pair);
+    let certificate = tls.as_ref().map(ReloadableTls::current_certificate);
     if let Some(tls) = tls {
-        service = service.with_certificate(tls);
+        service = service.with_tls(tls);
     }
-    let manners = Manners {
-        max_connections: room_for_connections(),
-        ..Manners::default()
+    let manners = ConnectionLimits {
+        max_connections: raise_connection_limit(),
+        ..ConnectionLimits::default()
     };
     let serving = service
         .serve(listener, manners)
@@ -312,8 +325,8 @@ async fn start(
     let address = serving.address();
 
     let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
-    let mut preparing = prepare(database.clone(), migrate, keyring, prepared).boxed();
-    match tokio::time::timeout(FIRST_LOOK, &mut preparing).await {
+    let mut preparing = prepare_database(database.clone(), migrate, keyring, prepared).boxed();
+    match tokio::time::timeout(INITIAL_PREPARE_TIMEOUT, &mut preparing).await {
         Ok(Ok(())) => preparing = std::future::pending().boxed(),
         Ok(Err(problem)) => {
             serving.stop(Duration::ZERO).await;
@@ -333,92 +346,104 @@ async fn start(
         certificateNotAfter = certificate.map(|pair| tracing::field::display(pair.not_after())),
         "listening"
     );
-    if settings.validation_audit && settings.retention.validation_audit.is_none() {
+    if settings.is_validation_audit_enabled && settings.retention.validation_audit.is_none() {
         tracing::warn!("validation_audit_enabled_no_retention");
     }
-    Ok(Started {
+    Ok(StartedService {
         serving,
         database,
-        private,
-        preparing,
+        embedded_postgres: private,
+        database_preparation: preparing,
     })
 }
 
 /// Brings the tables to this release and looks whether what is sealed there can be opened, as soon as there is a database
 /// to do it in; then cancels `prepared`. An error is final. With a wrong key it ends without having prepared anything.
-async fn prepare(
+async fn prepare_database(
     database: Database,
     migrate: bool,
     keyring: Arc<Keyring>,
     prepared: CancellationToken,
-) -> Result<(), Failure> {
-    let mut pause = FIRST_PAUSE;
+) -> Result<(), CommandError> {
+    let mut pause = INITIAL_RETRY_INTERVAL;
     loop {
-        let (cause, class) = match attempt(&database, migrate, &keyring).await {
+        let (cause, class) = match try_prepare_database(&database, migrate, &keyring).await {
             Ok(key) => {
-                if key == Key::Fits {
+                if key == KeyringCheck::Usable {
                     prepared.cancel();
                 }
                 return Ok(());
             }
-            Err(NotReady::Final(failure)) => return Err(failure),
-            Err(NotReady::MayPass { cause, class }) => (cause, class),
+            Err(PrepareError::Permanent(failure)) => return Err(failure),
+            Err(PrepareError::Transient { cause, class }) => (cause, class),
         };
         tracing::warn!(cause, causeClass = class, "database_unavailable");
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        pause = (pause * 2).min(MAX_RETRY_INTERVAL);
     }
 }
 
 /// Why the database cannot be served from.
-enum NotReady {
+enum PrepareError {
     /// Trying again can help.
-    MayPass {
+    Transient {
         cause: String,
         /// What kind of trouble it is.
         class: String,
     },
     /// It cannot.
-    Final(Failure),
+    Permanent(CommandError),
 }
 
 /// What became of a look at what is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
+enum KeyringCheck {
     /// It can be opened, or there is nothing yet.
-    Fits,
+    Usable,
     /// It cannot.
-    Wrong,
+    WrongKey,
 }
 
-async fn attempt(database: &Database, migrate: bool, keyring: &Keyring) -> Result<Key, NotReady> {
+async fn try_prepare_database(
+    database: &Database,
+    migrate: bool,
+    keyring: &Keyring,
+) -> Result<KeyringCheck, PrepareError> {
     if migrate {
-        bring_up_to_date(database).await?;
+        migrate_if_allowed(database).await?;
     }
     // All of them first: canaries know only the keys that were ever configured here.
-    let looked = match canary::survey(database, keyring).await {
-        Ok(()) => canary::check(database, keyring).await,
+    let looked = match canary::check_all_key_ids(database, keyring).await {
+        Ok(()) => canary::ensure_canaries(database, keyring).await,
         missing => missing,
     };
     match looked {
         // Somebody else migrates; until then `/ready` says what is missing.
-        Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(Key::Fits),
+        Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(KeyringCheck::Usable),
         // So that nothing is sent here until it is mended, `/ready` says this too.
         Err(wrong @ CanaryError::WrongKey { .. }) => {
-            tracing::error!(cause = %wrong, causeClass = wrong.class(), "wrong_encryption_key");
-            Ok(Key::Wrong)
+            tracing::error!(cause = %wrong, causeClass = wrong.error_class(), "wrong_encryption_key");
+            Ok(KeyringCheck::WrongKey)
         }
-        looked => Ok(looked.map(|()| Key::Fits)?),
+        looked => Ok(looked.map(|()| KeyringCheck::Usable)?),
     }
 }
 
-async fn bring_up_to_date(database: &Database) -> Result<(), NotReady> {
+async fn migrate_if_allowed(database: &Database) -> Result<(), PrepareError> {
     // The clock of a program is the database's, as far as who serves is concerned.
-    match WouldStop::look(database, Duration::ZERO).await {
+    match MigrationBlockedError::check_replicas(database, Duration::ZERO).await {
         Ok(Ok(())) => {}
-        Ok(Err(problem)) => return Err(NotReady::may_pass(&problem, "an older release serves")),
-        Err(newer @ MigrationProblem::Newer { .. }) => {
-            let schema = database.schema().await.map_err(MigrationProblem::from)?;
+        Ok(Err(problem)) => {
+            return Err(PrepareError::transient_error(
+                &problem,
+                "an older release serves",
+            ));
+        }
+        Err(newer @ MigrationError::DatabaseNewer { .. }) => {
+            let schema = database
+                .load_schema_state()
+                .await
+                .map_err(MigrationError::from)?;
             if !matches!(schema, SchemaState::AheadAndCompatible) {
                 return Err(newer.into());
             }
@@ -431,39 +456,41 @@ async fn bring_up_to_date(database: &Database) -> Result<(), NotReady> {
     Ok(())
 }
 
-impl NotReady {
-    fn may_pass(cause: &dyn std::fmt::Display, class: impl Into<String>) -> Self {
-        Self::MayPass {
+impl PrepareError {
+    fn transient_error(cause: &dyn std::fmt::Display, class: impl Into<String>) -> Self {
+        Self::Transient {
             cause: cause.to_string(),
             class: class.into(),
         }
     }
 }
 
-impl From<MigrationProblem> for NotReady {
-    fn from(problem: MigrationProblem) -> Self {
+impl From<MigrationError> for PrepareError {
+    fn from(problem: MigrationError) -> Self {
         match &problem {
-            MigrationProblem::Database(error) if is_unavailable(error) => {
-                Self::may_pass(&problem, Unreachable::of(error).to_string())
+            MigrationError::Database(error) if is_unavailable(error) => Self::transient_error(
+                &problem,
+                DatabaseConnectError::from_error(error).to_string(),
+            ),
+            MigrationError::AlreadyRunning | MigrationError::TableLocked(_) => {
+                Self::transient_error(&problem, "in use")
             }
-            MigrationProblem::Busy | MigrationProblem::InTheWay(_) => {
-                Self::may_pass(&problem, "in use")
-            }
-            _ => Self::Final(problem.into()),
+            _ => Self::Permanent(problem.into()),
         }
     }
 }
 
-impl From<CanaryError> for NotReady {
+impl From<CanaryError> for PrepareError {
     fn from(problem: CanaryError) -> Self {
         match &problem {
-            CanaryError::Database(error) if is_unavailable(error) => {
-                Self::may_pass(&problem, Unreachable::of(error).to_string())
-            }
-            CanaryError::Database(_) => Self::Final(problem.into()),
+            CanaryError::Database(error) if is_unavailable(error) => Self::transient_error(
+                &problem,
+                DatabaseConnectError::from_error(error).to_string(),
+            ),
+            CanaryError::Database(_) => Self::Permanent(problem.into()),
             // A setting is missing, as if it were missing altogether.
             CanaryError::MissingKey { .. } | CanaryError::WrongKey { .. } => {
-                Self::Final(Failure::usage(format!("{problem}.")))
+                Self::Permanent(CommandError::usage_error(format!("{problem}.")))
             }
         }
     }
@@ -473,18 +500,19 @@ impl From<CanaryError> for NotReady {
 mod tests {
     use super::*;
 
-    fn given(arguments: &[&str]) -> BTreeMap<String, String> {
-        let command = <Args as clap::Args>::augment_args(Command::new("serve"));
+    fn parse_flag_values(arguments: &[&str]) -> BTreeMap<String, String> {
+        let command = <ServeArgs as clap::Args>::augment_args(Command::new("serve"));
         let matches = command
             .try_get_matches_from(std::iter::once(&"serve").chain(arguments))
             .expect("these are good");
-        let args: Args = clap::FromArgMatches::from_arg_matches(&matches).expect("and readable");
-        args.given
+        let args: ServeArgs =
+            clap::FromArgMatches::from_arg_matches(&matches).expect("and readable");
+        args.flag_values
     }
 
     #[test]
     fn each_flag_stands_for_its_variable() {
-        let found = given(&[
+        let found = parse_flag_values(&[
             "--port=9000",
             "--embedded-postgres",
             "--webhook-dispatcher-disabled=false",
@@ -503,7 +531,7 @@ mod tests {
 
     #[test]
     fn help_shows_every_setting_with_its_variable_and_default() {
-        let mut command = <Args as clap::Args>::augment_args(Command::new("serve"));
+        let mut command = <ServeArgs as clap::Args>::augment_args(Command::new("serve"));
         let help = command.render_long_help().to_string();
         for setting in SETTINGS {
             assert!(help.contains(&format!("--{}", setting.flag)));

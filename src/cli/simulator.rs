@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::simulator::{Simulator, SimulatorOptions};
 
 /// The name of the root certificate's file in the simulator's folder.
-const ROOT_FILE: &str = "root.pem";
+const ROOT_CERTIFICATE_FILE: &str = "root.pem";
 
 /// The arguments of `attesto simulator`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct SimulatorArgs {
     /// Where to listen; 0 takes any free port
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     port: u16,
@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+pub async fn run(args: SimulatorArgs, context: &CommandContext) -> Result<(), CommandError> {
     let bind = SocketAddr::new(args.bind, args.port);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -42,7 +42,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         ..SimulatorOptions::new(context.clock.clone())
     };
     let simulator = Simulator::start(options).await.map_err(|error| {
-        Failure::refused(match error.kind() {
+        CommandError::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!("port {} is taken; choose another with --port.", bind.port())
             }
@@ -51,8 +51,14 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     })?;
     if let Some(folder) = folder {
         // No secret: it is there for an Attesto in the next container, which starts when it finds the file.
-        std::fs::write(folder.join(ROOT_FILE), simulator.apple_root_pem()).map_err(|error| {
-            Failure::refused(format!("cannot write {ROOT_FILE} into the folder: {error}"))
+        std::fs::write(
+            folder.join(ROOT_CERTIFICATE_FILE),
+            simulator.apple_root_pem(),
+        )
+        .map_err(|error| {
+            CommandError::failed(format!(
+                "cannot write {ROOT_CERTIFICATE_FILE} into the folder: {error}"
+            ))
         })?;
     }
     let urls = json!({
@@ -63,7 +69,9 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         "googleToken": simulator.google_token_url().as_str(),
         "googleCerts": simulator.google_jwks_url().as_str(),
     });
-    context.output.sentence(&urls, &introduction(&simulator))?;
+    context
+        .output
+        .write_json_or_text(&urls, &format_introduction(&simulator))?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -72,10 +80,10 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn introduction(simulator: &Simulator) -> String {
+fn format_introduction(simulator: &Simulator) -> String {
     let control = simulator.control_url();
     let mut settings = String::new();
-    for (name, value) in simulator.settings() {
+    for (name, value) in simulator.environment_variables() {
         // Writing to a `String` cannot fail.
         let _ = writeln!(settings, "  export {name}={value}");
     }

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::context::{Context, Failure};
+use super::context::{CommandContext, CommandError};
 use crate::id::TenantId;
-use crate::tail::Watcher;
-use crate::tenants::store::{ChangeError, find_tenant};
+use crate::tail::TailWatcher;
+use crate::tenants::store::{TenantChangeError, find_tenant};
 
 /// How often the database is looked at.
-const EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `tail`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Verifications are seen while the service runs with ENABLE_VALIDATION_AUDIT_LOG=true. Ctrl-C ends it."
 )]
-pub struct Args {
+pub struct TailArgs {
     /// Whose: the tenant's id
     #[arg(long, value_name = "ID")]
     tenant: TenantId,
@@ -30,28 +30,28 @@ pub struct Args {
 }
 
 /// Shows what happens until it is interrupted.
-pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
+pub async fn run(args: TailArgs, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
     if find_tenant(&database, &args.tenant).await?.is_none() {
-        return Err(ChangeError::NoTenant(args.tenant).into());
+        return Err(TenantChangeError::TenantNotFound(args.tenant).into());
     }
-    let (stop, _listening) = context.interruption()?;
-    let mut watcher = Watcher::new(args.tenant);
-    let mut lines = watcher.look(&database).await?;
+    let (stop, _listening) = context.cancel_on_signal()?;
+    let mut watcher = TailWatcher::new(args.tenant);
+    let mut lines = watcher.poll_lines(&database).await?;
     let first_shown = lines.len().saturating_sub(usize::from(args.last));
     lines.drain(..first_shown);
     loop {
         for line in lines {
-            context.output.sentence(&line, &line.prose())?;
+            context.output.write_json_or_text(&line, &line.to_text())?;
         }
         if args.no_follow {
             return Ok(());
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = sleep(EVERY) => {}
+            () = sleep(POLL_INTERVAL) => {}
         }
-        lines = match watcher.look(&database).await {
+        lines = match watcher.poll_lines(&database).await {
             Ok(lines) => lines,
             // It is worth waiting for: whoever watches wants to see what happens then.
             Err(error) if crate::db::is_unavailable(&error) => {

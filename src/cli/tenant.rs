@@ -2,21 +2,21 @@
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
-use super::moving;
+use super::context::{CommandContext, CommandError};
+use super::tenant_transfer;
 use crate::clock::Timestamp;
 use crate::id::TenantId;
-use crate::tenants::store::{self, ChangeError};
-use crate::tenants::{Name, Tenant};
+use crate::tenants::store::{self, TenantChangeError};
+use crate::tenants::{DisplayName, Tenant};
 
 /// The commands of `attesto tenant`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum TenantCommand {
     /// Create a tenant
     Create {
         /// What people call it, 1 to 200 characters
         #[arg(long)]
-        name: Name,
+        name: DisplayName,
     },
     /// List tenants, newest first
     List,
@@ -36,10 +36,10 @@ pub enum Command {
         tenant: TenantId,
         /// What people call it from now on, 1 to 200 characters
         #[arg(required_unless_present = "name", conflicts_with = "name")]
-        new_name: Option<Name>,
+        new_name: Option<DisplayName>,
         /// The same, as `tenant create` takes it
         #[arg(long)]
-        name: Option<Name>,
+        name: Option<DisplayName>,
     },
     /// Give a tenant limits of its own, or show those it has
     SetLimits {
@@ -47,36 +47,36 @@ pub enum Command {
         tenant: TenantId,
         /// Requests a second: a number, or `default` for the service's
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
-        per_second: Option<Limit>,
+        per_second: Option<LimitOverride>,
         /// Requests at once after a pause: a number, or `default` for the service's
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
-        burst: Option<Limit>,
+        burst: Option<LimitOverride>,
     },
     /// Pack a tenant into a sealed file: to move it, or to be able to restore it alone
-    Export(moving::Export),
+    Export(tenant_transfer::TenantExportArgs),
     /// Unpack a tenant that was exported, here or elsewhere
-    Import(moving::Import),
+    Import(tenant_transfer::TenantImportArgs),
 }
 
 /// A limit of the tenant's own, or none.
 #[derive(Clone, Copy, Debug)]
-pub struct Limit(Option<u32>);
+pub struct LimitOverride(Option<u32>);
 
-fn parse_limit(text: &str) -> Result<Limit, String> {
+fn parse_limit(text: &str) -> Result<LimitOverride, String> {
     const MOST: u32 = 1_000_000;
     if text == "default" {
-        return Ok(Limit(None));
+        return Ok(LimitOverride(None));
     }
     text.parse()
         .ok()
         .filter(|limit| (1..=MOST).contains(limit))
-        .map(|limit| Limit(Some(limit)))
+        .map(|limit| LimitOverride(Some(limit)))
         .ok_or_else(|| format!("a whole number from 1 to {MOST}, or `default`"))
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct NewTenant<'a> {
+struct CreatedTenant<'a> {
     id: &'a TenantId,
     name: &'a str,
     created_at: Timestamp,
@@ -84,14 +84,14 @@ struct NewTenant<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct TenantView {
     id: TenantId,
     name: String,
     is_active: bool,
     created_at: Timestamp,
 }
 
-impl From<Tenant> for Shown {
+impl From<Tenant> for TenantView {
     fn from(tenant: Tenant) -> Self {
         Self {
             id: tenant.id,
@@ -104,7 +104,7 @@ impl From<Tenant> for Shown {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownLimits {
+struct TenantLimitsView {
     id: TenantId,
     /// `null`: the service's own.
     rate_limit_per_second: Option<u32>,
@@ -112,15 +112,15 @@ struct ShownLimits {
 }
 
 /// Runs one of them.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    let database = context.database().await?;
+pub async fn run(command: TenantCommand, context: &CommandContext) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
     let now = context.clock.now();
     let output = &context.output;
     match command {
-        Command::Create { name } => {
+        TenantCommand::Create { name } => {
             let tenant = store::create_tenant(&database, &name, now).await?;
-            output.sentence(
-                &NewTenant {
+            output.write_json_or_text(
+                &CreatedTenant {
                     id: &tenant.id,
                     name: &tenant.name,
                     created_at: tenant.created_at,
@@ -131,43 +131,50 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
                 ),
             )?;
         }
-        Command::List => {
+        TenantCommand::List => {
             let tenants = store::list_tenants(&database).await?;
-            let tenants: Vec<_> = tenants.into_iter().map(Shown::from).collect();
-            output.rows(
+            let tenants: Vec<_> = tenants.into_iter().map(TenantView::from).collect();
+            output.write_rows(
                 &tenants,
                 &["id", "name", "isActive", "createdAt"],
                 "No tenants yet. Create one: attesto tenant create --name NAME",
             )?;
         }
-        Command::Export(args) => moving::export(args, &database, context).await?,
-        Command::Import(args) => moving::import(args, &database, context).await?,
-        Command::Deactivate { tenant } => {
-            let tenant = Shown::from(store::set_active(&database, &tenant, false, now).await?);
+        TenantCommand::Export(args) => {
+            tenant_transfer::export_tenant(args, &database, context).await?
+        }
+        TenantCommand::Import(args) => {
+            tenant_transfer::import_tenant(args, &database, context).await?
+        }
+        TenantCommand::Deactivate { tenant } => {
+            let tenant =
+                TenantView::from(store::set_tenant_active(&database, &tenant, false, now).await?);
             let prose = format!(
                 "Deactivated {} ({}). Its keys are refused from now on.",
                 tenant.id, tenant.name
             );
-            output.sentence(&tenant, &prose)?;
+            output.write_json_or_text(&tenant, &prose)?;
         }
-        Command::Activate { tenant } => {
-            let tenant = Shown::from(store::set_active(&database, &tenant, true, now).await?);
+        TenantCommand::Activate { tenant } => {
+            let tenant =
+                TenantView::from(store::set_tenant_active(&database, &tenant, true, now).await?);
             let prose = format!("Activated {} ({}).", tenant.id, tenant.name);
-            output.sentence(&tenant, &prose)?;
+            output.write_json_or_text(&tenant, &prose)?;
         }
-        Command::Rename {
+        TenantCommand::Rename {
             tenant,
             new_name,
             name,
         } => {
             let name = new_name
                 .or(name)
-                .ok_or_else(|| Failure::usage("which name?"))?;
-            let tenant = Shown::from(store::rename(&database, &tenant, &name, now).await?);
+                .ok_or_else(|| CommandError::usage_error("which name?"))?;
+            let tenant =
+                TenantView::from(store::rename_tenant(&database, &tenant, &name, now).await?);
             let prose = format!("{} is now called {}.", tenant.id, tenant.name);
-            output.sentence(&tenant, &prose)?;
+            output.write_json_or_text(&tenant, &prose)?;
         }
-        Command::SetLimits {
+        TenantCommand::SetLimits {
             tenant: id,
             per_second,
             burst,
@@ -175,10 +182,10 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
             let tenant = if per_second.is_none() && burst.is_none() {
                 store::find_tenant(&database, &id)
                     .await?
-                    .ok_or(ChangeError::NoTenant(id))?
+                    .ok_or(TenantChangeError::TenantNotFound(id))?
             } else {
                 let (per_second, burst) = (per_second.map(|l| l.0), burst.map(|l| l.0));
-                store::set_limits(&database, &id, per_second, burst, now).await?
+                store::set_rate_limits(&database, &id, per_second, burst, now).await?
             };
             let words = |limit: Option<u32>| {
                 limit.map_or("the service's default".to_owned(), |limit| {
@@ -191,8 +198,8 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
                 words(tenant.limits.per_second),
                 words(tenant.limits.burst),
             );
-            output.sentence(
-                &ShownLimits {
+            output.write_json_or_text(
+                &TenantLimitsView {
                     id: tenant.id,
                     rate_limit_per_second: tenant.limits.per_second,
                     rate_limit_burst: tenant.limits.burst,
@@ -204,11 +211,11 @@ pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-impl From<ChangeError> for Failure {
-    fn from(error: ChangeError) -> Self {
+impl From<TenantChangeError> for CommandError {
+    fn from(error: TenantChangeError) -> Self {
         match error {
-            ChangeError::Database(error) => error.into(),
-            told => Self::refused(format!("{told}.")),
+            TenantChangeError::Database(error) => error.into(),
+            told => Self::failed(format!("{told}.")),
         }
     }
 }

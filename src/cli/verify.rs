@@ -9,34 +9,34 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::context::{Context, Failure};
-use super::upload;
+use super::context::{CommandContext, CommandError};
+use super::input_file;
 use crate::apple::account::EnvironmentChoice;
-use crate::apple::ocsp::{Reach, Revocations};
-use crate::apple::trust::Verifier;
-use crate::apple::{self, Apple};
-use crate::config::Stores;
+use crate::apple::ocsp::{ResponderPolicy, RevocationChecker};
+use crate::apple::trust::JwsVerifier;
+use crate::apple::{self, AppleVerifier};
+use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
-use crate::db::changes::Changes;
-use crate::google::{self, Google};
-use crate::http::problem::Declined;
+use crate::db::change_listener::ChangeListener;
+use crate::google::{self, GoogleVerifier};
+use crate::http::problem::VerifyErrorResponse;
 use crate::id::TenantId;
 use crate::outbound::{self, Upstream};
 
 /// The commands of `attesto verify`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {
+pub enum VerifyCommand {
     /// Is this App Store transaction real, and what is it now?
-    Apple(AppleQuestion),
+    Apple(VerifyAppleArgs),
     /// Is this Google Play purchase real, and what is it now?
-    Google(GoogleQuestion),
+    Google(VerifyGoogleArgs),
 }
 
 /// Arguments of `verify apple`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("about").required(true).multiple(false).args(["transaction_id", "signed_transaction_path"]))]
-pub struct AppleQuestion {
+pub struct VerifyAppleArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -63,7 +63,7 @@ pub struct AppleQuestion {
 
 /// Arguments of `verify google`.
 #[derive(Debug, clap::Args)]
-pub struct GoogleQuestion {
+pub struct VerifyGoogleArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -73,7 +73,7 @@ pub struct GoogleQuestion {
 
     /// What it is said to have bought
     #[arg(long, value_enum)]
-    r#type: Kind,
+    r#type: PurchaseTypeArg,
 
     /// The product; a one-time product needs it
     #[arg(long, value_name = "ID", required_if_eq("type", "product"))]
@@ -90,7 +90,7 @@ pub struct GoogleQuestion {
 
 /// What a purchase token may have bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum PurchaseTypeArg {
     /// Something that runs for a time.
     Subscription,
     /// Something bought once.
@@ -98,24 +98,24 @@ pub enum Kind {
 }
 
 /// What both stores need.
-struct Tools {
+struct VerifyDependencies {
     database: Database,
     keyring: Arc<Keyring>,
-    changes: Changes,
+    changes: ChangeListener,
     upstream: Upstream,
-    stores: Stores,
+    stores: StoreSettings,
 }
 
-impl Tools {
-    async fn gather(context: &Context) -> Result<Self, Failure> {
-        let stores = context.settings(Stores::read)?;
-        let database = context.database().await?;
-        let keyring = context.keyring_for(&database).await?;
-        let client =
-            outbound::client().map_err(|problem| Failure::refused(format!("{problem}.")))?;
+impl VerifyDependencies {
+    async fn load(context: &CommandContext) -> Result<Self, CommandError> {
+        let stores = context.read_settings(StoreSettings::from_raw)?;
+        let database = context.open_database().await?;
+        let keyring = context.load_verified_keyring(&database).await?;
+        let client = outbound::build_http_client()
+            .map_err(|problem| CommandError::failed(format!("{problem}.")))?;
         Ok(Self {
-            changes: Changes::new(&database),
-            upstream: Upstream::new(client, stores.timeout),
+            changes: ChangeListener::new(&database),
+            upstream: Upstream::new(client, stores.upstream_timeout),
             database,
             keyring,
             stores,
@@ -124,34 +124,40 @@ impl Tools {
 }
 
 /// Runs one of them: exit 0 for a yes, else 1.
-pub async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub async fn run(command: VerifyCommand, context: &CommandContext) -> Result<(), CommandError> {
     match command {
-        Command::Apple(question) => about_apple(question, context).await,
-        Command::Google(question) => about_google(question, context).await,
+        VerifyCommand::Apple(question) => verify_apple(question, context).await,
+        VerifyCommand::Google(question) => verify_google(question, context).await,
     }
 }
 
-async fn about_apple(asked: AppleQuestion, context: &Context) -> Result<(), Failure> {
+async fn verify_apple(
+    asked: VerifyAppleArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let about = match (asked.transaction_id, asked.signed_transaction_path) {
-        (Some(id), _) => apple::verify::About::Id(id),
-        (None, Some(path)) => apple::verify::About::Signed(line(&path)?),
+        (Some(id), _) => apple::verify::PurchaseRef::TransactionId(id),
+        (None, Some(path)) => {
+            apple::verify::PurchaseRef::SignedTransaction(read_single_line(&path)?)
+        }
         (None, None) => unreachable!("the parser asks for one of them"),
     };
-    let tools = Tools::gather(context).await?;
-    let verifier = match &tools.stores.apple_roots {
-        Some(path) => Verifier::with_roots_at(path)
-            .map_err(|problem| Failure::usage(format!("APPLE_ROOT_CERTIFICATES: {problem}.")))?,
-        None => Verifier::with_apple_roots(),
+    let tools = VerifyDependencies::load(context).await?;
+    let verifier = match &tools.stores.apple_root_certificates {
+        Some(path) => JwsVerifier::with_roots_from(path).map_err(|problem| {
+            CommandError::usage_error(format!("APPLE_ROOT_CERTIFICATES: {problem}."))
+        })?,
+        None => JwsVerifier::with_apple_roots(),
     };
-    let reach = Reach::of(tools.stores.apple_roots.is_some());
-    let revocations = Revocations::new(&tools.upstream, &context.clock, reach);
-    let settings = apple::Settings {
-        revocations: tools.stores.apple_ocsp.then_some(revocations),
-        production_url: tools.stores.apple_production,
-        sandbox_url: tools.stores.apple_sandbox,
+    let reach = ResponderPolicy::for_roots(tools.stores.apple_root_certificates.is_some());
+    let revocations = RevocationChecker::new(&tools.upstream, &context.clock, reach);
+    let settings = apple::AppleSettings {
+        revocation_checker: tools.stores.is_apple_ocsp_enabled.then_some(revocations),
+        production_url: tools.stores.apple_production_url,
+        sandbox_url: tools.stores.apple_sandbox_url,
         credential_ttl: std::time::Duration::ZERO,
     };
-    let apple = Apple::new(
+    let apple = AppleVerifier::new(
         &tools.database,
         &tools.keyring,
         &tools.changes,
@@ -160,34 +166,37 @@ async fn about_apple(asked: AppleQuestion, context: &Context) -> Result<(), Fail
         &context.clock,
         settings,
     );
-    let question = apple::verify::Question {
-        about,
+    let question = apple::verify::AppleVerifyRequest {
+        purchase: about,
         environment: asked.environment,
         expected_app_user_id: asked.expected_app_user_id,
     };
-    match apple.verify(&asked.tenant, &question).await {
-        Ok(found) => yes(context, &found, "transaction", "expiresDate"),
-        Err(outcome) => no(context, outcome.into()),
+    match apple.verify_purchase(&asked.tenant, &question).await {
+        Ok(found) => print_verified(context, &found, "transaction", "expiresDate"),
+        Err(outcome) => print_rejection(context, outcome.into()),
     }
 }
 
-async fn about_google(asked: GoogleQuestion, context: &Context) -> Result<(), Failure> {
-    let purchase_token = line(&asked.purchase_token_path)?;
-    let tools = Tools::gather(context).await?;
+async fn verify_google(
+    asked: VerifyGoogleArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let purchase_token = read_single_line(&asked.purchase_token_path)?;
+    let tools = VerifyDependencies::load(context).await?;
     let package_name = match asked.package_name {
         Some(name) => name,
         // Without credentials the answer is the same whatever the name.
-        None => google::store::describe(&tools.database, &asked.tenant)
+        None => google::store::find_credential_summary(&tools.database, &asked.tenant)
             .await?
             .map(|stored| stored.package_name)
             .unwrap_or_default(),
     };
-    let settings = google::Settings {
-        play_url: tools.stores.google_play,
-        token_url: tools.stores.google_token,
+    let settings = google::GoogleSettings {
+        play_url: tools.stores.google_play_url,
+        token_url: tools.stores.google_token_url,
         credential_ttl: std::time::Duration::ZERO,
     };
-    let google = Google::new(
+    let google = GoogleVerifier::new(
         &tools.database,
         &tools.keyring,
         &tools.changes,
@@ -196,51 +205,61 @@ async fn about_google(asked: GoogleQuestion, context: &Context) -> Result<(), Fa
         settings,
     );
     let bought = match (asked.r#type, asked.product_id) {
-        (Kind::Subscription, product_id) => google::verify::Bought::Subscription { product_id },
-        (Kind::Product, Some(product_id)) => google::verify::Bought::Product { product_id },
-        (Kind::Product, None) => unreachable!("the parser asks for it"),
+        (PurchaseTypeArg::Subscription, product_id) => {
+            google::verify::RequestedProduct::Subscription { product_id }
+        }
+        (PurchaseTypeArg::Product, Some(product_id)) => {
+            google::verify::RequestedProduct::Product { product_id }
+        }
+        (PurchaseTypeArg::Product, None) => unreachable!("the parser asks for it"),
     };
-    let question = google::verify::Question {
+    let question = google::verify::GoogleVerifyRequest {
         package_name,
         purchase_token,
-        bought,
+        product: bought,
         expected_app_user_id: asked.expected_app_user_id,
     };
-    match google.verify(&asked.tenant, &question).await {
-        Ok(found) => yes(context, &found, "purchase", "expiryTime"),
-        Err(outcome) => no(context, outcome.into()),
+    match google.verify_purchase(&asked.tenant, &question).await {
+        Ok(found) => print_verified(context, &found, "purchase", "expiryTime"),
+        Err(outcome) => print_rejection(context, outcome.into()),
     }
 }
 
 /// The one line of a file, without its end.
-fn line(path: &std::path::Path) -> Result<String, Failure> {
-    let bytes = upload::read(path)?;
+fn read_single_line(path: &std::path::Path) -> Result<String, CommandError> {
+    let bytes = input_file::read_file_or_stdin(path)?;
     let text = std::str::from_utf8(&bytes)
-        .map_err(|_| Failure::usage(format!("{} is no text.", path.display())))?
+        .map_err(|_| CommandError::usage_error(format!("{} is no text.", path.display())))?
         .trim();
     if text.is_empty() {
-        return Err(Failure::usage(format!("{} is empty.", path.display())));
+        return Err(CommandError::usage_error(format!(
+            "{} is empty.",
+            path.display()
+        )));
     }
     Ok(text.to_owned())
 }
 
-fn yes<T: Serialize>(
-    context: &Context,
+fn print_verified<T: Serialize>(
+    context: &CommandContext,
     verified: &T,
     facts: &str,
     end: &str,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let answer = serde_json::to_value(verified).map_err(std::io::Error::from)?;
     context
         .output
-        .sentence(verified, &explained(&answer, &answer[facts], end))?;
+        .write_json_or_text(verified, &explain_verified(&answer, &answer[facts], end))?;
     Ok(())
 }
 
-fn no(context: &Context, declined: Declined) -> Result<(), Failure> {
+fn print_rejection(
+    context: &CommandContext,
+    declined: VerifyErrorResponse,
+) -> Result<(), CommandError> {
     let (code, message, details) = match declined {
-        Declined::No(refusal) => (refusal.code, refusal.message, refusal.details),
-        Declined::Failed(problem) => {
+        VerifyErrorResponse::Rejected(refusal) => (refusal.code, refusal.message, refusal.details),
+        VerifyErrorResponse::Failed(problem) => {
             let problem = *problem;
             let why = match problem.cause {
                 // Whoever runs this may know what a caller may not.
@@ -256,12 +275,12 @@ fn no(context: &Context, declined: Declined) -> Result<(), Failure> {
     }
     context
         .output
-        .sentence(&answer, &format!("No verdict in favour: {code}."))?;
-    Err(Failure::refused(format!("{code}: {message}")))
+        .write_json_or_text(&answer, &format!("No verdict in favour: {code}."))?;
+    Err(CommandError::failed(format!("{code}: {message}")))
 }
 
 /// A yes in words.
-fn explained(answer: &Value, facts: &Value, end: &str) -> String {
+fn explain_verified(answer: &Value, facts: &Value, end: &str) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("not said").to_owned();
     let status = text(&answer["status"]);
     let place = answer["environment"].as_str();

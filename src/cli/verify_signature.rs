@@ -7,16 +7,16 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::context::{Context, Failure};
-use super::{duration, upload};
+use super::context::{CommandContext, CommandError};
+use super::{duration, input_file};
 use crate::clock::Timestamp;
-use crate::deliveries::endpoint::{Secrets, SigningSecret};
-use crate::deliveries::signature::{self, Signatures};
+use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use crate::deliveries::signature::{self, SignatureHeaders};
 
 /// Arguments of `verify-signature`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("header").required(true).multiple(false).args(["signature", "webhook_signature"]))]
-pub struct Args {
+pub struct VerifySignatureArgs {
     /// A file with the secret, `-` for standard input
     #[arg(long, value_name = "FILE")]
     secret_path: PathBuf,
@@ -49,7 +49,7 @@ pub struct Args {
 /// What was found.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Found {
+struct SignatureCheckView {
     /// Whether a receiver should believe it.
     valid: bool,
     /// Which value of the header fits, counted from one.
@@ -66,55 +66,58 @@ struct Found {
 
 /// What a header says.
 #[derive(Debug, PartialEq, Eq)]
-struct Header {
+struct ParsedSignatureHeader {
     timestamp: i64,
     values: Vec<String>,
 }
 
 /// Which of the two is looked at.
-enum Form {
+enum SignatureHeaderFormat {
     Attesto,
-    Standard { id: String },
+    StandardWebhooks { id: String },
 }
 
 /// Runs the command: exit 0 when a receiver should believe it, else 1.
-pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
+pub fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result<(), CommandError> {
     let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
     if is_stdin(&args.secret_path) && is_stdin(&args.body_path) {
-        return Err(Failure::usage(
+        return Err(CommandError::usage_error(
             "the secret and the body cannot both come from standard input.",
         ));
     }
-    let secret = upload::read(&args.secret_path)?;
+    let secret = input_file::read_file_or_stdin(&args.secret_path)?;
     let secret = std::str::from_utf8(&secret)
-        .map_err(|_| Failure::usage("the secret is no text."))?
+        .map_err(|_| CommandError::usage_error("the secret is no text."))?
         .trim_end_matches(['\r', '\n']);
     let secret = SigningSecret::parse(secret)
-        .map_err(|problem| Failure::usage(format!("the secret: {problem}.")))?;
-    let body = upload::read(&args.body_path)?;
+        .map_err(|problem| CommandError::usage_error(format!("the secret: {problem}.")))?;
+    let body = input_file::read_file_or_stdin(&args.body_path)?;
     let (form, header) = match (args.signature, args.webhook_signature) {
-        (Some(signature), _) => (Form::Attesto, attesto(&signature)),
+        (Some(signature), _) => (
+            SignatureHeaderFormat::Attesto,
+            parse_attesto_header(&signature),
+        ),
         (None, Some(signature)) => {
-            let form = Form::Standard {
+            let form = SignatureHeaderFormat::StandardWebhooks {
                 id: args.webhook_id.unwrap_or_default(),
             };
             let timestamp = args.webhook_timestamp.unwrap_or_default();
-            (form, Some(standard(timestamp, &signature)))
+            (form, Some(parse_standard_header(timestamp, &signature)))
         }
-        (None, None) => (Form::Attesto, None),
+        (None, None) => (SignatureHeaderFormat::Attesto, None),
     };
     let header = header.ok_or_else(|| {
-        Failure::usage(
+        CommandError::usage_error(
             "--signature: this is no X-Attesto-Signature, which is like t=1775830930,v1=<64 hexadecimal digits>.",
         )
     })?;
 
     let now = context.clock.now();
-    let age_seconds = now.seconds() - header.timestamp;
-    let fits = fitting(&form, &header, &secret, &body);
+    let age_seconds = now.as_secs() - header.timestamp;
+    let fits = find_matching_value(&form, &header, &secret, &body);
     let mut problems = Vec::new();
     if fits.is_none() {
-        problems.push(mistake(&form, &header, &secret, &body).to_owned());
+        problems.push(diagnose_mismatch(&form, &header, &secret, &body).to_owned());
     }
     let tolerance = i64::try_from(args.tolerance.as_secs()).unwrap_or(i64::MAX);
     if age_seconds.saturating_abs() > tolerance {
@@ -128,7 +131,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
             age_seconds.saturating_abs()
         ));
     }
-    let found = Found {
+    let found = SignatureCheckView {
         valid: problems.is_empty(),
         fits,
         values: header.values.len(),
@@ -144,18 +147,18 @@ pub fn run(args: Args, context: &Context) -> Result<(), Failure> {
     } else {
         found.problems.join("\n")
     };
-    context.output.sentence(&found, &prose)?;
+    context.output.write_json_or_text(&found, &prose)?;
     if found.valid {
         Ok(())
     } else {
-        Err(Failure::refused(
+        Err(CommandError::failed(
             "a receiver should not believe this delivery.",
         ))
     }
 }
 
 /// `t=…,v1=…[,v1=…]`. `None` when that is not what it is.
-fn attesto(header: &str) -> Option<Header> {
+fn parse_attesto_header(header: &str) -> Option<ParsedSignatureHeader> {
     let (mut timestamp, mut values) = (None, Vec::new());
     for part in header.split(',') {
         match part.trim().split_once('=')? {
@@ -164,32 +167,38 @@ fn attesto(header: &str) -> Option<Header> {
             _ => {}
         }
     }
-    (!values.is_empty()).then_some(Header {
+    (!values.is_empty()).then_some(ParsedSignatureHeader {
         timestamp: timestamp?,
         values,
     })
 }
 
-fn standard(timestamp: i64, header: &str) -> Header {
-    Header {
+fn parse_standard_header(timestamp: i64, header: &str) -> ParsedSignatureHeader {
+    ParsedSignatureHeader {
         timestamp,
         values: header.split_whitespace().map(str::to_owned).collect(),
     }
 }
 
 /// Which value of the header is this secret's, counted from one.
-fn fitting(form: &Form, header: &Header, secret: &SigningSecret, body: &[u8]) -> Option<usize> {
-    let secrets = Secrets::from(secret.clone());
+fn find_matching_value(
+    form: &SignatureHeaderFormat,
+    header: &ParsedSignatureHeader,
+    secret: &SigningSecret,
+    body: &[u8],
+) -> Option<usize> {
+    let secrets = SigningSecrets::from(secret.clone());
     let id = match form {
-        Form::Attesto => "",
-        Form::Standard { id } => id,
+        SignatureHeaderFormat::Attesto => "",
+        SignatureHeaderFormat::StandardWebhooks { id } => id,
     };
-    let Signatures { attesto, standard } = signature::sign(&secrets, id, header.timestamp, body);
+    let SignatureHeaders { attesto, standard } =
+        signature::sign_delivery(&secrets, id, header.timestamp, body);
     let expected = match form {
-        Form::Attesto => attesto
+        SignatureHeaderFormat::Attesto => attesto
             .split_once(",v1=")
             .map(|(_, value)| value.to_owned()),
-        Form::Standard { .. } => Some(standard),
+        SignatureHeaderFormat::StandardWebhooks { .. } => Some(standard),
     }?;
     // Whoever runs this has the secret: nothing is given away by how long a comparison takes.
     let at = header.values.iter().position(|value| *value == expected)?;
@@ -197,8 +206,15 @@ fn fitting(form: &Form, header: &Header, secret: &SigningSecret, body: &[u8]) ->
 }
 
 /// Why nothing fits, as far as that can be found out.
-fn mistake(form: &Form, header: &Header, secret: &SigningSecret, body: &[u8]) -> &'static str {
-    let fits = |secret: &SigningSecret, body: &[u8]| fitting(form, header, secret, body).is_some();
+fn diagnose_mismatch(
+    form: &SignatureHeaderFormat,
+    header: &ParsedSignatureHeader,
+    secret: &SigningSecret,
+    body: &[u8],
+) -> &'static str {
+    let fits = |secret: &SigningSecret, body: &[u8]| {
+        find_matching_value(form, header, secret, body).is_some()
+    };
     if let Some(shorter) = body.strip_suffix(b"\n") {
         let shorter = shorter.strip_suffix(b"\r").unwrap_or(shorter);
         if fits(secret, shorter) {
@@ -235,11 +251,14 @@ mod tests {
         SigningSecret::parse(text).unwrap()
     }
 
-    fn signed(secret: &SigningSecret, body: &[u8]) -> (Header, Header) {
-        let both = signature::sign(&secret.clone().into(), "evt_1", 1_775_830_930, body);
+    fn signed(
+        secret: &SigningSecret,
+        body: &[u8],
+    ) -> (ParsedSignatureHeader, ParsedSignatureHeader) {
+        let both = signature::sign_delivery(&secret.clone().into(), "evt_1", 1_775_830_930, body);
         (
-            attesto(&both.attesto).unwrap(),
-            standard(1_775_830_930, &both.standard),
+            parse_attesto_header(&both.attesto).unwrap(),
+            parse_standard_header(1_775_830_930, &both.standard),
         )
     }
 
@@ -247,24 +266,33 @@ mod tests {
     fn what_deliveries_carry_fits() {
         let mine = SigningSecret::generate();
         let (ours, theirs) = signed(&mine, BODY);
-        let standard = Form::Standard { id: "evt_1".into() };
-        assert_eq!(fitting(&Form::Attesto, &ours, &mine, BODY), Some(1));
-        assert_eq!(fitting(&standard, &theirs, &mine, BODY), Some(1));
-        let other = Form::Standard { id: "evt_2".into() };
-        assert_eq!(fitting(&other, &theirs, &mine, BODY), None);
-        let header = Header {
+        let standard = SignatureHeaderFormat::StandardWebhooks { id: "evt_1".into() };
+        assert_eq!(
+            find_matching_value(&SignatureHeaderFormat::Attesto, &ours, &mine, BODY),
+            Some(1)
+        );
+        assert_eq!(
+            find_matching_value(&standard, &theirs, &mine, BODY),
+            Some(1)
+        );
+        let other = SignatureHeaderFormat::StandardWebhooks { id: "evt_2".into() };
+        assert_eq!(find_matching_value(&other, &theirs, &mine, BODY), None);
+        let header = ParsedSignatureHeader {
             values: vec!["x".into(), ours.values[0].clone()],
             ..ours
         };
-        assert_eq!(fitting(&Form::Attesto, &header, &mine, BODY), Some(2));
+        assert_eq!(
+            find_matching_value(&SignatureHeaderFormat::Attesto, &header, &mine, BODY),
+            Some(2)
+        );
     }
 
     #[test]
     fn mistakes_are_told_apart() {
         let mine = SigningSecret::generate();
         let (header, _) = signed(&mine, BODY);
-        let why = |header: &Header, secret: &SigningSecret, body: &[u8]| {
-            mistake(&Form::Attesto, header, secret, body)
+        let why = |header: &ParsedSignatureHeader, secret: &SigningSecret, body: &[u8]| {
+            diagnose_mismatch(&SignatureHeaderFormat::Attesto, header, secret, body)
         };
         let ended = [BODY, b"\n"].concat();
         assert!(why(&header, &mine, &ended).contains("line end"));
@@ -282,9 +310,9 @@ mod tests {
     #[test]
     fn a_header_that_is_none_is_refused() {
         for text in ["", "t=1", "v1=ab", "nonsense", "t=x,v1=ab", "t=1;v1=ab"] {
-            assert_eq!(attesto(text), None, "{text}");
+            assert_eq!(parse_attesto_header(text), None, "{text}");
         }
-        let both = attesto("t=5, v1=aa,v1=bb,v2=cc").unwrap();
+        let both = parse_attesto_header("t=5, v1=aa,v1=bb,v2=cc").unwrap();
         assert_eq!((both.timestamp, both.values.len()), (5, 2));
     }
 }

@@ -4,7 +4,7 @@
 
 use secrecy::ExposeSecret;
 
-use super::secret_file::{self, Lookup};
+use super::secret_file::{self, EnvLookup};
 use crate::crypto::keyring::{Keyring, MasterKey};
 use crate::db::ConnectSettings;
 
@@ -14,8 +14,8 @@ const DEFAULT_KEY_ID: u8 = 1;
 /// Where the database is: `flag` when given, else `DATABASE_URL` or the file named by `DATABASE_URL_FILE`, with what
 /// `DATABASE_DIRECT_URL` says. `None` when
 /// nothing says it. Every problem is one line that never repeats the URL.
-pub fn database(
-    lookup: Lookup<'_>,
+pub fn read_database(
+    lookup: EnvLookup<'_>,
     flag: Option<&str>,
 ) -> Result<Option<ConnectSettings>, Vec<String>> {
     let parse = |name: &str, url: &str| {
@@ -26,10 +26,10 @@ pub fn database(
     if let Some(url) = flag {
         return parse("--database-url", url);
     }
-    match secret_file::read(lookup, "DATABASE_URL") {
+    match secret_file::read_secret(lookup, "DATABASE_URL") {
         Ok(Some(url)) => {
             let pooled = parse("DATABASE_URL", url.expose_secret())?;
-            match secret_file::read(lookup, "DATABASE_DIRECT_URL") {
+            match secret_file::read_secret(lookup, "DATABASE_DIRECT_URL") {
                 Ok(Some(url)) => {
                     let direct = parse("DATABASE_DIRECT_URL", url.expose_secret())?;
                     Ok(pooled
@@ -46,7 +46,7 @@ pub fn database(
 }
 
 /// Whether the private database is meant where no URL is given: `ATTESTO_EMBEDDED_POSTGRES`.
-pub fn embedded(lookup: Lookup<'_>) -> Result<bool, Vec<String>> {
+pub fn read_embedded_flag(lookup: EnvLookup<'_>) -> Result<bool, Vec<String>> {
     const NAME: &str = "ATTESTO_EMBEDDED_POSTGRES";
     let given = lookup(NAME).unwrap_or_default();
     match given.to_string_lossy().trim().to_ascii_lowercase().as_str() {
@@ -58,13 +58,13 @@ pub fn embedded(lookup: Lookup<'_>) -> Result<bool, Vec<String>> {
 
 /// The encryption keys: `ATTESTO_ENCRYPTION_KEY` seals and opens, those of `ATTESTO_ENCRYPTION_KEYS_RETIRED` only
 /// open; either may come from a `_FILE`. `None` when neither is set. All problems at once, none repeats a key.
-pub fn keyring(lookup: Lookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
+pub fn read_keyring(lookup: EnvLookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
     const KEY: &str = "ATTESTO_ENCRYPTION_KEY";
     const RETIRED: &str = "ATTESTO_ENCRYPTION_KEYS_RETIRED";
 
     let mut problems = Vec::new();
     let mut read = |name| {
-        secret_file::read(lookup, name).unwrap_or_else(|problem| {
+        secret_file::read_secret(lookup, name).unwrap_or_else(|problem| {
             problems.push(problem.to_string());
             None
         })
@@ -116,13 +116,13 @@ mod tests {
 
     use super::*;
 
-    fn ask(set: &[(&str, &str)]) -> Result<Option<Vec<u8>>, Vec<String>> {
+    fn read_key_ids(set: &[(&str, &str)]) -> Result<Option<Vec<u8>>, Vec<String>> {
         let lookup = |name: &str| {
             set.iter()
                 .find(|(set, _)| *set == name)
                 .map(|(_, value)| OsString::from(value))
         };
-        keyring(&lookup).map(|ring| ring.map(|ring| ring.ids().collect()))
+        read_keyring(&lookup).map(|ring| ring.map(|ring| ring.key_ids().collect()))
     }
 
     #[test]
@@ -133,19 +133,19 @@ mod tests {
             format!("2:{}", key(2)),
             format!("1:{},, 3:{},", key(1), key(3)),
         );
-        assert_eq!(ask(&[]), Ok(None));
+        assert_eq!(read_key_ids(&[]), Ok(None));
         assert_eq!(
-            ask(&[("ATTESTO_ENCRYPTION_KEY", &plain)]),
+            read_key_ids(&[("ATTESTO_ENCRYPTION_KEY", &plain)]),
             Ok(Some(vec![1]))
         );
         assert_eq!(
-            ask(&[
+            read_key_ids(&[
                 ("ATTESTO_ENCRYPTION_KEY", &second),
                 ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &third),
             ]),
             Ok(Some(vec![1, 2, 3]))
         );
-        let problems = ask(&[
+        let problems = read_key_ids(&[
             ("ATTESTO_ENCRYPTION_KEY", "c2hvcnQ="),
             ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &plain),
         ])
@@ -153,11 +153,11 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(!problems.concat().contains("c2hvcnQ"), "no key is repeated");
         assert!(
-            ask(&[("ATTESTO_ENCRYPTION_KEYS_RETIRED", &second)]).is_err(),
+            read_key_ids(&[("ATTESTO_ENCRYPTION_KEYS_RETIRED", &second)]).is_err(),
             "something must seal"
         );
         assert!(
-            ask(&[
+            read_key_ids(&[
                 ("ATTESTO_ENCRYPTION_KEY", &plain),
                 ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &third)
             ])

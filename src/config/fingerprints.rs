@@ -6,39 +6,39 @@
 
 use std::collections::BTreeMap;
 
-use super::settings::{JobIntervals, Settings, Stores, Webhooks};
+use super::settings::{AppSettings, JobIntervals, StoreSettings, WebhookSettings};
 use crate::crypto::token;
 
 /// The fingerprint of each group. Those of two releases need not be alike for the same settings.
-pub fn fingerprints(settings: &Settings) -> BTreeMap<&'static str, String> {
-    let Webhooks {
-        dispatch: _,
-        hold: _,
-        concurrency: _,
-        interval: _,
-        timeout,
+pub fn compute_fingerprints(settings: &AppSettings) -> BTreeMap<&'static str, String> {
+    let WebhookSettings {
+        is_dispatcher_enabled: _,
+        is_hold_requested: _,
+        max_concurrent_deliveries: _,
+        dispatch_interval: _,
+        callback_timeout: timeout,
         max_retries,
-        allow_private,
+        is_private_callback_allowed: allow_private,
     } = settings.webhooks;
     let JobIntervals {
-        enabled: _,
+        is_enabled: _,
         retention,
         reseal,
         expiry,
         drift,
         probe,
         statistics,
-    } = settings.jobs;
-    let Stores {
-        apple_production,
-        apple_sandbox,
-        apple_roots: _,
-        apple_ocsp,
-        google_play,
-        google_token,
-        google_jwks,
-        google_pubsub,
-        timeout: upstream,
+    } = settings.job_intervals;
+    let StoreSettings {
+        apple_production_url: apple_production,
+        apple_sandbox_url: apple_sandbox,
+        apple_root_certificates: _,
+        is_apple_ocsp_enabled: apple_ocsp,
+        google_play_url: google_play,
+        google_token_url: google_token,
+        google_jwks_url: google_jwks,
+        google_pubsub_url: google_pubsub,
+        upstream_timeout: upstream,
     } = &settings.stores;
     let stores = [
         apple_production,
@@ -54,13 +54,19 @@ pub fn fingerprints(settings: &Settings) -> BTreeMap<&'static str, String> {
         ("limits", format!("{:?}", settings.rate_limit)),
         (
             "credentials",
-            format!("{:?} {:?}", settings.credential_ttl, settings.cadences),
+            format!(
+                "{:?} {:?}",
+                settings.credential_cache_ttl, settings.expiry_thresholds
+            ),
         ),
         (
             "deliveries",
             format!("{timeout:?} {max_retries} {allow_private}"),
         ),
-        ("validation_audit", settings.validation_audit.to_string()),
+        (
+            "validation_audit",
+            settings.is_validation_audit_enabled.to_string(),
+        ),
         ("retention", format!("{:?}", settings.retention)),
         ("jobs", format!("{jobs:?}")),
         (
@@ -73,7 +79,7 @@ pub fn fingerprints(settings: &Settings) -> BTreeMap<&'static str, String> {
     ];
     groups
         .into_iter()
-        .map(|(group, text)| (group, token::fingerprint(text.as_bytes())))
+        .map(|(group, text)| (group, token::sha256_fingerprint(text.as_bytes())))
         .collect()
 }
 
@@ -82,9 +88,9 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
-    use crate::config::Raw;
+    use crate::config::RawSettings;
 
-    fn of(set: &[(&str, &str)]) -> BTreeMap<&'static str, String> {
+    fn fingerprints_with(set: &[(&str, &str)]) -> BTreeMap<&'static str, String> {
         let lookup = |name: &str| match name {
             "DATABASE_URL" => Some(OsString::from("postgres://a@b/c")),
             "ATTESTO_ENCRYPTION_KEY" => Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into()),
@@ -93,11 +99,13 @@ mod tests {
         let given = set
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        fingerprints(&Settings::parse(&Raw::new(given, &lookup)).expect("these are good"))
+        compute_fingerprints(
+            &AppSettings::parse(&RawSettings::new(given, &lookup)).expect("these are good"),
+        )
     }
 
-    fn differ(set: &[(&str, &str)]) -> Vec<&'static str> {
-        let (usual, other) = (of(&[]), of(set));
+    fn differing_groups(set: &[(&str, &str)]) -> Vec<&'static str> {
+        let (usual, other) = (fingerprints_with(&[]), fingerprints_with(set));
         let groups = usual.iter().filter(|(group, held)| other[*group] != **held);
         groups.map(|(group, _)| *group).collect()
     }
@@ -114,7 +122,7 @@ mod tests {
             ("JOBS_DRIFT_INTERVAL_SECONDS", "7", "jobs"),
             ("GOOGLE_PLAY_URL", "https://other.example", "stores"),
         ] {
-            assert_eq!(differ(&[(name, value)]), [group], "{name}");
+            assert_eq!(differing_groups(&[(name, value)]), [group], "{name}");
         }
         let own = [
             ("PORT", "1"),
@@ -123,6 +131,6 @@ mod tests {
             ("WEBHOOK_DISPATCH_CONCURRENCY", "9"),
             ("LOG_LEVEL", "debug"),
         ];
-        assert_eq!(differ(&own), Vec::<&str>::new());
+        assert_eq!(differing_groups(&own), Vec::<&str>::new());
     }
 }

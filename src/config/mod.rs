@@ -13,13 +13,16 @@
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
 
 pub mod admin;
-pub mod catalogue;
+pub mod definitions;
+pub mod effective;
 pub mod fingerprints;
 pub mod raw;
 pub mod secret_file;
 pub mod settings;
-pub mod shown;
 
-pub use fingerprints::fingerprints;
-pub use raw::{Raw, environment, variables};
-pub use settings::{DatabaseSource, Mode, Settings, Stores, Webhooks, listen, own_certificate};
+pub use fingerprints::compute_fingerprints;
+pub use raw::{RawSettings, list_env_vars, read_env_var};
+pub use settings::{
+    AppSettings, DatabaseSource, DeploymentMode, StoreSettings, WebhookSettings,
+    read_listen_settings, read_tls_files,
+};

@@ -10,35 +10,35 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::crypto::pasted::unreadable;
+use crate::crypto::redact::unreadable_file_message;
 
 /// Where settings come from: a variable's name in, its value out. The process' environment, or a test's table.
-pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Why a setting cannot be read. Never repeats the value.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
+pub enum SecretReadError {
     /// Both ways are used at once.
     #[error("{name} and {name}_FILE are both set: remove one of them")]
-    Both {
+    BothSet {
         /// The variable.
         name: String,
     },
     /// The file is there, with nothing in it.
     #[error("{name}_FILE names an empty file: put the value there or remove the variable")]
-    Empty {
+    EmptyFile {
         /// The variable, without `_FILE`.
         name: String,
     },
     /// Bytes that are no text.
     #[error("{name} is not valid UTF-8")]
-    NotText {
+    NotUtf8 {
         /// The variable, with `_FILE` when the file is meant.
         name: String,
     },
     /// The file is not there or may not be read.
-    #[error("{name}_FILE {}: {cause}", unreadable(path))]
-    File {
+    #[error("{name}_FILE {}: {cause}", unreadable_file_message(path))]
+    UnreadableFile {
         /// The variable, without `_FILE`.
         name: String,
         /// The file.
@@ -50,33 +50,36 @@ pub enum Unreadable {
 
 /// Reads `name`, or the file that `name`_FILE names, without the one line end that editors and `echo` leave behind.
 /// `None` when neither is set.
-pub fn read(lookup: Lookup<'_>, name: &str) -> Result<Option<SecretString>, Unreadable> {
+pub fn read_secret(
+    lookup: EnvLookup<'_>,
+    name: &str,
+) -> Result<Option<SecretString>, SecretReadError> {
     let file_name = format!("{name}_FILE");
     let set = |name: &str| lookup(name).filter(|value| !is_blank(&value.to_string_lossy()));
     match (set(name), set(&file_name)) {
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(Unreadable::Both { name: name.into() }),
+        (Some(_), Some(_)) => Err(SecretReadError::BothSet { name: name.into() }),
         (Some(value), None) => {
             let value = value
                 .into_string()
-                .map_err(|_| Unreadable::NotText { name: name.into() })?;
+                .map_err(|_| SecretReadError::NotUtf8 { name: name.into() })?;
             Ok(Some(SecretString::from(value)))
         }
         (None, Some(path)) => {
             let path = PathBuf::from(path);
             let bytes = std::fs::read(&path).map(Zeroizing::new);
-            let bytes = bytes.map_err(|cause| Unreadable::File {
+            let bytes = bytes.map_err(|cause| SecretReadError::UnreadableFile {
                 name: name.into(),
                 path,
                 cause,
             })?;
             let Ok(text) = std::str::from_utf8(&bytes) else {
-                return Err(Unreadable::NotText { name: file_name });
+                return Err(SecretReadError::NotUtf8 { name: file_name });
             };
             let text = text.strip_suffix('\n').unwrap_or(text);
             let text = text.strip_suffix('\r').unwrap_or(text);
             if is_blank(text) {
-                return Err(Unreadable::Empty { name: name.into() });
+                return Err(SecretReadError::EmptyFile { name: name.into() });
             }
             Ok(Some(SecretString::from(text)))
         }
@@ -100,7 +103,7 @@ mod tests {
                 .find(|(set, _)| *set == name)
                 .map(|(_, value)| OsString::from(value))
         };
-        read(&lookup, "SECRET")
+        read_secret(&lookup, "SECRET")
             .map(|value| value.map(|value| value.expose_secret().to_owned()))
             .map_err(|problem| problem.to_string())
     }

@@ -11,21 +11,21 @@ use secrecy::ExposeSecret as _;
 use url::{Host, Url};
 
 use super::admin;
-use super::catalogue::setting;
-use super::raw::{Given, Raw};
+use super::definitions::find_setting;
+use super::raw::{GivenValue, RawSettings};
 use super::secret_file;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
 use crate::db::embedded::EmbeddedOptions;
-use crate::server::Listen;
-use crate::server::tls::Files as TlsFiles;
-use crate::telemetry::{Log, LogFormat};
+use crate::server::ListenSettings;
+use crate::server::tls::TlsFiles;
+use crate::telemetry::{LogFormat, LogSettings};
 use crate::tenants::RateLimit;
 use crate::traces;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum DeploymentMode {
     /// On somebody's machine.
     Development,
     /// Real tenants, real money.
@@ -34,7 +34,7 @@ pub enum Mode {
     Test,
 }
 
-impl Mode {
+impl DeploymentMode {
     /// The word it is chosen by.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -46,12 +46,12 @@ impl Mode {
 }
 
 /// Only where the service listens, for who looks for one on this machine rather than to run one.
-pub fn listen(raw: &Raw<'_>) -> Result<Listen, Vec<String>> {
-    let mut reader = Reader {
+pub fn read_listen_settings(raw: &RawSettings<'_>) -> Result<ListenSettings, Vec<String>> {
+    let mut reader = SettingsReader {
         raw,
         problems: Vec::new(),
     };
-    let listen = reader.listen();
+    let listen = reader.read_listen();
     if reader.problems.is_empty() {
         Ok(listen)
     } else {
@@ -70,43 +70,43 @@ pub enum DatabaseSource {
 
 /// How events are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Webhooks {
+pub struct WebhookSettings {
     /// Not `WEBHOOK_DISPATCHER_DISABLED`: whether this process delivers.
-    pub dispatch: bool,
+    pub is_dispatcher_enabled: bool,
     /// `ATTESTO_HOLD_DELIVERIES`: nothing is sent before somebody releases it.
-    pub hold: bool,
+    pub is_hold_requested: bool,
     /// `WEBHOOK_DISPATCH_CONCURRENCY`
-    pub concurrency: usize,
+    pub max_concurrent_deliveries: usize,
     /// `WEBHOOK_DISPATCH_INTERVAL_SECONDS`
-    pub interval: Duration,
+    pub dispatch_interval: Duration,
     /// `WEBHOOK_TIMEOUT_SECONDS`
-    pub timeout: Duration,
+    pub callback_timeout: Duration,
     /// `WEBHOOK_MAX_RETRIES`
     pub max_retries: u32,
     /// `WEBHOOK_ALLOW_PRIVATE_CALLBACKS`
-    pub allow_private: bool,
+    pub is_private_callback_allowed: bool,
 }
 
 /// How long replaced store credentials can be gone back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grace(pub Duration);
+pub struct CredentialGracePeriod(pub Duration);
 
 /// When a credential or a certificate is warned of. `None`: never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cadences {
+pub struct ExpiryThresholds {
     /// `CREDENTIAL_APPLE_MAX_AGE_DAYS`
-    pub apple: Option<Duration>,
+    pub apple_key_max_age: Option<Duration>,
     /// `CREDENTIAL_GOOGLE_MAX_AGE_DAYS`
-    pub google: Option<Duration>,
+    pub google_key_max_age: Option<Duration>,
     /// `CREDENTIAL_API_KEY_UNUSED_DAYS`
-    pub unused: Option<Duration>,
+    pub api_key_max_unused: Option<Duration>,
     /// `CERTIFICATE_WARNING_DAYS`: how long before its end.
-    pub certificate: Duration,
+    pub certificate_warning_period: Duration,
 }
 
 /// How long what is kept. `None`: for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
+pub struct RetentionSettings {
     /// `RETENTION_EVENTS_DAYS`
     pub events: Option<Duration>,
     /// `RETENTION_VALIDATION_AUDIT_DAYS`
@@ -121,7 +121,7 @@ pub struct Retention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobIntervals {
     /// Not `JOBS_DISABLED`: whether this process runs them.
-    pub enabled: bool,
+    pub is_enabled: bool,
     /// `JOBS_RETENTION_INTERVAL_SECONDS`
     pub retention: Option<Duration>,
     /// `JOBS_RESEAL_INTERVAL_SECONDS`
@@ -140,7 +140,7 @@ impl JobIntervals {
     /// The same, and callbacks are connected to by itself only by a process that also delivers: another one may not be let out
     /// to where they are, and would tell that of all of them.
     #[must_use]
-    pub fn of_one_that_delivers(mut self, delivers: bool) -> Self {
+    pub fn with_probe_only_if_delivering(mut self, delivers: bool) -> Self {
         self.probe = self.probe.filter(|_| delivers);
         self
     }
@@ -148,34 +148,34 @@ impl JobIntervals {
 
 /// Base URLs and manners of calls to the stores.
 #[derive(Clone, Debug)]
-pub struct Stores {
+pub struct StoreSettings {
     /// `APPLE_PRODUCTION_URL`
-    pub apple_production: Url,
+    pub apple_production_url: Url,
     /// `APPLE_SANDBOX_URL`
-    pub apple_sandbox: Url,
+    pub apple_sandbox_url: Url,
     /// `APPLE_ROOT_CERTIFICATES`: replaces the built-in roots.
-    pub apple_roots: Option<PathBuf>,
+    pub apple_root_certificates: Option<PathBuf>,
     /// `APPLE_OCSP`: whether responders are asked about Apple's certificates.
-    pub apple_ocsp: bool,
+    pub is_apple_ocsp_enabled: bool,
     /// `GOOGLE_PLAY_URL`
-    pub google_play: Url,
+    pub google_play_url: Url,
     /// `GOOGLE_TOKEN_URL`
-    pub google_token: Url,
+    pub google_token_url: Url,
     /// `GOOGLE_JWKS_URL`
-    pub google_jwks: Url,
+    pub google_jwks_url: Url,
     /// `GOOGLE_PUBSUB_URL`
-    pub google_pubsub: Url,
+    pub google_pubsub_url: Url,
     /// `UPSTREAM_TIMEOUT_SECONDS`
-    pub timeout: Duration,
+    pub upstream_timeout: Duration,
 }
 
 /// Everything `serve` runs with.
 #[derive(Clone)]
-pub struct Settings {
+pub struct AppSettings {
     /// `ATTESTO_ENV`
-    pub mode: Mode,
+    pub mode: DeploymentMode,
     /// `PORT` and `BIND_ADDRESS`
-    pub listen: Listen,
+    pub listen: ListenSettings,
     /// `DATABASE_URL`, or a private one
     pub database: DatabaseSource,
     /// `ATTESTO_MIGRATE_ON_START`
@@ -183,66 +183,66 @@ pub struct Settings {
     /// `ATTESTO_ENCRYPTION_KEY` and `ATTESTO_ENCRYPTION_KEYS_RETIRED`
     pub keyring: Arc<Keyring>,
     /// `LOG_LEVEL` and `LOG_FORMAT`
-    pub log: Log,
+    pub log: LogSettings,
     /// `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`
     pub rate_limit: RateLimit,
     /// `CREDENTIAL_CACHE_TTL_SECONDS`
-    pub credential_ttl: Duration,
+    pub credential_cache_ttl: Duration,
     /// `CREDENTIAL_GRACE_HOURS`
-    pub credential_grace: Grace,
+    pub credential_grace: CredentialGracePeriod,
     /// The ages that are warned of
-    pub cadences: Cadences,
+    pub expiry_thresholds: ExpiryThresholds,
     /// The `WEBHOOK_…` settings
-    pub webhooks: Webhooks,
+    pub webhooks: WebhookSettings,
     /// `ENABLE_VALIDATION_AUDIT_LOG`
-    pub validation_audit: bool,
+    pub is_validation_audit_enabled: bool,
     /// The `RETENTION_…` settings
-    pub retention: Retention,
+    pub retention: RetentionSettings,
     /// The `JOBS_…` settings
-    pub jobs: JobIntervals,
+    pub job_intervals: JobIntervals,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `TLS_CERT_PATH` and `TLS_KEY_PATH`
-    pub tls: Option<TlsFiles>,
+    pub tls_files: Option<TlsFiles>,
     /// The `OTEL_…` settings, when there is a collector
-    pub traces: Option<traces::Settings>,
+    pub traces: Option<traces::TraceSettings>,
     /// `METRICS_ADDRESS`
-    pub metrics: Option<SocketAddr>,
+    pub metrics_address: Option<SocketAddr>,
     /// Where the stores are
-    pub stores: Stores,
+    pub stores: StoreSettings,
 }
 
-impl Settings {
+impl AppSettings {
     /// Reads them all. Every problem is a line that names the flag or variable and says what it must be; none repeats
     /// a value.
-    pub fn parse(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = Reader {
+    pub fn parse(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = SettingsReader {
             raw,
             problems: Vec::new(),
         };
         // Everything is read before anything is missed, so that all problems are found.
-        let mode = reader.mode();
-        let listen = reader.listen();
-        let database = reader.database();
-        let migrate_on_start = reader.switch("ATTESTO_MIGRATE_ON_START");
-        let keyring = reader.keyring();
-        let log = reader.log(mode);
+        let mode = reader.read_mode();
+        let listen = reader.read_listen();
+        let database = reader.read_database();
+        let migrate_on_start = reader.read_switch("ATTESTO_MIGRATE_ON_START");
+        let keyring = reader.read_keyring();
+        let log = reader.read_log(mode);
         let rate_limit = RateLimit {
-            per_second: reader.number("RATE_LIMIT_PER_SECOND", 1..=1_000_000),
-            burst: reader.number("RATE_LIMIT_BURST", 1..=1_000_000),
+            per_second: reader.read_number("RATE_LIMIT_PER_SECOND", 1..=1_000_000),
+            burst: reader.read_number("RATE_LIMIT_BURST", 1..=1_000_000),
         };
-        let credential_ttl = reader.seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
-        let credential_grace = reader.grace();
-        let cadences = reader.cadences();
-        let webhooks = reader.webhooks(mode);
-        let validation_audit = reader.switch("ENABLE_VALIDATION_AUDIT_LOG");
-        let retention = reader.retention();
-        let jobs = reader.jobs();
-        let shutdown_grace = reader.seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
-        let tls = reader.tls();
-        let traces = reader.traces();
-        let metrics = reader.metrics();
-        let stores = reader.stores(mode);
+        let credential_ttl = reader.read_seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
+        let credential_grace = reader.read_credential_grace();
+        let cadences = reader.read_expiry_thresholds();
+        let webhooks = reader.read_webhooks(mode);
+        let validation_audit = reader.read_switch("ENABLE_VALIDATION_AUDIT_LOG");
+        let retention = reader.read_retention();
+        let jobs = reader.read_job_intervals();
+        let shutdown_grace = reader.read_seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
+        let tls = reader.read_tls_files();
+        let traces = reader.read_traces();
+        let metrics = reader.read_metrics_address();
+        let stores = reader.read_stores(mode);
         match (database, keyring, stores) {
             (Some(database), Some(keyring), Some(stores)) if reader.problems.is_empty() => {
                 Ok(Self {
@@ -253,17 +253,17 @@ impl Settings {
                     keyring,
                     log,
                     rate_limit,
-                    credential_ttl,
+                    credential_cache_ttl: credential_ttl,
                     credential_grace,
-                    cadences,
+                    expiry_thresholds: cadences,
                     webhooks,
-                    validation_audit,
+                    is_validation_audit_enabled: validation_audit,
                     retention,
-                    jobs,
+                    job_intervals: jobs,
                     shutdown_grace,
-                    tls,
+                    tls_files: tls,
                     traces,
-                    metrics,
+                    metrics_address: metrics,
                     stores,
                 })
             }
@@ -273,7 +273,7 @@ impl Settings {
 }
 
 /// Only what is no secret.
-impl std::fmt::Debug for Settings {
+impl std::fmt::Debug for AppSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
             .field("mode", &self.mode)
@@ -283,69 +283,69 @@ impl std::fmt::Debug for Settings {
 }
 
 /// `TLS_CERT_PATH` and `TLS_KEY_PATH` alone, for who asks a service on this machine rather than to run one.
-pub fn own_certificate(raw: &Raw<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
-    Reader::only(raw, Reader::tls)
+pub fn read_tls_files(raw: &RawSettings<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
+    SettingsReader::read_single(raw, SettingsReader::read_tls_files)
 }
 
-impl Log {
+impl LogSettings {
     /// As far as it can be told from settings that may be wrong elsewhere: for saying so.
-    pub fn best_effort(raw: &Raw<'_>) -> Self {
-        let mut reader = Reader {
+    pub fn best_effort(raw: &RawSettings<'_>) -> Self {
+        let mut reader = SettingsReader {
             raw,
             problems: Vec::new(),
         };
-        let mode = reader.mode();
-        reader.log(mode)
+        let mode = reader.read_mode();
+        reader.read_log(mode)
     }
 }
 
-impl Webhooks {
+impl WebhookSettings {
     /// These alone, for a command that sends without serving.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        Reader::only(raw, |reader| {
-            let mode = reader.mode();
-            reader.webhooks(mode)
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        SettingsReader::read_single(raw, |reader| {
+            let mode = reader.read_mode();
+            reader.read_webhooks(mode)
         })
     }
 }
 
-impl Grace {
+impl CredentialGracePeriod {
     /// This alone, for a command that replaces credentials.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        Reader::only(raw, Reader::grace)
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        SettingsReader::read_single(raw, SettingsReader::read_credential_grace)
     }
 }
 
-impl Cadences {
+impl ExpiryThresholds {
     /// These alone, for who looks at ages without serving.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        Reader::only(raw, Reader::cadences)
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        SettingsReader::read_single(raw, SettingsReader::read_expiry_thresholds)
     }
 }
 
-impl Retention {
+impl RetentionSettings {
     /// These alone, for a command that prunes without serving.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        Reader::only(raw, Reader::retention)
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        SettingsReader::read_single(raw, SettingsReader::read_retention)
     }
 }
 
 impl JobIntervals {
     /// These alone, for a command that runs a job without serving.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        Reader::only(raw, Reader::jobs)
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        SettingsReader::read_single(raw, SettingsReader::read_job_intervals)
     }
 }
 
-impl Stores {
+impl StoreSettings {
     /// These alone, for a command that asks a store without serving.
-    pub fn read(raw: &Raw<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = Reader {
+    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
+        let mut reader = SettingsReader {
             raw,
             problems: Vec::new(),
         };
-        let mode = reader.mode();
-        let stores = reader.stores(mode);
+        let mode = reader.read_mode();
+        let stores = reader.read_stores(mode);
         stores
             .filter(|_| reader.problems.is_empty())
             .ok_or(reader.problems)
@@ -354,14 +354,17 @@ impl Stores {
 
 /// Reads settings one by one and keeps what is wrong with them. After a problem it goes on with the default, which is
 /// never used.
-struct Reader<'a> {
-    raw: &'a Raw<'a>,
+struct SettingsReader<'a> {
+    raw: &'a RawSettings<'a>,
     problems: Vec<String>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> SettingsReader<'a> {
     /// What `read` reads, or what is wrong with it.
-    fn only<T>(raw: &'a Raw<'a>, read: impl FnOnce(&mut Self) -> T) -> Result<T, Vec<String>> {
+    fn read_single<T>(
+        raw: &'a RawSettings<'a>,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, Vec<String>> {
         let mut reader = Self {
             raw,
             problems: Vec::new(),
@@ -375,115 +378,120 @@ impl<'a> Reader<'a> {
     }
 }
 
-impl Reader<'_> {
-    fn problem(&mut self, origin: &str, problem: &str) {
+impl SettingsReader<'_> {
+    fn add_problem(&mut self, origin: &str, problem: &str) {
         self.problems.push(format!("{origin}: {problem}"));
     }
 
-    fn given(&mut self, name: &str) -> Option<Given> {
-        self.raw.text(name).unwrap_or_else(|problem| {
+    fn find_given(&mut self, name: &str) -> Option<GivenValue> {
+        self.raw.find_text(name).unwrap_or_else(|problem| {
             self.problems.push(problem);
             None
         })
     }
 
     /// What was given and reads well, or the default.
-    fn read<T>(&mut self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> T {
-        let given = self.given(name);
+    fn read_or_default<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let given = self.find_given(name);
         let value = given.as_ref().and_then(|given| parse(&given.text));
         if value.is_none()
             && let Some(given) = &given
         {
-            self.problem(&given.origin, &format!("must be {expected}"));
+            self.add_problem(&given.origin, &format!("must be {expected}"));
         }
         value.unwrap_or_else(|| {
-            let default = setting(name).map_or("", |setting| setting.default);
+            let default = find_setting(name).map_or("", |setting| setting.default);
             parse(default).expect("a setting's default is one of its values")
         })
     }
 
     /// What was given and reads well, if anything was given.
-    fn optional<T>(
+    fn read_optional<T>(
         &mut self,
         name: &str,
         expected: &str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Option<T> {
-        let given = self.given(name)?;
+        let given = self.find_given(name)?;
         let value = parse(&given.text);
         if value.is_none() {
-            self.problem(&given.origin, &format!("must be {expected}"));
+            self.add_problem(&given.origin, &format!("must be {expected}"));
         }
         value
     }
 
-    fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+    fn read_number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
         &mut self,
         name: &str,
         range: RangeInclusive<T>,
     ) -> T {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        self.read(name, &expected, |text| {
+        self.read_or_default(name, &expected, |text| {
             let digits = text.bytes().all(|byte| byte.is_ascii_digit());
             let number = digits.then(|| text.parse().ok()).flatten();
             number.filter(|number| range.contains(number))
         })
     }
 
-    fn seconds(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
-        Duration::from_secs(self.number(name, range))
+    fn read_seconds(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
+        Duration::from_secs(self.read_number(name, range))
     }
 
     /// Zero is none.
-    fn days(&mut self, name: &str) -> Option<Duration> {
-        let days: u64 = self.number(name, 0..=36_500);
+    fn read_days(&mut self, name: &str) -> Option<Duration> {
+        let days: u64 = self.read_number(name, 0..=36_500);
         (days > 0).then(|| Duration::from_hours(24 * days))
     }
 
     /// Zero is none.
-    fn interval(&mut self, name: &str) -> Option<Duration> {
-        let interval = self.seconds(name, 0..=31_536_000);
+    fn read_interval(&mut self, name: &str) -> Option<Duration> {
+        let interval = self.read_seconds(name, 0..=31_536_000);
         (!interval.is_zero()).then_some(interval)
     }
 
-    fn grace(&mut self) -> Grace {
-        let hours: u64 = self.number("CREDENTIAL_GRACE_HOURS", 0..=8760);
-        Grace(Duration::from_hours(hours))
+    fn read_credential_grace(&mut self) -> CredentialGracePeriod {
+        let hours: u64 = self.read_number("CREDENTIAL_GRACE_HOURS", 0..=8760);
+        CredentialGracePeriod(Duration::from_hours(hours))
     }
 
-    fn cadences(&mut self) -> Cadences {
-        let days: u64 = self.number("CERTIFICATE_WARNING_DAYS", 0..=3650);
-        Cadences {
-            apple: self.days("CREDENTIAL_APPLE_MAX_AGE_DAYS"),
-            google: self.days("CREDENTIAL_GOOGLE_MAX_AGE_DAYS"),
-            unused: self.days("CREDENTIAL_API_KEY_UNUSED_DAYS"),
-            certificate: Duration::from_hours(24 * days),
+    fn read_expiry_thresholds(&mut self) -> ExpiryThresholds {
+        let days: u64 = self.read_number("CERTIFICATE_WARNING_DAYS", 0..=3650);
+        ExpiryThresholds {
+            apple_key_max_age: self.read_days("CREDENTIAL_APPLE_MAX_AGE_DAYS"),
+            google_key_max_age: self.read_days("CREDENTIAL_GOOGLE_MAX_AGE_DAYS"),
+            api_key_max_unused: self.read_days("CREDENTIAL_API_KEY_UNUSED_DAYS"),
+            certificate_warning_period: Duration::from_hours(24 * days),
         }
     }
 
-    fn retention(&mut self) -> Retention {
-        Retention {
-            events: self.days("RETENTION_EVENTS_DAYS"),
-            validation_audit: self.days("RETENTION_VALIDATION_AUDIT_DAYS"),
-            operator_audit: self.days("RETENTION_OPERATOR_AUDIT_DAYS"),
-            attempt_details: self.days("RETENTION_ATTEMPT_DETAILS_DAYS"),
+    fn read_retention(&mut self) -> RetentionSettings {
+        RetentionSettings {
+            events: self.read_days("RETENTION_EVENTS_DAYS"),
+            validation_audit: self.read_days("RETENTION_VALIDATION_AUDIT_DAYS"),
+            operator_audit: self.read_days("RETENTION_OPERATOR_AUDIT_DAYS"),
+            attempt_details: self.read_days("RETENTION_ATTEMPT_DETAILS_DAYS"),
         }
     }
 
-    fn jobs(&mut self) -> JobIntervals {
+    fn read_job_intervals(&mut self) -> JobIntervals {
         JobIntervals {
-            enabled: !self.switch("JOBS_DISABLED"),
-            retention: self.interval("JOBS_RETENTION_INTERVAL_SECONDS"),
-            reseal: self.interval("JOBS_RESEAL_INTERVAL_SECONDS"),
-            expiry: self.interval("JOBS_EXPIRY_INTERVAL_SECONDS"),
-            drift: self.interval("JOBS_DRIFT_INTERVAL_SECONDS"),
-            probe: self.interval("JOBS_PROBE_INTERVAL_SECONDS"),
-            statistics: self.interval("JOBS_STATISTICS_INTERVAL_SECONDS"),
+            is_enabled: !self.read_switch("JOBS_DISABLED"),
+            retention: self.read_interval("JOBS_RETENTION_INTERVAL_SECONDS"),
+            reseal: self.read_interval("JOBS_RESEAL_INTERVAL_SECONDS"),
+            expiry: self.read_interval("JOBS_EXPIRY_INTERVAL_SECONDS"),
+            drift: self.read_interval("JOBS_DRIFT_INTERVAL_SECONDS"),
+            probe: self.read_interval("JOBS_PROBE_INTERVAL_SECONDS"),
+            statistics: self.read_interval("JOBS_STATISTICS_INTERVAL_SECONDS"),
         }
     }
 
-    fn switch(&mut self, name: &str) -> bool {
-        self.read(name, "true or false (or 1 or 0)", |text| {
+    fn read_switch(&mut self, name: &str) -> bool {
+        self.read_or_default(name, "true or false (or 1 or 0)", |text| {
             match text.to_ascii_lowercase().as_str() {
                 "1" | "true" | "yes" | "on" => Some(true),
                 "0" | "false" | "no" | "off" => Some(false),
@@ -493,14 +501,14 @@ impl Reader<'_> {
     }
 
     /// Without an endpoint nothing else is looked at: other programs on the machine are told in the same variables.
-    fn traces(&mut self) -> Option<traces::Settings> {
+    fn read_traces(&mut self) -> Option<traces::TraceSettings> {
         const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
-        if self.raw.text(ENDPOINT) == Ok(None) {
+        if self.raw.find_text(ENDPOINT) == Ok(None) {
             return None;
         }
         let expected = "an http:// or https:// URL without a user name, a password, ? and #";
-        let endpoint = self.optional(ENDPOINT, expected, |text| {
+        let endpoint = self.read_optional(ENDPOINT, expected, |text| {
             let url = Url::parse(text).ok()?;
             let is_plain = url.has_host()
                 && url.username().is_empty()
@@ -509,59 +517,60 @@ impl Reader<'_> {
                 && url.fragment().is_none();
             (matches!(url.scheme(), "http" | "https") && is_plain).then_some(url)
         });
-        let headers = match secret_file::read(&|name| self.raw.lookup(name), HEADERS) {
-            Ok(None) => HeaderMap::new(),
-            Ok(Some(text)) => {
-                traces::settings::headers(text.expose_secret()).unwrap_or_else(|| {
-                    self.problem(
-                        HEADERS,
-                        "must be name=value, separated by commas, values percent-encoded",
-                    );
+        let headers =
+            match secret_file::read_secret(&|name| self.raw.find_os_value(name), HEADERS) {
+                Ok(None) => HeaderMap::new(),
+                Ok(Some(text)) => traces::settings::parse_headers(text.expose_secret())
+                    .unwrap_or_else(|| {
+                        self.add_problem(
+                            HEADERS,
+                            "must be name=value, separated by commas, values percent-encoded",
+                        );
+                        HeaderMap::new()
+                    }),
+                Err(problem) => {
+                    self.problems.push(problem.to_string());
                     HeaderMap::new()
-                })
-            }
-            Err(problem) => {
-                self.problems.push(problem.to_string());
-                HeaderMap::new()
-            }
-        };
-        let service = self.read("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
+                }
+            };
+        let service = self.read_or_default("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
             (1..=100).contains(&text.len()).then(|| text.to_owned())
         });
         // Of another sampler it is something else, such as an address.
-        let sampler = self.raw.text("OTEL_TRACES_SAMPLER").ok().flatten();
+        let sampler = self.raw.find_text("OTEL_TRACES_SAMPLER").ok().flatten();
         let is_ours = sampler.is_none_or(|sampler| {
             matches!(&*sampler.text, "traceidratio" | "parentbased_traceidratio")
         });
-        let share = self.read("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
-            let share = text.parse().ok();
-            let share = share.filter(|share| (0.0..=1.0).contains(share));
-            share.or((!is_ours).then_some(1.0))
-        });
-        endpoint.map(|endpoint| traces::Settings {
+        let share =
+            self.read_or_default("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
+                let share = text.parse().ok();
+                let share = share.filter(|share| (0.0..=1.0).contains(share));
+                share.or((!is_ours).then_some(1.0))
+            });
+        endpoint.map(|endpoint| traces::TraceSettings {
             url: traces::settings::traces_url(endpoint),
             headers,
-            service,
-            share,
+            service_name: service,
+            sample_ratio: share,
         })
     }
 
-    fn tls(&mut self) -> Option<TlsFiles> {
+    fn read_tls_files(&mut self) -> Option<TlsFiles> {
         let path = |text: &str| Some(PathBuf::from(text));
-        let certificate = self.optional("TLS_CERT_PATH", "a path", path);
-        let key = self.optional("TLS_KEY_PATH", "a path", path);
+        let certificate = self.read_optional("TLS_CERT_PATH", "a path", path);
+        let key = self.read_optional("TLS_KEY_PATH", "a path", path);
         match (certificate, key) {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
             (None, None) => None,
             (Some(_), None) => {
-                self.problem(
+                self.add_problem(
                     "TLS_KEY_PATH",
                     "is missing: TLS_CERT_PATH needs its private key",
                 );
                 None
             }
             (None, Some(_)) => {
-                self.problem(
+                self.add_problem(
                     "TLS_CERT_PATH",
                     "is missing: TLS_KEY_PATH needs its certificate",
                 );
@@ -570,26 +579,26 @@ impl Reader<'_> {
         }
     }
 
-    fn mode(&mut self) -> Mode {
+    fn read_mode(&mut self) -> DeploymentMode {
         let parse = |text: &str| match text {
-            "development" => Some(Mode::Development),
-            "production" => Some(Mode::Production),
-            "test" => Some(Mode::Test),
+            "development" => Some(DeploymentMode::Development),
+            "production" => Some(DeploymentMode::Production),
+            "test" => Some(DeploymentMode::Test),
             _ => None,
         };
         let expected = "development, production or test";
-        match self.given("ATTESTO_ENV") {
-            Some(_) => self.read("ATTESTO_ENV", expected, parse),
+        match self.find_given("ATTESTO_ENV") {
+            Some(_) => self.read_or_default("ATTESTO_ENV", expected, parse),
             None => self
-                .optional("NODE_ENV", expected, parse)
-                .unwrap_or(Mode::Development),
+                .read_optional("NODE_ENV", expected, parse)
+                .unwrap_or(DeploymentMode::Development),
         }
     }
 
-    fn listen(&mut self) -> Listen {
-        let port = self.number("PORT", 0..=u16::MAX);
+    fn read_listen(&mut self) -> ListenSettings {
+        let port = self.read_number("PORT", 0..=u16::MAX);
         let expected = "an IP address, like [::], 0.0.0.0 or 127.0.0.1";
-        let address = self.optional("BIND_ADDRESS", expected, |text| match text {
+        let address = self.read_optional("BIND_ADDRESS", expected, |text| match text {
             "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
             text => {
                 let bare = text
@@ -598,17 +607,20 @@ impl Reader<'_> {
                 bare.unwrap_or(text).parse().ok()
             }
         });
-        Listen { address, port }
+        ListenSettings { address, port }
     }
 
-    fn database(&mut self) -> Option<DatabaseSource> {
-        let embedded = EmbeddedOptions::from_environment(|name| self.raw.lookup(name));
-        let embed = self.switch("ATTESTO_EMBEDDED_POSTGRES");
-        match admin::database(&|name| self.raw.lookup(name), self.raw.flag("DATABASE_URL")) {
+    fn read_database(&mut self) -> Option<DatabaseSource> {
+        let embedded = EmbeddedOptions::from_env(|name| self.raw.find_os_value(name));
+        let embed = self.read_switch("ATTESTO_EMBEDDED_POSTGRES");
+        match admin::read_database(
+            &|name| self.raw.find_os_value(name),
+            self.raw.find_flag("DATABASE_URL"),
+        ) {
             Ok(Some(settings)) => Some(DatabaseSource::Url(Box::new(settings))),
             Ok(None) if embed => Some(DatabaseSource::Embedded(embedded)),
             Ok(None) => {
-                self.problem(
+                self.add_problem(
                     "DATABASE_URL",
                     "is missing: set it to postgres://user:password@host:5432/name; or add --embedded-postgres for a \
                      private Postgres on this machine; or run `attesto dev` to try everything at once",
@@ -622,11 +634,11 @@ impl Reader<'_> {
         }
     }
 
-    fn keyring(&mut self) -> Option<Arc<Keyring>> {
-        match admin::keyring(&|name| self.raw.lookup(name)) {
+    fn read_keyring(&mut self) -> Option<Arc<Keyring>> {
+        match admin::read_keyring(&|name| self.raw.find_os_value(name)) {
             Ok(Some(keyring)) => Some(Arc::new(keyring)),
             Ok(None) => {
-                self.problem(
+                self.add_problem(
                     "ATTESTO_ENCRYPTION_KEY",
                     "is missing: make one with `openssl rand -base64 32`, keep it as safe as a backup, and set it, or \
                      ATTESTO_ENCRYPTION_KEY_FILE to a file that holds it",
@@ -640,11 +652,11 @@ impl Reader<'_> {
         }
     }
 
-    fn log(&mut self, mode: Mode) -> Log {
+    fn read_log(&mut self, mode: DeploymentMode) -> LogSettings {
         use tracing::level_filters::LevelFilter;
 
         let expected = "fatal, error, warn, info, debug or trace";
-        let level = self.read("LOG_LEVEL", expected, |text| {
+        let level = self.read_or_default("LOG_LEVEL", expected, |text| {
             match text.to_ascii_lowercase().as_str() {
                 "fatal" | "error" => Some(LevelFilter::ERROR),
                 "warn" => Some(LevelFilter::WARN),
@@ -654,65 +666,69 @@ impl Reader<'_> {
                 _ => None,
             }
         });
-        let format = self.read("LOG_FORMAT", "json, pretty or auto", |text| match text {
-            "json" => Some(LogFormat::Json),
-            "pretty" => Some(LogFormat::Pretty),
-            "auto" => Some(LogFormat::Auto),
-            _ => None,
-        });
-        Log {
+        let format =
+            self.read_or_default("LOG_FORMAT", "json, pretty or auto", |text| match text {
+                "json" => Some(LogFormat::Json),
+                "pretty" => Some(LogFormat::Pretty),
+                "auto" => Some(LogFormat::Auto),
+                _ => None,
+            });
+        LogSettings {
             level,
             format,
-            classes_only: mode == Mode::Production,
+            is_cause_redacted: mode == DeploymentMode::Production,
         }
     }
 
-    fn webhooks(&mut self, mode: Mode) -> Webhooks {
-        let webhooks = Webhooks {
-            dispatch: !self.switch("WEBHOOK_DISPATCHER_DISABLED"),
-            hold: self.switch("ATTESTO_HOLD_DELIVERIES"),
-            concurrency: self.number("WEBHOOK_DISPATCH_CONCURRENCY", 1..=1024),
-            interval: self.seconds("WEBHOOK_DISPATCH_INTERVAL_SECONDS", 1..=3600),
-            timeout: self.seconds("WEBHOOK_TIMEOUT_SECONDS", 1..=120),
-            max_retries: self.number("WEBHOOK_MAX_RETRIES", 0..=20),
-            allow_private: self.switch("WEBHOOK_ALLOW_PRIVATE_CALLBACKS"),
+    fn read_webhooks(&mut self, mode: DeploymentMode) -> WebhookSettings {
+        let webhooks = WebhookSettings {
+            is_dispatcher_enabled: !self.read_switch("WEBHOOK_DISPATCHER_DISABLED"),
+            is_hold_requested: self.read_switch("ATTESTO_HOLD_DELIVERIES"),
+            max_concurrent_deliveries: self.read_number("WEBHOOK_DISPATCH_CONCURRENCY", 1..=1024),
+            dispatch_interval: self.read_seconds("WEBHOOK_DISPATCH_INTERVAL_SECONDS", 1..=3600),
+            callback_timeout: self.read_seconds("WEBHOOK_TIMEOUT_SECONDS", 1..=120),
+            max_retries: self.read_number("WEBHOOK_MAX_RETRIES", 0..=20),
+            is_private_callback_allowed: self.read_switch("WEBHOOK_ALLOW_PRIVATE_CALLBACKS"),
         };
-        if webhooks.allow_private {
-            self.refuse_in_production(mode, "WEBHOOK_ALLOW_PRIVATE_CALLBACKS");
+        if webhooks.is_private_callback_allowed {
+            self.reject_in_production(mode, "WEBHOOK_ALLOW_PRIVATE_CALLBACKS");
         }
         webhooks
     }
 
-    fn stores(&mut self, mode: Mode) -> Option<Stores> {
-        let mut url = |name| self.url(name, mode);
+    fn read_stores(&mut self, mode: DeploymentMode) -> Option<StoreSettings> {
+        let mut url = |name| self.read_url(name, mode);
         let (apple_production, apple_sandbox) =
             (url("APPLE_PRODUCTION_URL"), url("APPLE_SANDBOX_URL"));
         let (google_play, google_token) = (url("GOOGLE_PLAY_URL"), url("GOOGLE_TOKEN_URL"));
         let (google_jwks, google_pubsub) = (url("GOOGLE_JWKS_URL"), url("GOOGLE_PUBSUB_URL"));
-        let timeout = self.seconds("UPSTREAM_TIMEOUT_SECONDS", 1..=60);
-        let apple_roots = self.path("APPLE_ROOT_CERTIFICATES");
-        let apple_ocsp = self.ocsp();
+        let timeout = self.read_seconds("UPSTREAM_TIMEOUT_SECONDS", 1..=60);
+        let apple_roots = self.read_path("APPLE_ROOT_CERTIFICATES");
+        let apple_ocsp = self.read_apple_ocsp();
         if apple_roots.is_some() {
-            self.refuse_in_production(mode, "APPLE_ROOT_CERTIFICATES");
+            self.reject_in_production(mode, "APPLE_ROOT_CERTIFICATES");
         }
-        Some(Stores {
-            apple_production: apple_production?,
-            apple_sandbox: apple_sandbox?,
-            apple_roots,
-            apple_ocsp,
-            google_play: google_play?,
-            google_token: google_token?,
-            google_jwks: google_jwks?,
-            google_pubsub: google_pubsub?,
-            timeout,
+        Some(StoreSettings {
+            apple_production_url: apple_production?,
+            apple_sandbox_url: apple_sandbox?,
+            apple_root_certificates: apple_roots,
+            is_apple_ocsp_enabled: apple_ocsp,
+            google_play_url: google_play?,
+            google_token_url: google_token?,
+            google_jwks_url: google_jwks?,
+            google_pubsub_url: google_pubsub?,
+            upstream_timeout: timeout,
         })
     }
 
-    fn url(&mut self, name: &str, mode: Mode) -> Option<Url> {
-        let given = self.given(name);
+    fn read_url(&mut self, name: &str, mode: DeploymentMode) -> Option<Url> {
+        let given = self.find_given(name);
         let (text, origin) = match &given {
             Some(given) => (given.text.as_str(), given.origin.as_str()),
-            None => (setting(name).map_or("", |setting| setting.default), name),
+            None => (
+                find_setting(name).map_or("", |setting| setting.default),
+                name,
+            ),
         };
         let problem = match Url::parse(text) {
             Ok(url) if !matches!(url.scheme(), "http" | "https") || !url.has_host() => {
@@ -726,7 +742,9 @@ impl Reader<'_> {
             }
             // What does not leave the machine, to a proxy beside this process for one, is read by nobody on the way.
             Ok(url)
-                if mode == Mode::Production && url.scheme() != "https" && !is_loopback(&url) =>
+                if mode == DeploymentMode::Production
+                    && url.scheme() != "https"
+                    && !is_loopback(&url) =>
             {
                 "must be an https:// URL when ATTESTO_ENV is production, or http:// to this machine itself"
             }
@@ -734,13 +752,13 @@ impl Reader<'_> {
             Err(_) => "must be an http:// or https:// URL",
         };
         let origin = origin.to_owned();
-        self.problem(&origin, problem);
+        self.add_problem(&origin, problem);
         None
     }
 
-    fn metrics(&mut self) -> Option<SocketAddr> {
+    fn read_metrics_address(&mut self) -> Option<SocketAddr> {
         let expected = "an IP address or localhost, and a port, like 127.0.0.1:9090 or [::1]:9090";
-        self.optional("METRICS_ADDRESS", expected, |text| {
+        self.read_optional("METRICS_ADDRESS", expected, |text| {
             match text.strip_prefix("localhost:") {
                 Some(port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
                 None => text.parse().ok(),
@@ -748,24 +766,24 @@ impl Reader<'_> {
         })
     }
 
-    fn ocsp(&mut self) -> bool {
-        self.read("APPLE_OCSP", "off or on", |text| match text {
+    fn read_apple_ocsp(&mut self) -> bool {
+        self.read_or_default("APPLE_OCSP", "off or on", |text| match text {
             "off" => Some(false),
             "on" => Some(true),
             _ => None,
         })
     }
 
-    fn path(&mut self, name: &str) -> Option<PathBuf> {
-        self.given(name).map(|given| PathBuf::from(given.text))
+    fn read_path(&mut self, name: &str) -> Option<PathBuf> {
+        self.find_given(name).map(|given| PathBuf::from(given.text))
     }
 
-    fn refuse_in_production(&mut self, mode: Mode, name: &str) {
-        if mode == Mode::Production {
+    fn reject_in_production(&mut self, mode: DeploymentMode, name: &str) {
+        if mode == DeploymentMode::Production {
             let origin = self
-                .given(name)
+                .find_given(name)
                 .map_or(name.to_owned(), |given| given.origin);
-            self.problem(
+            self.add_problem(
                 &origin,
                 "is for development only and refused when ATTESTO_ENV is production",
             );
@@ -791,7 +809,10 @@ mod tests {
 
     use super::*;
 
-    fn parse(flags: &[(&str, &str)], set: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+    fn parse_settings(
+        flags: &[(&str, &str)],
+        set: &[(&str, &str)],
+    ) -> Result<AppSettings, Vec<String>> {
         let key = STANDARD.encode([7; 32]);
         let lookup = |name: &str| {
             let given = set.iter().find(|(set, _)| *set == name);
@@ -807,7 +828,7 @@ mod tests {
         let flags = flags
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Settings::parse(&Raw::new(flags, &lookup))
+        AppSettings::parse(&RawSettings::new(flags, &lookup))
     }
 
     #[test]
@@ -819,14 +840,14 @@ mod tests {
             ("OTEL_TRACES_SAMPLER_ARG", "endpoint=http://sampling:14250"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", " "),
         ];
-        assert!(parse(&[], &others).unwrap().traces.is_none());
+        assert!(parse_settings(&[], &others).unwrap().traces.is_none());
         let mut told = others;
         told[4].1 = "http://127.0.0.1:4318";
-        let problems = parse(&[], &told).unwrap_err();
+        let problems = parse_settings(&[], &told).unwrap_err();
         assert_eq!(problems.len(), 3, "{problems:?}");
         // Whoever misspelt it is told of the others too.
         told[4].1 = "127.0.0.1:4318";
-        let problems = parse(&[], &told).unwrap_err();
+        let problems = parse_settings(&[], &told).unwrap_err();
         assert_eq!(problems.len(), 4, "{problems:?}");
     }
 
@@ -838,8 +859,8 @@ mod tests {
                 ("OTEL_TRACES_SAMPLER", sampler),
                 ("OTEL_TRACES_SAMPLER_ARG", argument),
             ];
-            let settings = parse(&[], &set);
-            settings.map(|settings| settings.traces.unwrap().share.to_string())
+            let settings = parse_settings(&[], &set);
+            settings.map(|settings| settings.traces.unwrap().sample_ratio.to_string())
         };
         let problem = || {
             Err(vec![
@@ -865,9 +886,9 @@ mod tests {
 
     #[test]
     fn two_settings_are_enough() {
-        let settings = parse(&[], &[]).expect("the defaults are good");
-        assert_eq!(settings.mode, Mode::Development);
-        assert_eq!(settings.listen.socket(), "[::]:8080".parse().unwrap());
+        let settings = parse_settings(&[], &[]).expect("the defaults are good");
+        assert_eq!(settings.mode, DeploymentMode::Development);
+        assert_eq!(settings.listen.bind_addr(), "[::]:8080".parse().unwrap());
         assert_eq!(
             settings.rate_limit,
             RateLimit {
@@ -875,15 +896,15 @@ mod tests {
                 burst: 200
             }
         );
-        assert_eq!(settings.credential_ttl, Duration::from_mins(5));
+        assert_eq!(settings.credential_cache_ttl, Duration::from_mins(5));
         assert_eq!(settings.shutdown_grace, Duration::from_secs(25));
-        assert!(settings.migrate_on_start && settings.webhooks.dispatch);
-        assert_eq!(settings.stores.google_token.path(), "/token");
+        assert!(settings.migrate_on_start && settings.webhooks.is_dispatcher_enabled);
+        assert_eq!(settings.stores.google_token_url.path(), "/token");
     }
 
     #[test]
     fn a_flag_wins_over_a_variable_and_a_blank_is_nothing() {
-        let settings = parse(
+        let settings = parse_settings(
             &[("PORT", "0"), ("BIND_ADDRESS", "127.0.0.1")],
             &[
                 ("PORT", "9000"),
@@ -894,12 +915,12 @@ mod tests {
             ],
         )
         .expect("these are good");
-        assert_eq!(settings.listen.socket(), "127.0.0.1:0".parse().unwrap());
+        assert_eq!(settings.listen.bind_addr(), "127.0.0.1:0".parse().unwrap());
         assert_eq!(settings.rate_limit.burst, 7);
-        assert_eq!(settings.mode, Mode::Production);
-        assert!(settings.log.classes_only && !settings.webhooks.dispatch);
-        let both = parse(&[], &[("NODE_ENV", "production"), ("ATTESTO_ENV", "test")]);
-        assert_eq!(both.expect("good").mode, Mode::Test);
+        assert_eq!(settings.mode, DeploymentMode::Production);
+        assert!(settings.log.is_cause_redacted && !settings.webhooks.is_dispatcher_enabled);
+        let both = parse_settings(&[], &[("NODE_ENV", "production"), ("ATTESTO_ENV", "test")]);
+        assert_eq!(both.expect("good").mode, DeploymentMode::Test);
     }
 
     #[test]
@@ -918,16 +939,17 @@ mod tests {
                 .iter()
                 .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
                 .collect();
-            let listen = listen(&Raw::new(given, &|_| None)).expect("these are good");
-            assert_eq!(listen.nearby(), nearby.parse().unwrap());
+            let listen =
+                read_listen_settings(&RawSettings::new(given, &|_| None)).expect("these are good");
+            assert_eq!(listen.connect_addr(), nearby.parse().unwrap());
         }
-        let bad = Raw::new([("PORT".to_owned(), "x".to_owned())], &|_| None);
-        assert_eq!(listen(&bad).unwrap_err().len(), 1);
+        let bad = RawSettings::new([("PORT".to_owned(), "x".to_owned())], &|_| None);
+        assert_eq!(read_listen_settings(&bad).unwrap_err().len(), 1);
     }
 
     #[test]
     fn every_problem_is_said_at_once_and_no_value_is_repeated() {
-        let problems = parse(
+        let problems = parse_settings(
             &[("PORT", "hunter2")],
             &[
                 ("-", ""),
@@ -987,8 +1009,8 @@ mod tests {
             ("APPLE_ROOT_CERTIFICATES", "/tmp/roots"),
             ("APPLE_SANDBOX_URL", "http://stores.example"),
         ];
-        assert!(parse(&[], &set).is_ok());
-        let problems = parse(&[("ATTESTO_ENV", "production")], &set).expect_err("refused");
+        assert!(parse_settings(&[], &set).is_ok());
+        let problems = parse_settings(&[("ATTESTO_ENV", "production")], &set).expect_err("refused");
         assert_eq!(problems.len(), 3, "{problems:#?}");
         assert!(
             problems
@@ -1008,7 +1030,7 @@ mod tests {
             ("http://[::ffff:10.0.0.1]", false),
         ] {
             let set = [("ATTESTO_ENV", "production"), ("GOOGLE_PLAY_URL", url)];
-            assert_eq!(parse(&[], &set).is_ok(), is_good, "{url}");
+            assert_eq!(parse_settings(&[], &set).is_ok(), is_good, "{url}");
         }
     }
 
@@ -1021,22 +1043,22 @@ mod tests {
             ("localhost:", None),
             ("elsewhere:9090", None),
         ] {
-            let found = parse(&[], &[("METRICS_ADDRESS", text)]).ok();
-            let found = found.and_then(|settings| settings.metrics);
+            let found = parse_settings(&[], &[("METRICS_ADDRESS", text)]).ok();
+            let found = found.and_then(|settings| settings.metrics_address);
             assert_eq!(found, address.map(|it| it.parse().unwrap()), "{text}");
         }
     }
 
     #[test]
     fn without_a_database_the_ways_to_one_are_shown() {
-        let problems = parse(&[], &[("-", "")]).expect_err("no database");
+        let problems = parse_settings(&[], &[("-", "")]).expect_err("no database");
         assert!(problems[0].contains("attesto dev") && problems[0].contains("--embedded-postgres"));
-        let settings = parse(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[("-", "")]);
+        let settings = parse_settings(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[("-", "")]);
         assert!(matches!(
             settings.expect("embedded").database,
             DatabaseSource::Embedded(_)
         ));
-        let both = parse(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[]);
+        let both = parse_settings(&[("ATTESTO_EMBEDDED_POSTGRES", "true")], &[]);
         assert!(matches!(
             both.expect("the URL wins").database,
             DatabaseSource::Url(_)

@@ -5,13 +5,13 @@
 //! that the others cannot open and before it serves with nothing that opens.
 
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, OpenError};
+use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{Database, Error};
 
-use super::{reseal, sealed, store};
+use super::{reseal, sealed_columns, store};
 
 /// What every canary says.
-const SONG: &[u8] = b"attesto canary";
+const CANARY_TEXT: &[u8] = b"attesto canary";
 
 /// Why the keys cannot be trusted with this database.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum CanaryError {
     /// Something is sealed with a key that is not configured.
     #[error(
         "this database holds values sealed with encryption key {}, which is not configured: add it to ATTESTO_ENCRYPTION_KEYS_RETIRED until `attesto encryption status` counts nothing that needs it",
-        listed(ids)
+        join_key_ids(ids)
     )]
     MissingKey {
         /// The ids of the keys, ascending.
@@ -40,7 +40,7 @@ pub enum CanaryError {
 
 impl CanaryError {
     /// A few words for `/ready`: no host name, no SQL, nothing of a key.
-    pub fn class(&self) -> &'static str {
+    pub fn error_class(&self) -> &'static str {
         match self {
             Self::WrongKey { .. } => "wrong encryption key",
             Self::MissingKey { .. } => "encryption key missing",
@@ -50,7 +50,7 @@ impl CanaryError {
 }
 
 /// `1`, `1 and 3`, `1, 2 and 3`.
-fn listed(ids: &[u8]) -> String {
+fn join_key_ids(ids: &[u8]) -> String {
     let mut text = String::new();
     for (position, id) in ids.iter().enumerate() {
         text.push_str(match position {
@@ -65,65 +65,81 @@ fn listed(ids: &[u8]) -> String {
 
 /// What a key's canary says of the key that is configured under its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CanaryStatus {
     /// It is the one.
-    Right,
+    Matches,
     /// It is another one.
-    Wrong,
+    Mismatch,
     /// None is configured.
     NotConfigured,
 }
 
 /// The verdict on every key that ever sealed here, by ascending id. Writes nothing.
-pub async fn verdicts(database: &Database, keyring: &Keyring) -> Result<Vec<(u8, Verdict)>, Error> {
-    let canaries = store::canaries(database).await?;
-    Ok(canaries.iter().map(|it| judge(keyring, it)).collect())
+pub async fn load_canary_statuses(
+    database: &Database,
+    keyring: &Keyring,
+) -> Result<Vec<(u8, CanaryStatus)>, Error> {
+    let canaries = store::load_canaries(database).await?;
+    Ok(canaries
+        .iter()
+        .map(|it| check_canary(keyring, it))
+        .collect())
 }
 
-fn judge(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, Verdict) {
+fn check_canary(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, CanaryStatus) {
     let row = id.to_string();
-    let verdict = match keyring.try_open(sealed::CANARY.of(&row), blob) {
-        Ok(song) if song.expose_secret() == SONG => Verdict::Right,
-        Err(OpenError::UnknownKey { .. }) => Verdict::NotConfigured,
-        Ok(_) | Err(_) => Verdict::Wrong,
+    let verdict = match keyring.try_open(sealed_columns::ENCRYPTION_CANARY.context_for(&row), blob)
+    {
+        Ok(song) if song.expose_secret() == CANARY_TEXT => CanaryStatus::Matches,
+        Err(UnsealError::UnknownKey { .. }) => CanaryStatus::NotConfigured,
+        Ok(_) | Err(_) => CanaryStatus::Mismatch,
     };
     (*id, verdict)
 }
 
 /// Opens the canary of every configured key, after writing that of the sealing key if it is the first time. Call it
 /// before sealing, and from `/ready`.
-pub async fn check(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
-    let mut canaries = store::canaries(database).await?;
-    let sealing = keyring.sealing_id();
+pub async fn ensure_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let mut canaries = store::load_canaries(database).await?;
+    let sealing = keyring.sealing_key_id();
     if !canaries.iter().any(|(id, _)| *id == sealing) {
         let row = sealing.to_string();
-        let blob = keyring.seal(sealed::CANARY.of(&row), SONG);
+        let blob = keyring.seal(
+            sealed_columns::ENCRYPTION_CANARY.context_for(&row),
+            CANARY_TEXT,
+        );
         store::add_canary(database, sealing, &blob).await?;
         // Another process may have been first, with another key: what counts is what is there.
-        canaries = store::canaries(database).await?;
+        canaries = store::load_canaries(database).await?;
     }
-    listen(database, keyring, &canaries).await
+    check_loaded_canaries(database, keyring, &canaries).await
 }
 
 /// The same without writing anything.
-pub async fn look(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
-    let canaries = store::canaries(database).await?;
-    listen(database, keyring, &canaries).await
+pub async fn check_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let canaries = store::load_canaries(database).await?;
+    check_loaded_canaries(database, keyring, &canaries).await
 }
 
-async fn listen(
+async fn check_loaded_canaries(
     database: &Database,
     keyring: &Keyring,
     canaries: &[(u8, Vec<u8>)],
 ) -> Result<(), CanaryError> {
-    let verdicts: Vec<_> = canaries.iter().map(|it| judge(keyring, it)).collect();
-    if let Some((id, _)) = verdicts.iter().find(|(_, it)| *it == Verdict::Wrong) {
+    let verdicts: Vec<_> = canaries
+        .iter()
+        .map(|it| check_canary(keyring, it))
+        .collect();
+    if let Some((id, _)) = verdicts
+        .iter()
+        .find(|(_, it)| *it == CanaryStatus::Mismatch)
+    {
         return Err(CanaryError::WrongKey { id: *id });
     }
     let mut ids = Vec::new();
     for (id, verdict) in verdicts {
         // A key of long ago, which nothing is sealed with any more, need not be configured.
-        if verdict == Verdict::NotConfigured && store::is_in_use(database, id).await? {
+        if verdict == CanaryStatus::NotConfigured && store::is_key_in_use(database, id).await? {
             ids.push(id);
         }
     }
@@ -136,13 +152,13 @@ async fn listen(
 
 /// Whether every sealed value names a configured key, canary or not, by reading the first byte of each. For start-up:
 /// too much for every `/ready`.
-pub async fn survey(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
-    let held = reseal::holdings(database).await?;
+pub async fn check_all_key_ids(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let held = reseal::list_key_usage(database).await?;
     let mut ids: Vec<u8> = held
         .iter()
-        .filter(|held| held.column != sealed::CANARY)
+        .filter(|held| held.column != sealed_columns::ENCRYPTION_CANARY)
         .filter_map(|held| held.key_id)
-        .filter(|id| !keyring.ids().any(|known| known == *id))
+        .filter(|id| !keyring.key_ids().any(|known| known == *id))
         .collect();
     ids.sort_unstable();
     ids.dedup();

@@ -13,14 +13,14 @@
 //! - [`proof`]: does what is sealed open: a few of each
 //! - [`ages`]: how long ago credentials were set
 
-pub mod ages;
-pub mod cached;
+pub mod age;
 pub mod canary;
-pub mod grace;
-pub mod passes;
-pub mod proof;
+pub mod history;
 pub mod reseal;
-pub mod sealed;
+pub mod sealed_columns;
+pub mod sealed_value_check;
 mod store;
+pub mod tenant_cache;
+pub mod token_cache;
 
-pub use cached::Cached;
+pub use tenant_cache::TenantCache;

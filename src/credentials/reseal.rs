@@ -15,25 +15,25 @@ use serde::Serialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::sealed::{self, SealedColumn};
+use super::sealed_columns::{self, SealedColumn};
 use super::store::{self, SealedRow};
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, OpenError};
+use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{Database, Error};
 
 /// Rows in one transaction. It holds their locks for a few milliseconds.
-const BATCH: i64 = 100;
+const BATCH_ROWS: i64 = 100;
 /// The pause between two of them, so that everybody else comes first.
-const PAUSE: Duration = Duration::from_millis(100);
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often all columns are gone through: again when somebody else was at a row at the same moment.
-const MOST_PASSES: u32 = 5;
+const MAX_RESEAL_ROUNDS: u32 = 5;
 /// More values that do not open than this are counted and not listed.
-const MOST_LISTED: usize = 100;
+const MAX_LISTED_FAILURES: usize = 100;
 
 /// How many values of a column are sealed with one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Holding {
+pub struct SealingKeyUsage {
     /// Which column.
     #[serde(flatten)]
     pub column: SealedColumn,
@@ -44,29 +44,31 @@ pub struct Holding {
 }
 
 /// What is sealed with which key, canaries too. Reads the first byte of every sealed value.
-pub async fn holdings(database: &Database) -> Result<Vec<Holding>, Error> {
-    let found = store::holdings(database, &sealed::ALL).await?;
-    let holdings = found.into_iter().map(|(column, key_id, rows)| Holding {
-        column,
-        key_id,
-        rows,
-    });
+pub async fn list_key_usage(database: &Database) -> Result<Vec<SealingKeyUsage>, Error> {
+    let found = store::count_values_by_key(database, &sealed_columns::ALL_SEALED_COLUMNS).await?;
+    let holdings = found
+        .into_iter()
+        .map(|(column, key_id, rows)| SealingKeyUsage {
+            column,
+            key_id,
+            rows,
+        });
     Ok(holdings.collect())
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
+pub enum ResealMode {
     /// Seal anew.
-    ForReal,
+    Apply,
     /// Open everything and write nothing.
-    Dry,
+    DryRun,
 }
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Progress {
+pub struct ResealProgress {
     /// The column that is gone through.
     #[serde(flatten)]
     pub column: SealedColumn,
@@ -79,7 +81,7 @@ pub struct Progress {
 /// A value that does not open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Unopened {
+pub struct UnopenedValue {
     /// Its column.
     #[serde(flatten)]
     pub column: SealedColumn,
@@ -89,13 +91,13 @@ pub struct Unopened {
     pub class: &'static str,
     /// Why.
     #[serde(skip)]
-    pub cause: OpenError,
+    pub cause: UnsealError,
 }
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct ResealReport {
     /// The key that everything is to be sealed with.
     pub key_id: u8,
     /// Whether it was only looked.
@@ -105,7 +107,7 @@ pub struct Report {
     /// Values that do not open.
     pub failed: u64,
     /// The first of them.
-    pub failures: Vec<Unopened>,
+    pub failures: Vec<UnopenedValue>,
     /// Values that are still sealed with another key, those that do not open among them.
     pub remaining: u64,
 }
@@ -119,7 +121,7 @@ pub enum ResealError {
         .0.table,
         .0.column
     )]
-    Unsound(SealedColumn),
+    VerificationFailed(SealedColumn),
     /// The database.
     #[error(transparent)]
     Database(#[from] Error),
@@ -127,51 +129,51 @@ pub enum ResealError {
 
 /// Seals every value with the key that seals, until all is done or `stop` is cancelled. The caller has made sure that the
 /// keys are this database's ([`super::canary`]). `told` hears of every batch.
-pub async fn run(
+pub async fn reseal_values(
     database: &Database,
     keyring: &Keyring,
-    run: Run,
+    run: ResealMode,
     stop: &CancellationToken,
-    mut told: impl FnMut(&Progress) + Send,
-) -> Result<Report, ResealError> {
-    let mut report = Report {
-        key_id: keyring.sealing_id(),
-        dry_run: run == Run::Dry,
-        ..Report::default()
+    mut told: impl FnMut(&ResealProgress) + Send,
+) -> Result<ResealReport, ResealError> {
+    let mut report = ResealReport {
+        key_id: keyring.sealing_key_id(),
+        dry_run: run == ResealMode::DryRun,
+        ..ResealReport::default()
     };
-    let total = remaining(database, keyring).await?;
-    for _ in 0..MOST_PASSES {
+    let total = count_remaining(database, keyring).await?;
+    for _ in 0..MAX_RESEAL_ROUNDS {
         report.failed = 0;
         report.failures.clear();
         let mut looked_at = 0;
         let mut overtaken = 0;
-        for column in sealed::secrets() {
+        for column in sealed_columns::secret_columns() {
             let mut after: Option<SealedRow> = None;
             while !stop.is_cancelled() {
-                let rows = store::sealed_otherwise(
+                let rows = store::list_values_of_other_keys(
                     database,
                     column,
-                    keyring.sealing_id(),
+                    keyring.sealing_key_id(),
                     after.as_ref(),
-                    BATCH,
+                    BATCH_ROWS,
                 )
                 .await?;
                 let Some(last) = rows.last() else { break };
                 after = Some(last.clone());
                 looked_at += rows.len() as u64;
-                let is_full = rows.len() as u64 == BATCH.unsigned_abs();
-                let changes = seal_anew(keyring, column, rows, &mut report)?;
+                let is_full = rows.len() as u64 == BATCH_ROWS.unsigned_abs();
+                let changes = reseal_rows(keyring, column, rows, &mut report)?;
                 let wanted = changes.len() as u64;
                 let done = match run {
-                    Run::Dry => wanted,
-                    Run::ForReal if changes.is_empty() => 0,
-                    Run::ForReal => {
-                        store::replace(database, column, report.key_id, &changes).await?
+                    ResealMode::DryRun => wanted,
+                    ResealMode::Apply if changes.is_empty() => 0,
+                    ResealMode::Apply => {
+                        store::replace_values(database, column, report.key_id, &changes).await?
                     }
                 };
                 report.resealed += done;
                 overtaken += wanted - done.min(wanted);
-                told(&Progress {
+                told(&ResealProgress {
                     column,
                     looked_at,
                     total: total.max(looked_at),
@@ -179,8 +181,8 @@ pub async fn run(
                 if !is_full {
                     break;
                 }
-                if run == Run::ForReal {
-                    let _ = stop.run_until_cancelled(sleep(PAUSE)).await;
+                if run == ResealMode::Apply {
+                    let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
                 }
             }
         }
@@ -188,33 +190,33 @@ pub async fn run(
             break;
         }
     }
-    report.remaining = remaining(database, keyring).await?;
+    report.remaining = count_remaining(database, keyring).await?;
     Ok(report)
 }
 
 /// The rows with what is to be written in each. Those that do not open are noted and left out.
-fn seal_anew(
+fn reseal_rows(
     keyring: &Keyring,
     column: SealedColumn,
     rows: Vec<SealedRow>,
-    report: &mut Report,
+    report: &mut ResealReport,
 ) -> Result<Vec<(SealedRow, Vec<u8>)>, ResealError> {
     let mut changes = Vec::with_capacity(rows.len());
     for row in rows {
-        let place = column.of(&row.row);
+        let place = column.context_for(&row.row);
         match keyring.open(place, &row.blob) {
             Ok(secret) => {
                 let sealed = keyring.seal(place, secret.expose_secret());
                 let again = keyring.open(place, &sealed);
                 if !again.is_ok_and(|again| again.expose_secret() == secret.expose_secret()) {
-                    return Err(ResealError::Unsound(column));
+                    return Err(ResealError::VerificationFailed(column));
                 }
                 changes.push((row, sealed));
             }
             Err(cause) => {
                 report.failed += 1;
-                if report.failures.len() < MOST_LISTED {
-                    report.failures.push(Unopened {
+                if report.failures.len() < MAX_LISTED_FAILURES {
+                    report.failures.push(UnopenedValue {
                         column,
                         row: row.row,
                         class: cause.class(),
@@ -228,11 +230,11 @@ fn seal_anew(
 }
 
 /// How many values are sealed with another key than the one that seals.
-pub async fn remaining(database: &Database, keyring: &Keyring) -> Result<u64, Error> {
-    let columns: Vec<_> = sealed::secrets().collect();
-    let found = store::holdings(database, &columns).await?;
+pub async fn count_remaining(database: &Database, keyring: &Keyring) -> Result<u64, Error> {
+    let columns: Vec<_> = sealed_columns::secret_columns().collect();
+    let found = store::count_values_by_key(database, &columns).await?;
     let others = found
         .iter()
-        .filter(|(_, key_id, _)| *key_id != Some(keyring.sealing_id()));
+        .filter(|(_, key_id, _)| *key_id != Some(keyring.sealing_key_id()));
     Ok(others.map(|(_, _, rows)| rows).sum())
 }

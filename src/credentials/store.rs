@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use super::sealed::{self, SealedColumn};
+use super::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, Error};
 
 /// Every canary: the key's id and the sealed text.
-pub(super) async fn canaries(database: &Database) -> Result<Vec<(u8, Vec<u8>)>, Error> {
+pub(super) async fn load_canaries(database: &Database) -> Result<Vec<(u8, Vec<u8>)>, Error> {
     let rows = sqlx::query!("select key_id, canary_enc from encryption_canaries order by key_id")
         .fetch_all(database.pool())
         .await?;
@@ -47,7 +47,7 @@ pub(super) struct SealedRow {
 
 /// How many values are sealed with which key, by column. The key's id is a sealed value's first byte; `None` for a
 /// value that is too short to have one, or has the id that no key has.
-pub(super) async fn holdings(
+pub(super) async fn count_values_by_key(
     database: &Database,
     columns: &[SealedColumn],
 ) -> Result<Vec<(SealedColumn, Option<u8>, u64)>, Error> {
@@ -75,8 +75,8 @@ pub(super) async fn holdings(
 }
 
 /// Whether anything is sealed with this key, canaries aside.
-pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, Error> {
-    for column in sealed::secrets() {
+pub(super) async fn is_key_in_use(database: &Database, key_id: u8) -> Result<bool, Error> {
+    for column in sealed_columns::secret_columns() {
         let SealedColumn {
             table,
             column: name,
@@ -97,7 +97,7 @@ pub(super) async fn is_in_use(database: &Database, key_id: u8) -> Result<bool, E
 }
 
 /// The next rows after `after` whose value is not sealed with this key, in the order of their names.
-pub(super) async fn sealed_otherwise(
+pub(super) async fn list_values_of_other_keys(
     database: &Database,
     column: SealedColumn,
     key_id: u8,
@@ -126,7 +126,7 @@ pub(super) async fn sealed_otherwise(
 }
 
 /// Any few rows of a column.
-pub(super) async fn at_random(
+pub(super) async fn sample_values(
     database: &Database,
     column: SealedColumn,
     limit: i64,
@@ -147,7 +147,7 @@ pub(super) async fn at_random(
 
 /// Puts each new value, sealed with the key of that id, where the old one still stands, all in one short transaction with
 /// the row that notes it. A row that somebody else is just writing is left to them. Gives how many were put.
-pub(super) async fn replace(
+pub(super) async fn replace_values(
     database: &Database,
     column: SealedColumn,
     key_id: u8,
@@ -192,7 +192,7 @@ pub(super) async fn replace(
 
 /// The age of the oldest of each store. `None`: there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Oldest {
+pub struct OldestCredentials {
     /// Apple's keys.
     pub apple: Option<Duration>,
     /// Google's service accounts.
@@ -200,7 +200,9 @@ pub struct Oldest {
 }
 
 /// The age of the oldest credentials of each store.
-pub(super) async fn oldest(database: &Database) -> Result<Oldest, Error> {
+pub(super) async fn load_oldest_credentials(
+    database: &Database,
+) -> Result<OldestCredentials, Error> {
     let row = sqlx::query!(
         r#"
         select
@@ -211,7 +213,7 @@ pub(super) async fn oldest(database: &Database) -> Result<Oldest, Error> {
     .fetch_one(database.pool())
     .await?;
     let age = |seconds: f64| Duration::from_secs_f64(seconds.max(0.0));
-    Ok(Oldest {
+    Ok(OldestCredentials {
         apple: row.apple.map(age),
         google: row.google.map(age),
     })

@@ -23,11 +23,11 @@ use crate::metrics::Counter;
 pub const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 /// The shortest sealed value: an empty secret.
-const SHORTEST: usize = 1 + NONCE_LEN + TAG_BYTES;
+const MIN_SEALED_BYTES: usize = 1 + NONCE_LEN + TAG_BYTES;
 
 /// Where a sealed value lives. It opens there and nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place<'a> {
+pub struct SealContext<'a> {
     /// The table's name.
     pub table: &'static str,
     /// The column's name.
@@ -36,9 +36,9 @@ pub struct Place<'a> {
     pub row: &'a str,
 }
 
-impl Place<'_> {
+impl SealContext<'_> {
     /// Length before each part, so that no two places are written alike.
-    fn authenticated(&self) -> Vec<u8> {
+    fn associated_data(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for part in [self.table, self.column, self.row] {
             bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
@@ -56,7 +56,7 @@ pub struct MasterKey {
 
 /// Why a text is not a master key. Never repeats the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MalformedKey {
+pub enum MasterKeyError {
     /// The part before the colon is not a number from 1 to 255.
     #[error("the id before the colon must be a whole number from 1 to 255")]
     Id,
@@ -74,22 +74,26 @@ pub enum MalformedKey {
 
 impl MasterKey {
     /// Reads `<base64 of 32 bytes>`, optionally with `<id>:` before it; without one the id is `default_id`.
-    pub fn parse(text: &str, default_id: Option<u8>) -> Result<Self, MalformedKey> {
+    pub fn parse(text: &str, default_id: Option<u8>) -> Result<Self, MasterKeyError> {
         let text = text.trim();
         let (id, encoded) = match text.split_once(':') {
             Some((id, encoded)) => {
                 // Digits only: `u8::from_str` also takes a leading plus.
                 let digits = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
                 let id = digits.then(|| id.parse::<u8>().ok()).flatten();
-                (id.filter(|id| *id != 0).ok_or(MalformedKey::Id)?, encoded)
+                (id.filter(|id| *id != 0).ok_or(MasterKeyError::Id)?, encoded)
             }
-            None => (default_id.ok_or(MalformedKey::Id)?, text),
+            None => (default_id.ok_or(MasterKeyError::Id)?, text),
         };
-        let decoded = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| MalformedKey::Base64)?);
+        let decoded = Zeroizing::new(
+            STANDARD
+                .decode(encoded)
+                .map_err(|_| MasterKeyError::Base64)?,
+        );
         let bytes: [u8; KEY_BYTES] = decoded
             .as_slice()
             .try_into()
-            .map_err(|_| MalformedKey::Length(decoded.len()))?;
+            .map_err(|_| MasterKeyError::Length(decoded.len()))?;
         Ok(Self {
             id,
             bytes: SecretBox::new(Box::new(bytes)),
@@ -102,7 +106,7 @@ impl MasterKey {
     }
 
     /// A new random key, as the text that [`MasterKey::parse`] reads: `<id>:<base64>`. `None` for the id zero.
-    pub fn generate(id: u8) -> Option<SecretString> {
+    pub fn generate_key(id: u8) -> Option<SecretString> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
         let encoded = Zeroizing::new(STANDARD.encode(bytes.as_slice()));
@@ -118,7 +122,7 @@ impl fmt::Debug for MasterKey {
 
 /// Why a sealed value does not open. Three causes that need three different remedies, never merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
+pub enum UnsealError {
     /// It was sealed with a key this process was not given.
     #[error(
         "it was sealed with encryption key {id}, which is not configured (add it to ATTESTO_ENCRYPTION_KEYS_RETIRED)"
@@ -131,35 +135,35 @@ pub enum OpenError {
     #[error(
         "it does not open with encryption key {id}: the configured key is not the one it was sealed with, or the value was changed or moved"
     )]
-    DoesNotOpen {
+    DecryptionFailed {
         /// The id in the value's first byte.
         id: u8,
     },
     /// It is too short to be a sealed value, or names no key.
     #[error("it is not a sealed value")]
-    Malformed,
+    NotSealed,
 }
 
-impl OpenError {
+impl UnsealError {
     const CLASSES: [&str; 3] = ["key_unknown", "does_not_open", "not_sealed"];
 
-    fn number(&self) -> usize {
+    fn class_index(&self) -> usize {
         match self {
             Self::UnknownKey { .. } => 0,
-            Self::DoesNotOpen { .. } => 1,
-            Self::Malformed => 2,
+            Self::DecryptionFailed { .. } => 1,
+            Self::NotSealed => 2,
         }
     }
 
     /// The cause in a word, for lists, logs and metrics: `key_unknown`, `does_not_open` or `not_sealed`.
     pub fn class(&self) -> &'static str {
-        Self::CLASSES[self.number()]
+        Self::CLASSES[self.class_index()]
     }
 
     /// The cause where the key itself is known to be the right one, because its canary opens.
-    pub fn beside_a_right_canary(&self) -> String {
+    pub fn message_with_valid_canary(&self) -> String {
         match self {
-            Self::DoesNotOpen { id } => format!(
+            Self::DecryptionFailed { id } => format!(
                 "it does not open, although the configured key {id} is the one it names: the value was changed, or moved from another row"
             ),
             other => other.to_string(),
@@ -170,63 +174,63 @@ impl OpenError {
 /// Two keys were given the same id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("encryption key id {0} is given twice: each key needs an id of its own")]
-pub struct DuplicateKeyId(pub u8);
+pub struct DuplicateKeyIdError(pub u8);
 
 /// The master keys of this process: one seals, all open.
 pub struct Keyring {
-    sealing: u8,
+    sealing_key_id: u8,
     keys: BTreeMap<u8, MasterKey>,
     /// How often [`Keyring::open`] refused, by [`OpenError::number`].
-    refused: [Counter; OpenError::CLASSES.len()],
+    unseal_failures: [Counter; UnsealError::CLASSES.len()],
 }
 
 impl Keyring {
     /// A ring that seals with `sealing` and also opens what the `retired` keys sealed.
-    pub fn new(sealing: MasterKey, retired: Vec<MasterKey>) -> Result<Self, DuplicateKeyId> {
+    pub fn new(sealing: MasterKey, retired: Vec<MasterKey>) -> Result<Self, DuplicateKeyIdError> {
         let id = sealing.id;
         let mut keys = BTreeMap::from([(id, sealing)]);
         for key in retired {
             let id = key.id;
             if keys.insert(id, key).is_some() {
-                return Err(DuplicateKeyId(id));
+                return Err(DuplicateKeyIdError(id));
             }
         }
         Ok(Self {
-            sealing: id,
+            sealing_key_id: id,
             keys,
-            refused: Default::default(),
+            unseal_failures: Default::default(),
         })
     }
 
     /// The id of the key that seals.
-    pub fn sealing_id(&self) -> u8 {
-        self.sealing
+    pub fn sealing_key_id(&self) -> u8 {
+        self.sealing_key_id
     }
 
     /// Every id that can open, ascending.
-    pub fn ids(&self) -> impl Iterator<Item = u8> {
+    pub fn key_ids(&self) -> impl Iterator<Item = u8> {
         self.keys.keys().copied()
     }
 
     /// What a key can be recognised by without being shown: `<id>:` and the first 16 hex digits of a digest of it. A key is 256
     /// random bits, so nobody finds it by its digest. `None` for an id that is not on the ring.
-    pub fn fingerprint(&self, id: u8) -> Option<String> {
+    pub fn key_fingerprint(&self, id: u8) -> Option<String> {
         let key = self.keys.get(&id)?;
         let mut labelled = Zeroizing::new(b"attesto/fingerprint/v1/".to_vec());
         labelled.extend_from_slice(key.bytes.expose_secret());
-        Some(format!("{id}:{}", token::fingerprint(&labelled)))
+        Some(format!("{id}:{}", token::sha256_fingerprint(&labelled)))
     }
 
     /// Seals `secret` for `place`.
-    pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Vec<u8> {
-        let key = derive(&self.keys[&self.sealing], place);
+    pub fn seal(&self, place: SealContext<'_>, secret: &[u8]) -> Vec<u8> {
+        let key = derive_key(&self.keys[&self.sealing_key_id], place);
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).expect("the operating system gives random bytes");
-        let mut blob = Vec::with_capacity(SHORTEST + secret.len());
-        blob.push(self.sealing);
+        let mut blob = Vec::with_capacity(MIN_SEALED_BYTES + secret.len());
+        blob.push(self.sealing_key_id);
         blob.extend_from_slice(&nonce);
         blob.extend_from_slice(secret);
-        let aad = Aad::from(place.authenticated());
+        let aad = Aad::from(place.associated_data());
         let tag = key
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
@@ -240,35 +244,43 @@ impl Keyring {
 
     /// Opens a value that was sealed for `place`. One that does not open is counted: where keys and values are as they
     /// should be, there is none.
-    pub fn open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
+    pub fn open(
+        &self,
+        place: SealContext<'_>,
+        blob: &[u8],
+    ) -> Result<SecretSlice<u8>, UnsealError> {
         let opened = self.try_open(place, blob);
         if let Err(cause) = &opened {
-            self.refused[cause.number()].count();
+            self.unseal_failures[cause.class_index()].increment();
         }
         opened
     }
 
     /// How many values did not open, by [`OpenError::class`].
-    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let counts = self.refused.iter().map(Counter::get);
-        OpenError::CLASSES.into_iter().zip(counts)
+    pub fn unseal_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.unseal_failures.iter().map(Counter::get);
+        UnsealError::CLASSES.into_iter().zip(counts)
     }
 
     /// The same as [`Keyring::open`], for who wants to know whether it opens: nothing is wrong, and nothing is counted,
     /// when it does not.
-    pub fn try_open(&self, place: Place<'_>, blob: &[u8]) -> Result<SecretSlice<u8>, OpenError> {
+    pub fn try_open(
+        &self,
+        place: SealContext<'_>,
+        blob: &[u8],
+    ) -> Result<SecretSlice<u8>, UnsealError> {
         // No key has the id zero.
-        if blob.len() < SHORTEST || blob[0] == 0 {
-            return Err(OpenError::Malformed);
+        if blob.len() < MIN_SEALED_BYTES || blob[0] == 0 {
+            return Err(UnsealError::NotSealed);
         }
         let id = blob[0];
-        let master = self.keys.get(&id).ok_or(OpenError::UnknownKey { id })?;
+        let master = self.keys.get(&id).ok_or(UnsealError::UnknownKey { id })?;
         let (nonce, sealed) = blob[1..].split_at(NONCE_LEN);
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| OpenError::Malformed)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| UnsealError::NotSealed)?;
         let mut buffer = Zeroizing::new(sealed.to_vec());
-        let opened = derive(master, place)
-            .open_in_place(nonce, Aad::from(place.authenticated()), &mut buffer)
-            .map_err(|_| OpenError::DoesNotOpen { id })?;
+        let opened = derive_key(master, place)
+            .open_in_place(nonce, Aad::from(place.associated_data()), &mut buffer)
+            .map_err(|_| UnsealError::DecryptionFailed { id })?;
         Ok(SecretSlice::from(opened.to_vec()))
     }
 }
@@ -278,21 +290,21 @@ impl fmt::Debug for Keyring {
         write!(
             f,
             "Keyring(seals with {}, opens {:?})",
-            self.sealing,
+            self.sealing_key_id,
             self.keys.keys()
         )
     }
 }
 
-struct DerivedLength;
+struct DerivedKeyLength;
 
-impl KeyType for DerivedLength {
+impl KeyType for DerivedKeyLength {
     fn len(&self) -> usize {
         KEY_BYTES
     }
 }
 
-fn derive(master: &MasterKey, place: Place<'_>) -> LessSafeKey {
+fn derive_key(master: &MasterKey, place: SealContext<'_>) -> LessSafeKey {
     let info = [
         b"attesto/seal/v1/".as_slice(),
         place.table.as_bytes(),
@@ -302,7 +314,7 @@ fn derive(master: &MasterKey, place: Place<'_>) -> LessSafeKey {
     let mut bytes = [0; KEY_BYTES];
     Salt::new(HKDF_SHA256, &[])
         .extract(master.bytes.expose_secret())
-        .expand(&info, DerivedLength)
+        .expand(&info, DerivedKeyLength)
         .and_then(|okm| okm.fill(&mut bytes))
         .expect("HKDF gives 32 bytes");
     let key = UnboundKey::new(&AES_256_GCM, &bytes).expect("an AES-256 key is 32 bytes");
@@ -316,7 +328,7 @@ mod tests {
 
     use super::*;
 
-    const HERE: Place<'_> = Place {
+    const HERE: SealContext<'_> = SealContext {
         table: "apple_credentials",
         column: "private_key_enc",
         row: "tenant_a",
@@ -363,29 +375,29 @@ mod tests {
         for id in ["0", "256", "-1", "+1", "a", ""] {
             assert_eq!(
                 parse(&format!("{id}:{good}")),
-                Err(MalformedKey::Id),
+                Err(MasterKeyError::Id),
                 "{id}"
             );
         }
-        assert_eq!(parse("not base64!"), Err(MalformedKey::Base64));
+        assert_eq!(parse("not base64!"), Err(MasterKeyError::Base64));
         assert_eq!(
             parse(&STANDARD.encode([7; 31])),
-            Err(MalformedKey::Length(31))
+            Err(MasterKeyError::Length(31))
         );
         assert_eq!(
             MasterKey::parse(&good, None).map(|key| key.id()),
-            Err(MalformedKey::Id)
+            Err(MasterKeyError::Id)
         );
     }
 
     #[test]
     fn a_new_key_is_a_good_key_and_never_the_same() {
-        let text = MasterKey::generate(7).expect("an id");
+        let text = MasterKey::generate_key(7).expect("an id");
         let read = MasterKey::parse(text.expose_secret(), None).expect("a good key");
         assert_eq!(read.id(), 7);
-        let other = MasterKey::generate(7).expect("an id");
+        let other = MasterKey::generate_key(7).expect("an id");
         assert_ne!(text.expose_secret(), other.expose_secret());
-        assert!(MasterKey::generate(0).is_none());
+        assert!(MasterKey::generate_key(0).is_none());
     }
 
     #[test]
@@ -399,23 +411,23 @@ mod tests {
         assert_eq!(after.seal(HERE, b"secret")[0], 2);
         assert_eq!(
             ring(2, 2).open(HERE, &before).unwrap_err(),
-            OpenError::UnknownKey { id: 1 }
+            UnsealError::UnknownKey { id: 1 }
         );
         assert_eq!(
             Keyring::new(key(1, 1), vec![key(1, 2)]).unwrap_err(),
-            DuplicateKeyId(1)
+            DuplicateKeyIdError(1)
         );
     }
 
     #[test]
     fn a_key_is_recognised_by_its_own_fingerprint() {
         let two = Keyring::new(key(2, 2), vec![key(1, 1)]).expect("two ids");
-        assert_eq!(two.fingerprint(1), ring(1, 1).fingerprint(1));
-        assert_ne!(two.fingerprint(1), ring(1, 2).fingerprint(1));
-        assert_eq!(two.fingerprint(3), None);
-        let print = two.fingerprint(1).expect("it is there");
+        assert_eq!(two.key_fingerprint(1), ring(1, 1).key_fingerprint(1));
+        assert_ne!(two.key_fingerprint(1), ring(1, 2).key_fingerprint(1));
+        assert_eq!(two.key_fingerprint(3), None);
+        let print = two.key_fingerprint(1).expect("it is there");
         assert_eq!((&print[..2], print.len()), ("1:", 18));
-        let bare = crate::crypto::token::fingerprint(&[1; KEY_BYTES]);
+        let bare = crate::crypto::token::sha256_fingerprint(&[1; KEY_BYTES]);
         assert!(
             !print.ends_with(&bare),
             "not what a digest of the key alone begins with"
@@ -427,23 +439,23 @@ mod tests {
         let ring = ring(1, 1);
         let blob = ring.seal(HERE, b"secret");
         for there in [
-            Place {
+            SealContext {
                 table: "google_credentials",
                 ..HERE
             },
-            Place {
+            SealContext {
                 column: "other_enc",
                 ..HERE
             },
-            Place {
+            SealContext {
                 row: "tenant_b",
                 ..HERE
             },
-            Place { row: "", ..HERE },
+            SealContext { row: "", ..HERE },
         ] {
             assert_eq!(
                 ring.open(there, &blob).unwrap_err(),
-                OpenError::DoesNotOpen { id: 1 }
+                UnsealError::DecryptionFailed { id: 1 }
             );
         }
     }
@@ -457,10 +469,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_sealed_opens(secret: Vec<u8>, row in ".{0,40}") {
-            let place = Place { row: &row, ..HERE };
+            let place = SealContext { row: &row, ..HERE };
             let ring = ring(9, 9);
             let blob = ring.seal(place, &secret);
-            prop_assert_eq!(blob.len(), SHORTEST + secret.len());
+            prop_assert_eq!(blob.len(), MIN_SEALED_BYTES + secret.len());
             let opened = ring.open(place, &blob).expect("opens");
             prop_assert_eq!(opened.expose_secret(), secret.as_slice());
             prop_assert_ne!(ring.seal(place, &secret), blob, "a nonce is never used twice");
@@ -480,7 +492,7 @@ mod tests {
         #[test]
         fn another_key_of_the_same_id_does_not_open(secret: Vec<u8>) {
             let blob = ring(9, 9).seal(HERE, &secret);
-            prop_assert_eq!(ring(9, 8).open(HERE, &blob).unwrap_err(), OpenError::DoesNotOpen { id: 9 });
+            prop_assert_eq!(ring(9, 8).open(HERE, &blob).unwrap_err(), UnsealError::DecryptionFailed { id: 9 });
         }
     }
 }

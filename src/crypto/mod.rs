@@ -9,7 +9,7 @@
 //! - [`token`]: random secrets, and the digests they are recognised by
 
 pub mod keyring;
-pub mod pasted;
+pub mod redact;
 pub mod sealed_file;
 pub mod token;
 

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 /// 32 random bytes as 43 characters of base64url.
-pub fn random() -> SecretString {
+pub fn generate_token() -> SecretString {
     let mut bytes = Zeroizing::new([0_u8; 32]);
     rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
     SecretString::from(URL_SAFE_NO_PAD.encode(*bytes))
@@ -24,7 +24,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
+pub fn encode_hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
@@ -35,8 +35,8 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// A short name for a key or certificate by which two people can compare it: the first 16 hex digits of its SHA-256.
-pub fn fingerprint(bytes: &[u8]) -> String {
-    hex(&sha256(bytes)[..8])
+pub fn sha256_fingerprint(bytes: &[u8]) -> String {
+    encode_hex(&sha256(bytes)[..8])
 }
 
 #[cfg(test)]
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_token_is_43_characters_and_never_the_same() {
-        let (one, two) = (random(), random());
+        let (one, two) = (generate_token(), generate_token());
         assert_eq!(one.expose_secret().len(), 43);
         assert_ne!(one.expose_secret(), two.expose_secret());
         assert!(!format!("{one:?}").contains(one.expose_secret()));
@@ -55,6 +55,6 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_the_beginning_of_the_digest() {
-        assert_eq!(fingerprint(b"abc"), "ba7816bf8f01cfea");
+        assert_eq!(sha256_fingerprint(b"abc"), "ba7816bf8f01cfea");
     }
 }

@@ -11,8 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
-use super::pool::limits;
-use super::{ConnectSettings, Error, MIGRATOR, Pool};
+use super::pool::session_timeouts_sql;
+use super::{ConnectSettings, DbPool, Error, MIGRATOR};
 
 /// Who changes what is in the database, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,35 +27,35 @@ pub struct Operator {
 
 /// So many of a pool's connections are set aside for deliveries: one for claims and results, one for prolonging what is
 /// under way, one for what is sent.
-const SET_ASIDE: u32 = 3;
+const DELIVERY_CONNECTIONS: u32 = 3;
 /// How long one of them is kept: as long as sqlx keeps the others.
-const KEPT: Duration = Duration::from_mins(30);
+const DELIVERY_CONNECTION_TTL: Duration = Duration::from_mins(30);
 /// A pool that is smaller than this is not divided.
-const DIVISIBLE: u32 = 8;
+const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
 
 /// How long the pool may leave a ping unanswered before we look for the cause ourselves.
-const SUSPICION: Duration = Duration::from_millis(100);
+const PING_PROBE_DELAY: Duration = Duration::from_millis(100);
 
 /// The database of this process. Clones share one pool.
 #[derive(Clone)]
 pub struct Database {
-    pool: Pool,
+    pool: DbPool,
     /// The same database without a pooler between, if there is one.
-    direct: Option<Arc<PgConnectOptions>>,
+    direct_options: Option<Arc<PgConnectOptions>>,
     /// Connections that only deliveries use.
-    set_aside: Arc<OnceLock<Pool>>,
+    delivery_pool: Arc<OnceLock<DbPool>>,
     settings: Arc<ConnectSettings>,
     /// The way through the pooler, if there is one.
-    pooler: Option<Arc<PgConnectOptions>>,
+    pooler_options: Option<Arc<PgConnectOptions>>,
     /// The migrations of this release.
-    pub(super) known: &'static Migrator,
+    pub(super) migrator: &'static Migrator,
     /// How long a connection is kept that is set aside.
-    kept: Duration,
+    delivery_connection_ttl: Duration,
 }
 
 /// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreachable {
+pub enum DatabaseConnectError {
     /// Nothing listens there.
     ConnectionRefused,
     /// No answer in time.
@@ -78,7 +78,7 @@ pub enum Unreachable {
     Other,
 }
 
-impl fmt::Display for Unreachable {
+impl fmt::Display for DatabaseConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ConnectionRefused => "connection refused",
@@ -95,9 +95,9 @@ impl fmt::Display for Unreachable {
     }
 }
 
-impl Unreachable {
+impl DatabaseConnectError {
     /// The class of an error.
-    pub fn of(error: &Error) -> Self {
+    pub fn from_error(error: &Error) -> Self {
         match error {
             Error::Io(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
@@ -136,25 +136,29 @@ impl Database {
     }
 
     /// The same, and changes are put down to `operator`.
-    pub fn open_for(settings: &ConnectSettings, operator: &Operator) -> Self {
+    pub fn open_for_operator(settings: &ConnectSettings, operator: &Operator) -> Self {
         // A name of its own, by which the log knows that what this connection was told is still about us.
         let name = format!("attesto-cli/{:08x}", fastrand::u32(..));
         Self::open_with(settings, name, Some(operator.clone()))
     }
 
     fn open_with(settings: &ConnectSettings, name: String, operator: Option<Operator>) -> Self {
-        let direct = settings.direct.clone().map(Arc::new);
-        let pooler = direct.as_ref().map(|_| Arc::new(settings.options.clone()));
+        let direct_options = settings.direct_options.clone().map(Arc::new);
+        let pooler_options = direct_options
+            .as_ref()
+            .map(|_| Arc::new(settings.options.clone()));
         // An operator is introduced to a session, which must then stay the operator's.
-        let way = match &direct {
+        let way = match &direct_options {
             Some(direct) if operator.is_some() => direct.as_ref(),
             _ => &settings.options,
         };
-        let is_shared = direct.is_some() && operator.is_none();
+        let is_shared = direct_options.is_some() && operator.is_none();
         let options = way.clone().application_name(&name);
         let operator = operator.map(|operator| Arc::new((name, operator)));
         let most = match operator {
-            None if settings.max_connections >= DIVISIBLE => settings.max_connections - SET_ASIDE,
+            None if settings.max_connections >= MIN_CONNECTIONS_TO_RESERVE => {
+                settings.max_connections - DELIVERY_CONNECTIONS
+            }
             _ => settings.max_connections,
         };
         let pool = PgPoolOptions::new()
@@ -165,25 +169,29 @@ impl Database {
                 let operator = operator.clone();
                 Box::pin(async move {
                     if !is_shared {
-                        connection.execute(AssertSqlSafe(limits("set"))).await?;
+                        connection
+                            .execute(AssertSqlSafe(session_timeouts_sql("set")))
+                            .await?;
                     }
                     match operator.as_deref() {
-                        Some((name, operator)) => introduce(connection, name, operator).await,
+                        Some((name, operator)) => {
+                            set_session_operator(connection, name, operator).await
+                        }
                         None => Ok(()),
                     }
                 })
             })
-            .after_release(|connection, _| Box::pin(is_outside_a_transaction(connection)))
+            .after_release(|connection, _| Box::pin(is_outside_transaction(connection)))
             .connect_lazy_with(options);
-        let pool = Pool::new(pool, is_shared);
+        let pool = DbPool::new(pool, is_shared);
         Self {
             pool,
-            set_aside: Arc::default(),
+            delivery_pool: Arc::default(),
             settings: Arc::new(settings.clone()),
-            direct,
-            pooler,
-            known: &MIGRATOR,
-            kept: KEPT,
+            direct_options,
+            pooler_options,
+            migrator: &MIGRATOR,
+            delivery_connection_ttl: DELIVERY_CONNECTION_TTL,
         }
     }
 
@@ -192,16 +200,16 @@ impl Database {
     /// for ever with a server that a failover has left behind and that only reads.
     #[must_use]
     pub fn for_deliveries(&self) -> Self {
-        if self.settings.max_connections < DIVISIBLE {
+        if self.settings.max_connections < MIN_CONNECTIONS_TO_RESERVE {
             return self.clone();
         }
-        let pool = self.set_aside.get_or_init(|| {
-            let is_shared = self.direct.is_some();
+        let pool = self.delivery_pool.get_or_init(|| {
+            let is_shared = self.direct_options.is_some();
             let options = self.settings.options.clone();
-            let kept = self.kept;
+            let kept = self.delivery_connection_ttl;
             let pool = PgPoolOptions::new()
-                .min_connections(SET_ASIDE)
-                .max_connections(SET_ASIDE)
+                .min_connections(DELIVERY_CONNECTIONS)
+                .max_connections(DELIVERY_CONNECTIONS)
                 .idle_timeout(None)
                 // With one, sqlx would open none before they are asked for: `after_release` sees to it.
                 .max_lifetime(None)
@@ -209,18 +217,20 @@ impl Database {
                 .after_connect(move |connection, _| {
                     Box::pin(async move {
                         if !is_shared {
-                            connection.execute(AssertSqlSafe(limits("set"))).await?;
+                            connection
+                                .execute(AssertSqlSafe(session_timeouts_sql("set")))
+                                .await?;
                         }
                         Ok(())
                     })
                 })
                 .after_release(move |connection, meta| {
                     Box::pin(async move {
-                        Ok(meta.age <= kept && is_outside_a_transaction(connection).await?)
+                        Ok(meta.age <= kept && is_outside_transaction(connection).await?)
                     })
                 })
                 .connect_lazy_with(options.application_name("attesto-deliveries"));
-            Pool::new(pool, is_shared)
+            DbPool::new(pool, is_shared)
         });
         Self {
             pool: pool.clone(),
@@ -230,31 +240,40 @@ impl Database {
 
     /// The same, which keeps what it sets aside for deliveries for so long: for a test that does not wait half an hour.
     #[must_use]
-    pub fn keeping(self, kept: Duration) -> Self {
-        Self { kept, ..self }
+    pub fn with_delivery_connection_ttl(self, kept: Duration) -> Self {
+        Self {
+            delivery_connection_ttl: kept,
+            ..self
+        }
     }
 
     /// The same for a release that has these migrations: for a test of what two releases do to each other.
     #[must_use]
-    pub fn knowing(self, known: &'static Migrator) -> Self {
-        Self { known, ..self }
+    pub fn with_migrator(self, known: &'static Migrator) -> Self {
+        Self {
+            migrator: known,
+            ..self
+        }
     }
 
     /// How to reach the server itself, for what needs a session that is nobody else's between two statements.
-    pub(super) fn direct(&self) -> Arc<PgConnectOptions> {
-        let direct = self.direct.clone();
-        direct.unwrap_or_else(|| self.pool.bare().connect_options())
+    pub(super) fn direct_options(&self) -> Arc<PgConnectOptions> {
+        let direct = self.direct_options.clone();
+        direct.unwrap_or_else(|| self.pool.sqlx_pool().connect_options())
     }
 
     /// A connection of its own to the server itself, beside the pool, with none of the pool's limits.
     pub async fn connect_directly(&self, application: &str) -> Result<PgConnection, Error> {
-        let options = self.direct().as_ref().clone();
+        let options = self.direct_options().as_ref().clone();
         options.application_name(application).connect().await
     }
 
     /// Where it listens, and the pooler before it, as far as that was said by address and not by name.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        let both = [self.pool.bare().connect_options(), self.direct()];
+    pub fn server_addresses(&self) -> Vec<SocketAddr> {
+        let both = [
+            self.pool.sqlx_pool().connect_options(),
+            self.direct_options(),
+        ];
         let addresses = both.iter().filter_map(|options| {
             let address = options.get_host().parse().ok()?;
             Some(SocketAddr::new(address, options.get_port()))
@@ -265,7 +284,7 @@ impl Database {
     /// Whether the server itself is on this machine, as far as can be told from its address: a socket, or loopback, which
     /// may also lead into a container.
     pub fn is_on_this_machine(&self) -> bool {
-        let options = self.direct();
+        let options = self.direct_options();
         let host = options.get_host();
         let address: Result<IpAddr, _> = host.parse();
         options.get_socket().is_some()
@@ -275,24 +294,26 @@ impl Database {
     }
 
     /// How many connections are in use, and how many are open and idle.
-    pub fn connections(&self) -> (u64, u64) {
-        let of = |pool: &Pool| {
-            let open = u64::from(pool.bare().size());
-            let idle = u64::try_from(pool.bare().num_idle()).unwrap_or(0).min(open);
+    pub fn connection_counts(&self) -> (u64, u64) {
+        let of = |pool: &DbPool| {
+            let open = u64::from(pool.sqlx_pool().size());
+            let idle = u64::try_from(pool.sqlx_pool().num_idle())
+                .unwrap_or(0)
+                .min(open);
             (open - idle, idle)
         };
         let (used, idle) = of(&self.pool);
-        let (used_too, idle_too) = self.set_aside.get().map_or((0, 0), of);
+        let (used_too, idle_too) = self.delivery_pool.get().map_or((0, 0), of);
         (used + used_too, idle + idle_too)
     }
 
     /// How many connections there may be, with those that are set aside for deliveries.
-    pub fn most_connections(&self) -> u64 {
+    pub fn max_connections(&self) -> u64 {
         u64::from(self.settings.max_connections)
     }
 
     /// The pool, for a room's store.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &DbPool {
         &self.pool
     }
 
@@ -300,14 +321,14 @@ impl Database {
     ///
     /// The pool hides the cause: it keeps trying while the server refuses connections. So when it does not answer at
     /// once, a connection beside the pool is tried too, whose error says more.
-    pub async fn ping(&self, patience: Duration) -> Result<(), Unreachable> {
+    pub async fn ping(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
         let through_pool = async {
-            let mut connection = self.pool.bare().acquire().await?;
+            let mut connection = self.pool.sqlx_pool().acquire().await?;
             connection.execute("select 1").await.map(drop)
         };
         let beside_pool = async {
-            sleep(SUSPICION).await;
-            let connection = self.pool.bare().connect_options().connect().await?;
+            sleep(PING_PROBE_DELAY).await;
+            let connection = self.pool.sqlx_pool().connect_options().connect().await?;
             // The server is there, then; whether a connection of the pool comes free is for the pool to say.
             let _ = connection.close().await;
             Ok::<_, Error>(())
@@ -315,21 +336,24 @@ impl Database {
         let asked = timeout(patience, async {
             tokio::pin!(through_pool);
             tokio::select! {
-                answer = &mut through_pool => answer.map_err(|error| Unreachable::of(&error)),
+                answer = &mut through_pool => answer.map_err(|error| DatabaseConnectError::from_error(&error)),
                 cause = beside_pool => match cause {
-                    Err(error) => Err(Unreachable::of(&error)),
+                    Err(error) => Err(DatabaseConnectError::from_error(&error)),
                     Ok(()) => match timeout(patience / 2, through_pool).await {
-                        Ok(answer) => answer.map_err(|error| Unreachable::of(&error)),
-                        Err(_) => Err(Unreachable::PoolExhausted),
+                        Ok(answer) => answer.map_err(|error| DatabaseConnectError::from_error(&error)),
+                        Err(_) => Err(DatabaseConnectError::PoolExhausted),
                     },
                 },
             }
         });
-        asked.await.unwrap_or(Err(Unreachable::Timeout))
+        asked.await.unwrap_or(Err(DatabaseConnectError::Timeout))
     }
 
     /// Whether the way through the pooler leads to the same database as the one around it. `None`: there is no pooler.
-    pub async fn pooler_leads_here(&self, patience: Duration) -> Option<Result<bool, Unreachable>> {
+    pub async fn is_pooler_same_database(
+        &self,
+        patience: Duration,
+    ) -> Option<Result<bool, DatabaseConnectError>> {
         // A server begins at one moment, and a database has one number there. The simple protocol, which every pooler
         // understands.
         let identity = "select concat(pg_postmaster_start_time(), ' ', oid) from pg_database \
@@ -340,28 +364,28 @@ impl Database {
             let _ = connection.close().await;
             Ok::<_, Error>(found)
         };
-        let pooler = self.pooler.clone()?;
+        let pooler = self.pooler_options.clone()?;
         let both = async {
             let one = ask(&pooler).await?;
-            Ok::<_, Error>(one == ask(&self.direct()).await?)
+            Ok::<_, Error>(one == ask(&self.direct_options()).await?)
         };
         let asked = timeout(patience, both).await;
-        Some(asked.map_or(Err(Unreachable::Timeout), |asked| {
-            asked.map_err(|error| Unreachable::of(&error))
+        Some(asked.map_or(Err(DatabaseConnectError::Timeout), |asked| {
+            asked.map_err(|error| DatabaseConnectError::from_error(&error))
         }))
     }
 
     /// Closes every connection.
-    pub async fn close(&self) {
-        self.pool.bare().close().await;
-        if let Some(pool) = self.set_aside.get() {
-            pool.bare().close().await;
+    pub async fn close_connections(&self) {
+        self.pool.sqlx_pool().close().await;
+        if let Some(pool) = self.delivery_pool.get() {
+            pool.sqlx_pool().close().await;
         }
     }
 }
 
 /// Says who uses a connection.
-async fn introduce(
+async fn set_session_operator(
     connection: &mut PgConnection,
     name: &str,
     operator: &Operator,
@@ -387,7 +411,7 @@ async fn introduce(
 ///
 /// This runs after the caller is done, so it delays nobody. A connection that is inside a transaction is closed, which
 /// rolls the transaction back. Can go when tests/it/database.rs says that sqlx no longer needs it.
-async fn is_outside_a_transaction(connection: &mut PgConnection) -> Result<bool, Error> {
+async fn is_outside_transaction(connection: &mut PgConnection) -> Result<bool, Error> {
     let row = connection
         .fetch_one("select now() = statement_timestamp()")
         .await?;

@@ -24,7 +24,7 @@ pub fn is_unavailable(error: &Error) -> bool {
 
 /// Whether an error says that somebody held for too long what was to be changed: our own lock timeout. Nothing was changed, and
 /// trying again can help.
-pub fn is_busy(error: &Error) -> bool {
+pub fn is_lock_timeout(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if cause.code().as_deref() == Some("55P03"))
 }
 
@@ -51,7 +51,7 @@ pub fn error_class(error: &Error) -> String {
 }
 
 /// Turns a violation of one named constraint into the sentence it means; everything else stays what it was.
-pub fn on_constraint<E: From<Error>>(
+pub fn map_constraint_error<E: From<Error>>(
     error: Error,
     constraint: &str,
     meaning: impl FnOnce() -> E,

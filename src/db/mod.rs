@@ -15,24 +15,26 @@
 //! - `client`: the same server, for Postgres' own programs
 //! - [`embedded`]: a private Postgres as a child process
 
-mod catalogue;
-pub mod changes;
-mod client;
+mod catalog;
+pub mod change_listener;
+pub mod connect_settings;
 pub mod database;
 pub mod embedded;
 pub mod errors;
+pub mod health;
+mod libpq;
+pub mod migration_analysis;
 pub mod migrations;
 pub mod pool;
-pub mod settings;
-pub mod upgrade;
-pub mod vitals;
 
-pub use database::{Database, Operator, Unreachable};
-pub use errors::{Error, error_class, is_busy, is_missing_table, is_unavailable, on_constraint};
-pub use migrations::{MIGRATOR, MigrationProblem, MigrationReport, Planned, SchemaState};
-pub use pool::{Pool, Session, Transaction};
-pub use settings::{ConnectSettings, MalformedUrl};
-pub use vitals::Vitals;
+pub use connect_settings::{ConnectSettings, DatabaseUrlError};
+pub use database::{Database, DatabaseConnectError, Operator};
+pub use errors::{
+    Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, map_constraint_error,
+};
+pub use health::DatabaseHealth;
+pub use migrations::{MIGRATOR, MigrationError, MigrationReport, PlannedMigration, SchemaState};
+pub use pool::{DbPool, DbSession, DbTransaction};
 
 /// The oldest major version of Postgres that the queries and migrations work on.
-pub const OLDEST_MAJOR: u32 = 14;
+pub const MIN_POSTGRES_MAJOR: u32 = 14;

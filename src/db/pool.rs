@@ -24,64 +24,67 @@ use super::Error;
 
 /// What bounds the harm of a statement that hangs; no query of ours needs a fraction of it. Set by statements and not as
 /// parameters of the connection's start, which a pooler such as `PgBouncer` refuses.
-const LIMITS: [(&str, &str); 3] = [
+const SESSION_TIMEOUTS: [(&str, &str); 3] = [
     ("statement_timeout", "15s"),
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "10s"),
 ];
 
 /// [`LIMITS`] as statements, each beginning with `set`.
-pub(super) fn limits(set: &str) -> String {
-    let each = LIMITS.map(|(name, value)| format!("{set} {name} = '{value}';"));
+pub(super) fn session_timeouts_sql(set: &str) -> String {
+    let each = SESSION_TIMEOUTS.map(|(name, value)| format!("{set} {name} = '{value}';"));
     each.concat()
 }
 
 /// The connections of this process, for a room's store: `query.execute(database.pool())`.
 #[derive(Clone)]
-pub struct Pool {
+pub struct DbPool {
     inner: PgPool,
     /// Whether a session of the server is ours for one transaction only.
-    is_shared: bool,
+    is_transaction_pooled: bool,
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for DbPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
-impl Pool {
-    pub(super) fn new(inner: PgPool, is_shared: bool) -> Self {
-        Self { inner, is_shared }
+impl DbPool {
+    pub(super) fn new(inner: PgPool, is_transaction_pooled: bool) -> Self {
+        Self {
+            inner,
+            is_transaction_pooled,
+        }
     }
 
     /// Begins a transaction. Never where it may be cancelled: see [`mod@super::database`].
-    pub async fn begin(&self) -> Result<Transaction, Error> {
+    pub async fn begin(&self) -> Result<DbTransaction, Error> {
         self.begin_with("").await
     }
 
     /// The same, and runs these statements of ours in the same exchange: `set local …; select …`.
-    pub async fn begin_with(&self, statements: &'static str) -> Result<Transaction, Error> {
-        let limits = if self.is_shared {
-            limits("set local")
+    pub async fn begin_with(&self, statements: &'static str) -> Result<DbTransaction, Error> {
+        let limits = if self.is_transaction_pooled {
+            session_timeouts_sql("set local")
         } else {
             String::new()
         };
         let text = AssertSqlSafe(format!("begin;{limits}{statements}"));
-        let inner = if self.is_shared {
-            self.begin_in_time(text).await?
+        let inner = if self.is_transaction_pooled {
+            self.begin_within_timeout(text).await?
         } else {
             self.inner.begin_with(text).await?
         };
-        Ok(Transaction(Session {
+        Ok(DbTransaction(DbSession {
             inner,
-            is_shared: self.is_shared,
+            is_transaction_pooled: self.is_transaction_pooled,
         }))
     }
 
     /// Waits no longer than for a connection of the pool's own: the pooler lets in whoever comes, and a session of the
     /// server may not come free for minutes, before any limit of ours is in force. What begins after all is rolled back.
-    async fn begin_in_time(
+    async fn begin_within_timeout(
         &self,
         text: AssertSqlSafe<String>,
     ) -> Result<sqlx::Transaction<'static, Postgres>, Error> {
@@ -98,26 +101,26 @@ impl Pool {
     }
 
     /// sqlx's own pool, which knows of no pooler: for what is not a statement.
-    pub fn bare(&self) -> &PgPool {
+    pub fn sqlx_pool(&self) -> &PgPool {
         &self.inner
     }
 }
 
-impl<'p> Executor<'p> for &'_ Pool {
+impl<'p> Executor<'p> for &'_ DbPool {
     type Database = Postgres;
 
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<QueryItem, Error>>
     where
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.is_shared {
+        if !self.is_transaction_pooled {
             return self.inner.fetch_many(query);
         }
         let pool = self.clone();
         let steps = async move {
             let mut transaction = pool.begin().await?;
-            let steps: Vec<Step> = transaction.fetch_many(query).try_collect().await?;
+            let steps: Vec<QueryItem> = transaction.fetch_many(query).try_collect().await?;
             transaction.commit().await?;
             Ok::<_, Error>(stream::iter(steps.into_iter().map(Ok)))
         };
@@ -129,7 +132,7 @@ impl<'p> Executor<'p> for &'_ Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.is_shared {
+        if !self.is_transaction_pooled {
             return self.inner.fetch_optional(query);
         }
         let pool = self.clone();
@@ -161,57 +164,57 @@ impl<'p> Executor<'p> for &'_ Pool {
 }
 
 /// What a statement brings: how many rows it changed, or one of those it found.
-type Step = Either<PgQueryResult, PgRow>;
+type QueryItem = Either<PgQueryResult, PgRow>;
 
 /// A transaction: `query.execute(&mut *transaction)`. Rolled back when it is dropped.
 #[derive(Debug)]
-pub struct Transaction(Session);
+pub struct DbTransaction(DbSession);
 
-impl Transaction {
+impl DbTransaction {
     /// Makes it so.
     pub async fn commit(self) -> Result<(), Error> {
         self.0.inner.commit().await
     }
 }
 
-impl Deref for Transaction {
-    type Target = Session;
+impl Deref for DbTransaction {
+    type Target = DbSession;
 
-    fn deref(&self) -> &Session {
+    fn deref(&self) -> &DbSession {
         &self.0
     }
 }
 
-impl DerefMut for Transaction {
-    fn deref_mut(&mut self) -> &mut Session {
+impl DerefMut for DbTransaction {
+    fn deref_mut(&mut self) -> &mut DbSession {
         &mut self.0
     }
 }
 
 /// The session of the server that a transaction has for as long as it lasts.
 #[derive(Debug)]
-pub struct Session {
+pub struct DbSession {
     inner: sqlx::Transaction<'static, Postgres>,
-    is_shared: bool,
+    is_transaction_pooled: bool,
 }
 
-impl Session {
+impl DbSession {
     /// sqlx's own connection, whose statements keep their names: for statements that say themselves that they have none.
-    pub(super) fn bare(&mut self) -> &mut PgConnection {
+    pub(super) fn sqlx_connection(&mut self) -> &mut PgConnection {
         &mut self.inner
     }
 }
 
-impl<'c> Executor<'c> for &'c mut Session {
+impl<'c> Executor<'c> for &'c mut DbSession {
     type Database = Postgres;
 
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<QueryItem, Error>>
     where
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if self.is_shared {
-            self.inner.fetch_many(Nameless(query))
+        if self.is_transaction_pooled {
+            self.inner.fetch_many(UnnamedStatement(query))
         } else {
             self.inner.fetch_many(query)
         }
@@ -222,8 +225,8 @@ impl<'c> Executor<'c> for &'c mut Session {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if self.is_shared {
-            self.inner.fetch_optional(Nameless(query))
+        if self.is_transaction_pooled {
+            self.inner.fetch_optional(UnnamedStatement(query))
         } else {
             self.inner.fetch_optional(query)
         }
@@ -249,9 +252,9 @@ impl<'c> Executor<'c> for &'c mut Session {
 }
 
 /// A statement that is prepared under no name, and so forgotten with the next one.
-struct Nameless<E>(E);
+struct UnnamedStatement<E>(E);
 
-impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Nameless<E> {
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for UnnamedStatement<E> {
     fn sql(self) -> SqlStr {
         self.0.sql()
     }

@@ -12,13 +12,13 @@
 
 use std::time::Duration;
 
-use super::outcome::Outcome;
+use super::outcome::AttemptOutcome;
 use super::schedule;
 
 /// "It is gone for good", in HTTP.
-const GONE: u16 = 410;
+const HTTP_GONE: u16 = 410;
 /// The pause after a fault of our own.
-const OWN_FAULT: Duration = Duration::from_secs(15);
+const POSTPONED_DELAY: Duration = Duration::from_secs(15);
 
 /// Where a delivery stands when an attempt begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Delivery {
 
 /// What becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextStep {
     /// The receiver has it.
     Delivered,
     /// It is tried again, not before this much time has passed. The attempt counts.
@@ -51,26 +51,27 @@ pub enum Next {
 impl Delivery {
     /// Decides. `jitter` is a number from 0 to 1, from chance.
     #[must_use]
-    pub fn after(self, outcome: &Outcome, jitter: f64) -> Next {
+    pub fn decide_next_step(self, outcome: &AttemptOutcome, jitter: f64) -> NextStep {
         match outcome {
-            Outcome::Delivered { .. } => Next::Delivered,
-            Outcome::NotAttempted { .. } => Next::Postponed {
-                after: OWN_FAULT.mul_f64(1.0 + jitter.clamp(0.0, 1.0)),
+            AttemptOutcome::Delivered { .. } => NextStep::Delivered,
+            AttemptOutcome::NotAttempted { .. } => NextStep::Postponed {
+                after: POSTPONED_DELAY.mul_f64(1.0 + jitter.clamp(0.0, 1.0)),
             },
-            Outcome::Refused {
-                code: Some(GONE), ..
-            } => Next::Failed,
-            Outcome::Refused { .. } if self.attempts >= self.max_retries => Next::Failed,
-            Outcome::Refused { retry_after, .. } => Next::Retry {
-                after: schedule::pause(self.attempts.saturating_add(1), jitter, *retry_after),
+            AttemptOutcome::Refused {
+                code: Some(HTTP_GONE),
+                ..
+            } => NextStep::Failed,
+            AttemptOutcome::Refused { .. } if self.attempts >= self.max_retries => NextStep::Failed,
+            AttemptOutcome::Refused { retry_after, .. } => NextStep::Retry {
+                after: schedule::retry_delay(self.attempts.saturating_add(1), jitter, *retry_after),
             },
         }
     }
 }
 
-impl Next {
+impl NextStep {
     /// Whether the attempt counts.
-    pub fn counts(self) -> bool {
+    pub fn is_attempt_counted(self) -> bool {
         !matches!(self, Self::Postponed { .. })
     }
 
@@ -84,7 +85,7 @@ impl Next {
     }
 
     /// How long until it is tried again, if it is.
-    pub fn pause(self) -> Option<Duration> {
+    pub fn retry_delay(self) -> Option<Duration> {
         match self {
             Self::Retry { after } | Self::Postponed { after } => Some(after),
             Self::Delivered | Self::Failed => None,
@@ -96,13 +97,13 @@ impl Next {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::outcome::Class;
-    use super::super::schedule::{JITTER, LONGEST, PAUSES};
+    use super::super::outcome::OutcomeClass;
+    use super::super::schedule::{MAX_RETRY_DELAY, RETRY_DELAYS, RETRY_JITTER};
     use super::*;
 
-    fn refused(code: Option<u16>, retry_after: Option<Duration>) -> Outcome {
-        Outcome::Refused {
-            class: code.map_or(Class::Timeout, Class::of_status),
+    fn refused(code: Option<u16>, retry_after: Option<Duration>) -> AttemptOutcome {
+        AttemptOutcome::Refused {
+            class: code.map_or(OutcomeClass::Timeout, OutcomeClass::from_status),
             code,
             retry_after,
             excerpt: None,
@@ -110,16 +111,16 @@ mod tests {
         }
     }
 
-    fn delivered() -> Outcome {
-        Outcome::Delivered {
+    fn delivered() -> AttemptOutcome {
+        AttemptOutcome::Delivered {
             code: 200,
             excerpt: None,
         }
     }
 
-    fn not_attempted() -> Outcome {
-        Outcome::NotAttempted {
-            class: Class::Dns,
+    fn not_attempted() -> AttemptOutcome {
+        AttemptOutcome::NotAttempted {
+            class: OutcomeClass::Dns,
             detail: String::new(),
         }
     }
@@ -131,26 +132,26 @@ mod tests {
                 attempts,
                 max_retries: 5,
             };
-            delivery.after(&outcome, 0.5)
+            delivery.decide_next_step(&outcome, 0.5)
         };
-        let retry = |seconds| Next::Retry {
+        let retry = |seconds| NextStep::Retry {
             after: Duration::from_secs(seconds),
         };
         let failing = || refused(Some(500), None);
-        assert_eq!(after(0, delivered()), Next::Delivered);
+        assert_eq!(after(0, delivered()), NextStep::Delivered);
         assert_eq!(after(0, failing()), retry(30));
         assert_eq!(after(1, failing()), retry(120));
         assert_eq!(after(2, failing()), retry(600));
         assert_eq!(after(3, failing()), retry(3600));
         assert_eq!(after(4, failing()), retry(21_600));
-        assert_eq!(after(5, failing()), Next::Failed);
-        assert_eq!(after(5, delivered()), Next::Delivered);
-        assert_eq!(after(0, refused(Some(410), None)), Next::Failed);
+        assert_eq!(after(5, failing()), NextStep::Failed);
+        assert_eq!(after(5, delivered()), NextStep::Delivered);
+        assert_eq!(after(0, refused(Some(410), None)), NextStep::Failed);
         assert_eq!(after(0, refused(None, None)), retry(30));
         let asked = Some(Duration::from_secs(400));
         assert_eq!(after(0, refused(Some(429), asked)), retry(420));
         let postponed = after(5, not_attempted());
-        assert!(!postponed.counts());
+        assert!(!postponed.is_attempt_counted());
         assert_eq!(postponed.status(), "pending");
     }
 
@@ -160,11 +161,18 @@ mod tests {
             attempts: 0,
             max_retries: 0,
         };
-        assert_eq!(only.after(&refused(Some(500), None), 0.5), Next::Failed);
-        assert!(!only.after(&not_attempted(), 0.5).counts());
+        assert_eq!(
+            only.decide_next_step(&refused(Some(500), None), 0.5),
+            NextStep::Failed
+        );
+        assert!(
+            !only
+                .decide_next_step(&not_attempted(), 0.5)
+                .is_attempt_counted()
+        );
     }
 
-    fn outcome() -> impl Strategy<Value = Outcome> {
+    fn outcome() -> impl Strategy<Value = AttemptOutcome> {
         let asked = proptest::option::of((0_u64..100_000).prop_map(Duration::from_secs));
         prop_oneof![
             1 => Just(delivered()),
@@ -185,33 +193,33 @@ mod tests {
             let mut attempts = 0;
             for (outcome, jitter) in history {
                 let delivery = Delivery { attempts, max_retries };
-                let next = delivery.after(&outcome, jitter);
+                let next = delivery.decide_next_step(&outcome, jitter);
                 match (&outcome, next) {
-                    (Outcome::Delivered { .. }, next) => {
-                        prop_assert_eq!(next, Next::Delivered);
+                    (AttemptOutcome::Delivered { .. }, next) => {
+                        prop_assert_eq!(next, NextStep::Delivered);
                         return Ok(());
                     }
-                    (Outcome::NotAttempted { .. }, Next::Postponed { after }) => {
-                        prop_assert!(after >= OWN_FAULT && after <= 2 * OWN_FAULT);
+                    (AttemptOutcome::NotAttempted { .. }, NextStep::Postponed { after }) => {
+                        prop_assert!(after >= POSTPONED_DELAY && after <= 2 * POSTPONED_DELAY);
                     }
-                    (Outcome::Refused { code, .. }, Next::Failed) => {
-                        prop_assert!(*code == Some(GONE) || attempts == max_retries);
+                    (AttemptOutcome::Refused { code, .. }, NextStep::Failed) => {
+                        prop_assert!(*code == Some(HTTP_GONE) || attempts == max_retries);
                         return Ok(());
                     }
-                    (Outcome::Refused { code, retry_after, .. }, Next::Retry { after }) => {
-                        prop_assert_ne!(*code, Some(GONE));
+                    (AttemptOutcome::Refused { code, retry_after, .. }, NextStep::Retry { after }) => {
+                        prop_assert_ne!(*code, Some(HTTP_GONE));
                         attempts += 1;
                         prop_assert!(attempts <= max_retries);
-                        let step = PAUSES[(attempts as usize - 1).min(PAUSES.len() - 1)];
-                        prop_assert!(after >= step.mul_f64(1.0 - JITTER));
-                        prop_assert!(after <= LONGEST);
+                        let step = RETRY_DELAYS[(attempts as usize - 1).min(RETRY_DELAYS.len() - 1)];
+                        prop_assert!(after >= step.mul_f64(1.0 - RETRY_JITTER));
+                        prop_assert!(after <= MAX_RETRY_DELAY);
                         match retry_after {
                             Some(asked) => {
-                                prop_assert!(after >= (*asked).min(LONGEST));
-                                let longest = step.max(*asked).mul_f64(1.0 + JITTER);
+                                prop_assert!(after >= (*asked).min(MAX_RETRY_DELAY));
+                                let longest = step.max(*asked).mul_f64(1.0 + RETRY_JITTER);
                                 prop_assert!(after <= longest);
                             }
-                            None => prop_assert!(after <= step.mul_f64(1.0 + JITTER)),
+                            None => prop_assert!(after <= step.mul_f64(1.0 + RETRY_JITTER)),
                         }
                     }
                     (outcome, next) => prop_assert!(false, "{outcome:?} led to {next:?}"),

@@ -15,31 +15,31 @@
 
 use std::time::Duration;
 
-use super::outcome::{Class, Outcome};
+use super::outcome::{AttemptOutcome, OutcomeClass};
 use crate::clock::Timestamp;
 
 /// How many requests to one callback may be under way at once.
-pub const MOST: u8 = 8;
+pub const MAX_IN_FLIGHT_PER_CALLBACK: u8 = 8;
 /// How many attempts in a row nobody must have answered before nothing is sent.
-pub const UNANSWERED: u32 = 5;
+pub const MAX_CONSECUTIVE_UNREACHABLE: u32 = 5;
 /// How long nothing is sent then, at first and at most.
-pub const FIRST_CLOSING: Duration = Duration::from_secs(5);
+pub const INITIAL_CLOSED_DURATION: Duration = Duration::from_secs(5);
 /// See [`FIRST_CLOSING`].
-pub const LAST_CLOSING: Duration = Duration::from_mins(5);
+pub const MAX_CLOSED_DURATION: Duration = Duration::from_mins(5);
 /// A callback is paused after this time without a success …
-pub const PATIENCE: Duration = Duration::from_hours(24);
+pub const MAX_FAILING_DURATION: Duration = Duration::from_hours(24);
 /// … and no fewer failures than this.
-pub const PATIENCE_FAILURES: u32 = 10;
+pub const MIN_FAILURES_TO_PAUSE: u32 = 10;
 /// How often a paused callback is tried.
-pub const PROBE_EVERY: Duration = Duration::from_hours(1);
+pub const PAUSED_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 /// How long nothing is sent after a fault of our own; then one request, to see.
-pub const OWN_FAULT: Duration = Duration::from_secs(15);
+pub const OWN_FAULT_CLOSED_DURATION: Duration = Duration::from_secs(15);
 /// How exact `last_success_at` is kept while all is well.
-const SUCCESS_NOTED_EVERY: Duration = Duration::from_mins(1);
+const SUCCESS_RECORD_INTERVAL: Duration = Duration::from_mins(1);
 
 /// In one word, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum EndpointState {
     /// Nothing is wrong.
     Active,
     /// It gets fewer requests at once.
@@ -50,7 +50,7 @@ pub enum State {
     Paused,
 }
 
-impl State {
+impl EndpointState {
     /// As it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl State {
     }
 
     /// The column's check constraint allows no other word.
-    pub(super) fn from_word(word: &str) -> Self {
+    pub(super) fn from_column(word: &str) -> Self {
         match word {
             "throttled" => Self::Throttled,
             "open" => Self::Open,
@@ -74,13 +74,13 @@ impl State {
 
 /// What one attempt says about the callback, as opposed to the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
+pub enum HealthSignal {
     /// It works.
     Success,
     /// It has too much to do: 429, 502, 503, 504.
-    Busy,
+    Overloaded,
     /// It did not answer in time.
-    Late,
+    TimedOut,
     /// Nobody is there: no address, no connection, no TLS.
     Unreachable,
     /// It answered, and did not want this event; or it may not be called.
@@ -89,18 +89,18 @@ pub enum Signal {
     OwnFault,
 }
 
-impl Signal {
+impl HealthSignal {
     /// What an outcome says.
-    pub fn of(outcome: &Outcome) -> Self {
+    pub fn from_outcome(outcome: &AttemptOutcome) -> Self {
         let (class, code) = match outcome {
-            Outcome::Delivered { .. } => return Self::Success,
-            Outcome::NotAttempted { .. } => return Self::OwnFault,
-            Outcome::Refused { class, code, .. } => (class, code),
+            AttemptOutcome::Delivered { .. } => return Self::Success,
+            AttemptOutcome::NotAttempted { .. } => return Self::OwnFault,
+            AttemptOutcome::Refused { class, code, .. } => (class, code),
         };
         match class {
-            Class::Timeout => Self::Late,
-            Class::Dns | Class::Connect | Class::Tls => Self::Unreachable,
-            _ if matches!(code, Some(429 | 502 | 503 | 504)) => Self::Busy,
+            OutcomeClass::Timeout => Self::TimedOut,
+            OutcomeClass::Dns | OutcomeClass::Connect | OutcomeClass::Tls => Self::Unreachable,
+            _ if matches!(code, Some(429 | 502 | 503 | 504)) => Self::Overloaded,
             _ => Self::Refused,
         }
     }
@@ -108,9 +108,9 @@ impl Signal {
 
 /// How a callback has behaved lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Health {
+pub struct EndpointHealth {
     /// In one word.
-    pub state: State,
+    pub state: EndpointState,
     /// How many requests may be under way at once, when any may.
     pub allowed: u8,
     /// Attempts without a success since the last one.
@@ -129,11 +129,11 @@ pub struct Health {
     pub closings: u32,
 }
 
-impl Default for Health {
+impl Default for EndpointHealth {
     /// Nothing is known.
     fn default() -> Self {
         Self {
-            state: State::Active,
+            state: EndpointState::Active,
             allowed: 1,
             failures: 0,
             unreachable: 0,
@@ -146,9 +146,9 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl EndpointHealth {
     /// How many requests may be under way at `now`.
-    pub fn admits(&self, now: Timestamp) -> u8 {
+    pub fn max_in_flight(&self, now: Timestamp) -> u8 {
         match self.closed_until {
             Some(until) if now < until => 0,
             Some(_) => 1,
@@ -158,13 +158,15 @@ impl Health {
 
     /// What is known after an attempt that ended at `now`.
     #[must_use]
-    pub fn after(self, signal: Signal, now: Timestamp) -> Self {
+    pub fn after_signal(self, signal: HealthSignal, now: Timestamp) -> Self {
         match signal {
-            Signal::Success => self.after_success(now),
+            HealthSignal::Success => self.after_success(now),
             // Nothing is learned of the callback; but a queue that cannot be sent must not be walked through at full
             // speed, again and again.
-            Signal::OwnFault => Self {
-                closed_until: self.closed_until.max(Some(now.plus(OWN_FAULT))),
+            HealthSignal::OwnFault => Self {
+                closed_until: self
+                    .closed_until
+                    .max(Some(now.plus(OWN_FAULT_CLOSED_DURATION))),
                 ..self
             },
             _ => self.after_failure(signal, now),
@@ -172,20 +174,23 @@ impl Health {
     }
 
     /// Whether one more success would say nothing new.
-    pub fn is_settled(&self, now: Timestamp) -> bool {
+    pub fn is_fully_healthy(&self, now: Timestamp) -> bool {
         let noted = self
             .last_success_at
-            .is_some_and(|moment| now.since(moment) < SUCCESS_NOTED_EVERY);
-        noted && self.state == State::Active && self.allowed == MOST && self.failures == 0
+            .is_some_and(|moment| now.duration_since(moment) < SUCCESS_RECORD_INTERVAL);
+        noted
+            && self.state == EndpointState::Active
+            && self.allowed == MAX_IN_FLIGHT_PER_CALLBACK
+            && self.failures == 0
     }
 
     fn after_success(self, now: Timestamp) -> Self {
         let recovering = self.closed_until.is_some();
-        let allowed = if recovering { 2 } else { self.allowed * 2 }.min(MOST);
+        let allowed = if recovering { 2 } else { self.allowed * 2 }.min(MAX_IN_FLIGHT_PER_CALLBACK);
         let state = match self.state {
-            State::Active => State::Active,
-            _ if allowed == MOST => State::Active,
-            _ => State::Throttled,
+            EndpointState::Active => EndpointState::Active,
+            _ if allowed == MAX_IN_FLIGHT_PER_CALLBACK => EndpointState::Active,
+            _ => EndpointState::Throttled,
         };
         Self {
             state,
@@ -196,7 +201,7 @@ impl Health {
         }
     }
 
-    fn after_failure(self, signal: Signal, now: Timestamp) -> Self {
+    fn after_failure(self, signal: HealthSignal, now: Timestamp) -> Self {
         let mut health = Self {
             failures: self.failures.saturating_add(1),
             failing_since: self.failing_since.or(Some(now)),
@@ -204,13 +209,15 @@ impl Health {
             ..self
         };
         health.unreachable = match signal {
-            Signal::Unreachable | Signal::Late => self.unreachable.saturating_add(1),
+            HealthSignal::Unreachable | HealthSignal::TimedOut => {
+                self.unreachable.saturating_add(1)
+            }
             _ => 0,
         };
-        if matches!(signal, Signal::Busy | Signal::Late) {
+        if matches!(signal, HealthSignal::Overloaded | HealthSignal::TimedOut) {
             health.allowed = (self.allowed / 2).max(1);
-            if self.state == State::Active {
-                health.state = State::Throttled;
+            if self.state == EndpointState::Active {
+                health.state = EndpointState::Throttled;
             }
         }
         // What was under way when it was closed says nothing new.
@@ -219,27 +226,29 @@ impl Health {
         }
         let failing_for = health
             .failing_since
-            .map_or(Duration::ZERO, |since| now.since(since));
-        if failing_for >= PATIENCE && health.failures >= PATIENCE_FAILURES {
-            health.close(State::Paused, now, PROBE_EVERY);
-        } else if health.unreachable >= UNANSWERED {
+            .map_or(Duration::ZERO, |since| now.duration_since(since));
+        if failing_for >= MAX_FAILING_DURATION && health.failures >= MIN_FAILURES_TO_PAUSE {
+            health.close_until(EndpointState::Paused, now, PAUSED_PROBE_INTERVAL);
+        } else if health.unreachable >= MAX_CONSECUTIVE_UNREACHABLE {
             let doubled = 2_u32.saturating_pow(self.closings);
-            let pause = FIRST_CLOSING.saturating_mul(doubled).min(LAST_CLOSING);
-            health.close(State::Open, now, pause);
-        } else if self.state == State::Open && health.unreachable == 0 {
+            let pause = INITIAL_CLOSED_DURATION
+                .saturating_mul(doubled)
+                .min(MAX_CLOSED_DURATION);
+            health.close_until(EndpointState::Open, now, pause);
+        } else if self.state == EndpointState::Open && health.unreachable == 0 {
             // Somebody is there again, if only to refuse.
-            health.state = State::Throttled;
+            health.state = EndpointState::Throttled;
             health.allowed = 1;
             health.closed_until = None;
             health.closings = 0;
-        } else if matches!(self.state, State::Active | State::Throttled) {
+        } else if matches!(self.state, EndpointState::Active | EndpointState::Throttled) {
             // What was closed for a fault of our own.
             health.closed_until = None;
         }
         health
     }
 
-    fn close(&mut self, state: State, now: Timestamp, pause: Duration) {
+    fn close_until(&mut self, state: EndpointState, now: Timestamp, pause: Duration) {
         self.state = state;
         self.allowed = 1;
         self.closed_until = Some(now.plus(pause));
@@ -253,112 +262,176 @@ mod tests {
 
     const START: Timestamp = Timestamp::from_millis(1_775_830_930_000);
 
-    fn after(mut health: Health, signals: &[Signal], now: Timestamp) -> Health {
+    fn after(
+        mut health: EndpointHealth,
+        signals: &[HealthSignal],
+        now: Timestamp,
+    ) -> EndpointHealth {
         for signal in signals {
-            health = health.after(*signal, now);
+            health = health.after_signal(*signal, now);
         }
         health
     }
 
-    fn well() -> Health {
-        after(Health::default(), &[Signal::Success; 3], START)
+    fn well() -> EndpointHealth {
+        after(
+            EndpointHealth::default(),
+            &[HealthSignal::Success; 3],
+            START,
+        )
     }
 
     #[test]
-    fn a_new_callback_is_met_with_care() {
+    fn a_new_callback_starts_with_one_request_at_a_time() {
         let mut allowed = vec![];
-        let mut health = Health::default();
+        let mut health = EndpointHealth::default();
         for _ in 0..5 {
-            allowed.push(health.admits(START));
-            health = health.after(Signal::Success, START);
-            assert_eq!(health.state, State::Active);
+            allowed.push(health.max_in_flight(START));
+            health = health.after_signal(HealthSignal::Success, START);
+            assert_eq!(health.state, EndpointState::Active);
         }
         assert_eq!(allowed, [1, 2, 4, 8, 8]);
-        assert!(health.is_settled(START));
-        assert!(!health.is_settled(START.plus(SUCCESS_NOTED_EVERY)));
+        assert!(health.is_fully_healthy(START));
+        assert!(!health.is_fully_healthy(START.plus(SUCCESS_RECORD_INTERVAL)));
     }
 
     #[test]
     fn an_overloaded_callback_gets_less_and_then_more() {
-        let busy = after(well(), &[Signal::Busy, Signal::Late], START);
-        assert_eq!((busy.state, busy.admits(START)), (State::Throttled, 2));
-        let busier = after(busy, &[Signal::Busy; 50], START);
-        assert_eq!((busier.state, busier.admits(START)), (State::Throttled, 1));
-        let better = after(busier, &[Signal::Success; 2], START);
-        assert_eq!((better.state, better.admits(START)), (State::Throttled, 4));
-        let fine = better.after(Signal::Success, START);
-        assert_eq!((fine.state, fine.admits(START)), (State::Active, 8));
+        let busy = after(
+            well(),
+            &[HealthSignal::Overloaded, HealthSignal::TimedOut],
+            START,
+        );
+        assert_eq!(
+            (busy.state, busy.max_in_flight(START)),
+            (EndpointState::Throttled, 2)
+        );
+        let busier = after(busy, &[HealthSignal::Overloaded; 50], START);
+        assert_eq!(
+            (busier.state, busier.max_in_flight(START)),
+            (EndpointState::Throttled, 1)
+        );
+        let better = after(busier, &[HealthSignal::Success; 2], START);
+        assert_eq!(
+            (better.state, better.max_in_flight(START)),
+            (EndpointState::Throttled, 4)
+        );
+        let fine = better.after_signal(HealthSignal::Success, START);
+        assert_eq!(
+            (fine.state, fine.max_in_flight(START)),
+            (EndpointState::Active, 8)
+        );
     }
 
     #[test]
     fn a_callback_that_refuses_is_asked_all_the_same() {
-        let health = after(well(), &[Signal::Refused; 1000], START);
-        assert_eq!((health.state, health.admits(START)), (State::Active, 8));
+        let health = after(well(), &[HealthSignal::Refused; 1000], START);
+        assert_eq!(
+            (health.state, health.max_in_flight(START)),
+            (EndpointState::Active, 8)
+        );
         assert_eq!(health.failures, 1000);
     }
 
     #[test]
-    fn where_nobody_answers_nothing_is_sent_for_longer_and_longer() {
-        let mut health = after(well(), &[Signal::Unreachable; 5], START);
+    fn an_unreachable_callback_is_closed_for_doubling_durations() {
+        let mut health = after(well(), &[HealthSignal::Unreachable; 5], START);
         let mut now = START;
         let mut pauses = vec![];
         for _ in 0..9 {
-            assert_eq!((health.state, health.admits(now)), (State::Open, 0));
+            assert_eq!(
+                (health.state, health.max_in_flight(now)),
+                (EndpointState::Open, 0)
+            );
             let until = health.closed_until.expect("it is closed");
-            pauses.push(until.since(now).as_secs());
+            pauses.push(until.duration_since(now).as_secs());
             // What was under way says nothing new.
             assert_eq!(
-                health.after(Signal::Unreachable, now).closed_until,
+                health
+                    .after_signal(HealthSignal::Unreachable, now)
+                    .closed_until,
                 Some(until)
             );
             now = until;
-            assert_eq!(health.admits(now), 1, "one, to see");
-            health = health.after(Signal::Late, now);
+            assert_eq!(health.max_in_flight(now), 1, "one, to see");
+            health = health.after_signal(HealthSignal::TimedOut, now);
         }
         assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
-        let refused = health.after(Signal::Refused, now.plus(LAST_CLOSING));
-        assert_eq!((refused.state, refused.admits(now)), (State::Throttled, 1));
-        let back = health.after(Signal::Success, now);
-        assert_eq!((back.state, back.admits(now)), (State::Throttled, 2));
+        let refused = health.after_signal(HealthSignal::Refused, now.plus(MAX_CLOSED_DURATION));
+        assert_eq!(
+            (refused.state, refused.max_in_flight(now)),
+            (EndpointState::Throttled, 1)
+        );
+        let back = health.after_signal(HealthSignal::Success, now);
+        assert_eq!(
+            (back.state, back.max_in_flight(now)),
+            (EndpointState::Throttled, 2)
+        );
     }
 
     #[test]
     fn a_fault_of_our_own_closes_for_a_moment_and_counts_for_nothing() {
-        let closed = well().after(Signal::OwnFault, START);
-        assert_eq!((closed.state, closed.failures), (State::Active, 0));
-        let open = START.plus(OWN_FAULT);
-        assert_eq!((closed.admits(START), closed.admits(open)), (0, 1));
-        let better = closed.after(Signal::Success, open);
-        assert_eq!((better.state, better.admits(open)), (State::Active, 2));
-        let refused = closed.after(Signal::Refused, open);
-        assert_eq!((refused.state, refused.admits(open)), (State::Active, MOST));
+        let closed = well().after_signal(HealthSignal::OwnFault, START);
+        assert_eq!((closed.state, closed.failures), (EndpointState::Active, 0));
+        let open = START.plus(OWN_FAULT_CLOSED_DURATION);
+        assert_eq!(
+            (closed.max_in_flight(START), closed.max_in_flight(open)),
+            (0, 1)
+        );
+        let better = closed.after_signal(HealthSignal::Success, open);
+        assert_eq!(
+            (better.state, better.max_in_flight(open)),
+            (EndpointState::Active, 2)
+        );
+        let refused = closed.after_signal(HealthSignal::Refused, open);
+        assert_eq!(
+            (refused.state, refused.max_in_flight(open)),
+            (EndpointState::Active, MAX_IN_FLIGHT_PER_CALLBACK)
+        );
         // A longer pause stays.
-        let gone = after(well(), &[Signal::Unreachable; 20], START);
-        let probed = gone.after(
-            Signal::Unreachable,
+        let gone = after(well(), &[HealthSignal::Unreachable; 20], START);
+        let probed = gone.after_signal(
+            HealthSignal::Unreachable,
             gone.closed_until.expect("it is closed"),
         );
-        assert!(probed.after(Signal::OwnFault, START).closed_until >= probed.closed_until);
+        assert!(
+            probed
+                .after_signal(HealthSignal::OwnFault, START)
+                .closed_until
+                >= probed.closed_until
+        );
     }
 
     #[test]
-    fn a_day_of_failures_is_too_much() {
-        for signal in [Signal::Refused, Signal::Busy, Signal::Unreachable] {
+    fn a_day_of_failures_pauses_a_callback() {
+        for signal in [
+            HealthSignal::Refused,
+            HealthSignal::Overloaded,
+            HealthSignal::Unreachable,
+        ] {
             let failing = after(well(), &[signal; 4], START);
-            let almost = START.plus(PATIENCE).minus(Duration::from_secs(1));
+            let almost = START
+                .plus(MAX_FAILING_DURATION)
+                .minus(Duration::from_secs(1));
             let few = after(failing, &[signal; 4], almost);
-            assert_ne!(few.state, State::Paused);
+            assert_ne!(few.state, EndpointState::Paused);
             let late = almost.plus(Duration::from_hours(2));
-            let few = few.after(signal, late);
-            assert_ne!(few.state, State::Paused, "that was the ninth");
+            let few = few.after_signal(signal, late);
+            assert_ne!(few.state, EndpointState::Paused, "that was the ninth");
             let later = late.plus(Duration::from_hours(1));
-            let paused = few.after(signal, later);
-            assert_eq!((paused.state, paused.admits(later)), (State::Paused, 0));
-            let probe = later.plus(PROBE_EVERY);
-            assert_eq!(paused.admits(probe), 1);
-            assert_eq!(paused.after(signal, probe).admits(probe), 0);
-            let back = paused.after(Signal::Success, probe);
-            assert_eq!((back.state, back.admits(probe)), (State::Throttled, 2));
+            let paused = few.after_signal(signal, later);
+            assert_eq!(
+                (paused.state, paused.max_in_flight(later)),
+                (EndpointState::Paused, 0)
+            );
+            let probe = later.plus(PAUSED_PROBE_INTERVAL);
+            assert_eq!(paused.max_in_flight(probe), 1);
+            assert_eq!(paused.after_signal(signal, probe).max_in_flight(probe), 0);
+            let back = paused.after_signal(HealthSignal::Success, probe);
+            assert_eq!(
+                (back.state, back.max_in_flight(probe)),
+                (EndpointState::Throttled, 2)
+            );
             assert_eq!(back.failing_since, None);
         }
     }
@@ -368,7 +441,7 @@ mod tests {
     fn no_history_sends_two_probes_at_once_or_gets_stuck() {
         let mut chance = fastrand::Rng::with_seed(20);
         for _ in 0..5_000 {
-            let mut health = Health::default();
+            let mut health = EndpointHealth::default();
             let mut now = START;
             // Whether each request under way was begun as a probe.
             let mut under_way: Vec<bool> = vec![];
@@ -379,32 +452,35 @@ mod tests {
                     2 => Duration::from_secs(chance.u64(..600)),
                     _ => Duration::from_mins(chance.u64(..180)),
                 });
-                while under_way.len() < usize::from(health.admits(now)) {
+                while under_way.len() < usize::from(health.max_in_flight(now)) {
                     under_way.push(health.closed_until.is_some());
                 }
-                assert!(under_way.len() <= usize::from(MOST));
+                assert!(under_way.len() <= usize::from(MAX_IN_FLIGHT_PER_CALLBACK));
                 assert!(under_way.iter().filter(|probe| **probe).count() <= 1);
                 if under_way.is_empty() {
                     continue;
                 }
                 under_way.swap_remove(chance.usize(..under_way.len()));
                 let signal = match chance.u8(..12) {
-                    0 => Signal::Success,
-                    1..4 => Signal::Busy,
-                    4..7 => Signal::Late,
-                    7..10 => Signal::Unreachable,
-                    10 => [Signal::Refused, Signal::OwnFault][chance.usize(..2)],
+                    0 => HealthSignal::Success,
+                    1..4 => HealthSignal::Overloaded,
+                    4..7 => HealthSignal::TimedOut,
+                    7..10 => HealthSignal::Unreachable,
+                    10 => [HealthSignal::Refused, HealthSignal::OwnFault][chance.usize(..2)],
                     // The process died: nothing is learned.
                     _ => continue,
                 };
-                health = health.after(signal, now);
-                assert!((1..=MOST).contains(&health.allowed));
+                health = health.after_signal(signal, now);
+                assert!((1..=MAX_IN_FLIGHT_PER_CALLBACK).contains(&health.allowed));
             }
             // From now on all is well: it is found out within the hour, and a few answers later nothing is left of it.
-            now = now.plus(PROBE_EVERY);
-            assert!(health.admits(now) >= 1, "stuck in {health:?}");
-            let health = after(health, &[Signal::Success; 3], now);
-            assert_eq!((health.state, health.admits(now)), (State::Active, MOST));
+            now = now.plus(PAUSED_PROBE_INTERVAL);
+            assert!(health.max_in_flight(now) >= 1, "stuck in {health:?}");
+            let health = after(health, &[HealthSignal::Success; 3], now);
+            assert_eq!(
+                (health.state, health.max_in_flight(now)),
+                (EndpointState::Active, MAX_IN_FLIGHT_PER_CALLBACK)
+            );
         }
     }
 }

@@ -24,7 +24,6 @@
 //! - [`probe`]: can callbacks be reached that are not sent anything
 //! - [`stock`]: what waits, and how the callbacks are
 
-pub mod courier;
 pub mod delivery;
 pub mod dispatcher;
 pub mod endpoint;
@@ -33,20 +32,21 @@ pub mod health;
 pub mod history;
 pub mod hold;
 pub mod outcome;
-pub mod post;
 pub mod probe;
+pub mod queue_stats;
 pub mod redelivery;
 pub mod schedule;
 pub mod sender;
 pub mod signature;
+pub mod signing_transport;
 pub mod slots;
-pub mod stock;
 mod store;
-pub mod wake;
+pub mod transport;
+pub mod work_notifier;
 
-pub use courier::{Courier, Parcel};
-pub use dispatcher::{Dispatcher, DispatcherSettings, Round, Tally};
-pub use outcome::{Class, Outcome};
+pub use dispatcher::{DeliveryMetrics, DispatchRound, Dispatcher, DispatcherSettings};
+pub use outcome::{AttemptOutcome, OutcomeClass};
 pub use redelivery::Redeliveries;
-pub use sender::{Attempt, Sender, SenderSettings};
-pub use wake::Wake;
+pub use sender::{DeliveryAttempt, Sender, SenderSettings};
+pub use transport::{ClaimedDelivery, DeliveryTransport};
+pub use work_notifier::WorkNotifier;

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 /// In one word, for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum OutcomeClass {
     /// 2xx, whole and in time.
     Success,
     /// The receiver sent us elsewhere, where we do not go.
@@ -34,7 +34,7 @@ pub enum Class {
     LeaseLost,
 }
 
-impl Class {
+impl OutcomeClass {
     /// Each of them, as they are declared.
     pub const ALL: [Self; 12] = [
         Self::Success,
@@ -70,7 +70,7 @@ impl Class {
     }
 
     /// The class of a whole answer's status.
-    pub fn of_status(code: u16) -> Self {
+    pub fn from_status(code: u16) -> Self {
         match code {
             200..300 => Self::Success,
             300..400 => Self::Http3xx,
@@ -80,13 +80,13 @@ impl Class {
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for OutcomeClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl Serialize for Class {
+impl Serialize for OutcomeClass {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
@@ -94,7 +94,7 @@ impl Serialize for Class {
 
 /// What became of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// The receiver has it: 2xx, whole and in time.
     Delivered {
         /// 200 to 299.
@@ -105,7 +105,7 @@ pub enum Outcome {
     /// The receiver did not take it, or could not be reached, or must not be called. Counts as an attempt.
     Refused {
         /// Why.
-        class: Class,
+        class: OutcomeClass,
         /// The status, when there was one.
         code: Option<u16>,
         /// How long the receiver asks us to wait from now on: `Retry-After`, uncapped. Never shorter than zero.
@@ -118,23 +118,23 @@ pub enum Outcome {
     /// Nothing was sent, through no fault of the receiver's: our own resolver does not answer. Does not count.
     NotAttempted {
         /// Where it failed.
-        class: Class,
+        class: OutcomeClass,
         /// One sentence for operators.
         detail: String,
     },
 }
 
-impl Outcome {
+impl AttemptOutcome {
     /// In one word.
-    pub fn class(&self) -> Class {
+    pub fn class(&self) -> OutcomeClass {
         match self {
-            Self::Delivered { .. } => Class::Success,
+            Self::Delivered { .. } => OutcomeClass::Success,
             Self::Refused { class, .. } | Self::NotAttempted { class, .. } => *class,
         }
     }
 
     /// The receiver's status, when there was one.
-    pub fn code(&self) -> Option<u16> {
+    pub fn status_code(&self) -> Option<u16> {
         match self {
             Self::Delivered { code, .. } => Some(*code),
             Self::Refused { code, .. } => *code,
@@ -143,7 +143,7 @@ impl Outcome {
     }
 
     /// The first kilobyte of the receiver's answer, as text.
-    pub fn excerpt(&self) -> Option<&str> {
+    pub fn body_excerpt(&self) -> Option<&str> {
         match self {
             Self::Delivered { excerpt, .. } | Self::Refused { excerpt, .. } => excerpt.as_deref(),
             Self::NotAttempted { .. } => None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The pauses between attempts. When more retries are configured than there are pauses, the last one is used again.
-pub const PAUSES: [Duration; 5] = [
+pub const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(30),
     Duration::from_mins(2),
     Duration::from_mins(10),
@@ -11,22 +11,24 @@ pub const PAUSES: [Duration; 5] = [
     Duration::from_hours(6),
 ];
 /// No pause is longer, whatever the receiver asks for.
-pub const LONGEST: Duration = Duration::from_hours(6);
+pub const MAX_RETRY_DELAY: Duration = Duration::from_hours(6);
 /// How far chance moves a pause in either direction, so that what failed together does not come back together.
-pub const JITTER: f64 = 0.1;
+pub const RETRY_JITTER: f64 = 0.1;
 
 /// The pause after the attempt with this number, counted from one. `jitter` is a number from 0 to 1; `asked` is the
 /// receiver's `Retry-After`, which lengthens a pause and never shortens it.
-pub fn pause(attempt: u32, jitter: f64, asked: Option<Duration>) -> Duration {
+pub fn retry_delay(attempt: u32, jitter: f64, asked: Option<Duration>) -> Duration {
     let step = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
-    let planned = PAUSES[step.min(PAUSES.len() - 1)];
+    let planned = RETRY_DELAYS[step.min(RETRY_DELAYS.len() - 1)];
     let jitter = jitter.clamp(0.0, 1.0);
-    let planned = planned.mul_f64(1.0 - JITTER + 2.0 * JITTER * jitter);
+    let planned = planned.mul_f64(1.0 - RETRY_JITTER + 2.0 * RETRY_JITTER * jitter);
     // Only later than asked, and not all at once either.
     let asked = asked.map_or(Duration::ZERO, |asked| {
-        asked.min(LONGEST).mul_f64(1.0 + JITTER * jitter)
+        asked
+            .min(MAX_RETRY_DELAY)
+            .mul_f64(1.0 + RETRY_JITTER * jitter)
     });
-    planned.max(asked).min(LONGEST)
+    planned.max(asked).min(MAX_RETRY_DELAY)
 }
 
 #[cfg(test)]
@@ -48,15 +50,19 @@ mod tests {
             (6, 21_600),
             (u32::MAX, 21_600),
         ] {
-            assert_eq!(pause(attempt, 0.5, None), seconds(expected), "{attempt}");
+            assert_eq!(
+                retry_delay(attempt, 0.5, None),
+                seconds(expected),
+                "{attempt}"
+            );
         }
     }
 
     #[test]
     fn chance_moves_a_pause_by_a_tenth() {
-        assert_eq!(pause(1, 0.0, None), seconds(27));
-        assert_eq!(pause(1, 1.0, None), seconds(33));
-        assert_eq!(pause(5, 1.0, None), LONGEST);
+        assert_eq!(retry_delay(1, 0.0, None), seconds(27));
+        assert_eq!(retry_delay(1, 1.0, None), seconds(33));
+        assert_eq!(retry_delay(5, 1.0, None), MAX_RETRY_DELAY);
     }
 
     #[test]
@@ -66,10 +72,10 @@ mod tests {
             (seconds(5), 0.5, seconds(30)),
             (seconds(100), 0.0, seconds(100)),
             (seconds(100), 1.0, seconds(110)),
-            (seconds(21_600), 1.0, LONGEST),
-            (Duration::MAX, 0.0, LONGEST),
+            (seconds(21_600), 1.0, MAX_RETRY_DELAY),
+            (Duration::MAX, 0.0, MAX_RETRY_DELAY),
         ] {
-            assert_eq!(pause(1, jitter, Some(asked)), expected, "{asked:?}");
+            assert_eq!(retry_delay(1, jitter, Some(asked)), expected, "{asked:?}");
         }
     }
 }

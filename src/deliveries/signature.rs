@@ -12,12 +12,12 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::endpoint::Secrets;
-use crate::crypto::token::hex;
+use super::endpoint::SigningSecrets;
+use crate::crypto::token::encode_hex;
 
 /// The values of the two headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Signatures {
+pub struct SignatureHeaders {
     /// `X-Attesto-Signature`
     pub attesto: String,
     /// `webhook-signature`
@@ -25,26 +25,33 @@ pub struct Signatures {
 }
 
 /// Signs `body` as sent under `id` at `timestamp`, in seconds since the Unix epoch.
-pub fn sign(secrets: &Secrets, id: &str, timestamp: i64, body: &[u8]) -> Signatures {
+pub fn sign_delivery(
+    secrets: &SigningSecrets,
+    id: &str,
+    timestamp: i64,
+    body: &[u8],
+) -> SignatureHeaders {
     let timestamp = timestamp.to_string();
     let mut attesto = format!("t={timestamp}");
     let mut standard = String::new();
     for secret in secrets.iter() {
         let parts = [timestamp.as_bytes(), b".", body];
         attesto.push_str(",v1=");
-        attesto.push_str(&hex(mac(&secret.attesto_key(), &parts).as_ref()));
+        attesto.push_str(&encode_hex(
+            compute_hmac(&secret.attesto_key(), &parts).as_ref(),
+        ));
 
         let parts = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
         if !standard.is_empty() {
             standard.push(' ');
         }
         standard.push_str("v1,");
-        STANDARD.encode_string(mac(&secret.standard_key(), &parts), &mut standard);
+        STANDARD.encode_string(compute_hmac(&secret.standard_key(), &parts), &mut standard);
     }
-    Signatures { attesto, standard }
+    SignatureHeaders { attesto, standard }
 }
 
-fn mac(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
+fn compute_hmac(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
     let mut context = hmac::Context::with_key(key);
     for part in parts {
         context.update(part);
@@ -68,16 +75,16 @@ mod tests {
     /// The vector that the libraries of Standard Webhooks test themselves with.
     #[test]
     fn the_known_answer_of_standard_webhooks() {
-        let secrets = Secrets::from(secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
-        let signed = sign(&secrets, ID, TIMESTAMP, BODY);
+        let secrets = SigningSecrets::from(secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
+        let signed = sign_delivery(&secrets, ID, TIMESTAMP, BODY);
         assert_eq!(
             signed.standard,
             "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
         );
         let flipped = [
-            sign(&secrets, "msg_p5jXN8AQM9LWM0D4loKWxJel", TIMESTAMP, BODY),
-            sign(&secrets, ID, TIMESTAMP + 1, BODY),
-            sign(&secrets, ID, TIMESTAMP, br#"{"test": 2432232315}"#),
+            sign_delivery(&secrets, "msg_p5jXN8AQM9LWM0D4loKWxJel", TIMESTAMP, BODY),
+            sign_delivery(&secrets, ID, TIMESTAMP + 1, BODY),
+            sign_delivery(&secrets, ID, TIMESTAMP, br#"{"test": 2432232315}"#),
         ];
         for other in flipped {
             assert_ne!(other.standard, signed.standard);
@@ -91,12 +98,12 @@ mod tests {
             "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
             "an old secret of forty plain characters.",
         );
-        let rotating = Secrets {
+        let rotating = SigningSecrets {
             newest: secret(new),
             previous: vec![secret(old)],
         };
-        let signed = sign(&rotating, ID, TIMESTAMP, BODY);
-        let alone = |text| sign(&Secrets::from(secret(text)), ID, TIMESTAMP, BODY);
+        let signed = sign_delivery(&rotating, ID, TIMESTAMP, BODY);
+        let alone = |text| sign_delivery(&SigningSecrets::from(secret(text)), ID, TIMESTAMP, BODY);
         let value = |header: &str| header.split_once(",v1=").unwrap().1.to_owned();
         assert_eq!(
             signed.attesto,

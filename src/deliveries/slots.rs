@@ -8,21 +8,21 @@
 use std::time::Duration;
 
 /// How long a delivery may keep its slot while others wait.
-pub const PATIENCE: Duration = Duration::from_millis(500);
+pub const MAX_SLOT_TIME: Duration = Duration::from_millis(500);
 /// How many times the number of slots there is room for those that wait aside.
-pub const ASIDE: usize = 32;
+pub const MAX_SLOW_PER_SLOT: usize = 32;
 
 /// How many more deliveries may begin, when those under way have been so for `ages`.
-pub fn free(slots: usize, ages: impl IntoIterator<Item = Duration>) -> usize {
+pub fn count_free_slots(slots: usize, ages: impl IntoIterator<Item = Duration>) -> usize {
     let (mut quick, mut slow) = (0_usize, 0_usize);
     for age in ages {
-        if age < PATIENCE {
+        if age < MAX_SLOT_TIME {
             quick += 1;
         } else {
             slow += 1;
         }
     }
-    let overflow = slow.saturating_sub(slots * ASIDE);
+    let overflow = slow.saturating_sub(slots * MAX_SLOW_PER_SLOT);
     slots.saturating_sub(quick + overflow)
 }
 
@@ -31,10 +31,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_long_steps_aside_while_there_is_room() {
+    fn slow_requests_free_their_slot_up_to_a_limit() {
         let ages = |quick: usize, slow: usize| {
-            let quick = std::iter::repeat_n(PATIENCE / 2, quick);
-            quick.chain(std::iter::repeat_n(PATIENCE, slow))
+            let quick = std::iter::repeat_n(MAX_SLOT_TIME / 2, quick);
+            quick.chain(std::iter::repeat_n(MAX_SLOT_TIME, slow))
         };
         for (quick, slow, expected) in [
             (0, 0, 10),
@@ -48,7 +48,11 @@ mod tests {
             (3, 325, 2),
             (12, 325, 0),
         ] {
-            assert_eq!(free(10, ages(quick, slow)), expected, "{quick} + {slow}");
+            assert_eq!(
+                count_free_slots(10, ages(quick, slow)),
+                expected,
+                "{quick} + {slow}"
+            );
         }
     }
 }

@@ -10,126 +10,126 @@ use std::time::Duration;
 use hyper::body::Bytes;
 use tokio::time::timeout;
 
-use super::courier::Parcel;
-use super::delivery::Next;
-use super::health::{Health, MOST, Signal, State};
-use super::outcome::Class;
+use super::delivery::NextStep;
+use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
+use super::outcome::OutcomeClass;
+use super::transport::ClaimedDelivery;
 use crate::clock::{Clock, Timestamp};
-use crate::db::{Database, Error, Transaction};
+use crate::db::{Database, DbTransaction, Error};
 use crate::id::{DeliveryId, EventId, TenantId};
 
 /// Where processes tell each other that there is work.
-pub(super) const CHANNEL: &str = "attesto_work";
+pub(super) const WORK_CHANNEL: &str = "attesto_work";
 /// How long a worker holds a row without saying that it is still there. Until then what a dead one held counts as being
 /// under way, against the limits of its callback too; so it is not long, and it is renewed often.
-pub(super) const LEASE: Duration = Duration::from_secs(20);
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(20);
 /// How many deliveries of one tenant may be under way at once, over all processes.
-pub(super) const MOST_OF_A_TENANT: i64 = 32;
+pub(super) const MAX_IN_FLIGHT_PER_TENANT: i64 = 32;
 /// After this many lost leases in a row, a person has to look.
-pub(super) const INTERRUPTIONS: i32 = 5;
+pub(super) const MAX_INTERRUPTIONS: i32 = 5;
 /// How long the statements of a turn may take.
-const WORKING: Duration = Duration::from_secs(8);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a commit may take before nobody knows whether it happened.
-const COMMITTING: Duration = Duration::from_secs(4);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Leases ended in one statement.
-const SWEEP: i64 = 1000;
+const MAX_LEASES_PER_SWEEP: i64 = 1000;
 
 /// One claimer at a time, in all processes: only then are the limits that hold over all of them exact. It waits in the
 /// same message that begins the transaction, and a process that is stopped in the middle is thrown out soon.
 ///
 /// The plans must not depend on how many rows there were when they were made: the table can grow a thousandfold before
 /// its statistics do.
-const CLAIMING: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
+const BEGIN_CLAIM_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off; select pg_advisory_xact_lock(7233186720511)";
 /// The same for writing only.
-const WRITING: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
+const BEGIN_WRITE_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off";
 
 /// The right to write one result: the row, and the number it was claimed under.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Lease {
-    pub(super) delivery: DeliveryId,
-    pub(super) no: i32,
+    pub(super) delivery_id: DeliveryId,
+    pub(super) number: i32,
 }
 
 /// A delivery that is ours until its lease is over.
 #[derive(Debug)]
-pub(super) struct Claimed {
+pub(super) struct LeasedDelivery {
     pub(super) lease: Lease,
-    pub(super) parcel: Parcel,
+    pub(super) delivery: ClaimedDelivery,
     /// Whether somebody asked for this delivery, beside the one that belongs to the event.
-    pub(super) requested: bool,
+    pub(super) is_redelivery: bool,
     /// Whether a success would say nothing new about the callback.
-    pub(super) settled: bool,
+    pub(super) is_callback_healthy: bool,
     /// How long it was due.
-    pub(super) waited: Duration,
+    pub(super) lag: Duration,
 }
 
 /// What became of an attempt.
 #[derive(Clone, Debug)]
-pub(super) struct Finished {
+pub(super) struct FinishedAttempt {
     pub(super) lease: Lease,
-    pub(super) event: EventId,
-    pub(super) tenant: TenantId,
-    pub(super) url: String,
-    pub(super) requested: bool,
-    pub(super) next: Next,
-    pub(super) class: Class,
-    pub(super) code: Option<u16>,
-    pub(super) excerpt: Option<String>,
+    pub(super) event_id: EventId,
+    pub(super) tenant_id: TenantId,
+    pub(super) callback_url: String,
+    pub(super) is_redelivery: bool,
+    pub(super) next_step: NextStep,
+    pub(super) class: OutcomeClass,
+    pub(super) status_code: Option<u16>,
+    pub(super) body_excerpt: Option<String>,
     /// What it says about the callback, when that is news.
-    pub(super) signal: Option<Signal>,
+    pub(super) health_signal: Option<HealthSignal>,
 }
 
 /// What one turn did.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct BatchReport {
     /// The results that were written.
     pub(super) written: HashSet<DeliveryId>,
-    pub(super) claimed: Vec<Claimed>,
+    pub(super) claimed: Vec<LeasedDelivery>,
     /// Callbacks whose state is another now.
-    pub(super) changes: Vec<StateChange>,
+    pub(super) state_changes: Vec<EndpointStateChange>,
 }
 
 /// A callback whose state is another now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StateChange {
-    pub(super) tenant: TenantId,
-    pub(super) from: State,
-    pub(super) health: Health,
+pub(super) struct EndpointStateChange {
+    pub(super) tenant_id: TenantId,
+    pub(super) previous_state: EndpointState,
+    pub(super) health: EndpointHealth,
 }
 
 /// Why a turn is not done, as far as is known.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub(super) struct TurnError {
+pub(super) struct BatchError {
     #[source]
     pub(super) error: Error,
     /// The commit may have happened all the same, and with it these claims.
-    pub(super) unsure: Vec<Lease>,
+    pub(super) maybe_claimed: Vec<Lease>,
 }
 
-impl From<Error> for TurnError {
+impl From<Error> for BatchError {
     fn from(error: Error) -> Self {
         Self {
             error,
-            unsure: Vec::new(),
+            maybe_claimed: Vec::new(),
         }
     }
 }
 
 /// What is to do next, and when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Agenda {
+pub(super) struct NextDue {
     /// Until the next delivery that may be sent is due. `None`: none waits, or what waits may not be sent.
-    pub(super) due: Option<Duration>,
+    pub(super) delivery: Option<Duration>,
     /// Until the next batch of a redelivery.
-    pub(super) batch: Option<Duration>,
+    pub(super) redelivery_batch: Option<Duration>,
 }
 
 /// What sweeping found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Swept {
+pub(super) struct SweepReport {
     /// Leases that ended without a word from whoever held them.
     pub(super) interrupted: usize,
     /// Deliveries that now wait for a person.
@@ -138,12 +138,12 @@ pub(super) struct Swept {
 
 /// The deliveries, as a dispatcher sees them.
 #[derive(Clone, Debug)]
-pub(super) struct Store {
+pub(super) struct DeliveryStore {
     database: Database,
     clock: Clock,
 }
 
-impl Store {
+impl DeliveryStore {
     pub(super) fn new(database: &Database, clock: &Clock) -> Self {
         Self {
             database: database.clone(),
@@ -157,66 +157,74 @@ impl Store {
 
     /// Writes `results` and claims up to `wish` deliveries, in one transaction. `after` is the tenant who was served
     /// last: among equals, those after it come first.
-    pub(super) async fn turn(
+    pub(super) async fn write_results_and_claim(
         &self,
-        results: &[Finished],
+        results: &[FinishedAttempt],
         wish: usize,
         after: &str,
-    ) -> Result<Turn, TurnError> {
-        let working = timeout(WORKING, self.write_and_claim(results, wish, after)).await;
-        let (transaction, mut turn) = working.map_err(|_| late())??;
+    ) -> Result<BatchReport, BatchError> {
+        let working = timeout(
+            TRANSACTION_TIMEOUT,
+            self.prepare_transaction(results, wish, after),
+        )
+        .await;
+        let (transaction, mut turn) = working.map_err(|_| timeout_error())??;
         // From here on somebody may hold these rows for us, whatever we hear of it.
-        let unsure = |error: Error, turn: &Turn| TurnError {
+        let unsure = |error: Error, turn: &BatchReport| BatchError {
             error,
-            unsure: turn.claimed.iter().map(|one| one.lease.clone()).collect(),
+            maybe_claimed: turn.claimed.iter().map(|one| one.lease.clone()).collect(),
         };
-        match timeout(COMMITTING, transaction.commit()).await {
+        match timeout(COMMIT_TIMEOUT, transaction.commit()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(unsure(error, &turn)),
-            Err(_) => return Err(unsure(late(), &turn)),
+            Err(_) => return Err(unsure(timeout_error(), &turn)),
         }
-        match timeout(COMMITTING, self.bodies(&mut turn.claimed)).await {
+        match timeout(COMMIT_TIMEOUT, self.load_bodies(&mut turn.claimed)).await {
             Ok(Ok(())) => Ok(turn),
             Ok(Err(error)) => Err(unsure(error, &turn)),
-            Err(_) => Err(unsure(late(), &turn)),
+            Err(_) => Err(unsure(timeout_error(), &turn)),
         }
     }
 
     /// Everything of a turn but its commit.
-    async fn write_and_claim(
+    async fn prepare_transaction(
         &self,
-        results: &[Finished],
+        results: &[FinishedAttempt],
         wish: usize,
         after: &str,
-    ) -> Result<(Transaction, Turn), Error> {
-        let begin = if wish > 0 { CLAIMING } else { WRITING };
+    ) -> Result<(DbTransaction, BatchReport), Error> {
+        let begin = if wish > 0 {
+            BEGIN_CLAIM_SQL
+        } else {
+            BEGIN_WRITE_SQL
+        };
         let mut transaction = self.database.pool().begin_with(begin).await?;
-        let mut turn = Turn::default();
+        let mut turn = BatchReport::default();
         if !results.is_empty() {
-            lock_in_order(&mut transaction, results).await?;
-            turn.written = self.write(&mut transaction, results).await?;
+            lock_delivery_rows(&mut transaction, results).await?;
+            turn.written = self.write_results(&mut transaction, results).await?;
             let accepted: Vec<_> = results
                 .iter()
-                .filter(|result| turn.written.contains(&result.lease.delivery))
+                .filter(|result| turn.written.contains(&result.lease.delivery_id))
                 .collect();
-            settle(&mut transaction, &accepted, self.lead()).await?;
-            turn.changes = self.note_health(&mut transaction, &accepted).await?;
+            settle_original_deliveries(&mut transaction, &accepted, self.lead()).await?;
+            turn.state_changes = self.update_health(&mut transaction, &accepted).await?;
         }
         if wish > 0 {
-            turn.claimed = self.claim(&mut transaction, wish, after).await?;
+            turn.claimed = self.claim_due(&mut transaction, wish, after).await?;
         }
         Ok((transaction, turn))
     }
 
     /// Reads what is sent. Not in the claim: whoever stops reading in the middle of a large answer must not hold the
     /// lock that all claimers wait for.
-    async fn bodies(&self, claimed: &mut [Claimed]) -> Result<(), Error> {
+    async fn load_bodies(&self, claimed: &mut [LeasedDelivery]) -> Result<(), Error> {
         if claimed.is_empty() {
             return Ok(());
         }
         let events: Vec<String> = claimed
             .iter()
-            .map(|one| one.parcel.event.to_string())
+            .map(|one| one.delivery.event_id.to_string())
             .collect();
         let rows = sqlx::query!(
             r#"select id as "id: EventId", body from webhook_events where id = any($1)"#,
@@ -230,30 +238,41 @@ impl Store {
             .collect();
         for one in claimed {
             // An event outlives its deliveries.
-            let body = bodies.get(&one.parcel.event).ok_or(Error::RowNotFound)?;
-            one.parcel.body = body.clone();
+            let body = bodies
+                .get(&one.delivery.event_id)
+                .ok_or(Error::RowNotFound)?;
+            one.delivery.body = body.clone();
         }
         Ok(())
     }
 
     /// Writes what became of attempts, as far as the rows are still ours.
-    async fn write(
+    async fn write_results(
         &self,
-        transaction: &mut Transaction,
-        results: &[Finished],
+        transaction: &mut DbTransaction,
+        results: &[FinishedAttempt],
     ) -> Result<HashSet<DeliveryId>, Error> {
         let each = results.iter();
-        let ids: Vec<String> = each.clone().map(|r| r.lease.delivery.to_string()).collect();
-        let leases: Vec<i32> = each.clone().map(|r| r.lease.no).collect();
-        let counts: Vec<bool> = each.clone().map(|r| r.next.counts()).collect();
-        let statuses: Vec<String> = each.clone().map(|r| r.next.status().to_owned()).collect();
+        let ids: Vec<String> = each
+            .clone()
+            .map(|r| r.lease.delivery_id.to_string())
+            .collect();
+        let leases: Vec<i32> = each.clone().map(|r| r.lease.number).collect();
+        let counts: Vec<bool> = each
+            .clone()
+            .map(|r| r.next_step.is_attempt_counted())
+            .collect();
+        let statuses: Vec<String> = each
+            .clone()
+            .map(|r| r.next_step.status().to_owned())
+            .collect();
         let pauses: Vec<Option<f64>> = each
             .clone()
-            .map(|r| r.next.pause().map(|pause| pause.as_secs_f64()))
+            .map(|r| r.next_step.retry_delay().map(|pause| pause.as_secs_f64()))
             .collect();
         let outcomes: Vec<String> = each.clone().map(|r| r.class.as_str().to_owned()).collect();
-        let codes: Vec<Option<i32>> = each.clone().map(|r| r.code.map(i32::from)).collect();
-        let excerpts: Vec<Option<String>> = each.map(|r| r.excerpt.clone()).collect();
+        let codes: Vec<Option<i32>> = each.clone().map(|r| r.status_code.map(i32::from)).collect();
+        let excerpts: Vec<Option<String>> = each.map(|r| r.body_excerpt.clone()).collect();
         let written = sqlx::query_scalar!(
             r#"
             with result as (
@@ -303,16 +322,16 @@ impl Store {
         clippy::too_many_lines,
         reason = "a reading, a decision and a writing, kept together for whoever reads it"
     )]
-    async fn note_health(
+    async fn update_health(
         &self,
-        transaction: &mut Transaction,
-        results: &[&Finished],
-    ) -> Result<Vec<StateChange>, Error> {
+        transaction: &mut DbTransaction,
+        results: &[&FinishedAttempt],
+    ) -> Result<Vec<EndpointStateChange>, Error> {
         // In one order in all processes, so that none waits for another that waits for it.
-        let mut news: BTreeMap<(&str, &str), Vec<Signal>> = BTreeMap::new();
+        let mut news: BTreeMap<(&str, &str), Vec<HealthSignal>> = BTreeMap::new();
         for result in results {
-            if let Some(signal) = result.signal {
-                let callback = (result.tenant.as_str(), result.url.as_str());
+            if let Some(signal) = result.health_signal {
+                let callback = (result.tenant_id.as_str(), result.callback_url.as_str());
                 news.entry(callback).or_default().push(signal);
             }
         }
@@ -357,27 +376,27 @@ impl Store {
         let mut columns = HealthColumns::default();
         for row in rows {
             let now = Timestamp::from(row.now);
-            let before = Health {
-                state: State::from_word(&row.state),
+            let before = EndpointHealth {
+                state: EndpointState::from_column(&row.state),
                 allowed: u8::try_from(row.allowed).unwrap_or(1),
-                failures: natural(row.failures),
-                unreachable: natural(row.unreachable),
+                failures: to_unsigned(row.failures),
+                unreachable: to_unsigned(row.unreachable),
                 failing_since: row.failing_since.map(Timestamp::from),
                 last_success_at: row.last_success_at.map(Timestamp::from),
                 last_failure_at: row.last_failure_at.map(Timestamp::from),
                 closed_until: row.closed_until.map(Timestamp::from),
-                closings: natural(row.closings),
+                closings: to_unsigned(row.closings),
             };
             let signals = news.get(&(row.tenant.as_str(), row.url.as_str()));
             let after = signals
                 .into_iter()
                 .flatten()
-                .fold(before, |health, signal| health.after(*signal, now));
+                .fold(before, |health, signal| health.after_signal(*signal, now));
             columns.push(&row.tenant, row.key, &after);
             if before.state != after.state {
-                changes.push(StateChange {
-                    tenant: row.tenant,
-                    from: before.state,
+                changes.push(EndpointStateChange {
+                    tenant_id: row.tenant,
+                    previous_state: before.state,
                     health: after,
                 });
             }
@@ -400,10 +419,10 @@ impl Store {
             &columns.allowed,
             &columns.failures,
             &columns.unreachable,
-            &columns.failing_since as &[Moment],
-            &columns.last_success_at as &[Moment],
-            &columns.last_failure_at as &[Moment],
-            &columns.closed_until as &[Moment],
+            &columns.failing_since as &[OptionalDateTime],
+            &columns.last_success_at as &[OptionalDateTime],
+            &columns.last_failure_at as &[OptionalDateTime],
+            &columns.closed_until as &[OptionalDateTime],
             &columns.closings,
         )
         .execute(&mut **transaction)
@@ -419,12 +438,12 @@ impl Store {
         clippy::too_many_lines,
         reason = "one statement, kept whole for whoever reads it"
     )]
-    async fn claim(
+    async fn claim_due(
         &self,
-        transaction: &mut Transaction,
+        transaction: &mut DbTransaction,
         wish: usize,
         after: &str,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<LeasedDelivery>, Error> {
         let rows = sqlx::query!(
             r#"
             with busy as (
@@ -497,9 +516,9 @@ impl Store {
             self.lead(),
             i64::try_from(wish).unwrap_or(i64::MAX),
             after,
-            MOST_OF_A_TENANT,
-            LEASE.as_secs_f64(),
-            i16::from(MOST),
+            MAX_IN_FLIGHT_PER_TENANT,
+            LEASE_TTL.as_secs_f64(),
+            i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -513,29 +532,29 @@ impl Store {
                 &other.tenant_id,
             ))
         });
-        let claimed = rows.into_iter().map(|row| Claimed {
+        let claimed = rows.into_iter().map(|row| LeasedDelivery {
             lease: Lease {
-                delivery: row.id.clone(),
-                no: row.lease_no,
+                delivery_id: row.id.clone(),
+                number: row.lease_no,
             },
-            parcel: Parcel {
-                delivery: row.id,
-                event: row.event_id,
-                tenant: row.tenant_id,
-                word: row.event_type,
-                url: row.callback_url,
+            delivery: ClaimedDelivery {
+                id: row.id,
+                event_id: row.event_id,
+                tenant_id: row.tenant_id,
+                event_type: row.event_type,
+                callback_url: row.callback_url,
                 body: Bytes::new(),
-                number: natural(row.attempt_count).saturating_add(1),
+                attempt_number: to_unsigned(row.attempt_count).saturating_add(1),
             },
-            requested: row.requested,
-            settled: row.settled,
-            waited: Duration::try_from_secs_f64(row.waited).unwrap_or_default(),
+            is_redelivery: row.requested,
+            is_callback_healthy: row.settled,
+            lag: Duration::try_from_secs_f64(row.waited).unwrap_or_default(),
         });
         Ok(claimed.collect())
     }
 
     /// When there is something to do next.
-    pub(super) async fn agenda(&self) -> Result<Agenda, Error> {
+    pub(super) async fn load_next_due(&self) -> Result<NextDue, Error> {
         let row = sqlx::query!(
             r#"
             with busy as (
@@ -577,22 +596,26 @@ impl Store {
                 ) as batch
             "#,
             self.lead(),
-            MOST_OF_A_TENANT,
+            MAX_IN_FLIGHT_PER_TENANT,
         )
         .fetch_one(self.database.pool())
         .await?;
         let until = |seconds: Option<f64>| {
-            seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE))
+            seconds
+                .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE_TTL))
         };
-        Ok(Agenda {
-            due: until(row.due),
-            batch: until(row.batch),
+        Ok(NextDue {
+            delivery: until(row.due),
+            redelivery_batch: until(row.batch),
         })
     }
 
     /// Says that we still work on these. Returns those that are still ours.
-    pub(super) async fn renew(&self, leases: &[Lease]) -> Result<HashSet<DeliveryId>, Error> {
-        let (ids, numbers) = split(leases);
+    pub(super) async fn renew_leases(
+        &self,
+        leases: &[Lease],
+    ) -> Result<HashSet<DeliveryId>, Error> {
+        let (ids, numbers) = unzip_leases(leases);
         let renewed = sqlx::query_scalar!(
             r#"
             update webhook_deliveries delivery
@@ -602,7 +625,7 @@ impl Store {
             returning delivery.id as "id: DeliveryId"
             "#,
             self.lead(),
-            LEASE.as_secs_f64(),
+            LEASE_TTL.as_secs_f64(),
             &ids,
             &numbers,
         )
@@ -613,8 +636,8 @@ impl Store {
 
     /// Gives back what was not sent, or may not have been: due as before, to anybody, and nothing counted. Returns how
     /// many were still ours.
-    pub(super) async fn release(&self, leases: &[Lease]) -> Result<u64, Error> {
-        let (ids, numbers) = split(leases);
+    pub(super) async fn release_leases(&self, leases: &[Lease]) -> Result<u64, Error> {
+        let (ids, numbers) = unzip_leases(leases);
         let released = sqlx::query!(
             "
             update webhook_deliveries delivery
@@ -631,7 +654,7 @@ impl Store {
     }
 
     /// Ends the leases whose time is over. The attempt is not counted, the interruption is.
-    pub(super) async fn sweep(&self) -> Result<Swept, Error> {
+    pub(super) async fn sweep_expired_leases(&self) -> Result<SweepReport, Error> {
         let rows = sqlx::query!(
             r#"
             update webhook_deliveries delivery set
@@ -653,12 +676,12 @@ impl Store {
             returning delivery.id as "id: DeliveryId", delivery.parked_at
             "#,
             self.lead(),
-            INTERRUPTIONS,
-            SWEEP,
+            MAX_INTERRUPTIONS,
+            MAX_LEASES_PER_SWEEP,
         )
         .fetch_all(self.database.pool())
         .await?;
-        Ok(Swept {
+        Ok(SweepReport {
             interrupted: rows.len(),
             parked: rows
                 .into_iter()
@@ -671,16 +694,19 @@ impl Store {
 
 /// Before a redelivery that succeeded settles rows of others: everything that is written here, in one order in all
 /// processes, so that none waits for another that waits for it.
-async fn lock_in_order(transaction: &mut Transaction, results: &[Finished]) -> Result<(), Error> {
+async fn lock_delivery_rows(
+    transaction: &mut DbTransaction,
+    results: &[FinishedAttempt],
+) -> Result<(), Error> {
     let arrived = results
         .iter()
-        .filter(|result| result.requested && result.next == Next::Delivered);
-    let events: Vec<String> = arrived.map(|result| result.event.to_string()).collect();
+        .filter(|result| result.is_redelivery && result.next_step == NextStep::Delivered);
+    let events: Vec<String> = arrived.map(|result| result.event_id.to_string()).collect();
     if events.is_empty() {
         return Ok(());
     }
     let each = results.iter();
-    let own: Vec<String> = each.map(|r| r.lease.delivery.to_string()).collect();
+    let own: Vec<String> = each.map(|r| r.lease.delivery_id.to_string()).collect();
     sqlx::query!(
         "
         select from webhook_deliveries
@@ -698,16 +724,16 @@ async fn lock_in_order(transaction: &mut Transaction, results: &[Finished]) -> R
 
 /// Where a redelivery succeeded, the event's own delivery has nothing left to do. One that is under way is let end: it
 /// is told by `settled_by` what its result means.
-async fn settle(
-    transaction: &mut Transaction,
-    results: &[&Finished],
+async fn settle_original_deliveries(
+    transaction: &mut DbTransaction,
+    results: &[&FinishedAttempt],
     lead: f64,
 ) -> Result<(), Error> {
     let arrived = results
         .iter()
-        .filter(|result| result.requested && result.next == Next::Delivered);
-    let events: Vec<String> = arrived.clone().map(|r| r.event.to_string()).collect();
-    let deliveries: Vec<String> = arrived.map(|r| r.lease.delivery.to_string()).collect();
+        .filter(|result| result.is_redelivery && result.next_step == NextStep::Delivered);
+    let events: Vec<String> = arrived.clone().map(|r| r.event_id.to_string()).collect();
+    let deliveries: Vec<String> = arrived.map(|r| r.lease.delivery_id.to_string()).collect();
     if events.is_empty() {
         return Ok(());
     }
@@ -733,31 +759,31 @@ async fn settle(
 }
 
 /// Tells every process that there is work.
-pub(super) async fn announce(database: &Database) -> Result<(), Error> {
+pub(super) async fn notify_work_channel(database: &Database) -> Result<(), Error> {
     sqlx::query("select pg_notify($1, '')")
-        .bind(CHANNEL)
+        .bind(WORK_CHANNEL)
         .execute(database.pool())
         .await?;
     Ok(())
 }
 
 /// The database did not answer in time.
-pub(super) fn late() -> Error {
+pub(super) fn timeout_error() -> Error {
     Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
-fn split(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {
+fn unzip_leases(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {
     let each = leases.iter();
-    each.map(|lease| (lease.delivery.to_string(), lease.no))
+    each.map(|lease| (lease.delivery_id.to_string(), lease.number))
         .unzip()
 }
 
 /// Counters are never negative.
-fn natural(number: i32) -> u32 {
+fn to_unsigned(number: i32) -> u32 {
     u32::try_from(number).unwrap_or(0)
 }
 
-type Moment = Option<time::OffsetDateTime>;
+type OptionalDateTime = Option<time::OffsetDateTime>;
 
 /// Rows of `webhook_health`, column by column, as `unnest` takes them.
 #[derive(Default)]
@@ -768,15 +794,15 @@ struct HealthColumns {
     allowed: Vec<i16>,
     failures: Vec<i32>,
     unreachable: Vec<i32>,
-    failing_since: Vec<Moment>,
-    last_success_at: Vec<Moment>,
-    last_failure_at: Vec<Moment>,
-    closed_until: Vec<Moment>,
+    failing_since: Vec<OptionalDateTime>,
+    last_success_at: Vec<OptionalDateTime>,
+    last_failure_at: Vec<OptionalDateTime>,
+    closed_until: Vec<OptionalDateTime>,
     closings: Vec<i32>,
 }
 
 impl HealthColumns {
-    fn push(&mut self, tenant: &TenantId, key: i64, health: &Health) {
+    fn push(&mut self, tenant: &TenantId, key: i64, health: &EndpointHealth) {
         let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
         let moment = |moment: Option<Timestamp>| moment.map(time::OffsetDateTime::from);
         self.tenants.push(tenant.to_string());

@@ -1,34 +1,37 @@
 //! What is no longer as it was set up, as far as no other check says it.
 
-use super::finding::unanswered;
-use super::finding::{Check, counted, named};
+use super::check_result::query_failed;
+use super::check_result::{CheckResult, format_names, pluralize_count};
 use crate::clock::Clock;
 use crate::db::Database;
-use crate::watch::drift::{self, Finding, Kind};
+use crate::watch::drift::{self, DriftFinding, DriftKind};
 
 /// Looks.
-pub async fn look(database: &Database, clock: &Clock) -> Check {
+pub async fn check_drift(database: &Database, clock: &Clock) -> CheckResult {
     // Which keys are here is looked at beside the keys.
-    let checks = match drift::look(database, None, clock.lead()).await {
-        Ok(found) => found.iter().filter_map(check).collect(),
-        Err(error) => vec![unanswered("drift.look", &error)],
+    let checks = match drift::find_drift(database, None, clock.lead()).await {
+        Ok(found) => found.iter().filter_map(check_drift_finding).collect(),
+        Err(error) => vec![query_failed("drift.look", &error)],
     };
-    Check::group("drift", "As it was set up", checks)
+    CheckResult::group("drift", "As it was set up", checks)
 }
 
-fn check(finding: &Finding) -> Option<Check> {
+fn check_drift_finding(finding: &DriftFinding) -> Option<CheckResult> {
     let (name, well, what, advice) = match finding.kind {
         // These are said where tenants, deliveries, keys and the database are looked at.
-        Kind::TenantCredentials | Kind::CallbackClosed | Kind::Keys | Kind::Migrations => {
+        DriftKind::CredentialsMissing
+        | DriftKind::CallbackClosed
+        | DriftKind::EncryptionKeysMissing
+        | DriftKind::SchemaMismatch => {
             return None;
         }
-        Kind::CallbackOff => (
+        DriftKind::CallbackDisabled => (
             "drift.callback_off",
             "No active tenant's callback is switched off.",
             ("callback is switched off", "callbacks are switched off"),
             "Events are stored and not sent. `attesto webhook set-config <tenant> --is-active true` switches it on.",
         ),
-        Kind::CallbackUnused => (
+        DriftKind::CallbackUnused => (
             "drift.callback_unused",
             "For every callback a delivery is kept, or it is new.",
             (
@@ -37,7 +40,7 @@ fn check(finding: &Finding) -> Option<Check> {
             ),
             "All right where nobody bought anything for as long as RETENTION_EVENTS_DAYS says. Else: do the store's notifications lead here? docs/google-notifications.md says how; `attesto webhook ping <tenant>` tries the callback.",
         ),
-        Kind::AppleAddress => (
+        DriftKind::AppleUrlMissing => (
             "drift.apple_address",
             "No app is known to lack its address for notifications.",
             (
@@ -46,7 +49,7 @@ fn check(finding: &Finding) -> Option<Check> {
             ),
             "App Store Connect, App Information, App Store Server Notifications: https://<your host>/v1/webhooks/apple/<tenant>; then `attesto apple request-test-notification <tenant>`.",
         ),
-        Kind::AppleUnreached => (
+        DriftKind::AppleUrlUnreachable => (
             "drift.apple_unreached",
             "No app's address for notifications is known not to work.",
             (
@@ -55,7 +58,7 @@ fn check(finding: &Finding) -> Option<Check> {
             ),
             "`attesto apple request-test-notification <tenant>` tries again and says what to mend.",
         ),
-        Kind::AppleSilent => (
+        DriftKind::NoAppleEvents => (
             "drift.apple_silent",
             "An event of Apple's is kept for every tenant with a callback, or is not expected yet.",
             (
@@ -64,7 +67,7 @@ fn check(finding: &Finding) -> Option<Check> {
             ),
             "All right where nobody bought anything for as long as RETENTION_EVENTS_DAYS says. `attesto apple request-test-notification <tenant>` says whether App Store Connect has the right address.",
         ),
-        Kind::GooglePusher => (
+        DriftKind::GooglePushAccountMissing => (
             "drift.google_pusher",
             "Every tenant with a service account and a callback can be pushed to.",
             (
@@ -73,7 +76,7 @@ fn check(finding: &Finding) -> Option<Check> {
             ),
             "`attesto google set-credentials … --pubsub-service-account`, the account of the push subscription; docs/google-notifications.md.",
         ),
-        Kind::Settings => (
+        DriftKind::SettingsDiffer => (
             "drift.settings",
             "All processes have the same settings where they should.",
             (
@@ -84,15 +87,15 @@ fn check(finding: &Finding) -> Option<Check> {
         ),
     };
     if finding.count == 0 {
-        return Some(Check::ok(name, well));
+        return Some(CheckResult::ok(name, well));
     }
     let (one, many) = what;
-    Some(Check::warn(
+    Some(CheckResult::warn(
         name,
         format!(
             "{}: {}.",
-            counted(finding.count, one, many),
-            named(&finding.names, finding.count)
+            pluralize_count(finding.count, one, many),
+            format_names(&finding.names, finding.count)
         ),
         advice,
     ))

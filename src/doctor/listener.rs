@@ -1,34 +1,37 @@
 //! Where the service listens, and with which certificate.
 
-use super::finding::Check;
+use super::check_result::CheckResult;
 use crate::clock::Timestamp;
-use crate::config::{self, Raw, own_certificate};
-use crate::server::Listen;
-use crate::server::tls::{BadPair, Pair};
+use crate::config::{self, RawSettings, read_tls_files};
+use crate::server::ListenSettings;
+use crate::server::tls::{TlsCertificate, TlsCertificateError};
 
 /// Looks. `None` when the settings do not say where, which is a finding of theirs.
-pub fn look(raw: &Raw<'_>, now: Timestamp) -> Option<Check> {
-    let listen = config::listen(raw).ok()?;
-    let check = match own_certificate(raw).ok()? {
-        Some(files) => certificate(Pair::read(&files, now), now),
-        None => plain(listen),
+pub fn check_listener(raw: &RawSettings<'_>, now: Timestamp) -> Option<CheckResult> {
+    let listen = config::read_listen_settings(raw).ok()?;
+    let check = match read_tls_files(raw).ok()? {
+        Some(files) => check_listener_certificate(TlsCertificate::from_files(&files, now), now),
+        None => check_plain_http(listen),
     };
-    Some(Check::group("listener", "Listener", vec![check]))
+    Some(CheckResult::group("listener", "Listener", vec![check]))
 }
 
-fn certificate(pair: Result<Pair, BadPair>, now: Timestamp) -> Check {
+fn check_listener_certificate(
+    pair: Result<TlsCertificate, TlsCertificateError>,
+    now: Timestamp,
+) -> CheckResult {
     const NAME: &str = "listener.tls";
     match pair {
-        Ok(pair) if pair.ends_soon(now) => Check::warn(
+        Ok(pair) if pair.is_expiring_soon(now) => CheckResult::warn(
             NAME,
             format!("The listener's certificate ends at {}.", pair.not_after()),
             "Put another into both files: it is in use within seconds, and nothing restarts. Did what renews it stop?",
         ),
-        Ok(pair) => Check::ok(
+        Ok(pair) => CheckResult::ok(
             NAME,
             format!("The listener's certificate ends at {}.", pair.not_after()),
         ),
-        Err(problem) => Check::fail(
+        Err(problem) => CheckResult::fail(
             NAME,
             format!("What is there for the listener cannot be used: {problem}."),
             "A service that runs goes on with the pair it had and does not start again without one: mend both files.",
@@ -37,16 +40,16 @@ fn certificate(pair: Result<Pair, BadPair>, now: Timestamp) -> Check {
 }
 
 /// That TLS ends in front is the usual way, and cannot be seen from here: nothing is wrong.
-fn plain(listen: Listen) -> Check {
+fn check_plain_http(listen: ListenSettings) -> CheckResult {
     const NAME: &str = "listener.tls";
-    if listen.socket().ip().is_loopback() {
-        Check::ok(NAME, "Plain HTTP, for this machine only.")
+    if listen.bind_addr().ip().is_loopback() {
+        CheckResult::ok(NAME, "Plain HTTP, for this machine only.")
     } else {
-        Check::ok(
+        CheckResult::ok(
             NAME,
             format!(
                 "Plain HTTP on {}: what stands in front has to end TLS, or TLS_CERT_PATH and TLS_KEY_PATH are set.",
-                listen.socket()
+                listen.bind_addr()
             ),
         )
     }

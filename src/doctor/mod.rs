@@ -10,20 +10,20 @@
 //!   [`stores`], [`logs`]: what is looked at
 //! - `store`: the queries
 
+pub mod check_result;
 pub mod database;
 pub mod deliveries;
 pub mod drift;
-pub mod examine;
 pub mod files;
-pub mod finding;
 pub mod keys;
 pub mod listener;
 pub mod logs;
 pub mod processes;
+pub mod runner;
 pub mod settings;
 mod store;
 pub mod stores;
 pub mod tenants;
 
-pub use examine::{Patient, examine};
-pub use finding::{Check, Status};
+pub use check_result::{CheckResult, CheckStatus};
+pub use runner::{CheckContext, run_checks};

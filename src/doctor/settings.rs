@@ -1,38 +1,38 @@
 //! The settings, as `attesto serve` would read them here.
 
-use super::finding::Check;
-use crate::config::catalogue::{Kind, SETTINGS, setting};
-use crate::config::{Mode, Raw, Settings};
+use super::check_result::CheckResult;
+use crate::config::definitions::{SETTINGS, SettingKind, find_setting};
+use crate::config::{AppSettings, DeploymentMode, RawSettings};
 
 /// Variables that begin so are meant for us.
-const OURS: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
+const SETTING_PREFIXES: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
 /// These are not: Kubernetes tells every container about a service that is called attesto.
-const KUBERNETES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
+const KUBERNETES_PREFIXES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
 
 /// Looks.
-pub fn look(raw: &Raw<'_>, variables: &[String]) -> Check {
-    let mut checks = match Settings::parse(raw) {
+pub fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> CheckResult {
+    let mut checks = match AppSettings::parse(raw) {
         Ok(settings) => {
-            let mut checks = vec![Check::ok(
+            let mut checks = vec![CheckResult::ok(
                 "settings.read",
                 format!("All can be read; ATTESTO_ENV is {}.", settings.mode.as_str()),
             )];
-            if settings.validation_audit && settings.retention.validation_audit.is_none() {
-                checks.push(Check::warn(
+            if settings.is_validation_audit_enabled && settings.retention.validation_audit.is_none() {
+                checks.push(CheckResult::warn(
                     "settings.validation_audit",
                     "The validation log is on and kept for ever.",
                     "Set RETENTION_VALIDATION_AUDIT_DAYS, or be ready for a table that only grows.",
                 ));
             }
-            if settings.mode == Mode::Production {
-                checks.push(secrets(raw));
+            if settings.mode == DeploymentMode::Production {
+                checks.push(check_environment_secrets(raw));
             }
             checks
         }
         Err(problems) => problems
             .into_iter()
             .map(|problem| {
-                Check::fail(
+                CheckResult::fail(
                     "settings.read",
                     problem,
                     "`attesto serve` does not start like this; `attesto serve --help` explains each setting.",
@@ -43,32 +43,34 @@ pub fn look(raw: &Raw<'_>, variables: &[String]) -> Check {
     checks.extend(
         variables
             .iter()
-            .filter(|name| is_unknown(name))
+            .filter(|name| is_unknown_setting(name))
             .map(|name| {
-                Check::warn(
+                CheckResult::warn(
                     "settings.unknown",
                     format!("{name} is set and means nothing to this release."),
-                    match nearest(name) {
+                    match nearest_setting(name) {
                         Some(near) => format!("Is it a slip for {near}? Otherwise remove it."),
                         None => "Remove it, or correct its name.".to_owned(),
                     },
                 )
             }),
     );
-    Check::group("settings", "Settings", checks)
+    CheckResult::group("settings", "Settings", checks)
 }
 
 /// Whoever may look at a process sees its variables.
-fn secrets(raw: &Raw<'_>) -> Check {
+fn check_environment_secrets(raw: &RawSettings<'_>) -> CheckResult {
     let open: Vec<_> = SETTINGS
         .iter()
-        .filter(|setting| setting.kind == Kind::Secret && raw.lookup(setting.name).is_some())
+        .filter(|setting| {
+            setting.kind == SettingKind::Secret && raw.find_os_value(setting.name).is_some()
+        })
         .map(|setting| setting.name)
         .collect();
     if open.is_empty() {
-        return Check::ok("settings.secrets", "Secrets come from files.");
+        return CheckResult::ok("settings.secrets", "Secrets come from files.");
     }
-    Check::warn(
+    CheckResult::warn(
         "settings.secrets",
         format!(
             "In the environment, where other processes of this user can read them: {}.",
@@ -78,27 +80,29 @@ fn secrets(raw: &Raw<'_>) -> Check {
     )
 }
 
-fn is_unknown(name: &str) -> bool {
-    let ours = OURS.iter().any(|start| name.starts_with(start));
-    let not_ours = KUBERNETES.iter().any(|start| name.starts_with(start));
+fn is_unknown_setting(name: &str) -> bool {
+    let ours = SETTING_PREFIXES.iter().any(|start| name.starts_with(start));
+    let not_ours = KUBERNETES_PREFIXES
+        .iter()
+        .any(|start| name.starts_with(start));
     let file = name
         .strip_suffix("_FILE")
-        .and_then(setting)
-        .is_some_and(|setting| setting.kind == Kind::Secret);
-    ours && !not_ours && setting(name).is_none() && !file
+        .and_then(find_setting)
+        .is_some_and(|setting| setting.kind == SettingKind::Secret);
+    ours && !not_ours && find_setting(name).is_none() && !file
 }
 
 /// The setting whose name differs in few letters.
-fn nearest(name: &str) -> Option<&'static str> {
+fn nearest_setting(name: &str) -> Option<&'static str> {
     let distances = SETTINGS
         .iter()
-        .map(|setting| (distance(name, setting.name), setting.name));
+        .map(|setting| (edit_distance(name, setting.name), setting.name));
     let (letters, near) = distances.min()?;
     (letters <= 3).then_some(near)
 }
 
 /// How many letters have to be added, left out or changed.
-fn distance(one: &str, other: &str) -> usize {
+fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (above, letter) in one.chars().enumerate() {
@@ -119,8 +123,8 @@ mod tests {
 
     #[test]
     fn a_slip_is_noticed_and_what_is_somebody_elses_is_not() {
-        assert!(is_unknown("ATTESTO_ENCRYPTION_KEYS"));
-        assert!(is_unknown("ATTESTO_ENV_FILE"), "no secret");
+        assert!(is_unknown_setting("ATTESTO_ENCRYPTION_KEYS"));
+        assert!(is_unknown_setting("ATTESTO_ENV_FILE"), "no secret");
         for known in [
             "ATTESTO_ENV",
             "ATTESTO_ENCRYPTION_KEY_FILE",
@@ -129,9 +133,12 @@ mod tests {
             "GOOGLE_APPLICATION_CREDENTIALS",
             "PATH",
         ] {
-            assert!(!is_unknown(known), "{known}");
+            assert!(!is_unknown_setting(known), "{known}");
         }
-        assert_eq!(nearest("WEBHOOK_MAX_RETRYS"), Some("WEBHOOK_MAX_RETRIES"));
-        assert_eq!(nearest("ATTESTO_FLAVOUR"), None);
+        assert_eq!(
+            nearest_setting("WEBHOOK_MAX_RETRYS"),
+            Some("WEBHOOK_MAX_RETRIES")
+        );
+        assert_eq!(nearest_setting("ATTESTO_FLAVOUR"), None);
     }
 }

@@ -6,11 +6,11 @@ use crate::db::{Database, Error};
 use crate::id::TenantId;
 
 /// So many are named.
-const NAMED: i64 = 5;
+const MAX_NAMED: i64 = 5;
 
 /// How the server is.
 #[derive(Clone, Debug)]
-pub(super) struct Server {
+pub(super) struct PostgresServer {
     /// As in `server_version_num`: 150004 is 15.4.
     pub(super) version: i32,
     pub(super) encoding: String,
@@ -19,10 +19,10 @@ pub(super) struct Server {
     pub(super) statement_timeout: String,
     pub(super) autovacuum: bool,
     pub(super) connections: i64,
-    pub(super) most_connections: i64,
+    pub(super) max_connections: i64,
 }
 
-pub(super) async fn server(database: &Database) -> Result<Server, Error> {
+pub(super) async fn load_postgres_server(database: &Database) -> Result<PostgresServer, Error> {
     let row = sqlx::query!(
         r#"
         select
@@ -37,19 +37,21 @@ pub(super) async fn server(database: &Database) -> Result<Server, Error> {
     )
     .fetch_one(database.pool())
     .await?;
-    Ok(Server {
+    Ok(PostgresServer {
         version: row.version,
         encoding: row.encoding,
         is_superuser: row.is_superuser,
         statement_timeout: row.statement_timeout,
         autovacuum: row.autovacuum,
         connections: row.connections,
-        most_connections: row.most_connections,
+        max_connections: row.most_connections,
     })
 }
 
 /// Tables that this role may not read and write.
-pub(super) async fn without_rights(database: &Database) -> Result<Vec<String>, Error> {
+pub(super) async fn list_tables_without_privileges(
+    database: &Database,
+) -> Result<Vec<String>, Error> {
     sqlx::query_scalar!(
         r#"
         select relname::text as "table!"
@@ -66,15 +68,17 @@ pub(super) async fn without_rights(database: &Database) -> Result<Vec<String>, E
 
 /// A replication slot.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
+pub(super) struct ReplicationSlot {
     pub(super) name: String,
     /// Whether somebody is connected to it.
     pub(super) is_active: bool,
     /// Bytes of the write-ahead log that are kept for it.
-    pub(super) retained: i64,
+    pub(super) retained_wal_bytes: i64,
 }
 
-pub(super) async fn slots(database: &Database) -> Result<Vec<Slot>, Error> {
+pub(super) async fn list_replication_slots(
+    database: &Database,
+) -> Result<Vec<ReplicationSlot>, Error> {
     let rows = sqlx::query!(
         r#"
         select slot_name::text as "name!", active as "active!",
@@ -87,16 +91,16 @@ pub(super) async fn slots(database: &Database) -> Result<Vec<Slot>, Error> {
     )
     .fetch_all(database.pool())
     .await?;
-    let slots = rows.into_iter().map(|row| Slot {
+    let slots = rows.into_iter().map(|row| ReplicationSlot {
         name: row.name,
         is_active: row.active,
-        retained: row.retained,
+        retained_wal_bytes: row.retained,
     });
     Ok(slots.collect())
 }
 
 /// Where the server keeps its data, on its own machine. `None`: this role may not know, for want of `pg_read_all_settings`.
-pub(super) async fn data_directory(database: &Database) -> Result<Option<String>, Error> {
+pub(super) async fn find_data_directory(database: &Database) -> Result<Option<String>, Error> {
     sqlx::query_scalar!(
         r#"select setting as "setting!" from pg_settings where name = 'data_directory' and setting is not null"#
     )
@@ -106,7 +110,7 @@ pub(super) async fn data_directory(database: &Database) -> Result<Option<String>
 
 /// How many there are, and the names of the first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Few {
+pub(super) struct CountWithNames {
     pub(super) count: i64,
     pub(super) names: Vec<String>,
 }
@@ -116,7 +120,7 @@ macro_rules! few {
         let rows = sqlx::query!($statement $(, $argument)*)
             .fetch_all($database.pool())
             .await?;
-        Ok(Few {
+        Ok(CountWithNames {
             count: rows.first().map_or(0, |row| row.count),
             names: rows.into_iter().map(|row| row.name).collect(),
         })
@@ -124,14 +128,14 @@ macro_rules! few {
 }
 
 /// How many active tenants there are.
-pub(super) async fn tenants(database: &Database) -> Result<i64, Error> {
+pub(super) async fn count_active_tenants(database: &Database) -> Result<i64, Error> {
     sqlx::query_scalar!(r#"select count(*) as "count!" from tenants where is_active"#)
         .fetch_one(database.pool())
         .await
 }
 
 /// Tenants with credentials for any store.
-pub(super) async fn with_credentials(
+pub(super) async fn list_tenants_with_credentials(
     database: &Database,
     limit: i64,
 ) -> Result<Vec<TenantId>, Error> {
@@ -147,7 +151,9 @@ pub(super) async fn with_credentials(
     .await
 }
 
-pub(super) async fn without_keys(database: &Database) -> Result<Few, Error> {
+pub(super) async fn list_tenants_without_api_keys(
+    database: &Database,
+) -> Result<CountWithNames, Error> {
     few!(
         database,
         r#"
@@ -157,11 +163,13 @@ pub(super) async fn without_keys(database: &Database) -> Result<Few, Error> {
             and not exists (select from api_keys where tenant_id = tenants.id and revoked_at is null)
         order by id limit $1
         "#,
-        NAMED
+        MAX_NAMED
     )
 }
 
-pub(super) async fn without_app_apple_id(database: &Database) -> Result<Few, Error> {
+pub(super) async fn list_tenants_without_app_apple_id(
+    database: &Database,
+) -> Result<CountWithNames, Error> {
     few!(
         database,
         r#"
@@ -171,12 +179,15 @@ pub(super) async fn without_app_apple_id(database: &Database) -> Result<Few, Err
         where app_apple_id is null and environment <> 'sandbox'
         order by tenant_id limit $1
         "#,
-        NAMED
+        MAX_NAMED
     )
 }
 
 /// Deliveries whose lease has been over for a minute. A process that delivers sweeps them within seconds.
-pub(super) async fn abandoned(database: &Database, lead: Duration) -> Result<i64, Error> {
+pub(super) async fn count_expired_leases(
+    database: &Database,
+    lead: Duration,
+) -> Result<i64, Error> {
     sqlx::query_scalar!(
         r#"
         select count(*) as "count!"
@@ -190,7 +201,10 @@ pub(super) async fn abandoned(database: &Database, lead: Duration) -> Result<i64
 }
 
 /// Deliveries of the last day's events that failed for good: how many, and of which tenants.
-pub(super) async fn failed_lately(database: &Database, lead: Duration) -> Result<Few, Error> {
+pub(super) async fn list_recent_failures(
+    database: &Database,
+    lead: Duration,
+) -> Result<CountWithNames, Error> {
     few!(
         database,
         r#"
@@ -202,22 +216,22 @@ pub(super) async fn failed_lately(database: &Database, lead: Duration) -> Result
         group by delivery.tenant_id
         order by count(*) desc, delivery.tenant_id limit $1
         "#,
-        NAMED,
+        MAX_NAMED,
         lead.as_secs_f64()
     )
 }
 
 /// The newest backup, and how long ago any was last proven.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backup {
+pub(super) struct LatestBackup {
     pub(super) age_days: i32,
     /// Since one was restored and found sound. `None`: none ever was.
-    pub(super) proven_days: Option<i32>,
+    pub(super) verified_days: Option<i32>,
     /// Whether the newest is. `None`: nobody tried.
-    pub(super) sound: Option<bool>,
+    pub(super) is_restorable: Option<bool>,
 }
 
-pub(super) async fn backups(database: &Database) -> Result<Option<Backup>, Error> {
+pub(super) async fn find_latest_backup(database: &Database) -> Result<Option<LatestBackup>, Error> {
     let row = sqlx::query!(
         r#"
         select extract(day from now() - created_at)::int as "age_days!", sound,
@@ -229,9 +243,9 @@ pub(super) async fn backups(database: &Database) -> Result<Option<Backup>, Error
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| Backup {
+    Ok(row.map(|row| LatestBackup {
         age_days: row.age_days,
-        proven_days: row.proven_days,
-        sound: row.sound,
+        verified_days: row.proven_days,
+        is_restorable: row.sound,
     }))
 }

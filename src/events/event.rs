@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::word::{Source, Word};
+use super::event_type::{EventSource, Word};
 use crate::clock::Timestamp;
 use crate::id::{EventId, TenantId};
 
@@ -15,11 +15,11 @@ pub struct NewEvent {
     /// Whose.
     pub tenant: TenantId,
     /// Which store reported it.
-    pub source: Source,
+    pub source: EventSource,
     /// The store's own id of the notification, the same on every repeat: `notificationUUID`, `messageId`.
     pub external_id: String,
     /// What happened.
-    pub word: Word,
+    pub event_type: Word,
     /// The finer intent.
     pub reason: Option<Cow<'static, str>>,
     /// The store's own name for it: `apple.<type>[.<subtype>]`, `google.subscription.<n>`, … in lower case.
@@ -27,9 +27,9 @@ pub struct NewEvent {
     /// When it happened, as the store says. When it does not say, the time it is received stands in.
     pub occurred_at: Option<Timestamp>,
     /// Real money or not, where that is known.
-    pub environment: Option<Environment>,
+    pub environment: Option<EventEnvironment>,
     /// What it is about.
-    pub subject: Option<Subject>,
+    pub subject: Option<EventSubject>,
     /// Whose purchase it is about, in the app's own words.
     pub app_user_id: Option<String>,
     /// The decoded payload.
@@ -41,14 +41,14 @@ pub struct NewEvent {
 /// Where a purchase was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Environment {
+pub enum EventEnvironment {
     /// With real money.
     Production,
     /// By a tester.
     Sandbox,
 }
 
-impl Environment {
+impl EventEnvironment {
     /// As it is stored and sent.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Environment {
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Subject {
+pub struct EventSubject {
     /// The same for everything that ever happens to one subscription or one purchase.
     pub key: String,
     /// The product, where that is known.
@@ -93,7 +93,7 @@ impl SubjectType {
 /// The JSON, in the order of the public contract.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
+struct EventBody<'a> {
     event: Word,
     reason: Option<&'a str>,
     platform_event: &'a str,
@@ -101,9 +101,9 @@ struct Body<'a> {
     external_id: &'a str,
     timestamp: Timestamp,
     tenant_id: &'a TenantId,
-    source: Source,
-    environment: Option<Environment>,
-    subject: Option<&'a Subject>,
+    source: EventSource,
+    environment: Option<EventEnvironment>,
+    subject: Option<&'a EventSubject>,
     app_user_id: Option<&'a str>,
     data: &'a RawValue,
     raw: &'a RawValue,
@@ -111,9 +111,9 @@ struct Body<'a> {
 
 impl NewEvent {
     /// What a callback is sent of it. `received` stands in where the store did not say when it happened.
-    pub fn body(&self, id: &EventId, received: Timestamp) -> String {
-        let body = Body {
-            event: self.word,
+    pub fn to_json_body(&self, id: &EventId, received: Timestamp) -> String {
+        let body = EventBody {
+            event: self.event_type,
             reason: self.reason.as_deref(),
             platform_event: &self.platform_event,
             event_id: id,
@@ -141,14 +141,14 @@ pub(super) mod tests {
         let raw = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
         NewEvent {
             tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id"),
-            source: Source::Google,
+            source: EventSource::Google,
             external_id: "42".to_owned(),
-            word: Word::SubscriptionRenewed,
+            event_type: Word::SubscriptionRenewed,
             reason: None,
             platform_event: "google.subscription.2".to_owned(),
             occurred_at: Timestamp::parse("2026-04-10T14:22:10.007Z"),
-            environment: Some(Environment::Production),
-            subject: Some(Subject {
+            environment: Some(EventEnvironment::Production),
+            subject: Some(EventSubject {
                 key: "token".to_owned(),
                 product_id: None,
                 r#type: SubjectType::Subscription,
@@ -164,7 +164,7 @@ pub(super) mod tests {
         let id: EventId = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id");
         let received = Timestamp::from_millis(0);
         assert_eq!(
-            event().body(&id, received),
+            event().to_json_body(&id, received),
             concat!(
                 r#"{"event":"subscription.renewed","reason":null,"platformEvent":"google.subscription.2","#,
                 r#""eventId":"evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E","externalId":"42","timestamp":"2026-04-10T14:22:10.007Z","#,
@@ -182,7 +182,7 @@ pub(super) mod tests {
             ..event()
         };
         let read: serde_json::Value =
-            serde_json::from_str(&bare.body(&id, received)).expect("JSON");
+            serde_json::from_str(&bare.to_json_body(&id, received)).expect("JSON");
         assert_eq!(read["timestamp"], "1970-01-01T00:00:00.000Z");
         assert_eq!(read["reason"], "initial");
         for name in ["environment", "subject", "appUserId"] {

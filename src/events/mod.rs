@@ -12,14 +12,14 @@
 //! - `store`: the queries
 
 pub mod event;
-pub mod received;
-pub mod record;
+pub mod event_type;
+pub mod notification_metrics;
+pub mod recorder;
 mod store;
-pub mod word;
 
-pub use event::{Environment, NewEvent, Subject, SubjectType};
-pub use received::Received;
-pub use record::{Receipt, Record};
-pub use store::find;
-pub use store::{NotStored, Stored};
-pub use word::{Source, Word};
+pub use event::{EventEnvironment, EventSubject, NewEvent, SubjectType};
+pub use event_type::{EventSource, Word};
+pub use notification_metrics::NotificationMetrics;
+pub use recorder::{AcceptedNotification, EventRecorder};
+pub use store::find_event;
+pub use store::{RecordError, StoredEvent};

@@ -6,16 +6,16 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::event::NewEvent;
-use super::word::Source;
+use super::event_type::EventSource;
 use crate::db::{Database, Error};
 use crate::id::{DeliveryId, EventId, TenantId};
 
 /// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
-const LONGEST_KEY: usize = 1024;
+const MAX_KEY_BYTES: usize = 1024;
 
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredEvent {
     /// The event: this one, or the one that was stored when the notification first came.
     pub event_id: EventId,
     /// Whether it came for the first time.
@@ -26,10 +26,10 @@ pub struct Stored {
 
 /// Why an event was not written.
 #[derive(Debug, thiserror::Error)]
-pub enum NotStored {
+pub enum RecordError {
     /// Its tenant is not active, or not there at all.
     #[error("the tenant is not active")]
-    Inactive,
+    InactiveTenant,
     /// The database did not take it.
     #[error(transparent)]
     Database(#[from] Error),
@@ -38,20 +38,20 @@ pub enum NotStored {
 /// Writes an event and, when its tenant has an active callback, a delivery of it: one statement, so that both are there
 /// or neither is, and that nobody who hangs up can leave a transaction behind. Whether the tenant is active is asked by the
 /// same statement: who asked before may have asked long ago, and an export of a tenant that is not active has to be all there is.
-pub(super) async fn insert(
+pub(super) async fn insert_event(
     database: &Database,
     event: &NewEvent,
     id: &EventId,
     delivery: &DeliveryId,
     body: &str,
-) -> Result<Stored, NotStored> {
-    let external_id = storable(&event.external_id);
-    let reason = event.reason.as_deref().map(storable);
-    let platform_event = storable(&event.platform_event);
+) -> Result<StoredEvent, RecordError> {
+    let external_id = replace_nul(&event.external_id);
+    let reason = event.reason.as_deref().map(replace_nul);
+    let platform_event = replace_nul(&event.platform_event);
     let subject = event.subject.as_ref();
-    let subject_key = subject.map(|subject| key(&subject.key));
-    let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(storable));
-    let app_user_id = event.app_user_id.as_deref().map(storable);
+    let subject_key = subject.map(|subject| truncate_index_key(&subject.key));
+    let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(replace_nul));
+    let app_user_id = event.app_user_id.as_deref().map(replace_nul);
     loop {
         let row = sqlx::query!(
             r#"
@@ -81,16 +81,16 @@ pub(super) async fn insert(
             event.tenant.as_str(),
             event.source.as_str(),
             &external_id,
-            event.word.as_str(),
+            event.event_type.as_str(),
             reason.as_deref(),
             &platform_event,
-            event.environment.map(super::Environment::as_str),
+            event.environment.map(super::EventEnvironment::as_str),
             subject_key.as_deref(),
             product_id.as_deref(),
             subject.map(|subject| subject.r#type.as_str()),
             app_user_id.as_deref(),
-            &as_jsonb(&event.raw),
-            &as_jsonb(&event.data),
+            &to_jsonb_text(&event.raw),
+            &to_jsonb_text(&event.data),
             event.occurred_at.map(time::OffsetDateTime::from),
             body,
             delivery.as_str(),
@@ -98,19 +98,19 @@ pub(super) async fn insert(
         .fetch_one(database.pool())
         .await?;
         if !row.is_active {
-            return Err(NotStored::Inactive);
+            return Err(RecordError::InactiveTenant);
         }
         if row.is_new {
-            return Ok(Stored {
+            return Ok(StoredEvent {
                 event_id: id.clone(),
                 is_new: true,
                 enqueued: row.enqueued,
             });
         }
         // A second statement, because the first cannot see what was committed while it waited for it.
-        let earlier = find(database, &event.tenant, event.source, &external_id).await?;
+        let earlier = find_event(database, &event.tenant, event.source, &external_id).await?;
         if let Some(event_id) = earlier {
-            return Ok(Stored {
+            return Ok(StoredEvent {
                 event_id,
                 is_new: false,
                 enqueued: false,
@@ -121,10 +121,10 @@ pub(super) async fn insert(
 }
 
 /// The event of a notification, by the store's id of it.
-pub async fn find(
+pub async fn find_event(
     database: &Database,
     tenant: &TenantId,
-    source: Source,
+    source: EventSource,
     external_id: &str,
 ) -> Result<Option<EventId>, Error> {
     sqlx::query_scalar!(
@@ -138,7 +138,7 @@ pub async fn find(
 }
 
 /// Text that a text column takes: Postgres stores no NUL, and an event is not to be lost for one.
-fn storable(text: &str) -> Cow<'_, str> {
+fn replace_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         text.replace('\0', "\u{fffd}").into()
     } else {
@@ -147,19 +147,19 @@ fn storable(text: &str) -> Cow<'_, str> {
 }
 
 /// Text that an index takes.
-fn key(text: &str) -> Cow<'_, str> {
-    storable(&text[..text.floor_char_boundary(LONGEST_KEY)])
+fn truncate_index_key(text: &str) -> Cow<'_, str> {
+    replace_nul(&text[..text.floor_char_boundary(MAX_KEY_BYTES)])
 }
 
 /// JSON that a jsonb column takes: the same, but for NUL in its strings.
-fn as_jsonb(json: &RawValue) -> Cow<'_, str> {
+fn to_jsonb_text(json: &RawValue) -> Cow<'_, str> {
     fn clean(value: Value) -> Value {
         match value {
-            Value::String(text) => storable(&text).into_owned().into(),
+            Value::String(text) => replace_nul(&text).into_owned().into(),
             Value::Array(items) => items.into_iter().map(clean).collect(),
             Value::Object(fields) => fields
                 .into_iter()
-                .map(|(name, value)| (storable(&name).into_owned(), clean(value)))
+                .map(|(name, value)| (replace_nul(&name).into_owned(), clean(value)))
                 .collect(),
             other => other,
         }
@@ -180,19 +180,19 @@ mod tests {
 
     #[test]
     fn what_postgres_does_not_take_is_replaced() {
-        assert_eq!(storable("a\0b"), "a\u{fffd}b");
-        assert_eq!(storable("ab"), "ab");
-        assert_eq!(key(&"x".repeat(5000)).len(), LONGEST_KEY);
-        assert_eq!(key(&"é".repeat(5000)).len(), LONGEST_KEY);
+        assert_eq!(replace_nul("a\0b"), "a\u{fffd}b");
+        assert_eq!(replace_nul("ab"), "ab");
+        assert_eq!(truncate_index_key(&"x".repeat(5000)).len(), MAX_KEY_BYTES);
+        assert_eq!(truncate_index_key(&"é".repeat(5000)).len(), MAX_KEY_BYTES);
         assert_eq!(
-            key(&format!("x{}", "é".repeat(5000))).len(),
-            LONGEST_KEY - 1
+            truncate_index_key(&format!("x{}", "é".repeat(5000))).len(),
+            MAX_KEY_BYTES - 1
         );
         let json = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
         let plain = json(r#"{ "b":1.0, "a":[] }"#);
-        assert_eq!(as_jsonb(&plain), plain.get(), "as it is");
+        assert_eq!(to_jsonb_text(&plain), plain.get(), "as it is");
         let bad = json(r#"{"a\u0000":["\u0000x",{"b":"\\u0000"}]}"#);
-        let read: Value = serde_json::from_str(&as_jsonb(&bad)).expect("JSON");
+        let read: Value = serde_json::from_str(&to_jsonb_text(&bad)).expect("JSON");
         assert_eq!(
             read,
             serde_json::json!({ "a\u{fffd}": ["\u{fffd}x", { "b": "\\u0000" }] })

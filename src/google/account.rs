@@ -24,10 +24,12 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
-use crate::credentials::passes::{Owner, Pass, Passes};
+use crate::credentials::token_cache::{AccessToken, TokenCache, TokenCacheKey};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::id::TenantId;
-use crate::outbound::{Answer, InFlight, SendError, Upstream, Verdict, retry_after};
+use crate::outbound::{
+    RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse, parse_retry_after,
+};
 
 /// Where Google sells access tokens.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
@@ -37,15 +39,15 @@ pub const PUBLISHER_SCOPE: &str = "https://www.googleapis.com/auth/androidpublis
 /// A key file is 2.4 KB; nobody's is larger than this.
 const MAX_FILE_BYTES: usize = 64 * 1024;
 /// How long an assertion is good for: Google's own ceiling.
-const ASSERTION_LIFETIME: Duration = Duration::from_hours(1);
+const ASSERTION_TTL: Duration = Duration::from_hours(1);
 /// A token this close to its end is not used any more.
-const RENEW_EARLY: Duration = Duration::from_mins(1);
+const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(1);
 /// What is assumed when Google does not say how long a token lasts, and the most that is believed.
-const ASSUMED_LIFETIME: u64 = 300;
-const LONGEST_LIFETIME: u64 = 3600;
+const DEFAULT_TOKEN_TTL_SECONDS: u64 = 300;
+const MAX_TOKEN_TTL_SECONDS: u64 = 3600;
 
 /// A Google service account that can sign.
-pub struct ServiceAccount {
+pub struct GoogleServiceAccount {
     client_email: String,
     key_id: String,
     key: KeyPair,
@@ -56,7 +58,7 @@ pub struct ServiceAccount {
 /// Why a file is not a service account's key file. Says what it is instead when that can be seen, and never repeats
 /// what is inside.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MalformedAccount {
+pub enum ServiceAccountError {
     /// No bytes, or only blanks.
     #[error("the file is empty")]
     Empty,
@@ -67,7 +69,7 @@ pub enum MalformedAccount {
     TooLarge,
     /// Something else that people have at hand.
     #[error("this is {0}. {DOWNLOAD}")]
-    SomethingElse(&'static str),
+    WrongKind(&'static str),
     /// Not JSON at all.
     #[error("the file is not JSON (line {line}, column {column}). {DOWNLOAD}")]
     NotJson {
@@ -78,17 +80,17 @@ pub enum MalformedAccount {
     },
     /// JSON of another kind.
     #[error("the file's \"type\" must be \"service_account\". {DOWNLOAD}")]
-    Type,
+    WrongType,
     /// A field is missing, empty or no string.
     #[error(
         "the file has no usable \"{0}\". Use the file exactly as Google Cloud gave it, or download a new one"
     )]
-    Field(&'static str),
+    InvalidField(&'static str),
     /// The private key is not a key that can sign here.
     #[error(
         "the file's \"private_key\" {0}. Use the file exactly as Google Cloud gave it, or download a new one"
     )]
-    Key(&'static str),
+    InvalidPrivateKey(&'static str),
 }
 
 const DOWNLOAD: &str = "What is needed is a service account's key file: Google Cloud console, IAM & Admin, Service \
@@ -96,7 +98,7 @@ const DOWNLOAD: &str = "What is needed is a service account's key file: Google C
 
 /// The fields of a key file that matter, and those by which other files are told.
 #[derive(Deserialize)]
-struct KeyFile {
+struct ServiceAccountFile {
     r#type: Option<serde_json::Value>,
     client_email: Option<serde_json::Value>,
     private_key_id: Option<serde_json::Value>,
@@ -107,64 +109,64 @@ struct KeyFile {
     project_info: Option<serde::de::IgnoredAny>,
 }
 
-impl ServiceAccount {
+impl GoogleServiceAccount {
     /// Reads the JSON key file that Google Cloud gives for a service account.
-    pub fn parse(file: &[u8]) -> Result<Self, MalformedAccount> {
+    pub fn parse(file: &[u8]) -> Result<Self, ServiceAccountError> {
         let file = file
             .strip_prefix(b"\xEF\xBB\xBF")
             .unwrap_or(file)
             .trim_ascii();
         if file.is_empty() {
-            return Err(MalformedAccount::Empty);
+            return Err(ServiceAccountError::Empty);
         }
         if file.len() > MAX_FILE_BYTES {
-            return Err(MalformedAccount::TooLarge);
+            return Err(ServiceAccountError::TooLarge);
         }
-        if let Some(what) = something_else(file) {
-            return Err(MalformedAccount::SomethingElse(what));
+        if let Some(what) = detect_wrong_file(file) {
+            return Err(ServiceAccountError::WrongKind(what));
         }
-        let read: KeyFile =
+        let read: ServiceAccountFile =
             serde_json::from_slice(file).map_err(|error| match error.classify() {
-                serde_json::error::Category::Data => MalformedAccount::Type,
-                _ => MalformedAccount::NotJson {
+                serde_json::error::Category::Data => ServiceAccountError::WrongType,
+                _ => ServiceAccountError::NotJson {
                     line: error.line(),
                     column: error.column(),
                 },
             })?;
         if read.installed.is_some() || read.web.is_some() {
-            return Err(MalformedAccount::SomethingElse("an OAuth client's file"));
+            return Err(ServiceAccountError::WrongKind("an OAuth client's file"));
         }
         if read.project_info.is_some() {
-            return Err(MalformedAccount::SomethingElse(
+            return Err(ServiceAccountError::WrongKind(
                 "google-services.json, the app's Firebase settings",
             ));
         }
         match read.r#type.as_ref().and_then(serde_json::Value::as_str) {
             Some("service_account") => {}
             Some("authorized_user") => {
-                return Err(MalformedAccount::SomethingElse("a person's gcloud login"));
+                return Err(ServiceAccountError::WrongKind("a person's gcloud login"));
             }
             Some("external_account" | "impersonated_service_account") => {
-                return Err(MalformedAccount::SomethingElse(
+                return Err(ServiceAccountError::WrongKind(
                     "a pointer to a service account without its key",
                 ));
             }
-            _ => return Err(MalformedAccount::Type),
+            _ => return Err(ServiceAccountError::WrongType),
         }
-        let client_email = text("client_email", read.client_email)?;
+        let client_email = require_text("client_email", read.client_email)?;
         if !client_email.contains('@') {
-            return Err(MalformedAccount::Field("client_email"));
+            return Err(ServiceAccountError::InvalidField("client_email"));
         }
-        let key_id = text("private_key_id", read.private_key_id)?;
-        let pem = Zeroizing::new(text("private_key", read.private_key)?);
-        let key = parse_key(&pem).map_err(MalformedAccount::Key)?;
-        let fingerprint = token::fingerprint(key.public_key().as_ref());
+        let key_id = require_text("private_key_id", read.private_key_id)?;
+        let pem = Zeroizing::new(require_text("private_key", read.private_key)?);
+        let key = parse_private_key(&pem).map_err(ServiceAccountError::InvalidPrivateKey)?;
+        let fingerprint = token::sha256_fingerprint(key.public_key().as_ref());
         Ok(Self {
             client_email,
             key_id,
             key,
             fingerprint,
-            token_uri: text("token_uri", read.token_uri).ok(),
+            token_uri: require_text("token_uri", read.token_uri).ok(),
         })
     }
 
@@ -180,7 +182,7 @@ impl ServiceAccount {
 
     /// A digest of all that an assertion says of the account and of the key that signs it. One key may belong to several
     /// accounts; two files with the same identity get the same answers.
-    pub fn identity(&self) -> [u8; 32] {
+    pub fn identity_digest(&self) -> [u8; 32] {
         // JSON, so that no two lists are written alike.
         let parts = json!([self.client_email, self.key_id, self.fingerprint]);
         token::sha256(parts.to_string().as_bytes())
@@ -193,14 +195,14 @@ impl ServiceAccount {
     }
 
     /// A signed statement that this account asks `audience` for a token with `scope` (RFC 7523, RS256).
-    pub fn assertion(&self, scope: &str, audience: &Url, now: Timestamp) -> SecretString {
+    pub fn sign_assertion(&self, scope: &str, audience: &Url, now: Timestamp) -> SecretString {
         let header = json!({ "alg": "RS256", "typ": "JWT", "kid": self.key_id });
         let claims = json!({
             "iss": self.client_email,
             "scope": scope,
             "aud": audience.as_str(),
-            "iat": now.seconds(),
-            "exp": now.plus(ASSERTION_LIFETIME).seconds(),
+            "iat": now.as_secs(),
+            "exp": now.plus(ASSERTION_TTL).as_secs(),
         });
         let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", encode(header), encode(claims));
@@ -217,7 +219,7 @@ impl ServiceAccount {
     }
 }
 
-impl fmt::Debug for ServiceAccount {
+impl fmt::Debug for GoogleServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -228,7 +230,7 @@ impl fmt::Debug for ServiceAccount {
 }
 
 /// What a file that is not JSON looks like.
-fn something_else(file: &[u8]) -> Option<&'static str> {
+fn detect_wrong_file(file: &[u8]) -> Option<&'static str> {
     if file.starts_with(b"-----BEGIN") {
         Some("a bare key or certificate")
     } else if file.starts_with(&[0x30, 0x82]) {
@@ -240,14 +242,17 @@ fn something_else(file: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn text(name: &'static str, value: Option<serde_json::Value>) -> Result<String, MalformedAccount> {
+fn require_text(
+    name: &'static str,
+    value: Option<serde_json::Value>,
+) -> Result<String, ServiceAccountError> {
     match value {
         Some(serde_json::Value::String(text)) if !text.trim().is_empty() => Ok(text),
-        _ => Err(MalformedAccount::Field(name)),
+        _ => Err(ServiceAccountError::InvalidField(name)),
     }
 }
 
-fn parse_key(pem: &str) -> Result<KeyPair, &'static str> {
+fn parse_private_key(pem: &str) -> Result<KeyPair, &'static str> {
     if pem.contains("\\n") {
         return Err("has its line breaks escaped twice");
     }
@@ -270,20 +275,20 @@ fn parse_key(pem: &str) -> Result<KeyPair, &'static str> {
 
 /// Buys access tokens and keeps them as long as they are good.
 #[derive(Clone)]
-pub struct AccessTokens {
+pub struct AccessTokenSource {
     upstream: Upstream,
     token_url: Url,
     clock: Clock,
-    kept: Passes,
-    buying: InFlight<Owner, Result<Pass, TokenError>>,
+    token_cache: TokenCache,
+    in_flight: SingleFlight<TokenCacheKey, Result<AccessToken, AccessTokenError>>,
 }
 
 /// Why there is no access token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
+pub enum AccessTokenError {
     /// Google does not accept the account: deleted, its key rotated or disabled, or this machine's clock is wrong.
     #[error("the token endpoint refused the service account: status {status}, {}: {}", .code.as_deref().unwrap_or("no code"), .description.as_deref().unwrap_or("no description"))]
-    Refused {
+    Unauthorized {
         /// The HTTP status.
         status: u16,
         /// OAuth's word, such as `invalid_grant`.
@@ -293,7 +298,7 @@ pub enum TokenError {
     },
     /// It is asked too often.
     #[error("the token endpoint is asked too often: status 429")]
-    Limited {
+    RateLimited {
         /// When to come back, if it said.
         retry_after: Option<Duration>,
     },
@@ -302,11 +307,11 @@ pub enum TokenError {
     Unexpected(u16),
     /// No answer.
     #[error("the token endpoint gave no answer: {0}")]
-    NoAnswer(#[from] SendError),
+    NoResponse(#[from] UpstreamError),
 }
 
 #[derive(Deserialize)]
-struct TokenAnswer {
+struct TokenResponse {
     access_token: Option<String>,
     /// Seconds. Google's is a whole number; what is none of the kind must not cost a token that is good.
     #[serde(default)]
@@ -314,84 +319,95 @@ struct TokenAnswer {
 }
 
 #[derive(Deserialize)]
-struct TokenRefusal {
+struct TokenErrorResponse {
     error: Option<String>,
     error_description: Option<String>,
 }
 
-impl AccessTokens {
+impl AccessTokenSource {
     /// Tokens from `token_url`.
     pub fn new(upstream: Upstream, token_url: Url, clock: Clock) -> Self {
         Self {
             upstream,
             token_url,
-            kept: Passes::new(clock.clone(), RENEW_EARLY),
+            token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
             clock,
-            buying: InFlight::default(),
+            in_flight: SingleFlight::default(),
         }
     }
 
     /// A token for `account` of `tenant` that is good for at least another minute, or as good as Google sells them.
-    pub async fn get(
+    pub async fn get_token(
         &self,
         tenant: &TenantId,
-        account: &Arc<ServiceAccount>,
-    ) -> Result<Pass, TokenError> {
-        let owner = (tenant.clone(), account.identity());
-        if let Some(token) = self.kept.get(&owner) {
+        account: &Arc<GoogleServiceAccount>,
+    ) -> Result<AccessToken, AccessTokenError> {
+        let owner = (tenant.clone(), account.identity_digest());
+        if let Some(token) = self.token_cache.get(&owner) {
             return Ok(token);
         }
         let (tokens, account) = (self.clone(), account.clone());
-        self.buying
-            .share(owner.clone(), move || async move {
+        self.in_flight
+            .share_call(owner.clone(), move || async move {
                 // Somebody's purchase may have ended between our look and our turn.
-                if let Some(token) = tokens.kept.get(&owner) {
+                if let Some(token) = tokens.token_cache.get(&owner) {
                     return Ok(token);
                 }
-                let token = tokens.buy(&account).await?;
-                tokens.kept.keep(owner, &token);
+                let token = tokens.request_token(&account).await?;
+                tokens.token_cache.insert(owner, &token);
                 Ok(token)
             })
             .await
     }
 
     /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn forget(&self, tenant: &TenantId, account: &ServiceAccount, token: &Pass) {
-        let owner = (tenant.clone(), account.identity());
-        self.kept.forget(&owner, token);
+    pub fn evict_token(
+        &self,
+        tenant: &TenantId,
+        account: &GoogleServiceAccount,
+        token: &AccessToken,
+    ) {
+        let owner = (tenant.clone(), account.identity_digest());
+        self.token_cache.remove_refused(&owner, token);
     }
 
-    async fn buy(&self, account: &ServiceAccount) -> Result<Pass, TokenError> {
-        let assertion = account.assertion(PUBLISHER_SCOPE, &self.token_url, self.clock.now());
+    async fn request_token(
+        &self,
+        account: &GoogleServiceAccount,
+    ) -> Result<AccessToken, AccessTokenError> {
+        let assertion = account.sign_assertion(PUBLISHER_SCOPE, &self.token_url, self.clock.now());
         let form = [
             ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
             ("assertion", assertion.expose_secret()),
         ];
         let answer = self
             .upstream
-            .send(
+            .send_with_retries(
                 |client| client.post(self.token_url.clone()).form(&form),
-                judge,
+                classify_response,
             )
             .await?;
-        read_token(&answer, self.clock.now())
+        parse_token_response(&answer, self.clock.now())
     }
 }
 
-fn judge(answer: &Answer) -> Verdict {
+fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
     if answer.status.is_server_error() {
-        Verdict::Transient
+        RetryDecision::Transient
     } else {
-        Verdict::Final
+        RetryDecision::Final
     }
 }
 
-fn read_token(answer: &Answer, now: Timestamp) -> Result<Pass, TokenError> {
+fn parse_token_response(
+    answer: &UpstreamResponse,
+    now: Timestamp,
+) -> Result<AccessToken, AccessTokenError> {
     let status = answer.status.as_u16();
     match status {
         200 => {
-            let read: TokenAnswer =
-                serde_json::from_slice(&answer.body).map_err(|_| TokenError::Unexpected(status))?;
+            let read: TokenResponse = serde_json::from_slice(&answer.body)
+                .map_err(|_| AccessTokenError::Unexpected(status))?;
             // Anything else could not be written into a header.
             let usable = |token: &String| {
                 !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
@@ -399,31 +415,31 @@ fn read_token(answer: &Answer, now: Timestamp) -> Result<Pass, TokenError> {
             let secret = read
                 .access_token
                 .filter(usable)
-                .ok_or(TokenError::Unexpected(status))?;
-            let lasts = seconds(&read.expires_in)
-                .unwrap_or(ASSUMED_LIFETIME)
-                .min(LONGEST_LIFETIME);
+                .ok_or(AccessTokenError::Unexpected(status))?;
+            let lasts = parse_seconds(&read.expires_in)
+                .unwrap_or(DEFAULT_TOKEN_TTL_SECONDS)
+                .min(MAX_TOKEN_TTL_SECONDS);
             let expires = now.plus(Duration::from_secs(lasts));
-            Ok(Pass::new(secret.into(), expires))
+            Ok(AccessToken::new(secret.into(), expires))
         }
         400 | 401 | 403 => {
-            let read: TokenRefusal =
-                serde_json::from_slice(&answer.body).map_err(|_| TokenError::Unexpected(status))?;
-            Err(TokenError::Refused {
+            let read: TokenErrorResponse = serde_json::from_slice(&answer.body)
+                .map_err(|_| AccessTokenError::Unexpected(status))?;
+            Err(AccessTokenError::Unauthorized {
                 status,
-                code: read.error.filter(|code| is_code(code)),
+                code: read.error.filter(|code| is_error_code(code)),
                 description: read.error_description,
             })
         }
-        429 => Err(TokenError::Limited {
-            retry_after: retry_after(&answer.headers, now),
+        429 => Err(AccessTokenError::RateLimited {
+            retry_after: parse_retry_after(&answer.headers, now),
         }),
-        _ => Err(TokenError::Unexpected(status)),
+        _ => Err(AccessTokenError::Unexpected(status)),
     }
 }
 
 /// A number of seconds, however it is written.
-fn seconds(value: &Value) -> Option<u64> {
+fn parse_seconds(value: &Value) -> Option<u64> {
     let text = match value {
         Value::Number(number) => number.to_string(),
         Value::String(text) => text.clone(),
@@ -434,7 +450,7 @@ fn seconds(value: &Value) -> Option<u64> {
 
 /// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
 /// and in any log. Anything else may be the purchase token.
-pub(super) fn is_code(word: &str) -> bool {
+pub(super) fn is_error_code(word: &str) -> bool {
     const LONGEST: usize = 64;
     (1..=LONGEST).contains(&word.len())
         && word
@@ -479,8 +495,8 @@ pub(super) mod tests {
         )
     }
 
-    fn parse(file: &Value) -> Result<ServiceAccount, MalformedAccount> {
-        ServiceAccount::parse(file.to_string().as_bytes())
+    fn parse(file: &Value) -> Result<GoogleServiceAccount, ServiceAccountError> {
+        GoogleServiceAccount::parse(file.to_string().as_bytes())
     }
 
     #[test]
@@ -507,7 +523,7 @@ pub(super) mod tests {
         ]
         .concat();
         assert!(
-            ServiceAccount::parse(&with_mark).is_ok(),
+            GoogleServiceAccount::parse(&with_mark).is_ok(),
             "Windows' byte order mark"
         );
     }
@@ -515,7 +531,7 @@ pub(super) mod tests {
     #[test]
     fn another_account_with_the_same_key_is_another_identity() {
         let file = key_file();
-        let identity = |file: &Value| parse(file).expect("good").identity();
+        let identity = |file: &Value| parse(file).expect("good").identity_digest();
         assert_eq!(identity(&file), identity(&file));
         for field in ["client_email", "private_key_id"] {
             let mut other = file.clone();
@@ -526,7 +542,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_json_is_named() {
-        use MalformedAccount::{Empty, NotJson, SomethingElse, TooLarge, Type};
+        use ServiceAccountError::{Empty, NotJson, TooLarge, WrongKind, WrongType};
         let huge = vec![b'x'; MAX_FILE_BYTES + 1];
         for (file, expected) in [
             (b"".as_slice(), Empty),
@@ -534,39 +550,36 @@ pub(super) mod tests {
             (&huge, TooLarge),
             (
                 concat!("-----BEGIN ", "PRIVATE KEY-----\n").as_bytes(),
-                SomethingElse("a bare key or certificate"),
+                WrongKind("a bare key or certificate"),
             ),
             (
                 b"0\x82\x0a\x41\x02\x01\x03",
-                SomethingElse("a binary key file, perhaps the old .p12 kind"),
+                WrongKind("a binary key file, perhaps the old .p12 kind"),
             ),
-            (b"AIzaSyExample", SomethingElse("an API key")),
+            (b"AIzaSyExample", WrongKind("an API key")),
             (b"{\"type\": ", NotJson { line: 1, column: 8 }),
             (b"hello", NotJson { line: 1, column: 1 }),
-            (b"[]", Type),
-            (b"\"text\"", Type),
-            (b"{}", Type),
-            (b"{\"type\":7}", Type),
-            (b"{\"type\":\"other\"}", Type),
+            (b"[]", WrongType),
+            (b"\"text\"", WrongType),
+            (b"{}", WrongType),
+            (b"{\"type\":7}", WrongType),
+            (b"{\"type\":\"other\"}", WrongType),
             (
                 b"{\"type\":\"authorized_user\"}",
-                SomethingElse("a person's gcloud login"),
+                WrongKind("a person's gcloud login"),
             ),
             (
                 b"{\"type\":\"external_account\"}",
-                SomethingElse("a pointer to a service account without its key"),
+                WrongKind("a pointer to a service account without its key"),
             ),
-            (
-                b"{\"installed\":{}}",
-                SomethingElse("an OAuth client's file"),
-            ),
-            (b"{\"web\":{}}", SomethingElse("an OAuth client's file")),
+            (b"{\"installed\":{}}", WrongKind("an OAuth client's file")),
+            (b"{\"web\":{}}", WrongKind("an OAuth client's file")),
             (
                 b"{\"project_info\":{},\"client\":[]}",
-                SomethingElse("google-services.json, the app's Firebase settings"),
+                WrongKind("google-services.json, the app's Firebase settings"),
             ),
         ] {
-            let found = ServiceAccount::parse(file).map(|account| account.client_email);
+            let found = GoogleServiceAccount::parse(file).map(|account| account.client_email);
             assert_eq!(
                 found,
                 Err(expected),
@@ -597,7 +610,12 @@ pub(super) mod tests {
                 let mut file = good.clone();
                 file[name] = value;
                 let found = parse(&file).map(|account| account.client_email);
-                assert_eq!(found, Err(MalformedAccount::Field(name)), "{}", file[name]);
+                assert_eq!(
+                    found,
+                    Err(ServiceAccountError::InvalidField(name)),
+                    "{}",
+                    file[name]
+                );
             }
         }
         let mut file = good;
@@ -639,7 +657,7 @@ pub(super) mod tests {
             let mut file = good.clone();
             file["private_key"] = json!(key);
             let found = parse(&file).map(|account| account.client_email);
-            assert_eq!(found, Err(MalformedAccount::Key(reason)));
+            assert_eq!(found, Err(ServiceAccountError::InvalidPrivateKey(reason)));
         }
     }
 
@@ -648,7 +666,7 @@ pub(super) mod tests {
         let account = parse(&key_file()).expect("good");
         let audience = Url::parse("https://oauth2.googleapis.com/token").expect("a URL");
         let now = Timestamp::from_millis(1_775_830_930_999);
-        let assertion = account.assertion(PUBLISHER_SCOPE, &audience, now);
+        let assertion = account.sign_assertion(PUBLISHER_SCOPE, &audience, now);
         // Checked by another implementation than the one that signed.
         let key = jsonwebtoken::DecodingKey::from_rsa_der(account.key.public_key().as_ref());
         let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
@@ -670,8 +688,8 @@ pub(super) mod tests {
         assert!(!format!("{assertion:?}").contains("ey"));
     }
 
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer {
+    fn answer(status: u16, body: &str) -> UpstreamResponse {
+        UpstreamResponse {
             status: StatusCode::from_u16(status).expect("a status"),
             headers: HeaderMap::new(),
             body: body.as_bytes().to_vec(),
@@ -694,14 +712,14 @@ pub(super) mod tests {
             (r#"{"access_token":"ya29.x","expires_in":3599.9}"#, 3599),
             (r#"{"access_token":"ya29.x","expires_in":99999999}"#, 3600),
         ] {
-            let token = read_token(&answer(200, body), now).expect("a token");
-            assert_eq!(token.expires(), now.plus(Duration::from_secs(seconds)));
+            let token = parse_token_response(&answer(200, body), now).expect("a token");
+            assert_eq!(token.expires_at(), now.plus(Duration::from_secs(seconds)));
             assert_eq!(token.secret(), "ya29.x");
             assert!(!format!("{token:?}").contains("ya29"));
             let clock = Clock::fixed(now);
-            let kept = Passes::new(clock.clone(), RENEW_EARLY);
+            let kept = TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN);
             let owner = (TenantId::mint(now), [1; 32]);
-            kept.keep(owner.clone(), &token);
+            kept.insert(owner.clone(), &token);
             clock.advance(Duration::from_secs(seconds - 61));
             assert!(kept.get(&owner).is_some());
             clock.advance(Duration::from_secs(1));
@@ -711,10 +729,12 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_a_token_is_classed() {
-        let refused = |status, code: Option<&str>, description: Option<&str>| TokenError::Refused {
-            status,
-            code: code.map(str::to_owned),
-            description: description.map(str::to_owned),
+        let refused = |status, code: Option<&str>, description: Option<&str>| {
+            AccessTokenError::Unauthorized {
+                status,
+                code: code.map(str::to_owned),
+                description: description.map(str::to_owned),
+            }
         };
         for (status, body, expected) in [
             (
@@ -728,20 +748,28 @@ pub(super) mod tests {
                 refused(401, Some("invalid_client"), None),
             ),
             (403, "{}", refused(403, None, None)),
-            (403, "<html>", TokenError::Unexpected(403)),
-            (200, "{}", TokenError::Unexpected(200)),
-            (200, "<html>", TokenError::Unexpected(200)),
-            (200, r#"{"access_token":""}"#, TokenError::Unexpected(200)),
+            (403, "<html>", AccessTokenError::Unexpected(403)),
+            (200, "{}", AccessTokenError::Unexpected(200)),
+            (200, "<html>", AccessTokenError::Unexpected(200)),
+            (
+                200,
+                r#"{"access_token":""}"#,
+                AccessTokenError::Unexpected(200),
+            ),
             (
                 200,
                 "{\"access_token\":\"a\\nb\"}",
-                TokenError::Unexpected(200),
+                AccessTokenError::Unexpected(200),
             ),
-            (302, "", TokenError::Unexpected(302)),
-            (429, "{}", TokenError::Limited { retry_after: None }),
-            (503, "{}", TokenError::Unexpected(503)),
+            (302, "", AccessTokenError::Unexpected(302)),
+            (
+                429,
+                "{}",
+                AccessTokenError::RateLimited { retry_after: None },
+            ),
+            (503, "{}", AccessTokenError::Unexpected(503)),
         ] {
-            let found = read_token(&answer(status, body), Timestamp::from_millis(0));
+            let found = parse_token_response(&answer(status, body), Timestamp::from_millis(0));
             assert_eq!(found.map(|_| ()), Err(expected), "{status} {body}");
         }
     }

@@ -34,40 +34,41 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::account::{AccessTokens, ServiceAccount, TokenError, is_code};
-use super::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
+use super::account::{AccessTokenError, AccessTokenSource, GoogleServiceAccount, is_error_code};
+use super::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::token;
 use crate::id::TenantId;
 use crate::outbound::{
-    Answer, Bulkhead, InFlight, SendError, Upstream, Verdict, push_segment, retry_after, unreadable,
+    Bulkhead, RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse,
+    describe_json_error, parse_retry_after, push_path_segment,
 };
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
 const WIDTH: usize = 64;
 /// How long a question waits for one of those places.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Google's quotas are per minute; said when Google does not say when to come back.
-const QUOTA_WINDOW: Duration = Duration::from_mins(1);
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// The Play Developer API.
 #[derive(Clone)]
-pub struct Play {
+pub struct PlayClient {
     upstream: Upstream,
-    base: Url,
-    tokens: AccessTokens,
+    base_url: Url,
+    tokens: AccessTokenSource,
     clock: Clock,
-    places: Bulkhead<TenantId>,
-    asking: InFlight<Asked, Result<Arc<[u8]>, NoPurchase>>,
+    bulkhead: Bulkhead<TenantId>,
+    in_flight: SingleFlight<GoogleRequestKey, Result<Arc<[u8]>, PurchaseLookupError>>,
 }
 
 /// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, so that
 /// purchase tokens are not kept in a second place.
-type Asked = (TenantId, [u8; 32], [u8; 32]);
+type GoogleRequestKey = (TenantId, [u8; 32], [u8; 32]);
 
 /// What Google knows of a purchase.
 #[derive(Clone, Debug)]
-pub struct Known<T> {
+pub struct PurchaseResponse<T> {
     /// The part that is understood here.
     pub purchase: T,
     /// The answer, byte for byte.
@@ -76,18 +77,18 @@ pub struct Known<T> {
 
 /// Why there is no purchase to speak of: Google said no, or nothing can be said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoPurchase {
+pub enum PurchaseLookupError {
     /// Google said no.
     #[error("{0}")]
-    Absent(#[from] Absent),
+    NotFound(#[from] GoogleNotFound),
     /// Google said neither yes nor no.
     #[error("{0}")]
-    Failure(#[from] Failure),
+    Api(#[from] GoogleApiError),
 }
 
 /// Google's "no".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
+pub enum GoogleNotFound {
     /// Never seen, or not a token at all.
     #[error("no such purchase")]
     Unknown,
@@ -107,10 +108,10 @@ pub enum Absent {
 
 /// Google said neither yes nor no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum GoogleApiError {
     /// The service account is refused, at the token endpoint or by Play.
     #[error("Google refused the service account: status {status}, {}: {}", .reason.as_deref().unwrap_or("no reason"), .message.as_deref().unwrap_or("no message"))]
-    Credentials {
+    Unauthorized {
         /// The HTTP status.
         status: u16,
         /// Google's word, such as `permissionDenied` or `invalid_grant`.
@@ -120,13 +121,13 @@ pub enum Failure {
     },
     /// Play knows no app of the configured package name.
     #[error("Google knows no app of this package name: status 404, {reason}")]
-    Application {
+    UnknownApp {
         /// Google's word.
         reason: String,
     },
     /// The project's quota is used up.
     #[error("Google's quota is used up: status {status}")]
-    Quota {
+    RateLimited {
         /// The HTTP status.
         status: u16,
         /// When to come back.
@@ -149,26 +150,26 @@ pub enum Failure {
     Unreadable(String),
     /// No answer.
     #[error("Google gave no answer: {0}")]
-    NoAnswer(#[from] SendError),
+    NoResponse(#[from] UpstreamError),
     /// The tenant has so many questions on their way that this one found no place.
     #[error("{WIDTH} questions of this tenant are waiting for Google already")]
-    Crowded,
+    TooManyInFlight,
 }
 
-impl NoPurchase {
+impl PurchaseLookupError {
     /// With nothing of a purchase token, should Google's sentence repeat it: the sentence goes to the log.
-    fn without(mut self, purchase_token: &str) -> Self {
-        if let Self::Failure(
-            Failure::Credentials {
+    fn redact_purchase_token(mut self, purchase_token: &str) -> Self {
+        if let Self::Api(
+            GoogleApiError::Unauthorized {
                 reason, message, ..
             }
-            | Failure::Unexpected {
+            | GoogleApiError::Unexpected {
                 reason, message, ..
             },
         ) = &mut self
         {
             let mut written = String::new();
-            let is_segment = push_segment(&mut written, purchase_token).is_some();
+            let is_segment = push_path_segment(&mut written, purchase_token).is_some();
             for said in [reason, message].into_iter().flatten() {
                 if is_segment {
                     *said = said.replace(purchase_token, "…").replace(&written, "…");
@@ -179,185 +180,191 @@ impl NoPurchase {
     }
 }
 
-impl Failure {
+impl GoogleApiError {
     /// What the log says in production: the kind and Google's own words for it, nothing of a purchase.
-    pub(super) fn class(&self) -> String {
+    pub(super) fn api_error_class(&self) -> String {
         match self {
-            Self::Credentials { status, reason, .. } => {
+            Self::Unauthorized { status, reason, .. } => {
                 let reason = reason.as_deref().unwrap_or("no reason");
                 format!("google credentials {status} {reason}")
             }
-            Self::Application { reason } => format!("google application 404 {reason}"),
-            Self::Quota { status, .. } => format!("google quota {status}"),
+            Self::UnknownApp { reason } => format!("google application 404 {reason}"),
+            Self::RateLimited { status, .. } => format!("google quota {status}"),
             Self::Unexpected { status, reason, .. } => {
                 let reason = reason.as_deref().unwrap_or("no reason");
                 format!("google unexpected {status} {reason}")
             }
             Self::Unreadable(_) => "google unreadable".to_owned(),
-            Self::NoAnswer(_) => "google no answer".to_owned(),
-            Self::Crowded => "google crowded".to_owned(),
+            Self::NoResponse(_) => "google no answer".to_owned(),
+            Self::TooManyInFlight => "google crowded".to_owned(),
         }
     }
 }
 
-impl From<SendError> for NoPurchase {
-    fn from(error: SendError) -> Self {
-        Failure::NoAnswer(error).into()
+impl From<UpstreamError> for PurchaseLookupError {
+    fn from(error: UpstreamError) -> Self {
+        GoogleApiError::NoResponse(error).into()
     }
 }
 
-impl From<TokenError> for NoPurchase {
-    fn from(error: TokenError) -> Self {
+impl From<AccessTokenError> for PurchaseLookupError {
+    fn from(error: AccessTokenError) -> Self {
         match error {
-            TokenError::Refused {
+            AccessTokenError::Unauthorized {
                 status,
                 code,
                 description,
-            } => Failure::Credentials {
+            } => GoogleApiError::Unauthorized {
                 status,
                 reason: code,
                 message: description,
             },
-            TokenError::Limited { retry_after } => Failure::Quota {
+            AccessTokenError::RateLimited { retry_after } => GoogleApiError::RateLimited {
                 status: 429,
-                retry_after: retry_after.unwrap_or(QUOTA_WINDOW),
+                retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER),
             },
-            TokenError::Unexpected(status) => Failure::Unexpected {
+            AccessTokenError::Unexpected(status) => GoogleApiError::Unexpected {
                 status,
                 reason: None,
                 message: Some("the token endpoint gave no token".to_owned()),
                 retry_after: None,
             },
-            TokenError::NoAnswer(error) => Failure::NoAnswer(error),
+            AccessTokenError::NoResponse(error) => GoogleApiError::NoResponse(error),
         }
         .into()
     }
 }
 
-impl Play {
+impl PlayClient {
     /// The API at `base` (the part before `/androidpublisher`), with tokens from `token_url`.
-    pub fn new(upstream: Upstream, base: Url, token_url: Url, clock: Clock) -> Self {
+    pub fn new(upstream: Upstream, base_url: Url, token_url: Url, clock: Clock) -> Self {
         Self {
-            tokens: AccessTokens::new(upstream.clone(), token_url, clock.clone()),
+            tokens: AccessTokenSource::new(upstream.clone(), token_url, clock.clone()),
             upstream,
-            base,
+            base_url,
             clock,
-            places: Bulkhead::new(WIDTH),
-            asking: InFlight::default(),
+            bulkhead: Bulkhead::new(WIDTH),
+            in_flight: SingleFlight::default(),
         }
     }
 
     /// `purchases.subscriptionsv2.get`
-    pub async fn subscription(
+    pub async fn get_subscription(
         &self,
         tenant: &TenantId,
-        account: &Arc<ServiceAccount>,
+        account: &Arc<GoogleServiceAccount>,
         package_name: &str,
         purchase_token: &str,
-    ) -> Result<Known<SubscriptionPurchase>, NoPurchase> {
+    ) -> Result<PurchaseResponse<SubscriptionPurchase>, PurchaseLookupError> {
         let path = ["subscriptionsv2", "tokens", purchase_token];
-        self.ask(tenant, account, package_name, &path).await
+        self.get_purchase(tenant, account, package_name, &path)
+            .await
     }
 
     /// `purchases.products.get`
-    pub async fn product(
+    pub async fn get_product(
         &self,
         tenant: &TenantId,
-        account: &Arc<ServiceAccount>,
+        account: &Arc<GoogleServiceAccount>,
         package_name: &str,
         product_id: &str,
         purchase_token: &str,
-    ) -> Result<Known<ProductPurchase>, NoPurchase> {
+    ) -> Result<PurchaseResponse<ProductPurchase>, PurchaseLookupError> {
         let path = ["products", product_id, "tokens", purchase_token];
-        self.ask(tenant, account, package_name, &path).await
+        self.get_purchase(tenant, account, package_name, &path)
+            .await
     }
 
-    async fn ask<T: DeserializeOwned>(
+    async fn get_purchase<T: DeserializeOwned>(
         &self,
         tenant: &TenantId,
-        account: &Arc<ServiceAccount>,
+        account: &Arc<GoogleServiceAccount>,
         package_name: &str,
         path: &[&str],
-    ) -> Result<Known<T>, NoPurchase> {
-        let url = address(&self.base, package_name, path).ok_or(Absent::Unknown)?;
+    ) -> Result<PurchaseResponse<T>, PurchaseLookupError> {
+        let url =
+            endpoint_url(&self.base_url, package_name, path).ok_or(GoogleNotFound::Unknown)?;
         let key = (
             tenant.clone(),
-            account.identity(),
+            account.identity_digest(),
             token::sha256(url.as_str().as_bytes()),
         );
         let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
         let body = self
-            .asking
-            .share(key, move || async move {
-                play.call(&tenant, &account, url).await
+            .in_flight
+            .share_call(key, move || async move {
+                play.send_request(&tenant, &account, url).await
             })
             .await
-            .map_err(|no| no.without(path.last().copied().unwrap_or_default()))?;
-        read(&body).map_err(NoPurchase::from)
+            .map_err(|no| no.redact_purchase_token(path.last().copied().unwrap_or_default()))?;
+        parse_purchase(&body).map_err(PurchaseLookupError::from)
     }
 
-    async fn call(
+    async fn send_request(
         &self,
         tenant: &TenantId,
-        account: &Arc<ServiceAccount>,
+        account: &Arc<GoogleServiceAccount>,
         url: Url,
-    ) -> Result<Arc<[u8]>, NoPurchase> {
+    ) -> Result<Arc<[u8]>, PurchaseLookupError> {
         let _place = self
-            .places
-            .enter(tenant, PATIENCE)
+            .bulkhead
+            .acquire_permit(tenant, QUEUE_TIMEOUT)
             .await
-            .ok_or(Failure::Crowded)?;
+            .ok_or(GoogleApiError::TooManyInFlight)?;
         let mut tries_left = 2;
         loop {
             tries_left -= 1;
-            let token = self.tokens.get(tenant, account).await?;
+            let token = self.tokens.get_token(tenant, account).await?;
             let answer = self
                 .upstream
-                .send(
+                .send_with_retries(
                     |client| client.get(url.clone()).bearer_auth(token.secret()),
-                    judge,
+                    classify_response,
                 )
                 .await?;
             if answer.status.as_u16() == 401 {
-                self.tokens.forget(tenant, account, &token);
+                self.tokens.evict_token(tenant, account, &token);
                 if tries_left > 0 {
                     continue;
                 }
             }
-            return meaning(answer, self.clock.now()).map(Arc::from);
+            return interpret_response(answer, self.clock.now()).map(Arc::from);
         }
     }
 }
 
 /// Where a question goes. `None` when a part cannot be written as one path segment: a URL has no spelling for a
 /// segment of one or two dots, and no purchase is called that.
-fn address(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
+fn endpoint_url(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
     let mut text = base.as_str().trim_end_matches('/').to_owned();
     text.push_str("/androidpublisher/v3/applications/");
-    push_segment(&mut text, package_name)?;
+    push_path_segment(&mut text, package_name)?;
     text.push_str("/purchases");
     for part in path {
         text.push('/');
-        push_segment(&mut text, part)?;
+        push_path_segment(&mut text, part)?;
     }
     Url::parse(&text).ok()
 }
 
-fn judge(answer: &Answer) -> Verdict {
+fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
     if answer.status.is_server_error() || answer.status.as_u16() == 408 {
-        Verdict::Transient
+        RetryDecision::Transient
     } else {
-        Verdict::Final
+        RetryDecision::Final
     }
 }
 
 /// What an answer means: the body of a success, or why there is none. The table stands at the top of this file.
-fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
+fn interpret_response(
+    answer: UpstreamResponse,
+    now: Timestamp,
+) -> Result<Vec<u8>, PurchaseLookupError> {
     let status = answer.status.as_u16();
     if status == 200 {
         return Ok(answer.body);
     }
-    let error = serde_json::from_slice::<ErrorBody>(&answer.body)
+    let error = serde_json::from_slice::<GoogleErrorBody>(&answer.body)
         .ok()
         .and_then(|body| body.error);
     let is_googles = error.is_some();
@@ -367,9 +374,9 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
         .into_iter()
         .find_map(|one| one.reason)
         .or_else(|| error.status.clone())
-        .filter(|word| is_code(word));
+        .filter(|word| is_error_code(word));
     let is_precondition = error.status.as_deref() == Some("FAILED_PRECONDITION");
-    let wait = retry_after(&answer.headers, now);
+    let wait = parse_retry_after(&answer.headers, now);
     let (reason, message) = (word.as_deref().unwrap_or_default(), error.message);
     // Sometimes Google gives a sentence and no reason. Only known ones are believed.
     let says = |words: &str| {
@@ -378,27 +385,27 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
             .is_some_and(|message| message.contains(words))
     };
     Err(match (status, reason) {
-        (404, "applicationNotFound" | "packageNotFound") => Failure::Application {
+        (404, "applicationNotFound" | "packageNotFound") => GoogleApiError::UnknownApp {
             reason: reason.to_owned(),
         }
         .into(),
-        (400 | 404, _) if says("expired for too long") => Absent::Gone.into(),
-        (400, "INVALID_ARGUMENT") if says("Invalid Value") => Absent::Unknown.into(),
-        (404, _) if is_googles => Absent::Unknown.into(),
+        (400 | 404, _) if says("expired for too long") => GoogleNotFound::Gone.into(),
+        (400, "INVALID_ARGUMENT") if says("Invalid Value") => GoogleNotFound::Unknown.into(),
+        (404, _) if is_googles => GoogleNotFound::Unknown.into(),
         (410, _)
         | (
             400,
             "purchaseTokenNoLongerValid"
             | "subscriptionPurchaseNoLongerAvailable"
             | "failedPrecondition",
-        ) => Absent::Gone.into(),
-        (400, _) if is_precondition => Absent::Gone.into(),
+        ) => GoogleNotFound::Gone.into(),
+        (400, _) if is_precondition => GoogleNotFound::Gone.into(),
         (400, "invalid" | "invalidValue" | "invalidPurchaseToken" | "purchaseTokenNotFound") => {
-            Absent::Unknown.into()
+            GoogleNotFound::Unknown.into()
         }
-        (400, "purchaseTokenDoesNotMatchPackageName") => Absent::OtherApp.into(),
-        (400, "purchaseTokenDoesNotMatchProductId") => Absent::OtherProduct.into(),
-        (400, reason) if is_type_confusion(reason) => Absent::OtherType.into(),
+        (400, "purchaseTokenDoesNotMatchPackageName") => GoogleNotFound::OtherApp.into(),
+        (400, "purchaseTokenDoesNotMatchProductId") => GoogleNotFound::OtherProduct.into(),
+        (400, reason) if is_wrong_purchase_type(reason) => GoogleNotFound::OtherType.into(),
         (429, _)
         | (
             403,
@@ -407,18 +414,18 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
             | "userRateLimitExceeded"
             | "dailyLimitExceeded"
             | "RESOURCE_EXHAUSTED",
-        ) => Failure::Quota {
+        ) => GoogleApiError::RateLimited {
             status,
-            retry_after: wait.unwrap_or(QUOTA_WINDOW),
+            retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
         }
         .into(),
-        (401 | 403, _) => Failure::Credentials {
+        (401 | 403, _) => GoogleApiError::Unauthorized {
             status,
             reason: word,
             message,
         }
         .into(),
-        _ => Failure::Unexpected {
+        _ => GoogleApiError::Unexpected {
             status,
             reason: word,
             message,
@@ -429,7 +436,7 @@ fn meaning(answer: Answer, now: Timestamp) -> Result<Vec<u8>, NoPurchase> {
 }
 
 /// `subscriptionInvalidArgument` is what was seen; its siblings are spelled after the same pattern.
-fn is_type_confusion(reason: &str) -> bool {
+fn is_wrong_purchase_type(reason: &str) -> bool {
     reason.strip_suffix("InvalidArgument").is_some_and(|what| {
         matches!(
             what,
@@ -438,14 +445,17 @@ fn is_type_confusion(reason: &str) -> bool {
     })
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<Known<T>, Failure> {
-    let unreadable = |error: serde_json::Error| Failure::Unreadable(unreadable(&error));
+fn parse_purchase<T: DeserializeOwned>(body: &[u8]) -> Result<PurchaseResponse<T>, GoogleApiError> {
+    let unreadable =
+        |error: serde_json::Error| GoogleApiError::Unreadable(describe_json_error(&error));
     let raw: Box<RawValue> = serde_json::from_slice(body).map_err(unreadable)?;
     if !raw.get().starts_with('{') {
-        return Err(Failure::Unreadable("it is not a JSON object".to_owned()));
+        return Err(GoogleApiError::Unreadable(
+            "it is not a JSON object".to_owned(),
+        ));
     }
     let purchase = serde_json::from_str(raw.get()).map_err(unreadable)?;
-    Ok(Known { purchase, raw })
+    Ok(PurchaseResponse { purchase, raw })
 }
 
 #[cfg(test)]
@@ -467,23 +477,23 @@ mod tests {
         Timestamp::parse("2026-04-10T14:22:10.500Z").expect("a time")
     }
 
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer {
+    fn answer(status: u16, body: &str) -> UpstreamResponse {
+        UpstreamResponse {
             status: StatusCode::from_u16(status).expect("a status"),
             headers: HeaderMap::new(),
             body: body.as_bytes().to_vec(),
         }
     }
 
-    fn refusal(status: u16, reason: &str) -> Answer {
+    fn refusal(status: u16, reason: &str) -> UpstreamResponse {
         let body = json!({ "error": { "code": status, "message": "A sentence.", "errors": [
             { "domain": "androidpublisher", "reason": reason, "message": "A sentence." }
         ] } });
         answer(status, &body.to_string())
     }
 
-    fn unexpected(status: u16, reason: Option<&str>, message: Option<&str>) -> NoPurchase {
-        Failure::Unexpected {
+    fn unexpected(status: u16, reason: Option<&str>, message: Option<&str>) -> PurchaseLookupError {
+        GoogleApiError::Unexpected {
             status,
             reason: reason.map(str::to_owned),
             message: message.map(str::to_owned),
@@ -495,56 +505,72 @@ mod tests {
     #[test]
     fn every_refusal_has_its_meaning() {
         let credentials = |status, reason: &str| {
-            NoPurchase::from(Failure::Credentials {
+            PurchaseLookupError::from(GoogleApiError::Unauthorized {
                 status,
                 reason: Some(reason.to_owned()),
                 message: Some("A sentence.".to_owned()),
             })
         };
         let quota = |status| {
-            NoPurchase::from(Failure::Quota {
+            PurchaseLookupError::from(GoogleApiError::RateLimited {
                 status,
                 retry_after: Duration::from_mins(1),
             })
         };
         let application = |reason: &str| {
-            NoPurchase::from(Failure::Application {
+            PurchaseLookupError::from(GoogleApiError::UnknownApp {
                 reason: reason.to_owned(),
             })
         };
         for (status, reason, expected) in [
-            (404, "purchaseTokenNotFound", Absent::Unknown.into()),
-            (404, "notFound", Absent::Unknown.into()),
+            (404, "purchaseTokenNotFound", GoogleNotFound::Unknown.into()),
+            (404, "notFound", GoogleNotFound::Unknown.into()),
             (
                 404,
                 "applicationNotFound",
                 application("applicationNotFound"),
             ),
             (404, "packageNotFound", application("packageNotFound")),
-            (400, "invalid", Absent::Unknown.into()),
-            (400, "invalidValue", Absent::Unknown.into()),
-            (400, "invalidPurchaseToken", Absent::Unknown.into()),
-            (400, "subscriptionInvalidArgument", Absent::OtherType.into()),
-            (400, "productInvalidArgument", Absent::OtherType.into()),
+            (400, "invalid", GoogleNotFound::Unknown.into()),
+            (400, "invalidValue", GoogleNotFound::Unknown.into()),
+            (400, "invalidPurchaseToken", GoogleNotFound::Unknown.into()),
+            (
+                400,
+                "subscriptionInvalidArgument",
+                GoogleNotFound::OtherType.into(),
+            ),
+            (
+                400,
+                "productInvalidArgument",
+                GoogleNotFound::OtherType.into(),
+            ),
             (
                 400,
                 "purchaseTokenDoesNotMatchPackageName",
-                Absent::OtherApp.into(),
+                GoogleNotFound::OtherApp.into(),
             ),
             (
                 400,
                 "purchaseTokenDoesNotMatchProductId",
-                Absent::OtherProduct.into(),
+                GoogleNotFound::OtherProduct.into(),
             ),
-            (400, "failedPrecondition", Absent::Gone.into()),
-            (400, "purchaseTokenNoLongerValid", Absent::Gone.into()),
+            (400, "failedPrecondition", GoogleNotFound::Gone.into()),
+            (
+                400,
+                "purchaseTokenNoLongerValid",
+                GoogleNotFound::Gone.into(),
+            ),
             (
                 410,
                 "subscriptionPurchaseNoLongerAvailable",
-                Absent::Gone.into(),
+                GoogleNotFound::Gone.into(),
             ),
-            (410, "purchaseTokenNoLongerValid", Absent::Gone.into()),
-            (410, "somethingNew", Absent::Gone.into()),
+            (
+                410,
+                "purchaseTokenNoLongerValid",
+                GoogleNotFound::Gone.into(),
+            ),
+            (410, "somethingNew", GoogleNotFound::Gone.into()),
             (401, "authError", credentials(401, "authError")),
             (
                 403,
@@ -563,7 +589,7 @@ mod tests {
             (429, "rateLimitExceeded", quota(429)),
             (429, "somethingNew", quota(429)),
         ] {
-            let found = meaning(refusal(status, reason), now());
+            let found = interpret_response(refusal(status, reason), now());
             assert_eq!(found, Err(expected), "{status} {reason}");
         }
         for (status, reason) in [
@@ -573,7 +599,7 @@ mod tests {
             (500, "backendError"),
             (503, "backendError"),
         ] {
-            let found = meaning(refusal(status, reason), now());
+            let found = interpret_response(refusal(status, reason), now());
             assert_eq!(
                 found,
                 Err(unexpected(status, Some(reason), Some("A sentence.")))
@@ -584,7 +610,7 @@ mod tests {
     #[test]
     fn what_is_no_code_is_not_repeated_as_one() {
         for odd in ["oken7.of-a-purchase", "a sentence", "", &"x".repeat(65)] {
-            let found = meaning(refusal(400, odd), now());
+            let found = interpret_response(refusal(400, odd), now());
             let expected = unexpected(400, None, Some("A sentence."));
             assert_eq!(found, Err(expected), "{odd}");
         }
@@ -594,12 +620,12 @@ mod tests {
     fn a_status_word_stands_in_for_a_missing_reason() {
         let body = |status: &str| json!({ "error": { "status": status } }).to_string();
         for (status, word, expected) in [
-            (400, "FAILED_PRECONDITION", Absent::Gone.into()),
-            (404, "NOT_FOUND", Absent::Unknown.into()),
+            (400, "FAILED_PRECONDITION", GoogleNotFound::Gone.into()),
+            (404, "NOT_FOUND", GoogleNotFound::Unknown.into()),
             (
                 403,
                 "PERMISSION_DENIED",
-                NoPurchase::from(Failure::Credentials {
+                PurchaseLookupError::from(GoogleApiError::Unauthorized {
                     status: 403,
                     reason: Some("PERMISSION_DENIED".to_owned()),
                     message: None,
@@ -607,7 +633,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                meaning(answer(status, &body(word)), now()),
+                interpret_response(answer(status, &body(word)), now()),
                 Err(expected),
                 "{word}"
             );
@@ -617,8 +643,8 @@ mod tests {
             "errors": [{ "reason": "expiredTooLong" }],
         } });
         assert_eq!(
-            meaning(answer(400, &both.to_string()), now()),
-            Err(Absent::Gone.into())
+            interpret_response(answer(400, &both.to_string()), now()),
+            Err(GoogleNotFound::Gone.into())
         );
     }
 
@@ -629,22 +655,27 @@ mod tests {
         };
         let expired = "The subscription purchase is no longer available for query because it has been expired for too long.";
         for (status, word, sentence, expected) in [
-            (400, "INVALID_ARGUMENT", "Invalid Value", Absent::Unknown),
-            (400, "INVALID_ARGUMENT", expired, Absent::Gone),
-            (404, "NOT_FOUND", expired, Absent::Gone),
+            (
+                400,
+                "INVALID_ARGUMENT",
+                "Invalid Value",
+                GoogleNotFound::Unknown,
+            ),
+            (400, "INVALID_ARGUMENT", expired, GoogleNotFound::Gone),
+            (404, "NOT_FOUND", expired, GoogleNotFound::Gone),
         ] {
-            let found = meaning(answer(status, &body(word, sentence)), now());
+            let found = interpret_response(answer(status, &body(word, sentence)), now());
             assert_eq!(found, Err(expected.into()), "{status} {sentence}");
         }
         let with_reason =
             json!({ "error": { "message": expired, "errors": [{ "reason": "somethingNew" }] } });
         assert_eq!(
-            meaning(answer(400, &with_reason.to_string()), now()),
-            Err(Absent::Gone.into())
+            interpret_response(answer(400, &with_reason.to_string()), now()),
+            Err(GoogleNotFound::Gone.into())
         );
         let other = "Request contains an invalid argument.";
         assert_eq!(
-            meaning(answer(400, &body("INVALID_ARGUMENT", other)), now()),
+            interpret_response(answer(400, &body("INVALID_ARGUMENT", other)), now()),
             Err(unexpected(400, Some("INVALID_ARGUMENT"), Some(other))),
             "which argument, it does not say"
         );
@@ -654,15 +685,15 @@ mod tests {
     fn a_sentence_that_repeats_the_purchase_token_is_told_without_it() {
         for token in ["s3cret", "s3cret/with:odd characters"] {
             let mut written = String::new();
-            push_segment(&mut written, token).expect("a segment");
+            push_path_segment(&mut written, token).expect("a segment");
             for status in [400, 403, 500] {
                 let body = json!({ "error": {
                     "message": format!("No {token}, nothing at /tokens/{written}."),
                     "errors": [{ "reason": format!("bad {token}") }],
                 } });
-                let no = meaning(answer(status, &body.to_string()), now())
+                let no = interpret_response(answer(status, &body.to_string()), now())
                     .expect_err("a refusal")
-                    .without(token);
+                    .redact_purchase_token(token);
                 let told = format!("{no} {no:?}");
                 assert!(!told.contains("s3cret"), "{told}");
                 assert!(told.contains("No …, nothing at /tokens/…."), "{told}");
@@ -680,7 +711,7 @@ mod tests {
                 "[]",
                 "{\"message\":\"no route\"}",
             ] {
-                let found = meaning(answer(status, body), now());
+                let found = interpret_response(answer(status, body), now());
                 assert_eq!(
                     found,
                     Err(unexpected(status, None, None)),
@@ -704,8 +735,8 @@ mod tests {
             (500, true),
             (503, true),
         ] {
-            let verdict = judge(&answer(status, ""));
-            assert_eq!(verdict == Verdict::Transient, transient, "{status}");
+            let verdict = classify_response(&answer(status, ""));
+            assert_eq!(verdict == RetryDecision::Transient, transient, "{status}");
         }
     }
 
@@ -723,7 +754,7 @@ mod tests {
             ("1.5", None),
         ] {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
-            let found = retry_after(&headers, now()).map(|wait| wait.as_secs());
+            let found = parse_retry_after(&headers, now()).map(|wait| wait.as_secs());
             assert_eq!(found, seconds, "{text}");
         }
         let mut refused = refusal(429, "rateLimitExceeded");
@@ -731,8 +762,8 @@ mod tests {
             .headers
             .insert(RETRY_AFTER, HeaderValue::from_static("7"));
         assert_eq!(
-            meaning(refused, now()),
-            Err(Failure::Quota {
+            interpret_response(refused, now()),
+            Err(GoogleApiError::RateLimited {
                 status: 429,
                 retry_after: Duration::from_secs(7)
             }
@@ -743,7 +774,8 @@ mod tests {
     #[test]
     fn an_answer_is_kept_byte_for_byte() {
         let body = "{ \"b\": 1.0,\n \"a\" : \"\\u0041\", \"lineItems\":[] }";
-        let known: Known<SubscriptionPurchase> = read(body.as_bytes()).expect("readable");
+        let known: PurchaseResponse<SubscriptionPurchase> =
+            parse_purchase(body.as_bytes()).expect("readable");
         assert_eq!(known.raw.get(), body);
         for bad in [
             "",
@@ -754,8 +786,8 @@ mod tests {
             "{\"lineItems\":7}",
             "{\"startTime\":\"soon\"}",
         ] {
-            let found = read::<SubscriptionPurchase>(bad.as_bytes());
-            assert!(matches!(found, Err(Failure::Unreadable(_))), "{bad}");
+            let found = parse_purchase::<SubscriptionPurchase>(bad.as_bytes());
+            assert!(matches!(found, Err(GoogleApiError::Unreadable(_))), "{bad}");
         }
     }
 
@@ -763,7 +795,8 @@ mod tests {
     fn a_question_has_one_address() {
         let google = Url::parse("https://androidpublisher.googleapis.com").expect("a URL");
         let under = Url::parse("http://127.0.0.1:9/google/play/").expect("a URL");
-        let text = |base, package, path: &[&str]| address(base, package, path).map(String::from);
+        let text =
+            |base, package, path: &[&str]| endpoint_url(base, package, path).map(String::from);
         assert_eq!(
             text(
                 &google,
@@ -788,16 +821,16 @@ mod tests {
 
     /// A Google that counts: tokens it sold, questions it answered. It accepts no token but the newest and plays its
     /// script of statuses first.
-    struct Stub {
-        play: Play,
+    struct PlayStub {
+        play: PlayClient,
         clock: Clock,
         tenant: TenantId,
-        account: Arc<ServiceAccount>,
-        counts: Arc<Counts>,
+        account: Arc<GoogleServiceAccount>,
+        counts: Arc<PlayStubState>,
     }
 
     #[derive(Default)]
-    struct Counts {
+    struct PlayStubState {
         sold: AtomicU32,
         asked: AtomicU32,
         /// Tokens up to this one are refused.
@@ -806,13 +839,13 @@ mod tests {
         gate: Option<Barrier>,
     }
 
-    async fn stub(counts: Counts) -> Stub {
+    async fn start_stub(counts: PlayStubState) -> PlayStub {
         let counts = Arc::new(counts);
-        let sell = |State(counts): State<Arc<Counts>>| async move {
+        let sell = |State(counts): State<Arc<PlayStubState>>| async move {
             let number = counts.sold.fetch_add(1, Ordering::SeqCst) + 1;
             axum::Json(json!({ "access_token": number.to_string(), "expires_in": 3600 }))
         };
-        let answer = |State(counts): State<Arc<Counts>>, headers: HeaderMap| async move {
+        let answer = |State(counts): State<Arc<PlayStubState>>, headers: HeaderMap| async move {
             counts.asked.fetch_add(1, Ordering::SeqCst);
             if let Some(gate) = &counts.gate {
                 gate.wait().await;
@@ -838,39 +871,39 @@ mod tests {
         let base = format!("http://{}/", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = crate::outbound::client().expect("a client");
+        let client = crate::outbound::build_http_client().expect("a client");
         let base = Url::parse(&base).expect("a URL");
         let token_url = base.join("token").expect("a URL");
         let clock = Clock::fixed(now());
         let upstream = Upstream::new(client, Duration::from_secs(5));
         let file = super::super::account::tests::key_file().to_string();
-        Stub {
-            play: Play::new(upstream, base, token_url, clock.clone()),
+        PlayStub {
+            play: PlayClient::new(upstream, base, token_url, clock.clone()),
             clock,
             tenant: TenantId::mint(now()),
-            account: Arc::new(ServiceAccount::parse(file.as_bytes()).expect("good")),
+            account: Arc::new(GoogleServiceAccount::parse(file.as_bytes()).expect("good")),
             counts,
         }
     }
 
-    impl Stub {
-        async fn ask(&self, token: &str) -> Result<(), NoPurchase> {
+    impl PlayStub {
+        async fn ask(&self, token: &str) -> Result<(), PurchaseLookupError> {
             let known = self
                 .play
-                .subscription(&self.tenant, &self.account, "p", token)
+                .get_subscription(&self.tenant, &self.account, "p", token)
                 .await;
             known.map(|_| ())
         }
 
         fn sold_and_asked(&self) -> (u32, u32) {
-            let Counts { sold, asked, .. } = &*self.counts;
+            let PlayStubState { sold, asked, .. } = &*self.counts;
             (sold.load(Ordering::SeqCst), asked.load(Ordering::SeqCst))
         }
     }
 
     #[tokio::test]
     async fn a_token_is_bought_once_and_renewed_a_minute_early() {
-        let google = stub(Counts::default()).await;
+        let google = start_stub(PlayStubState::default()).await;
         let (one, two) = tokio::join!(google.ask("a"), google.ask("b"));
         assert_eq!((one, two), (Ok(()), Ok(())));
         assert_eq!(
@@ -888,7 +921,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_token_is_replaced_once() {
-        let google = stub(Counts::default()).await;
+        let google = start_stub(PlayStubState::default()).await;
         google.ask("a").await.expect("known");
         google.counts.refused_up_to.store(1, Ordering::SeqCst);
         google.ask("a").await.expect("known with the second token");
@@ -898,7 +931,7 @@ mod tests {
         assert!(
             matches!(
                 refused,
-                Err(NoPurchase::Failure(Failure::Credentials {
+                Err(PurchaseLookupError::Api(GoogleApiError::Unauthorized {
                     status: 401,
                     ..
                 }))
@@ -910,9 +943,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_may_pass_is_tried_three_times() {
-        let google = stub(Counts {
+        let google = start_stub(PlayStubState {
             script: Mutex::new(vec![503, 500]),
-            ..Counts::default()
+            ..PlayStubState::default()
         })
         .await;
         google.ask("a").await.expect("known at the third try");
@@ -922,14 +955,20 @@ mod tests {
         assert!(
             matches!(
                 failed,
-                Err(NoPurchase::Failure(Failure::Unexpected { status: 503, .. }))
+                Err(PurchaseLookupError::Api(GoogleApiError::Unexpected {
+                    status: 503,
+                    ..
+                }))
             ),
             "{failed:?}"
         );
         *google.counts.script.lock().expect("not poisoned") = vec![429];
         let quota = google.ask("a").await;
         assert!(
-            matches!(quota, Err(NoPurchase::Failure(Failure::Quota { .. }))),
+            matches!(
+                quota,
+                Err(PurchaseLookupError::Api(GoogleApiError::RateLimited { .. }))
+            ),
             "{quota:?}"
         );
         assert_eq!(
@@ -941,9 +980,9 @@ mod tests {
 
     #[tokio::test]
     async fn identical_questions_share_a_call_and_others_do_not() {
-        let google = stub(Counts {
+        let google = start_stub(PlayStubState {
             gate: Some(Barrier::new(2)),
-            ..Counts::default()
+            ..PlayStubState::default()
         })
         .await;
         // The gate opens only when two calls have come: four questions, of two kinds.
@@ -959,20 +998,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_google_that_is_away_is_not_a_no() {
-        let google = stub(Counts::default()).await;
+        let google = start_stub(PlayStubState::default()).await;
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
-        let token_url = google.play.base.join("token").expect("a URL");
-        let play = Play::new(
+        let token_url = google.play.base_url.join("token").expect("a URL");
+        let play = PlayClient::new(
             google.play.upstream.clone(),
             nowhere,
             token_url,
             google.clock.clone(),
         );
         let asked = play
-            .subscription(&google.tenant, &google.account, "p", "a")
+            .get_subscription(&google.tenant, &google.account, "p", "a")
             .await;
         assert!(
-            matches!(asked, Err(NoPurchase::Failure(Failure::NoAnswer(_)))),
+            matches!(
+                asked,
+                Err(PurchaseLookupError::Api(GoogleApiError::NoResponse(_)))
+            ),
             "{asked:?}"
         );
     }
@@ -981,7 +1023,7 @@ mod tests {
         #[test]
         fn no_id_changes_which_address_is_called(product in ".{1,40}", token in ".{1,40}") {
             let base = Url::parse("https://play.example/base").expect("a URL");
-            if let Some(url) = address(&base, "com.example", &["products", &product, "tokens", &token]) {
+            if let Some(url) = endpoint_url(&base, "com.example", &["products", &product, "tokens", &token]) {
                 prop_assert_eq!(url.host_str(), Some("play.example"));
                 prop_assert_eq!(url.query(), None);
                 prop_assert_eq!(url.fragment(), None);
@@ -997,7 +1039,7 @@ mod tests {
             let mut reply = answer(200, "");
             reply.status = StatusCode::from_u16(status).expect("a status");
             reply.body = body;
-            prop_assert_eq!(meaning(reply, now()).is_ok(), status == 200);
+            prop_assert_eq!(interpret_response(reply, now()).is_ok(), status == 200);
         }
     }
 }

@@ -19,20 +19,20 @@
 //! - `description`: how those are described to callers
 
 pub mod account;
-mod answers;
 pub mod api;
 pub mod chain;
-mod description;
+pub mod check_credentials;
+mod error_response;
 pub mod notifications;
+mod openapi;
 pub mod payload;
-mod questions;
+mod request_body;
 pub mod routes;
 pub mod store;
 pub mod translate;
-pub mod trial;
 pub mod trust;
 pub mod verify;
 
-pub use notifications::Notifications;
-pub use routes::{described, push_routes, routes};
-pub use verify::{Google, Settings};
+pub use notifications::GoogleNotifications;
+pub use routes::{notification_routes, openapi_document, verify_routes};
+pub use verify::{GoogleSettings, GoogleVerifier};

@@ -17,67 +17,68 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
-use super::api::{Absent, Known, NoPurchase};
-use super::chain::{Chain, Link};
+use super::api::{GoogleNotFound, PurchaseLookupError, PurchaseResponse};
+use super::chain::{PurchaseChain, PurchaseLink};
 use super::payload::{DeveloperNotification, Int64, ProductPurchase, SubscriptionPurchase};
-use super::store::{self, Credentials, FindError};
-use super::translate::{self, Replaced};
-use super::trust::{Keys, NoKey, Token, Untrusted};
-use super::verify::Google;
+use super::store::{self, GoogleCredentials, LoadGoogleCredentialsError};
+use super::translate::{self, ReplacedPurchase};
+use super::trust::{GoogleKeys, KeyLookupError, PushToken, PushTokenError};
+use super::verify::GoogleVerifier;
 use crate::clock::Timestamp;
-use crate::credentials::Cached;
+use crate::credentials::TenantCache;
 use crate::db;
-use crate::db::changes::Changes;
+use crate::db::change_listener::ChangeListener;
 use crate::events::{
-    Environment, NewEvent, NotStored, Receipt, Record, Source, Subject, SubjectType,
+    AcceptedNotification, EventEnvironment, EventRecorder, EventSource, EventSubject, NewEvent,
+    RecordError, SubjectType,
 };
 use crate::id::TenantId;
 use crate::tenants;
 
 /// How long Google is asked about a purchase, all questions together. A push must be answered within ten seconds.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PURCHASE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many purchases Google is asked about for one message; the rest of a longer chain is learned with the next.
-const MOST_QUESTIONS: usize = 16;
+const MAX_PURCHASE_LOOKUPS: usize = 16;
 /// How many links of a chain are read at once.
-const MOST_LINKS: i32 = 1000;
+const MAX_LINKS_PER_QUERY: i32 = 1000;
 /// How long it is remembered that a tenant is active; a change is heard of.
-const ACTIVE_FOR: Duration = Duration::from_mins(5);
+const ACTIVE_TENANT_TTL: Duration = Duration::from_mins(5);
 /// Google's number for a new purchase.
-const PURCHASED: Int64 = Int64(4);
+const SUBSCRIPTION_PURCHASED: Int64 = Int64(4);
 /// The end of the year 9999, beyond which no time can be written.
-const END_OF_TIME: i64 = 253_402_300_799_999;
+const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 
 /// Takes Google's notifications in. Clones share what is remembered.
 #[derive(Clone)]
-pub struct Notifications {
-    google: Google,
-    keys: Keys,
-    active: Cached<(), db::Error>,
-    record: Record,
+pub struct GoogleNotifications {
+    google: GoogleVerifier,
+    keys: GoogleKeys,
+    active_tenants: TenantCache<(), db::Error>,
+    recorder: EventRecorder,
 }
 
 /// Whose push it is, once it is believed.
 #[derive(Clone, Debug)]
-pub struct Admitted {
+pub struct AuthenticatedPush {
     tenant: TenantId,
-    credentials: Arc<Credentials>,
+    credentials: Arc<GoogleCredentials>,
 }
 
 /// Why a push is not let in.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum PushAuthError {
     /// It is not believed.
     #[error("{0}")]
-    Untrusted(#[from] Untrusted),
+    InvalidToken(#[from] PushTokenError),
     /// Whether it can be believed cannot be told without Google's keys.
     #[error("Google's keys cannot be had right now")]
-    NoKeys,
+    KeysUnavailable,
     /// The tenant is inactive.
     #[error("the tenant is inactive")]
-    Inactive,
+    TenantInactive,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<FindError>),
+    Credentials(Arc<LoadGoogleCredentialsError>),
     /// Whether the tenant is active cannot be found out.
     #[error("{0}")]
     Database(Arc<db::Error>),
@@ -85,84 +86,98 @@ pub enum Refused {
 
 /// What a push brings.
 #[derive(Clone, Debug)]
-pub struct Message {
+pub struct PubsubMessage {
     /// Pub/Sub's `messageId`, the same on every repeat.
     pub id: String,
     /// Google's message, in base64.
     pub data: Option<String>,
     /// When Pub/Sub took it.
-    pub published: Option<Timestamp>,
+    pub publish_time: Option<Timestamp>,
     /// The whole push as it was sent.
     pub raw: Box<RawValue>,
 }
 
 /// Why a message of a believed push is not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum NotAccepted {
+pub enum GoogleNotificationError {
     /// It is about another app.
     #[error("the message is about another app")]
-    OtherApp {
+    PackageNameMismatch {
         /// The tenant's app.
         expected: String,
     },
     /// The tenant was deactivated since it was let in.
     #[error("the tenant is not active")]
-    Inactive,
+    TenantInactive,
     /// The database did not take it.
     #[error(transparent)]
     Database(#[from] db::Error),
 }
 
-impl From<NotStored> for NotAccepted {
-    fn from(outcome: NotStored) -> Self {
+impl From<RecordError> for GoogleNotificationError {
+    fn from(outcome: RecordError) -> Self {
         match outcome {
-            NotStored::Inactive => Self::Inactive,
-            NotStored::Database(error) => Self::Database(error),
+            RecordError::InactiveTenant => Self::TenantInactive,
+            RecordError::Database(error) => Self::Database(error),
         }
     }
 }
 
 /// What Google tells of the purchase behind a message, as far as it could be asked.
 #[derive(Default)]
-struct Learned {
+struct PurchaseContext {
     subscription: Option<SubscriptionPurchase>,
     product: Option<ProductPurchase>,
-    replaced: Replaced,
+    replaced_purchase: ReplacedPurchase,
     /// The first purchase of the subscription.
-    root: Option<String>,
+    first_token: Option<String>,
 }
 
-impl Notifications {
+impl GoogleNotifications {
     /// Stores with `record` what passes; asks about purchases through `google`.
-    pub fn new(google: &Google, keys: Keys, record: Record, changes: &Changes) -> Self {
+    pub fn new(
+        google: &GoogleVerifier,
+        keys: GoogleKeys,
+        recorder: EventRecorder,
+        changes: &ChangeListener,
+    ) -> Self {
         Self {
-            active: Cached::new("tenants", ACTIVE_FOR, google.clock.clone(), changes),
+            active_tenants: TenantCache::new(
+                "tenants",
+                ACTIVE_TENANT_TTL,
+                google.clock.clone(),
+                changes,
+            ),
             google: google.clone(),
             keys,
-            record,
+            recorder,
         }
     }
 
     /// Whether a push to `tenant` with this token is let in. Everything about the token comes before anything about the
     /// tenant: a stranger learns nothing of who is a tenant here.
-    pub async fn admit(&self, tenant: &TenantId, token: Option<&str>) -> Result<Admitted, Refused> {
-        let token = Token::parse(token.ok_or(Untrusted::Missing)?)?;
+    pub async fn authenticate_push(
+        &self,
+        tenant: &TenantId,
+        token: Option<&str>,
+    ) -> Result<AuthenticatedPush, PushAuthError> {
+        let token = PushToken::parse(token.ok_or(PushTokenError::Missing)?)?;
         let key = self
             .keys
-            .find(token.key_id())
+            .find_key(token.key_id())
             .await
             .map_err(|no| match no {
-                NoKey::Unknown => Refused::Untrusted(Untrusted::UnknownKey),
-                NoKey::Unreachable => Refused::NoKeys,
+                KeyLookupError::Unknown => PushAuthError::InvalidToken(PushTokenError::UnknownKey),
+                KeyLookupError::Unreachable => PushAuthError::KeysUnavailable,
             })?;
-        let pusher = token.verify(&key, self.google.clock.now())?;
+        let pusher = token.verify_token(&key, self.google.clock.now())?;
         let credentials = self
             .google
-            .credentials(tenant)
+            .get_credentials(tenant)
             .await
-            .map_err(Refused::Credentials)?
-            .ok_or(Untrusted::NoCredentials)?;
-        if let Err(why) = pusher.is(tenant, &credentials.push) {
+            .map_err(PushAuthError::Credentials)?
+            .ok_or(PushTokenError::NoCredentials)?;
+        if let Err(why) = pusher.check_push_settings(tenant, &credentials.push_settings) {
             // Google vouches for these words, and the operator needs them to set it right.
             tracing::warn!(
                 tenantId = tenant.as_str(),
@@ -178,24 +193,24 @@ impl Notifications {
             let tenant = tenants::store::find_tenant(&database, &whose).await?;
             Ok(tenant.filter(|tenant| tenant.is_active).map(drop))
         };
-        self.active
-            .get(tenant, find)
+        self.active_tenants
+            .get_or_load(tenant, find)
             .await
-            .map_err(Refused::Database)?
-            .ok_or(Refused::Inactive)?;
-        Ok(Admitted {
+            .map_err(PushAuthError::Database)?
+            .ok_or(PushAuthError::TenantInactive)?;
+        Ok(AuthenticatedPush {
             tenant: tenant.clone(),
             credentials,
         })
     }
 
     /// Stores what a believed push brings. When this returns a receipt, it is committed.
-    pub async fn accept(
+    pub async fn accept_notification(
         &self,
-        admitted: Admitted,
-        message: Message,
-    ) -> Result<Receipt, NotAccepted> {
-        let (notification, data) = read(message.data.as_deref());
+        admitted: AuthenticatedPush,
+        message: PubsubMessage,
+    ) -> Result<AcceptedNotification, GoogleNotificationError> {
+        let (notification, data) = parse_notification(message.data.as_deref());
         let expected = &admitted.credentials.package_name;
         let found = notification
             .as_ref()
@@ -209,30 +224,32 @@ impl Notifications {
                 found,
                 "google_message_of_another_app: check the tenant's package name, and that the topic is this app's only"
             );
-            return Err(NotAccepted::OtherApp {
+            return Err(GoogleNotificationError::PackageNameMismatch {
                 expected: expected.clone(),
             });
         }
-        let event = self.event(&admitted, &message, notification, data).await;
-        let stored = self.record.store(&event).await?;
-        Ok(Receipt::new(stored, message.id))
+        let event = self
+            .build_event(&admitted, &message, notification, data)
+            .await;
+        let stored = self.recorder.record_event(&event).await?;
+        Ok(AcceptedNotification::new(stored, message.id))
     }
 
-    async fn event(
+    async fn build_event(
         &self,
-        admitted: &Admitted,
-        message: &Message,
+        admitted: &AuthenticatedPush,
+        message: &PubsubMessage,
         notification: Option<DeveloperNotification>,
         data: Box<RawValue>,
     ) -> NewEvent {
         let mut event = NewEvent {
             tenant: admitted.tenant.clone(),
-            source: Source::Google,
+            source: EventSource::Google,
             external_id: message.id.clone(),
-            word: crate::events::Word::Unknown,
+            event_type: crate::events::Word::Unknown,
             reason: None,
             platform_event: String::new(),
-            occurred_at: message.published,
+            occurred_at: message.publish_time,
             environment: None,
             subject: None,
             app_user_id: None,
@@ -240,23 +257,25 @@ impl Notifications {
             raw: message.raw.clone(),
         };
         let meaning = if let Some(notification) = notification {
-            let learned = self.learn(admitted, &notification).await;
+            let learned = self.look_up_purchase(admitted, &notification).await;
             let happened = notification.event_time_millis.map(|Int64(millis)| millis);
-            if let Some(millis) = happened.filter(|millis| (1..=END_OF_TIME).contains(millis)) {
+            if let Some(millis) =
+                happened.filter(|millis| (1..=MAX_TIMESTAMP_MILLIS).contains(millis))
+            {
                 event.occurred_at = Some(Timestamp::from_millis(millis));
             }
-            event.subject = subject(&notification, &learned);
-            event.environment = learned.environment();
-            event.app_user_id = app_user(&notification, &learned);
-            translate::meaning(
+            event.subject = event_subject(&notification, &learned);
+            event.environment = learned.purchase_environment();
+            event.app_user_id = app_user_id(&notification, &learned);
+            translate::translate_notification(
                 &notification,
                 learned.subscription.as_ref(),
-                learned.replaced,
+                learned.replaced_purchase,
             )
         } else {
-            translate::unreadable()
+            translate::unreadable_message()
         };
-        event.word = meaning.word;
+        event.event_type = meaning.event_type;
         event.reason = meaning.reason.map(Into::into);
         event.platform_event = meaning.platform_event;
         event
@@ -264,22 +283,29 @@ impl Notifications {
 
     /// Asks Google about the purchase, and about those behind it that are not known yet. Never fails, and never takes
     /// longer than a few seconds: what could not be learned is left out.
-    async fn learn(&self, admitted: &Admitted, notification: &DeveloperNotification) -> Learned {
-        let mut learned = Learned::default();
-        let mut asking = Asking {
+    async fn look_up_purchase(
+        &self,
+        admitted: &AuthenticatedPush,
+        notification: &DeveloperNotification,
+    ) -> PurchaseContext {
+        let mut learned = PurchaseContext::default();
+        let mut asking = PurchaseLookup {
             google: &self.google,
-            admitted,
-            deadline: Instant::now() + PATIENCE,
-            questions_left: MOST_QUESTIONS,
+            push: admitted,
+            deadline: Instant::now() + PURCHASE_LOOKUP_TIMEOUT,
+            lookups_left: MAX_PURCHASE_LOOKUPS,
         };
         if let Some(token) = subscription_token(notification) {
             let about = notification.subscription_notification.as_ref();
-            let is_purchase = about.is_some_and(|about| about.notification_type == Some(PURCHASED));
-            asking.subscription(token, is_purchase, &mut learned).await;
+            let is_purchase =
+                about.is_some_and(|about| about.notification_type == Some(SUBSCRIPTION_PURCHASED));
+            asking
+                .load_subscription(token, is_purchase, &mut learned)
+                .await;
         } else if let Some(about) = &notification.one_time_product_notification
             && let (Some(token), Some(sku)) = (&about.purchase_token, &about.sku)
         {
-            learned.product = asking.product(sku, token).await;
+            learned.product = asking.fetch_product(sku, token).await;
         }
         learned
     }
@@ -300,107 +326,126 @@ fn subscription_token(notification: &DeveloperNotification) -> Option<&str> {
 }
 
 /// Questions to Google about one message.
-struct Asking<'a> {
-    google: &'a Google,
-    admitted: &'a Admitted,
+struct PurchaseLookup<'a> {
+    google: &'a GoogleVerifier,
+    push: &'a AuthenticatedPush,
     deadline: Instant,
-    questions_left: usize,
+    lookups_left: usize,
 }
 
-impl Asking<'_> {
+impl PurchaseLookup<'_> {
     /// Learns about a subscription's purchase: what it is now, which was the first, and when it is a new one, what it
     /// replaced.
-    async fn subscription(&mut self, token: &str, is_new: bool, learned: &mut Learned) {
-        let mut chain = Chain::back_from(token);
+    async fn load_subscription(
+        &mut self,
+        token: &str,
+        is_new: bool,
+        learned: &mut PurchaseContext,
+    ) {
+        let mut chain = PurchaseChain::starting_at(token);
         let mut new = Vec::new();
-        let found = self.find(token).await;
+        let found = self.fetch_subscription(token).await;
         let asked = found.is_err().then_some(token);
         if let Ok(purchase) = found {
             let replaced = purchase.linked_purchase_token.clone();
-            chain.follow_and_keep(token, replaced.as_deref(), &mut new);
-            learned.replaced = match replaced.as_deref().filter(|replaced| *replaced != token) {
-                None => Replaced::Nothing,
-                Some(earlier) if is_new => {
-                    self.look_at_replaced(earlier, &purchase, &mut chain, &mut new)
-                        .await
-                }
-                Some(_) => Replaced::Unknown,
-            };
+            chain.follow_new_link(token, replaced.as_deref(), &mut new);
+            learned.replaced_purchase =
+                match replaced.as_deref().filter(|replaced| *replaced != token) {
+                    None => ReplacedPurchase::Nothing,
+                    Some(earlier) if is_new => {
+                        self.check_replaced_purchase(earlier, &purchase, &mut chain, &mut new)
+                            .await
+                    }
+                    Some(_) => ReplacedPurchase::Unknown,
+                };
             learned.subscription = Some(purchase);
         }
-        self.follow(&mut chain, &mut new, asked).await;
-        self.keep(&new).await;
-        learned.root = Some(chain.root().to_owned());
+        self.follow_chain(&mut chain, &mut new, asked).await;
+        self.store_links(&new).await;
+        learned.first_token = Some(chain.first_token().to_owned());
     }
 
     /// What the purchase was that `purchase` replaces.
-    async fn look_at_replaced(
+    async fn check_replaced_purchase(
         &mut self,
         earlier: &str,
         purchase: &SubscriptionPurchase,
-        chain: &mut Chain,
-        new: &mut Vec<Link>,
-    ) -> Replaced {
-        match self.find(earlier).await {
+        chain: &mut PurchaseChain,
+        new: &mut Vec<PurchaseLink>,
+    ) -> ReplacedPurchase {
+        match self.fetch_subscription(earlier).await {
             Ok(found) => {
                 let moment = purchase.start_time.unwrap_or(self.google.clock.now());
-                chain.follow_and_keep(earlier, found.linked_purchase_token.as_deref(), new);
+                chain.follow_new_link(earlier, found.linked_purchase_token.as_deref(), new);
                 if translate::was_running(&found, moment) {
-                    Replaced::Running
+                    ReplacedPurchase::Running
                 } else {
-                    Replaced::Ended
+                    ReplacedPurchase::Ended
                 }
             }
-            Err(Some(Absent::Gone | Absent::Unknown)) => Replaced::Ended,
-            Err(_) => Replaced::Unknown,
+            Err(Some(GoogleNotFound::Gone | GoogleNotFound::Unknown)) => ReplacedPurchase::Ended,
+            Err(_) => ReplacedPurchase::Unknown,
         }
     }
 
     /// Follows a chain to its end: by what is known, and where that ends by asking Google, but not again about the token
     /// that Google was `asked` about in vain.
-    async fn follow(&mut self, chain: &mut Chain, new: &mut Vec<Link>, asked: Option<&str>) {
-        while let Some(next) = chain.wanted().map(str::to_owned) {
-            let tenant = &self.admitted.tenant;
-            let known = match store::links(&self.google.database, tenant, &next, MOST_LINKS).await {
+    async fn follow_chain(
+        &mut self,
+        chain: &mut PurchaseChain,
+        new: &mut Vec<PurchaseLink>,
+        asked: Option<&str>,
+    ) {
+        while let Some(next) = chain.next_token().map(str::to_owned) {
+            let tenant = &self.push.tenant;
+            let known = match store::list_purchase_links(
+                &self.google.database,
+                tenant,
+                &next,
+                MAX_LINKS_PER_QUERY,
+            )
+            .await
+            {
                 Ok(known) => known,
-                Err(error) => return self.say_that_links_are_missing(&error),
+                Err(error) => return self.log_links_unavailable(&error),
             };
             if known.is_empty() {
                 if asked == Some(&*next) {
                     return;
                 }
-                match self.find(&next).await {
+                match self.fetch_subscription(&next).await {
                     Ok(purchase) => {
-                        chain.follow_and_keep(
+                        chain.follow_new_link(
                             &next,
                             purchase.linked_purchase_token.as_deref(),
                             new,
                         );
                     }
                     // Google will never tell what came before it.
-                    Err(Some(Absent::Gone)) => chain.follow_and_keep(&next, None, new),
+                    Err(Some(GoogleNotFound::Gone)) => chain.follow_new_link(&next, None, new),
                     Err(_) => return,
                 }
             }
             for link in &known {
-                chain.follow(link);
+                chain.follow_link(link);
             }
         }
     }
 
-    async fn keep(&self, new: &[Link]) {
+    async fn store_links(&self, new: &[PurchaseLink]) {
         if new.is_empty() {
             return;
         }
-        let kept = store::keep_links(&self.google.database, &self.admitted.tenant, new).await;
+        let kept =
+            store::insert_purchase_links(&self.google.database, &self.push.tenant, new).await;
         if let Err(error) = kept {
-            self.say_that_links_are_missing(&error);
+            self.log_links_unavailable(&error);
         }
     }
 
-    fn say_that_links_are_missing(&self, error: &db::Error) {
+    fn log_links_unavailable(&self, error: &db::Error) {
         tracing::warn!(
-            tenantId = self.admitted.tenant.as_str(),
+            tenantId = self.push.tenant.as_str(),
             cause = %error,
             causeClass = "database",
             "google_purchase_links_not_used"
@@ -408,51 +453,56 @@ impl Asking<'_> {
     }
 
     /// A subscription's purchase. `Err` with Google's "no", or with nothing when Google could not be asked.
-    async fn find(&mut self, token: &str) -> Result<SubscriptionPurchase, Option<Absent>> {
-        let Admitted {
-            tenant,
-            credentials,
-        } = self.admitted;
-        let (account, package) = (&credentials.account, &credentials.package_name);
-        let asked = self
-            .google
-            .play
-            .subscription(tenant, account, package, token);
-        self.ask(asked).await
-    }
-
-    async fn product(&mut self, sku: &str, token: &str) -> Option<ProductPurchase> {
-        let Admitted {
-            tenant,
-            credentials,
-        } = self.admitted;
-        let (account, package) = (&credentials.account, &credentials.package_name);
-        let asked = self
-            .google
-            .play
-            .product(tenant, account, package, sku, token);
-        self.ask(asked).await.ok()
-    }
-
-    async fn ask<T>(
+    async fn fetch_subscription(
         &mut self,
-        question: impl Future<Output = Result<Known<T>, NoPurchase>>,
-    ) -> Result<T, Option<Absent>> {
-        let Some(left) = self.questions_left.checked_sub(1) else {
+        token: &str,
+    ) -> Result<SubscriptionPurchase, Option<GoogleNotFound>> {
+        let AuthenticatedPush {
+            tenant,
+            credentials,
+        } = self.push;
+        let (account, package) = (&credentials.account, &credentials.package_name);
+        let asked = self
+            .google
+            .play
+            .get_subscription(tenant, account, package, token);
+        self.run_lookup(asked).await
+    }
+
+    async fn fetch_product(&mut self, sku: &str, token: &str) -> Option<ProductPurchase> {
+        let AuthenticatedPush {
+            tenant,
+            credentials,
+        } = self.push;
+        let (account, package) = (&credentials.account, &credentials.package_name);
+        let asked = self
+            .google
+            .play
+            .get_product(tenant, account, package, sku, token);
+        self.run_lookup(asked).await.ok()
+    }
+
+    async fn run_lookup<T>(
+        &mut self,
+        question: impl Future<Output = Result<PurchaseResponse<T>, PurchaseLookupError>>,
+    ) -> Result<T, Option<GoogleNotFound>> {
+        let Some(left) = self.lookups_left.checked_sub(1) else {
             return Err(None);
         };
-        self.questions_left = left;
+        self.lookups_left = left;
         let (cause, class) = match timeout_at(self.deadline, question).await {
             Ok(Ok(known)) => return Ok(known.purchase),
-            Ok(Err(NoPurchase::Absent(absent))) => return Err(Some(absent)),
-            Ok(Err(NoPurchase::Failure(failure))) => (failure.to_string(), failure.class()),
+            Ok(Err(PurchaseLookupError::NotFound(absent))) => return Err(Some(absent)),
+            Ok(Err(PurchaseLookupError::Api(failure))) => {
+                (failure.to_string(), failure.api_error_class())
+            }
             Err(_) => (
-                format!("no answer within {PATIENCE:?}"),
+                format!("no answer within {PURCHASE_LOOKUP_TIMEOUT:?}"),
                 "google timeout".to_owned(),
             ),
         };
         tracing::warn!(
-            tenantId = self.admitted.tenant.as_str(),
+            tenantId = self.push.tenant.as_str(),
             cause,
             causeClass = class,
             "google_purchase_not_read: the event is stored without what only Google could tell"
@@ -461,49 +511,58 @@ impl Asking<'_> {
     }
 }
 
-impl Chain {
+impl PurchaseChain {
     /// Follows a link that was just learned, and notes it down.
-    fn follow_and_keep(&mut self, token: &str, replaces: Option<&str>, new: &mut Vec<Link>) {
-        let link = Link {
+    fn follow_new_link(
+        &mut self,
+        token: &str,
+        replaces: Option<&str>,
+        new: &mut Vec<PurchaseLink>,
+    ) {
+        let link = PurchaseLink {
             token: token.to_owned(),
             replaces: replaces.map(str::to_owned),
         };
-        self.follow(&link);
+        self.follow_link(&link);
         new.push(link);
     }
 }
 
-impl Learned {
-    fn environment(&self) -> Option<Environment> {
+impl PurchaseContext {
+    fn purchase_environment(&self) -> Option<EventEnvironment> {
         let by_tester = match (&self.subscription, &self.product) {
             (Some(purchase), _) => purchase.test_purchase.is_some(),
             (None, Some(purchase)) => purchase.purchase_type == Some(Int64(0)),
             (None, None) => return None,
         };
         Some(if by_tester {
-            Environment::Sandbox
+            EventEnvironment::Sandbox
         } else {
-            Environment::Production
+            EventEnvironment::Production
         })
     }
 }
 
 /// What a message is about.
-fn subject(notification: &DeveloperNotification, learned: &Learned) -> Option<Subject> {
-    let root = || learned.root.clone();
+fn event_subject(
+    notification: &DeveloperNotification,
+    learned: &PurchaseContext,
+) -> Option<EventSubject> {
+    let root = || learned.first_token.clone();
     if let Some(about) = &notification.subscription_notification {
-        let product = learned
-            .subscription
-            .as_ref()
-            .and_then(|purchase| translate::line_item(purchase, None)?.product_id.clone());
-        return Some(Subject {
+        let product = learned.subscription.as_ref().and_then(|purchase| {
+            translate::select_line_item(purchase, None)?
+                .product_id
+                .clone()
+        });
+        return Some(EventSubject {
             key: root()?,
             product_id: product.or_else(|| about.subscription_id.clone()),
             r#type: SubjectType::Subscription,
         });
     }
     if let Some(about) = &notification.one_time_product_notification {
-        return Some(Subject {
+        return Some(EventSubject {
             key: about.purchase_token.clone()?,
             product_id: about.sku.clone(),
             r#type: SubjectType::Product,
@@ -515,7 +574,7 @@ fn subject(notification: &DeveloperNotification, learned: &Learned) -> Option<Su
         Int64(2) => (about.purchase_token.clone()?, SubjectType::Product),
         _ => return None,
     };
-    Some(Subject {
+    Some(EventSubject {
         key,
         product_id: None,
         r#type,
@@ -523,7 +582,7 @@ fn subject(notification: &DeveloperNotification, learned: &Learned) -> Option<Su
 }
 
 /// Whose purchase a message is about: as Google tells of the purchase, or of the message itself where it says so.
-fn app_user(notification: &DeveloperNotification, learned: &Learned) -> Option<String> {
+fn app_user_id(notification: &DeveloperNotification, learned: &PurchaseContext) -> Option<String> {
     if let Some(about) = &notification.pending_refund_review_notification {
         return about.obfuscated_account_id.clone();
     }
@@ -538,7 +597,7 @@ fn app_user(notification: &DeveloperNotification, learned: &Learned) -> Option<S
 }
 
 /// Google's message inside a push: understood as far as possible, and as JSON; `null` where it is no JSON.
-fn read(data: Option<&str>) -> (Option<DeveloperNotification>, Box<RawValue>) {
+fn parse_notification(data: Option<&str>) -> (Option<DeveloperNotification>, Box<RawValue>) {
     let text = data
         .and_then(|data| STANDARD.decode(data).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())

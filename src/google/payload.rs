@@ -34,7 +34,7 @@ pub struct SubscriptionPurchase {
     /// Why it was cancelled; there only while it is cancelled or expired.
     pub canceled_state_context: Option<CanceledStateContext>,
     /// There when it was bought outside the app, after an earlier one had expired.
-    pub out_of_app_purchase_context: Option<Present>,
+    pub out_of_app_purchase_context: Option<PresenceMarker>,
     /// Whom the app said it is for.
     pub external_account_identifiers: Option<ExternalAccountIdentifiers>,
     /// An empty object when a licence tester bought it.
@@ -49,13 +49,13 @@ pub struct SubscriptionPurchase {
 #[serde(rename_all = "camelCase", default)]
 pub struct CanceledStateContext {
     /// The subscriber.
-    pub user_initiated_cancellation: Option<Present>,
+    pub user_initiated_cancellation: Option<PresenceMarker>,
     /// Google, for want of payment.
-    pub system_initiated_cancellation: Option<Present>,
+    pub system_initiated_cancellation: Option<PresenceMarker>,
     /// The app's developer.
-    pub developer_initiated_cancellation: Option<Present>,
+    pub developer_initiated_cancellation: Option<PresenceMarker>,
     /// Another purchase, which took its place.
-    pub replacement_cancellation: Option<Present>,
+    pub replacement_cancellation: Option<PresenceMarker>,
 }
 
 /// Whom the app said a purchase is for.
@@ -85,7 +85,7 @@ pub struct LineItem {
     /// Which price phase it is in.
     pub offer_phase: Option<OfferPhase>,
     /// There when another product takes its place at the next renewal.
-    pub deferred_item_replacement: Option<Present>,
+    pub deferred_item_replacement: Option<PresenceMarker>,
 }
 
 /// How an item renews.
@@ -103,14 +103,14 @@ pub struct AutoRenewingPlan {
 #[serde(rename_all = "camelCase", default)]
 pub struct OfferPhase {
     /// In a free trial.
-    pub free_trial: Option<Present>,
+    pub free_trial: Option<PresenceMarker>,
 }
 
 /// Something whose presence says it all, whatever is inside.
 #[derive(Clone, Copy, Debug)]
-pub struct Present;
+pub struct PresenceMarker;
 
-impl<'de> Deserialize<'de> for Present {
+impl<'de> Deserialize<'de> for PresenceMarker {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         de::IgnoredAny::deserialize(deserializer).map(|_| Self)
     }
@@ -172,7 +172,7 @@ pub struct DeveloperNotification {
     /// Google asks about a refund.
     pub pending_refund_review_notification: Option<PendingRefundReviewNotification>,
     /// Somebody pressed the console's button.
-    pub test_notification: Option<Present>,
+    pub test_notification: Option<PresenceMarker>,
 }
 
 /// Something happened to a subscription.
@@ -221,28 +221,28 @@ pub struct PendingRefundReviewNotification {
 
 /// An error's body: `{"error":{"code","message","status","errors":[{"reason"}]}}`.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct ErrorBody {
+pub struct GoogleErrorBody {
     /// Absent when the body is not Google's.
-    pub error: Option<ErrorDetails>,
+    pub error: Option<GoogleErrorDetails>,
 }
 
 /// What went wrong.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ErrorDetails {
+pub struct GoogleErrorDetails {
     /// For a person.
     pub message: Option<String>,
     /// A word for the class, such as `FAILED_PRECONDITION`; not always there.
     pub status: Option<String>,
     /// The reasons; in practice one.
     #[serde(deserialize_with = "null_is_empty")]
-    pub errors: Vec<ErrorReason>,
+    pub errors: Vec<GoogleErrorReason>,
 }
 
 /// One reason.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ErrorReason {
+pub struct GoogleErrorReason {
     /// A word such as `purchaseTokenNotFound`.
     pub reason: Option<String>,
 }
@@ -321,7 +321,7 @@ mod tests {
         }))
         .expect("readable");
         assert_eq!(
-            read.start_time.map(Timestamp::millis),
+            read.start_time.map(Timestamp::as_millis),
             Some(1_775_830_930_123)
         );
         assert!(read.test_purchase.is_some());

@@ -5,25 +5,32 @@ use serde_json::value::RawValue;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
-use super::description::{
-    self, Answer, Push as PushRequest, PushErrors, VerifyErrors, VerifyRequest,
+use super::notifications::{GoogleNotifications, PubsubMessage};
+use super::openapi::{
+    self, GoogleNotificationErrorResponses, GooglePushSchema as PushRequest,
+    GoogleVerifyErrorResponses, GoogleVerifyRequestSchema, GoogleVerifyResponseSchema,
 };
-use super::notifications::{Message, Notifications};
-use super::questions::{MAX_PUSH_BYTES, Push};
-use super::verify::{Google, Missing, No, Question, Verified};
-use crate::audit::{Verdict, Verifications};
-use crate::events::{Receipt, Received, Source};
-use crate::http::envelope::LogFields;
-use crate::http::json::{self, Json};
-use crate::http::problem::{Declined, Issue};
+use super::request_body::{GooglePushBody, MAX_PUSH_BYTES};
+use super::verify::{
+    GoogleRejection, GoogleVerifier, GoogleVerifyRequest, NotFoundReason, VerifiedPurchase,
+};
+use crate::audit::{VerificationLog, VerificationOutcome};
+use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::json::{self, JsonBody};
+use crate::http::problem::{Issue, VerifyErrorResponse};
+use crate::http::request_layer::RequestLogFields;
 use crate::http::{Problem, body};
 use crate::id::TenantId;
-use crate::tenants::caller::bearer;
-use crate::tenants::{Caller, Callers};
+use crate::tenants::caller::bearer_token;
+use crate::tenants::{Authenticator, Caller};
 
 /// What a tenant's backend asks.
-pub fn routes(google: Google, callers: Callers, verifications: Verifications) -> OpenApiRouter {
-    asked().with_state(Room {
+pub fn verify_routes(
+    google: GoogleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+) -> OpenApiRouter {
+    verify_openapi_router().with_state(GoogleVerifyState {
         google,
         callers,
         verifications,
@@ -31,43 +38,47 @@ pub fn routes(google: Google, callers: Callers, verifications: Verifications) ->
 }
 
 /// What Google pushes.
-pub fn push_routes(notifications: Notifications, received: Received) -> OpenApiRouter {
-    pushed().with_state(Door {
+pub fn notification_routes(
+    notifications: GoogleNotifications,
+    received: NotificationMetrics,
+) -> OpenApiRouter {
+    notification_openapi_router().with_state(GoogleNotificationState {
         notifications,
         received,
     })
 }
 
 /// Both, as they are described.
-pub fn described() -> utoipa::openapi::OpenApi {
-    let mut both = asked().into_openapi();
-    both.merge(pushed().into_openapi());
+pub fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut both = verify_openapi_router().into_openapi();
+    both.merge(notification_openapi_router().into_openapi());
     both
 }
 
-fn asked() -> OpenApiRouter<Room> {
-    OpenApiRouter::new().routes(routes!(verify))
+fn verify_openapi_router() -> OpenApiRouter<GoogleVerifyState> {
+    OpenApiRouter::new().routes(routes!(verify_purchase))
 }
 
-fn pushed() -> OpenApiRouter<Door> {
-    OpenApiRouter::new().routes(routes!(receive).layer(json::limit(MAX_PUSH_BYTES)))
-}
-
-#[derive(Clone)]
-struct Door {
-    notifications: Notifications,
-    received: Received,
+fn notification_openapi_router() -> OpenApiRouter<GoogleNotificationState> {
+    OpenApiRouter::new()
+        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
 }
 
 #[derive(Clone)]
-struct Room {
-    google: Google,
-    callers: Callers,
-    verifications: Verifications,
+struct GoogleNotificationState {
+    notifications: GoogleNotifications,
+    received: NotificationMetrics,
 }
 
-impl FromRef<Room> for Callers {
-    fn from_ref(room: &Room) -> Self {
+#[derive(Clone)]
+struct GoogleVerifyState {
+    google: GoogleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+}
+
+impl FromRef<GoogleVerifyState> for Authenticator {
+    fn from_ref(room: &GoogleVerifyState) -> Self {
         room.callers.clone()
     }
 }
@@ -83,7 +94,7 @@ impl FromRef<Room> for Callers {
     tag = "verify",
     security(("apiKey" = [])),
     request_body(
-        content = VerifyRequest,
+        content = GoogleVerifyRequestSchema,
         description = "Which purchase, and what must be true of it. At most 16 KB.",
         examples(
             ("subscription" = (summary = "A subscription", value = json!({
@@ -104,35 +115,37 @@ impl FromRef<Room> for Callers {
         (
             status = 200,
             description = "A verdict: the purchase, or `valid: false` and why not",
-            body = Answer,
+            body = GoogleVerifyResponseSchema,
             examples(
-                ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(description::subscription()))),
-                ("product" = (summary = "A product that was used up.", value = json!(description::product()))),
-                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(description::no(No::NotFound(Missing::Unknown))))),
-                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(description::no(No::NotFound(Missing::Gone))))),
-                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(description::no(No::OtherApp { expected: "com.example.app".to_owned() })))),
-                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(description::no(No::OtherProduct { found: vec!["pro_yearly".to_owned()] })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(description::no(No::OtherUser)))),
+                ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(openapi::subscription_example()))),
+                ("product" = (summary = "A product that was used up.", value = json!(openapi::product_example()))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Unknown))))),
+                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Gone))))),
+                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(openapi::rejection_example(GoogleRejection::PackageNameMismatch { expected: "com.example.app".to_owned() })))),
+                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(openapi::rejection_example(GoogleRejection::ProductIdMismatch { found: vec!["pro_yearly".to_owned()] })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleRejection::AppUserMismatch)))),
             ),
         ),
-        VerifyErrors,
+        GoogleVerifyErrorResponses,
     ),
 )]
-async fn verify(
-    State(room): State<Room>,
+async fn verify_purchase(
+    State(room): State<GoogleVerifyState>,
     caller: Caller,
-    Json(question): Json<Question>,
-) -> Result<axum::Json<Verified>, Declined> {
-    let asked = room.verifications.begin(Source::Google);
-    let verified = room.google.verify(&caller.tenant, &question).await;
-    let verified = verified.map_err(Declined::from);
+    JsonBody(question): JsonBody<GoogleVerifyRequest>,
+) -> Result<axum::Json<VerifiedPurchase>, VerifyErrorResponse> {
+    let asked = room.verifications.start_verification(EventSource::Google);
+    let verified = room.google.verify_purchase(&caller.tenant, &question).await;
+    let verified = verified.map_err(VerifyErrorResponse::from);
     let verdict = match &verified {
-        Ok(_) => Verdict::Yes,
-        Err(Declined::No(refusal)) => Verdict::No(refusal.code),
-        Err(Declined::Failed(problem)) => Verdict::None(problem.code.as_str()),
+        Ok(_) => VerificationOutcome::Valid,
+        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
+        Err(VerifyErrorResponse::Failed(problem)) => {
+            VerificationOutcome::Error(problem.code.as_str())
+        }
     };
     let identifier = || question.purchase_token.as_str().into();
-    asked.end(&caller.tenant, identifier, verdict);
+    asked.record_outcome(&caller.tenant, identifier, verdict);
     verified.map(axum::Json)
 }
 
@@ -166,52 +179,57 @@ async fn verify(
         (
             status = 200,
             description = "It is stored, now or before",
-            body = Receipt,
+            body = AcceptedNotification,
             examples(
-                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(Receipt::example("136969346945", true)))),
-                ("repeat" = (summary = "It had come before.", value = json!(Receipt::example("136969346945", false)))),
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(AcceptedNotification::example_json("136969346945", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(AcceptedNotification::example_json("136969346945", false)))),
             ),
         ),
-        PushErrors,
+        GoogleNotificationErrorResponses,
     ),
 )]
-async fn receive(
-    State(door): State<Door>,
+async fn receive_notification(
+    State(door): State<GoogleNotificationState>,
     Path(tenant): Path<String>,
     request: Request,
-) -> Result<axum::Json<Receipt>, Problem> {
-    let outcome = take(&door.notifications, &tenant, request).await;
+) -> Result<axum::Json<AcceptedNotification>, Problem> {
+    let outcome = accept_push(&door.notifications, &tenant, request).await;
     let counted = outcome.as_ref().map_err(Problem::status);
-    door.received.note(Source::Google, counted);
+    door.received
+        .count_notification(EventSource::Google, counted);
     outcome.map(axum::Json)
 }
 
-async fn take(
-    notifications: &Notifications,
+async fn accept_push(
+    notifications: &GoogleNotifications,
     tenant: &str,
     request: Request,
-) -> Result<Receipt, Problem> {
-    let tenant: TenantId = tenant.parse().map_err(|problem: crate::id::MalformedId| {
-        Problem::invalid(&[Issue::at("tenantId", problem.to_string())])
-    })?;
+) -> Result<AcceptedNotification, Problem> {
+    let tenant: TenantId = tenant
+        .parse()
+        .map_err(|problem: crate::id::MalformedIdError| {
+            Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
+        })?;
     let (parts, body) = request.into_parts();
-    let admitted = notifications.admit(&tenant, bearer(&parts.headers)).await?;
-    if let Some(fields) = parts.extensions.get::<LogFields>() {
-        fields.tenant(tenant.as_str());
+    let admitted = notifications
+        .authenticate_push(&tenant, bearer_token(&parts.headers))
+        .await?;
+    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
+        fields.set_tenant(tenant.as_str());
     }
     // The type is not looked at: Google's word is good enough, and a push lost to a header would be a pity.
-    let body = body::read(&parts.headers, &parts.extensions, body).await?;
-    let Push {
+    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
+    let GooglePushBody {
         id,
         data,
-        published,
-    } = json::read(&body)?;
-    let message = Message {
+        publish_time: published,
+    } = json::read_json(&body)?;
+    let message = PubsubMessage {
         id,
         data,
-        published,
+        publish_time: published,
         // It was read before, so it is JSON.
-        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal)?,
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
     };
-    Ok(notifications.accept(admitted, message).await?)
+    Ok(notifications.accept_notification(admitted, message).await?)
 }

@@ -6,43 +6,44 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{MalformedAccount, ServiceAccount};
-use super::chain::Link;
+use super::account::{GoogleServiceAccount, ServiceAccountError};
+use super::chain::PurchaseLink;
 use super::trust::PushSettings;
 use crate::clock::Timestamp;
-use crate::credentials::grace::{
-    Before, GRACE, MOST_ROUNDS, NoWayBack, Places, Previous, Replaced,
+use crate::credentials::history::{
+    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
+    PreviousOutcome, ReplacedCredentials, RollbackError,
 };
-use crate::credentials::sealed::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
-use crate::crypto::keyring::{Keyring, OpenError};
+use crate::credentials::sealed_columns::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
+use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
 use crate::id::TenantId;
 
 /// What it takes to ask Google about a tenant's purchases.
 #[derive(Debug)]
-pub struct Credentials {
+pub struct GoogleCredentials {
     /// The tenant's app.
     pub package_name: String,
     /// Who asks.
-    pub account: Arc<ServiceAccount>,
+    pub account: Arc<GoogleServiceAccount>,
     /// Who may push notifications.
-    pub push: PushSettings,
+    pub push_settings: PushSettings,
 }
 
 /// Why stored credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FindError {
+pub enum LoadGoogleCredentialsError {
     /// The database did not answer.
     #[error(transparent)]
     Database(#[from] db::Error),
     /// They do not open.
     #[error("the service account of {tenant} cannot be opened: {cause}")]
-    Sealed {
+    CannotUnseal {
         /// Whose.
         tenant: TenantId,
         /// Why.
-        cause: OpenError,
+        cause: UnsealError,
     },
     /// They open, but are not what was checked when they were set: another release, or another hand.
     #[error("the stored service account of {tenant} is not one: {cause}")]
@@ -50,14 +51,14 @@ pub enum FindError {
         /// Whose.
         tenant: TenantId,
         /// Why.
-        cause: MalformedAccount,
+        cause: ServiceAccountError,
     },
 }
 
 /// What may be shown of a tenant's Google credentials: everything but the key.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
+pub struct GoogleCredentialSummary {
     /// Whose.
     pub tenant_id: TenantId,
     /// The tenant's app.
@@ -77,17 +78,17 @@ pub struct Summary {
     /// When they were last set.
     pub updated_at: Timestamp,
     /// Those before them, while one can go back.
-    pub previous: Option<Previous>,
+    pub previous: Option<PreviousCredentials>,
 }
 
 /// What is set.
-pub struct NewCredentials<'a> {
+pub struct NewGoogleCredentials<'a> {
     /// The tenant's app.
     pub package_name: &'a str,
     /// The service account's key file as it was uploaded, which is what is sealed.
-    pub file: &'a [u8],
+    pub key_file: &'a [u8],
     /// The same, understood.
-    pub account: &'a ServiceAccount,
+    pub account: &'a GoogleServiceAccount,
     /// What a push's token must be meant for. `None` keeps what is stored, an empty text removes it.
     pub pubsub_audience: Option<&'a str>,
     /// Whose token a push must carry; likewise.
@@ -98,7 +99,7 @@ pub struct NewCredentials<'a> {
 
 /// Why credentials were not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum PutError {
+pub enum SetGoogleCredentialsError {
     /// There is no tenant of this id.
     #[error("there is no tenant {0}")]
     UnknownTenant(TenantId),
@@ -111,11 +112,11 @@ pub enum PutError {
 }
 
 /// The tenant's credentials, opened. `None` when it has none.
-pub async fn find(
+pub async fn load_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-) -> Result<Option<Credentials>, FindError> {
+) -> Result<Option<GoogleCredentials>, LoadGoogleCredentialsError> {
     let row = sqlx::query!(
         "select package_name, service_account_enc, pubsub_audience, pubsub_service_account \
            from google_credentials where tenant_id = $1",
@@ -126,22 +127,23 @@ pub async fn find(
     let Some(row) = row else { return Ok(None) };
     let file = keyring
         .open(
-            GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
+            GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
             &row.service_account_enc,
         )
-        .map_err(|cause| FindError::Sealed {
+        .map_err(|cause| LoadGoogleCredentialsError::CannotUnseal {
             tenant: tenant.clone(),
             cause,
         })?;
-    let account =
-        ServiceAccount::parse(file.expose_secret()).map_err(|cause| FindError::Malformed {
+    let account = GoogleServiceAccount::parse(file.expose_secret()).map_err(|cause| {
+        LoadGoogleCredentialsError::Malformed {
             tenant: tenant.clone(),
             cause,
-        })?;
-    Ok(Some(Credentials {
+        }
+    })?;
+    Ok(Some(GoogleCredentials {
         package_name: row.package_name,
         account: Arc::new(account),
-        push: PushSettings {
+        push_settings: PushSettings {
             audience: row.pubsub_audience,
             account: row.pubsub_service_account,
         },
@@ -149,10 +151,10 @@ pub async fn find(
 }
 
 /// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
-pub async fn describe(
+pub async fn find_credential_summary(
     database: &Database,
     tenant: &TenantId,
-) -> Result<Option<Summary>, db::Error> {
+) -> Result<Option<GoogleCredentialSummary>, db::Error> {
     let row = sqlx::query!(
         r#"
         select stored.package_name, stored.client_email, stored.key_fingerprint, stored.pubsub_audience,
@@ -168,7 +170,7 @@ pub async fn describe(
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| Summary {
+    Ok(row.map(|row| GoogleCredentialSummary {
         tenant_id: tenant.clone(),
         package_name: row.package_name,
         client_email: row.client_email,
@@ -178,39 +180,43 @@ pub async fn describe(
         pubsub_service_account: row.pubsub_service_account,
         pubsub_topic: row.pubsub_topic,
         updated_at: row.updated_at.into(),
-        previous: Previous::of(row.previous_fingerprint, row.replaced_at, row.expires_at),
+        previous: PreviousCredentials::from_columns(
+            row.previous_fingerprint,
+            row.replaced_at,
+            row.expires_at,
+        ),
     }))
 }
 
-fn places(tenant: &TenantId) -> Places<'_> {
-    Places {
-        stored: GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()),
-        previous: GOOGLE_PREVIOUS_ACCOUNT.of(tenant.as_str()),
+fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
+    CredentialHistory {
+        current: GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
+        previous: GOOGLE_PREVIOUS_ACCOUNT.context_for(tenant.as_str()),
     }
 }
 
 /// Stores credentials in place of those there were, and keeps those for [`GRACE`]. Setting the same twice is the same as
 /// once.
-pub async fn put(
+pub async fn set_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-) -> Result<(), PutError> {
-    replace(database, keyring, tenant, new, GRACE)
+    new: &NewGoogleCredentials<'_>,
+) -> Result<(), SetGoogleCredentialsError> {
+    replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
         .await
         .map(drop)
 }
 
 /// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
-pub async fn replace(
+pub async fn replace_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
+    new: &NewGoogleCredentials<'_>,
     grace: Duration,
-) -> Result<Before, PutError> {
-    for _ in 0..MOST_ROUNDS {
+) -> Result<PreviousOutcome, SetGoogleCredentialsError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
         let stored = sqlx::query!(
             "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
                     pubsub_service_account, pubsub_topic \
@@ -220,8 +226,8 @@ pub async fn replace(
         .fetch_optional(database.pool())
         .await?;
         let Some(stored) = stored else {
-            if insert(database, keyring, tenant, new).await? {
-                return Ok(Before::None);
+            if insert_credentials(database, keyring, tenant, new).await? {
+                return Ok(PreviousOutcome::None);
             }
             continue;
         };
@@ -235,27 +241,27 @@ pub async fn replace(
             && stays(new.pubsub_service_account, &stored.pubsub_service_account)
             && stays(new.pubsub_topic, &stored.pubsub_topic);
         let was = &stored.service_account_enc;
-        let (before, kept) = places(tenant).set_aside(keyring, was, is_same, grace);
-        let replaced = Replaced {
-            was,
-            before: &before,
-            kept: kept.as_deref(),
-            grace,
+        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
+        let replaced = ReplacedCredentials {
+            expected_blob: was,
+            outcome: &before,
+            retained_blob: kept.as_deref(),
+            grace_period: grace,
         };
-        if update(database, keyring, tenant, new, &replaced).await? {
+        if update_credentials(database, keyring, tenant, new, &replaced).await? {
             return Ok(before);
         }
     }
-    Err(PutError::Contended(tenant.clone()))
+    Err(SetGoogleCredentialsError::Contended(tenant.clone()))
 }
 
 /// Whether nobody was first.
-async fn insert(
+async fn insert_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-) -> Result<bool, PutError> {
+    new: &NewGoogleCredentials<'_>,
+) -> Result<bool, SetGoogleCredentialsError> {
     let inserted = sqlx::query!(
         "insert into google_credentials \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
@@ -264,7 +270,7 @@ async fn insert(
          on conflict (tenant_id) do nothing",
         tenant.as_str(),
         new.package_name,
-        keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file),
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
         new.account.client_email(),
         new.account.fingerprint(),
         new.pubsub_audience,
@@ -274,20 +280,20 @@ async fn insert(
     .execute(database.pool())
     .await
     .map_err(|error| {
-        db::on_constraint(error, "google_credentials_tenant_id_fkey", || {
-            PutError::UnknownTenant(tenant.clone())
+        db::map_constraint_error(error, "google_credentials_tenant_id_fkey", || {
+            SetGoogleCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
     Ok(inserted.rows_affected() == 1)
 }
 
 /// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
-async fn update(
+async fn update_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    new: &NewCredentials<'_>,
-    replaced: &Replaced<'_>,
+    new: &NewGoogleCredentials<'_>,
+    replaced: &ReplacedCredentials<'_>,
 ) -> Result<bool, db::Error> {
     sqlx::query_scalar!(
         r#"
@@ -320,17 +326,17 @@ async fn update(
         select exists (select from replaced) as "done!"
         "#,
         tenant.as_str(),
-        replaced.was,
+        replaced.expected_blob,
         new.package_name,
-        keyring.seal(GOOGLE_SERVICE_ACCOUNT.of(tenant.as_str()), new.file),
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
         new.account.client_email(),
         new.account.fingerprint(),
         new.pubsub_audience,
         new.pubsub_service_account,
         new.pubsub_topic,
-        *replaced.before == Before::Same,
-        replaced.kept,
-        replaced.grace.as_secs_f64(),
+        *replaced.outcome == PreviousOutcome::Unchanged,
+        replaced.retained_blob,
+        replaced.grace_period.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await
@@ -338,13 +344,13 @@ async fn update(
 
 /// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
 /// are left now are kept for `grace`, if they open.
-pub async fn roll_back(
+pub async fn rollback_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     grace: Duration,
-) -> Result<(), NoWayBack> {
-    for _ in 0..MOST_ROUNDS {
+) -> Result<(), RollbackError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
         let found = sqlx::query!(
             "select previous.service_account_enc as previous, stored.service_account_enc as stored \
                from google_previous_credentials previous join google_credentials stored using (tenant_id) \
@@ -353,8 +359,9 @@ pub async fn roll_back(
         )
         .fetch_optional(database.pool())
         .await?
-        .ok_or(NoWayBack::Nothing)?;
-        let (back, left) = places(tenant).exchanged(keyring, &found.stored, &found.previous)?;
+        .ok_or(RollbackError::NothingRetained)?;
+        let (back, left) =
+            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
         let done = sqlx::query_scalar!(
             r#"
             with replaced as (
@@ -396,20 +403,20 @@ pub async fn roll_back(
             return Ok(());
         }
     }
-    Err(NoWayBack::Contended)
+    Err(RollbackError::Contended)
 }
 
 /// What is known of the purchases behind one, newest first: its own link, that of the one it replaces, and so on as far
 /// as known. Empty when nothing is known of it. In a circle links repeat.
-pub(super) async fn links(
+pub(super) async fn list_purchase_links(
     database: &Database,
     tenant: &TenantId,
     purchase_token: &str,
     most: i32,
-) -> Result<Vec<Link>, db::Error> {
+) -> Result<Vec<PurchaseLink>, db::Error> {
     let hash = token::sha256(purchase_token.as_bytes());
     sqlx::query_as!(
-        Link,
+        PurchaseLink,
         r#"
         with recursive chain as (
             select token, replaces, 1 as depth
@@ -433,10 +440,10 @@ pub(super) async fn links(
 }
 
 /// Keeps what was learned. What is known already stays: a purchase does not change which one it replaces.
-pub(super) async fn keep_links(
+pub(super) async fn insert_purchase_links(
     database: &Database,
     tenant: &TenantId,
-    links: &[Link],
+    links: &[PurchaseLink],
 ) -> Result<(), db::Error> {
     let hashes: Vec<Vec<u8>> = links
         .iter()

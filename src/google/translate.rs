@@ -52,7 +52,7 @@ use crate::clock::Timestamp;
 use crate::events::Word;
 
 /// How long Google waits for an acknowledgement before it refunds.
-pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_hours(72);
+pub const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(72);
 
 /// What a purchase is now. `active` and `in_grace_period` entitle; so does a subscription that is `canceled`, until it
 /// expires.
@@ -70,7 +70,7 @@ pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_hours(72);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = google::Status)]
-pub enum Status {
+pub enum PurchaseStatus {
     /// Paid for.
     Active,
     /// A renewal failed; access goes on while Google tries again.
@@ -93,7 +93,7 @@ pub enum Status {
 
 /// The item an answer is about: the one of the wanted product, else the one that lasts longest. Of several items of
 /// one product the one that lasts longest. `None` when no item is of the wanted product, or there is none at all.
-pub fn line_item<'a>(
+pub fn select_line_item<'a>(
     purchase: &'a SubscriptionPurchase,
     product_id: Option<&str>,
 ) -> Option<&'a LineItem> {
@@ -111,7 +111,7 @@ pub fn subscription_status(
     purchase: &SubscriptionPurchase,
     item: Option<&LineItem>,
     now: Timestamp,
-) -> Status {
+) -> PurchaseStatus {
     let lasts = |item: &LineItem| item.expiry_time.is_some_and(|expiry| expiry > now);
     let this_lasts = item.is_some_and(lasts);
     let state = purchase.subscription_state.as_deref().unwrap_or_default();
@@ -120,37 +120,37 @@ pub fn subscription_status(
         Some("ACTIVE" | "IN_GRACE_PERIOD")
             if item.is_some() && !this_lasts && purchase.line_items.iter().any(lasts) =>
         {
-            Status::Expired
+            PurchaseStatus::Expired
         }
-        Some("ACTIVE") => Status::Active,
-        Some("IN_GRACE_PERIOD") => Status::InGracePeriod,
-        Some("CANCELED") if this_lasts => Status::Canceled,
-        Some("CANCELED" | "EXPIRED" | "PENDING_PURCHASE_CANCELED") => Status::Expired,
-        Some("ON_HOLD") => Status::OnHold,
-        Some("PAUSED") => Status::Paused,
-        Some("PENDING") => Status::Pending,
-        _ => Status::Unknown,
+        Some("ACTIVE") => PurchaseStatus::Active,
+        Some("IN_GRACE_PERIOD") => PurchaseStatus::InGracePeriod,
+        Some("CANCELED") if this_lasts => PurchaseStatus::Canceled,
+        Some("CANCELED" | "EXPIRED" | "PENDING_PURCHASE_CANCELED") => PurchaseStatus::Expired,
+        Some("ON_HOLD") => PurchaseStatus::OnHold,
+        Some("PAUSED") => PurchaseStatus::Paused,
+        Some("PENDING") => PurchaseStatus::Pending,
+        _ => PurchaseStatus::Unknown,
     }
 }
 
 /// What a product is now. The table stands at the top of this file.
-pub fn product_status(purchase: &ProductPurchase) -> Status {
+pub fn product_status(purchase: &ProductPurchase) -> PurchaseStatus {
     match (purchase.purchase_state, purchase.consumption_state) {
-        (Some(Int64(0)), Some(Int64(1))) => Status::Consumed,
-        (Some(Int64(0)), _) => Status::Active,
-        (Some(Int64(1)), _) => Status::Canceled,
-        (Some(Int64(2)), _) => Status::Pending,
-        _ => Status::Unknown,
+        (Some(Int64(0)), Some(Int64(1))) => PurchaseStatus::Consumed,
+        (Some(Int64(0)), _) => PurchaseStatus::Active,
+        (Some(Int64(1)), _) => PurchaseStatus::Canceled,
+        (Some(Int64(2)), _) => PurchaseStatus::Pending,
+        _ => PurchaseStatus::Unknown,
     }
 }
 
 /// The payment state that version 1 of Google's API gave and version 2 no longer gives: 0 waiting for the money,
 /// 1 received, 2 free trial, 3 another plan takes over at the next renewal. `None` when the subscription is cancelled,
 /// over or unknown, as in version 1.
-pub fn payment_state(status: Status, item: Option<&LineItem>) -> Option<u8> {
+pub fn payment_state(status: PurchaseStatus, item: Option<&LineItem>) -> Option<u8> {
     match status {
-        Status::Pending | Status::InGracePeriod | Status::OnHold => Some(0),
-        Status::Active | Status::Paused => {
+        PurchaseStatus::Pending | PurchaseStatus::InGracePeriod | PurchaseStatus::OnHold => Some(0),
+        PurchaseStatus::Active | PurchaseStatus::Paused => {
             let deferred = item.is_some_and(|item| item.deferred_item_replacement.is_some());
             let free = item
                 .and_then(|item| item.offer_phase.as_ref())
@@ -161,7 +161,10 @@ pub fn payment_state(status: Status, item: Option<&LineItem>) -> Option<u8> {
                 (false, false) => 1,
             })
         }
-        Status::Canceled | Status::Expired | Status::Consumed | Status::Unknown => None,
+        PurchaseStatus::Canceled
+        | PurchaseStatus::Expired
+        | PurchaseStatus::Consumed
+        | PurchaseStatus::Unknown => None,
     }
 }
 
@@ -182,27 +185,27 @@ pub fn product_acknowledgement(purchase: &ProductPurchase) -> u8 {
 /// counts from the purchase, not from the promise of one.
 pub fn subscription_acknowledge_by(
     purchase: &SubscriptionPurchase,
-    status: Status,
+    status: PurchaseStatus,
 ) -> Option<Timestamp> {
-    let waiting = subscription_acknowledgement(purchase) == 0 && status != Status::Pending;
+    let waiting = subscription_acknowledgement(purchase) == 0 && status != PurchaseStatus::Pending;
     purchase
         .start_time
         .filter(|_| waiting)
-        .map(|start| start.plus(ACKNOWLEDGE_WITHIN))
+        .map(|start| start.plus(ACKNOWLEDGEMENT_PERIOD))
 }
 
 /// Until when a product must be acknowledged or consumed. `None` once it is, and as long as it is not paid for.
 pub fn product_acknowledge_by(purchase: &ProductPurchase) -> Option<Timestamp> {
-    let waiting =
-        product_acknowledgement(purchase) == 0 && product_status(purchase) == Status::Active;
+    let waiting = product_acknowledgement(purchase) == 0
+        && product_status(purchase) == PurchaseStatus::Active;
     purchase
         .purchase_time_millis
         .filter(|_| waiting)
-        .map(|Int64(millis)| Timestamp::from_millis(millis).plus(ACKNOWLEDGE_WITHIN))
+        .map(|Int64(millis)| Timestamp::from_millis(millis).plus(ACKNOWLEDGEMENT_PERIOD))
 }
 
 /// An amount in millionths of a unit, rounded towards zero. `None` when it does not fit 64 bits, which no price does.
-pub fn micros(money: &Money) -> Option<Int64> {
+pub fn to_micros(money: &Money) -> Option<Int64> {
     let Int64(units) = money.units.unwrap_or(Int64(0));
     let Int64(nanos) = money.nanos.unwrap_or(Int64(0));
     let micros = i128::from(units) * 1_000_000 + i128::from(nanos) / 1_000;
@@ -211,9 +214,9 @@ pub fn micros(money: &Money) -> Option<Int64> {
 
 /// What a notification says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meaning {
+pub struct GoogleTranslation {
     /// What happened.
-    pub word: Word,
+    pub event_type: Word,
     /// The finer intent.
     pub reason: Option<&'static str>,
     /// Google's own name for it.
@@ -222,7 +225,7 @@ pub struct Meaning {
 
 /// What is known of the purchase that another one replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Replaced {
+pub enum ReplacedPurchase {
     /// Nothing: Google could not be asked.
     #[default]
     Unknown,
@@ -236,13 +239,13 @@ pub enum Replaced {
 
 /// What a notification says. `purchase` is the subscription it is about, as it is now, if Google could be asked;
 /// `replaced` is what that one replaces. The table stands at the top of this file.
-pub fn meaning(
+pub fn translate_notification(
     notification: &DeveloperNotification,
     purchase: Option<&SubscriptionPurchase>,
-    replaced: Replaced,
-) -> Meaning {
-    let plain = |word, reason, platform_event: &str| Meaning {
-        word,
+    replaced: ReplacedPurchase,
+) -> GoogleTranslation {
+    let plain = |word, reason, platform_event: &str| GoogleTranslation {
+        event_type: word,
         reason,
         platform_event: platform_event.to_owned(),
     };
@@ -261,20 +264,20 @@ pub fn meaning(
         };
         plain(word, None, &format!("google.product.{number}"))
     } else if let Some(about) = &notification.voided_purchase_notification {
-        plain(voided_event(about), void_extent(about), "google.voided")
+        plain(voided_event(about), refund_extent(about), "google.voided")
     } else if notification.pending_refund_review_notification.is_some() {
         plain(Word::ProductRefundReview, None, "google.refund_review")
     } else if notification.test_notification.is_some() {
         plain(Word::Test, None, "google.test")
     } else {
-        unreadable()
+        unreadable_message()
     }
 }
 
 /// What is said of a message that cannot be read.
-pub fn unreadable() -> Meaning {
-    Meaning {
-        word: Word::Unknown,
+pub fn unreadable_message() -> GoogleTranslation {
+    GoogleTranslation {
+        event_type: Word::Unknown,
         reason: None,
         platform_event: "google.unknown".to_owned(),
     }
@@ -283,13 +286,13 @@ pub fn unreadable() -> Meaning {
 fn subscription_event(
     number: i64,
     purchase: Option<&SubscriptionPurchase>,
-    replaced: Replaced,
+    replaced: ReplacedPurchase,
 ) -> (Word, Option<&'static str>) {
     let word = match number {
         1 => Word::SubscriptionRecovered,
         2 => Word::SubscriptionRenewed,
         3 => Word::SubscriptionCancellationScheduled,
-        4 => return purchased(purchase, replaced),
+        4 => return purchase_event(purchase, replaced),
         5 => Word::SubscriptionOnHold,
         6 => Word::SubscriptionInGracePeriod,
         7 => Word::SubscriptionCancellationRevoked,
@@ -298,7 +301,7 @@ fn subscription_event(
         10 => Word::SubscriptionPaused,
         11 => Word::SubscriptionPauseScheduleChanged,
         12 => Word::SubscriptionRevoked,
-        13 => return (Word::SubscriptionExpired, purchase.and_then(why_over)),
+        13 => return (Word::SubscriptionExpired, purchase.and_then(expiry_reason)),
         17 => Word::SubscriptionItemsChanged,
         18 => {
             return (Word::SubscriptionCancellationScheduled, Some("installment"));
@@ -316,23 +319,23 @@ fn subscription_event(
     (word, None)
 }
 
-fn purchased(
+fn purchase_event(
     purchase: Option<&SubscriptionPurchase>,
-    replaced: Replaced,
+    replaced: ReplacedPurchase,
 ) -> (Word, Option<&'static str>) {
     // Bought outside the app after the last one had expired: Google links those in another way.
     let again = purchase.is_some_and(|purchase| purchase.out_of_app_purchase_context.is_some());
     match replaced {
-        Replaced::Running => (Word::SubscriptionUpgraded, None),
-        Replaced::Ended => (Word::SubscriptionPurchased, Some("resubscribe")),
-        Replaced::Nothing if again => (Word::SubscriptionPurchased, Some("resubscribe")),
-        Replaced::Nothing => (Word::SubscriptionPurchased, Some("initial")),
-        Replaced::Unknown => (Word::SubscriptionPurchased, None),
+        ReplacedPurchase::Running => (Word::SubscriptionUpgraded, None),
+        ReplacedPurchase::Ended => (Word::SubscriptionPurchased, Some("resubscribe")),
+        ReplacedPurchase::Nothing if again => (Word::SubscriptionPurchased, Some("resubscribe")),
+        ReplacedPurchase::Nothing => (Word::SubscriptionPurchased, Some("initial")),
+        ReplacedPurchase::Unknown => (Word::SubscriptionPurchased, None),
     }
 }
 
 /// Why a subscription is over, if Google says.
-fn why_over(purchase: &SubscriptionPurchase) -> Option<&'static str> {
+fn expiry_reason(purchase: &SubscriptionPurchase) -> Option<&'static str> {
     let context = purchase.canceled_state_context.as_ref()?;
     if context.user_initiated_cancellation.is_some() {
         Some("voluntary")
@@ -354,7 +357,7 @@ pub fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
         .canceled_state_context
         .as_ref()
         .is_some_and(|context| context.replacement_cancellation.is_some());
-    let lasts = line_item(replaced, None)
+    let lasts = select_line_item(replaced, None)
         .and_then(|item| item.expiry_time)
         .is_some_and(|expiry| expiry > moment);
     let state = replaced.subscription_state.as_deref().unwrap_or_default();
@@ -373,7 +376,7 @@ fn voided_event(about: &VoidedPurchaseNotification) -> Word {
     }
 }
 
-fn void_extent(about: &VoidedPurchaseNotification) -> Option<&'static str> {
+fn refund_extent(about: &VoidedPurchaseNotification) -> Option<&'static str> {
     match about.refund_type {
         Some(Int64(1)) => Some("full"),
         Some(Int64(2)) => Some("partial"),
@@ -386,7 +389,9 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::payload::{AutoRenewingPlan, CanceledStateContext, OfferPhase, Present};
+    use super::super::payload::{
+        AutoRenewingPlan, CanceledStateContext, OfferPhase, PresenceMarker,
+    };
     use super::*;
 
     const NOW: i64 = 1_775_830_930_000;
@@ -414,7 +419,7 @@ mod tests {
 
     #[test]
     fn every_state_of_a_subscription_has_its_word() {
-        use Status::*;
+        use PurchaseStatus::*;
         // state, expiry in ms from now, status, payment state
         for (state, ends_in_ms, status, payment) in [
             ("ACTIVE", 1, Active, Some(1)),
@@ -435,7 +440,7 @@ mod tests {
             ("SOMETHING_NEW", 1, Unknown, None),
         ] {
             let purchase = subscription(state, vec![item("a", ends_in_ms)]);
-            let item = line_item(&purchase, None);
+            let item = select_line_item(&purchase, None);
             let found = subscription_status(&purchase, item, now());
             assert_eq!(found, status, "{state} {ends_in_ms}");
             assert_eq!(payment_state(found, item), payment, "{state} {ends_in_ms}");
@@ -454,12 +459,12 @@ mod tests {
     fn an_add_on_can_be_over_while_the_rest_goes_on() {
         let purchase = subscription("ACTIVE", vec![item("plan", 1000), item("add-on", -1000)]);
         let status = |product| {
-            let item = line_item(&purchase, Some(product));
+            let item = select_line_item(&purchase, Some(product));
             assert!(item.is_some());
             subscription_status(&purchase, item, now())
         };
-        assert_eq!(status("plan"), Status::Active);
-        assert_eq!(status("add-on"), Status::Expired);
+        assert_eq!(status("plan"), PurchaseStatus::Active);
+        assert_eq!(status("add-on"), PurchaseStatus::Expired);
     }
 
     #[test]
@@ -476,37 +481,38 @@ mod tests {
                 item("short", 5),
             ],
         );
-        let pick = |product| line_item(&purchase, product).and_then(|item| item.product_id.clone());
+        let pick =
+            |product| select_line_item(&purchase, product).and_then(|item| item.product_id.clone());
         assert_eq!(pick(None).as_deref(), Some("long"), "the first of equals");
         assert_eq!(pick(Some("twin")).as_deref(), Some("twin"));
         assert_eq!(pick(Some("no-date")).as_deref(), Some("no-date"));
         assert_eq!(pick(Some("other")), None);
         assert_eq!(
-            line_item(&purchase, Some("short")).and_then(|item| item.expiry_time),
+            select_line_item(&purchase, Some("short")).and_then(|item| item.expiry_time),
             Some(Timestamp::from_millis(NOW + 5)),
             "the longest of one product"
         );
-        assert!(line_item(&subscription("PENDING", vec![]), None).is_none());
+        assert!(select_line_item(&subscription("PENDING", vec![]), None).is_none());
     }
 
     #[test]
     fn a_trial_and_a_coming_change_show_in_the_payment_state() {
         let mut item = item("a", 1);
         item.offer_phase = Some(OfferPhase {
-            free_trial: Some(Present),
+            free_trial: Some(PresenceMarker),
         });
-        assert_eq!(payment_state(Status::Active, Some(&item)), Some(2));
-        item.deferred_item_replacement = Some(Present);
-        assert_eq!(payment_state(Status::Active, Some(&item)), Some(3));
+        assert_eq!(payment_state(PurchaseStatus::Active, Some(&item)), Some(2));
+        item.deferred_item_replacement = Some(PresenceMarker);
+        assert_eq!(payment_state(PurchaseStatus::Active, Some(&item)), Some(3));
         item.offer_phase = Some(OfferPhase::default());
         item.auto_renewing_plan = Some(AutoRenewingPlan::default());
-        assert_eq!(payment_state(Status::Active, Some(&item)), Some(3));
-        assert_eq!(payment_state(Status::Active, None), Some(1));
+        assert_eq!(payment_state(PurchaseStatus::Active, Some(&item)), Some(3));
+        assert_eq!(payment_state(PurchaseStatus::Active, None), Some(1));
     }
 
     #[test]
     fn every_state_of_a_product_has_its_word() {
-        use Status::*;
+        use PurchaseStatus::*;
         // purchase state, consumption state, acknowledgement state, status, must be acknowledged
         for (purchased, consumed, acknowledged, status, due) in [
             (Some(0), Some(0), Some(0), Active, true),
@@ -539,29 +545,34 @@ mod tests {
     fn a_subscription_is_to_be_acknowledged_within_three_days_of_being_paid_for() {
         let by = Some(Timestamp::from_millis(NOW - 1000).plus(Duration::from_hours(72)));
         for (acknowledgement, status, number, due) in [
-            (Some("ACKNOWLEDGEMENT_STATE_PENDING"), Status::Active, 0, by),
             (
                 Some("ACKNOWLEDGEMENT_STATE_PENDING"),
-                Status::Canceled,
+                PurchaseStatus::Active,
+                0,
+                by,
+            ),
+            (
+                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
+                PurchaseStatus::Canceled,
                 0,
                 by,
             ),
             (
                 Some("ACKNOWLEDGEMENT_STATE_UNSPECIFIED"),
-                Status::Active,
+                PurchaseStatus::Active,
                 0,
                 by,
             ),
-            (None, Status::Active, 0, by),
+            (None, PurchaseStatus::Active, 0, by),
             (
                 Some("ACKNOWLEDGEMENT_STATE_PENDING"),
-                Status::Pending,
+                PurchaseStatus::Pending,
                 0,
                 None,
             ),
             (
                 Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"),
-                Status::Active,
+                PurchaseStatus::Active,
                 1,
                 None,
             ),
@@ -580,7 +591,7 @@ mod tests {
     #[test]
     fn money_in_micros() {
         let amount = |units, nanos| {
-            micros(&Money {
+            to_micros(&Money {
                 currency_code: None,
                 units,
                 nanos,
@@ -613,7 +624,7 @@ mod tests {
     }
 
     /// Google's number, our word, the reason.
-    const OF_SUBSCRIPTIONS: &[(i64, &str, Option<&str>)] = &[
+    const SUBSCRIPTION_TABLE: &[(i64, &str, Option<&str>)] = &[
         (1, "subscription.recovered", None),
         (2, "subscription.renewed", None),
         (3, "subscription.cancellation_scheduled", None),
@@ -648,7 +659,7 @@ mod tests {
         (0, "unknown", None),
         (-1, "unknown", None),
     ];
-    const OF_PRODUCTS: &[(i64, &str, Option<&str>)] = &[
+    const PRODUCT_TABLE: &[(i64, &str, Option<&str>)] = &[
         (1, "product.purchased", None),
         (2, "product.pending_purchase_canceled", None),
         (3, "unknown", None),
@@ -657,14 +668,22 @@ mod tests {
     #[test]
     fn every_number_has_its_word() {
         for (block, name, table) in [
-            ("subscriptionNotification", "subscription", OF_SUBSCRIPTIONS),
-            ("oneTimeProductNotification", "product", OF_PRODUCTS),
+            (
+                "subscriptionNotification",
+                "subscription",
+                SUBSCRIPTION_TABLE,
+            ),
+            ("oneTimeProductNotification", "product", PRODUCT_TABLE),
         ] {
             for (number, word, reason) in table {
                 let fields = json!({ "notificationType": number, "purchaseToken": "t" });
-                let found = meaning(&notice(block, &fields), None, Replaced::Unknown);
+                let found = translate_notification(
+                    &notice(block, &fields),
+                    None,
+                    ReplacedPurchase::Unknown,
+                );
                 assert_eq!(found.platform_event, format!("google.{name}.{number}"));
-                assert_eq!((found.word.as_str(), found.reason), (*word, *reason));
+                assert_eq!((found.event_type.as_str(), found.reason), (*word, *reason));
             }
         }
     }
@@ -746,10 +765,11 @@ mod tests {
                 None,
             ),
         ] {
-            let found = meaning(&notice(block, &fields), None, Replaced::Unknown);
+            let found =
+                translate_notification(&notice(block, &fields), None, ReplacedPurchase::Unknown);
             assert_eq!(found.platform_event, format!("google.{name}"));
             assert_eq!(
-                (found.word.as_str(), found.reason),
+                (found.event_type.as_str(), found.reason),
                 (word, reason),
                 "{fields}"
             );
@@ -758,13 +778,13 @@ mod tests {
 
     #[test]
     fn a_purchase_is_the_first_or_one_more_or_a_change_of_plan() {
-        use Replaced::*;
+        use ReplacedPurchase::*;
         let mut purchase = subscription("ACTIVE", vec![item("a", 1)]);
         let said = |purchase: &SubscriptionPurchase, replaced| {
             let fields = json!({ "notificationType": 4 });
             let notice = notice("subscriptionNotification", &fields);
-            let found = meaning(&notice, Some(purchase), replaced);
-            (found.word.as_str(), found.reason)
+            let found = translate_notification(&notice, Some(purchase), replaced);
+            (found.event_type.as_str(), found.reason)
         };
         for (replaced, word, reason) in [
             (Nothing, "subscription.purchased", Some("initial")),
@@ -774,7 +794,7 @@ mod tests {
         ] {
             assert_eq!(said(&purchase, replaced), (word, reason), "{replaced:?}");
         }
-        purchase.out_of_app_purchase_context = Some(Present);
+        purchase.out_of_app_purchase_context = Some(PresenceMarker);
         assert_eq!(
             said(&purchase, Nothing),
             ("subscription.purchased", Some("resubscribe"))
@@ -784,7 +804,7 @@ mod tests {
     #[test]
     fn a_replaced_purchase_was_running_or_over() {
         let replacement = CanceledStateContext {
-            replacement_cancellation: Some(Present),
+            replacement_cancellation: Some(PresenceMarker),
             ..CanceledStateContext::default()
         };
         // state, replaced, expiry in ms from the new purchase, was running
@@ -835,13 +855,13 @@ mod tests {
                 serde_json::from_value(json!({ "canceledStateContext": context }))
                     .expect("readable");
             let fields = json!({ "notificationType": 13 });
-            let found = meaning(
+            let found = translate_notification(
                 &notice("subscriptionNotification", &fields),
                 Some(&purchase),
-                Replaced::Unknown,
+                ReplacedPurchase::Unknown,
             );
             assert_eq!(
-                (found.word.as_str(), found.reason),
+                (found.event_type.as_str(), found.reason),
                 ("subscription.expired", reason)
             );
         }
@@ -851,15 +871,15 @@ mod tests {
         #[test]
         fn canceled_is_said_only_while_something_is_left(state in "[A-Z_]{0,30}", ends in -10_i64..10) {
             let purchase = subscription(&state, vec![item("a", ends)]);
-            let status = subscription_status(&purchase, line_item(&purchase, None), now());
-            prop_assert!(status != Status::Canceled || ends > 0);
+            let status = subscription_status(&purchase, select_line_item(&purchase, None), now());
+            prop_assert!(status != PurchaseStatus::Canceled || ends > 0);
         }
 
         #[test]
         fn money_is_exact(units in -9_000_000_000_000_i64..9_000_000_000_000, micro in 0_i64..1_000_000) {
             let sign = if units < 0 { -1 } else { 1 };
             let money = Money { currency_code: None, units: Some(Int64(units)), nanos: Some(Int64(sign * micro * 1000)) };
-            prop_assert_eq!(micros(&money), Some(Int64(units * 1_000_000 + sign * micro)));
+            prop_assert_eq!(to_micros(&money), Some(Int64(units * 1_000_000 + sign * micro)));
         }
     }
 }

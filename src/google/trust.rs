@@ -27,31 +27,31 @@ use url::Url;
 
 use crate::clock::{Clock, Timestamp};
 use crate::id::TenantId;
-use crate::outbound::{Upstream, Verdict};
+use crate::outbound::{RetryDecision, Upstream};
 
 /// A token is about 900 bytes.
-const LONGEST_TOKEN: usize = 8 * 1024;
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// How far Google's clock and ours may be apart, in seconds.
-const SKEW: i64 = 60;
+const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 /// Google's tokens live an hour; what claims to live longer than a day is none.
-const LONGEST_LIFE: i64 = 86_400;
+const MAX_TOKEN_TTL_SECONDS: i64 = 86_400;
 /// Who Google says it is, in both spellings it uses.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
 /// Google is asked for its keys at most this often, whatever the tokens say.
-const ASK_EVERY: Duration = Duration::from_mins(1);
+const FETCH_INTERVAL: Duration = Duration::from_mins(1);
 /// A push must be answered within ten seconds, and other things have to be asked too.
-const ASK_DEADLINE: Duration = Duration::from_secs(3);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long keys are fresh when Google does not say, and the least and the most that is believed.
-const USUAL_LIFE: Duration = Duration::from_hours(1);
-const SHORTEST_LIFE: Duration = Duration::from_mins(1);
-const LONGEST_KEY_LIFE: Duration = Duration::from_hours(24);
+const DEFAULT_KEY_TTL: Duration = Duration::from_hours(1);
+const MIN_KEY_TTL: Duration = Duration::from_mins(1);
+const MAX_KEY_TTL: Duration = Duration::from_hours(24);
 /// How long keys that are no longer fresh are used while Google's endpoint is away.
-const STALE_FOR: Duration = Duration::from_hours(24);
+const STALE_KEY_TTL: Duration = Duration::from_hours(24);
 
 /// Why a push is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Untrusted {
+pub enum PushTokenError {
     /// There is no token, or more than one.
     #[error("no bearer token")]
     Missing,
@@ -60,19 +60,19 @@ pub enum Untrusted {
     Malformed,
     /// It is signed in another way than RS256.
     #[error("not signed with RS256")]
-    Algorithm,
+    WrongAlgorithm,
     /// Google has no such key.
     #[error("signed with a key that is not Google's")]
     UnknownKey,
     /// The signature is wrong.
     #[error("the signature is wrong")]
-    Signature,
+    BadSignature,
     /// It was not issued by Google's accounts.
     #[error("not issued by accounts.google.com")]
-    Issuer,
+    WrongIssuer,
     /// It has expired, is of the future, or claims to live for days.
     #[error("expired, or not yet good: are the clocks right?")]
-    Time,
+    OutsideValidity,
     /// The tenant does not exist or has no Google credentials.
     #[error("the tenant has no Google credentials")]
     NoCredentials,
@@ -80,18 +80,18 @@ pub enum Untrusted {
     #[error(
         "the tenant has named no account that pushes: set it with `attesto google set-credentials --pubsub-service-account`"
     )]
-    NoAccount,
+    NoServiceAccount,
     /// It is meant for somebody else.
     #[error("the audience is another one")]
-    Audience,
+    WrongAudience,
     /// It is another account's, or Google does not vouch for the address.
     #[error("the account is another one, or not verified")]
-    Account,
+    WrongServiceAccount,
 }
 
 /// A token, read and not yet believed.
 #[derive(Debug)]
-pub struct Token<'a> {
+pub struct PushToken<'a> {
     key_id: String,
     signed: &'a [u8],
     signature: Vec<u8>,
@@ -99,7 +99,7 @@ pub struct Token<'a> {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct GoogleJwsHeader {
     alg: String,
     kid: Option<String>,
     #[serde(default)]
@@ -107,7 +107,7 @@ struct Header {
 }
 
 #[derive(Deserialize)]
-struct Claims {
+struct PushTokenClaims {
     iss: String,
     aud: String,
     exp: i64,
@@ -117,29 +117,29 @@ struct Claims {
     email_verified: Option<bool>,
 }
 
-impl<'a> Token<'a> {
+impl<'a> PushToken<'a> {
     /// Reads the three parts of a compact JWS; looks at no claim.
-    pub fn parse(text: &'a str) -> Result<Self, Untrusted> {
-        if text.len() > LONGEST_TOKEN {
-            return Err(Untrusted::Malformed);
+    pub fn parse(text: &'a str) -> Result<Self, PushTokenError> {
+        if text.len() > MAX_TOKEN_BYTES {
+            return Err(PushTokenError::Malformed);
         }
-        let (signed, signature) = text.rsplit_once('.').ok_or(Untrusted::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(Untrusted::Malformed)?;
+        let (signed, signature) = text.rsplit_once('.').ok_or(PushTokenError::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(PushTokenError::Malformed)?;
         if claims.contains('.') {
-            return Err(Untrusted::Malformed);
+            return Err(PushTokenError::Malformed);
         }
-        let Header { alg, kid, crit } = part(header)?;
+        let GoogleJwsHeader { alg, kid, crit } = decode_json(header)?;
         if alg != "RS256" {
-            return Err(Untrusted::Algorithm);
+            return Err(PushTokenError::WrongAlgorithm);
         }
         // What must be understood and is not: RFC 7515, 4.1.11.
         if crit.is_some() {
-            return Err(Untrusted::Malformed);
+            return Err(PushTokenError::Malformed);
         }
         Ok(Self {
-            key_id: kid.ok_or(Untrusted::UnknownKey)?,
+            key_id: kid.ok_or(PushTokenError::UnknownKey)?,
             signed: signed.as_bytes(),
-            signature: decode(signature)?,
+            signature: decode_base64url(signature)?,
             claims,
         })
     }
@@ -150,42 +150,46 @@ impl<'a> Token<'a> {
     }
 
     /// Who pushes, if `key` signed this, Google issued it, and it is good at `now`.
-    pub fn verify(&self, key: &PublicKey, now: Timestamp) -> Result<Pusher, Untrusted> {
+    pub fn verify_token(
+        &self,
+        key: &GooglePublicKey,
+        now: Timestamp,
+    ) -> Result<PushIdentity, PushTokenError> {
         key.0
             .verify(&RSA_PKCS1_2048_8192_SHA256, self.signed, &self.signature)
-            .map_err(|_| Untrusted::Signature)?;
-        let claims: Claims = part(self.claims)?;
+            .map_err(|_| PushTokenError::BadSignature)?;
+        let claims: PushTokenClaims = decode_json(self.claims)?;
         if !ISSUERS.contains(&claims.iss.as_str()) {
-            return Err(Untrusted::Issuer);
+            return Err(PushTokenError::WrongIssuer);
         }
-        let now = now.seconds();
+        let now = now.as_secs();
         let begins = claims.nbf.unwrap_or(claims.iat).max(claims.iat);
-        let is_good = claims.exp.saturating_add(SKEW) > now
-            && begins.saturating_sub(SKEW) <= now
-            && (0..=LONGEST_LIFE).contains(&claims.exp.saturating_sub(claims.iat));
+        let is_good = claims.exp.saturating_add(MAX_CLOCK_SKEW_SECONDS) > now
+            && begins.saturating_sub(MAX_CLOCK_SKEW_SECONDS) <= now
+            && (0..=MAX_TOKEN_TTL_SECONDS).contains(&claims.exp.saturating_sub(claims.iat));
         if !is_good {
-            return Err(Untrusted::Time);
+            return Err(PushTokenError::OutsideValidity);
         }
-        Ok(Pusher {
+        Ok(PushIdentity {
             audience: claims.aud,
             account: claims.email.filter(|_| claims.email_verified == Some(true)),
         })
     }
 }
 
-fn part<T: DeserializeOwned>(text: &str) -> Result<T, Untrusted> {
-    serde_json::from_slice(&decode(text)?).map_err(|_| Untrusted::Malformed)
+fn decode_json<T: DeserializeOwned>(text: &str) -> Result<T, PushTokenError> {
+    serde_json::from_slice(&decode_base64url(text)?).map_err(|_| PushTokenError::Malformed)
 }
 
-fn decode(text: &str) -> Result<Vec<u8>, Untrusted> {
+fn decode_base64url(text: &str) -> Result<Vec<u8>, PushTokenError> {
     URL_SAFE_NO_PAD
         .decode(text)
-        .map_err(|_| Untrusted::Malformed)
+        .map_err(|_| PushTokenError::Malformed)
 }
 
 /// Who pushes and for whom, in Google's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pusher {
+pub struct PushIdentity {
     /// What the push is meant for.
     pub audience: String,
     /// The service account's address, if Google vouches for it.
@@ -202,16 +206,23 @@ pub struct PushSettings {
     pub account: Option<String>,
 }
 
-impl Pusher {
+impl PushIdentity {
     /// Whether this is who `tenant` says it is.
-    pub fn is(&self, tenant: &TenantId, settings: &PushSettings) -> Result<(), Untrusted> {
-        let account = settings.account.as_ref().ok_or(Untrusted::NoAccount)?;
+    pub fn check_push_settings(
+        &self,
+        tenant: &TenantId,
+        settings: &PushSettings,
+    ) -> Result<(), PushTokenError> {
+        let account = settings
+            .account
+            .as_ref()
+            .ok_or(PushTokenError::NoServiceAccount)?;
         let is_meant = match &settings.audience {
             Some(audience) => self.audience == *audience,
-            None => is_address_of(tenant, &self.audience),
+            None => is_webhook_url_of(tenant, &self.audience),
         };
         if !is_meant {
-            return Err(Untrusted::Audience);
+            return Err(PushTokenError::WrongAudience);
         }
         let is_account = self
             .account
@@ -220,14 +231,14 @@ impl Pusher {
         if is_account {
             Ok(())
         } else {
-            Err(Untrusted::Account)
+            Err(PushTokenError::WrongServiceAccount)
         }
     }
 }
 
 /// Whether an audience is the address that this tenant's pushes go to. Under which name this service is reached from
 /// outside is not known here, and a proxy may put a path in front; the tenant's id stands in no other tenant's address.
-fn is_address_of(tenant: &TenantId, audience: &str) -> bool {
+fn is_webhook_url_of(tenant: &TenantId, audience: &str) -> bool {
     let Ok(url) = Url::parse(audience) else {
         return false;
     };
@@ -238,9 +249,9 @@ fn is_address_of(tenant: &TenantId, audience: &str) -> bool {
 }
 
 /// One of Google's keys.
-pub struct PublicKey(PublicKeyComponents<Vec<u8>>);
+pub struct GooglePublicKey(PublicKeyComponents<Vec<u8>>);
 
-impl fmt::Debug for PublicKey {
+impl fmt::Debug for GooglePublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PublicKey")
     }
@@ -248,7 +259,7 @@ impl fmt::Debug for PublicKey {
 
 /// Why a key cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoKey {
+pub enum KeyLookupError {
     /// Google has no such key.
     #[error("Google has no such key")]
     Unknown,
@@ -259,35 +270,35 @@ pub enum NoKey {
 
 /// Google's keys, as one process remembers them. Clones share what is remembered.
 #[derive(Clone)]
-pub struct Keys {
+pub struct GoogleKeys {
     upstream: Upstream,
     url: Url,
     clock: Clock,
-    known: Arc<Mutex<Known>>,
+    cache: Arc<Mutex<CachedKeys>>,
     /// Held by whoever asks Google.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    fetch_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// All times by [`Clock::uptime`].
 #[derive(Default)]
-struct Known {
-    keys: HashMap<String, Arc<PublicKey>>,
+struct CachedKeys {
+    keys: HashMap<String, Arc<GooglePublicKey>>,
     fresh_until: Duration,
-    asked: Option<Duration>,
+    requested_at: Option<Duration>,
     /// Whether Google answered when it was last asked.
-    answered: bool,
+    is_answered: bool,
 }
 
 /// What is known of a key.
-enum Look {
-    Key(Arc<PublicKey>),
+enum KeyLookup {
+    Found(Arc<GooglePublicKey>),
     /// Google should be asked; until it has answered there is this one, or none.
-    Ask(Option<Arc<PublicKey>>),
-    Absent(NoKey),
+    Fetch(Option<Arc<GooglePublicKey>>),
+    NotFound(KeyLookupError),
 }
 
 #[derive(Deserialize)]
-struct KeySet {
+struct JwkSet {
     keys: Vec<Jwk>,
 }
 
@@ -303,94 +314,100 @@ struct Jwk {
 
 impl Jwk {
     /// A key that can have signed with RS256; others may stand in a set too.
-    fn read(self) -> Option<(String, Arc<PublicKey>)> {
+    fn into_rs256_key(self) -> Option<(String, Arc<GooglePublicKey>)> {
         let is = |field: Option<String>, wanted: &str| field.is_none_or(|found| found == wanted);
         let fits =
             self.kty.as_deref() == Some("RSA") && is(self.alg, "RS256") && is(self.r#use, "sig");
         let number = |text: Option<String>| URL_SAFE_NO_PAD.decode(text?).ok();
         let (n, e) = (number(self.n)?, number(self.e)?);
-        fits.then_some((self.kid?, Arc::new(PublicKey(PublicKeyComponents { n, e }))))
+        fits.then_some((
+            self.kid?,
+            Arc::new(GooglePublicKey(PublicKeyComponents { n, e })),
+        ))
     }
 }
 
-impl Keys {
+impl GoogleKeys {
     /// The keys that are published at `url`; asked for through the client of `upstream` when the first is needed.
     pub fn new(upstream: &Upstream, url: Url, clock: Clock) -> Self {
         Self {
-            upstream: Upstream::new(upstream.client().clone(), ASK_DEADLINE),
+            upstream: Upstream::new(upstream.client().clone(), FETCH_TIMEOUT),
             url,
             clock,
-            known: Arc::default(),
-            turn: Arc::default(),
+            cache: Arc::default(),
+            fetch_lock: Arc::default(),
         }
     }
 
     /// The key that Google calls `id`.
-    pub async fn find(&self, id: &str) -> Result<Arc<PublicKey>, NoKey> {
-        match self.look(id) {
-            Look::Key(key) => return Ok(key),
-            Look::Ask(Some(key)) => {
+    pub async fn find_key(&self, id: &str) -> Result<Arc<GooglePublicKey>, KeyLookupError> {
+        match self.lookup_cached(id) {
+            KeyLookup::Found(key) => return Ok(key),
+            KeyLookup::Fetch(Some(key)) => {
                 // One refreshes; the others go on with what there is.
-                let Ok(_turn) = self.turn.try_lock() else {
+                let Ok(_turn) = self.fetch_lock.try_lock() else {
                     return Ok(key);
                 };
-                self.ask().await;
+                self.fetch_keys().await;
             }
-            Look::Ask(None) | Look::Absent(_) => {
+            KeyLookup::Fetch(None) | KeyLookup::NotFound(_) => {
                 // Whoever has the turn may be bringing it.
-                let _turn = self.turn.lock().await;
-                if matches!(self.look(id), Look::Ask(_)) {
-                    self.ask().await;
+                let _turn = self.fetch_lock.lock().await;
+                if matches!(self.lookup_cached(id), KeyLookup::Fetch(_)) {
+                    self.fetch_keys().await;
                 }
             }
         }
-        match self.look(id) {
-            Look::Key(key) | Look::Ask(Some(key)) => Ok(key),
-            Look::Absent(why) => Err(why),
-            Look::Ask(None) => Err(NoKey::Unreachable),
+        match self.lookup_cached(id) {
+            KeyLookup::Found(key) | KeyLookup::Fetch(Some(key)) => Ok(key),
+            KeyLookup::NotFound(why) => Err(why),
+            KeyLookup::Fetch(None) => Err(KeyLookupError::Unreachable),
         }
     }
 
-    fn look(&self, id: &str) -> Look {
+    fn lookup_cached(&self, id: &str) -> KeyLookup {
         let now = self.clock.uptime();
-        let known = self.known();
+        let known = self.lock_cache();
         let may_ask = known
-            .asked
-            .is_none_or(|asked| now.saturating_sub(asked) >= ASK_EVERY);
+            .requested_at
+            .is_none_or(|asked| now.saturating_sub(asked) >= FETCH_INTERVAL);
         let is_fresh = now < known.fresh_until;
         let key = known
             .keys
             .get(id)
-            .filter(|_| now < known.fresh_until + STALE_FOR)
+            .filter(|_| now < known.fresh_until + STALE_KEY_TTL)
             .cloned();
         match key {
-            Some(key) if is_fresh || !may_ask => Look::Key(key),
-            key if may_ask => Look::Ask(key),
+            Some(key) if is_fresh || !may_ask => KeyLookup::Found(key),
+            key if may_ask => KeyLookup::Fetch(key),
             // The last question was answered, and this key was not in the answer.
-            _ if known.answered => Look::Absent(NoKey::Unknown),
-            _ => Look::Absent(NoKey::Unreachable),
+            _ if known.is_answered => KeyLookup::NotFound(KeyLookupError::Unknown),
+            _ => KeyLookup::NotFound(KeyLookupError::Unreachable),
         }
     }
 
     /// Asks Google, and remembers that it did before it does: a caller who leaves meanwhile must not make it not count.
-    async fn ask(&self) {
+    async fn fetch_keys(&self) {
         {
-            let mut known = self.known();
-            known.asked = Some(self.clock.uptime());
-            known.answered = false;
+            let mut known = self.lock_cache();
+            known.requested_at = Some(self.clock.uptime());
+            known.is_answered = false;
         }
         let answer = self
             .upstream
-            .send(|client| client.get(self.url.clone()), |_| Verdict::Final)
+            .send_with_retries(
+                |client| client.get(self.url.clone()),
+                |_| RetryDecision::Final,
+            )
             .await;
         let problem = match answer {
             Ok(answer) if answer.status.as_u16() == 200 => {
-                let keys = read_keys(&answer.body);
+                let keys = parse_key_set(&answer.body);
                 if !keys.is_empty() {
-                    let mut known = self.known();
+                    let mut known = self.lock_cache();
                     known.keys = keys;
-                    known.fresh_until = self.clock.uptime() + lifetime(&answer.headers);
-                    known.answered = true;
+                    known.fresh_until = self.clock.uptime() + cache_ttl(&answer.headers);
+                    known.is_answered = true;
                     return;
                 }
                 "no key in the answer".to_owned()
@@ -404,19 +421,19 @@ impl Keys {
         );
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_cache(&self) -> MutexGuard<'_, CachedKeys> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read_keys(body: &[u8]) -> HashMap<String, Arc<PublicKey>> {
-    let set: Option<KeySet> = serde_json::from_slice(body).ok();
+fn parse_key_set(body: &[u8]) -> HashMap<String, Arc<GooglePublicKey>> {
+    let set: Option<JwkSet> = serde_json::from_slice(body).ok();
     let keys = set.into_iter().flat_map(|set| set.keys);
-    keys.filter_map(Jwk::read).collect()
+    keys.filter_map(Jwk::into_rs256_key).collect()
 }
 
 /// How long an answer is fresh (RFC 9111: `max-age` less `Age`), within our own bounds.
-fn lifetime(headers: &HeaderMap) -> Duration {
+fn cache_ttl(headers: &HeaderMap) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let max_age = text(CACHE_CONTROL).and_then(|value| {
         value.split(',').find_map(|directive| {
@@ -428,10 +445,10 @@ fn lifetime(headers: &HeaderMap) -> Duration {
     });
     let age = text(AGE).and_then(|value| value.parse().ok());
     max_age
-        .map_or(USUAL_LIFE, |life| {
+        .map_or(DEFAULT_KEY_TTL, |life| {
             life.saturating_sub(Duration::from_secs(age.unwrap_or(0)))
         })
-        .clamp(SHORTEST_LIFE, LONGEST_KEY_LIFE)
+        .clamp(MIN_KEY_TTL, MAX_KEY_TTL)
 }
 
 #[cfg(test)]
@@ -452,9 +469,9 @@ mod tests {
     static KEY: LazyLock<KeyPair> =
         LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).expect("a key can be made"));
 
-    fn public_key() -> PublicKey {
+    fn public_key() -> GooglePublicKey {
         let public = KEY.public_key();
-        PublicKey(PublicKeyComponents {
+        GooglePublicKey(PublicKeyComponents {
             n: public.modulus().big_endian_without_leading_zero().to_vec(),
             e: public.exponent().big_endian_without_leading_zero().to_vec(),
         })
@@ -485,25 +502,25 @@ mod tests {
         })
     }
 
-    fn with(name: &str, value: impl Into<Value>) -> Value {
+    fn claims_with(name: &str, value: impl Into<Value>) -> Value {
         let mut claims = claims();
         claims[name] = value.into();
         claims
     }
 
-    fn verify(token: &str) -> Result<Pusher, Untrusted> {
-        Token::parse(token)?.verify(&public_key(), Timestamp::from_millis(NOW * 1000))
+    fn verify(token: &str) -> Result<PushIdentity, PushTokenError> {
+        PushToken::parse(token)?.verify_token(&public_key(), Timestamp::from_millis(NOW * 1000))
     }
 
     const HEADER: &str = r#"{"alg":"RS256","kid":"k","typ":"JWT"}"#;
 
     #[test]
     fn every_claim_is_looked_at() {
-        let pusher = Pusher {
+        let pusher = PushIdentity {
             audience: "https://here.example/push".to_owned(),
             account: Some("push@project.iam.example".to_owned()),
         };
-        let nobody = Pusher {
+        let nobody = PushIdentity {
             account: None,
             ..pusher.clone()
         };
@@ -514,34 +531,61 @@ mod tests {
         };
         for (claims, expected) in [
             (claims(), Ok(pusher.clone())),
-            (with("iss", "accounts.google.com"), Ok(pusher.clone())),
             (
-                with("iss", "https://accounts.google.com/"),
-                Err(Untrusted::Issuer),
+                claims_with("iss", "accounts.google.com"),
+                Ok(pusher.clone()),
             ),
-            (with("iss", "https://example.com"), Err(Untrusted::Issuer)),
-            (with("exp", NOW - 59), Ok(pusher.clone())),
-            (with("exp", NOW - 60), Err(Untrusted::Time)),
-            (with("iat", NOW + 60), Ok(pusher.clone())),
-            (with("iat", NOW + 61), Err(Untrusted::Time)),
-            (with("nbf", NOW + 61), Err(Untrusted::Time)),
-            (with("exp", NOW - 100 + 86_400), Ok(pusher.clone())),
-            (with("exp", NOW - 100 + 86_401), Err(Untrusted::Time)),
-            (with("exp", i64::MAX), Err(Untrusted::Time)),
-            (with("iat", i64::MIN), Err(Untrusted::Time)),
-            (with("email_verified", false), Ok(nobody.clone())),
+            (
+                claims_with("iss", "https://accounts.google.com/"),
+                Err(PushTokenError::WrongIssuer),
+            ),
+            (
+                claims_with("iss", "https://example.com"),
+                Err(PushTokenError::WrongIssuer),
+            ),
+            (claims_with("exp", NOW - 59), Ok(pusher.clone())),
+            (
+                claims_with("exp", NOW - 60),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (claims_with("iat", NOW + 60), Ok(pusher.clone())),
+            (
+                claims_with("iat", NOW + 61),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (
+                claims_with("nbf", NOW + 61),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (claims_with("exp", NOW - 100 + 86_400), Ok(pusher.clone())),
+            (
+                claims_with("exp", NOW - 100 + 86_401),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (
+                claims_with("exp", i64::MAX),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (
+                claims_with("iat", i64::MIN),
+                Err(PushTokenError::OutsideValidity),
+            ),
+            (claims_with("email_verified", false), Ok(nobody.clone())),
             // Only the truth is true.
-            (with("email_verified", "true"), Err(Untrusted::Malformed)),
+            (
+                claims_with("email_verified", "true"),
+                Err(PushTokenError::Malformed),
+            ),
             (without("email_verified"), Ok(nobody.clone())),
             (without("email"), Ok(nobody)),
-            (without("aud"), Err(Untrusted::Malformed)),
-            (without("exp"), Err(Untrusted::Malformed)),
-            (without("iat"), Err(Untrusted::Malformed)),
+            (without("aud"), Err(PushTokenError::Malformed)),
+            (without("exp"), Err(PushTokenError::Malformed)),
+            (without("iat"), Err(PushTokenError::Malformed)),
             (
-                with("aud", json!(["https://here.example/push"])),
-                Err(Untrusted::Malformed),
+                claims_with("aud", json!(["https://here.example/push"])),
+                Err(PushTokenError::Malformed),
             ),
-            (with("exp", "soon"), Err(Untrusted::Malformed)),
+            (claims_with("exp", "soon"), Err(PushTokenError::Malformed)),
         ] {
             let found = verify(&sign(HEADER, &claims.to_string()));
             assert_eq!(found, expected, "{claims}");
@@ -549,26 +593,41 @@ mod tests {
         let twice = claims()
             .to_string()
             .replacen('{', "{\"aud\":\"https://other.example\",", 1);
-        assert_eq!(verify(&sign(HEADER, &twice)), Err(Untrusted::Malformed));
+        assert_eq!(
+            verify(&sign(HEADER, &twice)),
+            Err(PushTokenError::Malformed)
+        );
     }
 
     #[test]
     fn only_rs256_by_the_right_key() {
         let claims = claims().to_string();
         for (header, expected) in [
-            (r#"{"alg":"none","kid":"k"}"#, Untrusted::Algorithm),
-            (r#"{"alg":"HS256","kid":"k"}"#, Untrusted::Algorithm),
-            (r#"{"alg":"RS512","kid":"k"}"#, Untrusted::Algorithm),
-            (r#"{"alg":"rs256","kid":"k"}"#, Untrusted::Algorithm),
-            (r#"{"kid":"k"}"#, Untrusted::Malformed),
-            (r#"{"alg":"RS256"}"#, Untrusted::UnknownKey),
+            (
+                r#"{"alg":"none","kid":"k"}"#,
+                PushTokenError::WrongAlgorithm,
+            ),
+            (
+                r#"{"alg":"HS256","kid":"k"}"#,
+                PushTokenError::WrongAlgorithm,
+            ),
+            (
+                r#"{"alg":"RS512","kid":"k"}"#,
+                PushTokenError::WrongAlgorithm,
+            ),
+            (
+                r#"{"alg":"rs256","kid":"k"}"#,
+                PushTokenError::WrongAlgorithm,
+            ),
+            (r#"{"kid":"k"}"#, PushTokenError::Malformed),
+            (r#"{"alg":"RS256"}"#, PushTokenError::UnknownKey),
             (
                 r#"{"alg":"RS256","kid":"k","crit":["b64"]}"#,
-                Untrusted::Malformed,
+                PushTokenError::Malformed,
             ),
             (
                 r#"{"alg":"RS256","alg":"none","kid":"k"}"#,
-                Untrusted::Malformed,
+                PushTokenError::Malformed,
             ),
         ] {
             assert_eq!(verify(&sign(header, &claims)), Err(expected), "{header}");
@@ -576,36 +635,36 @@ mod tests {
         let good = sign(HEADER, &claims);
         let (signed, signature) = good.rsplit_once('.').expect("three parts");
         for (bad, expected) in [
-            (String::new(), Untrusted::Malformed),
-            (signed.to_owned(), Untrusted::Malformed),
-            (format!("{signed}."), Untrusted::Signature),
-            (format!("{good}."), Untrusted::Malformed),
-            (format!("{good}="), Untrusted::Malformed),
+            (String::new(), PushTokenError::Malformed),
+            (signed.to_owned(), PushTokenError::Malformed),
+            (format!("{signed}."), PushTokenError::BadSignature),
+            (format!("{good}."), PushTokenError::Malformed),
+            (format!("{good}="), PushTokenError::Malformed),
             (
                 format!("{signed}.{}", &signature[..signature.len() - 2]),
-                Untrusted::Signature,
+                PushTokenError::BadSignature,
             ),
-            ("x".repeat(LONGEST_TOKEN + 1), Untrusted::Malformed),
+            ("x".repeat(MAX_TOKEN_BYTES + 1), PushTokenError::Malformed),
         ] {
             assert_eq!(verify(&bad), Err(expected), "{bad}");
         }
         let other = KeyPair::generate(KeySize::Rsa2048).expect("a key can be made");
         let public = other.public_key();
-        let key = PublicKey(PublicKeyComponents {
+        let key = GooglePublicKey(PublicKeyComponents {
             n: public.modulus().big_endian_without_leading_zero().to_vec(),
             e: public.exponent().big_endian_without_leading_zero().to_vec(),
         });
-        let found = Token::parse(&good)
+        let found = PushToken::parse(&good)
             .expect("a token")
-            .verify(&key, Timestamp::from_millis(NOW * 1000));
-        assert_eq!(found, Err(Untrusted::Signature));
+            .verify_token(&key, Timestamp::from_millis(NOW * 1000));
+        assert_eq!(found, Err(PushTokenError::BadSignature));
     }
 
     #[test]
     fn a_pusher_is_who_the_tenant_named() {
         let tenant: TenantId = TENANT.parse().expect("an id");
         let is = |found: (&str, Option<&str>), named: (Option<&str>, Option<&str>)| {
-            let pusher = Pusher {
+            let pusher = PushIdentity {
                 audience: found.0.to_owned(),
                 account: found.1.map(str::to_owned),
             };
@@ -613,24 +672,30 @@ mod tests {
                 audience: named.0.map(str::to_owned),
                 account: named.1.map(str::to_owned),
             };
-            pusher.is(&tenant, &settings)
+            pusher.check_push_settings(&tenant, &settings)
         };
         let push = Some("push@project.iam.example");
         let named = (Some("a"), push);
         assert_eq!(is(("a", push), named), Ok(()));
         assert_eq!(is(("a", Some("Push@Project.iam.example")), named), Ok(()));
-        assert_eq!(is(("A", push), named), Err(Untrusted::Audience));
-        assert_eq!(is(("a", None), named), Err(Untrusted::Account));
+        assert_eq!(is(("A", push), named), Err(PushTokenError::WrongAudience));
+        assert_eq!(
+            is(("a", None), named),
+            Err(PushTokenError::WrongServiceAccount)
+        );
         let other = Some("other@project.iam.example");
-        assert_eq!(is(("a", other), named), Err(Untrusted::Account));
+        assert_eq!(
+            is(("a", other), named),
+            Err(PushTokenError::WrongServiceAccount)
+        );
         // Where nobody is named, nobody is right, and nobody's missing address least of all.
         assert_eq!(
             is(("a", push), (Some("a"), None)),
-            Err(Untrusted::NoAccount)
+            Err(PushTokenError::NoServiceAccount)
         );
         assert_eq!(
             is(("a", None), (Some("a"), None)),
-            Err(Untrusted::NoAccount)
+            Err(PushTokenError::NoServiceAccount)
         );
         // Where no audience is set, it is the address, whatever the host is called.
         let here = format!("https://attesto.example/v1/webhooks/google/{TENANT}");
@@ -651,7 +716,7 @@ mod tests {
         ] {
             assert_eq!(
                 is((bad, push), (None, push)),
-                Err(Untrusted::Audience),
+                Err(PushTokenError::WrongAudience),
                 "{bad}"
             );
         }
@@ -681,7 +746,7 @@ mod tests {
                 headers.insert(AGE, HeaderValue::from_static(text));
             }
             assert_eq!(
-                lifetime(&headers).as_secs(),
+                cache_ttl(&headers).as_secs(),
                 seconds,
                 "{cache_control:?} {age:?}"
             );
@@ -696,7 +761,7 @@ mod tests {
                 key[name] = value.clone();
             }
             let set = json!({ "keys": [key] }).to_string();
-            read_keys(set.as_bytes()).len()
+            parse_key_set(set.as_bytes()).len()
         };
         assert_eq!(key(json!({})), 1);
         assert_eq!(key(json!({ "alg": null, "use": null })), 1);
@@ -711,7 +776,7 @@ mod tests {
             assert_eq!(key(json!({ name: value })), 0, "{name}");
         }
         for body in ["", "{}", "[]", "{\"keys\":7}", "<html>"] {
-            assert!(read_keys(body.as_bytes()).is_empty());
+            assert!(parse_key_set(body.as_bytes()).is_empty());
         }
     }
 

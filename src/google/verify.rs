@@ -12,32 +12,34 @@ use url::Url;
 use utoipa::ToSchema;
 use utoipa::openapi::Schema;
 
-use super::api::{Absent, Failure, Known, NoPurchase, Play};
+use super::api::{
+    GoogleApiError, GoogleNotFound, PlayClient, PurchaseLookupError, PurchaseResponse,
+};
 use super::payload::{Int64, LineItem, ProductPurchase, SubscriptionPurchase};
-use super::store::{self, Credentials, FindError};
-use super::translate::{self, Status};
+use super::store::{self, GoogleCredentials, LoadGoogleCredentialsError};
+use super::translate::{self, PurchaseStatus};
 use crate::clock::{Clock, Timestamp};
-use crate::credentials::Cached;
+use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
-use crate::db::changes::Changes;
-use crate::http::described::{always_true, words};
+use crate::db::change_listener::ChangeListener;
+use crate::http::api_docs::{always_true, string_enum_schema};
 use crate::id::TenantId;
 use crate::outbound::Upstream;
 
 /// Google Play, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
-pub struct Google {
+pub struct GoogleVerifier {
     pub(super) database: Database,
     keyring: Arc<Keyring>,
-    credentials: Cached<Credentials, FindError>,
-    pub(super) play: Play,
+    credential_cache: TenantCache<GoogleCredentials, LoadGoogleCredentialsError>,
+    pub(super) play: PlayClient,
     pub(super) clock: Clock,
 }
 
 /// Where Google is, and how long a tenant's credentials are remembered.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct GoogleSettings {
     /// The Play Developer API: the part before `/androidpublisher`.
     pub play_url: Url,
     /// Where access tokens are bought.
@@ -48,20 +50,20 @@ pub struct Settings {
 
 /// What a tenant asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct GoogleVerifyRequest {
     /// The app the purchase is said to be of.
     pub package_name: String,
     /// The token Google gave the app.
     pub purchase_token: String,
     /// What it is said to have bought.
-    pub bought: Bought,
+    pub product: RequestedProduct,
     /// Whose it must be; compared with what the app gave Google as the obfuscated account id, character by character.
     pub expected_app_user_id: Option<String>,
 }
 
 /// What a token is said to have bought.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Bought {
+pub enum RequestedProduct {
     /// A subscription; when a product is named, it must be one of the subscription's.
     Subscription {
         /// The product.
@@ -78,7 +80,7 @@ pub enum Bought {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Verified)]
-pub struct Verified {
+pub struct VerifiedPurchase {
     /// Always true. Whether it is paid for now is in `status`.
     #[schema(schema_with = always_true)]
     pub valid: bool,
@@ -86,24 +88,24 @@ pub struct Verified {
     #[schema(examples("1.0.0"))]
     pub version: &'static str,
     /// What the purchase is now.
-    pub status: Status,
+    pub status: PurchaseStatus,
     /// Whose it is: what your app gave Google for its user, as in `purchase.obfuscatedExternalAccountId`. Null when it gave
     /// nothing.
     #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_user_id: Option<String>,
     /// The facts.
-    pub purchase: Purchase,
+    pub purchase: PurchaseDetails,
 }
 
 /// The facts of a purchase; `kind` says of which of the two. What Google did not say is null.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 #[schema(as = google::Purchase)]
-pub enum Purchase {
+pub enum PurchaseDetails {
     /// Of a subscription.
-    Subscription(Subscription),
+    Subscription(SubscriptionDetails),
     /// Of a one-time product.
-    Product(Product),
+    Product(ProductDetails),
 }
 
 /// A subscription. It can be of several products, each with its own dates, price and renewal: these are of the requested
@@ -111,7 +113,7 @@ pub enum Purchase {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Subscription)]
-pub struct Subscription {
+pub struct SubscriptionDetails {
     /// Always `androidpublisher#subscriptionPurchaseV2`.
     #[schema(schema_with = subscription_kind)]
     pub kind: String,
@@ -173,7 +175,7 @@ pub struct Subscription {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Product)]
-pub struct Product {
+pub struct ProductDetails {
     /// Always `androidpublisher#productPurchase`.
     #[schema(schema_with = product_kind)]
     pub kind: String,
@@ -220,7 +222,7 @@ pub struct Product {
 
 fn subscription_kind() -> Schema {
     let meaning = "a subscription.";
-    words(
+    string_enum_schema(
         "What Google calls it.",
         &[("androidpublisher#subscriptionPurchaseV2", meaning)],
     )
@@ -228,7 +230,7 @@ fn subscription_kind() -> Schema {
 
 fn product_kind() -> Schema {
     let meaning = "a one-time product.";
-    words(
+    string_enum_schema(
         "What Google calls it.",
         &[("androidpublisher#productPurchase", meaning)],
     )
@@ -236,47 +238,47 @@ fn product_kind() -> Schema {
 
 /// Why there is no [`Verified`].
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NotVerified {
+pub enum GoogleVerifyError {
     /// An answer: no.
     #[error("{0}")]
-    No(#[from] No),
+    Rejected(#[from] GoogleRejection),
     /// The tenant has no Google credentials.
     #[error("the tenant has no Google credentials")]
     NoCredentials,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<FindError>),
+    Credentials(Arc<LoadGoogleCredentialsError>),
     /// Google gave no answer that says yes or no.
     #[error("{0}")]
-    Google(#[from] Failure),
+    Api(#[from] GoogleApiError),
 }
 
 /// A "no", which is an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum No {
+pub enum GoogleRejection {
     /// Google knows no such purchase, knows it no more, or knows it as something else.
     #[error("{0}")]
-    NotFound(Missing),
+    NotFound(NotFoundReason),
     /// The purchase is not of the tenant's app.
     #[error("the purchase is of another app")]
-    OtherApp {
+    PackageNameMismatch {
         /// The tenant's app.
         expected: String,
     },
     /// The purchase is not of the product asked about.
     #[error("the purchase is of another product")]
-    OtherProduct {
+    ProductIdMismatch {
         /// What it is of, where that is known.
         found: Vec<String>,
     },
     /// The purchase is not the expected user's.
     #[error("the purchase is another user's, or nobody's")]
-    OtherUser,
+    AppUserMismatch,
 }
 
 /// In which way a purchase is not there, as a sentence for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Missing {
+pub enum NotFoundReason {
     /// Google never saw it.
     #[error("Google knows no purchase with this token.")]
     Unknown,
@@ -292,17 +294,17 @@ pub enum Missing {
     OtherType,
 }
 
-impl Google {
+impl GoogleVerifier {
     /// Asks through `upstream`; forgets a tenant's credentials as soon as `changes` hears of a change.
     pub fn new(
         database: &Database,
         keyring: &Arc<Keyring>,
-        changes: &Changes,
+        changes: &ChangeListener,
         upstream: Upstream,
         clock: &Clock,
-        settings: Settings,
+        settings: GoogleSettings,
     ) -> Self {
-        let Settings {
+        let GoogleSettings {
             play_url,
             token_url,
             credential_ttl,
@@ -310,102 +312,107 @@ impl Google {
         Self {
             database: database.clone(),
             keyring: keyring.clone(),
-            credentials: Cached::new("google_credentials", credential_ttl, clock.clone(), changes),
-            play: Play::new(upstream, play_url, token_url, clock.clone()),
+            credential_cache: TenantCache::new(
+                "google_credentials",
+                credential_ttl,
+                clock.clone(),
+                changes,
+            ),
+            play: PlayClient::new(upstream, play_url, token_url, clock.clone()),
             clock: clock.clone(),
         }
     }
 
     /// Asks Google about a purchase for `tenant`.
-    pub async fn verify(
+    pub async fn verify_purchase(
         &self,
         tenant: &TenantId,
-        question: &Question,
-    ) -> Result<Verified, NotVerified> {
+        question: &GoogleVerifyRequest,
+    ) -> Result<VerifiedPurchase, GoogleVerifyError> {
         let credentials = self
-            .credentials(tenant)
+            .get_credentials(tenant)
             .await
-            .map_err(NotVerified::Credentials)?
-            .ok_or(NotVerified::NoCredentials)?;
+            .map_err(GoogleVerifyError::Credentials)?
+            .ok_or(GoogleVerifyError::NoCredentials)?;
         if question.package_name != credentials.package_name {
             let expected = credentials.package_name.clone();
-            return Err(No::OtherApp { expected }.into());
+            return Err(GoogleRejection::PackageNameMismatch { expected }.into());
         }
         let (account, package) = (&credentials.account, &question.package_name);
         let token = &question.purchase_token;
-        let verified = match &question.bought {
-            Bought::Subscription { product_id } => {
+        let verified = match &question.product {
+            RequestedProduct::Subscription { product_id } => {
                 let known = self
                     .play
-                    .subscription(tenant, account, package, token)
+                    .get_subscription(tenant, account, package, token)
                     .await;
-                let known = known.map_err(|no| refused(no, package))?;
-                subscription(question, product_id.as_deref(), known, self.clock.now())?
+                let known = known.map_err(|no| to_verify_error(no, package))?;
+                verify_subscription(question, product_id.as_deref(), known, self.clock.now())?
             }
-            Bought::Product { product_id } => {
+            RequestedProduct::Product { product_id } => {
                 let known = self
                     .play
-                    .product(tenant, account, package, product_id, token)
+                    .get_product(tenant, account, package, product_id, token)
                     .await;
-                let known = known.map_err(|no| refused(no, package))?;
-                product(question, product_id, known)?
+                let known = known.map_err(|no| to_verify_error(no, package))?;
+                verify_product(question, product_id, known)?
             }
         };
         match &question.expected_app_user_id {
             Some(expected) if verified.app_user_id.as_ref() != Some(expected) => {
-                Err(No::OtherUser.into())
+                Err(GoogleRejection::AppUserMismatch.into())
             }
             _ => Ok(verified),
         }
     }
 
     /// The tenant's credentials, remembered. `None` when it has none.
-    pub(super) async fn credentials(
+    pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,
-    ) -> Result<Option<Arc<Credentials>>, Arc<FindError>> {
+    ) -> Result<Option<Arc<GoogleCredentials>>, Arc<LoadGoogleCredentialsError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
-        self.credentials
-            .get(tenant, async move {
-                store::find(&database, &keyring, &whose).await
+        self.credential_cache
+            .get_or_load(tenant, async move {
+                store::load_credentials(&database, &keyring, &whose).await
             })
             .await
     }
 }
 
-fn refused(no: NoPurchase, package_name: &str) -> NotVerified {
+fn to_verify_error(no: PurchaseLookupError, package_name: &str) -> GoogleVerifyError {
     let absent = match no {
-        NoPurchase::Failure(failure) => return failure.into(),
-        NoPurchase::Absent(absent) => absent,
+        PurchaseLookupError::Api(failure) => return failure.into(),
+        PurchaseLookupError::NotFound(absent) => absent,
     };
     match absent {
-        Absent::Unknown => No::NotFound(Missing::Unknown),
-        Absent::Gone => No::NotFound(Missing::Gone),
-        Absent::OtherType => No::NotFound(Missing::OtherType),
-        Absent::OtherApp => No::OtherApp {
+        GoogleNotFound::Unknown => GoogleRejection::NotFound(NotFoundReason::Unknown),
+        GoogleNotFound::Gone => GoogleRejection::NotFound(NotFoundReason::Gone),
+        GoogleNotFound::OtherType => GoogleRejection::NotFound(NotFoundReason::OtherType),
+        GoogleNotFound::OtherApp => GoogleRejection::PackageNameMismatch {
             expected: package_name.to_owned(),
         },
-        Absent::OtherProduct => No::OtherProduct { found: Vec::new() },
+        GoogleNotFound::OtherProduct => GoogleRejection::ProductIdMismatch { found: Vec::new() },
     }
     .into()
 }
 
-fn subscription(
-    question: &Question,
+fn verify_subscription(
+    question: &GoogleVerifyRequest,
     product_id: Option<&str>,
-    known: Known<SubscriptionPurchase>,
+    known: PurchaseResponse<SubscriptionPurchase>,
     now: Timestamp,
-) -> Result<Verified, No> {
-    let Known { purchase, raw } = known;
-    let item = translate::line_item(&purchase, product_id);
+) -> Result<VerifiedPurchase, GoogleRejection> {
+    let PurchaseResponse { purchase, raw } = known;
+    let item = translate::select_line_item(&purchase, product_id);
     if product_id.is_some() && item.is_none() {
         let found = purchase
             .line_items
             .into_iter()
             .filter_map(|item| item.product_id)
             .collect();
-        return Err(No::OtherProduct { found });
+        return Err(GoogleRejection::ProductIdMismatch { found });
     }
     let status = translate::subscription_status(&purchase, item, now);
     let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
@@ -415,8 +422,8 @@ fn subscription(
         .external_account_identifiers
         .as_ref()
         .and_then(|ids| ids.obfuscated_external_account_id.clone());
-    let facts = Subscription {
-        kind: kind(
+    let facts = SubscriptionDetails {
+        kind: kind_or_default(
             purchase.kind.as_ref(),
             "androidpublisher#subscriptionPurchaseV2",
         ),
@@ -427,7 +434,7 @@ fn subscription(
         expiry_time: item.and_then(|item| item.expiry_time),
         auto_renewing: plan.and_then(|plan| plan.auto_renew_enabled) == Some(true),
         price_currency_code: price.and_then(|price| price.currency_code.clone()),
-        price_amount_micros: price.and_then(translate::micros),
+        price_amount_micros: price.and_then(translate::to_micros),
         country_code: purchase.region_code.clone(),
         payment_state: translate::payment_state(status, item),
         acknowledgement_state: translate::subscription_acknowledgement(&purchase),
@@ -438,15 +445,19 @@ fn subscription(
         test_purchase: purchase.test_purchase.is_some(),
         raw_response: raw,
     };
-    Ok(verified(status, user, Purchase::Subscription(facts)))
+    Ok(verified_purchase(
+        status,
+        user,
+        PurchaseDetails::Subscription(facts),
+    ))
 }
 
-fn product(
-    question: &Question,
+fn verify_product(
+    question: &GoogleVerifyRequest,
     product_id: &str,
-    known: Known<ProductPurchase>,
-) -> Result<Verified, No> {
-    let Known { purchase, raw } = known;
+    known: PurchaseResponse<ProductPurchase>,
+) -> Result<VerifiedPurchase, GoogleRejection> {
+    let PurchaseResponse { purchase, raw } = known;
     // Google checks this itself for most apps, and does not always say which product it is.
     if purchase
         .product_id
@@ -454,13 +465,13 @@ fn product(
         .is_some_and(|found| found != product_id)
     {
         let found = purchase.product_id.into_iter().collect();
-        return Err(No::OtherProduct { found });
+        return Err(GoogleRejection::ProductIdMismatch { found });
     }
     let status = translate::product_status(&purchase);
     let user = purchase.obfuscated_external_account_id.clone();
     let number = |number: Option<Int64>| number.map(|Int64(number)| number);
-    let facts = Product {
-        kind: kind(purchase.kind.as_ref(), "androidpublisher#productPurchase"),
+    let facts = ProductDetails {
+        kind: kind_or_default(purchase.kind.as_ref(), "androidpublisher#productPurchase"),
         package_name: question.package_name.clone(),
         product_id: product_id.to_owned(),
         purchase_token: question.purchase_token.clone(),
@@ -475,15 +486,23 @@ fn product(
         test_purchase: purchase.purchase_type == Some(Int64(0)),
         raw_response: raw,
     };
-    Ok(verified(status, user, Purchase::Product(facts)))
+    Ok(verified_purchase(
+        status,
+        user,
+        PurchaseDetails::Product(facts),
+    ))
 }
 
-fn kind(found: Option<&String>, expected: &str) -> String {
+fn kind_or_default(found: Option<&String>, expected: &str) -> String {
     found.map_or(expected, String::as_str).to_owned()
 }
 
-fn verified(status: Status, app_user_id: Option<String>, purchase: Purchase) -> Verified {
-    Verified {
+fn verified_purchase(
+    status: PurchaseStatus,
+    app_user_id: Option<String>,
+    purchase: PurchaseDetails,
+) -> VerifiedPurchase {
+    VerifiedPurchase {
         valid: true,
         version: crate::VERSION,
         status,
@@ -502,24 +521,24 @@ mod tests {
         Timestamp::parse("2026-04-20T00:00:00Z").expect("a time")
     }
 
-    fn question(bought: Bought) -> Question {
-        Question {
+    fn question(bought: RequestedProduct) -> GoogleVerifyRequest {
+        GoogleVerifyRequest {
             package_name: "com.example.app".to_owned(),
             purchase_token: "token".to_owned(),
-            bought,
+            product: bought,
             expected_app_user_id: None,
         }
     }
 
-    fn known<T: serde::de::DeserializeOwned>(body: &Value) -> Known<T> {
+    fn known<T: serde::de::DeserializeOwned>(body: &Value) -> PurchaseResponse<T> {
         let raw = serde_json::value::to_raw_value(body).expect("writes");
-        Known {
+        PurchaseResponse {
             purchase: serde_json::from_str(raw.get()).expect("reads"),
             raw,
         }
     }
 
-    fn as_json(verified: &Verified) -> Value {
+    fn as_json(verified: &VerifiedPurchase) -> Value {
         serde_json::to_value(verified).expect("writes")
     }
 
@@ -551,8 +570,8 @@ mod tests {
 
     #[test]
     fn a_subscription_is_told_by_its_longest_item() {
-        let bought = Bought::Subscription { product_id: None };
-        let verified = subscription(&question(bought), None, known(&two_items()), now());
+        let bought = RequestedProduct::Subscription { product_id: None };
+        let verified = verify_subscription(&question(bought), None, known(&two_items()), now());
         assert_eq!(
             as_json(&verified.expect("yes")),
             json!({
@@ -588,8 +607,8 @@ mod tests {
     fn a_subscription_is_told_by_the_product_asked_about() {
         let ask = |product: &str| {
             let product_id = Some(product.to_owned());
-            let question = question(Bought::Subscription { product_id });
-            subscription(&question, Some(product), known(&two_items()), now())
+            let question = question(RequestedProduct::Subscription { product_id });
+            verify_subscription(&question, Some(product), known(&two_items()), now())
         };
         let told = as_json(&ask("add-on").expect("yes"));
         let purchase = &told["purchase"];
@@ -599,13 +618,16 @@ mod tests {
         assert_eq!(purchase["priceAmountMicros"], Value::Null);
         assert_eq!(purchase["orderId"], "GPA.0");
         let found = vec!["premium".to_owned(), "add-on".to_owned()];
-        assert_eq!(ask("other").map(|_| ()), Err(No::OtherProduct { found }));
+        assert_eq!(
+            ask("other").map(|_| ()),
+            Err(GoogleRejection::ProductIdMismatch { found })
+        );
     }
 
     #[test]
     fn google_may_leave_out_everything() {
-        let bought = Bought::Subscription { product_id: None };
-        let verified = subscription(&question(bought), None, known(&json!({})), now());
+        let bought = RequestedProduct::Subscription { product_id: None };
+        let verified = verify_subscription(&question(bought), None, known(&json!({})), now());
         let told = as_json(&verified.expect("yes"));
         assert_eq!(told["status"], "unknown");
         assert_eq!(told["appUserId"], Value::Null);
@@ -613,8 +635,8 @@ mod tests {
         assert_eq!(told["purchase"]["testPurchase"], false);
         assert_eq!(told["purchase"]["productId"], Value::Null);
         let product_id = "coins".to_owned();
-        let verified = product(
-            &question(Bought::Product { product_id }),
+        let verified = verify_product(
+            &question(RequestedProduct::Product { product_id }),
             "coins",
             known(&json!({})),
         );
@@ -639,10 +661,10 @@ mod tests {
             "regionCode": "DE",
         });
         let ask = |product_id: &str, body: &Value| {
-            let bought = Bought::Product {
+            let bought = RequestedProduct::Product {
                 product_id: product_id.to_owned(),
             };
-            product(&question(bought), product_id, known(body))
+            verify_product(&question(bought), product_id, known(body))
         };
         assert_eq!(
             as_json(&ask("coins", &body).expect("yes")),
@@ -675,7 +697,7 @@ mod tests {
         let found = vec!["coins".to_owned()];
         assert_eq!(
             ask("gems", &named).map(|_| ()),
-            Err(No::OtherProduct { found })
+            Err(GoogleRejection::ProductIdMismatch { found })
         );
     }
 
@@ -683,20 +705,37 @@ mod tests {
     fn every_no_of_googles_is_one_of_ours() {
         let expected = "com.example.app".to_owned();
         for (absent, no) in [
-            (Absent::Unknown, No::NotFound(Missing::Unknown)),
-            (Absent::Gone, No::NotFound(Missing::Gone)),
-            (Absent::OtherType, No::NotFound(Missing::OtherType)),
-            (Absent::OtherApp, No::OtherApp { expected }),
-            (Absent::OtherProduct, No::OtherProduct { found: vec![] }),
+            (
+                GoogleNotFound::Unknown,
+                GoogleRejection::NotFound(NotFoundReason::Unknown),
+            ),
+            (
+                GoogleNotFound::Gone,
+                GoogleRejection::NotFound(NotFoundReason::Gone),
+            ),
+            (
+                GoogleNotFound::OtherType,
+                GoogleRejection::NotFound(NotFoundReason::OtherType),
+            ),
+            (
+                GoogleNotFound::OtherApp,
+                GoogleRejection::PackageNameMismatch { expected },
+            ),
+            (
+                GoogleNotFound::OtherProduct,
+                GoogleRejection::ProductIdMismatch { found: vec![] },
+            ),
         ] {
-            let NotVerified::No(found) = refused(absent.into(), "com.example.app") else {
+            let GoogleVerifyError::Rejected(found) =
+                to_verify_error(absent.into(), "com.example.app")
+            else {
                 panic!("{absent:?} is an answer");
             };
             assert_eq!(found, no);
         }
         assert!(matches!(
-            refused(Failure::Crowded.into(), "com.example.app"),
-            NotVerified::Google(Failure::Crowded)
+            to_verify_error(GoogleApiError::TooManyInFlight.into(), "com.example.app"),
+            GoogleVerifyError::Api(GoogleApiError::TooManyInFlight)
         ));
     }
 }

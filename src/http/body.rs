@@ -8,48 +8,48 @@ use axum::body::{Body, Bytes};
 use axum::http::{Extensions, HeaderMap, header};
 use http_body_util::BodyExt as _;
 
-use super::problem::{Code, Issue, Problem};
+use super::problem::{ErrorCode, Issue, Problem};
 
 /// The most a body may weigh where its route does not say otherwise.
-pub const DEFAULT_MAX_BYTES: usize = 16 * 1024;
+pub const DEFAULT_MAX_BODY_BYTES: usize = 16 * 1024;
 /// How long a whole body may take where the server does not say otherwise.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(12);
+const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// How many bytes the body of this request may have. A request extension; see [`limit`].
 #[derive(Clone, Copy, Debug)]
-struct MaxBytes(usize);
+struct MaxBodyBytes(usize);
 
 /// How long the whole body of this request may take. A request extension, set by the server.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyTimeout(pub Duration);
 
 /// A layer for a route whose bodies may have up to `max_bytes` bytes.
-pub fn limit(max_bytes: usize) -> axum::Extension<impl Clone + Send + Sync + 'static> {
-    axum::Extension(MaxBytes(max_bytes))
+pub fn limit_body_size(max_bytes: usize) -> axum::Extension<impl Clone + Send + Sync + 'static> {
+    axum::Extension(MaxBodyBytes(max_bytes))
 }
 
 /// Reads the body, or says which bound it broke.
-pub async fn read(
+pub async fn read_body(
     headers: &HeaderMap,
     extensions: &Extensions,
     body: Body,
 ) -> Result<Bytes, Problem> {
     let max = extensions
-        .get::<MaxBytes>()
-        .map_or(DEFAULT_MAX_BYTES, |max| max.0);
+        .get::<MaxBodyBytes>()
+        .map_or(DEFAULT_MAX_BODY_BYTES, |max| max.0);
     let timeout = extensions
         .get::<BodyTimeout>()
-        .map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+        .map_or(DEFAULT_BODY_TIMEOUT, |timeout| timeout.0);
     // A body that announces too much is refused before its sender has to send it.
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max as u64) {
-        return Err(too_large(max));
+        return Err(body_too_large(max));
     }
-    match tokio::time::timeout(timeout, collect(body, max)).await {
+    match tokio::time::timeout(timeout, collect_body(body, max)).await {
         Ok(read) => read,
-        Err(_) => Err(Problem::invalid(&[Issue::at(
+        Err(_) => Err(Problem::invalid_request(&[Issue::new(
             "",
             format!(
                 "The body did not arrive within {} seconds.",
@@ -59,12 +59,13 @@ pub async fn read(
     }
 }
 
-async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
+async fn collect_body(mut body: Body, max: usize) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|cause| {
-            Problem::invalid(&[Issue::at("", "The body broke off before its end.")]).cause(cause)
+            Problem::invalid_request(&[Issue::new("", "The body broke off before its end.")])
+                .with_cause(cause)
         })?;
         // Trailers say nothing that is wanted here.
         let Ok(data) = frame.into_data() else {
@@ -76,7 +77,7 @@ async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
             rest.len()
         };
         if so_far + data.len() > max {
-            return Err(too_large(max));
+            return Err(body_too_large(max));
         }
         // Nearly every body arrives in one piece, which is then not copied.
         if rest.is_empty() && first.is_empty() {
@@ -96,10 +97,10 @@ async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
 }
 
 /// The body has more than `max` bytes.
-pub fn too_large(max: usize) -> Problem {
+pub fn body_too_large(max: usize) -> Problem {
     Problem::new(
-        Code::InvalidRequest,
+        ErrorCode::InvalidRequest,
         format!("The body is larger than {max} bytes."),
     )
-    .detail("maxBytes", max)
+    .with_detail("maxBytes", max)
 }

@@ -17,55 +17,58 @@ use utoipa::openapi::Schema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::described::words;
-use crate::outbound::InFlight;
+use super::api_docs::string_enum_schema;
+use crate::outbound::SingleFlight;
 
 /// How long the checks may take. The contract promises an answer within two seconds.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Looks whether something works. `Err` is a few words for anybody to see: no host name, no SQL, no secret.
-pub type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+pub type ReadinessCheck = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Both routes.
 #[derive(Clone)]
-pub struct Health {
-    checks: Arc<Vec<(&'static str, Check)>>,
+pub struct HealthState {
+    checks: Arc<Vec<(&'static str, ReadinessCheck)>>,
     /// Anybody may ask `/ready`; those who ask at once share one look.
-    looking: InFlight<(), BTreeMap<&'static str, String>>,
-    leaving: CancellationToken,
+    running_checks: SingleFlight<(), BTreeMap<&'static str, String>>,
+    shutting_down: CancellationToken,
 }
 
-impl Health {
+impl HealthState {
     /// With named checks. `leaving` is cancelled when this process should get no more work.
-    pub fn new(checks: Vec<(&'static str, Check)>, leaving: CancellationToken) -> Self {
+    pub fn new(
+        checks: Vec<(&'static str, ReadinessCheck)>,
+        shutting_down: CancellationToken,
+    ) -> Self {
         Self {
             checks: Arc::new(checks),
-            looking: InFlight::default(),
-            leaving,
+            running_checks: SingleFlight::default(),
+            shutting_down,
         }
     }
 
     /// `/health` and `/ready`.
-    pub fn routes(self) -> OpenApiRouter {
-        Self::router().with_state(self)
+    pub fn into_routes(self) -> OpenApiRouter {
+        Self::build_router().with_state(self)
     }
 
     /// The same, as they are described.
-    pub fn described() -> utoipa::openapi::OpenApi {
-        Self::router().into_openapi()
+    pub fn openapi_document() -> utoipa::openapi::OpenApi {
+        Self::build_router().into_openapi()
     }
 
-    fn router() -> OpenApiRouter<Self> {
+    fn build_router() -> OpenApiRouter<Self> {
         OpenApiRouter::new()
             .routes(routes!(health))
             .routes(routes!(ready))
     }
 
-    async fn look(&self) -> BTreeMap<&'static str, String> {
+    async fn run_checks(&self) -> BTreeMap<&'static str, String> {
         let checks = self.checks.clone();
         let look = || async move {
             join_all(checks.iter().map(|(name, check)| async {
-                let outcome = match tokio::time::timeout(PATIENCE, check()).await {
+                let outcome = match tokio::time::timeout(CHECK_TIMEOUT, check()).await {
                     Ok(Ok(())) => "ok".to_owned(),
                     Ok(Err(problem)) => format!("fail: {problem}"),
                     Err(_) => "fail: timeout".to_owned(),
@@ -76,7 +79,7 @@ impl Health {
             .into_iter()
             .collect()
         };
-        self.looking.share((), look).await
+        self.running_checks.share_call((), look).await
     }
 }
 
@@ -91,8 +94,8 @@ struct Alive {
     version: &'static str,
 }
 
-fn status() -> Schema {
-    words(
+fn readiness_status_schema() -> Schema {
+    string_enum_schema(
         "Whether it can.",
         &[
             ("ok", "it can."),
@@ -105,7 +108,7 @@ fn status() -> Schema {
 #[derive(serde::Serialize, ToSchema)]
 struct Readiness {
     /// Whether it can.
-    #[schema(schema_with = status)]
+    #[schema(schema_with = readiness_status_schema)]
     status: &'static str,
     /// The release of Attesto that answered.
     #[schema(examples("1.0.0"))]
@@ -156,9 +159,9 @@ async fn health() -> Json<Alive> {
         )),
     )
 )]
-async fn ready(State(health): State<Health>) -> (StatusCode, Json<Readiness>) {
-    let mut checks = health.look().await;
-    if health.leaving.is_cancelled() {
+async fn ready(State(health): State<HealthState>) -> (StatusCode, Json<Readiness>) {
+    let mut checks = health.run_checks().await;
+    if health.shutting_down.is_cancelled() {
         checks.insert("server", "fail: shutting down".to_owned());
     }
     let fine = checks.values().all(|outcome| outcome == "ok");
@@ -187,8 +190,8 @@ mod tests {
 
     use super::*;
 
-    async fn ask(health: &Health, path: &str) -> (u16, Value) {
-        let router: axum::Router = health.clone().routes().into();
+    async fn ask(health: &HealthState, path: &str) -> (u16, Value) {
+        let router: axum::Router = health.clone().into_routes().into();
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         let status = response.status().as_u16();
@@ -198,16 +201,16 @@ mod tests {
         (status, serde_json::from_slice(&bytes).unwrap())
     }
 
-    fn fine() -> Check {
+    fn passing_check() -> ReadinessCheck {
         Arc::new(|| std::future::ready(Ok(())).boxed())
     }
 
     #[tokio::test]
     async fn ready_says_what_fails_and_health_does_not_look() {
-        let down: Check =
+        let down: ReadinessCheck =
             Arc::new(|| std::future::ready(Err("connection refused".to_owned())).boxed());
         let leaving = CancellationToken::new();
-        let health = Health::new(vec![("db", down), ("encryption", fine())], leaving);
+        let health = HealthState::new(vec![("db", down), ("encryption", passing_check())], leaving);
         let (status, body) = ask(&health, "/ready").await;
         assert_eq!(status, 503);
         let checks = json!({"db": "fail: connection refused", "encryption": "ok"});
@@ -225,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn ready_fails_while_leaving() {
         let leaving = CancellationToken::new();
-        let health = Health::new(vec![("db", fine())], leaving.clone());
+        let health = HealthState::new(vec![("db", passing_check())], leaving.clone());
         assert_eq!(ask(&health, "/ready").await.0, 200);
         leaving.cancel();
         assert_eq!(ask(&health, "/ready").await.0, 503);
@@ -236,11 +239,11 @@ mod tests {
     async fn a_check_that_hangs_is_looked_at_once_and_given_up() {
         let looks = Arc::new(AtomicUsize::new(0));
         let counted = looks.clone();
-        let hangs: Check = Arc::new(move || {
+        let hangs: ReadinessCheck = Arc::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
             std::future::pending().boxed()
         });
-        let health = Health::new(vec![("db", hangs)], CancellationToken::new());
+        let health = HealthState::new(vec![("db", hangs)], CancellationToken::new());
         let start = tokio::time::Instant::now();
         let ((one, body), (two, _)) = tokio::join!(ask(&health, "/ready"), ask(&health, "/ready"));
         assert_eq!((one, two), (503, 503));

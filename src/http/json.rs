@@ -31,52 +31,54 @@ use serde_json::{Map, Value};
 use super::body;
 use super::problem::{Issue, Problem};
 
-pub use super::body::limit;
+pub use super::body::limit_body_size;
 
 /// Extracts a body. A route that takes larger bodies than 16 KiB says so with the layer [`limit`].
 #[derive(Clone, Copy, Debug)]
-pub struct Json<T>(pub T);
+pub struct JsonBody<T>(pub T);
 
 /// What can be read from a JSON object.
 pub trait FromJson: Sized {
     /// Asks `body` for each field there may be. What comes back is used only when no issue was noted; `None` is for
     /// when an issue was, so look at every field before giving up.
-    fn from_json(body: &mut Fields<'_>) -> Option<Self>;
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self>;
 }
 
-impl<S: Send + Sync, T: FromJson> FromRequest<S> for Json<T> {
+impl<S: Send + Sync, T: FromJson> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         // The body is read even when its headers are wrong, so that the connection can be used again.
-        let bytes = body::read(&parts.headers, &parts.extensions, body).await?;
-        let issues = issues_with_headers(&parts.headers);
+        let bytes = body::read_body(&parts.headers, &parts.extensions, body).await?;
+        let issues = check_headers(&parts.headers);
         if !issues.is_empty() {
-            return Err(Problem::invalid(&issues));
+            return Err(Problem::invalid_request(&issues));
         }
-        read(&bytes).map(Self)
+        read_json(&bytes).map(Self)
     }
 }
 
 /// Reads the bytes of a body.
-pub fn read<T: FromJson>(bytes: &[u8]) -> Result<T, Problem> {
-    let object = parse(bytes).map_err(|issue| Problem::invalid(&[issue]))?;
+pub fn read_json<T: FromJson>(bytes: &[u8]) -> Result<T, Problem> {
+    let object = parse_object(bytes).map_err(|issue| Problem::invalid_request(&[issue]))?;
     let mut issues = Vec::new();
-    let read = T::from_json(&mut Fields {
+    let read = T::from_json(&mut JsonFields {
         object: &object,
         path: String::new(),
         issues: &mut issues,
     });
     match read {
         Some(value) if issues.is_empty() => Ok(value),
-        None if issues.is_empty() => Err(Problem::internal("a body was refused without a reason")),
-        _ => Err(Problem::invalid(&issues)),
+        None if issues.is_empty() => Err(Problem::internal_error(
+            "a body was refused without a reason",
+        )),
+        _ => Err(Problem::invalid_request(&issues)),
     }
 }
 
 /// The type must be said, because a browser's form may send anything as `text/plain` without asking first.
-fn issues_with_headers(headers: &HeaderMap) -> Vec<Issue> {
+fn check_headers(headers: &HeaderMap) -> Vec<Issue> {
     let mut issues = Vec::new();
     let is_json = headers
         .get(header::CONTENT_TYPE)
@@ -86,14 +88,14 @@ fn issues_with_headers(headers: &HeaderMap) -> Vec<Issue> {
             essence.trim().eq_ignore_ascii_case("application/json")
         });
     if !is_json {
-        issues.push(Issue::at("", "Content-Type must be application/json."));
+        issues.push(Issue::new("", "Content-Type must be application/json."));
     }
     let is_plain = headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
         .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
     if !is_plain {
-        issues.push(Issue::at(
+        issues.push(Issue::new(
             "",
             "Content-Encoding is not supported: send the body as it is.",
         ));
@@ -102,15 +104,15 @@ fn issues_with_headers(headers: &HeaderMap) -> Vec<Issue> {
 }
 
 /// One JSON object and nothing else: valid UTF-8, no name twice in one object, nested no deeper than 128.
-fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(Issue::at(
+        return Err(Issue::new(
             "",
             "The body is empty; it must be a JSON object.",
         ));
     }
     let text = std::str::from_utf8(bytes).map_err(|problem| {
-        Issue::at(
+        Issue::new(
             "",
             format!(
                 "The body is not valid UTF-8, from byte {} on.",
@@ -119,10 +121,10 @@ fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
         )
     })?;
     match serde_json::from_str(text) {
-        Ok(Unambiguous(Value::Object(object))) => Ok(object),
-        Ok(_) => Err(Issue::at("", "The body must be a JSON object.")),
+        Ok(UniqueKeysValue(Value::Object(object))) => Ok(object),
+        Ok(_) => Err(Issue::new("", "The body must be a JSON object.")),
         // The parser's messages are made of its own words and a position, never of what it read.
-        Err(problem) => Err(Issue::at(
+        Err(problem) => Err(Issue::new(
             "",
             format!("The body is not valid JSON: {problem}."),
         )),
@@ -131,14 +133,14 @@ fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
 
 /// The fields of a JSON object, and what was found wrong with them.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub struct JsonFields<'a> {
     object: &'a Map<String, Value>,
     /// Where this object is: empty at the top, else `a.b.`.
     path: String,
     issues: &'a mut Vec<Issue>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     /// The fields of `object`; what is wrong with them is added to `issues`.
     pub fn new(object: &'a Map<String, Value>, issues: &'a mut Vec<Issue>) -> Self {
         Self {
@@ -149,64 +151,66 @@ impl<'a> Fields<'a> {
     }
 
     /// Notes that something is wrong with a field; with an empty `path`, with the object as a whole.
-    pub fn issue(&mut self, path: &str, message: impl Into<String>) {
+    pub fn add_issue(&mut self, path: &str, message: impl Into<String>) {
         let path = if path.is_empty() {
             self.path.trim_end_matches('.').to_owned()
         } else {
             format!("{}{path}", self.path)
         };
-        self.issues.push(Issue::at(path, message));
+        self.issues.push(Issue::new(path, message));
     }
 
     /// Whether a field was given, whatever its value; `null` is not.
-    pub fn has(&self, name: &str) -> bool {
-        self.given(name).is_some()
+    pub fn has_field(&self, name: &str) -> bool {
+        self.get_non_null(name).is_some()
     }
 
     /// A field as it is, for a reader who takes whatever comes; `null` is the same as none.
-    pub fn value(&self, name: &str) -> Option<&'a Value> {
-        self.given(name)
+    pub fn get_value(&self, name: &str) -> Option<&'a Value> {
+        self.get_non_null(name)
     }
 
     /// A string whose number of characters lies in `length`.
-    pub fn string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
-        let text = self.text(name)?;
+    pub fn optional_string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
+        let text = self.optional_str(name)?;
         if length.contains(&text.chars().count()) {
             return Some(text.to_owned());
         }
         let (least, most) = (length.start(), length.end());
-        self.issue(name, format!("must have {least} to {most} characters"));
+        self.add_issue(name, format!("must have {least} to {most} characters"));
         None
     }
 
     /// A [string](Self::string) that must be there.
     pub fn required_string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
-        self.require(name).then(|| self.string(name, length))?
+        self.require_field(name)
+            .then(|| self.optional_string(name, length))?
     }
 
     /// One of a few words.
-    pub fn one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
-        let text = self.text(name)?;
+    pub fn optional_one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
+        let text = self.optional_str(name)?;
         let word = words.iter().find(|word| **word == text).copied();
         if word.is_none() {
             let quoted: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
-            self.issue(name, format!("must be {}", any_of(&quoted)));
+            self.add_issue(name, format!("must be {}", join_with_or(&quoted)));
         }
         word
     }
 
     /// [One of a few words](Self::one_of), which must be there.
     pub fn required_one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
-        self.require(name).then(|| self.one_of(name, words))?
+        self.require_field(name)
+            .then(|| self.optional_one_of(name, words))?
     }
 
     /// A UUID, as five groups of hexadecimal digits; given back in lower case, which is how two of them are compared.
-    pub fn uuid(&mut self, name: &str) -> Option<String> {
-        let text = self.text(name)?;
+    pub fn optional_uuid(&mut self, name: &str) -> Option<String> {
+        let text = self.optional_str(name)?;
         if is_uuid(text) {
             return Some(text.to_ascii_lowercase());
         }
-        self.issue(
+        self.add_issue(
             name,
             "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d",
         );
@@ -214,21 +218,21 @@ impl<'a> Fields<'a> {
     }
 
     /// `true` or `false`.
-    pub fn boolean(&mut self, name: &str) -> Option<bool> {
-        let value = self.given(name)?.as_bool();
+    pub fn optional_boolean(&mut self, name: &str) -> Option<bool> {
+        let value = self.get_non_null(name)?.as_bool();
         if value.is_none() {
-            self.issue(name, "must be true or false");
+            self.add_issue(name, "must be true or false");
         }
         value
     }
 
     /// A whole number in `range`.
-    pub fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Option<i64> {
-        let value = self.given(name)?.as_i64();
+    pub fn optional_integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let value = self.get_non_null(name)?.as_i64();
         let value = value.filter(|value| range.contains(value));
         if value.is_none() {
             let (least, most) = (range.start(), range.end());
-            self.issue(
+            self.add_issue(
                 name,
                 format!("must be a whole number from {least} to {most}"),
             );
@@ -237,46 +241,46 @@ impl<'a> Fields<'a> {
     }
 
     /// An object inside this one, read by `read`.
-    pub fn object<T>(
+    pub fn optional_object<T>(
         &mut self,
         name: &str,
-        read: impl FnOnce(&mut Fields<'_>) -> Option<T>,
+        read: impl FnOnce(&mut JsonFields<'_>) -> Option<T>,
     ) -> Option<T> {
-        if let Value::Object(object) = self.given(name)? {
-            return read(&mut Fields {
+        if let Value::Object(object) = self.get_non_null(name)? {
+            return read(&mut JsonFields {
                 object,
                 path: format!("{}{name}.", self.path),
                 issues: self.issues,
             });
         }
-        self.issue(name, "must be an object");
+        self.add_issue(name, "must be an object");
         None
     }
 
     /// Whether a field is there; notes an issue when it is not.
-    pub fn require(&mut self, name: &str) -> bool {
-        let given = self.has(name);
+    pub fn require_field(&mut self, name: &str) -> bool {
+        let given = self.has_field(name);
         if !given {
-            self.issue(name, "is missing");
+            self.add_issue(name, "is missing");
         }
         given
     }
 
-    fn given(&self, name: &str) -> Option<&'a Value> {
+    fn get_non_null(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|value| !value.is_null())
     }
 
-    fn text(&mut self, name: &str) -> Option<&'a str> {
-        let text = self.given(name)?.as_str();
+    fn optional_str(&mut self, name: &str) -> Option<&'a str> {
+        let text = self.get_non_null(name)?.as_str();
         if text.is_none() {
-            self.issue(name, "must be a string");
+            self.add_issue(name, "must be a string");
         }
         text
     }
 }
 
 /// `"a"`, `"a" or "b"`, `"a", "b" or "c"`.
-fn any_of(words: &[String]) -> String {
+fn join_with_or(words: &[String]) -> String {
     match words {
         [] => String::new(),
         [one] => one.clone(),
@@ -293,67 +297,69 @@ fn is_uuid(text: &str) -> bool {
 }
 
 /// A JSON value in which no object names a field twice: two programs that read such a body can differ on what it says.
-struct Unambiguous(Value);
+struct UniqueKeysValue(Value);
 
-impl<'de> Deserialize<'de> for Unambiguous {
+impl<'de> Deserialize<'de> for UniqueKeysValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UnambiguousVisitor)
+        deserializer.deserialize_any(UniqueKeysVisitor)
     }
 }
 
-struct UnambiguousVisitor;
+struct UniqueKeysVisitor;
 
-impl<'de> Visitor<'de> for UnambiguousVisitor {
-    type Value = Unambiguous;
+impl<'de> Visitor<'de> for UniqueKeysVisitor {
+    type Value = UniqueKeysValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(Value::Null))
+    fn visit_unit<E>(self) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(Value::Null))
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_bool<E>(self, value: bool) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_f64<E>(self, value: f64) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_str<E>(self, value: &str) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Unambiguous, E> {
-        Ok(Unambiguous(value.into()))
+    fn visit_string<E>(self, value: String) -> Result<UniqueKeysValue, E> {
+        Ok(UniqueKeysValue(value.into()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Unambiguous, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<UniqueKeysValue, A::Error> {
         let mut list = Vec::new();
-        while let Some(Unambiguous(item)) = items.next_element()? {
+        while let Some(UniqueKeysValue(item)) = items.next_element()? {
             list.push(item);
         }
-        Ok(Unambiguous(list.into()))
+        Ok(UniqueKeysValue(list.into()))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unambiguous, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueKeysValue, A::Error> {
         let mut object = Map::new();
-        while let Some((name, Unambiguous(value))) = entries.next_entry::<String, Unambiguous>()? {
+        while let Some((name, UniqueKeysValue(value))) =
+            entries.next_entry::<String, UniqueKeysValue>()?
+        {
             if object.insert(name, value).is_some() {
                 return Err(de::Error::custom("an object names the same field twice"));
             }
         }
-        Ok(Unambiguous(object.into()))
+        Ok(UniqueKeysValue(object.into()))
     }
 }
 
@@ -375,12 +381,13 @@ mod tests {
     }
 
     impl FromJson for Everything {
-        fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+        fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
             let name = body.required_string("name", 1..=5);
-            let nick = body.string("nick", 1..=5);
+            let nick = body.optional_string("nick", 1..=5);
             let kind = body.required_one_of("kind", &["a", "b", "c"]);
-            let user = body.uuid("user");
-            let inner = body.object("inner", |inner| inner.integer("count", 1..=9));
+            let user = body.optional_uuid("user");
+            let inner =
+                body.optional_object("inner", |inner| inner.optional_integer("count", 1..=9));
             Some(Self {
                 name: name?,
                 nick,
@@ -391,8 +398,8 @@ mod tests {
         }
     }
 
-    fn issues(body: &str) -> Vec<(String, String)> {
-        let problem = read::<Everything>(body.as_bytes()).expect_err("it must be refused");
+    fn read_issues(body: &str) -> Vec<(String, String)> {
+        let problem = read_json::<Everything>(body.as_bytes()).expect_err("it must be refused");
         let issues = problem.details["issues"].as_array().unwrap();
         issues
             .iter()
@@ -410,7 +417,7 @@ mod tests {
             "inner": {"count": 3}, "unknown": [1, {"deep": true}],
         });
         assert_eq!(
-            read::<Everything>(body.to_string().as_bytes()).unwrap(),
+            read_json::<Everything>(body.to_string().as_bytes()).unwrap(),
             Everything {
                 name: "Zoë😀".into(),
                 nick: None,
@@ -436,9 +443,9 @@ mod tests {
             ("inner.count", "must be a whole number from 1 to 9"),
         ]
         .map(|(path, message)| (path.to_owned(), message.to_owned()));
-        assert_eq!(issues(&body.to_string()), expected);
+        assert_eq!(read_issues(&body.to_string()), expected);
         assert_eq!(
-            issues(r#"{"name":"x","kind":"d"}"#),
+            read_issues(r#"{"name":"x","kind":"d"}"#),
             [("kind".to_owned(), r#"must be "a", "b" or "c""#.to_owned())]
         );
     }
@@ -467,14 +474,14 @@ mod tests {
             ("\u{feff}{}", "at line 1 column 1"),
             (deep.as_str(), "recursion limit"),
         ] {
-            let issues = issues(body);
+            let issues = read_issues(body);
             assert_eq!(issues.len(), 1);
             let (path, message) = &issues[0];
             assert_eq!(path, "");
             assert!(message.contains(part), "{body:?} gives {message:?}");
             assert!(!message.contains("hunter2"), "{message:?}");
         }
-        let problem = read::<Everything>(b"{\"a\":\"\xff\"}").unwrap_err();
+        let problem = read_json::<Everything>(b"{\"a\":\"\xff\"}").unwrap_err();
         assert!(
             problem.message.contains("UTF-8, from byte 6"),
             "{}",
@@ -489,7 +496,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
                 .collect();
-            issues_with_headers(&headers).len()
+            check_headers(&headers).len()
         };
         assert_eq!(count(&[("content-type", "application/json")]), 0);
         assert_eq!(
@@ -519,13 +526,13 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read::<Everything>(&bytes);
+            let _ = read_json::<Everything>(&bytes);
         }
 
         #[test]
         fn what_serde_json_reads_is_read_the_same(text in r#"[\[\]{}:,0-9a"\\ ]{0,30}"#) {
             let theirs = serde_json::from_str::<Value>(&text);
-            let ours = serde_json::from_str::<Unambiguous>(&text);
+            let ours = serde_json::from_str::<UniqueKeysValue>(&text);
             if let Ok(ours) = ours {
                 prop_assert_eq!(ours.0, theirs.unwrap());
             }

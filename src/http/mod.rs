@@ -11,12 +11,12 @@
 //! - [`json`]: a body that is a JSON object, with all that is wrong with it said at once
 //! - [`traffic`]: counts of requests, by route
 
+pub mod api_docs;
 pub mod body;
-pub mod described;
-pub mod envelope;
 pub mod health;
 pub mod json;
 pub mod problem;
-pub mod traffic;
+pub mod request_layer;
+pub mod request_metrics;
 
-pub use problem::{Code, Problem, Refusal};
+pub use problem::{ErrorCode, Problem, RejectionResponse};

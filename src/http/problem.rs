@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
     missing_docs,
     reason = "each is explained in `Code::meaning`, which is also the API description's"
 )]
-pub enum Code {
+pub enum ErrorCode {
     InvalidRequest,
     CredentialsMissing,
     Unauthenticated,
@@ -31,7 +31,7 @@ pub enum Code {
     Unavailable,
 }
 
-impl Code {
+impl ErrorCode {
     /// All of them.
     pub const ALL: [Self; 12] = [
         Self::InvalidRequest,
@@ -49,7 +49,7 @@ impl Code {
     ];
 
     /// What it means, in a few words for the API description.
-    pub fn meaning(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::InvalidRequest => {
                 "400: the request is malformed; `details.issues` lists everything that is wrong with it."
@@ -122,7 +122,7 @@ pub struct Issue {
 
 impl Issue {
     /// An issue at a field.
-    pub fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             path: path.into(),
             message: message.into(),
@@ -134,7 +134,7 @@ impl Issue {
 #[derive(Clone, Debug)]
 pub struct Problem {
     /// What kind, and so which status.
-    pub code: Code,
+    pub code: ErrorCode,
     /// One sentence for the caller.
     pub message: String,
     /// Facts a program can use.
@@ -142,30 +142,30 @@ pub struct Problem {
     /// Sent as `Retry-After` in whole seconds, rounded up, and as `details.retryAfterSeconds`.
     pub retry_after: Option<Duration>,
     /// For the operator's log only.
-    pub cause: Option<Cause>,
+    pub cause: Option<ErrorCause>,
 }
 
 /// Why an error happened, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cause {
+pub struct ErrorCause {
     /// What kind of error, and nothing of its content: all that is logged in production.
     pub class: String,
     /// What it says. May name hosts, tables and values.
     pub text: String,
 }
 
-impl Cause {
+impl ErrorCause {
     /// An error, with its type as the class.
-    pub fn of<E: std::fmt::Display>(error: &E) -> Self {
+    pub fn from_error<E: std::fmt::Display>(error: &E) -> Self {
         Self {
-            class: class_of::<E>().to_owned(),
+            class: error_type_name::<E>().to_owned(),
             text: error.to_string(),
         }
     }
 }
 
 /// The type's name with its path, without our own crate's name.
-fn class_of<E>() -> &'static str {
+fn error_type_name<E>() -> &'static str {
     let name = std::any::type_name::<E>();
     let name = name.trim_start_matches('&');
     name.strip_prefix("attesto::").unwrap_or(name)
@@ -173,7 +173,7 @@ fn class_of<E>() -> &'static str {
 
 impl Problem {
     /// A problem with a sentence for the caller.
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -189,7 +189,7 @@ impl Problem {
     }
 
     /// The request has a wrong shape; all of it is said at once.
-    pub fn invalid(issues: &[Issue]) -> Self {
+    pub fn invalid_request(issues: &[Issue]) -> Self {
         let message = match issues {
             [Issue { path, message }] if path.is_empty() => message.clone(),
             [Issue { path, message }] => format!("{path}: {message}"),
@@ -198,61 +198,61 @@ impl Problem {
                 more.len()
             ),
         };
-        Self::new(Code::InvalidRequest, message).detail("issues", json!(issues))
+        Self::new(ErrorCode::InvalidRequest, message).with_detail("issues", json!(issues))
     }
 
     /// The tenant of the path is not there, or not active: which of the two is nobody's business.
-    pub fn no_active_tenant() -> Self {
+    pub fn tenant_not_found() -> Self {
         Self::new(
-            Code::TenantNotFound,
+            ErrorCode::TenantNotFound,
             "There is no active tenant of this id.",
         )
     }
 
     /// Something broke inside. The caller learns nothing but that; `cause` goes to the log.
-    pub fn internal<E: std::fmt::Display>(cause: E) -> Self {
+    pub fn internal_error<E: std::fmt::Display>(cause: E) -> Self {
         Self::new(
-            Code::InternalError,
+            ErrorCode::InternalError,
             "Something went wrong inside Attesto. It has been logged under this request id.",
         )
-        .cause(cause)
+        .with_cause(cause)
     }
 
     /// The database cannot be reached; the caller may try again.
-    pub fn unavailable<E: std::fmt::Display>(cause: E) -> Self {
+    pub fn database_unavailable<E: std::fmt::Display>(cause: E) -> Self {
         Self::new(
-            Code::Unavailable,
+            ErrorCode::Unavailable,
             "Attesto cannot reach its database right now. Try again shortly.",
         )
-        .retry_after(Duration::from_secs(2))
-        .cause(cause)
+        .with_retry_after(Duration::from_secs(2))
+        .with_cause(cause)
     }
 
     /// Adds a fact a program can use.
     #[must_use]
-    pub fn detail(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub fn with_detail(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
     }
 
     /// Says when to try again; at least one second.
     #[must_use]
-    pub fn retry_after(mut self, after: Duration) -> Self {
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
-        let seconds = whole_seconds(after);
-        self.detail("retryAfterSeconds", seconds)
+        let seconds = retry_after_seconds(after);
+        self.with_detail("retryAfterSeconds", seconds)
     }
 
     /// Adds what the operator's log should say and the caller should not see.
     #[must_use]
-    pub fn cause<E: std::fmt::Display>(mut self, cause: E) -> Self {
-        self.cause = Some(Cause::of(&cause));
+    pub fn with_cause<E: std::fmt::Display>(mut self, cause: E) -> Self {
+        self.cause = Some(ErrorCause::from_error(&cause));
         self
     }
 
     /// Names the kind of the cause, in a few words that hold nothing of a caller's: production's log says no more of it.
     #[must_use]
-    pub fn class(mut self, class: impl Into<String>) -> Self {
+    pub fn with_cause_class(mut self, class: impl Into<String>) -> Self {
         if let Some(cause) = &mut self.cause {
             cause.class = class.into();
         }
@@ -261,7 +261,7 @@ impl Problem {
 }
 
 /// A wait as whole seconds, rounded up and at least one: `Retry-After` has no fractions.
-pub fn whole_seconds(wait: Duration) -> u64 {
+pub fn retry_after_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
@@ -276,11 +276,11 @@ impl From<&crate::db::Error> for Problem {
         // A database that is still being prepared is as good as away.
         let is_away = crate::db::is_unavailable(error) || crate::db::is_missing_table(error);
         let problem = if is_away {
-            Self::unavailable(error)
+            Self::database_unavailable(error)
         } else {
-            Self::internal(error)
+            Self::internal_error(error)
         };
-        problem.class(crate::db::error_class(error))
+        problem.with_cause_class(crate::db::error_class(error))
     }
 }
 
@@ -296,7 +296,7 @@ impl IntoResponse for Problem {
 
 /// A store's "no", which is an answer and not an error: status 200 with `valid: false`.
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub struct RejectionResponse {
     /// One of the contract's words: `TRANSACTION_NOT_FOUND`, `BUNDLE_ID_MISMATCH` …
     pub code: &'static str,
     /// One sentence for the caller.
@@ -305,7 +305,7 @@ pub struct Refusal {
     pub details: Map<String, Value>,
 }
 
-impl Refusal {
+impl RejectionResponse {
     /// A refusal with a sentence for the caller.
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -317,13 +317,13 @@ impl Refusal {
 
     /// Adds a fact a program can use.
     #[must_use]
-    pub fn detail(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub fn with_detail(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for RejectionResponse {
     /// Like a [`Problem`]: the request layer writes the body.
     fn into_response(self) -> Response {
         let mut response = StatusCode::OK.into_response();
@@ -334,17 +334,17 @@ impl IntoResponse for Refusal {
 
 /// Everything but a yes to a question about a purchase.
 #[derive(Debug)]
-pub enum Declined {
+pub enum VerifyErrorResponse {
     /// The store says no.
-    No(Box<Refusal>),
+    Rejected(Box<RejectionResponse>),
     /// There is no verdict.
     Failed(Box<Problem>),
 }
 
-impl IntoResponse for Declined {
+impl IntoResponse for VerifyErrorResponse {
     fn into_response(self) -> Response {
         match self {
-            Self::No(refusal) => refusal.into_response(),
+            Self::Rejected(refusal) => refusal.into_response(),
             Self::Failed(problem) => problem.into_response(),
         }
     }
@@ -379,12 +379,12 @@ mod tests {
         assert_eq!(cause.class, "database Configuration");
         assert!(cause.text.contains("hunter2"));
         assert_eq!(
-            Cause::of(&std::fmt::Error).class,
+            ErrorCause::from_error(&std::fmt::Error).class,
             "core::fmt::Error",
             "the type, with where it comes from"
         );
         assert_eq!(
-            Cause::of(&&crate::tenants::tenant::MalformedName).class,
+            ErrorCause::from_error(&&crate::tenants::tenant::DisplayNameError).class,
             "tenants::tenant::MalformedName"
         );
     }
@@ -392,17 +392,20 @@ mod tests {
     #[test]
     fn a_wait_is_rounded_up() {
         for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (59_999, 60)] {
-            assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds);
+            assert_eq!(retry_after_seconds(Duration::from_millis(millis)), seconds);
         }
     }
 
     #[test]
     fn one_issue_is_the_message_and_several_are_counted() {
-        let one = Problem::invalid(&[Issue::at("type", "must be \"subscription\" or \"product\"")]);
+        let one = Problem::invalid_request(&[Issue::new(
+            "type",
+            "must be \"subscription\" or \"product\"",
+        )]);
         assert_eq!(one.message, "type: must be \"subscription\" or \"product\"");
-        let two = Problem::invalid(&[
-            Issue::at("type", "is missing"),
-            Issue::at("packageName", "is missing"),
+        let two = Problem::invalid_request(&[
+            Issue::new("type", "is missing"),
+            Issue::new("packageName", "is missing"),
         ]);
         assert_eq!(
             two.message,

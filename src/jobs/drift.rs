@@ -8,23 +8,23 @@ use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, Tools};
+use super::{Job, JobContext};
 use crate::watch::drift;
 
 /// The job.
-pub fn job(tools: &Tools) -> Job {
+pub fn drift_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "drift",
-        about: "compares what is set up with what is there",
-        every: tools.intervals.drift,
-        work: Arc::new(move |_: CancellationToken| drift(work.clone()).boxed()),
+        description: "compares what is set up with what is there",
+        interval: tools.intervals.drift,
+        run_fn: Arc::new(move |_: CancellationToken| run_drift_job(work.clone()).boxed()),
     }
 }
 
-async fn drift(tools: Tools) -> anyhow::Result<Value> {
+async fn run_drift_job(tools: JobContext) -> anyhow::Result<Value> {
     let keyring = tools.keyring.as_deref();
-    let found = drift::look(&tools.database, keyring, tools.clock.lead()).await?;
+    let found = drift::find_drift(&tools.database, keyring, tools.clock.lead()).await?;
     let (mut counts, mut names) = (Map::new(), Map::new());
     for finding in found {
         let word = finding.kind.as_str().to_owned();

@@ -7,15 +7,15 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::store::LastRun;
+use super::store::LastJobRun;
 
 /// What a run does. It looks at the token between two small steps and ends when it is cancelled; what it gives back is
 /// kept in the run's row.
-pub type Work =
+pub type JobFn =
     Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
 
 /// After a run that failed, the next one comes this soon, if it would not come sooner anyway.
-const AFTER_A_FAILURE: Duration = Duration::from_mins(5);
+const RETRY_INTERVAL: Duration = Duration::from_mins(5);
 
 /// Something that runs periodically.
 #[derive(Clone)]
@@ -23,17 +23,17 @@ pub struct Job {
     /// What it is called: one word, for ever.
     pub name: &'static str,
     /// What it does, in a few words.
-    pub about: &'static str,
+    pub description: &'static str,
     /// How often it runs. `None`: only when somebody asks.
-    pub every: Option<Duration>,
+    pub interval: Option<Duration>,
     /// What it does. Running it twice, also at once, does no harm.
-    pub work: Work,
+    pub run_fn: JobFn,
 }
 
 impl Job {
     /// Whether it is to run now, given its last run.
-    pub fn is_due(&self, last: Option<&LastRun>) -> bool {
-        match (self.every, last) {
+    pub fn is_due(&self, last: Option<&LastJobRun>) -> bool {
+        match (self.interval, last) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(every), Some(last)) => match last.outcome.as_deref() {
@@ -41,7 +41,7 @@ impl Job {
                 None => last.is_lapsed,
                 // There is something left to do.
                 Some("stopped" | "interrupted") => true,
-                Some("failed") => last.age >= every.min(AFTER_A_FAILURE),
+                Some("failed") => last.age >= every.min(RETRY_INTERVAL),
                 Some(_) => last.age >= every,
             },
         }
@@ -50,7 +50,7 @@ impl Job {
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Job({}, every {:?})", self.name, self.every)
+        write!(f, "Job({}, every {:?})", self.name, self.interval)
     }
 }
 
@@ -65,11 +65,11 @@ mod tests {
     fn a_job_is_due_after_its_interval_and_sooner_when_something_was_left() {
         let job = |every: Option<u64>| Job {
             name: "x",
-            about: "",
-            every: every.map(Duration::from_mins),
-            work: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
+            description: "",
+            interval: every.map(Duration::from_mins),
+            run_fn: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
         };
-        let last = |outcome: Option<&str>, minutes: u64, is_lapsed: bool| LastRun {
+        let last = |outcome: Option<&str>, minutes: u64, is_lapsed: bool| LastJobRun {
             id: 1,
             job: "x".to_owned(),
             host: String::new(),
@@ -77,7 +77,7 @@ mod tests {
             started_at: Timestamp::from_millis(0),
             finished_at: None,
             outcome: outcome.map(str::to_owned),
-            told: None,
+            summary: None,
             error: None,
             age: Duration::from_mins(minutes),
             is_lapsed,

@@ -13,17 +13,17 @@
 pub mod drift;
 pub mod expiry;
 pub mod job;
-pub mod list;
+mod job_context;
+pub mod job_list;
 pub mod probe;
 pub mod reseal;
 pub mod retention;
 pub mod scheduler;
 pub mod statistics;
 mod store;
-mod tools;
 
 pub use job::Job;
-pub use list::{NAMES, all};
-pub use scheduler::{Jobs, Outcome, Ran, RunError, run_now};
-pub use store::{LastRun, Standing, last_runs, standings};
-pub use tools::Tools;
+pub use job_context::JobContext;
+pub use job_list::{JOB_NAMES, all_jobs};
+pub use scheduler::{JobOutcome, JobRun, JobRunError, JobScheduler, run_job_now};
+pub use store::{JobHealth, LastJobRun, list_job_health, list_last_runs};

@@ -15,36 +15,39 @@ use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, Tools};
-use crate::deliveries::probe::{self, Round};
+use super::{Job, JobContext};
+use crate::deliveries::probe::{self, ProbeRound};
 
 /// Where nobody says how often: a callback that got something within this time is well.
-const USUAL: Duration = Duration::from_hours(1);
+const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 
 /// The job.
-pub fn job(tools: &Tools) -> Job {
+pub fn probe_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "probe",
-        about: "connects to callbacks that got nothing lately, sending nothing",
-        every: tools.intervals.probe,
-        work: Arc::new(move |stop| probe(work.clone(), stop).boxed()),
+        description: "connects to callbacks that got nothing lately, sending nothing",
+        interval: tools.intervals.probe,
+        run_fn: Arc::new(move |stop| run_probe_job(work.clone(), stop).boxed()),
     }
 }
 
-async fn probe(tools: Tools, stop: CancellationToken) -> anyhow::Result<Value> {
+async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
     let sender = tools
         .sender
         .context("callbacks cannot be called: this machine has no certificates to trust")?;
-    let every = tools.intervals.probe.unwrap_or(USUAL);
+    let every = tools.intervals.probe.unwrap_or(DEFAULT_PROBE_INTERVAL);
     // Less than the interval: who was looked at late in the last round is still looked at in the next.
-    let known_for = (!tools.anew).then_some(every / 2);
+    let known_for = (!tools.is_forced).then_some(every / 2);
     let lead = tools.clock.lead();
-    let round = probe::go_round(&tools.database, &sender, every, known_for, lead, &stop).await?;
+    let round =
+        probe::probe_all_callbacks(&tools.database, &sender, every, known_for, lead, &stop).await?;
     Ok(match round {
-        Round::Whole { tally, not_kept: 0 } => json!({ "callbacks": tally }),
-        Round::Whole { tally, not_kept } => json!({ "callbacks": tally, "notKept": not_kept }),
-        Round::Held(hold) => json!({
+        ProbeRound::Completed { tally, not_kept: 0 } => json!({ "callbacks": tally }),
+        ProbeRound::Completed { tally, not_kept } => {
+            json!({ "callbacks": tally, "notKept": not_kept })
+        }
+        ProbeRound::Held(hold) => json!({
             "waits": format!(
                 "deliveries have been held since {}, and nobody is connected to until `attesto deliveries release`",
                 hold.held_at

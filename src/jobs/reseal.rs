@@ -13,39 +13,40 @@ use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, Tools};
+use super::{Job, JobContext};
 use crate::credentials::canary;
-use crate::credentials::reseal::{self, Run};
-use crate::replicas::Company;
-use crate::replicas::company::listed;
+use crate::credentials::reseal::{self, ResealMode};
+use crate::replicas::LiveReplicas;
+use crate::replicas::live_replicas::format_name_list;
 
 /// The job.
-pub fn job(tools: &Tools) -> Job {
+pub fn reseal_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "reseal",
-        about: "seals secrets anew with the newest encryption key",
-        every: tools.intervals.reseal,
-        work: Arc::new(move |stop| reseal(work.clone(), stop).boxed()),
+        description: "seals secrets anew with the newest encryption key",
+        interval: tools.intervals.reseal,
+        run_fn: Arc::new(move |stop| run_reseal_job(work.clone(), stop).boxed()),
     }
 }
 
-async fn reseal(tools: Tools, stop: CancellationToken) -> anyhow::Result<Value> {
+async fn run_reseal_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
     let database = &tools.database;
     let keyring = tools
         .keyring
         .context("this process has no encryption key: set ATTESTO_ENCRYPTION_KEY")?;
-    let key_id = keyring.sealing_id();
-    let company = Company::present(database, tools.clock.lead()).await?;
-    let others = company.seal_otherwise(key_id);
+    let key_id = keyring.sealing_key_id();
+    let company = LiveReplicas::load(database, tools.clock.lead()).await?;
+    let others = company.hosts_sealing_with_other_key(key_id);
     if !others.is_empty() {
         return Ok(json!({
             "keyId": key_id,
-            "waits": format!("{} seal with another key", listed(&others)),
+            "waits": format!("{} seal with another key", format_name_list(&others)),
         }));
     }
-    canary::check(database, &keyring).await?;
-    let report = reseal::run(database, &keyring, Run::ForReal, &stop, |_| {}).await?;
+    canary::ensure_canaries(database, &keyring).await?;
+    let report =
+        reseal::reseal_values(database, &keyring, ResealMode::Apply, &stop, |_| {}).await?;
     if let Some(first) = report.failures.first() {
         anyhow::bail!(
             "{} values do not open, the first of them {}.{} of {} ({}): {}; `attesto encryption rotate` lists them",
@@ -54,7 +55,7 @@ async fn reseal(tools: Tools, stop: CancellationToken) -> anyhow::Result<Value> 
             first.column.column,
             first.row,
             first.class,
-            first.cause.beside_a_right_canary()
+            first.cause.message_with_valid_canary()
         );
     }
     Ok(json!({

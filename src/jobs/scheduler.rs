@@ -7,22 +7,22 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::store::{self, Claim, LEASE, Seen};
-use super::{Job, Tools, list};
+use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
+use super::{Job, JobContext, job_list};
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, error_class};
-use crate::replicas::host;
+use crate::replicas::host_name;
 
 /// When it is first looked what is due: not while the process has just begun to serve.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
+const INITIAL_DELAY: Duration = Duration::from_secs(2);
 /// How often after that.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a run says that it still runs: three times before it is given up for dead.
-const RENEW_EVERY: Duration = Duration::from_secs(LEASE.as_secs() / 4);
+const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 4);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum JobOutcome {
     /// All of it was done.
     Done,
     /// It failed.
@@ -31,7 +31,7 @@ pub enum Outcome {
     Stopped,
 }
 
-impl Outcome {
+impl JobOutcome {
     /// The word it is kept under.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,25 +44,25 @@ impl Outcome {
 
 /// A run that was ours.
 #[derive(Debug)]
-pub struct Ran {
+pub struct JobRun {
     /// Which job.
     pub job: &'static str,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: JobOutcome,
     /// What it did, or why it failed.
-    pub told: Result<Value, anyhow::Error>,
+    pub result: Result<Value, anyhow::Error>,
     /// How long it took.
-    pub took: Duration,
+    pub duration: Duration,
 }
 
 /// Why there was no run.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub enum JobRunError {
     /// Somebody else runs it.
     #[error(
         "{job} has been running on {host} since {since}: wait until it has ended, `attesto jobs list` shows it"
     )]
-    Runs {
+    AlreadyRunning {
         /// Which job.
         job: &'static str,
         /// Where.
@@ -76,24 +76,24 @@ pub enum RunError {
 }
 
 /// The jobs of a process that serves.
-pub struct Jobs {
+pub struct JobScheduler {
     database: Database,
     clock: Clock,
-    all: Vec<Job>,
+    jobs: Vec<Job>,
 }
 
-impl Jobs {
+impl JobScheduler {
     /// All of them, none running.
-    pub fn new(tools: &Tools) -> Self {
-        Self::of(tools, list::all(tools))
+    pub fn new(tools: &JobContext) -> Self {
+        Self::with_jobs(tools, job_list::all_jobs(tools))
     }
 
     /// These.
-    pub fn of(tools: &Tools, jobs: Vec<Job>) -> Self {
+    pub fn with_jobs(tools: &JobContext, jobs: Vec<Job>) -> Self {
         Self {
             database: tools.database.clone(),
             clock: tools.clock.clone(),
-            all: jobs,
+            jobs,
         }
     }
 
@@ -101,15 +101,15 @@ impl Jobs {
     pub async fn run(self, stop: CancellationToken) {
         let mut silent_about_it = false;
         let mut running = JoinSet::new();
-        let mut pause = FIRST_LOOK;
+        let mut pause = INITIAL_DELAY;
         loop {
             // Not all processes at once.
             let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
             if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
                 break;
             }
-            pause = LOOK_EVERY;
-            match self.begin_due(&mut running, &stop).await {
+            pause = POLL_INTERVAL;
+            match self.start_due_jobs(&mut running, &stop).await {
                 Ok(()) => silent_about_it = false,
                 Err(error) if !silent_about_it => {
                     let class = error_class(&error);
@@ -124,33 +124,40 @@ impl Jobs {
     }
 
     /// Looks once, and returns when what was due has ended.
-    pub async fn tick(&self, stop: &CancellationToken) -> Result<(), Error> {
+    pub async fn run_due_once(&self, stop: &CancellationToken) -> Result<(), Error> {
         let mut running = JoinSet::new();
-        let begun = self.begin_due(&mut running, stop).await;
+        let begun = self.start_due_jobs(&mut running, stop).await;
         while running.join_next().await.is_some() {}
         begun
     }
 
-    async fn begin_due(
+    async fn start_due_jobs(
         &self,
         running: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let last_runs = store::last_runs(&self.database, self.clock.lead()).await?;
-        for job in &self.all {
+        let last_runs = store::list_last_runs(&self.database, self.clock.lead()).await?;
+        for job in &self.jobs {
             let last = last_runs.iter().find(|run| run.job == job.name);
             if !job.is_due(last) {
                 continue;
             }
             let lead = self.clock.lead();
-            let seen = last.map_or(Seen::Nothing, |last| Seen::Run(last.id));
-            let claim =
-                store::claim(&self.database, job.name, seen, &host(), job.every, lead).await?;
-            if let Claim::Ours(id) = claim {
+            let seen = last.map_or(PreviousRun::NoRun, |last| PreviousRun::Id(last.id));
+            let claim = store::claim_job(
+                &self.database,
+                job.name,
+                seen,
+                &host_name(),
+                job.interval,
+                lead,
+            )
+            .await?;
+            if let JobClaim::Claimed(id) = claim {
                 let (database, clock) = (self.database.clone(), self.clock.clone());
                 let (job, stop) = (job.clone(), stop.clone());
                 running.spawn(async move {
-                    carry_out(&database, &clock, &job, id, &stop).await;
+                    execute_claimed_run(&database, &clock, &job, id, &stop).await;
                 });
             }
         }
@@ -159,50 +166,50 @@ impl Jobs {
 }
 
 /// Runs one job now, due or not, unless it runs already.
-pub async fn run_now(
+pub async fn run_job_now(
     database: &Database,
     clock: &Clock,
     job: &Job,
     stop: &CancellationToken,
-) -> Result<Ran, RunError> {
-    let claim = store::claim(
+) -> Result<JobRun, JobRunError> {
+    let claim = store::claim_job(
         database,
         job.name,
-        Seen::DidNotLook,
-        &host(),
+        PreviousRun::Any,
+        &host_name(),
         None,
         clock.lead(),
     )
     .await?;
     match claim {
-        Claim::Ours(id) => Ok(carry_out(database, clock, job, id, stop).await),
-        Claim::Runs { host, since } => Err(RunError::Runs {
+        JobClaim::Claimed(id) => Ok(execute_claimed_run(database, clock, job, id, stop).await),
+        JobClaim::AlreadyRunning { host, since } => Err(JobRunError::AlreadyRunning {
             job: job.name,
             host,
             since,
         }),
-        Claim::Overtaken => unreachable!("nothing was said of an earlier run"),
+        JobClaim::Superseded => unreachable!("nothing was said of an earlier run"),
     }
 }
 
 /// Does the work of a run that is ours, keeps saying so, and writes how it ended.
-async fn carry_out(
+async fn execute_claimed_run(
     database: &Database,
     clock: &Clock,
     job: &Job,
     id: i64,
     stop: &CancellationToken,
-) -> Ran {
+) -> JobRun {
     let begun = Instant::now();
     let stop = stop.child_token();
     let mut work = JoinSet::new();
-    work.spawn((job.work)(stop.clone()));
+    work.spawn((job.run_fn)(stop.clone()));
     let told = loop {
-        match timeout(RENEW_EVERY, work.join_next()).await {
+        match timeout(LEASE_RENEW_INTERVAL, work.join_next()).await {
             Ok(Some(Ok(told))) => break told,
             Ok(Some(Err(panicked))) => break Err(anyhow::Error::new(panicked)),
             Ok(None) => break Err(anyhow::anyhow!("it ended without a word")),
-            Err(_) => match store::renew(database, id, clock.lead()).await {
+            Err(_) => match store::renew_lease(database, id, clock.lead()).await {
                 Ok(true) => {}
                 // Somebody else runs it by now.
                 Ok(false) => stop.cancel(),
@@ -214,9 +221,9 @@ async fn carry_out(
         }
     };
     let outcome = match &told {
-        Err(_) => Outcome::Failed,
-        Ok(_) if stop.is_cancelled() => Outcome::Stopped,
-        Ok(_) => Outcome::Done,
+        Err(_) => JobOutcome::Failed,
+        Ok(_) if stop.is_cancelled() => JobOutcome::Stopped,
+        Ok(_) => JobOutcome::Done,
     };
     let took = begun.elapsed();
     let (summary, error) = match &told {
@@ -241,7 +248,7 @@ async fn carry_out(
             "job_run"
         ),
     }
-    let written = store::finish(
+    let written = store::finish_run(
         database,
         id,
         outcome.as_str(),
@@ -254,10 +261,10 @@ async fn carry_out(
         let class = error_class(&error);
         tracing::warn!(job = job.name, cause = %error, causeClass = class, "could not write how the job ended: it is taken for interrupted");
     }
-    Ran {
+    JobRun {
         job: job.name,
         outcome,
-        told,
-        took,
+        result: told,
+        duration: took,
     }
 }

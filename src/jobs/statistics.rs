@@ -8,27 +8,27 @@ use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, Tools};
+use super::{Job, JobContext};
 use crate::credentials::reseal;
-use crate::credentials::sealed::CANARY;
+use crate::credentials::sealed_columns::ENCRYPTION_CANARY;
 use crate::watch::expiry;
 
 /// The job.
-pub fn job(tools: &Tools) -> Job {
+pub fn statistics_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "statistics",
-        about: "counts for metrics what takes long to count",
-        every: tools.intervals.statistics,
-        work: Arc::new(move |_: CancellationToken| statistics(work.clone()).boxed()),
+        description: "counts for metrics what takes long to count",
+        interval: tools.intervals.statistics,
+        run_fn: Arc::new(move |_: CancellationToken| run_statistics_job(work.clone()).boxed()),
     }
 }
 
-async fn statistics(tools: Tools) -> anyhow::Result<Value> {
+async fn run_statistics_job(tools: JobContext) -> anyhow::Result<Value> {
     let database = &tools.database;
     let mut sealed: Map<String, Value> = Map::new();
-    for holding in reseal::holdings(database).await? {
-        if holding.column != CANARY {
+    for holding in reseal::list_key_usage(database).await? {
+        if holding.column != ENCRYPTION_CANARY {
             // 0 is no key.
             let key_id = holding.key_id.unwrap_or(0).to_string();
             let so_far = sealed.get(&key_id).and_then(Value::as_u64).unwrap_or(0);
@@ -36,11 +36,13 @@ async fn statistics(tools: Tools) -> anyhow::Result<Value> {
         }
     }
     let mut due = Map::new();
-    for found in expiry::due(database, &tools.cadences, tools.clock.lead(), 1).await? {
+    for found in
+        expiry::find_due_credentials(database, &tools.cadences, tools.clock.lead(), 1).await?
+    {
         due.insert(found.kind.as_str().to_owned(), found.count.into());
     }
     let mut tables = Map::new();
-    for table in database.sizes().await? {
+    for table in database.table_sizes().await? {
         let size = json!({ "rows": table.rows, "bytes": table.bytes });
         tables.insert(table.name, size);
     }

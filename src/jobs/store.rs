@@ -8,11 +8,11 @@ use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 
 /// How long a run has its job for itself without saying that it still runs.
-pub(super) const LEASE: Duration = Duration::from_mins(1);
+pub(super) const LEASE_TTL: Duration = Duration::from_mins(1);
 
 /// The last run of a job.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LastRun {
+pub struct LastJobRun {
     /// Its number.
     pub id: i64,
     /// Which job.
@@ -28,7 +28,7 @@ pub struct LastRun {
     /// How: `done`, `failed`, `stopped` or `interrupted`. `None`: it has not.
     pub outcome: Option<String>,
     /// What it did.
-    pub told: Option<Value>,
+    pub summary: Option<Value>,
     /// Why it failed.
     pub error: Option<String>,
     /// How long ago it began.
@@ -38,7 +38,7 @@ pub struct LastRun {
 }
 
 /// The last run of every job that ever ran.
-pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRun>, Error> {
+pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<LastJobRun>, Error> {
     let rows = sqlx::query!(
         r#"
         with recursive named as (
@@ -60,7 +60,7 @@ pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRu
     )
     .fetch_all(database.pool())
     .await?;
-    let runs = rows.into_iter().map(|row| LastRun {
+    let runs = rows.into_iter().map(|row| LastJobRun {
         id: row.id,
         job: row.job,
         host: row.host,
@@ -71,7 +71,7 @@ pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRu
         started_at: row.started_at.into(),
         finished_at: row.finished_at.map(Timestamp::from),
         outcome: row.outcome,
-        told: row.told,
+        summary: row.told,
         error: row.error,
         age: Duration::try_from_secs_f64(row.age).unwrap_or_default(),
         is_lapsed: row.is_lapsed,
@@ -81,19 +81,19 @@ pub async fn last_runs(database: &Database, lead: Duration) -> Result<Vec<LastRu
 
 /// How a job stands, for metrics.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct JobHealth {
     /// Which.
     pub job: String,
     /// When the last run began that was done.
-    pub done_at: Option<Timestamp>,
+    pub last_success_at: Option<Timestamp>,
     /// What that run did.
-    pub told: Option<Value>,
+    pub last_summary: Option<Value>,
     /// Whether the last run failed.
     pub is_failing: bool,
 }
 
 /// How every job stands that ever ran. Jumps from one to the next, however many runs there were.
-pub async fn standings(database: &Database) -> Result<Vec<Standing>, Error> {
+pub async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
     let rows = sqlx::query!(
         r#"
         with recursive named as (
@@ -117,10 +117,10 @@ pub async fn standings(database: &Database) -> Result<Vec<Standing>, Error> {
     )
     .fetch_all(database.pool())
     .await?;
-    let standings = rows.into_iter().map(|row| Standing {
+    let standings = rows.into_iter().map(|row| JobHealth {
         job: row.job,
-        done_at: row.done_at.map(Timestamp::from),
-        told: row.told,
+        last_success_at: row.done_at.map(Timestamp::from),
+        last_summary: row.told,
         is_failing: row.is_failing,
     });
     Ok(standings.collect())
@@ -128,37 +128,37 @@ pub async fn standings(database: &Database) -> Result<Vec<Standing>, Error> {
 
 /// What became of an attempt to begin a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(super) enum JobClaim {
     /// It is ours, under this number.
-    Ours(i64),
+    Claimed(i64),
     /// Another run was begun since `seen`.
-    Overtaken,
+    Superseded,
     /// It runs.
-    Runs { host: String, since: Timestamp },
+    AlreadyRunning { host: String, since: Timestamp },
 }
 
 /// What whoever wants to begin a run knows of the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum PreviousRun {
     /// It is to run whatever ran before.
-    DidNotLook,
+    Any,
     /// There was none.
-    Nothing,
+    NoRun,
     /// This one.
-    Run(i64),
+    Id(i64),
 }
 
 /// Begins a run, unless the job runs already, or another run was begun since it was looked.
 ///
 /// Call it where it cannot be cancelled: sqlx loses track of a transaction whose beginning was given up.
-pub(super) async fn claim(
+pub(super) async fn claim_job(
     database: &Database,
     job: &str,
-    seen: Seen,
+    seen: PreviousRun,
     host: &str,
     interval: Option<Duration>,
     lead: Duration,
-) -> Result<Claim, Error> {
+) -> Result<JobClaim, Error> {
     let mut transaction = database.pool().begin().await?;
     // Whoever comes second waits here for the few milliseconds of the first, and then sees its row.
     sqlx::query!(
@@ -179,18 +179,18 @@ pub(super) async fn claim(
     .fetch_optional(&mut *transaction)
     .await?;
     let is_overtaken = match seen {
-        Seen::DidNotLook => false,
-        Seen::Nothing => last.is_some(),
-        Seen::Run(id) => last.as_ref().map(|last| last.id) != Some(id),
+        PreviousRun::Any => false,
+        PreviousRun::NoRun => last.is_some(),
+        PreviousRun::Id(id) => last.as_ref().map(|last| last.id) != Some(id),
     };
     if is_overtaken {
-        return Ok(Claim::Overtaken);
+        return Ok(JobClaim::Superseded);
     }
     if let Some(last) = last
         && last.runs
     {
         if !last.is_lapsed {
-            return Ok(Claim::Runs {
+            return Ok(JobClaim::AlreadyRunning {
                 host: last.host,
                 since: last.started_at.into(),
             });
@@ -215,22 +215,26 @@ pub(super) async fn claim(
         host,
         interval.map(|every| i64::try_from(every.as_secs()).unwrap_or(i64::MAX)),
         lead.as_secs_f64(),
-        LEASE.as_secs_f64(),
+        LEASE_TTL.as_secs_f64(),
     )
     .fetch_one(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(Claim::Ours(id))
+    Ok(JobClaim::Claimed(id))
 }
 
 /// Says that a run still runs. Whether it is still ours.
-pub(super) async fn renew(database: &Database, id: i64, lead: Duration) -> Result<bool, Error> {
+pub(super) async fn renew_lease(
+    database: &Database,
+    id: i64,
+    lead: Duration,
+) -> Result<bool, Error> {
     let renewed = sqlx::query!(
         "update job_runs set lease_until = statement_timestamp() + make_interval(secs => $2::float8 + $3) \
           where id = $1 and finished_at is null",
         id,
         lead.as_secs_f64(),
-        LEASE.as_secs_f64(),
+        LEASE_TTL.as_secs_f64(),
     )
     .execute(database.pool())
     .await?;
@@ -238,7 +242,7 @@ pub(super) async fn renew(database: &Database, id: i64, lead: Duration) -> Resul
 }
 
 /// Writes how a run ended, unless it was given up for dead.
-pub(super) async fn finish(
+pub(super) async fn finish_run(
     database: &Database,
     id: i64,
     outcome: &str,

@@ -8,9 +8,9 @@
 //! - [`registry`]: all of them, and the page in Prometheus' text format 0.0.4
 //! - [`process`]: what the operating system knows of this process
 
-pub mod kinds;
+pub mod metric_types;
 pub mod process;
 pub mod registry;
 
-pub use kinds::{Counter, Gauge, Histogram};
-pub use registry::{CONTENT_TYPE, Labelled, Registry};
+pub use metric_types::{Counter, Gauge, Histogram};
+pub use registry::{METRICS_CONTENT_TYPE, MetricVec, MetricsRegistry};

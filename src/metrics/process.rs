@@ -3,13 +3,13 @@
 
 use std::fs;
 
-use super::registry::{Kind, Registry};
+use super::registry::{MetricsRegistry, ObservableKind};
 use crate::clock::Clock;
 
 /// Adds them.
-pub fn register(registry: &Registry, clock: &Clock) {
-    let begun = clock.now().millis();
-    registry.looked_up(
+pub fn register_process_metrics(registry: &MetricsRegistry, clock: &Clock) {
+    let begun = clock.now().as_millis();
+    registry.register_observable(
         "process_start_time_seconds",
         "When this process began, in seconds since the Unix epoch.",
         move |tell| {
@@ -19,19 +19,19 @@ pub fn register(registry: &Registry, clock: &Clock) {
             )]
             tell("", begun as f64 / 1000.0);
         },
-        Kind::Gauge,
+        ObservableKind::Gauge,
     );
-    registry.looked_up(
+    registry.register_observable(
         "process_resident_memory_bytes",
         "Memory that this process has.",
         |tell| {
-            if let Some(kilobytes) = status("VmRSS:") {
+            if let Some(kilobytes) = read_proc_status("VmRSS:") {
                 tell("", kilobytes * 1024.0);
             }
         },
-        Kind::Gauge,
+        ObservableKind::Gauge,
     );
-    registry.looked_up(
+    registry.register_observable(
         "process_open_fds",
         "Files and connections that this process has open.",
         |tell| {
@@ -41,22 +41,22 @@ pub fn register(registry: &Registry, clock: &Clock) {
                 tell("", f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
             }
         },
-        Kind::Gauge,
+        ObservableKind::Gauge,
     );
-    registry.looked_up(
+    registry.register_observable(
         "process_threads",
         "Threads of this process.",
         |tell| {
-            if let Some(threads) = status("Threads:") {
+            if let Some(threads) = read_proc_status("Threads:") {
                 tell("", threads);
             }
         },
-        Kind::Gauge,
+        ObservableKind::Gauge,
     );
 }
 
 /// A number of `/proc/self/status`.
-fn status(field: &str) -> Option<f64> {
+fn read_proc_status(field: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     line.split_whitespace().next()?.parse().ok()

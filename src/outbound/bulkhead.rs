@@ -10,31 +10,39 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bounds how much one owner may have running at once, so that one tenant's flood does not take every connection.
 #[derive(Clone)]
 pub struct Bulkhead<K> {
-    width: usize,
-    owners: Arc<Mutex<HashMap<K, Arc<Semaphore>>>>,
+    max_concurrent: usize,
+    semaphores: Arc<Mutex<HashMap<K, Arc<Semaphore>>>>,
 }
 
 impl<K: Eq + Hash + Clone> Bulkhead<K> {
     /// At most `width` at once for each owner.
-    pub fn new(width: usize) -> Self {
+    pub fn new(max_concurrent: usize) -> Self {
         Self {
-            width,
-            owners: Arc::default(),
+            max_concurrent,
+            semaphores: Arc::default(),
         }
     }
 
     /// Waits for a place of `owner`'s. `None` when none came free within `patience`.
-    pub async fn enter(&self, owner: &K, patience: Duration) -> Option<OwnedSemaphorePermit> {
+    pub async fn acquire_permit(
+        &self,
+        owner: &K,
+        patience: Duration,
+    ) -> Option<OwnedSemaphorePermit> {
         let places = {
-            let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut owners = self
+                .semaphores
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if owners.len() > 1024 {
                 owners.retain(|_, places| {
-                    Arc::strong_count(places) > 1 || places.available_permits() < self.width
+                    Arc::strong_count(places) > 1
+                        || places.available_permits() < self.max_concurrent
                 });
             }
             owners
                 .entry(owner.clone())
-                .or_insert_with(|| Arc::new(Semaphore::new(self.width)))
+                .or_insert_with(|| Arc::new(Semaphore::new(self.max_concurrent)))
                 .clone()
         };
         tokio::time::timeout(patience, places.acquire_owned())
@@ -51,24 +59,24 @@ mod tests {
     #[tokio::test]
     async fn one_owner_waits_and_another_does_not() {
         let bulkhead = Bulkhead::new(1);
-        let held = bulkhead.enter(&"a", Duration::ZERO).await;
+        let held = bulkhead.acquire_permit(&"a", Duration::ZERO).await;
         assert!(held.is_some());
         assert!(
             bulkhead
-                .enter(&"a", Duration::from_millis(1))
+                .acquire_permit(&"a", Duration::from_millis(1))
                 .await
                 .is_none()
         );
         assert!(
             bulkhead
-                .enter(&"b", Duration::from_millis(1))
+                .acquire_permit(&"b", Duration::from_millis(1))
                 .await
                 .is_some()
         );
         drop(held);
         assert!(
             bulkhead
-                .enter(&"a", Duration::from_millis(1))
+                .acquire_permit(&"a", Duration::from_millis(1))
                 .await
                 .is_some()
         );

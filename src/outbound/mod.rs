@@ -9,11 +9,16 @@
 //! - [`Bulkhead`] bounds how many one tenant may have running
 
 mod bulkhead;
-mod client;
-mod in_flight;
+mod http_client;
+mod single_flight;
 mod upstream;
 
 pub use bulkhead::Bulkhead;
-pub use client::{Believed, NoClient, client, client_believing, root_cause};
-pub use in_flight::InFlight;
-pub use upstream::{Answer, SendError, Upstream, Verdict, push_segment, retry_after, unreadable};
+pub use http_client::{
+    CertificateTrust, HttpClientError, build_http_client, build_local_http_client, root_cause,
+};
+pub use single_flight::SingleFlight;
+pub use upstream::{
+    RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
+    parse_retry_after, push_path_segment,
+};

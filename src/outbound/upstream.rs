@@ -16,19 +16,19 @@ use crate::clock::Timestamp;
 use crate::crypto::token;
 
 /// The most a store's answer may weigh. A subscription with its whole history of line items is a few kilobytes.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// A first attempt and two quick retries.
 const MAX_ATTEMPTS: u32 = 3;
 /// The first pause between attempts; the second is twice as long. Each varies by a quarter either way.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The longest wait that is passed on.
-const LONGEST_WAIT: Duration = Duration::from_hours(24);
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
 /// A `Retry-After` from here on is a moment in milliseconds, below it a number of seconds.
-const FIRST_MOMENT: i64 = 1_000_000_000;
+const MIN_EPOCH_MILLIS: i64 = 1_000_000_000;
 
 /// A store's answer, whole.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct UpstreamResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// The headers, for `Retry-After` and `Cache-Control`.
@@ -39,7 +39,7 @@ pub struct Answer {
 
 /// Why there is no answer at all. No message repeats a URL, which may hold a purchase token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
+pub enum UpstreamError {
     /// The deadline passed first.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -53,7 +53,7 @@ pub enum SendError {
 
 /// What to do with an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RetryDecision {
     /// It is final, whatever it says.
     Final,
     /// It may be better in a moment: try again while the deadline allows.
@@ -64,28 +64,28 @@ pub enum Verdict {
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
-    deadline: Duration,
-    most_bytes: usize,
+    timeout: Duration,
+    max_response_bytes: usize,
 }
 
 impl Upstream {
     /// Calls through `client`; each logical call, retries included, ends within `deadline`.
-    pub fn new(client: reqwest::Client, deadline: Duration) -> Self {
+    pub fn new(client: reqwest::Client, timeout: Duration) -> Self {
         Self {
             client,
-            deadline,
-            most_bytes: MAX_ANSWER_BYTES,
+            timeout,
+            max_response_bytes: MAX_RESPONSE_BYTES,
         }
     }
 
     /// The same through the same connections, for short answers: of at most `most_bytes` and within `deadline`, or
     /// sooner.
     #[must_use]
-    pub fn within(&self, deadline: Duration, most_bytes: usize) -> Self {
+    pub fn with_limits(&self, deadline: Duration, most_bytes: usize) -> Self {
         Self {
             client: self.client.clone(),
-            deadline: deadline.min(self.deadline),
-            most_bytes: most_bytes.min(self.most_bytes),
+            timeout: deadline.min(self.timeout),
+            max_response_bytes: most_bytes.min(self.max_response_bytes),
         }
     }
 
@@ -96,23 +96,25 @@ impl Upstream {
 
     /// Sends the request that `build` makes, again while `judge` calls the answer transient, a connection fails, and
     /// the deadline leaves room. The last answer is returned even when it is transient.
-    pub async fn send(
+    pub async fn send_with_retries(
         &self,
         build: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
-        judge: impl Fn(&Answer) -> Verdict,
-    ) -> Result<Answer, SendError> {
-        let end = Instant::now() + self.deadline;
+        judge: impl Fn(&UpstreamResponse) -> RetryDecision,
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        let end = Instant::now() + self.timeout;
         let mut attempt = 1;
         loop {
-            let Ok(outcome) = once(build(&self.client), self.most_bytes, end).await else {
-                return Err(SendError::Timeout(self.deadline));
+            let Ok(outcome) = send_once(build(&self.client), self.max_response_bytes, end).await
+            else {
+                return Err(UpstreamError::Timeout(self.timeout));
             };
             let again = match &outcome {
-                Ok(answer) => judge(answer) == Verdict::Transient,
-                Err(SendError::Connection(_)) => true,
+                Ok(answer) => judge(answer) == RetryDecision::Transient,
+                Err(UpstreamError::Connection(_)) => true,
                 Err(_) => false,
             };
-            let pause = FIRST_PAUSE.mul_f64(f64::from(attempt) * (0.75 + fastrand::f64() / 2.0));
+            let pause =
+                FIRST_RETRY_DELAY.mul_f64(f64::from(attempt) * (0.75 + fastrand::f64() / 2.0));
             if !again || attempt == MAX_ATTEMPTS || Instant::now() + pause >= end {
                 return outcome;
             }
@@ -123,15 +125,15 @@ impl Upstream {
 }
 
 /// One attempt until `end`.
-async fn once(
+async fn send_once(
     request: reqwest::RequestBuilder,
     most_bytes: usize,
     end: Instant,
-) -> Result<Result<Answer, SendError>, Elapsed> {
+) -> Result<Result<UpstreamResponse, UpstreamError>, Elapsed> {
     let (client, request) = request.build_split();
     let request = match request {
         Ok(request) => request,
-        Err(error) => return Ok(Err(broken(error))),
+        Err(error) => return Ok(Err(connection_error(error))),
     };
     // Of the URL only the host: the rest may be a purchase.
     let host = request.url().host_str().unwrap_or_default();
@@ -144,7 +146,7 @@ async fn once(
         server.address = host,
         http.response.status_code = Empty,
     );
-    let exchange = exchange(client, request, most_bytes).instrument(span.clone());
+    let exchange = execute_request(client, request, most_bytes).instrument(span.clone());
     let outcome = tokio::time::timeout_at(end, exchange).await;
     match &outcome {
         Ok(Ok(answer)) => span.record(
@@ -156,24 +158,24 @@ async fn once(
     outcome
 }
 
-fn broken(error: reqwest::Error) -> SendError {
-    SendError::Connection(root_cause(&error.without_url()))
+fn connection_error(error: reqwest::Error) -> UpstreamError {
+    UpstreamError::Connection(root_cause(&error.without_url()))
 }
 
-async fn exchange(
+async fn execute_request(
     client: reqwest::Client,
     request: reqwest::Request,
     most_bytes: usize,
-) -> Result<Answer, SendError> {
-    let mut response = client.execute(request).await.map_err(broken)?;
+) -> Result<UpstreamResponse, UpstreamError> {
+    let mut response = client.execute(request).await.map_err(connection_error)?;
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+    while let Some(chunk) = response.chunk().await.map_err(connection_error)? {
         if body.len() + chunk.len() > most_bytes {
-            return Err(SendError::TooLarge(most_bytes));
+            return Err(UpstreamError::TooLarge(most_bytes));
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer {
+    Ok(UpstreamResponse {
         status: response.status(),
         headers: std::mem::take(response.headers_mut()),
         body,
@@ -183,7 +185,7 @@ async fn exchange(
 /// Writes `part` as one segment of a URL's path: everything but RFC 3986's unreserved characters becomes `%XX`, so that
 /// a slash, a colon, a question mark or a line break stays part of the id. `None` for what a URL has no spelling for: a
 /// segment that is empty or one or two dots. No purchase is called that.
-pub fn push_segment(path: &mut String, part: &str) -> Option<()> {
+pub fn push_path_segment(path: &mut String, part: &str) -> Option<()> {
     if matches!(part, "" | "." | "..") {
         return None;
     }
@@ -192,7 +194,7 @@ pub fn push_segment(path: &mut String, part: &str) -> Option<()> {
             path.push(char::from(byte));
         } else {
             path.push('%');
-            path.push_str(&token::hex(&[byte]).to_ascii_uppercase());
+            path.push_str(&token::encode_hex(&[byte]).to_ascii_uppercase());
         }
     }
     Some(())
@@ -200,18 +202,20 @@ pub fn push_segment(path: &mut String, part: &str) -> Option<()> {
 
 /// `Retry-After` as a number of seconds, as a date, or, which is Apple's way, as the moment in milliseconds since the Unix
 /// epoch; at least a second, at most a day. `None` when absent or nonsense.
-pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub fn parse_retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<i64>() {
-        Ok(moment) if moment >= FIRST_MOMENT => Timestamp::from_millis(moment).since(now),
+        Ok(moment) if moment >= MIN_EPOCH_MILLIS => {
+            Timestamp::from_millis(moment).duration_since(now)
+        }
         Ok(seconds) => Duration::from_secs(u64::try_from(seconds).ok()?),
-        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).since(now),
+        Err(_) => Timestamp::from(OffsetDateTime::parse(text, &Rfc2822).ok()?).duration_since(now),
     };
-    Some(wait.clamp(Duration::from_secs(1), LONGEST_WAIT))
+    Some(wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))
 }
 
 /// What is wrong with a store's JSON, without `serde_json`'s own sentence, which repeats the value it did not expect.
-pub fn unreadable(error: &serde_json::Error) -> String {
+pub fn describe_json_error(error: &serde_json::Error) -> String {
     format!(
         "{:?} error at line {}, column {}",
         error.classify(),

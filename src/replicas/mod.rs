@@ -8,13 +8,13 @@
 //! - [`company`]: who is there, and who could not open what
 //! - [`upgrade`]: whom a migration would stop
 
-pub mod company;
-pub mod presence;
+pub mod heartbeat;
+pub mod live_replicas;
+pub mod migration_check;
 mod replica;
 mod store;
-pub mod upgrade;
 
-pub use company::Company;
-pub use presence::{Certificates, Presence, host};
-pub use replica::{LIVE, Replica};
-pub use upgrade::WouldStop;
+pub use heartbeat::{CertificateExpiries, ReplicaHeartbeat, host_name};
+pub use live_replicas::LiveReplicas;
+pub use migration_check::MigrationBlockedError;
+pub use replica::{HEARTBEAT_TIMEOUT, Replica};

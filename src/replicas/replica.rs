@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::id::ReplicaId;
 
 /// A process that was seen this lately counts as being there.
-pub const LIVE: Duration = Duration::from_secs(45);
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// A process that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::replica::{LIVE, Replica};
+use super::replica::{HEARTBEAT_TIMEOUT, Replica};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::ReplicaId;
 
 /// Rows of processes that were killed are kept this long, for whoever wonders what happened.
-const KEPT: Duration = Duration::from_hours(24);
+const DEAD_REPLICA_TTL: Duration = Duration::from_hours(24);
 
-pub(super) struct Beat<'a> {
+pub(super) struct HeartbeatRow<'a> {
     pub(super) id: &'a ReplicaId,
     pub(super) host: &'a str,
     pub(super) pid: i32,
@@ -21,9 +21,9 @@ pub(super) struct Beat<'a> {
     pub(super) certificates: serde_json::Value,
 }
 
-pub(super) async fn beat(
+pub(super) async fn upsert_heartbeat(
     database: &Database,
-    beat: &Beat<'_>,
+    beat: &HeartbeatRow<'_>,
     lead: Duration,
 ) -> Result<(), Error> {
     let opening: Vec<i16> = beat
@@ -50,7 +50,7 @@ pub(super) async fn beat(
         i16::from(beat.sealing_key_id),
         &opening,
         lead.as_secs_f64(),
-        KEPT.as_secs_f64(),
+        DEAD_REPLICA_TTL.as_secs_f64(),
         beat.settings,
         beat.certificates,
     )
@@ -59,14 +59,17 @@ pub(super) async fn beat(
     Ok(())
 }
 
-pub(super) async fn forget(database: &Database, id: &ReplicaId) -> Result<(), Error> {
+pub(super) async fn delete_replica(database: &Database, id: &ReplicaId) -> Result<(), Error> {
     sqlx::query!("delete from replicas where id = $1", id.as_str())
         .execute(database.pool())
         .await?;
     Ok(())
 }
 
-pub(super) async fn present(database: &Database, lead: Duration) -> Result<Vec<Replica>, Error> {
+pub(super) async fn list_live_replicas(
+    database: &Database,
+    lead: Duration,
+) -> Result<Vec<Replica>, Error> {
     let rows = sqlx::query!(
         r#"
         select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids,
@@ -76,7 +79,7 @@ pub(super) async fn present(database: &Database, lead: Duration) -> Result<Vec<R
         order by started_at, id
         "#,
         lead.as_secs_f64(),
-        LIVE.as_secs_f64(),
+        HEARTBEAT_TIMEOUT.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;

@@ -13,22 +13,22 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::activity::{Activity, Held};
-use super::shared::{Manners, Server};
-use super::socket::{Socket, Stream};
+use super::activity::{ActiveRequest, ConnectionActivity};
+use super::shared::{ConnectionLimits, ServerState};
+use super::socket::{BoxedStream, ConnectionSocket};
 
 /// What a connection that was told to end may still take to do so, with nothing in hand.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most a request's head may weigh.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// The most header fields a request may have.
 const MAX_HEADERS: usize = 64;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const KEEP_ALIVE_HEADER: HeaderName = HeaderName::from_static("keep-alive");
 /// Requests at once on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 128;
+const MAX_CONCURRENT_STREAMS: u32 = 128;
 
 /// The HTTP library with our limits, for HTTP/1.1 and HTTP/2.
-pub(super) fn protocol(manners: &Manners) -> auto::Builder<TokioExecutor> {
+pub(super) fn build_protocol(manners: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
     protocol
         .http1()
@@ -40,47 +40,48 @@ pub(super) fn protocol(manners: &Manners) -> auto::Builder<TokioExecutor> {
     protocol
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX));
     protocol
 }
 
 /// Tells HTTP/1 callers how long an idle connection is kept, so that they do not send on one that is just being closed.
 /// Node's agent and its fetch, among others, go by it.
-pub(super) fn keep_alive(manners: &Manners) -> Option<HeaderValue> {
+pub(super) fn keep_alive_header(manners: &ConnectionLimits) -> Option<HeaderValue> {
     let kept = manners.head_timeout.min(manners.idle_timeout).as_secs();
     (kept > 0).then(|| HeaderValue::from_str(&format!("timeout={kept}")).ok())?
 }
 
 /// Talks on a connection until either side ends it.
-pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
+pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>) {
     // Answers are small and whole: nothing is gained by waiting for more to send.
     let _ = stream.set_nodelay(true);
-    let manners = &server.manners;
-    let stream: Stream = match &server.tls {
+    let manners = &server.limits;
+    let stream: BoxedStream = match &server.tls {
         None => Box::new(stream),
         Some(tls) => {
             // Who is slow at shaking hands is like who is slow at a request's head.
-            let shaking = timeout(manners.head_timeout, tls.acceptor().accept(stream));
-            let Some(Ok(Ok(stream))) = server.stopping.run_until_cancelled(shaking).await else {
+            let shaking = timeout(manners.head_timeout, tls.tls_acceptor().accept(stream));
+            let Some(Ok(Ok(stream))) = server.graceful_shutdown.run_until_cancelled(shaking).await
+            else {
                 return;
             };
             Box::new(stream)
         }
     };
-    let activity = Arc::new(Activity::new());
-    let socket = Socket::new(stream, activity.clone(), server.clone());
+    let activity = Arc::new(ConnectionActivity::new());
+    let socket = ConnectionSocket::new(stream, activity.clone(), server.clone());
     let service = service_fn(|request: Request<Incoming>| {
-        let held = Held::new(&activity);
+        let held = ActiveRequest::new(&activity);
         let is_http_1 = request.version() < Version::HTTP_2;
-        let envelope = server.envelope.clone();
+        let envelope = server.request_layer.clone();
         // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
         // off between two statements.
         let answer = server.tasks.spawn(
             server
-                .given_up
+                .abort
                 .clone()
-                .run_until_cancelled_owned(envelope.answer(request.map(Body::new))),
+                .run_until_cancelled_owned(envelope.handle_request(request.map(Body::new))),
         );
         let keep_alive = server.keep_alive.clone();
         async move {
@@ -90,7 +91,7 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
                 return Err("the server has stopped");
             };
             if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {
-                answer.headers_mut().insert(KEEP_ALIVE, keep_alive);
+                answer.headers_mut().insert(KEEP_ALIVE_HEADER, keep_alive);
             }
             Ok(answer)
         }
@@ -103,18 +104,18 @@ pub(super) async fn drive(stream: TcpStream, server: Arc<Server>) {
     let mut ending = None;
     loop {
         let (limit, from) = match ending {
-            Some(since) => (LAST_WORDS.min(manners.idle_timeout), Some(since)),
+            Some(since) => (CLOSE_TIMEOUT.min(manners.idle_timeout), Some(since)),
             None => (manners.idle_timeout, None),
         };
         tokio::select! {
             _ = connection.as_mut() => return,
-            () = server.stopping.cancelled(), if ending.is_none() => {}
-            () = activity.idle(limit, from) => {
+            () = server.graceful_shutdown.cancelled(), if ending.is_none() => {}
+            () = activity.wait_until_idle(limit, from) => {
                 if ending.is_some() {
                     return;
                 }
             }
-            () = server.given_up.cancelled() => return,
+            () = server.abort.cancelled() => return,
         }
         ending = Some(Instant::now());
         connection.as_mut().graceful_shutdown();

@@ -11,19 +11,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
-use super::shared::{Manners, Server};
-use super::tls::Tls;
-use crate::http::envelope::Envelope;
+use super::shared::{ConnectionLimits, ServerState};
+use super::tls::ReloadableTls;
+use crate::http::request_layer::RequestLayer;
 
 /// How long to wait when the system has no room for another connection.
-const PAUSE_WHEN_FULL: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// File descriptors that are kept for the database, the stores and the log.
-const DESCRIPTORS_KEPT: u64 = 256;
+const RESERVED_DESCRIPTORS: u64 = 256;
 /// More connections than this are not useful to one process.
-const MOST_CONNECTIONS: u64 = 16 * 1024;
+const MAX_CONNECTIONS: u64 = 16 * 1024;
 
 /// As many connections as this process can have file descriptors for, which are first made as many as it may have.
-pub fn room_for_connections() -> usize {
+pub fn raise_connection_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
@@ -35,30 +35,30 @@ pub fn room_for_connections() -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let room = current.map_or(MOST_CONNECTIONS, |most| {
-        most.saturating_sub(DESCRIPTORS_KEPT)
+    let room = current.map_or(MAX_CONNECTIONS, |most| {
+        most.saturating_sub(RESERVED_DESCRIPTORS)
     });
-    usize::try_from(room.clamp(64, MOST_CONNECTIONS)).unwrap_or(64)
+    usize::try_from(room.clamp(64, MAX_CONNECTIONS)).unwrap_or(64)
 }
 
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
+pub struct ListenSettings {
     /// `BIND_ADDRESS`; `None` when nobody chose one: every address, of IPv4 only where there is no IPv6.
     pub address: Option<IpAddr>,
     /// `PORT`; 0 takes a free one.
     pub port: u16,
 }
 
-impl Listen {
+impl ListenSettings {
     /// The address and port to try first.
-    pub fn socket(&self) -> SocketAddr {
+    pub fn bind_addr(&self) -> SocketAddr {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
     }
 
     /// Where somebody on this machine finds it: at loopback when it listens everywhere.
-    pub fn nearby(&self) -> SocketAddr {
+    pub fn connect_addr(&self) -> SocketAddr {
         let listening = self.address.filter(|address| !address.is_unspecified());
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         SocketAddr::new(listening.unwrap_or(loopback), self.port)
@@ -72,15 +72,15 @@ pub enum BindError {
     #[error(
         "port {0} is already in use: stop what uses it, or choose another with --port (or PORT); 0 takes a free one"
     )]
-    InUse(u16),
+    PortInUse(u16),
     /// The system does not let this user.
     #[error("port {0} may not be used by this user: choose one from 1024 up with --port (or PORT)")]
-    Forbidden(u16),
+    PermissionDenied(u16),
     /// The machine has no such address.
     #[error(
         "{0} is not an address of this machine: choose another with --bind-address (or BIND_ADDRESS)"
     )]
-    NoSuchAddress(SocketAddr),
+    AddressNotAvailable(SocketAddr),
     /// The metrics' address cannot be had.
     #[error(
         "cannot serve metrics at {0}: {1}. Choose another address with --metrics-address (or METRICS_ADDRESS)"
@@ -92,65 +92,67 @@ pub enum BindError {
 }
 
 /// Starts to listen: connections are taken by the system from now on, and served after [`start`].
-pub async fn bind(listen: Listen) -> Result<TcpListener, BindError> {
-    let address = listen.socket();
+pub async fn bind_listener(listen: ListenSettings) -> Result<TcpListener, BindError> {
+    let address = listen.bind_addr();
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         // Nobody chose an address, and this machine has no IPv6.
-        Err(problem) if listen.address.is_none() && lacks_ipv6(&problem) => {
+        Err(problem) if listen.address.is_none() && is_ipv6_unavailable(&problem) => {
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port));
             TcpListener::bind(address)
                 .await
-                .map_err(|problem| explain(address, problem))
+                .map_err(|problem| to_bind_error(address, problem))
         }
-        Err(problem) => Err(explain(address, problem)),
+        Err(problem) => Err(to_bind_error(address, problem)),
     }
 }
 
-fn lacks_ipv6(problem: &io::Error) -> bool {
+fn is_ipv6_unavailable(problem: &io::Error) -> bool {
     problem.kind() == ErrorKind::AddrNotAvailable
         || problem.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
-fn explain(address: SocketAddr, problem: io::Error) -> BindError {
+fn to_bind_error(address: SocketAddr, problem: io::Error) -> BindError {
     match problem.kind() {
-        ErrorKind::AddrInUse => BindError::InUse(address.port()),
-        ErrorKind::PermissionDenied => BindError::Forbidden(address.port()),
-        ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(address),
+        ErrorKind::AddrInUse => BindError::PortInUse(address.port()),
+        ErrorKind::PermissionDenied => BindError::PermissionDenied(address.port()),
+        ErrorKind::AddrNotAvailable => BindError::AddressNotAvailable(address),
         _ => BindError::Other(address, problem),
     }
 }
 
 /// A server that serves. Dropping it lets it go on; [`Running::stop`] ends it.
 #[must_use = "a running server is stopped through this"]
-pub struct Running {
+pub struct RunningServer {
     address: SocketAddr,
-    server: Arc<Server>,
+    server: Arc<ServerState>,
 }
 
 /// Serves what arrives at `listener`, with TLS when there is a certificate.
-pub fn start(
-    envelope: Envelope,
+pub fn start_server(
+    envelope: RequestLayer,
     listener: TcpListener,
-    manners: Manners,
-    tls: Option<Tls>,
-) -> io::Result<Running> {
+    manners: ConnectionLimits,
+    tls: Option<ReloadableTls>,
+) -> io::Result<RunningServer> {
     let address = listener.local_addr()?;
-    let server = Arc::new(Server {
-        envelope,
-        manners,
+    let server = Arc::new(ServerState {
+        request_layer: envelope,
+        limits: manners,
         tls,
-        protocol: connection::protocol(&manners),
-        keep_alive: connection::keep_alive(&manners),
+        protocol: connection::build_protocol(&manners),
+        keep_alive: connection::keep_alive_header(&manners),
         tasks: TaskTracker::new(),
-        stopping: CancellationToken::new(),
-        given_up: CancellationToken::new(),
+        graceful_shutdown: CancellationToken::new(),
+        abort: CancellationToken::new(),
     });
-    server.tasks.spawn(take(listener, server.clone()));
-    Ok(Running { address, server })
+    server
+        .tasks
+        .spawn(accept_connections(listener, server.clone()));
+    Ok(RunningServer { address, server })
 }
 
-impl Running {
+impl RunningServer {
     /// Where it listens, with the port that was taken.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -161,51 +163,52 @@ impl Running {
     pub async fn stop(self, grace: Duration) -> bool {
         let server = self.server;
         server.tasks.close();
-        server.stopping.cancel();
+        server.graceful_shutdown.cancel();
         let finished = tokio::time::timeout(grace, server.tasks.wait())
             .await
             .is_ok();
-        server.given_up.cancel();
+        server.abort.cancel();
         server.tasks.wait().await;
         finished
     }
 }
 
-async fn take(listener: TcpListener, server: Arc<Server>) {
-    let places = Arc::new(Semaphore::new(server.manners.max_connections));
+async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
+    let places = Arc::new(Semaphore::new(server.limits.max_connections));
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await;
             let place = place.expect("the semaphore is never closed");
             (listener.accept().await, place)
         };
-        let Some((accepted, place)) = server.stopping.run_until_cancelled(next).await else {
+        let Some((accepted, place)) = server.graceful_shutdown.run_until_cancelled(next).await
+        else {
             // The listener is closed here: from now on the system refuses connections.
             return;
         };
         match accepted {
             Ok((stream, _)) => {
-                let talk = connection::drive(stream, server.clone());
+                let talk = connection::serve_connection(stream, server.clone());
                 server.tasks.spawn(async move {
                     talk.await;
                     drop(place);
                 });
             }
             // The caller gave up before it was taken.
-            Err(problem) if is_the_callers(&problem) => {}
+            Err(problem) if is_client_abort(&problem) => {}
             // Out of file descriptors or memory. Those who are here will leave; whoever waits keeps waiting.
             Err(problem) => {
                 let class = problem
                     .raw_os_error()
                     .map(|code| format!("os error {code}"));
                 tracing::error!(cause = %problem, causeClass = class, "accept_failed");
-                tokio::time::sleep(PAUSE_WHEN_FULL).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-fn is_the_callers(problem: &io::Error) -> bool {
+fn is_client_abort(problem: &io::Error) -> bool {
     matches!(
         problem.kind(),
         ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused

@@ -23,5 +23,5 @@ mod shared;
 mod socket;
 pub mod tls;
 
-pub use listen::{BindError, Listen, Running, bind, start};
-pub use shared::{BODY_TIMEOUT, Manners};
+pub use listen::{BindError, ListenSettings, RunningServer, bind_listener, start_server};
+pub use shared::{BODY_TIMEOUT, ConnectionLimits};

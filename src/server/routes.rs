@@ -13,7 +13,7 @@ use utoipa::{OpenApi, openapi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::http::described::{self, Described, ErrorSchema};
+use crate::http::api_docs::{self, DocumentedError, ErrorBodySchema};
 
 /// What stands at the top of the description.
 #[derive(OpenApi)]
@@ -35,20 +35,20 @@ use crate::http::described::{self, Described, ErrorSchema};
         license(name = "MIT", identifier = "MIT"),
     ),
     servers((url = "/", description = "This installation")),
-    components(schemas(ErrorSchema)),
+    components(schemas(ErrorBodySchema)),
     tags(
         (name = "verify", description = "Is this purchase real, and what is it now? With an API key of the tenant."),
         (name = "webhooks", description = "What the stores report. For the stores."),
         (name = "operation", description = "For whoever runs this service. Without a key."),
     ),
-    modifiers(&Keys)
+    modifiers(&ApiSecuritySchemes)
 )]
-struct Description;
+struct ApiDescription;
 
 /// Where a route says `apiKey` or `googlePush`, it means these.
-struct Keys;
+struct ApiSecuritySchemes;
 
-impl utoipa::Modify for Keys {
+impl utoipa::Modify for ApiSecuritySchemes {
     fn modify(&self, description: &mut openapi::OpenApi) {
         let components = description.components.get_or_insert_default();
         let mut key = Http::new(HttpAuthScheme::Bearer);
@@ -68,7 +68,7 @@ impl utoipa::Modify for Keys {
 }
 
 /// The features' routes, and `/openapi.json`, which describes them all.
-pub fn routes(features: impl IntoIterator<Item = OpenApiRouter>) -> Router {
+pub fn build_router(features: impl IntoIterator<Item = OpenApiRouter>) -> Router {
     let (routes, descriptions) = features
         .into_iter()
         .map(OpenApiRouter::split_for_parts)
@@ -79,15 +79,18 @@ pub fn routes(features: impl IntoIterator<Item = OpenApiRouter>) -> Router {
                 (routes.merge(more), all)
             },
         );
-    let text = Bytes::from(description(descriptions).to_string());
-    let (own, _) = own().with_state(text).split_for_parts();
+    let text = Bytes::from(build_openapi(descriptions).to_string());
+    let (own, _) = openapi_routes().with_state(text).split_for_parts();
     routes.merge(own)
 }
 
 /// What `/openapi.json` answers where these features are served.
-pub fn description(features: impl IntoIterator<Item = openapi::OpenApi>) -> Value {
-    let mut description = Description::openapi();
-    for feature in features.into_iter().chain([own().into_openapi()]) {
+pub fn build_openapi(features: impl IntoIterator<Item = openapi::OpenApi>) -> Value {
+    let mut description = ApiDescription::openapi();
+    for feature in features
+        .into_iter()
+        .chain([openapi_routes().into_openapi()])
+    {
         description.merge(feature);
     }
     crate::VERSION.clone_into(&mut description.info.version);
@@ -100,15 +103,15 @@ pub fn description(features: impl IntoIterator<Item = openapi::OpenApi>) -> Valu
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {
-            complete(&mut operation.responses.responses);
+            add_common_responses(&mut operation.responses.responses);
         }
     }
     let mut description = json!(description);
-    nothing_is_left_out(&mut description);
+    require_nullable_fields(&mut description);
     description
 }
 
-fn own() -> OpenApiRouter<Bytes> {
+fn openapi_routes() -> OpenApiRouter<Bytes> {
     OpenApiRouter::new().routes(routes!(openapi_json))
 }
 
@@ -134,8 +137,8 @@ async fn openapi_json(State(text): State<Bytes>) -> Bytes {
 }
 
 /// Adds what can happen to every request, and the headers of every answer; no route needs to say them.
-fn complete(responses: &mut std::collections::BTreeMap<String, RefOr<Response>>) {
-    for (status, response) in described::responses([Described::anywhere()]) {
+fn add_common_responses(responses: &mut std::collections::BTreeMap<String, RefOr<Response>>) {
+    for (status, response) in api_docs::error_responses([DocumentedError::internal_error()]) {
         responses.entry(status).or_insert(response);
     }
     for response in responses.values_mut() {
@@ -143,12 +146,12 @@ fn complete(responses: &mut std::collections::BTreeMap<String, RefOr<Response>>)
             continue;
         };
         let text = || ObjectBuilder::new().schema_type(Type::String);
-        let id = described::header(
+        let id = api_docs::response_header(
             text(),
             "The id of this request: the one it brought, or a new one. The log has a line with it.",
             json!("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"),
         );
-        let version = described::header(
+        let version = api_docs::response_header(
             text(),
             "The release of Attesto that answered.",
             json!(crate::VERSION),
@@ -164,12 +167,12 @@ fn complete(responses: &mut std::collections::BTreeMap<String, RefOr<Response>>)
 
 /// What an answer has no fact for is `null` in it. So a field of an answer that may be null is always there; one that may
 /// be missing says so by not being nullable.
-fn nothing_is_left_out(description: &mut Value) {
+fn require_nullable_fields(description: &mut Value) {
     let mut of_answers = BTreeSet::new();
     let operations = description["paths"].as_object().into_iter().flatten();
     for (_, item) in operations {
         for (_, operation) in item.as_object().into_iter().flatten() {
-            references(&operation["responses"], description, &mut of_answers);
+            collect_schema_refs(&operation["responses"], description, &mut of_answers);
         }
     }
     // Facts for a program are there as far as they apply.
@@ -202,7 +205,7 @@ fn is_required(schema: &Value, name: &str) -> bool {
 }
 
 /// The names of the schemas that `part` of a description refers to, and of those that those refer to.
-fn references(part: &Value, description: &Value, names: &mut BTreeSet<String>) {
+fn collect_schema_refs(part: &Value, description: &Value, names: &mut BTreeSet<String>) {
     const SCHEMAS: &str = "#/components/schemas/";
     match part {
         Value::Object(fields) => {
@@ -214,16 +217,16 @@ fn references(part: &Value, description: &Value, names: &mut BTreeSet<String>) {
                     Some(name) if field == "$ref" => {
                         if names.insert(name.to_owned()) {
                             let schema = &description["components"]["schemas"][name];
-                            references(schema, description, names);
+                            collect_schema_refs(schema, description, names);
                         }
                     }
-                    _ => references(value, description, names),
+                    _ => collect_schema_refs(value, description, names),
                 }
             }
         }
         Value::Array(items) => items
             .iter()
-            .for_each(|item| references(item, description, names)),
+            .for_each(|item| collect_schema_refs(item, description, names)),
         _ => {}
     }
 }

@@ -20,25 +20,29 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::listen::BindError;
-use crate::metrics::{CONTENT_TYPE, Registry};
+use crate::metrics::{METRICS_CONTENT_TYPE, MetricsRegistry};
 
 /// How long one connection may take, from its first byte to its last.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; further ones wait.
-const CONNECTIONS: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 /// How long to wait when the system has no room for another connection.
-const PAUSE_WHEN_FULL: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Starts to listen.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+pub async fn bind_metrics_listener(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address)
         .await
         .map_err(|problem| BindError::Metrics(address, problem))
 }
 
 /// Shows `registry` to whoever connects, until `stop`.
-pub async fn serve(listener: TcpListener, registry: Registry, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+pub async fn serve_metrics(
+    listener: TcpListener,
+    registry: MetricsRegistry,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await;
@@ -54,18 +58,18 @@ pub async fn serve(listener: TcpListener, registry: Registry, stop: Cancellation
             Ok((stream, _)) => {
                 let registry = registry.clone();
                 tokio::spawn(async move {
-                    let _ = timeout(PATIENCE, converse(stream, registry)).await;
+                    let _ = timeout(CONNECTION_TIMEOUT, serve_connection(stream, registry)).await;
                     drop(place);
                 });
             }
-            Err(_) => sleep(PAUSE_WHEN_FULL).await,
+            Err(_) => sleep(ACCEPT_RETRY_DELAY).await,
         }
     }
 }
 
-async fn converse(stream: TcpStream, registry: Registry) {
+async fn serve_connection(stream: TcpStream, registry: MetricsRegistry) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), &registry);
+        let answer = metrics_response(request.method(), request.uri().path(), &registry);
         async move { Ok::<_, Infallible>(answer) }
     });
     // How it ended is the scraper's affair.
@@ -76,10 +80,14 @@ async fn converse(stream: TcpStream, registry: Registry) {
         .await;
 }
 
-fn answer(method: &Method, path: &str, registry: &Registry) -> Response<Full<Bytes>> {
+fn metrics_response(
+    method: &Method,
+    path: &str,
+    registry: &MetricsRegistry,
+) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (method, path) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, CONTENT_TYPE, registry.page())
+            (StatusCode::OK, METRICS_CONTENT_TYPE, registry.render_text())
         }
         (_, "/metrics") => (
             StatusCode::METHOD_NOT_ALLOWED,

@@ -8,18 +8,18 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::tls::Tls;
-use crate::http::envelope::Envelope;
+use super::tls::ReloadableTls;
+use crate::http::request_layer::RequestLayer;
 
 /// How patient the server is, and with how many at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub struct ConnectionLimits {
     /// How long a request's head may take from its first byte, or from the end of the request before it.
     pub head_timeout: Duration,
     /// How long a connection may have nothing in hand.
     pub idle_timeout: Duration,
     /// How long closing waits for a caller who is still sending, so that it can read its answer.
-    pub linger: Duration,
+    pub linger_timeout: Duration,
     /// Connections at once. Further ones wait to be taken.
     pub max_connections: usize,
 }
@@ -27,28 +27,28 @@ pub struct Manners {
 /// How long a request's whole body may take.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(12);
 
-impl Default for Manners {
+impl Default for ConnectionLimits {
     /// Every stalled connection is gone within 15 seconds.
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(12),
-            linger: Duration::from_secs(2),
+            linger_timeout: Duration::from_secs(2),
             max_connections: 1024,
         }
     }
 }
 
 /// What all connections share.
-pub(super) struct Server {
-    pub(super) envelope: Envelope,
-    pub(super) manners: Manners,
-    pub(super) tls: Option<Tls>,
+pub(super) struct ServerState {
+    pub(super) request_layer: RequestLayer,
+    pub(super) limits: ConnectionLimits,
+    pub(super) tls: Option<ReloadableTls>,
     pub(super) protocol: auto::Builder<TokioExecutor>,
     pub(super) keep_alive: Option<HeaderValue>,
     pub(super) tasks: TaskTracker,
     /// Finish what is in hand and take nothing new.
-    pub(super) stopping: CancellationToken,
+    pub(super) graceful_shutdown: CancellationToken,
     /// Stop where you are.
-    pub(super) given_up: CancellationToken,
+    pub(super) abort: CancellationToken,
 }

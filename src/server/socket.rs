@@ -20,66 +20,75 @@ use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::activity::Activity;
-use super::shared::Server;
+use super::activity::ConnectionActivity;
+use super::shared::ServerState;
 
 /// How much is read and thrown away at once.
-const THROWN_AWAY_AT_ONCE: usize = 16 * 1024;
+const DISCARD_BUFFER_BYTES: usize = 16 * 1024;
 /// How often that is done before others get a turn.
-const TURNS: usize = 8;
+const MAX_DISCARD_READS: usize = 8;
 
 /// A connection as it arrived, or with TLS around it.
-pub(super) type Stream = Box<dyn Bytes>;
+pub(super) type BoxedStream = Box<dyn ByteStream>;
 
 /// What bytes are read from and written to.
-pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// A connection's socket.
-pub(super) struct Socket {
-    stream: Stream,
-    activity: Arc<Activity>,
-    server: Arc<Server>,
-    head: Head,
+pub(super) struct ConnectionSocket {
+    stream: BoxedStream,
+    activity: Arc<ConnectionActivity>,
+    server: Arc<ServerState>,
+    head_scanner: RequestHeadScanner,
     /// What is still to be written of an answer that took the place of the library's.
-    own_answer: Vec<u8>,
-    closing: Closing,
+    replacement_response: Vec<u8>,
+    close_state: CloseState,
 }
 
-enum Closing {
+enum CloseState {
     Open,
     /// The sending half is closed; what comes is thrown away until the sender ends or the time does.
     Lingering(Pin<Box<Sleep>>),
     Closed,
 }
 
-impl Socket {
+impl ConnectionSocket {
     /// Around a stream.
-    pub(super) fn new(stream: Stream, activity: Arc<Activity>, server: Arc<Server>) -> Self {
+    pub(super) fn new(
+        stream: BoxedStream,
+        activity: Arc<ConnectionActivity>,
+        server: Arc<ServerState>,
+    ) -> Self {
         Self {
             stream,
             activity,
             server,
-            head: Head::new(),
-            own_answer: Vec::new(),
-            closing: Closing::Open,
+            head_scanner: RequestHeadScanner::new(),
+            replacement_response: Vec::new(),
+            close_state: CloseState::Open,
         }
     }
 
-    fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.own_answer.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.own_answer))?;
-            self.own_answer.drain(..written);
+    fn poll_write_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.replacement_response.is_empty() {
+            let written =
+                ready!(Pin::new(&mut self.stream).poll_write(cx, &self.replacement_response))?;
+            self.replacement_response.drain(..written);
         }
         Poll::Ready(Ok(()))
     }
 
     /// Takes the place of `bytes` when they are an answer of the library's own making.
-    fn replace(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>> {
-        let status = status_without_body(bytes)?;
-        self.own_answer = self.server.envelope.malformed(status);
+    fn replace_bare_error(
+        &mut self,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<io::Result<usize>>> {
+        let status = bare_error_status(bytes)?;
+        self.replacement_response = self.server.request_layer.malformed_request_response(status);
         // What does not fit now is written before anything else and before the end.
-        match self.poll_own_answer(cx) {
+        match self.poll_write_replacement(cx) {
             Poll::Ready(Err(problem)) => Some(Poll::Ready(Err(problem))),
             _ => Some(Poll::Ready(Ok(bytes.len()))),
         }
@@ -87,7 +96,7 @@ impl Socket {
 }
 
 /// The status of an answer that no handler made: no handler's is without our version, and no other is without a body.
-fn status_without_body(bytes: &[u8]) -> Option<StatusCode> {
+fn bare_error_status(bytes: &[u8]) -> Option<StatusCode> {
     let rest = bytes.strip_prefix(b"HTTP/1.1 ")?;
     let status = StatusCode::from_bytes(rest.get(..3)?).ok()?;
     let holds = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
@@ -98,7 +107,7 @@ fn status_without_body(bytes: &[u8]) -> Option<StatusCode> {
     is_bare.then_some(status)
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ConnectionSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -107,21 +116,21 @@ impl AsyncRead for Socket {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let this = &mut *self;
-        let (in_hand, finished) = this.activity.counts();
-        this.head
-            .check(&mut buffer.filled_mut()[before..], in_hand, finished);
+        let (in_hand, finished) = this.activity.request_counts();
+        this.head_scanner
+            .scan_bytes(&mut buffer.filled_mut()[before..], in_hand, finished);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ConnectionSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_own_answer(cx))?;
-        if let Some(replaced) = self.replace(bytes, cx) {
+        ready!(self.poll_write_replacement(cx))?;
+        if let Some(replaced) = self.replace_bare_error(bytes, cx) {
             return replaced;
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -132,10 +141,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_own_answer(cx))?;
+        ready!(self.poll_write_replacement(cx))?;
         // The library ends its answer in one piece.
         if let [only] = bytes
-            && let Some(replaced) = self.replace(only, cx)
+            && let Some(replaced) = self.replace_bare_error(only, cx)
         {
             return replaced;
         }
@@ -147,41 +156,41 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_own_answer(cx))?;
+        ready!(self.poll_write_replacement(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_own_answer(cx))?;
+        ready!(self.poll_write_replacement(cx))?;
         let this = &mut *self;
         loop {
-            match &mut this.closing {
-                Closing::Open => {
+            match &mut this.close_state {
+                CloseState::Open => {
                     ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
                     // A server that stops has no time for this.
-                    this.closing = if this.server.stopping.is_cancelled() {
-                        Closing::Closed
+                    this.close_state = if this.server.graceful_shutdown.is_cancelled() {
+                        CloseState::Closed
                     } else {
-                        let linger = this.server.manners.linger;
-                        Closing::Lingering(Box::pin(tokio::time::sleep(linger)))
+                        let linger = this.server.limits.linger_timeout;
+                        CloseState::Lingering(Box::pin(tokio::time::sleep(linger)))
                     };
                 }
-                Closing::Lingering(end) => {
+                CloseState::Lingering(end) => {
                     if end.as_mut().poll(cx).is_pending() {
-                        ready!(throw_away(&mut this.stream, cx));
+                        ready!(poll_discard(&mut this.stream, cx));
                     }
-                    this.closing = Closing::Closed;
+                    this.close_state = CloseState::Closed;
                 }
-                Closing::Closed => return Poll::Ready(Ok(())),
+                CloseState::Closed => return Poll::Ready(Ok(())),
             }
         }
     }
 }
 
 /// Ready when nothing more will come.
-fn throw_away(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
-    let mut bytes = [0; THROWN_AWAY_AT_ONCE];
-    for _ in 0..TURNS {
+fn poll_discard(stream: &mut BoxedStream, cx: &mut Context<'_>) -> Poll<()> {
+    let mut bytes = [0; DISCARD_BUFFER_BYTES];
+    for _ in 0..MAX_DISCARD_READS {
         let mut buffer = ReadBuf::new(&mut bytes);
         match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
             Ok(()) if !buffer.filled().is_empty() => {}
@@ -196,68 +205,68 @@ fn throw_away(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
 ///
 /// A head that arrives in one piece with the body before it is not looked at: telling where that body ends would take
 /// a second parser. Such a sender pipelines, which no proxy does.
-struct Head {
-    state: State,
+struct RequestHeadScanner {
+    state: HeadState,
     /// The last bytes, newest last.
-    last: [u8; 3],
+    last_bytes: [u8; 3],
     /// How many bytes of the HTTP/2 preface the connection began with.
-    preface: usize,
+    preface_matched: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum HeadState {
     /// In a head.
-    Inside,
+    InHead,
     /// After a head, when that many requests were finished.
-    Behind { finished: u64 },
+    AfterHead { finished: u64 },
     /// HTTP/2 has no lines.
-    Binary,
+    Http2,
 }
 
 /// How an HTTP/2 connection begins, as far as no HTTP/1 request can.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-impl Head {
+impl RequestHeadScanner {
     fn new() -> Self {
         Self {
-            state: State::Inside,
-            last: [0; 3],
-            preface: 0,
+            state: HeadState::InHead,
+            last_bytes: [0; 3],
+            preface_matched: 0,
         }
     }
 
     /// Looks at bytes that just arrived, while `in_hand` requests are being answered and `finished` were.
-    fn check(&mut self, bytes: &mut [u8], in_hand: usize, finished: u64) {
-        if let State::Behind { finished: before } = self.state
+    fn scan_bytes(&mut self, bytes: &mut [u8], in_hand: usize, finished: u64) {
+        if let HeadState::AfterHead { finished: before } = self.state
             && in_hand == 0
             && finished > before
         {
-            self.state = State::Inside;
-            self.last = [0; 3];
+            self.state = HeadState::InHead;
+            self.last_bytes = [0; 3];
         }
-        if self.state != State::Inside {
+        if self.state != HeadState::InHead {
             return;
         }
         for byte in bytes {
-            if PREFACE.get(self.preface) == Some(byte) {
-                self.preface += 1;
-                if self.preface == PREFACE.len() {
-                    self.state = State::Binary;
+            if HTTP2_PREFACE.get(self.preface_matched) == Some(byte) {
+                self.preface_matched += 1;
+                if self.preface_matched == HTTP2_PREFACE.len() {
+                    self.state = HeadState::Http2;
                     return;
                 }
             } else {
                 // Whatever else comes, this connection did not begin with it.
-                self.preface = PREFACE.len() + 1;
+                self.preface_matched = HTTP2_PREFACE.len() + 1;
             }
             if *byte == b'\n' {
-                if self.last[2] != b'\r' {
+                if self.last_bytes[2] != b'\r' {
                     *byte = 0;
-                } else if self.last == *b"\r\n\r" {
-                    self.state = State::Behind { finished };
+                } else if self.last_bytes == *b"\r\n\r" {
+                    self.state = HeadState::AfterHead { finished };
                     return;
                 }
             }
-            self.last = [self.last[1], self.last[2], *byte];
+            self.last_bytes = [self.last_bytes[1], self.last_bytes[2], *byte];
         }
     }
 }
@@ -268,14 +277,14 @@ mod tests {
 
     /// Feeds pieces that arrive one after the other, the connection being idle before each; `|` ends a piece that
     /// completes a request.
-    fn feed(pieces: &[&str]) -> String {
-        let mut head = Head::new();
+    fn scan_pieces(pieces: &[&str]) -> String {
+        let mut head = RequestHeadScanner::new();
         let mut finished = 0;
         let mut seen = String::new();
         for piece in pieces {
             let done = piece.ends_with('|');
             let mut bytes = piece.trim_end_matches('|').as_bytes().to_vec();
-            head.check(&mut bytes, 0, finished);
+            head.scan_bytes(&mut bytes, 0, finished);
             finished += u64::from(done);
             seen.push_str(std::str::from_utf8(&bytes).unwrap());
         }
@@ -286,7 +295,7 @@ mod tests {
     fn only_an_answer_that_nobody_made_is_replaced() {
         let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
             content-length: 0\r\ndate: Sat, 21 Nov 2026 10:51:05 GMT\r\n\r\n";
-        assert_eq!(status_without_body(bare).unwrap(), 431);
+        assert_eq!(bare_error_status(bare).unwrap(), 431);
         for other in [
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 404 Not Found\r\nx-attesto-version: 1\r\ncontent-length: 0\r\n\r\n",
@@ -294,7 +303,7 @@ mod tests {
             "HTTP/1.1 100 Continue\r\n\r\n",
             "",
         ] {
-            assert_eq!(status_without_body(other.as_bytes()), None, "{other}");
+            assert_eq!(bare_error_status(other.as_bytes()), None, "{other}");
         }
     }
 
@@ -327,7 +336,7 @@ mod tests {
             (&["X\r\nPRI * HTTP/2.0\r\n\n"], true),
         ] {
             let sent = pieces.concat().replace('|', "");
-            assert_eq!(feed(pieces) != sent, spoilt, "{pieces:?}");
+            assert_eq!(scan_pieces(pieces) != sent, spoilt, "{pieces:?}");
         }
     }
 }

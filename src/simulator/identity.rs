@@ -20,30 +20,30 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::pki::{self, Authority, pem};
+use super::pki::{self, CertificateAuthority, encode_pem};
 use crate::clock::Timestamp;
 use crate::crypto::token;
 
 /// The file's name inside the simulator's folder.
-const FILE: &str = "identity.json";
+const IDENTITY_FILE: &str = "identity.json";
 
 /// Everything secret and everything signed about the simulated stores. Cheap to clone, and may be shared by many
 /// simulators: making one takes two RSA keys, which is slow.
 #[derive(Clone)]
-pub struct Identity(Arc<Parts>);
+pub struct SimulatorIdentity(Arc<IdentityParts>);
 
-struct Parts {
-    authority: Authority,
-    apple: AppleKey,
-    google: ServiceAccount,
+struct IdentityParts {
+    authority: CertificateAuthority,
+    apple_key: SimulatedAppleKey,
+    service_account: SimulatedServiceAccount,
     /// Signs what Google itself signs.
-    google_signer: GoogleSigner,
+    google_signing_key: GoogleSigningKey,
 }
 
 /// A key as App Store Connect gives it out for the App Store Server API.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct AppleKey {
+pub struct SimulatedAppleKey {
     /// The team: a UUID.
     pub issuer_id: String,
     /// Ten characters of A–Z and 0–9.
@@ -57,7 +57,7 @@ pub struct AppleKey {
 /// A service account as the Google Cloud console gives it out.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ServiceAccount {
+pub struct SimulatedServiceAccount {
     /// Its address.
     pub client_email: String,
     /// The key's id: 40 hexadecimal digits.
@@ -70,37 +70,37 @@ pub struct ServiceAccount {
 
 /// An RSA key of the simulated Google, with the id it is published under. Clones are the same key.
 #[derive(Clone)]
-pub struct GoogleSigner {
-    id: String,
-    pair: Arc<rsa::KeyPair>,
+pub struct GoogleSigningKey {
+    key_id: String,
+    key_pair: Arc<rsa::KeyPair>,
 }
 
 /// The file.
 #[derive(Serialize, Deserialize)]
-struct Kept {
-    authority: pki::Kept,
-    apple: AppleKey,
-    google: ServiceAccount,
+struct StoredIdentity {
+    authority: pki::StoredAuthority,
+    apple: SimulatedAppleKey,
+    google: SimulatedServiceAccount,
     google_signer_id: String,
     google_signer: String,
 }
 
-impl Identity {
+impl SimulatorIdentity {
     /// A new identity, good for ten years to both sides of `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self(Arc::new(Parts {
-            authority: Authority::new(now),
-            apple: AppleKey::new(&uuid()),
-            google: ServiceAccount::new("attesto"),
-            google_signer: GoogleSigner::new(),
+        Self(Arc::new(IdentityParts {
+            authority: CertificateAuthority::new(now),
+            apple_key: SimulatedAppleKey::new(&random_uuid()),
+            service_account: SimulatedServiceAccount::new("attesto"),
+            google_signing_key: GoogleSigningKey::new(),
         }))
     }
 
     /// The identity kept in `folder`, or a new one that is kept there from now on, readable by its owner only.
-    pub fn keep_in(folder: &Path, now: Timestamp) -> io::Result<Self> {
-        let file = folder.join(FILE);
+    pub fn load_or_create(folder: &Path, now: Timestamp) -> io::Result<Self> {
+        let file = folder.join(IDENTITY_FILE);
         match fs::read(&file) {
-            Ok(text) => Self::restore(&text).ok_or_else(|| {
+            Ok(text) => Self::from_stored_json(&text).ok_or_else(|| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!(
@@ -111,104 +111,104 @@ impl Identity {
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let identity = Self::new(now);
-                let text = serde_json::to_vec_pretty(&identity.kept())?;
-                write_private(&file, &text)?;
+                let text = serde_json::to_vec_pretty(&identity.to_stored())?;
+                write_private_file(&file, &text)?;
                 Ok(identity)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn kept(&self) -> Kept {
-        Kept {
-            authority: self.0.authority.keep(),
-            apple: self.0.apple.clone(),
-            google: self.0.google.clone(),
-            google_signer_id: self.0.google_signer.id.clone(),
-            google_signer: STANDARD.encode(pkcs8(&self.0.google_signer.pair)),
+    fn to_stored(&self) -> StoredIdentity {
+        StoredIdentity {
+            authority: self.0.authority.to_stored(),
+            apple: self.0.apple_key.clone(),
+            google: self.0.service_account.clone(),
+            google_signer_id: self.0.google_signing_key.key_id.clone(),
+            google_signer: STANDARD.encode(to_pkcs8(&self.0.google_signing_key.key_pair)),
         }
     }
 
-    fn restore(text: &[u8]) -> Option<Self> {
-        let kept: Kept = serde_json::from_slice(text).ok()?;
+    fn from_stored_json(text: &[u8]) -> Option<Self> {
+        let kept: StoredIdentity = serde_json::from_slice(text).ok()?;
         let signer = STANDARD.decode(&kept.google_signer).ok()?;
-        Some(Self(Arc::new(Parts {
-            authority: Authority::restore(&kept.authority)?,
-            apple: kept.apple,
-            google: kept.google,
-            google_signer: GoogleSigner {
-                id: kept.google_signer_id,
-                pair: Arc::new(rsa::KeyPair::from_pkcs8(&signer).ok()?),
+        Some(Self(Arc::new(IdentityParts {
+            authority: CertificateAuthority::from_stored(&kept.authority)?,
+            apple_key: kept.apple,
+            service_account: kept.google,
+            google_signing_key: GoogleSigningKey {
+                key_id: kept.google_signer_id,
+                key_pair: Arc::new(rsa::KeyPair::from_pkcs8(&signer).ok()?),
             },
         })))
     }
 
     /// The App Store's certificates.
-    pub fn authority(&self) -> &Authority {
+    pub fn certificate_authority(&self) -> &CertificateAuthority {
         &self.0.authority
     }
 
     /// The key that an app's developer has for the App Store Server API.
-    pub fn apple_key(&self) -> &AppleKey {
-        &self.0.apple
+    pub fn apple_key(&self) -> &SimulatedAppleKey {
+        &self.0.apple_key
     }
 
     /// The service account that an app's developer has for the Play Developer API.
-    pub fn service_account(&self) -> &ServiceAccount {
-        &self.0.google
+    pub fn service_account(&self) -> &SimulatedServiceAccount {
+        &self.0.service_account
     }
 
     /// Google's public keys, as a JWK set.
-    pub fn google_keys(&self) -> Value {
-        json!({ "keys": [self.0.google_signer.jwk()] })
+    pub fn google_jwk_set(&self) -> Value {
+        json!({ "keys": [self.0.google_signing_key.to_jwk()] })
     }
 
     /// Signs what Google itself signs.
-    pub fn google_signer(&self) -> &GoogleSigner {
-        &self.0.google_signer
+    pub fn google_signing_key(&self) -> &GoogleSigningKey {
+        &self.0.google_signing_key
     }
 }
 
-impl GoogleSigner {
+impl GoogleSigningKey {
     /// A new key.
     pub fn new() -> Self {
         Self {
-            id: random_hex(20),
-            pair: Arc::new(rsa_pair()),
+            key_id: random_hex(20),
+            key_pair: Arc::new(generate_rsa_key()),
         }
     }
 
     /// What it is published as.
-    pub fn id(&self) -> &str {
-        &self.id
+    pub fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     /// The public key, as an entry of a JWK set.
-    pub fn jwk(&self) -> Value {
-        let public = self.pair.public_key();
+    pub fn to_jwk(&self) -> Value {
+        let public = self.key_pair.public_key();
         let part = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
         json!({
             "kty": "RSA",
             "alg": "RS256",
             "use": "sig",
-            "kid": self.id,
+            "kid": self.key_id,
             "n": part(public.modulus().big_endian_without_leading_zero()),
             "e": part(public.exponent().big_endian_without_leading_zero()),
         })
     }
 
     /// A token with these claims.
-    pub fn sign(&self, claims: &Value) -> String {
-        self.sign_as(&self.id, claims)
+    pub fn sign_jwt(&self, claims: &Value) -> String {
+        self.sign_jwt_with_kid(&self.key_id, claims)
     }
 
     /// A token with these claims, said to be signed by another key.
-    pub fn sign_as(&self, id: &str, claims: &Value) -> String {
+    pub fn sign_jwt_with_kid(&self, id: &str, claims: &Value) -> String {
         let header = json!({ "alg": "RS256", "kid": id, "typ": "JWT" });
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(claims));
-        let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair
+        let mut signature = vec![0; self.key_pair.public_modulus_len()];
+        self.key_pair
             .sign(
                 &RSA_PKCS1_SHA256,
                 &SystemRandom::new(),
@@ -220,50 +220,50 @@ impl GoogleSigner {
     }
 
     /// A token as somebody makes it who hopes that the public key is taken for a shared secret.
-    pub fn sign_symmetrically(&self, claims: &Value) -> String {
-        let header = json!({ "alg": "HS256", "kid": self.id, "typ": "JWT" });
+    pub fn sign_jwt_with_hs256(&self, claims: &Value) -> String {
+        let header = json!({ "alg": "HS256", "kid": self.key_id, "typ": "JWT" });
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(claims));
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, self.pair.public_key().as_ref());
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, self.key_pair.public_key().as_ref());
         let tag = hmac::sign(&secret, signed.as_bytes());
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
     }
 }
 
-impl Default for GoogleSigner {
+impl Default for GoogleSigningKey {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl AppleKey {
+impl SimulatedAppleKey {
     /// A new key of a team.
     pub fn new(issuer_id: &str) -> Self {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
             .expect("a key can be made");
         Self {
             issuer_id: issuer_id.to_owned(),
-            key_id: key_id(),
-            private_key: pem("PRIVATE KEY", pair.serialized_der()),
+            key_id: random_key_id(),
+            private_key: encode_pem("PRIVATE KEY", pair.serialized_der()),
             public_key: STANDARD.encode(pair.public_key_raw()),
         }
     }
 }
 
-impl ServiceAccount {
+impl SimulatedServiceAccount {
     /// A new account called `name`.
     pub fn new(name: &str) -> Self {
-        let pair = rsa_pair();
+        let pair = generate_rsa_key();
         Self {
             client_email: format!("{name}@simulator.iam.gserviceaccount.com"),
             private_key_id: random_hex(20),
-            private_key: pem("PRIVATE KEY", &pkcs8(&pair)),
+            private_key: encode_pem("PRIVATE KEY", &to_pkcs8(&pair)),
             public_key: STANDARD.encode(pair.public_key().as_ref()),
         }
     }
 
     /// The JSON file that the console downloads, for a token endpoint.
-    pub fn file(&self, token_uri: &str) -> Value {
+    pub fn to_key_file(&self, token_uri: &str) -> Value {
         json!({
             "type": "service_account",
             "project_id": "simulator",
@@ -278,11 +278,11 @@ impl ServiceAccount {
     }
 }
 
-fn rsa_pair() -> rsa::KeyPair {
+fn generate_rsa_key() -> rsa::KeyPair {
     rsa::KeyPair::generate(KeySize::Rsa2048).expect("an RSA key can be made")
 }
 
-fn pkcs8(pair: &rsa::KeyPair) -> Vec<u8> {
+fn to_pkcs8(pair: &rsa::KeyPair) -> Vec<u8> {
     let der: Pkcs8V1Der<'_> = pair.as_der().expect("an RSA key can be written");
     der.as_ref().to_vec()
 }
@@ -290,10 +290,10 @@ fn pkcs8(pair: &rsa::KeyPair) -> Vec<u8> {
 fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     aws_lc_rs::rand::fill(&mut random).expect("the operating system gives random bytes");
-    token::hex(&random)
+    token::encode_hex(&random)
 }
 
-fn key_id() -> String {
+fn random_key_id() -> String {
     const LETTERS: &[u8] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZ";
     let mut random = [0; 10];
     aws_lc_rs::rand::fill(&mut random).expect("the operating system gives random bytes");
@@ -304,7 +304,7 @@ fn key_id() -> String {
 }
 
 /// A random UUID of version 4.
-pub(super) fn uuid() -> String {
+pub(super) fn random_uuid() -> String {
     let mut hex = random_hex(16);
     hex.replace_range(12..13, "4");
     hex.replace_range(16..17, "a");
@@ -319,7 +319,7 @@ pub(super) fn uuid() -> String {
 }
 
 /// Writes a file that only its owner can read, whole or not at all; makes its folder.
-pub(super) fn write_private(file: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_private_file(file: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::DirBuilder::new()
             .recursive(true)

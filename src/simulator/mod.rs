@@ -18,25 +18,25 @@
 //! - [`pki`]: the certificate authority, and forgeries
 //! - `shared`, `exchange`, `routes`: how these hang together
 
-mod app_store;
+mod app_store_api;
+mod context;
 pub mod control;
-mod exchange;
 pub mod identity;
-mod notifications;
+mod notification_push;
 pub mod pki;
-mod play;
+mod play_api;
 pub mod pubsub;
+mod request;
 mod routes;
 pub mod server;
-mod shared;
 pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub use identity::Identity;
-pub use pki::Forgery;
-pub use pubsub::TokenFlaw;
+pub use context::RecordedRequest;
+pub use identity::SimulatorIdentity;
+pub use pki::JwsForgery;
+pub use pubsub::PushTokenFlaw;
 pub use server::{Simulator, SimulatorOptions};
-pub use shared::Seen;
-pub use state::Refused;
+pub use state::SimulatorError;
 pub use state::fault::Fault;

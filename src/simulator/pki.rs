@@ -24,108 +24,114 @@ use time::OffsetDateTime;
 use crate::clock::Timestamp;
 
 /// What marks a leaf that signs receipts and transactions.
-const LEAF_MARKER: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];
+const LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];
 /// What marks the intermediate that may issue such leaves.
-const INTERMEDIATE_MARKER: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
+const INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
 /// Apple's markers of other uses, which must not do.
-const OTHER_LEAF_MARKER: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 2];
-const OTHER_INTERMEDIATE_MARKER: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 2];
+const OTHER_LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 2];
+const OTHER_INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 2];
 /// Validity reaches this far to both sides of the moment of making, so that a test may travel in time.
-const REACH: Duration = Duration::from_hours(10 * 365 * 24);
+const VALIDITY_MARGIN: Duration = Duration::from_hours(10 * 365 * 24);
 /// The content of a marker: an ASN.1 NULL.
-const NULL: [u8; 2] = [5, 0];
+const ASN1_NULL: [u8; 2] = [5, 0];
 
 /// The simulated App Store's certificates and keys.
-pub struct Authority {
-    made: Timestamp,
-    root: Link,
-    intermediate: Link,
-    leaf: Link,
+pub struct CertificateAuthority {
+    created_at: Timestamp,
+    root: CertificateAndKey,
+    intermediate: CertificateAndKey,
+    leaf: CertificateAndKey,
     /// The leaf's key, ready to sign.
-    signer: EcdsaKeyPair,
+    signing_key: EcdsaKeyPair,
     /// The first segment of every JWS, written once.
-    header: String,
+    jws_header: String,
 }
 
 /// A certificate and its key.
-struct Link {
+struct CertificateAndKey {
     certificate: Vec<u8>,
     key: KeyPair,
 }
 
 /// An authority as it is kept in a file. Holds private keys.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct StoredAuthority {
     made: Timestamp,
-    root: KeptLink,
-    intermediate: KeptLink,
-    leaf: KeptLink,
+    root: StoredCertificate,
+    intermediate: StoredCertificate,
+    leaf: StoredCertificate,
 }
 
 /// Base64 of a DER certificate and of its PKCS#8 key.
 #[derive(Serialize, Deserialize)]
-struct KeptLink {
+struct StoredCertificate {
     certificate: String,
     key: String,
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// A new authority, valid for ten years to both sides of `now`.
     pub fn new(now: Timestamp) -> Self {
-        let root_key = key(&PKCS_ECDSA_P384_SHA384);
+        let root_key = generate_key(&PKCS_ECDSA_P384_SHA384);
         let root = root_parameters(now)
             .self_signed(&root_key)
             .expect("a root can be made");
-        let root = Link {
+        let root = CertificateAndKey {
             certificate: root.der().to_vec(),
             key: root_key,
         };
-        let intermediate = root.issue(
+        let intermediate = root.issue_certificate(
             root_parameters(now),
-            &intermediate_parameters(now, INTERMEDIATE_MARKER),
+            &intermediate_parameters(now, INTERMEDIATE_MARKER_OID),
             &PKCS_ECDSA_P384_SHA384,
         );
-        let leaf = intermediate.issue(
-            intermediate_parameters(now, INTERMEDIATE_MARKER),
-            &leaf_parameters(now, LEAF_MARKER),
+        let leaf = intermediate.issue_certificate(
+            intermediate_parameters(now, INTERMEDIATE_MARKER_OID),
+            &leaf_parameters(now, LEAF_MARKER_OID),
             &PKCS_ECDSA_P256_SHA256,
         );
-        Self::of(now, root, intermediate, leaf)
+        Self::from_chain(now, root, intermediate, leaf)
     }
 
-    fn of(made: Timestamp, root: Link, intermediate: Link, leaf: Link) -> Self {
+    fn from_chain(
+        created_at: Timestamp,
+        root: CertificateAndKey,
+        intermediate: CertificateAndKey,
+        leaf: CertificateAndKey,
+    ) -> Self {
         let chain = [&root, &intermediate, &leaf].map(|link| STANDARD.encode(&link.certificate));
         let [root_text, intermediate_text, leaf_text] = &chain;
-        let header = header(&json!({
+        let jws_header = encode_header(&json!({
             "alg": "ES256",
             "x5c": [leaf_text, intermediate_text, root_text],
         }));
         Self {
-            made,
-            signer: signer(&leaf.key),
+            created_at,
+            signing_key: to_signing_key(&leaf.key),
             root,
             intermediate,
             leaf,
-            header,
+            jws_header,
         }
     }
 
-    pub(super) fn keep(&self) -> Kept {
-        Kept {
-            made: self.made,
-            root: self.root.keep(),
-            intermediate: self.intermediate.keep(),
-            leaf: self.leaf.keep(),
+    pub(super) fn to_stored(&self) -> StoredAuthority {
+        StoredAuthority {
+            made: self.created_at,
+            root: self.root.to_stored(),
+            intermediate: self.intermediate.to_stored(),
+            leaf: self.leaf.to_stored(),
         }
     }
 
     /// `None` when the file does not hold what [`Authority::keep`] wrote.
-    pub(super) fn restore(kept: &Kept) -> Option<Self> {
-        Some(Self::of(
+    pub(super) fn from_stored(kept: &StoredAuthority) -> Option<Self> {
+        Some(Self::from_chain(
             kept.made,
-            kept.root.restore(&PKCS_ECDSA_P384_SHA384)?,
-            kept.intermediate.restore(&PKCS_ECDSA_P384_SHA384)?,
-            kept.leaf.restore(&PKCS_ECDSA_P256_SHA256)?,
+            kept.root.to_certificate_and_key(&PKCS_ECDSA_P384_SHA384)?,
+            kept.intermediate
+                .to_certificate_and_key(&PKCS_ECDSA_P384_SHA384)?,
+            kept.leaf.to_certificate_and_key(&PKCS_ECDSA_P256_SHA256)?,
         ))
     }
 
@@ -136,135 +142,145 @@ impl Authority {
 
     /// The root to trust, as PEM.
     pub fn root_pem(&self) -> String {
-        pem("CERTIFICATE", &self.root.certificate)
+        encode_pem("CERTIFICATE", &self.root.certificate)
     }
 
     /// A payload as a JWS that verifies.
-    pub fn sign(&self, payload: &Map<String, Value>) -> String {
-        signed(&self.signer, &self.header, &segment(payload))
+    pub fn sign_jws(&self, payload: &Map<String, Value>) -> String {
+        sign_compact_jws(
+            &self.signing_key,
+            &self.jws_header,
+            &encode_payload(payload),
+        )
     }
 
     /// A payload as a JWS that must not be believed, or (the last three) not be taken for this app's purchase.
     #[expect(clippy::too_many_lines, reason = "one arm for each forgery")]
-    pub fn forge(&self, forgery: Forgery, payload: &Map<String, Value>) -> String {
-        let made = self.made;
-        let body = segment(payload);
-        let chain = |links: &[&Link]| {
+    pub fn forge_jws(&self, forgery: JwsForgery, payload: &Map<String, Value>) -> String {
+        let made = self.created_at;
+        let body = encode_payload(payload);
+        let chain = |links: &[&CertificateAndKey]| {
             let x5c: Vec<String> = links
                 .iter()
                 .map(|link| STANDARD.encode(&link.certificate))
                 .collect();
-            header(&json!({ "alg": "ES256", "x5c": x5c }))
+            encode_header(&json!({ "alg": "ES256", "x5c": x5c }))
         };
         // A leaf of the genuine intermediate, made to `parameters`.
         let leaf = |parameters: CertificateParams| {
-            self.intermediate.issue(
-                intermediate_parameters(made, INTERMEDIATE_MARKER),
+            self.intermediate.issue_certificate(
+                intermediate_parameters(made, INTERMEDIATE_MARKER_OID),
                 &parameters,
                 &PKCS_ECDSA_P256_SHA256,
             )
         };
         // A leaf under an intermediate of the genuine root, made to `parameters`.
         let branch = |parameters: CertificateParams| {
-            let intermediate =
-                self.root
-                    .issue(root_parameters(made), &parameters, &PKCS_ECDSA_P384_SHA384);
-            let leaf = intermediate.issue(
+            let intermediate = self.root.issue_certificate(
+                root_parameters(made),
+                &parameters,
+                &PKCS_ECDSA_P384_SHA384,
+            );
+            let leaf = intermediate.issue_certificate(
                 parameters,
-                &leaf_parameters(made, LEAF_MARKER),
+                &leaf_parameters(made, LEAF_MARKER_OID),
                 &PKCS_ECDSA_P256_SHA256,
             );
             let header = chain(&[&leaf, &intermediate, &self.root]);
-            signed(&signer(&leaf.key), &header, &body)
+            sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
         };
         match forgery {
-            Forgery::WrongRoot => Self::new(made).sign(payload),
-            Forgery::LookAlikeRoot => {
+            JwsForgery::WrongRoot => Self::new(made).sign_jws(payload),
+            JwsForgery::LookAlikeRoot => {
                 let other = Self::new(made);
                 let header = chain(&[&other.leaf, &other.intermediate, &self.root]);
-                signed(&other.signer, &header, &body)
+                sign_compact_jws(&other.signing_key, &header, &body)
             }
-            Forgery::ForeignLeaf => {
+            JwsForgery::ForeignLeaf => {
                 let other = Self::new(made);
                 let header = chain(&[&other.leaf, &self.intermediate, &self.root]);
-                signed(&other.signer, &header, &body)
+                sign_compact_jws(&other.signing_key, &header, &body)
             }
-            Forgery::LeafWithoutMarker => {
-                let leaf = leaf(leaf_parameters(made, OTHER_LEAF_MARKER));
+            JwsForgery::LeafWithoutMarker => {
+                let leaf = leaf(leaf_parameters(made, OTHER_LEAF_MARKER_OID));
                 let header = chain(&[&leaf, &self.intermediate, &self.root]);
-                signed(&signer(&leaf.key), &header, &body)
+                sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
             }
-            Forgery::IntermediateWithoutMarker => {
-                branch(intermediate_parameters(made, OTHER_INTERMEDIATE_MARKER))
+            JwsForgery::IntermediateWithoutMarker => {
+                branch(intermediate_parameters(made, OTHER_INTERMEDIATE_MARKER_OID))
             }
-            Forgery::IntermediateNotCa => {
-                let mut parameters = intermediate_parameters(made, INTERMEDIATE_MARKER);
+            JwsForgery::IntermediateNotCa => {
+                let mut parameters = intermediate_parameters(made, INTERMEDIATE_MARKER_OID);
                 parameters.is_ca = IsCa::ExplicitNoCa;
                 branch(parameters)
             }
-            Forgery::ExpiredLeaf => {
-                let mut parameters = leaf_parameters(made, LEAF_MARKER);
-                parameters.not_before = moment(made.minus(REACH));
-                parameters.not_after = moment(made.minus(REACH / 2));
+            JwsForgery::ExpiredLeaf => {
+                let mut parameters = leaf_parameters(made, LEAF_MARKER_OID);
+                parameters.not_before = to_offset_date_time(made.minus(VALIDITY_MARGIN));
+                parameters.not_after = to_offset_date_time(made.minus(VALIDITY_MARGIN / 2));
                 let leaf = leaf(parameters);
                 let header = chain(&[&leaf, &self.intermediate, &self.root]);
-                signed(&signer(&leaf.key), &header, &body)
+                sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
             }
-            Forgery::NoCertificates => {
-                signed(&self.signer, &header(&json!({ "alg": "ES256" })), &body)
-            }
-            Forgery::TwoCertificates => {
+            JwsForgery::NoCertificates => sign_compact_jws(
+                &self.signing_key,
+                &encode_header(&json!({ "alg": "ES256" })),
+                &body,
+            ),
+            JwsForgery::TwoCertificates => {
                 let header = chain(&[&self.leaf, &self.intermediate]);
-                signed(&self.signer, &header, &body)
+                sign_compact_jws(&self.signing_key, &header, &body)
             }
-            Forgery::FourCertificates => {
+            JwsForgery::FourCertificates => {
                 let header = chain(&[&self.leaf, &self.intermediate, &self.root, &self.root]);
-                signed(&self.signer, &header, &body)
+                sign_compact_jws(&self.signing_key, &header, &body)
             }
-            Forgery::OtherKey => {
-                signed(&signer(&key(&PKCS_ECDSA_P256_SHA256)), &self.header, &body)
-            }
-            Forgery::AlteredPayload => {
-                let genuine = self.sign(payload);
+            JwsForgery::OtherKey => sign_compact_jws(
+                &to_signing_key(&generate_key(&PKCS_ECDSA_P256_SHA256)),
+                &self.jws_header,
+                &body,
+            ),
+            JwsForgery::AlteredPayload => {
+                let genuine = self.sign_jws(payload);
                 let mut altered = payload.clone();
                 altered.insert("productId".to_owned(), json!("com.example.app.everything"));
-                replace(&genuine, 1, &segment(&altered))
+                replace_jws_part(&genuine, 1, &encode_payload(&altered))
             }
-            Forgery::AlteredSignature => {
-                let genuine = self.sign(payload);
+            JwsForgery::AlteredSignature => {
+                let genuine = self.sign_jws(payload);
                 let signature = genuine.rsplit('.').next().unwrap_or_default();
                 let mut bytes = URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
                 if let Some(byte) = bytes.last_mut() {
                     *byte ^= 1;
                 }
-                replace(&genuine, 2, &URL_SAFE_NO_PAD.encode(bytes))
+                replace_jws_part(&genuine, 2, &URL_SAFE_NO_PAD.encode(bytes))
             }
-            Forgery::ReencodedHeader => {
-                let genuine = self.sign(payload);
-                let text = URL_SAFE_NO_PAD.decode(&self.header).unwrap_or_default();
+            JwsForgery::ReencodedHeader => {
+                let genuine = self.sign_jws(payload);
+                let text = URL_SAFE_NO_PAD.decode(&self.jws_header).unwrap_or_default();
                 let spaced = [b" ".as_slice(), &text].concat();
-                replace(&genuine, 0, &URL_SAFE_NO_PAD.encode(spaced))
+                replace_jws_part(&genuine, 0, &URL_SAFE_NO_PAD.encode(spaced))
             }
-            Forgery::Truncated => {
-                let genuine = self.sign(payload);
+            JwsForgery::Truncated => {
+                let genuine = self.sign_jws(payload);
                 genuine[..genuine.len() - 20].to_owned()
             }
-            Forgery::AlgorithmNone => {
-                let mut header_value = self.header_value();
+            JwsForgery::AlgorithmNone => {
+                let mut header_value = self.jws_header_json();
                 header_value["alg"] = json!("none");
-                format!("{}.{body}.", header(&header_value))
+                format!("{}.{body}.", encode_header(&header_value))
             }
-            Forgery::AlgorithmHs256 => {
-                let mut header_value = self.header_value();
+            JwsForgery::AlgorithmHs256 => {
+                let mut header_value = self.jws_header_json();
                 header_value["alg"] = json!("HS256");
-                let input = format!("{}.{body}", header(&header_value));
+                let input = format!("{}.{body}", encode_header(&header_value));
                 let key = hmac::Key::new(hmac::HMAC_SHA256, self.leaf.key.der_bytes());
                 let tag = hmac::sign(&key, input.as_bytes());
                 format!("{input}.{}", URL_SAFE_NO_PAD.encode(tag))
             }
-            Forgery::Xcode => {
+            JwsForgery::Xcode => {
                 let leaf = Self::new(made).leaf;
-                let header = header(&json!({
+                let header = encode_header(&json!({
                     "alg": "ES256",
                     "kid": "Apple_Xcode_Key",
                     "typ": "JWT",
@@ -272,27 +288,27 @@ impl Authority {
                 }));
                 let mut local = payload.clone();
                 local.insert("environment".to_owned(), json!("Xcode"));
-                signed(&signer(&leaf.key), &header, &segment(&local))
+                sign_compact_jws(&to_signing_key(&leaf.key), &header, &encode_payload(&local))
             }
-            Forgery::OtherBundle => {
+            JwsForgery::OtherBundle => {
                 let mut other = payload.clone();
                 other.insert("bundleId".to_owned(), json!("com.example.stranger"));
-                self.sign(&other)
+                self.sign_jws(&other)
             }
-            Forgery::OtherEnvironment => {
+            JwsForgery::OtherEnvironment => {
                 let mut other = payload.clone();
                 let flipped = match payload.get("environment").and_then(Value::as_str) {
                     Some("Production") => "Sandbox",
                     _ => "Production",
                 };
                 other.insert("environment".to_owned(), json!(flipped));
-                self.sign(&other)
+                self.sign_jws(&other)
             }
         }
     }
 
-    fn header_value(&self) -> Value {
-        let text = URL_SAFE_NO_PAD.decode(&self.header).unwrap_or_default();
+    fn jws_header_json(&self) -> Value {
+        let text = URL_SAFE_NO_PAD.decode(&self.jws_header).unwrap_or_default();
         serde_json::from_slice(&text).expect("the header was written here")
     }
 }
@@ -300,7 +316,7 @@ impl Authority {
 /// A way in which a JWS can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Forgery {
+pub enum JwsForgery {
     /// All is well but the root: another authority with the same names.
     WrongRoot,
     /// Leaf and intermediate of another authority, with the genuine root put third.
@@ -343,7 +359,7 @@ pub enum Forgery {
     OtherEnvironment,
 }
 
-impl Forgery {
+impl JwsForgery {
     /// Every one, in the order of their documentation.
     pub const ALL: [Self; 20] = [
         Self::WrongRoot,
@@ -369,15 +385,15 @@ impl Forgery {
     ];
 }
 
-impl Link {
+impl CertificateAndKey {
     /// A certificate for a new key, signed by this one, whose own parameters are `issuer`.
-    fn issue(
+    fn issue_certificate(
         &self,
         issuer: CertificateParams,
         subject: &CertificateParams,
         algorithm: &'static SignatureAlgorithm,
     ) -> Self {
-        let key = key(algorithm);
+        let key = generate_key(algorithm);
         let issuer = Issuer::new(issuer, &self.key);
         let certificate = subject
             .signed_by(&key, &issuer)
@@ -388,83 +404,92 @@ impl Link {
         }
     }
 
-    fn keep(&self) -> KeptLink {
-        KeptLink {
+    fn to_stored(&self) -> StoredCertificate {
+        StoredCertificate {
             certificate: STANDARD.encode(&self.certificate),
             key: STANDARD.encode(self.key.serialized_der()),
         }
     }
 }
 
-impl KeptLink {
-    fn restore(&self, algorithm: &'static SignatureAlgorithm) -> Option<Link> {
+impl StoredCertificate {
+    fn to_certificate_and_key(
+        &self,
+        algorithm: &'static SignatureAlgorithm,
+    ) -> Option<CertificateAndKey> {
         let key = STANDARD.decode(&self.key).ok()?;
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key);
-        Some(Link {
+        Some(CertificateAndKey {
             certificate: STANDARD.decode(&self.certificate).ok()?,
             key: KeyPair::from_pkcs8_der_and_sign_algo(&key, algorithm).ok()?,
         })
     }
 }
 
-fn key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
+fn generate_key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
     KeyPair::generate_for(algorithm).expect("a key can be made")
 }
 
 fn root_parameters(now: Timestamp) -> CertificateParams {
-    let mut parameters = parameters(now, "Simulated Root CA - G3");
+    let mut parameters = base_parameters(now, "Simulated Root CA - G3");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     parameters
 }
 
 fn intermediate_parameters(now: Timestamp, marker: &[u64]) -> CertificateParams {
-    let mut parameters = parameters(now, "Simulated Worldwide Developer Relations CA");
+    let mut parameters = base_parameters(now, "Simulated Worldwide Developer Relations CA");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    parameters.custom_extensions = vec![CustomExtension::from_oid_content(marker, NULL.to_vec())];
+    parameters.custom_extensions = vec![CustomExtension::from_oid_content(
+        marker,
+        ASN1_NULL.to_vec(),
+    )];
     parameters
 }
 
 fn leaf_parameters(now: Timestamp, marker: &[u64]) -> CertificateParams {
-    let mut parameters = parameters(now, "Simulated App Store Receipt Signing");
+    let mut parameters = base_parameters(now, "Simulated App Store Receipt Signing");
     parameters.is_ca = IsCa::ExplicitNoCa;
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    parameters.custom_extensions = vec![CustomExtension::from_oid_content(marker, NULL.to_vec())];
+    parameters.custom_extensions = vec![CustomExtension::from_oid_content(
+        marker,
+        ASN1_NULL.to_vec(),
+    )];
     parameters
 }
 
-fn parameters(now: Timestamp, name: &str) -> CertificateParams {
+fn base_parameters(now: Timestamp, name: &str) -> CertificateParams {
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);
     subject.push(DnType::OrganizationName, "Attesto simulator (not Apple)");
     subject.push(DnType::CountryName, "US");
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = subject;
-    parameters.not_before = moment(now.minus(REACH));
-    parameters.not_after = moment(now.plus(REACH));
+    parameters.not_before = to_offset_date_time(now.minus(VALIDITY_MARGIN));
+    parameters.not_after = to_offset_date_time(now.plus(VALIDITY_MARGIN));
     parameters.use_authority_key_identifier_extension = true;
     parameters
 }
 
-fn moment(timestamp: Timestamp) -> OffsetDateTime {
+fn to_offset_date_time(timestamp: Timestamp) -> OffsetDateTime {
     OffsetDateTime::from(timestamp)
 }
 
-fn header(value: &Value) -> String {
+fn encode_header(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
-fn segment(payload: &Map<String, Value>) -> String {
+fn encode_payload(payload: &Map<String, Value>) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(payload).expect("a JSON object can be written"))
 }
 
-fn signer(key: &KeyPair) -> EcdsaKeyPair {
+fn to_signing_key(key: &KeyPair) -> EcdsaKeyPair {
     EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der())
         .expect("a leaf's key is on P-256")
 }
 
-fn signed(key: &EcdsaKeyPair, header: &str, body: &str) -> String {
+fn sign_compact_jws(key: &EcdsaKeyPair, header: &str, body: &str) -> String {
     let input = format!("{header}.{body}");
     let signature = key
         .sign(&SystemRandom::new(), input.as_bytes())
@@ -473,14 +498,14 @@ fn signed(key: &EcdsaKeyPair, header: &str, body: &str) -> String {
 }
 
 /// A JWS with one of its three parts exchanged.
-fn replace(jws: &str, part: usize, by: &str) -> String {
+fn replace_jws_part(jws: &str, part: usize, by: &str) -> String {
     let mut parts: Vec<&str> = jws.split('.').collect();
     parts[part] = by;
     parts.join(".")
 }
 
 /// DER between PEM's lines.
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
+pub(super) fn encode_pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(64) {

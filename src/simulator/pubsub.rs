@@ -11,21 +11,21 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::identity::GoogleSigner;
-use super::shared::{Inside, Shared};
-use super::state::letters;
-use super::state::pubsub::{Message, PushSubscription};
+use super::context::{SimulatorContext, SimulatorState};
+use super::identity::GoogleSigningKey;
+use super::state::google_notifications::{PublishedMessage, PushSubscription};
+use super::state::random_letters;
 use crate::clock::Timestamp;
 
 /// The address in a push's token, where a subscription does not say another.
-pub const PUSH_ACCOUNT: &str = "attesto-push@simulator.iam.gserviceaccount.com";
+pub const PUSH_SERVICE_ACCOUNT: &str = "attesto-push@simulator.iam.gserviceaccount.com";
 /// How long a push may take: Pub/Sub's own default.
-const DEADLINE: Duration = Duration::from_secs(10);
+const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What can be wrong with a push's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum TokenFlaw {
+pub enum PushTokenFlaw {
     /// There is none.
     NoToken,
     /// It is not a token.
@@ -58,7 +58,7 @@ pub enum TokenFlaw {
     Symmetric,
 }
 
-impl TokenFlaw {
+impl PushTokenFlaw {
     /// Every one there is.
     pub const ALL: [Self; 15] = [
         Self::NoToken,
@@ -81,7 +81,7 @@ impl TokenFlaw {
 
 /// What a push was answered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Pushed {
+pub struct PushResponse {
     /// The HTTP status; 0 where there was no answer.
     pub status: u16,
     /// The body, where it is JSON.
@@ -89,14 +89,20 @@ pub struct Pushed {
 }
 
 /// Publishes a message, and pushes it where its app has a push subscription.
-pub(super) fn publish(shared: &Arc<Shared>, package: &str, data: &[u8]) -> Message {
+pub(super) fn publish_message(
+    shared: &Arc<SimulatorContext>,
+    package: &str,
+    data: &[u8],
+) -> PublishedMessage {
     let message = {
-        let mut inside = shared.inside();
-        let Inside {
-            messages, random, ..
+        let mut inside = shared.lock_state();
+        let SimulatorState {
+            published_messages: messages,
+            random,
+            ..
         } = &mut *inside;
-        let message = Message {
-            message_id: letters(random, b"123456789", 16),
+        let message = PublishedMessage {
+            message_id: random_letters(random, b"123456789", 16),
             package_name: package.to_owned(),
             publish_time: shared.now(),
             data: STANDARD.encode(data),
@@ -106,112 +112,129 @@ pub(super) fn publish(shared: &Arc<Shared>, package: &str, data: &[u8]) -> Messa
         message
     };
     let is_manual = {
-        let inside = shared.inside();
-        let subscription = inside.state.google.push.get(package);
+        let inside = shared.lock_state();
+        let subscription = inside.stores.google.push.get(package);
         subscription.is_none_or(|subscription| subscription.manual)
     };
     if !is_manual {
-        push_soon(shared, &message.message_id);
+        spawn_push(shared, &message.message_id);
     }
     message
 }
 
 /// Pushes a message without waiting for the answer.
-pub(super) fn push_soon(shared: &Arc<Shared>, id: &str) {
+pub(super) fn spawn_push(shared: &Arc<SimulatorContext>, id: &str) {
     // Outside a runtime, which is nobody but a test of the books, a message stays where it is.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         let (shared, id) = (shared.clone(), id.to_owned());
-        runtime.spawn(async move { push(&shared, &id, None).await });
+        runtime.spawn(async move { push_message(&shared, &id, None).await });
     }
 }
 
 /// Pushes a message once. `None` when it, or a push subscription of its app, does not exist.
-pub(super) async fn push(shared: &Shared, id: &str, flaw: Option<TokenFlaw>) -> Option<Pushed> {
+pub(super) async fn push_message(
+    shared: &SimulatorContext,
+    id: &str,
+    flaw: Option<PushTokenFlaw>,
+) -> Option<PushResponse> {
     let (message, subscription) = {
-        let inside = shared.inside();
-        let message = inside.messages.find(id)?.clone();
-        let subscription = inside.state.google.push.get(&message.package_name)?.clone();
+        let inside = shared.lock_state();
+        let message = inside.published_messages.find_by_id(id)?.clone();
+        let subscription = inside
+            .stores
+            .google
+            .push
+            .get(&message.package_name)?
+            .clone();
         (message, subscription)
     };
-    let token = token(shared, &subscription, flaw);
-    let _turn = shared.pushing.acquire().await.ok()?;
+    let token = build_push_token(shared, &subscription, flaw);
+    let _turn = shared.push_permits.acquire().await.ok()?;
     let mut request = shared
-        .client()?
+        .push_client()?
         .post(&subscription.endpoint)
-        .timeout(DEADLINE)
+        .timeout(PUSH_TIMEOUT)
         .header("content-type", "application/json")
         .header(
             "user-agent",
             "APIs-Google; (+https://developers.google.com/webmasters/APIs-Google.html)",
         )
-        .body(message.body());
+        .body(message.to_push_body());
     if let Some(token) = token {
         request = request.bearer_auth(token);
     }
     let pushed = match request.send().await {
-        Ok(answer) => Pushed {
+        Ok(answer) => PushResponse {
             status: answer.status().as_u16(),
             body: answer.json().await.unwrap_or_default(),
         },
-        Err(_) => Pushed {
+        Err(_) => PushResponse {
             status: 0,
             body: Value::Null,
         },
     };
-    shared.inside().messages.answered(id, pushed.status);
+    shared
+        .lock_state()
+        .published_messages
+        .record_answer(id, pushed.status);
     Some(pushed)
 }
 
 /// The token of a push. `None` where there is to be none.
-pub(super) fn token(
-    shared: &Shared,
+pub(super) fn build_push_token(
+    shared: &SimulatorContext,
     subscription: &PushSubscription,
-    flaw: Option<TokenFlaw>,
+    flaw: Option<PushTokenFlaw>,
 ) -> Option<String> {
     let audience = subscription
         .audience
         .as_ref()
         .unwrap_or(&subscription.endpoint);
-    let account = subscription.account.as_deref().unwrap_or(PUSH_ACCOUNT);
-    let mut claims = claims(audience, account, shared.now());
+    let account = subscription
+        .account
+        .as_deref()
+        .unwrap_or(PUSH_SERVICE_ACCOUNT);
+    let mut claims = push_token_claims(audience, account, shared.now());
     let mut put = |name: &str, value: Value| claims[name] = value;
-    let now = shared.now().seconds();
+    let now = shared.now().as_secs();
     match flaw {
-        Some(TokenFlaw::NoToken) => return None,
-        Some(TokenFlaw::NotAToken) => return Some("not.a.token".to_owned()),
-        Some(TokenFlaw::OtherAudience) => put("aud", json!("https://elsewhere.example/push")),
-        Some(TokenFlaw::OtherAccount) => {
+        Some(PushTokenFlaw::NoToken) => return None,
+        Some(PushTokenFlaw::NotAToken) => return Some("not.a.token".to_owned()),
+        Some(PushTokenFlaw::OtherAudience) => put("aud", json!("https://elsewhere.example/push")),
+        Some(PushTokenFlaw::OtherAccount) => {
             put("email", json!("somebody@elsewhere.iam.gserviceaccount.com"));
         }
-        Some(TokenFlaw::UnverifiedAccount) => put("email_verified", json!(false)),
-        Some(TokenFlaw::NoAccount) => put("email", Value::Null),
-        Some(TokenFlaw::OtherIssuer) => put("iss", json!("https://accounts.elsewhere.example")),
-        Some(TokenFlaw::Expired) => {
+        Some(PushTokenFlaw::UnverifiedAccount) => put("email_verified", json!(false)),
+        Some(PushTokenFlaw::NoAccount) => put("email", Value::Null),
+        Some(PushTokenFlaw::OtherIssuer) => put("iss", json!("https://accounts.elsewhere.example")),
+        Some(PushTokenFlaw::Expired) => {
             put("iat", json!(now - 7200));
             put("exp", json!(now - 3600));
         }
-        Some(TokenFlaw::FromTheFuture) => {
+        Some(PushTokenFlaw::FromTheFuture) => {
             put("iat", json!(now + 3600));
             put("exp", json!(now + 7200));
         }
-        Some(TokenFlaw::LongLived) => put("exp", json!(now + 365 * 86_400)),
+        Some(PushTokenFlaw::LongLived) => put("exp", json!(now + 365 * 86_400)),
         _ => {}
     }
-    let signer = shared.signer();
+    let signer = shared.google_signing_key();
     Some(match flaw {
-        Some(TokenFlaw::UnknownKey) => GoogleSigner::new().sign(&claims),
-        Some(TokenFlaw::OtherKey) => GoogleSigner::new().sign_as(signer.id(), &claims),
-        Some(TokenFlaw::AlteredClaims) => altered(&signer.sign(&claims), &claims),
-        Some(TokenFlaw::Unsigned) => {
-            let header = json!({ "alg": "none", "typ": "JWT", "kid": signer.id() });
-            format!("{}.{}.", encode(&header), encode(&claims))
+        Some(PushTokenFlaw::UnknownKey) => GoogleSigningKey::new().sign_jwt(&claims),
+        Some(PushTokenFlaw::OtherKey) => {
+            GoogleSigningKey::new().sign_jwt_with_kid(signer.key_id(), &claims)
         }
-        Some(TokenFlaw::Symmetric) => signer.sign_symmetrically(&claims),
-        _ => signer.sign(&claims),
+        Some(PushTokenFlaw::AlteredClaims) => alter_claims(&signer.sign_jwt(&claims), &claims),
+        Some(PushTokenFlaw::Unsigned) => {
+            let header = json!({ "alg": "none", "typ": "JWT", "kid": signer.key_id() });
+            format!("{}.{}.", encode_jwt_part(&header), encode_jwt_part(&claims))
+        }
+        Some(PushTokenFlaw::Symmetric) => signer.sign_jwt_with_hs256(&claims),
+        _ => signer.sign_jwt(&claims),
     })
 }
 
-fn claims(audience: &str, account: &str, now: Timestamp) -> Value {
+fn push_token_claims(audience: &str, account: &str, now: Timestamp) -> Value {
     json!({
         "iss": "https://accounts.google.com",
         "aud": audience,
@@ -219,19 +242,19 @@ fn claims(audience: &str, account: &str, now: Timestamp) -> Value {
         "sub": "113774264463038321964",
         "email": account,
         "email_verified": true,
-        "iat": now.seconds(),
-        "exp": now.seconds() + 3600,
+        "iat": now.as_secs(),
+        "exp": now.as_secs() + 3600,
     })
 }
 
-fn altered(token: &str, claims: &Value) -> String {
+fn alter_claims(token: &str, claims: &Value) -> String {
     let mut claims = claims.clone();
     claims["sub"] = json!("1");
     let parts: Vec<&str> = token.split('.').collect();
-    format!("{}.{}.{}", parts[0], encode(&claims), parts[2])
+    format!("{}.{}.{}", parts[0], encode_jwt_part(&claims), parts[2])
 }
 
 /// A part of a token.
-pub(super) fn encode(part: &Value) -> String {
+pub(super) fn encode_jwt_part(part: &Value) -> String {
     URL_SAFE_NO_PAD.encode(part.to_string())
 }

@@ -12,71 +12,89 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use url::form_urlencoded;
 
-use super::exchange::{Call, Reply, decode};
-use super::shared::Shared;
-use super::state::apple::Environment;
-use super::{app_store, control, play};
+use super::context::SimulatorContext;
+use super::request::{SimulatorRequest, SimulatorResponse, percent_decode_segment};
+use super::state::apple::SimulatedEnvironment;
+use super::{app_store_api, control, play_api};
 
 /// Everything the simulator answers.
-pub(super) fn routes(shared: Arc<Shared>) -> Router {
-    Router::new().fallback(answer).with_state(shared)
+pub(super) fn build_router(shared: Arc<SimulatorContext>) -> Router {
+    Router::new().fallback(handle_request).with_state(shared)
 }
 
-async fn answer(
-    State(shared): State<Arc<Shared>>,
+async fn handle_request(
+    State(shared): State<Arc<SimulatorContext>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let call = call(&method, &uri, &headers, &body);
-    let reply = dispatch(&shared, &call);
+    let call = parse_request(&method, &uri, &headers, &body);
+    let reply = dispatch_request(&shared, &call);
     if !reply.delay.is_zero() {
         tokio::time::sleep(reply.delay).await;
     }
-    response(reply)
+    build_response(reply)
 }
 
-fn dispatch(shared: &Arc<Shared>, call: &Call) -> Reply {
-    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
-    let apple = |environment: Environment| app_store::answer(shared, environment, call);
+fn dispatch_request(shared: &Arc<SimulatorContext>, call: &SimulatorRequest) -> SimulatorResponse {
+    let segments: Vec<&str> = call.path_segments.iter().map(String::as_str).collect();
+    let apple = |environment: SimulatedEnvironment| {
+        app_store_api::handle_request(shared, environment, call)
+    };
     let (place, reply) = match segments.as_slice() {
-        ["apple", "production", ..] => ("apple/production", apple(Environment::Production)),
-        ["apple", "sandbox", ..] => ("apple/sandbox", apple(Environment::Sandbox)),
-        ["google", "play", ..] => ("google/play", play::answer(shared, "play", call)),
-        ["google", "token"] => ("google/token", play::answer(shared, "token", call)),
-        ["google", "certs"] => ("google/certs", play::answer(shared, "certs", call)),
-        ["control", ..] | [] => return control::http::answer(shared, call),
+        ["apple", "production", ..] => {
+            ("apple/production", apple(SimulatedEnvironment::Production))
+        }
+        ["apple", "sandbox", ..] => ("apple/sandbox", apple(SimulatedEnvironment::Sandbox)),
+        ["google", "play", ..] => (
+            "google/play",
+            play_api::handle_request(shared, "play", call),
+        ),
+        ["google", "token"] => (
+            "google/token",
+            play_api::handle_request(shared, "token", call),
+        ),
+        ["google", "certs"] => (
+            "google/certs",
+            play_api::handle_request(shared, "certs", call),
+        ),
+        ["control", ..] | [] => return control::http::handle_request(shared, call),
         _ => {
-            return Reply::sentence(
+            return SimulatorResponse::control_error(
                 404,
                 "Nothing is simulated at this path. GET /control says what is.",
             );
         }
     };
     let below = call.path.get(place.len() + 1..).unwrap_or_default();
-    shared.log(place, below, call, &reply);
+    shared.record_request(place, below, call, &reply);
     reply
 }
 
-fn call(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Call {
+fn parse_request(
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> SimulatorRequest {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let query = uri.query().unwrap_or_default();
-    Call {
+    SimulatorRequest {
         method: method.to_string(),
         path: uri
             .path_and_query()
             .map_or_else(String::new, ToString::to_string),
-        segments: uri
+        path_segments: uri
             .path()
             .split('/')
             .filter(|segment| !segment.is_empty())
-            .map(decode)
+            .map(percent_decode_segment)
             .collect(),
         query: form_urlencoded::parse(query.as_bytes())
             .into_owned()
             .collect(),
-        bearer: text(header::AUTHORIZATION)
+        bearer_token: text(header::AUTHORIZATION)
             .and_then(|value| value.strip_prefix("Bearer "))
             .map(str::to_owned),
         wants_json: text(header::ACCEPT).is_some_and(|value| value.contains("json")),
@@ -88,7 +106,7 @@ fn call(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Call {
     }
 }
 
-fn response(reply: Reply) -> Response {
+fn build_response(reply: SimulatorResponse) -> Response {
     let body = if reply.cut {
         let half = Bytes::copy_from_slice(&reply.body[..reply.body.len() / 2]);
         let broken = async {

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-use super::control::{AppStore, Play};
-use super::identity::Identity;
-use super::routes::routes;
-use super::shared::{Seen, Shared};
-use super::state::Refused;
+use super::context::{RecordedRequest, SimulatorContext};
+use super::control::{AppleScenario, GoogleScenario};
+use super::identity::SimulatorIdentity;
+use super::routes::build_router;
+use super::state::SimulatorError;
 use super::state::fault::Fault;
 use crate::clock::Clock;
 
@@ -29,7 +29,7 @@ pub struct SimulatorOptions {
     /// Keys and purchases are kept here, and found again at the next start.
     pub folder: Option<PathBuf>,
     /// Whose keys; the folder's, or new ones, when left out. Give the same to many simulators to start them faster.
-    pub identity: Option<Identity>,
+    pub identity: Option<SimulatorIdentity>,
     /// Makes ids and tokens come out the same each time.
     pub seed: Option<u64>,
 }
@@ -49,10 +49,10 @@ impl SimulatorOptions {
 
 /// The simulated stores, running. Dropping this stops them.
 pub struct Simulator {
-    shared: Arc<Shared>,
+    context: Arc<SimulatorContext>,
     address: SocketAddr,
     stop: CancellationToken,
-    serving: AbortOnDropHandle<io::Result<()>>,
+    server_task: AbortOnDropHandle<io::Result<()>>,
 }
 
 impl Simulator {
@@ -63,10 +63,10 @@ impl Simulator {
         let now = options.clock.now();
         let identity = match (options.identity, &options.folder) {
             (Some(identity), _) => identity,
-            (None, Some(folder)) => Identity::keep_in(folder, now)?,
-            (None, None) => Identity::new(now),
+            (None, Some(folder)) => SimulatorIdentity::load_or_create(folder, now)?,
+            (None, None) => SimulatorIdentity::new(now),
         };
-        let shared = Arc::new(Shared::open(
+        let shared = Arc::new(SimulatorContext::open(
             options.clock,
             identity,
             options.seed,
@@ -78,14 +78,14 @@ impl Simulator {
                 // An answer is one small write; waiting to fill a packet would only make it late.
                 let _ = stream.set_nodelay(true);
             }),
-            routes(shared.clone()),
+            build_router(shared.clone()),
         )
         .with_graceful_shutdown(stop.clone().cancelled_owned());
         Ok(Self {
-            shared,
+            context: shared,
             address,
             stop,
-            serving: AbortOnDropHandle::new(tokio::spawn(serving.into_future())),
+            server_task: AbortOnDropHandle::new(tokio::spawn(serving.into_future())),
         })
     }
 
@@ -93,7 +93,7 @@ impl Simulator {
     pub async fn stop(self) {
         self.stop.cancel();
         // A call that was asked to be slow is not worth waiting for.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.serving).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.server_task).await;
     }
 
     /// Where it listens.
@@ -114,101 +114,101 @@ impl Simulator {
 
     /// For `APPLE_PRODUCTION_URL`.
     pub fn apple_production_url(&self) -> Url {
-        self.below("apple/production")
+        self.join_path("apple/production")
     }
 
     /// For `APPLE_SANDBOX_URL`.
     pub fn apple_sandbox_url(&self) -> Url {
-        self.below("apple/sandbox")
+        self.join_path("apple/sandbox")
     }
 
     /// For `GOOGLE_PLAY_URL`.
     pub fn google_play_url(&self) -> Url {
-        self.below("google/play")
+        self.join_path("google/play")
     }
 
     /// For `GOOGLE_TOKEN_URL`.
     pub fn google_token_url(&self) -> Url {
-        self.below("google/token")
+        self.join_path("google/token")
     }
 
     /// For `GOOGLE_JWKS_URL`.
     pub fn google_jwks_url(&self) -> Url {
-        self.below("google/certs")
+        self.join_path("google/certs")
     }
 
     /// The environment variables that point Attesto here. `APPLE_ROOT_CERTIFICATES` names a file, `simulator-root.pem`,
     /// which somebody has yet to write.
-    pub fn settings(&self) -> Vec<(&'static str, String)> {
-        super::control::settings(self.url().as_str().trim_end_matches('/'))
+    pub fn environment_variables(&self) -> Vec<(&'static str, String)> {
+        super::control::environment_variables(self.url().as_str().trim_end_matches('/'))
     }
 
     /// Where the control API is.
     pub fn control_url(&self) -> Url {
-        self.below("control")
+        self.join_path("control")
     }
 
-    fn below(&self, path: &str) -> Url {
+    fn join_path(&self, path: &str) -> Url {
         self.url().join(path).expect("a plain path")
     }
 
     /// The keys and certificates.
-    pub fn identity(&self) -> &Identity {
-        &self.shared.identity
+    pub fn identity(&self) -> &SimulatorIdentity {
+        &self.context.identity
     }
 
     /// The root certificate to trust, for `APPLE_ROOT_CERTIFICATES`.
     pub fn apple_root_pem(&self) -> String {
-        self.identity().authority().root_pem()
+        self.identity().certificate_authority().root_pem()
     }
 
     /// The same as DER.
     pub fn apple_root_der(&self) -> Vec<u8> {
-        self.identity().authority().root_der().to_vec()
+        self.identity().certificate_authority().root_der().to_vec()
     }
 
     /// The default service account's file, naming this simulator's token endpoint.
     pub fn google_service_account(&self) -> serde_json::Value {
         self.identity()
             .service_account()
-            .file(self.google_token_url().as_str())
+            .to_key_file(self.google_token_url().as_str())
     }
 
     /// Lets purchases of the App Store happen.
-    pub fn apple(&self) -> AppStore {
-        AppStore::new(self.shared.clone())
+    pub fn apple(&self) -> AppleScenario {
+        AppleScenario::new(self.context.clone())
     }
 
     /// Lets purchases of Play happen.
-    pub fn google(&self) -> Play {
-        Play::new(self.shared.clone())
+    pub fn google(&self) -> GoogleScenario {
+        GoogleScenario::new(self.context.clone())
     }
 
     /// Lets calls go wrong.
-    pub fn fault(&self, fault: Fault) -> Result<(), Refused> {
-        self.shared.inside().faults.add(fault)
+    pub fn add_fault(&self, fault: Fault) -> Result<(), SimulatorError> {
+        self.context.lock_state().faults.add(fault)
     }
 
     /// Lets no more calls go wrong.
     pub fn clear_faults(&self) {
-        self.shared.inside().faults.clear();
+        self.context.lock_state().faults.clear();
     }
 
     /// The calls that the stores received, oldest first; the last thousand.
-    pub fn requests(&self) -> Vec<Seen> {
-        self.shared.seen()
+    pub fn recorded_requests(&self) -> Vec<RecordedRequest> {
+        self.context.recorded_requests()
     }
 
     /// How many calls a place received: one of [`Fault::PLACES`], or the beginning of one.
-    pub fn requests_at(&self, place: &str) -> usize {
-        self.requests()
+    pub fn count_requests_at(&self, place: &str) -> usize {
+        self.recorded_requests()
             .iter()
             .filter(|seen| seen.place.starts_with(place))
             .count()
     }
 
     /// Forgets the calls received so far.
-    pub fn forget_requests(&self) {
-        self.shared.forget_seen();
+    pub fn clear_requests(&self) {
+        self.context.clear_requests();
     }
 }

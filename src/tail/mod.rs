@@ -7,8 +7,8 @@
 //! - [`mod@line`]: one thing that happened
 //! - [`watcher`]: finds what is new since it last looked
 
-pub mod line;
+pub mod tail_line;
 pub mod watcher;
 
-pub use line::Line;
-pub use watcher::Watcher;
+pub use tail_line::TailLine;
+pub use watcher::TailWatcher;

@@ -14,21 +14,21 @@ use crate::crypto::token;
 use crate::id::{KeyId, TenantId};
 
 /// Characters after the prefix.
-const RANDOM_CHARACTERS: usize = 43;
+const RANDOM_PART_LENGTH: usize = 43;
 /// How many of them are kept in the clear, so that a person can tell keys apart. 48 of 256 bits.
-const PREFIX_CHARACTERS: usize = 8;
+const VISIBLE_PREFIX_LENGTH: usize = 8;
 
 /// What a key is for. Only a word that its holder chose: both kinds ask the same stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum KeyEnvironment {
+pub enum ApiKeyEnvironment {
     /// An app in users' hands.
     Live,
     /// Everything else.
     Test,
 }
 
-impl KeyEnvironment {
+impl ApiKeyEnvironment {
     /// The word, as it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl KeyEnvironment {
         }
     }
 
-    fn prefix(self) -> &'static str {
+    fn key_prefix(self) -> &'static str {
         match self {
             Self::Live => "attesto_live_",
             Self::Test => "attesto_test_",
@@ -57,7 +57,7 @@ pub struct ApiKey {
     /// What people call it.
     pub name: Option<String>,
     /// What it is for.
-    pub environment: KeyEnvironment,
+    pub environment: ApiKeyEnvironment,
     /// When it was last used, give or take a minute.
     pub last_used_at: Option<Timestamp>,
     /// When it was made.
@@ -68,15 +68,15 @@ pub struct ApiKey {
 
 /// A key itself, on its way to the person who asked for it.
 #[derive(Debug)]
-pub struct RawKey {
+pub struct RawApiKey {
     text: SecretString,
 }
 
-impl RawKey {
+impl RawApiKey {
     /// A new key.
-    pub fn mint(environment: KeyEnvironment) -> Self {
-        let random = token::random();
-        let text = format!("{}{}", environment.prefix(), random.expose_secret());
+    pub fn generate(environment: ApiKeyEnvironment) -> Self {
+        let random = token::generate_token();
+        let text = format!("{}{}", environment.key_prefix(), random.expose_secret());
         Self {
             text: SecretString::from(text),
         }
@@ -88,29 +88,29 @@ impl RawKey {
     }
 
     /// What it is recognised by.
-    pub fn hash(&self) -> KeyHash {
-        KeyHash(token::sha256(self.expose().as_bytes()))
+    pub fn key_hash(&self) -> ApiKeyHash {
+        ApiKeyHash(token::sha256(self.expose().as_bytes()))
     }
 
     /// The part of it that is kept in the clear.
-    pub fn prefix(&self) -> &str {
-        let random = &self.expose()[KeyEnvironment::Live.prefix().len()..];
-        &random[..PREFIX_CHARACTERS]
+    pub fn visible_prefix(&self) -> &str {
+        let random = &self.expose()[ApiKeyEnvironment::Live.key_prefix().len()..];
+        &random[..VISIBLE_PREFIX_LENGTH]
     }
 }
 
 /// The SHA-256 of a whole key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyHash([u8; 32]);
+pub struct ApiKeyHash([u8; 32]);
 
-impl KeyHash {
+impl ApiKeyHash {
     /// Of a text that has the shape of a key; `None` for anything else, which no hash and no query is spent on.
-    pub fn of(text: &str) -> Option<Self> {
-        let random = [KeyEnvironment::Live, KeyEnvironment::Test]
+    pub fn from_raw_key(text: &str) -> Option<Self> {
+        let random = [ApiKeyEnvironment::Live, ApiKeyEnvironment::Test]
             .iter()
-            .find_map(|environment| text.strip_prefix(environment.prefix()))?;
+            .find_map(|environment| text.strip_prefix(environment.key_prefix()))?;
         let mut bytes = [0; 32];
-        let well_formed = random.len() == RANDOM_CHARACTERS
+        let well_formed = random.len() == RANDOM_PART_LENGTH
             && URL_SAFE_NO_PAD.decode_slice(random, &mut bytes) == Ok(bytes.len());
         well_formed.then(|| Self(token::sha256(text.as_bytes())))
     }
@@ -121,9 +121,9 @@ impl KeyHash {
     }
 }
 
-impl fmt::Debug for KeyHash {
+impl fmt::Debug for ApiKeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyHash({}…)", token::hex(&self.0[..4]))
+        write!(f, "KeyHash({}…)", token::encode_hex(&self.0[..4]))
     }
 }
 
@@ -134,16 +134,16 @@ mod tests {
     #[test]
     fn a_new_key_is_recognised_and_does_not_print() {
         for (environment, prefix) in [
-            (KeyEnvironment::Live, "attesto_live_"),
-            (KeyEnvironment::Test, "attesto_test_"),
+            (ApiKeyEnvironment::Live, "attesto_live_"),
+            (ApiKeyEnvironment::Test, "attesto_test_"),
         ] {
-            let key = RawKey::mint(environment);
+            let key = RawApiKey::generate(environment);
             let random = key.expose().strip_prefix(prefix).expect("its prefix");
             assert_eq!(random.len(), 43);
-            assert_eq!(key.prefix(), &random[..8]);
-            assert_eq!(KeyHash::of(key.expose()), Some(key.hash()));
+            assert_eq!(key.visible_prefix(), &random[..8]);
+            assert_eq!(ApiKeyHash::from_raw_key(key.expose()), Some(key.key_hash()));
             assert_eq!(
-                key.hash().as_bytes(),
+                key.key_hash().as_bytes(),
                 token::sha256(key.expose().as_bytes())
             );
             assert!(!format!("{key:?}").contains(random));
@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn what_has_not_the_shape_of_a_key_is_not_hashed() {
-        let key = RawKey::mint(KeyEnvironment::Live).expose().to_owned();
+        let key = RawApiKey::generate(ApiKeyEnvironment::Live)
+            .expose()
+            .to_owned();
         let random = key.strip_prefix("attesto_live_").unwrap();
         for text in [
             String::new(),
@@ -169,7 +171,7 @@ mod tests {
             format!("{}B", &key[..key.len() - 1]),
             format!("{}é", &key[..key.len() - 2]),
         ] {
-            assert_eq!(KeyHash::of(&text), None, "{text:?}");
+            assert_eq!(ApiKeyHash::from_raw_key(&text), None, "{text:?}");
         }
     }
 }

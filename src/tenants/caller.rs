@@ -10,17 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::tenant::RateLimit;
 use crate::clock::Clock;
-use crate::db::changes::Changes;
+use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, Error};
-use crate::http::described::Described;
-use crate::http::envelope::LogFields;
-use crate::http::{Code, Problem};
+use crate::http::api_docs::DocumentedError;
+use crate::http::request_layer::RequestLogFields;
+use crate::http::{ErrorCode, Problem};
 use crate::id::{KeyId, TenantId};
 
-use super::api_key::{KeyEnvironment, KeyHash};
-use super::directory::Directory;
-use super::limiter::Limiter;
-use super::usage::{Due, Usage};
+use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
+use super::api_key_cache::ApiKeyCache;
+use super::api_key_usage::{ApiKeyUsage, FlushScope};
+use super::rate_limiter::TenantRateLimiter;
 
 /// Who is calling. As an argument of a handler it demands an API key: the request is refused without a good one, and
 /// when the tenant asks too often.
@@ -31,32 +31,32 @@ pub struct Caller {
     /// The key it used.
     pub key: KeyId,
     /// What that key is for.
-    pub environment: KeyEnvironment,
+    pub environment: ApiKeyEnvironment,
 }
 
 /// Tells who is calling. Clones share everything.
 #[derive(Clone)]
-pub struct Callers {
-    inner: Arc<Inner>,
+pub struct Authenticator {
+    inner: Arc<AuthenticatorInner>,
 }
 
-struct Inner {
+struct AuthenticatorInner {
     clock: Clock,
-    limit: RateLimit,
-    usage: Arc<Usage>,
-    directory: Directory,
-    limiter: Limiter,
+    default_limit: RateLimit,
+    usage: Arc<ApiKeyUsage>,
+    key_cache: ApiKeyCache,
+    limiter: TenantRateLimiter,
 }
 
 /// Why a request is not let in.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum AuthError {
     /// No key, no good key, or not a key at all.
     #[error("no good API key")]
     Unauthenticated,
     /// The tenant asks too often; it may ask again after this time.
     #[error("asked too often, by {tenant}; again in {wait:?}")]
-    TooOften {
+    RateLimited {
         /// Who.
         tenant: TenantId,
         /// How long to wait.
@@ -64,45 +64,50 @@ pub enum Refused {
     },
     /// Whether the key is good could not be found out.
     #[error(transparent)]
-    Unknown(#[from] Error),
+    Database(#[from] Error),
 }
 
-impl Callers {
+impl Authenticator {
     /// `limit` is for tenants without limits of their own.
-    pub fn new(database: &Database, changes: &Changes, clock: &Clock, limit: RateLimit) -> Self {
-        let usage = Arc::new(Usage::new(database.clone(), clock.clone()));
+    pub fn new(
+        database: &Database,
+        changes: &ChangeListener,
+        clock: &Clock,
+        limit: RateLimit,
+    ) -> Self {
+        let usage = Arc::new(ApiKeyUsage::new(database.clone(), clock.clone()));
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(AuthenticatorInner {
                 clock: clock.clone(),
-                limit,
-                directory: Directory::new(
+                default_limit: limit,
+                key_cache: ApiKeyCache::new(
                     database.clone(),
                     changes.clone(),
                     clock.clone(),
                     usage.clone(),
                 ),
-                limiter: Limiter::new(clock.clone()),
+                limiter: TenantRateLimiter::new(clock.clone()),
                 usage,
             }),
         }
     }
 
     /// Who sends these headers.
-    pub async fn identify(&self, headers: &HeaderMap) -> Result<Caller, Refused> {
+    pub async fn authenticate_headers(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
         let inner = &self.inner;
-        let hash = bearer(headers)
-            .and_then(KeyHash::of)
-            .ok_or(Refused::Unauthenticated)?;
+        let hash = bearer_token(headers)
+            .and_then(ApiKeyHash::from_raw_key)
+            .ok_or(AuthError::Unauthenticated)?;
         let facts = inner
-            .directory
-            .find(&hash)
+            .key_cache
+            .find_key(&hash)
             .await?
-            .ok_or(Refused::Unauthenticated)?;
-        facts.used.touch(inner.clock.now());
+            .ok_or(AuthError::Unauthenticated)?;
+        facts.last_used.record_use(inner.clock.now());
         inner
             .limiter
-            .take(&facts.tenant, facts.limits.or(inner.limit))
-            .map_err(|wait| Refused::TooOften {
+            .take_token(&facts.tenant, facts.limits.or_default(inner.default_limit))
+            .map_err(|wait| AuthError::RateLimited {
                 tenant: facts.tenant.clone(),
                 wait,
             })?;
@@ -114,18 +119,21 @@ impl Callers {
     }
 
     /// Writes down when keys were last used, until `stop`, and once more then.
-    pub async fn run(&self, stop: CancellationToken) {
-        self.inner.usage.run(stop).await;
+    pub async fn run_usage_writer(&self, stop: CancellationToken) {
+        self.inner.usage.run_writer(stop).await;
     }
 
     /// Writes down when keys were last used, now: for keys not written within the last minute.
-    pub async fn write_usage(&self) -> Result<(), Error> {
-        self.inner.usage.flush(Due::AfterAMinute).await
+    pub async fn flush_usage(&self) -> Result<(), Error> {
+        self.inner
+            .usage
+            .flush_due(FlushScope::NotWrittenRecently)
+            .await
     }
 }
 
 /// The token of the one `Authorization: Bearer …` header. The scheme is written in any case (RFC 9110, 11.1).
-pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
@@ -136,58 +144,60 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
         .then(|| token.trim_matches(' '))
 }
 
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
+impl From<AuthError> for Problem {
+    fn from(refused: AuthError) -> Self {
         match refused {
             // One text whatever the reason: a caller without a good key learns nothing about keys.
-            Refused::Unauthenticated => Self::new(
-                Code::Unauthenticated,
+            AuthError::Unauthenticated => Self::new(
+                ErrorCode::Unauthenticated,
                 "Send a valid API key as `Authorization: Bearer attesto_live_…`.",
             ),
-            Refused::TooOften { wait, .. } => too_often(wait),
-            Refused::Unknown(error) => error.into(),
+            AuthError::RateLimited { wait, .. } => rate_limited_problem(wait),
+            AuthError::Database(error) => error.into(),
         }
     }
 }
 
-fn too_often(wait: Duration) -> Problem {
+fn rate_limited_problem(wait: Duration) -> Problem {
     Problem::new(
-        Code::RateLimited,
+        ErrorCode::RateLimited,
         "Too many requests from this tenant. Wait as long as Retry-After says.",
     )
-    .retry_after(wait)
+    .with_retry_after(wait)
 }
 
 /// What can go wrong with every route that demands an API key, for its description.
-pub fn described() -> [Described; 3] {
+pub fn describe_auth_errors() -> [DocumentedError; 3] {
     [
-        Described::new(
+        DocumentedError::new(
             "there is no good API key: none, or one that is malformed, unknown, revoked, or of an inactive tenant",
-            Refused::Unauthenticated,
+            AuthError::Unauthenticated,
         ),
-        Described::new(
+        DocumentedError::new(
             "this tenant asks more often than its limit allows",
-            too_often(Duration::from_secs(1)),
+            rate_limited_problem(Duration::from_secs(1)),
         ),
-        Described::without_database(),
+        DocumentedError::database_unavailable(),
     ]
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller
 where
-    Callers: FromRef<S>,
+    Authenticator: FromRef<S>,
 {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let caller = Callers::from_ref(state).identify(&parts.headers).await;
+        let caller = Authenticator::from_ref(state)
+            .authenticate_headers(&parts.headers)
+            .await;
         // Whose request it was is worth knowing above all when it was refused for asking too often.
         let tenant = match &caller {
-            Ok(Caller { tenant, .. }) | Err(Refused::TooOften { tenant, .. }) => Some(tenant),
+            Ok(Caller { tenant, .. }) | Err(AuthError::RateLimited { tenant, .. }) => Some(tenant),
             Err(_) => None,
         };
-        if let (Some(tenant), Some(fields)) = (tenant, parts.extensions.get::<LogFields>()) {
-            fields.tenant(tenant.as_str());
+        if let (Some(tenant), Some(fields)) = (tenant, parts.extensions.get::<RequestLogFields>()) {
+            fields.set_tenant(tenant.as_str());
         }
         Ok(caller?)
     }
@@ -206,7 +216,7 @@ mod tests {
             for value in values {
                 headers.append(header::AUTHORIZATION, HeaderValue::from_static(value));
             }
-            bearer(&headers).map(str::to_owned)
+            bearer_token(&headers).map(str::to_owned)
         };
         for good in ["Bearer abc", "bearer abc", "BEARER  abc ", "Bearer abc "] {
             assert_eq!(token(&[good]).as_deref(), Some("abc"), "{good}");

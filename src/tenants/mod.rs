@@ -13,13 +13,13 @@
 //! - [`caller`]: from the `Authorization` header to a [`Caller`]
 
 pub mod api_key;
+mod api_key_cache;
+mod api_key_usage;
 pub mod caller;
-mod directory;
-mod limiter;
+mod rate_limiter;
 pub mod store;
 pub mod tenant;
-mod usage;
 
-pub use api_key::{ApiKey, KeyEnvironment, RawKey};
-pub use caller::{Caller, Callers};
-pub use tenant::{Limits, Name, RateLimit, Tenant};
+pub use api_key::{ApiKey, ApiKeyEnvironment, RawApiKey};
+pub use caller::{Authenticator, Caller};
+pub use tenant::{DisplayName, RateLimit, RateLimitOverrides, Tenant};

@@ -4,21 +4,21 @@ use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::{KeyId, TenantId};
 
-use super::api_key::{ApiKey, KeyEnvironment, KeyHash, RawKey};
-use super::tenant::{Limits, Name, Tenant};
+use super::api_key::{ApiKey, ApiKeyEnvironment, ApiKeyHash, RawApiKey};
+use super::tenant::{DisplayName, RateLimitOverrides, Tenant};
 
 /// Why a change to a tenant or a key was not made.
 #[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
+pub enum TenantChangeError {
     /// There is no such tenant.
     #[error("no such tenant: {0}")]
-    NoTenant(TenantId),
+    TenantNotFound(TenantId),
     /// There is no such key.
     #[error("no such key: {0}")]
-    NoKey(KeyId),
+    ApiKeyNotFound(KeyId),
     /// It is active, or it is inactive, as asked.
     #[error("already {}: {id}", if *active { "active" } else { "inactive" })]
-    AlreadySo {
+    AlreadyInState {
         /// Which tenant.
         id: TenantId,
         /// What it already is.
@@ -52,29 +52,29 @@ impl From<TenantRow> for Tenant {
             id: row.id,
             name: row.name,
             is_active: row.is_active,
-            limits: limits(row.rate_limit_per_second, row.rate_limit_burst),
+            limits: limits_from_columns(row.rate_limit_per_second, row.rate_limit_burst),
             created_at: row.created_at.into(),
         }
     }
 }
 
-fn limits(per_second: Option<i32>, burst: Option<i32>) -> Limits {
+fn limits_from_columns(per_second: Option<i32>, burst: Option<i32>) -> RateLimitOverrides {
     let positive = |limit: Option<i32>| limit.and_then(|limit| u32::try_from(limit).ok());
-    Limits {
+    RateLimitOverrides {
         per_second: positive(per_second),
         burst: positive(burst),
     }
 }
 
 /// Postgres' integer is signed; what is larger than it is as good as no limit.
-fn stored(limit: Option<u32>) -> Option<i32> {
+fn limit_to_column(limit: Option<u32>) -> Option<i32> {
     limit.map(|limit| i32::try_from(limit).unwrap_or(i32::MAX))
 }
 
 /// A new, active tenant.
 pub async fn create_tenant(
     database: &Database,
-    name: &Name,
+    name: &DisplayName,
     now: Timestamp,
 ) -> Result<Tenant, Error> {
     let id = TenantId::mint(now);
@@ -125,12 +125,12 @@ pub async fn find_tenant(database: &Database, id: &TenantId) -> Result<Option<Te
 }
 
 /// Activates or deactivates.
-pub async fn set_active(
+pub async fn set_tenant_active(
     database: &Database,
     id: &TenantId,
     active: bool,
     now: Timestamp,
-) -> Result<Tenant, ChangeError> {
+) -> Result<Tenant, TenantChangeError> {
     let changed = sqlx::query_as!(
         TenantRow,
         r#"
@@ -146,21 +146,23 @@ pub async fn set_active(
     .await?;
     match changed {
         Some(row) => Ok(row.into()),
-        None if find_tenant(database, id).await?.is_some() => Err(ChangeError::AlreadySo {
-            id: id.clone(),
-            active,
-        }),
-        None => Err(ChangeError::NoTenant(id.clone())),
+        None if find_tenant(database, id).await?.is_some() => {
+            Err(TenantChangeError::AlreadyInState {
+                id: id.clone(),
+                active,
+            })
+        }
+        None => Err(TenantChangeError::TenantNotFound(id.clone())),
     }
 }
 
 /// Gives a tenant another name.
-pub async fn rename(
+pub async fn rename_tenant(
     database: &Database,
     id: &TenantId,
-    name: &Name,
+    name: &DisplayName,
     now: Timestamp,
-) -> Result<Tenant, ChangeError> {
+) -> Result<Tenant, TenantChangeError> {
     let changed = sqlx::query_as!(
         TenantRow,
         r#"
@@ -176,17 +178,17 @@ pub async fn rename(
     .await?;
     changed
         .map(Tenant::from)
-        .ok_or_else(|| ChangeError::NoTenant(id.clone()))
+        .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
 }
 
 /// Sets each limit that is `Some`: to a number, or, with `Some(None)`, back to the service's.
-pub async fn set_limits(
+pub async fn set_rate_limits(
     database: &Database,
     id: &TenantId,
     per_second: Option<Option<u32>>,
     burst: Option<Option<u32>>,
     now: Timestamp,
-) -> Result<Tenant, ChangeError> {
+) -> Result<Tenant, TenantChangeError> {
     let changed = sqlx::query_as!(
         TenantRow,
         r#"
@@ -199,16 +201,16 @@ pub async fn set_limits(
         "#,
         id.as_str(),
         per_second.is_some(),
-        stored(per_second.flatten()),
+        limit_to_column(per_second.flatten()),
         burst.is_some(),
-        stored(burst.flatten()),
+        limit_to_column(burst.flatten()),
         time::OffsetDateTime::from(now)
     )
     .fetch_optional(database.pool())
     .await?;
     changed
         .map(Tenant::from)
-        .ok_or_else(|| ChangeError::NoTenant(id.clone()))
+        .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
 }
 
 struct KeyRow {
@@ -229,7 +231,7 @@ impl From<KeyRow> for ApiKey {
             tenant: row.tenant_id,
             prefix: row.key_prefix,
             name: row.name,
-            environment: environment(&row.environment),
+            environment: parse_environment(&row.environment),
             last_used_at: row.last_used_at.map(Timestamp::from),
             created_at: row.created_at.into(),
             revoked_at: row.revoked_at.map(Timestamp::from),
@@ -238,24 +240,24 @@ impl From<KeyRow> for ApiKey {
 }
 
 /// The column's check constraint allows two words.
-fn environment(word: &str) -> KeyEnvironment {
+fn parse_environment(word: &str) -> ApiKeyEnvironment {
     match word {
-        "test" => KeyEnvironment::Test,
-        _ => KeyEnvironment::Live,
+        "test" => ApiKeyEnvironment::Test,
+        _ => ApiKeyEnvironment::Live,
     }
 }
 
 /// Stores a new key; only what it is recognised by is kept of it.
-pub async fn create_key(
+pub async fn create_api_key(
     database: &Database,
     tenant: &TenantId,
-    name: Option<&Name>,
-    environment: KeyEnvironment,
-    raw: &RawKey,
+    name: Option<&DisplayName>,
+    environment: ApiKeyEnvironment,
+    raw: &RawApiKey,
     now: Timestamp,
-) -> Result<ApiKey, ChangeError> {
+) -> Result<ApiKey, TenantChangeError> {
     let id = KeyId::mint(now);
-    let hash = raw.hash();
+    let hash = raw.key_hash();
     let row = sqlx::query_as!(
         KeyRow,
         r#"
@@ -267,23 +269,23 @@ pub async fn create_key(
         id.as_str(),
         tenant.as_str(),
         hash.as_bytes(),
-        raw.prefix(),
-        name.map(Name::as_str),
+        raw.visible_prefix(),
+        name.map(DisplayName::as_str),
         environment.as_str(),
         time::OffsetDateTime::from(now)
     )
     .fetch_one(database.pool())
     .await
     .map_err(|error| {
-        crate::db::on_constraint(error, "api_keys_tenant_id_fkey", || {
-            ChangeError::NoTenant(tenant.clone())
+        crate::db::map_constraint_error(error, "api_keys_tenant_id_fkey", || {
+            TenantChangeError::TenantNotFound(tenant.clone())
         })
     })?;
     Ok(row.into())
 }
 
 /// A tenant's keys, newest first.
-pub async fn list_keys(
+pub async fn list_api_keys(
     database: &Database,
     tenant: &TenantId,
     limit: u32,
@@ -309,11 +311,11 @@ pub async fn list_keys(
 }
 
 /// Ends a key for good.
-pub async fn revoke_key(
+pub async fn revoke_api_key(
     database: &Database,
     id: &KeyId,
     now: Timestamp,
-) -> Result<ApiKey, ChangeError> {
+) -> Result<ApiKey, TenantChangeError> {
     let revoked = sqlx::query_as!(
         KeyRow,
         r#"
@@ -334,16 +336,16 @@ pub async fn revoke_key(
         .fetch_optional(database.pool())
         .await?;
     match since.flatten() {
-        Some(since) => Err(ChangeError::AlreadyRevoked {
+        Some(since) => Err(TenantChangeError::AlreadyRevoked {
             id: id.clone(),
             since: since.into(),
         }),
-        None => Err(ChangeError::NoKey(id.clone())),
+        None => Err(TenantChangeError::ApiKeyNotFound(id.clone())),
     }
 }
 
 /// Ends every key of a tenant that has not ended yet, all at once. Gives those that it ended, newest first.
-pub async fn revoke_all_keys(
+pub async fn revoke_all_api_keys(
     database: &Database,
     tenant: &TenantId,
     now: Timestamp,
@@ -371,18 +373,18 @@ pub async fn revoke_all_keys(
 
 /// What a good key stands for.
 #[derive(Debug)]
-pub(super) struct GoodKey {
+pub(super) struct ActiveApiKey {
     pub(super) id: KeyId,
     pub(super) tenant: TenantId,
-    pub(super) environment: KeyEnvironment,
-    pub(super) limits: Limits,
+    pub(super) environment: ApiKeyEnvironment,
+    pub(super) limits: RateLimitOverrides,
 }
 
 /// The key with this hash, unless it is revoked or its tenant is inactive.
-pub(super) async fn find_good_key(
+pub(super) async fn find_active_api_key(
     database: &Database,
-    hash: &KeyHash,
-) -> Result<Option<GoodKey>, Error> {
+    hash: &ApiKeyHash,
+) -> Result<Option<ActiveApiKey>, Error> {
     let row = sqlx::query!(
         r#"
         select key.id as "id: KeyId", key.tenant_id as "tenant: TenantId", key.environment,
@@ -395,11 +397,11 @@ pub(super) async fn find_good_key(
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| GoodKey {
+    Ok(row.map(|row| ActiveApiKey {
         id: row.id,
         tenant: row.tenant,
-        environment: environment(&row.environment),
-        limits: limits(row.rate_limit_per_second, row.rate_limit_burst),
+        environment: parse_environment(&row.environment),
+        limits: limits_from_columns(row.rate_limit_per_second, row.rate_limit_burst),
     }))
 }
 

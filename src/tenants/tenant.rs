@@ -16,7 +16,7 @@ pub struct Tenant {
     /// Whether its keys are good and its webhooks are taken.
     pub is_active: bool,
     /// Limits of its own.
-    pub limits: Limits,
+    pub limits: RateLimitOverrides,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -32,16 +32,16 @@ pub struct RateLimit {
 
 /// A tenant's own limits; `None` means the service's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct RateLimitOverrides {
     /// Requests a second, from 1.
     pub per_second: Option<u32>,
     /// Requests at once after a pause, from 1.
     pub burst: Option<u32>,
 }
 
-impl Limits {
+impl RateLimitOverrides {
     /// What applies, where `service` is what the service gives to those without limits of their own.
-    pub fn or(self, service: RateLimit) -> RateLimit {
+    pub fn or_default(self, service: RateLimit) -> RateLimit {
         RateLimit {
             per_second: self.per_second.unwrap_or(service.per_second),
             burst: self.burst.unwrap_or(service.burst),
@@ -51,31 +51,31 @@ impl Limits {
 
 /// The name of a tenant or a key: 1 to 200 characters, not all of them blank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(String);
+pub struct DisplayName(String);
 
 /// Why a text is not a [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a name has 1 to 200 characters, and not only blanks")]
-pub struct MalformedName;
+pub struct DisplayNameError;
 
-impl Name {
+impl DisplayName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for Name {
-    type Err = MalformedName;
+impl FromStr for DisplayName {
+    type Err = DisplayNameError;
 
-    fn from_str(text: &str) -> Result<Self, MalformedName> {
+    fn from_str(text: &str) -> Result<Self, DisplayNameError> {
         // Postgres stores no NUL, and nobody names anything so.
         let good = !text.trim().is_empty() && text.chars().count() <= 200 && !text.contains('\0');
-        good.then(|| Self(text.to_owned())).ok_or(MalformedName)
+        good.then(|| Self(text.to_owned())).ok_or(DisplayNameError)
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for DisplayName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -88,10 +88,10 @@ mod tests {
     #[test]
     fn a_name_is_counted_in_characters() {
         for good in ["a", &"é".repeat(200), " Acme Games ", "日本"] {
-            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+            assert_eq!(good.parse::<DisplayName>().unwrap().as_str(), good);
         }
         for bad in ["", " ", "\t\n", &"é".repeat(201), "a\0b"] {
-            assert_eq!(bad.parse::<Name>(), Err(MalformedName), "{bad:?}");
+            assert_eq!(bad.parse::<DisplayName>(), Err(DisplayNameError), "{bad:?}");
         }
     }
 
@@ -101,13 +101,13 @@ mod tests {
             per_second: 100,
             burst: 200,
         };
-        let own = Limits {
+        let own = RateLimitOverrides {
             per_second: Some(5),
             burst: None,
         };
-        assert_eq!(Limits::default().or(service), service);
+        assert_eq!(RateLimitOverrides::default().or_default(service), service);
         assert_eq!(
-            own.or(service),
+            own.or_default(service),
             RateLimit {
                 per_second: 5,
                 burst: 200

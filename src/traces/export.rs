@@ -16,84 +16,90 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::queue::Numbers;
-use super::settings::Settings;
+use super::queue::TraceMetrics;
+use super::settings::TraceSettings;
 use crate::outbound::root_cause;
 
 /// The most spans in one message.
-const BATCH: usize = 512;
+const MAX_BATCH_SPANS: usize = 512;
 /// How long a span waits for others to be sent with.
-const GATHER: Duration = Duration::from_secs(1);
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the collector may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After how long a batch is tried again; after the last of them it is let go.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+const RETRY_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// More of an answer is not read.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Sends what ends to the collector.
-pub(super) struct Exporter {
-    settings: Settings,
+pub(super) struct OtlpExporter {
+    settings: TraceSettings,
     client: reqwest::Client,
     resource: ResourceAttributesWithSchema,
-    numbers: Numbers,
+    metrics: TraceMetrics,
     /// Whether the last batch was let go, which the log was told.
-    away: bool,
+    is_unreachable: bool,
 }
 
 /// Why a batch was not taken.
-struct Refused {
-    why: String,
+struct ExportError {
+    reason: String,
     /// Whether it may be taken in a moment.
-    again: bool,
+    is_retryable: bool,
 }
 
-impl Exporter {
+impl OtlpExporter {
     pub(super) fn new(
-        settings: Settings,
+        settings: TraceSettings,
         client: reqwest::Client,
         resource: &Resource,
-        numbers: &Numbers,
+        numbers: &TraceMetrics,
     ) -> Self {
         Self {
             settings,
             client,
             resource: resource.into(),
-            numbers: numbers.clone(),
-            away: false,
+            metrics: numbers.clone(),
+            is_unreachable: false,
         }
     }
 
     /// Sends what comes until `stop`, then what is left, each batch of it once.
-    pub(super) async fn run(mut self, mut spans: Receiver<SpanData>, stop: CancellationToken) {
+    pub(super) async fn export_until_stopped(
+        mut self,
+        mut spans: Receiver<SpanData>,
+        stop: CancellationToken,
+    ) {
         while !stop.is_cancelled() {
             let mut batch = Vec::new();
-            let first = spans.recv_many(&mut batch, BATCH);
+            let first = spans.recv_many(&mut batch, MAX_BATCH_SPANS);
             if stop.run_until_cancelled(first).await == Some(0) {
                 return;
             }
             let gathering = async {
-                while batch.len() < BATCH {
-                    let room = BATCH - batch.len();
+                while batch.len() < MAX_BATCH_SPANS {
+                    let room = MAX_BATCH_SPANS - batch.len();
                     if spans.recv_many(&mut batch, room).await == 0 {
                         return;
                     }
                 }
             };
-            let _ = stop.run_until_cancelled(timeout(GATHER, gathering)).await;
-            self.send(batch, &stop).await;
+            let _ = stop
+                .run_until_cancelled(timeout(BATCH_INTERVAL, gathering))
+                .await;
+            self.export_batch(batch, &stop).await;
         }
         spans.close();
         loop {
             let mut batch = Vec::new();
-            if spans.recv_many(&mut batch, BATCH).await == 0 {
+            if spans.recv_many(&mut batch, MAX_BATCH_SPANS).await == 0 {
                 return;
             }
-            self.send(batch, &stop).await;
+            self.export_batch(batch, &stop).await;
         }
     }
 
-    async fn send(&mut self, batch: Vec<SpanData>, stop: &CancellationToken) {
+    async fn export_batch(&mut self, batch: Vec<SpanData>, stop: &CancellationToken) {
         let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
         if count == 0 {
             return;
@@ -102,19 +108,19 @@ impl Exporter {
             resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
         };
         let message = Bytes::from(message.encode_to_vec());
-        match self.insist(&message, stop).await {
+        match self.send_with_retry(&message, stop).await {
             Ok(refused) => {
                 let refused = refused.min(count);
-                self.numbers.exported.add(count - refused);
-                self.numbers.dropped.add(refused);
-                if std::mem::take(&mut self.away) {
+                self.metrics.exported.add(count - refused);
+                self.metrics.dropped.add(refused);
+                if std::mem::take(&mut self.is_unreachable) {
                     tracing::info!("traces_exported_again");
                 }
             }
             Err(why) => {
-                self.numbers.dropped.add(count);
+                self.metrics.dropped.add(count);
                 // Once, until it is back.
-                if !std::mem::replace(&mut self.away, true) {
+                if !std::mem::replace(&mut self.is_unreachable, true) {
                     let collector = self.settings.url.as_str();
                     tracing::warn!(collector, error = why, "traces_not_exported");
                 }
@@ -123,32 +129,38 @@ impl Exporter {
     }
 
     /// Tries a few times, or once when there is no time. How many spans of it were refused, or why all were.
-    async fn insist(&self, message: &Bytes, stop: &CancellationToken) -> Result<u64, String> {
-        let mut pauses = PAUSES.iter();
+    async fn send_with_retry(
+        &self,
+        message: &Bytes,
+        stop: &CancellationToken,
+    ) -> Result<u64, String> {
+        let mut pauses = RETRY_DELAYS.iter();
         loop {
-            let refused = match timeout(PATIENCE, self.post(message.clone())).await {
+            let refused = match timeout(EXPORT_TIMEOUT, self.send_request(message.clone())).await {
                 Ok(Ok(refused)) => return Ok(refused),
                 Ok(Err(refused)) => refused,
-                Err(_) => Refused {
-                    why: format!("no answer within {} s", PATIENCE.as_secs()),
-                    again: true,
+                Err(_) => ExportError {
+                    reason: format!("no answer within {} s", EXPORT_TIMEOUT.as_secs()),
+                    is_retryable: true,
                 },
             };
             // A collector that was away a moment ago is not waited for.
-            let pause = pauses.next().filter(|_| refused.again && !self.away);
+            let pause = pauses
+                .next()
+                .filter(|_| refused.is_retryable && !self.is_unreachable);
             let Some(pause) = pause else {
-                return Err(refused.why);
+                return Err(refused.reason);
             };
             if stop.run_until_cancelled(sleep(*pause)).await.is_none() {
-                return Err(refused.why);
+                return Err(refused.reason);
             }
         }
     }
 
-    async fn post(&self, message: Bytes) -> Result<u64, Refused> {
-        let broken = |error: reqwest::Error| Refused {
-            why: root_cause(&error.without_url()),
-            again: true,
+    async fn send_request(&self, message: Bytes) -> Result<u64, ExportError> {
+        let broken = |error: reqwest::Error| ExportError {
+            reason: root_cause(&error.without_url()),
+            is_retryable: true,
         };
         let mut response = self
             .client
@@ -162,7 +174,7 @@ impl Exporter {
         let status = response.status().as_u16();
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if answer.len() + chunk.len() > LONGEST_ANSWER {
+            if answer.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 break;
             }
             answer.extend_from_slice(&chunk);
@@ -175,13 +187,13 @@ impl Exporter {
                 Ok(u64::try_from(refused).unwrap_or(0))
             }
             // Those that OTLP allows to try again.
-            429 | 502..=504 => Err(Refused {
-                why: format!("it answers {status}"),
-                again: true,
+            429 | 502..=504 => Err(ExportError {
+                reason: format!("it answers {status}"),
+                is_retryable: true,
             }),
-            _ => Err(Refused {
-                why: format!("it answers {status}"),
-                again: false,
+            _ => Err(ExportError {
+                reason: format!("it answers {status}"),
+                is_retryable: false,
             }),
         }
     }

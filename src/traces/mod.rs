@@ -21,6 +21,6 @@ mod queue;
 pub mod request;
 pub mod settings;
 
-pub use pipeline::Pipeline;
-pub use queue::Numbers;
-pub use settings::Settings;
+pub use pipeline::TracePipeline;
+pub use queue::TraceMetrics;
+pub use settings::TraceSettings;

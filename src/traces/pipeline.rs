@@ -13,47 +13,47 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::export::Exporter;
-use super::queue::{Numbers, Queue};
-use super::settings::Settings;
-use crate::outbound::{self, NoClient};
+use super::export::OtlpExporter;
+use super::queue::{SpanQueue, TraceMetrics};
+use super::settings::TraceSettings;
+use crate::outbound::{self, HttpClientError};
 
 /// Takes spans, and sends them.
-pub struct Pipeline {
+pub struct TracePipeline {
     tracer: SdkTracer,
-    numbers: Numbers,
+    metrics: TraceMetrics,
     stop: CancellationToken,
-    exporting: JoinHandle<()>,
+    export_task: JoinHandle<()>,
 }
 
-impl Pipeline {
+impl TracePipeline {
     /// Begins to send what `host` does to where `settings` say. Call it where a runtime is.
-    pub fn begin(settings: Settings, host: &str) -> Result<Self, NoClient> {
-        let client = outbound::client()?;
-        let numbers = Numbers::default();
+    pub fn start(settings: TraceSettings, host: &str) -> Result<Self, HttpClientError> {
+        let client = outbound::build_http_client()?;
+        let numbers = TraceMetrics::default();
         // Nothing is read from the environment, where secrets are.
         let resource = Resource::builder_empty()
-            .with_service_name(settings.service.clone())
+            .with_service_name(settings.service_name.clone())
             .with_attributes([
                 KeyValue::new("service.version", crate::VERSION),
                 KeyValue::new("host.name", host.to_owned()),
                 KeyValue::new("process.pid", i64::from(std::process::id())),
             ])
             .build();
-        let (queue, spans) = Queue::new(&numbers);
+        let (queue, spans) = SpanQueue::new(&numbers);
         let provider = SdkTracerProvider::builder()
-            .with_sampler(sampler(settings.share))
+            .with_sampler(build_sampler(settings.sample_ratio))
             .with_resource(resource.clone())
             .with_span_processor(queue)
             .build();
-        let exporter = Exporter::new(settings, client, &resource, &numbers);
+        let exporter = OtlpExporter::new(settings, client, &resource, &numbers);
         let stop = CancellationToken::new();
-        let exporting = tokio::spawn(exporter.run(spans, stop.clone()));
+        let exporting = tokio::spawn(exporter.export_until_stopped(spans, stop.clone()));
         Ok(Self {
             tracer: provider.tracer("attesto"),
-            numbers,
+            metrics: numbers,
             stop,
-            exporting,
+            export_task: exporting,
         })
     }
 
@@ -63,14 +63,14 @@ impl Pipeline {
     }
 
     /// What is counted.
-    pub fn numbers(&self) -> Numbers {
-        self.numbers.clone()
+    pub fn trace_metrics(&self) -> TraceMetrics {
+        self.metrics.clone()
     }
 
     /// Sends what is left, for up to `patience`.
-    pub async fn end(self, patience: Duration) {
+    pub async fn shut_down(self, patience: Duration) {
         self.stop.cancel();
-        let mut exporting = self.exporting;
+        let mut exporting = self.export_task;
         if timeout(patience, &mut exporting).await.is_err() {
             exporting.abort();
         }
@@ -80,8 +80,8 @@ impl Pipeline {
 /// The share decides for what begins here and for what continues a caller's trace. A request's span begins before anybody
 /// knows whose it is, so a `traceparent` may be a stranger's: neither its flag nor the trace id that it picked has a
 /// request traced or keeps it from being traced. What happens within a request follows the request.
-fn sampler(share: f64) -> ParentBasedSampler {
-    let share = Share(Sampler::TraceIdRatioBased(share));
+fn build_sampler(share: f64) -> ParentBasedSampler {
+    let share = RatioSampler(Sampler::TraceIdRatioBased(share));
     Sampler::parent_based(share.clone())
         .with_remote_parent_sampled(share.clone())
         .with_remote_parent_not_sampled(share)
@@ -89,9 +89,9 @@ fn sampler(share: f64) -> ParentBasedSampler {
 
 /// Samples by an id that is drawn for the purpose, instead of by the trace's own, which whoever calls may have chosen.
 #[derive(Clone, Debug)]
-struct Share(Sampler);
+struct RatioSampler(Sampler);
 
-impl ShouldSample for Share {
+impl ShouldSample for RatioSampler {
     fn should_sample(
         &self,
         _: Option<&Context>,
@@ -120,7 +120,7 @@ mod tests {
         let parent = SpanContext::new(id, span, flags, is_remote, TraceState::NONE);
         let parent = Context::new().with_remote_span_context(parent);
         let sampled =
-            sampler(share).should_sample(Some(&parent), id, "", &SpanKind::Server, &[], &[]);
+            build_sampler(share).should_sample(Some(&parent), id, "", &SpanKind::Server, &[], &[]);
         sampled.decision == SamplingDecision::RecordAndSample
     }
 

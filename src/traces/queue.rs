@@ -7,27 +7,27 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::metrics::{Counter, Registry};
+use crate::metrics::{Counter, MetricsRegistry};
 
 /// Spans that wait. What ends while so many do is let go.
-const ROOM: usize = 4096;
+const MAX_QUEUED_SPANS: usize = 4096;
 
 /// What is counted of spans. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Numbers {
+pub struct TraceMetrics {
     pub(super) exported: Counter,
     pub(super) dropped: Counter,
 }
 
-impl Numbers {
+impl TraceMetrics {
     /// Shows them in `registry`.
-    pub fn register(&self, registry: &Registry) {
-        registry.counted(
+    pub fn register_in(&self, registry: &MetricsRegistry) {
+        registry.register_existing_counter(
             "attesto_spans_exported_total",
             "Spans of traces that the collector took.",
             &self.exported,
         );
-        registry.counted(
+        registry.register_existing_counter(
             "attesto_spans_dropped_total",
             "Spans of traces that found no room while they waited, or that the collector did not take.",
             &self.dropped,
@@ -37,26 +37,32 @@ impl Numbers {
 
 /// Puts what ends into a queue, and never waits.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SpanQueue {
     sender: Sender<SpanData>,
-    numbers: Numbers,
+    metrics: TraceMetrics,
 }
 
-impl Queue {
+impl SpanQueue {
     /// A queue, and its other end.
-    pub(super) fn new(numbers: &Numbers) -> (Self, Receiver<SpanData>) {
-        let (sender, receiver) = channel(ROOM);
+    pub(super) fn new(numbers: &TraceMetrics) -> (Self, Receiver<SpanData>) {
+        let (sender, receiver) = channel(MAX_QUEUED_SPANS);
         let numbers = numbers.clone();
-        (Self { sender, numbers }, receiver)
+        (
+            Self {
+                sender,
+                metrics: numbers,
+            },
+            receiver,
+        )
     }
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() && self.sender.try_send(span).is_err() {
-            self.numbers.dropped.count();
+            self.metrics.dropped.increment();
         }
     }
 
@@ -79,19 +85,19 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_counted_and_what_is_not_sampled_is_not() {
-        let numbers = Numbers::default();
-        let (queue, spans) = Queue::new(&numbers);
+        let numbers = TraceMetrics::default();
+        let (queue, spans) = SpanQueue::new(&numbers);
         let provider = |sampler, queue| {
             let builder = SdkTracerProvider::builder().with_sampler(sampler);
             builder.with_span_processor(queue).build()
         };
         let traced = provider(Sampler::AlwaysOn, queue);
-        for _ in 0..ROOM + 5 {
+        for _ in 0..MAX_QUEUED_SPANS + 5 {
             traced.tracer("test").start("span").end();
         }
-        assert_eq!((spans.len(), numbers.dropped.get()), (ROOM, 5));
+        assert_eq!((spans.len(), numbers.dropped.get()), (MAX_QUEUED_SPANS, 5));
 
-        let (queue, spans) = Queue::new(&numbers);
+        let (queue, spans) = SpanQueue::new(&numbers);
         let untraced = provider(Sampler::AlwaysOff, queue);
         untraced.tracer("test").start("span").end();
         assert_eq!((spans.len(), numbers.dropped.get()), (0, 5));

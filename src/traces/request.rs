@@ -14,7 +14,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 const TRACEPARENT: &str = "traceparent";
 
 /// What became of a request.
-pub struct Ended<'a> {
+pub struct RequestOutcome<'a> {
     /// `POST`, or `other`.
     pub method: &'static str,
     /// The route's pattern, never the path.
@@ -24,14 +24,14 @@ pub struct Ended<'a> {
     /// Whose it was.
     pub tenant: Option<&'a str>,
     /// The id that the answer has.
-    pub id: &'a str,
+    pub request_id: &'a str,
     /// The error's code, if it is one.
     pub error: Option<&'static str>,
 }
 
 /// A span for an answer to a request with these headers: a part of the trace that its `traceparent` names, or the first
 /// of a new one. Nothing when nobody listens for spans.
-pub fn span(headers: &HeaderMap) -> Span {
+pub fn start_request_span(headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
         "request",
@@ -45,8 +45,8 @@ pub fn span(headers: &HeaderMap) -> Span {
         attesto.tenant_id = Empty,
     );
     if !span.is_disabled() {
-        let known =
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &Parent(headers));
+        let known = TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &TraceparentHeader(headers));
         if known.has_active_span() {
             // It fails only once the span has begun.
             let _ = span.set_parent(known);
@@ -56,7 +56,7 @@ pub fn span(headers: &HeaderMap) -> Span {
 }
 
 /// Writes into the span that this runs in what became of its request.
-pub fn ended(ended: &Ended<'_>) {
+pub fn record_outcome(ended: &RequestOutcome<'_>) {
     let span = Span::current();
     if span.is_disabled() {
         return;
@@ -67,7 +67,7 @@ pub fn ended(ended: &Ended<'_>) {
         "http.response.status_code",
         i64::from(ended.status.as_u16()),
     );
-    span.record("attesto.request_id", ended.id);
+    span.record("attesto.request_id", ended.request_id);
     if let Some(tenant) = ended.tenant {
         span.record("attesto.tenant_id", tenant);
     }
@@ -85,7 +85,7 @@ pub fn ended(ended: &Ended<'_>) {
 }
 
 /// The trace that what runs now belongs to.
-pub fn trace_id() -> Option<TraceId> {
+pub fn current_trace_id() -> Option<TraceId> {
     Context::map_current(|context| {
         let span = context.span();
         let known = span.span_context();
@@ -94,9 +94,9 @@ pub fn trace_id() -> Option<TraceId> {
 }
 
 /// A request's `traceparent`, when there is exactly one.
-struct Parent<'a>(&'a HeaderMap);
+struct TraceparentHeader<'a>(&'a HeaderMap);
 
-impl Extractor for Parent<'_> {
+impl Extractor for TraceparentHeader<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         let mut sent = self.0.get_all(TRACEPARENT).iter();
         match (sent.next(), sent.next()) {

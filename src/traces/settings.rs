@@ -6,15 +6,15 @@ use url::Url;
 
 /// Where spans go.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TraceSettings {
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`, and below it `/v1/traces`, as OTLP has it.
     pub url: Url,
     /// `OTEL_EXPORTER_OTLP_HEADERS`
     pub headers: HeaderMap,
     /// `OTEL_SERVICE_NAME`
-    pub service: String,
+    pub service_name: String,
     /// `OTEL_TRACES_SAMPLER_ARG`: of what is traced, from 0 to 1, whatever a `traceparent` says.
-    pub share: f64,
+    pub sample_ratio: f64,
 }
 
 /// Where traces go at an endpoint.
@@ -25,7 +25,7 @@ pub fn traces_url(mut endpoint: Url) -> Url {
 }
 
 /// Reads `name=value,name=value`, values percent-encoded. `None` when it is anything else.
-pub fn headers(text: &str) -> Option<HeaderMap> {
+pub fn parse_headers(text: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
         let (name, value) = pair.split_once('=')?;
@@ -54,12 +54,12 @@ mod tests {
 
     #[test]
     fn headers_are_pairs_and_are_not_printed() {
-        let found = headers("Authorization=Basic%20abc=, x-team = shop ,").unwrap();
+        let found = parse_headers("Authorization=Basic%20abc=, x-team = shop ,").unwrap();
         assert_eq!(found["authorization"], "Basic abc=");
         assert_eq!(found["x-team"], "shop");
         assert!(!format!("{found:?}").contains("abc"));
         for nonsense in ["", " , ", "abc", "a b=c", "a=%0a", "=b"] {
-            assert!(headers(nonsense).is_none(), "{nonsense}");
+            assert!(parse_headers(nonsense).is_none(), "{nonsense}");
         }
     }
 }

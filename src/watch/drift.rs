@@ -9,94 +9,94 @@ use std::time::Duration;
 
 use super::store;
 use crate::credentials::reseal;
-use crate::credentials::sealed::CANARY;
+use crate::credentials::sealed_columns::ENCRYPTION_CANARY;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, SchemaState};
-use crate::replicas::company::listed;
-use crate::replicas::{Company, Replica};
+use crate::replicas::live_replicas::format_name_list;
+use crate::replicas::{LiveReplicas, Replica};
 
 /// So many of each kind are named.
-const NAMED: i64 = 5;
+const MAX_NAMED: i64 = 5;
 /// What was set up this lately has not had its time yet.
-const NEW: Duration = Duration::from_hours(24 * 7);
+const SETUP_GRACE_PERIOD: Duration = Duration::from_hours(24 * 7);
 
 /// Something that is not as it was set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DriftKind {
     /// Active tenants without credentials for any store.
-    TenantCredentials,
+    CredentialsMissing,
     /// Callbacks of active tenants that an operator switched off: events are stored and not sent.
-    CallbackOff,
+    CallbackDisabled,
     /// Callbacks that are closed because of failures.
     CallbackClosed,
     /// Callbacks for which no delivery is kept, and for which nothing else accounts. Retention removes what is old: there
     /// may have been some.
     CallbackUnused,
     /// Apps for which Apple, when it was last asked, knew no address.
-    AppleAddress,
+    AppleUrlMissing,
     /// Apps whose address Apple, when it was last asked, could not deliver to.
-    AppleUnreached,
+    AppleUrlUnreachable,
     /// Tenants with an Apple key and a callback of whom no event of Apple's is kept. There may have been some:
     /// a quiet app has none within what retention keeps.
-    AppleSilent,
+    NoAppleEvents,
     /// Tenants with a service account and a callback for whom it was not said as whom Google pushes: without that every
     /// push is refused. The audience may be left out, it has a default that is as safe.
-    GooglePusher,
+    GooglePushAccountMissing,
     /// Groups of settings that differ between processes of one release.
-    Settings,
+    SettingsDiffer,
     /// Encryption keys that seal something and that some process, or this one, does not have.
-    Keys,
+    EncryptionKeysMissing,
     /// The tables are not this release's.
-    Migrations,
+    SchemaMismatch,
 }
 
-impl Kind {
+impl DriftKind {
     /// Each of them, as they are declared.
     pub const ALL: [Self; 11] = [
-        Self::TenantCredentials,
-        Self::CallbackOff,
+        Self::CredentialsMissing,
+        Self::CallbackDisabled,
         Self::CallbackClosed,
         Self::CallbackUnused,
-        Self::AppleAddress,
-        Self::AppleUnreached,
-        Self::AppleSilent,
-        Self::GooglePusher,
-        Self::Settings,
-        Self::Keys,
-        Self::Migrations,
+        Self::AppleUrlMissing,
+        Self::AppleUrlUnreachable,
+        Self::NoAppleEvents,
+        Self::GooglePushAccountMissing,
+        Self::SettingsDiffer,
+        Self::EncryptionKeysMissing,
+        Self::SchemaMismatch,
     ];
 
     /// The word for it, in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::TenantCredentials => "tenant_credentials",
-            Self::CallbackOff => "callback_off",
+            Self::CredentialsMissing => "tenant_credentials",
+            Self::CallbackDisabled => "callback_off",
             Self::CallbackClosed => "callback_closed",
             Self::CallbackUnused => "callback_unused",
-            Self::AppleAddress => "apple_address",
-            Self::AppleUnreached => "apple_unreached",
-            Self::AppleSilent => "apple_silent",
-            Self::GooglePusher => "google_pusher",
-            Self::Settings => "settings",
-            Self::Keys => "keys",
-            Self::Migrations => "migrations",
+            Self::AppleUrlMissing => "apple_address",
+            Self::AppleUrlUnreachable => "apple_unreached",
+            Self::NoAppleEvents => "apple_silent",
+            Self::GooglePushAccountMissing => "google_pusher",
+            Self::SettingsDiffer => "settings",
+            Self::EncryptionKeysMissing => "keys",
+            Self::SchemaMismatch => "migrations",
         }
     }
 }
 
 /// How many there are of a kind, and the names of the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct DriftFinding {
     /// Of which.
-    pub kind: Kind,
+    pub kind: DriftKind,
     /// How many: tenants, groups of settings, keys; of [`Kind::Migrations`] 1.
     pub count: i64,
     /// A few of them.
     pub names: Vec<String>,
 }
 
-impl Finding {
-    fn of(kind: Kind, names: Vec<String>) -> Self {
+impl DriftFinding {
+    fn from_names(kind: DriftKind, names: Vec<String>) -> Self {
         Self {
             kind,
             count: i64::try_from(names.len()).unwrap_or(i64::MAX),
@@ -107,50 +107,64 @@ impl Finding {
 
 /// Compares everything. There is a finding of each kind, of most with a count of zero. Where the tables are none that
 /// this release works on, nothing else is looked at. `lead` is how far ahead of the database's clock the caller lives.
-pub async fn look(
+pub async fn find_drift(
     database: &Database,
     keyring: Option<&Keyring>,
     lead: Duration,
-) -> Result<Vec<Finding>, Error> {
-    let state = database.schema().await?;
+) -> Result<Vec<DriftFinding>, Error> {
+    let state = database.load_schema_state().await?;
     let schema = match state {
         SchemaState::UpToDate => None,
         SchemaState::Behind(count) => Some(format!("{count} are missing")),
         SchemaState::Ahead | SchemaState::AheadAndCompatible => {
             Some("a newer release's".to_owned())
         }
-        SchemaState::Different => Some("not any release's".to_owned()),
+        SchemaState::Diverged => Some("not any release's".to_owned()),
     };
     let is_usable = matches!(
         state,
         SchemaState::UpToDate | SchemaState::AheadAndCompatible
     );
     let mut found = Vec::new();
-    for kind in Kind::ALL {
+    for kind in DriftKind::ALL {
         found.push(match kind {
-            Kind::Migrations => Finding::of(kind, schema.iter().cloned().collect()),
-            _ if !is_usable => Finding::of(kind, Vec::new()),
-            Kind::Settings => Finding::of(kind, settings_that_differ(database, lead).await?),
-            Kind::Keys => Finding::of(kind, missing_keys(database, keyring, lead).await?),
-            kind => of_tenants(database, kind, lead).await?,
+            DriftKind::SchemaMismatch => {
+                DriftFinding::from_names(kind, schema.iter().cloned().collect())
+            }
+            _ if !is_usable => DriftFinding::from_names(kind, Vec::new()),
+            DriftKind::SettingsDiffer => {
+                DriftFinding::from_names(kind, find_differing_settings(database, lead).await?)
+            }
+            DriftKind::EncryptionKeysMissing => {
+                DriftFinding::from_names(kind, find_missing_keys(database, keyring, lead).await?)
+            }
+            kind => find_tenant_drift(database, kind, lead).await?,
         });
     }
     Ok(found)
 }
 
 /// What is found of one kind that concerns tenants; nothing of another.
-pub async fn of_tenants(database: &Database, kind: Kind, lead: Duration) -> Result<Finding, Error> {
-    let (count, names) = store::drifted(database, kind, NEW, lead, NAMED).await?;
-    Ok(Finding { kind, count, names })
+pub async fn find_tenant_drift(
+    database: &Database,
+    kind: DriftKind,
+    lead: Duration,
+) -> Result<DriftFinding, Error> {
+    let (count, names) =
+        store::list_drifted_tenants(database, kind, SETUP_GRACE_PERIOD, lead, MAX_NAMED).await?;
+    Ok(DriftFinding { kind, count, names })
 }
 
-async fn settings_that_differ(database: &Database, lead: Duration) -> Result<Vec<String>, Error> {
-    let company = Company::present(database, lead).await?;
-    Ok(differing(&company.replicas))
+async fn find_differing_settings(
+    database: &Database,
+    lead: Duration,
+) -> Result<Vec<String>, Error> {
+    let company = LiveReplicas::load(database, lead).await?;
+    Ok(compare_settings(&company.replicas))
 }
 
 /// `retention on b`: each group of settings of which not all processes have the same, and where it is not what most have.
-fn differing(replicas: &[Replica]) -> Vec<String> {
+fn compare_settings(replicas: &[Replica]) -> Vec<String> {
     // Another release may take them differently. That there are two is a finding of its own.
     let mut by_group: BTreeMap<(&str, &str), BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
     for replica in replicas {
@@ -169,23 +183,25 @@ fn differing(replicas: &[Replica]) -> Vec<String> {
         let usual = usual.next().map(|(fingerprint, _)| *fingerprint);
         let others = held.iter().filter(|(held, _)| Some(**held) != usual);
         let others: BTreeSet<&str> = others.flat_map(|(_, hosts)| hosts).copied().collect();
-        found.push(format!("{group} on {}", listed(&others)));
+        found.push(format!("{group} on {}", format_name_list(&others)));
     }
     found
 }
 
-async fn missing_keys(
+async fn find_missing_keys(
     database: &Database,
     keyring: Option<&Keyring>,
     lead: Duration,
 ) -> Result<Vec<String>, Error> {
-    let company = Company::present(database, lead).await?;
-    let holdings = reseal::holdings(database).await?;
-    let sealing = holdings.iter().filter(|held| held.column != CANARY);
+    let company = LiveReplicas::load(database, lead).await?;
+    let holdings = reseal::list_key_usage(database).await?;
+    let sealing = holdings
+        .iter()
+        .filter(|held| held.column != ENCRYPTION_CANARY);
     let in_use: BTreeSet<u8> = sealing.filter_map(|held| held.key_id).collect();
     let has_not = |id: u8| {
-        let here = keyring.is_some_and(|keyring| !keyring.ids().any(|known| known == id));
-        here || !company.cannot_open(id).is_empty()
+        let here = keyring.is_some_and(|keyring| !keyring.key_ids().any(|known| known == id));
+        here || !company.hosts_without_key(id).is_empty()
     };
     let missing = in_use.into_iter().filter(|id| has_not(*id));
     Ok(missing.map(|id| id.to_string()).collect())
@@ -223,9 +239,9 @@ mod tests {
             replica("b", "1", "y"),
             replica("c", "1", "x"),
         ];
-        assert_eq!(differing(&odd), ["retention on b"]);
+        assert_eq!(compare_settings(&odd), ["retention on b"]);
         let upgraded = [replica("a", "1", "x"), replica("b", "2", "y")];
-        assert_eq!(differing(&upgraded), Vec::<String>::new());
-        assert_eq!(differing(&[]), Vec::<String>::new());
+        assert_eq!(compare_settings(&upgraded), Vec::<String>::new());
+        assert_eq!(compare_settings(&[]), Vec::<String>::new());
     }
 }

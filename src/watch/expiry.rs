@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use super::store;
 use crate::clock::Timestamp;
-use crate::config::settings::Cadences;
+use crate::config::settings::ExpiryThresholds;
 use crate::db::{Database, Error};
 use crate::id::TenantId;
 use crate::replicas::Replica;
 
-const DAY: u64 = 24 * 60 * 60;
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 /// A root is exchanged with a new release, which takes longer to come than a file.
-const ROOT_WARNING: Duration = Duration::from_hours(24 * 180);
+const ROOT_EXPIRY_WARNING: Duration = Duration::from_hours(24 * 180);
 
 /// The certificate of a listener, ours or a callback's, is usually renewed by a program, a month before.
-const LISTENER_WARNING: Duration = Duration::from_hours(24 * 14);
+const LISTENER_EXPIRY_WARNING: Duration = Duration::from_hours(24 * 14);
 
 /// Something that should be exchanged now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CredentialKind {
     /// A tenant's In-App Purchase key.
     AppleKey,
     /// The key of a tenant's service account.
@@ -31,7 +31,7 @@ pub enum Kind {
     ApiKey,
 }
 
-impl Kind {
+impl CredentialKind {
     /// In the order in which they are looked at and shown.
     pub const ALL: [Self; 3] = [Self::AppleKey, Self::GoogleKey, Self::ApiKey];
 
@@ -45,20 +45,20 @@ impl Kind {
     }
 
     /// From which age it is due. `None`: never.
-    pub fn after(self, cadences: &Cadences) -> Option<Duration> {
+    pub fn max_age(self, cadences: &ExpiryThresholds) -> Option<Duration> {
         match self {
-            Self::AppleKey => cadences.apple,
-            Self::GoogleKey => cadences.google,
-            Self::ApiKey => cadences.unused,
+            Self::AppleKey => cadences.apple_key_max_age,
+            Self::GoogleKey => cadences.google_key_max_age,
+            Self::ApiKey => cadences.api_key_max_unused,
         }
     }
 }
 
 /// Something that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub struct DueCredential {
     /// What it is.
-    pub kind: Kind,
+    pub kind: CredentialKind,
     /// Whose.
     pub tenant: TenantId,
     /// What a command calls it: Apple's key id, the service account's address, the API key's id.
@@ -69,54 +69,56 @@ pub struct Due {
     pub age: Duration,
 }
 
-impl Due {
+impl DueCredential {
     /// Its age in whole days.
-    pub fn days(&self) -> u64 {
-        self.age.as_secs() / DAY
+    pub fn age_days(&self) -> u64 {
+        self.age.as_secs() / SECONDS_PER_DAY
     }
 
     /// What to type.
-    pub fn advice(&self) -> String {
+    pub fn rotation_advice(&self) -> String {
         let Self { tenant, name, .. } = self;
         match self.kind {
-            Kind::AppleKey => format!(
+            CredentialKind::AppleKey => format!(
                 "make a new key in App Store Connect, `attesto apple set-credentials {tenant} … --check`, then revoke the old one"
             ),
-            Kind::GoogleKey => format!(
+            CredentialKind::GoogleKey => format!(
                 "make a new key in Google Cloud, `attesto google set-credentials {tenant} … --check`, then delete the old one"
             ),
-            Kind::ApiKey => format!("ask whose it is; `attesto key revoke {name}` ends it"),
+            CredentialKind::ApiKey => {
+                format!("ask whose it is; `attesto key revoke {name}` ends it")
+            }
         }
     }
 }
 
 /// What is due of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct DueCredentialGroup {
     /// Which.
-    pub kind: Kind,
+    pub kind: CredentialKind,
     /// How many there are.
     pub count: i64,
     /// The oldest of them.
-    pub first: Vec<Due>,
+    pub oldest: Vec<DueCredential>,
 }
 
 /// What is due of active tenants, at most `limit` of each kind, the oldest first. `lead` is how far ahead of the
 /// database's clock the caller lives.
-pub async fn due(
+pub async fn find_due_credentials(
     database: &Database,
-    cadences: &Cadences,
+    cadences: &ExpiryThresholds,
     lead: Duration,
     limit: i64,
-) -> Result<Vec<Found>, Error> {
+) -> Result<Vec<DueCredentialGroup>, Error> {
     let mut found = Vec::new();
-    for kind in Kind::ALL {
-        found.push(match kind.after(cadences) {
+    for kind in CredentialKind::ALL {
+        found.push(match kind.max_age(cadences) {
             Some(after) => store::due(database, kind, after, lead, limit).await?,
-            None => Found {
+            None => DueCredentialGroup {
                 kind,
                 count: 0,
-                first: Vec::new(),
+                oldest: Vec::new(),
             },
         });
     }
@@ -124,7 +126,7 @@ pub async fn due(
 }
 
 /// The names under which processes tell when their certificates end.
-pub mod certificate {
+pub mod certificate_name {
     /// The last of Apple's roots that is trusted.
     pub const APPLE_ROOT: &str = "apple_root";
     /// The certificate that Apple signs with, as far as anything signed with it has been seen.
@@ -135,11 +137,11 @@ pub mod certificate {
 
 /// When the certificates end by which these processes live: of their own the one that ends first, of Apple's signing
 /// certificate the newest that any of them saw.
-pub fn certificates(replicas: &[Replica]) -> BTreeMap<String, Timestamp> {
+pub fn earliest_certificate_expiries(replicas: &[Replica]) -> BTreeMap<String, Timestamp> {
     let mut ends: BTreeMap<String, Timestamp> = BTreeMap::new();
     for (name, end) in replicas.iter().flat_map(|replica| &replica.certificates) {
         let so_far = ends.entry(name.clone()).or_insert(*end);
-        *so_far = if name == certificate::APPLE_LEAF {
+        *so_far = if name == certificate_name::APPLE_LEAF {
             (*so_far).max(*end)
         } else {
             (*so_far).min(*end)
@@ -149,27 +151,46 @@ pub fn certificates(replicas: &[Replica]) -> BTreeMap<String, Timestamp> {
 }
 
 /// Whether that certificate is to be warned of.
-pub fn ends_soon(name: &str, end: Timestamp, now: Timestamp, cadences: &Cadences) -> bool {
+pub fn is_expiring_soon(
+    name: &str,
+    end: Timestamp,
+    now: Timestamp,
+    cadences: &ExpiryThresholds,
+) -> bool {
     match name {
-        certificate::APPLE_ROOT => end < now.plus(cadences.certificate.max(ROOT_WARNING)),
+        certificate_name::APPLE_ROOT => {
+            end < now.plus(cadences.certificate_warning_period.max(ROOT_EXPIRY_WARNING))
+        }
         // One that has ended signed something that a device kept: Apple signs with another by now.
-        certificate::APPLE_LEAF => end > now && end < now.plus(cadences.certificate),
-        _ => end < now.plus(cadences.certificate.min(LISTENER_WARNING)),
+        certificate_name::APPLE_LEAF => {
+            end > now && end < now.plus(cadences.certificate_warning_period)
+        }
+        _ => {
+            end < now.plus(
+                cadences
+                    .certificate_warning_period
+                    .min(LISTENER_EXPIRY_WARNING),
+            )
+        }
     }
 }
 
 /// Certificates of callbacks that end before this are warned of.
-pub fn callbacks_warned_before(now: Timestamp, cadences: &Cadences) -> Timestamp {
-    now.plus(cadences.certificate.min(LISTENER_WARNING))
+pub fn callback_expiry_cutoff(now: Timestamp, cadences: &ExpiryThresholds) -> Timestamp {
+    now.plus(
+        cadences
+            .certificate_warning_period
+            .min(LISTENER_EXPIRY_WARNING),
+    )
 }
 
 /// What to do about it.
 pub fn certificate_advice(name: &str) -> &'static str {
     match name {
-        certificate::APPLE_ROOT => {
+        certificate_name::APPLE_ROOT => {
             "Upgrade to a release that knows Apple's next root, or add it to APPLE_ROOT_CERTIFICATES."
         }
-        certificate::APPLE_LEAF => {
+        certificate_name::APPLE_LEAF => {
             "Apple exchanges it without anybody's doing. Should signatures be refused from then on, upgrade."
         }
         _ => {
@@ -209,7 +230,7 @@ mod tests {
     #[test]
     fn of_several_processes_the_one_that_ends_first_counts_and_the_newest_of_apples() {
         let (early, late) = ("2027-01-01T00:00:00Z", "2028-01-01T00:00:00Z");
-        let ends = certificates(&[
+        let ends = earliest_certificate_expiries(&[
             replica(&[("apple_leaf", early), ("listener", late)]),
             replica(&[("apple_leaf", late), ("listener", early)]),
             replica(&[]),
@@ -221,13 +242,14 @@ mod tests {
 
     #[test]
     fn a_root_is_warned_of_half_a_year_before() {
-        let cadences = Cadences {
-            apple: None,
-            google: None,
-            unused: None,
-            certificate: Duration::from_hours(24 * 30),
+        let cadences = ExpiryThresholds {
+            apple_key_max_age: None,
+            google_key_max_age: None,
+            api_key_max_unused: None,
+            certificate_warning_period: Duration::from_hours(24 * 30),
         };
-        let soon = |name, end| ends_soon(name, at(end), at("2026-06-01T00:00:00Z"), &cadences);
+        let soon =
+            |name, end| is_expiring_soon(name, at(end), at("2026-06-01T00:00:00Z"), &cadences);
         assert!(!soon("listener", "2026-06-16T00:00:00Z"));
         assert!(soon("listener", "2026-06-14T00:00:00Z"));
         assert!(soon("listener", "2026-05-01T00:00:00Z"));

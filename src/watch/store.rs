@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::drift;
-use super::expiry::{Due, Found, Kind};
+use super::expiry::{CredentialKind, DueCredential, DueCredentialGroup};
 use crate::db::{Database, Error};
 use crate::id::TenantId;
 
@@ -17,12 +17,12 @@ macro_rules! due {
         )
         .fetch_all($database.pool())
         .await?;
-        Found {
+        DueCredentialGroup {
             kind: $kind,
             count: rows.first().map_or(0, |row| row.count),
-            first: rows
+            oldest: rows
                 .into_iter()
-                .map(|row| Due {
+                .map(|row| DueCredential {
                     kind: $kind,
                     tenant: row.tenant,
                     name: row.name,
@@ -36,13 +36,13 @@ macro_rules! due {
 
 pub(super) async fn due(
     database: &Database,
-    kind: Kind,
+    kind: CredentialKind,
     after: Duration,
     lead: Duration,
     limit: i64,
-) -> Result<Found, Error> {
+) -> Result<DueCredentialGroup, Error> {
     Ok(match kind {
-        Kind::AppleKey => due!(
+        CredentialKind::AppleKey => due!(
             database,
             kind,
             r#"
@@ -58,7 +58,7 @@ pub(super) async fn due(
             lead,
             limit
         ),
-        Kind::GoogleKey => due!(
+        CredentialKind::GoogleKey => due!(
             database,
             kind,
             r#"
@@ -74,7 +74,7 @@ pub(super) async fn due(
             lead,
             limit
         ),
-        Kind::ApiKey => due!(
+        CredentialKind::ApiKey => due!(
             database,
             kind,
             r#"
@@ -111,9 +111,9 @@ macro_rules! few {
     clippy::too_many_lines,
     reason = "a query for each kind, and nothing else"
 )]
-pub(super) async fn drifted(
+pub(super) async fn list_drifted_tenants(
     database: &Database,
-    kind: drift::Kind,
+    kind: drift::DriftKind,
     new: Duration,
     lead: Duration,
     limit: i64,
@@ -121,7 +121,7 @@ pub(super) async fn drifted(
     // What is older than this is not new.
     let (new, lead) = (new.as_secs_f64(), lead.as_secs_f64());
     match kind {
-        drift::Kind::TenantCredentials => few!(
+        drift::DriftKind::CredentialsMissing => few!(
             database,
             r#"
             select id as "name!", count(*) over () as "count!"
@@ -133,7 +133,7 @@ pub(super) async fn drifted(
             "#,
             limit
         ),
-        drift::Kind::CallbackOff => few!(
+        drift::DriftKind::CallbackDisabled => few!(
             database,
             r#"
             select tenant_id as "name!", count(*) over () as "count!"
@@ -144,7 +144,7 @@ pub(super) async fn drifted(
             "#,
             limit
         ),
-        drift::Kind::CallbackClosed => few!(
+        drift::DriftKind::CallbackClosed => few!(
             database,
             r#"
             select config.tenant_id as "name!", count(*) over () as "count!"
@@ -159,7 +159,7 @@ pub(super) async fn drifted(
             limit
         ),
         // Whoever has an Apple key is told that nothing of Apple's is kept. What retention removed is not seen here, nor below.
-        drift::Kind::CallbackUnused => few!(
+        drift::DriftKind::CallbackUnused => few!(
             database,
             r#"
             select config.tenant_id as "name!", count(*) over () as "count!"
@@ -178,7 +178,7 @@ pub(super) async fn drifted(
         ),
         // A notification that arrived since says that Apple knows an address by now. Of a tenant with much to do only the
         // newest events are looked at.
-        drift::Kind::AppleAddress | drift::Kind::AppleUnreached => few!(
+        drift::DriftKind::AppleUrlMissing | drift::DriftKind::AppleUrlUnreachable => few!(
             database,
             r#"
             select test.tenant_id as "name!", count(*) over () as "count!"
@@ -199,9 +199,9 @@ pub(super) async fn drifted(
             order by test.tenant_id limit $1
             "#,
             limit,
-            kind == drift::Kind::AppleAddress
+            kind == drift::DriftKind::AppleUrlMissing
         ),
-        drift::Kind::AppleSilent => few!(
+        drift::DriftKind::NoAppleEvents => few!(
             database,
             r#"
             select stored.tenant_id as "name!", count(*) over () as "count!"
@@ -220,7 +220,7 @@ pub(super) async fn drifted(
             lead,
             new
         ),
-        drift::Kind::GooglePusher => few!(
+        drift::DriftKind::GooglePushAccountMissing => few!(
             database,
             r#"
             select stored.tenant_id as "name!", count(*) over () as "count!"
@@ -232,6 +232,8 @@ pub(super) async fn drifted(
             "#,
             limit
         ),
-        drift::Kind::Settings | drift::Kind::Keys | drift::Kind::Migrations => Ok((0, Vec::new())),
+        drift::DriftKind::SettingsDiffer
+        | drift::DriftKind::EncryptionKeysMissing
+        | drift::DriftKind::SchemaMismatch => Ok((0, Vec::new())),
     }
 }

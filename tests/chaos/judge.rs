@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use attesto::credentials::proof;
+use attesto::credentials::sealed_value_check;
 
 use super::pusher::Accepted;
 use super::stage::Stage;
@@ -167,9 +167,10 @@ pub(crate) async fn judge(
         .filter(|(_, answers)| answers.len() > 1)
         .map(|(event, _)| event)
         .collect();
-    let proofs = proof::sample(&stage.database, &stage.keyring(), i64::MAX)
-        .await
-        .expect("the database is there again");
+    let proofs =
+        sealed_value_check::check_sealed_values(&stage.database, &stage.keyring(), i64::MAX)
+            .await
+            .expect("the database is there again");
     Verdict {
         opened: proofs.iter().map(|proof| proof.opened).sum(),
         unopened: proofs

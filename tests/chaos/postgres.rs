@@ -8,16 +8,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::config::environment;
-use attesto::db::embedded::account::Account;
-use attesto::db::embedded::binaries::Binaries;
+use attesto::config::read_env_var;
+use attesto::db::embedded::binaries::PostgresBinaries;
+use attesto::db::embedded::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// It ends and its folder goes when this is dropped.
 pub(crate) struct Postgres {
     folder: PathBuf,
-    binaries: Binaries,
-    account: Option<Account>,
+    binaries: PostgresBinaries,
+    account: Option<SystemAccount>,
     server: Option<Child>,
     options: Options,
     /// Whether its data has a small volume of its own.
@@ -44,14 +44,14 @@ impl Options {
 impl Postgres {
     pub(crate) fn start_with(options: Options) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let variable = |name| environment(name).filter(|value| !value.is_empty());
+        let variable = |name| read_env_var(name).filter(|value| !value.is_empty());
         let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
-        let binaries = Binaries::all(named.as_deref(), variable("PATH").as_deref())
+        let binaries = PostgresBinaries::find_all(named.as_deref(), variable("PATH").as_deref())
             .unwrap_or_else(|problem| panic!("{problem}"))
             .swap_remove(0);
         let user = variable("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
-        let account =
-            Account::choose(user.as_deref()).unwrap_or_else(|problem| panic!("{problem}"));
+        let account = SystemAccount::choose_for_postgres(user.as_deref())
+            .unwrap_or_else(|problem| panic!("{problem}"));
         // A socket's path must be short.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from(format!(
@@ -152,7 +152,7 @@ impl Postgres {
     }
 
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.binaries.program(name));
+        let mut command = Command::new(self.binaries.program_path(name));
         command
             .env_clear()
             .env("LC_ALL", "C")

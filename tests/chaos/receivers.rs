@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::deliveries::endpoint::Secrets;
+use attesto::deliveries::endpoint::SigningSecrets;
 use attesto::deliveries::signature;
 use axum::Router;
 use axum::body::Bytes;
@@ -27,7 +27,7 @@ pub(crate) struct Seen {
     pub(crate) refused: HashMap<String, usize>,
     /// Requests whose signature does not verify.
     pub(crate) unsigned: usize,
-    secrets: HashMap<usize, Secrets>,
+    secrets: HashMap<usize, SigningSecrets>,
 }
 
 impl Receivers {
@@ -44,7 +44,7 @@ impl Receivers {
         address
     }
 
-    pub(crate) fn expect_secrets(&self, number: usize, secrets: Secrets) {
+    pub(crate) fn expect_secrets(&self, number: usize, secrets: SigningSecrets) {
         self.seen(|seen| seen.secrets.insert(number, secrets));
     }
 
@@ -68,7 +68,7 @@ async fn receive(
     let timestamp = text("x-attesto-timestamp").parse().unwrap_or_default();
     let pause = receivers.seen(|seen| {
         let secrets = &seen.secrets[&number];
-        let expected = signature::sign(secrets, &text("webhook-id"), timestamp, &body);
+        let expected = signature::sign_delivery(secrets, &text("webhook-id"), timestamp, &body);
         if text("x-attesto-signature") != expected.attesto
             || text("webhook-signature") != expected.standard
         {

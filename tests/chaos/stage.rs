@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use attesto::apple;
 use attesto::apple::account::{EnvironmentChoice, SigningKey};
 use attesto::clock::Clock;
-use attesto::credentials::sealed;
+use attesto::credentials::sealed_columns;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::{ConnectSettings, Database};
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self, Change};
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::google;
-use attesto::google::account::ServiceAccount;
+use attesto::google::account::GoogleServiceAccount;
 use attesto::id::TenantId;
-use attesto::simulator::state::apple::{Environment, NewTransaction};
+use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment};
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::state::pubsub::PushSubscription;
+use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorOptions};
 use attesto::tenants;
 use base64::Engine as _;
@@ -97,34 +97,35 @@ impl Stage {
                 .id;
             let secret = SigningSecret::parse(&format!("{number}").repeat(40)).expect("a secret");
             let url = format!("http://{callbacks}/{number}");
-            let change = Change {
+            let change = EndpointChange {
                 callback_url: Some(&url),
                 secret: Some(&secret),
                 is_active: None,
                 overlap: Duration::ZERO,
             };
-            store::change(&database, &keyring, &tenant, &change, Duration::ZERO)
+            store::change_endpoint(&database, &keyring, &tenant, &change, Duration::ZERO)
                 .await
                 .expect("the database is there");
             receivers.expect_secrets(number, secret.into());
             let file = simulator.google_service_account().to_string();
-            let new = google::store::NewCredentials {
+            let new = google::store::NewGoogleCredentials {
                 package_name: &package,
-                file: file.as_bytes(),
-                account: &ServiceAccount::parse(file.as_bytes()).expect("the simulator's own"),
+                key_file: file.as_bytes(),
+                account: &GoogleServiceAccount::parse(file.as_bytes())
+                    .expect("the simulator's own"),
                 pubsub_audience: Some("https://chaos.example"),
                 pubsub_service_account: Some(simulator.google().push_account()),
                 pubsub_topic: None,
             };
-            google::store::put(&database, &keyring, &tenant, &new)
+            google::store::set_credentials(&database, &keyring, &tenant, &new)
                 .await
                 .expect("the database is there");
             let subscription = PushSubscription {
                 manual: true,
-                ..PushSubscription::to("https://chaos.example")
+                ..PushSubscription::for_endpoint("https://chaos.example")
             };
-            let apple = simulator.apple().key();
-            let credentials = apple::account::Credentials {
+            let apple = simulator.apple().api_key();
+            let credentials = apple::account::AppleCredentials {
                 bundle_id: package.clone(),
                 key_id: apple.key_id,
                 issuer_id: apple.issuer_id,
@@ -132,23 +133,23 @@ impl Stage {
                 environment: EnvironmentChoice::Auto,
                 app_apple_id: Some(APP_APPLE_ID),
             };
-            let new = apple::store::NewCredentials {
-                file: apple.private_key.as_bytes(),
+            let new = apple::store::NewAppleCredentials {
+                key_file: apple.private_key.as_bytes(),
                 credentials: &credentials,
             };
-            apple::store::put(&database, &keyring, &tenant, &new)
+            apple::store::set_credentials(&database, &keyring, &tenant, &new)
                 .await
                 .expect("the database is there");
             simulator
                 .google()
-                .set_push(&package, subscription)
+                .set_push_subscription(&package, subscription)
                 .expect("a new app");
             tenants.push((tenant, package));
         }
 
         let roots = postgres.folder().join("root.pem");
         std::fs::write(&roots, simulator.apple_root_pem()).expect("a file can be written");
-        let mut settings = simulator.settings();
+        let mut settings = simulator.environment_variables();
         settings.retain(|(name, _)| *name != "APPLE_ROOT_CERTIFICATES");
         settings.extend([
             ("APPLE_ROOT_CERTIFICATES", roots.display().to_string()),
@@ -222,7 +223,7 @@ impl Stage {
         let mut data = json!({
             "version": "1.0",
             "packageName": package,
-            "eventTimeMillis": now.millis().to_string(),
+            "eventTimeMillis": now.as_millis().to_string(),
         });
         if number % 3 == 1 {
             data["testNotification"] = json!({ "version": "1.0" });
@@ -231,7 +232,7 @@ impl Stage {
                 package_name: Some(package.to_owned()),
                 ..NewSubscription::default()
             };
-            let subscription = play.subscribe(new).expect("a known app");
+            let subscription = play.buy_subscription(new).expect("a known app");
             data["subscriptionNotification"] = json!({
                 "version": "1.0",
                 "notificationType": 4,
@@ -242,14 +243,18 @@ impl Stage {
             "message": { "data": STANDARD.encode(data.to_string()), "messageId": format!("{number:016}") },
             "subscription": "projects/chaos/subscriptions/attesto",
         });
-        let token = self.simulator.identity().google_signer().sign(&json!({
-            "iss": "https://accounts.google.com",
-            "aud": "https://chaos.example",
-            "email": play.push_account(),
-            "email_verified": true,
-            "iat": now.seconds(),
-            "exp": now.seconds() + 3600,
-        }));
+        let token = self
+            .simulator
+            .identity()
+            .google_signing_key()
+            .sign_jwt(&json!({
+                "iss": "https://accounts.google.com",
+                "aud": "https://chaos.example",
+                "email": play.push_account(),
+                "email_verified": true,
+                "iat": now.as_secs(),
+                "exp": now.as_secs() + 3600,
+            }));
         Notification {
             path: format!("/v1/webhooks/google/{tenant}"),
             bearer: Some(token),
@@ -261,21 +266,21 @@ impl Stage {
         let apple = self.simulator.apple();
         let new = NewTransaction {
             bundle_id: Some(package.to_owned()),
-            environment: Environment::Production,
+            environment: SimulatedEnvironment::Production,
             ..NewTransaction::default()
         };
-        let bought = apple.create(new).expect("a known app");
+        let bought = apple.create_transaction(new).expect("a known app");
         let payload = json!({
             "notificationType": "DID_RENEW",
             "notificationUUID": format!("00000000-0000-4000-8000-{number:012}"),
             "version": "2.0",
-            "signedDate": Clock::system().now().millis(),
+            "signedDate": Clock::system().now().as_millis(),
             "data": {
                 "appAppleId": APP_APPLE_ID,
                 "bundleId": package,
                 "bundleVersion": "1",
                 "environment": "Production",
-                "signedTransactionInfo": apple.signed(&bought.transaction_id).expect("it was made"),
+                "signedTransactionInfo": apple.sign_transaction(&bought.transaction_id).expect("it was made"),
                 "status": 1,
             },
         });
@@ -285,7 +290,7 @@ impl Stage {
         Notification {
             path: format!("/v1/webhooks/apple/{tenant}"),
             bearer: None,
-            body: json!({ "signedPayload": apple.sign(&payload) }).to_string(),
+            body: json!({ "signedPayload": apple.sign_payload(&payload) }).to_string(),
         }
     }
 
@@ -297,7 +302,7 @@ impl Stage {
         let mut chance = fastrand::Rng::with_seed(seed);
         let notifications = self.notifications(events, &mut chance);
         let ports = self.ports();
-        let client = attesto::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::build_http_client().expect("a client can be made");
         let accepted = Accepted::default();
         let begun = Instant::now();
         let pushing = {
@@ -461,7 +466,7 @@ impl Stage {
 
     pub(crate) async fn strike(mut self) {
         tokio::task::block_in_place(|| self.replicas.iter_mut().for_each(Replica::end));
-        self.database.close().await;
+        self.database.close_connections().await;
         self.simulator.stop().await;
     }
 }
@@ -506,7 +511,12 @@ async fn seal_for_the_silent(database: &Database, keyring: &Keyring) {
         .collect();
     let blobs: Vec<Vec<u8>> = ids
         .iter()
-        .map(|id| keyring.seal(sealed::GOOGLE_SERVICE_ACCOUNT.of(id), id.as_bytes()))
+        .map(|id| {
+            keyring.seal(
+                sealed_columns::GOOGLE_SERVICE_ACCOUNT.context_for(id),
+                id.as_bytes(),
+            )
+        })
         .collect();
     for statement in [
         "insert into tenants (id, name) select id, 'silent' from unnest($1::text[], $2::bytea[]) as them (id, blob)",

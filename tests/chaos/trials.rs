@@ -76,7 +76,7 @@ async fn load(stage: &Stage, accepted: &Accepted, pace: Option<Duration>, end: I
 }
 
 fn client() -> reqwest::Client {
-    attesto::outbound::client().expect("a client can be made")
+    attesto::outbound::build_http_client().expect("a client can be made")
 }
 
 /// Whether everything that was accepted arrived, and nothing else.

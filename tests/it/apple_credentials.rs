@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use attesto::apple::account::EnvironmentChoice;
-use attesto::apple::store::{self, FindError};
+use attesto::apple::store::{self, LoadAppleCredentialsError};
 use attesto::clock::Timestamp;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::id::TenantId;
@@ -178,7 +178,7 @@ async fn what_is_set_can_be_used_and_only_with_the_right_key() {
     let set = desk.set(&key_file(), &[&NAMES, &APP_APPLE_ID, &choice]);
     let shown: Value = serde_json::from_str(&set.said).unwrap();
     let (database, tenant) = (&desk.fresh.database, &desk.tenant);
-    let found = store::find(database, &keyring(0), tenant)
+    let found = store::load_credentials(database, &keyring(0), tenant)
         .await
         .unwrap()
         .unwrap();
@@ -190,10 +190,15 @@ async fn what_is_set_can_be_used_and_only_with_the_right_key() {
     assert_eq!(found.environment, EnvironmentChoice::Production);
     assert_eq!(found.app_apple_id, Some(1_234_567_890));
 
-    let wrong = store::find(database, &keyring(1), tenant).await;
-    assert!(matches!(wrong, Err(FindError::Sealed { .. })), "{wrong:?}");
+    let wrong = store::load_credentials(database, &keyring(1), tenant).await;
+    assert!(
+        matches!(wrong, Err(LoadAppleCredentialsError::CannotUnseal { .. })),
+        "{wrong:?}"
+    );
     let stranger = TenantId::mint(Timestamp::from_millis(0));
-    let none = store::find(database, &keyring(0), &stranger).await.unwrap();
+    let none = store::load_credentials(database, &keyring(0), &stranger)
+        .await
+        .unwrap();
     assert!(none.is_none());
 
     // Another encryption key than the service's would seal what the service cannot open.

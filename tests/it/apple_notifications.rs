@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use attesto::apple::account::EnvironmentChoice;
-use attesto::simulator::state::apple::{App, Change, Environment, NewTransaction, ProductType};
-use attesto::simulator::state::notifications::NotificationUrls;
-use attesto::simulator::{Fault, Forgery};
+use attesto::simulator::state::apple::{
+    NewTransaction, ProductType, SimulatedApp, SimulatedEnvironment, TransactionChange,
+};
+use attesto::simulator::state::apple_notifications::NotificationUrls;
+use attesto::simulator::{Fault, JwsForgery};
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -51,39 +53,39 @@ impl Shop {
         Self { world, tenant }
     }
 
-    fn apple(&self) -> attesto::simulator::control::AppStore {
+    fn apple(&self) -> attesto::simulator::control::AppleScenario {
         self.world.simulator.apple()
     }
 
     fn sign(&self, payload: &Value) -> String {
-        self.apple().sign(&object(payload.clone()))
+        self.apple().sign_payload(&object(payload.clone()))
     }
 
     /// The block of a purchase: both parts signed, and the app named.
-    fn data(&self, kind: ProductType, environment: Environment) -> Value {
+    fn data(&self, kind: ProductType, environment: SimulatedEnvironment) -> Value {
         let new = NewTransaction {
             kind,
             environment,
             app_account_token: Some(USER.to_owned()),
             ..NewTransaction::default()
         };
-        let bought = self.apple().create(new).unwrap();
+        let bought = self.apple().create_transaction(new).unwrap();
         let id = bought.transaction_id;
         let mut data = json!({
             "appAppleId": APP_APPLE_ID,
             "bundleId": APP,
             "bundleVersion": "1",
-            "environment": environment.name(),
-            "signedTransactionInfo": self.apple().signed(&id).unwrap(),
+            "environment": environment.payload_name(),
+            "signedTransactionInfo": self.apple().sign_transaction(&id).unwrap(),
         });
         if kind == ProductType::Subscription {
             let renewal = json!({
                 "originalTransactionId": id,
                 "autoRenewProductId": "com.example.app.pro.monthly",
                 "autoRenewStatus": 1,
-                "environment": environment.name(),
+                "environment": environment.payload_name(),
                 "appAccountToken": USER,
-                "signedDate": self.world.clock.now().millis(),
+                "signedDate": self.world.clock.now().as_millis(),
             });
             data["signedRenewalInfo"] = json!(self.sign(&renewal));
             data["status"] = json!(1);
@@ -97,7 +99,7 @@ impl Shop {
             "notificationType": kind,
             "notificationUUID": format!("00000000-0000-4000-8000-{count:012}"),
             "version": "2.0",
-            "signedDate": self.world.clock.now().millis() - 1234,
+            "signedDate": self.world.clock.now().as_millis() - 1234,
             block: fields,
         })
     }
@@ -183,24 +185,24 @@ impl Shop {
 impl Shop {
     /// The simulated App Store posts to this tenant from now on: at once, or when a test says so.
     fn report_here(&self, manual: bool) {
-        let app = App {
+        let app = SimulatedApp {
             app_apple_id: APP_APPLE_ID.try_into().unwrap(),
-            ..App::usual(APP)
+            ..SimulatedApp::for_bundle_id(APP)
         };
         self.apple().set_app(app).unwrap();
         let path = format!("/v1/webhooks/apple/{}", self.tenant.id);
         let to = NotificationUrls {
             manual,
-            ..NotificationUrls::to(&self.world.url(&path))
+            ..NotificationUrls::for_both_environments(&self.world.url(&path))
         };
-        self.apple().set_push(APP, to).unwrap();
+        self.apple().set_notification_urls(APP, to).unwrap();
     }
 
     /// Posts the newest notification and reads what was stored of it.
     async fn push(&self) -> Event {
-        let newest = self.apple().notifications().pop().unwrap();
+        let newest = self.apple().list_notifications().pop().unwrap();
         let uuid = newest.notification_uuid;
-        let pushed = self.apple().push(&uuid).await.unwrap();
+        let pushed = self.apple().push_notification(&uuid).await.unwrap();
         assert_eq!(pushed.status, 200, "{}", pushed.body);
         assert_eq!(pushed.body["externalId"], uuid);
         self.event(pushed.body["eventId"].as_str().unwrap()).await
@@ -230,7 +232,7 @@ impl Event {
 #[tokio::test]
 async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
     let shop = Shop::open().await;
-    let data = shop.data(ProductType::Subscription, Environment::Production);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let sent = shop.notification("DID_RENEW", 1, "data", &data);
     let answer = shop.send(&sent).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -244,7 +246,7 @@ async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
         })
     );
     let event = shop.event(answer.body["eventId"].as_str().unwrap()).await.0;
-    let bought = shop.apple().transactions().pop().unwrap();
+    let bought = shop.apple().list_transactions().pop().unwrap();
     assert_eq!(
         event,
         json!({
@@ -289,7 +291,10 @@ async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
             "status"
         ]
     );
-    let payload = shop.apple().payload(&bought.transaction_id).unwrap();
+    let payload = shop
+        .apple()
+        .transaction_payload(&bought.transaction_id)
+        .unwrap();
     assert_eq!(inner["transactionInfo"], Value::Object(payload));
     assert_eq!(inner["renewalInfo"]["autoRenewStatus"], 1);
     let mut rest = event["data"].clone();
@@ -306,26 +311,26 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
     shop.report_here(true);
     let new = NewTransaction {
         app_account_token: Some(USER.to_owned()),
-        environment: Environment::Production,
+        environment: SimulatedEnvironment::Production,
         ..NewTransaction::default()
     };
-    let id = shop.apple().create(new).unwrap().transaction_id;
+    let id = shop.apple().create_transaction(new).unwrap().transaction_id;
     let first = shop.push().await;
     assert_eq!(first.word(), ("subscription.purchased", Some("initial")));
-    let intent = |intent| Change::Expire { intent };
+    let intent = |intent| TransactionChange::Expire { intent };
     for (change, word, reason) in [
-        (Change::Renew {}, "renewed", None),
-        (Change::Cancel {}, "cancellation_scheduled", None),
-        (Change::Resume {}, "cancellation_revoked", None),
+        (TransactionChange::Renew {}, "renewed", None),
+        (TransactionChange::Cancel {}, "cancellation_scheduled", None),
+        (TransactionChange::Resume {}, "cancellation_revoked", None),
         (
-            Change::Downgrade {
+            TransactionChange::Downgrade {
                 product_id: "lite".to_owned(),
             },
             "renewal_pref_changed",
             Some("downgrade"),
         ),
         (
-            Change::Upgrade {
+            TransactionChange::Upgrade {
                 product_id: "pro.yearly".to_owned(),
                 period: None,
                 price: None,
@@ -333,26 +338,42 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
             "upgraded",
             None,
         ),
-        (Change::Extend { days: 3 }, "renewal_extended", None),
-        (Change::Grace { days: None }, "in_grace_period", None),
-        (Change::BillingRetry {}, "grace_period_expired", None),
-        (Change::Renew {}, "recovered", None),
-        (Change::BillingRetry {}, "in_billing_retry", None),
+        (
+            TransactionChange::Extend { days: 3 },
+            "renewal_extended",
+            None,
+        ),
+        (
+            TransactionChange::Grace { days: None },
+            "in_grace_period",
+            None,
+        ),
+        (
+            TransactionChange::BillingRetry {},
+            "grace_period_expired",
+            None,
+        ),
+        (TransactionChange::Renew {}, "recovered", None),
+        (TransactionChange::BillingRetry {}, "in_billing_retry", None),
         (intent(None), "expired", Some("billing_retry")),
-        (Change::Renew {}, "purchased", Some("resubscribe")),
+        (
+            TransactionChange::Renew {},
+            "purchased",
+            Some("resubscribe"),
+        ),
         (intent(Some(1)), "expired", Some("voluntary")),
         (
-            Change::Refund {
+            TransactionChange::Refund {
                 reason: 0,
                 percentage: None,
             },
             "refunded",
             None,
         ),
-        (Change::ReverseRefund {}, "refund_reversed", None),
-        (Change::Revoke {}, "revoked", None),
+        (TransactionChange::ReverseRefund {}, "refund_reversed", None),
+        (TransactionChange::Revoke {}, "revoked", None),
     ] {
-        shop.apple().change(&id, &change).unwrap();
+        shop.apple().change_transaction(&id, &change).unwrap();
         let event = shop.push().await;
         let word = format!("subscription.{word}");
         assert_eq!(event.word(), (word.as_str(), reason), "{change:?}");
@@ -361,10 +382,12 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
         assert_eq!(event.0["environment"], "production");
     }
     // No forgery of one of Apple's own notifications gets in.
-    let uuid = shop.apple().notifications()[0].notification_uuid.clone();
+    let uuid = shop.apple().list_notifications()[0]
+        .notification_uuid
+        .clone();
     let pushed = shop
         .apple()
-        .push_badly(&uuid, Forgery::AlteredPayload)
+        .push_forged_notification(&uuid, JwsForgery::AlteredPayload)
         .await;
     assert_eq!(pushed.unwrap().status, 401);
     shop.world.end().await;
@@ -378,9 +401,9 @@ async fn what_is_bought_is_reported_at_once() {
         kind: ProductType::Consumable,
         ..NewTransaction::default()
     };
-    let bought = shop.apple().create(new).unwrap();
+    let bought = shop.apple().create_transaction(new).unwrap();
     let begun = Instant::now();
-    while !shop.apple().notifications()[0].is_delivered() {
+    while !shop.apple().list_notifications()[0].is_delivered() {
         assert!(begun.elapsed() < Duration::from_secs(10));
         tokio::task::yield_now().await;
     }
@@ -397,7 +420,7 @@ async fn what_is_bought_is_reported_at_once() {
 #[tokio::test]
 async fn every_block_has_its_subject() {
     let shop = Shop::open().await;
-    let sandbox = Environment::Sandbox;
+    let sandbox = SimulatedEnvironment::Sandbox;
 
     // What kind of product it is decides between the two families of words.
     for (count, kind, word, of) in [
@@ -486,7 +509,7 @@ async fn every_block_has_its_subject() {
 
     let app = json!({
         "bundleId": APP, "appAppleId": APP_APPLE_ID, "receiptType": "Production", "appTransactionId": "7",
-        "receiptCreationDate": shop.world.clock.now().millis(),
+        "receiptCreationDate": shop.world.clock.now().as_millis(),
     });
     let rescinded = json!({
         "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
@@ -504,7 +527,7 @@ async fn every_block_has_its_subject() {
 #[tokio::test]
 async fn what_apple_has_not_invented_yet_is_stored_as_unknown() {
     let shop = Shop::open().await;
-    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let mut new = shop.notification("SOMETHING_NEW", 1, "data", &data);
     new["subtype"] = json!("AND_MORE");
     let event = shop.stored(&new).await;
@@ -553,21 +576,26 @@ async fn what_apple_has_not_invented_yet_is_stored_as_unknown() {
 #[tokio::test]
 async fn what_apple_did_not_sign_is_refused() {
     let shop = Shop::open().await;
-    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let good = object(shop.notification("DID_RENEW", 1, "data", &data));
-    let authority = shop.world.simulator.identity().authority();
-    let changes_nothing_here = [Forgery::OtherBundle, Forgery::OtherEnvironment];
-    for forgery in Forgery::ALL {
+    let authority = shop.world.simulator.identity().certificate_authority();
+    let changes_nothing_here = [JwsForgery::OtherBundle, JwsForgery::OtherEnvironment];
+    for forgery in JwsForgery::ALL {
         if changes_nothing_here.contains(&forgery) {
             continue;
         }
-        let forged = authority.forge(forgery, &good);
+        let forged = authority.forge_jws(forgery, &good);
         refused(&shop.post(&json!({ "signedPayload": forged })).await);
         // The same inside of a genuine one: every part is looked at by itself.
-        let bought = shop.apple().transactions().pop().unwrap().transaction_id;
+        let bought = shop
+            .apple()
+            .list_transactions()
+            .pop()
+            .unwrap()
+            .transaction_id;
         for (part, name) in [
             (
-                shop.apple().payload(&bought).unwrap(),
+                shop.apple().transaction_payload(&bought).unwrap(),
                 "signedTransactionInfo",
             ),
             (
@@ -576,7 +604,7 @@ async fn what_apple_did_not_sign_is_refused() {
             ),
         ] {
             let mut data = data.clone();
-            data[name] = json!(authority.forge(forgery, &part));
+            data[name] = json!(authority.forge_jws(forgery, &part));
             let answer = shop
                 .send(&shop.notification("DID_RENEW", 1, "data", &data))
                 .await;
@@ -587,7 +615,7 @@ async fn what_apple_did_not_sign_is_refused() {
     }
     let now = shop.world.clock.now();
     let mut early = shop.notification("DID_RENEW", 1, "data", &data);
-    early["signedDate"] = json!(now.plus(Duration::from_mins(6)).millis());
+    early["signedDate"] = json!(now.plus(Duration::from_mins(6)).as_millis());
     assert_eq!(shop.class(&early).await, "signed_in_the_future");
     for text in ["x", "a.b.c", "e30.e30.e30"] {
         refused(&shop.post(&json!({ "signedPayload": text })).await);
@@ -604,7 +632,7 @@ async fn what_apple_did_not_sign_is_refused() {
 #[tokio::test]
 async fn what_is_anothers_is_refused() {
     let shop = Shop::open().await;
-    let mine = shop.data(ProductType::Subscription, Environment::Production);
+    let mine = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let with = |block: &str, changes: &[(&str, Value)]| {
         shop.notification("DID_RENEW", 1, block, &altered(&mine, changes))
     };
@@ -652,10 +680,15 @@ async fn what_is_anothers_is_refused() {
 #[tokio::test]
 async fn parts_that_are_genuine_and_of_something_else_are_refused() {
     let shop = Shop::open().await;
-    let mine = shop.data(ProductType::Subscription, Environment::Production);
-    let bought = shop.apple().transactions().pop().unwrap().transaction_id;
+    let mine = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
+    let bought = shop
+        .apple()
+        .list_transactions()
+        .pop()
+        .unwrap()
+        .transaction_id;
     let transaction = |changes: &[(&str, Value)]| {
-        let payload = Value::Object(shop.apple().payload(&bought).unwrap());
+        let payload = Value::Object(shop.apple().transaction_payload(&bought).unwrap());
         json!(shop.sign(&altered(&payload, changes)))
     };
     let app = |changes: &[(&str, Value)]| {
@@ -715,9 +748,9 @@ async fn parts_that_are_genuine_and_of_something_else_are_refused() {
 #[tokio::test]
 async fn the_tenants_environment_and_number_decide() {
     let shop = Shop::open().await;
-    let production = shop.data(ProductType::Subscription, Environment::Production);
+    let production = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let production = shop.notification("DID_RENEW", 1, "data", &production);
-    let sandbox = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let sandbox = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let sandbox = shop.notification("DID_RENEW", 2, "data", &sandbox);
     let set = async |choice, number| shop.world.set_apple(&shop.tenant, choice, number).await;
     assert_eq!(shop.send(&production).await.status, 200);
@@ -806,7 +839,7 @@ async fn each_thing_is_looked_at_in_its_turn() {
         (400, &json!("CREDENTIALS_MISSING"))
     );
     // Then the signature and whose it is, though there is no id; the id comes last.
-    let mut data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let mut data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let mut nameless = shop.notification("DID_RENEW", 1, "data", &data);
     for id in [Value::Null, json!(""), json!(7), json!("x".repeat(257))] {
         nameless["notificationUUID"] = id;
@@ -832,7 +865,7 @@ async fn each_thing_is_looked_at_in_its_turn() {
     let good = json!({ "bundleId": APP, "environment": "Sandbox" });
     let good = shop.notification("TEST", 2, "data", &good);
     assert_eq!(shop.send(&good).await.status, 200);
-    tenants::store::set_active(world.database(), &shop.tenant.id, false, world.clock.now())
+    tenants::store::set_tenant_active(world.database(), &shop.tenant.id, false, world.clock.now())
         .await
         .unwrap();
     let answer = shop.eventually(&good, 404).await;
@@ -848,7 +881,7 @@ async fn fifty_copies_at_once_are_one_event() {
         .execute(shop.world.database().pool())
         .await
         .unwrap();
-    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let body =
         json!({ "signedPayload": shop.sign(&shop.notification("DID_RENEW", 1, "data", &data)) });
     let answers = futures_util::future::join_all((0..50).map(|_| shop.post(&body))).await;
@@ -890,7 +923,7 @@ async fn fifty_copies_at_once_are_one_event() {
 async fn one_notification_of_two_tenants_is_two_events() {
     let shop = Shop::open().await;
     let second = shop.world.tenant().await;
-    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let body =
         json!({ "signedPayload": shop.sign(&shop.notification("DID_RENEW", 1, "data", &data)) });
     let first = shop.post(&body).await.body;
@@ -905,11 +938,11 @@ async fn one_notification_of_two_tenants_is_two_events() {
 #[tokio::test]
 async fn a_database_that_is_away_makes_apple_send_again() {
     let shop = Shop::open().await;
-    let data = shop.data(ProductType::Subscription, Environment::Sandbox);
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let first = shop.notification("DID_RENEW", 1, "data", &data);
     assert_eq!(shop.send(&first).await.status, 200);
     let second = shop.notification("DID_RENEW", 2, "data", &data);
-    shop.world.database().close().await;
+    shop.world.database().close_connections().await;
     let answer = shop.send(&second).await;
     assert_eq!(
         (answer.status, &answer.body["error"]),
@@ -999,7 +1032,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
             "{ran:?}"
         );
         let said: Value = serde_json::from_str(&ran.said).unwrap();
-        let newest = shop.apple().notifications().pop().unwrap();
+        let newest = shop.apple().list_notifications().pop().unwrap();
         assert_eq!(
             said,
             json!({
@@ -1025,7 +1058,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
     let unknown = attesto::id::TenantId::mint(shop.world.clock.now());
     let url = shop.world.url(&format!("/v1/webhooks/apple/{unknown}"));
     shop.apple()
-        .set_push(APP, NotificationUrls::to(&url))
+        .set_notification_urls(APP, NotificationUrls::for_both_environments(&url))
         .unwrap();
     let ran = shop.request_test(&[]).await;
     assert_eq!(ran.exit, Some(1), "{ran:?}");
@@ -1043,7 +1076,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
     let elsewhere = shop.world.tenant().await;
     let other = url.replace("/health", &format!("/v1/webhooks/apple/{}", elsewhere.id));
     shop.apple()
-        .set_push(APP, NotificationUrls::to(&other))
+        .set_notification_urls(APP, NotificationUrls::for_both_environments(&other))
         .unwrap();
     let ran = shop.request_test(&[]).await;
     assert_eq!(ran.exit, Some(1), "{ran:?}");
@@ -1062,15 +1095,18 @@ async fn an_operator_is_told_why_apple_cannot_be_asked() {
     assert!(complaint.contains("within 1s"), "{complaint}");
     let simulator = &shop.world.simulator;
     for (fault, part) in [
-        (Fault::at("apple").status(401), "refuses this tenant's key"),
         (
-            Fault::at("apple").error_code(4_290_000),
+            Fault::at_place("apple").status(401),
+            "refuses this tenant's key",
+        ),
+        (
+            Fault::at_place("apple").error_code(4_290_000),
             "limit for com.example.app",
         ),
-        (Fault::at("apple").error_code(4_000_002), "4000002"),
-        (Fault::at("apple").status(404), "status 404, no code"),
+        (Fault::at_place("apple").error_code(4_000_002), "4000002"),
+        (Fault::at_place("apple").status(404), "status 404, no code"),
     ] {
-        simulator.fault(fault.times(0)).unwrap();
+        simulator.add_fault(fault.times(0)).unwrap();
         let complaint = shop.complaint(&[], 1).await;
         assert!(complaint.contains(part), "{complaint}");
         simulator.clear_faults();

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attesto::apple::ocsp::answer::{self, Status, Unusable};
-use attesto::apple::ocsp::{Reach, Subject};
+use attesto::apple::ocsp::response::{self, OcspResponseError, RevocationStatus};
+use attesto::apple::ocsp::{ChainCertificate, ResponderPolicy};
 use attesto::clock::{Clock, Timestamp};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
@@ -147,7 +147,7 @@ struct Authority {
 }
 
 fn days((from, to): (i64, i64)) -> (OffsetDateTime, OffsetDateTime) {
-    let day = |days: i64| Timestamp::from_millis(start().millis() + days * 86_400_000).into();
+    let day = |days: i64| Timestamp::from_millis(start().as_millis() + days * 86_400_000).into();
     (day(from), day(to))
 }
 
@@ -244,7 +244,7 @@ impl Authority {
     fn notification(&self, now: Timestamp, uuid: &str, inner: &str) -> Value {
         let payload = json!({
             "notificationType": "DID_RENEW", "notificationUUID": uuid, "version": "2.0",
-            "signedDate": now.millis(),
+            "signedDate": now.as_millis(),
             "data": {
                 "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
                 "signedTransactionInfo": inner,
@@ -266,7 +266,7 @@ fn transaction(now: Timestamp) -> Value {
     json!({
         "transactionId": "2000000000000001", "originalTransactionId": "2000000000000001",
         "bundleId": APP, "environment": "Production", "productId": "com.example.app.pro",
-        "type": "Non-Consumable", "purchaseDate": now.millis(), "signedDate": now.millis(),
+        "type": "Non-Consumable", "purchaseDate": now.as_millis(), "signedDate": now.as_millis(),
     })
 }
 
@@ -429,7 +429,7 @@ impl Delegate {
 impl Saying {
     fn der(&self, authority: &Authority, path: &str, now: Timestamp) -> Vec<u8> {
         let (certificate, issuer, issuing) = authority.asked_at(path);
-        let at = |seconds: i64| Timestamp::from_millis(now.millis() + seconds * 1000);
+        let at = |seconds: i64| Timestamp::from_millis(now.as_millis() + seconds * 1000);
         let other = b"somebody else";
         let name = if self.other_name {
             other.to_vec()
@@ -802,11 +802,12 @@ async fn every_way_of_signing_a_good_answer_is_understood() {
                 ..Saying::default()
             };
             let authority = Authority::new(None, (-300, 300));
-            let subject = Subject::new(&authority.leaf, &authority.intermediate).unwrap();
+            let subject = ChainCertificate::new(&authority.leaf, &authority.intermediate).unwrap();
             let der = Saying { version, ..saying }.der(&authority, "/leaf", start());
             // DER leaves out what is the default; who writes it is understood all the same.
-            let answer = answer::read(&der, &subject, start()).map(|answer| answer.status);
-            assert_eq!(answer, Ok(Status::Good));
+            let answer =
+                response::verify_response(&der, &subject, start()).map(|answer| answer.status);
+            assert_eq!(answer, Ok(RevocationStatus::Good));
         }
     }
 }
@@ -872,7 +873,7 @@ async fn what_is_certain_goes_before_what_is_not_known() {
 
 /// Every answer that is as good as none, and why.
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
+fn unusable() -> Vec<(&'static str, Saying, OcspResponseError)> {
     let by = |delegate| Saying {
         by: By::Delegate(delegate),
         ..Saying::default()
@@ -885,7 +886,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 other_name: true,
                 ..good()
             },
-            Unusable::OtherCertificate,
+            OcspResponseError::CertificateMismatch,
         ),
         (
             "another issuer's key",
@@ -893,7 +894,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 other_key: true,
                 ..good()
             },
-            Unusable::OtherCertificate,
+            OcspResponseError::CertificateMismatch,
         ),
         (
             "another number",
@@ -901,7 +902,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 other_serial: true,
                 ..good()
             },
-            Unusable::OtherCertificate,
+            OcspResponseError::CertificateMismatch,
         ),
         (
             "stale",
@@ -910,7 +911,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 this_update: -900,
                 ..good()
             },
-            Unusable::Stale,
+            OcspResponseError::Expired,
         ),
         (
             "no end",
@@ -918,7 +919,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 next_update: None,
                 ..good()
             },
-            Unusable::Stale,
+            OcspResponseError::Expired,
         ),
         (
             "future",
@@ -926,7 +927,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 this_update: 61,
                 ..good()
             },
-            Unusable::FromTheFuture,
+            OcspResponseError::NotYetValid,
         ),
         (
             "altered",
@@ -934,7 +935,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 altered: true,
                 ..good()
             },
-            Unusable::BadSignature,
+            OcspResponseError::BadSignature,
         ),
         (
             "demanding",
@@ -942,7 +943,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 critical: true,
                 ..good()
             },
-            Unusable::Critical,
+            OcspResponseError::CriticalExtension,
         ),
         (
             "version 2",
@@ -950,7 +951,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 version: Some(1),
                 ..good()
             },
-            Unusable::NotAResponse,
+            OcspResponseError::NotAResponse,
         ),
         (
             "another usage",
@@ -958,7 +959,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 usage: Some(false),
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "no usage",
@@ -966,7 +967,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 usage: None,
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "expired",
@@ -974,7 +975,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 days: (-10, -1),
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "of tomorrow",
@@ -982,7 +983,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 days: (1, 10),
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "issued by the root",
@@ -990,7 +991,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 issued_by: IssuedBy::TheRoot,
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "issued by a stranger of the same name",
@@ -998,7 +999,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 issued_by: IssuedBy::Stranger,
                 ..DELEGATE
             }),
-            Unusable::SignerNotEntitled,
+            OcspResponseError::SignerNotAuthorized,
         ),
         (
             "not enclosed",
@@ -1006,7 +1007,7 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
                 enclosed: false,
                 ..DELEGATE
             }),
-            Unusable::UnknownSigner,
+            OcspResponseError::UnknownSigner,
         ),
     ]
 }
@@ -1014,8 +1015,9 @@ fn unusable() -> Vec<(&'static str, Saying, Unusable)> {
 #[test]
 fn every_unusable_answer_is_told_apart() {
     let authority = Authority::new(None, (-300, 300));
-    let subject = Subject::new(&authority.leaf, &authority.intermediate).unwrap();
-    let read = |der: &[u8]| answer::read(der, &subject, start()).map(|answer| answer.status);
+    let subject = ChainCertificate::new(&authority.leaf, &authority.intermediate).unwrap();
+    let read =
+        |der: &[u8]| response::verify_response(der, &subject, start()).map(|answer| answer.status);
     for (what, saying, why) in unusable() {
         // A "revoked" that cannot be believed is not believed either.
         for word in [GOOD.to_vec(), revoked()] {
@@ -1034,7 +1036,10 @@ fn every_unusable_answer_is_told_apart() {
         (5, "sigRequired"),
         (6, "unauthorized"),
     ] {
-        assert_eq!(read(&declining(status)), Err(Unusable::Declined(word)));
+        assert_eq!(
+            read(&declining(status)),
+            Err(OcspResponseError::ErrorStatus(word))
+        );
     }
     for nonsense in [
         vec![],
@@ -1042,7 +1047,7 @@ fn every_unusable_answer_is_told_apart() {
         declining(4),
         b"<html>Sign in</html>".to_vec(),
     ] {
-        assert_eq!(read(&nonsense), Err(Unusable::NotAResponse));
+        assert_eq!(read(&nonsense), Err(OcspResponseError::NotAResponse));
     }
     // A minute either way is nothing.
     for (this_update, next_update) in [(60, 3600), (-900, -60)] {
@@ -1053,12 +1058,12 @@ fn every_unusable_answer_is_told_apart() {
         };
         assert_eq!(
             read(&saying.der(&authority, "/leaf", start())),
-            Ok(Status::Good)
+            Ok(RevocationStatus::Good)
         );
     }
     // Nor is an answer about the intermediate one about the leaf.
     let other = Saying::default().der(&authority, "/intermediate", start());
-    assert_eq!(read(&other), Err(Unusable::UnknownSigner));
+    assert_eq!(read(&other), Err(OcspResponseError::UnknownSigner));
 }
 
 #[tokio::test]
@@ -1252,8 +1257,15 @@ fn with_apples_roots_only_apple_is_asked() {
         ("http://localhost/", false),
     ] {
         let url = address.parse().unwrap();
-        assert_eq!(Reach::of(false).includes(&url), is_apples, "{address}");
-        assert!(Reach::of(true).includes(&url), "{address}");
+        assert_eq!(
+            ResponderPolicy::for_roots(false).allows_url(&url),
+            is_apples,
+            "{address}"
+        );
+        assert!(
+            ResponderPolicy::for_roots(true).allows_url(&url),
+            "{address}"
+        );
     }
 }
 
@@ -1261,7 +1273,7 @@ proptest! {
     #[test]
     fn nonsense_is_no_answer(bytes: Vec<u8>) {
         let (subject, _) = &*PROBE;
-        prop_assert!(answer::read(&bytes, subject, start()).is_err());
+        prop_assert!(response::verify_response(&bytes, subject, start()).is_err());
     }
 
     #[test]
@@ -1270,14 +1282,14 @@ proptest! {
         let mut changed = good.clone();
         let at = at.index(changed.len());
         changed[at] ^= by;
-        prop_assert!(answer::read(good, subject, start()).is_ok());
-        prop_assert!(answer::read(&changed, subject, start()).is_err());
+        prop_assert!(response::verify_response(good, subject, start()).is_ok());
+        prop_assert!(response::verify_response(&changed, subject, start()).is_err());
     }
 }
 
-static PROBE: std::sync::LazyLock<(Subject, Vec<u8>)> = std::sync::LazyLock::new(|| {
+static PROBE: std::sync::LazyLock<(ChainCertificate, Vec<u8>)> = std::sync::LazyLock::new(|| {
     let authority = Authority::new(None, (-300, 300));
-    let subject = Subject::new(&authority.leaf, &authority.intermediate).unwrap();
+    let subject = ChainCertificate::new(&authority.leaf, &authority.intermediate).unwrap();
     let good = Saying::default().der(&authority, "/leaf", start());
     (subject, good)
 });

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use attesto::apple::trust::{Distrust, Verifier};
+use attesto::apple::trust::{JwsVerifier, SignatureError};
 use attesto::clock::Timestamp;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
@@ -74,7 +74,7 @@ fn parameters(
     is_ca: IsCa,
 ) -> CertificateParams {
     let day = |days: i64| {
-        let millis = now().millis() + days * 86_400_000;
+        let millis = now().as_millis() + days * 86_400_000;
         OffsetDateTime::from(Timestamp::from_millis(millis))
     };
     let mut parameters = CertificateParams::default();
@@ -136,7 +136,7 @@ fn encode(value: &Value) -> String {
 fn payload() -> Value {
     json!({
         "transactionId": "1", "bundleId": "com.example.app", "environment": "Production",
-        "signedDate": now().millis(),
+        "signedDate": now().as_millis(),
     })
 }
 
@@ -174,8 +174,8 @@ impl Chain {
         self.sign(&self.header(), &payload())
     }
 
-    fn verifier(&self) -> Verifier {
-        Verifier::with_root(&self.der[2]).expect("a root")
+    fn verifier(&self) -> JwsVerifier {
+        JwsVerifier::with_root(&self.der[2]).expect("a root")
     }
 }
 
@@ -200,7 +200,9 @@ fn what_apple_signed_is_believed() {
     let chain = Plan::default().make();
     let verifier = chain.verifier();
     for _ in 0..2 {
-        let read = verifier.verify(&chain.good(), now()).expect("believed");
+        let read = verifier
+            .verify_payload(&chain.good(), now())
+            .expect("believed");
         assert_eq!(
             serde_json::from_slice::<Value>(&read).expect("JSON"),
             payload()
@@ -212,7 +214,7 @@ fn what_apple_signed_is_believed() {
         header["x5c"][2] = json!(third);
         assert!(
             verifier
-                .verify(&chain.sign(&header, &payload()), now())
+                .verify_payload(&chain.sign(&header, &payload()), now())
                 .is_ok(),
             "third: {third}"
         );
@@ -223,7 +225,7 @@ fn what_apple_signed_is_believed() {
     header["typ"] = json!("JWT");
     assert!(
         verifier
-            .verify(&chain.sign(&header, &payload()), now())
+            .verify_payload(&chain.sign(&header, &payload()), now())
             .is_ok()
     );
     // A mark of another use beside Apple's own does not harm.
@@ -232,7 +234,12 @@ fn what_apple_signed_is_believed() {
         ..Plan::default()
     }
     .make();
-    assert!(server.verifier().verify(&server.good(), now()).is_ok());
+    assert!(
+        server
+            .verifier()
+            .verify_payload(&server.good(), now())
+            .is_ok()
+    );
 }
 
 #[test]
@@ -246,10 +253,10 @@ fn the_day_that_counts_is_the_day_of_signing() {
     let at = |days: f64| {
         let mut payload = payload();
         #[expect(clippy::cast_precision_loss, reason = "a test's dates are small")]
-        let millis = now().millis() as f64 + days * 86_400_000.0;
+        let millis = now().as_millis() as f64 + days * 86_400_000.0;
         payload["signedDate"] = json!(millis);
         verifier
-            .verify(&old.sign(&old.header(), &payload), now())
+            .verify_payload(&old.sign(&old.header(), &payload), now())
             .map(|_| ())
     };
     assert_eq!(
@@ -257,21 +264,21 @@ fn the_day_that_counts_is_the_day_of_signing() {
         Ok(()),
         "signed while the certificate was valid, and with a fraction"
     );
-    assert_eq!(at(-399.0), Err(Distrust::CertificateExpired));
-    assert_eq!(at(-801.0), Err(Distrust::CertificateExpired));
+    assert_eq!(at(-399.0), Err(SignatureError::CertificateExpired));
+    assert_eq!(at(-801.0), Err(SignatureError::CertificateExpired));
     assert_eq!(at(-600.0), Ok(()), "a refusal does not stick to the chain");
-    assert_eq!(at(0.0), Err(Distrust::CertificateExpired));
+    assert_eq!(at(0.0), Err(SignatureError::CertificateExpired));
     // Without a date, today counts.
     let undated = json!({ "bundleId": "com.example.app" });
     assert_eq!(
-        verifier.verify(&old.sign(&old.header(), &undated), now()),
-        Err(Distrust::CertificateExpired)
+        verifier.verify_payload(&old.sign(&old.header(), &undated), now()),
+        Err(SignatureError::CertificateExpired)
     );
     // An app transaction has its own word for it.
-    let app = json!({ "receiptCreationDate": now().minus(600 * DAY).millis() });
+    let app = json!({ "receiptCreationDate": now().minus(600 * DAY).as_millis() });
     assert!(
         verifier
-            .verify(&old.sign(&old.header(), &app), now())
+            .verify_payload(&old.sign(&old.header(), &app), now())
             .is_ok()
     );
 }
@@ -285,7 +292,7 @@ fn every_forgery_is_refused_for_its_own_reason() {
     let good = chain.good();
     let [header, body, signature] = parts(&good);
     // Remembered, as it is in a process that has been running for a while: no forgery may profit from that.
-    verifier.verify(&good, now()).expect("believed");
+    verifier.verify_payload(&good, now()).expect("believed");
 
     let with_header = |change: &dyn Fn(&mut Value)| {
         let mut header = chain.header();
@@ -302,7 +309,7 @@ fn every_forgery_is_refused_for_its_own_reason() {
     let raw_header = |text: &str| chain.seal(&URL_SAFE_NO_PAD.encode(text), &body);
     let raw_payload = |text: &[u8]| chain.seal(&header, &URL_SAFE_NO_PAD.encode(text));
     let altered = encode(
-        &json!({"transactionId": "2", "bundleId": "com.example.app", "signedDate": now().millis()}),
+        &json!({"transactionId": "2", "bundleId": "com.example.app", "signedDate": now().as_millis()}),
     );
     let signature_bytes = URL_SAFE_NO_PAD.decode(&signature).expect("base64url");
     let flipped = |at: usize| {
@@ -348,180 +355,192 @@ fn every_forgery_is_refused_for_its_own_reason() {
         ]
     };
 
-    let forgeries: Vec<(&str, String, Distrust)> = vec![
+    let forgeries: Vec<(&str, String, SignatureError)> = vec![
         // The form of the whole.
-        ("empty", String::new(), Distrust::NotAJws),
-        ("one part", "abc".into(), Distrust::NotAJws),
-        ("two parts", format!("{header}.{body}"), Distrust::NotAJws),
+        ("empty", String::new(), SignatureError::NotAJws),
+        ("one part", "abc".into(), SignatureError::NotAJws),
+        (
+            "two parts",
+            format!("{header}.{body}"),
+            SignatureError::NotAJws,
+        ),
         (
             "four parts",
             format!("{good}.{signature}"),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         (
             "an empty header",
             format!(".{body}.{signature}"),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "an empty payload",
             chain.seal(&header, ""),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "an empty signature",
             format!("{header}.{body}."),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a line end behind it",
             format!("{good}\n"),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
-        ("a blank before it", format!(" {good}"), Distrust::NotAJws),
+        (
+            "a blank before it",
+            format!(" {good}"),
+            SignatureError::NotAJws,
+        ),
         (
             "padding",
             format!("{header}.{body}.{signature}=="),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         (
             "a signature of other letters",
             format!("{header}.{body}.{}", uncanonical(&signature)),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         (
             "standard base64",
             format!("{header}.{body}+/.{signature}"),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         (
             "letters that are no base64",
             format!("{header}.{body}.§§§§"),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         (
             "five megabytes",
             format!("{}.{body}.{signature}", "A".repeat(5_000_000)),
-            Distrust::NotAJws,
+            SignatureError::NotAJws,
         ),
         // The header.
         (
             "a header that is no JSON",
             raw_header("hello"),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "a header that is a list",
             raw_header("[1]"),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "a header with an algorithm twice",
             raw_header(&twice),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "a header a hundred deep",
             raw_header(&"[".repeat(20_000)),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "something critical",
             with_header(&|header| header["crit"] = json!(["exp"])),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "no algorithm",
             with_header(&|header| _ = header.as_object_mut().map(|all| all.remove("alg"))),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "algorithm none",
             with_header(&|header| header["alg"] = json!("none")),
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         (
             "algorithm none, unsigned",
             format!("{}.{body}.", encode(&json!({"alg": "none", "x5c": x5c}))),
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         (
             "algorithm HS256, keyed with the public key",
             hs256,
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         (
             "algorithm RS256",
             with_header(&|header| header["alg"] = json!("RS256")),
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         (
             "algorithm ES384",
             with_header(&|header| header["alg"] = json!("ES384")),
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         (
             "algorithm es256",
             with_header(&|header| header["alg"] = json!("es256")),
-            Distrust::WrongAlgorithm,
+            SignatureError::WrongAlgorithm,
         ),
         // The chain's length.
         (
             "no chain",
             with_header(&|header| _ = header.as_object_mut().map(|all| all.remove("x5c"))),
-            Distrust::ChainLength,
+            SignatureError::WrongChainLength,
         ),
-        ("an empty chain", with_x5c(json!([])), Distrust::ChainLength),
+        (
+            "an empty chain",
+            with_x5c(json!([])),
+            SignatureError::WrongChainLength,
+        ),
         (
             "one certificate",
             with_x5c(json!([x5c[0]])),
-            Distrust::ChainLength,
+            SignatureError::WrongChainLength,
         ),
         (
             "two certificates",
             with_x5c(json!([x5c[0], x5c[1]])),
-            Distrust::ChainLength,
+            SignatureError::WrongChainLength,
         ),
         (
             "four certificates",
             with_x5c(json!([x5c[0], x5c[1], x5c[2], x5c[2]])),
-            Distrust::ChainLength,
+            SignatureError::WrongChainLength,
         ),
         (
             "Xcode's one certificate",
             xcode[0].clone(),
-            Distrust::ChainLength,
+            SignatureError::WrongChainLength,
         ),
         (
             "a chain that is a text",
             with_x5c(json!(x5c[0])),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         (
             "a chain of numbers",
             with_x5c(json!([1, 2, 3])),
-            Distrust::BadHeader,
+            SignatureError::BadHeader,
         ),
         // The certificates.
         (
             "a leaf that is no base64",
             with_x5c(json!(["%%%", x5c[1], x5c[2]])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         (
             "a leaf in base64url",
             with_x5c(json!([URL_SAFE.encode(&chain.der[0]), x5c[1], x5c[2]])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         (
             "a leaf with line ends",
             with_x5c(json!([format!("{}\n", x5c[0]), x5c[1], x5c[2]])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         (
             "a leaf that is no certificate",
             with_x5c(json!(["AAAA", x5c[1], x5c[2]])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         (
             "a leaf cut short",
@@ -530,15 +549,15 @@ fn every_forgery_is_refused_for_its_own_reason() {
                 x5c[1],
                 x5c[2]
             ])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         (
             "an intermediate that is no certificate",
             with_x5c(json!([x5c[0], "AAAA", x5c[2]])),
-            Distrust::BadCertificate,
+            SignatureError::BadCertificate,
         ),
         // The chain's trust.
-        ("another root", other.good(), Distrust::UntrustedChain),
+        ("another root", other.good(), SignatureError::UntrustedChain),
         (
             "another root of the same name, the genuine one named third",
             {
@@ -546,7 +565,7 @@ fn every_forgery_is_refused_for_its_own_reason() {
                 header["x5c"][2] = json!(x5c[2]);
                 other.sign(&header, &payload())
             },
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "a stranger's leaf under the genuine intermediate",
@@ -555,58 +574,58 @@ fn every_forgery_is_refused_for_its_own_reason() {
                 header["x5c"][1] = json!(x5c[1]);
                 other.sign(&header, &payload())
             },
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "a genuine leaf under a stranger's intermediate",
             with_x5c(json!([x5c[0], other.x5c()[1], x5c[2]])),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "leaf and intermediate exchanged",
             with_x5c(json!([x5c[1], x5c[0], x5c[2]])),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "the leaf as its own intermediate",
             with_x5c(json!([x5c[0], x5c[0], x5c[2]])),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "the root as intermediate",
             with_x5c(json!([x5c[0], x5c[2], x5c[2]])),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "the root as leaf",
             with_x5c(json!([x5c[2], x5c[1], x5c[2]])),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "Xcode's certificate three times",
             xcode[1].clone(),
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         // The payload.
         (
             "a payload that is no JSON",
             raw_payload(b"hello"),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a payload that is a list",
             raw_payload(b"[]"),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a payload that is no text",
             raw_payload(&[0xff, 0xfe]),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a payload with a field twice",
             raw_payload(b"{\"bundleId\":\"a\",\"bundleId\":\"b\"}"),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a field twice by a stranger, who is not worth the look",
@@ -614,53 +633,53 @@ fn every_forgery_is_refused_for_its_own_reason() {
                 "{header}.{}.{signature}",
                 URL_SAFE_NO_PAD.encode("{\"a\":1,\"a\":2}")
             ),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a payload with something behind it",
             raw_payload(b"{}{}"),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a day of signing in words",
             with_payload(&|payload| payload["signedDate"] = json!("today")),
-            Distrust::BadPayload,
+            SignatureError::BadPayload,
         ),
         (
             "a day of signing in the future",
-            with_payload(&|payload| payload["signedDate"] = json!(now().millis() + 301_000)),
-            Distrust::SignedInTheFuture,
+            with_payload(&|payload| payload["signedDate"] = json!(now().as_millis() + 301_000)),
+            SignatureError::SignedInTheFuture,
         ),
         (
             "a day of signing before the certificates",
             with_payload(&|payload| payload["signedDate"] = json!(0)),
-            Distrust::CertificateExpired,
+            SignatureError::CertificateExpired,
         ),
         // The signature.
         (
             "another payload",
             format!("{header}.{altered}.{signature}"),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a header written otherwise",
             format!("{}.{body}.{signature}", URL_SAFE_NO_PAD.encode(spaced)),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a bit of the signature",
             format!("{header}.{body}.{}", flipped(0)),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "the last bit of the signature",
             format!("{header}.{body}.{}", flipped(63)),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a signature of zeros",
             format!("{header}.{body}.{}", URL_SAFE_NO_PAD.encode([0; 64])),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a signature cut short",
@@ -668,31 +687,31 @@ fn every_forgery_is_refused_for_its_own_reason() {
                 "{header}.{body}.{}",
                 URL_SAFE_NO_PAD.encode(&signature_bytes[..63])
             ),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a signature in DER",
             format!("{header}.{body}.{der_signature}"),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
         (
             "a stranger's signature under the genuine chain",
             other.sign(&chain.header(), &payload()),
-            Distrust::BadSignature,
+            SignatureError::BadSignature,
         ),
     ];
     assert!(forgeries.len() >= 40);
     let cold = chain.verifier();
     for (what, jws, reason) in forgeries {
-        assert_eq!(verifier.verify(&jws, now()), Err(reason), "{what}");
+        assert_eq!(verifier.verify_payload(&jws, now()), Err(reason), "{what}");
         assert_eq!(
-            cold.verify(&jws, now()),
+            cold.verify_payload(&jws, now()),
             Err(reason),
             "{what}, by a verifier that has seen nothing"
         );
     }
     assert!(
-        verifier.verify(&good, now()).is_ok(),
+        verifier.verify_payload(&good, now()).is_ok(),
         "and nothing of it sticks"
     );
 }
@@ -707,7 +726,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 leaf_marker: None,
                 ..plan()
             },
-            Distrust::LeafMarker,
+            SignatureError::MissingLeafMarker,
         ),
         (
             "another mark on the leaf",
@@ -715,7 +734,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 leaf_marker: Some(&[1, 2, 840, 113_635, 100, 6, 11, 2]),
                 ..plan()
             },
-            Distrust::LeafMarker,
+            SignatureError::MissingLeafMarker,
         ),
         (
             "the intermediate's mark on the leaf",
@@ -723,7 +742,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 leaf_marker: Some(INTERMEDIATE),
                 ..plan()
             },
-            Distrust::LeafMarker,
+            SignatureError::MissingLeafMarker,
         ),
         (
             "no mark on the intermediate",
@@ -731,7 +750,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 intermediate_marker: None,
                 ..plan()
             },
-            Distrust::IntermediateMarker,
+            SignatureError::MissingIntermediateMarker,
         ),
         (
             "another mark on the intermediate",
@@ -739,7 +758,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 intermediate_marker: Some(&[1, 2, 840, 113_635, 100, 6, 2, 2]),
                 ..plan()
             },
-            Distrust::IntermediateMarker,
+            SignatureError::MissingIntermediateMarker,
         ),
         (
             "an intermediate that is no authority",
@@ -747,7 +766,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 intermediate_is_ca: IsCa::ExplicitNoCa,
                 ..plan()
             },
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "an intermediate that does not say",
@@ -755,7 +774,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 intermediate_is_ca: IsCa::NoCa,
                 ..plan()
             },
-            Distrust::UntrustedChain,
+            SignatureError::UntrustedChain,
         ),
         (
             "an expired leaf",
@@ -763,7 +782,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 leaf: (-300, -1),
                 ..plan()
             },
-            Distrust::CertificateExpired,
+            SignatureError::CertificateExpired,
         ),
         (
             "a leaf of tomorrow",
@@ -771,7 +790,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 leaf: (1, 300),
                 ..plan()
             },
-            Distrust::CertificateExpired,
+            SignatureError::CertificateExpired,
         ),
         (
             "an expired intermediate",
@@ -779,7 +798,7 @@ fn a_chain_must_be_apples_in_every_part() {
                 intermediate: (-300, -1),
                 ..plan()
             },
-            Distrust::CertificateExpired,
+            SignatureError::CertificateExpired,
         ),
         (
             "an expired root",
@@ -787,12 +806,12 @@ fn a_chain_must_be_apples_in_every_part() {
                 root: (-300, -1),
                 ..plan()
             },
-            Distrust::CertificateExpired,
+            SignatureError::CertificateExpired,
         ),
     ] {
         let chain = plan.make();
         assert_eq!(
-            chain.verifier().verify(&chain.good(), now()),
+            chain.verifier().verify_payload(&chain.good(), now()),
             Err(reason),
             "{what}"
         );
@@ -816,11 +835,14 @@ fn what_the_intermediates_key_is_for_is_heeded_where_it_is_said() {
             ..Plan::default()
         }
         .make();
-        let found = chain.verifier().verify(&chain.good(), now()).map(drop);
+        let found = chain
+            .verifier()
+            .verify_payload(&chain.good(), now())
+            .map(drop);
         let expected = if is_good {
             Ok(())
         } else {
-            Err(Distrust::UntrustedChain)
+            Err(SignatureError::UntrustedChain)
         };
         assert_eq!(found, expected, "{usage:?}");
     }
@@ -836,24 +858,24 @@ fn a_leaf_of_another_curve_is_refused() {
     let input = format!("{}.{}", encode(&chain.header()), encode(&payload()));
     let jws = format!("{input}.{}", URL_SAFE_NO_PAD.encode([1; 64]));
     assert_eq!(
-        chain.verifier().verify(&jws, now()),
-        Err(Distrust::BadCertificate)
+        chain.verifier().verify_payload(&jws, now()),
+        Err(SignatureError::BadCertificate)
     );
 }
 
 #[test]
 fn apples_own_root_is_pinned_and_nothing_else_is() {
     let root = include_bytes!("../../src/apple/roots/AppleRootCA-G3.cer");
-    let digest = attesto::crypto::token::hex(&attesto::crypto::token::sha256(root));
+    let digest = attesto::crypto::token::encode_hex(&attesto::crypto::token::sha256(root));
     assert_eq!(
         digest,
         "63343abfb89a6a03ebb57e9b3f5fa7be7c4f5c756f3017b3a8c488c3653e9179"
     );
-    assert!(Verifier::with_root(root).is_some());
+    assert!(JwsVerifier::with_root(root).is_some());
     let stranger = Plan::default().make();
     assert_eq!(
-        Verifier::with_apple_roots().verify(&stranger.good(), now()),
-        Err(Distrust::UntrustedChain)
+        JwsVerifier::with_apple_roots().verify_payload(&stranger.good(), now()),
+        Err(SignatureError::UntrustedChain)
     );
 }
 
@@ -874,19 +896,22 @@ fn roots_are_read_from_files_and_folders() {
         format!("a note\n{}", pem(&two.der[2])),
     )
     .unwrap();
-    let both = Verifier::with_roots_at(&folder).expect("two roots");
-    let only = Verifier::with_roots_at(&folder.join("one.der")).expect("one root");
+    let both = JwsVerifier::with_roots_from(&folder).expect("two roots");
+    let only = JwsVerifier::with_roots_from(&folder.join("one.der")).expect("one root");
     for (verifier, chain, believed) in [
         (&both, &one, true),
         (&both, &two, true),
         (&only, &one, true),
         (&only, &two, false),
     ] {
-        assert_eq!(verifier.verify(&chain.good(), now()).is_ok(), believed);
+        assert_eq!(
+            verifier.verify_payload(&chain.good(), now()).is_ok(),
+            believed
+        );
     }
-    assert!(Verifier::with_roots_at(&folder.join("missing")).is_err());
+    assert!(JwsVerifier::with_roots_from(&folder.join("missing")).is_err());
     std::fs::write(folder.join("notes.txt"), "not a certificate").unwrap();
-    let error = Verifier::with_roots_at(&folder)
+    let error = JwsVerifier::with_roots_from(&folder)
         .expect_err("one file is none")
         .to_string();
     assert!(error.contains("notes.txt holds no certificate"), "{error}");
@@ -895,9 +920,9 @@ fn roots_are_read_from_files_and_folders() {
 proptest! {
     #[test]
     fn nonsense_is_refused_without_a_panic(text in "\\PC{0,200}", dots in "[A-Za-z0-9_-]{0,40}(\\.[A-Za-z0-9_-]{0,40}){0,4}") {
-        let verifier = Verifier::with_apple_roots();
-        prop_assert!(verifier.verify(&text, now()).is_err());
-        prop_assert!(verifier.verify(&dots, now()).is_err());
+        let verifier = JwsVerifier::with_apple_roots();
+        prop_assert!(verifier.verify_payload(&text, now()).is_err());
+        prop_assert!(verifier.verify_payload(&dots, now()).is_err());
     }
 
     #[test]
@@ -911,7 +936,7 @@ proptest! {
         let at = at.index(good.len());
         let mut changed = good.clone();
         changed.replace_range(at..=at, &letter);
-        let believed = chain.verifier().verify(&changed, now()).is_ok();
+        let believed = chain.verifier().verify_payload(&changed, now()).is_ok();
         prop_assert_eq!(believed, changed == *good);
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use attesto::apple::account::EnvironmentChoice;
 use attesto::simulator::state::apple::{
-    App, Change, Environment, NewTransaction, ProductType, Transaction,
+    NewTransaction, ProductType, SimulatedApp, SimulatedEnvironment, SimulatedTransaction,
+    TransactionChange,
 };
-use attesto::simulator::{Fault, Forgery};
+use attesto::simulator::{Fault, JwsForgery};
 use serde_json::{Value, json};
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
@@ -14,13 +15,17 @@ use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
 /// A month of a subscription, bought in `environment`.
-fn buys(world: &World, environment: Environment) -> Transaction {
+fn buys(world: &World, environment: SimulatedEnvironment) -> SimulatedTransaction {
     let new = NewTransaction {
         environment,
         app_account_token: Some(USER.to_owned()),
         ..NewTransaction::default()
     };
-    world.simulator.apple().create(new).expect("a purchase")
+    world
+        .simulator
+        .apple()
+        .create_transaction(new)
+        .expect("a purchase")
 }
 
 async fn by_id(world: &World, tenant: &Tenant, id: &str) -> Answer {
@@ -50,7 +55,7 @@ fn no(answer: &Answer) -> &str {
 async fn a_transaction_is_told_with_all_its_facts() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let id = &bought.transaction_id;
 
     let answer = by_id(&world, &tenant, id).await;
@@ -77,7 +82,11 @@ async fn a_transaction_is_told_with_all_its_facts() {
         assert_eq!(transaction[name], *value, "{name}");
     }
     assert!(transaction["webOrderLineItemId"].is_string());
-    let payload = world.simulator.apple().payload(id).expect("it is there");
+    let payload = world
+        .simulator
+        .apple()
+        .transaction_payload(id)
+        .expect("it is there");
     assert_eq!(
         transaction["rawDecodedPayload"],
         Value::Object(payload),
@@ -86,13 +95,13 @@ async fn a_transaction_is_told_with_all_its_facts() {
     assert_eq!(transaction.as_object().map(serde_json::Map::len), Some(23));
 
     // The JWS Apple sent can be asked about in turn, with the same answer and no call to Apple.
-    world.simulator.forget_requests();
+    world.simulator.clear_requests();
     let jws = transaction["signedTransactionInfo"]
         .as_str()
         .expect("a JWS");
     let again = by_jws(&world, &tenant, jws).await;
     assert_eq!(again.body["transaction"], transaction);
-    assert_eq!(world.simulator.requests_at("apple"), 0);
+    assert_eq!(world.simulator.count_requests_at("apple"), 0);
     world.end().await;
 }
 
@@ -103,7 +112,7 @@ async fn the_status_follows_what_happens() {
     let apple = world.simulator.apple();
     let status = async |id: &str| by_id(&world, &tenant, id).await.body["status"].clone();
 
-    let month = buys(&world, Environment::Production);
+    let month = buys(&world, SimulatedEnvironment::Production);
     assert_eq!(status(&month.transaction_id).await, "active");
     world.clock.advance(Duration::from_hours(24 * 31));
     assert_eq!(
@@ -112,11 +121,11 @@ async fn the_status_follows_what_happens() {
         "time passes"
     );
 
-    let refunded = buys(&world, Environment::Production);
+    let refunded = buys(&world, SimulatedEnvironment::Production);
     apple
-        .change(
+        .change_transaction(
             &refunded.transaction_id,
-            &Change::Refund {
+            &TransactionChange::Refund {
                 reason: 1,
                 percentage: None,
             },
@@ -127,26 +136,26 @@ async fn the_status_follows_what_happens() {
     assert_eq!(answer.body["valid"], true, "it is genuine all the same");
     assert_eq!(answer.body["transaction"]["revocationReason"], 1);
 
-    let upgraded = buys(&world, Environment::Production);
-    let upgrade = Change::Upgrade {
+    let upgraded = buys(&world, SimulatedEnvironment::Production);
+    let upgrade = TransactionChange::Upgrade {
         product_id: "com.example.app.pro.yearly".into(),
         period: None,
         price: None,
     };
     let upgrade = apple
-        .change(&upgraded.transaction_id, &upgrade)
+        .change_transaction(&upgraded.transaction_id, &upgrade)
         .expect("an upgrade");
     assert_eq!(status(&upgraded.transaction_id).await, "upgraded");
     assert_eq!(status(&upgrade.transaction_id).await, "active");
 
     let shared = NewTransaction {
         family_shared: true,
-        environment: Environment::Production,
+        environment: SimulatedEnvironment::Production,
         ..Default::default()
     };
-    let shared = apple.create(shared).expect("a purchase");
+    let shared = apple.create_transaction(shared).expect("a purchase");
     apple
-        .change(&shared.transaction_id, &Change::Revoke {})
+        .change_transaction(&shared.transaction_id, &TransactionChange::Revoke {})
         .expect("an end of sharing");
     assert_eq!(status(&shared.transaction_id).await, "revoked");
 
@@ -154,7 +163,7 @@ async fn the_status_follows_what_happens() {
         kind: ProductType::NonConsumable,
         ..Default::default()
     };
-    let forever = apple.create(forever).expect("a purchase");
+    let forever = apple.create_transaction(forever).expect("a purchase");
     world.clock.advance(Duration::from_hours(24 * 365));
     assert_eq!(status(&forever.transaction_id).await, "active");
     world.end().await;
@@ -165,30 +174,30 @@ async fn production_is_asked_first_and_sandbox_when_it_does_not_know() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let (paid, tested) = (
-        buys(&world, Environment::Production),
-        buys(&world, Environment::Sandbox),
+        buys(&world, SimulatedEnvironment::Production),
+        buys(&world, SimulatedEnvironment::Sandbox),
     );
     for (bought, environment, calls) in
         [(&paid, "production", (1, 0)), (&tested, "sandbox", (1, 1))]
     {
-        world.simulator.forget_requests();
+        world.simulator.clear_requests();
         let answer = by_id(&world, &tenant, &bought.transaction_id).await;
         assert_eq!(answer.body["environment"], environment);
-        let seen = |place| world.simulator.requests_at(place);
+        let seen = |place| world.simulator.count_requests_at(place);
         assert_eq!((seen("apple/production"), seen("apple/sandbox")), calls);
     }
     // The older word for it, and an app that was never released, whose key production refuses.
     world
         .simulator
-        .fault(Fault::at("apple/production").error_code(4_040_005))
+        .add_fault(Fault::at_place("apple/production").error_code(4_040_005))
         .expect("a fault");
     assert_eq!(
         by_id(&world, &tenant, &tested.transaction_id).await.body["environment"],
         "sandbox"
     );
-    let app = App {
+    let app = SimulatedApp {
         released: false,
-        ..world.simulator.apple().app(APP)
+        ..world.simulator.apple().get_app(APP)
     };
     world.simulator.apple().set_app(app).expect("an app");
     assert_eq!(
@@ -207,8 +216,8 @@ async fn the_environment_is_the_requests_else_the_tenants() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let (paid, tested) = (
-        buys(&world, Environment::Production),
-        buys(&world, Environment::Sandbox),
+        buys(&world, SimulatedEnvironment::Production),
+        buys(&world, SimulatedEnvironment::Sandbox),
     );
     let ask = async |tenant: &Tenant, id: &str, environment: &str| {
         world
@@ -246,7 +255,7 @@ async fn the_environment_is_the_requests_else_the_tenants() {
     let jws = world
         .simulator
         .apple()
-        .signed(&paid.transaction_id)
+        .sign_transaction(&paid.transaction_id)
         .expect("a JWS");
     let mismatch = by_jws(&world, &sandbox, &jws).await;
     assert_eq!(no(&mismatch), "ENVIRONMENT_MISMATCH");
@@ -261,14 +270,14 @@ async fn the_environment_is_the_requests_else_the_tenants() {
     world
         .set_apple(&unnumbered, EnvironmentChoice::Auto, None)
         .await;
-    world.simulator.forget_requests();
+    world.simulator.clear_requests();
     assert_eq!(
         by_id(&world, &unnumbered, &tested.transaction_id)
             .await
             .body["environment"],
         "sandbox"
     );
-    assert_eq!(world.simulator.requests_at("apple/production"), 0);
+    assert_eq!(world.simulator.count_requests_at("apple/production"), 0);
     for answer in [
         ask(&unnumbered, &paid.transaction_id, "production").await,
         by_jws(&world, &unnumbered, &jws).await,
@@ -292,95 +301,95 @@ async fn the_environment_is_the_requests_else_the_tenants() {
 async fn every_forgery_is_a_no_that_says_why() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     for (forgery, error, class) in [
         (
-            Forgery::WrongRoot,
+            JwsForgery::WrongRoot,
             "SIGNATURE_INVALID",
             Some("untrusted_chain"),
         ),
         (
-            Forgery::LookAlikeRoot,
+            JwsForgery::LookAlikeRoot,
             "SIGNATURE_INVALID",
             Some("untrusted_chain"),
         ),
         (
-            Forgery::ForeignLeaf,
+            JwsForgery::ForeignLeaf,
             "SIGNATURE_INVALID",
             Some("untrusted_chain"),
         ),
         (
-            Forgery::LeafWithoutMarker,
+            JwsForgery::LeafWithoutMarker,
             "SIGNATURE_INVALID",
             Some("leaf_marker"),
         ),
         (
-            Forgery::IntermediateWithoutMarker,
+            JwsForgery::IntermediateWithoutMarker,
             "SIGNATURE_INVALID",
             Some("intermediate_marker"),
         ),
         (
-            Forgery::IntermediateNotCa,
+            JwsForgery::IntermediateNotCa,
             "SIGNATURE_INVALID",
             Some("untrusted_chain"),
         ),
         (
-            Forgery::ExpiredLeaf,
+            JwsForgery::ExpiredLeaf,
             "SIGNATURE_INVALID",
             Some("certificate_expired"),
         ),
         (
-            Forgery::NoCertificates,
+            JwsForgery::NoCertificates,
             "SIGNATURE_INVALID",
             Some("chain_length"),
         ),
         (
-            Forgery::TwoCertificates,
+            JwsForgery::TwoCertificates,
             "SIGNATURE_INVALID",
             Some("chain_length"),
         ),
         (
-            Forgery::FourCertificates,
+            JwsForgery::FourCertificates,
             "SIGNATURE_INVALID",
             Some("chain_length"),
         ),
         (
-            Forgery::OtherKey,
+            JwsForgery::OtherKey,
             "SIGNATURE_INVALID",
             Some("bad_signature"),
         ),
         (
-            Forgery::AlteredPayload,
+            JwsForgery::AlteredPayload,
             "SIGNATURE_INVALID",
             Some("bad_signature"),
         ),
         (
-            Forgery::AlteredSignature,
+            JwsForgery::AlteredSignature,
             "SIGNATURE_INVALID",
             Some("bad_signature"),
         ),
         (
-            Forgery::ReencodedHeader,
+            JwsForgery::ReencodedHeader,
             "SIGNATURE_INVALID",
             Some("bad_signature"),
         ),
         (
-            Forgery::AlgorithmNone,
+            JwsForgery::AlgorithmNone,
             "SIGNATURE_INVALID",
             Some("wrong_algorithm"),
         ),
         (
-            Forgery::AlgorithmHs256,
+            JwsForgery::AlgorithmHs256,
             "SIGNATURE_INVALID",
             Some("wrong_algorithm"),
         ),
-        (Forgery::Xcode, "SIGNATURE_INVALID", Some("chain_length")),
-        (Forgery::OtherBundle, "BUNDLE_ID_MISMATCH", None),
+        (JwsForgery::Xcode, "SIGNATURE_INVALID", Some("chain_length")),
+        (JwsForgery::OtherBundle, "BUNDLE_ID_MISMATCH", None),
     ] {
         let jws = world
             .simulator
             .apple()
-            .forged(&bought.transaction_id, forgery)
+            .forge_transaction(&bought.transaction_id, forgery)
             .expect("a forgery");
         let answer = by_jws(&world, &tenant, &jws).await;
         assert_eq!(no(&answer), error, "{forgery:?}");
@@ -397,24 +406,24 @@ async fn every_forgery_is_a_no_that_says_why() {
 async fn what_apples_server_sends_is_not_believed_unsigned() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let id = &bought.transaction_id;
     let forged = world
         .simulator
         .apple()
-        .forged(id, Forgery::WrongRoot)
+        .forge_transaction(id, JwsForgery::WrongRoot)
         .expect("a forgery");
-    let another = buys(&world, Environment::Production);
+    let another = buys(&world, SimulatedEnvironment::Production);
     let another = world
         .simulator
         .apple()
-        .signed(&another.transaction_id)
+        .sign_transaction(&another.transaction_id)
         .expect("a JWS");
     for jws in [forged, another, "nonsense".to_owned()] {
         let body = json!({ "signedTransactionInfo": jws }).to_string();
         world
             .simulator
-            .fault(Fault::at("apple/production").status(200).body(&body))
+            .add_fault(Fault::at_place("apple/production").status(200).body(&body))
             .expect("a fault");
         let answer = by_id(&world, &tenant, id).await;
         assert_eq!(
@@ -430,7 +439,7 @@ async fn what_apples_server_sends_is_not_believed_unsigned() {
 async fn the_purchase_must_be_the_expected_users() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let ask = async |id: &str, user: &str| {
         world
             .verify(
@@ -451,10 +460,14 @@ async fn the_purchase_must_be_the_expected_users() {
         "APP_USER_MISMATCH"
     );
     let nobodys = NewTransaction {
-        environment: Environment::Production,
+        environment: SimulatedEnvironment::Production,
         ..Default::default()
     };
-    let nobodys = world.simulator.apple().create(nobodys).expect("a purchase");
+    let nobodys = world
+        .simulator
+        .apple()
+        .create_transaction(nobodys)
+        .expect("a purchase");
     assert_eq!(
         no(&ask(&nobodys.transaction_id, USER).await),
         "APP_USER_MISMATCH"
@@ -466,15 +479,15 @@ async fn the_purchase_must_be_the_expected_users() {
 async fn every_answer_of_apples_has_its_meaning() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let id = &bought.transaction_id;
     let ask = async |fault: Fault| {
         world.simulator.clear_faults();
-        world.simulator.forget_requests();
-        world.simulator.fault(fault).expect("a fault");
+        world.simulator.clear_requests();
+        world.simulator.add_fault(fault).expect("a fault");
         by_id(&world, &tenant, id).await
     };
-    let at = || Fault::at("apple/production");
+    let at = || Fault::at_place("apple/production");
 
     for code in [4_000_006, 4_000_008, 4_000_048] {
         assert_eq!(
@@ -493,7 +506,7 @@ async fn every_answer_of_apples_has_its_meaning() {
         assert_eq!(answer.body["details"]["appleErrorCode"], code);
         assert_eq!(answer.body["details"]["status"], code / 10_000);
         assert_eq!(
-            world.simulator.requests_at("apple"),
+            world.simulator.count_requests_at("apple"),
             3,
             "{code}: sandbox is not asked after an error"
         );
@@ -506,7 +519,7 @@ async fn every_answer_of_apples_has_its_meaning() {
             (502, &json!(code)),
             "{code}"
         );
-        assert_eq!(world.simulator.requests_at("apple"), 1, "{code}");
+        assert_eq!(world.simulator.count_requests_at("apple"), 1, "{code}");
     }
     // Gateways.
     for status in [404, 502, 503] {
@@ -547,18 +560,18 @@ async fn every_answer_of_apples_has_its_meaning() {
 async fn a_refused_token_is_replaced_once_and_a_refused_key_is_said() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     world
         .simulator
-        .fault(Fault::at("apple/production").status(401).body(""))
+        .add_fault(Fault::at_place("apple/production").status(401).body(""))
         .expect("a fault");
     assert_eq!(
         by_id(&world, &tenant, &bought.transaction_id).await.body["valid"],
         true
     );
-    assert_eq!(world.simulator.requests_at("apple/production"), 2);
+    assert_eq!(world.simulator.count_requests_at("apple/production"), 2);
 
-    let key = world.simulator.apple().key().key_id;
+    let key = world.simulator.apple().api_key().key_id;
     world
         .simulator
         .apple()
@@ -580,10 +593,10 @@ async fn a_refused_token_is_replaced_once_and_a_refused_key_is_said() {
 async fn a_slow_apple_ends_with_the_deadline() {
     let world = World::with(&[("UPSTREAM_TIMEOUT_SECONDS", "1")]).await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     world
         .simulator
-        .fault(Fault::at("apple/production").delay(Duration::from_secs(20)))
+        .add_fault(Fault::at_place("apple/production").delay(Duration::from_secs(20)))
         .expect("a fault");
     let answer = by_id(&world, &tenant, &bought.transaction_id).await;
     assert_eq!(
@@ -606,7 +619,7 @@ async fn a_tenant_without_credentials_is_told_so() {
     world
         .set_apple(&stranger, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
         .await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while by_id(&world, &stranger, &bought.transaction_id)
         .await
@@ -626,14 +639,14 @@ async fn a_tenant_without_credentials_is_told_so() {
 async fn what_apple_signed_and_is_no_transaction_is_refused() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let bought = buys(&world, Environment::Production);
+    let bought = buys(&world, SimulatedEnvironment::Production);
     let mut payload = world
         .simulator
         .apple()
-        .payload(&bought.transaction_id)
+        .transaction_payload(&bought.transaction_id)
         .expect("it is there");
     payload.remove("transactionId");
-    let jws = world.simulator.apple().sign(&payload);
+    let jws = world.simulator.apple().sign_payload(&payload);
     let answer = by_jws(&world, &tenant, &jws).await;
     assert_eq!(no(&answer), "SIGNATURE_INVALID");
     assert_eq!(answer.body["details"]["class"], "not_a_transaction");

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use attesto::audit::Verifications;
-use attesto::credentials::sealed::VALIDATION_AUDIT_KEY;
+use attesto::audit::VerificationLog;
+use attesto::credentials::sealed_columns::VALIDATION_AUDIT_KEY;
 use attesto::crypto::ExposeSecret as _;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::NewTransaction;
@@ -39,15 +39,15 @@ async fn each_verification_leaves_a_row_and_the_last_are_written_before_stopping
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);
     let shell = world.shell();
     let apple = world.simulator.apple();
-    let bought = apple.create(NewTransaction::default()).unwrap();
+    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
     let id = bought.transaction_id.as_str();
-    let jws = apple.signed(id).expect("a JWS");
+    let jws = apple.sign_transaction(id).expect("a JWS");
     let token = "a-purchase-token";
     let new = NewSubscription {
         purchase_token: Some(token.to_owned()),
         ..NewSubscription::default()
     };
-    world.simulator.google().subscribe(new).unwrap();
+    world.simulator.google().buy_subscription(new).unwrap();
 
     let by_id = json!({ "transactionId": id });
     assert_eq!(world.verify("apple", &tenant, &by_id).await.status, 200);
@@ -62,7 +62,7 @@ async fn each_verification_leaves_a_row_and_the_last_are_written_before_stopping
     world.clock.advance(Duration::from_millis(1));
     world
         .simulator
-        .fault(Fault::at("google").status(500).times(0))
+        .add_fault(Fault::at_place("google").status(500).times(0))
         .unwrap();
     assert_eq!(asks_google(&world, &tenant, token).await, 502);
     // Not a question yet.
@@ -170,13 +170,18 @@ async fn a_log_that_cannot_be_written_holds_nobody_up_and_is_written_later() {
 /// Two processes that begin at once have one key, and a new encryption key changes nothing.
 #[tokio::test]
 async fn hashes_outlive_the_encryption_key() {
-    use attesto::audit::identifier::{HashKey, Identifier};
+    use attesto::audit::purchase_hash::{PurchaseDigest, PurchaseHashKey};
 
     let world = World::new().await;
     let tenant = world.stranger().await.id;
     let (database, old) = (world.database(), world.keyring());
-    let (one, two) = tokio::join!(HashKey::load(database, old), HashKey::load(database, old));
-    let hash = |key: &HashKey| key.hash(&tenant, Identifier::of("token"));
+    let (one, two) = tokio::join!(
+        PurchaseHashKey::load(database, old),
+        PurchaseHashKey::load(database, old)
+    );
+    let hash = |key: &PurchaseHashKey| {
+        key.hash_purchase(&tenant, PurchaseDigest::from_identifier("token"))
+    };
     let before = hash(&one.unwrap());
     assert_eq!(before, hash(&two.unwrap()));
 
@@ -186,15 +191,18 @@ async fn hashes_outlive_the_encryption_key() {
         .fetch_one(database.pool())
         .await
         .unwrap();
-    let place = VALIDATION_AUDIT_KEY.of("1");
+    let place = VALIDATION_AUDIT_KEY.context_for("1");
     let opened = old.open(place, &sealed).unwrap();
     sqlx::query("update validation_audit_keys set key_enc = $1")
         .bind(new.seal(place, opened.expose_secret()))
         .execute(database.pool())
         .await
         .unwrap();
-    assert_eq!(before, hash(&HashKey::load(database, &new).await.unwrap()));
-    let problem = HashKey::load(database, old).await.unwrap_err();
+    assert_eq!(
+        before,
+        hash(&PurchaseHashKey::load(database, &new).await.unwrap())
+    );
+    let problem = PurchaseHashKey::load(database, old).await.unwrap_err();
     assert!(problem.to_string().contains("key 2"), "{problem}");
     world.end().await;
 }
@@ -216,22 +224,22 @@ impl Keys {
 /// A tenant that is gone does not hold up the rows of the others.
 #[tokio::test]
 async fn a_row_that_has_no_place_any_more_is_left_out() {
-    use attesto::audit::Verdict;
-    use attesto::events::Source;
+    use attesto::audit::VerificationOutcome;
+    use attesto::events::EventSource;
     use attesto::id::TenantId;
 
     let world = World::new().await;
     let tenant = world.stranger().await.id;
-    let noted = Verifications::noted(world.database(), world.keyring(), &world.clock);
+    let noted = VerificationLog::for_database(world.database(), world.keyring(), &world.clock);
     let gone = TenantId::mint(world.clock.now());
     for whose in [&tenant, &gone, &tenant] {
-        let asked = noted.begin(Source::Google);
-        asked.end(whose, || "token".into(), Verdict::Yes);
+        let asked = noted.start_verification(EventSource::Google);
+        asked.record_outcome(whose, || "token".into(), VerificationOutcome::Valid);
     }
     let stop = CancellationToken::new();
     stop.cancel();
-    noted.run(stop).await;
-    assert_eq!(noted.dropped(), 0);
+    noted.run_writer(stop).await;
+    assert_eq!(noted.dropped_count(), 0);
     let rows = world.shell().rows(&["audit", "list", tenant.as_str()]);
     assert_eq!(rows.len(), 2);
     world.end().await;

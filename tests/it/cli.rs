@@ -250,7 +250,10 @@ fn settings_are_shown_before_anything_depends_on_them() {
     mode(0o600);
     let ran = run(&["--port", "9000"], &[]);
     assert_eq!((ran.exit, ran.errors.as_str()), (0, ""));
-    assert_eq!(ran.lines.len(), attesto::config::catalogue::SETTINGS.len());
+    assert_eq!(
+        ran.lines.len(),
+        attesto::config::definitions::SETTINGS.len()
+    );
     let of = |ran: &Ran, name: &str| {
         let found = ran.lines.iter().find(|line| line["name"] == name).unwrap();
         let text = |field: &str| found[field].as_str().unwrap_or("null").to_owned();

@@ -9,7 +9,7 @@ use attesto::clock::{Clock, Timestamp};
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::id::TenantId;
-use attesto::simulator::identity::AppleKey;
+use attesto::simulator::identity::SimulatedAppleKey;
 use attesto::simulator::{Simulator, SimulatorOptions};
 use attesto::{apple, google, tenants};
 use base64::Engine as _;
@@ -64,7 +64,7 @@ impl Desk {
             .env_clear()
             .env("DATABASE_URL", &self.fresh.url)
             .env("ATTESTO_ENCRYPTION_KEY", text(1))
-            .envs(self.simulator.settings())
+            .envs(self.simulator.environment_variables())
             .envs(more.iter().copied())
             .args(words)
             .stdin(Stdio::piped())
@@ -90,7 +90,7 @@ impl Desk {
         }
     }
 
-    fn apple(&self, key: &AppleKey, more: &[&str], variables: &[(&str, &str)]) -> Ran {
+    fn apple(&self, key: &SimulatedAppleKey, more: &[&str], variables: &[(&str, &str)]) -> Ran {
         let words = [
             "apple",
             "set-credentials",
@@ -136,7 +136,7 @@ impl Desk {
     }
 
     async fn apple_fingerprint(&self, ring: &Keyring) -> String {
-        let found = apple::store::find(&self.fresh.database, ring, &self.tenant).await;
+        let found = apple::store::load_credentials(&self.fresh.database, ring, &self.tenant).await;
         found.unwrap().unwrap().key.fingerprint().to_owned()
     }
 }
@@ -145,8 +145,8 @@ impl Desk {
 async fn one_goes_back_to_apples_key_before_and_forward_again() {
     let desk = Desk::open().await;
     let keys = [
-        desk.simulator.apple().key(),
-        desk.simulator.apple().new_key().unwrap(),
+        desk.simulator.apple().api_key(),
+        desk.simulator.apple().create_api_key().unwrap(),
     ];
     let none = desk.roll_back("apple");
     assert_eq!(none.exit, 1);
@@ -166,7 +166,9 @@ async fn one_goes_back_to_apples_key_before_and_forward_again() {
     assert_eq!(previous["keyFingerprint"], first.said["keyFingerprint"]);
     let moment = |name: &str| Timestamp::parse(previous[name].as_str().unwrap()).unwrap();
     assert_eq!(
-        moment("expiresAt").since(moment("replacedAt")).as_secs(),
+        moment("expiresAt")
+            .duration_since(moment("replacedAt"))
+            .as_secs(),
         72 * 3600
     );
     let again = desk.apple(&keys[1], &["--environment", "sandbox"], &[]);
@@ -211,9 +213,12 @@ async fn one_goes_back_to_googles_account_before() {
     let account = desk
         .simulator
         .google()
-        .new_service_account("second")
+        .create_service_account("second")
         .unwrap();
-    let second = desk.google(&account.file(url.as_str()), &["--pubsub-audience", "b"]);
+    let second = desk.google(
+        &account.to_key_file(url.as_str()),
+        &["--pubsub-audience", "b"],
+    );
     assert_eq!(second.said["pubsubAudience"], "b");
     assert_eq!(
         second.said["previous"]["keyFingerprint"],
@@ -223,7 +228,8 @@ async fn one_goes_back_to_googles_account_before() {
     for field in ["clientEmail", "keyFingerprint", "pubsubAudience"] {
         assert_eq!(back.said[field], first.said[field], "{field}");
     }
-    let found = google::store::find(&desk.fresh.database, &ring(1, &[]), &desk.tenant).await;
+    let found =
+        google::store::load_credentials(&desk.fresh.database, &ring(1, &[]), &desk.tenant).await;
     assert_eq!(
         found.unwrap().unwrap().account.fingerprint(),
         first.said["keyFingerprint"]
@@ -235,8 +241,8 @@ async fn one_goes_back_to_googles_account_before() {
 async fn after_the_grace_there_is_no_going_back() {
     let desk = Desk::open().await;
     let keys = [
-        desk.simulator.apple().key(),
-        desk.simulator.apple().new_key().unwrap(),
+        desk.simulator.apple().api_key(),
+        desk.simulator.apple().create_api_key().unwrap(),
     ];
     desk.apple(&keys[0], &[], &[]);
     let kept = desk.apple(&keys[1], &[], &[("CREDENTIAL_GRACE_HOURS", "1")]);
@@ -271,8 +277,8 @@ async fn after_the_grace_there_is_no_going_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
     let desk = Desk::open().await;
-    desk.apple(&desk.simulator.apple().key(), &[], &[]);
-    desk.apple(&desk.simulator.apple().new_key().unwrap(), &[], &[]);
+    desk.apple(&desk.simulator.apple().api_key(), &[], &[]);
+    desk.apple(&desk.simulator.apple().create_api_key().unwrap(), &[], &[]);
     let database = desk.fresh.database.pool();
     let blob = async |statement: &'static str| -> Vec<u8> {
         sqlx::query_scalar(statement)
@@ -284,13 +290,13 @@ async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
     let stored = blob("select private_key_enc from apple_credentials").await;
     let ring1 = ring(1, &[]);
     let (here, there) = (
-        attesto::credentials::sealed::APPLE_PRIVATE_KEY.of(desk.tenant.as_str()),
-        attesto::credentials::sealed::APPLE_PREVIOUS_KEY.of(desk.tenant.as_str()),
+        attesto::credentials::sealed_columns::APPLE_PRIVATE_KEY.context_for(desk.tenant.as_str()),
+        attesto::credentials::sealed_columns::APPLE_PREVIOUS_KEY.context_for(desk.tenant.as_str()),
     );
     let pem = ring1.open(there, &kept).unwrap();
     assert_eq!(
         pem.expose_secret(),
-        desk.simulator.apple().key().private_key.as_bytes()
+        desk.simulator.apple().api_key().private_key.as_bytes()
     );
     assert!(ring1.open(here, &kept).is_err() && ring1.open(there, &stored).is_err());
 
@@ -318,12 +324,12 @@ async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_do_not_open_can_be_replaced() {
     let desk = Desk::open().await;
-    desk.apple(&desk.simulator.apple().key(), &[], &[]);
+    desk.apple(&desk.simulator.apple().api_key(), &[], &[]);
     sqlx::query("update apple_credentials set private_key_enc = '\\x01'")
         .execute(desk.fresh.database.pool())
         .await
         .unwrap();
-    let set = desk.apple(&desk.simulator.apple().new_key().unwrap(), &[], &[]);
+    let set = desk.apple(&desk.simulator.apple().create_api_key().unwrap(), &[], &[]);
     assert_eq!((set.exit, &set.said["previous"]), (0, &Value::Null));
     assert!(set.errors.contains("no going back"), "{set:?}");
 }
@@ -331,8 +337,8 @@ async fn credentials_that_do_not_open_can_be_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_are_tried_before_they_are_stored() {
     let desk = Desk::open().await;
-    let good = desk.simulator.apple().key();
-    let revoked = desk.simulator.apple().new_key().unwrap();
+    let good = desk.simulator.apple().api_key();
+    let revoked = desk.simulator.apple().create_api_key().unwrap();
     desk.simulator
         .apple()
         .set_key_revoked(&revoked.key_id, true)
@@ -358,16 +364,16 @@ async fn credentials_are_tried_before_they_are_stored() {
     let taken = desk.google(&desk.simulator.google_service_account(), &["--check"]);
     assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
     let google = desk.simulator.google();
-    let gone = google.new_service_account("gone").unwrap();
+    let gone = google.create_service_account("gone").unwrap();
     google
         .set_account_disabled(&gone.client_email, true)
         .unwrap();
-    let barred = google.new_service_account("barred").unwrap();
+    let barred = google.create_service_account("barred").unwrap();
     google
         .set_account_denied(&barred.client_email, true)
         .unwrap();
     for account in [gone, barred] {
-        let refused = desk.google(&account.file(url.as_str()), &["--check"]);
+        let refused = desk.google(&account.to_key_file(url.as_str()), &["--check"]);
         assert_eq!(refused.exit, 1, "{refused:?}");
         assert!(
             refused
@@ -390,7 +396,7 @@ async fn credentials_are_tried_before_they_are_stored() {
         ("APPLE_SANDBOX_URL", "http://127.0.0.1:1"),
     ];
     let silent = desk.apple(
-        &desk.simulator.apple().new_key().unwrap(),
+        &desk.simulator.apple().create_api_key().unwrap(),
         &["--check"],
         &away,
     );

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use attesto::db::{ConnectSettings, Database, SchemaState, Unreachable};
+use attesto::db::{ConnectSettings, Database, DatabaseConnectError, SchemaState};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use crate::world::postgres::{empty_database, fresh_database};
@@ -56,17 +56,17 @@ async fn a_cancelled_begin_does_not_swallow_the_next_callers_insert() {
 
     let guarded = Database::open(&fresh.settings);
     assert_eq!(
-        lost_inserts(guarded.pool().bare(), other.pool().bare()).await,
+        lost_inserts(guarded.pool().sqlx_pool(), other.pool().sqlx_pool()).await,
         0
     );
 
     let bare = PgPoolOptions::new()
         .max_connections(1)
-        .connect_with((*other.pool().bare().connect_options()).clone())
+        .connect_with((*other.pool().sqlx_pool().connect_options()).clone())
         .await
         .unwrap();
     assert_ne!(
-        lost_inserts(&bare, other.pool().bare()).await,
+        lost_inserts(&bare, other.pool().sqlx_pool()).await,
         0,
         "sqlx no longer leaves a transaction behind: db::database's hook can go"
     );
@@ -104,7 +104,7 @@ async fn what_is_set_aside_for_deliveries_is_exchanged_when_it_is_old() {
         sessions.len()
     };
     assert!(sessions(Database::open(&settings)).await <= 3);
-    let old_at_once = Database::open(&settings).keeping(Duration::ZERO);
+    let old_at_once = Database::open(&settings).with_delivery_connection_ttl(Duration::ZERO);
     assert_eq!(sessions(old_at_once).await, 8);
 }
 
@@ -133,7 +133,7 @@ async fn the_url_shapes_the_pool() {
     });
     assert!(done.iter().all(Result::is_ok));
     assert_eq!(open, 3);
-    assert_eq!(shaped.most_connections(), 3);
+    assert_eq!(shaped.max_connections(), 3);
     assert_eq!(connections().await, 3);
 
     let begun = Instant::now();
@@ -149,7 +149,7 @@ async fn a_ping_says_in_a_word_why_not() {
     let patience = Duration::from_secs(2);
     assert_eq!(fresh.database.ping(patience).await, Ok(()));
     assert_eq!(
-        fresh.database.schema().await.unwrap(),
+        fresh.database.load_schema_state().await.unwrap(),
         SchemaState::UpToDate
     );
 
@@ -164,20 +164,20 @@ async fn a_ping_says_in_a_word_why_not() {
     for (url, expected) in [
         (
             format!("postgres://u:p@{refusing}/x"),
-            Unreachable::ConnectionRefused,
+            DatabaseConnectError::ConnectionRefused,
         ),
         (
             format!("postgres://u:p@{silent}/x?sslmode=disable"),
-            Unreachable::Timeout,
+            DatabaseConnectError::Timeout,
         ),
-        (missing, Unreachable::DatabaseMissing),
+        (missing, DatabaseConnectError::DatabaseMissing),
         (
             fresh.url.replace("user=attesto", "user=mallory"),
-            Unreachable::AuthenticationFailed,
+            DatabaseConnectError::AuthenticationFailed,
         ),
         (
             "postgres:///x?host=/nowhere".to_owned(),
-            Unreachable::NotFound,
+            DatabaseConnectError::NotFound,
         ),
     ] {
         let database = Database::open(&ConnectSettings::from_url(&url).unwrap());
@@ -194,6 +194,6 @@ async fn a_ping_says_in_a_word_why_not() {
     );
     assert_eq!(
         busy.ping(Duration::from_secs(1)).await,
-        Err(Unreachable::PoolExhausted)
+        Err(DatabaseConnectError::PoolExhausted)
     );
 }

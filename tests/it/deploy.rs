@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use attesto::config::catalogue::{Kind, SETTINGS, setting};
-use attesto::config::{Raw, Settings};
+use attesto::config::definitions::{SETTINGS, SettingKind, find_setting};
+use attesto::config::{AppSettings, RawSettings};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -121,13 +121,13 @@ fn assert_taken(file: &str, given: &BTreeMap<String, String>) {
         ("ATTESTO_ENCRYPTION_KEY_FILE".to_owned(), key.clone()),
     ]);
     for (name, value) in given {
-        let setting = setting(name.strip_suffix("_FILE").unwrap_or(name));
+        let setting = find_setting(name.strip_suffix("_FILE").unwrap_or(name));
         let setting = setting.unwrap_or_else(|| panic!("{file}: {name} is no setting"));
         assert!(
-            !name.ends_with("_FILE") || setting.kind == Kind::Secret,
+            !name.ends_with("_FILE") || setting.kind == SettingKind::Secret,
             "{file}: {name} is no secret, and has no file"
         );
-        if setting.kind == Kind::Secret {
+        if setting.kind == SettingKind::Secret {
             assert!(
                 name.ends_with("_FILE"),
                 "{file}: {name} stands there itself"
@@ -137,7 +137,7 @@ fn assert_taken(file: &str, given: &BTreeMap<String, String>) {
         }
     }
     let lookup = |name: &str| variables.get(name).map(OsString::from);
-    if let Err(problems) = Settings::parse(&Raw::new([], &lookup)) {
+    if let Err(problems) = AppSettings::parse(&RawSettings::new([], &lookup)) {
         panic!("{file}: {problems:?}");
     }
 }
@@ -164,7 +164,7 @@ fn every_setting_stands_in_the_example_with_its_default() {
             "add to .env.example:\n\n# {}\n#{name}={default}\n",
             setting.help
         );
-        if setting.kind == Kind::Secret {
+        if setting.kind == SettingKind::Secret {
             let file = variables.remove(&format!("{name}_FILE"));
             assert_eq!(
                 file.as_deref(),
@@ -183,7 +183,7 @@ fn every_setting_stands_in_the_example_with_its_default() {
     // What it says holds is what is taken.
     let defaults = SETTINGS
         .iter()
-        .filter(|setting| setting.kind != Kind::Secret)
+        .filter(|setting| setting.kind != SettingKind::Secret)
         .map(|setting| (setting.name.to_owned(), setting.default.to_owned()));
     assert_taken(".env.example", &defaults.collect());
 }
@@ -437,7 +437,7 @@ fn staging_is_production_but_for_its_size() {
 }
 
 fn grace() -> u64 {
-    seconds(setting("SHUTDOWN_GRACE_SECONDS").unwrap().default)
+    seconds(find_setting("SHUTDOWN_GRACE_SECONDS").unwrap().default)
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn everybody_waits_longer_than_a_service_takes_to_stop() {
 #[test]
 fn ports_probes_and_commands_are_those_of_the_service() {
     let dockerfile = read("Dockerfile");
-    let port = setting("PORT").unwrap().default;
+    let port = find_setting("PORT").unwrap().default;
     assert_eq!(only(&dockerfile, "EXPOSE "), port);
     assert_eq!(given("Dockerfile")["PORT"], port);
     assert_eq!(only(&dockerfile, "USER "), "65532:65532");

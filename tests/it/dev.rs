@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::docs::blocks;
-use crate::world::desk::page;
+use crate::world::doc_runner::read_page;
 use crate::world::folder::Folder;
 
 fn dev(folder: &Folder, arguments: &[&str]) -> Command {
@@ -88,7 +88,7 @@ fn is_told(told: &Value, answer: &Value) -> bool {
 /// Asks what the first pages ask, and compares the answers with those that stand there.
 fn ask_as_told(service: &str, stores: &str, key: &str) {
     for name in ["README.md", "docs/quickstart.md"] {
-        let (blocks, _) = blocks(&page(name));
+        let (blocks, _) = blocks(&read_page(name));
         let told = blocks
             .iter()
             .filter(|(language, _)| language == "json")
@@ -259,7 +259,7 @@ fn its_lines_work_as_printed() {
     let shown = lines
         .find(|line| line.starts_with("callback <- "))
         .expect("it is shown");
-    let readme = page("README.md");
+    let readme = read_page("README.md");
     let told = readme.lines().find(|line| line.starts_with("callback <- "));
     let shape = |line: &str| -> Vec<String> {
         let words = line.split_whitespace();

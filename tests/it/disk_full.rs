@@ -58,10 +58,13 @@ async fn what_cannot_be_written_is_not_taken_and_not_sent() {
         "notificationType": "TEST",
         "notificationUUID": "00000000-0000-4000-8000-000000000001",
         "version": "2.0",
-        "signedDate": world.clock.now().millis(),
+        "signedDate": world.clock.now().as_millis(),
         "data": { "appAppleId": APP_APPLE_ID, "bundleId": APP, "environment": "Production" },
     });
-    let signed = world.simulator.apple().sign(payload.as_object().unwrap());
+    let signed = world
+        .simulator
+        .apple()
+        .sign_payload(payload.as_object().unwrap());
     let body = json!({ "signedPayload": signed });
     let path = format!("/v1/webhooks/apple/{}", tenant.id);
     for _ in 0..20 {

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use attesto::cli::colon_aliases;
 use attesto::cli::command::Cli;
-use attesto::cli::spelling;
-use attesto::config::catalogue::setting;
-use attesto::deliveries::health::State;
-use attesto::deliveries::outcome::Class;
+use attesto::config::definitions::find_setting;
+use attesto::deliveries::health::EndpointState;
+use attesto::deliveries::outcome::OutcomeClass;
 use attesto::events::Word;
-use attesto::http::Code;
+use attesto::http::ErrorCode;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
@@ -249,7 +249,7 @@ fn judge(command: &[String], whole: bool) -> Result<(), String> {
                 .map(|word| filled(word)),
         )
         .map(OsString::from);
-    let arguments = spelling::nested(arguments, &tree);
+    let arguments = colon_aliases::expand_colon_aliases(arguments, &tree);
     match Cli::command().try_get_matches_from(arguments) {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {
@@ -371,7 +371,7 @@ fn every_block_is_run_or_checked() {
 /// Each is what the description of the API, a running service or its log says.
 #[test]
 fn every_json_is_told_right() {
-    let description = attesto::service::description();
+    let description = attesto::app::openapi_document();
     for (name, text) in pages() {
         let name = name.display().to_string();
         // Made from the description, or asked of `attesto dev`: `openapi` and `dev`.
@@ -450,7 +450,8 @@ fn every_variable_is_a_setting() {
                 let plain = variable.strip_suffix("_FILE").unwrap_or(variable);
                 let is_used = block.contains(&format!("${variable}"));
                 // What the receivers read is theirs.
-                let is_known = setting(plain).is_some() || variable == "ATTESTO_WEBHOOK_SECRET";
+                let is_known =
+                    find_setting(plain).is_some() || variable == "ATTESTO_WEBHOOK_SECRET";
                 assert!(is_known || is_used, "{}: {variable}", name.display());
             }
         }
@@ -613,7 +614,7 @@ fn every_error_code_has_its_cause_and_cure() {
     for row in no_verdict.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<_> = row.split('|').map(str::trim).collect();
         let code = cells[1].trim_matches('`');
-        let known = Code::ALL.into_iter().find(|it| it.as_str() == code);
+        let known = ErrorCode::ALL.into_iter().find(|it| it.as_str() == code);
         assert_eq!(cells[2], known.unwrap().status().as_str(), "{code}");
     }
 
@@ -636,12 +637,17 @@ fn every_outcome_of_a_delivery_is_told() {
     let rows = table.lines().take_while(|line| !line.starts_with('`'));
     let cells = rows.filter_map(|row| row.split('|').nth(1));
     let told: BTreeSet<String> = cells.flat_map(spans).collect();
-    let known = Class::ALL.map(|class| class.as_str().to_owned());
+    let known = OutcomeClass::ALL.map(|class| class.as_str().to_owned());
     assert_eq!(told, known.into());
 
     let (_, table) = page.split_once("| `state` | because |").unwrap();
     let table = table.split("\n\n").next().unwrap();
-    let states = [State::Active, State::Throttled, State::Open, State::Paused];
+    let states = [
+        EndpointState::Active,
+        EndpointState::Throttled,
+        EndpointState::Open,
+        EndpointState::Paused,
+    ];
     let states = states.map(|state| state.as_str().to_owned());
     assert_eq!(first_cells(table), states.into());
 }

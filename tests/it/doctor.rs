@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use attesto::apple::account::EnvironmentChoice;
 use attesto::credentials::canary;
-use attesto::credentials::sealed::APPLE_PRIVATE_KEY;
+use attesto::credentials::sealed_columns::APPLE_PRIVATE_KEY;
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self as endpoints, Change};
+use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -141,17 +141,17 @@ impl Install {
         let mut shell = world
             .shell()
             .set("DATABASE_URL", &clerk(&world.fresh).await);
-        for (name, value) in world.simulator.settings() {
+        for (name, value) in world.simulator.environment_variables() {
             shell = shell.set(name, &value);
         }
         let (stores, roots) = (
-            world.settings.stores.google_play.to_string(),
+            world.settings.stores.google_play_url.to_string(),
             roots.display().to_string(),
         );
         let shell = shell
             .set("APPLE_ROOT_CERTIFICATES", &roots)
             .set("GOOGLE_PUBSUB_URL", &stores);
-        canary::check(world.database(), world.keyring())
+        canary::ensure_canaries(world.database(), world.keyring())
             .await
             .unwrap();
         let install = Self {
@@ -309,7 +309,7 @@ async fn what_is_not_asked_for_is_not_missed() {
         .await;
 
     // Sealed well, and no key.
-    let place = APPLE_PRIVATE_KEY.of(install.tenant.id.as_str());
+    let place = APPLE_PRIVATE_KEY.context_for(install.tenant.id.as_str());
     sqlx::query("update apple_credentials set private_key_enc = $1")
         .bind(install.world.keyring().seal(place, b"not a key"))
         .execute(install.world.database().pool())
@@ -410,14 +410,14 @@ impl Model {
     async fn new() -> Self {
         let install = Install::new().await;
         let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
-        let change = Change {
+        let change = EndpointChange {
             callback_url: Some("https://a.example/?token=hunter2"),
             secret: Some(&secret),
             is_active: None,
             overlap: Duration::ZERO,
         };
         let (database, keyring) = (install.world.database(), install.world.keyring());
-        endpoints::change(
+        endpoints::change_endpoint(
             database,
             keyring,
             &install.tenant.id,
@@ -436,7 +436,7 @@ impl Model {
             ..
         } = install;
         let fresh = world.end().await;
-        fresh.database.close().await;
+        fresh.database.close_connections().await;
         Self {
             fresh,
             shell,
@@ -481,7 +481,7 @@ impl Model {
             }
         }
         let said = examined(&shell, &["--offline"]);
-        copy.database.close().await;
+        copy.database.close_connections().await;
         said
     }
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attesto::config::environment;
-use attesto::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
+use attesto::config::read_env_var;
+use attesto::db::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedPostgres};
 use attesto::db::{ConnectSettings, Database};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use sqlx::Executor as _;
@@ -18,46 +18,46 @@ use crate::world::folder::Folder;
 fn options(folder: &Path) -> EmbeddedOptions {
     EmbeddedOptions {
         data_dir: Some(folder.to_owned()),
-        ..EmbeddedOptions::from_environment(environment)
+        ..EmbeddedOptions::from_env(read_env_var)
     }
 }
 
-async fn start(folder: &Path) -> Embedded {
-    Embedded::start(options(folder))
+async fn start(folder: &Path) -> EmbeddedPostgres {
+    EmbeddedPostgres::start(options(folder))
         .await
         .unwrap_or_else(|problem| panic!("{problem}"))
 }
 
-async fn attach(folder: &Path) -> Embedded {
-    Embedded::attach(options(folder))
+async fn attach(folder: &Path) -> EmbeddedPostgres {
+    EmbeddedPostgres::attach(options(folder))
         .await
         .unwrap_or_else(|problem| panic!("{problem}"))
 }
 
 async fn refusal(options: EmbeddedOptions) -> EmbeddedError {
-    Embedded::start(options)
+    EmbeddedPostgres::start(options)
         .await
         .expect_err("it must be refused")
 }
 
-async fn ask(embedded: &Embedded, question: &'static str) -> String {
+async fn ask(embedded: &EmbeddedPostgres, question: &'static str) -> String {
     let database = Database::open(&embedded.connect_settings());
     let answer = sqlx::query_scalar(question)
         .fetch_one(database.pool())
         .await
         .expect("it answers");
-    database.close().await;
+    database.close_connections().await;
     answer
 }
 
-async fn tell(embedded: &Embedded, statement: &'static str) {
+async fn tell(embedded: &EmbeddedPostgres, statement: &'static str) {
     let database = Database::open(&embedded.connect_settings());
     database
         .pool()
         .execute(statement)
         .await
         .expect("it takes a statement");
-    database.close().await;
+    database.close_connections().await;
 }
 
 /// The process id of the server on this folder, if there is one.
@@ -112,7 +112,7 @@ impl OtherProcess {
 #[tokio::test]
 #[ignore = "only as the other process of other tests"]
 async fn a_process_that_keeps_a_postgres() {
-    let Some(folder) = environment("ATTESTO_TEST_FOLDER") else {
+    let Some(folder) = read_env_var("ATTESTO_TEST_FOLDER") else {
         return;
     };
     let _embedded = start(Path::new(&folder)).await;
@@ -151,7 +151,7 @@ async fn it_starts_from_nothing_stops_and_keeps_what_it_was_told() {
     .await;
 
     // The URL means the same database, to us and to others.
-    let url = Database::open(&ConnectSettings::from_url(&embedded.url()).unwrap());
+    let url = Database::open(&ConnectSettings::from_url(&embedded.connection_url()).unwrap());
     let word: String = sqlx::query_scalar("select word from kept")
         .fetch_one(url.pool())
         .await
@@ -301,15 +301,15 @@ async fn a_deep_folder_has_its_socket_elsewhere() {
     let deep = folder.join("d".repeat(120));
     let embedded = start(&deep).await;
     assert!(
-        embedded.url().contains("host=/tmp/attesto-"),
+        embedded.connection_url().contains("host=/tmp/attesto-"),
         "{}",
-        embedded.url()
+        embedded.connection_url()
     );
     tell(&embedded, "select 1").await;
     embedded.stop().await;
     // The fallback is the same again, and it is ours.
     let again = start(&deep).await;
-    let url = again.url();
+    let url = again.connection_url();
     again.stop().await;
     let (_, socket) = url.split_once("host=").unwrap();
     let (socket, _) = socket.split_once('&').unwrap();

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::clock::Timestamp;
-use attesto::credentials::reseal::{self, ResealError, Run};
-use attesto::credentials::{canary, sealed};
+use attesto::credentials::reseal::{self, ResealError, ResealMode};
+use attesto::credentials::{canary, sealed_columns};
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
@@ -49,7 +49,9 @@ fn said(tenant: &TenantId, column: &str) -> String {
 impl Vault {
     async fn filled(tenants: usize, ring: &Keyring) -> Self {
         let fresh = fresh_database().await;
-        canary::check(&fresh.database, ring).await.unwrap();
+        canary::ensure_canaries(&fresh.database, ring)
+            .await
+            .unwrap();
         let mut vault = Self {
             fresh,
             tenants: Vec::new(),
@@ -70,34 +72,37 @@ impl Vault {
             .await
             .unwrap()
             .id;
-        let seal = |column: sealed::SealedColumn| {
-            ring.seal(column.of(id.as_str()), said(&id, column.column).as_bytes())
+        let seal = |column: sealed_columns::SealedColumn| {
+            ring.seal(
+                column.context_for(id.as_str()),
+                said(&id, column.column).as_bytes(),
+            )
         };
         for (statement, blob) in [
             (
                 "insert into apple_credentials (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint)
                  values ($1, 'com.example.app', 'ABCDE12345', '', $2, '')",
-                seal(sealed::APPLE_PRIVATE_KEY),
+                seal(sealed_columns::APPLE_PRIVATE_KEY),
             ),
             (
                 "insert into google_credentials (tenant_id, package_name, service_account_enc, client_email, key_fingerprint)
                  values ($1, 'com.example.app', $2, '', '')",
-                seal(sealed::GOOGLE_SERVICE_ACCOUNT),
+                seal(sealed_columns::GOOGLE_SERVICE_ACCOUNT),
             ),
             (
                 "insert into webhook_configs (tenant_id, callback_url, secret_enc, secret_number)
                  values ($1, 'https://example.com/', $2, 3)",
-                seal(sealed::WEBHOOK_SECRET),
+                seal(sealed_columns::WEBHOOK_SECRET),
             ),
             (
                 "insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
                  values ($1, 1, $2, now(), now() + interval '1 day')",
-                seal(sealed::WEBHOOK_PREVIOUS_SECRET),
+                seal(sealed_columns::WEBHOOK_PREVIOUS_SECRET),
             ),
             (
                 "insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
                  values ($1, 2, $2, now(), now() + interval '1 day')",
-                seal(sealed::WEBHOOK_PREVIOUS_SECRET),
+                seal(sealed_columns::WEBHOOK_PREVIOUS_SECRET),
             ),
         ] {
             sqlx::query(statement)
@@ -114,7 +119,7 @@ impl Vault {
     /// sealed.
     async fn opened(&self, ring: &Keyring) -> Vec<(String, u8, bool)> {
         let mut all = Vec::new();
-        for column in sealed::secrets().filter(|column| column.row == "tenant_id") {
+        for column in sealed_columns::secret_columns().filter(|column| column.row == "tenant_id") {
             let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
                 "select tenant_id, {} from {} order by 1, 2",
                 column.column, column.table
@@ -123,7 +128,7 @@ impl Vault {
             .await
             .unwrap();
             for (tenant, blob) in rows {
-                let opened = ring.open(column.of(&tenant), &blob);
+                let opened = ring.open(column.context_for(&tenant), &blob);
                 let expected = said(&tenant.parse().unwrap(), column.column);
                 let is_right = opened.is_ok_and(|it| it.expose_secret() == expected.as_bytes());
                 all.push((format!("{} of {tenant}", column.table), blob[0], is_right));
@@ -135,9 +140,9 @@ impl Vault {
     /// Somebody sets a secret anew.
     async fn set_some_secret(&self, ring: &Keyring) {
         let tenant = &self.tenants[fastrand::usize(..self.tenants.len())];
-        let column = sealed::GOOGLE_SERVICE_ACCOUNT;
+        let column = sealed_columns::GOOGLE_SERVICE_ACCOUNT;
         let secret = said(tenant, column.column);
-        let blob = ring.seal(column.of(tenant.as_str()), secret.as_bytes());
+        let blob = ring.seal(column.context_for(tenant.as_str()), secret.as_bytes());
         sqlx::query("update google_credentials set service_account_enc = $2, updated_at = now() where tenant_id = $1")
             .bind(tenant.as_str())
             .bind(blob)
@@ -188,11 +193,11 @@ impl From<Output> for Ran {
     }
 }
 
-async fn rotate(database: &Database, ring: &Keyring) -> reseal::Report {
-    reseal::run(
+async fn rotate(database: &Database, ring: &Keyring) -> reseal::ResealReport {
+    reseal::reseal_values(
         database,
         ring,
-        Run::ForReal,
+        ResealMode::Apply,
         &CancellationToken::new(),
         |_| {},
     )
@@ -242,7 +247,7 @@ fn a_key_is_made_without_a_database_and_printed_once() {
 async fn a_key_is_rotated_step_by_step() {
     let vault = Vault::filled(3, &ring(1, &[])).await;
     // One whose row is no tenant's.
-    let place = sealed::VALIDATION_AUDIT_KEY.of("1");
+    let place = sealed_columns::VALIDATION_AUDIT_KEY.context_for("1");
     sqlx::query("insert into validation_audit_keys (number, key_enc) values (1, $1)")
         .bind(ring(1, &[]).seal(place, b"audit"))
         .execute(vault.database().pool())
@@ -435,10 +440,10 @@ async fn three_kinds_of_damage_are_told_apart_and_stop_nothing_else() {
     );
 
     // The third kind, which `rotate` does not get to: it refuses to begin.
-    let unknown = reseal::run(
+    let unknown = reseal::reseal_values(
         vault.database(),
         &ring(3, &[2]),
-        Run::Dry,
+        ResealMode::DryRun,
         &CancellationToken::new(),
         |_| {},
     )
@@ -584,8 +589,12 @@ async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
                         .map(|(sealing, retired)| ring(*sealing, retired))
                 };
                 for ring in rings() {
-                    canary::check(vault.database(), &ring).await.unwrap();
-                    canary::survey(vault.database(), &ring).await.unwrap();
+                    canary::ensure_canaries(vault.database(), &ring)
+                        .await
+                        .unwrap();
+                    canary::check_all_key_ids(vault.database(), &ring)
+                        .await
+                        .unwrap();
                     vault.set_some_secret(&ring).await;
                     for other in rings() {
                         let opened = vault.opened(&other).await;
@@ -604,7 +613,7 @@ async fn no_secret_opens_in_anothers_place() {
     let ring = ring(1, &[]);
     let vault = Vault::filled(2, &ring).await;
     let mut sealed_values = Vec::new();
-    for column in sealed::ALL {
+    for column in sealed_columns::ALL_SEALED_COLUMNS {
         let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
             "select {}::text, {} from {}",
             column.row, column.column, column.table
@@ -616,10 +625,10 @@ async fn no_secret_opens_in_anothers_place() {
     }
     assert_eq!(sealed_values.len(), 2 * 5 + 1);
     for (column, row, _) in &sealed_values {
-        let place = column.of(row);
+        let place = column.context_for(row);
         for (from, of, blob) in &sealed_values {
             let opened = ring.open(place, blob);
-            if from.of(of) == place {
+            if from.context_for(of) == place {
                 opened.unwrap();
             } else {
                 assert_eq!(
@@ -641,7 +650,7 @@ async fn every_sealed_column_is_written_sealed() {
     let shell = world.shell();
     let id = tenant.id.as_str();
     let (apple, google) = (world.simulator.apple(), world.simulator.google());
-    let new = apple.new_key().unwrap();
+    let new = apple.create_api_key().unwrap();
     let words = [
         "apple",
         "set-credentials",
@@ -660,9 +669,9 @@ async fn every_sealed_column_is_written_sealed() {
     assert_eq!(shell.run_with(&words, &new.private_key).exit, 0);
     let url = world.simulator.google_token_url();
     let account = google
-        .new_service_account("new")
+        .create_service_account("new")
         .unwrap()
-        .file(url.as_str());
+        .to_key_file(url.as_str());
     let words = [
         "google",
         "set-credentials",
@@ -692,7 +701,7 @@ async fn every_sealed_column_is_written_sealed() {
     world.ask("GET", "/ready", None, None).await;
     let keyring = world.keyring().clone();
     let fresh = world.end().await;
-    for column in sealed::ALL {
+    for column in sealed_columns::ALL_SEALED_COLUMNS {
         let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
             "select {}::text, {} from {}",
             column.row, column.column, column.table
@@ -702,7 +711,7 @@ async fn every_sealed_column_is_written_sealed() {
         .unwrap();
         assert!(!rows.is_empty(), "nothing was written into {column:?}");
         for (row, blob) in rows {
-            let opened = keyring.open(column.of(&row), &blob);
+            let opened = keyring.open(column.context_for(&row), &blob);
             assert!(opened.is_ok(), "{column:?} of {row}: {opened:?}");
         }
     }
@@ -713,7 +722,7 @@ async fn it_stops_between_two_batches() {
     let vault = Vault::filled(120, &ring(1, &[])).await;
     let stop = CancellationToken::new();
     let both = ring(2, &[1]);
-    let report = reseal::run(vault.database(), &both, Run::ForReal, &stop, |_| {
+    let report = reseal::reseal_values(vault.database(), &both, ResealMode::Apply, &stop, |_| {
         stop.cancel();
     });
     let report = tokio::time::timeout(Duration::from_secs(20), report)
@@ -721,7 +730,7 @@ async fn it_stops_between_two_batches() {
         .unwrap();
     let report = match report {
         Ok(report) => report,
-        Err(ResealError::Unsound(column)) => panic!("{column:?}"),
+        Err(ResealError::VerificationFailed(column)) => panic!("{column:?}"),
         Err(ResealError::Database(error)) => panic!("{error}"),
     };
     assert_eq!((report.resealed, report.remaining), (100, 5 * 120 - 100));
@@ -796,7 +805,7 @@ async fn nothing_is_sealed_that_somebody_who_serves_cannot_open() {
     vault.replica("east", 2, &[1, 2]).await;
     sqlx::query("update webhook_configs set secret_enc = $1 where tenant_id = $2")
         .bind(ring(1, &[]).seal(
-            sealed::WEBHOOK_SECRET.of(tenant),
+            sealed_columns::WEBHOOK_SECRET.context_for(tenant),
             said(&vault.tenants[0], "secret_enc").as_bytes(),
         ))
         .bind(tenant)

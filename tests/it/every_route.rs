@@ -114,9 +114,14 @@ async fn no_refusal_tells_why_a_key_is_refused() {
         assert_eq!(answer.status, 401);
         texts.insert(answer.body["message"].to_string());
     }
-    attesto::tenants::store::set_active(world.database(), &tenant.id, false, world.clock.now())
-        .await
-        .expect("a change");
+    attesto::tenants::store::set_tenant_active(
+        world.database(),
+        &tenant.id,
+        false,
+        world.clock.now(),
+    )
+    .await
+    .expect("a change");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     let inactive = loop {
         let answer = world

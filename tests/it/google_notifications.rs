@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use attesto::google::account::ServiceAccount;
-use attesto::google::store::{self, NewCredentials};
+use attesto::google::account::GoogleServiceAccount;
+use attesto::google::store::{self, NewGoogleCredentials};
 use attesto::simulator::state::google::{
-    CanceledBy, Change, NewProduct, NewSubscription, ProductChange, Replacement, Subscription,
+    CanceledBy, NewProduct, NewSubscription, ProductChange, SimulatedSubscription,
+    SubscriptionChange, SubscriptionReplacement,
 };
-use attesto::simulator::state::pubsub::{Message, PushSubscription};
-use attesto::simulator::{Fault, TokenFlaw};
+use attesto::simulator::state::google_notifications::{PublishedMessage, PushSubscription};
+use attesto::simulator::{Fault, PushTokenFlaw};
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -46,34 +47,34 @@ impl Shop {
         let endpoint = self.world.url(&format!("/v1/webhooks/google/{tenant}"));
         let to = PushSubscription {
             manual: true,
-            ..PushSubscription::to(&endpoint)
+            ..PushSubscription::for_endpoint(&endpoint)
         };
-        self.play().set_push(APP, to).unwrap();
+        self.play().set_push_subscription(APP, to).unwrap();
     }
 
     async fn name(&self, audience: Option<&str>, account: Option<&str>) {
         let file = self.world.simulator.google_service_account().to_string();
-        let new = NewCredentials {
+        let new = NewGoogleCredentials {
             package_name: APP,
-            file: file.as_bytes(),
-            account: &ServiceAccount::parse(file.as_bytes()).unwrap(),
+            key_file: file.as_bytes(),
+            account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
             pubsub_audience: audience,
             pubsub_service_account: account,
             pubsub_topic: None,
         };
         let (database, keyring) = (self.world.database(), self.world.keyring());
-        store::put(database, keyring, &self.tenant.id, &new)
+        store::set_credentials(database, keyring, &self.tenant.id, &new)
             .await
             .unwrap();
     }
 
-    fn play(&self) -> attesto::simulator::control::Play {
+    fn play(&self) -> attesto::simulator::control::GoogleScenario {
         self.world.simulator.google()
     }
 
-    fn newest(&self) -> Message {
+    fn newest(&self) -> PublishedMessage {
         self.play()
-            .messages()
+            .published_messages()
             .pop()
             .expect("something was published")
     }
@@ -81,14 +82,14 @@ impl Shop {
     /// Pushes the newest message and reads what was stored of it.
     async fn push(&self) -> Event {
         let message = self.newest();
-        let pushed = self.play().push(&message.message_id).await.unwrap();
+        let pushed = self.play().push_message(&message.message_id).await.unwrap();
         assert_eq!(pushed.status, 200, "{}", pushed.body);
         assert_eq!(pushed.body["externalId"], message.message_id);
         self.event(pushed.body["eventId"].as_str().unwrap()).await
     }
 
     async fn notify(&self, block: &str, fields: Value) -> Event {
-        self.play().notify(APP, block, fields);
+        self.play().publish_notification(APP, block, fields);
         self.push().await
     }
 
@@ -139,16 +140,16 @@ impl Shop {
             .await
     }
 
-    fn subscribe(&self) -> Subscription {
+    fn subscribe(&self) -> SimulatedSubscription {
         let new = NewSubscription {
             obfuscated_external_account_id: Some(USER.to_owned()),
             ..NewSubscription::default()
         };
-        self.play().subscribe(new).unwrap()
+        self.play().buy_subscription(new).unwrap()
     }
 
     fn certs_asked(&self) -> usize {
-        self.world.simulator.requests_at("google/certs")
+        self.world.simulator.count_requests_at("google/certs")
     }
 }
 
@@ -194,36 +195,48 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
     );
     assert_eq!(first.0["raw"]["message"]["data"], message.data);
     for (change, word, reason) in [
-        (Change::Renew {}, "subscription.renewed", None),
+        (SubscriptionChange::Renew {}, "subscription.renewed", None),
         (
-            Change::Cancel {
+            SubscriptionChange::Cancel {
                 by: CanceledBy::User,
             },
             "subscription.cancellation_scheduled",
             None,
         ),
         (
-            Change::Restore {},
+            SubscriptionChange::Restore {},
             "subscription.cancellation_revoked",
             None,
         ),
         (
-            Change::Grace { days: None },
+            SubscriptionChange::Grace { days: None },
             "subscription.in_grace_period",
             None,
         ),
-        (Change::Hold {}, "subscription.on_hold", None),
-        (Change::Resume {}, "subscription.recovered", None),
-        (Change::Pause { days: None }, "subscription.paused", None),
-        (Change::Renew {}, "subscription.recovered", None),
-        (Change::Defer { days: 3 }, "subscription.deferred", None),
+        (SubscriptionChange::Hold {}, "subscription.on_hold", None),
         (
-            Change::Grace { days: None },
+            SubscriptionChange::Resume {},
+            "subscription.recovered",
+            None,
+        ),
+        (
+            SubscriptionChange::Pause { days: None },
+            "subscription.paused",
+            None,
+        ),
+        (SubscriptionChange::Renew {}, "subscription.recovered", None),
+        (
+            SubscriptionChange::Defer { days: 3 },
+            "subscription.deferred",
+            None,
+        ),
+        (
+            SubscriptionChange::Grace { days: None },
             "subscription.in_grace_period",
             None,
         ),
         (
-            Change::Expire {},
+            SubscriptionChange::Expire {},
             "subscription.expired",
             Some("billing_retry"),
         ),
@@ -237,18 +250,18 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
     let other = shop.subscribe().purchase_token;
     for (change, words) in [
         (
-            Change::Cancel {
+            SubscriptionChange::Cancel {
                 by: CanceledBy::User,
             },
             vec![("subscription.cancellation_scheduled", None)],
         ),
         (
-            Change::Expire {},
+            SubscriptionChange::Expire {},
             vec![("subscription.expired", Some("voluntary"))],
         ),
         // A refund is told in two messages, of which the second is the newest.
         (
-            Change::Revoke {},
+            SubscriptionChange::Revoke {},
             vec![("subscription.refunded", Some("full"))],
         ),
     ] {
@@ -265,7 +278,7 @@ async fn every_block_has_its_subject() {
     let shop = Shop::open().await;
     let product = shop
         .play()
-        .sell(NewProduct {
+        .buy_product(NewProduct {
             obfuscated_external_account_id: Some(USER.to_owned()),
             test_purchase: true,
             ..NewProduct::default()
@@ -289,7 +302,7 @@ async fn every_block_has_its_subject() {
     let voided = json!({ "key": token, "productId": null, "type": "product" });
     assert_eq!(event.0["subject"], voided);
 
-    shop.play().test_notification(APP);
+    shop.play().publish_test_notification(APP);
     let event = shop.push().await;
     assert_eq!(event.word(), ("test", None));
     assert_eq!(event.0["platformEvent"], "google.test");
@@ -341,7 +354,7 @@ async fn a_message_that_cannot_be_read_is_stored_as_unknown() {
         br#"{"packageName":7,"subscriptionNotification":"?"}"#,
         br#"{"packageName":"com.example.app","subscriptionNotification":{"notificationType":"two"}}"#,
     ] {
-        shop.play().publish(APP, data);
+        shop.play().publish_message(APP, data);
         let event = shop.push().await;
         assert_eq!(event.word(), ("unknown", None), "{data:?}");
         assert_eq!(event.0["platformEvent"], "google.unknown");
@@ -385,8 +398,8 @@ async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
     shop.subscribe();
     let id = shop.newest().message_id;
     let mut sentences = std::collections::BTreeSet::new();
-    for flaw in TokenFlaw::ALL {
-        let pushed = shop.play().push_badly(&id, flaw).await.unwrap();
+    for flaw in PushTokenFlaw::ALL {
+        let pushed = shop.play().push_message_with_flaw(&id, flaw).await.unwrap();
         assert_eq!(
             (pushed.status, &pushed.body["error"]),
             (401, &json!("UNAUTHENTICATED")),
@@ -404,7 +417,7 @@ async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
     sentences.insert(with_key.body["message"].to_string());
     let stranger = attesto::id::TenantId::mint(shop.world.clock.now());
     shop.push_to(stranger.as_str());
-    let pushed = shop.play().push(&id).await.unwrap();
+    let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.status, 401);
     sentences.insert(pushed.body["message"].to_string());
     // Neither is a token for one tenant good for another, who trusts the same account.
@@ -418,7 +431,7 @@ async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
     assert_eq!(sentences.len(), 1, "{sentences:?}");
     assert_eq!(shop.count().await, 0);
 
-    let pushed = shop.play().push(&id).await.unwrap();
+    let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.status, 200, "and then a good one: {}", pushed.body);
     shop.world.end().await;
 }
@@ -428,14 +441,14 @@ async fn who_pushes_has_to_be_named_first() {
     let shop = Shop::unnamed().await;
     shop.subscribe();
     let id = shop.newest().message_id;
-    assert_eq!(shop.play().push(&id).await.unwrap().status, 401);
+    assert_eq!(shop.play().push_message(&id).await.unwrap().status, 401);
     let account = shop.play().push_account();
     shop.name(Some("attesto"), Some(account)).await;
     let eventually = |status| {
         let (shop, id) = (&shop, &id);
         async move {
             let begun = Instant::now();
-            while shop.play().push(id).await.unwrap().status != status {
+            while shop.play().push_message(id).await.unwrap().status != status {
                 assert!(
                     begun.elapsed() < Duration::from_secs(10),
                     "the change is heard of"
@@ -444,27 +457,27 @@ async fn who_pushes_has_to_be_named_first() {
         }
     };
     // Another audience than the one set.
-    assert_eq!(shop.play().push(&id).await.unwrap().status, 401);
+    assert_eq!(shop.play().push_message(&id).await.unwrap().status, 401);
     let endpoint = shop
         .world
         .url(&format!("/v1/webhooks/google/{}", shop.tenant.id));
     let to = PushSubscription {
         audience: Some("attesto".to_owned()),
         manual: true,
-        ..PushSubscription::to(&endpoint)
+        ..PushSubscription::for_endpoint(&endpoint)
     };
-    shop.play().set_push(APP, to).unwrap();
+    shop.play().set_push_subscription(APP, to).unwrap();
     eventually(200).await;
     let now = shop.world.clock.now();
-    tenants::store::set_active(shop.world.database(), &shop.tenant.id, false, now)
+    tenants::store::set_tenant_active(shop.world.database(), &shop.tenant.id, false, now)
         .await
         .unwrap();
     eventually(404).await;
-    let pushed = shop.play().push(&id).await.unwrap();
+    let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.body["error"], "TENANT_NOT_FOUND");
     let pushed = shop
         .play()
-        .push_badly(&id, TokenFlaw::Expired)
+        .push_message_with_flaw(&id, PushTokenFlaw::Expired)
         .await
         .unwrap();
     assert_eq!(pushed.status, 401, "the token is looked at first");
@@ -546,7 +559,7 @@ async fn fifty_copies_at_once_are_one_event() {
         .unwrap();
     shop.subscribe();
     let (play, id) = (shop.play(), shop.newest().message_id);
-    let copies = (0..50).map(|_| play.push(&id));
+    let copies = (0..50).map(|_| play.push_message(&id));
     let answers = futures_util::future::join_all(copies).await;
     let bodies: Vec<Value> = answers
         .into_iter()
@@ -582,8 +595,12 @@ async fn fifty_copies_at_once_are_one_event() {
         .execute(shop.world.database().pool())
         .await
         .unwrap();
-    shop.play().test_notification(APP);
-    let pushed = shop.play().push(&shop.newest().message_id).await.unwrap();
+    shop.play().publish_test_notification(APP);
+    let pushed = shop
+        .play()
+        .push_message(&shop.newest().message_id)
+        .await
+        .unwrap();
     assert_eq!(
         (&pushed.body["isNew"], &pushed.body["enqueuedDelivery"]),
         (&json!(true), &json!(false))
@@ -596,15 +613,15 @@ async fn one_message_of_two_tenants_is_two_events() {
     let shop = Shop::open().await;
     let second = shop.world.tenant().await;
     let file = shop.world.simulator.google_service_account().to_string();
-    let new = NewCredentials {
+    let new = NewGoogleCredentials {
         package_name: APP,
-        file: file.as_bytes(),
-        account: &ServiceAccount::parse(file.as_bytes()).unwrap(),
+        key_file: file.as_bytes(),
+        account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
         pubsub_audience: None,
         pubsub_service_account: Some(shop.play().push_account()),
         pubsub_topic: None,
     };
-    store::put(
+    store::set_credentials(
         shop.world.database(),
         shop.world.keyring(),
         &second.id,
@@ -628,13 +645,13 @@ async fn googles_keys_are_asked_for_seldom_and_survive_an_outage() {
     shop.subscribe();
     let id = shop.newest().message_id;
     let (play, simulator, clock) = (shop.play(), &shop.world.simulator, &shop.world.clock);
-    let status = async || play.push(&id).await.unwrap().status;
+    let status = async || play.push_message(&id).await.unwrap().status;
 
     // Nothing at hand and nobody to ask: neither yes nor no.
     simulator
-        .fault(Fault::at("google/certs").status(503).times(0))
+        .add_fault(Fault::at_place("google/certs").status(503).times(0))
         .unwrap();
-    let pushed = play.push(&id).await.unwrap();
+    let pushed = play.push_message(&id).await.unwrap();
     assert_eq!(
         (pushed.status, &pushed.body["error"]),
         (503, &json!("UNAVAILABLE"))
@@ -658,7 +675,7 @@ async fn googles_keys_are_asked_for_seldom_and_survive_an_outage() {
 
     // An outage after that is survived, and not made worse.
     simulator
-        .fault(Fault::at("google/certs").status(500).times(0))
+        .add_fault(Fault::at_place("google/certs").status(500).times(0))
         .unwrap();
     clock.advance(Duration::from_hours(2));
     for _ in 0..3 {
@@ -679,13 +696,19 @@ async fn googles_keys_are_asked_for_seldom_and_survive_an_outage() {
 
     // Bad tokens make no calls: one a minute at most.
     for _ in 0..5 {
-        let pushed = play.push_badly(&id, TokenFlaw::UnknownKey).await.unwrap();
+        let pushed = play
+            .push_message_with_flaw(&id, PushTokenFlaw::UnknownKey)
+            .await
+            .unwrap();
         assert_eq!(pushed.status, 401);
     }
     assert_eq!(shop.certs_asked(), 4);
     clock.advance(Duration::from_mins(1));
     for _ in 0..5 {
-        let pushed = play.push_badly(&id, TokenFlaw::UnknownKey).await.unwrap();
+        let pushed = play
+            .push_message_with_flaw(&id, PushTokenFlaw::UnknownKey)
+            .await
+            .unwrap();
         assert_eq!(pushed.status, 401);
     }
     assert_eq!(shop.certs_asked(), 5);
@@ -708,11 +731,15 @@ async fn a_chain_of_purchases_is_one_subject() {
     assert_eq!(shop.push().await.key(), root);
     let mut token = root.clone();
     for product in ["pro_yearly", "team_yearly", "team_monthly"] {
-        let by = Replacement {
+        let by = SubscriptionReplacement {
             product_id: Some(product.to_owned()),
-            ..Replacement::default()
+            ..SubscriptionReplacement::default()
         };
-        token = shop.play().replace(&token, by).unwrap().purchase_token;
+        token = shop
+            .play()
+            .replace_subscription(&token, by)
+            .unwrap()
+            .purchase_token;
         // The middle one is never told of: the chain is walked through it all the same.
         if product != "team_yearly" {
             let event = shop.push().await;
@@ -726,14 +753,14 @@ async fn a_chain_of_purchases_is_one_subject() {
     // Two months later Google has forgotten what was replaced.
     shop.world.clock.advance(Duration::from_hours(24 * 70));
     shop.play()
-        .change_subscription(&token, &Change::Renew {})
+        .change_subscription(&token, &SubscriptionChange::Renew {})
         .unwrap();
-    shop.world.simulator.forget_requests();
+    shop.world.simulator.clear_requests();
     assert_eq!(shop.push().await.key(), root);
     let asked: Vec<String> = shop
         .world
         .simulator
-        .requests()
+        .recorded_requests()
         .into_iter()
         .filter(|seen| seen.place == "google/play")
         .map(|seen| seen.path)
@@ -772,7 +799,7 @@ async fn links_that_lead_nowhere_or_in_a_circle_end() {
             fields,
             ..NewSubscription::default()
         };
-        shop.play().subscribe(new).unwrap();
+        shop.play().buy_subscription(new).unwrap();
     };
     sell("itself-itself", "itself-itself");
     assert_eq!(shop.push().await.key(), "itself-itself");
@@ -795,7 +822,7 @@ async fn links_that_lead_nowhere_or_in_a_circle_end() {
     // It ran out, and then somebody came back.
     let old = shop.subscribe().purchase_token;
     shop.play()
-        .change_subscription(&old, &Change::Expire {})
+        .change_subscription(&old, &SubscriptionChange::Expire {})
         .unwrap();
     shop.world.clock.advance(Duration::from_hours(24));
     sell("came-back", &old);
@@ -815,14 +842,14 @@ async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
     shop.push().await;
     let second = shop
         .play()
-        .replace(&first, Replacement::default())
+        .replace_subscription(&first, SubscriptionReplacement::default())
         .unwrap()
         .purchase_token;
     let upgrade = shop.newest().message_id;
     let simulator = &shop.world.simulator;
 
     simulator
-        .fault(Fault::at("google").status(500).times(0))
+        .add_fault(Fault::at_place("google").status(500).times(0))
         .unwrap();
     let event = shop.push().await;
     assert_eq!(
@@ -837,9 +864,11 @@ async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
     );
     simulator.clear_faults();
     // A repeat changes nothing of what was stored and sent.
-    let pushed = shop.play().push(&upgrade).await.unwrap();
+    let pushed = shop.play().push_message(&upgrade).await.unwrap();
     assert_eq!((pushed.status, &pushed.body["isNew"]), (200, &json!(false)));
-    let renewed = shop.play().change_subscription(&second, &Change::Renew {});
+    let renewed = shop
+        .play()
+        .change_subscription(&second, &SubscriptionChange::Renew {});
     renewed.unwrap();
     assert_eq!(
         shop.push().await.key(),
@@ -849,12 +878,12 @@ async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
 
     // The product is named by the message where Google cannot be asked; the root stays known.
     for fault in [
-        Fault::at("google/play").reason("permissionDenied"),
-        Fault::at("google/play").reason("quotaExceeded"),
-        Fault::at("google/play").body("{\"lineItems\":7}"),
-        Fault::at("google/play").cut(),
+        Fault::at_place("google/play").reason("permissionDenied"),
+        Fault::at_place("google/play").reason("quotaExceeded"),
+        Fault::at_place("google/play").body("{\"lineItems\":7}"),
+        Fault::at_place("google/play").cut(),
     ] {
-        simulator.fault(fault.clone().times(0)).unwrap();
+        simulator.add_fault(fault.clone().times(0)).unwrap();
         let fields =
             json!({ "notificationType": 13, "purchaseToken": second, "subscriptionId": "named" });
         let event = shop.notify("subscriptionNotification", fields).await;
@@ -868,15 +897,15 @@ async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
 
     // A Google that hangs is given three seconds, all questions together.
     simulator
-        .fault(
-            Fault::at("google/play")
+        .add_fault(
+            Fault::at_place("google/play")
                 .delay(Duration::from_secs(2))
                 .times(0),
         )
         .unwrap();
     let third = shop
         .play()
-        .replace(&second, Replacement::default())
+        .replace_subscription(&second, SubscriptionReplacement::default())
         .unwrap()
         .purchase_token;
     let begun = Instant::now();
@@ -904,9 +933,13 @@ async fn a_database_that_is_away_makes_google_send_again() {
     let shop = Shop::open().await;
     shop.subscribe();
     shop.push().await;
-    shop.play().test_notification(APP);
-    shop.world.database().close().await;
-    let pushed = shop.play().push(&shop.newest().message_id).await.unwrap();
+    shop.play().publish_test_notification(APP);
+    shop.world.database().close_connections().await;
+    let pushed = shop
+        .play()
+        .push_message(&shop.newest().message_id)
+        .await
+        .unwrap();
     assert_eq!(
         (pushed.status, &pushed.body["error"]),
         (503, &json!("UNAVAILABLE"))
@@ -919,12 +952,12 @@ async fn nothing_is_taken_in_for_a_tenant_whose_deactivation_was_not_heard_of() 
     let shop = Shop::open().await;
     shop.subscribe();
     let id = shop.newest().message_id;
-    assert_eq!(shop.play().push(&id).await.unwrap().status, 200);
+    assert_eq!(shop.play().push_message(&id).await.unwrap().status, 200);
     shop.world.deactivate_unheard(&shop.tenant.id).await;
     shop.subscribe();
     let id = shop.newest().message_id;
     let before = shop.count().await;
-    let pushed = shop.play().push(&id).await.unwrap();
+    let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.status, 404);
     assert_eq!(pushed.body["error"], "TENANT_NOT_FOUND");
     assert_eq!(shop.count().await, before);

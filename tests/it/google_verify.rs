@@ -5,19 +5,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attesto::audit::Verifications;
+use attesto::audit::VerificationLog;
 use attesto::clock::{Clock, Timestamp};
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::db::changes::Changes;
-use attesto::google::account::ServiceAccount;
-use attesto::google::store::{self, NewCredentials, PutError};
-use attesto::google::{self, Google, Settings};
-use attesto::http::envelope::Envelope;
+use attesto::db::change_listener::ChangeListener;
+use attesto::google::account::GoogleServiceAccount;
+use attesto::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
+use attesto::google::{self, GoogleSettings, GoogleVerifier};
+use attesto::http::request_layer::RequestLayer;
 use attesto::id::TenantId;
 use attesto::outbound::{self, Upstream};
 use attesto::tenants::RateLimit;
-use attesto::tenants::{self, Callers, KeyEnvironment, RawKey};
+use attesto::tenants::{self, ApiKeyEnvironment, Authenticator, RawApiKey};
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use axum::body::Body;
@@ -41,11 +41,11 @@ const PURCHASE_TOKEN: &str = "token/with:odd?characters";
 struct Shop {
     database: Database,
     keyring: Arc<Keyring>,
-    changes: Changes,
-    service: Envelope,
+    changes: ChangeListener,
+    service: RequestLayer,
     google: Arc<Script>,
     tenant: TenantId,
-    key: RawKey,
+    key: RawApiKey,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -152,19 +152,19 @@ impl Shop {
             .await
             .unwrap()
             .id;
-        let key = RawKey::mint(KeyEnvironment::Live);
-        tenants::store::create_key(
+        let key = RawApiKey::generate(ApiKeyEnvironment::Live);
+        tenants::store::create_api_key(
             &database,
             &tenant,
             None,
-            KeyEnvironment::Live,
+            ApiKeyEnvironment::Live,
             &key,
             clock.now(),
         )
         .await
         .unwrap();
         let (script, url, serving) = Script::open().await;
-        let (changes, keyring) = (Changes::new(&database), keyring(1));
+        let (changes, keyring) = (ChangeListener::new(&database), keyring(1));
         let service = service(&database, &changes, &keyring, &clock, &url);
         Self {
             database,
@@ -178,17 +178,17 @@ impl Shop {
         }
     }
 
-    async fn set_credentials(&self, file: &str) -> Result<(), PutError> {
-        let account = ServiceAccount::parse(file.as_bytes()).unwrap();
-        let new = NewCredentials {
+    async fn set_credentials(&self, file: &str) -> Result<(), SetGoogleCredentialsError> {
+        let account = GoogleServiceAccount::parse(file.as_bytes()).unwrap();
+        let new = NewGoogleCredentials {
             package_name: PACKAGE,
-            file: file.as_bytes(),
+            key_file: file.as_bytes(),
             account: &account,
             pubsub_audience: None,
             pubsub_service_account: None,
             pubsub_topic: None,
         };
-        store::put(&self.database, &self.keyring, &self.tenant, &new).await
+        store::set_credentials(&self.database, &self.keyring, &self.tenant, &new).await
     }
 
     async fn ask(&self, body: &Value) -> (u16, HeaderMap, Value) {
@@ -202,7 +202,7 @@ impl Shop {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body.to_string()))
             .unwrap();
-        let response = self.service.clone().answer(request).await;
+        let response = self.service.clone().handle_request(request).await;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let text = String::from_utf8(body.to_vec()).unwrap();
@@ -224,26 +224,29 @@ impl Shop {
 
 fn service(
     database: &Database,
-    changes: &Changes,
+    changes: &ChangeListener,
     keyring: &Arc<Keyring>,
     clock: &Clock,
     url: &Url,
-) -> Envelope {
+) -> RequestLayer {
     let limit = RateLimit {
         per_second: 1_000_000,
         burst: 1_000_000,
     };
-    let callers = Callers::new(database, changes, clock, limit);
-    let upstream = Upstream::new(outbound::client().unwrap(), Duration::from_secs(5));
-    let settings = Settings {
+    let callers = Authenticator::new(database, changes, clock, limit);
+    let upstream = Upstream::new(
+        outbound::build_http_client().unwrap(),
+        Duration::from_secs(5),
+    );
+    let settings = GoogleSettings {
         play_url: url.clone(),
         token_url: url.join("token").unwrap(),
         credential_ttl: Duration::from_mins(5),
     };
-    let google = Google::new(database, keyring, changes, upstream, clock, settings);
-    let unnoted = Verifications::unnoted(clock);
-    let (router, _) = google::routes(google, callers, unnoted).split_for_parts();
-    Envelope::new(router, clock.clone(), Duration::from_secs(5))
+    let google = GoogleVerifier::new(database, keyring, changes, upstream, clock, settings);
+    let unnoted = VerificationLog::disabled(clock);
+    let (router, _) = google::verify_routes(google, callers, unnoted).split_for_parts();
+    RequestLayer::new(router, clock.clone(), Duration::from_secs(5))
 }
 
 fn subscription() -> Value {
@@ -528,7 +531,7 @@ async fn some_questions_never_reach_google() {
         .map(|issue| issue["path"].as_str().unwrap())
         .collect();
     assert_eq!(paths, ["packageName", "purchaseToken", "productId"]);
-    let nobody = RawKey::mint(KeyEnvironment::Live);
+    let nobody = RawApiKey::generate(ApiKeyEnvironment::Live);
     for authorization in ["", "Bearer", &format!("Bearer {}", nobody.expose())] {
         let (status, _, answer) = shop.ask_with(authorization, &subscription()).await;
         assert_eq!((status, &answer["error"]), (401, &json!("UNAUTHENTICATED")));
@@ -599,10 +602,11 @@ async fn a_purchase_of_something_or_somebody_else_is_refused() {
 async fn a_rotated_key_is_used_at_once() {
     let shop = Shop::open().await;
     let changes = shop.changes.clone();
-    let listening = tokio::spawn(async move { changes.run(CancellationToken::new()).await });
+    let listening =
+        tokio::spawn(async move { changes.run_until_stopped(CancellationToken::new()).await });
     let _listening = AbortOnDropHandle::new(listening);
     let patience = std::time::Instant::now() + Duration::from_secs(10);
-    while !shop.changes.listening() {
+    while !shop.changes.is_listening() {
         assert!(std::time::Instant::now() < patience, "changes are heard");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -651,24 +655,24 @@ async fn credentials_that_do_not_open_are_an_internal_error_without_a_word_of_it
 async fn what_is_not_said_again_about_pubsub_stays() {
     let shop = Shop::without_credentials().await;
     let file = key_file("key-1");
-    let account = ServiceAccount::parse(file.as_bytes()).unwrap();
+    let account = GoogleServiceAccount::parse(file.as_bytes()).unwrap();
     let put = async |tenant: &TenantId, audience: Option<&str>, topic: Option<&str>| {
-        let new = NewCredentials {
+        let new = NewGoogleCredentials {
             package_name: PACKAGE,
-            file: file.as_bytes(),
+            key_file: file.as_bytes(),
             account: &account,
             pubsub_audience: audience,
             pubsub_service_account: None,
             pubsub_topic: topic,
         };
-        store::put(&shop.database, &shop.keyring, tenant, &new).await
+        store::set_credentials(&shop.database, &shop.keyring, tenant, &new).await
     };
     let stranger = TenantId::mint(Timestamp::from_millis(0));
     assert!(
-        matches!(put(&stranger, None, None).await, Err(PutError::UnknownTenant(id)) if id == stranger)
+        matches!(put(&stranger, None, None).await, Err(SetGoogleCredentialsError::UnknownTenant(id)) if id == stranger)
     );
     assert!(
-        store::describe(&shop.database, &shop.tenant)
+        store::find_credential_summary(&shop.database, &shop.tenant)
             .await
             .unwrap()
             .is_none()
@@ -692,7 +696,7 @@ async fn what_is_not_said_again_about_pubsub_stays() {
         (Some(""), None, (None, Some("projects/p/topics/t"))),
     ] {
         put(&shop.tenant, audience, topic).await.unwrap();
-        let stored = store::describe(&shop.database, &shop.tenant)
+        let stored = store::find_credential_summary(&shop.database, &shop.tenant)
             .await
             .unwrap()
             .unwrap();
@@ -704,7 +708,7 @@ async fn what_is_not_said_again_about_pubsub_stays() {
         assert_eq!(stored.key_fingerprint, account.fingerprint());
         assert!(!serde_json::to_string(&stored).unwrap().contains("PRIVATE"));
     }
-    let opened = store::find(&shop.database, &shop.keyring, &shop.tenant)
+    let opened = store::load_credentials(&shop.database, &shop.keyring, &shop.tenant)
         .await
         .unwrap()
         .unwrap();

@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::Raw;
+use attesto::config::RawSettings;
 use attesto::db::{ConnectSettings, Database};
-use attesto::doctor::{Patient, examine};
-use attesto::events::Record;
+use attesto::doctor::{CheckContext, run_checks};
+use attesto::events::EventRecorder;
 use attesto::id::TenantId;
 use attesto::simulator::state::google::NewSubscription;
 use futures_util::future::join_all;
@@ -157,7 +157,8 @@ async fn a_forgotten_transaction_does_not_stop_deliveries() {
         .parse()
         .unwrap();
     // Two scrapes or evaluations of ten seconds.
-    let seen = Duration::from_secs(after) + attesto::statistics::EVERY + Duration::from_secs(20);
+    let seen =
+        Duration::from_secs(after) + attesto::gauges::REFRESH_INTERVAL + Duration::from_secs(20);
     assert!(seen <= Duration::from_secs(70), "{seen:?}");
 
     forgotten.execute("rollback").await.unwrap();
@@ -182,7 +183,7 @@ async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
     let (mut wrong, mut sent) = (0, 0);
     // Ahead, and in the middle of everything back by twenty minutes.
     for jump in [TEN_MINUTES, -2 * TEN_MINUTES] {
-        clock.set_wrong(jump);
+        clock.skew_by(jump);
         wrong += jump;
         work(
             &world,
@@ -195,7 +196,7 @@ async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
         let stamp: i64 = receiver.requests()[sent - 1].headers["x-attesto-timestamp"]
             .parse()
             .unwrap();
-        let off = stamp - Clock::system().now().seconds();
+        let off = stamp - Clock::system().now().as_secs();
         assert!((off - wrong / 1000).abs() < 60, "the receiver sees {off} s");
         let found = skew().await;
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
@@ -203,16 +204,16 @@ async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
         assert!((found - expected).abs() < 60.0, "{found} s");
 
         let lookup = |_: &str| None;
-        let told = examine(&Patient {
-            raw: Raw::new(
+        let told = run_checks(&CheckContext {
+            raw: RawSettings::new(
                 [("DATABASE_URL".to_owned(), world.fresh.url.clone())],
                 &lookup,
             ),
-            variables: Vec::new(),
+            variable_names: Vec::new(),
             database: Ok(world.database().clone()),
             keyring: Some(world.keyring().clone()),
             clock: clock.clone(),
-            online: false,
+            is_online: false,
         })
         .await;
         let told = serde_json::to_string(&told).unwrap();
@@ -238,7 +239,7 @@ async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
 #[tokio::test]
 async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
     let owner = fresh_database().await;
-    let clerk = format!("clerk_of_{}", owner.database.name());
+    let clerk = format!("clerk_of_{}", owner.database.database_name());
     let execute = async |statement: String| {
         owner
             .database
@@ -273,7 +274,7 @@ async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
     let bought = world
         .simulator
         .google()
-        .subscribe(NewSubscription::default())
+        .buy_subscription(NewSubscription::default())
         .unwrap();
     let question = json!({
         "packageName": APP, "purchaseToken": bought.purchase_token, "type": "subscription",
@@ -314,7 +315,7 @@ async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
     }
 
     // What came in by another door is delivered meanwhile.
-    let record = Record::new(&owner.database, &clock, || {});
+    let record = EventRecorder::new(&owner.database, &clock, || {});
     record_events(&record, &tenant.id, &["1", "2", "3"]).await;
     say_so(&owner.database).await;
     receiver.until(3).await;
@@ -348,7 +349,7 @@ async fn work_that_nobody_hears_of_is_found_by_looking() {
     let tenant = world.stranger().await.id;
     set_callback(&world, &tenant, &receiver.url()).await;
     // Another process takes it in and says so.
-    let record = Record::new(&direct.database, &clock, || {});
+    let record = EventRecorder::new(&direct.database, &clock, || {});
     let arrives = async |number: usize| {
         let begun = Instant::now();
         record_events(&record, &tenant, &[&number.to_string()]).await;

@@ -52,7 +52,7 @@ async fn a_service_that_lives_and_one_that_cannot_serve() {
     assert_eq!((ran.exit, ran.text), (Some(0), ready), "{}", ran.errors);
 
     // The database goes; the process lives.
-    world.database().close().await;
+    world.database().close_connections().await;
     assert_eq!(health(&["--url", &here], &[]).await.exit, Some(0));
     let ran = health(&["--ready", "--url", &here], &[]).await;
     assert_eq!((ran.exit, ran.text.as_str()), (Some(1), ""));

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use attesto::db::Database;
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self, Change};
-use attesto::deliveries::guard::Guard;
-use attesto::deliveries::{Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post};
-use attesto::events::Record;
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
+use attesto::deliveries::guard::EgressPolicy;
+use attesto::deliveries::{
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signing_transport,
+};
+use attesto::events::EventRecorder;
 use attesto::id::TenantId;
 
 use crate::world::attesto::World;
@@ -18,27 +20,27 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Events of a tenant, each to be delivered at once.
 pub(crate) async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
-    let record = Record::new(world.database(), &world.clock, || {});
+    let record = EventRecorder::new(world.database(), &world.clock, || {});
     record_events(&record, tenant, names).await;
 }
 
 /// The same, by whoever writes them down.
-pub(crate) async fn record_events(record: &Record, tenant: &TenantId, names: &[&str]) {
+pub(crate) async fn record_events(record: &EventRecorder, tenant: &TenantId, names: &[&str]) {
     for name in names {
         let event = test_event(tenant, name);
-        record.store(&event).await.unwrap();
+        record.record_event(&event).await.unwrap();
     }
 }
 
 pub(crate) async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
     let secret = SigningSecret::parse(&"x".repeat(40)).unwrap();
-    let change = Change {
+    let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(&secret),
         is_active: None,
         overlap: Duration::from_hours(24),
     };
-    store::change(
+    store::change_endpoint(
         world.database(),
         world.keyring(),
         tenant,
@@ -56,16 +58,23 @@ fn dispatcher(world: &World) -> Dispatcher {
 
 /// One that delivers what is in another database.
 pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
-    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier = post::courier(sender, database, world.keyring(), &world.clock);
+    let courier =
+        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
-        interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(10),
         max_retries: 5,
-        grace: Duration::ZERO,
+        shutdown_timeout: Duration::ZERO,
     };
-    Dispatcher::new(database, &world.clock, courier, Wake::default(), settings)
+    Dispatcher::new(
+        database,
+        &world.clock,
+        courier,
+        WorkNotifier::default(),
+        settings,
+    )
 }
 
 #[tokio::test]
@@ -87,11 +96,11 @@ async fn what_is_held_is_sent_by_nobody_until_it_is_released() {
     events(&world, &tenant, &["1", "2", "3"]).await;
     let shown = status();
     assert_eq!((&shown["due"], &shown["later"]), (&3.into(), &0.into()));
-    assert_eq!(shown["heldBy"], attesto::replicas::host());
+    assert_eq!(shown["heldBy"], attesto::replicas::host_name());
     assert!(shown["heldAt"].is_string());
 
     // Another process, which was not told anything, finds nothing to do.
-    assert_eq!(dispatcher(&world).drain().await.unwrap(), 0);
+    assert_eq!(dispatcher(&world).run_until_idle().await.unwrap(), 0);
     let again = shell.run(&["deliveries", "hold"]);
     assert_eq!((again.exit, again.said.as_str()), (1, ""));
     assert!(again.complained.contains("held already"));
@@ -151,7 +160,7 @@ async fn what_would_be_sent_is_counted_as_it_would_be() {
     let numbers = ["due", "later", "keptBack"].map(|name| shown[name].as_i64().unwrap());
     assert_eq!(numbers, [2, 1, 3], "{shown}");
     shell.rows(&["deliveries", "release"]);
-    assert_eq!(dispatcher(&world).drain().await.unwrap(), 2);
+    assert_eq!(dispatcher(&world).run_until_idle().await.unwrap(), 2);
 
     // Every hold and release is on record.
     let noted: Vec<String> = sqlx::query_scalar(

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::settings::{Cadences, JobIntervals, Retention};
-use attesto::jobs::{self, Job, Jobs, Outcome, RunError, Tools, last_runs, run_now};
+use attesto::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings};
+use attesto::jobs::{
+    self, Job, JobContext, JobOutcome, JobRunError, JobScheduler, list_last_runs, run_job_now,
+};
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -23,7 +25,7 @@ const HOUR: Duration = Duration::from_hours(1);
 /// A database, and a clock that a test moves.
 struct Office {
     fresh: Fresh,
-    tools: Tools,
+    tools: JobContext,
     /// How often the job ran.
     count: Arc<AtomicUsize>,
 }
@@ -31,13 +33,13 @@ struct Office {
 impl Office {
     async fn open() -> Self {
         let fresh = fresh_database().await;
-        let tools = Tools {
+        let tools = JobContext {
             database: fresh.database.clone(),
             keyring: None,
             sender: None,
             clock: Clock::fixed(Timestamp::from_millis(0)),
             intervals: JobIntervals {
-                enabled: true,
+                is_enabled: true,
                 retention: Some(HOUR),
                 reseal: None,
                 expiry: None,
@@ -45,18 +47,18 @@ impl Office {
                 probe: None,
                 statistics: None,
             },
-            anew: false,
-            retention: Retention {
+            is_forced: false,
+            retention: RetentionSettings {
                 events: None,
                 validation_audit: None,
                 operator_audit: None,
                 attempt_details: None,
             },
-            cadences: Cadences {
-                apple: None,
-                google: None,
-                unused: None,
-                certificate: Duration::ZERO,
+            cadences: ExpiryThresholds {
+                apple_key_max_age: None,
+                google_key_max_age: None,
+                api_key_max_unused: None,
+                certificate_warning_period: Duration::ZERO,
             },
         };
         Self {
@@ -71,9 +73,9 @@ impl Office {
         let count = self.count.clone();
         Job {
             name: "counting",
-            about: "counts",
-            every: Some(HOUR),
-            work: Arc::new(move |_| {
+            description: "counts",
+            interval: Some(HOUR),
+            run_fn: Arc::new(move |_| {
                 let number = count.fetch_add(1, Ordering::SeqCst) + 1;
                 async move {
                     anyhow::ensure!(!fails, "it was to fail");
@@ -84,12 +86,12 @@ impl Office {
         }
     }
 
-    fn jobs(&self, job: &Job) -> Jobs {
-        Jobs::of(&self.tools, vec![job.clone()])
+    fn jobs(&self, job: &Job) -> JobScheduler {
+        JobScheduler::with_jobs(&self.tools, vec![job.clone()])
     }
 
-    async fn last(&self) -> jobs::LastRun {
-        let runs = last_runs(&self.fresh.database, self.tools.clock.lead()).await;
+    async fn last(&self) -> jobs::LastJobRun {
+        let runs = list_last_runs(&self.fresh.database, self.tools.clock.lead()).await;
         runs.unwrap().pop().unwrap()
     }
 
@@ -105,7 +107,7 @@ async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
     let stop = CancellationToken::new();
     let all: Vec<_> = (0..5).map(|_| office.jobs(&job)).collect();
     let everybody = async || {
-        let looks = all.iter().map(|jobs| jobs.tick(&stop));
+        let looks = all.iter().map(|jobs| jobs.run_due_once(&stop));
         for look in futures_util::future::join_all(looks).await {
             look.unwrap();
         }
@@ -114,7 +116,7 @@ async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
     assert_eq!(office.ran(), 1, "the first time, once");
     let last = office.last().await;
     assert_eq!(last.outcome.as_deref(), Some("done"));
-    assert_eq!(last.told, Some(json!({"number": 1})));
+    assert_eq!(last.summary, Some(json!({"number": 1})));
     assert_eq!(last.interval, Some(HOUR));
 
     office.tools.clock.advance(Duration::from_mins(59));
@@ -131,14 +133,14 @@ async fn a_job_that_failed_says_why_and_is_tried_again_soon() {
     let office = Office::open().await;
     let jobs = office.jobs(&office.job(true));
     let stop = CancellationToken::new();
-    jobs.tick(&stop).await.unwrap();
+    jobs.run_due_once(&stop).await.unwrap();
     let last = office.last().await;
     assert_eq!(last.outcome.as_deref(), Some("failed"));
     assert_eq!(last.error.as_deref(), Some("it was to fail"));
-    jobs.tick(&stop).await.unwrap();
+    jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 1);
     office.tools.clock.advance(Duration::from_mins(6));
-    jobs.tick(&stop).await.unwrap();
+    jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 2);
 }
 
@@ -146,10 +148,10 @@ async fn a_job_that_failed_says_why_and_is_tried_again_soon() {
 async fn a_job_that_panics_has_failed() {
     let office = Office::open().await;
     let job = Job {
-        work: Arc::new(|_| async { panic!("hunter2") }.boxed()),
+        run_fn: Arc::new(|_| async { panic!("hunter2") }.boxed()),
         ..office.job(false)
     };
-    let ran = run_now(
+    let ran = run_job_now(
         &office.fresh.database,
         &office.tools.clock,
         &job,
@@ -157,7 +159,7 @@ async fn a_job_that_panics_has_failed() {
     )
     .await
     .unwrap();
-    assert_eq!(ran.outcome, Outcome::Failed);
+    assert_eq!(ran.outcome, JobOutcome::Failed);
     assert_eq!(office.last().await.outcome.as_deref(), Some("failed"));
 }
 
@@ -175,17 +177,17 @@ async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
     .await
     .unwrap();
     let job = office.job(false);
-    let refused = run_now(database, clock, &job, &stop).await.unwrap_err();
+    let refused = run_job_now(database, clock, &job, &stop).await.unwrap_err();
     assert!(
-        matches!(&refused, RunError::Runs { host, .. } if host == "elsewhere"),
+        matches!(&refused, JobRunError::AlreadyRunning { host, .. } if host == "elsewhere"),
         "{refused}"
     );
     let jobs = office.jobs(&job);
-    jobs.tick(&stop).await.unwrap();
+    jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 0);
 
     clock.advance(Duration::from_secs(90));
-    jobs.tick(&stop).await.unwrap();
+    jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 1, "long before its hour is over");
     let outcomes: Vec<String> =
         sqlx::query_scalar("select outcome from job_runs where job = 'counting' order by id")
@@ -201,7 +203,7 @@ async fn a_job_is_stopped_with_its_process_and_taken_up_by_the_next() {
     let begun = Arc::new(Notify::new());
     let (said, count) = (begun.clone(), office.count.clone());
     let job = Job {
-        work: Arc::new(move |stop| {
+        run_fn: Arc::new(move |stop| {
             let (said, count) = (said.clone(), count.clone());
             async move {
                 said.notify_one();
@@ -217,7 +219,7 @@ async fn a_job_is_stopped_with_its_process_and_taken_up_by_the_next() {
     let jobs = office.jobs(&job);
     let running = {
         let stop = stop.clone();
-        tokio::spawn(async move { jobs.tick(&stop).await })
+        tokio::spawn(async move { jobs.run_due_once(&stop).await })
     };
     begun.notified().await;
     stop.cancel();
@@ -225,13 +227,13 @@ async fn a_job_is_stopped_with_its_process_and_taken_up_by_the_next() {
     assert_eq!(office.ran(), 1, "it was waited for");
     let last = office.last().await;
     assert_eq!(last.outcome.as_deref(), Some("stopped"));
-    assert_eq!(last.told, Some(json!("as far as it came")));
+    assert_eq!(last.summary, Some(json!("as far as it came")));
 
     // Not after an hour: at the next look.
     let another = office.job(false);
     office
         .jobs(&another)
-        .tick(&CancellationToken::new())
+        .run_due_once(&CancellationToken::new())
         .await
         .unwrap();
     assert_eq!(office.ran(), 2);
@@ -273,7 +275,7 @@ async fn jobs_are_listed_and_run_by_hand() {
         .iter()
         .map(|job| job["name"].as_str().unwrap())
         .collect();
-    assert_eq!(names, jobs::NAMES);
+    assert_eq!(names, jobs::JOB_NAMES);
     let place = |name: &str| names.iter().position(|known| *known == name).unwrap();
     let (reseal, retention) = (place("reseal"), place("retention"));
     let never = &before.lines[retention];
@@ -289,7 +291,10 @@ async fn jobs_are_listed_and_run_by_hand() {
     assert_eq!(ran.lines[0]["told"]["events"], 0);
     let after = list();
     assert_eq!(after.lines[retention]["outcome"], "done");
-    assert_eq!(after.lines[retention]["host"], attesto::replicas::host());
+    assert_eq!(
+        after.lines[retention]["host"],
+        attesto::replicas::host_name()
+    );
     assert!(after.lines[retention]["durationMs"].is_u64());
     assert!(after.lines[retention]["nextRunAt"].is_string());
 

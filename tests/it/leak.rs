@@ -3,10 +3,10 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::app::RunningApp;
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
 use attesto::id::KeyId;
-use attesto::service::Serving;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::NewSubscription;
 use base64::Engine as _;
@@ -24,7 +24,7 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// Two processes, a tenant whose secret leaked, and one that has nothing to do with it.
 struct Scene {
     world: World,
-    other: Serving,
+    other: RunningApp,
     tenant: Tenant,
     witness: Tenant,
     receiver: Receiver,
@@ -140,7 +140,7 @@ impl Scene {
             .args(["-euc", &script])
             .current_dir(self.folder.join("."))
             .env_clear()
-            .envs(self.world.simulator.settings())
+            .envs(self.world.simulator.environment_variables())
             .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
             .env("DATABASE_URL", &self.world.fresh.url)
             .env("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
@@ -309,7 +309,7 @@ async fn a_webhook_secret_signs_nothing_any_more() {
     scene.types(&script);
     let secret = std::fs::read_to_string(&held).unwrap();
     let newest = SigningSecret::parse(secret.trim()).unwrap();
-    let secrets = Secrets::from(newest);
+    let secrets = SigningSecrets::from(newest);
     let pinged = scene.receiver.requests().len();
     events(&scene.world, &scene.tenant.id, &["1", "2", "3", "4"]).await;
     // They were stored without a word to anybody; a change of the tenant's has everybody look.
@@ -317,7 +317,7 @@ async fn a_webhook_secret_signs_nothing_any_more() {
     scene.receiver.until(pinged + 4).await;
     for request in &scene.receiver.requests()[pinged..] {
         let moment = request.headers["x-attesto-timestamp"].parse().unwrap();
-        let signed = signature::sign(
+        let signed = signature::sign_delivery(
             &secrets,
             &request.headers["webhook-id"],
             moment,
@@ -336,10 +336,10 @@ async fn store_credentials_are_replaced_for_everybody_within_a_second() {
         scene.world.simulator.apple(),
         scene.world.simulator.google(),
     );
-    let bought = apple.create(NewTransaction::default()).unwrap();
+    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
     let apple_body = json!({ "transactionId": bought.transaction_id });
     google
-        .subscribe(NewSubscription {
+        .buy_subscription(NewSubscription {
             purchase_token: Some("a-purchase-token".into()),
             ..NewSubscription::default()
         })
@@ -355,7 +355,7 @@ async fn store_credentials_are_replaced_for_everybody_within_a_second() {
         ([200; 2], [200; 2])
     );
 
-    let (old, new) = (apple.key(), apple.new_key().unwrap());
+    let (old, new) = (apple.api_key(), apple.create_api_key().unwrap());
     let file =
         |name: &str, content: &str| std::fs::write(scene.folder.join(name), content).unwrap();
     file("AuthKey_2X9R4HXF34.p8", &new.private_key);
@@ -371,10 +371,10 @@ async fn store_credentials_are_replaced_for_everybody_within_a_second() {
     scene.within_a_second([200; 2], ask_apple).await;
 
     let url = scene.world.simulator.google_token_url();
-    let account = google.new_service_account("after-the-leak").unwrap();
+    let account = google.create_service_account("after-the-leak").unwrap();
     file(
         "service-account.json",
-        &account.file(url.as_str()).to_string(),
+        &account.to_key_file(url.as_str()).to_string(),
     );
     let leaked = scene.world.simulator.google_service_account();
     scene.types(&commands("A Google service account"));

@@ -19,15 +19,15 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use attesto::cli::colon_aliases;
 use attesto::cli::command::Cli;
-use attesto::cli::spelling;
 use attesto::clock::Clock;
-use attesto::config::environment;
-use attesto::db::embedded::binaries::Binaries;
+use attesto::config::read_env_var;
+use attesto::db::embedded::binaries::PostgresBinaries;
 use attesto::simulator::state::apple::NewTransaction;
-use attesto::simulator::state::google::{NewSubscription, Replacement};
-use attesto::simulator::state::pubsub::PushSubscription;
-use attesto::simulator::{Fault, Forgery, Simulator, SimulatorOptions, TokenFlaw};
+use attesto::simulator::state::google::{NewSubscription, SubscriptionReplacement};
+use attesto::simulator::state::google_notifications::PushSubscription;
+use attesto::simulator::{Fault, JwsForgery, PushTokenFlaw, Simulator, SimulatorOptions};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::CommandFactory as _;
@@ -361,7 +361,7 @@ impl Scene {
         let active = scene.hunt.key("the encryption key");
         let password = scene.hunt.secret(COLLECTORS_PASSWORD);
         let real = scene.simulator.address().to_string();
-        for (name, value) in scene.simulator.settings() {
+        for (name, value) in scene.simulator.environment_variables() {
             let value = value.replace(&real, &scene.tap.address);
             scene.set_variable(name, &value);
         }
@@ -407,11 +407,11 @@ impl Scene {
         let folder = self.folder.join("bin");
         fs::create_dir(&folder).unwrap();
         // Beside the server itself, and not beside a link to it.
-        let named = environment("ATTESTO_PG_BIN").map(PathBuf::from);
-        let server = Binaries::all(named.as_deref(), environment("PATH").as_deref())
+        let named = read_env_var("ATTESTO_PG_BIN").map(PathBuf::from);
+        let server = PostgresBinaries::find_all(named.as_deref(), read_env_var("PATH").as_deref())
             .unwrap()
             .swap_remove(0)
-            .program("postgres");
+            .program_path("postgres");
         let server = fs::canonicalize(server).unwrap();
         for name in ["pg_dump", "pg_restore"] {
             let real = server.with_file_name(name);
@@ -656,8 +656,11 @@ impl Scene {
     async fn credentials(&self, tenant: &Tenant, sealing: &[(&str, &str)]) {
         let apple = self.simulator.apple();
         for (name, key) in [
-            ("an Apple key that was replaced", apple.new_key().unwrap()),
-            ("an Apple key", apple.key()),
+            (
+                "an Apple key that was replaced",
+                apple.create_api_key().unwrap(),
+            ),
+            ("an Apple key", apple.api_key()),
         ] {
             let name = format!("{name} of {}", tenant.app);
             self.hunt.pem(&name, &key.private_key);
@@ -679,14 +682,18 @@ impl Scene {
 
     fn account(&self, tenant: &Tenant) -> Value {
         let name = tenant.app.replace('.', "-");
-        let new = self.simulator.google().new_service_account(&name).unwrap();
-        new.file(self.simulator.google_token_url().as_str())
+        let new = self
+            .simulator
+            .google()
+            .create_service_account(&name)
+            .unwrap();
+        new.to_key_file(self.simulator.google_token_url().as_str())
     }
 
     /// What is refused is as secret as what is not.
     async fn refused_credentials(&self, tenant: &Tenant) {
         const IDS: [&str; 2] = ["2X9R4HXF34", "57246542-96fe-1a63-e053-0824d011072a"];
-        let p8 = self.simulator.apple().new_key().unwrap().private_key;
+        let p8 = self.simulator.apple().create_api_key().unwrap().private_key;
         self.hunt.pem("an Apple key that is refused", &p8);
         let account = self.simulator.google_service_account().to_string();
         for (name, content) in [
@@ -790,15 +797,15 @@ impl Scene {
             bundle_id: Some(tenant.app.to_owned()),
             ..NewTransaction::default()
         };
-        let bought = apple.create(new).unwrap().transaction_id;
-        let signed = apple.signed(&bought).unwrap();
+        let bought = apple.create_transaction(new).unwrap().transaction_id;
+        let signed = apple.sign_transaction(&bought).unwrap();
         self.hunt.signed("a signed transaction", &signed, &[]);
         for forgery in [
-            Forgery::AlteredPayload,
-            Forgery::WrongRoot,
-            Forgery::OtherKey,
+            JwsForgery::AlteredPayload,
+            JwsForgery::WrongRoot,
+            JwsForgery::OtherKey,
         ] {
-            let forged = apple.forged(&bought, forgery).unwrap();
+            let forged = apple.forge_transaction(&bought, forgery).unwrap();
             self.hunt
                 .signed(&format!("a transaction with {forgery:?}"), &forged, &[]);
             let body = json!({ "signedTransaction": forged });
@@ -814,15 +821,15 @@ impl Scene {
             package_name: Some(tenant.app.to_owned()),
             ..NewSubscription::default()
         };
-        play.subscribe(new).unwrap();
+        play.buy_subscription(new).unwrap();
         let newer = self
             .hunt
             .data("the purchase token of an upgrade", PURCHASES);
-        let by = Replacement {
+        let by = SubscriptionReplacement {
             purchase_token: Some(newer.clone()),
-            ..Replacement::default()
+            ..SubscriptionReplacement::default()
         };
-        play.replace(&token, by).unwrap();
+        play.replace_subscription(&token, by).unwrap();
         let subscription = |token: &str| json!({ "packageName": tenant.app, "type": "subscription", "purchaseToken": token });
         for (store, body) in [
             ("apple", json!({ "signedTransaction": signed })),
@@ -956,9 +963,9 @@ impl Scene {
         let to = PushSubscription {
             manual: true,
             audience: Some(format!("https://{}", tenant.app)),
-            ..PushSubscription::to(&at)
+            ..PushSubscription::for_endpoint(&at)
         };
-        play.set_push(tenant.app, to).unwrap();
+        play.set_push_subscription(tenant.app, to).unwrap();
         let token = self
             .hunt
             .data("the purchase token of a notification", PURCHASES);
@@ -967,25 +974,25 @@ impl Scene {
             package_name: Some(tenant.app.to_owned()),
             ..NewSubscription::default()
         };
-        play.subscribe(new).unwrap();
-        let bought = play.messages().pop().unwrap();
+        play.buy_subscription(new).unwrap();
+        let bought = play.published_messages().pop().unwrap();
         let odd = self.hunt.data("what an odd notification says", EVENTS);
         let odd = json!({ "packageName": tenant.app, "version": "1.0", "eventTimeMillis": "1", odd.as_str(): odd });
         for message in [
             bought,
-            play.test_notification(tenant.app),
-            play.publish(tenant.app, odd.to_string().as_bytes()),
+            play.publish_test_notification(tenant.app),
+            play.publish_message(tenant.app, odd.to_string().as_bytes()),
         ] {
             let body = json!({
                 "message": { "data": message.data, "messageId": message.message_id },
                 "subscription": "projects/x/subscriptions/y",
             });
             // The genuine one last, so that all of them are looked at.
-            let flaws = TokenFlaw::ALL.into_iter().map(Some);
+            let flaws = PushTokenFlaw::ALL.into_iter().map(Some);
             for flaw in flaws.chain([None]) {
                 let mut request = self.client.post(&at).json(&body);
                 if let Some(token) = play.push_token(tenant.app, flaw) {
-                    if flaw != Some(TokenFlaw::NotAToken) {
+                    if flaw != Some(PushTokenFlaw::NotAToken) {
                         self.hunt
                             .token(&format!("a push's token, {flaw:?}"), &token);
                     }
@@ -1003,15 +1010,15 @@ impl Scene {
                 bundle_id: Some(tenant.app.to_owned()),
                 ..NewTransaction::default()
             };
-            let bought = apple.create(new).unwrap().transaction_id;
-            let inside = apple.signed(&bought).unwrap();
+            let bought = apple.create_transaction(new).unwrap().transaction_id;
+            let inside = apple.sign_transaction(&bought).unwrap();
             self.hunt
                 .signed("the transaction of a notification", &inside, EVENTS);
             let payload = json!({
                 "notificationType": "DID_RENEW",
                 "notificationUUID": format!("00000000-0000-4000-8000-{number:012}"),
                 "version": "2.0",
-                "signedDate": Clock::system().now().millis(),
+                "signedDate": Clock::system().now().as_millis(),
                 "data": {
                     "appAppleId": APP_APPLE_ID,
                     "bundleId": tenant.app,
@@ -1022,15 +1029,15 @@ impl Scene {
                 },
             });
             let payload = payload.as_object().unwrap();
-            let genuine = apple.sign(payload);
+            let genuine = apple.sign_payload(payload);
             self.hunt.signed("a signed payload", &genuine, EVENTS);
             for forgery in [
-                Forgery::WrongRoot,
-                Forgery::AlteredSignature,
-                Forgery::OtherKey,
+                JwsForgery::WrongRoot,
+                JwsForgery::AlteredSignature,
+                JwsForgery::OtherKey,
             ] {
-                let authority = self.simulator.identity().authority();
-                let forged = authority.forge(forgery, payload);
+                let authority = self.simulator.identity().certificate_authority();
+                let forged = authority.forge_jws(forgery, payload);
                 self.hunt
                     .signed(&format!("a payload with {forgery:?}"), &forged, &[]);
                 let body = json!({ "signedPayload": forged });
@@ -1061,37 +1068,37 @@ impl Scene {
         };
         let token = json!({ "access_token": bought, "expires_in": 3600 }).to_string();
         for fault in [
-            Fault::at("apple").status(500).times(0).body(&said),
-            Fault::at("apple").status(401).times(0).body(&said),
-            Fault::at("apple").body(&json!({ "signedTransactionInfo": said }).to_string()),
-            Fault::at("apple").body(&json!({ said.as_str(): 7 }).to_string()),
-            Fault::at("apple").cut().times(0),
-            Fault::at("google/play").status(400).body(&echo(400)),
-            Fault::at("google/play")
+            Fault::at_place("apple").status(500).times(0).body(&said),
+            Fault::at_place("apple").status(401).times(0).body(&said),
+            Fault::at_place("apple").body(&json!({ "signedTransactionInfo": said }).to_string()),
+            Fault::at_place("apple").body(&json!({ said.as_str(): 7 }).to_string()),
+            Fault::at_place("apple").cut().times(0),
+            Fault::at_place("google/play").status(400).body(&echo(400)),
+            Fault::at_place("google/play")
                 .status(401)
                 .times(2)
                 .body(&echo(401)),
-            Fault::at("google/play").status(403).body(&echo(403)),
-            Fault::at("google/play")
+            Fault::at_place("google/play").status(403).body(&echo(403)),
+            Fault::at_place("google/play")
                 .status(500)
                 .times(0)
                 .body(&echo(500)),
-            Fault::at("google/play").body(&json!({ "startTime": said }).to_string()),
-            Fault::at("google/play").cut().times(0),
-            Fault::at("google/token")
+            Fault::at_place("google/play").body(&json!({ "startTime": said }).to_string()),
+            Fault::at_place("google/play").cut().times(0),
+            Fault::at_place("google/token")
                 .times(0)
                 .status(400)
                 .body(&echo(400)),
-            Fault::at("google/token")
+            Fault::at_place("google/token")
                 .times(0)
                 .status(401)
                 .body(&refusal),
-            Fault::at("google/token").times(0).body(&said),
-            Fault::at("google/token").times(2).body(&token),
+            Fault::at_place("google/token").times(0).body(&said),
+            Fault::at_place("google/token").times(2).body(&token),
         ] {
             self.simulator.clear_faults();
             self.simulator.google().expire_access_tokens();
-            self.simulator.fault(fault).unwrap();
+            self.simulator.add_fault(fault).unwrap();
             self.verify(server, "apple", key, &json!({ "transactionId": "1" }))
                 .await;
             self.verify(server, "google", key, &body).await;
@@ -1120,11 +1127,14 @@ impl Scene {
             "signing",
             &self.hunt.secret("a receiver's copy of a secret"),
         );
-        let signed = self.simulator.apple().create(NewTransaction::default());
         let signed = self
             .simulator
             .apple()
-            .signed(&signed.unwrap().transaction_id);
+            .create_transaction(NewTransaction::default());
+        let signed = self
+            .simulator
+            .apple()
+            .sign_transaction(&signed.unwrap().transaction_id);
         let signed = signed.unwrap();
         self.hunt
             .signed("a transaction that is inspected", &signed, &[]);
@@ -1327,7 +1337,7 @@ impl Scene {
             "attesto_live_{}",
             &self.hunt.secret("a key that was pasted")[..43]
         );
-        let pem = self.simulator.apple().new_key().unwrap().private_key;
+        let pem = self.simulator.apple().create_api_key().unwrap().private_key;
         self.hunt.pem("a key file that was pasted", &pem);
         let key = self.hunt.key("an encryption key that was pasted");
         let json =
@@ -1363,12 +1373,12 @@ impl Scene {
             let all = ["attesto"]
                 .into_iter()
                 .chain(words.iter().map(String::as_str));
-            let arguments = spelling::nested(all.map(OsString::from), &tree);
+            let arguments = colon_aliases::expand_colon_aliases(all.map(OsString::from), &tree);
             // What the parser refuses need not be run: the program says what is said here.
             match Cli::command().try_get_matches_from(&arguments) {
                 Err(refused) => {
                     let said = refused.render().to_string();
-                    let said = spelling::without_secrets(&said, &arguments);
+                    let said = colon_aliases::redact_secrets(&said, &arguments);
                     self.hunt.hear("what the parser says", said);
                 }
                 // Once each, with whatever comes first.

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use attesto::clock::Clock;
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self as endpoints, Change};
-use attesto::deliveries::guard::Guard;
+use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
+use attesto::deliveries::guard::EgressPolicy;
 use attesto::deliveries::{
-    Dispatcher, DispatcherSettings, Sender, SenderSettings, Tally, Wake, post,
+    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier,
+    signing_transport,
 };
-use attesto::events::Record;
+use attesto::events::EventRecorder;
 use attesto::id::TenantId;
-use attesto::metrics::Registry;
+use attesto::metrics::MetricsRegistry;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};
@@ -49,7 +50,10 @@ fn count(page: &str, series: &str) -> u64 {
 async fn requests_and_verifications_are_counted_and_nobody_is_named() {
     let world = World::with(&SHOWN).await;
     let tenant = world.tenant().await;
-    let bought = world.simulator.apple().create(NewTransaction::default());
+    let bought = world
+        .simulator
+        .apple()
+        .create_transaction(NewTransaction::default());
     let good = json!({ "transactionId": bought.unwrap().transaction_id });
     let unknown = json!({ "transactionId": "1999999999999999" });
     for (question, status) in [(&good, 200), (&good, 200), (&unknown, 200)] {
@@ -60,7 +64,7 @@ async fn requests_and_verifications_are_counted_and_nobody_is_named() {
     }
     world
         .simulator
-        .fault(Fault::at("google").status(500).times(0))
+        .add_fault(Fault::at_place("google").status(500).times(0))
         .unwrap();
     let token = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
     assert_eq!(world.verify("google", &tenant, &token).await.status, 502);
@@ -195,7 +199,7 @@ async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
     let world = World::with(&SHOWN).await;
     assert_eq!(world.ask("GET", "/metrics", None, None).await.status, 404);
     let page = world.metrics_url();
-    let client = attesto::outbound::client().unwrap();
+    let client = attesto::outbound::build_http_client().unwrap();
     let answer = client.get(&page).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(
@@ -219,9 +223,9 @@ async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
 async fn a_scrape_needs_no_database() {
     let world = World::with(&SHOWN).await;
     assert_eq!(count(&world.metrics().await, "attesto_db_up"), 1);
-    world.database().close().await;
+    world.database().close_connections().await;
     // Not one statement could be run.
-    let client = attesto::outbound::client().unwrap();
+    let client = attesto::outbound::build_http_client().unwrap();
     for _ in 0..100 {
         let answer = client.get(world.metrics_url()).send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -312,7 +316,11 @@ async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
             value(&page, "attesto_db_oldest_xmin_age_seconds")
         };
         assert_eq!(age().await >= 0.05, name == "report", "{name}");
-        let vitals = world.database().vitals(&Clock::system()).await.unwrap();
+        let vitals = world
+            .database()
+            .load_health(&Clock::system())
+            .await
+            .unwrap();
         let is_seen = vitals.oldest_snapshot.as_secs_f64() >= 0.05;
         assert_eq!(is_seen, name != "report", "{name}");
         snapshot
@@ -333,24 +341,30 @@ async fn what_the_dispatcher_does_is_counted() {
     let receiver = Receiver::answering(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
     configure(&world, &tenant, &receiver.url()).await;
     let event = test_event(&tenant, "1");
-    let record = Record::new(database, &world.clock, || {});
-    record.store(&event).await.unwrap();
+    let record = EventRecorder::new(database, &world.clock, || {});
+    record.record_event(&event).await.unwrap();
     world.clock.advance(Duration::from_secs(7));
-    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier = post::courier(sender, database, world.keyring(), &world.clock);
+    let courier =
+        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
-        interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(10),
         max_retries: 5,
-        grace: Duration::ZERO,
+        shutdown_timeout: Duration::ZERO,
     };
-    let registry = Registry::default();
-    let mut dispatcher =
-        Dispatcher::new(database, &world.clock, courier, Wake::default(), settings)
-            .counting(Tally::new(&registry));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
-    let page = registry.page();
+    let registry = MetricsRegistry::default();
+    let mut dispatcher = Dispatcher::new(
+        database,
+        &world.clock,
+        courier,
+        WorkNotifier::default(),
+        settings,
+    )
+    .with_metrics(DeliveryMetrics::new(&registry));
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
+    let page = registry.render_text();
     for (series, expected) in [
         (r#"attesto_delivery_attempts_total{outcome="http_5xx"}"#, 1),
         (r#"attesto_delivery_attempts_total{outcome="success"}"#, 0),
@@ -367,14 +381,14 @@ async fn what_the_dispatcher_does_is_counted() {
 
 async fn configure(world: &World, tenant: &TenantId, url: &str) {
     let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
-    let change = Change {
+    let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(&secret),
         is_active: None,
         overlap: Duration::ZERO,
     };
     let (database, keyring) = (world.database(), Arc::clone(world.keyring()));
-    endpoints::change(database, &keyring, tenant, &change, Duration::ZERO)
+    endpoints::change_endpoint(database, &keyring, tenant, &change, Duration::ZERO)
         .await
         .unwrap();
 }

@@ -1,6 +1,6 @@
 //! The database's tables: forward only, one at a time, never a newer database under an older binary.
 
-use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState, upgrade};
+use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState, migration_analysis};
 use sqlx::Executor as _;
 
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
@@ -44,7 +44,7 @@ async fn a_dry_run_changes_nothing_and_a_second_run_does_nothing() {
     let empty = empty_database().await;
     let all = MIGRATOR.iter().count();
     assert_eq!(
-        empty.database.schema().await.unwrap(),
+        empty.database.load_schema_state().await.unwrap(),
         SchemaState::Behind(all)
     );
 
@@ -56,7 +56,7 @@ async fn a_dry_run_changes_nothing_and_a_second_run_does_nothing() {
     assert_eq!((applied.applied.len(), applied.already_applied), (all, 0));
     assert_eq!(applied.applied, looked.pending);
     assert_eq!(
-        empty.database.schema().await.unwrap(),
+        empty.database.load_schema_state().await.unwrap(),
         SchemaState::UpToDate
     );
 
@@ -92,18 +92,22 @@ async fn a_newer_or_a_different_database_is_left_alone() {
         ),
         (
             "insert into _sqlx_migrations values (0, 'somebody else', now(), true, '', 0)",
-            SchemaState::Different,
+            SchemaState::Diverged,
             "never had",
         ),
         (
             "update _sqlx_migrations set checksum = '\\x00' where version = 1",
-            SchemaState::Different,
+            SchemaState::Diverged,
             "different text",
         ),
     ] {
         let fresh = fresh_database().await;
         execute(&fresh, change).await;
-        assert_eq!(fresh.database.schema().await.unwrap(), state, "{change}");
+        assert_eq!(
+            fresh.database.load_schema_state().await.unwrap(),
+            state,
+            "{change}"
+        );
         for dry_run in [true, false] {
             let problem = fresh.database.migrate(dry_run).await.unwrap_err();
             assert!(problem.to_string().contains(expected), "{problem}");
@@ -123,7 +127,7 @@ async fn a_role_that_may_not_create_tables_is_told_so() {
     let clerk = Database::open(&attesto::db::ConnectSettings::from_url(&url).unwrap());
     let problem = clerk.migrate(false).await.unwrap_err();
     assert!(
-        matches!(problem, MigrationProblem::NotAllowed(_)),
+        matches!(problem, MigrationError::PermissionDenied(_)),
         "{problem}"
     );
 }
@@ -134,7 +138,7 @@ async fn migrations_apply_over_rows_that_are_there_already() {
     let mut counted: Vec<(String, i64)> = Vec::new();
     for migration in MIGRATOR.iter() {
         MIGRATOR
-            .run_to(migration.version, empty.database.pool().bare())
+            .run_to(migration.version, empty.database.pool().sqlx_pool())
             .await
             .unwrap();
         let rows = SAMPLE_ROWS
@@ -174,7 +178,7 @@ async fn count(database: &Database, table: &str) -> i64 {
 fn no_migration_takes_anything_away() {
     for migration in MIGRATOR.iter() {
         assert!(!migration.no_tx, "{}: all or nothing", migration.version);
-        let found = upgrade::taken_away_by(migration.sql.as_str());
+        let found = migration_analysis::list_destructive_operations(migration.sql.as_str());
         assert!(
             found.is_empty(),
             "migration {}: {found:?}",
@@ -189,18 +193,18 @@ fn every_migration_says_truly_whether_the_release_before_works() {
     for migration in MIGRATOR.iter() {
         let (version, sql) = (migration.version, migration.sql.as_str());
         assert_ne!(
-            upgrade::purpose(sql),
+            migration_analysis::parse_purpose(sql),
             "",
             "{version}: begins with what it is for"
         );
-        if version < upgrade::FIRST_RELEASE {
+        if version < migration_analysis::FIRST_RELEASE_VERSION {
             continue;
         }
-        let promise = upgrade::promise(sql).unwrap_or_else(|| {
+        let promise = migration_analysis::parse_compatibility(sql).unwrap_or_else(|| {
             panic!("migration {version} has no line `-- previous release: works` or `-- previous release: stops, …`")
         });
         if promise.previous_works {
-            let broken: Vec<_> = upgrade::obstacles(sql)
+            let broken: Vec<_> = migration_analysis::find_incompatibilities(sql)
                 .into_iter()
                 .filter(|(_, certain)| *certain || promise.why.is_none())
                 .collect();

@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use attesto::apple::account::EnvironmentChoice;
 use attesto::crypto::ExposeSecret as _;
-use attesto::crypto::sealed_file::{Identity, Opener, Passphrase, Recipient, Sealer, To, With};
+use attesto::crypto::sealed_file::{
+    OpeningSecret, Passphrase, Recipient, RecipientIdentity, SealTarget, SealedFileReader,
+    SealedFileWriter,
+};
 use attesto::db::Database;
-use attesto::deliveries::endpoint::store::{self, Change};
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
-use attesto::events::{NotStored, Record};
-use attesto::google::account::ServiceAccount;
+use attesto::events::{EventRecorder, RecordError};
+use attesto::google::account::GoogleServiceAccount;
 use attesto::id::TenantId;
-use attesto::moving::Options;
-use attesto::moving::content::{History, LEFT, MOVED};
 use attesto::simulator::state::apple::NewTransaction;
+use attesto::tenant_transfer::ImportOptions;
+use attesto::tenant_transfer::tables::{EXCLUDED_TABLES, HistoryScope, TRANSFERRED_TABLES};
 use attesto::{apple, google};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -77,28 +80,28 @@ impl Move {
                 .await;
         }
         let file = old.simulator.google_service_account().to_string();
-        let account = ServiceAccount::parse(file.as_bytes()).unwrap();
-        let google = google::store::NewCredentials {
+        let account = GoogleServiceAccount::parse(file.as_bytes()).unwrap();
+        let google = google::store::NewGoogleCredentials {
             package_name: APP,
-            file: file.as_bytes(),
+            key_file: file.as_bytes(),
             account: &account,
             pubsub_audience: Some("attesto"),
             pubsub_service_account: None,
             pubsub_topic: None,
         };
-        google::store::put(old.database(), old.keyring(), &tenant.id, &google)
+        google::store::set_credentials(old.database(), old.keyring(), &tenant.id, &google)
             .await
             .unwrap();
         let id = tenant.id.as_str();
         let receiver = Receiver::answering(OK).await;
         for letter in ["o", "n"] {
-            let change = Change {
+            let change = EndpointChange {
                 callback_url: Some(&receiver.url()),
                 secret: Some(&secret(letter)),
                 is_active: None,
                 overlap: Duration::from_hours(24),
             };
-            store::change(
+            store::change_endpoint(
                 old.database(),
                 old.keyring(),
                 &tenant.id,
@@ -136,7 +139,7 @@ impl Move {
                  values ('red_0', '{id}', now(), now(), 'me', now(), now(), now())"
             ))
             .await;
-        let (identity, recipient) = Identity::generate();
+        let (identity, recipient) = RecipientIdentity::generate_identity();
         std::fs::write(moved.file("opener"), identity.expose_secret()).unwrap();
         Self {
             recipient: Some(recipient),
@@ -163,11 +166,11 @@ impl Move {
     }
 
     /// The same, in this process.
-    fn with(&self) -> With {
+    fn with(&self) -> OpeningSecret {
         let text = std::fs::read_to_string(self.file("opener")).unwrap();
         match self.recipient {
-            Some(_) => With::Identity(Identity::parse(&text).unwrap()),
-            None => With::Passphrase(Passphrase::parse(&text).unwrap()),
+            Some(_) => OpeningSecret::Identity(RecipientIdentity::parse(&text).unwrap()),
+            None => OpeningSecret::Passphrase(Passphrase::parse(&text).unwrap()),
         }
     }
 
@@ -250,7 +253,13 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
     let moved = Move::prepared().await.with_passphrase();
     let (old, new, id) = (&moved.old, &moved.new, &moved.tenant.id);
     events(old, id, &["1"]).await;
-    assert_eq!(dispatcher_on(old, old.database()).drain().await.unwrap(), 1);
+    assert_eq!(
+        dispatcher_on(old, old.database())
+            .run_until_idle()
+            .await
+            .unwrap(),
+        1
+    );
     events(old, id, &["2", "3"]).await;
 
     let copy = moved.export("copy", &[]);
@@ -285,11 +294,11 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
         (&json!({}), &json!(false))
     );
     // Every column of every row is as it was.
-    for part in &MOVED {
-        let there = rows(new.database(), part.table, part.key, id).await;
-        let here = rows(old.database(), part.table, part.key, id).await;
-        assert_eq!(there, here, "{}", part.table);
-        assert_eq!(json!(there.len()), exported["rows"][part.table]);
+    for part in &TRANSFERRED_TABLES {
+        let there = rows(new.database(), part.name, part.tenant_column, id).await;
+        let here = rows(old.database(), part.name, part.tenant_column, id).await;
+        assert_eq!(there, here, "{}", part.name);
+        assert_eq!(json!(there.len()), exported["rows"][part.name]);
     }
 
     // Inactive as it was; then both processes, which run all the time, hear of it at once.
@@ -305,7 +314,7 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
     moved.new_shell().rows(&["tenant", "activate", id.as_str()]);
     moved.receiver.until(3).await;
     let apple = new.simulator.apple();
-    let bought = apple.create(NewTransaction::default()).unwrap();
+    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
     let body = json!({ "transactionId": bought.transaction_id });
     let answer = new.ask("POST", "/v1/apple/verify", key, Some(&body)).await;
     assert_eq!(
@@ -321,13 +330,13 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
         .map(|it| &it.headers["webhook-id"])
         .collect();
     assert_eq!((requests.len(), ids.len()), (3, 3));
-    let secrets = Secrets {
+    let secrets = SigningSecrets {
         newest: secret("n"),
         previous: vec![secret("o")],
     };
     for request in &requests {
         let moment = request.headers["x-attesto-timestamp"].parse().unwrap();
-        let signed = signature::sign(
+        let signed = signature::sign_delivery(
             &secrets,
             &request.headers["webhook-id"],
             moment,
@@ -335,46 +344,52 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
         );
         assert_eq!(request.headers["x-attesto-signature"], signed.attesto);
     }
-    assert_eq!(dispatcher_on(old, old.database()).drain().await.unwrap(), 0);
+    assert_eq!(
+        dispatcher_on(old, old.database())
+            .run_until_idle()
+            .await
+            .unwrap(),
+        0
+    );
 
     // What was sealed opens with the other key, and with that alone.
-    let there = apple::store::find(new.database(), new.keyring(), id)
+    let there = apple::store::load_credentials(new.database(), new.keyring(), id)
         .await
         .unwrap()
         .unwrap();
-    let here = apple::store::find(old.database(), old.keyring(), id)
+    let here = apple::store::load_credentials(old.database(), old.keyring(), id)
         .await
         .unwrap()
         .unwrap();
     assert_eq!(there.key.fingerprint(), here.key.fingerprint());
-    let there = google::store::find(new.database(), new.keyring(), id)
+    let there = google::store::load_credentials(new.database(), new.keyring(), id)
         .await
         .unwrap()
         .unwrap();
-    let here = google::store::find(old.database(), old.keyring(), id)
+    let here = google::store::load_credentials(old.database(), old.keyring(), id)
         .await
         .unwrap()
         .unwrap();
     assert_eq!(there.account.fingerprint(), here.account.fingerprint());
     assert!(
-        apple::store::find(new.database(), old.keyring(), id)
+        apple::store::load_credentials(new.database(), old.keyring(), id)
             .await
             .is_err()
     );
     // And what was before it: one goes back, there as here.
     let grace = Duration::from_hours(1);
-    apple::store::roll_back(new.database(), new.keyring(), id, grace)
+    apple::store::rollback_credentials(new.database(), new.keyring(), id, grace)
         .await
         .unwrap();
-    google::store::roll_back(new.database(), new.keyring(), id, grace)
+    google::store::rollback_credentials(new.database(), new.keyring(), id, grace)
         .await
         .unwrap();
-    let before = apple::store::find(new.database(), new.keyring(), id).await;
+    let before = apple::store::load_credentials(new.database(), new.keyring(), id).await;
     assert_eq!(
         before.unwrap().unwrap().environment,
         EnvironmentChoice::Sandbox
     );
-    let before = google::store::find(new.database(), new.keyring(), id).await;
+    let before = google::store::load_credentials(new.database(), new.keyring(), id).await;
     let before = before.unwrap().unwrap();
     assert_eq!(before.account.fingerprint(), here.account.fingerprint());
     assert_eq!(
@@ -455,7 +470,7 @@ async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written(
     moved.nothing_arrived().await;
 
     // No secret is said, and none is readable in the file.
-    let p8 = moved.old.simulator.apple().key().private_key;
+    let p8 = moved.old.simulator.apple().api_key().private_key;
     let account = moved.old.simulator.google_service_account();
     let in_file = |text: &str| {
         let forms = [text.to_owned(), STANDARD.encode(text)];
@@ -483,7 +498,7 @@ async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written(
 /// What is in an export.
 fn lines(moved: &Move, name: &str) -> Vec<Value> {
     let file = File::open(moved.file(name)).unwrap();
-    let opener = Opener::new(file, &moved.with()).unwrap();
+    let opener = SealedFileReader::new(file, &moved.with()).unwrap();
     let lines = BufReader::new(opener).lines();
     lines
         .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
@@ -503,10 +518,10 @@ async fn no_table_and_no_column_is_forgotten() {
     .unwrap()
     .into_iter()
     .collect();
-    let decided: BTreeSet<String> = MOVED
+    let decided: BTreeSet<String> = TRANSFERRED_TABLES
         .iter()
-        .map(|part| part.table)
-        .chain(LEFT.iter().map(|(table, _)| *table))
+        .map(|part| part.name)
+        .chain(EXCLUDED_TABLES.iter().map(|(table, _)| *table))
         .map(str::to_owned)
         .collect();
     assert_eq!(
@@ -532,16 +547,16 @@ async fn no_table_and_no_column_is_forgotten() {
             rows.insert(table.clone(), names.chain(sealed).collect());
         }
     }
-    for part in &MOVED {
+    for part in &TRANSFERRED_TABLES {
         let columns: Vec<String> = sqlx::query_scalar(
             "select column_name::text from information_schema.columns
               where table_schema = 'public' and table_name = $1 and is_generated = 'NEVER' order by ordinal_position",
         )
-        .bind(part.table)
+        .bind(part.name)
         .fetch_all(database.pool())
         .await
         .unwrap();
-        assert_eq!(json!(found[part.table]), json!(columns), "{}", part.table);
+        assert_eq!(json!(found[part.name]), json!(columns), "{}", part.name);
         // And so is a row of each.
         let expected: BTreeSet<String> = columns
             .into_iter()
@@ -553,7 +568,7 @@ async fn no_table_and_no_column_is_forgotten() {
                 }
             })
             .collect();
-        assert_eq!(rows.get(part.table), Some(&expected), "{}", part.table);
+        assert_eq!(rows.get(part.name), Some(&expected), "{}", part.name);
     }
 }
 
@@ -647,7 +662,9 @@ async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
         let (keyring, id) = (moved.old.keyring().clone(), moved.tenant.id.clone());
         let database = database.clone();
         async move {
-            let found = apple::store::find(&database, &keyring, &id).await.unwrap();
+            let found = apple::store::load_credentials(&database, &keyring, &id)
+                .await
+                .unwrap();
             found.unwrap().bundle_id
         }
     };
@@ -769,7 +786,7 @@ struct Forger {
 impl Forger {
     async fn new() -> Self {
         let moved = Move::prepared().await;
-        let (text, recipient) = Identity::generate();
+        let (text, recipient) = RecipientIdentity::generate_identity();
         std::fs::write(moved.file("identity"), text.expose_secret()).unwrap();
         Self { moved, recipient }
     }
@@ -781,12 +798,12 @@ impl Forger {
 
     fn import_with(&self, lines: &[Value], more: &[&str]) -> Ran {
         let (file, identity) = (self.moved.file("forged"), self.moved.file("identity"));
-        let to = To::Recipient(self.recipient.clone());
-        let mut sealer = Sealer::new(File::create(&file).unwrap(), &to).unwrap();
+        let to = SealTarget::Recipient(self.recipient.clone());
+        let mut sealer = SealedFileWriter::new(File::create(&file).unwrap(), &to).unwrap();
         for line in lines {
             writeln!(sealer, "{line}").unwrap();
         }
-        sealer.finish().unwrap();
+        sealer.finish_file().unwrap();
         let words = [
             "tenant",
             "import",
@@ -1008,7 +1025,7 @@ async fn what_this_release_does_not_know_is_not_left_out_in_silence() {
 }
 
 /// A transaction that may be idle for as long as a test takes.
-async fn patient(database: &Database) -> attesto::db::Transaction {
+async fn patient(database: &Database) -> attesto::db::DbTransaction {
     let begun = database
         .pool()
         .begin_with("set local idle_in_transaction_session_timeout = 0");
@@ -1045,14 +1062,14 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
     let moved = Move::prepared().await;
     let (database, id) = (moved.old.database(), &moved.tenant.id);
     events(&moved.old, id, &["1"]).await;
-    let to = To::Recipient(Identity::generate().1);
+    let to = SealTarget::Recipient(RecipientIdentity::generate_identity().1);
     let file = moved.folder.join("export");
     let export = || {
-        attesto::moving::export(
+        attesto::tenant_transfer::export_tenant(
             database,
             moved.old.keyring(),
             id,
-            History::Needed,
+            HistoryScope::Needed,
             &to,
             &file,
         )
@@ -1098,10 +1115,13 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
     assert_eq!(exported.rows["webhook_events"], 2);
     // Who began while it was active and comes to writing now is told so.
     let event = test_event(id, "too late");
-    let stored = Record::new(database, &moved.old.clock, || {})
-        .store(&event)
+    let stored = EventRecorder::new(database, &moved.old.clock, || {})
+        .record_event(&event)
         .await;
-    assert!(matches!(stored, Err(NotStored::Inactive)), "{stored:?}");
+    assert!(
+        matches!(stored, Err(RecordError::InactiveTenant)),
+        "{stored:?}"
+    );
 }
 
 /// A program that was stopped, or whose disk hangs, keeps Postgres from cleaning up. Two minutes are not waited for: that
@@ -1110,10 +1130,17 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
 async fn an_export_that_does_not_move_on_is_given_up() {
     let moved = Move::prepared().await;
     let (database, file) = (moved.old.database(), moved.folder.join("export"));
-    let to = To::Recipient(Identity::generate().1);
+    let to = SealTarget::Recipient(RecipientIdentity::generate_identity().1);
     let export = || {
         let (keyring, tenant) = (moved.old.keyring(), &moved.tenant.id);
-        attesto::moving::export(database, keyring, tenant, History::Needed, &to, &file)
+        attesto::tenant_transfer::export_tenant(
+            database,
+            keyring,
+            tenant,
+            HistoryScope::Needed,
+            &to,
+            &file,
+        )
     };
     {
         let mut export = std::pin::pin!(export());
@@ -1140,7 +1167,10 @@ async fn an_export_that_does_not_move_on_is_given_up() {
         until_so(database, &end).await;
         let given_up = export.await.unwrap_err();
         assert!(
-            matches!(given_up, attesto::moving::MoveError::Database(_)),
+            matches!(
+                given_up,
+                attesto::tenant_transfer::TransferError::Database(_)
+            ),
             "{given_up}"
         );
     }
@@ -1283,8 +1313,14 @@ async fn others_make_their_changes_while_a_history_is_imported() {
     .unwrap();
     let with = moved.with();
     let file = moved.folder.join("export");
-    let options = Options::default();
-    let import = attesto::moving::import(database, moved.new.keyring(), &file, &with, options);
+    let options = ImportOptions::default();
+    let import = attesto::tenant_transfer::import_tenant(
+        database,
+        moved.new.keyring(),
+        &file,
+        &with,
+        options,
+    );
     let meanwhile = async {
         until_so(
             database,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use attesto::audit::operators;
+use attesto::audit::operator_audit;
 use attesto::db::Database;
 use attesto::simulator::state::google::NewSubscription;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ async fn every_change_says_who_where_how_and_what() {
     let shell = world.shell();
     let folder = Folder::new();
     let p8 = folder.join("key.p8");
-    let key = world.simulator.apple().key();
+    let key = world.simulator.apple().api_key();
     std::fs::write(&p8, &key.private_key).unwrap();
     let json_file = folder.join("account.json");
     let account = world.simulator.google_service_account();
@@ -237,7 +237,7 @@ async fn asking_for_events_again_leaves_one_row() {
     );
     let clock = attesto::clock::Clock::system();
     let redeliveries = attesto::deliveries::Redeliveries::new(&fresh.database, &clock);
-    while redeliveries.work().await.unwrap().enqueued > 0 {}
+    while redeliveries.enqueue_next_batch().await.unwrap().enqueued > 0 {}
     let rows = operations(&shell);
     assert_eq!(rows.len(), before + 2, "{rows:#?}");
     assert_eq!(rows[before + 1]["object"], "webhook_redeliveries");
@@ -250,7 +250,7 @@ async fn serving_leaves_no_row() {
     let tenant = world.tenant().await;
     let before = operations(&world.shell()).len();
     let new = NewSubscription::default();
-    let bought = world.simulator.google().subscribe(new).unwrap();
+    let bought = world.simulator.google().buy_subscription(new).unwrap();
     let question = json!({
         "packageName": APP, "purchaseToken": bought.purchase_token, "type": "subscription",
     });
@@ -264,7 +264,7 @@ async fn serving_leaves_no_row() {
 #[tokio::test]
 async fn whoever_comes_by_another_door_is_noted_as_who_they_are() {
     let (fresh, shell) = history().await;
-    let mut connection = fresh.database.pool().bare().acquire().await.unwrap();
+    let mut connection = fresh.database.pool().sqlx_pool().acquire().await.unwrap();
     for statement in [
         "set application_name = 'psql'",
         "update tenants set name = 'By hand' where name = 'One'",
@@ -367,12 +367,14 @@ async fn old_rows_go_and_a_row_vouches_for_it() {
     let (fresh, shell) = history().await;
     let (week, now) = (Duration::from_hours(24 * 7), Duration::ZERO);
     assert_eq!(
-        operators::prune(&fresh.database, week, now).await.unwrap(),
+        operator_audit::prune_operator_audit(&fresh.database, week, now)
+            .await
+            .unwrap(),
         0
     );
     // All five are older than no time at all; the newest stays.
     assert_eq!(
-        operators::prune(&fresh.database, Duration::ZERO, now)
+        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO, now)
             .await
             .unwrap(),
         4
@@ -380,7 +382,7 @@ async fn old_rows_go_and_a_row_vouches_for_it() {
     assert_eq!(shell.rows(&["audit", "verify"])[0]["first"], 5);
     shell.rows(&["tenant", "create", "--name", "Six"]);
     assert_eq!(
-        operators::prune(&fresh.database, Duration::ZERO, now)
+        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO, now)
             .await
             .unwrap(),
         2

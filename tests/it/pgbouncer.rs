@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::state::pubsub::PushSubscription;
+use attesto::simulator::state::google_notifications::PushSubscription;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ async fn every_statement_has_its_limits() {
     }
     // And they stay in no session, for whoever else comes through the pooler.
     let left: Vec<String> = sqlx::raw_sql("show statement_timeout")
-        .fetch_all(fresh.database.pool().bare())
+        .fetch_all(fresh.database.pool().sqlx_pool())
         .await
         .unwrap()
         .iter()
@@ -163,12 +163,12 @@ async fn a_whole_attesto_works() {
     let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
     let to = PushSubscription {
         manual: true,
-        ..PushSubscription::to(&endpoint)
+        ..PushSubscription::for_endpoint(&endpoint)
     };
-    play.set_push(APP, to).unwrap();
-    let bought = play.subscribe(NewSubscription::default()).unwrap();
+    play.set_push_subscription(APP, to).unwrap();
+    let bought = play.buy_subscription(NewSubscription::default()).unwrap();
     let pushed = play
-        .push(&play.messages().pop().unwrap().message_id)
+        .push_message(&play.published_messages().pop().unwrap().message_id)
         .await
         .unwrap();
     assert_eq!(pushed.status, 200, "{}", pushed.body);

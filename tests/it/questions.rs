@@ -4,11 +4,13 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
-use attesto::simulator::state::apple::{Environment, NewTransaction, Transaction};
+use attesto::simulator::state::apple::{
+    NewTransaction, SimulatedEnvironment, SimulatedTransaction,
+};
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::{Forgery, Simulator};
+use attesto::simulator::{JwsForgery, Simulator};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -71,13 +73,13 @@ fn root_of(simulator: &Simulator, folder: &Folder) -> std::path::PathBuf {
     roots
 }
 
-fn buys(simulator: &Simulator) -> Transaction {
+fn buys(simulator: &Simulator) -> SimulatedTransaction {
     let new = NewTransaction {
-        environment: Environment::Production,
+        environment: SimulatedEnvironment::Production,
         app_account_token: Some(USER.to_owned()),
         ..NewTransaction::default()
     };
-    simulator.apple().create(new).unwrap()
+    simulator.apple().create_transaction(new).unwrap()
 }
 
 #[tokio::test]
@@ -85,7 +87,7 @@ async fn a_token_is_taken_apart() {
     let (world, folder) = (World::today().await, Folder::new());
     let roots = root_of(&world.simulator, &folder);
     let id = buys(&world.simulator).transaction_id;
-    let jws = world.simulator.apple().signed(&id).unwrap();
+    let jws = world.simulator.apple().sign_transaction(&id).unwrap();
 
     let ran = inspect(&roots, &[], &jws).await;
     assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
@@ -179,26 +181,30 @@ async fn a_forgery_is_refused_for_its_reason() {
     let id = buys(&world.simulator).transaction_id;
     for (forgery, class, explained) in [
         (
-            Forgery::WrongRoot,
+            JwsForgery::WrongRoot,
             "untrusted_chain",
             "a root that is not trusted",
         ),
         (
-            Forgery::LeafWithoutMarker,
+            JwsForgery::LeafWithoutMarker,
             "leaf_marker",
             "The leaf lacks 1.2.840.113635.100.6.11.1",
         ),
         (
-            Forgery::ExpiredLeaf,
+            JwsForgery::ExpiredLeaf,
             "certificate_expired",
             "The leaf was not valid",
         ),
-        (Forgery::TwoCertificates, "chain_length", "exactly three"),
-        (Forgery::AlteredPayload, "bad_signature", "altered"),
-        (Forgery::AlgorithmNone, "wrong_algorithm", "ES256"),
-        (Forgery::Xcode, "chain_length", "Xcode's local StoreKit"),
+        (JwsForgery::TwoCertificates, "chain_length", "exactly three"),
+        (JwsForgery::AlteredPayload, "bad_signature", "altered"),
+        (JwsForgery::AlgorithmNone, "wrong_algorithm", "ES256"),
+        (JwsForgery::Xcode, "chain_length", "Xcode's local StoreKit"),
     ] {
-        let forged = world.simulator.apple().forged(&id, forgery).unwrap();
+        let forged = world
+            .simulator
+            .apple()
+            .forge_transaction(&id, forgery)
+            .unwrap();
         let ran = inspect(&roots, &[], &forged).await;
         assert_eq!(ran.exit, Some(1), "{forgery:?}");
         let found = ran.json();
@@ -217,22 +223,22 @@ async fn a_notification_is_taken_apart_with_what_is_inside() {
     let (world, folder) = (World::today().await, Folder::new());
     let roots = root_of(&world.simulator, &folder);
     let id = buys(&world.simulator).transaction_id;
-    let inner = world.simulator.apple().signed(&id).unwrap();
+    let inner = world.simulator.apple().sign_transaction(&id).unwrap();
     let forged = world
         .simulator
         .apple()
-        .forged(&id, Forgery::OtherKey)
+        .forge_transaction(&id, JwsForgery::OtherKey)
         .unwrap();
     let sign = |payload: &Value| {
-        let authority = world.simulator.identity().authority();
-        let signed = authority.sign(payload.as_object().unwrap());
+        let authority = world.simulator.identity().certificate_authority();
+        let signed = authority.sign_jws(payload.as_object().unwrap());
         json!({ "signedPayload": signed }).to_string()
     };
     let notification = |inner: &str| {
         json!({
             "notificationType": "DID_RENEW",
             "notificationUUID": "00000000-0000-4000-8000-000000000001",
-            "signedDate": world.clock.now().millis(),
+            "signedDate": world.clock.now().as_millis(),
             "data": {
                 "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
                 "signedTransactionInfo": inner,
@@ -289,7 +295,11 @@ async fn a_notification_is_taken_apart_with_what_is_inside() {
 
 /// The variables of a service that asks the simulated stores.
 fn variables(world: &World, folder: &Folder) -> Vec<(&'static str, String)> {
-    let mut variables: Vec<_> = world.simulator.settings().into_iter().collect();
+    let mut variables: Vec<_> = world
+        .simulator
+        .environment_variables()
+        .into_iter()
+        .collect();
     let roots = root_of(&world.simulator, folder);
     variables.push(("APPLE_ROOT_CERTIFICATES", roots.display().to_string()));
     variables.push(("DATABASE_URL", world.fresh.url.clone()));
@@ -311,7 +321,7 @@ async fn apple_is_asked_as_the_service_asks() {
     let variables = variables(&world, &folder);
     let tenant = world.tenant().await;
     let id = buys(&world.simulator).transaction_id;
-    let jws = world.simulator.apple().signed(&id).unwrap();
+    let jws = world.simulator.apple().sign_transaction(&id).unwrap();
     let ask = async |more: &[&str]| {
         let words = [&["verify", "apple", tenant.id.as_str()], more].concat();
         attesto(&words, &variables, &jws).await
@@ -368,7 +378,7 @@ async fn google_is_asked_as_the_service_asks() {
     let variables = variables(&world, &folder);
     let tenant = world.tenant().await;
     let play = world.simulator.google();
-    let token = play.subscribe(NewSubscription::default()).unwrap();
+    let token = play.buy_subscription(NewSubscription::default()).unwrap();
     let token = token.purchase_token.as_str();
     let ask = async |more: &[&str], token: &str| {
         let start = [
@@ -415,11 +425,11 @@ async fn a_signature_is_checked_and_a_mistake_named() {
     let body = "{\"event\":\"test\",\"n\":1.0}";
     let path = write("body", body);
     let now = attesto::clock::Clock::system().now();
-    let secrets = Secrets {
+    let secrets = SigningSecrets {
         newest: old,
         previous: vec![mine],
     };
-    let signed = signature::sign(&secrets, "evt_1", now.seconds(), body.as_bytes());
+    let signed = signature::sign_delivery(&secrets, "evt_1", now.as_secs(), body.as_bytes());
     let check = [
         "webhook",
         "verify-signature",
@@ -435,7 +445,7 @@ async fn a_signature_is_checked_and_a_mistake_named() {
         (&ran.json()["fits"], &ran.json()["values"]),
         (&json!(2), &json!(2))
     );
-    let timestamp = now.seconds().to_string();
+    let timestamp = now.as_secs().to_string();
     let standard = [
         "--webhook-signature",
         &signed.standard,
@@ -451,8 +461,8 @@ async fn a_signature_is_checked_and_a_mistake_named() {
     let ran = attesto(&words, &[], &format!("{body}\n")).await;
     assert_eq!(ran.exit, Some(1));
     assert!(ran.text.contains("line end"), "{}", ran.text);
-    let earlier = now.seconds() - 400;
-    let late = signature::sign(&secrets, "evt_1", earlier, body.as_bytes()).attesto;
+    let earlier = now.as_secs() - 400;
+    let late = signature::sign_delivery(&secrets, "evt_1", earlier, body.as_bytes()).attesto;
     let words = [&check[..], &[&path, "--signature", &late]].concat();
     let ran = attesto(&words, &[], "").await;
     assert_eq!((ran.exit, &ran.json()["fits"]), (Some(1), &json!(2)));

@@ -1,6 +1,6 @@
 //! A role for statistics: the queries of docs/bi.md, and nothing that is nobody's business.
 
-use attesto::credentials::sealed;
+use attesto::credentials::sealed_columns;
 use attesto::db::{ConnectSettings, Database};
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -29,7 +29,7 @@ async fn a_role_for_statistics_asks_what_the_page_shows_and_sees_nothing_private
     owner.execute(FILLING).await.unwrap();
     let shell = Shell::default().set("DATABASE_URL", &fresh.url);
     // Roles are the server's, and other tests share it.
-    let role = format!("bi_of_{}", fresh.database.name());
+    let role = format!("bi_of_{}", fresh.database.database_name());
     let words = ["db", "grant-readonly", "--user", &role];
     let printed = shell.run(&words);
     assert_eq!((printed.exit, printed.complained.as_str()), (0, ""));
@@ -60,13 +60,16 @@ async fn a_role_for_statistics_asks_what_the_page_shows_and_sees_nothing_private
         let rows = rows.unwrap_or_else(|error| panic!("{error}: {query}"));
         assert!(!rows.is_empty(), "it finds nothing: {query}");
     }
-    let hidden = sealed::ALL.iter().map(|it| (it.table, it.column)).chain([
-        ("api_keys", "key_hash"),
-        ("purchase_links", "token"),
-        ("webhook_events", "raw_payload"),
-        ("webhook_deliveries", "last_response_body"),
-        ("webhook_configs", "callback_url"),
-    ]);
+    let hidden = sealed_columns::ALL_SEALED_COLUMNS
+        .iter()
+        .map(|it| (it.table, it.column))
+        .chain([
+            ("api_keys", "key_hash"),
+            ("purchase_links", "token"),
+            ("webhook_events", "raw_payload"),
+            ("webhook_deliveries", "last_response_body"),
+            ("webhook_configs", "callback_url"),
+        ]);
     for (table, column) in hidden {
         let asked = sqlx::query(AssertSqlSafe(format!("select {column} from {table}")))
             .fetch_all(reader.pool())
@@ -83,7 +86,7 @@ async fn a_role_for_statistics_asks_what_the_page_shows_and_sees_nothing_private
     }
     let odd = shell.run(&["db", "grant-readonly", "--user", "x\"; drop role y"]);
     assert_eq!(odd.exit, 2);
-    reader.close().await;
+    reader.close_connections().await;
     // A role that owns rights cannot be dropped before they are.
     owner
         .execute(AssertSqlSafe(format!(

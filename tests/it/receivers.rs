@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
-use attesto::deliveries::guard::{AllowList, Guard};
-use attesto::deliveries::sender::Attempt;
-use attesto::deliveries::{Outcome, Sender, SenderSettings, signature};
-use attesto::events::{NewEvent, Source, Word};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use attesto::deliveries::guard::{AllowList, EgressPolicy};
+use attesto::deliveries::sender::DeliveryAttempt;
+use attesto::deliveries::{AttemptOutcome, Sender, SenderSettings, signature};
+use attesto::events::{EventSource, NewEvent, Word};
 use attesto::id::{DeliveryId, EventId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -263,32 +263,33 @@ impl Running {
     /// Sends as the dispatcher does, at that moment; gives the status and whether the receiver calls the event new.
     async fn send(
         &self,
-        secrets: &Secrets,
+        secrets: &SigningSecrets,
         at: Timestamp,
         id: &EventId,
         body: &str,
     ) -> (u16, Option<bool>) {
         let clock = Clock::fixed(at);
-        let settings = SenderSettings::new(Duration::from_secs(10), Guard::new(true));
+        let settings = SenderSettings::new(Duration::from_secs(10), EgressPolicy::new(true));
         let sender = Sender::new(settings, &clock).expect("a sender");
-        let attempt = Attempt {
-            delivery: DeliveryId::mint(at),
-            event: id.clone(),
-            word: "subscription.renewed".to_owned(),
-            number: 1,
-            url: self.url.clone(),
+        let attempt = DeliveryAttempt {
+            delivery_id: DeliveryId::mint(at),
+            event_id: id.clone(),
+            event_type: "subscription.renewed".to_owned(),
+            attempt_number: 1,
+            callback_url: self.url.clone(),
             body: body.to_owned().into(),
             secrets: Arc::new(secrets.clone()),
-            allowed: Arc::new(AllowList::default()),
+            allow_list: Arc::new(AllowList::default()),
         };
         let outcome = sender.send(&attempt).await;
-        let said = outcome.excerpt().unwrap_or_default();
+        let said = outcome.body_excerpt().unwrap_or_default();
         let said: Value = serde_json::from_str(said).unwrap_or_default();
-        let code = outcome.code().unwrap_or_else(|| match &outcome {
-            Outcome::Refused { detail, .. } | Outcome::NotAttempted { detail, .. } => {
+        let code = outcome.status_code().unwrap_or_else(|| match &outcome {
+            AttemptOutcome::Refused { detail, .. }
+            | AttemptOutcome::NotAttempted { detail, .. } => {
                 panic!("no answer: {detail}")
             }
-            Outcome::Delivered { .. } => unreachable!("it has a code"),
+            AttemptOutcome::Delivered { .. } => unreachable!("it has a code"),
         });
         (code, said["isNew"].as_bool())
     }
@@ -323,9 +324,9 @@ fn event() -> (EventId, String) {
     let (now, id) = (now(), EventId::mint(now()));
     let event = NewEvent {
         tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().unwrap(),
-        source: Source::Google,
+        source: EventSource::Google,
         external_id: "12345678901234567890".to_owned(),
-        word: Word::SubscriptionRenewed,
+        event_type: Word::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".to_owned(),
         occurred_at: None,
@@ -337,7 +338,7 @@ fn event() -> (EventId, String) {
         ),
         raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
     };
-    let body = event.body(&id, now);
+    let body = event.to_json_body(&id, now);
     (id, body)
 }
 
@@ -355,7 +356,7 @@ async fn examine(receiver: &Running, known: &Known) {
     let (id, body) = event();
     std::fs::remove_dir_all(&*receiver.events).unwrap();
     std::fs::write(&*receiver.events, "in the way").unwrap();
-    let current = Secrets::from(known.current.clone());
+    let current = SigningSecrets::from(known.current.clone());
     let sent = receiver.send(&current, now(), &id, &body).await;
     assert_eq!(sent, (500, None));
     std::fs::remove_file(&*receiver.events).unwrap();
@@ -364,8 +365,8 @@ async fn examine(receiver: &Running, known: &Known) {
 /// Gives what it must have kept then.
 async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(String, String)> {
     let now = now();
-    let alone = |secret: &SigningSecret| Secrets::from(secret.clone());
-    let rotating = |newest: &SigningSecret, previous: &SigningSecret| Secrets {
+    let alone = |secret: &SigningSecret| SigningSecrets::from(secret.clone());
+    let rotating = |newest: &SigningSecret, previous: &SigningSecret| SigningSecrets {
         newest: newest.clone(),
         previous: vec![previous.clone()],
     };
@@ -405,7 +406,7 @@ async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(Stri
 /// Signed by nobody it knows, too old, too new; and what somebody in between changed or made up.
 async fn refuses_strangers(receiver: &Running, known: &Known) {
     let (now, beyond) = (now(), Duration::from_secs(400));
-    let current = Secrets::from(known.current.clone());
+    let current = SigningSecrets::from(known.current.clone());
     for (secrets, at) in [
         (known.stranger.clone().into(), now),
         (current.clone(), now.minus(beyond)),
@@ -417,7 +418,8 @@ async fn refuses_strangers(receiver: &Running, known: &Known) {
     }
 
     let (id, body) = event();
-    let good = signature::sign(&current, id.as_str(), now.seconds(), body.as_bytes()).attesto;
+    let good =
+        signature::sign_delivery(&current, id.as_str(), now.as_secs(), body.as_bytes()).attesto;
     for tampered in [
         body.replace("renewed", "revoked"),
         format!("{body} "),
@@ -428,7 +430,7 @@ async fn refuses_strangers(receiver: &Running, known: &Known) {
         assert_eq!(status.await, 401, "{tampered:?}");
     }
     let (moment, mac) = good.split_once(',').unwrap();
-    let later = format!("t={}", now.seconds() + 1);
+    let later = format!("t={}", now.as_secs() + 1);
     let forged = [
         String::new(),
         "nonsense".to_owned(),
@@ -443,8 +445,8 @@ async fn refuses_strangers(receiver: &Running, known: &Known) {
         format!("{moment},{}", &mac[..mac.len() - 2]),
         format!("{moment},{mac}00"),
         format!("t=,{mac}"),
-        format!("t=+{},{mac}", now.seconds()),
-        format!("t={}.0,{mac}", now.seconds()),
+        format!("t=+{},{mac}", now.as_secs()),
+        format!("t={}.0,{mac}", now.as_secs()),
         format!("t=99999999999999999999999999,{mac}"),
         format!("t=NaN,{mac}"),
     ];
@@ -461,7 +463,7 @@ async fn refuses_strangers(receiver: &Running, known: &Known) {
 
 /// Well signed, and no event.
 async fn refuses_the_malformed(receiver: &Running, known: &Known) {
-    let secrets = Secrets::from(known.current.clone());
+    let secrets = SigningSecrets::from(known.current.clone());
     for body in [
         " ",
         "[]",
@@ -472,7 +474,7 @@ async fn refuses_the_malformed(receiver: &Running, known: &Known) {
         r#"{"eventId":"../../etc/passwd"}"#,
         r#"{"eventId":"evt_../4T5W6X7Y8Z9A0B1C2D3E012"}"#,
     ] {
-        let signed = signature::sign(&secrets, "", now().seconds(), body.as_bytes());
+        let signed = signature::sign_delivery(&secrets, "", now().as_secs(), body.as_bytes());
         let signature = signed.attesto.into_bytes();
         let status = receiver.send_signed(Some(&signature), body.as_bytes());
         assert_eq!(status.await, 400, "{body:?}");
@@ -557,7 +559,7 @@ console.log(new Webhook(given.secret).verify(given.body, given.headers).eventId)
 #[tokio::test]
 #[ignore = "needs packages of other languages; bin/test-standard-webhooks fetches them and runs it"]
 async fn libraries_of_standard_webhooks_take_what_we_send() {
-    let folder = attesto::config::environment("STANDARD_WEBHOOKS").expect("set by the script");
+    let folder = attesto::config::read_env_var("STANDARD_WEBHOOKS").expect("set by the script");
     let catcher = Receiver::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let running = Running {
         url: catcher.url(),
@@ -567,7 +569,7 @@ async fn libraries_of_standard_webhooks_take_what_we_send() {
         _task: None,
     };
     let known = Known::new();
-    let secrets = Secrets {
+    let secrets = SigningSecrets {
         newest: known.current.clone(),
         previous: vec![known.previous.clone()],
     };

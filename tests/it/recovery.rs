@@ -251,7 +251,7 @@ async fn a_restored_system_sends_nothing_until_it_is_told_to() {
     place.create("dump");
     assert_eq!(
         dispatcher_on(world, world.database())
-            .drain()
+            .run_until_idle()
             .await
             .unwrap(),
         3
@@ -274,7 +274,7 @@ async fn a_restored_system_sends_nothing_until_it_is_told_to() {
     assert_eq!((&status["held"], &status["due"]), (&json!(true), &json!(3)));
     assert_eq!(
         dispatcher_on(world, &restored.database)
-            .drain()
+            .run_until_idle()
             .await
             .unwrap(),
         0
@@ -283,7 +283,7 @@ async fn a_restored_system_sends_nothing_until_it_is_told_to() {
     assert_eq!(released["due"], 3);
     assert_eq!(
         dispatcher_on(world, &restored.database)
-            .drain()
+            .run_until_idle()
             .await
             .unwrap(),
         3
@@ -323,7 +323,7 @@ fn the_worst_day_is_rehearsed() {
 async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
     // Two roles tell two ways apart: one is the pooler's, the other leads to the server.
     let fresh = crate::world::postgres::fresh_database().await;
-    let role = format!("direct_of_{}", fresh.database.name());
+    let role = format!("direct_of_{}", fresh.database.database_name());
     let make = format!("create role {role} login superuser");
     sqlx::query(sqlx::AssertSqlSafe(make))
         .execute(fresh.database.pool())
@@ -332,14 +332,14 @@ async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
     let direct = fresh.url.replace("user=attesto", &format!("user={role}"));
     let of = |url: &str| attesto::db::ConnectSettings::from_url(url).unwrap();
     let database = attesto::db::Database::open(&of(&fresh.url).with_direct(of(&direct)));
-    let changes = attesto::db::changes::Changes::new(&database);
+    let changes = attesto::db::change_listener::ChangeListener::new(&database);
     let stop = tokio_util::sync::CancellationToken::new();
     let ear = {
         let (changes, stop) = (changes.clone(), stop.clone());
-        tokio::spawn(async move { changes.run(stop).await })
+        tokio::spawn(async move { changes.run_until_stopped(stop).await })
     };
     let begun = std::time::Instant::now();
-    while !changes.listening() {
+    while !changes.is_listening() {
         assert!(begun.elapsed().as_secs() < 20, "it hears nothing");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
@@ -373,7 +373,7 @@ async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
         "{}",
         odd.complained
     );
-    database.close().await;
+    database.close_connections().await;
     sqlx::query(sqlx::AssertSqlSafe(format!("drop role {role}")))
         .execute(fresh.database.pool())
         .await
@@ -407,7 +407,7 @@ async fn a_migration_is_judged_beforehand() {
     assert_eq!(checked["runningReleasesKeepWorking"], true);
 
     // A role that reads and may not make tables.
-    let role = format!("clerk_of_{}", empty.database.name());
+    let role = format!("clerk_of_{}", empty.database.database_name());
     for statement in [
         format!("create role {role} login"),
         format!("grant select on all tables in schema public to {role}"),

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::docs::{blocks, first_cells, pages};
-use crate::world::desk::{Desk, MAY_END_WITH, STAND_INS, page, scripts};
+use crate::world::doc_runner::{
+    ALLOWED_EXIT_CODES, DocRunner, STUBBED_PROGRAMS, read_page, shell_scripts,
+};
 use crate::world::receiver::Received;
 
 /// What comes due, and what happens at night.
@@ -61,16 +63,19 @@ fn every_page_with_something_to_type_is_typed() {
     let pages = pages();
     let to_type = pages
         .iter()
-        .filter(|(_, text)| !scripts(text).is_empty())
+        .filter(|(_, text)| !shell_scripts(text).is_empty())
         .map(|(name, _)| name.display().to_string());
     assert_eq!(typed, to_type.collect());
 }
 
 #[test]
 fn every_exception_is_still_one() {
-    let typed: String = pages().values().flat_map(|text| scripts(text)).collect();
-    let programs = STAND_INS.iter().map(|(program, ..)| *program);
-    let parts = MAY_END_WITH
+    let typed: String = pages()
+        .values()
+        .flat_map(|text| shell_scripts(text))
+        .collect();
+    let programs = STUBBED_PROGRAMS.iter().map(|(program, ..)| *program);
+    let parts = ALLOWED_EXIT_CODES
         .iter()
         .map(|(part, ..)| part.split(' ').next_back().unwrap());
     for part in programs.chain(parts) {
@@ -79,9 +84,9 @@ fn every_exception_is_still_one() {
 }
 
 async fn follows(pages: &[&str]) {
-    let desk = Desk::new().await;
+    let desk = DocRunner::new().await;
     for page in pages {
-        desk.follow(page);
+        desk.run_page(page);
     }
     desk.world.end().await;
 }
@@ -93,16 +98,16 @@ async fn the_calendar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operating() {
-    let desk = Desk::new().await;
+    let desk = DocRunner::new().await;
     let said: String = OPERATIONS
         .iter()
-        .flat_map(|name| desk.follow(name))
+        .flat_map(|name| desk.run_page(name))
         .collect();
     let lines = said
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let lines: Vec<_> = lines.collect();
-    let page = page(OPERATIONS[0]);
+    let page = read_page(OPERATIONS[0]);
 
     // What the doctor looks at is what the page says.
     let doctor = lines.iter().find(|line| line["name"] == "doctor").unwrap();
@@ -146,21 +151,21 @@ async fn recovering() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn beginning() {
-    let desk = Desk::new().await;
+    let desk = DocRunner::new().await;
     let delivery = desk.receiver.requests().remove(0);
     delivered_as_told(&delivery);
-    believed_as_told(&delivery, &desk.secret());
+    believed_as_told(&delivery, &desk.webhook_secret());
     for page in BEGIN {
-        desk.follow(page);
+        desk.run_page(page);
     }
     // Where Pub/Sub was told to push is where pushes are taken in: without a token it is refused, and not unknown.
-    let told = desk.told("gcloud");
+    let told = desk.read_note("gcloud");
     let endpoint = told.split("--push-endpoint ").nth(1).unwrap();
     let endpoint = endpoint.split(' ').next().unwrap();
     let nothing = json!({});
     let answer = desk.world.ask_at(endpoint, "POST", None, Some(&nothing));
     assert_eq!(answer.await.body["error"], "UNAUTHENTICATED", "{endpoint}");
-    for (language, block) in blocks(&page("docs/integrate.md")).0 {
+    for (language, block) in blocks(&read_page("docs/integrate.md")).0 {
         if language == "sql" {
             // What has parameters cannot be run without.
             let start = if block.contains("$1") {
@@ -178,7 +183,7 @@ async fn beginning() {
 
 /// The block of a page in this language.
 fn block(name: &str, language: &str) -> String {
-    let found = blocks(&page(name)).0.into_iter();
+    let found = blocks(&read_page(name)).0.into_iter();
     let mut found = found
         .filter(|(it, _)| it == language)
         .map(|(_, block)| block);
@@ -255,9 +260,9 @@ fn believed_as_told(delivery: &Received, secret: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_up() {
-    let desk = Desk::new().await;
+    let desk = DocRunner::new().await;
     for page in LOOK_UP {
-        desk.follow(page);
+        desk.run_page(page);
     }
     // Beside a ping: Apple's test, three purchases and a question, and a subscription of Google's.
     desk.receiver.until(7).await;
@@ -270,7 +275,7 @@ async fn looking_up() {
         events.iter().find(bought).unwrap()
     };
     // Until when something is granted is where the page says.
-    let places: Vec<_> = page("docs/integrate.md")
+    let places: Vec<_> = read_page("docs/integrate.md")
         .split('`')
         .filter(|span| span.starts_with("data."))
         .map(str::to_owned)
@@ -302,10 +307,13 @@ async fn running() {
 /// Each of its blocks is another way to move the same tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn moving() {
-    let desk = Desk::new().await;
-    for script in MOVING.iter().flat_map(|name| scripts(&page(name))) {
-        desk.elsewhere().await;
-        desk.type_in(&format!("rm -f acme.export\n{script}"));
+    let desk = DocRunner::new().await;
+    for script in MOVING
+        .iter()
+        .flat_map(|name| shell_scripts(&read_page(name)))
+    {
+        desk.create_import_database().await;
+        desk.run_script(&format!("rm -f acme.export\n{script}"));
     }
     desk.world.end().await;
 }

@@ -5,12 +5,12 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attesto::db::changes::Changes;
+use attesto::db::change_listener::ChangeListener;
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::{Fault, Forgery};
-use attesto::telemetry::{Log, LogFormat};
+use attesto::simulator::{Fault, JwsForgery};
+use attesto::telemetry::{LogFormat, LogSettings};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,7 +51,7 @@ impl Planted {
             planted.0.push(("a JWS", part.to_owned()));
         }
         let file = world.simulator.google_service_account();
-        planted.pem("a .p8", &world.simulator.apple().key().private_key);
+        planted.pem("a .p8", &world.simulator.apple().api_key().private_key);
         planted.pem(
             "a service account's key",
             file["private_key"].as_str().expect("a text"),
@@ -88,24 +88,24 @@ fn subscription(token: &str) -> Value {
 async fn mishaps(world: &World, tenant: &Tenant, jws: &str, forged: &str) -> Vec<Answer> {
     let key = tenant.key.expose();
     let faults = [
-        Fault::at("apple").status(500).times(0),
-        Fault::at("apple").error_code(4_290_000),
-        Fault::at("apple").body(&json!({ "signedTransactionInfo": forged }).to_string()),
-        Fault::at("apple").body(&json!({ "signedTransactionInfo": 7, "x": jws }).to_string()),
-        Fault::at("apple").cut().times(0),
-        Fault::at("google/play").status(403).body(&echo(403)),
-        Fault::at("google/play").status(400).body(&echo(400)),
-        Fault::at("google/play")
+        Fault::at_place("apple").status(500).times(0),
+        Fault::at_place("apple").error_code(4_290_000),
+        Fault::at_place("apple").body(&json!({ "signedTransactionInfo": forged }).to_string()),
+        Fault::at_place("apple").body(&json!({ "signedTransactionInfo": 7, "x": jws }).to_string()),
+        Fault::at_place("apple").cut().times(0),
+        Fault::at_place("google/play").status(403).body(&echo(403)),
+        Fault::at_place("google/play").status(400).body(&echo(400)),
+        Fault::at_place("google/play")
             .status(500)
             .times(0)
             .body(&echo(500)),
-        Fault::at("google/play").body(&json!({ "startTime": PURCHASE_TOKEN }).to_string()),
-        Fault::at("google/play").cut().times(0),
+        Fault::at_place("google/play").body(&json!({ "startTime": PURCHASE_TOKEN }).to_string()),
+        Fault::at_place("google/play").cut().times(0),
     ];
     let mut answers = Vec::new();
     for fault in faults {
         world.simulator.clear_faults();
-        world.simulator.fault(fault).expect("a fault");
+        world.simulator.add_fault(fault).expect("a fault");
         answers.push(asks(world, tenant, "apple", json!({ "transactionId": "1" })).await);
         answers.push(asks(world, tenant, "google", subscription(PURCHASE_TOKEN)).await);
     }
@@ -113,8 +113,8 @@ async fn mishaps(world: &World, tenant: &Tenant, jws: &str, forged: &str) -> Vec
     // Play refuses this access token, and a new one is bought, and refused too.
     world.simulator.google().expire_access_tokens();
     let bought = json!({ "access_token": ACCESS_TOKEN, "expires_in": 3600 }).to_string();
-    let token = Fault::at("google/token").times(2).body(&bought);
-    world.simulator.fault(token).expect("a fault");
+    let token = Fault::at_place("google/token").times(2).body(&bought);
+    world.simulator.add_fault(token).expect("a fault");
     answers.push(asks(world, tenant, "google", subscription(PURCHASE_TOKEN)).await);
     world.simulator.clear_faults();
 
@@ -163,20 +163,24 @@ fn echo(status: u16) -> String {
 async fn no_secret_is_in_the_log_or_in_an_answer_that_is_not_a_yes() {
     for classes_only in [false, true] {
         let page = Page::default();
-        let log = Log {
+        let log = LogSettings {
             level: LevelFilter::TRACE,
             format: LogFormat::Json,
-            classes_only,
+            is_cause_redacted: classes_only,
         };
         let (writer, _logging) = logging(&log, &page);
 
         let world = World::with(&[("RATE_LIMIT_BURST", "1000")]).await;
         let tenant = world.tenant().await;
         let apple = world.simulator.apple();
-        let bought = apple.create(NewTransaction::default()).expect("a purchase");
-        let jws = apple.signed(&bought.transaction_id).expect("signed");
+        let bought = apple
+            .create_transaction(NewTransaction::default())
+            .expect("a purchase");
+        let jws = apple
+            .sign_transaction(&bought.transaction_id)
+            .expect("signed");
         let forged = apple
-            .forged(&bought.transaction_id, Forgery::AlteredPayload)
+            .forge_transaction(&bought.transaction_id, JwsForgery::AlteredPayload)
             .expect("forged");
         let planted = Planted::in_world(&world, &tenant, &jws);
 
@@ -186,7 +190,11 @@ async fn no_secret_is_in_the_log_or_in_an_answer_that_is_not_a_yes() {
             purchase_token: Some(PURCHASE_TOKEN.to_owned()),
             ..NewSubscription::default()
         };
-        world.simulator.google().subscribe(new).expect("a purchase");
+        world
+            .simulator
+            .google()
+            .buy_subscription(new)
+            .expect("a purchase");
         for (store, body) in [
             ("google", subscription(PURCHASE_TOKEN)),
             ("apple", json!({ "signedTransaction": jws })),
@@ -269,7 +277,7 @@ impl Shell {
         let url = format!("{}&password={DATABASE_PASSWORD}", world.fresh.url);
         let mut variables = Vec::new();
         // Production takes no simulated store; nothing listens where it asks.
-        for (name, value) in world.simulator.settings() {
+        for (name, value) in world.simulator.environment_variables() {
             match (mode, name) {
                 (_, "APPLE_ROOT_CERTIFICATES") => {}
                 ("production", _) => {
@@ -339,8 +347,12 @@ async fn no_secret_is_in_what_a_command_says() {
     let tenant = world.stranger().await;
     let (id, key) = (tenant.id.as_str(), tenant.key.expose());
     let apple = world.simulator.apple();
-    let bought = apple.create(NewTransaction::default()).expect("a purchase");
-    let jws = apple.signed(&bought.transaction_id).expect("signed");
+    let bought = apple
+        .create_transaction(NewTransaction::default())
+        .expect("a purchase");
+    let jws = apple
+        .sign_transaction(&bought.transaction_id)
+        .expect("signed");
     let planted = Planted::in_world(&world, &tenant, &jws);
     let shell = Shell::in_world(&world, "development");
 
@@ -350,7 +362,7 @@ async fn no_secret_is_in_what_a_command_says() {
         std::fs::write(&path, content).expect("it is written");
         path.display().to_string()
     };
-    let p8 = apple.key().private_key;
+    let p8 = apple.api_key().private_key;
     let account = world.simulator.google_service_account().to_string();
     let (good_p8, good_account) = (file("key.p8", &p8), file("account.json", &account));
     let sec1 = file("sec1.pem", &p8.replace("PRIVATE KEY", "EC PRIVATE KEY"));
@@ -462,8 +474,12 @@ async fn no_secret_is_in_what_the_service_says() {
         let world = World::new().await;
         let tenant = world.tenant().await;
         let apple = world.simulator.apple();
-        let bought = apple.create(NewTransaction::default()).expect("a purchase");
-        let jws = apple.signed(&bought.transaction_id).expect("signed");
+        let bought = apple
+            .create_transaction(NewTransaction::default())
+            .expect("a purchase");
+        let jws = apple
+            .sign_transaction(&bought.transaction_id)
+            .expect("signed");
         let planted = Planted::in_world(&world, &tenant, &jws);
         let mut shell = Shell::in_world(&world, mode);
         let folder = Folder::new();
@@ -531,18 +547,18 @@ async fn no_secret_is_in_what_the_service_says() {
 #[tokio::test]
 async fn in_production_no_line_repeats_what_the_database_said() {
     let page = Page::default();
-    let log = Log {
+    let log = LogSettings {
         level: LevelFilter::TRACE,
         format: LogFormat::Json,
-        classes_only: true,
+        is_cause_redacted: true,
     };
     let (writer, _logging) = logging(&log, &page);
     let url = format!("{}&user=planted_role", fresh_database().await.url);
     let settings = ConnectSettings::from_url(&url).expect("a good URL");
     let database = Database::open(&settings);
-    let changes = Changes::new(&database);
+    let changes = ChangeListener::new(&database);
     let stop = CancellationToken::new();
-    let listening = changes.run(stop.clone());
+    let listening = changes.run_until_stopped(stop.clone());
     let waiting = async {
         let written = || String::from_utf8(page.0.lock().expect("not poisoned").clone());
         while !written().expect("text").contains("not hearing") {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attesto::clock::Clock;
-use attesto::server::tls::Pair;
+use attesto::server::tls::TlsCertificate;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
@@ -95,7 +95,7 @@ impl Served {
     async fn get(&self, path: &str) -> (u16, Value) {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let port = self.line("listening").await["port"].clone();
-        let client = attesto::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::build_http_client().expect("a client can be made");
         let answer = client
             .get(format!("http://127.0.0.1:{port}{path}"))
             .send()
@@ -110,7 +110,7 @@ impl Served {
     /// Asks a question with a key.
     pub(crate) async fn ask(&self, path: &str, key: &str, question: &Value) -> (u16, Value) {
         let port = self.line("listening").await["port"].clone();
-        let client = attesto::outbound::client().expect("a client can be made");
+        let client = attesto::outbound::build_http_client().expect("a client can be made");
         let answer = client
             .post(format!("http://127.0.0.1:{port}{path}"))
             .header("authorization", format!("Bearer {key}"))
@@ -203,7 +203,7 @@ async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
         .collect();
     let mut served = Served::start(&database.url, &given);
     let line = served.line("listening").await;
-    let pair = Pair::read(&files, Clock::system().now()).expect("a good pair");
+    let pair = TlsCertificate::from_files(&files, Clock::system().now()).expect("a good pair");
     assert_eq!(line["certificateNotAfter"], pair.not_after().to_string());
     // The job `expiry` and the doctor, wherever they run, are told when it ends.
     let start = Instant::now();
@@ -249,7 +249,7 @@ async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
     let next = Made::today(60 * DAY);
     next.write(&folder);
     served.signal(Signal::HUP);
-    let pair = Pair::read(&files, Clock::system().now()).expect("a good pair");
+    let pair = TlsCertificate::from_files(&files, Clock::system().now()).expect("a good pair");
     let changed = served.line("tls_certificate_changed").await;
     assert_eq!(changed["sha256"], pair.fingerprint());
     assert!(health(&port).0);
@@ -536,7 +536,7 @@ async fn metrics_are_served_where_the_first_line_says_or_not_at_all() {
     let first = served.line("listening").await;
     let address = first["metrics"].as_str().expect("an address").to_owned();
     served.ready(200).await;
-    let client = attesto::outbound::client().expect("a client can be made");
+    let client = attesto::outbound::build_http_client().expect("a client can be made");
     let page = client.get(format!("http://{address}/metrics")).send().await;
     let page = page.expect("an answer").text().await.expect("text");
     assert!(

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::clock::Clock;
-use attesto::http::envelope::Envelope;
-use attesto::http::json::{Fields, FromJson, Json};
-use attesto::server::Listen;
-use attesto::server::{BindError, Manners, Running, bind, start};
+use attesto::http::json::{FromJson, JsonBody, JsonFields};
+use attesto::http::request_layer::RequestLayer;
+use attesto::server::ListenSettings;
+use attesto::server::{BindError, ConnectionLimits, RunningServer, bind_listener, start_server};
 use axum::Router;
 use axum::routing::{get, post};
 use serde_json::json;
@@ -22,17 +22,17 @@ const SHORT: Duration = Duration::from_millis(300);
 /// By when whatever must happen has happened, on a busy machine too.
 const SOON: Duration = Duration::from_secs(4);
 
-const MANNERS: Manners = Manners {
+const MANNERS: ConnectionLimits = ConnectionLimits {
     head_timeout: SHORT,
     idle_timeout: SHORT,
-    linger: Duration::from_secs(2),
+    linger_timeout: Duration::from_secs(2),
     max_connections: 64,
 };
 
 struct Named(String);
 
 impl FromJson for Named {
-    fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
         Some(Self(body.required_string("name", 1..=20)?))
     }
 }
@@ -45,14 +45,14 @@ struct Desk {
     done: Arc<AtomicUsize>,
 }
 
-async fn serve(manners: Manners) -> (Running, Desk) {
+async fn serve(manners: ConnectionLimits) -> (RunningServer, Desk) {
     let desk = Desk::default();
     let slow = desk.clone();
     let routes = Router::new()
         .route("/hello", get(async || axum::Json(json!({"hello": true}))))
         .route(
             "/named",
-            post(async |Json(Named(name)): Json<Named>| axum::Json(json!({"name": name}))),
+            post(async |JsonBody(Named(name)): JsonBody<Named>| axum::Json(json!({"name": name}))),
         )
         .route(
             "/slow",
@@ -63,17 +63,17 @@ async fn serve(manners: Manners) -> (Running, Desk) {
                 axum::Json(json!({"slow": true}))
             }),
         );
-    let envelope = Envelope::new(routes, Clock::system(), SHORT);
-    let loopback = Listen {
+    let envelope = RequestLayer::new(routes, Clock::system(), SHORT);
+    let loopback = ListenSettings {
         address: Some([127, 0, 0, 1].into()),
         port: 0,
     };
-    let listener = bind(loopback).await.expect("a free port");
-    let running = start(envelope, listener, manners, None).expect("it starts");
+    let listener = bind_listener(loopback).await.expect("a free port");
+    let running = start_server(envelope, listener, manners, None).expect("it starts");
     (running, desk)
 }
 
-async fn connect(running: &Running) -> TcpStream {
+async fn connect(running: &RunningServer) -> TcpStream {
     TcpStream::connect(running.address())
         .await
         .expect("it takes connections")
@@ -309,7 +309,7 @@ async fn http_2_is_spoken_to_who_begins_with_it() {
 
 #[tokio::test]
 async fn a_caller_is_told_how_long_an_idle_connection_is_kept() {
-    let (running, _) = serve(Manners::default()).await;
+    let (running, _) = serve(ConnectionLimits::default()).await;
     let mut stream = connect(&running).await;
     stream
         .write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -324,7 +324,7 @@ async fn a_caller_is_told_how_long_an_idle_connection_is_kept() {
 
 #[tokio::test]
 async fn whoever_has_no_place_waits_for_one() {
-    let (running, _) = serve(Manners {
+    let (running, _) = serve(ConnectionLimits {
         max_connections: 2,
         ..MANNERS
     })
@@ -364,7 +364,7 @@ async fn work_that_was_begun_is_finished_when_the_caller_goes_away() {
 
 #[tokio::test]
 async fn a_stop_lets_requests_finish_and_closes_everything_else() {
-    let (running, desk) = serve(Manners {
+    let (running, desk) = serve(ConnectionLimits {
         head_timeout: Duration::from_mins(1),
         idle_timeout: Duration::from_mins(1),
         ..MANNERS
@@ -422,16 +422,16 @@ async fn a_busy_port_is_said_to_be_busy() {
     let (running, _) = serve(MANNERS).await;
     let port = running.address().port();
     let address = Some(running.address().ip());
-    let problem = bind(Listen { address, port })
+    let problem = bind_listener(ListenSettings { address, port })
         .await
         .expect_err("it is taken");
-    assert!(matches!(problem, BindError::InUse(busy) if busy == port));
+    assert!(matches!(problem, BindError::PortInUse(busy) if busy == port));
     assert!(problem.to_string().contains("--port"));
 }
 
 #[tokio::test]
 async fn a_crowd_of_the_slow_delays_nobody() {
-    let (running, _) = serve(Manners {
+    let (running, _) = serve(ConnectionLimits {
         max_connections: 1024,
         head_timeout: Duration::from_secs(2),
         idle_timeout: Duration::from_secs(2),

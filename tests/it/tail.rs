@@ -1,7 +1,7 @@
 //! `attesto tail`: what happens to a tenant, as it happens.
 
-use attesto::events::{NewEvent, Record, Subject, SubjectType, Word};
-use attesto::tail::Watcher;
+use attesto::events::{EventRecorder, EventSubject, NewEvent, SubjectType, Word};
+use attesto::tail::TailWatcher;
 use serde_json::{Value, json};
 
 use crate::world::attesto::World;
@@ -12,14 +12,14 @@ const QUIET: [(&str, &str); 1] = [("WEBHOOK_DISPATCHER_DISABLED", "true")];
 struct Watched {
     world: World,
     tenant: attesto::id::TenantId,
-    watcher: Watcher,
+    watcher: TailWatcher,
 }
 
 impl Watched {
     async fn new() -> Self {
         let world = World::with(&QUIET).await;
         let tenant = world.stranger().await.id;
-        let watcher = Watcher::new(tenant.clone());
+        let watcher = TailWatcher::new(tenant.clone());
         Self {
             world,
             tenant,
@@ -29,17 +29,22 @@ impl Watched {
 
     async fn happens(&self, external_id: &str) -> String {
         let event = NewEvent {
-            word: Word::SubscriptionRenewed,
+            event_type: Word::SubscriptionRenewed,
             platform_event: "google.subscription_renewed".into(),
-            subject: Some(Subject {
+            subject: Some(EventSubject {
                 key: "a subscription".into(),
                 product_id: None,
                 r#type: SubjectType::Subscription,
             }),
             ..test_event(&self.tenant, external_id)
         };
-        let record = Record::new(self.world.database(), &self.world.clock, || {});
-        record.store(&event).await.unwrap().event_id.to_string()
+        let record = EventRecorder::new(self.world.database(), &self.world.clock, || {});
+        record
+            .record_event(&event)
+            .await
+            .unwrap()
+            .event_id
+            .to_string()
     }
 
     async fn sql(&self, text: &'static str) {
@@ -52,7 +57,11 @@ impl Watched {
 
     /// What is new, as JSON, without moments and ids.
     async fn news(&mut self) -> Vec<Value> {
-        let lines = self.watcher.look(self.world.database()).await.unwrap();
+        let lines = self
+            .watcher
+            .poll_lines(self.world.database())
+            .await
+            .unwrap();
         let lines = lines.iter().map(|line| {
             let mut line = serde_json::to_value(line).unwrap();
             let fields = line.as_object_mut().unwrap();

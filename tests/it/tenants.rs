@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
 use attesto::credentials::canary::{self, CanaryError};
-use attesto::credentials::{Cached, sealed};
+use attesto::credentials::{TenantCache, sealed_columns};
 use attesto::crypto::keyring::{Keyring, MasterKey};
-use attesto::db::changes::{self, Changes};
+use attesto::db::change_listener::{self, ChangeListener};
 use attesto::db::{ConnectSettings, Database, Error};
-use attesto::http::{Code, Problem};
+use attesto::http::{ErrorCode, Problem};
 use attesto::id::{KeyId, TenantId};
 use attesto::tenants::RateLimit;
-use attesto::tenants::caller::Refused;
-use attesto::tenants::{Caller, Callers, KeyEnvironment, RawKey, Tenant, store};
+use attesto::tenants::caller::AuthError;
+use attesto::tenants::{ApiKeyEnvironment, Authenticator, Caller, RawApiKey, Tenant, store};
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,8 @@ const LIMIT: RateLimit = RateLimit {
 struct Office {
     database: Database,
     clock: Clock,
-    changes: Changes,
-    callers: Callers,
+    changes: ChangeListener,
+    callers: Authenticator,
     tenant: Tenant,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
@@ -57,8 +57,8 @@ impl Office {
     async fn at(url: &str, limit: RateLimit) -> Self {
         let database = Database::open(&ConnectSettings::from_url(url).unwrap());
         let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10Z").unwrap());
-        let changes = Changes::new(&database);
-        let callers = Callers::new(&database, &changes, &clock, limit);
+        let changes = ChangeListener::new(&database);
+        let callers = Authenticator::new(&database, &changes, &clock, limit);
         let name = "Acme".parse().unwrap();
         let tenant = store::create_tenant(&database, &name, clock.now())
             .await
@@ -75,29 +75,30 @@ impl Office {
 
     fn listen(&mut self) {
         let changes = self.changes.clone();
-        let listening = tokio::spawn(async move { changes.run(CancellationToken::new()).await });
+        let listening =
+            tokio::spawn(async move { changes.run_until_stopped(CancellationToken::new()).await });
         self.tasks.push(AbortOnDropHandle::new(listening));
     }
 
     async fn hears(&self) {
         eventually("changes are heard", Duration::from_secs(10), async || {
-            self.changes.listening()
+            self.changes.is_listening()
         })
         .await;
     }
 
-    async fn key(&self) -> (KeyId, RawKey) {
-        let raw = RawKey::mint(KeyEnvironment::Live);
+    async fn key(&self) -> (KeyId, RawApiKey) {
+        let raw = RawApiKey::generate(ApiKeyEnvironment::Live);
         let id = self.store(&raw).await;
         (id, raw)
     }
 
-    async fn store(&self, raw: &RawKey) -> KeyId {
-        store::create_key(
+    async fn store(&self, raw: &RawApiKey) -> KeyId {
+        store::create_api_key(
             &self.database,
             &self.tenant.id,
             None,
-            KeyEnvironment::Live,
+            ApiKeyEnvironment::Live,
             raw,
             self.clock.now(),
         )
@@ -106,29 +107,29 @@ impl Office {
         .id
     }
 
-    async fn call(&self, key: &RawKey) -> Result<Caller, Refused> {
+    async fn call(&self, key: &RawApiKey) -> Result<Caller, AuthError> {
         self.call_with(&format!("Bearer {}", key.expose())).await
     }
 
-    async fn call_with(&self, authorization: &str) -> Result<Caller, Refused> {
+    async fn call_with(&self, authorization: &str) -> Result<Caller, AuthError> {
         let mut headers = HeaderMap::new();
         headers.insert(
             header::AUTHORIZATION,
             HeaderValue::from_str(authorization).unwrap(),
         );
-        self.callers.identify(&headers).await
+        self.callers.authenticate_headers(&headers).await
     }
 
-    async fn is_let_in(&self, key: &RawKey) -> bool {
+    async fn is_let_in(&self, key: &RawApiKey) -> bool {
         match self.call(key).await {
             Ok(_) => true,
-            Err(Refused::Unauthenticated) => false,
+            Err(AuthError::Unauthenticated) => false,
             Err(other) => panic!("{other}"),
         }
     }
 
     /// What a second after the change the latest must hold.
-    async fn within_a_second(&self, key: &RawKey, let_in: bool) {
+    async fn within_a_second(&self, key: &RawApiKey, let_in: bool) {
         let what = if let_in { "let in" } else { "refused" };
         eventually(what, Duration::from_secs(1), async || {
             self.is_let_in(key).await == let_in
@@ -138,7 +139,7 @@ impl Office {
 
     /// Changes something without telling anybody, as a test of what is remembered.
     async fn secretly(&self, sql: &'static str) {
-        let mut connection = self.database.pool().bare().acquire().await.unwrap();
+        let mut connection = self.database.pool().sqlx_pool().acquire().await.unwrap();
         for statement in [
             "set session_replication_role = replica",
             sql,
@@ -163,7 +164,7 @@ impl Office {
     }
 
     async fn last_used(&self, key: &KeyId) -> Option<Timestamp> {
-        let keys = store::list_keys(&self.database, &self.tenant.id, 500, 0)
+        let keys = store::list_api_keys(&self.database, &self.tenant.id, 500, 0)
             .await
             .unwrap();
         keys.iter().find(|it| it.id == *key).unwrap().last_used_at
@@ -188,12 +189,12 @@ async fn a_good_key_says_whose_it_is_and_anything_else_gets_one_answer() {
         Caller {
             tenant: office.tenant.id.clone(),
             key: id,
-            environment: KeyEnvironment::Live
+            environment: ApiKeyEnvironment::Live
         }
     );
     let mut answers = Vec::new();
     let (revoked_id, revoked) = office.key().await;
-    store::revoke_key(&office.database, &revoked_id, office.clock.now())
+    store::revoke_api_key(&office.database, &revoked_id, office.clock.now())
         .await
         .unwrap();
     for wrong in [
@@ -202,19 +203,25 @@ async fn a_good_key_says_whose_it_is_and_anything_else_gets_one_answer() {
         format!("Basic {}", raw.expose()),
         format!("Bearer {}x", raw.expose()),
         format!("Bearer {}", raw.expose().to_uppercase()),
-        format!("Bearer {}", RawKey::mint(KeyEnvironment::Live).expose()),
-        format!("Bearer {}", RawKey::mint(KeyEnvironment::Test).expose()),
+        format!(
+            "Bearer {}",
+            RawApiKey::generate(ApiKeyEnvironment::Live).expose()
+        ),
+        format!(
+            "Bearer {}",
+            RawApiKey::generate(ApiKeyEnvironment::Test).expose()
+        ),
         format!("Bearer {}", revoked.expose()),
     ] {
         let problem = Problem::from(office.call_with(&wrong).await.unwrap_err());
         answers.push((problem.code, problem.message, problem.details.len()));
     }
-    let nothing = office.callers.identify(&HeaderMap::new()).await;
+    let nothing = office.callers.authenticate_headers(&HeaderMap::new()).await;
     let problem = Problem::from(nothing.unwrap_err());
     answers.push((problem.code, problem.message, problem.details.len()));
     answers.dedup();
     assert_eq!(answers.len(), 1, "{answers:?}");
-    assert_eq!(answers[0].0, Code::Unauthenticated);
+    assert_eq!(answers[0].0, ErrorCode::Unauthenticated);
 }
 
 #[tokio::test]
@@ -234,19 +241,19 @@ async fn a_key_is_remembered_and_every_change_is_known_within_a_second() {
     office.secretly("update tenants set is_active = true").await;
 
     let (database, tenant, now) = (&office.database, &office.tenant.id, office.clock.now());
-    store::set_active(database, tenant, false, now)
+    store::set_tenant_active(database, tenant, false, now)
         .await
         .unwrap();
     office.within_a_second(&raw, false).await;
-    store::set_active(database, tenant, true, now)
+    store::set_tenant_active(database, tenant, true, now)
         .await
         .unwrap();
     office.within_a_second(&raw, true).await;
-    store::revoke_key(database, &id, now).await.unwrap();
+    store::revoke_api_key(database, &id, now).await.unwrap();
     office.within_a_second(&raw, false).await;
 
     // A key that was unknown a moment ago, and is remembered as unknown.
-    let raw = RawKey::mint(KeyEnvironment::Live);
+    let raw = RawApiKey::generate(ApiKeyEnvironment::Live);
     assert!(!office.is_let_in(&raw).await);
     office.store(&raw).await;
     office.within_a_second(&raw, true).await;
@@ -257,7 +264,7 @@ async fn a_process_that_does_not_listen_believes_only_the_database() {
     let office = Office::deaf(LIMIT).await;
     let (id, raw) = office.key().await;
     assert!(office.is_let_in(&raw).await);
-    store::revoke_key(&office.database, &id, office.clock.now())
+    store::revoke_api_key(&office.database, &id, office.clock.now())
         .await
         .unwrap();
     assert!(!office.is_let_in(&raw).await, "at once");
@@ -286,11 +293,11 @@ async fn a_listener_whose_connection_goes_silent_is_noticed() {
     office.hears().await;
     wire.freeze();
     let frozen = Instant::now();
-    eventually("noticed", changes::LEASE, async || {
-        !office.changes.listening()
+    eventually("noticed", change_listener::LISTEN_LEASE, async || {
+        !office.changes.is_listening()
     })
     .await;
-    assert!(frozen.elapsed() <= changes::LEASE);
+    assert!(frozen.elapsed() <= change_listener::LISTEN_LEASE);
 }
 
 #[tokio::test]
@@ -303,11 +310,11 @@ async fn a_pooler_that_swallows_notifications_is_never_trusted() {
     let (id, raw) = office.key().await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
-        assert!(!office.changes.listening());
+        assert!(!office.changes.is_listening());
         assert!(office.is_let_in(&raw).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    store::revoke_key(&office.database, &id, office.clock.now())
+    store::revoke_api_key(&office.database, &id, office.clock.now())
         .await
         .unwrap();
     assert!(!office.is_let_in(&raw).await);
@@ -318,17 +325,24 @@ async fn a_database_that_is_away_is_not_a_wrong_key() {
     let away = "postgres://attesto@127.0.0.1:1/attesto?connect_timeout=1";
     let database = Database::open(&ConnectSettings::from_url(away).unwrap());
     let clock = Clock::fixed(Timestamp::from_millis(0));
-    let callers = Callers::new(&database, &Changes::new(&database), &clock, LIMIT);
+    let callers = Authenticator::new(&database, &ChangeListener::new(&database), &clock, LIMIT);
     let mut headers = HeaderMap::new();
-    let key = format!("Bearer {}", RawKey::mint(KeyEnvironment::Live).expose());
+    let key = format!(
+        "Bearer {}",
+        RawApiKey::generate(ApiKeyEnvironment::Live).expose()
+    );
     headers.insert(header::AUTHORIZATION, key.parse().unwrap());
-    let problem = Problem::from(callers.identify(&headers).await.unwrap_err());
-    assert_eq!(problem.code, Code::Unavailable);
+    let problem = Problem::from(callers.authenticate_headers(&headers).await.unwrap_err());
+    assert_eq!(problem.code, ErrorCode::Unavailable);
     assert!(problem.retry_after.is_some());
 
     headers.insert(header::AUTHORIZATION, "Bearer nonsense".parse().unwrap());
-    let problem = Problem::from(callers.identify(&headers).await.unwrap_err());
-    assert_eq!(problem.code, Code::Unauthenticated, "no database is needed");
+    let problem = Problem::from(callers.authenticate_headers(&headers).await.unwrap_err());
+    assert_eq!(
+        problem.code,
+        ErrorCode::Unauthenticated,
+        "no database is needed"
+    );
 }
 
 #[tokio::test]
@@ -346,9 +360,9 @@ async fn limits_of_the_tenants_own_apply_and_change_while_running() {
         loop {
             match office.call(&raw).await {
                 Ok(_) => granted += 1,
-                Err(refused @ Refused::TooOften { .. }) => {
+                Err(refused @ AuthError::RateLimited { .. }) => {
                     let problem = Problem::from(refused);
-                    assert_eq!(problem.code, Code::RateLimited);
+                    assert_eq!(problem.code, ErrorCode::RateLimited);
                     assert_eq!(problem.details["retryAfterSeconds"], 1);
                     return granted;
                 }
@@ -357,7 +371,7 @@ async fn limits_of_the_tenants_own_apply_and_change_while_running() {
         }
     };
     assert_eq!(granted().await, 3);
-    store::set_limits(
+    store::set_rate_limits(
         &office.database,
         &office.tenant.id,
         None,
@@ -385,18 +399,18 @@ async fn the_last_use_is_written_at_most_once_a_minute_and_before_stopping() {
     };
     let wait = |seconds| office.clock.advance(Duration::from_secs(seconds));
 
-    office.callers.write_usage().await.unwrap();
+    office.callers.flush_usage().await.unwrap();
     assert_eq!(office.last_used(&id).await, None);
     office.call(&raw).await.unwrap();
-    office.callers.write_usage().await.unwrap();
+    office.callers.flush_usage().await.unwrap();
     assert_eq!(office.last_used(&id).await, at(0));
 
     wait(30);
     office.call(&raw).await.unwrap();
-    office.callers.write_usage().await.unwrap();
+    office.callers.flush_usage().await.unwrap();
     assert_eq!(office.last_used(&id).await, at(0), "within the minute");
     wait(30);
-    office.callers.write_usage().await.unwrap();
+    office.callers.flush_usage().await.unwrap();
     assert_eq!(
         office.last_used(&id).await,
         at(30),
@@ -407,28 +421,32 @@ async fn the_last_use_is_written_at_most_once_a_minute_and_before_stopping() {
     office.call(&raw).await.unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
-    office.callers.run(stop).await;
+    office.callers.run_usage_writer(stop).await;
     assert_eq!(office.last_used(&id).await, at(70), "before stopping");
 }
 
 #[tokio::test]
 async fn a_credential_is_loaded_once_and_again_after_a_change() {
     let office = Office::open().await;
-    let cached: Cached<u32, Error> = Cached::new(
+    let cached: TenantCache<u32, Error> = TenantCache::new(
         "google_credentials",
         Duration::from_mins(5),
         office.clock.clone(),
         &office.changes,
     );
     let loads = Arc::new(AtomicU32::new(0));
-    let get = async |cached: &Cached<u32, Error>| {
+    let get = async |cached: &TenantCache<u32, Error>| {
         let loads = loads.clone();
         let load = async move {
             tokio::task::yield_now().await;
             Ok(Some(loads.fetch_add(1, Ordering::SeqCst) + 1))
         };
         let tenant = &office.tenant.id;
-        cached.get(tenant, load).await.unwrap().map(|value| *value)
+        cached
+            .get_or_load(tenant, load)
+            .await
+            .unwrap()
+            .map(|value| *value)
     };
 
     let together = futures_util::future::join_all((0..20).map(|_| get(&cached))).await;
@@ -466,33 +484,39 @@ async fn a_credential_is_loaded_once_and_again_after_a_change() {
 #[tokio::test]
 async fn no_credential_is_remembered_briefly_and_an_error_not_at_all() {
     let office = Office::open().await;
-    let cached: Cached<u32, &str> = Cached::new(
+    let cached: TenantCache<u32, &str> = TenantCache::new(
         "google_credentials",
         Duration::from_mins(5),
         office.clock.clone(),
         &office.changes,
     );
     let tenant = &office.tenant.id;
-    let failed = cached.get(tenant, async { Err("away") }).await;
+    let failed = cached.get_or_load(tenant, async { Err("away") }).await;
     assert_eq!(*failed.unwrap_err(), "away");
-    assert_eq!(cached.get(tenant, async { Ok(None) }).await, Ok(None));
-    assert_eq!(cached.get(tenant, async { Ok(Some(1)) }).await, Ok(None));
+    assert_eq!(
+        cached.get_or_load(tenant, async { Ok(None) }).await,
+        Ok(None)
+    );
+    assert_eq!(
+        cached.get_or_load(tenant, async { Ok(Some(1)) }).await,
+        Ok(None)
+    );
     office.clock.advance(Duration::from_secs(5));
-    let value = cached.get(tenant, async { Ok(Some(1)) }).await;
+    let value = cached.get_or_load(tenant, async { Ok(Some(1)) }).await;
     assert_eq!(value, Ok(Some(Arc::new(1))));
 
     // Plaintext does not wait for somebody to ask.
     let value = Arc::downgrade(&value.unwrap().unwrap());
     assert!(value.upgrade().is_some());
     office.clock.advance(Duration::from_mins(5));
-    cached.sweep();
+    cached.remove_expired();
     assert!(value.upgrade().is_none());
 }
 
 #[tokio::test]
 async fn nothing_is_remembered_while_nothing_is_heard() {
     let office = Office::deaf(LIMIT).await;
-    let cached: Cached<u32, Error> = Cached::new(
+    let cached: TenantCache<u32, Error> = TenantCache::new(
         "google_credentials",
         Duration::from_mins(5),
         office.clock.clone(),
@@ -500,7 +524,7 @@ async fn nothing_is_remembered_while_nothing_is_heard() {
     );
     for number in 1..4 {
         let value = cached
-            .get(&office.tenant.id, async move { Ok(Some(number)) })
+            .get_or_load(&office.tenant.id, async move { Ok(Some(number)) })
             .await;
         assert_eq!(*value.unwrap().unwrap(), number);
     }
@@ -519,11 +543,11 @@ async fn a_wrong_encryption_key_is_seen() {
     let office = Office::deaf(LIMIT).await;
     let database = &office.database;
     let check = async |ring: Keyring| {
-        canary::check(database, &ring)
+        canary::ensure_canaries(database, &ring)
             .await
             .map_err(|error| match error {
                 CanaryError::Database(error) => panic!("{error}"),
-                told => told.class(),
+                told => told.error_class(),
             })
     };
     assert_eq!(check(ring((1, 1), &[])).await, Ok(()), "the first time");
@@ -542,7 +566,7 @@ async fn a_wrong_encryption_key_is_seen() {
     );
 
     let blob = ring((1, 1), &[]).seal(
-        sealed::GOOGLE_SERVICE_ACCOUNT.of(office.tenant.id.as_str()),
+        sealed_columns::GOOGLE_SERVICE_ACCOUNT.context_for(office.tenant.id.as_str()),
         b"{}",
     );
     sqlx::query(
@@ -571,7 +595,7 @@ async fn every_sealed_column_is_known() {
     .fetch_all(office.database.pool())
     .await
     .unwrap();
-    let mut known: Vec<_> = sealed::ALL
+    let mut known: Vec<_> = sealed_columns::ALL_SEALED_COLUMNS
         .iter()
         .map(|it| (it.table.to_owned(), it.column.to_owned()))
         .collect();
@@ -584,25 +608,25 @@ async fn an_unknown_tenant_has_no_keys_and_is_not_changed() {
     let office = Office::deaf(LIMIT).await;
     let nobody = TenantId::mint(Timestamp::from_millis(0));
     let now = office.clock.now();
-    let raw = RawKey::mint(KeyEnvironment::Test);
+    let raw = RawApiKey::generate(ApiKeyEnvironment::Test);
     let name = "x".parse().unwrap();
     let database = &office.database;
     for refused in [
-        store::create_key(database, &nobody, None, KeyEnvironment::Test, &raw, now)
+        store::create_api_key(database, &nobody, None, ApiKeyEnvironment::Test, &raw, now)
             .await
             .unwrap_err(),
-        store::set_active(database, &nobody, true, now)
+        store::set_tenant_active(database, &nobody, true, now)
             .await
             .unwrap_err(),
-        store::rename(database, &nobody, &name, now)
+        store::rename_tenant(database, &nobody, &name, now)
             .await
             .unwrap_err(),
-        store::set_limits(database, &nobody, None, None, now)
+        store::set_rate_limits(database, &nobody, None, None, now)
             .await
             .unwrap_err(),
     ] {
         assert!(
-            matches!(&refused, store::ChangeError::NoTenant(id) if *id == nobody),
+            matches!(&refused, store::TenantChangeError::TenantNotFound(id) if *id == nobody),
             "{refused}"
         );
     }

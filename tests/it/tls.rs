@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attesto::app::{App, RunningApp};
 use attesto::clock::{Clock, Timestamp};
-use attesto::outbound::{Believed, client_believing};
-use attesto::server::tls::{BadPair, Files, Pair, Rhythm, Tls};
-use attesto::server::{Manners, scrape};
-use attesto::service::{Service, Serving};
+use attesto::outbound::{CertificateTrust, build_local_http_client};
+use attesto::server::tls::{
+    ReloadIntervals, ReloadableTls, TlsCertificate, TlsCertificateError, TlsFiles,
+};
+use attesto::server::{ConnectionLimits, scrape};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -34,9 +36,9 @@ pub(crate) const DAY: u32 = 24 * 60 * 60;
 /// By when whatever must happen has happened, on a busy machine too.
 const SOON: Duration = Duration::from_secs(20);
 /// For a test that waits for each look.
-const OFTEN: Rhythm = Rhythm {
-    look_every: Duration::from_millis(20),
-    settle: Duration::from_millis(20),
+const OFTEN: ReloadIntervals = ReloadIntervals {
+    poll_interval: Duration::from_millis(20),
+    settle_interval: Duration::from_millis(20),
 };
 
 /// A certificate with its chain, and its key, as whoever renews it makes them.
@@ -65,7 +67,7 @@ impl Made {
     }
 
     fn issued_by(name: &str, from: Timestamp, to: Timestamp) -> Self {
-        let moment = |at: Timestamp| OffsetDateTime::from_unix_timestamp(at.seconds()).unwrap();
+        let moment = |at: Timestamp| OffsetDateTime::from_unix_timestamp(at.as_secs()).unwrap();
         let mut above = CertificateParams::new(Vec::new()).unwrap();
         above.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         above
@@ -89,8 +91,8 @@ impl Made {
     }
 
     /// Into both files of a folder.
-    pub(crate) fn write(&self, folder: &Path) -> Files {
-        let files = Files {
+    pub(crate) fn write(&self, folder: &Path) -> TlsFiles {
+        let files = TlsFiles {
             certificate: folder.join("cert.pem"),
             key: folder.join("key.pem"),
         };
@@ -109,34 +111,38 @@ impl Made {
 
 /// A service with a certificate, its numbers shown.
 struct Place {
-    serving: Serving,
-    files: Files,
-    tls: Tls,
+    serving: RunningApp,
+    files: TlsFiles,
+    tls: ReloadableTls,
     /// Of the certificate it began with.
     issuer: CertificateDer<'static>,
 }
 
 impl Place {
-    async fn new(world: &World, clock: &Clock, folder: &Folder, rhythm: Rhythm) -> Self {
-        Self::with(world, clock, folder, rhythm, Manners::default()).await
+    async fn new(world: &World, clock: &Clock, folder: &Folder, rhythm: ReloadIntervals) -> Self {
+        Self::with(world, clock, folder, rhythm, ConnectionLimits::default()).await
     }
 
     async fn with(
         world: &World,
         clock: &Clock,
         folder: &Folder,
-        rhythm: Rhythm,
-        manners: Manners,
+        rhythm: ReloadIntervals,
+        manners: ConnectionLimits,
     ) -> Self {
         let made = Made::today(60 * DAY);
         let files = made.write(folder);
-        let tls = Tls::load(files.clone(), clock).unwrap().looking(rhythm);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let metrics = scrape::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let serving = Service::build(&world.settings, world.database(), &world.clock)
+        let tls = ReloadableTls::load(files.clone(), clock)
             .unwrap()
-            .showing_metrics(metrics)
-            .with_certificate(tls.clone())
+            .with_intervals(rhythm);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let metrics = scrape::bind_metrics_listener("127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let serving = App::build(&world.settings, world.database(), &world.clock)
+            .unwrap()
+            .with_metrics_listener(metrics)
+            .with_tls(tls.clone())
             .serve(listener, manners)
             .unwrap();
         Self {
@@ -170,8 +176,8 @@ impl Place {
 
     /// Whether it serves with exactly this certificate.
     async fn has(&self, made: &Made) -> bool {
-        let only = Believed::Only(made.certificate.clone());
-        let client = client_believing(only).unwrap();
+        let only = CertificateTrust::Pinned(made.certificate.clone());
+        let client = build_local_http_client(only).unwrap();
         let url = format!("https://{}/health", self.address());
         match client.get(url).send().await {
             Ok(answer) => {
@@ -188,7 +194,7 @@ impl Place {
 
     async fn number(&self, name: &str) -> i64 {
         let url = format!("http://{}/metrics", self.serving.metrics_address().unwrap());
-        let client = attesto::outbound::client().unwrap();
+        let client = attesto::outbound::build_http_client().unwrap();
         let page = client.get(url).send().await.unwrap().text().await.unwrap();
         let mut lines = page.lines();
         let line = lines.find_map(|line| line.strip_prefix(name)).unwrap();
@@ -223,9 +229,9 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
     let folder = Folder::new();
     let clock = Clock::fixed(Clock::system().now());
     let place = Place::new(&world, &clock, &folder, OFTEN).await;
-    let ends = |pair: &Pair| pair.not_after().seconds();
+    let ends = |pair: &TlsCertificate| pair.not_after().as_secs();
     let shown = async || place.number("attesto_tls_cert_not_after_seconds").await;
-    assert_eq!(shown().await, ends(&place.tls.pair()));
+    assert_eq!(shown().await, ends(&place.tls.current_certificate()));
     assert_eq!(place.refused().await, 0);
 
     let good = Made::today(90 * DAY);
@@ -233,14 +239,14 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
     let start = Instant::now();
     until(async || place.has(&good).await).await;
     assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(shown().await, ends(&place.tls.pair()));
+    assert_eq!(shown().await, ends(&place.tls.current_certificate()));
 
     let other = Made::today(90 * DAY);
     let cut = |text: &str| text[..text.len() * 2 / 3].to_owned();
     let now = clock.now();
     let day = Duration::from_secs(DAY.into());
     let write = |path: &Path, text: &str| std::fs::write(path, text).unwrap();
-    let Files { certificate, key } = &place.files;
+    let TlsFiles { certificate, key } = &place.files;
     let cases: [Spoil<'_>; 11] = [
         (
             "a certificate, and not yet its key",
@@ -301,7 +307,7 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
         // And taken again without a word once it is back.
         good.write(&folder);
     }
-    assert_eq!(shown().await, ends(&place.tls.pair()));
+    assert_eq!(shown().await, ends(&place.tls.current_certificate()));
 
     // Whoever mends what was bad need not restart anything.
     other.write(&folder);
@@ -317,9 +323,9 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
 async fn a_signal_is_a_look() {
     let world = World::new().await;
     let folder = Folder::new();
-    let rarely = Rhythm {
-        look_every: Duration::from_hours(1),
-        ..Rhythm::default()
+    let rarely = ReloadIntervals {
+        poll_interval: Duration::from_hours(1),
+        ..ReloadIntervals::default()
     };
     let place = Place::new(&world, &Clock::system(), &folder, rarely).await;
     // From a connection that exists nothing is taken away.
@@ -352,7 +358,13 @@ async fn a_signal_is_a_look() {
 async fn both_protocols_are_spoken_and_whoever_trusts_the_issuer_is_convinced() {
     let world = World::new().await;
     let folder = Folder::new();
-    let place = Place::new(&world, &Clock::system(), &folder, Rhythm::default()).await;
+    let place = Place::new(
+        &world,
+        &Clock::system(),
+        &folder,
+        ReloadIntervals::default(),
+    )
+    .await;
     for (offered, agreed) in [
         (&["h2", "http/1.1"][..], Some("h2")),
         (&["http/1.1"], Some("http/1.1")),
@@ -390,12 +402,12 @@ async fn both_protocols_are_spoken_and_whoever_trusts_the_issuer_is_convinced() 
 async fn whoever_is_slow_at_shaking_hands_is_let_go() {
     let world = World::new().await;
     let folder = Folder::new();
-    let manners = Manners {
+    let manners = ConnectionLimits {
         head_timeout: Duration::from_millis(300),
-        ..Manners::default()
+        ..ConnectionLimits::default()
     };
     let clock = Clock::system();
-    let place = Place::with(&world, &clock, &folder, Rhythm::default(), manners).await;
+    let place = Place::with(&world, &clock, &folder, ReloadIntervals::default(), manners).await;
     // The head of a record that would be a greeting of 512 bytes.
     let greeting = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc];
     for (what, sent) in [
@@ -525,11 +537,11 @@ fn a_bad_pair_says_what_is_wrong_and_nothing_of_the_key() {
     let folder = Folder::new();
     let files = Made::today(60 * DAY).write(&folder);
     let now = Clock::system().now();
-    assert!(Pair::read(&files, now).is_ok());
+    assert!(TlsCertificate::from_files(&files, now).is_ok());
     let ended = now.plus(Duration::from_secs(u64::from(DAY) * 61));
     assert!(matches!(
-        Pair::read(&files, ended),
-        Err(BadPair::Expired(_))
+        TlsCertificate::from_files(&files, ended),
+        Err(TlsCertificateError::Expired(_))
     ));
     assert!(files.changed_within(Duration::from_secs(30), Clock::system().now()));
     assert!(!files.changed_within(Duration::from_secs(30), ended));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use attesto::clock::Clock;
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::tenants;
 use axum::Router;
@@ -118,12 +118,12 @@ fn value(attributes: &[KeyValue], name: &str) -> Value {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    attesto::crypto::token::hex(bytes)
+    attesto::crypto::token::encode_hex(bytes)
 }
 
 fn client() -> reqwest::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    attesto::outbound::client().unwrap()
+    attesto::outbound::build_http_client().unwrap()
 }
 
 async fn base(served: &Served) -> String {
@@ -275,7 +275,7 @@ async fn what_a_store_is_asked_for_is_within_and_says_nothing_of_the_purchase() 
         ),
         ("WEBHOOK_DISPATCHER_DISABLED".to_owned(), "true".to_owned()),
     ];
-    let simulated = world.simulator.settings().into_iter();
+    let simulated = world.simulator.environment_variables().into_iter();
     // Ours win.
     variables.splice(
         0..0,
@@ -286,7 +286,10 @@ async fn what_a_store_is_asked_for_is_within_and_says_nothing_of_the_purchase() 
         .map(|(name, value)| (&**name, &**value))
         .collect();
     let served = Served::start(&world.fresh.url, &given);
-    let bought = world.simulator.apple().create(NewTransaction::default());
+    let bought = world
+        .simulator
+        .apple()
+        .create_transaction(NewTransaction::default());
     let bought = bought.unwrap().transaction_id;
     let answer = client()
         .post(format!("{}/v1/apple/verify", base(&served).await))
@@ -347,16 +350,16 @@ async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
     set_callback(&fresh.database, &keyring, &tenant, &url, &secret).await;
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
-        source: Source::Apple,
-        word: Word::SubscriptionRenewed,
+        source: EventSource::Apple,
+        event_type: Word::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("hunter2".into()),
         data: raw(r#"{"purchase":"hunter2"}"#),
         raw: raw("{}"),
         ..test_event(&tenant, "1")
     };
-    let record = Record::new(&fresh.database, &clock, || {});
-    record.store(&event).await.unwrap();
+    let record = EventRecorder::new(&fresh.database, &clock, || {});
+    record.record_event(&event).await.unwrap();
 
     let span = collector.span("webhook delivery").await;
     assert!(span.parent_span_id.is_empty());

@@ -7,10 +7,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::config::environment;
-use attesto::db::upgrade::Touch;
-use attesto::db::{Database, MIGRATOR, MigrationProblem, SchemaState};
-use attesto::replicas::WouldStop;
+use attesto::config::read_env_var;
+use attesto::db::migration_analysis::TableImpact;
+use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState};
+use attesto::replicas::MigrationBlockedError;
 use serde_json::json;
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -45,7 +45,7 @@ fn of_the_next_release(database: Database, sql: &'static str) -> Database {
     );
     let all = MIGRATOR.iter().cloned().chain([migration]).collect();
     let migrator: &'static Migrator = Box::leak(Box::new(Migrator::with_migrations(all)));
-    database.knowing(migrator)
+    database.with_migrator(migrator)
 }
 
 /// Somebody of an older release serves.
@@ -68,8 +68,11 @@ async fn who_serves_goes_on_while_the_next_release_migrates() {
     assert_eq!(world.ask("GET", "/ready", None, None).await.status, 200);
 
     let next = of_the_next_release(Database::open(&world.fresh.settings), ADDS);
-    assert_eq!(next.schema().await.unwrap(), SchemaState::Behind(1));
-    let planned = next.planned().await.unwrap();
+    assert_eq!(
+        next.load_schema_state().await.unwrap(),
+        SchemaState::Behind(1)
+    );
+    let planned = next.plan_migrations().await.unwrap();
     assert_eq!(planned.len(), 1);
     let found: Vec<_> = planned[0]
         .tables
@@ -79,8 +82,8 @@ async fn who_serves_goes_on_while_the_next_release_migrates() {
     assert_eq!(
         found,
         [
-            ("flavours", Touch::Creates),
-            ("webhook_events", Touch::ReadsAll)
+            ("flavours", TableImpact::Creates),
+            ("webhook_events", TableImpact::ReadsAll)
         ]
     );
     assert!(planned[0].tables[1].bytes.unwrap() > 0);
@@ -125,15 +128,18 @@ async fn who_serves_goes_on_while_the_next_release_migrates() {
     assert_eq!(world.ask("GET", "/ready", None, None).await.status, 200);
     let again = Database::open(&world.fresh.settings);
     assert_eq!(
-        again.schema().await.unwrap(),
+        again.load_schema_state().await.unwrap(),
         SchemaState::AheadAndCompatible
     );
     let problem = again.migrate(false).await.unwrap_err();
     assert!(
-        matches!(problem, MigrationProblem::Newer { found: 9001, .. }),
+        matches!(problem, MigrationError::DatabaseNewer { found: 9001, .. }),
         "{problem}"
     );
-    assert_eq!(next.schema().await.unwrap(), SchemaState::UpToDate);
+    assert_eq!(
+        next.load_schema_state().await.unwrap(),
+        SchemaState::UpToDate
+    );
 }
 
 #[tokio::test]
@@ -141,7 +147,7 @@ async fn who_would_be_stopped_is_asked_first() {
     let fresh = fresh_database().await;
     let next = of_the_next_release(fresh.database.clone(), NARROWS);
     an_older_release_serves(&fresh).await;
-    let refused = WouldStop::look(&next, Duration::ZERO)
+    let refused = MigrationBlockedError::check_replicas(&next, Duration::ZERO)
         .await
         .unwrap()
         .unwrap_err();
@@ -153,15 +159,25 @@ async fn who_would_be_stopped_is_asked_first() {
     // It adds something: nobody is asked.
     let harmless = of_the_next_release(fresh.database.clone(), ADDS);
     assert_eq!(
-        WouldStop::look(&harmless, Duration::ZERO).await.unwrap(),
+        MigrationBlockedError::check_replicas(&harmless, Duration::ZERO)
+            .await
+            .unwrap(),
         Ok(())
     );
 
     // When the other one is gone, it goes on; and this release does not come back.
     let later = Duration::from_mins(2);
-    assert_eq!(WouldStop::look(&next, later).await.unwrap(), Ok(()));
+    assert_eq!(
+        MigrationBlockedError::check_replicas(&next, later)
+            .await
+            .unwrap(),
+        Ok(())
+    );
     next.migrate(false).await.unwrap();
-    assert_eq!(fresh.database.schema().await.unwrap(), SchemaState::Ahead);
+    assert_eq!(
+        fresh.database.load_schema_state().await.unwrap(),
+        SchemaState::Ahead
+    );
 }
 
 /// As the program meets it: started on tables that a newer release left.
@@ -198,7 +214,7 @@ async fn a_release_is_started_again_only_where_it_was_promised_to_work() {
 /// The two programs, with no time between them.
 #[tokio::test]
 async fn the_release_before_and_this_one_share_a_database() {
-    let previous = environment("ATTESTO_PREVIOUS_BINARY").filter(|path| !path.is_empty());
+    let previous = read_env_var("ATTESTO_PREVIOUS_BINARY").filter(|path| !path.is_empty());
     let this = std::ffi::OsString::from(env!("CARGO_BIN_EXE_attesto"));
     let before = previous.unwrap_or_else(|| this.clone());
     let empty = empty_database().await;

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use attesto::config::fingerprints;
+use attesto::config::compute_fingerprints;
 use attesto::id::TenantId;
-use attesto::replicas::Presence;
+use attesto::replicas::ReplicaHeartbeat;
 use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::docs::blocks;
 use crate::world::attesto::World;
-use crate::world::desk::page;
+use crate::world::doc_runner::read_page;
 use crate::world::log::Warnings;
 use crate::world::receiver::Receiver;
 
@@ -31,7 +31,7 @@ fn count(page: &str, series: &str) -> u64 {
 
 /// docs/operations.md shows a line with these fields.
 fn assert_told(line: &Value) {
-    let (blocks, _) = blocks(&page("docs/operations.md"));
+    let (blocks, _) = blocks(&read_page("docs/operations.md"));
     let told = blocks.into_iter().find(|(language, _)| language == "json");
     let told: Value = serde_json::from_str(&told.unwrap().1).unwrap();
     let names = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -201,18 +201,21 @@ async fn certificates_are_watched_by_who_lives_by_them() {
         line.map(|seconds| seconds.parse::<i64>().unwrap())
     };
     let page = world.metrics().await;
-    assert!(series(&page, "apple_root") > Some(world.clock.now().seconds()));
+    assert!(series(&page, "apple_root") > Some(world.clock.now().as_secs()));
     assert_eq!(
         series(&page, "apple_leaf"),
         None,
         "nothing that Apple signed was seen"
     );
-    let bought = world.simulator.apple().create(NewTransaction::default());
+    let bought = world
+        .simulator
+        .apple()
+        .create_transaction(NewTransaction::default());
     let question = json!({ "transactionId": bought.unwrap().transaction_id });
     assert_eq!(world.verify("apple", &tenant, &question).await.status, 200);
     let page = world.metrics().await;
     let leaf = series(&page, "apple_leaf").expect("it was seen");
-    assert!(leaf > world.clock.now().seconds());
+    assert!(leaf > world.clock.now().as_secs());
 
     // What processes tell is what the job looks at, whoever runs it.
     let warnings = Warnings::listen();
@@ -260,7 +263,7 @@ async fn certificates_are_watched_by_who_lives_by_them() {
 async fn drift(world: &World) -> Vec<(String, u64)> {
     let told = world.run_job("drift").await;
     let findings = told["findings"].as_object().unwrap();
-    assert_eq!(findings.len(), attesto::watch::drift::Kind::ALL.len());
+    assert_eq!(findings.len(), attesto::watch::drift::DriftKind::ALL.len());
     let found = findings
         .iter()
         .map(|(kind, count)| (kind.clone(), count.as_u64().unwrap()));
@@ -361,14 +364,14 @@ async fn settings_that_differ_between_processes_are_found_without_being_told() {
         let mut settings = world.settings.clone();
         let days = events.parse().unwrap();
         settings.retention.events = Some(DAY * days);
-        Presence::new(world.database(), world.keyring(), &world.clock)
-            .with_settings(fingerprints(&settings))
+        ReplicaHeartbeat::new(world.database(), world.keyring(), &world.clock)
+            .with_settings(compute_fingerprints(&settings))
     };
     // The world's own process says so itself, within seconds: these do so now.
-    presence("90").beat().await.unwrap();
-    presence("90").beat().await.unwrap();
+    presence("90").send_heartbeat().await.unwrap();
+    presence("90").send_heartbeat().await.unwrap();
     assert_eq!(drift(&world).await, []);
-    presence("7").beat().await.unwrap();
+    presence("7").send_heartbeat().await.unwrap();
     assert_eq!(drift(&world).await, [("settings".to_owned(), 1)]);
     let held: Vec<String> = sqlx::query_scalar("select settings::text from replicas")
         .fetch_all(world.database().pool())
@@ -558,12 +561,14 @@ async fn nobody_is_connected_to_while_deliveries_are_held_or_by_who_does_not_del
     // One that only receives may not be let out to where callbacks are.
     let every = |delivers: bool| {
         let mut settings = world.settings.clone();
-        settings.webhooks.dispatch = delivers;
-        let tools = attesto::service::tools(&settings, world.database(), &world.clock);
-        let jobs = attesto::jobs::all(&tools).into_iter();
-        let probe = jobs.filter(|job| job.name == "probe").map(|job| job.every);
-        let rest = attesto::jobs::all(&tools).into_iter();
-        let rest = rest.filter(|job| job.name != "probe" && job.every.is_none());
+        settings.webhooks.is_dispatcher_enabled = delivers;
+        let tools = attesto::app::build_job_tools(&settings, world.database(), &world.clock);
+        let jobs = attesto::jobs::all_jobs(&tools).into_iter();
+        let probe = jobs
+            .filter(|job| job.name == "probe")
+            .map(|job| job.interval);
+        let rest = attesto::jobs::all_jobs(&tools).into_iter();
+        let rest = rest.filter(|job| job.name != "probe" && job.interval.is_none());
         (probe.collect::<Vec<_>>(), rest.count())
     };
     assert_eq!(every(true), (vec![Some(Duration::from_hours(1))], 0));

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use attesto::clock::Timestamp;
 use attesto::crypto::keyring::{Keyring, MasterKey};
-use attesto::deliveries::endpoint::store::{Change, ChangeError, Changed};
-use attesto::deliveries::endpoint::{Endpoint, Secrets, SigningSecret, store};
+use attesto::deliveries::endpoint::store::{EndpointChange, EndpointChangeError, SecretChange};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint, store};
 use attesto::deliveries::signature;
 use attesto::id::TenantId;
 use attesto::tenants;
@@ -117,10 +117,10 @@ impl Desk {
         tokio::task::spawn_blocking(run).await.unwrap()
     }
 
-    async fn endpoint(&self, lead: Duration) -> Endpoint {
+    async fn endpoint(&self, lead: Duration) -> WebhookEndpoint {
         let tenants = [self.tenant.clone()];
         let database = &self.fresh.database;
-        let mut found = store::for_delivery(database, &self.keyring, &tenants, lead)
+        let mut found = store::load_endpoints(database, &self.keyring, &tenants, lead)
             .await
             .unwrap();
         found.remove(&self.tenant).unwrap().unwrap()
@@ -131,15 +131,15 @@ impl Desk {
         secret: &SigningSecret,
         overlap: Duration,
         lead: Duration,
-    ) -> Result<Changed, ChangeError> {
-        let change = Change {
+    ) -> Result<SecretChange, EndpointChangeError> {
+        let change = EndpointChange {
             callback_url: Some(CALLBACK),
             secret: Some(secret),
             is_active: None,
             overlap,
         };
         let database = &self.fresh.database;
-        store::change(database, &self.keyring, &self.tenant, &change, lead).await
+        store::change_endpoint(database, &self.keyring, &self.tenant, &change, lead).await
     }
 
     /// Three events, a second apart, that stand where events can stand.
@@ -174,7 +174,7 @@ fn secret(name: impl std::fmt::Display) -> SigningSecret {
 }
 
 /// The texts that sign, newest first.
-fn texts(secrets: &Secrets) -> Vec<String> {
+fn texts(secrets: &SigningSecrets) -> Vec<String> {
     secrets
         .iter()
         .map(|secret| secret.expose().trim_end_matches('-').to_owned())
@@ -262,7 +262,11 @@ async fn a_new_secret_signs_beside_the_previous_one() {
     ]);
     let expires = Timestamp::parse(rotated["secrets"][1]["expiresAt"].as_str().unwrap()).unwrap();
     let created = Timestamp::parse(rotated["secrets"][0]["createdAt"].as_str().unwrap()).unwrap();
-    assert_eq!(expires.since(created), 24 * HOUR, "unless said otherwise");
+    assert_eq!(
+        expires.duration_since(created),
+        24 * HOUR,
+        "unless said otherwise"
+    );
     assert_eq!(
         texts(&desk.endpoint(Duration::ZERO).await.secrets),
         ["two", "one"]
@@ -364,9 +368,9 @@ async fn no_rotation_leaves_anybody_without_a_signature() {
                     let live = texts(&endpoint.secrets);
                     assert!(live.len() <= 3, "{live:?}");
                     // As receivers check it that hold one secret alone: the newest, or the one before it.
-                    let signed = signature::sign(&endpoint.secrets, "evt", 1, b"{}");
+                    let signed = signature::sign_delivery(&endpoint.secrets, "evt", 1, b"{}");
                     for held in newest.saturating_sub(1)..=newest {
-                        let alone = signature::sign(&secret(held).into(), "evt", 1, b"{}");
+                        let alone = signature::sign_delivery(&secret(held).into(), "evt", 1, b"{}");
                         let mine = alone.attesto.strip_prefix("t=1,").unwrap();
                         assert!(signed.attesto.contains(mine), "{held} of {live:?}");
                         let mine = |one: &str| one == alone.standard;
@@ -539,12 +543,20 @@ async fn an_operator_opens_a_network_for_one_tenant() {
     );
     assert_eq!(desk.webhook(&["allow"]).said.lines().count(), 2);
     let endpoint = desk.endpoint(Duration::ZERO).await;
-    assert!(endpoint.allowed.opens("10.1.2.3:443".parse().unwrap()));
-    assert!(!endpoint.allowed.opens("10.1.2.3:80".parse().unwrap()));
     assert!(
         endpoint
-            .allowed
-            .opens("[fd12:3456::1]:8443".parse().unwrap())
+            .allow_list
+            .is_allowed("10.1.2.3:443".parse().unwrap())
+    );
+    assert!(
+        !endpoint
+            .allow_list
+            .is_allowed("10.1.2.3:80".parse().unwrap())
+    );
+    assert!(
+        endpoint
+            .allow_list
+            .is_allowed("[fd12:3456::1]:8443".parse().unwrap())
     );
     desk.answer(&["disallow", "10.1.0.0/16:443"]);
     assert_eq!(desk.webhook(&["disallow", "10.1.0.0/16:443"]).exit, 1);
@@ -552,8 +564,8 @@ async fn an_operator_opens_a_network_for_one_tenant() {
         !desk
             .endpoint(Duration::ZERO)
             .await
-            .allowed
-            .opens("10.1.2.3:443".parse().unwrap())
+            .allow_list
+            .is_allowed("10.1.2.3:443".parse().unwrap())
     );
 }
 
@@ -601,7 +613,7 @@ async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
     };
     let timestamp: i64 = request.headers["webhook-timestamp"].parse().unwrap();
     let id = &request.headers["webhook-id"];
-    let signed = signature::sign(&mine.into(), id, timestamp, &request.body);
+    let signed = signature::sign_delivery(&mine.into(), id, timestamp, &request.body);
     assert_eq!(request.headers["x-attesto-signature"], signed.attesto);
     assert_eq!(request.headers["webhook-signature"], signed.standard);
     assert_eq!(request.headers["x-attesto-event"], "test");

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
 use attesto::db::Database;
-use attesto::db::changes::Changes;
-use attesto::deliveries::redelivery::{Filter, Refused, Request, Status};
+use attesto::db::change_listener::ChangeListener;
+use attesto::deliveries::redelivery::{
+    EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
+};
 use attesto::deliveries::{
-    Class, Courier, Dispatcher, DispatcherSettings, Outcome, Parcel, Redeliveries, Wake,
+    AttemptOutcome, ClaimedDelivery, DeliveryTransport, Dispatcher, DispatcherSettings,
+    OutcomeClass, Redeliveries, WorkNotifier,
 };
 use attesto::id::{DeliveryId, EventId, TenantId};
 use futures_util::FutureExt as _;
@@ -152,16 +155,21 @@ impl World {
             .unwrap();
     }
 
-    fn dispatcher(&self, courier: Courier) -> Dispatcher {
-        self.dispatcher_with(courier, 64, Wake::default())
+    fn dispatcher(&self, courier: DeliveryTransport) -> Dispatcher {
+        self.dispatcher_with(courier, 64, WorkNotifier::default())
     }
 
-    fn dispatcher_with(&self, courier: Courier, concurrency: usize, wake: Wake) -> Dispatcher {
+    fn dispatcher_with(
+        &self,
+        courier: DeliveryTransport,
+        concurrency: usize,
+        wake: WorkNotifier,
+    ) -> Dispatcher {
         let settings = DispatcherSettings {
             concurrency,
-            interval: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(10),
             max_retries: 5,
-            grace: Duration::from_millis(200),
+            shutdown_timeout: Duration::from_millis(200),
         };
         Dispatcher::new(self.database(), &self.clock, courier, wake, settings)
     }
@@ -210,15 +218,15 @@ impl World {
     }
 }
 
-fn answer(code: u16) -> Outcome {
+fn answer(code: u16) -> AttemptOutcome {
     answer_later(code, None)
 }
 
-fn answer_later(code: u16, retry_after: Option<Duration>) -> Outcome {
+fn answer_later(code: u16, retry_after: Option<Duration>) -> AttemptOutcome {
     let excerpt = Some("what it said".to_owned());
-    match Class::of_status(code) {
-        Class::Success => Outcome::Delivered { code, excerpt },
-        class => Outcome::Refused {
+    match OutcomeClass::from_status(code) {
+        OutcomeClass::Success => AttemptOutcome::Delivered { code, excerpt },
+        class => AttemptOutcome::Refused {
             class,
             code: Some(code),
             retry_after,
@@ -228,9 +236,9 @@ fn answer_later(code: u16, retry_after: Option<Duration>) -> Outcome {
     }
 }
 
-fn nobody_answers() -> Outcome {
-    Outcome::Refused {
-        class: Class::Connect,
+fn nobody_answers() -> AttemptOutcome {
+    AttemptOutcome::Refused {
+        class: OutcomeClass::Connect,
         code: None,
         retry_after: None,
         excerpt: None,
@@ -239,12 +247,12 @@ fn nobody_answers() -> Outcome {
 }
 
 /// What a receiver does with a parcel.
-type Reply = dyn Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync;
+type Reply = dyn Fn(&ClaimedDelivery) -> BoxFuture<'static, AttemptOutcome> + Send + Sync;
 
 /// A receiver that remembers what it was sent.
 #[derive(Clone)]
 struct Receiver {
-    seen: Arc<Mutex<Vec<Parcel>>>,
+    seen: Arc<Mutex<Vec<ClaimedDelivery>>>,
     under_way: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     arrived: Arc<Notify>,
@@ -252,7 +260,9 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn new(reply: impl Fn(&Parcel) -> BoxFuture<'static, Outcome> + Send + Sync + 'static) -> Self {
+    fn new(
+        reply: impl Fn(&ClaimedDelivery) -> BoxFuture<'static, AttemptOutcome> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             seen: Arc::default(),
             under_way: Arc::default(),
@@ -263,13 +273,15 @@ impl Receiver {
     }
 
     /// Answers at once.
-    fn answering(reply: impl Fn(&Parcel) -> Outcome + Send + Sync + 'static) -> Self {
+    fn answering(
+        reply: impl Fn(&ClaimedDelivery) -> AttemptOutcome + Send + Sync + 'static,
+    ) -> Self {
         Self::new(move |parcel| std::future::ready(reply(parcel)).boxed())
     }
 
-    fn courier(&self) -> Courier {
+    fn courier(&self) -> DeliveryTransport {
         let receiver = self.clone();
-        Courier::from_fn(move |parcel| {
+        DeliveryTransport::from_fn(move |parcel| {
             let receiver = receiver.clone();
             async move {
                 let reply = (receiver.reply)(&parcel);
@@ -284,7 +296,7 @@ impl Receiver {
         })
     }
 
-    fn seen(&self) -> Vec<Parcel> {
+    fn seen(&self) -> Vec<ClaimedDelivery> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -292,7 +304,7 @@ impl Receiver {
     fn times(&self) -> HashMap<EventId, usize> {
         let mut times = HashMap::new();
         for parcel in self.seen() {
-            *times.entry(parcel.event).or_default() += 1;
+            *times.entry(parcel.event_id).or_default() += 1;
         }
         times
     }
@@ -317,10 +329,11 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
-    let receiver = Receiver::answering(|parcel| answer(if parcel.number < 3 { 500 } else { 200 }));
+    let receiver =
+        Receiver::answering(|parcel| answer(if parcel.attempt_number < 3 { 500 } else { 200 }));
     let mut dispatcher = world.dispatcher(receiver.courier());
 
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("pending", 1));
     assert_eq!(row.last_response_code, Some(500));
@@ -329,25 +342,28 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
     assert!((26.0..=33.0).contains(&due_in), "{due_in}");
 
     world.pass(Duration::from_secs(25));
-    assert_eq!(dispatcher.drain().await.unwrap(), 0, "too early");
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0, "too early");
     world.pass(Duration::from_secs(10));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     world.pass(Duration::from_hours(1));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     world.pass(Duration::from_hours(100));
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("delivered", 3));
     assert_eq!((row.due_in, row.leased), (None, false));
     let seen = receiver.seen();
-    let numbers: Vec<_> = seen.iter().map(|parcel| parcel.number).collect();
+    let numbers: Vec<_> = seen.iter().map(|parcel| parcel.attempt_number).collect();
     assert_eq!(numbers, [1, 2, 3]);
     for parcel in &seen {
         assert_eq!(parcel.body, format!("body of {event}"));
-        assert_eq!((&parcel.event, &parcel.tenant), (&event, &tenant));
-        assert_eq!((&*parcel.word, &*parcel.url), ("subscription.renewed", URL));
-        assert_eq!(parcel.delivery.as_str(), row.id);
+        assert_eq!((&parcel.event_id, &parcel.tenant_id), (&event, &tenant));
+        assert_eq!(
+            (&*parcel.event_type, &*parcel.callback_url),
+            ("subscription.renewed", URL)
+        );
+        assert_eq!(parcel.id.as_str(), row.id);
     }
 }
 
@@ -357,7 +373,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
-    let receiver = Receiver::answering(|parcel| match parcel.number {
+    let receiver = Receiver::answering(|parcel| match parcel.attempt_number {
         1 => answer_later(503, Some(Duration::from_mins(50))),
         2 => answer_later(429, Some(Duration::from_secs(1))),
         _ => answer(500),
@@ -365,7 +381,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     let mut dispatcher = world.dispatcher(receiver.courier());
     let mut pauses = vec![];
     loop {
-        assert_eq!(dispatcher.drain().await.unwrap(), 1);
+        assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
         let Some(pause) = world.row().await.due_in else {
             break;
         };
@@ -386,7 +402,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     world.event(&tenant).await;
     let gone = Receiver::answering(|_| answer(410));
     let mut dispatcher = world.dispatcher(gone.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("failed", 1));
 }
@@ -396,18 +412,23 @@ async fn a_fault_of_our_own_costs_no_attempt() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
-    let broken = Receiver::answering(|_| Outcome::NotAttempted {
-        class: Class::Dns,
+    let broken = Receiver::answering(|_| AttemptOutcome::NotAttempted {
+        class: OutcomeClass::Dns,
         detail: "no answer from our own resolver".to_owned(),
     });
     let mut dispatcher = world.dispatcher(broken.courier());
     for _ in 0..20 {
-        assert_eq!(dispatcher.drain().await.unwrap(), 1);
+        assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
         world.pass(Duration::from_mins(1));
     }
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
-    assert!(broken.seen().iter().all(|parcel| parcel.number == 1));
+    assert!(
+        broken
+            .seen()
+            .iter()
+            .all(|parcel| parcel.attempt_number == 1)
+    );
     assert_eq!(row.last_outcome.as_deref(), Some("dns"));
 }
 
@@ -422,7 +443,7 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
         world.events(tenant, EACH).await;
     }
     let receiver = Receiver::new(|parcel| {
-        let answer = answer(if parcel.number == 1 && fastrand::bool() {
+        let answer = answer(if parcel.attempt_number == 1 && fastrand::bool() {
             500
         } else {
             200
@@ -434,9 +455,9 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
         .boxed()
     });
     let dispatchers =
-        (0..4).map(|_| world.dispatcher_with(receiver.courier(), 16, Wake::default()));
+        (0..4).map(|_| world.dispatcher_with(receiver.courier(), 16, WorkNotifier::default()));
     let drained = join_all(dispatchers.map(|mut dispatcher| async move {
-        let first = dispatcher.drain().await.unwrap();
+        let first = dispatcher.run_until_idle().await.unwrap();
         (first, dispatcher)
     }))
     .await;
@@ -446,8 +467,13 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
     assert!(receiver.times().values().all(|times| *times == 1));
     world.pass(Duration::from_mins(1));
     let retried = join_all(drained.into_iter().map(|(_, mut dispatcher)| async move {
-        let again = dispatcher.drain().await.unwrap();
-        assert_eq!(dispatcher.tally().of(Class::LeaseLost), 0);
+        let again = dispatcher.run_until_idle().await.unwrap();
+        assert_eq!(
+            dispatcher
+                .metrics()
+                .attempts_with_outcome(OutcomeClass::LeaseLost),
+            0
+        );
         again
     }))
     .await;
@@ -478,21 +504,26 @@ async fn a_late_result_changes_nothing() {
         }
     });
     let mut stopped = world.dispatcher(slow.courier());
-    assert_eq!(stopped.tick().await.unwrap().begun, 1);
+    assert_eq!(stopped.tick().await.unwrap().started, 1);
 
     let receiver = fine();
     let mut other = world.dispatcher(receiver.courier());
     world.pass(Duration::from_secs(19));
-    assert_eq!(other.drain().await.unwrap(), 0, "the lease holds");
+    assert_eq!(other.run_until_idle().await.unwrap(), 0, "the lease holds");
     world.pass(Duration::from_secs(2));
-    assert_eq!(other.drain().await.unwrap(), 1);
-    assert_eq!(other.tally().interrupted(), 1);
+    assert_eq!(other.run_until_idle().await.unwrap(), 1);
+    assert_eq!(other.metrics().interrupted(), 1);
     let before = format!("{:?}", world.row().await);
 
     gate.add_permits(1);
-    let round = stopped.settle().await.unwrap();
-    assert_eq!((round.written, round.lost), (0, 1));
-    assert_eq!(stopped.tally().of(Class::LeaseLost), 1);
+    let round = stopped.finish_in_flight().await.unwrap();
+    assert_eq!((round.written, round.leases_lost), (0, 1));
+    assert_eq!(
+        stopped
+            .metrics()
+            .attempts_with_outcome(OutcomeClass::LeaseLost),
+        1
+    );
     let row = world.row().await;
     assert_eq!(row.status, "delivered");
     let after = format!("{row:?}");
@@ -507,18 +538,18 @@ async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
     world.event(&tenant).await;
     let receiver = fine();
     let mut killed = world.dispatcher(receiver.courier());
-    assert_eq!(killed.tick().await.unwrap().begun, 1);
+    assert_eq!(killed.tick().await.unwrap().started, 1);
     receiver.has_seen(1).await;
     drop(killed);
 
     world.pass(Duration::from_secs(21));
     let mut other = world.dispatcher(receiver.courier());
-    assert_eq!(other.drain().await.unwrap(), 1);
+    assert_eq!(other.run_until_idle().await.unwrap(), 1);
     let [first, second] = receiver.seen().try_into().unwrap();
     assert_eq!(first, second, "also the attempt's number: none was burned");
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("delivered", 1));
-    assert_eq!(other.tally().interrupted(), 1);
+    assert_eq!(other.metrics().interrupted(), 1);
 }
 
 #[tokio::test]
@@ -528,26 +559,29 @@ async fn a_delivery_that_workers_die_of_is_parked() {
     let event = world.event(&tenant).await;
     for round in 1..=5 {
         let mut killed = world.dispatcher(hanging().courier());
-        assert_eq!(killed.tick().await.unwrap().begun, 1, "round {round}");
+        assert_eq!(killed.tick().await.unwrap().started, 1, "round {round}");
         drop(killed);
         world.pass(Duration::from_secs(45));
     }
     let receiver = fine();
     let mut dispatcher = world.dispatcher(receiver.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
     let row = world.row().await;
     assert!(row.parked && !row.leased);
     assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
     assert_eq!(row.interruptions, 5);
     assert_eq!(row.lease_no, 10, "given five times and ended five times");
 
-    let request = Request {
-        by: "ada".into(),
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: None,
     };
     let redeliveries = world.redeliveries();
-    redeliveries.of_event(&event, &request).await.unwrap();
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    redeliveries
+        .redeliver_event(&event, &request)
+        .await
+        .unwrap();
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert!(
         world
             .rows()
@@ -563,12 +597,12 @@ async fn a_panic_is_an_interruption() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
-    let receiver = Receiver::answering(|parcel| match parcel.number {
+    let receiver = Receiver::answering(|parcel| match parcel.attempt_number {
         1 if fastrand::u8(..) < u8::MAX => panic!("on purpose"),
         _ => answer(200),
     });
     let mut dispatcher = world.dispatcher(receiver.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert!(world.row().await.leased);
     world.pass(Duration::from_secs(21));
     dispatcher.tick().await.unwrap();
@@ -588,7 +622,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
     let receiver = Receiver::new({
         let (quick, gate) = (quick.clone(), gate.clone());
         move |parcel| {
-            let (quick, gate) = (parcel.tenant == quick, gate.clone());
+            let (quick, gate) = (parcel.tenant_id == quick, gate.clone());
             async move {
                 if !quick {
                     pending::<()>().await;
@@ -620,7 +654,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
 
     // No time passes: due at once, to anybody.
     let mut other = world.dispatcher(fine().courier());
-    assert_eq!(other.drain().await.unwrap(), 2);
+    assert_eq!(other.run_until_idle().await.unwrap(), 2);
     let delivered = BTreeMap::from([("delivered".to_owned(), 3)]);
     assert_eq!(world.standing().await, delivered);
 }
@@ -639,9 +673,9 @@ async fn a_flood_of_one_tenant_delays_no_other() {
     for round in 1..=20 {
         let begun = Instant::now();
         let event = world.event(drop).await;
-        let begun_now = dispatcher.tick().await.unwrap().begun;
+        let begun_now = dispatcher.tick().await.unwrap().started;
         assert_eq!(begun_now, 9, "eight of the flood and the drop");
-        dispatcher.settle().await.unwrap();
+        dispatcher.finish_in_flight().await.unwrap();
         assert_eq!(receiver.times().get(&event), Some(&1), "round {round}");
         assert!(begun.elapsed() < Duration::from_secs(2));
     }
@@ -663,14 +697,14 @@ async fn hanging_callbacks_keep_nobody_waiting() {
     let receiver = Receiver::new({
         let healthy = healthy.clone();
         move |parcel| {
-            if parcel.tenant == healthy {
+            if parcel.tenant_id == healthy {
                 std::future::ready(answer(200)).boxed()
             } else {
                 pending().boxed()
             }
         }
     });
-    let wake = Wake::default();
+    let wake = WorkNotifier::default();
     let dispatcher = world.dispatcher_with(receiver.courier(), 64, wake.clone());
     let stop = CancellationToken::new();
     let running = tokio::spawn(dispatcher.run(stop.clone()));
@@ -678,7 +712,7 @@ async fn hanging_callbacks_keep_nobody_waiting() {
     for _ in 0..3 {
         let begun = Instant::now();
         let event = world.event(healthy).await;
-        wake.work_arrived();
+        wake.notify_work();
         while !receiver.times().contains_key(&event) {
             receiver.arrived.notified().await;
         }
@@ -718,10 +752,10 @@ async fn limits_hold_over_all_processes() {
         .await;
     let receiver = hanging();
     let dispatchers: Vec<_> = (0..4)
-        .map(|_| world.dispatcher_with(receiver.courier(), 64, Wake::default()))
+        .map(|_| world.dispatcher_with(receiver.courier(), 64, WorkNotifier::default()))
         .collect();
     let begun = join_all(dispatchers.into_iter().map(|mut dispatcher| async move {
-        let begun = dispatcher.tick().await.unwrap().begun;
+        let begun = dispatcher.tick().await.unwrap().started;
         (begun, dispatcher)
     }))
     .await;
@@ -731,8 +765,10 @@ async fn limits_hold_over_all_processes() {
     let mut of_callback: HashMap<_, usize> = HashMap::new();
     let mut of_tenant: HashMap<_, usize> = HashMap::new();
     for parcel in receiver.seen() {
-        *of_tenant.entry(parcel.tenant.clone()).or_default() += 1;
-        *of_callback.entry((parcel.tenant, parcel.url)).or_default() += 1;
+        *of_tenant.entry(parcel.tenant_id.clone()).or_default() += 1;
+        *of_callback
+            .entry((parcel.tenant_id, parcel.callback_url))
+            .or_default() += 1;
     }
     assert_eq!(
         of_tenant,
@@ -752,13 +788,13 @@ async fn tenants_are_served_in_turn() {
         world.events(tenant, 3).await;
     }
     let receiver = fine();
-    let mut dispatcher = world.dispatcher_with(receiver.courier(), 4, Wake::default());
-    dispatcher.drain().await.unwrap();
+    let mut dispatcher = world.dispatcher_with(receiver.courier(), 4, WorkNotifier::default());
+    dispatcher.run_until_idle().await.unwrap();
     let seen = receiver.seen();
     assert_eq!(seen.len(), 30);
     let mut served: HashMap<_, usize> = HashMap::new();
     for parcel in &seen[..20] {
-        *served.entry(&parcel.tenant).or_default() += 1;
+        *served.entry(&parcel.tenant_id).or_default() += 1;
     }
     assert_eq!(served.len(), 10);
     assert!(served.values().all(|count| *count == 2), "{served:?}");
@@ -777,10 +813,10 @@ async fn who_is_switched_off_is_told_later() {
             sqlx::query(sqlx::AssertSqlSafe(statement)).execute(world.database().pool())
         };
         set(false).await.unwrap();
-        assert_eq!(dispatcher.drain().await.unwrap(), 0, "{table}");
+        assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0, "{table}");
         set(true).await.unwrap();
     }
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
 }
 
 /// Nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
@@ -795,7 +831,7 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
     let mut dispatcher = world.dispatcher(down.courier());
     let mut passed = Duration::ZERO;
     while passed < Duration::from_hours(2) {
-        dispatcher.drain().await.unwrap();
+        dispatcher.run_until_idle().await.unwrap();
         world.pass(Duration::from_secs(20));
         passed += Duration::from_secs(20);
     }
@@ -818,13 +854,13 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
     });
     let mut dispatcher = world.dispatcher(receiver.courier());
     world.pass(Duration::from_mins(5));
-    assert_eq!(dispatcher.tick().await.unwrap().begun, 1, "one, to see");
-    dispatcher.settle().await.unwrap();
-    assert_eq!(dispatcher.tick().await.unwrap().begun, 2);
-    dispatcher.settle().await.unwrap();
-    dispatcher.drain().await.unwrap();
+    assert_eq!(dispatcher.tick().await.unwrap().started, 1, "one, to see");
+    dispatcher.finish_in_flight().await.unwrap();
+    assert_eq!(dispatcher.tick().await.unwrap().started, 2);
+    dispatcher.finish_in_flight().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
     world.pass(Duration::from_hours(6));
-    dispatcher.drain().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
     let delivered = BTreeMap::from([("delivered".to_owned(), 500)]);
     assert_eq!(world.standing().await, delivered);
     assert!(receiver.most.load(Ordering::SeqCst) <= 8);
@@ -838,24 +874,24 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
     world.events(&tenant, 12).await;
     let failing = Receiver::answering(|_| answer(500));
     let mut dispatcher = world.dispatcher(failing.courier());
-    dispatcher.drain().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
     world.pass(Duration::from_hours(25));
     world.events(&tenant, 5).await;
     dispatcher.tick().await.unwrap();
-    dispatcher.settle().await.unwrap();
+    dispatcher.finish_in_flight().await.unwrap();
     assert_eq!(world.health(&tenant).await.0, "paused");
     let before = failing.seen().len();
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
     world.pass(Duration::from_mins(61));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1, "one an hour");
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1, "one an hour");
     assert_eq!(failing.seen().len(), before + 1);
     assert_eq!(world.standing().await.get("pending"), Some(&17));
 
     world.pass(Duration::from_mins(61));
     let mut dispatcher = world.dispatcher(fine().courier());
-    dispatcher.drain().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
     world.pass(Duration::from_hours(7));
-    dispatcher.drain().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
     assert_eq!(world.standing().await.get("delivered"), Some(&17));
 }
 
@@ -881,9 +917,9 @@ async fn the_claim_admits_what_health_admits() {
             .await
             .unwrap();
         let mut dispatcher = world.dispatcher(hanging().courier());
-        let begun = dispatcher.tick().await.unwrap().begun;
+        let begun = dispatcher.tick().await.unwrap().started;
         assert_eq!(begun, admitted, "{closed_until}, {allowed}");
-        assert_eq!(dispatcher.tick().await.unwrap().begun, 0);
+        assert_eq!(dispatcher.tick().await.unwrap().started, 0);
     }
 }
 
@@ -894,25 +930,31 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
     let mut dispatcher = world.dispatcher(Receiver::answering(|_| answer(500)).courier());
-    dispatcher.drain().await.unwrap();
+    dispatcher.run_until_idle().await.unwrap();
 
     let redeliveries = world.redeliveries();
-    let request = Request {
-        by: "ada".into(),
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: Some("they asked".into()),
     };
-    let first = redeliveries.of_event(&event, &request).await.unwrap();
-    let second = redeliveries.of_event(&event, &request).await.unwrap();
+    let first = redeliveries
+        .redeliver_event(&event, &request)
+        .await
+        .unwrap();
+    let second = redeliveries
+        .redeliver_event(&event, &request)
+        .await
+        .unwrap();
     assert_ne!(first, second);
     let receiver = fine();
     let mut dispatcher = world.dispatcher(receiver.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 2);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 2);
     world.pass(Duration::from_hours(100));
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let seen = receiver.seen();
-    assert!(seen.iter().all(|parcel| parcel.event == event));
-    assert!(seen.iter().all(|parcel| parcel.number == 1));
+    assert!(seen.iter().all(|parcel| parcel.event_id == event));
+    assert!(seen.iter().all(|parcel| parcel.attempt_number == 1));
     let rows = world.rows().await;
     assert!(rows.iter().all(|row| row.status == "delivered"));
     let settled: Vec<_> = rows
@@ -939,16 +981,23 @@ async fn a_redelivery_disturbs_nothing() {
     let event = world.event(&tenant).await;
     let failing = Receiver::answering(|_| answer(500));
     let mut dispatcher = world.dispatcher(failing.courier());
-    dispatcher.drain().await.unwrap();
-    let request = Request {
-        by: "ada".into(),
+    dispatcher.run_until_idle().await.unwrap();
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: None,
     };
     let redeliveries = world.redeliveries();
-    redeliveries.of_event(&event, &request).await.unwrap();
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    redeliveries
+        .redeliver_event(&event, &request)
+        .await
+        .unwrap();
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     world.pass(Duration::from_secs(40));
-    assert_eq!(dispatcher.drain().await.unwrap(), 2, "both chains go on");
+    assert_eq!(
+        dispatcher.run_until_idle().await.unwrap(),
+        2,
+        "both chains go on"
+    );
     let counts: Vec<_> = world
         .rows()
         .await
@@ -976,13 +1025,16 @@ async fn a_redelivery_disturbs_nothing() {
         }
     });
     let mut hangs = world.dispatcher(slow.courier());
-    assert_eq!(hangs.tick().await.unwrap().begun, 1);
-    redeliveries.of_event(&event, &request).await.unwrap();
+    assert_eq!(hangs.tick().await.unwrap().started, 1);
+    redeliveries
+        .redeliver_event(&event, &request)
+        .await
+        .unwrap();
     let mut dispatcher = world.dispatcher(fine().courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     gate.add_permits(1);
-    let round = hangs.settle().await.unwrap();
-    assert_eq!((round.written, round.lost), (1, 0));
+    let round = hangs.finish_in_flight().await.unwrap();
+    assert_eq!((round.written, round.leases_lost), (1, 0));
     let rows = world.rows().await;
     assert!(rows.iter().all(|row| row.status == "delivered"), "{rows:?}");
 }
@@ -1011,39 +1063,48 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     world.well_known(&tenants).await;
 
     let redeliveries = world.redeliveries();
-    let filter = Filter {
+    let filter = RedeliveryFilter {
         tenant: tenant.clone(),
-        status: Some(Status::Failed),
-        word: None,
-        since: Some(Duration::from_hours(24)),
+        status: Some(EventStatus::Failed),
+        event_type: None,
+        received_within: Some(Duration::from_hours(24)),
     };
-    let found = redeliveries.find(&filter).await.unwrap();
+    let found = redeliveries.preview_matching(&filter).await.unwrap();
     assert_eq!(found.count, 2_000);
     assert!(found.oldest.is_some());
-    let renewed = Filter {
-        word: Some("subscription.renewed".into()),
-        since: None,
+    let renewed = RedeliveryFilter {
+        event_type: Some("subscription.renewed".into()),
+        received_within: None,
         ..filter.clone()
     };
-    assert_eq!(redeliveries.find(&renewed).await.unwrap().count, 2_010);
-    let other = Filter {
-        word: Some("test".into()),
+    assert_eq!(
+        redeliveries.preview_matching(&renewed).await.unwrap().count,
+        2_010
+    );
+    let other = RedeliveryFilter {
+        event_type: Some("test".into()),
         ..filter.clone()
     };
-    assert_eq!(redeliveries.find(&other).await.unwrap().count, 0);
+    assert_eq!(
+        redeliveries.preview_matching(&other).await.unwrap().count,
+        0
+    );
 
-    let request = Request {
-        by: "ada".into(),
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: None,
     };
-    redeliveries.of_all(&filter, &request).await.unwrap();
+    redeliveries
+        .redeliver_matching(&filter, &request)
+        .await
+        .unwrap();
     // What fails from now on is not part of it.
     let receiver = fine();
     let (mut seconds, begun) = (0_u32, Instant::now());
     while receiver.seen().len() < FAILED {
         // Each second a new process; the one before it was killed, its requests under way.
         let mut dispatcher = world.dispatcher(receiver.courier());
-        dispatcher.drain().await.unwrap();
+        dispatcher.run_until_idle().await.unwrap();
         world.pass(Duration::from_secs(1));
         seconds += 1;
         assert!(seconds <= 22, "{} after {seconds} s", receiver.seen().len());
@@ -1053,7 +1114,7 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     assert!(took >= Duration::from_secs(19), "{took:?} for 2,000");
     world.pass(Duration::from_secs(10));
     let mut dispatcher = world.dispatcher(receiver.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let times = receiver.times();
     assert_eq!(times.len(), FAILED);
@@ -1077,49 +1138,53 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
     let redeliveries = world.redeliveries();
-    let request = Request {
-        by: "ada".into(),
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: None,
     };
     let stranger = EventId::mint(start());
-    let refused = redeliveries.of_event(&stranger, &request).await;
-    assert!(matches!(refused, Err(Refused::NoEvent(_))));
-    let filter = |tenant: &TenantId| Filter {
+    let refused = redeliveries.redeliver_event(&stranger, &request).await;
+    assert!(matches!(refused, Err(RedeliveryError::EventNotFound(_))));
+    let filter = |tenant: &TenantId| RedeliveryFilter {
         tenant: tenant.clone(),
         status: None,
-        word: None,
-        since: None,
+        event_type: None,
+        received_within: None,
     };
     let nobody = TenantId::mint(start());
-    let refused = redeliveries.of_all(&filter(&nobody), &request).await;
-    assert!(matches!(refused, Err(Refused::NoTenant(_))));
+    let refused = redeliveries
+        .redeliver_matching(&filter(&nobody), &request)
+        .await;
+    assert!(matches!(refused, Err(RedeliveryError::TenantNotFound(_))));
     world
         .execute("update webhook_configs set is_active = false")
         .await;
-    let refused = redeliveries.of_event(&event, &request).await;
-    assert!(matches!(refused, Err(Refused::NoCallback(_))));
-    let refused = redeliveries.of_all(&filter(&tenant), &request).await;
-    assert!(matches!(refused, Err(Refused::NoCallback(_))));
+    let refused = redeliveries.redeliver_event(&event, &request).await;
+    assert!(matches!(refused, Err(RedeliveryError::NoActiveCallback(_))));
+    let refused = redeliveries
+        .redeliver_matching(&filter(&tenant), &request)
+        .await;
+    assert!(matches!(refused, Err(RedeliveryError::NoActiveCallback(_))));
 
     // Switched off in the middle, a request waits.
     world
         .execute("update webhook_configs set is_active = true")
         .await;
     redeliveries
-        .of_all(&filter(&tenant), &request)
+        .redeliver_matching(&filter(&tenant), &request)
         .await
         .unwrap();
     world
         .execute("update webhook_configs set is_active = false")
         .await;
-    let batch = redeliveries.work().await.unwrap();
-    assert_eq!((batch.worked, batch.enqueued), (true, 0));
+    let batch = redeliveries.enqueue_next_batch().await.unwrap();
+    assert_eq!((batch.had_request, batch.enqueued), (true, 0));
     world
         .execute("update webhook_configs set is_active = true")
         .await;
-    assert!(!redeliveries.work().await.unwrap().worked);
+    assert!(!redeliveries.enqueue_next_batch().await.unwrap().had_request);
     world.pass(Duration::from_secs(11));
-    assert_eq!(redeliveries.work().await.unwrap().enqueued, 1);
+    assert_eq!(redeliveries.enqueue_next_batch().await.unwrap().enqueued, 1);
 }
 
 /// A process that only receives wakes one that delivers, which otherwise would look in ten seconds.
@@ -1130,25 +1195,25 @@ async fn work_of_another_process_begins_at_once() {
     let stop = CancellationToken::new();
     let receiver = fine();
     let there = Database::open(&world.fresh.settings);
-    let changes = Changes::new(&there);
-    let heard = Wake::listening(&changes);
+    let changes = ChangeListener::new(&there);
+    let heard = WorkNotifier::from_changes(&changes);
     let dispatcher = world.dispatcher_with(receiver.courier(), 64, heard);
     let ear = tokio::spawn({
         let stop = stop.clone();
-        async move { changes.run(stop).await }
+        async move { changes.run_until_stopped(stop).await }
     });
     let running = tokio::spawn(dispatcher.run(stop.clone()));
-    let here = Wake::default();
+    let here = WorkNotifier::default();
     let telling = tokio::spawn({
         let (here, database, stop) = (here.clone(), world.database().clone(), stop.clone());
-        async move { here.run(&database, stop).await }
+        async move { here.run_remote_notifications(&database, stop).await }
     });
 
     // The first may have to wait until the other listens.
     for count in 1..=5 {
         let event = world.event(&tenant).await;
         let begun = Instant::now();
-        here.work_arrived();
+        here.notify_work();
         receiver.has_seen(count).await;
         assert!(receiver.times().contains_key(&event));
         let lag = begun.elapsed();
@@ -1158,7 +1223,7 @@ async fn work_of_another_process_begins_at_once() {
     running.await.unwrap();
     telling.await.unwrap();
     ear.await.unwrap();
-    there.close().await;
+    there.close_connections().await;
 }
 
 /// A database that comes back after longer than a lease: what was answered meanwhile counts, and is not sent again.
@@ -1169,16 +1234,16 @@ async fn what_came_back_while_the_database_was_away_is_written() {
     world.event(&tenant).await;
     let receiver = fine();
     let mut dispatcher = world.dispatcher(receiver.courier());
-    assert_eq!(dispatcher.tick().await.unwrap().begun, 1);
+    assert_eq!(dispatcher.tick().await.unwrap().started, 1);
     world
         .execute("alter table webhook_deliveries rename to away")
         .await;
-    assert!(dispatcher.settle().await.is_err());
+    assert!(dispatcher.finish_in_flight().await.is_err());
     world.pass(Duration::from_mins(2));
     world
         .execute("alter table away rename to webhook_deliveries")
         .await;
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("delivered", 1));
     assert_eq!(row.interruptions, 0);
@@ -1197,24 +1262,24 @@ async fn a_flood_does_not_hold_up_a_redelivery() {
         .execute("update webhook_deliveries set status = 'failed'")
         .await;
     world.events(flood, 20_000).await;
-    let filter = Filter {
+    let filter = RedeliveryFilter {
         tenant: quiet.clone(),
-        status: Some(Status::Failed),
-        word: None,
-        since: None,
+        status: Some(EventStatus::Failed),
+        event_type: None,
+        received_within: None,
     };
-    let request = Request {
-        by: "ada".into(),
+    let request = RedeliveryRequest {
+        requested_by: "ada".into(),
         reason: None,
     };
     let receiver = fine();
     let stop = CancellationToken::new();
-    let dispatcher = world.dispatcher_with(receiver.courier(), 8, Wake::default());
+    let dispatcher = world.dispatcher_with(receiver.courier(), 8, WorkNotifier::default());
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     receiver.has_seen(100).await;
     world
         .redeliveries()
-        .of_all(&filter, &request)
+        .redeliver_matching(&filter, &request)
         .await
         .unwrap();
     while !failed
@@ -1235,19 +1300,19 @@ async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
     let tenants = world.tenants(1).await;
     world.well_known(&tenants).await;
     world.events(&tenants[0], 100).await;
-    let broken = Receiver::answering(|_| Outcome::NotAttempted {
-        class: Class::Unsigned,
+    let broken = Receiver::answering(|_| AttemptOutcome::NotAttempted {
+        class: OutcomeClass::Unsigned,
         detail: "a secret does not open".to_owned(),
     });
     let mut dispatcher = world.dispatcher(broken.courier());
-    assert_eq!(dispatcher.drain().await.unwrap(), 8);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 8);
     world.pass(Duration::from_secs(16));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert_eq!(world.health(&tenants[0]).await.0, "active");
     // Mended, it goes on at once.
     world.pass(Duration::from_secs(31));
     let mut mended = world.dispatcher(fine().courier());
-    assert_eq!(mended.drain().await.unwrap(), 100);
+    assert_eq!(mended.run_until_idle().await.unwrap(), 100);
 }
 
 /// A retry begins when it is due, not when the next look would be.

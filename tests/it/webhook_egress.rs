@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::clock::{Clock, Timestamp};
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
-use attesto::deliveries::guard::{AllowList, Guard, LookupError, Resolver};
-use attesto::deliveries::sender::{Probe, Trust};
-use attesto::deliveries::{Attempt, Class, Outcome, Sender, SenderSettings, signature};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use attesto::deliveries::guard::{AllowList, EgressPolicy, LookupError, Resolver};
+use attesto::deliveries::sender::{ProbeOutcome, TlsTrust};
+use attesto::deliveries::{
+    AttemptOutcome, DeliveryAttempt, OutcomeClass, Sender, SenderSettings, signature,
+};
 use attesto::id::{DeliveryId, EventId};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
@@ -31,10 +33,10 @@ fn now() -> Timestamp {
     Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap()
 }
 
-fn sender_with(guard: Guard, resolver: Resolver, trust: Trust) -> Sender {
+fn sender_with(guard: EgressPolicy, resolver: Resolver, trust: TlsTrust) -> Sender {
     let settings = SenderSettings {
         resolver,
-        trust,
+        tls_trust: trust,
         ..SenderSettings::new(TIMEOUT, guard)
     };
     Sender::new(settings, &Clock::fixed(now())).unwrap()
@@ -42,8 +44,8 @@ fn sender_with(guard: Guard, resolver: Resolver, trust: Trust) -> Sender {
 
 /// One that may call this machine, and knows no name.
 fn developer() -> Sender {
-    let trust = Trust::Only(rustls::RootCertStore::empty());
-    sender_with(Guard::new(true), nobody(), trust)
+    let trust = TlsTrust::OnlyRoots(rustls::RootCertStore::empty());
+    sender_with(EgressPolicy::new(true), nobody(), trust)
 }
 
 fn nobody() -> Resolver {
@@ -54,16 +56,16 @@ fn secret(letter: &str) -> SigningSecret {
     SigningSecret::parse(&letter.repeat(40)).unwrap()
 }
 
-fn attempt(url: &str) -> Attempt {
-    Attempt {
-        delivery: DeliveryId::mint(now()),
-        event: EventId::mint(now()),
-        word: "subscription.renewed".into(),
-        number: 3,
-        url: url.into(),
+fn attempt(url: &str) -> DeliveryAttempt {
+    DeliveryAttempt {
+        delivery_id: DeliveryId::mint(now()),
+        event_id: EventId::mint(now()),
+        event_type: "subscription.renewed".into(),
+        attempt_number: 3,
+        callback_url: url.into(),
         body: "{\"grüße\":123456789012345678901234567890,\"a\" : 1}".into(),
-        secrets: Arc::new(Secrets::from(secret("n"))),
-        allowed: Arc::default(),
+        secrets: Arc::new(SigningSecrets::from(secret("n"))),
+        allow_list: Arc::default(),
     }
 }
 
@@ -71,16 +73,16 @@ fn attempt(url: &str) -> Attempt {
 async fn a_delivery_carries_what_the_contract_says() {
     let receiver = Receiver::answering(OK).await;
     let mut attempt = attempt(&format!("{}?key=1", receiver.url()));
-    attempt.secrets = Arc::new(Secrets {
+    attempt.secrets = Arc::new(SigningSecrets {
         newest: secret("n"),
         previous: vec![secret("p")],
     });
     let sender = developer();
     for number in 1..=2 {
-        attempt.number = number;
+        attempt.attempt_number = number;
         assert_eq!(
             sender.send(&attempt).await,
-            Outcome::Delivered {
+            AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: Some("ok".into())
             }
@@ -88,10 +90,10 @@ async fn a_delivery_carries_what_the_contract_says() {
     }
     let requests = receiver.requests();
     assert_eq!(receiver.connections(), 1, "the connection is used again");
-    let signed = signature::sign(
+    let signed = signature::sign_delivery(
         &attempt.secrets,
-        attempt.event.as_str(),
-        now().seconds(),
+        attempt.event_id.as_str(),
+        now().as_secs(),
         &attempt.body,
     );
     let version = env!("CARGO_PKG_VERSION");
@@ -103,13 +105,13 @@ async fn a_delivery_carries_what_the_contract_says() {
             ("content-type", "application/json".into()),
             ("user-agent", format!("Attesto/{version}")),
             ("x-attesto-event", "subscription.renewed".into()),
-            ("x-attesto-event-id", attempt.event.to_string()),
-            ("x-attesto-delivery-id", attempt.delivery.to_string()),
+            ("x-attesto-event-id", attempt.event_id.to_string()),
+            ("x-attesto-delivery-id", attempt.delivery_id.to_string()),
             ("x-attesto-attempt", number.to_string()),
             ("x-attesto-timestamp", "1775830930".into()),
             ("x-attesto-version", version.into()),
             ("x-attesto-signature", signed.attesto.clone()),
-            ("webhook-id", attempt.event.to_string()),
+            ("webhook-id", attempt.event_id.to_string()),
             ("webhook-timestamp", "1775830930".into()),
             ("webhook-signature", signed.standard.clone()),
             ("content-length", attempt.body.len().to_string()),
@@ -125,13 +127,13 @@ struct Hostile {
     name: &'static str,
     manner: Arc<Manner>,
     resets: bool,
-    class: Class,
+    class: OutcomeClass,
     code: Option<u16>,
 }
 
 fn hostile(
     name: &'static str,
-    class: Class,
+    class: OutcomeClass,
     code: impl Into<Option<u16>>,
     manner: impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync + 'static,
 ) -> Hostile {
@@ -194,7 +196,7 @@ fn hostiles() -> Vec<Hostile> {
 }
 
 fn slow() -> Vec<Hostile> {
-    use Class::{Http5xx, Timeout};
+    use OutcomeClass::{Http5xx, Timeout};
 
     let silent = |wire| -> BoxFuture<'static, Option<Box<dyn Wire>>> {
         Box::pin(async move {
@@ -236,7 +238,7 @@ fn slow() -> Vec<Hostile> {
 }
 
 fn large() -> Vec<Hostile> {
-    use Class::{BodyLimit, Connect, Success};
+    use OutcomeClass::{BodyLimit, Connect, Success};
 
     let mut long_line = b"HTTP/1.1 200 OK\r\nX-Long: ".to_vec();
     long_line.resize(64 * 1024, b'a');
@@ -291,7 +293,7 @@ fn large() -> Vec<Hostile> {
 }
 
 fn broken() -> Vec<Hostile> {
-    use Class::{Connect, Success};
+    use OutcomeClass::{Connect, Success};
 
     let resets = [
         ("a reset before the answer", None, ""),
@@ -335,7 +337,7 @@ fn broken() -> Vec<Hostile> {
 }
 
 fn odd() -> Vec<Hostile> {
-    use Class::{Http3xx, Http4xx, Http5xx, Success};
+    use OutcomeClass::{Http3xx, Http4xx, Http5xx, Success};
 
     let switching =
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
@@ -379,11 +381,11 @@ async fn endure(sender: &Sender, copies: usize, most: Duration) {
             let name = hostile.name;
             assert!(took <= most, "{name}: {took:?}");
             assert_eq!(
-                (outcome.class(), outcome.code()),
+                (outcome.class(), outcome.status_code()),
                 (hostile.class, hostile.code),
                 "{name}: {outcome:?}"
             );
-            let excerpt = outcome.excerpt().unwrap_or_default();
+            let excerpt = outcome.body_excerpt().unwrap_or_default();
             assert!(excerpt.len() <= 1024 && !excerpt.contains('\0'), "{name}");
             if name == "not UTF-8" {
                 assert_eq!(excerpt, "\u{fffd}\u{fffd}(");
@@ -461,12 +463,12 @@ async fn nobody_listens_and_nobody_accepts() {
     let outcome = developer()
         .send(&attempt(&format!("http://{closed}/")))
         .await;
-    assert_eq!(outcome.class(), Class::Connect, "{outcome:?}");
+    assert_eq!(outcome.class(), OutcomeClass::Connect, "{outcome:?}");
     let deaf = TcpListener::bind((BAD, 0)).await.unwrap();
     let url = format!("http://{}/", deaf.local_addr().unwrap());
     let begun = Instant::now();
     let outcome = developer().send(&attempt(&url)).await;
-    assert_eq!(outcome.class(), Class::Timeout, "{outcome:?}");
+    assert_eq!(outcome.class(), OutcomeClass::Timeout, "{outcome:?}");
     assert!(begun.elapsed() < TIMEOUT + MARGIN);
 }
 
@@ -476,13 +478,13 @@ async fn one_address_that_answers_is_enough() {
     let url = format!("http://hooks.example.com:{}/", receiver.address.port());
     let nobody_listens: IpAddr = "127.0.0.3".parse().unwrap();
     let sender = sender_with(
-        Guard::new(true),
+        EgressPolicy::new(true),
         flipping(vec![vec![nobody_listens, receiver.address.ip()]]),
-        Trust::Only(rustls::RootCertStore::empty()),
+        TlsTrust::OnlyRoots(rustls::RootCertStore::empty()),
     );
     let begun = Instant::now();
     let outcome = sender.send(&attempt(&url)).await;
-    assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+    assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
     assert!(begun.elapsed() < TIMEOUT / 4, "{:?}", begun.elapsed());
 }
 
@@ -495,7 +497,7 @@ async fn a_large_event_is_sent_whole() {
         .collect::<Vec<_>>()
         .into();
     let outcome = developer().send(&large).await;
-    assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+    assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
     assert!(receiver.requests()[0].body == large.body);
 }
 
@@ -506,7 +508,7 @@ async fn a_kept_connection_that_is_gone_costs_nothing() {
     let sender = developer();
     for count in 1..=3 {
         let outcome = sender.send(&attempt(&receiver.url())).await;
-        assert_eq!(outcome.class(), Class::Success, "{outcome:?}");
+        assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
         assert_eq!(receiver.connections(), count);
     }
 }
@@ -526,8 +528,8 @@ async fn redirects_are_not_followed() {
         let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
         let outcome = developer().send(&attempt(&receiver.url())).await;
         assert_eq!(
-            (outcome.class(), outcome.code()),
-            (Class::Http3xx, Some(code))
+            (outcome.class(), outcome.status_code()),
+            (OutcomeClass::Http3xx, Some(code))
         );
         assert_eq!(receiver.connections(), 1);
     }
@@ -548,7 +550,7 @@ async fn what_a_receiver_asks_for_is_told() {
         let answer = format!("HTTP/1.1 429 Slow\r\n{header}\r\nContent-Length: 0\r\n\r\n");
         let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
         let outcome = developer().send(&attempt(&receiver.url())).await;
-        let Outcome::Refused { retry_after, .. } = outcome else {
+        let AttemptOutcome::Refused { retry_after, .. } = outcome else {
             panic!("{outcome:?}");
         };
         assert_eq!(retry_after, expected.map(Duration::from_secs), "{header}");
@@ -581,13 +583,17 @@ impl Trap {
     }
 
     fn sender(&self, resolver: Resolver) -> Sender {
-        sender_with(Guard::new(false), resolver, Trust::Only(self.roots.clone()))
+        sender_with(
+            EgressPolicy::new(false),
+            resolver,
+            TlsTrust::OnlyRoots(self.roots.clone()),
+        )
     }
 
-    fn attempt(&self) -> Attempt {
+    fn attempt(&self) -> DeliveryAttempt {
         let port = self.good.address.port();
-        Attempt {
-            allowed: self.allowed.clone(),
+        DeliveryAttempt {
+            allow_list: self.allowed.clone(),
             ..attempt(&format!("https://hooks.example.com:{port}/hook"))
         }
     }
@@ -598,8 +604,10 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
     let trap = Trap::set().await;
     let attempt = trap.attempt();
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
-    let probe = sender.probe(&attempt.url, &trap.allowed).await;
-    let Probe::Reachable {
+    let probe = sender
+        .probe_callback(&attempt.callback_url, &trap.allowed)
+        .await;
+    let ProbeOutcome::Reachable {
         certificate_ends_at: Some(end),
     } = probe
     else {
@@ -612,35 +620,48 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
         (1, 0)
     );
 
-    let class = |probe: Probe| match probe {
-        Probe::Unreachable { class, detail } => {
+    let class = |probe: ProbeOutcome| match probe {
+        ProbeOutcome::Unreachable { class, detail } => {
             assert!(!detail.contains("/hook"), "{detail}");
             class
         }
         probe => panic!("{probe:?}"),
     };
     for (resolver, expected) in [
-        (flipping(vec![vec![BAD]]), Class::Blocked),
-        (flipping(vec![vec![GOOD, BAD]]), Class::Blocked),
-        (nobody(), Class::Dns),
+        (flipping(vec![vec![BAD]]), OutcomeClass::Blocked),
+        (flipping(vec![vec![GOOD, BAD]]), OutcomeClass::Blocked),
+        (nobody(), OutcomeClass::Dns),
     ] {
         let sender = trap.sender(resolver);
-        let probe = sender.probe(&attempt.url, &trap.allowed).await;
+        let probe = sender
+            .probe_callback(&attempt.callback_url, &trap.allowed)
+            .await;
         assert_eq!(class(probe), expected);
     }
     let suspicious = sender_with(
-        Guard::new(false),
+        EgressPolicy::new(false),
         flipping(vec![vec![GOOD]]),
-        Trust::Only(rustls::RootCertStore::empty()),
+        TlsTrust::OnlyRoots(rustls::RootCertStore::empty()),
     );
     assert_eq!(
-        class(suspicious.probe(&attempt.url, &trap.allowed).await),
-        Class::Tls
+        class(
+            suspicious
+                .probe_callback(&attempt.callback_url, &trap.allowed)
+                .await
+        ),
+        OutcomeClass::Tls
     );
     assert_eq!(trap.bad.connections(), 0);
-    let ours = Resolver::from_fn(|_| async { Err(LookupError::Ours) }.boxed());
-    let probe = trap.sender(ours).probe(&attempt.url, &trap.allowed).await;
-    assert_eq!(probe, Probe::Unknown, "nothing is known of the callback");
+    let ours = Resolver::from_fn(|_| async { Err(LookupError::ResolverUnavailable) }.boxed());
+    let probe = trap
+        .sender(ours)
+        .probe_callback(&attempt.callback_url, &trap.allowed)
+        .await;
+    assert_eq!(
+        probe,
+        ProbeOutcome::Unknown,
+        "nothing is known of the callback"
+    );
 }
 
 /// A name that has these addresses, one after the other, for ever.
@@ -659,8 +680,10 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
     let sender = trap.sender(flipping(vec![vec![GOOD], vec![BAD]]));
     let attempt = trap.attempt();
     // Ten thousand questions, a thousand of them by attempts at the same time.
-    let guard = Guard::new(false);
-    let target = guard.target(&attempt.url, &attempt.allowed).unwrap();
+    let guard = EgressPolicy::new(false);
+    let target = guard
+        .parse_target(&attempt.callback_url, &attempt.allow_list)
+        .unwrap();
     let names = flipping(vec![
         vec![GOOD],
         vec![BAD],
@@ -669,7 +692,7 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
     ]);
     for turn in 0..9_000 {
         let vetted = guard
-            .admit(&target, &attempt.allowed, &names, TIMEOUT)
+            .resolve_and_check(&target, &attempt.allow_list, &names, TIMEOUT)
             .await;
         match vetted {
             Ok(vetted) => assert!(vetted.addresses.iter().all(|one| one.ip() == GOOD)),
@@ -681,8 +704,8 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
         let sent = join_all((0..100).map(|_| sender.send(&attempt))).await;
         for outcome in sent {
             match outcome.class() {
-                Class::Success => delivered += 1,
-                Class::Blocked => blocked += 1,
+                OutcomeClass::Success => delivered += 1,
+                OutcomeClass::Blocked => blocked += 1,
                 _ => panic!("{outcome:?}"),
             }
         }
@@ -698,11 +721,11 @@ async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
     let names = flipping(vec![vec![GOOD], vec![GOOD], vec![BAD], vec![GOOD]]);
     let sender = trap.sender(names);
     let attempt = trap.attempt();
-    let mut classes = [Class::LeaseLost; 4];
+    let mut classes = [OutcomeClass::LeaseLost; 4];
     for class in &mut classes {
         *class = sender.send(&attempt).await.class();
     }
-    let words = classes.map(Class::as_str);
+    let words = classes.map(OutcomeClass::as_str);
     assert_eq!(words, ["success", "success", "blocked", "success"]);
     assert_eq!(trap.good.requests().len(), 3);
     assert_eq!(trap.bad.connections(), 0);
@@ -712,14 +735,17 @@ async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
 async fn a_kept_connection_is_closed_when_nobody_uses_it() {
     let receiver = Receiver::answering(OK).await;
     let settings = SenderSettings {
-        kept_for: Duration::from_millis(20),
-        ..SenderSettings::new(TIMEOUT, Guard::new(true))
+        idle_timeout: Duration::from_millis(20),
+        ..SenderSettings::new(TIMEOUT, EgressPolicy::new(true))
     };
-    assert!(SenderSettings::new(TIMEOUT, Guard::new(true)).kept_for < Duration::from_secs(30));
+    assert!(
+        SenderSettings::new(TIMEOUT, EgressPolicy::new(true)).idle_timeout
+            < Duration::from_secs(30)
+    );
     let sender = Sender::new(settings, &Clock::fixed(now())).unwrap();
     assert_eq!(
         sender.send(&attempt(&receiver.url())).await.class(),
-        Class::Success
+        OutcomeClass::Success
     );
     receiver.until_nobody_is_connected().await;
     drop(sender);
@@ -747,25 +773,25 @@ async fn odd_answers_of_a_resolver() {
     let at_once = Duration::ZERO;
     let thousand: Vec<IpAddr> = (0..1000).map(|_| GOOD).chain([BAD]).collect();
     for (answer, class) in [
-        (Ok(vec![public, BAD]), Class::Blocked),
-        (Ok(vec![GOOD, BAD]), Class::Blocked),
-        (Ok(thousand), Class::Blocked),
-        (Ok(vec![GOOD; 1000]), Class::Success),
-        (Ok(vec![]), Class::Dns),
-        (Err(LookupError::NoAddress), Class::Dns),
+        (Ok(vec![public, BAD]), OutcomeClass::Blocked),
+        (Ok(vec![GOOD, BAD]), OutcomeClass::Blocked),
+        (Ok(thousand), OutcomeClass::Blocked),
+        (Ok(vec![GOOD; 1000]), OutcomeClass::Success),
+        (Ok(vec![]), OutcomeClass::Dns),
+        (Err(LookupError::NoAddress), OutcomeClass::Dns),
     ] {
         let outcome = sent(answer, at_once).await;
         assert_eq!(outcome.class(), class, "{outcome:?}");
-        assert!(!matches!(outcome, Outcome::NotAttempted { .. }));
+        assert!(!matches!(outcome, AttemptOutcome::NotAttempted { .. }));
     }
     // Nobody answers: that is not the callback's fault.
     for (answer, delay) in [
-        (Err(LookupError::Ours), at_once),
+        (Err(LookupError::ResolverUnavailable), at_once),
         (Ok(vec![GOOD]), Duration::from_secs(10)),
     ] {
         let outcome = sent(answer, delay).await;
         assert!(
-            matches!(outcome, Outcome::NotAttempted { .. }),
+            matches!(outcome, AttemptOutcome::NotAttempted { .. }),
             "{outcome:?}"
         );
     }
@@ -806,9 +832,13 @@ async fn no_spelling_of_this_machine_is_called() {
         let mut attempt = attempt(&format!("https://{host}:{port}/"));
         // For one tenant another network is open, which changes nothing.
         for allowed in [Arc::default(), trap.allowed.clone()] {
-            attempt.allowed = allowed;
+            attempt.allow_list = allowed;
             let outcome = sender.send(&attempt).await;
-            assert_eq!(outcome.class(), Class::Blocked, "{host}: {outcome:?}");
+            assert_eq!(
+                outcome.class(),
+                OutcomeClass::Blocked,
+                "{host}: {outcome:?}"
+            );
         }
     }
     assert_eq!(trap.bad.connections(), 0);
@@ -821,34 +851,37 @@ async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing()
     let allowed = trap.attempt();
     assert_eq!(
         sender.send(&allowed).await,
-        Outcome::Delivered {
+        AttemptOutcome::Delivered {
             code: 200,
             excerpt: None
         },
         "what an inner network answers is not kept"
     );
     // While a kept connection waits, too.
-    let other = Attempt {
-        allowed: Arc::default(),
+    let other = DeliveryAttempt {
+        allow_list: Arc::default(),
         ..allowed.clone()
     };
     let outcome = sender.send(&other).await;
-    assert_eq!(outcome.class(), Class::Blocked, "{outcome:?}");
-    let literal = Attempt {
-        url: format!("https://{GOOD}:{}/", trap.good.address.port()),
+    assert_eq!(outcome.class(), OutcomeClass::Blocked, "{outcome:?}");
+    let literal = DeliveryAttempt {
+        callback_url: format!("https://{GOOD}:{}/", trap.good.address.port()),
         ..allowed.clone()
     };
-    assert_eq!(sender.send(&literal).await.class(), Class::Success);
-    let another_port = Attempt {
-        url: format!("https://{GOOD}:1/"),
+    assert_eq!(sender.send(&literal).await.class(), OutcomeClass::Success);
+    let another_port = DeliveryAttempt {
+        callback_url: format!("https://{GOOD}:1/"),
         ..allowed.clone()
     };
-    assert_eq!(sender.send(&another_port).await.class(), Class::Blocked);
-    let plain = Attempt {
-        url: format!("http://hooks.example.com:{}/", trap.good.address.port()),
+    assert_eq!(
+        sender.send(&another_port).await.class(),
+        OutcomeClass::Blocked
+    );
+    let plain = DeliveryAttempt {
+        callback_url: format!("http://hooks.example.com:{}/", trap.good.address.port()),
         ..allowed
     };
-    assert_eq!(sender.send(&plain).await.class(), Class::Blocked);
+    assert_eq!(sender.send(&plain).await.class(), OutcomeClass::Blocked);
 }
 
 #[tokio::test]
@@ -886,19 +919,19 @@ async fn a_certificate_must_convince() {
             (receiver.address, Some(receiver))
         };
         let sender = sender_with(
-            Guard::new(true),
+            EgressPolicy::new(true),
             flipping(vec![vec![GOOD]]),
-            Trust::Only(roots),
+            TlsTrust::OnlyRoots(roots),
         );
         let url = format!("https://hooks.example.com:{}/", receiver.0.port());
         let outcome = sender.send(&attempt(&url)).await;
         match expected {
-            None => assert_eq!(outcome.class(), Class::Success, "{outcome:?}"),
+            None => assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}"),
             Some(words) => {
-                let Outcome::Refused { class, detail, .. } = outcome else {
+                let AttemptOutcome::Refused { class, detail, .. } = outcome else {
                     panic!("{outcome:?}");
                 };
-                assert_eq!(class, Class::Tls, "{detail}");
+                assert_eq!(class, OutcomeClass::Tls, "{detail}");
                 assert!(detail.contains(words), "{detail}");
             }
         }

@@ -7,18 +7,19 @@ use std::time::Duration;
 use attesto::clock::{Clock, Timestamp};
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::deliveries::endpoint::store::{self, Change};
-use attesto::deliveries::endpoint::{Secrets, SigningSecret};
-use attesto::deliveries::guard::Guard;
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use attesto::deliveries::guard::EgressPolicy;
 use attesto::deliveries::{
-    Dispatcher, DispatcherSettings, Sender, SenderSettings, Wake, post, signature,
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signature,
+    signing_transport,
 };
-use attesto::events::{NewEvent, Record, Source, Word};
+use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
 use attesto::google;
-use attesto::google::account::ServiceAccount;
+use attesto::google::account::GoogleServiceAccount;
 use attesto::id::TenantId;
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::state::pubsub::PushSubscription;
+use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::tenants;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -43,22 +44,22 @@ pub(crate) async fn set_callback(
     url: &str,
     secret: &SigningSecret,
 ) {
-    let change = Change {
+    let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(secret),
         is_active: None,
         overlap: Duration::from_hours(24),
     };
-    store::change(database, keyring, tenant, &change, Duration::ZERO)
+    store::change_endpoint(database, keyring, tenant, &change, Duration::ZERO)
         .await
         .unwrap();
 }
 
 /// Whether a holder of these secrets is convinced by both signatures, as its own code would compute them.
-fn convinces(request: &Received, secrets: &Secrets) -> bool {
+fn convinces(request: &Received, secrets: &SigningSecrets) -> bool {
     let timestamp = request.headers["x-attesto-timestamp"].parse().unwrap();
     let id = &request.headers["webhook-id"];
-    let signed = signature::sign(secrets, id, timestamp, &request.body);
+    let signed = signature::sign_delivery(secrets, id, timestamp, &request.body);
     request.headers["x-attesto-signature"] == signed.attesto
         && request.headers["webhook-signature"] == signed.standard
         && request.headers["webhook-timestamp"] == request.headers["x-attesto-timestamp"]
@@ -93,46 +94,47 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
 
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
-        source: Source::Apple,
-        word: Word::SubscriptionRenewed,
+        source: EventSource::Apple,
+        event_type: Word::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("grüße \u{1f600}".into()),
         data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890,\"ü\":\"\\u00fc\"}"),
         raw: raw("{ \"spaced\" : 1e400 }"),
         ..test_event(&tenant, "1")
     };
-    let record = Record::new(database, &clock, || {});
-    let stored = record.store(&event).await.unwrap();
+    let record = EventRecorder::new(database, &clock, || {});
+    let stored = record.record_event(&event).await.unwrap();
     let body: String = sqlx::query_scalar("select body from webhook_events")
         .fetch_one(database.pool())
         .await
         .unwrap();
     assert!(body.contains("\"raw\":{ \"spaced\" : 1e400 }"), "{body}");
 
-    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &clock).unwrap();
-    let courier = post::courier(sender, database, &keyring, &clock);
+    let courier = signing_transport::build_signing_transport(sender, database, &keyring, &clock);
     let settings = DispatcherSettings {
         concurrency: 8,
-        interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(10),
         max_retries: 5,
-        grace: Duration::ZERO,
+        shutdown_timeout: Duration::ZERO,
     };
-    let mut dispatcher = Dispatcher::new(database, &clock, courier, Wake::default(), settings);
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let mut dispatcher =
+        Dispatcher::new(database, &clock, courier, WorkNotifier::default(), settings);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     clock.advance(Duration::from_secs(33));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     // Between two attempts the secret changes.
     set_callback(database, &keyring, &tenant, &receiver.url(), &secret("n")).await;
     clock.advance(Duration::from_secs(132));
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     clock.advance(Duration::from_hours(24));
-    assert_eq!(dispatcher.drain().await.unwrap(), 0);
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let requests = receiver.requests();
     assert_eq!(requests.len(), 3);
-    let old = Secrets::from(secret("o"));
-    let both = Secrets {
+    let old = SigningSecrets::from(secret("o"));
+    let both = SigningSecrets {
         newest: secret("n"),
         previous: vec![secret("o")],
     };
@@ -165,20 +167,26 @@ async fn what_cannot_be_signed_waits() {
     let stranger = Keyring::new(key, Vec::new()).unwrap();
     set_callback(database, &stranger, &tenant, &receiver.url(), &secret("x")).await;
     let event = test_event(&tenant, "1");
-    let record = Record::new(database, &world.clock, || {});
-    record.store(&event).await.unwrap();
-    let settings = SenderSettings::new(Duration::from_secs(5), Guard::new(true));
+    let record = EventRecorder::new(database, &world.clock, || {});
+    record.record_event(&event).await.unwrap();
+    let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier = post::courier(sender, database, world.keyring(), &world.clock);
+    let courier =
+        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
-        interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(10),
         max_retries: 5,
-        grace: Duration::ZERO,
+        shutdown_timeout: Duration::ZERO,
     };
-    let mut dispatcher =
-        Dispatcher::new(database, &world.clock, courier, Wake::default(), settings);
-    assert_eq!(dispatcher.drain().await.unwrap(), 1);
+    let mut dispatcher = Dispatcher::new(
+        database,
+        &world.clock,
+        courier,
+        WorkNotifier::default(),
+        settings,
+    );
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     let row: (String, i32, String) =
         sqlx::query_as("select status, attempt_count, last_outcome from webhook_deliveries")
             .fetch_one(database.pool())
@@ -205,26 +213,26 @@ async fn what_a_store_reports_is_at_the_callback_at_once() {
     .await;
     let file = world.simulator.google_service_account().to_string();
     let play = world.simulator.google();
-    let new = google::store::NewCredentials {
+    let new = google::store::NewGoogleCredentials {
         package_name: APP,
-        file: file.as_bytes(),
-        account: &ServiceAccount::parse(file.as_bytes()).unwrap(),
+        key_file: file.as_bytes(),
+        account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
         pubsub_audience: None,
         pubsub_service_account: Some(play.push_account()),
         pubsub_topic: None,
     };
-    google::store::put(world.database(), world.keyring(), &tenant.id, &new)
+    google::store::set_credentials(world.database(), world.keyring(), &tenant.id, &new)
         .await
         .unwrap();
     let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
     let by_hand = PushSubscription {
         manual: true,
-        ..PushSubscription::to(&endpoint)
+        ..PushSubscription::for_endpoint(&endpoint)
     };
-    play.set_push(APP, by_hand).unwrap();
-    play.subscribe(NewSubscription::default()).unwrap();
-    let message = play.messages().pop().unwrap();
-    let pushed = play.push(&message.message_id).await.unwrap();
+    play.set_push_subscription(APP, by_hand).unwrap();
+    play.buy_subscription(NewSubscription::default()).unwrap();
+    let message = play.published_messages().pop().unwrap();
+    let pushed = play.push_message(&message.message_id).await.unwrap();
     assert_eq!(pushed.status, 200, "{}", pushed.body);
     assert_eq!(pushed.body["enqueuedDelivery"], true);
 

@@ -14,10 +14,10 @@
 //! - [`answer`]: what a response says about it, and why it is not believed
 //! - [`revocations`]: asks, remembers, asks again
 
-pub mod answer;
-pub mod revocations;
-pub mod subject;
+pub mod certificate;
+pub mod response;
+pub mod revocation_checker;
 mod wire;
 
-pub use revocations::{NotGood, Reach, Revocations};
-pub use subject::Subject;
+pub use certificate::ChainCertificate;
+pub use revocation_checker::{ResponderPolicy, RevocationChecker, RevocationError};

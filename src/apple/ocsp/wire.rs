@@ -12,11 +12,13 @@ use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
 /// `id-pkix-ocsp-basic`: the one kind of response there is.
-pub(super) const BASIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
+pub(super) const OID_OCSP_BASIC: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 /// `id-sha1`
-pub(super) const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
+pub(super) const OID_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 /// `id-sha256`
-pub(super) const SHA_256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
+pub(super) const OID_SHA256: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
 
 /// A request, unsigned and without extensions.
 #[derive(Debug, Sequence)]
@@ -26,11 +28,11 @@ pub(super) struct OcspRequest {
 
 #[derive(Debug, Sequence)]
 pub(super) struct TbsRequest {
-    pub(super) request_list: Vec<Request>,
+    pub(super) request_list: Vec<SingleRequest>,
 }
 
 #[derive(Debug, Sequence)]
-pub(super) struct Request {
+pub(super) struct SingleRequest {
     pub(super) certificate: CertId,
 }
 

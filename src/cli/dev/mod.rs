@@ -11,11 +11,11 @@
 //! - [`happening`]: something that happens at a store, and the event it becomes
 
 mod args;
-mod callback;
-mod happening;
-mod question;
-mod show;
-mod stage;
+mod demo_callback;
+mod environment;
+mod example_request;
+mod store_events;
+mod walkthrough;
 
-pub use args::Args;
-pub use show::run;
+pub use args::DevArgs;
+pub use walkthrough::run;

@@ -6,53 +6,54 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::error::EmbeddedError;
-use crate::db::OLDEST_MAJOR;
+use crate::db::MIN_POSTGRES_MAJOR;
 
 /// A folder that holds the programs of one Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Binaries {
+pub struct PostgresBinaries {
     folder: PathBuf,
-    major: u32,
+    major_version: u32,
 }
 
-impl Binaries {
+impl PostgresBinaries {
     /// Everything usable on this machine, best first. `named` is `ATTESTO_PG_BIN` and shuts out everything else;
     /// `search_path` is `PATH`.
-    pub fn all(
+    pub fn find_all(
         named: Option<&Path>,
         search_path: Option<&OsStr>,
     ) -> Result<Vec<Self>, EmbeddedError> {
         let mut found = Vec::new();
         if let Some(folder) = named {
-            let binaries = Self::in_folder(folder).ok_or_else(|| EmbeddedError::NotThere {
-                folder: folder.to_owned(),
-            })?;
+            let binaries =
+                Self::find_in_folder(folder).ok_or_else(|| EmbeddedError::MissingPrograms {
+                    folder: folder.to_owned(),
+                })?;
             found.push(binaries);
         } else {
             let on_path = search_path.into_iter().flat_map(std::env::split_paths);
-            found.extend(on_path.filter_map(|folder| Self::in_folder(&folder)));
-            let usual = usual_places("postgres");
+            found.extend(on_path.filter_map(|folder| Self::find_in_folder(&folder)));
+            let usual = distribution_folders("postgres");
             let mut usual: Vec<_> = usual
                 .iter()
-                .filter_map(|place| Self::in_folder(place))
+                .filter_map(|place| Self::find_in_folder(place))
                 .collect();
-            usual.sort_by_key(|binaries| std::cmp::Reverse(binaries.major));
+            usual.sort_by_key(|binaries| std::cmp::Reverse(binaries.major_version));
             found.extend(usual);
         }
         let Some(first) = found.first().cloned() else {
             return Err(EmbeddedError::NotInstalled);
         };
-        found.retain(|binaries| binaries.major >= OLDEST_MAJOR);
+        found.retain(|binaries| binaries.major_version >= MIN_POSTGRES_MAJOR);
         if found.is_empty() {
             return Err(EmbeddedError::TooOld {
                 folder: first.folder,
-                major: first.major,
+                major: first.major_version,
             });
         }
         Ok(found)
     }
 
-    fn in_folder(folder: &Path) -> Option<Self> {
+    fn find_in_folder(folder: &Path) -> Option<Self> {
         if folder.as_os_str().is_empty() || !folder.join("initdb").is_file() {
             return None;
         }
@@ -66,23 +67,23 @@ impl Binaries {
             .ok()?;
         Some(Self {
             folder: std::path::absolute(folder).ok()?,
-            major: major_of(&String::from_utf8_lossy(&asked.stdout))?,
+            major_version: parse_major_version(&String::from_utf8_lossy(&asked.stdout))?,
         })
     }
 
     /// The major version: 15 of 15.18.
-    pub fn major(&self) -> u32 {
-        self.major
+    pub fn major_version(&self) -> u32 {
+        self.major_version
     }
 
     /// The path of one of the programs.
-    pub fn program(&self, name: &str) -> PathBuf {
+    pub fn program_path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }
 
 /// 15 of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, 18 of `postgres (PostgreSQL) 18beta1`.
-pub(crate) fn major_of(version: &str) -> Option<u32> {
+pub(crate) fn parse_major_version(version: &str) -> Option<u32> {
     let (_, number) = version.split_once("(PostgreSQL) ")?;
     let digits = number
         .find(|letter: char| !letter.is_ascii_digit())
@@ -91,7 +92,7 @@ pub(crate) fn major_of(version: &str) -> Option<u32> {
 }
 
 /// Where distributions and Homebrew put the programs of each release, as far as this one is there.
-pub(crate) fn usual_places(program: &str) -> Vec<PathBuf> {
+pub(crate) fn distribution_folders(program: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     for (parent, prefix) in [
         ("/usr/lib/postgresql", ""),
@@ -131,7 +132,7 @@ mod tests {
             ("postgres (EnterpriseDB) 15", None),
             ("", None),
         ] {
-            assert_eq!(major_of(printed), major, "{printed}");
+            assert_eq!(parse_major_version(printed), major, "{printed}");
         }
     }
 
@@ -139,8 +140,8 @@ mod tests {
     fn the_named_folder_is_the_only_one_asked() {
         let nowhere = Path::new("/nowhere");
         assert!(matches!(
-            Binaries::all(Some(nowhere), Some(OsStr::new("/usr/bin"))),
-            Err(EmbeddedError::NotThere { folder }) if folder == nowhere
+            PostgresBinaries::find_all(Some(nowhere), Some(OsStr::new("/usr/bin"))),
+            Err(EmbeddedError::MissingPrograms { folder }) if folder == nowhere
         ));
     }
 }

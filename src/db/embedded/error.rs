@@ -16,7 +16,7 @@ pub enum EmbeddedError {
     NotInstalled,
     /// `ATTESTO_PG_BIN` names the wrong folder.
     #[error("ATTESTO_PG_BIN names {}, which does not hold both `postgres` and `initdb`", folder.display())]
-    NotThere {
+    MissingPrograms {
         /// What it names.
         folder: PathBuf,
     },
@@ -24,7 +24,7 @@ pub enum EmbeddedError {
     #[error(
         "Postgres {major} in {} is too old: Attesto needs {} or newer",
         folder.display(),
-        super::super::OLDEST_MAJOR
+        super::super::MIN_POSTGRES_MAJOR
     )]
     TooOld {
         /// Where it is.
@@ -34,13 +34,13 @@ pub enum EmbeddedError {
     },
     /// No default place to put the data.
     #[error("neither XDG_STATE_HOME nor HOME says where data belongs: set ATTESTO_DATA_DIR")]
-    NoHome,
+    NoDataDir,
     /// We are root, and there is nobody else to be.
     #[error(
         "Postgres refuses to run as root, and this machine has no user `attesto` or `postgres` to run it as.\n\
          Create one with: useradd --system --no-create-home --shell /usr/sbin/nologin attesto. Or name another in ATTESTO_PG_USER."
     )]
-    NoAccount,
+    NoUnprivilegedAccount,
     /// `ATTESTO_PG_USER` names nobody.
     #[error("ATTESTO_PG_USER names {name}, and this machine has no such user")]
     UnknownAccount {
@@ -55,7 +55,7 @@ pub enum EmbeddedError {
     },
     /// A folder or file of ours cannot be made, read or locked.
     #[error("cannot {action} {}: {cause}", path.display())]
-    Folder {
+    FileSystem {
         /// What was tried: create, open, …
         action: &'static str,
         /// On what.
@@ -68,7 +68,7 @@ pub enum EmbeddedError {
         "{} belongs to the user with id {owner}, not to us: run as that user, or choose another folder with ATTESTO_DATA_DIR",
         path.display()
     )]
-    NotOurs {
+    WrongOwner {
         /// The folder.
         path: PathBuf,
         /// The id of its owner.
@@ -85,7 +85,7 @@ pub enum EmbeddedError {
         "the user {account}, who runs Postgres because root must not, may not enter {}: choose a data folder elsewhere with ATTESTO_DATA_DIR (programs: ATTESTO_PG_BIN), for example below /var/lib",
         path.display()
     )]
-    NotReachable {
+    AccessDenied {
         /// The folder that stands in the way.
         path: PathBuf,
         /// Who may not enter.
@@ -105,13 +105,13 @@ pub enum EmbeddedError {
     #[error(
         "this process runs as the user id {uid}, which has no entry in /etc/passwd, and initdb wants one: add an entry, or use a database of your own (DATABASE_URL)"
     )]
-    Nameless {
+    UnnamedUser {
         /// Our user id.
         uid: u32,
     },
     /// `initdb` failed.
     #[error("initdb could not make a database cluster in {} ({status}):\n{output}", folder.display())]
-    Initdb {
+    InitdbFailed {
         /// Where.
         folder: PathBuf,
         /// How it ended.
@@ -138,7 +138,7 @@ pub enum EmbeddedError {
         data.display(),
         installed.iter().map(|major| format!("Postgres {major}")).collect::<Vec<_>>().join(", ")
     )]
-    OtherMajor {
+    MajorVersionMismatch {
         /// The data folder.
         data: PathBuf,
         /// Its major version.
@@ -154,7 +154,7 @@ pub enum EmbeddedError {
     },
     /// Postgres ended instead of serving.
     #[error("Postgres ended instead of serving ({status}). The end of {}:\n{tail}", log.display())]
-    Ended {
+    ExitedAtStart {
         /// How it ended.
         status: ExitStatus,
         /// Where the whole log is.
@@ -164,7 +164,7 @@ pub enum EmbeddedError {
     },
     /// Postgres runs and does not answer.
     #[error("Postgres did not answer on {} within {seconds} s. The end of {}:\n{tail}", socket.display(), log.display())]
-    Silent {
+    StartTimeout {
         /// Where it should have answered.
         socket: PathBuf,
         /// How long we waited.

@@ -12,12 +12,12 @@
 //! - [`cluster`]: [`Embedded`], which puts these in order
 //! - [`error`]: what can go wrong
 
-pub mod account;
 pub mod binaries;
-pub mod cluster;
+mod data_folder;
+pub mod embedded_postgres;
 pub mod error;
-mod folder;
 mod postmaster;
+pub mod system_account;
 
-pub use cluster::{Embedded, EmbeddedOptions};
+pub use embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 pub use error::EmbeddedError;

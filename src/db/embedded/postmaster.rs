@@ -10,20 +10,20 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::binaries::Binaries;
+use super::binaries::PostgresBinaries;
+use super::data_folder::DataFolder;
 use super::error::EmbeddedError;
-use super::folder::Folder;
 
 /// How long a fast shutdown may take before it becomes an immediate one.
-const FAST: Duration = Duration::from_secs(20);
+const FAST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an immediate shutdown may take. It writes nothing, so this is plenty.
-const IMMEDIATE: Duration = Duration::from_secs(5);
+const IMMEDIATE_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a process that is not our child is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The settings of a private Postgres. Given as arguments rather than in its file, so that data of an older release of
 /// ours follows a newer one.
-const SETTINGS: [&str; 17] = [
+const POSTGRES_SETTINGS: [&str; 17] = [
     "listen_addresses=",
     "port=5432",
     "unix_socket_permissions=0700",
@@ -49,12 +49,12 @@ pub(super) enum Postmaster {
     /// Our child.
     Child(Child),
     /// Left behind by an earlier process of ours that was killed.
-    Orphan(Orphan),
+    Orphaned(OrphanedPostmaster),
 }
 
 impl Drop for Postmaster {
     fn drop(&mut self) {
-        if let Some(pid) = self.pid() {
+        if let Some(pid) = self.process_id() {
             let _ = kill_process(pid, Signal::INT);
         }
     }
@@ -62,25 +62,25 @@ impl Drop for Postmaster {
 
 /// A Postgres on our data that is not our child.
 #[derive(Debug)]
-pub(super) struct Orphan {
+pub(super) struct OrphanedPostmaster {
     pid: Pid,
-    data: Box<Path>,
+    cluster_path: Box<Path>,
 }
 
-impl Orphan {
+impl OrphanedPostmaster {
     /// The Postgres that runs on the folder's data, if any does. When none does, a note that would keep the next one
     /// from starting is corrected.
-    pub(super) fn find(folder: &Folder) -> Option<Self> {
-        let data = folder.data();
+    pub(super) fn find_running(folder: &DataFolder) -> Option<Self> {
+        let data = folder.cluster_path();
         let path = data.join("postmaster.pid");
         let note = std::fs::read_to_string(&path).ok()?;
         let (first, rest) = note.split_once('\n').unwrap_or((&note, ""));
         let pid = Pid::from_raw(first.trim().parse().ok()?)?;
         let orphan = Self {
             pid,
-            data: data.into(),
+            cluster_path: data.into(),
         };
-        if orphan.lives() {
+        if orphan.is_alive() {
             return Some(orphan);
         }
         // Where nobody reaps orphans (we are the first process of a container), a dead one keeps its process id, and
@@ -89,7 +89,7 @@ impl Orphan {
         // After a power cut the process id may mean another program of the same user, which Postgres cannot tell from
         // a rival either. It never takes its parent for one, so that is what the note gets to say. The rest of it
         // stays: by that, Postgres still finds processes of the old one that hold on to the data.
-        let other = command_line(pid).unwrap_or_default();
+        let other = read_command_line(pid).unwrap_or_default();
         let is_postgres = |program: &str| {
             let name = program.as_bytes();
             other.windows(name.len()).any(|window| window == name)
@@ -104,9 +104,9 @@ impl Orphan {
     }
 
     /// Whether the process id still means that Postgres. Process ids are given again to others.
-    fn lives(&self) -> bool {
-        let data = self.data.as_os_str().as_bytes();
-        match command_line(self.pid) {
+    fn is_alive(&self) -> bool {
+        let data = self.cluster_path.as_os_str().as_bytes();
+        match read_command_line(self.pid) {
             Some(line) => {
                 let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
                 arguments
@@ -128,9 +128,9 @@ impl Orphan {
         }
     }
 
-    async fn gone(&self) {
-        while self.lives() {
-            sleep(LOOK_EVERY).await;
+    async fn wait_for_exit(&self) {
+        while self.is_alive() {
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -138,12 +138,12 @@ impl Orphan {
 impl Postmaster {
     /// Starts Postgres on the folder's data. That it serves is another matter: see [`Postmaster::ended`].
     pub(super) fn spawn(
-        folder: &Folder,
-        binaries: &Binaries,
+        folder: &DataFolder,
+        binaries: &PostgresBinaries,
         log: &std::fs::File,
     ) -> Result<Self, EmbeddedError> {
-        let program = binaries.program("postgres");
-        let cannot_run = |cause| match folder.obstacle(&program) {
+        let program = binaries.program_path("postgres");
+        let cannot_run = |cause| match folder.find_inaccessible_folder(&program) {
             Some(obstacle) => obstacle,
             None => EmbeddedError::CannotRun {
                 program: program.clone(),
@@ -151,13 +151,13 @@ impl Postmaster {
                 cause,
             },
         };
-        let mut command = command(folder, &program);
-        command.arg("-D").arg(folder.data());
-        for setting in SETTINGS {
+        let mut command = build_command(folder, &program);
+        command.arg("-D").arg(folder.cluster_path());
+        for setting in POSTGRES_SETTINGS {
             command.args(["-c", setting]);
         }
         // A list of folders, in which commas part and double quotes hold together.
-        let run = folder.run().as_os_str().as_bytes();
+        let run = folder.socket_folder().as_os_str().as_bytes();
         let mut sockets = b"unix_socket_directories=\"".to_vec();
         sockets.extend(
             run.iter()
@@ -175,33 +175,36 @@ impl Postmaster {
     }
 
     /// Its process id, while there is one.
-    fn pid(&self) -> Option<Pid> {
+    fn process_id(&self) -> Option<Pid> {
         match self {
             Self::Child(child) => child
                 .id()
                 .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
-            Self::Orphan(orphan) => orphan.lives().then_some(orphan.pid),
+            Self::Orphaned(orphan) => orphan.is_alive().then_some(orphan.pid),
         }
     }
 
     /// How it ended, when it has. Of a process that is not our child only that it has.
-    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(super) fn exit_status(&mut self) -> Option<ExitStatus> {
         match self {
             Self::Child(child) => child.try_wait().ok().flatten(),
-            Self::Orphan(orphan) => (!orphan.lives()).then(ExitStatus::default),
+            Self::Orphaned(orphan) => (!orphan.is_alive()).then(ExitStatus::default),
         }
     }
 
     /// Ends it: fast (clients are cut off, everything is written), and after 20 s at once (the next start recovers).
     /// Never the smart way, which waits for every client.
     pub(super) async fn stop(&mut self) {
-        for (signal, patience) in [(Signal::INT, FAST), (Signal::QUIT, IMMEDIATE)] {
-            let Some(pid) = self.pid() else { return };
+        for (signal, patience) in [
+            (Signal::INT, FAST_SHUTDOWN_TIMEOUT),
+            (Signal::QUIT, IMMEDIATE_SHUTDOWN_TIMEOUT),
+        ] {
+            let Some(pid) = self.process_id() else { return };
             if let Err(error) = kill_process(pid, signal) {
                 tracing::warn!(%error, "cannot tell Postgres to stop");
             }
             let begun = Instant::now();
-            if timeout(patience, self.gone()).await.is_ok() {
+            if timeout(patience, self.wait_for_exit()).await.is_ok() {
                 tracing::debug!(after = ?begun.elapsed(), "Postgres has stopped");
                 return;
             }
@@ -210,25 +213,25 @@ impl Postmaster {
     }
 
     /// Until it has ended, by our doing or another's.
-    pub(super) async fn gone(&mut self) {
+    pub(super) async fn wait_for_exit(&mut self) {
         match self {
             Self::Child(child) => {
                 // It fails only when there is no such child, which is as gone as can be.
                 let _ = child.wait().await;
             }
-            Self::Orphan(orphan) => orphan.gone().await,
+            Self::Orphaned(orphan) => orphan.wait_for_exit().await,
         }
     }
 }
 
 /// The arguments of a process, each ended by a zero; empty for one that has ended and was not reaped.
-fn command_line(pid: Pid) -> Option<Vec<u8>> {
+fn read_command_line(pid: Pid) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
 /// One of Postgres' programs, run as the user it must run as and with nothing of our environment, which may hold
 /// settings of libpq and secrets of ours.
-pub(super) fn command(folder: &Folder, program: &Path) -> Command {
+pub(super) fn build_command(folder: &DataFolder, program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()

@@ -10,5 +10,5 @@
 pub mod secret;
 pub mod store;
 
-pub use secret::{BadSecret, Secrets, SigningSecret};
-pub use store::{Change, Changed, Endpoint, Summary};
+pub use secret::{SigningSecret, SigningSecretError, SigningSecrets};
+pub use store::{EndpointChange, EndpointSummary, SecretChange, WebhookEndpoint};

@@ -9,40 +9,40 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::secret::{MOST_LIVE, Secrets, SigningSecret};
+use super::secret::{MAX_ACTIVE_SECRETS, SigningSecret, SigningSecrets};
 use crate::clock::Timestamp;
-use crate::credentials::sealed::{SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET};
+use crate::credentials::sealed_columns::{SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET};
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, OpenError};
+use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{self, Database};
-use crate::deliveries::guard::{AllowList, Opening};
+use crate::deliveries::guard::{AllowList, AllowedNetwork};
 use crate::id::TenantId;
 
 /// How often a change is tried again when somebody else changes the same tenant's secrets at the same time.
-const MAX_ROUNDS: u32 = 10;
+const MAX_CHANGE_ATTEMPTS: u32 = 10;
 
 /// What it takes to send to a tenant's callback, beside its URL, which is frozen in each delivery.
 #[derive(Clone, Debug)]
-pub struct Endpoint {
+pub struct WebhookEndpoint {
     /// What signs at this moment.
-    pub secrets: Arc<Secrets>,
+    pub secrets: Arc<SigningSecrets>,
     /// What an operator opened.
-    pub allowed: Arc<AllowList>,
+    pub allow_list: Arc<AllowList>,
 }
 
 /// A stored secret that does not open.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the webhook secret of {tenant} cannot be opened: {cause}")]
-pub struct SealedSecret {
+pub struct SealedSecretError {
     /// Whose.
     pub tenant: TenantId,
     /// Why.
-    pub cause: OpenError,
+    pub cause: UnsealError,
 }
 
 /// What is to be changed. `None` leaves what is stored.
 #[derive(Clone, Debug)]
-pub struct Change<'a> {
+pub struct EndpointChange<'a> {
     /// Where events are sent. Needed when there is nothing yet.
     pub callback_url: Option<&'a str>,
     /// What signs first from now on. When there is nothing yet, one is made.
@@ -55,9 +55,9 @@ pub struct Change<'a> {
 
 /// What a change did to the secrets.
 #[derive(Clone, Debug)]
-pub enum Changed {
+pub enum SecretChange {
     /// Nothing.
-    Kept,
+    Unchanged,
     /// The given one signs first.
     Rotated,
     /// There was none, and none was given: this one was made.
@@ -66,18 +66,18 @@ pub enum Changed {
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
+pub enum EndpointChangeError {
     /// There is no tenant of this id.
     #[error("there is no tenant {0}")]
-    UnknownTenant(TenantId),
+    TenantNotFound(TenantId),
     /// The tenant has no callback.
     #[error("{0} has no webhook configuration")]
-    NoEndpoint(TenantId),
+    EndpointNotFound(TenantId),
     /// As many secrets sign as may.
     #[error(
-        "{MOST_LIVE} secrets of {tenant} sign already, which is the most: the oldest stops at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
+        "{MAX_ACTIVE_SECRETS} secrets of {tenant} sign already, which is the most: the oldest stops at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
     )]
-    TooMany {
+    TooManySecrets {
         /// Whose.
         tenant: TenantId,
         /// When the next of them stops signing.
@@ -87,7 +87,7 @@ pub enum ChangeError {
     #[error(
         "secret {0} is the newest, and something must sign: set another with `attesto webhook set-config --secret … --overlap 0s`, which ends it at once"
     )]
-    Newest(i32),
+    NewestSecret(i32),
     /// No such secret signs.
     #[error("no previous secret signs for {0}")]
     NothingToRetire(TenantId),
@@ -96,7 +96,7 @@ pub enum ChangeError {
     Contended(TenantId),
     /// A stored secret does not open.
     #[error(transparent)]
-    Sealed(#[from] SealedSecret),
+    Sealed(#[from] SealedSecretError),
     /// The database did not answer.
     #[error(transparent)]
     Database(#[from] db::Error),
@@ -105,7 +105,7 @@ pub enum ChangeError {
 /// A secret that signs, as far as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShownSecret {
+pub struct SigningSecretRow {
     /// Counted for each tenant from one.
     pub number: i32,
     /// When it was set.
@@ -117,7 +117,7 @@ pub struct ShownSecret {
 /// What may be shown of an endpoint: everything but the secrets.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
+pub struct EndpointSummary {
     /// Whose.
     pub tenant_id: TenantId,
     /// Where new events are sent.
@@ -127,7 +127,7 @@ pub struct Summary {
     /// Always true: there is no endpoint without one.
     pub has_secret: bool,
     /// The secrets that sign, newest first.
-    pub secrets: Vec<ShownSecret>,
+    pub secrets: Vec<SigningSecretRow>,
     /// What an operator opened.
     pub allowed_networks: Vec<String>,
     /// When it was first set.
@@ -137,16 +137,16 @@ pub struct Summary {
 }
 
 /// What it takes to send, by tenant; or why it cannot be had.
-pub type Endpoints = HashMap<TenantId, Result<Endpoint, SealedSecret>>;
+pub type EndpointsByTenant = HashMap<TenantId, Result<WebhookEndpoint, SealedSecretError>>;
 
 /// What it takes to send to these tenants' callbacks now, in one statement. A tenant without a callback is not in the
 /// answer; one whose secrets do not open stops nobody else.
-pub async fn for_delivery(
+pub async fn load_endpoints(
     database: &Database,
     keyring: &Keyring,
     tenants: &[TenantId],
     lead: Duration,
-) -> Result<Endpoints, db::Error> {
+) -> Result<EndpointsByTenant, db::Error> {
     let tenants: Vec<String> = tenants.iter().map(ToString::to_string).collect();
     let rows = sqlx::query!(
         r#"
@@ -171,20 +171,24 @@ pub async fn for_delivery(
     .await?;
     let endpoints = rows.into_iter().map(|row| {
         let tenant = row.tenant_id;
-        let opened = open(keyring, WEBHOOK_SECRET, &tenant, &row.secret_enc).and_then(|newest| {
-            let previous = row.previous.iter();
-            let previous =
-                previous.map(|blob| open(keyring, WEBHOOK_PREVIOUS_SECRET, &tenant, blob));
-            Ok(Secrets {
-                newest,
-                previous: previous.collect::<Result<_, _>>()?,
-            })
-        });
-        let allowed = row.allowed.iter().filter_map(|text| opening(text));
+        let opened =
+            open_secret(keyring, WEBHOOK_SECRET, &tenant, &row.secret_enc).and_then(|newest| {
+                let previous = row.previous.iter();
+                let previous = previous
+                    .map(|blob| open_secret(keyring, WEBHOOK_PREVIOUS_SECRET, &tenant, blob));
+                Ok(SigningSecrets {
+                    newest,
+                    previous: previous.collect::<Result<_, _>>()?,
+                })
+            });
+        let allowed = row
+            .allowed
+            .iter()
+            .filter_map(|text| parse_allowed_network(text));
         let allowed = AllowList::new(allowed.collect());
-        let endpoint = opened.map(|secrets| Endpoint {
+        let endpoint = opened.map(|secrets| WebhookEndpoint {
             secrets: Arc::new(secrets),
-            allowed: Arc::new(allowed),
+            allow_list: Arc::new(allowed),
         });
         (tenant, endpoint)
     });
@@ -192,11 +196,11 @@ pub async fn for_delivery(
 }
 
 /// What may be shown of the tenant's endpoint; opens nothing. `None` when it has none.
-pub async fn describe(
+pub async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
     lead: Duration,
-) -> Result<Option<Summary>, db::Error> {
+) -> Result<Option<EndpointSummary>, db::Error> {
     let row = sqlx::query!(
         "select callback_url, is_active, secret_number, secret_created_at, created_at, updated_at \
            from webhook_configs where tenant_id = $1",
@@ -214,18 +218,18 @@ pub async fn describe(
     )
     .fetch_all(database.pool())
     .await?;
-    let mut secrets = vec![ShownSecret {
+    let mut secrets = vec![SigningSecretRow {
         number: row.secret_number,
         created_at: row.secret_created_at.into(),
         expires_at: None,
     }];
-    secrets.extend(previous.into_iter().map(|row| ShownSecret {
+    secrets.extend(previous.into_iter().map(|row| SigningSecretRow {
         number: row.number,
         created_at: row.created_at.into(),
         expires_at: Some(row.expires_at.into()),
     }));
-    let allowed = openings(database, tenant).await?;
-    Ok(Some(Summary {
+    let allowed = list_allowed_networks(database, tenant).await?;
+    Ok(Some(EndpointSummary {
         tenant_id: tenant.clone(),
         callback_url: row.callback_url,
         is_active: row.is_active,
@@ -241,47 +245,47 @@ pub async fn describe(
 ///
 /// A new secret signs first from the moment this returns, and the one before it goes on signing for the overlap: there
 /// is no moment at which neither does, because both are one statement.
-pub async fn change(
+pub async fn change_endpoint(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    change: &Change<'_>,
+    change: &EndpointChange<'_>,
     lead: Duration,
-) -> Result<Changed, ChangeError> {
-    for _ in 0..MAX_ROUNDS {
-        let stored = stored(database, keyring, tenant, lead).await?;
+) -> Result<SecretChange, EndpointChangeError> {
+    for _ in 0..MAX_CHANGE_ATTEMPTS {
+        let stored = load_stored_secrets(database, keyring, tenant, lead).await?;
         let done = match stored {
-            None => create(database, keyring, tenant, change).await?,
+            None => create_endpoint(database, keyring, tenant, change).await?,
             Some(stored) => match change.secret {
                 Some(secret) if *secret != stored.newest => {
-                    rotate(database, keyring, tenant, change, secret, &stored, lead).await?
+                    rotate_secret(database, keyring, tenant, change, secret, &stored, lead).await?
                 }
-                _ => keep_secret(database, tenant, change).await?,
+                _ => update_endpoint(database, tenant, change).await?,
             },
         };
         if let Some(done) = done {
             return Ok(done);
         }
     }
-    Err(ChangeError::Contended(tenant.clone()))
+    Err(EndpointChangeError::Contended(tenant.clone()))
 }
 
 /// Ends the overlap of previous secrets now: of the one with this number, or of all. Gives the numbers.
-pub async fn retire(
+pub async fn retire_secrets(
     database: &Database,
     tenant: &TenantId,
     number: Option<i32>,
     lead: Duration,
-) -> Result<Vec<i32>, ChangeError> {
+) -> Result<Vec<i32>, EndpointChangeError> {
     let newest = sqlx::query_scalar!(
         "select secret_number from webhook_configs where tenant_id = $1",
         tenant.as_str()
     )
     .fetch_optional(database.pool())
     .await?;
-    let newest = newest.ok_or_else(|| ChangeError::NoEndpoint(tenant.clone()))?;
+    let newest = newest.ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?;
     if number == Some(newest) {
-        return Err(ChangeError::Newest(newest));
+        return Err(EndpointChangeError::NewestSecret(newest));
     }
     // Deleted rather than marked: what has leaked is of no more use to anybody.
     let retired = sqlx::query!(
@@ -302,14 +306,17 @@ pub async fn retire(
         .map(|row| row.number)
         .collect();
     if retired.is_empty() {
-        return Err(ChangeError::NothingToRetire(tenant.clone()));
+        return Err(EndpointChangeError::NothingToRetire(tenant.clone()));
     }
     retired.sort_unstable();
     Ok(retired)
 }
 
 /// What an operator opened for the tenant.
-pub async fn openings(database: &Database, tenant: &TenantId) -> Result<Vec<Opening>, db::Error> {
+pub async fn list_allowed_networks(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Vec<AllowedNetwork>, db::Error> {
     let rows = sqlx::query_scalar!(
         r#"
         select network::text || ' ' || port as "opening!" from webhook_allowed_networks
@@ -319,15 +326,18 @@ pub async fn openings(database: &Database, tenant: &TenantId) -> Result<Vec<Open
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(rows.iter().filter_map(|text| opening(text)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|text| parse_allowed_network(text))
+        .collect())
 }
 
 /// Opens a network for the tenant. Whether it was closed before.
-pub async fn allow(
+pub async fn allow_network(
     database: &Database,
     tenant: &TenantId,
-    opening: &Opening,
-) -> Result<bool, ChangeError> {
+    opening: &AllowedNetwork,
+) -> Result<bool, EndpointChangeError> {
     let added = sqlx::query!(
         "insert into webhook_allowed_networks (tenant_id, network, port) values ($1, $2::text::cidr, $3) \
          on conflict do nothing",
@@ -338,18 +348,18 @@ pub async fn allow(
     .execute(database.pool())
     .await
     .map_err(|error| {
-        db::on_constraint(error, "webhook_allowed_networks_tenant_id_fkey", || {
-            ChangeError::UnknownTenant(tenant.clone())
+        db::map_constraint_error(error, "webhook_allowed_networks_tenant_id_fkey", || {
+            EndpointChangeError::TenantNotFound(tenant.clone())
         })
     })?;
     Ok(added.rows_affected() == 1)
 }
 
 /// Closes it again. Whether it was open.
-pub async fn disallow(
+pub async fn disallow_network(
     database: &Database,
     tenant: &TenantId,
-    opening: &Opening,
+    opening: &AllowedNetwork,
 ) -> Result<bool, db::Error> {
     let removed = sqlx::query!(
         "delete from webhook_allowed_networks where tenant_id = $1 and network = $2::text::cidr and port = $3",
@@ -363,25 +373,25 @@ pub async fn disallow(
 }
 
 /// The secrets as they are stored.
-struct Stored {
+struct StoredSecrets {
     newest: SigningSecret,
     number: i32,
     /// Those that still sign, oldest first.
-    previous: Vec<Previous>,
+    previous: Vec<PreviousSigningSecret>,
 }
 
-struct Previous {
+struct PreviousSigningSecret {
     number: i32,
     secret: SigningSecret,
     expires_at: Timestamp,
 }
 
-async fn stored(
+async fn load_stored_secrets(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
     lead: Duration,
-) -> Result<Option<Stored>, ChangeError> {
+) -> Result<Option<StoredSecrets>, EndpointChangeError> {
     let row = sqlx::query!(
         "select secret_enc, secret_number from webhook_configs where tenant_id = $1",
         tenant.as_str()
@@ -399,27 +409,27 @@ async fn stored(
     .fetch_all(database.pool())
     .await?;
     let previous = previous.into_iter().map(|row| {
-        Ok(Previous {
+        Ok(PreviousSigningSecret {
             number: row.number,
-            secret: open(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &row.secret_enc)?,
+            secret: open_secret(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &row.secret_enc)?,
             expires_at: row.expires_at.into(),
         })
     });
-    Ok(Some(Stored {
-        newest: open(keyring, WEBHOOK_SECRET, tenant, &row.secret_enc)?,
+    Ok(Some(StoredSecrets {
+        newest: open_secret(keyring, WEBHOOK_SECRET, tenant, &row.secret_enc)?,
         number: row.secret_number,
-        previous: previous.collect::<Result<_, SealedSecret>>()?,
+        previous: previous.collect::<Result<_, SealedSecretError>>()?,
     }))
 }
 
 /// `None` when somebody else was first.
-async fn create(
+async fn create_endpoint(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    change: &Change<'_>,
-) -> Result<Option<Changed>, ChangeError> {
-    let no_endpoint = || ChangeError::NoEndpoint(tenant.clone());
+    change: &EndpointChange<'_>,
+) -> Result<Option<SecretChange>, EndpointChangeError> {
+    let no_endpoint = || EndpointChangeError::EndpointNotFound(tenant.clone());
     let callback_url = change.callback_url.ok_or_else(no_endpoint)?;
     let made = change.secret.is_none().then(SigningSecret::generate);
     let secret = change.secret.or(made.as_ref());
@@ -429,25 +439,25 @@ async fn create(
          on conflict (tenant_id) do nothing",
         tenant.as_str(),
         callback_url,
-        seal(keyring, WEBHOOK_SECRET, tenant, secret),
+        seal_secret(keyring, WEBHOOK_SECRET, tenant, secret),
         change.is_active.unwrap_or(true),
     )
     .execute(database.pool())
     .await
     .map_err(|error| {
-        db::on_constraint(error, "webhook_configs_tenant_id_fkey", || {
-            ChangeError::UnknownTenant(tenant.clone())
+        db::map_constraint_error(error, "webhook_configs_tenant_id_fkey", || {
+            EndpointChangeError::TenantNotFound(tenant.clone())
         })
     })?;
-    let changed = made.map_or(Changed::Rotated, Changed::Generated);
+    let changed = made.map_or(SecretChange::Rotated, SecretChange::Generated);
     Ok((created.rows_affected() == 1).then_some(changed))
 }
 
-async fn keep_secret(
+async fn update_endpoint(
     database: &Database,
     tenant: &TenantId,
-    change: &Change<'_>,
-) -> Result<Option<Changed>, ChangeError> {
+    change: &EndpointChange<'_>,
+) -> Result<Option<SecretChange>, EndpointChangeError> {
     let updated = sqlx::query!(
         "update webhook_configs \
             set callback_url = coalesce($2, callback_url), is_active = coalesce($3, is_active), updated_at = now() \
@@ -458,28 +468,28 @@ async fn keep_secret(
     )
     .execute(database.pool())
     .await?;
-    Ok((updated.rows_affected() == 1).then_some(Changed::Kept))
+    Ok((updated.rows_affected() == 1).then_some(SecretChange::Unchanged))
 }
 
 /// `None` when somebody else was first: the newest secret is not the one that was read.
-async fn rotate(
+async fn rotate_secret(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    change: &Change<'_>,
+    change: &EndpointChange<'_>,
     secret: &SigningSecret,
-    stored: &Stored,
+    stored: &StoredSecrets,
     lead: Duration,
-) -> Result<Option<Changed>, ChangeError> {
+) -> Result<Option<SecretChange>, EndpointChangeError> {
     // Going back to a secret that still signs: it moves to the front rather than sign twice.
     let (revived, staying): (Vec<_>, Vec<_>) = stored
         .previous
         .iter()
         .partition(|previous| previous.secret == *secret);
     let goes_on = !change.overlap.is_zero();
-    if 1 + usize::from(goes_on) + staying.len() > MOST_LIVE {
+    if 1 + usize::from(goes_on) + staying.len() > MAX_ACTIVE_SECRETS {
         let until = staying.iter().map(|previous| previous.expires_at).min();
-        return Err(ChangeError::TooMany {
+        return Err(EndpointChangeError::TooManySecrets {
             tenant: tenant.clone(),
             until: until.unwrap_or(Timestamp::from_millis(0)),
         });
@@ -515,18 +525,18 @@ async fn rotate(
         tenant.as_str(),
         &revived,
         lead.as_secs_f64(),
-        seal(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &stored.newest),
+        seal_secret(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &stored.newest),
         change.overlap.as_secs_f64(),
         stored.number,
         goes_on,
-        seal(keyring, WEBHOOK_SECRET, tenant, secret),
+        seal_secret(keyring, WEBHOOK_SECRET, tenant, secret),
         change.callback_url,
         change.is_active,
     )
     .execute(database.pool())
     .await;
     match rotated {
-        Ok(done) => Ok((done.rows_affected() == 1).then_some(Changed::Rotated)),
+        Ok(done) => Ok((done.rows_affected() == 1).then_some(SecretChange::Rotated)),
         // Somebody else has just set this number aside.
         Err(error) => match &error {
             db::Error::Database(cause)
@@ -540,36 +550,39 @@ async fn rotate(
 }
 
 /// As `network::text || ' ' || port` is written.
-fn opening(text: &str) -> Option<Opening> {
+fn parse_allowed_network(text: &str) -> Option<AllowedNetwork> {
     let (network, port) = text.split_once(' ')?;
-    Opening::from_parts(network, port.parse().ok()?)
+    AllowedNetwork::from_parts(network, port.parse().ok()?)
 }
 
-fn seal(
+fn seal_secret(
     keyring: &Keyring,
     column: SealedColumn,
     tenant: &TenantId,
     secret: &SigningSecret,
 ) -> Vec<u8> {
-    keyring.seal(column.of(tenant.as_str()), secret.expose().as_bytes())
+    keyring.seal(
+        column.context_for(tenant.as_str()),
+        secret.expose().as_bytes(),
+    )
 }
 
-fn open(
+fn open_secret(
     keyring: &Keyring,
     column: SealedColumn,
     tenant: &TenantId,
     blob: &[u8],
-) -> Result<SigningSecret, SealedSecret> {
-    let refused = |cause| SealedSecret {
+) -> Result<SigningSecret, SealedSecretError> {
+    let refused = |cause| SealedSecretError {
         tenant: tenant.clone(),
         cause,
     };
     let opened = keyring
-        .open(column.of(tenant.as_str()), blob)
+        .open(column.context_for(tenant.as_str()), blob)
         .map_err(refused)?;
     // Only what was checked is sealed, so what opens and is none was sealed by another hand.
     std::str::from_utf8(opened.expose_secret())
         .ok()
         .and_then(|text| SigningSecret::parse(text).ok())
-        .ok_or_else(|| refused(OpenError::Malformed))
+        .ok_or_else(|| refused(UnsealError::NotSealed))
 }

@@ -8,30 +8,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What an address is for, as far as a callback is concerned. The text completes "this is …".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum AddressClass {
     /// Somewhere on the Internet.
     Public,
     /// This machine or the network around it: an operator may open it for a tenant, a developer for everybody.
     Private(&'static str),
     /// Nothing that is ever called.
-    Closed(&'static str),
+    Forbidden(&'static str),
 }
 
-const METADATA: Kind = Kind::Closed("an address of a cloud's metadata service");
-const LINK_LOCAL: Kind =
-    Kind::Closed("a link-local address, where clouds keep their metadata services");
-const RESERVED: Kind = Kind::Closed("a reserved address");
-const DOCUMENTATION: Kind = Kind::Closed("an address of an example");
-const MULTICAST: Kind = Kind::Closed("a multicast address");
-const NOBODY: Kind = Kind::Closed("the address of nobody in particular");
-const BENCHMARK: Kind = Kind::Closed("an address for benchmarks");
-const WRAPPED: Kind = Kind::Closed("an IPv4 address inside an IPv6 one");
-const LOOPBACK: Kind = Kind::Private("an address of this machine");
-const PRIVATE: Kind = Kind::Private("a private address");
-const SHARED: Kind = Kind::Private("an address shared behind a carrier's translator");
+const METADATA: AddressClass = AddressClass::Forbidden("an address of a cloud's metadata service");
+const LINK_LOCAL: AddressClass =
+    AddressClass::Forbidden("a link-local address, where clouds keep their metadata services");
+const RESERVED: AddressClass = AddressClass::Forbidden("a reserved address");
+const DOCUMENTATION: AddressClass = AddressClass::Forbidden("an address of an example");
+const MULTICAST: AddressClass = AddressClass::Forbidden("a multicast address");
+const UNSPECIFIED: AddressClass = AddressClass::Forbidden("the address of nobody in particular");
+const BENCHMARK: AddressClass = AddressClass::Forbidden("an address for benchmarks");
+const EMBEDDED_IPV4: AddressClass = AddressClass::Forbidden("an IPv4 address inside an IPv6 one");
+const LOOPBACK: AddressClass = AddressClass::Private("an address of this machine");
+const PRIVATE: AddressClass = AddressClass::Private("a private address");
+const CARRIER_NAT: AddressClass =
+    AddressClass::Private("an address shared behind a carrier's translator");
 
 /// The first network that holds an address says what it is: single addresses stand before the networks around them.
-const IPV4: &[([u8; 4], u32, Kind)] = &[
+const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
     // Alibaba, Oracle, and Azure's, which looks public.
     ([100, 100, 100, 200], 32, METADATA),
     ([192, 0, 0, 192], 32, METADATA),
@@ -41,8 +42,8 @@ const IPV4: &[([u8; 4], u32, Kind)] = &[
     ([10, 0, 0, 0], 8, PRIVATE),
     ([172, 16, 0, 0], 12, PRIVATE),
     ([192, 168, 0, 0], 16, PRIVATE),
-    ([100, 64, 0, 0], 10, SHARED),
-    ([0, 0, 0, 0], 8, NOBODY),
+    ([100, 64, 0, 0], 10, CARRIER_NAT),
+    ([0, 0, 0, 0], 8, UNSPECIFIED),
     ([192, 0, 0, 0], 24, RESERVED),
     ([192, 0, 2, 0], 24, DOCUMENTATION),
     // Once the relays from IPv6.
@@ -55,12 +56,12 @@ const IPV4: &[([u8; 4], u32, Kind)] = &[
 ];
 
 /// Likewise. What is not found is public inside `2000::/3` and refused outside it.
-const IPV6: &[([u16; 8], u32, Kind)] = &[
+const IPV6_NETWORKS: &[([u16; 8], u32, AddressClass)] = &[
     // Amazon's, which has more than one there, and Google's.
     ([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0], 32, METADATA),
     ([0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0], 32, METADATA),
     ([0, 0, 0, 0, 0, 0, 0, 1], 128, LOOPBACK),
-    ([0, 0, 0, 0, 0, 0, 0, 0], 128, NOBODY),
+    ([0, 0, 0, 0, 0, 0, 0, 0], 128, UNSPECIFIED),
     ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, LINK_LOCAL),
     ([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, PRIVATE),
     ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, MULTICAST),
@@ -68,34 +69,34 @@ const IPV6: &[([u16; 8], u32, Kind)] = &[
     // Teredo, benchmarks, identifiers that are no addresses.
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23, RESERVED),
     // 6to4
-    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, WRAPPED),
+    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, EMBEDDED_IPV4),
     ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, DOCUMENTATION),
 ];
 
-impl Kind {
+impl AddressClass {
     /// What this address is for.
-    pub fn of(address: IpAddr) -> Self {
+    pub fn from_ip(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(address) => of_v4(address),
-            IpAddr::V6(address) => of_v6(address),
+            IpAddr::V4(address) => classify_v4(address),
+            IpAddr::V6(address) => classify_v6(address),
         }
     }
 }
 
-fn of_v4(address: Ipv4Addr) -> Kind {
-    let found = IPV4.iter().find(|(network, length, _)| {
+fn classify_v4(address: Ipv4Addr) -> AddressClass {
+    let found = IPV4_NETWORKS.iter().find(|(network, length, _)| {
         let distance = u32::from_be_bytes(*network) ^ address.to_bits();
         distance.leading_zeros() >= *length
     });
-    found.map_or(Kind::Public, |(_, _, kind)| *kind)
+    found.map_or(AddressClass::Public, |(_, _, kind)| *kind)
 }
 
-fn of_v6(address: Ipv6Addr) -> Kind {
+fn classify_v6(address: Ipv6Addr) -> AddressClass {
     // ::ffff:a.b.c.d is what an operating system calls an IPv4 address on a socket of both. Nobody writes it who does
     // not want to get round a guard, so a public one is not let through; a private one can be opened like itself.
     if let Some(inner) = address.to_ipv4_mapped() {
-        return match of_v4(inner) {
-            Kind::Public => WRAPPED,
+        return match classify_v4(inner) {
+            AddressClass::Public => EMBEDDED_IPV4,
             kind => kind,
         };
     }
@@ -103,23 +104,23 @@ fn of_v6(address: Ipv6Addr) -> Kind {
     let last = Ipv4Addr::from_bits((u32::from(segments[6]) << 16) | u32::from(segments[7]));
     // NAT64, by which a machine without IPv4 reaches the rest of the Internet.
     if segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
-        return match of_v4(last) {
-            Kind::Private(what) => Kind::Closed(what),
+        return match classify_v4(last) {
+            AddressClass::Private(what) => AddressClass::Forbidden(what),
             kind => kind,
         };
     }
     // ISATAP: a tunnel inside a site, to the IPv4 address at the end.
     let is_isatap = matches!(segments[4], 0 | 0x0200) && segments[5] == 0x5efe;
-    if is_isatap && of_v4(last) != Kind::Public {
-        return WRAPPED;
+    if is_isatap && classify_v4(last) != AddressClass::Public {
+        return EMBEDDED_IPV4;
     }
-    let found = IPV6.iter().find(|(network, length, _)| {
+    let found = IPV6_NETWORKS.iter().find(|(network, length, _)| {
         let distance = Ipv6Addr::from(*network).to_bits() ^ address.to_bits();
         distance.leading_zeros() >= *length
     });
     match found {
         Some((_, _, kind)) => *kind,
-        None if segments[0] >> 13 == 1 => Kind::Public,
+        None if segments[0] >> 13 == 1 => AddressClass::Public,
         None => RESERVED,
     }
 }
@@ -128,8 +129,8 @@ fn of_v6(address: Ipv6Addr) -> Kind {
 mod tests {
     use super::*;
 
-    fn of(text: &str) -> Kind {
-        Kind::of(text.parse().expect("an address"))
+    fn of(text: &str) -> AddressClass {
+        AddressClass::from_ip(text.parse().expect("an address"))
     }
 
     /// First and last address of each network, and its neighbours where those are public.
@@ -161,10 +162,10 @@ mod tests {
         for line in EDGES.lines().skip(1) {
             let mut words = line.split_whitespace();
             for refused in words.by_ref().take(2) {
-                assert_ne!(of(refused), Kind::Public, "{refused}");
+                assert_ne!(of(refused), AddressClass::Public, "{refused}");
             }
             for public in words.filter(|word| *word != "-") {
-                assert_eq!(of(public), Kind::Public, "{public}");
+                assert_eq!(of(public), AddressClass::Public, "{public}");
             }
         }
     }
@@ -224,7 +225,7 @@ mod tests {
             "fd00:ec2::23",
             "fd20:ce::254",
         ] {
-            assert_ne!(of(refused), Kind::Public, "{refused}");
+            assert_ne!(of(refused), AddressClass::Public, "{refused}");
         }
         for public in [
             "1.1.1.1",
@@ -237,7 +238,7 @@ mod tests {
             "64:ff9b::8.8.8.8",
             "2600::5efe:8.8.8.8",
         ] {
-            assert_eq!(of(public), Kind::Public, "{public}");
+            assert_eq!(of(public), AddressClass::Public, "{public}");
         }
     }
 
@@ -264,7 +265,7 @@ mod tests {
             "::ffff:100.100.100.200",
             "64:ff9b::100.100.100.200",
         ] {
-            assert!(matches!(of(closed), Kind::Closed(_)), "{closed}");
+            assert!(matches!(of(closed), AddressClass::Forbidden(_)), "{closed}");
         }
     }
 
@@ -285,7 +286,7 @@ mod tests {
         for_random(|random| {
             let address = Ipv6Addr::from_bits(random >> 8);
             assert!(
-                is_nat64(address) || of_v6(address) != Kind::Public,
+                is_nat64(address) || classify_v6(address) != AddressClass::Public,
                 "{address}"
             );
         });
@@ -295,7 +296,7 @@ mod tests {
     fn nothing_of_6to4_is_public() {
         for_random(|random| {
             let address = Ipv6Addr::from_bits((0x2002_u128 << 112) | (random >> 16));
-            assert_ne!(of_v6(address), Kind::Public, "{address}");
+            assert_ne!(classify_v6(address), AddressClass::Public, "{address}");
         });
     }
 
@@ -305,7 +306,7 @@ mod tests {
             let address = Ipv6Addr::from_bits(random);
             let is_assigned = address.segments()[0] >> 13 == 1;
             assert!(
-                of_v6(address) != Kind::Public || is_assigned || is_nat64(address),
+                classify_v6(address) != AddressClass::Public || is_assigned || is_nat64(address),
                 "{address}"
             );
         });
@@ -326,7 +327,10 @@ mod tests {
                 || address.is_broadcast()
                 || address.is_documentation()
                 || address.is_unspecified();
-            assert!(!special || of_v4(address) != Kind::Public, "{address}");
+            assert!(
+                !special || classify_v4(address) != AddressClass::Public,
+                "{address}"
+            );
         });
     }
 
@@ -338,7 +342,7 @@ mod tests {
                 reason = "any 32 of the bits will do"
             )]
             let inner = Ipv4Addr::from_bits(random as u32);
-            let kind = of_v4(inner);
+            let kind = classify_v4(inner);
             let bits = u128::from(inner.to_bits());
             for outer in [
                 bits,
@@ -353,17 +357,20 @@ mod tests {
             ] {
                 let outer = Ipv6Addr::from_bits(outer);
                 // ::1 is an address of its own.
-                if matches!(kind, Kind::Closed(_)) && outer != Ipv6Addr::LOCALHOST {
-                    assert!(matches!(of_v6(outer), Kind::Closed(_)), "{outer}");
+                if matches!(kind, AddressClass::Forbidden(_)) && outer != Ipv6Addr::LOCALHOST {
+                    assert!(
+                        matches!(classify_v6(outer), AddressClass::Forbidden(_)),
+                        "{outer}"
+                    );
                 }
-                if of_v6(outer) == Kind::Public {
-                    assert_eq!(kind, Kind::Public, "{outer}");
+                if classify_v6(outer) == AddressClass::Public {
+                    assert_eq!(kind, AddressClass::Public, "{outer}");
                 }
             }
             let nat64 = Ipv6Addr::from_bits((0x64_ff9b_u128 << 96) | bits);
             assert_eq!(
-                of_v6(nat64) == Kind::Public,
-                kind == Kind::Public,
+                classify_v6(nat64) == AddressClass::Public,
+                kind == AddressClass::Public,
                 "{nat64}"
             );
         });

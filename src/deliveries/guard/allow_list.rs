@@ -7,34 +7,36 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::Kind;
+use super::AddressClass;
 
 /// The widest networks that can be opened. Whoever wants more has not thought of what else is in there.
-const WIDEST_V4: u8 = 8;
-const WIDEST_V6: u8 = 16;
+const MIN_PREFIX_V4: u8 = 8;
+const MIN_PREFIX_V6: u8 = 16;
 
 /// One network and port: `10.1.0.0/16:443`, `10.1.2.3:8443`, `[fd12:3456::/48]:443`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Opening {
+pub struct AllowedNetwork {
     network: IpNet,
     port: u16,
 }
 
 /// Why a text opens nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadOpening {
+pub enum AllowedNetworkError {
     /// It cannot be read.
     #[error("a network and a port, like 10.1.0.0/16:443 or [fd12:3456::/48]:443")]
     Malformed,
     /// Some bits stand behind the prefix.
     #[error("the address has more bits than the prefix: did you mean {0}?")]
-    HostBits(Opening),
+    HostBits(AllowedNetwork),
     /// Too much at once.
-    #[error("the network is too wide: at most /{WIDEST_V4} of IPv4, or /{WIDEST_V6} of IPv6")]
+    #[error(
+        "the network is too wide: at most /{MIN_PREFIX_V4} of IPv4, or /{MIN_PREFIX_V6} of IPv6"
+    )]
     TooWide,
     /// What is never called.
     #[error("it is {0}, which is never called")]
-    Closed(&'static str),
+    Forbidden(&'static str),
     /// What may be called anyway.
     #[error(
         "it is public: callbacks may be there without being allowed, and this list takes nothing away"
@@ -42,7 +44,7 @@ pub enum BadOpening {
     Public,
 }
 
-impl Opening {
+impl AllowedNetwork {
     /// The network, as Postgres' `cidr` reads and writes it.
     pub fn network(&self) -> String {
         self.network.to_string()
@@ -59,16 +61,18 @@ impl Opening {
         Some(Self { network, port })
     }
 
-    fn holds(&self, address: SocketAddr) -> bool {
+    fn contains(&self, address: SocketAddr) -> bool {
         address.port() == self.port && self.network.contains(&address.ip().to_canonical())
     }
 }
 
-impl FromStr for Opening {
-    type Err = BadOpening;
+impl FromStr for AllowedNetwork {
+    type Err = AllowedNetworkError;
 
-    fn from_str(text: &str) -> Result<Self, BadOpening> {
-        let (network, port) = text.rsplit_once(':').ok_or(BadOpening::Malformed)?;
+    fn from_str(text: &str) -> Result<Self, AllowedNetworkError> {
+        let (network, port) = text
+            .rsplit_once(':')
+            .ok_or(AllowedNetworkError::Malformed)?;
         let is_v6 = network.contains(':');
         let network = match network
             .strip_prefix('[')
@@ -76,37 +80,42 @@ impl FromStr for Opening {
         {
             Some(inside) => inside,
             // Without brackets the port is a guess.
-            None if is_v6 => return Err(BadOpening::Malformed),
+            None if is_v6 => return Err(AllowedNetworkError::Malformed),
             None => network,
         };
         let network: IpNet = network
             .parse()
             .or_else(|_| network.parse::<IpAddr>().map(IpNet::from))
-            .map_err(|_| BadOpening::Malformed)?;
+            .map_err(|_| AllowedNetworkError::Malformed)?;
         let port = port.parse().ok().filter(|port| *port > 0);
-        let port = port.ok_or(BadOpening::Malformed)?;
+        let port = port.ok_or(AllowedNetworkError::Malformed)?;
         if network != network.trunc() {
             let network = network.trunc();
-            return Err(BadOpening::HostBits(Self { network, port }));
+            return Err(AllowedNetworkError::HostBits(Self { network, port }));
         }
         let widest = if network.addr().is_ipv4() {
-            WIDEST_V4
+            MIN_PREFIX_V4
         } else {
-            WIDEST_V6
+            MIN_PREFIX_V6
         };
         if network.prefix_len() < widest {
-            return Err(BadOpening::TooWide);
+            return Err(AllowedNetworkError::TooWide);
         }
         // What is inside a wide network may be of several kinds, and each address is judged again when it is called.
-        match (Kind::of(network.addr()), Kind::of(network.broadcast())) {
-            (Kind::Closed(what), Kind::Closed(_)) => Err(BadOpening::Closed(what)),
-            (Kind::Public, Kind::Public) => Err(BadOpening::Public),
+        match (
+            AddressClass::from_ip(network.addr()),
+            AddressClass::from_ip(network.broadcast()),
+        ) {
+            (AddressClass::Forbidden(what), AddressClass::Forbidden(_)) => {
+                Err(AllowedNetworkError::Forbidden(what))
+            }
+            (AddressClass::Public, AddressClass::Public) => Err(AllowedNetworkError::Public),
             _ => Ok(Self { network, port }),
         }
     }
 }
 
-impl fmt::Display for Opening {
+impl fmt::Display for AllowedNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.network.addr().is_ipv4() {
             write!(f, "{}:{}", self.network, self.port)
@@ -116,7 +125,7 @@ impl fmt::Display for Opening {
     }
 }
 
-impl Serialize for Opening {
+impl Serialize for AllowedNetwork {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -124,11 +133,11 @@ impl Serialize for Opening {
 
 /// Everything an operator opened for one tenant. It opens what is [`Kind::Private`] and nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(Vec<Opening>);
+pub struct AllowList(Vec<AllowedNetwork>);
 
 impl AllowList {
     /// Of these.
-    pub fn new(openings: Vec<Opening>) -> Self {
+    pub fn new(openings: Vec<AllowedNetwork>) -> Self {
         Self(openings)
     }
 
@@ -138,8 +147,8 @@ impl AllowList {
     }
 
     /// Whether this address and port were opened.
-    pub fn opens(&self, address: SocketAddr) -> bool {
-        self.0.iter().any(|opening| opening.holds(address))
+    pub fn is_allowed(&self, address: SocketAddr) -> bool {
+        self.0.iter().any(|opening| opening.contains(address))
     }
 }
 
@@ -148,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn openings_are_read_and_written() {
+    fn allowed_networks_are_parsed_and_displayed() {
         for (text, written) in [
             ("10.1.0.0/16:443", "10.1.0.0/16:443"),
             ("10.1.2.3:8443", "10.1.2.3/32:8443"),
@@ -157,28 +166,28 @@ mod tests {
             ("[fd12:3456::1]:443", "[fd12:3456::1/128]:443"),
             ("10.0.0.0/8:1", "10.0.0.0/8:1"),
         ] {
-            let opening: Opening = text.parse().expect(text);
+            let opening: AllowedNetwork = text.parse().expect(text);
             assert_eq!(opening.to_string(), written);
             assert_eq!(opening.to_string().parse(), Ok(opening));
             assert_eq!(
-                Opening::from_parts(&opening.network(), opening.port()),
+                AllowedNetwork::from_parts(&opening.network(), opening.port()),
                 Some(opening)
             );
         }
         for (text, problem) in [
-            ("", BadOpening::Malformed),
-            ("10.1.0.0/16", BadOpening::Malformed),
-            ("10.1.0.0/16:0", BadOpening::Malformed),
-            ("10.1.0.0/16:65536", BadOpening::Malformed),
-            ("10.1.0.0/33:443", BadOpening::Malformed),
-            ("fd12::/48:443", BadOpening::Malformed),
-            ("example.com:443", BadOpening::Malformed),
-            ("0.0.0.0/0:443", BadOpening::TooWide),
-            ("[::/0]:443", BadOpening::TooWide),
-            ("8.8.8.0/24:443", BadOpening::Public),
-            ("[2600::/32]:443", BadOpening::Public),
+            ("", AllowedNetworkError::Malformed),
+            ("10.1.0.0/16", AllowedNetworkError::Malformed),
+            ("10.1.0.0/16:0", AllowedNetworkError::Malformed),
+            ("10.1.0.0/16:65536", AllowedNetworkError::Malformed),
+            ("10.1.0.0/33:443", AllowedNetworkError::Malformed),
+            ("fd12::/48:443", AllowedNetworkError::Malformed),
+            ("example.com:443", AllowedNetworkError::Malformed),
+            ("0.0.0.0/0:443", AllowedNetworkError::TooWide),
+            ("[::/0]:443", AllowedNetworkError::TooWide),
+            ("8.8.8.0/24:443", AllowedNetworkError::Public),
+            ("[2600::/32]:443", AllowedNetworkError::Public),
         ] {
-            assert_eq!(text.parse::<Opening>(), Err(problem), "{text}");
+            assert_eq!(text.parse::<AllowedNetwork>(), Err(problem), "{text}");
         }
         for text in [
             "169.254.169.254:80",
@@ -188,10 +197,15 @@ mod tests {
             "[fe80::/64]:80",
             "224.0.0.0/8:443",
         ] {
-            let problem = text.parse::<Opening>();
-            assert!(matches!(problem, Err(BadOpening::Closed(_))), "{text}");
+            let problem = text.parse::<AllowedNetwork>();
+            assert!(
+                matches!(problem, Err(AllowedNetworkError::Forbidden(_))),
+                "{text}"
+            );
         }
-        let suggested = "10.1.2.3/16:443".parse::<Opening>().expect_err("host bits");
+        let suggested = "10.1.2.3/16:443"
+            .parse::<AllowedNetwork>()
+            .expect_err("host bits");
         assert!(suggested.to_string().contains("10.1.0.0/16:443"));
     }
 }

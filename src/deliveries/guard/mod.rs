@@ -12,12 +12,12 @@
 
 pub mod address;
 pub mod allow_list;
-pub mod judge;
+pub mod policy;
 pub mod resolver;
 pub mod target;
 
-pub use address::Kind;
-pub use allow_list::{AllowList, BadOpening, Opening};
-pub use judge::{Guard, Refusal, Unvetted, Vetted};
+pub use address::AddressClass;
+pub use allow_list::{AllowList, AllowedNetwork, AllowedNetworkError};
+pub use policy::{AddressRejection, AllowedAddresses, EgressError, EgressPolicy};
 pub use resolver::{LookupError, Resolver};
-pub use target::{BadUrl, Target};
+pub use target::{CallbackTarget, CallbackUrlError};

@@ -12,18 +12,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use crate::outbound::InFlight;
+use crate::outbound::SingleFlight;
 
 /// How long an answer is believed. The system's resolver does not say how long it may be; a tenant who moves a callback
 /// waits no longer than this, and a burst of deliveries asks once.
-const BELIEVED: Duration = Duration::from_secs(5);
+const DNS_CACHE_TTL: Duration = Duration::from_secs(5);
 /// More names than this are not remembered at once.
-const MOST: usize = 10_000;
+const MAX_CACHED_NAMES: usize = 10_000;
 /// A question to the system's resolver takes a thread for as long as it takes, ours to wait or not. What a tenant's
 /// slow name servers can hold is bounded by how many of its deliveries run at once.
-const THREADS: usize = 256;
+const MAX_LOOKUP_THREADS: usize = 256;
 /// While any other name resolved within this time, a name that does not is to blame itself.
-const PROOF_OF_LIFE: Duration = Duration::from_mins(1);
+const RESOLVER_ALIVE_WINDOW: Duration = Duration::from_mins(1);
 
 /// Why a name has no addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,54 +33,57 @@ pub enum LookupError {
     NoAddress,
     /// Its name servers do not answer, while others' do.
     #[error("the name's own servers do not answer")]
-    Unanswered,
+    NameServerUnresponsive,
     /// Nobody answers: the fault is on our side.
     #[error("no answer from our own resolver")]
-    Ours,
+    ResolverUnavailable,
 }
 
-type Lookup = dyn Fn(String) -> BoxFuture<'static, Answer> + Send + Sync;
-type Answer = Result<Vec<IpAddr>, LookupError>;
+type LookupFn = dyn Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync;
+type LookupResult = Result<Vec<IpAddr>, LookupError>;
 
 /// Asks for the addresses of names. Clones share what is remembered.
 #[derive(Clone)]
 pub struct Resolver {
-    lookup: Arc<Lookup>,
+    lookup_fn: Arc<LookupFn>,
     /// When a question was last answered.
-    answered: Arc<Mutex<Option<Instant>>>,
+    last_answered_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Resolver {
     /// The system's, remembering answers for a few seconds.
-    pub fn system() -> Self {
-        let system = Arc::new(System::default());
-        Self::from_fn(move |name| system.clone().lookup(name).boxed())
+    pub fn from_system() -> Self {
+        let system = Arc::new(SystemResolver::default());
+        Self::from_fn(move |name| system.clone().resolve_cached(name).boxed())
     }
 
     /// Any function; nothing it says is remembered. For tests.
     pub fn from_fn(
-        lookup: impl Fn(String) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+        lookup: impl Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            lookup: Arc::new(lookup),
-            answered: Arc::default(),
+            lookup_fn: Arc::new(lookup),
+            last_answered_at: Arc::default(),
         }
     }
 
     /// The addresses of `name`, within `patience`.
-    pub async fn lookup(&self, name: String, patience: Duration) -> Answer {
-        let answer = timeout(patience, (self.lookup)(name)).await;
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        match answer.unwrap_or(Err(LookupError::Ours)) {
+    pub async fn resolve_name(&self, name: String, patience: Duration) -> LookupResult {
+        let answer = timeout(patience, (self.lookup_fn)(name)).await;
+        let mut answered = self
+            .last_answered_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match answer.unwrap_or(Err(LookupError::ResolverUnavailable)) {
             Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),
             Ok(addresses) => {
                 *answered = Some(Instant::now());
                 Ok(addresses)
             }
-            Err(LookupError::Ours)
-                if answered.is_some_and(|moment| moment.elapsed() < PROOF_OF_LIFE) =>
+            Err(LookupError::ResolverUnavailable)
+                if answered.is_some_and(|moment| moment.elapsed() < RESOLVER_ALIVE_WINDOW) =>
             {
-                Err(LookupError::Unanswered)
+                Err(LookupError::NameServerUnresponsive)
             }
             Err(problem) => Err(problem),
         }
@@ -93,39 +96,39 @@ impl fmt::Debug for Resolver {
     }
 }
 
-struct System {
+struct SystemResolver {
     threads: Arc<Semaphore>,
-    running: InFlight<String, Answer>,
-    memory: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
+    in_flight: SingleFlight<String, LookupResult>,
+    cache: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
 }
 
-impl Default for System {
+impl Default for SystemResolver {
     fn default() -> Self {
         Self {
-            threads: Arc::new(Semaphore::new(THREADS)),
-            running: InFlight::default(),
-            memory: Mutex::default(),
+            threads: Arc::new(Semaphore::new(MAX_LOOKUP_THREADS)),
+            in_flight: SingleFlight::default(),
+            cache: Mutex::default(),
         }
     }
 }
 
-impl System {
-    async fn lookup(self: Arc<Self>, name: String) -> Answer {
-        if let Some((addresses, asked)) = self.memory().get(&name)
-            && asked.elapsed() < BELIEVED
+impl SystemResolver {
+    async fn resolve_cached(self: Arc<Self>, name: String) -> LookupResult {
+        if let Some((addresses, asked)) = self.lock_cache().get(&name)
+            && asked.elapsed() < DNS_CACHE_TTL
         {
             return Ok(addresses.clone());
         }
         let asked = Instant::now();
         let (question, threads) = (name.clone(), self.threads.clone());
         let answer = self
-            .running
-            .share(name.clone(), || ask(question, threads))
+            .in_flight
+            .share_call(name.clone(), || query_system_resolver(question, threads))
             .await;
-        let mut memory = self.memory();
+        let mut memory = self.lock_cache();
         match &answer {
             Ok(addresses) => {
-                if memory.len() >= MOST {
+                if memory.len() >= MAX_CACHED_NAMES {
                     memory.clear();
                 }
                 memory.insert(name, (addresses.clone(), asked));
@@ -135,12 +138,12 @@ impl System {
         answer
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Vec<IpAddr>, Instant)>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_cache(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Vec<IpAddr>, Instant)>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn ask(name: String, threads: Arc<Semaphore>) -> Answer {
+async fn query_system_resolver(name: String, threads: Arc<Semaphore>) -> LookupResult {
     let permit = threads.acquire_owned().await;
     let question = tokio::task::spawn_blocking(move || {
         // Held until the question ends, also when nobody waits for the answer any more.
@@ -149,9 +152,9 @@ async fn ask(name: String, threads: Arc<Semaphore>) -> Answer {
     });
     match question.await {
         Ok(Ok(addresses)) => Ok(addresses.map(|socket| socket.ip()).collect()),
-        Ok(Err(problem)) if is_temporary(&problem) => Err(LookupError::Ours),
+        Ok(Err(problem)) if is_temporary(&problem) => Err(LookupError::ResolverUnavailable),
         Ok(Err(_)) => Err(LookupError::NoAddress),
-        Err(_) => Err(LookupError::Ours),
+        Err(_) => Err(LookupError::ResolverUnavailable),
     }
 }
 
@@ -167,11 +170,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_systems_resolver_is_asked() {
-        let resolver = Resolver::system();
+        let resolver = Resolver::from_system();
         let patience = Duration::from_secs(3);
-        let found = resolver.lookup("localhost".into(), patience).await.unwrap();
+        let found = resolver
+            .resolve_name("localhost".into(), patience)
+            .await
+            .unwrap();
         assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
-        let found = resolver.lookup("127.0.0.1".into(), patience).await;
+        let found = resolver.resolve_name("127.0.0.1".into(), patience).await;
         assert_eq!(found, Ok(vec![[127, 0, 0, 1].into()]));
     }
 
@@ -185,11 +191,13 @@ mod tests {
             .boxed()
         });
         let answer = resolver
-            .lookup("slow.example.".into(), Duration::from_millis(20))
+            .resolve_name("slow.example.".into(), Duration::from_millis(20))
             .await;
-        assert_eq!(answer, Err(LookupError::Ours));
+        assert_eq!(answer, Err(LookupError::ResolverUnavailable));
         let silent = Resolver::from_fn(|_| async { Ok(vec![]) }.boxed());
-        let answer = silent.lookup("x.example.".into(), Duration::ZERO).await;
+        let answer = silent
+            .resolve_name("x.example.".into(), Duration::ZERO)
+            .await;
         assert_eq!(answer, Err(LookupError::NoAddress));
     }
 
@@ -199,14 +207,20 @@ mod tests {
             async move {
                 match name.as_str() {
                     "good.example." => Ok(vec![[1, 1, 1, 1].into()]),
-                    _ => Err(LookupError::Ours),
+                    _ => Err(LookupError::ResolverUnavailable),
                 }
             }
             .boxed()
         });
-        let ask = |name: &str| resolver.lookup(name.into(), Duration::from_secs(3));
-        assert_eq!(ask("bad.example.").await, Err(LookupError::Ours));
+        let ask = |name: &str| resolver.resolve_name(name.into(), Duration::from_secs(3));
+        assert_eq!(
+            ask("bad.example.").await,
+            Err(LookupError::ResolverUnavailable)
+        );
         assert!(ask("good.example.").await.is_ok());
-        assert_eq!(ask("bad.example.").await, Err(LookupError::Unanswered));
+        assert_eq!(
+            ask("bad.example.").await,
+            Err(LookupError::NameServerUnresponsive)
+        );
     }
 }

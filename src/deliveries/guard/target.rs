@@ -6,30 +6,30 @@ use hyper::http::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use url::{Host, Url};
 
-use super::{AllowList, Guard};
+use super::{AllowList, EgressPolicy};
 
 /// The longest URL, in bytes.
-const MAX_BYTES: usize = 2048;
+const MAX_URL_BYTES: usize = 2048;
 
 /// Where a callback is, understood. What is called is built from this and never again from the text, so that no two
 /// readers can disagree about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct CallbackTarget {
     /// Whether it is https.
-    pub tls: bool,
+    pub is_https: bool,
     /// Who: a name, in ASCII and lower case, or an address.
-    pub host: TargetHost,
+    pub host: CallbackHost,
     /// The port, said or implied.
     pub port: u16,
     /// For the `Host` header: the host, and the port unless it is the scheme's own.
     pub authority: HeaderValue,
     /// What is asked for there.
-    pub path: PathAndQuery,
+    pub path_and_query: PathAndQuery,
 }
 
 /// A name or an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TargetHost {
+pub enum CallbackHost {
     /// A name, which may end in a dot.
     Name(String),
     /// An address, however it was spelt.
@@ -38,9 +38,9 @@ pub enum TargetHost {
 
 /// Why a URL cannot be a callback's. No message repeats it: its query may hold a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadUrl {
+pub enum CallbackUrlError {
     /// Too long.
-    #[error("the callback URL is longer than {MAX_BYTES} bytes")]
+    #[error("the callback URL is longer than {MAX_URL_BYTES} bytes")]
     TooLong,
     /// Not a URL.
     #[error("the callback URL cannot be read: it looks like https://example.com/webhooks/attesto")]
@@ -68,31 +68,35 @@ pub enum BadUrl {
     PrivateName,
 }
 
-impl Guard {
+impl EgressPolicy {
     /// Reads a callback's URL. Pure: whether its host resolves to something that may be called is another question.
-    pub fn target(&self, url: &str, allowed: &AllowList) -> Result<Target, BadUrl> {
-        if url.len() > MAX_BYTES {
-            return Err(BadUrl::TooLong);
+    pub fn parse_target(
+        &self,
+        url: &str,
+        allowed: &AllowList,
+    ) -> Result<CallbackTarget, CallbackUrlError> {
+        if url.len() > MAX_URL_BYTES {
+            return Err(CallbackUrlError::TooLong);
         }
         // A reader of URLs removes these without a word.
         if url.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
-            return Err(BadUrl::Malformed);
+            return Err(CallbackUrlError::Malformed);
         }
-        let url = Url::parse(url).map_err(|_| BadUrl::Malformed)?;
+        let url = Url::parse(url).map_err(|_| CallbackUrlError::Malformed)?;
         let tls = match url.scheme() {
             "https" => true,
-            "http" if self.allows_private() => false,
-            _ => return Err(BadUrl::Scheme),
+            "http" if self.is_private_allowed() => false,
+            _ => return Err(CallbackUrlError::Scheme),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(BadUrl::UserInfo);
+            return Err(CallbackUrlError::UserInfo);
         }
         if url.fragment().is_some() {
-            return Err(BadUrl::Fragment);
+            return Err(CallbackUrlError::Fragment);
         }
         let (host, port) = match (url.host(), url.port_or_known_default()) {
-            (None, _) | (_, None) => return Err(BadUrl::Malformed),
-            (_, Some(0)) => return Err(BadUrl::Port),
+            (None, _) | (_, None) => return Err(CallbackUrlError::Malformed),
+            (_, Some(0)) => return Err(CallbackUrlError::Port),
             (Some(host), Some(port)) => (host, port),
         };
         let authority = match url.port() {
@@ -100,27 +104,29 @@ impl Guard {
             None => host.to_string(),
         };
         let host = match host {
-            Host::Ipv4(address) => TargetHost::Address(address.into()),
-            Host::Ipv6(address) => TargetHost::Address(address.into()),
+            Host::Ipv4(address) => CallbackHost::Address(address.into()),
+            Host::Ipv6(address) => CallbackHost::Address(address.into()),
             Host::Domain(name) => {
                 // Whoever opened addresses of a private network reaches them by its names.
-                let may_be_private = self.allows_private() || !allowed.is_empty();
+                let may_be_private = self.is_private_allowed() || !allowed.is_empty();
                 if is_private_name(name) && !may_be_private {
-                    return Err(BadUrl::PrivateName);
+                    return Err(CallbackUrlError::PrivateName);
                 }
-                TargetHost::Name(name.to_owned())
+                CallbackHost::Name(name.to_owned())
             }
         };
         let path = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
             None => url.path().to_owned(),
         };
-        Ok(Target {
-            tls,
+        Ok(CallbackTarget {
+            is_https: tls,
             host,
             port,
-            authority: authority.try_into().map_err(|_| BadUrl::Malformed)?,
-            path: path.try_into().map_err(|_| BadUrl::Malformed)?,
+            authority: authority
+                .try_into()
+                .map_err(|_| CallbackUrlError::Malformed)?,
+            path_and_query: path.try_into().map_err(|_| CallbackUrlError::Malformed)?,
         })
     }
 }
@@ -136,51 +142,60 @@ fn is_private_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn strict(url: &str) -> Result<Target, BadUrl> {
-        Guard::new(false).target(url, &AllowList::default())
+    fn strict(url: &str) -> Result<CallbackTarget, CallbackUrlError> {
+        EgressPolicy::new(false).parse_target(url, &AllowList::default())
     }
 
     #[test]
     fn a_url_is_taken_apart() {
         let target = strict("https://Hooks.Example.com:8443/a%20b/?x=1&y={z}").unwrap();
-        assert_eq!(target.host, TargetHost::Name("hooks.example.com".into()));
-        assert_eq!((target.tls, target.port), (true, 8443));
+        assert_eq!(target.host, CallbackHost::Name("hooks.example.com".into()));
+        assert_eq!((target.is_https, target.port), (true, 8443));
         assert_eq!(target.authority, "hooks.example.com:8443");
-        assert_eq!(target.path, "/a%20b/?x=1&y={z}");
+        assert_eq!(target.path_and_query, "/a%20b/?x=1&y={z}");
         let target = strict("https://bücher.example").unwrap();
         assert_eq!(target.authority, "xn--bcher-kva.example");
-        assert_eq!(target.path, "/");
+        assert_eq!(target.path_and_query, "/");
     }
 
     #[test]
     fn what_a_callback_must_not_say() {
         let long = format!("https://example.com/{}", "a".repeat(2048));
         for (url, problem) in [
-            ("", BadUrl::Malformed),
-            ("example.com/hook", BadUrl::Malformed),
-            ("https://", BadUrl::Malformed),
-            ("https://example.com/a b", BadUrl::Malformed),
-            ("https://example.com/\n", BadUrl::Malformed),
-            ("https://exa\tmple.com/", BadUrl::Malformed),
-            ("https://[fe80::1%25eth0]/", BadUrl::Malformed),
-            ("https://256.1.1.1/", BadUrl::Malformed),
-            ("http://example.com/", BadUrl::Scheme),
-            ("file:///etc/passwd", BadUrl::Scheme),
-            ("gopher://example.com/", BadUrl::Scheme),
-            ("https://user@example.com/", BadUrl::UserInfo),
-            ("https://:password@example.com/", BadUrl::UserInfo),
-            ("https://example.com#@127.0.0.1/", BadUrl::Fragment),
-            ("https://example.com/#", BadUrl::Fragment),
-            ("https://example.com:0/", BadUrl::Port),
-            ("https://localhost/", BadUrl::PrivateName),
-            ("https://localhost./", BadUrl::PrivateName),
-            ("https://LOCALHOST/", BadUrl::PrivateName),
-            ("https://db/", BadUrl::PrivateName),
-            ("https://a.localhost/", BadUrl::PrivateName),
-            ("https://printer.local/", BadUrl::PrivateName),
-            ("https://metadata.google.internal/", BadUrl::PrivateName),
-            ("https://metadata.google.internal./", BadUrl::PrivateName),
-            (&long, BadUrl::TooLong),
+            ("", CallbackUrlError::Malformed),
+            ("example.com/hook", CallbackUrlError::Malformed),
+            ("https://", CallbackUrlError::Malformed),
+            ("https://example.com/a b", CallbackUrlError::Malformed),
+            ("https://example.com/\n", CallbackUrlError::Malformed),
+            ("https://exa\tmple.com/", CallbackUrlError::Malformed),
+            ("https://[fe80::1%25eth0]/", CallbackUrlError::Malformed),
+            ("https://256.1.1.1/", CallbackUrlError::Malformed),
+            ("http://example.com/", CallbackUrlError::Scheme),
+            ("file:///etc/passwd", CallbackUrlError::Scheme),
+            ("gopher://example.com/", CallbackUrlError::Scheme),
+            ("https://user@example.com/", CallbackUrlError::UserInfo),
+            ("https://:password@example.com/", CallbackUrlError::UserInfo),
+            (
+                "https://example.com#@127.0.0.1/",
+                CallbackUrlError::Fragment,
+            ),
+            ("https://example.com/#", CallbackUrlError::Fragment),
+            ("https://example.com:0/", CallbackUrlError::Port),
+            ("https://localhost/", CallbackUrlError::PrivateName),
+            ("https://localhost./", CallbackUrlError::PrivateName),
+            ("https://LOCALHOST/", CallbackUrlError::PrivateName),
+            ("https://db/", CallbackUrlError::PrivateName),
+            ("https://a.localhost/", CallbackUrlError::PrivateName),
+            ("https://printer.local/", CallbackUrlError::PrivateName),
+            (
+                "https://metadata.google.internal/",
+                CallbackUrlError::PrivateName,
+            ),
+            (
+                "https://metadata.google.internal./",
+                CallbackUrlError::PrivateName,
+            ),
+            (&long, CallbackUrlError::TooLong),
         ] {
             assert_eq!(strict(url), Err(problem), "{url}");
         }
@@ -188,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_spelling_of_an_address_is_that_address() {
-        let loopback = TargetHost::Address([127, 0, 0, 1].into());
+        let loopback = CallbackHost::Address([127, 0, 0, 1].into());
         for host in [
             "127.0.0.1",
             "127.1",
@@ -213,7 +228,7 @@ mod tests {
             ("[0:0:0:0:0:0:0:1]", "::1"),
         ] {
             let target = strict(&format!("https://{host}/")).expect(host);
-            let address = TargetHost::Address(address.parse().unwrap());
+            let address = CallbackHost::Address(address.parse().unwrap());
             assert_eq!(target.host, address, "{host}");
         }
         // What stands before the @ is never mistaken for the host.
@@ -222,27 +237,31 @@ mod tests {
             "https://example.com:443@127.0.0.1/",
             "https://127.0.0.1@example.com/",
         ] {
-            assert_eq!(strict(decoy), Err(BadUrl::UserInfo), "{decoy}");
+            assert_eq!(strict(decoy), Err(CallbackUrlError::UserInfo), "{decoy}");
         }
         assert_eq!(
             strict("https://example.com\\@127.0.0.1/").unwrap().host,
-            TargetHost::Name("example.com".into()),
+            CallbackHost::Name("example.com".into()),
             "a backslash ends the host"
         );
     }
 
     #[test]
     fn a_developer_and_an_operator_may_say_more() {
-        let developer = Guard::new(true);
+        let developer = EgressPolicy::new(true);
         let none = AllowList::default();
-        let target = developer.target("http://localhost:9000/hook", &none);
-        assert_eq!(target.map(|target| target.tls), Ok(false));
+        let target = developer.parse_target("http://localhost:9000/hook", &none);
+        assert_eq!(target.map(|target| target.is_https), Ok(false));
         let opened = AllowList::new(vec!["10.1.0.0/16:443".parse().unwrap()]);
-        let operator = Guard::new(false);
-        assert!(operator.target("https://hooks.internal/", &opened).is_ok());
+        let operator = EgressPolicy::new(false);
+        assert!(
+            operator
+                .parse_target("https://hooks.internal/", &opened)
+                .is_ok()
+        );
         assert_eq!(
-            operator.target("http://hooks.internal/", &opened),
-            Err(BadUrl::Scheme)
+            operator.parse_target("http://hooks.internal/", &opened),
+            Err(CallbackUrlError::Scheme)
         );
     }
 }

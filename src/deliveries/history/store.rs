@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
-use crate::deliveries::health::{Health, State};
-use crate::deliveries::redelivery::Status;
+use crate::deliveries::health::{EndpointHealth, EndpointState};
+use crate::deliveries::redelivery::EventStatus;
 use crate::id::{DeliveryId, EventId, TenantId};
 
 /// An event, without its payloads.
@@ -105,10 +105,10 @@ pub struct CallbackRow {
 }
 
 /// A tenant's events; with `status`, those that stand there.
-pub async fn events(
+pub async fn list_events(
     database: &Database,
     tenant: &TenantId,
-    status: Option<Status>,
+    status: Option<EventStatus>,
     limit: u32,
 ) -> Result<Vec<EventRow>, Error> {
     let rows = sqlx::query!(
@@ -142,7 +142,7 @@ pub async fn events(
          limit $3
         "#,
         tenant.as_str(),
-        status.map(Status::as_str),
+        status.map(EventStatus::as_str),
         i64::from(limit),
     )
     .fetch_all(database.pool())
@@ -165,10 +165,10 @@ pub async fn events(
 }
 
 /// A tenant's deliveries; with `status`, those that stand there; with `ids`, those of them.
-pub async fn deliveries(
+pub async fn list_deliveries(
     database: &Database,
     tenant: &TenantId,
-    status: Option<Status>,
+    status: Option<EventStatus>,
     ids: Option<&[DeliveryId]>,
     limit: u32,
 ) -> Result<Vec<DeliveryRow>, Error> {
@@ -190,7 +190,7 @@ pub async fn deliveries(
          limit $4
         "#,
         tenant.as_str(),
-        status.map(Status::as_str),
+        status.map(EventStatus::as_str),
         ids.as_deref(),
         i64::from(limit),
     )
@@ -204,7 +204,7 @@ pub async fn deliveries(
         // What is over has no next time, whatever the column still says.
         next_attempt_at: row
             .next_attempt_at
-            .filter(|_| row.status == Status::Pending.as_str() && row.parked_at.is_none())
+            .filter(|_| row.status == EventStatus::Pending.as_str() && row.parked_at.is_none())
             .map(Timestamp::from),
         status: row.status,
         attempt_count: row.attempt_count,
@@ -223,7 +223,7 @@ pub async fn deliveries(
 }
 
 /// How the tenant's present callback behaves. `None` when it has none.
-pub async fn callback(
+pub async fn load_callback(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<Option<CallbackRow>, Error> {
@@ -252,12 +252,12 @@ pub async fn callback(
         state: row
             .state
             .as_deref()
-            .map_or(Health::default().state, State::from_word)
+            .map_or(EndpointHealth::default().state, EndpointState::from_column)
             .as_str(),
         allowed: row
             .allowed
             .and_then(|allowed| u8::try_from(allowed).ok())
-            .unwrap_or(Health::default().allowed),
+            .unwrap_or(EndpointHealth::default().allowed),
         failures: row
             .failures
             .and_then(|failures| u32::try_from(failures).ok())
@@ -273,7 +273,10 @@ pub async fn callback(
 }
 
 /// Whose event this is. `None` when there is no such event.
-pub async fn tenant_of(database: &Database, event: &EventId) -> Result<Option<TenantId>, Error> {
+pub async fn find_event_tenant(
+    database: &Database,
+    event: &EventId,
+) -> Result<Option<TenantId>, Error> {
     sqlx::query_scalar!(
         r#"select tenant_id as "tenant_id: TenantId" from webhook_events where id = $1"#,
         event.as_str()

@@ -7,8 +7,8 @@
 //! - [`store`]: held, released, and how much waits
 //! - [`mod@insist`]: held before anything is sent, however long the database takes to come
 
-pub mod insist;
+pub mod hold_with_retry;
 pub mod store;
 
-pub use insist::insist;
-pub use store::{Hold, Waiting};
+pub use hold_with_retry::hold_with_retry;
+pub use store::{DeliveryHold, WaitingDeliveries};

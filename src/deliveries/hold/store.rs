@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
-use crate::deliveries::store::announce;
+use crate::deliveries::store::notify_work_channel;
 
 /// Deliveries are held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hold {
+pub struct DeliveryHold {
     /// Since when.
     pub held_at: Timestamp,
     /// The machine that asked for it.
@@ -20,7 +20,7 @@ pub struct Hold {
 /// What waits to be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Waiting {
+pub struct WaitingDeliveries {
     /// At once, as soon as callbacks take it. What was under way when a backup was made counts as well.
     pub due: i64,
     /// At its time: deliveries that are tried again later.
@@ -32,7 +32,7 @@ pub struct Waiting {
 
 /// Holds deliveries. `false`: they were held already. Waits until whoever is choosing what to send has chosen: when this
 /// returns, nobody begins a delivery any more.
-pub async fn hold(database: &Database, host: &str) -> Result<bool, Error> {
+pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Error> {
     // The same number as in the dispatcher's claim.
     let mut transaction = database
         .pool()
@@ -49,7 +49,7 @@ pub async fn hold(database: &Database, host: &str) -> Result<bool, Error> {
 }
 
 /// Ends the hold, and tells every process that there is work. `None`: nothing was held.
-pub async fn release(database: &Database, host: &str) -> Result<Option<Hold>, Error> {
+pub async fn release_hold(database: &Database, host: &str) -> Result<Option<DeliveryHold>, Error> {
     let released = sqlx::query!(
         "
         update delivery_holds set released_at = now(), released_by = $1
@@ -61,27 +61,30 @@ pub async fn release(database: &Database, host: &str) -> Result<Option<Hold>, Er
     .fetch_optional(database.pool())
     .await?;
     if released.is_some() {
-        announce(database).await?;
+        notify_work_channel(database).await?;
     }
-    Ok(released.map(|row| Hold {
+    Ok(released.map(|row| DeliveryHold {
         held_at: row.held_at.into(),
         held_by: row.held_by,
     }))
 }
 
 /// The hold, while there is one.
-pub async fn standing(database: &Database) -> Result<Option<Hold>, Error> {
+pub async fn load_active_hold(database: &Database) -> Result<Option<DeliveryHold>, Error> {
     let row = sqlx::query!("select held_at, held_by from delivery_holds where released_at is null")
         .fetch_optional(database.pool())
         .await?;
-    Ok(row.map(|row| Hold {
+    Ok(row.map(|row| DeliveryHold {
         held_at: row.held_at.into(),
         held_by: row.held_by,
     }))
 }
 
 /// What would be sent. Reads every delivery that has not ended.
-pub async fn waiting(database: &Database, lead: Duration) -> Result<Waiting, Error> {
+pub async fn count_waiting_deliveries(
+    database: &Database,
+    lead: Duration,
+) -> Result<WaitingDeliveries, Error> {
     let row = sqlx::query!(
         r#"
         select
@@ -103,7 +106,7 @@ pub async fn waiting(database: &Database, lead: Duration) -> Result<Waiting, Err
     )
     .fetch_one(database.pool())
     .await?;
-    Ok(Waiting {
+    Ok(WaitingDeliveries {
         due: row.due,
         later: row.later,
         kept_back: row.kept_back,

@@ -12,6 +12,6 @@ mod result;
 pub mod round;
 pub mod store;
 
-pub use result::RESULTS;
-pub use round::{Round, Tally, go_round};
-pub use store::Found;
+pub use result::PROBE_RESULTS;
+pub use round::{ProbeCounts, ProbeRound, probe_all_callbacks};
+pub use store::LastProbe;

@@ -1,11 +1,11 @@
 //! What a look can find, in words.
 
-use crate::deliveries::Class;
-use crate::deliveries::sender::Probe;
+use crate::deliveries::OutcomeClass;
+use crate::deliveries::sender::ProbeOutcome;
 
 /// Every word under which a callback is counted: events were delivered to it lately, it can be reached, why not, or this
 /// machine could not find out.
-pub const RESULTS: [&str; 8] = [
+pub const PROBE_RESULTS: [&str; 8] = [
     "delivered",
     "reachable",
     "dns",
@@ -17,16 +17,16 @@ pub const RESULTS: [&str; 8] = [
 ];
 
 /// The word for what a look found.
-pub(super) fn word(probe: &Probe) -> &'static str {
+pub(super) fn probe_result(probe: &ProbeOutcome) -> &'static str {
     match probe {
-        Probe::Reachable { .. } => "reachable",
-        Probe::Unreachable { class, .. } => match class {
-            Class::Dns => "dns",
-            Class::Tls => "tls",
-            Class::Blocked => "blocked",
-            Class::Timeout => "timeout",
+        ProbeOutcome::Reachable { .. } => "reachable",
+        ProbeOutcome::Unreachable { class, .. } => match class {
+            OutcomeClass::Dns => "dns",
+            OutcomeClass::Tls => "tls",
+            OutcomeClass::Blocked => "blocked",
+            OutcomeClass::Timeout => "timeout",
             _ => "connect",
         },
-        Probe::Unknown => "unknown",
+        ProbeOutcome::Unknown => "unknown",
     }
 }

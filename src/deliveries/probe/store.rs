@@ -4,47 +4,47 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::result::{RESULTS, word};
+use super::result::{PROBE_RESULTS, probe_result};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
-use crate::deliveries::guard::Opening;
-use crate::deliveries::sender::Probe;
+use crate::deliveries::guard::AllowedNetwork;
+use crate::deliveries::sender::ProbeOutcome;
 use crate::id::TenantId;
 
 /// A callback that may be looked at.
 #[derive(Clone, Debug)]
-pub(super) struct Callback {
+pub(super) struct ProbeTarget {
     pub(super) tenant: TenantId,
     pub(super) url: String,
-    pub(super) allowed: Vec<Opening>,
+    pub(super) allowed_networks: Vec<AllowedNetwork>,
     /// Whether something was delivered lately, and nobody needs to look.
-    is_well: bool,
+    has_recent_delivery: bool,
     /// What was found when it was last looked at, if that is not long ago.
-    found: Option<String>,
+    last_result: Option<String>,
 }
 
-impl Callback {
+impl ProbeTarget {
     /// The word that it counts as without being looked at.
-    pub(super) fn known(&self) -> Option<&'static str> {
-        let found = if self.is_well {
+    pub(super) fn known_result(&self) -> Option<&'static str> {
+        let found = if self.has_recent_delivery {
             Some("delivered")
         } else {
-            self.found.as_deref()
+            self.last_result.as_deref()
         };
-        RESULTS.into_iter().find(|word| Some(*word) == found)
+        PROBE_RESULTS.into_iter().find(|word| Some(*word) == found)
     }
 }
 
 /// The active callbacks of active tenants after `after`, in the order of the tenants. What was found of one within
 /// `known_for` is known.
-pub(super) async fn page(
+pub(super) async fn list_probe_targets(
     database: &Database,
     after: Option<&TenantId>,
     every: Duration,
     known_for: Option<Duration>,
     lead: Duration,
     limit: i64,
-) -> Result<Vec<Callback>, Error> {
+) -> Result<Vec<ProbeTarget>, Error> {
     let rows = sqlx::query!(
         r#"
         select config.tenant_id as "tenant!: TenantId", config.callback_url as "url!",
@@ -75,36 +75,36 @@ pub(super) async fn page(
     )
     .fetch_all(database.pool())
     .await?;
-    let callbacks = rows.into_iter().map(|row| Callback {
+    let callbacks = rows.into_iter().map(|row| ProbeTarget {
         tenant: row.tenant,
         url: row.url,
-        allowed: row
+        allowed_networks: row
             .allowed
             .iter()
             .filter_map(|text| {
                 let (network, port) = text.split_once(' ')?;
-                Opening::from_parts(network, port.parse().ok()?)
+                AllowedNetwork::from_parts(network, port.parse().ok()?)
             })
             .collect(),
-        is_well: row.is_well,
-        found: row.found,
+        has_recent_delivery: row.is_well,
+        last_result: row.found,
     });
     Ok(callbacks.collect())
 }
 
 /// Keeps what was found. That this machine could not find out is nothing about the callback.
-pub(super) async fn keep(
+pub(super) async fn save_probe(
     database: &Database,
-    callback: &Callback,
-    probe: &Probe,
+    callback: &ProbeTarget,
+    probe: &ProbeOutcome,
     lead: Duration,
 ) -> Result<(), Error> {
     let (detail, ends_at) = match probe {
-        Probe::Reachable {
+        ProbeOutcome::Reachable {
             certificate_ends_at,
         } => (None, *certificate_ends_at),
-        Probe::Unreachable { detail, .. } => (Some(detail.as_str()), None),
-        Probe::Unknown => return Ok(()),
+        ProbeOutcome::Unreachable { detail, .. } => (Some(detail.as_str()), None),
+        ProbeOutcome::Unknown => return Ok(()),
     };
     sqlx::query!(
         "
@@ -122,7 +122,7 @@ pub(super) async fn keep(
         ",
         callback.tenant.as_str(),
         callback.url,
-        word(probe),
+        probe_result(probe),
         detail,
         ends_at.map(time::OffsetDateTime::from),
         lead.as_secs_f64(),
@@ -135,7 +135,7 @@ pub(super) async fn keep(
 /// What the last look at a tenant's callback found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Found {
+pub struct LastProbe {
     /// When that was.
     pub probed_at: Timestamp,
     /// `reachable`, or in a word why not.
@@ -149,7 +149,10 @@ pub struct Found {
 }
 
 /// What was found of the tenant's callback as it is configured now. `None`: nobody has looked at it.
-pub async fn last(database: &Database, tenant: &TenantId) -> Result<Option<Found>, Error> {
+pub async fn load_last_probe(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<LastProbe>, Error> {
     let row = sqlx::query!(
         "
         select probed_at, result, detail, since, certificate_ends_at
@@ -162,7 +165,7 @@ pub async fn last(database: &Database, tenant: &TenantId) -> Result<Option<Found
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| Found {
+    Ok(row.map(|row| LastProbe {
         probed_at: row.probed_at.into(),
         result: row.result,
         detail: row.detail,
@@ -173,7 +176,7 @@ pub async fn last(database: &Database, tenant: &TenantId) -> Result<Option<Found
 
 /// Whose callback it is, and what there is to say of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whose {
+pub struct AffectedTenants {
     /// How many there are.
     pub count: i64,
     /// The first of them: the tenant, and why its callback cannot be reached or when its certificate ends.
@@ -181,7 +184,10 @@ pub struct Whose {
 }
 
 /// Active callbacks that could not be reached when they were last looked at, and to which nothing was delivered since.
-pub async fn unreachable(database: &Database, limit: i64) -> Result<Whose, Error> {
+pub async fn list_unreachable_callbacks(
+    database: &Database,
+    limit: i64,
+) -> Result<AffectedTenants, Error> {
     let rows = sqlx::query!(
         r#"
         select probe.tenant_id as "tenant!: TenantId", probe.result as "what!", count(*) over () as "count!"
@@ -200,18 +206,18 @@ pub async fn unreachable(database: &Database, limit: i64) -> Result<Whose, Error
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(Whose {
+    Ok(AffectedTenants {
         count: rows.first().map_or(0, |row| row.count),
         first: rows.into_iter().map(|row| (row.tenant, row.what)).collect(),
     })
 }
 
 /// Active callbacks whose certificate ends before `before`.
-pub async fn certificates_ending(
+pub async fn list_expiring_certificates(
     database: &Database,
     before: Timestamp,
     limit: i64,
-) -> Result<Whose, Error> {
+) -> Result<AffectedTenants, Error> {
     let rows = sqlx::query!(
         r#"
         select probe.tenant_id as "tenant!: TenantId", probe.certificate_ends_at as "end!", count(*) over () as "count!"
@@ -228,7 +234,7 @@ pub async fn certificates_ending(
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(Whose {
+    Ok(AffectedTenants {
         count: rows.first().map_or(0, |row| row.count),
         first: rows
             .into_iter()

@@ -14,5 +14,5 @@ pub mod request;
 mod store;
 
 pub use redeliveries::Redeliveries;
-pub use request::{Filter, Refused, Request, Status};
-pub use store::{Batch, Found, RATE};
+pub use request::{EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
+pub use store::{REDELIVERIES_PER_SECOND, RedeliveryBatch, RedeliveryPreview};

@@ -2,24 +2,24 @@
 
 use std::time::Duration;
 
-use super::request::{Filter, Refused, Request, Status};
+use super::request::{EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use crate::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 
 /// How long a request waits for its tenant's callback to be switched on.
-const CALLBACK_LOOKED_FOR_EVERY: f64 = 10.0;
+const CALLBACK_CHECK_INTERVAL_SECONDS: f64 = 10.0;
 
 /// Events a second, of each request.
-pub const RATE: u32 = 100;
+pub const REDELIVERIES_PER_SECOND: u32 = 100;
 /// Events in one transaction.
-pub(super) const BATCH: usize = 20;
+pub(super) const REDELIVERY_BATCH_SIZE: usize = 20;
 /// Events looked at in one transaction, when the filter passes over many.
-const LOOKED_AT: i64 = 1000;
+const MAX_SCANNED_EVENTS: i64 = 1000;
 
 /// What a filter finds now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct RedeliveryPreview {
     /// How many events.
     pub count: u64,
     /// When the first of them was received.
@@ -28,19 +28,19 @@ pub struct Found {
 
 /// What one batch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
+pub struct RedeliveryBatch {
     /// Deliveries that are now due.
     pub enqueued: usize,
     /// Whether there was a request to work on.
-    pub worked: bool,
+    pub had_request: bool,
 }
 
-pub(super) async fn enqueue_one(
+pub(super) async fn enqueue_event(
     database: &Database,
     event: &EventId,
     id: &DeliveryId,
-    request: &Request,
-) -> Result<(), Refused> {
+    request: &RedeliveryRequest,
+) -> Result<(), RedeliveryError> {
     let enqueued = sqlx::query!(
         "
         insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
@@ -51,7 +51,7 @@ pub(super) async fn enqueue_one(
         ",
         event.as_str(),
         id.as_str(),
-        &request.by,
+        &request.requested_by,
         request.reason.as_deref(),
     )
     .execute(database.pool())
@@ -66,16 +66,16 @@ pub(super) async fn enqueue_one(
     .fetch_optional(database.pool())
     .await?;
     Err(match tenant {
-        Some(tenant) => Refused::NoCallback(tenant),
-        None => Refused::NoEvent(event.clone()),
+        Some(tenant) => RedeliveryError::NoActiveCallback(tenant),
+        None => RedeliveryError::EventNotFound(event.clone()),
     })
 }
 
-pub(super) async fn find(
+pub(super) async fn preview_matching(
     database: &Database,
-    filter: &Filter,
+    filter: &RedeliveryFilter,
     lead: Duration,
-) -> Result<Found, Error> {
+) -> Result<RedeliveryPreview, Error> {
     let row = sqlx::query!(
         r#"
         select count(*) as "count!", min(event.received_at) as oldest
@@ -101,20 +101,20 @@ pub(super) async fn find(
             and ($4::float8 is null or event.received_at >= statement_timestamp() + make_interval(secs => $5 - $4))
         "#,
         filter.tenant.as_str(),
-        filter.status.map(Status::as_str),
-        filter.word.as_deref(),
-        filter.since.map(|since| since.as_secs_f64()),
+        filter.status.map(EventStatus::as_str),
+        filter.event_type.as_deref(),
+        filter.received_within.map(|since| since.as_secs_f64()),
         lead.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await?;
-    Ok(Found {
+    Ok(RedeliveryPreview {
         count: u64::try_from(row.count).unwrap_or(0),
         oldest: row.oldest.map(Timestamp::from),
     })
 }
 
-pub(super) async fn stop(
+pub(super) async fn stop_redelivery(
     database: &Database,
     id: &RedeliveryId,
     lead: Duration,
@@ -132,13 +132,13 @@ pub(super) async fn stop(
     .await
 }
 
-pub(super) async fn insert(
+pub(super) async fn insert_redelivery(
     database: &Database,
     id: &RedeliveryId,
-    filter: &Filter,
-    request: &Request,
+    filter: &RedeliveryFilter,
+    request: &RedeliveryRequest,
     lead: Duration,
-) -> Result<(), Refused> {
+) -> Result<(), RedeliveryError> {
     let active = sqlx::query_scalar!(
         r#"
         with callback as (
@@ -157,10 +157,10 @@ pub(super) async fn insert(
         "#,
         id.as_str(),
         filter.tenant.as_str(),
-        filter.status.map(Status::as_str),
-        filter.word.as_deref(),
-        filter.since.map(|since| since.as_secs_f64()),
-        &request.by,
+        filter.status.map(EventStatus::as_str),
+        filter.event_type.as_deref(),
+        filter.received_within.map(|since| since.as_secs_f64()),
+        &request.requested_by,
         request.reason.as_deref(),
         lead.as_secs_f64(),
     )
@@ -176,18 +176,18 @@ pub(super) async fn insert(
     .fetch_one(database.pool())
     .await?;
     Err(if tenant == Some(true) {
-        Refused::NoCallback(filter.tenant.clone())
+        RedeliveryError::NoActiveCallback(filter.tenant.clone())
     } else {
-        Refused::NoTenant(filter.tenant.clone())
+        RedeliveryError::TenantNotFound(filter.tenant.clone())
     })
 }
 
 /// The next events of one request, their deliveries and how far we are: one statement, all or nothing.
-pub(super) async fn work(
+pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
     lead: Duration,
-) -> Result<Batch, Error> {
+) -> Result<RedeliveryBatch, Error> {
     let enqueued = sqlx::query_scalar!(
         r#"
         with clock as (
@@ -274,16 +274,16 @@ pub(super) async fn work(
         returning progress.enqueued as "enqueued!"
         "#,
         lead.as_secs_f64(),
-        LOOKED_AT,
-        i64::try_from(BATCH).unwrap_or(i64::MAX),
+        MAX_SCANNED_EVENTS,
+        i64::try_from(REDELIVERY_BATCH_SIZE).unwrap_or(i64::MAX),
         ids,
-        f64::from(RATE),
-        CALLBACK_LOOKED_FOR_EVERY,
+        f64::from(REDELIVERIES_PER_SECOND),
+        CALLBACK_CHECK_INTERVAL_SECONDS,
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(Batch {
+    Ok(RedeliveryBatch {
         enqueued: enqueued.map_or(0, |count| usize::try_from(count).unwrap_or(0)),
-        worked: enqueued.is_some(),
+        had_request: enqueued.is_some(),
     })
 }

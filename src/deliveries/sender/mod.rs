@@ -11,13 +11,13 @@
 //! - [`retry_after`]: what `Retry-After` says
 //! - [`send`]: [`Sender`], which puts these together
 
-pub mod dial;
-pub mod meter;
+pub mod connect;
 pub mod pool;
+pub mod read_budget;
 pub mod request;
 pub mod retry_after;
 pub mod send;
 
-pub use dial::Trust;
-pub use request::Attempt;
-pub use send::{Probe, Sender, SenderSettings};
+pub use connect::TlsTrust;
+pub use request::DeliveryAttempt;
+pub use send::{ProbeOutcome, Sender, SenderSettings};

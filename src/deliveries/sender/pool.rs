@@ -10,69 +10,76 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::dial::Connection;
-use crate::deliveries::guard::target::TargetHost;
-use crate::deliveries::guard::{Target, Vetted};
+use super::connect::CallbackConnection;
+use crate::deliveries::guard::target::CallbackHost;
+use crate::deliveries::guard::{AllowedAddresses, CallbackTarget};
 
 /// How many wait for one receiver. Callbacks of several tenants may be at one.
-const MOST_PER_RECEIVER: usize = 64;
+const MAX_IDLE_PER_RECEIVER: usize = 64;
 /// How many wait in all.
-const MOST: usize = 256;
+const MAX_IDLE_CONNECTIONS: usize = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Receiver {
+struct PoolKey {
     tls: bool,
-    host: TargetHost,
+    host: CallbackHost,
     port: u16,
 }
 
-impl From<&Target> for Receiver {
-    fn from(target: &Target) -> Self {
+impl From<&CallbackTarget> for PoolKey {
+    fn from(target: &CallbackTarget) -> Self {
         Self {
-            tls: target.tls,
+            tls: target.is_https,
             host: target.host.clone(),
             port: target.port,
         }
     }
 }
 
-struct Waiting {
-    connection: Connection,
-    since: Instant,
+struct IdleConnection {
+    connection: CallbackConnection,
+    idle_since: Instant,
 }
 
 #[derive(Default)]
-struct Shelf {
-    receivers: HashMap<Receiver, Vec<Waiting>>,
+struct IdleConnections {
+    by_receiver: HashMap<PoolKey, Vec<IdleConnection>>,
     count: usize,
 }
 
 /// Kept connections. Clones share them.
 #[derive(Clone)]
-pub(super) struct Pool {
-    kept_for: Duration,
-    shelf: Arc<Mutex<Shelf>>,
+pub(super) struct ConnectionPool {
+    idle_timeout: Duration,
+    idle: Arc<Mutex<IdleConnections>>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// An empty one, which closes in the background what has waited for so long. Call it where a runtime is.
-    pub(super) fn new(kept_for: Duration) -> Self {
-        let shelf = Arc::default();
-        tokio::spawn(sweep(Arc::downgrade(&shelf), kept_for));
-        Self { kept_for, shelf }
+    pub(super) fn new(idle_timeout: Duration) -> Self {
+        let idle = Arc::default();
+        tokio::spawn(close_expired_connections(
+            Arc::downgrade(&idle),
+            idle_timeout,
+        ));
+        Self { idle_timeout, idle }
     }
 
     /// A connection to one of the addresses that were judged for this target just now; the one that has waited least.
-    pub(super) fn take(&self, target: &Target, vetted: &Vetted) -> Option<Connection> {
-        let mut lock = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn take_connection(
+        &self,
+        target: &CallbackTarget,
+        vetted: &AllowedAddresses,
+    ) -> Option<CallbackConnection> {
+        let mut lock = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = &mut *lock;
-        let waiting = kept.receivers.get_mut(&Receiver::from(target))?;
+        let waiting = kept.by_receiver.get_mut(&PoolKey::from(target))?;
         while let Some(last) = waiting.pop() {
             kept.count -= 1;
             let connection = last.connection;
-            if last.since.elapsed() < self.kept_for
-                && !connection.requests.is_closed()
-                && is_judged(connection.peer, vetted)
+            if last.idle_since.elapsed() < self.idle_timeout
+                && !connection.request_sender.is_closed()
+                && is_allowed_peer(connection.peer_address, vetted)
             {
                 return Some(connection);
             }
@@ -81,40 +88,40 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer was read to its end.
-    pub(super) fn keep(&self, target: &Target, connection: Connection) {
-        let mut lock = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn keep_connection(&self, target: &CallbackTarget, connection: CallbackConnection) {
+        let mut lock = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = &mut *lock;
-        if kept.count >= MOST || connection.requests.is_closed() {
+        if kept.count >= MAX_IDLE_CONNECTIONS || connection.request_sender.is_closed() {
             return;
         }
-        let waiting = kept.receivers.entry(Receiver::from(target)).or_default();
-        if waiting.len() < MOST_PER_RECEIVER {
-            waiting.push(Waiting {
+        let waiting = kept.by_receiver.entry(PoolKey::from(target)).or_default();
+        if waiting.len() < MAX_IDLE_PER_RECEIVER {
+            waiting.push(IdleConnection {
                 connection,
-                since: Instant::now(),
+                idle_since: Instant::now(),
             });
             kept.count += 1;
         }
     }
 }
 
-fn is_judged(peer: SocketAddr, vetted: &Vetted) -> bool {
+fn is_allowed_peer(peer: SocketAddr, vetted: &AllowedAddresses) -> bool {
     vetted.addresses.contains(&peer)
 }
 
 /// Ends with the pool: it holds no part of it between two rounds.
-async fn sweep(shelf: Weak<Mutex<Shelf>>, kept_for: Duration) {
+async fn close_expired_connections(shelf: Weak<Mutex<IdleConnections>>, kept_for: Duration) {
     loop {
         tokio::time::sleep(kept_for).await;
         let Some(shelf) = shelf.upgrade() else { return };
         let mut lock = shelf.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = &mut *lock;
-        kept.receivers.retain(|_, waiting| {
+        kept.by_receiver.retain(|_, waiting| {
             waiting.retain(|one| {
-                one.since.elapsed() < kept_for && !one.connection.requests.is_closed()
+                one.idle_since.elapsed() < kept_for && !one.connection.request_sender.is_closed()
             });
             !waiting.is_empty()
         });
-        kept.count = kept.receivers.values().map(Vec::len).sum();
+        kept.count = kept.by_receiver.values().map(Vec::len).sum();
     }
 }

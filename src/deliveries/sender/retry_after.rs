@@ -16,7 +16,7 @@ const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
 
 /// How long it asks to wait from `now` on. `None` when it asks for nothing that can be understood, or for a moment
 /// that is over. Not capped: that is the policy's business.
-pub(super) fn parse(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
+pub(super) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than a number holds still mean "very long".
@@ -24,7 +24,7 @@ pub(super) fn parse(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     }
     let moment = PrimitiveDateTime::parse(text, HTTP_DATE).ok()?;
     let moment = Timestamp::from(moment.assume_utc());
-    (moment > now).then(|| moment.since(now))
+    (moment > now).then(|| moment.duration_since(now))
 }
 
 #[cfg(test)]
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_asks_for_time_to_come_is_heard() {
+    fn only_delays_and_future_dates_count() {
         let now = Timestamp::parse("2026-04-10T14:22:10Z").unwrap();
         for (text, expected) in [
             ("5", Some(5)),
@@ -51,7 +51,7 @@ mod tests {
         ] {
             let value = HeaderValue::from_static(text);
             let expected = expected.map(Duration::from_secs);
-            assert_eq!(parse(&value, now), expected, "{text}");
+            assert_eq!(parse_retry_after(&value, now), expected, "{text}");
         }
     }
 }

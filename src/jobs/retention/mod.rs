@@ -9,9 +9,9 @@
 //! - [`kind`]: what is kept, and for how long
 //! - [`mod@prune`]: the work
 
-pub mod kind;
 pub mod prune;
+pub mod retention_kind;
 mod store;
 
-pub use kind::Kind;
-pub use prune::{count, job, prune};
+pub use prune::{count_expired, prune_expired, retention_job};
+pub use retention_kind::RetentionKind;

@@ -8,41 +8,41 @@ use serde_json::{Map, Value};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Kind;
-use super::store::{self, BATCH};
+use super::RetentionKind;
+use super::store::{self, BATCH_SIZE};
 use crate::db::{Database, Error};
-use crate::jobs::{Job, Tools};
+use crate::jobs::{Job, JobContext};
 
 /// The pause between two batches, so that everybody else comes first.
-const PAUSE: Duration = Duration::from_millis(20);
+const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The job.
-pub fn job(tools: &Tools) -> Job {
+pub fn retention_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "retention",
-        about: "removes what is older than it is to be kept",
-        every: tools.intervals.retention,
-        work: Arc::new(move |stop| retention(work.clone(), stop).boxed()),
+        description: "removes what is older than it is to be kept",
+        interval: tools.intervals.retention,
+        run_fn: Arc::new(move |stop| run_retention_job(work.clone(), stop).boxed()),
     }
 }
 
-async fn retention(tools: Tools, stop: CancellationToken) -> anyhow::Result<Value> {
+async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
     let mut told = Map::new();
-    for kind in Kind::ALL {
-        let Some(kept) = kind.kept(&tools.retention) else {
+    for kind in RetentionKind::ALL {
+        let Some(kept) = kind.retention_period(&tools.retention) else {
             continue;
         };
-        let gone = prune(&tools.database, kind, kept, tools.clock.lead(), &stop).await?;
+        let gone = prune_expired(&tools.database, kind, kept, tools.clock.lead(), &stop).await?;
         told.insert(kind.as_str().to_owned(), gone.into());
     }
     Ok(told.into())
 }
 
 /// Removes everything of this kind that is older than `kept`, until `stop`. Gives how many rows.
-pub async fn prune(
+pub async fn prune_expired(
     database: &Database,
-    kind: Kind,
+    kind: RetentionKind,
     kept: Duration,
     lead: Duration,
     stop: &CancellationToken,
@@ -50,23 +50,23 @@ pub async fn prune(
     let mut gone = 0;
     let mut after = None;
     while !stop.is_cancelled() {
-        let batch = store::prune(database, kind, kept, lead, after).await?;
-        gone += batch.gone;
-        if batch.looked_at < BATCH.unsigned_abs() {
+        let batch = store::prune_batch(database, kind, kept, lead, after).await?;
+        gone += batch.removed;
+        if batch.scanned < BATCH_SIZE.unsigned_abs() {
             break;
         }
-        after = batch.last;
-        let _ = stop.run_until_cancelled(sleep(PAUSE)).await;
+        after = batch.cursor;
+        let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
     }
     Ok(gone)
 }
 
 /// How many rows of this kind are older than `kept` and would go. Reads them all.
-pub async fn count(
+pub async fn count_expired(
     database: &Database,
-    kind: Kind,
+    kind: RetentionKind,
     kept: Duration,
     lead: Duration,
 ) -> Result<u64, Error> {
-    store::count(database, kind, kept, lead).await
+    store::count_expired_rows(database, kind, kept, lead).await
 }

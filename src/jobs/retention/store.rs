@@ -6,37 +6,37 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
-use super::Kind;
-use crate::audit::operators;
+use super::RetentionKind;
+use crate::audit::operator_audit;
 use crate::db::{Database, Error};
 
 /// Rows in one transaction.
-pub(super) const BATCH: i64 = 500;
+pub(super) const BATCH_SIZE: i64 = 500;
 
 /// What one batch did.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct PrunedBatch {
     /// Rows that are gone.
-    pub(super) gone: u64,
+    pub(super) removed: u64,
     /// Rows that were looked at: fewer than [`BATCH`] when nothing is left.
-    pub(super) looked_at: u64,
+    pub(super) scanned: u64,
     /// The last event that was looked at, where some may stay.
-    pub(super) last: Option<(OffsetDateTime, String)>,
+    pub(super) cursor: Option<(OffsetDateTime, String)>,
 }
 
-pub(super) async fn prune(
+pub(super) async fn prune_batch(
     database: &Database,
-    kind: Kind,
+    kind: RetentionKind,
     kept: Duration,
     lead: Duration,
     after: Option<(OffsetDateTime, String)>,
-) -> Result<Batch, Error> {
+) -> Result<PrunedBatch, Error> {
     let age = lead.as_secs_f64() - kept.as_secs_f64();
     let pool = database.pool();
     let done = match kind {
-        Kind::Events => return events(database, age, after).await,
-        Kind::OperatorAudit => return operations(database, kept, lead).await,
-        Kind::Redeliveries => {
+        RetentionKind::Events => return prune_events(database, age, after).await,
+        RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept, lead).await,
+        RetentionKind::Redeliveries => {
             sqlx::query!(
                 "
                 delete from webhook_redeliveries where id = any(array(
@@ -46,12 +46,12 @@ pub(super) async fn prune(
                 ))
                 ",
                 age,
-                BATCH
+                BATCH_SIZE
             )
             .execute(pool)
             .await?
         }
-        Kind::AttemptDetails => {
+        RetentionKind::AttemptDetails => {
             sqlx::query!(
                 "
                 update webhook_deliveries set last_response_body = null where id = any(array(
@@ -64,12 +64,12 @@ pub(super) async fn prune(
                 ))
                 ",
                 age,
-                BATCH
+                BATCH_SIZE
             )
             .execute(pool)
             .await?
         }
-        Kind::ValidationAudit => {
+        RetentionKind::ValidationAudit => {
             sqlx::query!(
                 "
                 delete from validation_audit where id = any(array(
@@ -80,12 +80,12 @@ pub(super) async fn prune(
                 ))
                 ",
                 age,
-                BATCH
+                BATCH_SIZE
             )
             .execute(pool)
             .await?
         }
-        Kind::RetiredSecrets => {
+        RetentionKind::RetiredSecrets => {
             sqlx::query!(
                 "
                 with gone as (
@@ -97,13 +97,13 @@ pub(super) async fn prune(
                 where previous.tenant_id = gone.tenant_id and previous.number = gone.number
                 ",
                 age,
-                BATCH
+                BATCH_SIZE
             )
             .execute(pool)
             .await?
         }
-        Kind::ReplacedCredentials => return replaced_credentials(database, age).await,
-        Kind::JobRuns => {
+        RetentionKind::ReplacedCredentials => return prune_replaced_credentials(database, age).await,
+        RetentionKind::JobRuns => {
             sqlx::query!(
                 "
                 delete from job_runs where id = any(array(
@@ -114,31 +114,39 @@ pub(super) async fn prune(
                 ))
                 ",
                 age,
-                BATCH
+                BATCH_SIZE
             )
             .execute(pool)
             .await?
         }
     };
-    Ok(Batch {
-        gone: done.rows_affected(),
-        looked_at: done.rows_affected(),
-        last: None,
+    Ok(PrunedBatch {
+        removed: done.rows_affected(),
+        scanned: done.rows_affected(),
+        cursor: None,
     })
 }
 
 /// In larger batches than the others: each costs a row that vouches for it.
-async fn operations(database: &Database, kept: Duration, lead: Duration) -> Result<Batch, Error> {
-    let gone = operators::prune(database, kept, lead).await?;
-    Ok(Batch {
-        gone,
-        looked_at: if gone == 0 { 0 } else { BATCH.unsigned_abs() },
-        last: None,
+async fn prune_operator_audit_batch(
+    database: &Database,
+    kept: Duration,
+    lead: Duration,
+) -> Result<PrunedBatch, Error> {
+    let gone = operator_audit::prune_operator_audit(database, kept, lead).await?;
+    Ok(PrunedBatch {
+        removed: gone,
+        scanned: if gone == 0 {
+            0
+        } else {
+            BATCH_SIZE.unsigned_abs()
+        },
+        cursor: None,
     })
 }
 
 /// One row a tenant at the most: all of them at once.
-async fn replaced_credentials(database: &Database, age: f64) -> Result<Batch, Error> {
+async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
     let apple = sqlx::query!(
         "delete from apple_previous_credentials \
           where expires_at <= statement_timestamp() + make_interval(secs => $1)",
@@ -153,9 +161,9 @@ async fn replaced_credentials(database: &Database, age: f64) -> Result<Batch, Er
     )
     .execute(database.pool())
     .await?;
-    Ok(Batch {
-        gone: apple.rows_affected() + google.rows_affected(),
-        ..Batch::default()
+    Ok(PrunedBatch {
+        removed: apple.rows_affected() + google.rows_affected(),
+        ..PrunedBatch::default()
     })
 }
 
@@ -163,11 +171,11 @@ async fn replaced_credentials(database: &Database, age: f64) -> Result<Batch, Er
 /// that was added before.
 ///
 /// Never cancelled in the middle: see [`crate::db::database`]. A job is not; a command ends with its process.
-async fn events(
+async fn prune_events(
     database: &Database,
     age: f64,
     after: Option<(OffsetDateTime, String)>,
-) -> Result<Batch, Error> {
+) -> Result<PrunedBatch, Error> {
     let (after_at, after_id) = after.unzip();
     let mut transaction = database.pool().begin().await?;
     let looked_at = sqlx::query!(
@@ -181,12 +189,12 @@ async fn events(
         age,
         after_at,
         after_id,
-        BATCH,
+        BATCH_SIZE,
     )
     .fetch_all(&mut *transaction)
     .await?;
     let Some(last) = looked_at.last() else {
-        return Ok(Batch::default());
+        return Ok(PrunedBatch::default());
     };
     let last = Some((last.received_at, last.id.clone()));
     let ids: Vec<String> = looked_at.iter().map(|row| row.id.clone()).collect();
@@ -208,40 +216,42 @@ async fn events(
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(Batch {
-        gone: gone.rows_affected(),
-        looked_at: looked_at.len() as u64,
-        last,
+    Ok(PrunedBatch {
+        removed: gone.rows_affected(),
+        scanned: looked_at.len() as u64,
+        cursor: last,
     })
 }
 
-pub(super) async fn count(
+pub(super) async fn count_expired_rows(
     database: &Database,
-    kind: Kind,
+    kind: RetentionKind,
     kept: Duration,
     lead: Duration,
 ) -> Result<u64, Error> {
     let condition = match kind {
-        Kind::Events => {
+        RetentionKind::Events => {
             "from webhook_events event where received_at < clock.cutoff and not exists ( \
                 select from webhook_deliveries delivery where delivery.event_id = event.id and delivery.status = 'pending')"
         }
-        Kind::Redeliveries => "from webhook_redeliveries where finished_at < clock.cutoff",
-        Kind::AttemptDetails => {
+        RetentionKind::Redeliveries => "from webhook_redeliveries where finished_at < clock.cutoff",
+        RetentionKind::AttemptDetails => {
             "from webhook_deliveries where status <> 'pending' and last_response_body is not null \
                 and coalesce(delivered_at, failed_at, created_at) < clock.cutoff"
         }
-        Kind::ValidationAudit => "from validation_audit where occurred_at < clock.cutoff",
-        Kind::OperatorAudit => {
+        RetentionKind::ValidationAudit => "from validation_audit where occurred_at < clock.cutoff",
+        RetentionKind::OperatorAudit => {
             "from operator_audit where occurred_at < clock.cutoff and seq < (select max(seq) from operator_audit)"
         }
-        Kind::RetiredSecrets => "from webhook_previous_secrets where expires_at <= clock.cutoff",
-        Kind::ReplacedCredentials => {
+        RetentionKind::RetiredSecrets => {
+            "from webhook_previous_secrets where expires_at <= clock.cutoff"
+        }
+        RetentionKind::ReplacedCredentials => {
             "from (select expires_at from apple_previous_credentials \
                 union all select expires_at from google_previous_credentials) previous \
                 where expires_at <= clock.cutoff"
         }
-        Kind::JobRuns => {
+        RetentionKind::JobRuns => {
             "from job_runs old where finished_at < clock.cutoff \
                 and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)"
         }

@@ -8,8 +8,8 @@
 //! - [`pair`]: two files, read and judged
 //! - [`rotation`]: the pair in use, and how another takes its place
 
-pub mod pair;
-pub mod rotation;
+pub mod certificate;
+pub mod reload;
 
-pub use pair::{BadPair, Files, Pair};
-pub use rotation::{Numbers, Rhythm, Tls};
+pub use certificate::{TlsCertificate, TlsCertificateError, TlsFiles};
+pub use reload::{ReloadIntervals, ReloadableTls, TlsMetrics};

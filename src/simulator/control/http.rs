@@ -10,58 +10,59 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{AppStore, Play};
-use crate::simulator::exchange::{Call, Reply};
-use crate::simulator::pki::Forgery;
-use crate::simulator::shared::Shared;
-use crate::simulator::state::apple::{App, NewTransaction, Transaction};
+use super::{AppleScenario, GoogleScenario};
+use crate::simulator::context::SimulatorContext;
+use crate::simulator::pki::JwsForgery;
+use crate::simulator::request::{SimulatorRequest, SimulatorResponse};
+use crate::simulator::state::apple::{NewTransaction, SimulatedApp, SimulatedTransaction};
+use crate::simulator::state::apple_notifications::NewNotification;
 use crate::simulator::state::fault::Fault;
 use crate::simulator::state::google::{
-    NewProduct, NewSubscription, Product, Replacement, Subscription,
+    NewProduct, NewSubscription, SimulatedProductPurchase, SimulatedSubscription,
+    SubscriptionReplacement,
 };
-use crate::simulator::state::notifications::NewNotification;
-use crate::simulator::state::pubsub as notices;
-use crate::simulator::state::{Refused, State};
+use crate::simulator::state::google_notifications as notices;
+use crate::simulator::state::{SimulatorError, StoreState};
 
 /// One thing the control API does.
-struct Operation {
+struct ControlOperation {
     method: &'static str,
     /// `{id}`, `{token}`, `{email}` and the like stand for one segment.
     path: &'static str,
-    does: &'static str,
+    description: &'static str,
     /// An example of a body.
-    body: &'static str,
+    example_body: &'static str,
 }
 
-const fn get(path: &'static str, does: &'static str) -> Operation {
-    Operation {
+const fn get(path: &'static str, does: &'static str) -> ControlOperation {
+    ControlOperation {
         method: "GET",
         path,
-        does,
-        body: "",
+        description: does,
+        example_body: "",
     }
 }
 
-const fn post(path: &'static str, body: &'static str, does: &'static str) -> Operation {
-    Operation {
+const fn post(path: &'static str, body: &'static str, does: &'static str) -> ControlOperation {
+    ControlOperation {
         method: "POST",
         path,
-        does,
-        body,
+        description: does,
+        example_body: body,
     }
 }
 
-const fn delete(path: &'static str, does: &'static str) -> Operation {
-    Operation {
+const fn delete(path: &'static str, does: &'static str) -> ControlOperation {
+    ControlOperation {
         method: "DELETE",
         path,
-        does,
-        body: "",
+        description: does,
+        example_body: "",
     }
 }
 
 /// Everything the control API does, under headings.
-const OPERATIONS: &[(&str, &[Operation])] = &[
+const OPERATIONS: &[(&str, &[ControlOperation])] = &[
     (
         "What to give Attesto",
         &[
@@ -487,30 +488,33 @@ const OPERATIONS: &[(&str, &[Operation])] = &[
 ];
 
 /// Answers a call to `/control`, or to `/`.
-pub(in crate::simulator) fn answer(shared: &Arc<Shared>, call: &Call) -> Reply {
-    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
+pub(in crate::simulator) fn handle_request(
+    shared: &Arc<SimulatorContext>,
+    call: &SimulatorRequest,
+) -> SimulatorResponse {
+    let segments: Vec<&str> = call.path_segments.iter().map(String::as_str).collect();
     let below = segments.get(1..).unwrap_or_default();
-    let desk = Desk {
-        shared,
-        apple: AppStore::new(shared.clone()),
-        google: Play::new(shared.clone()),
-        call,
+    let desk = ControlApi {
+        context: shared,
+        apple: AppleScenario::new(shared.clone()),
+        google: GoogleScenario::new(shared.clone()),
+        request: call,
     };
     let reply = match below {
-        [] if call.method == "GET" => Ok(desk.catalogue()),
-        ["settings"] if call.method == "GET" => Ok(desk.settings()),
-        ["apple", rest @ ..] => desk.apple(rest),
-        ["google", rest @ ..] => desk.google(rest),
-        rest => desk.general(rest),
+        [] if call.method == "GET" => Ok(desk.catalogue_response()),
+        ["settings"] if call.method == "GET" => Ok(desk.settings_response()),
+        ["apple", rest @ ..] => desk.handle_apple(rest),
+        ["google", rest @ ..] => desk.handle_google(rest),
+        rest => desk.handle_general(rest),
     };
     reply.unwrap_or_else(|refused| match refused {
-        Refused::Unknown(sentence) => Reply::sentence(404, sentence),
-        Refused::Impossible(sentence) => Reply::sentence(400, sentence),
+        SimulatorError::NotFound(sentence) => SimulatorResponse::control_error(404, sentence),
+        SimulatorError::InvalidRequest(sentence) => SimulatorResponse::control_error(400, sentence),
     })
 }
 
 /// The settings that point Attesto at a simulator; the root certificate has to be fetched into a file.
-pub(in crate::simulator) fn settings(base: &str) -> Vec<(&'static str, String)> {
+pub(in crate::simulator) fn environment_variables(base: &str) -> Vec<(&'static str, String)> {
     vec![
         ("APPLE_PRODUCTION_URL", format!("{base}/apple/production")),
         ("APPLE_SANDBOX_URL", format!("{base}/apple/sandbox")),
@@ -522,14 +526,14 @@ pub(in crate::simulator) fn settings(base: &str) -> Vec<(&'static str, String)> 
 }
 
 /// One call being answered.
-struct Desk<'a> {
-    shared: &'a Arc<Shared>,
-    apple: AppStore,
-    google: Play,
-    call: &'a Call,
+struct ControlApi<'a> {
+    context: &'a Arc<SimulatorContext>,
+    apple: AppleScenario,
+    google: GoogleScenario,
+    request: &'a SimulatorRequest,
 }
 
-type Answer = Result<Reply, Refused>;
+type ControlResult = Result<SimulatorResponse, SimulatorError>;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -541,326 +545,386 @@ struct AppChange {
 #[derive(Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[derive(Default)]
-struct Rotation {
+struct KeyRotation {
     drop_old: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewAccount {
+struct NewServiceAccount {
     name: String,
 }
 
-impl Desk<'_> {
-    fn body<T: DeserializeOwned>(&self) -> Result<T, Refused> {
-        self.call.json().map_err(Refused::impossible)
+impl ControlApi<'_> {
+    fn parse_body<T: DeserializeOwned>(&self) -> Result<T, SimulatorError> {
+        self.request
+            .parse_json_body()
+            .map_err(SimulatorError::invalid_request)
     }
 
     /// The body with the action from the path put into it, which is how a change is spelled.
-    fn change<T: DeserializeOwned>(&self, action: &str) -> Result<T, Refused> {
-        let mut body: Map<String, Value> = self.body()?;
+    fn parse_change<T: DeserializeOwned>(&self, action: &str) -> Result<T, SimulatorError> {
+        let mut body: Map<String, Value> = self.parse_body()?;
         body.insert("action".to_owned(), json!(action));
-        serde_json::from_value(Value::Object(body))
-            .map_err(|error| Refused::impossible(format!("{action} cannot be done: {error}.")))
+        serde_json::from_value(Value::Object(body)).map_err(|error| {
+            SimulatorError::invalid_request(format!("{action} cannot be done: {error}."))
+        })
     }
 
-    fn apple(&self, below: &[&str]) -> Answer {
+    fn handle_apple(&self, below: &[&str]) -> ControlResult {
         let apple = &self.apple;
-        match (self.call.method.as_str(), below) {
-            ("GET", ["root.pem"]) => Ok(Reply::typed(
+        match (self.request.method.as_str(), below) {
+            ("GET", ["root.pem"]) => Ok(SimulatorResponse::with_content_type(
                 200,
                 "application/x-pem-file",
-                self.shared.identity.authority().root_pem(),
+                self.context.identity.certificate_authority().root_pem(),
             )),
-            ("GET", ["key"]) => Ok(Reply::pretty(200, &key_view(&apple.key()))),
-            ("GET", ["key.p8"]) => Ok(Reply::typed(
+            ("GET", ["key"]) => Ok(SimulatorResponse::pretty_json(
+                200,
+                &apple_key_view(&apple.api_key()),
+            )),
+            ("GET", ["key.p8"]) => Ok(SimulatorResponse::with_content_type(
                 200,
                 "application/x-pem-file",
-                apple.key().private_key,
+                apple.api_key().private_key,
             )),
-            ("POST", ["keys"]) => Ok(Reply::pretty(201, &key_view(&apple.new_key()?))),
+            ("POST", ["keys"]) => Ok(SimulatorResponse::pretty_json(
+                201,
+                &apple_key_view(&apple.create_api_key()?),
+            )),
             ("POST", ["keys", key, verb @ ("revoke" | "restore")]) => {
                 apple.set_key_revoked(key, *verb == "revoke")?;
-                Ok(done())
+                Ok(done_response())
             }
-            ("GET", ["apps", bundle]) => Ok(Reply::pretty(200, &json!(apple.app(bundle)))),
+            ("GET", ["apps", bundle]) => Ok(SimulatorResponse::pretty_json(
+                200,
+                &json!(apple.get_app(bundle)),
+            )),
             ("POST", ["apps", bundle]) => {
-                let change: AppChange = self.body()?;
-                let usual = apple.app(bundle);
-                let app = App {
+                let change: AppChange = self.parse_body()?;
+                let usual = apple.get_app(bundle);
+                let app = SimulatedApp {
                     released: change.released.unwrap_or(usual.released),
                     app_apple_id: change.app_apple_id.unwrap_or(usual.app_apple_id),
                     ..usual
                 };
                 apple.set_app(app.clone())?;
-                Ok(Reply::pretty(200, &json!(app)))
+                Ok(SimulatorResponse::pretty_json(200, &json!(app)))
             }
             ("GET", ["transactions"]) => {
                 let all: Vec<Value> = apple
-                    .transactions()
+                    .list_transactions()
                     .iter()
                     .map(|one| self.transaction_summary(one))
                     .collect();
-                Ok(Reply::pretty(200, &json!({ "transactions": all })))
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &json!({ "transactions": all }),
+                ))
             }
             ("POST", ["transactions"]) => {
-                let new: NewTransaction = self.body()?;
-                Ok(Reply::pretty(
+                let new: NewTransaction = self.parse_body()?;
+                Ok(SimulatorResponse::pretty_json(
                     201,
-                    &self.transaction_view(&apple.create(new)?)?,
+                    &self.transaction_view(&apple.create_transaction(new)?)?,
                 ))
             }
-            ("GET", ["transactions", id]) => Ok(Reply::pretty(
+            ("GET", ["transactions", id]) => Ok(SimulatorResponse::pretty_json(
                 200,
-                &self.transaction_view(&apple.transaction(id)?)?,
+                &self.transaction_view(&apple.find_transaction(id)?)?,
             )),
-            ("GET", ["transactions", id, "jws"]) => Ok(Reply::typed(
+            ("GET", ["transactions", id, "jws"]) => Ok(SimulatorResponse::with_content_type(
                 200,
                 "text/plain; charset=utf-8",
-                apple.signed(id)?,
+                apple.sign_transaction(id)?,
             )),
             ("POST", ["transactions", id, action]) => {
-                let changed = apple.change(id, &self.change(action)?)?;
+                let changed = apple.change_transaction(id, &self.parse_change(action)?)?;
                 if *action == "forget" {
-                    return Ok(done());
+                    return Ok(done_response());
                 }
-                Ok(Reply::pretty(200, &self.transaction_view(&changed)?))
-            }
-            ("GET", ["push"]) => {
-                let all = json!(self.shared.inside().state.apple.push);
-                Ok(Reply::pretty(200, &json!({ "push": all })))
-            }
-            ("POST", ["push", bundle]) => {
-                apple.set_push(bundle, self.body()?)?;
-                Ok(done())
-            }
-            ("GET", ["notifications"]) => Ok(Reply::pretty(
-                200,
-                &json!({ "notifications": apple.notifications() }),
-            )),
-            ("POST", ["notifications", bundle]) => {
-                let new: NewNotification = self.body()?;
-                Ok(Reply::pretty(201, &json!(apple.notify(bundle, &new)?)))
-            }
-            ("POST", ["redeliver"]) => Ok(Reply::pretty(
-                200,
-                &json!({ "notifications": apple.redeliver() }),
-            )),
-            ("GET", ["forge"]) => self.forge(),
-            ("POST", ["sign"]) => {
-                let payload: Map<String, Value> = self.body()?;
-                Ok(Reply::typed(
+                Ok(SimulatorResponse::pretty_json(
                     200,
-                    "text/plain; charset=utf-8",
-                    apple.sign(&payload),
+                    &self.transaction_view(&changed)?,
                 ))
             }
-            _ => self.nothing(),
+            ("GET", ["push"]) => {
+                let all = json!(self.context.lock_state().stores.apple.push);
+                Ok(SimulatorResponse::pretty_json(200, &json!({ "push": all })))
+            }
+            ("POST", ["push", bundle]) => {
+                apple.set_notification_urls(bundle, self.parse_body()?)?;
+                Ok(done_response())
+            }
+            ("GET", ["notifications"]) => Ok(SimulatorResponse::pretty_json(
+                200,
+                &json!({ "notifications": apple.list_notifications() }),
+            )),
+            ("POST", ["notifications", bundle]) => {
+                let new: NewNotification = self.parse_body()?;
+                Ok(SimulatorResponse::pretty_json(
+                    201,
+                    &json!(apple.publish_notification(bundle, &new)?),
+                ))
+            }
+            ("POST", ["redeliver"]) => Ok(SimulatorResponse::pretty_json(
+                200,
+                &json!({ "notifications": apple.redeliver_undelivered() }),
+            )),
+            ("GET", ["forge"]) => self.handle_forge(),
+            ("POST", ["sign"]) => {
+                let payload: Map<String, Value> = self.parse_body()?;
+                Ok(SimulatorResponse::with_content_type(
+                    200,
+                    "text/plain; charset=utf-8",
+                    apple.sign_payload(&payload),
+                ))
+            }
+            _ => self.unknown_operation(),
         }
     }
 
-    fn forge(&self) -> Answer {
+    fn handle_forge(&self) -> ControlResult {
         let kinds = || {
-            Forgery::ALL
+            JwsForgery::ALL
                 .iter()
                 .map(|kind| json!(kind))
                 .collect::<Vec<_>>()
         };
-        let Some(kind) = self.call.parameter("kind") else {
-            return Ok(Reply::pretty(200, &json!({ "kinds": kinds() })));
+        let Some(kind) = self.request.query_parameter("kind") else {
+            return Ok(SimulatorResponse::pretty_json(
+                200,
+                &json!({ "kinds": kinds() }),
+            ));
         };
-        let kind: Forgery = serde_json::from_value(json!(kind)).map_err(|_| {
-            Refused::impossible(format!(
+        let kind: JwsForgery = serde_json::from_value(json!(kind)).map_err(|_| {
+            SimulatorError::invalid_request(format!(
                 "There is no forgery of the kind {kind}. Those there are: {}",
                 Value::Array(kinds())
             ))
         })?;
-        let jws = match self.call.parameter("transactionId") {
-            Some(id) => self.apple.forged(id, kind)?,
+        let jws = match self.request.query_parameter("transactionId") {
+            Some(id) => self.apple.forge_transaction(id, kind)?,
             None => {
-                return Err(Refused::impossible(
+                return Err(SimulatorError::invalid_request(
                     "Which transaction? Add &transactionId=… to the address.",
                 ));
             }
         };
-        Ok(Reply::typed(200, "text/plain; charset=utf-8", jws))
+        Ok(SimulatorResponse::with_content_type(
+            200,
+            "text/plain; charset=utf-8",
+            jws,
+        ))
     }
 
-    fn google(&self, below: &[&str]) -> Answer {
+    fn handle_google(&self, below: &[&str]) -> ControlResult {
         let google = &self.google;
-        let token_url = format!("{}/google/token", self.call.base());
-        match (self.call.method.as_str(), below) {
-            ("GET", ["service-account.json"]) => Ok(Reply::pretty(
+        let token_url = format!("{}/google/token", self.request.base_url());
+        match (self.request.method.as_str(), below) {
+            ("GET", ["service-account.json"]) => Ok(SimulatorResponse::pretty_json(
                 200,
-                &self.shared.identity.service_account().file(&token_url),
+                &self
+                    .context
+                    .identity
+                    .service_account()
+                    .to_key_file(&token_url),
             )),
             ("POST", ["service-accounts"]) => {
-                let new: NewAccount = self.body()?;
-                let account = google.new_service_account(&new.name)?;
-                Ok(Reply::pretty(201, &account.file(&token_url)))
+                let new: NewServiceAccount = self.parse_body()?;
+                let account = google.create_service_account(&new.name)?;
+                Ok(SimulatorResponse::pretty_json(
+                    201,
+                    &account.to_key_file(&token_url),
+                ))
             }
             ("POST", ["service-accounts", email, verb @ ("disable" | "enable")]) => {
                 google.set_account_disabled(email, *verb == "disable")?;
-                Ok(done())
+                Ok(done_response())
             }
             ("POST", ["service-accounts", email, verb @ ("deny" | "allow")]) => {
                 google.set_account_denied(email, *verb == "deny")?;
-                Ok(done())
+                Ok(done_response())
             }
             ("POST", ["tokens", "expire"]) => {
                 google.expire_access_tokens();
-                Ok(done())
+                Ok(done_response())
             }
             (method, ["push" | "messages" | "redeliver" | "keys", ..]) => {
-                self.pubsub(method, below)
+                self.handle_pubsub(method, below)
             }
             ("GET", ["subscriptions"]) => {
                 let all: Vec<Value> = google
-                    .subscriptions()
+                    .list_subscriptions()
                     .iter()
                     .map(|one| self.subscription_summary(one))
                     .collect();
-                Ok(Reply::pretty(200, &json!({ "subscriptions": all })))
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &json!({ "subscriptions": all }),
+                ))
             }
             ("POST", ["subscriptions"]) => {
-                let new: NewSubscription = self.body()?;
-                Ok(Reply::pretty(
+                let new: NewSubscription = self.parse_body()?;
+                Ok(SimulatorResponse::pretty_json(
                     201,
-                    &self.subscription_view(&google.subscribe(new)?),
+                    &self.subscription_view(&google.buy_subscription(new)?),
                 ))
             }
             ("GET", ["subscriptions", token]) => {
-                let found = google.subscription(token).ok_or_else(|| unknown(token))?;
-                Ok(Reply::pretty(200, &self.subscription_view(&found)))
+                let found = google
+                    .find_subscription(token)
+                    .ok_or_else(|| purchase_not_found(token))?;
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &self.subscription_view(&found),
+                ))
             }
             ("POST", ["subscriptions", token, "replace"]) => {
-                let by: Replacement = self.body()?;
-                let new = google.replace(token, by)?;
-                Ok(Reply::pretty(201, &self.subscription_view(&new)))
+                let by: SubscriptionReplacement = self.parse_body()?;
+                let new = google.replace_subscription(token, by)?;
+                Ok(SimulatorResponse::pretty_json(
+                    201,
+                    &self.subscription_view(&new),
+                ))
             }
             ("POST", ["subscriptions", token, action]) => {
-                let changed = google.change_subscription(token, &self.change(action)?)?;
-                Ok(Reply::pretty(200, &self.subscription_view(&changed)))
+                let changed = google.change_subscription(token, &self.parse_change(action)?)?;
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &self.subscription_view(&changed),
+                ))
             }
             ("GET", ["products"]) => {
-                let all: Vec<Value> = google.products().iter().map(product_summary).collect();
-                Ok(Reply::pretty(200, &json!({ "products": all })))
+                let all: Vec<Value> = google.list_products().iter().map(product_summary).collect();
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &json!({ "products": all }),
+                ))
             }
             ("POST", ["products"]) => {
-                let new: NewProduct = self.body()?;
-                Ok(Reply::pretty(201, &product_view(&google.sell(new)?)))
+                let new: NewProduct = self.parse_body()?;
+                Ok(SimulatorResponse::pretty_json(
+                    201,
+                    &product_view(&google.buy_product(new)?),
+                ))
             }
             ("GET", ["products", token]) => {
-                let found = google.product(token).ok_or_else(|| unknown(token))?;
-                Ok(Reply::pretty(200, &product_view(&found)))
+                let found = google
+                    .find_product(token)
+                    .ok_or_else(|| purchase_not_found(token))?;
+                Ok(SimulatorResponse::pretty_json(200, &product_view(&found)))
             }
             ("POST", ["products", token, action]) => {
-                let changed = google.change_product(token, &self.change(action)?)?;
-                Ok(Reply::pretty(200, &product_view(&changed)))
+                let changed = google.change_product(token, &self.parse_change(action)?)?;
+                Ok(SimulatorResponse::pretty_json(200, &product_view(&changed)))
             }
-            _ => self.nothing(),
+            _ => self.unknown_operation(),
         }
     }
 
-    fn pubsub(&self, method: &str, below: &[&str]) -> Answer {
+    fn handle_pubsub(&self, method: &str, below: &[&str]) -> ControlResult {
         let google = &self.google;
         match (method, below) {
             ("GET", ["push"]) => {
-                let all = json!(self.shared.inside().state.google.push);
-                Ok(Reply::pretty(
+                let all = json!(self.context.lock_state().stores.google.push);
+                Ok(SimulatorResponse::pretty_json(
                     200,
                     &json!({ "push": all, "account": google.push_account() }),
                 ))
             }
             ("POST", ["push", package]) => {
-                google.set_push(package, self.body()?)?;
-                Ok(Reply::pretty(
+                google.set_push_subscription(package, self.parse_body()?)?;
+                Ok(SimulatorResponse::pretty_json(
                     200,
                     &json!({ "done": true, "account": google.push_account() }),
                 ))
             }
-            ("GET", ["messages"]) => Ok(Reply::pretty(
+            ("GET", ["messages"]) => Ok(SimulatorResponse::pretty_json(
                 200,
-                &json!({ "messages": google.messages() }),
+                &json!({ "messages": google.published_messages() }),
             )),
-            ("POST", ["messages", package, "test"]) => Ok(Reply::pretty(
+            ("POST", ["messages", package, "test"]) => Ok(SimulatorResponse::pretty_json(
                 201,
-                &json!(google.test_notification(package)),
+                &json!(google.publish_test_notification(package)),
             )),
             ("POST", ["messages", package]) => {
-                let mut notification = notices::head(package, self.shared.now());
-                let blocks: Map<String, Value> = self.body()?;
+                let mut notification = notices::common_fields(package, self.context.now());
+                let blocks: Map<String, Value> = self.parse_body()?;
                 notification.extend(blocks);
                 let text = Value::Object(notification).to_string();
-                let message = google.publish(package, text.as_bytes());
-                Ok(Reply::pretty(201, &json!(message)))
+                let message = google.publish_message(package, text.as_bytes());
+                Ok(SimulatorResponse::pretty_json(201, &json!(message)))
             }
-            ("POST", ["redeliver"]) => Ok(Reply::pretty(
+            ("POST", ["redeliver"]) => Ok(SimulatorResponse::pretty_json(
                 200,
-                &json!({ "messages": google.redeliver() }),
+                &json!({ "messages": google.redeliver_unacknowledged() }),
             )),
             ("POST", ["keys", "rotate"]) => {
-                let how: Rotation = self.body()?;
+                let how: KeyRotation = self.parse_body()?;
                 google.rotate_keys(how.drop_old);
-                Ok(done())
+                Ok(done_response())
             }
-            _ => self.nothing(),
+            _ => self.unknown_operation(),
         }
     }
 
-    fn general(&self, below: &[&str]) -> Answer {
-        match (self.call.method.as_str(), below) {
+    fn handle_general(&self, below: &[&str]) -> ControlResult {
+        match (self.request.method.as_str(), below) {
             ("GET", ["faults"]) => {
-                let faults = json!(self.shared.inside().faults.list());
-                Ok(Reply::pretty(200, &json!({ "faults": faults })))
+                let faults = json!(self.context.lock_state().faults.as_slice());
+                Ok(SimulatorResponse::pretty_json(
+                    200,
+                    &json!({ "faults": faults }),
+                ))
             }
             ("POST", ["faults"]) => {
-                let fault: Fault = self.body()?;
-                self.shared.inside().faults.add(fault.clone())?;
-                Ok(Reply::pretty(201, &json!(fault)))
+                let fault: Fault = self.parse_body()?;
+                self.context.lock_state().faults.add(fault.clone())?;
+                Ok(SimulatorResponse::pretty_json(201, &json!(fault)))
             }
             ("DELETE", ["faults"]) => {
-                self.shared.inside().faults.clear();
-                Ok(done())
+                self.context.lock_state().faults.clear();
+                Ok(done_response())
             }
-            ("GET", ["requests"]) => Ok(Reply::pretty(
+            ("GET", ["requests"]) => Ok(SimulatorResponse::pretty_json(
                 200,
-                &json!({ "requests": self.shared.seen() }),
+                &json!({ "requests": self.context.recorded_requests() }),
             )),
             ("DELETE", ["requests"]) => {
-                self.shared.forget_seen();
-                Ok(done())
+                self.context.clear_requests();
+                Ok(done_response())
             }
             ("POST", ["reset"]) => {
-                self.shared.change(|state, _, _| {
-                    *state = State::default();
+                self.context.update_and_save(|state, _, _| {
+                    *state = StoreState::default();
                     Ok(())
                 })?;
-                let mut inside = self.shared.inside();
+                let mut inside = self.context.lock_state();
                 inside.faults.clear();
-                inside.messages.clear();
-                inside.notifications.clear();
-                inside.signers.clear();
-                Ok(done())
+                inside.published_messages.clear();
+                inside.notification_log.clear();
+                inside.google_signing_keys.clear();
+                Ok(done_response())
             }
-            _ => self.nothing(),
+            _ => self.unknown_operation(),
         }
     }
 
-    fn nothing(&self) -> Answer {
-        Err(Refused::unknown(format!(
+    fn unknown_operation(&self) -> ControlResult {
+        Err(SimulatorError::not_found(format!(
             "The control API has no {} {}. GET /control lists what it has.",
-            self.call.method, self.call.path
+            self.request.method, self.request.path
         )))
     }
 
-    fn transaction_summary(&self, transaction: &Transaction) -> Value {
+    fn transaction_summary(&self, transaction: &SimulatedTransaction) -> Value {
         let mut view = json!({
             "transactionId": transaction.transaction_id,
             "originalTransactionId": transaction.original_transaction_id,
             "bundleId": transaction.bundle_id,
             "productId": transaction.product_id,
-            "type": transaction.kind.name(),
+            "type": transaction.kind.payload_name(),
             "environment": transaction.environment,
             "purchaseDate": transaction.purchase_date,
             "expiresDate": transaction.expires_date,
@@ -877,20 +941,25 @@ impl Desk<'_> {
             };
             view["subscription"] = json!(word);
         }
-        if let Some(renewal) = self.apple.renewal(transaction) {
+        if let Some(renewal) = self.apple.find_renewal(transaction) {
             view["renewal"] = json!(renewal);
         }
         view
     }
 
-    fn transaction_view(&self, transaction: &Transaction) -> Result<Value, Refused> {
-        let payload = self.apple.payload(&transaction.transaction_id)?;
+    fn transaction_view(
+        &self,
+        transaction: &SimulatedTransaction,
+    ) -> Result<Value, SimulatorError> {
+        let payload = self
+            .apple
+            .transaction_payload(&transaction.transaction_id)?;
         let mut view = self.transaction_summary(transaction);
         view["payload"] = Value::Object(payload);
         Ok(view)
     }
 
-    fn subscription_summary(&self, subscription: &Subscription) -> Value {
+    fn subscription_summary(&self, subscription: &SimulatedSubscription) -> Value {
         let products: Vec<&str> = subscription
             .items
             .iter()
@@ -900,35 +969,35 @@ impl Desk<'_> {
             "purchaseToken": subscription.purchase_token,
             "packageName": subscription.package_name,
             "productIds": products,
-            "state": subscription.state(self.shared.now()),
+            "state": subscription.state_name(self.context.now()),
             "startTime": subscription.start_time,
-            "expiryTime": subscription.expiry(),
+            "expiryTime": subscription.latest_expiry_time(),
             "acknowledged": subscription.acknowledged,
             "linkedPurchaseToken": subscription.linked_purchase_token,
             "orderId": subscription.latest_order_id(),
         })
     }
 
-    fn subscription_view(&self, subscription: &Subscription) -> Value {
+    fn subscription_view(&self, subscription: &SimulatedSubscription) -> Value {
         let mut view = self.subscription_summary(subscription);
-        view["answer"] = subscription.answer(self.shared.now());
+        view["answer"] = subscription.to_api_response(self.context.now());
         view
     }
 
-    fn settings(&self) -> Reply {
+    fn settings_response(&self) -> SimulatorResponse {
         let mut text = String::new();
         // Writing to a `String` cannot fail.
-        for (name, value) in settings(&self.call.base()) {
+        for (name, value) in environment_variables(&self.request.base_url()) {
             let _ = writeln!(text, "{name}={value}");
         }
-        Reply::typed(200, "text/plain; charset=utf-8", text)
+        SimulatorResponse::with_content_type(200, "text/plain; charset=utf-8", text)
     }
 
     /// Everything there is, as lines to paste into a shell; with ids that exist, where there are any.
-    fn catalogue(&self) -> Reply {
-        let base = self.call.base();
-        let ids = self.ids();
-        if self.call.wants_json {
+    fn catalogue_response(&self) -> SimulatorResponse {
+        let base = self.request.base_url();
+        let ids = self.example_ids();
+        if self.request.wants_json {
             let all: Vec<Value> = OPERATIONS
                 .iter()
                 .flat_map(|(heading, operations)| {
@@ -938,13 +1007,13 @@ impl Desk<'_> {
                             "about": heading,
                             "method": operation.method,
                             "path": operation.path,
-                            "does": operation.does,
-                            "curl": operation.curl(base, ids),
+                            "does": operation.description,
+                            "curl": operation.curl_command(base, ids),
                         })
                     })
                 })
                 .collect();
-            return Reply::pretty(200, &json!({ "operations": all }));
+            return SimulatorResponse::pretty_json(200, &json!({ "operations": all }));
         }
         let mut text = String::from(
             "The simulated stores: an App Store and a Play that sign for real and know only what you tell them.\n",
@@ -956,19 +1025,19 @@ impl Desk<'_> {
                 let _ = write!(
                     text,
                     "\n  # {}\n  {}\n",
-                    operation.does,
-                    operation.curl(&base, &ids)
+                    operation.description,
+                    operation.curl_command(&base, &ids)
                 );
             }
         }
-        Reply::typed(200, "text/plain; charset=utf-8", text)
+        SimulatorResponse::with_content_type(200, "text/plain; charset=utf-8", text)
     }
 
-    fn ids(&self) -> [(&'static str, String); 7] {
+    fn example_ids(&self) -> [(&'static str, String); 7] {
         let or = |found: Option<String>, else_: &str| found.unwrap_or_else(|| else_.to_owned());
-        let transaction = self.apple.transactions().pop();
-        let subscription = self.google.subscriptions().pop();
-        let product = self.google.products().pop();
+        let transaction = self.apple.list_transactions().pop();
+        let subscription = self.google.list_subscriptions().pop();
+        let product = self.google.list_products().pop();
         [
             (
                 "{id}",
@@ -987,18 +1056,18 @@ impl Desk<'_> {
             ),
             ("{bundle}", "com.example.app".to_owned()),
             ("{package}", "com.example.app".to_owned()),
-            ("{key}", self.apple.key().key_id),
+            ("{key}", self.apple.api_key().key_id),
             (
                 "{email}",
-                self.shared.identity.service_account().client_email.clone(),
+                self.context.identity.service_account().client_email.clone(),
             ),
         ]
     }
 }
 
-impl Operation {
-    fn curl(&self, base: &str, ids: &[(&str, String)]) -> String {
-        let (mut path, mut body) = (self.path.to_owned(), self.body.to_owned());
+impl ControlOperation {
+    fn curl_command(&self, base: &str, ids: &[(&str, String)]) -> String {
+        let (mut path, mut body) = (self.path.to_owned(), self.example_body.to_owned());
         for (name, id) in ids {
             path = path.replace(name, id);
             body = body.replace(name, id);
@@ -1012,7 +1081,7 @@ impl Operation {
     }
 }
 
-fn key_view(key: &crate::simulator::identity::AppleKey) -> Value {
+fn apple_key_view(key: &crate::simulator::identity::SimulatedAppleKey) -> Value {
     json!({
         "issuerId": key.issuer_id,
         "keyId": key.key_id,
@@ -1020,7 +1089,7 @@ fn key_view(key: &crate::simulator::identity::AppleKey) -> Value {
     })
 }
 
-fn product_summary(product: &Product) -> Value {
+fn product_summary(product: &SimulatedProductPurchase) -> Value {
     json!({
         "purchaseToken": product.purchase_token,
         "packageName": product.package_name,
@@ -1037,19 +1106,19 @@ fn product_summary(product: &Product) -> Value {
     })
 }
 
-fn product_view(product: &Product) -> Value {
+fn product_view(product: &SimulatedProductPurchase) -> Value {
     let mut view = product_summary(product);
-    view["answer"] = product.answer();
+    view["answer"] = product.to_api_response();
     view
 }
 
-fn unknown(token: &str) -> Refused {
+fn purchase_not_found(token: &str) -> SimulatorError {
     let head: String = token.chars().take(40).collect();
-    Refused::unknown(format!(
+    SimulatorError::not_found(format!(
         "No purchase with the token {head}… is known here; GET the list without it."
     ))
 }
 
-fn done() -> Reply {
-    Reply::pretty(200, &json!({ "done": true }))
+fn done_response() -> SimulatorResponse {
+    SimulatorResponse::pretty_json(200, &json!({ "done": true }))
 }

@@ -7,6 +7,6 @@ pub mod apple;
 pub mod google;
 pub(super) mod http;
 
-pub use apple::AppStore;
-pub use google::Play;
-pub(super) use http::settings;
+pub use apple::AppleScenario;
+pub use google::GoogleScenario;
+pub(super) use http::environment_variables;

@@ -6,22 +6,22 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::notifications::NotificationUrls;
-use super::{Period, Refused, letters};
+use super::apple_notifications::NotificationUrls;
+use super::{BillingPeriod, SimulatorError, random_letters};
 use crate::clock::Timestamp;
 use crate::crypto::token;
 
 /// How long a grace period lasts when nothing else is asked for.
-const GRACE: Duration = Duration::from_hours(16 * 24);
+const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(16 * 24);
 /// What Xcode's clock shows beyond whole milliseconds.
-const FRACTION: f64 = 0.7297;
+const XCODE_MILLIS_FRACTION: f64 = 0.7297;
 
 /// One of the App Store's two worlds.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
-pub enum Environment {
+pub enum SimulatedEnvironment {
     /// Where money changes hands.
     Production,
     /// Where testers buy; also TestFlight and App Review.
@@ -29,9 +29,9 @@ pub enum Environment {
     Sandbox,
 }
 
-impl Environment {
+impl SimulatedEnvironment {
     /// As payloads spell it.
-    pub fn name(self) -> &'static str {
+    pub fn payload_name(self) -> &'static str {
         match self {
             Self::Production => "Production",
             Self::Sandbox => "Sandbox",
@@ -39,7 +39,7 @@ impl Environment {
     }
 
     /// As the simulator's paths spell it.
-    pub fn path(self) -> &'static str {
+    pub fn path_segment(self) -> &'static str {
         match self {
             Self::Production => "production",
             Self::Sandbox => "sandbox",
@@ -68,7 +68,7 @@ pub enum ProductType {
 
 impl ProductType {
     /// As payloads spell it.
-    pub fn name(self) -> &'static str {
+    pub fn payload_name(self) -> &'static str {
         match self {
             Self::Subscription => "Auto-Renewable Subscription",
             Self::NonConsumable => "Non-Consumable",
@@ -92,13 +92,13 @@ pub struct NewTransaction {
     #[serde(rename = "type")]
     pub kind: ProductType,
     /// Which world; the sandbox when left out.
-    pub environment: Environment,
+    pub environment: SimulatedEnvironment,
     /// Now when left out.
     pub purchase_date: Option<Timestamp>,
     /// One period after the purchase when left out; only subscriptions end.
     pub expires_date: Option<Timestamp>,
     /// A month when left out.
-    pub period: Option<Period>,
+    pub period: Option<BillingPeriod>,
     /// 1 when left out.
     pub quantity: Option<u32>,
     /// The app's own user: a UUID.
@@ -120,7 +120,7 @@ pub struct NewTransaction {
     /// `FREE_TRIAL`, `PAY_AS_YOU_GO`, `PAY_UP_FRONT`, `ONE_TIME`.
     pub offer_discount_type: Option<String>,
     /// ISO 8601.
-    pub offer_period: Option<Period>,
+    pub offer_period: Option<BillingPeriod>,
     /// Write dates with fractions of a millisecond, as Xcode does.
     pub fractional_dates: bool,
     /// Fields to put into the payload as they are: new ones, or others than would stand there; `null` leaves one out.
@@ -130,7 +130,7 @@ pub struct NewTransaction {
 /// One transaction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Transaction {
+pub struct SimulatedTransaction {
     /// Its id.
     pub transaction_id: String,
     /// The first transaction's id; the same for all renewals.
@@ -143,7 +143,7 @@ pub struct Transaction {
     #[serde(rename = "type")]
     pub kind: ProductType,
     /// Which world.
-    pub environment: Environment,
+    pub environment: SimulatedEnvironment,
     /// When it was bought or renewed.
     pub purchase_date: Timestamp,
     /// When the first transaction was made.
@@ -179,7 +179,7 @@ pub struct Revocation {
 /// What will become of a subscription.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Renewal {
+pub struct SimulatedRenewal {
     /// Whether it will renew.
     pub auto_renews: bool,
     /// What it will renew as.
@@ -202,7 +202,7 @@ pub struct Renewal {
     rename_all_fields = "camelCase",
     deny_unknown_fields
 )]
-pub enum Change {
+pub enum TransactionChange {
     /// One more period: a new transaction. Ends billing retry and grace.
     Renew {},
     /// The customer turns renewal off; the present period goes on.
@@ -242,7 +242,7 @@ pub enum Change {
         product_id: String,
         /// Its period; the old one's when left out.
         #[serde(default)]
-        period: Option<Period>,
+        period: Option<BillingPeriod>,
         /// Its price in milliunits; the old one's when left out.
         #[serde(default)]
         price: Option<i64>,
@@ -264,7 +264,7 @@ pub enum Change {
 /// What the simulated App Store knows of an app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct App {
+pub struct SimulatedApp {
     /// Its bundle id.
     pub bundle_id: String,
     /// Its number.
@@ -273,9 +273,9 @@ pub struct App {
     pub released: bool,
 }
 
-impl App {
+impl SimulatedApp {
     /// An app as it is when nobody said otherwise: released, with a number that follows from its bundle id.
-    pub fn usual(bundle_id: &str) -> Self {
+    pub fn for_bundle_id(bundle_id: &str) -> Self {
         let digest = token::sha256(bundle_id.as_bytes());
         let number = digest[..4]
             .iter()
@@ -291,7 +291,7 @@ impl App {
 /// A key beside the one in the identity.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Key {
+pub(crate) struct AppleKeyState {
     /// The public point, base64. `None` for the identity's own.
     pub public_key: Option<String>,
     pub revoked: bool,
@@ -300,36 +300,36 @@ pub(crate) struct Key {
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Books {
-    apps: BTreeMap<String, App>,
-    transactions: BTreeMap<String, Transaction>,
-    renewals: BTreeMap<String, Renewal>,
-    pub keys: BTreeMap<String, Key>,
+pub(crate) struct AppleState {
+    apps: BTreeMap<String, SimulatedApp>,
+    transactions: BTreeMap<String, SimulatedTransaction>,
+    renewals: BTreeMap<String, SimulatedRenewal>,
+    pub keys: BTreeMap<String, AppleKeyState>,
     /// Where each app's notifications are posted.
     pub push: BTreeMap<String, NotificationUrls>,
 }
 
-impl Books {
+impl AppleState {
     /// An app; every bundle id has one.
-    pub(crate) fn app(&self, bundle_id: &str) -> App {
+    pub(crate) fn get_app(&self, bundle_id: &str) -> SimulatedApp {
         self.apps
             .get(bundle_id)
             .cloned()
-            .unwrap_or_else(|| App::usual(bundle_id))
+            .unwrap_or_else(|| SimulatedApp::for_bundle_id(bundle_id))
     }
 
     /// Says something else of an app than is usual.
-    pub(crate) fn set_app(&mut self, app: App) {
+    pub(crate) fn set_app(&mut self, app: SimulatedApp) {
         self.apps.insert(app.bundle_id.clone(), app);
     }
 
     /// A transaction by its id.
-    pub(crate) fn transaction(&self, id: &str) -> Option<&Transaction> {
+    pub(crate) fn find_transaction(&self, id: &str) -> Option<&SimulatedTransaction> {
         self.transactions.get(id)
     }
 
     /// Every transaction, oldest first.
-    pub(crate) fn transactions(&self) -> Vec<&Transaction> {
+    pub(crate) fn list_transactions(&self) -> Vec<&SimulatedTransaction> {
         let mut all: Vec<_> = self.transactions.values().collect();
         all.sort_by_key(|one| one.purchase_date);
         all
@@ -343,7 +343,7 @@ impl Books {
     }
 
     /// The latest transaction of the subscription that a transaction belongs to.
-    pub(crate) fn latest(&self, original: &str) -> Option<&Transaction> {
+    pub(crate) fn latest_transaction(&self, original: &str) -> Option<&SimulatedTransaction> {
         self.transactions
             .values()
             .filter(|one| one.original_transaction_id == original)
@@ -351,30 +351,30 @@ impl Books {
     }
 
     /// What will become of a subscription, by its original transaction id.
-    pub(crate) fn renewal(&self, original: &str) -> Option<&Renewal> {
+    pub(crate) fn find_renewal(&self, original: &str) -> Option<&SimulatedRenewal> {
         self.renewals.get(original)
     }
 
     /// Makes a purchase.
-    pub(crate) fn create(
+    pub(crate) fn create_transaction(
         &mut self,
         new: NewTransaction,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Transaction, Refused> {
+    ) -> Result<SimulatedTransaction, SimulatorError> {
         let id = match &new.transaction_id {
             Some(id) if !is_transaction_id(id) => {
-                return Err(Refused::impossible(
+                return Err(SimulatorError::invalid_request(
                     "A transactionId is made of 1 to 20 digits, not beginning with 0.",
                 ));
             }
             Some(id) if self.transactions.contains_key(id) => {
-                return Err(Refused::impossible(format!(
+                return Err(SimulatorError::invalid_request(format!(
                     "There is a transaction {id} already."
                 )));
             }
             Some(id) => id.clone(),
-            None => self.unused_id(new.environment, random),
+            None => self.generate_transaction_id(new.environment, random),
         };
         let bundle_id = new
             .bundle_id
@@ -390,12 +390,12 @@ impl Books {
             format!("{bundle_id}.{name}")
         });
         let bought_at = new.purchase_date.unwrap_or(now);
-        let period = new.period.clone().unwrap_or_else(Period::month);
+        let period = new.period.clone().unwrap_or_else(BillingPeriod::one_month);
         let ends = matches!(
             new.kind,
             ProductType::Subscription | ProductType::NonRenewing
         );
-        let transaction = Transaction {
+        let transaction = SimulatedTransaction {
             original_transaction_id: id.clone(),
             bundle_id,
             product_id: product_id.clone(),
@@ -405,18 +405,18 @@ impl Books {
             original_purchase_date: bought_at,
             expires_date: new
                 .expires_date
-                .or_else(|| ends.then(|| period.after(bought_at))),
+                .or_else(|| ends.then(|| period.end_from(bought_at))),
             revocation: None,
             is_upgraded: false,
             is_renewal: false,
             web_order_line_item_id: (new.kind == ProductType::Subscription)
-                .then(|| order_line(random)),
-            app_transaction_id: format!("70{}", letters(random, b"0123456789", 16)),
+                .then(|| random_order_line_item_id(random)),
+            app_transaction_id: format!("70{}", random_letters(random, b"0123456789", 16)),
             transaction_id: id.clone(),
             bought: new,
         };
         if transaction.kind == ProductType::Subscription {
-            let renewal = Renewal {
+            let renewal = SimulatedRenewal {
                 auto_renews: true,
                 auto_renew_product_id: product_id,
                 in_billing_retry: false,
@@ -432,37 +432,41 @@ impl Books {
 
     /// Changes a purchase, named by any of its transactions: what concerns a subscription happens to its latest one,
     /// what concerns money to the very one. Gives the transaction that now tells the story.
-    pub(crate) fn change(
+    pub(crate) fn change_transaction(
         &mut self,
         id: &str,
-        change: &Change,
+        change: &TransactionChange,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Transaction, Refused> {
+    ) -> Result<SimulatedTransaction, SimulatorError> {
         let named = self.transactions.get(id).cloned().ok_or_else(|| {
-            Refused::unknown(format!(
+            SimulatorError::not_found(format!(
                 "No transaction {id} is known here. GET /control/apple/transactions lists those that are."
             ))
         })?;
         match change {
-            Change::Refund { reason, percentage } => self.set(id, |transaction| {
-                transaction.revocation = Some(Revocation {
-                    date: now,
-                    reason: *reason,
-                    kind: if percentage.is_some() {
-                        "REFUND_PRORATED"
-                    } else {
-                        "REFUND_FULL"
-                    }
-                    .to_owned(),
-                    percentage: Some(percentage.unwrap_or(100_000)),
-                });
-            }),
-            Change::ReverseRefund {} if named.revocation.is_none() => Err(Refused::impossible(
-                format!("Transaction {id} has not been refunded."),
-            )),
-            Change::ReverseRefund {} => self.set(id, |transaction| transaction.revocation = None),
-            Change::Revoke {} => self.set(id, |transaction| {
+            TransactionChange::Refund { reason, percentage } => {
+                self.update_transaction(id, |transaction| {
+                    transaction.revocation = Some(Revocation {
+                        date: now,
+                        reason: *reason,
+                        kind: if percentage.is_some() {
+                            "REFUND_PRORATED"
+                        } else {
+                            "REFUND_FULL"
+                        }
+                        .to_owned(),
+                        percentage: Some(percentage.unwrap_or(100_000)),
+                    });
+                })
+            }
+            TransactionChange::ReverseRefund {} if named.revocation.is_none() => Err(
+                SimulatorError::invalid_request(format!("Transaction {id} has not been refunded.")),
+            ),
+            TransactionChange::ReverseRefund {} => {
+                self.update_transaction(id, |transaction| transaction.revocation = None)
+            }
+            TransactionChange::Revoke {} => self.update_transaction(id, |transaction| {
                 transaction.revocation = Some(Revocation {
                     date: now,
                     reason: 0,
@@ -470,19 +474,21 @@ impl Books {
                     percentage: None,
                 });
             }),
-            Change::Forget {} => {
+            TransactionChange::Forget {} => {
                 let original = &named.original_transaction_id;
                 self.transactions
                     .retain(|_, one| &one.original_transaction_id != original);
                 self.renewals.remove(original);
                 Ok(named)
             }
-            Change::Expire { .. } | Change::Extend { .. }
+            TransactionChange::Expire { .. } | TransactionChange::Extend { .. }
                 if named.kind == ProductType::NonRenewing =>
             {
-                self.set(id, |transaction| {
+                self.update_transaction(id, |transaction| {
                     transaction.expires_date = match (change, transaction.expires_date) {
-                        (Change::Extend { days }, Some(end)) => Some(end.plus(in_days(*days))),
+                        (TransactionChange::Extend { days }, Some(end)) => {
+                            Some(end.plus(duration_from_days(*days)))
+                        }
                         _ => Some(now),
                     };
                 })
@@ -493,60 +499,61 @@ impl Books {
 
     fn change_subscription(
         &mut self,
-        named: &Transaction,
-        change: &Change,
+        named: &SimulatedTransaction,
+        change: &TransactionChange,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Transaction, Refused> {
+    ) -> Result<SimulatedTransaction, SimulatorError> {
         let original = named.original_transaction_id.clone();
         let (Some(latest), Some(mut renewal)) = (
-            self.latest(&original).cloned(),
+            self.latest_transaction(&original).cloned(),
             self.renewals.get(&original).cloned(),
         ) else {
-            return Err(Refused::impossible(format!(
+            return Err(SimulatorError::invalid_request(format!(
                 "Transaction {} is no subscription ({}), so this cannot happen to it.",
                 named.transaction_id,
-                named.kind.name()
+                named.kind.payload_name()
             )));
         };
         let latest_id = latest.transaction_id.clone();
         let told = match change {
-            Change::Renew {} => {
-                let next = self.next(&latest, &mut renewal, now, random);
+            TransactionChange::Renew {} => {
+                let next = self.next_transaction(&latest, &mut renewal, now, random);
                 self.transactions
                     .insert(next.transaction_id.clone(), next.clone());
                 next
             }
-            Change::Cancel {} => {
+            TransactionChange::Cancel {} => {
                 renewal.auto_renews = false;
                 renewal.expiration_intent = Some(1);
                 latest
             }
-            Change::Resume {} => {
+            TransactionChange::Resume {} => {
                 renewal.auto_renews = true;
                 renewal.expiration_intent = None;
                 latest
             }
-            Change::Expire { intent } => {
+            TransactionChange::Expire { intent } => {
                 renewal.auto_renews = false;
                 renewal.in_billing_retry = false;
                 renewal.grace_expires = None;
                 renewal.expiration_intent = Some(intent.or(renewal.expiration_intent).unwrap_or(1));
-                self.set(&latest_id, |one| one.end_by(now))?
+                self.update_transaction(&latest_id, |one| one.expire_by(now))?
             }
-            Change::Grace { days } => {
+            TransactionChange::Grace { days } => {
                 renewal.in_billing_retry = true;
                 renewal.expiration_intent = Some(2);
-                renewal.grace_expires = Some(now.plus(days.map_or(GRACE, in_days)));
-                self.set(&latest_id, |one| one.end_by(now))?
+                renewal.grace_expires =
+                    Some(now.plus(days.map_or(DEFAULT_GRACE_PERIOD, duration_from_days)));
+                self.update_transaction(&latest_id, |one| one.expire_by(now))?
             }
-            Change::BillingRetry {} => {
+            TransactionChange::BillingRetry {} => {
                 renewal.in_billing_retry = true;
                 renewal.expiration_intent = Some(2);
                 renewal.grace_expires = None;
-                self.set(&latest_id, |one| one.end_by(now))?
+                self.update_transaction(&latest_id, |one| one.expire_by(now))?
             }
-            Change::Upgrade {
+            TransactionChange::Upgrade {
                 product_id,
                 period,
                 price,
@@ -556,42 +563,45 @@ impl Books {
                 from.expires_date = Some(now);
                 from.bought.period = period.clone().or(from.bought.period);
                 from.bought.price = price.or(from.bought.price);
-                let mut next = self.next(&from, &mut renewal, now, random);
+                let mut next = self.next_transaction(&from, &mut renewal, now, random);
                 next.is_renewal = false;
-                self.set(&latest_id, |one| one.is_upgraded = true)?;
+                self.update_transaction(&latest_id, |one| one.is_upgraded = true)?;
                 self.transactions
                     .insert(next.transaction_id.clone(), next.clone());
                 next
             }
-            Change::Downgrade { product_id } => {
+            TransactionChange::Downgrade { product_id } => {
                 renewal.auto_renew_product_id.clone_from(product_id);
                 latest
             }
-            Change::Extend { days } if (1..=90).contains(days) => self.set(&latest_id, |one| {
-                one.expires_date = one.expires_date.map(|end| end.plus(in_days(*days)));
-            })?,
-            Change::Extend { .. } => {
-                return Err(Refused::impossible(
+            TransactionChange::Extend { days } if (1..=90).contains(days) => self
+                .update_transaction(&latest_id, |one| {
+                    one.expires_date = one
+                        .expires_date
+                        .map(|end| end.plus(duration_from_days(*days)));
+                })?,
+            TransactionChange::Extend { .. } => {
+                return Err(SimulatorError::invalid_request(
                     "The App Store extends by 1 to 90 days.",
                 ));
             }
-            Change::Refund { .. }
-            | Change::ReverseRefund {}
-            | Change::Revoke {}
-            | Change::Forget {} => latest,
+            TransactionChange::Refund { .. }
+            | TransactionChange::ReverseRefund {}
+            | TransactionChange::Revoke {}
+            | TransactionChange::Forget {} => latest,
         };
         self.renewals.insert(original, renewal);
         Ok(told)
     }
 
     /// The transaction of the next period: it begins where the last one ends, or now when that is over.
-    fn next(
+    fn next_transaction(
         &self,
-        last: &Transaction,
-        renewal: &mut Renewal,
+        last: &SimulatedTransaction,
+        renewal: &mut SimulatedRenewal,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Transaction {
+    ) -> SimulatedTransaction {
         let end = last.expires_date.unwrap_or(now);
         let begin = if end > now { end } else { now };
         if begin > end {
@@ -601,13 +611,17 @@ impl Books {
         renewal.in_billing_retry = false;
         renewal.grace_expires = None;
         renewal.expiration_intent = None;
-        let period = last.bought.period.clone().unwrap_or_else(Period::month);
+        let period = last
+            .bought
+            .period
+            .clone()
+            .unwrap_or_else(BillingPeriod::one_month);
         let mut next = last.clone();
-        next.transaction_id = self.unused_id(last.environment, random);
+        next.transaction_id = self.generate_transaction_id(last.environment, random);
         next.product_id.clone_from(&renewal.auto_renew_product_id);
         next.purchase_date = begin;
-        next.expires_date = Some(period.after(begin));
-        next.web_order_line_item_id = Some(order_line(random));
+        next.expires_date = Some(period.end_from(begin));
+        next.web_order_line_item_id = Some(random_order_line_item_id(random));
         next.revocation = None;
         next.is_upgraded = false;
         next.is_renewal = true;
@@ -619,26 +633,29 @@ impl Books {
         next
     }
 
-    fn set(
+    fn update_transaction(
         &mut self,
         id: &str,
-        change: impl FnOnce(&mut Transaction),
-    ) -> Result<Transaction, Refused> {
-        let transaction = self
-            .transactions
-            .get_mut(id)
-            .ok_or_else(|| Refused::unknown(format!("No transaction {id} is known here.")))?;
+        change: impl FnOnce(&mut SimulatedTransaction),
+    ) -> Result<SimulatedTransaction, SimulatorError> {
+        let transaction = self.transactions.get_mut(id).ok_or_else(|| {
+            SimulatorError::not_found(format!("No transaction {id} is known here."))
+        })?;
         change(transaction);
         Ok(transaction.clone())
     }
 
-    fn unused_id(&self, environment: Environment, random: &mut fastrand::Rng) -> String {
+    fn generate_transaction_id(
+        &self,
+        environment: SimulatedEnvironment,
+        random: &mut fastrand::Rng,
+    ) -> String {
         let prefix = match environment {
-            Environment::Production => "30000",
-            Environment::Sandbox => "20000",
+            SimulatedEnvironment::Production => "30000",
+            SimulatedEnvironment::Sandbox => "20000",
         };
         loop {
-            let id = format!("{prefix}{}", letters(random, b"0123456789", 11));
+            let id = format!("{prefix}{}", random_letters(random, b"0123456789", 11));
             if !self.transactions.contains_key(&id) {
                 return id;
             }
@@ -646,8 +663,8 @@ impl Books {
     }
 
     /// The App Store's number for how a subscription stands: 1 active, 2 expired, 3 billing retry, 4 grace, 5 revoked.
-    pub(crate) fn status(&self, original: &str, now: Timestamp) -> Option<u8> {
-        let latest = self.latest(original)?;
+    pub(crate) fn subscription_status(&self, original: &str, now: Timestamp) -> Option<u8> {
+        let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
         Some(if latest.revocation.is_some() {
             5
@@ -668,30 +685,30 @@ impl Books {
         original: &str,
         now: Timestamp,
     ) -> Option<Map<String, Value>> {
-        let latest = self.latest(original)?;
+        let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
         let bought = &latest.bought;
-        let mut payload = object(json!({
+        let mut payload = into_object(json!({
             "originalTransactionId": original,
             "autoRenewProductId": renewal.auto_renew_product_id,
             "productId": latest.product_id,
             "autoRenewStatus": u8::from(renewal.auto_renews),
             "isInBillingRetryPeriod": renewal.in_billing_retry,
-            "signedDate": now.millis(),
-            "environment": latest.environment.name(),
-            "recentSubscriptionStartDate": renewal.recent_start.millis(),
-            "renewalDate": latest.expires_date.map(Timestamp::millis),
+            "signedDate": now.as_millis(),
+            "environment": latest.environment.payload_name(),
+            "recentSubscriptionStartDate": renewal.recent_start.as_millis(),
+            "renewalDate": latest.expires_date.map(Timestamp::as_millis),
             "currency": latest.currency(),
             "renewalPrice": latest.price(),
             "appTransactionId": latest.app_transaction_id,
         }));
-        put(&mut payload, "expirationIntent", renewal.expiration_intent);
-        put(
+        insert_if_some(&mut payload, "expirationIntent", renewal.expiration_intent);
+        insert_if_some(
             &mut payload,
             "gracePeriodExpiresDate",
-            renewal.grace_expires.map(Timestamp::millis),
+            renewal.grace_expires.map(Timestamp::as_millis),
         );
-        put(
+        insert_if_some(
             &mut payload,
             "appAccountToken",
             bought.app_account_token.clone(),
@@ -700,12 +717,12 @@ impl Books {
     }
 }
 
-impl Transaction {
+impl SimulatedTransaction {
     /// The transaction as it is signed at `now`.
-    pub fn payload(&self, now: Timestamp) -> Map<String, Value> {
+    pub fn to_payload(&self, now: Timestamp) -> Map<String, Value> {
         let bought = &self.bought;
-        let date = |moment: Timestamp| date(moment, bought.fractional_dates);
-        let mut payload = object(json!({
+        let date = |moment: Timestamp| date_json(moment, bought.fractional_dates);
+        let mut payload = into_object(json!({
             "transactionId": self.transaction_id,
             "originalTransactionId": self.original_transaction_id,
             "bundleId": self.bundle_id,
@@ -713,10 +730,10 @@ impl Transaction {
             "purchaseDate": date(self.purchase_date),
             "originalPurchaseDate": date(self.original_purchase_date),
             "quantity": bought.quantity.unwrap_or(1),
-            "type": self.kind.name(),
+            "type": self.kind.payload_name(),
             "inAppOwnershipType": if bought.family_shared { "FAMILY_SHARED" } else { "PURCHASED" },
             "signedDate": date(now),
-            "environment": self.environment.name(),
+            "environment": self.environment.payload_name(),
             "transactionReason": if self.is_renewal { "RENEWAL" } else { "PURCHASE" },
             "storefront": bought.storefront.as_deref().unwrap_or("USA"),
             "storefrontId": bought.storefront_id.as_deref().unwrap_or("143441"),
@@ -725,45 +742,45 @@ impl Transaction {
             "appTransactionId": self.app_transaction_id,
         }));
         if self.kind == ProductType::Subscription {
-            put(
+            insert_if_some(
                 &mut payload,
                 "webOrderLineItemId",
                 self.web_order_line_item_id.clone(),
             );
-            put(
+            insert_if_some(
                 &mut payload,
                 "subscriptionGroupIdentifier",
                 Some("20900001"),
             );
         }
-        put(&mut payload, "expiresDate", self.expires_date.map(date));
-        put(
+        insert_if_some(&mut payload, "expiresDate", self.expires_date.map(date));
+        insert_if_some(
             &mut payload,
             "appAccountToken",
             bought.app_account_token.clone(),
         );
-        put(&mut payload, "offerType", bought.offer_type);
-        put(
+        insert_if_some(&mut payload, "offerType", bought.offer_type);
+        insert_if_some(
             &mut payload,
             "offerIdentifier",
             bought.offer_identifier.clone(),
         );
-        put(
+        insert_if_some(
             &mut payload,
             "offerDiscountType",
             bought.offer_discount_type.clone(),
         );
-        put(&mut payload, "offerPeriod", bought.offer_period.clone());
-        put(&mut payload, "isUpgraded", self.is_upgraded.then_some(true));
+        insert_if_some(&mut payload, "offerPeriod", bought.offer_period.clone());
+        insert_if_some(&mut payload, "isUpgraded", self.is_upgraded.then_some(true));
         if let Some(revocation) = &self.revocation {
-            put(&mut payload, "revocationDate", Some(date(revocation.date)));
-            put(&mut payload, "revocationReason", Some(revocation.reason));
-            put(
+            insert_if_some(&mut payload, "revocationDate", Some(date(revocation.date)));
+            insert_if_some(&mut payload, "revocationReason", Some(revocation.reason));
+            insert_if_some(
                 &mut payload,
                 "revocationType",
                 Some(revocation.kind.clone()),
             );
-            put(&mut payload, "revocationPercentage", revocation.percentage);
+            insert_if_some(&mut payload, "revocationPercentage", revocation.percentage);
         }
         for (name, value) in &bought.fields {
             if value.is_null() {
@@ -784,7 +801,7 @@ impl Transaction {
     }
 
     /// Ends now what would have ended later.
-    fn end_by(&mut self, now: Timestamp) {
+    fn expire_by(&mut self, now: Timestamp) {
         self.expires_date = self.expires_date.map(|end| end.min(now));
     }
 }
@@ -796,35 +813,35 @@ pub(crate) fn is_transaction_id(text: &str) -> bool {
         && !text.starts_with('0')
 }
 
-fn order_line(random: &mut fastrand::Rng) -> String {
-    format!("20000{}", letters(random, b"0123456789", 11))
+fn random_order_line_item_id(random: &mut fastrand::Rng) -> String {
+    format!("20000{}", random_letters(random, b"0123456789", 11))
 }
 
-fn in_days(days: u32) -> Duration {
+fn duration_from_days(days: u32) -> Duration {
     Duration::from_hours(u64::from(days) * 24)
 }
 
-fn date(moment: Timestamp, fractional: bool) -> Value {
+fn date_json(moment: Timestamp, fractional: bool) -> Value {
     if fractional {
         #[expect(
             clippy::cast_precision_loss,
             reason = "today's milliseconds need 41 of the 53 bits"
         )]
-        let whole = moment.millis() as f64;
-        json!(whole + FRACTION)
+        let whole = moment.as_millis() as f64;
+        json!(whole + XCODE_MILLIS_FRACTION)
     } else {
-        json!(moment.millis())
+        json!(moment.as_millis())
     }
 }
 
-fn object(value: Value) -> Map<String, Value> {
+fn into_object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(fields) => fields,
         _ => Map::new(),
     }
 }
 
-fn put(payload: &mut Map<String, Value>, name: &str, value: Option<impl Serialize>) {
+fn insert_if_some(payload: &mut Map<String, Value>, name: &str, value: Option<impl Serialize>) {
     if let Some(value) = value.and_then(|value| serde_json::to_value(value).ok()) {
         payload.insert(name.to_owned(), value);
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Refused;
+use super::SimulatorError;
 
 /// How many calls the simulated stores should answer badly, which ones, and how.
 ///
@@ -67,7 +67,7 @@ impl Fault {
     ];
 
     /// One fault at a place, which does nothing until told what.
-    pub fn at(place: &str) -> Self {
+    pub fn at_place(place: &str) -> Self {
         Self {
             at: place.to_owned(),
             times: 1,
@@ -84,21 +84,21 @@ impl Fault {
 
     /// Let so many calls pass first.
     #[must_use]
-    pub fn after(mut self, calls: u32) -> Self {
+    pub fn skip_calls(mut self, calls: u32) -> Self {
         self.skip = calls;
         self
     }
 
     /// Only calls about this app.
     #[must_use]
-    pub fn of_app(mut self, app: &str) -> Self {
+    pub fn for_app(mut self, app: &str) -> Self {
         self.app = Some(app.to_owned());
         self
     }
 
     /// Only calls about this transaction id or purchase token.
     #[must_use]
-    pub fn of(mut self, id: &str) -> Self {
+    pub fn for_id(mut self, id: &str) -> Self {
         self.id = Some(id.to_owned());
         self
     }
@@ -160,40 +160,42 @@ impl Fault {
     }
 
     /// Refuses a fault that could never strike, or would do nothing.
-    fn check(&self) -> Result<(), Refused> {
+    fn validate(&self) -> Result<(), SimulatorError> {
         if !Self::PLACES.iter().any(|place| is_within(place, &self.at)) {
-            return Err(Refused::impossible(format!(
+            return Err(SimulatorError::invalid_request(format!(
                 "A fault needs a place: \"at\" is \"apple\", \"google\", or one of {}.",
                 Self::PLACES.join(", ")
             )));
         }
         let is_apple = self.at.starts_with("apple");
         if is_apple && self.reason.is_some() {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "A reason is Google's; Apple's errors have an errorCode, such as 4040010.",
             ));
         }
         if !is_apple && self.error_code.is_some() {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "An errorCode is Apple's; Google's errors have a reason, such as permissionDenied.",
             ));
         }
         if let Some(code) = self.error_code
             && !(4_000_000..6_000_000).contains(&code)
         {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "Apple's error codes have seven digits and begin with 4 or 5, such as 4040010.",
             ));
         }
         if let Some(status) = self.status
             && !(200..=599).contains(&status)
         {
-            return Err(Refused::impossible("A status is between 200 and 599."));
+            return Err(SimulatorError::invalid_request(
+                "A status is between 200 and 599.",
+            ));
         }
         if let Some(text) = &self.retry_after
             && !text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "A Retry-After is made of printable ASCII.",
             ));
         }
@@ -204,14 +206,14 @@ impl Fault {
             || self.status.is_some()
             || self.body.is_some();
         if !does_something {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "A fault needs something to do: errorCode, reason, status, body, delayMs or cut.",
             ));
         }
         Ok(())
     }
 
-    fn fits(&self, place: &str, app: Option<&str>, id: Option<&str>) -> bool {
+    fn matches_call(&self, place: &str, app: Option<&str>, id: Option<&str>) -> bool {
         let same = |wanted: &Option<String>, found: Option<&str>| {
             wanted.is_none() || wanted.as_deref() == found
         };
@@ -227,12 +229,12 @@ fn is_within(place: &str, at: &str) -> bool {
 
 /// The faults in force, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Vec<Fault>);
+pub(crate) struct ActiveFaults(Vec<Fault>);
 
-impl Faults {
+impl ActiveFaults {
     /// Puts one more in force.
-    pub(crate) fn add(&mut self, fault: Fault) -> Result<(), Refused> {
-        fault.check()?;
+    pub(crate) fn add(&mut self, fault: Fault) -> Result<(), SimulatorError> {
+        fault.validate()?;
         self.0.push(fault);
         Ok(())
     }
@@ -243,12 +245,12 @@ impl Faults {
     }
 
     /// Those still in force.
-    pub(crate) fn list(&self) -> &[Fault] {
+    pub(crate) fn as_slice(&self) -> &[Fault] {
         &self.0
     }
 
     /// The fault that strikes this call, used up by one.
-    pub(crate) fn strike(
+    pub(crate) fn take_matching(
         &mut self,
         place: &str,
         app: Option<&str>,
@@ -256,7 +258,7 @@ impl Faults {
     ) -> Option<Fault> {
         let mut struck = None;
         for (index, fault) in self.0.iter_mut().enumerate() {
-            if !fault.fits(place, app, id) {
+            if !fault.matches_call(place, app, id) {
                 continue;
             }
             if fault.skip > 0 {
@@ -285,17 +287,17 @@ mod tests {
 
     #[test]
     fn a_fault_strikes_where_and_as_often_as_it_was_told() {
-        let mut faults = Faults::default();
-        let fault = Fault::at("apple")
+        let mut faults = ActiveFaults::default();
+        let fault = Fault::at_place("apple")
             .error_code(4_040_006)
-            .of("7")
-            .after(1)
+            .for_id("7")
+            .skip_calls(1)
             .times(2);
         faults.add(fault).unwrap();
         faults
-            .add(Fault::at("google/token").status(503).times(0))
+            .add(Fault::at_place("google/token").status(503).times(0))
             .unwrap();
-        let mut strike = |place, id| faults.strike(place, Some("app"), Some(id)).is_some();
+        let mut strike = |place, id| faults.take_matching(place, Some("app"), Some(id)).is_some();
         assert!(!strike("apple/production", "8"), "another id");
         assert!(!strike("apple/production", "7"), "one passes first");
         assert!(strike("apple/production", "7"));
@@ -305,24 +307,29 @@ mod tests {
         for _ in 0..5 {
             assert!(strike("google/token", "7"));
         }
-        assert_eq!(faults.list().len(), 1);
+        assert_eq!(faults.as_slice().len(), 1);
     }
 
     #[test]
     fn a_fault_that_could_do_nothing_is_refused() {
         for fault in [
             Fault::default(),
-            Fault::at("").status(500),
-            Fault::at("app").status(500),
-            Fault::at("apple"),
-            Fault::at("apple/").status(500),
-            Fault::at("apple").reason("permissionDenied"),
-            Fault::at("google/play").error_code(4_040_010),
-            Fault::at("apple").error_code(404),
-            Fault::at("apple").status(99),
-            Fault::at("apple").status(429).retry_after_text("a\nb"),
+            Fault::at_place("").status(500),
+            Fault::at_place("app").status(500),
+            Fault::at_place("apple"),
+            Fault::at_place("apple/").status(500),
+            Fault::at_place("apple").reason("permissionDenied"),
+            Fault::at_place("google/play").error_code(4_040_010),
+            Fault::at_place("apple").error_code(404),
+            Fault::at_place("apple").status(99),
+            Fault::at_place("apple")
+                .status(429)
+                .retry_after_text("a\nb"),
         ] {
-            assert!(Faults::default().add(fault.clone()).is_err(), "{fault:?}");
+            assert!(
+                ActiveFaults::default().add(fault.clone()).is_err(),
+                "{fault:?}"
+            );
         }
     }
 }

@@ -6,18 +6,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::pubsub::PushSubscription;
-use super::{Period, Refused, letters};
+use super::google_notifications::PushSubscription;
+use super::{BillingPeriod, SimulatorError, random_letters};
 use crate::clock::Timestamp;
 
 /// Play forgets a subscription this long after it expired.
-const REMEMBERED: Duration = Duration::from_hours(60 * 24);
+const EXPIRED_SUBSCRIPTION_RETENTION: Duration = Duration::from_hours(60 * 24);
 /// How long a grace period lasts when nothing else is asked for.
-const GRACE: Duration = Duration::from_hours(7 * 24);
+const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// A pause when nothing else is asked for.
-const PAUSE: Duration = Duration::from_hours(30 * 24);
+const DEFAULT_PAUSE: Duration = Duration::from_hours(30 * 24);
 /// What Play calls the letters of its tokens.
-const TOKEN_LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+const PURCHASE_TOKEN_ALPHABET: &[u8] =
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// A subscription to sell. Everything has a default: nothing at all is a month of one product, running.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,9 +39,9 @@ pub struct NewSubscription {
     /// The offer it was bought with.
     pub offer_id: Option<String>,
     /// Products beside the first: each becomes a line item of its own.
-    pub add_ons: Vec<AddOn>,
+    pub add_ons: Vec<SubscriptionAddOn>,
     /// A month when left out.
-    pub period: Option<Period>,
+    pub period: Option<BillingPeriod>,
     /// Now when left out.
     pub start_time: Option<Timestamp>,
     /// One period after the start when left out.
@@ -70,11 +71,11 @@ pub struct NewSubscription {
 /// One more product under the same purchase token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct AddOn {
+pub struct SubscriptionAddOn {
     /// The product.
     pub product_id: String,
     /// The subscription's when left out.
-    pub period: Option<Period>,
+    pub period: Option<BillingPeriod>,
     /// Does not renew.
     pub prepaid: bool,
     /// One period after the start when left out.
@@ -84,7 +85,7 @@ pub struct AddOn {
 /// A subscription under one purchase token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Subscription {
+pub struct SimulatedSubscription {
     /// Its token.
     pub purchase_token: String,
     /// The app.
@@ -96,31 +97,31 @@ pub struct Subscription {
     /// Whether the app has acknowledged it.
     pub acknowledged: bool,
     /// What it is made of; never empty.
-    pub items: Vec<Item>,
-    standing: Standing,
-    canceled: Option<Canceled>,
+    pub items: Vec<SubscriptionItem>,
+    standing: SubscriptionPhase,
+    canceled: Option<Cancellation>,
     renewals: u32,
     order_id: String,
-    gone: Option<Gone>,
+    gone: Option<GoneReason>,
     sold: NewSubscription,
 }
 
 /// A line item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Item {
+pub struct SubscriptionItem {
     /// The product.
     pub product_id: String,
     /// When it ends.
     pub expiry_time: Timestamp,
-    period: Period,
+    period: BillingPeriod,
     prepaid: bool,
 }
 
 /// What keeps a subscription from simply running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Standing {
+enum SubscriptionPhase {
     Pending,
     PendingCanceled,
     Running,
@@ -130,7 +131,7 @@ enum Standing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Canceled {
+struct Cancellation {
     by: CanceledBy,
     at: Timestamp,
 }
@@ -153,7 +154,7 @@ pub enum CanceledBy {
 /// How Play says that it no longer answers for a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Gone {
+pub enum GoneReason {
     /// 410 `purchaseTokenNoLongerValid`.
     #[default]
     NoLongerValid,
@@ -171,7 +172,7 @@ pub enum Gone {
     rename_all_fields = "camelCase",
     deny_unknown_fields
 )]
-pub enum Change {
+pub enum SubscriptionChange {
     /// One more period. Ends grace, hold and pause.
     Renew {},
     /// Renewal is turned off; the present period goes on.
@@ -217,7 +218,7 @@ pub enum Change {
     Gone {
         /// In which words.
         #[serde(default)]
-        how: Gone,
+        how: GoneReason,
     },
     /// Play never knew the token.
     Forget {},
@@ -226,7 +227,7 @@ pub enum Change {
 /// What replaces a subscription.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Replacement {
+pub struct SubscriptionReplacement {
     /// One is made up when left out.
     pub purchase_token: Option<String>,
     /// The old one's when left out.
@@ -234,7 +235,7 @@ pub struct Replacement {
     /// The old one's when left out.
     pub base_plan_id: Option<String>,
     /// The old one's when left out.
-    pub period: Option<Period>,
+    pub period: Option<BillingPeriod>,
     /// The old one's when left out.
     pub price_amount_micros: Option<i64>,
 }
@@ -278,7 +279,7 @@ pub struct NewProduct {
 /// A one-time product under one purchase token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Product {
+pub struct SimulatedProductPurchase {
     /// Its token.
     pub purchase_token: String,
     /// The app.
@@ -294,7 +295,7 @@ pub struct Product {
     /// Whether the app has acknowledged it.
     pub acknowledged: bool,
     order_id: String,
-    gone: Option<Gone>,
+    gone: Option<GoneReason>,
     sold: NewProduct,
 }
 
@@ -319,7 +320,7 @@ pub enum ProductChange {
     Gone {
         /// In which words.
         #[serde(default)]
-        how: Gone,
+        how: GoneReason,
     },
     /// Play never knew the token.
     Forget {},
@@ -328,7 +329,7 @@ pub enum ProductChange {
 /// A service account's standing with Google.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Account {
+pub(crate) struct ServiceAccountState {
     /// Base64 of PKCS#1, and the key's id. `None` for the identity's own.
     pub key: Option<(String, String)>,
     /// Deleted: the token endpoint answers `invalid_grant`.
@@ -340,86 +341,88 @@ pub(crate) struct Account {
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Books {
-    subscriptions: BTreeMap<String, Subscription>,
-    products: BTreeMap<String, Product>,
+pub(crate) struct GoogleState {
+    subscriptions: BTreeMap<String, SimulatedSubscription>,
+    products: BTreeMap<String, SimulatedProductPurchase>,
     /// By address.
-    pub accounts: BTreeMap<String, Account>,
+    pub accounts: BTreeMap<String, ServiceAccountState>,
     /// Where notifications are pushed, by package name.
     pub push: BTreeMap<String, PushSubscription>,
 }
 
-impl Books {
+impl GoogleState {
     /// A subscription by its token.
-    pub(crate) fn subscription(&self, token: &str) -> Option<&Subscription> {
+    pub(crate) fn find_subscription(&self, token: &str) -> Option<&SimulatedSubscription> {
         self.subscriptions.get(token)
     }
 
     /// A one-time product by its token.
-    pub(crate) fn product(&self, token: &str) -> Option<&Product> {
+    pub(crate) fn find_product(&self, token: &str) -> Option<&SimulatedProductPurchase> {
         self.products.get(token)
     }
 
     /// Every subscription, oldest first.
-    pub(crate) fn subscriptions(&self) -> Vec<&Subscription> {
+    pub(crate) fn list_subscriptions(&self) -> Vec<&SimulatedSubscription> {
         let mut all: Vec<_> = self.subscriptions.values().collect();
         all.sort_by_key(|one| one.start_time);
         all
     }
 
     /// Every one-time product, oldest first.
-    pub(crate) fn products(&self) -> Vec<&Product> {
+    pub(crate) fn list_products(&self) -> Vec<&SimulatedProductPurchase> {
         let mut all: Vec<_> = self.products.values().collect();
         all.sort_by_key(|one| one.purchase_time);
         all
     }
 
     /// Sells a subscription.
-    pub(crate) fn subscribe(
+    pub(crate) fn buy_subscription(
         &mut self,
         new: NewSubscription,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Subscription, Refused> {
-        let token = self.token(new.purchase_token.as_deref(), random)?;
+    ) -> Result<SimulatedSubscription, SimulatorError> {
+        let token = self.choose_purchase_token(new.purchase_token.as_deref(), random)?;
         let start = new.start_time.unwrap_or(now);
-        let period = new.period.clone().unwrap_or_else(Period::month);
-        let mut items = vec![Item {
+        let period = new.period.clone().unwrap_or_else(BillingPeriod::one_month);
+        let mut items = vec![SubscriptionItem {
             product_id: new
                 .product_id
                 .clone()
                 .unwrap_or_else(|| "pro_monthly".to_owned()),
-            expiry_time: new.expiry_time.unwrap_or_else(|| period.after(start)),
+            expiry_time: new.expiry_time.unwrap_or_else(|| period.end_from(start)),
             period: period.clone(),
             prepaid: new.prepaid,
         }];
         for extra in &new.add_ons {
             if extra.product_id.is_empty() {
-                return Err(Refused::impossible("Each of addOns needs a productId."));
+                return Err(SimulatorError::invalid_request(
+                    "Each of addOns needs a productId.",
+                ));
             }
             let period = extra.period.clone().unwrap_or_else(|| period.clone());
-            items.push(Item {
+            items.push(SubscriptionItem {
                 product_id: extra.product_id.clone(),
-                expiry_time: extra.expiry_time.unwrap_or_else(|| period.after(start)),
+                expiry_time: extra.expiry_time.unwrap_or_else(|| period.end_from(start)),
                 period,
                 prepaid: extra.prepaid,
             });
         }
-        let subscription = Subscription {
+        let subscription = SimulatedSubscription {
             purchase_token: token.clone(),
-            package_name: package(new.package_name.as_deref()),
+            package_name: package_name_or_default(new.package_name.as_deref()),
             linked_purchase_token: None,
             start_time: start,
             acknowledged: new.acknowledged,
             items,
             standing: if new.pending {
-                Standing::Pending
+                SubscriptionPhase::Pending
             } else {
-                Standing::Running
+                SubscriptionPhase::Running
             },
             canceled: None,
             renewals: 0,
-            order_id: order_id(random),
+            order_id: random_order_id(random),
             gone: None,
             sold: new,
         };
@@ -431,35 +434,35 @@ impl Books {
     pub(crate) fn change_subscription(
         &mut self,
         token: &str,
-        change: &Change,
+        change: &SubscriptionChange,
         now: Timestamp,
-    ) -> Result<Subscription, Refused> {
+    ) -> Result<SimulatedSubscription, SimulatorError> {
         let subscription = self
             .subscriptions
             .get_mut(token)
-            .ok_or_else(|| unknown("subscription", "subscriptions", token))?;
-        if *change == (Change::Forget {}) {
+            .ok_or_else(|| purchase_not_found("subscription", "subscriptions", token))?;
+        if *change == (SubscriptionChange::Forget {}) {
             let forgotten = subscription.clone();
             self.subscriptions.remove(token);
             return Ok(forgotten);
         }
-        subscription.change(change, now)?;
+        subscription.apply_change(change, now)?;
         Ok(subscription.clone())
     }
 
     /// Sells a subscription that replaces another, which ends now.
-    pub(crate) fn replace(
+    pub(crate) fn replace_subscription(
         &mut self,
         token: &str,
-        by: Replacement,
+        by: SubscriptionReplacement,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Subscription, Refused> {
+    ) -> Result<SimulatedSubscription, SimulatorError> {
         let old = self
             .subscriptions
             .get(token)
             .cloned()
-            .ok_or_else(|| unknown("subscription", "subscriptions", token))?;
+            .ok_or_else(|| purchase_not_found("subscription", "subscriptions", token))?;
         let new = NewSubscription {
             purchase_token: by.purchase_token,
             product_id: by.product_id.or(old.sold.product_id.clone()),
@@ -474,31 +477,31 @@ impl Books {
             acknowledged: false,
             ..old.sold
         };
-        let mut sold = self.subscribe(new, now, random)?;
+        let mut sold = self.buy_subscription(new, now, random)?;
         sold.linked_purchase_token = Some(token.to_owned());
         self.subscriptions
             .insert(sold.purchase_token.clone(), sold.clone());
         if let Some(old) = self.subscriptions.get_mut(token) {
-            old.canceled = Some(Canceled {
+            old.canceled = Some(Cancellation {
                 by: CanceledBy::Replacement,
                 at: now,
             });
-            old.end_by(now);
+            old.expire_by(now);
         }
         Ok(sold)
     }
 
     /// Sells a one-time product.
-    pub(crate) fn sell(
+    pub(crate) fn buy_product(
         &mut self,
         new: NewProduct,
         now: Timestamp,
         random: &mut fastrand::Rng,
-    ) -> Result<Product, Refused> {
-        let token = self.token(new.purchase_token.as_deref(), random)?;
-        let product = Product {
+    ) -> Result<SimulatedProductPurchase, SimulatorError> {
+        let token = self.choose_purchase_token(new.purchase_token.as_deref(), random)?;
+        let product = SimulatedProductPurchase {
             purchase_token: token.clone(),
-            package_name: package(new.package_name.as_deref()),
+            package_name: package_name_or_default(new.package_name.as_deref()),
             product_id: new
                 .product_id
                 .clone()
@@ -507,7 +510,7 @@ impl Books {
             purchase_state: if new.pending { 2 } else { 0 },
             consumed: false,
             acknowledged: new.acknowledged,
-            order_id: order_id(random),
+            order_id: random_order_id(random),
             gone: None,
             sold: new,
         };
@@ -521,11 +524,11 @@ impl Books {
         token: &str,
         change: &ProductChange,
         now: Timestamp,
-    ) -> Result<Product, Refused> {
+    ) -> Result<SimulatedProductPurchase, SimulatorError> {
         let product = self
             .products
             .get_mut(token)
-            .ok_or_else(|| unknown("product", "products", token))?;
+            .ok_or_else(|| purchase_not_found("product", "products", token))?;
         let is_paid = product.purchase_state == 0;
         match change {
             ProductChange::Consume {} if is_paid && !product.consumed => {
@@ -534,7 +537,7 @@ impl Books {
             }
             ProductChange::Acknowledge {} if is_paid => product.acknowledged = true,
             ProductChange::Consume {} | ProductChange::Acknowledge {} => {
-                return Err(Refused::impossible(
+                return Err(SimulatorError::invalid_request(
                     "Only a product that is paid for and not used up can be consumed or acknowledged.",
                 ));
             }
@@ -544,7 +547,9 @@ impl Books {
                 product.purchase_time = now;
             }
             ProductChange::Complete {} => {
-                return Err(Refused::impossible("Only a pending purchase can be paid."));
+                return Err(SimulatorError::invalid_request(
+                    "Only a pending purchase can be paid.",
+                ));
             }
             ProductChange::Gone { how } => product.gone = Some(*how),
             ProductChange::Forget {} => {
@@ -556,21 +561,25 @@ impl Books {
         Ok(product.clone())
     }
 
-    fn token(&self, wanted: Option<&str>, random: &mut fastrand::Rng) -> Result<String, Refused> {
+    fn choose_purchase_token(
+        &self,
+        wanted: Option<&str>,
+        random: &mut fastrand::Rng,
+    ) -> Result<String, SimulatorError> {
         let is_taken = |token: &str| {
             self.subscriptions.contains_key(token) || self.products.contains_key(token)
         };
         match wanted {
-            Some(token) if !is_purchase_token(token) => Err(Refused::impossible(
+            Some(token) if !is_purchase_token(token) => Err(SimulatorError::invalid_request(
                 "A purchaseToken has 8 to 1000 of A–Z, a–z, 0–9, '.', '-' and '_'.",
             )),
-            Some(token) if is_taken(token) => Err(Refused::impossible(
+            Some(token) if is_taken(token) => Err(SimulatorError::invalid_request(
                 "There is a purchase with this purchaseToken already.",
             )),
             Some(token) => Ok(token.to_owned()),
             None => loop {
-                let head = letters(random, b"abcdefghijklmnop", 24);
-                let tail = letters(random, TOKEN_LETTERS, 106);
+                let head = random_letters(random, b"abcdefghijklmnop", 24);
+                let tail = random_letters(random, PURCHASE_TOKEN_ALPHABET, 106);
                 let token = format!("{head}.AO-J1O{tail}");
                 if !is_taken(&token) {
                     return Ok(token);
@@ -580,23 +589,23 @@ impl Books {
     }
 }
 
-impl Subscription {
+impl SimulatedSubscription {
     /// Play's word for how it stands, without its prefix: `ACTIVE`, `ON_HOLD`, …
-    pub fn state(&self, now: Timestamp) -> &'static str {
+    pub fn state_name(&self, now: Timestamp) -> &'static str {
         match self.standing {
-            Standing::Pending => "PENDING",
-            Standing::PendingCanceled => "PENDING_PURCHASE_CANCELED",
-            Standing::OnHold => "ON_HOLD",
-            Standing::Paused { .. } => "PAUSED",
-            _ if self.expiry() <= now => "EXPIRED",
-            Standing::InGrace => "IN_GRACE_PERIOD",
-            Standing::Running if self.canceled.is_some() => "CANCELED",
-            Standing::Running => "ACTIVE",
+            SubscriptionPhase::Pending => "PENDING",
+            SubscriptionPhase::PendingCanceled => "PENDING_PURCHASE_CANCELED",
+            SubscriptionPhase::OnHold => "ON_HOLD",
+            SubscriptionPhase::Paused { .. } => "PAUSED",
+            _ if self.latest_expiry_time() <= now => "EXPIRED",
+            SubscriptionPhase::InGrace => "IN_GRACE_PERIOD",
+            SubscriptionPhase::Running if self.canceled.is_some() => "CANCELED",
+            SubscriptionPhase::Running => "ACTIVE",
         }
     }
 
     /// When its last item ends.
-    pub fn expiry(&self) -> Timestamp {
+    pub fn latest_expiry_time(&self) -> Timestamp {
         self.items
             .iter()
             .map(|item| item.expiry_time)
@@ -605,10 +614,11 @@ impl Subscription {
     }
 
     /// In which words Play no longer answers for it, if so.
-    pub(crate) fn gone(&self, now: Timestamp) -> Option<Gone> {
-        let is_forgotten = self.state(now) == "EXPIRED" && now.since(self.expiry()) > REMEMBERED;
+    pub(crate) fn gone_reason(&self, now: Timestamp) -> Option<GoneReason> {
+        let is_forgotten = self.state_name(now) == "EXPIRED"
+            && now.duration_since(self.latest_expiry_time()) > EXPIRED_SUBSCRIPTION_RETENTION;
         self.gone
-            .or_else(|| is_forgotten.then_some(Gone::ExpiredTooLong))
+            .or_else(|| is_forgotten.then_some(GoneReason::ExpiredTooLong))
     }
 
     /// The number of its latest order.
@@ -619,106 +629,126 @@ impl Subscription {
         }
     }
 
-    fn change(&mut self, change: &Change, now: Timestamp) -> Result<(), Refused> {
-        let is_pending = matches!(self.standing, Standing::Pending | Standing::PendingCanceled);
+    fn apply_change(
+        &mut self,
+        change: &SubscriptionChange,
+        now: Timestamp,
+    ) -> Result<(), SimulatorError> {
+        let is_pending = matches!(
+            self.standing,
+            SubscriptionPhase::Pending | SubscriptionPhase::PendingCanceled
+        );
         let needs_paid = !matches!(
             change,
-            Change::Complete {} | Change::Decline {} | Change::Gone { .. } | Change::Forget {}
+            SubscriptionChange::Complete {}
+                | SubscriptionChange::Decline {}
+                | SubscriptionChange::Gone { .. }
+                | SubscriptionChange::Forget {}
         );
         if is_pending && needs_paid {
-            return Err(Refused::impossible(
+            return Err(SimulatorError::invalid_request(
                 "The purchase is pending: complete or decline it first.",
             ));
         }
         match change {
-            Change::Renew {} | Change::Resume {} => {
+            SubscriptionChange::Renew {} | SubscriptionChange::Resume {} => {
                 for item in &mut self.items {
-                    let paid_ahead = self.standing == Standing::Running && item.expiry_time > now;
+                    let paid_ahead =
+                        self.standing == SubscriptionPhase::Running && item.expiry_time > now;
                     let begin = if paid_ahead { item.expiry_time } else { now };
-                    item.expiry_time = item.period.after(begin);
+                    item.expiry_time = item.period.end_from(begin);
                 }
-                self.standing = Standing::Running;
+                self.standing = SubscriptionPhase::Running;
                 self.canceled = None;
                 self.renewals += 1;
             }
-            Change::Cancel { by } => self.canceled = Some(Canceled { by: *by, at: now }),
-            Change::Restore {} if self.canceled.is_none() || self.expiry() <= now => {
-                return Err(Refused::impossible(
+            SubscriptionChange::Cancel { by } => {
+                self.canceled = Some(Cancellation { by: *by, at: now })
+            }
+            SubscriptionChange::Restore {}
+                if self.canceled.is_none() || self.latest_expiry_time() <= now =>
+            {
+                return Err(SimulatorError::invalid_request(
                     "Only a cancelled subscription that has not ended can be restored.",
                 ));
             }
-            Change::Restore {} => self.canceled = None,
-            Change::Expire {} => {
+            SubscriptionChange::Restore {} => self.canceled = None,
+            SubscriptionChange::Expire {} => {
                 // Whoever was in grace or on hold is out for want of payment; others had cancelled.
                 let by = match self.standing {
-                    Standing::InGrace | Standing::OnHold => CanceledBy::System,
+                    SubscriptionPhase::InGrace | SubscriptionPhase::OnHold => CanceledBy::System,
                     _ => CanceledBy::User,
                 };
-                self.canceled.get_or_insert(Canceled { by, at: now });
-                self.standing = Standing::Running;
-                self.end_by(now);
+                self.canceled.get_or_insert(Cancellation { by, at: now });
+                self.standing = SubscriptionPhase::Running;
+                self.expire_by(now);
             }
-            Change::Grace { days } => {
-                self.standing = Standing::InGrace;
+            SubscriptionChange::Grace { days } => {
+                self.standing = SubscriptionPhase::InGrace;
                 // Play moves the expiry to the end of the grace period.
-                let end = now.plus(days.map_or(GRACE, in_days));
+                let end = now.plus(days.map_or(DEFAULT_GRACE_PERIOD, duration_from_days));
                 for item in &mut self.items {
                     item.expiry_time = end;
                 }
             }
-            Change::Hold {} => {
-                self.standing = Standing::OnHold;
-                self.end_by(now);
+            SubscriptionChange::Hold {} => {
+                self.standing = SubscriptionPhase::OnHold;
+                self.expire_by(now);
             }
-            Change::Pause { days } => {
-                self.standing = Standing::Paused {
-                    resumes: now.plus(days.map_or(PAUSE, in_days)),
+            SubscriptionChange::Pause { days } => {
+                self.standing = SubscriptionPhase::Paused {
+                    resumes: now.plus(days.map_or(DEFAULT_PAUSE, duration_from_days)),
                 };
-                self.end_by(now);
+                self.expire_by(now);
             }
-            Change::Revoke {} => {
-                self.canceled = Some(Canceled {
+            SubscriptionChange::Revoke {} => {
+                self.canceled = Some(Cancellation {
                     by: CanceledBy::Developer,
                     at: now,
                 });
-                self.standing = Standing::Running;
-                self.end_by(now);
+                self.standing = SubscriptionPhase::Running;
+                self.expire_by(now);
             }
-            Change::Defer { days } => {
+            SubscriptionChange::Defer { days } => {
                 for item in &mut self.items {
-                    item.expiry_time = item.expiry_time.plus(in_days(*days));
+                    item.expiry_time = item.expiry_time.plus(duration_from_days(*days));
                 }
             }
-            Change::Acknowledge {} => self.acknowledged = true,
-            Change::Complete {} if self.standing == Standing::Pending => {
-                self.standing = Standing::Running;
+            SubscriptionChange::Acknowledge {} => self.acknowledged = true,
+            SubscriptionChange::Complete {} if self.standing == SubscriptionPhase::Pending => {
+                self.standing = SubscriptionPhase::Running;
                 self.start_time = now;
                 for item in &mut self.items {
-                    item.expiry_time = item.period.after(now);
+                    item.expiry_time = item.period.end_from(now);
                 }
             }
-            Change::Decline {} if self.standing == Standing::Pending => {
-                self.standing = Standing::PendingCanceled;
+            SubscriptionChange::Decline {} if self.standing == SubscriptionPhase::Pending => {
+                self.standing = SubscriptionPhase::PendingCanceled;
             }
-            Change::Complete {} | Change::Decline {} => {
-                return Err(Refused::impossible("The purchase is not pending."));
+            SubscriptionChange::Complete {} | SubscriptionChange::Decline {} => {
+                return Err(SimulatorError::invalid_request(
+                    "The purchase is not pending.",
+                ));
             }
-            Change::Gone { how } => self.gone = Some(*how),
-            Change::Forget {} => {}
+            SubscriptionChange::Gone { how } => self.gone = Some(*how),
+            SubscriptionChange::Forget {} => {}
         }
         Ok(())
     }
 
-    fn end_by(&mut self, now: Timestamp) {
+    fn expire_by(&mut self, now: Timestamp) {
         for item in &mut self.items {
             item.expiry_time = item.expiry_time.min(now);
         }
     }
 
     /// The answer of `subscriptionsv2.get`.
-    pub fn answer(&self, now: Timestamp) -> Value {
-        let state = self.state(now);
-        let is_pending = matches!(self.standing, Standing::Pending | Standing::PendingCanceled);
+    pub fn to_api_response(&self, now: Timestamp) -> Value {
+        let state = self.state_name(now);
+        let is_pending = matches!(
+            self.standing,
+            SubscriptionPhase::Pending | SubscriptionPhase::PendingCanceled
+        );
         let mut answer = json!({
             "kind": "androidpublisher#subscriptionPurchaseV2",
             "regionCode": self.sold.region_code.as_deref().unwrap_or("US"),
@@ -730,7 +760,7 @@ impl Subscription {
                 "ACKNOWLEDGEMENT_STATE_PENDING"
             },
             "etag": format!("\"{}\"", self.renewals + 1),
-            "lineItems": self.items.iter().map(|item| self.line(item, is_pending)).collect::<Vec<_>>(),
+            "lineItems": self.items.iter().map(|item| self.line_item_json(item, is_pending)).collect::<Vec<_>>(),
         });
         let fields = answer.as_object_mut().expect("an object was just written");
         let mut put = |name: &str, value: Option<Value>| {
@@ -738,7 +768,10 @@ impl Subscription {
                 fields.insert(name.to_owned(), value);
             }
         };
-        put("startTime", (!is_pending).then(|| rfc3339(self.start_time)));
+        put(
+            "startTime",
+            (!is_pending).then(|| rfc3339_json(self.start_time)),
+        );
         put(
             "linkedPurchaseToken",
             self.linked_purchase_token
@@ -759,9 +792,9 @@ impl Subscription {
         );
         let declined = json!({ "renewalDeclined": { "pendingOrderId": format!("{}..{}", self.order_id, self.renewals) } });
         match (self.standing, state) {
-            (Standing::Paused { resumes }, _) => put(
+            (SubscriptionPhase::Paused { resumes }, _) => put(
                 "pausedStateContext",
-                Some(json!({ "autoResumeTime": rfc3339(resumes) })),
+                Some(json!({ "autoResumeTime": rfc3339_json(resumes) })),
             ),
             (_, "IN_GRACE_PERIOD") => put("inGracePeriodStateContext", Some(declined)),
             (_, "ON_HOLD") => put("onHoldStateContext", Some(declined)),
@@ -772,7 +805,7 @@ impl Subscription {
                 "canceledStateContext",
                 self.canceled.map(|canceled| match canceled.by {
                     CanceledBy::User => json!({ "userInitiatedCancellation": {
-                        "cancelTime": rfc3339(canceled.at),
+                        "cancelTime": rfc3339_json(canceled.at),
                     } }),
                     CanceledBy::System => json!({ "systemInitiatedCancellation": {} }),
                     CanceledBy::Developer => json!({ "developerInitiatedCancellation": {} }),
@@ -780,10 +813,10 @@ impl Subscription {
                 }),
             );
         }
-        overlay(answer, &self.sold.fields)
+        override_fields(answer, &self.sold.fields)
     }
 
-    fn line(&self, item: &Item, is_pending: bool) -> Value {
+    fn line_item_json(&self, item: &SubscriptionItem, is_pending: bool) -> Value {
         let micros = self.sold.price_amount_micros.unwrap_or(4_990_000);
         let currency = self.sold.price_currency_code.as_deref().unwrap_or("USD");
         let mut line = json!({
@@ -797,14 +830,14 @@ impl Subscription {
             line["offerPhase"] = json!({ "introductoryPrice": {} });
         }
         if !is_pending {
-            line["expiryTime"] = rfc3339(item.expiry_time);
+            line["expiryTime"] = rfc3339_json(item.expiry_time);
         }
         if item.prepaid {
-            line["prepaidPlan"] = json!({ "allowExtendAfterTime": rfc3339(self.start_time) });
+            line["prepaidPlan"] = json!({ "allowExtendAfterTime": rfc3339_json(self.start_time) });
         } else {
-            line["autoRenewingPlan"] = json!({ "recurringPrice": money(micros, currency) });
+            line["autoRenewingPlan"] = json!({ "recurringPrice": money_json(micros, currency) });
             // Left out when false, as Google does.
-            if self.canceled.is_none() && self.standing != Standing::PendingCanceled {
+            if self.canceled.is_none() && self.standing != SubscriptionPhase::PendingCanceled {
                 line["autoRenewingPlan"]["autoRenewEnabled"] = json!(true);
             }
         }
@@ -812,9 +845,9 @@ impl Subscription {
     }
 }
 
-impl Product {
+impl SimulatedProductPurchase {
     /// In which words Play no longer answers for it, if so.
-    pub(crate) fn gone(&self) -> Option<Gone> {
+    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
         self.gone
     }
 
@@ -824,10 +857,10 @@ impl Product {
     }
 
     /// The answer of `products.get`.
-    pub fn answer(&self) -> Value {
+    pub fn to_api_response(&self) -> Value {
         let mut answer = json!({
             "kind": "androidpublisher#productPurchase",
-            "purchaseTimeMillis": self.purchase_time.millis().to_string(),
+            "purchaseTimeMillis": self.purchase_time.as_millis().to_string(),
             "purchaseState": self.purchase_state,
             "consumptionState": u8::from(self.consumed),
             "developerPayload": "",
@@ -861,7 +894,7 @@ impl Product {
             put("purchaseToken", Some(json!(self.purchase_token)));
             put("quantity", self.sold.quantity.map(|count| json!(count)));
         }
-        overlay(answer, &self.sold.fields)
+        override_fields(answer, &self.sold.fields)
     }
 }
 
@@ -873,19 +906,19 @@ pub(crate) fn is_purchase_token(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
 
-fn unknown(what: &str, list: &str, token: &str) -> Refused {
+fn purchase_not_found(what: &str, list: &str, token: &str) -> SimulatorError {
     let head: String = token.chars().take(40).collect();
-    Refused::unknown(format!(
+    SimulatorError::not_found(format!(
         "No {what} with the purchase token {head}… is known here. GET /control/google/{list} lists those that are."
     ))
 }
 
-fn package(name: Option<&str>) -> String {
+fn package_name_or_default(name: Option<&str>) -> String {
     name.unwrap_or("com.example.app").to_owned()
 }
 
-fn order_id(random: &mut fastrand::Rng) -> String {
-    let mut digits = |count| letters(random, b"0123456789", count);
+fn random_order_id(random: &mut fastrand::Rng) -> String {
+    let mut digits = |count| random_letters(random, b"0123456789", count);
     format!(
         "GPA.33{}-{}-{}-{}",
         digits(2),
@@ -895,17 +928,17 @@ fn order_id(random: &mut fastrand::Rng) -> String {
     )
 }
 
-fn in_days(days: u32) -> Duration {
+fn duration_from_days(days: u32) -> Duration {
     Duration::from_hours(u64::from(days) * 24)
 }
 
 /// As Google writes a time: the decimals only when there are any.
-fn rfc3339(moment: Timestamp) -> Value {
+fn rfc3339_json(moment: Timestamp) -> Value {
     json!(moment.to_string().replace(".000Z", "Z"))
 }
 
 /// As Google writes money: whole units as a string, the rest in billionths, each left out when zero.
-fn money(micros: i64, currency: &str) -> Value {
+fn money_json(micros: i64, currency: &str) -> Value {
     let mut money = json!({ "currencyCode": currency });
     let (units, rest) = (micros / 1_000_000, micros % 1_000_000);
     if units != 0 {
@@ -917,7 +950,7 @@ fn money(micros: i64, currency: &str) -> Value {
     money
 }
 
-fn overlay(mut answer: Value, fields: &Map<String, Value>) -> Value {
+fn override_fields(mut answer: Value, fields: &Map<String, Value>) -> Value {
     if let Some(answer) = answer.as_object_mut() {
         for (name, value) in fields {
             if value.is_null() {

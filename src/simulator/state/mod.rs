@@ -13,15 +13,15 @@
 //! - `books`: all of it, as it survives a restart
 
 pub mod apple;
-mod books;
+pub mod apple_notifications;
+mod error;
 pub mod fault;
 pub mod google;
-pub mod notifications;
+pub mod google_notifications;
 pub mod period;
-pub mod pubsub;
-mod refused;
+mod store_state;
 
-pub(in crate::simulator) use books::State;
-pub use period::Period;
-pub use refused::Refused;
-pub(in crate::simulator) use refused::letters;
+pub use error::SimulatorError;
+pub(in crate::simulator) use error::random_letters;
+pub use period::BillingPeriod;
+pub(in crate::simulator) use store_state::StoreState;

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 /// A period: `P7D`, `P1M`, `P1Y`, `P3D`, `PT5M` (five minutes, as in the stores' test modes), …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Period {
+pub struct BillingPeriod {
     text: String,
     months: u32,
     seconds: u64,
@@ -19,11 +19,11 @@ pub struct Period {
 /// A text that is no period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a period is an ISO 8601 duration such as P7D, P1M, P1Y or PT5M")]
-pub struct MalformedPeriod;
+pub struct ParsePeriodError;
 
-impl Period {
+impl BillingPeriod {
     /// One month.
-    pub fn month() -> Self {
+    pub fn one_month() -> Self {
         Self {
             text: "P1M".to_owned(),
             months: 1,
@@ -32,7 +32,7 @@ impl Period {
     }
 
     /// When a period that begins at `start` ends. A month from 31 January ends on the last day of February.
-    pub fn after(&self, start: Timestamp) -> Timestamp {
+    pub fn end_from(&self, start: Timestamp) -> Timestamp {
         let moment = OffsetDateTime::from(start);
         let month = u32::from(u8::from(moment.month())) - 1 + self.months;
         let year = moment
@@ -56,17 +56,17 @@ impl Period {
     }
 }
 
-impl TryFrom<String> for Period {
-    type Error = MalformedPeriod;
+impl TryFrom<String> for BillingPeriod {
+    type Error = ParsePeriodError;
 
-    fn try_from(text: String) -> Result<Self, MalformedPeriod> {
+    fn try_from(text: String) -> Result<Self, ParsePeriodError> {
         if text.len() > 40 {
-            return Err(MalformedPeriod);
+            return Err(ParsePeriodError);
         }
         let (mut months, mut seconds) = (0_u32, 0_u64);
         let mut in_time = false;
         let mut digits = String::new();
-        for letter in text.strip_prefix('P').ok_or(MalformedPeriod)?.chars() {
+        for letter in text.strip_prefix('P').ok_or(ParsePeriodError)?.chars() {
             if letter.is_ascii_digit() {
                 digits.push(letter);
                 continue;
@@ -77,8 +77,8 @@ impl TryFrom<String> for Period {
             }
             // Four digits are nine thousand years; more would only overflow.
             let count: u32 = match digits.len() {
-                1..=4 => digits.parse().map_err(|_| MalformedPeriod)?,
-                _ => return Err(MalformedPeriod),
+                1..=4 => digits.parse().map_err(|_| ParsePeriodError)?,
+                _ => return Err(ParsePeriodError),
             };
             digits.clear();
             let days = u64::from(count) * 86_400;
@@ -90,11 +90,11 @@ impl TryFrom<String> for Period {
                 (true, 'H') => seconds += u64::from(count) * 3600,
                 (true, 'M') => seconds += u64::from(count) * 60,
                 (true, 'S') => seconds += u64::from(count),
-                _ => return Err(MalformedPeriod),
+                _ => return Err(ParsePeriodError),
             }
         }
         if !digits.is_empty() || (months == 0 && seconds == 0) {
-            return Err(MalformedPeriod);
+            return Err(ParsePeriodError);
         }
         Ok(Self {
             text,
@@ -104,8 +104,8 @@ impl TryFrom<String> for Period {
     }
 }
 
-impl From<Period> for String {
-    fn from(period: Period) -> String {
+impl From<BillingPeriod> for String {
+    fn from(period: BillingPeriod) -> String {
         period.text
     }
 }
@@ -154,8 +154,13 @@ mod tests {
             ),
         ] {
             let start = Timestamp::parse(start).unwrap();
-            let period = Period::try_from(period.to_owned()).unwrap();
-            assert_eq!(period.after(start).to_string(), end, "{}", period.as_str());
+            let period = BillingPeriod::try_from(period.to_owned()).unwrap();
+            assert_eq!(
+                period.end_from(start).to_string(),
+                end,
+                "{}",
+                period.as_str()
+            );
         }
     }
 
@@ -164,7 +169,7 @@ mod tests {
         for text in [
             "", "P", "1M", "PM", "P1", "P1X", "PT1D", "P0D", "P1M1", "P99999D", "PTT1M",
         ] {
-            assert!(Period::try_from(text.to_owned()).is_err(), "{text}");
+            assert!(BillingPeriod::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
 }

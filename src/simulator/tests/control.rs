@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{noon, world};
+use super::{start_simulator, test_time};
 use crate::clock::Clock;
 use crate::simulator::state::apple::NewTransaction;
 use crate::simulator::state::google::{NewProduct, NewSubscription};
@@ -12,7 +12,7 @@ use crate::simulator::{Simulator, SimulatorOptions};
 
 #[tokio::test]
 async fn everything_it_lists_can_be_done_as_listed() {
-    let world = world().await;
+    let world = start_simulator().await;
     let url = world.simulator.control_url();
     let request = world.client.get(url).header("accept", "application/json");
     let listed: Value = request.send().await.unwrap().json().await.unwrap();
@@ -23,11 +23,11 @@ async fn everything_it_lists_can_be_done_as_listed() {
         world
             .simulator
             .apple()
-            .create(NewTransaction::default())
+            .create_transaction(NewTransaction::default())
             .unwrap();
         let google = world.simulator.google();
-        google.subscribe(NewSubscription::default()).unwrap();
-        google.sell(NewProduct::default()).unwrap();
+        google.buy_subscription(NewSubscription::default()).unwrap();
+        google.buy_product(NewProduct::default()).unwrap();
         let url = world.simulator.control_url();
         let request = world.client.get(url).header("accept", "application/json");
         let listed: Value = request.send().await.unwrap().json().await.unwrap();
@@ -57,9 +57,9 @@ async fn everything_it_lists_can_be_done_as_listed() {
 
 #[tokio::test]
 async fn a_purchase_is_made_and_changed_by_curl() {
-    let world = world().await;
+    let world = start_simulator().await;
     let (status, made) = world
-        .control(
+        .call_control(
             "POST",
             "/apple/transactions",
             r#"{"environment":"production"}"#,
@@ -69,23 +69,23 @@ async fn a_purchase_is_made_and_changed_by_curl() {
     let id = made["transactionId"].as_str().unwrap();
     assert_eq!(made["subscription"], "active");
     let (_, changed) = world
-        .control("POST", &format!("/apple/transactions/{id}/refund"), "")
+        .call_control("POST", &format!("/apple/transactions/{id}/refund"), "")
         .await;
     assert_eq!(changed["revoked"], true);
     assert_eq!(changed["payload"]["revocationType"], "REFUND_FULL");
     let (_, jws) = world
-        .control("GET", &format!("/apple/transactions/{id}/jws"), "")
+        .call_control("GET", &format!("/apple/transactions/{id}/jws"), "")
         .await;
     assert_eq!(jws.as_str().unwrap().split('.').count(), 3);
 
     let (status, made) = world
-        .control("POST", "/google/subscriptions", r#"{"period":"P1Y"}"#)
+        .call_control("POST", "/google/subscriptions", r#"{"period":"P1Y"}"#)
         .await;
     assert_eq!(status, 201);
     let token = made["purchaseToken"].as_str().unwrap();
     assert_eq!(made["expiryTime"], "2027-04-10T12:00:00.000Z");
     let (status, made) = world
-        .control(
+        .call_control(
             "POST",
             &format!("/google/subscriptions/{token}/replace"),
             r#"{"productId":"other"}"#,
@@ -93,22 +93,22 @@ async fn a_purchase_is_made_and_changed_by_curl() {
         .await;
     assert_eq!(status, 201);
     assert_eq!(made["linkedPurchaseToken"], token);
-    let (_, list) = world.control("GET", "/google/subscriptions", "").await;
+    let (_, list) = world.call_control("GET", "/google/subscriptions", "").await;
     assert_eq!(list["subscriptions"].as_array().unwrap().len(), 2);
 
-    let (_, reset) = world.control("POST", "/reset", "").await;
+    let (_, reset) = world.call_control("POST", "/reset", "").await;
     assert_eq!(reset, json!({"done": true}));
-    let (_, list) = world.control("GET", "/apple/transactions", "").await;
+    let (_, list) = world.call_control("GET", "/apple/transactions", "").await;
     assert_eq!(list["transactions"], json!([]));
 }
 
 #[tokio::test]
 async fn what_cannot_be_done_is_said_in_a_sentence() {
-    let world = world().await;
+    let world = start_simulator().await;
     let made = world
         .simulator
         .apple()
-        .create(NewTransaction::default())
+        .create_transaction(NewTransaction::default())
         .unwrap();
     let change = |action: &str| format!("/apple/transactions/{}/{action}", made.transaction_id);
     for (method, path, body, status, says) in [
@@ -187,7 +187,7 @@ async fn what_cannot_be_done_is_said_in_a_sentence() {
             "never.seen",
         ),
     ] {
-        let (found, answer) = world.control(method, &path, body).await;
+        let (found, answer) = world.call_control(method, &path, body).await;
         let sentence = answer["error"].as_str().unwrap_or_default();
         assert_eq!(found, status, "{method} {path}: {answer}");
         assert!(sentence.contains(says), "{sentence} should say {says}");
@@ -201,23 +201,23 @@ async fn what_cannot_be_done_is_said_in_a_sentence() {
 
 #[tokio::test]
 async fn the_credentials_are_there_to_download() {
-    let world = world().await;
-    let (_, key) = world.control("GET", "/apple/key", "").await;
+    let world = start_simulator().await;
+    let (_, key) = world.call_control("GET", "/apple/key", "").await;
     assert_eq!(key["keyId"].as_str().unwrap().len(), 10);
-    let (_, p8) = world.control("GET", "/apple/key.p8", "").await;
+    let (_, p8) = world.call_control("GET", "/apple/key.p8", "").await;
     assert_eq!(key["privateKey"], p8);
-    let (_, pem) = world.control("GET", "/apple/root.pem", "").await;
+    let (_, pem) = world.call_control("GET", "/apple/root.pem", "").await;
     assert_eq!(pem, json!(world.simulator.apple_root_pem()));
     let (_, file) = world
-        .control("GET", "/google/service-account.json", "")
+        .call_control("GET", "/google/service-account.json", "")
         .await;
     assert_eq!(file, world.simulator.google_service_account());
     assert_eq!(
         file["token_uri"],
         json!(world.simulator.google_token_url().as_str())
     );
-    let (_, settings) = world.control("GET", "/settings", "").await;
-    for (name, value) in world.simulator.settings() {
+    let (_, settings) = world.call_control("GET", "/settings", "").await;
+    for (name, value) in world.simulator.environment_variables() {
         let line = format!("{name}={value}\n");
         assert!(settings.as_str().unwrap().contains(&line), "{line}");
     }
@@ -227,34 +227,37 @@ async fn the_credentials_are_there_to_download() {
 async fn a_folder_keeps_keys_and_purchases_for_its_owner_only() {
     let folder = std::env::temp_dir().join(format!(
         "attesto-simulator-{}",
-        crate::simulator::identity::uuid()
+        crate::simulator::identity::random_uuid()
     ));
     let start = || {
         Simulator::start(SimulatorOptions {
             folder: Some(folder.clone()),
-            ..SimulatorOptions::new(Clock::fixed(noon()))
+            ..SimulatorOptions::new(Clock::fixed(test_time()))
         })
     };
     let first = start().await.unwrap();
-    let bought = first.apple().create(NewTransaction::default()).unwrap();
+    let bought = first
+        .apple()
+        .create_transaction(NewTransaction::default())
+        .unwrap();
     let sold = first
         .google()
-        .subscribe(NewSubscription::default())
+        .buy_subscription(NewSubscription::default())
         .unwrap();
-    let (root, key) = (first.apple_root_pem(), first.apple().key());
-    let google_keys = first.identity().google_keys();
+    let (root, key) = (first.apple_root_pem(), first.apple().api_key());
+    let google_keys = first.identity().google_jwk_set();
     first.stop().await;
 
     let second = start().await.unwrap();
     assert_eq!(second.apple_root_pem(), root);
-    assert_eq!(second.apple().key().private_key, key.private_key);
-    assert_eq!(second.identity().google_keys(), google_keys);
+    assert_eq!(second.apple().api_key().private_key, key.private_key);
+    assert_eq!(second.identity().google_jwk_set(), google_keys);
     assert_eq!(
-        second.apple().transaction(&bought.transaction_id),
+        second.apple().find_transaction(&bought.transaction_id),
         Ok(bought)
     );
     assert_eq!(
-        second.google().subscription(&sold.purchase_token),
+        second.google().find_subscription(&sold.purchase_token),
         Some(sold)
     );
     second.stop().await;
@@ -271,10 +274,16 @@ async fn a_folder_keeps_keys_and_purchases_for_its_owner_only() {
 
 #[tokio::test]
 async fn a_seed_makes_ids_come_out_the_same() {
-    let (one, two) = (world().await, world().await);
+    let (one, two) = (start_simulator().await, start_simulator().await);
     let make = |simulator: &Simulator| {
-        let bought = simulator.apple().create(NewTransaction::default()).unwrap();
-        let sold = simulator.google().sell(NewProduct::default()).unwrap();
+        let bought = simulator
+            .apple()
+            .create_transaction(NewTransaction::default())
+            .unwrap();
+        let sold = simulator
+            .google()
+            .buy_product(NewProduct::default())
+            .unwrap();
         (bought.transaction_id, sold.purchase_token)
     };
     assert_eq!(make(&one.simulator), make(&two.simulator));
@@ -282,22 +291,22 @@ async fn a_seed_makes_ids_come_out_the_same() {
 
 #[tokio::test]
 async fn notifications_are_set_up_and_published_over_http() {
-    let world = world().await;
+    let world = start_simulator().await;
     let push = "/google/push/com.example.app";
     let (status, refused) = world
-        .control("POST", push, r#"{"endpoint":"elsewhere"}"#)
+        .call_control("POST", push, r#"{"endpoint":"elsewhere"}"#)
         .await;
     assert_eq!(status, 400, "{refused}");
     let to = r#"{"endpoint":"http://127.0.0.1:1/hook","manual":true}"#;
-    let (status, set) = world.control("POST", push, to).await;
+    let (status, set) = world.call_control("POST", push, to).await;
     assert_eq!(status, 200, "{set}");
     assert_eq!(set["account"], world.simulator.google().push_account());
 
     let block = r#"{"subscriptionNotification":{"notificationType":17}}"#;
     let messages = "/google/messages/com.example.app";
-    let (status, published) = world.control("POST", messages, block).await;
+    let (status, published) = world.call_control("POST", messages, block).await;
     assert_eq!(status, 201, "{published}");
-    let message = world.simulator.google().messages().pop().unwrap();
+    let message = world.simulator.google().published_messages().pop().unwrap();
     assert_eq!(published["messageId"], message.message_id);
     let data = STANDARD.decode(&message.data).unwrap();
     let data: Value = serde_json::from_slice(&data).unwrap();
@@ -306,14 +315,14 @@ async fn notifications_are_set_up_and_published_over_http() {
         json!({
             "version": "1.0",
             "packageName": "com.example.app",
-            "eventTimeMillis": noon().millis().to_string(),
+            "eventTimeMillis": test_time().as_millis().to_string(),
             "subscriptionNotification": { "notificationType": 17 },
         })
     );
     // What changes is told by itself, except what the app does.
     let google = world.simulator.google();
     let token = google
-        .subscribe(NewSubscription::default())
+        .buy_subscription(NewSubscription::default())
         .unwrap()
         .purchase_token;
     for (change, told) in [
@@ -322,14 +331,14 @@ async fn notifications_are_set_up_and_published_over_http() {
         ("revoke", 2),
         ("forget", 0),
     ] {
-        let before = google.messages().len();
+        let before = google.published_messages().len();
         let path = format!("/google/subscriptions/{token}/{change}");
-        let (status, changed) = world.control("POST", &path, "").await;
+        let (status, changed) = world.call_control("POST", &path, "").await;
         assert_eq!(status, 200, "{changed}");
-        assert_eq!(google.messages().len() - before, told, "{change}");
+        assert_eq!(google.published_messages().len() - before, told, "{change}");
     }
-    let pushed = google.push(&message.message_id).await.unwrap();
+    let pushed = google.push_message(&message.message_id).await.unwrap();
     assert_eq!(pushed.status, 0, "nobody listens there");
-    let (_, again) = world.control("POST", "/google/redeliver", "").await;
-    assert_eq!(again["messages"], google.messages().len());
+    let (_, again) = world.call_control("POST", "/google/redeliver", "").await;
+    assert_eq!(again["messages"], google.published_messages().len());
 }

@@ -1,9 +1,9 @@
 //! The simulated stores, asked over real HTTP.
 
-mod app_store;
+mod app_store_api;
+mod apple_notifications;
 mod control;
-mod notifications;
-mod play;
+mod play_api;
 mod signatures;
 
 use std::sync::LazyLock;
@@ -12,27 +12,28 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
-use super::{Identity, Simulator, SimulatorOptions};
+use super::{Simulator, SimulatorIdentity, SimulatorOptions};
 use crate::clock::{Clock, Timestamp};
 use crate::outbound;
 
 /// Made once: RSA keys take their time.
-static IDENTITY: LazyLock<Identity> = LazyLock::new(|| Identity::new(noon()));
+static IDENTITY: LazyLock<SimulatorIdentity> =
+    LazyLock::new(|| SimulatorIdentity::new(test_time()));
 
-fn noon() -> Timestamp {
+fn test_time() -> Timestamp {
     Timestamp::parse("2026-04-10T12:00:00.000Z").unwrap()
 }
 
 /// A simulator whose clock stands still, and somebody who asks it.
-struct World {
+struct TestSimulator {
     simulator: Simulator,
     clock: Clock,
     client: Client,
 }
 
-async fn world() -> World {
+async fn start_simulator() -> TestSimulator {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let clock = Clock::fixed(noon());
+    let clock = Clock::fixed(test_time());
     let simulator = Simulator::start(SimulatorOptions {
         identity: Some(IDENTITY.clone()),
         seed: Some(7),
@@ -40,21 +41,21 @@ async fn world() -> World {
     })
     .await
     .unwrap();
-    World {
+    TestSimulator {
         simulator,
         clock,
-        client: outbound::client().unwrap(),
+        client: outbound::build_http_client().unwrap(),
     }
 }
 
-impl World {
+impl TestSimulator {
     /// Asks the simulated App Store with a token as the developer of `com.example.app` makes it.
     async fn ask_apple(&self, environment: &str, path: &str) -> Response {
         let token = apple_token(&self.apple_claims());
-        self.ask_apple_with(environment, path, &token).await
+        self.ask_apple_with_token(environment, path, &token).await
     }
 
-    async fn ask_apple_with(&self, environment: &str, path: &str, token: &str) -> Response {
+    async fn ask_apple_with_token(&self, environment: &str, path: &str, token: &str) -> Response {
         let url = format!(
             "{}apple/{environment}/inApps/v1/{path}",
             self.simulator.url()
@@ -84,7 +85,7 @@ impl World {
     }
 
     fn apple_claims(&self) -> Value {
-        let now = self.clock.now().seconds();
+        let now = self.clock.now().as_secs();
         json!({
             "iss": IDENTITY.apple_key().issuer_id,
             "iat": now,
@@ -97,10 +98,10 @@ impl World {
     /// Asks the simulated Play with an access token bought for it.
     async fn ask_play(&self, path: &str) -> Response {
         let token = self.access_token().await;
-        self.ask_play_with(path, &token).await
+        self.ask_play_with_token(path, &token).await
     }
 
-    async fn ask_play_with(&self, path: &str, token: &str) -> Response {
+    async fn ask_play_with_token(&self, path: &str, token: &str) -> Response {
         let url = self.play_url(path);
         self.client
             .get(url)
@@ -118,13 +119,15 @@ impl World {
     }
 
     async fn access_token(&self) -> String {
-        let answer = self.grant(&google_assertion(&self.google_claims())).await;
+        let answer = self
+            .request_access_token(&google_assertion(&self.google_claims()))
+            .await;
         assert_eq!(answer.status(), 200);
         let body: Value = answer.json().await.unwrap();
         body["access_token"].as_str().unwrap().to_owned()
     }
 
-    async fn grant(&self, assertion: &str) -> Response {
+    async fn request_access_token(&self, assertion: &str) -> Response {
         let form = [
             ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
             ("assertion", assertion),
@@ -134,7 +137,7 @@ impl World {
     }
 
     fn google_claims(&self) -> Value {
-        let now = self.clock.now().seconds();
+        let now = self.clock.now().as_secs();
         json!({
             "iss": IDENTITY.service_account().client_email,
             "scope": "https://www.googleapis.com/auth/androidpublisher",
@@ -144,7 +147,7 @@ impl World {
         })
     }
 
-    async fn control(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    async fn call_control(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let url = format!("{}control{path}", self.simulator.url());
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let request = self.client.request(method, url).body(body.to_owned());
@@ -158,18 +161,18 @@ impl World {
     }
 
     /// Why the last call was refused, from the request log.
-    fn remark(&self) -> String {
-        let last = self.simulator.requests().pop();
+    fn last_remark(&self) -> String {
+        let last = self.simulator.recorded_requests().pop();
         last.and_then(|seen| seen.remark).unwrap_or_default()
     }
 }
 
 fn apple_token(claims: &Value) -> String {
     let key = IDENTITY.apple_key();
-    apple_token_by(&key.private_key, &key.key_id, claims)
+    apple_token_signed_by(&key.private_key, &key.key_id, claims)
 }
 
-fn apple_token_by(private_key: &str, key_id: &str, claims: &Value) -> String {
+fn apple_token_signed_by(private_key: &str, key_id: &str, claims: &Value) -> String {
     let mut header = Header::new(Algorithm::ES256);
     header.kid = Some(key_id.to_owned());
     let key = EncodingKey::from_ec_pem(private_key.as_bytes()).unwrap();
@@ -178,16 +181,16 @@ fn apple_token_by(private_key: &str, key_id: &str, claims: &Value) -> String {
 
 fn google_assertion(claims: &Value) -> String {
     let account = IDENTITY.service_account();
-    google_assertion_by(&account.private_key, &account.private_key_id, claims)
+    google_assertion_signed_by(&account.private_key, &account.private_key_id, claims)
 }
 
-fn google_assertion_by(private_key: &str, key_id: &str, claims: &Value) -> String {
+fn google_assertion_signed_by(private_key: &str, key_id: &str, claims: &Value) -> String {
     let mut header = Header::new(Algorithm::RS256);
     header.kid = Some(key_id.to_owned());
     let key = EncodingKey::from_rsa_pem(private_key.as_bytes()).unwrap();
     jsonwebtoken::encode(&header, claims, &key).unwrap()
 }
 
-async fn body(answer: Response) -> Value {
+async fn json_body(answer: Response) -> Value {
     answer.json().await.unwrap()
 }

@@ -6,26 +6,26 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::{Map, Value, json};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use super::{IDENTITY, noon};
-use crate::simulator::Forgery;
+use super::{IDENTITY, test_time};
+use crate::simulator::JwsForgery;
 
 /// `1.2.840.113635.100.6.11.1` and `1.2.840.113635.100.6.2.1`, as they stand in a certificate.
-const LEAF_MARKER: &[u8] = &[6, 10, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x63, 0x64, 6, 11, 1];
-const INTERMEDIATE_MARKER: &[u8] = &[6, 10, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x63, 0x64, 6, 2, 1];
+const LEAF_MARKER_DER: &[u8] = &[6, 10, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x63, 0x64, 6, 11, 1];
+const INTERMEDIATE_MARKER_DER: &[u8] = &[6, 10, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x63, 0x64, 6, 2, 1];
 
-fn payload() -> Map<String, Value> {
+fn sample_payload() -> Map<String, Value> {
     let value = json!({
         "transactionId": "2000000000000001",
         "bundleId": "com.example.app",
         "productId": "com.example.app.pro",
         "environment": "Sandbox",
-        "signedDate": noon().millis(),
+        "signedDate": test_time().as_millis(),
     });
     value.as_object().unwrap().clone()
 }
 
 /// What Apple's own libraries check, in few words.
-fn verify(jws: &str) -> Option<Value> {
+fn verify_like_apple(jws: &str) -> Option<Value> {
     let parts: Vec<&str> = jws.split('.').collect();
     let [header, body, signature] = parts.as_slice() else {
         return None;
@@ -47,12 +47,12 @@ fn verify(jws: &str) -> Option<Value> {
         certificate.windows(marker.len()).any(|part| part == marker)
     };
     if header["alg"] != "ES256"
-        || !has(leaf, LEAF_MARKER)
-        || !has(intermediate, INTERMEDIATE_MARKER)
+        || !has(leaf, LEAF_MARKER_DER)
+        || !has(intermediate, INTERMEDIATE_MARKER_DER)
     {
         return None;
     }
-    let root = CertificateDer::from(IDENTITY.authority().root_der().to_vec());
+    let root = CertificateDer::from(IDENTITY.certificate_authority().root_der().to_vec());
     let anchor = anchor_from_trusted_cert(&root).unwrap();
     let at = payload["signedDate"].as_u64()? / 1000;
     let leaf = CertificateDer::from(leaf.as_slice());
@@ -83,21 +83,26 @@ fn verify(jws: &str) -> Option<Value> {
 
 #[test]
 fn what_is_signed_verifies() {
-    let jws = IDENTITY.authority().sign(&payload());
-    assert_eq!(verify(&jws), Some(Value::Object(payload())));
+    let jws = IDENTITY.certificate_authority().sign_jws(&sample_payload());
+    assert_eq!(
+        verify_like_apple(&jws),
+        Some(Value::Object(sample_payload()))
+    );
 }
 
 #[test]
 fn no_forgery_passes_for_the_purchase() {
-    for forgery in Forgery::ALL {
-        let jws = IDENTITY.authority().forge(forgery, &payload());
-        let verified = verify(&jws);
+    for forgery in JwsForgery::ALL {
+        let jws = IDENTITY
+            .certificate_authority()
+            .forge_jws(forgery, &sample_payload());
+        let verified = verify_like_apple(&jws);
         match forgery {
             // Genuine, but of something else.
-            Forgery::OtherBundle => {
+            JwsForgery::OtherBundle => {
                 assert_eq!(verified.unwrap()["bundleId"], "com.example.stranger");
             }
-            Forgery::OtherEnvironment => {
+            JwsForgery::OtherEnvironment => {
                 assert_eq!(verified.unwrap()["environment"], "Production");
             }
             _ => assert_eq!(verified, None, "{forgery:?}"),
@@ -107,7 +112,7 @@ fn no_forgery_passes_for_the_purchase() {
 
 #[test]
 fn the_root_is_given_in_both_spellings() {
-    let authority = IDENTITY.authority();
+    let authority = IDENTITY.certificate_authority();
     let pem = authority.root_pem();
     let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
     assert_eq!(STANDARD.decode(body).unwrap(), authority.root_der());
@@ -117,7 +122,7 @@ fn the_root_is_given_in_both_spellings() {
 
 #[test]
 fn googles_keys_are_a_jwk_set() {
-    let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(IDENTITY.google_keys()).unwrap();
+    let set: jsonwebtoken::jwk::JwkSet = serde_json::from_value(IDENTITY.google_jwk_set()).unwrap();
     assert_eq!(set.keys.len(), 1);
     assert!(jsonwebtoken::DecodingKey::from_jwk(&set.keys[0]).is_ok());
 }

@@ -5,8 +5,8 @@ pub(crate) mod schema;
 
 use std::collections::BTreeSet;
 
-use attesto::http::Code;
-use attesto::service;
+use attesto::app;
+use attesto::http::ErrorCode;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::{NewProduct, NewSubscription};
 use serde_json::{Value, json};
@@ -109,13 +109,13 @@ fn references(value: &Value, into: &mut Vec<String>) {
 async fn what_is_served_is_what_the_command_prints() {
     let world = World::new().await;
     let served = world.ask("GET", "/openapi.json", None, None).await.body;
-    assert_eq!(served, service::description());
+    assert_eq!(served, app::openapi_document());
     world.end().await;
 }
 
 #[test]
 fn the_description_is_whole() {
-    let description = service::description();
+    let description = app::openapi_document();
     assert_eq!(description["info"]["version"], attesto::VERSION);
     let mut targets = Vec::new();
     references(&description, &mut targets);
@@ -168,7 +168,7 @@ impl Silent {
 
 #[test]
 fn the_page_to_read_is_up_to_date() {
-    let made = page::page(&service::description());
+    let made = page::page(&app::openapi_document());
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
     if std::fs::read_to_string(kept).unwrap_or_default() != made {
         let new = concat!(env!("CARGO_TARGET_TMPDIR"), "/api.md");
@@ -181,7 +181,7 @@ fn the_page_to_read_is_up_to_date() {
 
 #[test]
 fn everything_is_described() {
-    let description = service::description();
+    let description = app::openapi_document();
     let mut silent = Silent(Vec::new());
     for (what, _, operation) in operations(&description) {
         silent.look(&what, operation, &["summary", "description", "operationId"]);
@@ -232,7 +232,7 @@ fn everything_is_described() {
 
 #[test]
 fn every_error_of_the_contract_is_described_where_it_may_happen() {
-    let description = service::description();
+    let description = app::openapi_document();
     let anywhere = description["info"]["description"].as_str().expect("text");
     let mut somewhere = BTreeSet::new();
     for (what, path, operation) in operations(&description) {
@@ -245,7 +245,9 @@ fn every_error_of_the_contract_is_described_where_it_may_happen() {
             }
             for (_, example) in fields(&content["examples"]) {
                 let code = example["value"]["error"].as_str().expect("a code");
-                let known = Code::ALL.into_iter().find(|known| known.as_str() == code);
+                let known = ErrorCode::ALL
+                    .into_iter()
+                    .find(|known| known.as_str() == code);
                 let known = known.expect("a code of ours").status();
                 assert_eq!(known.as_str(), status, "{what}: {code}");
                 let text = answer["description"].as_str().unwrap_or_default();
@@ -260,7 +262,7 @@ fn every_error_of_the_contract_is_described_where_it_may_happen() {
         assert_eq!(found, expected.iter().copied().collect(), "{what}");
         somewhere.extend(found);
     }
-    for code in Code::ALL.map(Code::as_str) {
+    for code in ErrorCode::ALL.map(ErrorCode::as_str) {
         assert!(
             somewhere.contains(code) || anywhere.contains(&format!("`{code}`")),
             "{code} is described nowhere"
@@ -270,7 +272,7 @@ fn every_error_of_the_contract_is_described_where_it_may_happen() {
 
 #[test]
 fn every_answer_has_an_example_and_every_example_is_true() {
-    let description = service::description();
+    let description = app::openapi_document();
     let mut wrong = Vec::new();
     let mut judge = |what: &str, schema: &Value, value: &Value| {
         let objections = objections(schema, value, &description);
@@ -315,10 +317,16 @@ async fn what_is_answered_is_as_described() {
     let world = World::new().await;
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);
     let (apple, google) = (world.simulator.apple(), world.simulator.google());
-    let transaction = apple.create(NewTransaction::default()).expect("a purchase");
-    let jws = apple.signed(&transaction.transaction_id).expect("its JWS");
-    let subscription = google.subscribe(NewSubscription::default()).expect("one");
-    let product = google.sell(NewProduct::default()).expect("one");
+    let transaction = apple
+        .create_transaction(NewTransaction::default())
+        .expect("a purchase");
+    let jws = apple
+        .sign_transaction(&transaction.transaction_id)
+        .expect("its JWS");
+    let subscription = google
+        .buy_subscription(NewSubscription::default())
+        .expect("one");
+    let product = google.buy_product(NewProduct::default()).expect("one");
     let bought =
         |token: &str, kind| json!({ "packageName": APP, "purchaseToken": token, "type": kind });
     let mut a_product = bought(&product.purchase_token, "product");
@@ -351,7 +359,7 @@ async fn what_is_answered_is_as_described() {
         (200, "/v1/google/verify", bought("unknown", "subscription")),
         (400, "/v1/google/verify", json!({})),
     ];
-    let description = service::description();
+    let description = app::openapi_document();
     let operations = operations(&description);
     for (status, path, question) in questions {
         let keys = [None, Some(&stranger), Some(&tenant)];

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use attesto::apple::account::{Credentials, EnvironmentChoice, SigningKey};
+use attesto::app::{App, RunningApp};
+use attesto::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::clock::{Clock, Timestamp};
-use attesto::config::{Raw, Settings};
+use attesto::config::{AppSettings, RawSettings};
 use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
-use attesto::google::account::ServiceAccount;
+use attesto::google::account::GoogleServiceAccount;
 use attesto::id::TenantId;
-use attesto::server::{Manners, scrape};
-use attesto::service::{Service, Serving};
-use attesto::simulator::{Identity, Simulator, SimulatorOptions};
-use attesto::tenants::{KeyEnvironment, RawKey, store};
+use attesto::server::{ConnectionLimits, scrape};
+use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
+use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
 use attesto::{apple, google};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -34,11 +34,11 @@ pub(crate) const APP_APPLE_ID: i64 = 1_234_567_890;
 
 /// Making keys takes a second; one identity serves every world of this run. Its certificates are good for years around
 /// [`START`].
-static IDENTITY: LazyLock<Identity> = LazyLock::new(|| Identity::new(start()));
+static IDENTITY: LazyLock<SimulatorIdentity> = LazyLock::new(|| SimulatorIdentity::new(start()));
 
 /// The same for the worlds that live now.
-static IDENTITY_OF_TODAY: LazyLock<Identity> =
-    LazyLock::new(|| Identity::new(Clock::system().now()));
+static IDENTITY_OF_TODAY: LazyLock<SimulatorIdentity> =
+    LazyLock::new(|| SimulatorIdentity::new(Clock::system().now()));
 
 /// What time it is when a world begins.
 pub(crate) fn start() -> Timestamp {
@@ -49,9 +49,9 @@ pub(crate) fn start() -> Timestamp {
 pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) simulator: Simulator,
-    pub(crate) settings: Settings,
+    pub(crate) settings: AppSettings,
     pub(crate) fresh: Fresh,
-    serving: Serving,
+    serving: RunningApp,
     client: reqwest::Client,
     _folder: Folder,
 }
@@ -59,7 +59,7 @@ pub(crate) struct World {
 /// A tenant with a key, and credentials for both stores.
 pub(crate) struct Tenant {
     pub(crate) id: TenantId,
-    pub(crate) key: RawKey,
+    pub(crate) key: RawApiKey,
 }
 
 /// What came back.
@@ -104,7 +104,12 @@ impl World {
         Self::on(fresh, clock, IDENTITY_OF_TODAY.clone(), settings).await
     }
 
-    async fn on(fresh: Fresh, clock: Clock, identity: Identity, settings: &[(&str, &str)]) -> Self {
+    async fn on(
+        fresh: Fresh,
+        clock: Clock,
+        identity: SimulatorIdentity,
+        settings: &[(&str, &str)],
+    ) -> Self {
         // Only the first of all worlds installs it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let options = SimulatorOptions {
@@ -119,7 +124,7 @@ impl World {
         let roots = folder.join("root.pem");
         std::fs::write(&roots, simulator.apple_root_pem()).expect("the root is written");
         let mut given: BTreeMap<String, String> = simulator
-            .settings()
+            .environment_variables()
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
@@ -138,19 +143,22 @@ impl World {
         );
         let key = STANDARD.encode([7; 32]);
         let lookup = |name: &str| (name == "ATTESTO_ENCRYPTION_KEY").then(|| key.clone().into());
-        let settings = Settings::parse(&Raw::new(given, &lookup)).expect("good settings");
+        let settings =
+            AppSettings::parse(&RawSettings::new(given, &lookup)).expect("good settings");
 
         let mut service =
-            Service::build(&settings, &fresh.database, &clock).expect("the service is built");
-        if let Some(address) = settings.metrics {
-            let listener = scrape::bind(address).await.expect("a free port");
-            service = service.showing_metrics(listener);
+            App::build(&settings, &fresh.database, &clock).expect("the service is built");
+        if let Some(address) = settings.metrics_address {
+            let listener = scrape::bind_metrics_listener(address)
+                .await
+                .expect("a free port");
+            service = service.with_metrics_listener(listener);
         }
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a free port");
         let serving = service
-            .serve(listener, Manners::default())
+            .serve(listener, ConnectionLimits::default())
             .expect("the service serves");
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -174,31 +182,31 @@ impl World {
     }
 
     /// Another process of this Attesto, as far as one can tell: its own pool, its own memory, its own listener.
-    pub(crate) async fn replica(&self) -> Serving {
+    pub(crate) async fn replica(&self) -> RunningApp {
         let database = Database::open(&self.fresh.settings);
-        let service = Service::build(&self.settings, &database, &self.clock);
+        let service = App::build(&self.settings, &database, &self.clock);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
         let serving = service
             .expect("the service is built")
-            .serve(listener.expect("a free port"), Manners::default());
+            .serve(listener.expect("a free port"), ConnectionLimits::default());
         serving.expect("the service serves")
     }
 
     /// What is shown of its numbers, after looking for those that are looked for now and then.
     pub(crate) async fn metrics(&self) -> String {
-        self.serving.take_stock().await;
+        self.serving.refresh_gauges().await;
         let page = self.client.get(self.metrics_url()).send();
         page.await.expect("an answer").text().await.expect("a page")
     }
 
     /// Runs a job as a process with this one's settings does. What it told.
     pub(crate) async fn run_job(&self, name: &str) -> Value {
-        let tools = attesto::service::tools(&self.settings, self.database(), &self.clock);
-        let jobs = attesto::jobs::all(&tools);
+        let tools = attesto::app::build_job_tools(&self.settings, self.database(), &self.clock);
+        let jobs = attesto::jobs::all_jobs(&tools);
         let job = jobs.iter().find(|job| job.name == name).expect("a job");
         let stop = CancellationToken::new();
-        let ran = attesto::jobs::run_now(self.database(), &self.clock, job, &stop);
-        ran.await.expect("it runs").told.expect("it succeeds")
+        let ran = attesto::jobs::run_job_now(self.database(), &self.clock, job, &stop);
+        ran.await.expect("it runs").result.expect("it succeeds")
     }
 
     /// Where they are shown.
@@ -228,10 +236,17 @@ impl World {
             .await
             .expect("a tenant")
             .id;
-        let key = RawKey::mint(KeyEnvironment::Live);
-        store::create_key(self.database(), &id, None, KeyEnvironment::Live, &key, now)
-            .await
-            .expect("a key");
+        let key = RawApiKey::generate(ApiKeyEnvironment::Live);
+        store::create_api_key(
+            self.database(),
+            &id,
+            None,
+            ApiKeyEnvironment::Live,
+            &key,
+            now,
+        )
+        .await
+        .expect("a key");
         Tenant { id, key }
     }
 
@@ -251,8 +266,8 @@ impl World {
         environment: EnvironmentChoice,
         app_apple_id: Option<i64>,
     ) {
-        let key = self.simulator.apple().key();
-        let credentials = Credentials {
+        let key = self.simulator.apple().api_key();
+        let credentials = AppleCredentials {
             bundle_id: APP.to_owned(),
             key_id: key.key_id,
             issuer_id: key.issuer_id,
@@ -260,11 +275,11 @@ impl World {
             environment,
             app_apple_id,
         };
-        let new = apple::store::NewCredentials {
-            file: key.private_key.as_bytes(),
+        let new = apple::store::NewAppleCredentials {
+            key_file: key.private_key.as_bytes(),
             credentials: &credentials,
         };
-        apple::store::put(self.database(), self.keyring(), &tenant.id, &new)
+        apple::store::set_credentials(self.database(), self.keyring(), &tenant.id, &new)
             .await
             .expect("credentials");
     }
@@ -273,16 +288,16 @@ impl World {
     pub(crate) async fn set_google(&self, tenant: &Tenant) {
         let file = self.simulator.google_service_account().to_string();
         let account =
-            ServiceAccount::parse(file.as_bytes()).expect("the simulated account is good");
-        let new = google::store::NewCredentials {
+            GoogleServiceAccount::parse(file.as_bytes()).expect("the simulated account is good");
+        let new = google::store::NewGoogleCredentials {
             package_name: APP,
-            file: file.as_bytes(),
+            key_file: file.as_bytes(),
             account: &account,
             pubsub_audience: None,
             pubsub_service_account: None,
             pubsub_topic: None,
         };
-        google::store::put(self.database(), self.keyring(), &tenant.id, &new)
+        google::store::set_credentials(self.database(), self.keyring(), &tenant.id, &new)
             .await
             .expect("credentials");
     }

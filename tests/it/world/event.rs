@@ -1,6 +1,6 @@
 //! An event as it could have come, for tests to whom it does not matter which.
 
-use attesto::events::{NewEvent, Source, Word};
+use attesto::events::{EventSource, NewEvent, Word};
 use attesto::id::TenantId;
 use serde_json::value::RawValue;
 
@@ -9,9 +9,9 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
     let raw = || RawValue::from_string("{}".into()).unwrap();
     NewEvent {
         tenant: tenant.clone(),
-        source: Source::Google,
+        source: EventSource::Google,
         external_id: external_id.to_owned(),
-        word: Word::Test,
+        event_type: Word::Test,
         reason: None,
         platform_event: "google.test".into(),
         occurred_at: None,

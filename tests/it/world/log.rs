@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use attesto::telemetry::{self, Writer};
-use attesto::telemetry::{Log, LogFormat};
+use attesto::telemetry::{self, LogWriter};
+use attesto::telemetry::{LogFormat, LogSettings};
 use serde_json::Value;
 use tracing::Dispatch;
 use tracing::dispatcher::DefaultGuard;
@@ -29,9 +29,16 @@ impl Write for Page {
 }
 
 /// Logs to `page` what happens on this thread, which is all of a test.
-pub(crate) fn logging(log: &Log, page: &Page) -> (Writer, (DefaultGuard, Dispatch)) {
-    let writer = Writer::to(page.clone());
-    let subscriber = || Dispatch::new(telemetry::subscriber(log, false, writer.clone(), None));
+pub(crate) fn logging(log: &LogSettings, page: &Page) -> (LogWriter, (DefaultGuard, Dispatch)) {
+    let writer = LogWriter::spawn(page.clone());
+    let subscriber = || {
+        Dispatch::new(telemetry::build_subscriber(
+            log,
+            false,
+            writer.clone(),
+            None,
+        ))
+    };
     // As long as there is only one subscriber, a place in the source that another test's thread, which has none, is
     // first to come by is switched off for all. So there are two.
     let second = subscriber();
@@ -42,17 +49,17 @@ pub(crate) fn logging(log: &Log, page: &Page) -> (Writer, (DefaultGuard, Dispatc
 /// What was logged from warnings on.
 pub(crate) struct Warnings {
     page: Page,
-    writer: Writer,
+    writer: LogWriter,
     _logging: (DefaultGuard, Dispatch),
 }
 
 impl Warnings {
     /// From now on, on this thread.
     pub(crate) fn listen() -> Self {
-        let log = Log {
+        let log = LogSettings {
             level: LevelFilter::WARN,
             format: LogFormat::Json,
-            classes_only: true,
+            is_cause_redacted: true,
         };
         let page = Page::default();
         let (writer, logging) = logging(&log, &page);

@@ -12,7 +12,7 @@
 //! - [`wire`]: a connection to the database that goes silent
 
 pub(crate) mod attesto;
-pub(crate) mod desk;
+pub(crate) mod doc_runner;
 pub(crate) mod event;
 pub(crate) mod folder;
 pub(crate) mod log;

@@ -170,6 +170,6 @@ fn whatever_is_there_is_found() {
 
 #[cfg(test)]
 fn hex<const UPPER: bool>(bytes: &[u8]) -> Vec<u8> {
-    let text = attesto::crypto::token::hex(bytes);
+    let text = attesto::crypto::token::encode_hex(bytes);
     if UPPER { text.to_uppercase() } else { text }.into_bytes()
 }

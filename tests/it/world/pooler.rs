@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attesto::config::environment;
-use attesto::db::embedded::account::Account;
+use attesto::config::read_env_var;
+use attesto::db::embedded::system_account::SystemAccount;
 use attesto::db::{ConnectSettings, Database};
 
 use super::folder::Folder;
@@ -34,9 +34,10 @@ wait $!
 impl Pooler {
     pub(crate) fn start() -> Self {
         let program = program();
-        let named = environment("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
-        let account = Account::choose(named.as_deref().filter(|name| !name.is_empty()))
-            .unwrap_or_else(|problem| panic!("{problem}"));
+        let named = read_env_var("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
+        let account =
+            SystemAccount::choose_for_postgres(named.as_deref().filter(|name| !name.is_empty()))
+                .unwrap_or_else(|problem| panic!("{problem}"));
         let folder = Folder::new();
         let own = |path: &Path| {
             if let Some(account) = &account {
@@ -95,7 +96,7 @@ impl Pooler {
 
     /// Where a database is found behind it.
     pub(crate) fn url(&self, fresh: &Fresh) -> String {
-        let name = fresh.database.name();
+        let name = fresh.database.database_name();
         let place = self.folder.display();
         // More clients than there are sessions.
         format!("postgres:///{name}?host={place}&port=6432&user=attesto&sslmode=disable&max=12")
@@ -123,7 +124,7 @@ impl Drop for Pooler {
 }
 
 fn program() -> PathBuf {
-    let path = environment("PATH").unwrap_or_default();
+    let path = read_env_var("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|folder| folder.join("pgbouncer"));
     on_path
         .chain(["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from))

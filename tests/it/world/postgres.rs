@@ -17,9 +17,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::config::environment;
-use attesto::db::embedded::account::Account;
-use attesto::db::embedded::binaries::Binaries;
+use attesto::config::read_env_var;
+use attesto::db::embedded::binaries::PostgresBinaries;
+use attesto::db::embedded::system_account::SystemAccount;
 use attesto::db::{ConnectSettings, Database, MIGRATOR};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -134,14 +134,14 @@ impl Cluster {
 
     fn start() -> Self {
         sweep();
-        let variable = |name| environment(name).filter(|value| !value.is_empty());
+        let variable = |name| read_env_var(name).filter(|value| !value.is_empty());
         let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
-        let binaries = Binaries::all(named.as_deref(), variable("PATH").as_deref())
+        let binaries = PostgresBinaries::find_all(named.as_deref(), variable("PATH").as_deref())
             .unwrap_or_else(|problem| panic!("{problem}"))
             .swap_remove(0);
         let user = variable("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
-        let account =
-            Account::choose(user.as_deref()).unwrap_or_else(|problem| panic!("{problem}"));
+        let account = SystemAccount::choose_for_postgres(user.as_deref())
+            .unwrap_or_else(|problem| panic!("{problem}"));
 
         // Always /tmp: a socket's path must be short, and the user who runs Postgres must be able to get there.
         let folder = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
@@ -167,7 +167,7 @@ impl Cluster {
                 command.uid(account.uid).gid(account.gid);
             }
         };
-        let mut initdb = Command::new(binaries.program("initdb"));
+        let mut initdb = Command::new(binaries.program_path("initdb"));
         initdb
             .arg("-D")
             .arg(folder.join("pg"))
@@ -186,7 +186,7 @@ impl Cluster {
         keeper
             .args(["-c", KEEPER, "keeper"])
             .arg(&folder)
-            .arg(binaries.program("postgres"))
+            .arg(binaries.program_path("postgres"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -1,0 +1,121 @@
+//! What is asked and what is posted, read from JSON, with everything that is wrong with it.
+
+use super::account::EnvironmentChoice;
+use super::verify::{AppleVerifyRequest, PurchaseRef};
+use crate::http::json::{FromJson, JsonFields};
+
+/// The longest signed transaction. Apple's have half of it; with everything beside it, it fits into a body.
+const MAX_SIGNED_TRANSACTION_CHARS: usize = 16_000;
+/// The most a notification may weigh.
+pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
+
+/// What of a body matters.
+pub(super) struct ApplePushBody {
+    pub(super) signed_payload: String,
+}
+
+impl FromJson for ApplePushBody {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let signed_payload = body.required_string("signedPayload", 1..=MAX_PUSH_BYTES)?;
+        Some(Self { signed_payload })
+    }
+}
+
+impl FromJson for AppleVerifyRequest {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let transaction_id = body.optional_string("transactionId", 1..=128);
+        let signed = body.optional_string("signedTransaction", 1..=MAX_SIGNED_TRANSACTION_CHARS);
+        match (
+            body.has_field("transactionId"),
+            body.has_field("signedTransaction"),
+        ) {
+            (true, true) => body.add_issue(
+                "",
+                "give either transactionId or signedTransaction, not both",
+            ),
+            (false, false) => body.add_issue("", "give transactionId or signedTransaction"),
+            _ => {}
+        }
+        let environment = body.optional_one_of("environment", &["production", "sandbox", "auto"]);
+        let expected_app_user_id = body.optional_uuid("expectedAppUserId");
+        Some(Self {
+            purchase: match (transaction_id, signed) {
+                (Some(id), None) => PurchaseRef::TransactionId(id),
+                (None, Some(jws)) => PurchaseRef::SignedTransaction(jws),
+                _ => return None,
+            },
+            environment: environment.map(|word| match word {
+                "production" => EnvironmentChoice::Production,
+                "sandbox" => EnvironmentChoice::Sandbox,
+                _ => EnvironmentChoice::Auto,
+            }),
+            expected_app_user_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::http::json::read_json;
+
+    fn issues(body: &Value) -> Value {
+        let problem = read_json::<AppleVerifyRequest>(body.to_string().as_bytes())
+            .expect_err("it must be refused");
+        problem.details["issues"].clone()
+    }
+
+    #[test]
+    fn a_question_is_read() {
+        let read = |body: Value| {
+            read_json::<AppleVerifyRequest>(body.to_string().as_bytes()).expect("good")
+        };
+        let question = read(json!({"transactionId": "1", "more": 1}));
+        assert_eq!(
+            question,
+            AppleVerifyRequest {
+                purchase: PurchaseRef::TransactionId("1".into()),
+                environment: None,
+                expected_app_user_id: None
+            }
+        );
+        let question = read(json!({
+            "signedTransaction": "a.b.c", "environment": "auto",
+            "expectedAppUserId": "11111111-2222-3333-4444-555555555555",
+        }));
+        assert_eq!(
+            question.purchase,
+            PurchaseRef::SignedTransaction("a.b.c".into())
+        );
+        assert_eq!(question.environment, Some(EnvironmentChoice::Auto));
+        assert!(question.expected_app_user_id.is_some());
+    }
+
+    #[test]
+    fn everything_wrong_with_a_question_is_said_at_once() {
+        let neither = issues(&json!({"environment": "xcode", "expectedAppUserId": "me"}));
+        assert_eq!(neither.as_array().map(Vec::len), Some(3), "{neither}");
+        assert_eq!(
+            neither[0]["message"],
+            "give transactionId or signedTransaction"
+        );
+        let both = issues(&json!({"transactionId": "1", "signedTransaction": "x"}));
+        assert_eq!(
+            both[0]["message"],
+            "give either transactionId or signedTransaction, not both"
+        );
+        for (body, path) in [
+            (json!({"transactionId": ""}), "transactionId"),
+            (json!({"transactionId": "1".repeat(129)}), "transactionId"),
+            (json!({"transactionId": 7}), "transactionId"),
+            (
+                json!({"signedTransaction": "x".repeat(MAX_SIGNED_TRANSACTION_CHARS + 1)}),
+                "signedTransaction",
+            ),
+        ] {
+            assert_eq!(issues(&body)[0]["path"], path, "{body}");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What operators changed: a chain of rows, each holding the hash of the one before it.
+//!
+//! The rows are written by triggers (`migrations/0008_audit.sql`), in the change's own transaction, whoever makes the
+//! change and by whichever door: a change that cannot be noted is not made. Here they are read and checked, with a hash
+//! made by this program and not by the database.
+//!
+//! The chain shows that a row was edited, added, or taken away from the middle. Whoever takes the newest rows away, or
+//! writes the whole chain anew, is found out only by somebody who has kept a [`Head`] elsewhere.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::store;
+use crate::clock::Timestamp;
+use crate::db::{Database, Error};
+
+/// Rows that are read at once.
+const PAGE_SIZE: i64 = 1000;
+/// What stands before the first row.
+const GENESIS_HASH: [u8; 32] = [0; 32];
+/// The action of the row that vouches for rows which were taken away because they were old.
+pub const PRUNE_ACTION: &str = "prune";
+
+/// One change.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorAuditEntry {
+    /// 1, 2, 3 and so on.
+    pub seq: i64,
+    /// When.
+    pub occurred_at: Timestamp,
+    /// The user of the operating system, or of the database where Attesto was not between.
+    pub actor: String,
+    /// The machine.
+    pub host: String,
+    /// The command, or what the program calls itself.
+    pub command: String,
+    /// `insert`, `update`, `delete`, or a job's own word.
+    pub action: String,
+    /// The table.
+    pub object: String,
+    /// Which of its rows.
+    pub target: String,
+    /// Whose it is.
+    pub tenant_id: Option<String>,
+    /// What was; of an update only what changed.
+    pub before: Option<Box<RawValue>>,
+    /// What is.
+    pub after: Option<Box<RawValue>>,
+    /// The hash of the row before.
+    #[serde(skip)]
+    pub previous_hash: Vec<u8>,
+    /// The hash of this row.
+    #[serde(skip)]
+    pub hash: Vec<u8>,
+}
+
+impl OperatorAuditEntry {
+    /// What this row's hash must be: of the hash before it, then each field as `length:text`, `-` where there is none,
+    /// with commas between.
+    fn compute_hash(&self) -> Vec<u8> {
+        let (seq, moment) = (
+            self.seq.to_string(),
+            self.occurred_at.as_millis().to_string(),
+        );
+        let fields = [
+            Some(seq.as_str()),
+            Some(&moment),
+            Some(&self.actor),
+            Some(&self.host),
+            Some(&self.command),
+            Some(&self.action),
+            Some(&self.object),
+            Some(&self.target),
+            self.tenant_id.as_deref(),
+            self.before.as_deref().map(RawValue::get),
+            self.after.as_deref().map(RawValue::get),
+        ];
+        let mut digest = Context::new(&SHA256);
+        digest.update(&self.previous_hash);
+        for (position, field) in fields.into_iter().enumerate() {
+            if position > 0 {
+                digest.update(b",");
+            }
+            match field {
+                Some(text) => {
+                    digest.update(format!("{}:", text.len()).as_bytes());
+                    digest.update(text.as_bytes());
+                }
+                None => digest.update(b"-"),
+            }
+        }
+        digest.finish().as_ref().to_vec()
+    }
+}
+
+/// A row by which the chain up to it can be recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainHead {
+    /// Its number.
+    pub seq: i64,
+    /// Its hash.
+    pub hash: Vec<u8>,
+}
+
+/// What is wrong with the first link that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditChainError {
+    /// It is not what was written.
+    #[error("row {0} was changed after it was written")]
+    RowModified(i64),
+    /// It does not follow the one before it.
+    #[error("row {0} does not follow the row before it, which was changed or replaced")]
+    PreviousHashMismatch(i64),
+    /// Rows are missing before it.
+    #[error("rows are missing: {from} to {to}")]
+    RowsMissing {
+        /// The first.
+        from: i64,
+        /// The last.
+        to: i64,
+    },
+    /// The row that was kept elsewhere is not in the chain.
+    #[error(
+        "row {0} is not the one that was expected: the chain was written anew, or cut off before it"
+    )]
+    HeadMismatch(i64),
+}
+
+impl AuditChainError {
+    /// The number of the row.
+    pub fn seq(self) -> i64 {
+        match self {
+            Self::RowModified(seq) | Self::PreviousHashMismatch(seq) | Self::HeadMismatch(seq) => {
+                seq
+            }
+            Self::RowsMissing { from, .. } => from,
+        }
+    }
+}
+
+/// What checking found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChainReport {
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// The first row that is there.
+    pub first_seq: Option<i64>,
+    /// The newest.
+    pub head: Option<ChainHead>,
+    /// The first link that does not hold.
+    pub error: Option<AuditChainError>,
+}
+
+/// Checks rows in their order.
+#[derive(Debug, Default)]
+struct ChainVerifier {
+    report: ChainReport,
+    /// What the first row holds as the hash of the one before it.
+    first_previous_hash: Vec<u8>,
+    /// Whether the rows that are missing at the beginning were taken away by a job that says so.
+    is_prune_recorded: bool,
+}
+
+impl ChainVerifier {
+    /// One more. `false`: this or an earlier one is broken.
+    fn check_entry(&mut self, entry: &OperatorAuditEntry, expected: Option<&ChainHead>) -> bool {
+        let broken = self.find_error(entry, expected);
+        self.report.rows += 1;
+        if broken.is_some() {
+            self.report.error = broken;
+            return false;
+        }
+        self.report.head = Some(ChainHead {
+            seq: entry.seq,
+            hash: entry.hash.clone(),
+        });
+        true
+    }
+
+    fn find_error(
+        &mut self,
+        entry: &OperatorAuditEntry,
+        expected: Option<&ChainHead>,
+    ) -> Option<AuditChainError> {
+        match &self.report.head {
+            None => {
+                self.report.first_seq = Some(entry.seq);
+                self.first_previous_hash.clone_from(&entry.previous_hash);
+                if entry.seq == 1 && entry.previous_hash != GENESIS_HASH {
+                    return Some(AuditChainError::PreviousHashMismatch(entry.seq));
+                }
+            }
+            Some(last) if last.seq + 1 != entry.seq => {
+                return Some(AuditChainError::RowsMissing {
+                    from: last.seq + 1,
+                    to: entry.seq - 1,
+                });
+            }
+            Some(last) if last.hash != entry.previous_hash => {
+                return Some(AuditChainError::PreviousHashMismatch(entry.seq));
+            }
+            Some(_) => {}
+        }
+        if entry.hash != entry.compute_hash() {
+            return Some(AuditChainError::RowModified(entry.seq));
+        }
+        if expected.is_some_and(|head| head.seq == entry.seq && head.hash != entry.hash) {
+            return Some(AuditChainError::HeadMismatch(entry.seq));
+        }
+        if entry.action == PRUNE_ACTION && self.records_prune(entry) {
+            self.is_prune_recorded = true;
+        }
+        None
+    }
+
+    /// Whether a row says that everything before the first was taken away by a job.
+    fn records_prune(&self, entry: &OperatorAuditEntry) -> bool {
+        let before = entry.before.as_deref().map(RawValue::get);
+        let said: Option<PruneRecord> = before.and_then(|before| serde_json::from_str(before).ok());
+        said.is_some_and(|said| {
+            Some(said.through + 1) == self.report.first_seq
+                && said.hash == crate::crypto::token::encode_hex(&self.first_previous_hash)
+        })
+    }
+
+    fn finish_report(mut self, expected: Option<&ChainHead>) -> ChainReport {
+        let checked = &mut self.report;
+        if checked.error.is_none() {
+            let last = checked.head.as_ref().map_or(0, |head| head.seq);
+            checked.error = match (checked.first_seq, expected) {
+                (Some(first), _) if first > 1 && !self.is_prune_recorded => {
+                    Some(AuditChainError::RowsMissing {
+                        from: 1,
+                        to: first - 1,
+                    })
+                }
+                (_, Some(head)) if head.seq > last => Some(AuditChainError::HeadMismatch(head.seq)),
+                _ => None,
+            };
+        }
+        self.report
+    }
+}
+
+/// What a job that took old rows away leaves in `before`.
+#[derive(serde::Deserialize)]
+struct PruneRecord {
+    /// The last row that was taken away.
+    through: i64,
+    /// Its hash, in hexadecimal.
+    hash: String,
+}
+
+/// Follows the whole chain, up to the first link that does not hold. With `expected`, that row must be in it.
+pub async fn verify_chain(
+    database: &Database,
+    expected: Option<&ChainHead>,
+) -> Result<ChainReport, Error> {
+    let mut checker = ChainVerifier::default();
+    let mut after = 0;
+    loop {
+        let page = store::list_chain_page(database, after, PAGE_SIZE).await?;
+        for entry in &page {
+            if !checker.check_entry(entry, expected) {
+                return Ok(checker.finish_report(expected));
+            }
+            after = entry.seq;
+        }
+        if page.is_empty() {
+            return Ok(checker.finish_report(expected));
+        }
+    }
+}
+
+/// Takes rows away that are older than `kept`, and leaves a row that vouches for it. The newest row always stays. `lead`
+/// is how far ahead of the database's clock the caller lives. Returns how many went; a few thousand at most, so that it
+/// is called again until there are none.
+pub async fn prune_operator_audit(
+    database: &Database,
+    kept: Duration,
+    lead: Duration,
+) -> Result<u64, Error> {
+    store::delete_old_operator_audit(database, kept, lead).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(count: i64) -> Vec<OperatorAuditEntry> {
+        let mut previous = GENESIS_HASH.to_vec();
+        (1..=count)
+            .map(|seq| {
+                let mut entry = OperatorAuditEntry {
+                    seq,
+                    occurred_at: Timestamp::from_millis(seq * 1000),
+                    actor: "ann".into(),
+                    host: "here".into(),
+                    command: "tenant create".into(),
+                    action: "insert".into(),
+                    object: "tenants".into(),
+                    target: format!("tenant_{seq}"),
+                    tenant_id: None,
+                    before: None,
+                    after: RawValue::from_string(r#"{"name": "grün"}"#.into()).ok(),
+                    previous_hash: previous.clone(),
+                    hash: Vec::new(),
+                };
+                entry.hash = entry.compute_hash();
+                previous.clone_from(&entry.hash);
+                entry
+            })
+            .collect()
+    }
+
+    fn check(entries: &[OperatorAuditEntry], expected: Option<&ChainHead>) -> ChainReport {
+        let mut checker = ChainVerifier::default();
+        for entry in entries {
+            if !checker.check_entry(entry, expected) {
+                break;
+            }
+        }
+        checker.finish_report(expected)
+    }
+
+    #[test]
+    fn a_chain_holds_until_somebody_touches_it() {
+        let whole = chain(5);
+        let checked = check(&whole, None);
+        assert_eq!((checked.rows, checked.error), (5, None));
+        assert_eq!(check(&[], None).error, None);
+
+        let broken = |change: &dyn Fn(&mut Vec<OperatorAuditEntry>)| {
+            let mut entries = chain(5);
+            change(&mut entries);
+            check(&entries, None).error
+        };
+        assert_eq!(
+            broken(&|entries| entries[2].actor = "eve".into()),
+            Some(AuditChainError::RowModified(3))
+        );
+        assert_eq!(
+            broken(&|entries| entries[2].tenant_id = Some(String::new())),
+            Some(AuditChainError::RowModified(3))
+        );
+        assert_eq!(
+            broken(&|entries| {
+                entries[2].actor = "eve".into();
+                entries[2].hash = entries[2].compute_hash();
+            }),
+            Some(AuditChainError::PreviousHashMismatch(4)),
+            "whoever hashes anew has to go on to the end"
+        );
+        assert_eq!(
+            broken(&|entries| drop(entries.remove(2))),
+            Some(AuditChainError::RowsMissing { from: 3, to: 3 })
+        );
+        assert_eq!(
+            broken(&|entries| drop(entries.remove(0))),
+            Some(AuditChainError::RowsMissing { from: 1, to: 1 })
+        );
+        assert_eq!(broken(&|entries| drop(entries.pop())), None);
+    }
+
+    #[test]
+    fn whoever_kept_a_row_elsewhere_finds_out_that_the_newest_are_gone() {
+        let whole = chain(5);
+        let head = ChainHead {
+            seq: 4,
+            hash: whole[3].hash.clone(),
+        };
+        assert_eq!(check(&whole, Some(&head)).error, None);
+        assert_eq!(
+            check(&whole[..3], Some(&head)).error,
+            Some(AuditChainError::HeadMismatch(4))
+        );
+        let other = ChainHead {
+            seq: 4,
+            hash: vec![1; 32],
+        };
+        assert_eq!(
+            check(&whole, Some(&other)).error,
+            Some(AuditChainError::HeadMismatch(4))
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The hash of what was asked about: equal for equal purchases of one tenant, and nothing else.
+//!
+//! HMAC-SHA-256 with a key of the tenant's own, which is made from a random key that this database was given once. That
+//! key is kept sealed (`validation_audit_keys`). Rotating the encryption key seals it anew and does not change it, so
+//! hashes stay comparable for as long as the database lives; whoever has the database and no encryption key cannot try
+//! out which purchase a hash is of.
+
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
+
+use super::store;
+use crate::credentials::sealed_columns::VALIDATION_AUDIT_KEY;
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::crypto::token;
+use crate::db::{Database, Error};
+use crate::id::TenantId;
+
+/// Which key. There is one.
+const HASH_KEY_NUMBER: i32 = 1;
+/// What a tenant's key is made for.
+const HASH_KEY_CONTEXT: &[u8] = b"attesto/validation_audit/v1/";
+
+/// Why nothing can be hashed.
+#[derive(Debug, thiserror::Error)]
+pub enum HashKeyError {
+    /// The key could not be read or written.
+    #[error(transparent)]
+    Database(#[from] Error),
+    /// It does not open.
+    #[error("the key of the validation log's hashes cannot be opened: {0}")]
+    CannotOpen(UnsealError),
+}
+
+/// What was asked about, as it waits in memory: 32 bytes however long it was, and no purchase token any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PurchaseDigest([u8; 32]);
+
+impl PurchaseDigest {
+    /// Of a transaction id or a purchase token.
+    pub fn from_identifier(text: &str) -> Self {
+        Self(token::sha256(text.as_bytes()))
+    }
+}
+
+impl std::fmt::Debug for PurchaseDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identifier(…)")
+    }
+}
+
+/// Hashes identifiers.
+pub struct PurchaseHashKey(hmac::Key);
+
+impl PurchaseHashKey {
+    /// This database's, which is made when it has none yet.
+    pub async fn load(database: &Database, keyring: &Keyring) -> Result<Self, HashKeyError> {
+        let row = HASH_KEY_NUMBER.to_string();
+        let place = VALIDATION_AUDIT_KEY.context_for(&row);
+        let sealed = if let Some(sealed) = store::find_hash_key(database, HASH_KEY_NUMBER).await? {
+            sealed
+        } else {
+            let fresh = keyring.seal(place, token::generate_token().expose_secret().as_bytes());
+            // Whoever was first is right.
+            store::insert_hash_key(database, HASH_KEY_NUMBER, &fresh).await?
+        };
+        let key = keyring
+            .open(place, &sealed)
+            .map_err(HashKeyError::CannotOpen)?;
+        Ok(Self(hmac::Key::new(HMAC_SHA256, key.expose_secret())))
+    }
+
+    /// The hash under which `tenant` finds this.
+    pub fn hash_purchase(&self, tenant: &TenantId, identifier: PurchaseDigest) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(HASH_KEY_CONTEXT);
+        context.update(tenant.as_str().as_bytes());
+        let tenants = hmac::Key::new(HMAC_SHA256, context.sign().as_ref());
+        hmac::sign(&tenants, &identifier.0).as_ref().to_vec()
+    }
+}
+
+impl std::fmt::Debug for PurchaseHashKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HashKey(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn equal_purchases_of_one_tenant_are_equal_and_nothing_else_is() {
+        let key = |fill: u8| PurchaseHashKey(hmac::Key::new(HMAC_SHA256, &[fill; 32]));
+        let tenant = || TenantId::mint(Timestamp::from_millis(0));
+        let (one, two) = (tenant(), tenant());
+        let hash = key(1).hash_purchase(&one, PurchaseDigest::from_identifier("token"));
+        assert_eq!(hash.len(), 32);
+        assert_eq!(
+            hash,
+            key(1).hash_purchase(&one, PurchaseDigest::from_identifier("token"))
+        );
+        for other in [
+            key(1).hash_purchase(&one, PurchaseDigest::from_identifier("tokem")),
+            key(1).hash_purchase(&two, PurchaseDigest::from_identifier("token")),
+            key(2).hash_purchase(&one, PurchaseDigest::from_identifier("token")),
+        ] {
+            assert_ne!(hash, other);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Each answer about a purchase, noted behind the answer.
+//!
+//! Noting is a push into a queue of bounded length and never waits; [`Verifications::run`] writes what is in it, in
+//! batches. While the database is away, what does not fit is dropped and counted: the oldest are kept.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
+use super::store::{self, VerificationRow};
+use crate::clock::{Clock, Timestamp};
+use crate::crypto::keyring::Keyring;
+use crate::db::{Database, error_class};
+use crate::events::EventSource;
+use crate::id::{AuditId, TenantId};
+use crate::metrics::metric_types::DURATION_BUCKETS;
+use crate::metrics::registry::{ObservableKind, u64_to_f64};
+use crate::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
+
+/// How many notes wait at most: some two megabytes, and at a thousand verifications a second ten seconds without a
+/// database.
+const MAX_QUEUED: usize = 10_000;
+/// How many are written in one statement.
+const BATCH_SIZE: usize = 500;
+/// How long a first note waits for others, to be written with them.
+const BATCH_DELAY: Duration = Duration::from_millis(200);
+/// How long the database may take for one batch.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last writes may take when the process ends.
+const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause while the database does not answer; it doubles up to the last.
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Dropped rows are spoken of at most this often.
+const DROPPED_WARNING_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How a question about a purchase was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerificationOutcome {
+    /// The purchase is real.
+    Valid,
+    /// It is not, and this code says why.
+    Invalid(&'static str),
+    /// There was no verdict, and this code says why.
+    Error(&'static str),
+}
+
+impl VerificationOutcome {
+    fn metric_label(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Invalid(_) => "invalid",
+            Self::Error(_) => "error",
+        }
+    }
+
+    fn error_code(self) -> Option<&'static str> {
+        match self {
+            Self::Valid => None,
+            Self::Invalid(code) | Self::Error(code) => Some(code),
+        }
+    }
+}
+
+/// Notes verifications. Clones share one queue.
+#[derive(Clone)]
+pub struct VerificationLog {
+    clock: Clock,
+    verify_total: MetricVec<2, Counter>,
+    verify_duration: MetricVec<1, Histogram>,
+    queue: Option<Arc<VerificationQueue>>,
+}
+
+/// A question that is being answered. Nothing is noted of one whose caller hung up.
+#[derive(Debug)]
+pub struct PendingVerification<'a> {
+    log: &'a VerificationLog,
+    source: EventSource,
+    started_at: Timestamp,
+    started: Instant,
+}
+
+struct VerificationQueue {
+    database: Database,
+    keyring: Arc<Keyring>,
+    sender: mpsc::Sender<QueuedVerification>,
+    writer: Mutex<QueueWriter>,
+    dropped: AtomicU64,
+}
+
+/// The writer's own.
+struct QueueWriter {
+    receiver: mpsc::Receiver<QueuedVerification>,
+    /// Taken from the queue and not written yet.
+    batch: Vec<QueuedVerification>,
+    hash_key: Option<PurchaseHashKey>,
+    /// How many drops have been spoken of, and when.
+    reported_drops: u64,
+    reported_at: Option<Instant>,
+}
+
+/// What waits: of fixed size, and nothing of a purchase that could be used.
+struct QueuedVerification {
+    id: AuditId,
+    tenant: TenantId,
+    source: EventSource,
+    purchase: PurchaseDigest,
+    error_code: Option<&'static str>,
+    latency: Duration,
+    occurred_at: Timestamp,
+}
+
+/// Why a batch was not written.
+#[derive(Debug, thiserror::Error)]
+enum VerificationWriteError {
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
+    #[error(transparent)]
+    Database(#[from] crate::db::Error),
+    #[error("the database did not answer within {WRITE_TIMEOUT:?}")]
+    Timeout,
+}
+
+impl VerificationWriteError {
+    /// What kind, with nothing of what the database said.
+    fn cause_class(&self) -> String {
+        match self {
+            Self::HashKey(HashKeyError::CannotOpen(_)) => "the hash key does not open".to_owned(),
+            Self::HashKey(HashKeyError::Database(error)) | Self::Database(error) => {
+                error_class(error)
+            }
+            Self::Timeout => "no answer".to_owned(),
+        }
+    }
+}
+
+impl VerificationLog {
+    /// One that notes nothing: what holds unless somebody wants the log.
+    pub fn disabled(clock: &Clock) -> Self {
+        Self::new(clock, None)
+    }
+
+    fn new(clock: &Clock, queue: Option<Arc<VerificationQueue>>) -> Self {
+        let (verify_total, verify_duration) = register_metrics(&MetricsRegistry::default());
+        Self {
+            clock: clock.clone(),
+            verify_total,
+            verify_duration,
+            queue,
+        }
+    }
+
+    /// The same, and every answer is counted into `registry`, noted or not.
+    #[must_use]
+    pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
+        let (results, took) = register_metrics(registry);
+        let log = self.queue.clone();
+        registry.register_observable(
+            "attesto_validation_audit_dropped_total",
+            "Rows of the validation log that found no room while the database could not be written.",
+            move |tell| {
+                let dropped = log.as_ref();
+                tell("", u64_to_f64(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
+            },
+            ObservableKind::Counter,
+        );
+        Self {
+            verify_total: results,
+            verify_duration: took,
+            ..self
+        }
+    }
+
+    /// One that writes into `validation_audit` while [`run`](Self::run) runs.
+    pub fn for_database(database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
+        let (sender, waiting) = mpsc::channel(MAX_QUEUED);
+        let log = Arc::new(VerificationQueue {
+            database: database.clone(),
+            keyring: keyring.clone(),
+            sender,
+            writer: Mutex::new(QueueWriter {
+                receiver: waiting,
+                batch: Vec::new(),
+                hash_key: None,
+                reported_drops: 0,
+                reported_at: None,
+            }),
+            dropped: AtomicU64::new(0),
+        });
+        Self::new(clock, Some(log))
+    }
+
+    /// A question about a purchase of `source` begins to be answered.
+    pub fn start_verification(&self, source: EventSource) -> PendingVerification<'_> {
+        PendingVerification {
+            log: self,
+            source,
+            started_at: self.clock.now(),
+            started: Instant::now(),
+        }
+    }
+
+    /// How many answers found no room, or no time at the end, since the process began.
+    pub fn dropped_count(&self) -> u64 {
+        self.queue
+            .as_ref()
+            .map_or(0, |log| log.dropped.load(Ordering::Relaxed))
+    }
+
+    /// Writes what is noted until `stop`, and then what is left.
+    pub async fn run_writer(&self, stop: CancellationToken) {
+        let Some(log) = &self.queue else { return };
+        let mut written = log.writer.lock().await;
+        let mut pause = MIN_BACKOFF;
+        while !stop.is_cancelled() {
+            if written.batch.is_empty() {
+                let Some(Some(first)) = stop.run_until_cancelled(written.receiver.recv()).await
+                else {
+                    break;
+                };
+                written.batch.push(first);
+                stop.run_until_cancelled(sleep(BATCH_DELAY)).await;
+            }
+            match log.write_batch(&mut written).await {
+                Ok(()) => pause = MIN_BACKOFF,
+                Err(error) => {
+                    tracing::warn!(cause = %error, causeClass = error.cause_class(), "could not write the validation log; it is tried again");
+                    stop.run_until_cancelled(sleep(pause)).await;
+                    pause = (pause * 2).min(MAX_BACKOFF);
+                }
+            }
+            log.warn_about_dropped(&mut written, false);
+        }
+        let rest = async {
+            while !(written.batch.is_empty() && written.receiver.is_empty()) {
+                log.write_batch(&mut written).await?;
+            }
+            Ok::<_, VerificationWriteError>(())
+        };
+        match timeout(FINAL_WRITE_TIMEOUT, rest).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(cause = %error, causeClass = error.cause_class(), "could not write the rest of the validation log before stopping");
+            }
+            Err(_) => {
+                tracing::warn!("no time to write the rest of the validation log before stopping");
+            }
+        }
+        let rest = u64::try_from(written.batch.len() + written.receiver.len()).unwrap_or(u64::MAX);
+        log.dropped.fetch_add(rest, Ordering::Relaxed);
+        log.warn_about_dropped(&mut written, true);
+    }
+}
+
+impl PendingVerification<'_> {
+    /// The answer is there: notes it. Never waits; what finds no room is dropped and counted. `identifier` is what
+    /// `tenant` asked about, a transaction id or a purchase token.
+    pub fn record_outcome<'t>(
+        self,
+        tenant: &TenantId,
+        identifier: impl FnOnce() -> Cow<'t, str>,
+        verdict: VerificationOutcome,
+    ) {
+        let latency = self.started.elapsed();
+        let source = self.source.as_str();
+        let counts = self.log;
+        counts
+            .verify_total
+            .with_label_values([source, verdict.metric_label()])
+            .increment();
+        counts
+            .verify_duration
+            .with_label_values([source])
+            .observe(latency);
+        let Some(log) = &self.log.queue else {
+            return;
+        };
+        let Ok(room) = log.sender.try_reserve() else {
+            log.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        room.send(QueuedVerification {
+            id: AuditId::mint(self.started_at),
+            tenant: tenant.clone(),
+            source: self.source,
+            purchase: PurchaseDigest::from_identifier(&identifier()),
+            error_code: verdict.error_code(),
+            latency,
+            occurred_at: self.started_at,
+        });
+    }
+}
+
+fn register_metrics(
+    registry: &MetricsRegistry,
+) -> (MetricVec<2, Counter>, MetricVec<1, Histogram>) {
+    let results = registry.register_counter_vec(
+        "attesto_verify_total",
+        "Questions about a purchase, by answer: valid, invalid, or error where there was no verdict.",
+        ["store", "result"],
+    );
+    let took = registry.register_histogram_vec(
+        "attesto_verify_duration_seconds",
+        "How long answers about a purchase took.",
+        ["store"],
+        DURATION_BUCKETS,
+    );
+    for source in [EventSource::Apple, EventSource::Google] {
+        for result in ["valid", "invalid", "error"] {
+            results.with_label_values([source.as_str(), result]);
+        }
+        took.with_label_values([source.as_str()]);
+    }
+    (results, took)
+}
+
+impl VerificationQueue {
+    /// Writes one batch. What could not be written stays in it.
+    async fn write_batch(&self, written: &mut QueueWriter) -> Result<(), VerificationWriteError> {
+        while written.batch.len() < BATCH_SIZE {
+            match written.receiver.try_recv() {
+                Ok(note) => written.batch.push(note),
+                Err(_) => break,
+            }
+        }
+        let writing = async {
+            let key = match written.hash_key.take() {
+                Some(key) => key,
+                None => PurchaseHashKey::load(&self.database, &self.keyring).await?,
+            };
+            let key = written.hash_key.insert(key);
+            let rows: Vec<VerificationRow> =
+                written.batch.iter().map(|note| note.to_row(key)).collect();
+            Ok(store::insert_verifications(&self.database, &rows).await?)
+        };
+        timeout(WRITE_TIMEOUT, writing)
+            .await
+            .unwrap_or(Err(VerificationWriteError::Timeout))?;
+        written.batch.clear();
+        Ok(())
+    }
+
+    fn warn_about_dropped(&self, written: &mut QueueWriter, last: bool) {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        let silent = written
+            .reported_at
+            .is_some_and(|at| at.elapsed() < DROPPED_WARNING_INTERVAL);
+        if dropped > written.reported_drops && (last || !silent) {
+            tracing::warn!(
+                rows = dropped - written.reported_drops,
+                "validation_audit_dropped"
+            );
+            written.reported_drops = dropped;
+            written.reported_at = Some(Instant::now());
+        }
+    }
+}
+
+impl QueuedVerification {
+    fn to_row(&self, key: &PurchaseHashKey) -> VerificationRow {
+        VerificationRow {
+            id: self.id.clone(),
+            tenant: self.tenant.clone(),
+            source: self.source.as_str(),
+            identifier_hash: key.hash_purchase(&self.tenant, self.purchase),
+            valid: self.error_code.is_none(),
+            error_code: self.error_code,
+            latency_ms: i32::try_from(self.latency.as_millis()).unwrap_or(i32::MAX),
+            occurred_at: self.occurred_at,
+        }
+    }
+}
+
+impl std::fmt::Debug for VerificationLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.queue.is_some() {
+            "Verifications(noted)"
+        } else {
+            "Verifications(unnoted)"
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+    use crate::crypto::keyring::MasterKey;
+    use crate::db::ConnectSettings;
+
+    /// Nothing listens there.
+    fn log_without_database() -> VerificationLog {
+        let settings = ConnectSettings::from_url(
+            "postgres://nobody@127.0.0.1:1/nothing?sslmode=disable&connect_timeout=1",
+        )
+        .expect("a good URL");
+        let key = MasterKey::parse(&STANDARD.encode([7; 32]), Some(1)).expect("a good key");
+        let keyring = Arc::new(Keyring::new(key, vec![]).expect("one key"));
+        VerificationLog::for_database(&Database::open(&settings), &keyring, &clock())
+    }
+
+    fn clock() -> Clock {
+        Clock::fixed(Timestamp::from_millis(0))
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
+        let noted = log_without_database();
+        let tenant = TenantId::mint(clock().now());
+        for _ in 0..MAX_QUEUED + 7 {
+            noted.start_verification(EventSource::Apple).record_outcome(
+                &tenant,
+                || "1".into(),
+                VerificationOutcome::Valid,
+            );
+        }
+        assert_eq!(noted.dropped_count(), 7);
+        // It ends although nothing can be written, and counts what is lost with it.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        timeout(
+            FINAL_WRITE_TIMEOUT + Duration::from_secs(2),
+            noted.run_writer(stop),
+        )
+        .await
+        .expect("it ends");
+        assert_eq!(noted.dropped_count(), 7 + MAX_QUEUED as u64);
+    }
+
+    #[test]
+    fn one_that_is_not_wanted_keeps_nothing() {
+        let tenant = TenantId::mint(clock().now());
+        let unnoted = VerificationLog::disabled(&clock());
+        let asked = unnoted.start_verification(EventSource::Google);
+        asked.record_outcome(
+            &tenant,
+            || "token".into(),
+            VerificationOutcome::Invalid("PURCHASE_NOT_FOUND"),
+        );
+        assert_eq!(unnoted.dropped_count(), 0);
+    }
+}

@@ -1,0 +1,160 @@
+//! What is in force, as it may be shown: a secret by what it can be recognised by, never by itself.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use reqwest::header::HeaderName;
+use serde::Serialize;
+use url::Url;
+
+use super::definitions::{SETTINGS, SettingDefinition, SettingKind};
+use super::raw::RawSettings;
+use super::secret_file::is_blank;
+use super::settings::{AppSettings, DatabaseSource};
+use crate::crypto::redact;
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveSetting {
+    /// Its variable.
+    pub name: &'static str,
+    /// What is in force. `None`: nothing, or a secret that cannot be read.
+    pub value: Option<String>,
+    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    pub origin: &'static str,
+}
+
+/// Every setting, in the order of the catalogue. `settings` is what they were read to, or what is wrong with them: what
+/// cannot be meant is not repeated, it may be a secret in the wrong place.
+pub fn effective_settings(
+    raw: &RawSettings<'_>,
+    settings: &Result<AppSettings, Vec<String>>,
+) -> Vec<EffectiveSetting> {
+    let is_wrong = |setting: &SettingDefinition| {
+        let said = settings.as_ref().err().into_iter().flatten();
+        let names = [setting.name.to_owned(), format!("--{}", setting.flag)];
+        said.into_iter().any(|problem| {
+            names.iter().any(|name| {
+                let rest = problem.strip_prefix(name.as_str());
+                rest.is_some_and(|rest| rest.starts_with([':', ' ', ',']))
+            })
+        })
+    };
+    let each = SETTINGS.iter().map(|setting| EffectiveSetting {
+        name: setting.name,
+        origin: setting_origin(raw, setting),
+        value: match (setting.kind, settings) {
+            _ if is_wrong(setting) => None,
+            (SettingKind::Secret, Ok(settings)) => secret_summary(setting.name, settings),
+            (SettingKind::Secret, Err(_)) => None,
+            (SettingKind::Plain | SettingKind::Switch, _) => plain_value(raw, setting),
+        },
+    });
+    each.collect()
+}
+
+/// The files with secrets that are named, each with the setting that names it.
+pub fn secret_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
+    let secrets = SETTINGS.iter().filter(|it| it.kind == SettingKind::Secret);
+    let files = secrets.filter_map(|setting| {
+        let name = format!("{}_FILE", setting.name);
+        let path = raw
+            .find_os_value(&name)
+            .filter(|path| !is_blank(&path.to_string_lossy()))?;
+        Some((name, PathBuf::from(path)))
+    });
+    let key = raw.find_text("TLS_KEY_PATH").ok().flatten();
+    let key = key.map(|given| ("TLS_KEY_PATH".to_owned(), PathBuf::from(given.text)));
+    files.chain(key).collect()
+}
+
+/// Those of them that everybody on this machine may read.
+pub fn world_readable_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
+    let mut files = secret_files(raw);
+    files.retain(|(_, path)| {
+        std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o004 != 0)
+    });
+    files
+}
+
+fn setting_origin(raw: &RawSettings<'_>, setting: &SettingDefinition) -> &'static str {
+    let file = format!("{}_FILE", setting.name);
+    let is_given = |name: &str| {
+        let text = raw.find_os_value(name);
+        text.is_some_and(|text| !is_blank(&text.to_string_lossy()))
+    };
+    if raw.find_flag(setting.name).is_some() || raw.find_flag(&file).is_some() {
+        "flag"
+    } else if setting.kind == SettingKind::Secret && is_given(&file) {
+        "file"
+    } else if raw
+        .find_text(setting.name)
+        .is_ok_and(|given| given.is_some())
+        || node_env_alias(raw, setting).is_some()
+    {
+        "environment"
+    } else {
+        "default"
+    }
+}
+
+/// `NODE_ENV`, where it stands for `ATTESTO_ENV`.
+fn node_env_alias(raw: &RawSettings<'_>, setting: &SettingDefinition) -> Option<String> {
+    if setting.name != "ATTESTO_ENV" {
+        return None;
+    }
+    Some(raw.find_text("NODE_ENV").ok()??.text)
+}
+
+fn plain_value(raw: &RawSettings<'_>, setting: &SettingDefinition) -> Option<String> {
+    let given = raw.find_text(setting.name).ok().flatten();
+    let text = given
+        .map(|given| given.text)
+        .or_else(|| node_env_alias(raw, setting));
+    let text = text.unwrap_or_else(|| setting.default.to_owned());
+    let is_pasted = matches!(setting.value_name, "PATH" | "FOLDER" | "FILE")
+        && !redact::is_safe_to_show(text.as_ref());
+    if is_pasted {
+        return Some("…".to_owned());
+    }
+    (!text.is_empty()).then(|| redact_password(&text))
+}
+
+/// Nobody should put one into a store's address; whoever did finds it here no more than elsewhere.
+fn redact_password(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => {
+            // Only an address without a host has no place for one.
+            let _ = url.set_password(Some("…"));
+            url.to_string()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// A secret by its fingerprint. The database's address without its password, of which not even a fingerprint is shown:
+/// people choose passwords, and what is chosen can be guessed and compared.
+fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
+    let keyring = &settings.keyring;
+    match (name, &settings.database) {
+        ("DATABASE_URL", DatabaseSource::Url(connect)) => Some(connect.redacted_url()),
+        ("ATTESTO_ENCRYPTION_KEY", _) => keyring.key_fingerprint(keyring.sealing_key_id()),
+        ("ATTESTO_ENCRYPTION_KEYS_RETIRED", _) => {
+            let retired = keyring
+                .key_ids()
+                .filter(|id| *id != keyring.sealing_key_id());
+            let retired: Vec<_> = retired
+                .filter_map(|id| keyring.key_fingerprint(id))
+                .collect();
+            (!retired.is_empty()).then(|| retired.join(","))
+        }
+        // Their names: what they are worth is nobody's business.
+        ("OTEL_EXPORTER_OTLP_HEADERS", _) => {
+            let headers = &settings.traces.as_ref()?.headers;
+            let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            (!names.is_empty()).then(|| names.join(","))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,340 @@
+//! Hears of changes to tenants, keys and credentials as they are committed, by whichever process.
+//!
+//! What a process remembers of those tables is right only while it would hear of a change. [`Changes::listening`] says
+//! whether it would: a lease of a few seconds that is prolonged by proof, never by the absence of bad news.
+//!
+//! - The first proof goes all the way round: a notification sent over another connection must arrive on the listening
+//!   one. A pooler that shares server connections between transactions accepts `LISTEN` and delivers nothing; behind
+//!   one, this process never trusts its memory, and says so.
+//! - After that, a cheap query on the listening connection every two seconds. A connection that died without a word (a
+//!   firewall that forgot it, a machine that vanished) is noticed within [`LEASE`], and so is a process that was
+//!   stopped and resumed: the lease ran out while it could not hear.
+//!
+//! The cost is one connection and half a query a second.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::Executor as _;
+use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::{Database, Error, error_class};
+use crate::crypto::{ExposeSecret as _, token};
+use crate::id::TenantId;
+
+/// Where the triggers of `migrations/0001_tenants_and_credentials.sql` notify; payload `table:tenant_id`.
+const CHANGES_CHANNEL: &str = "attesto_changes";
+/// How often the connection proves that it is alive.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a proof may take.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after a proof was begun the process may believe that it hears everything.
+pub const LISTEN_LEASE: Duration = Duration::from_secs(5);
+/// The first pause before listening again; it doubles up to the last.
+const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(200);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseChange {
+    /// A row of one tenant.
+    Row {
+        /// The table's name.
+        table: String,
+        /// Whose row.
+        tenant: TenantId,
+    },
+    /// Anything may have changed: listening has just begun, or has just ended.
+    Everything,
+}
+
+impl DatabaseChange {
+    /// Whether a row of `tenant` in `table` may have changed.
+    pub fn affects_table(&self, table: &str) -> bool {
+        match self {
+            Self::Row { table: changed, .. } => changed == table,
+            Self::Everything => true,
+        }
+    }
+
+    /// What cannot be read may mean anything.
+    fn parse_payload(payload: &str) -> Self {
+        let row = payload.split_once(':').and_then(|(table, tenant)| {
+            Some(Self::Row {
+                table: table.to_owned(),
+                tenant: tenant.parse().ok()?,
+            })
+        });
+        row.unwrap_or(Self::Everything)
+    }
+}
+
+/// This process' ear on the database. Clones share it.
+#[derive(Clone)]
+pub struct ChangeListener {
+    state: Arc<ListenerState>,
+}
+
+type ChangeSubscriber = Box<dyn Fn(&DatabaseChange) + Send + Sync>;
+type ChannelHandler = Box<dyn Fn() + Send + Sync>;
+
+struct ListenerState {
+    database: Database,
+    subscribers: RwLock<Vec<ChangeSubscriber>>,
+    /// What is called when something is said on another channel.
+    channel_handlers: RwLock<Vec<(&'static str, ChannelHandler)>>,
+    started_at: Instant,
+    /// Until when everything is heard, in milliseconds since `born`. Zero: not listening.
+    trusted_until: AtomicU64,
+}
+
+/// Why listening ended.
+#[derive(Debug, thiserror::Error)]
+enum ListenError {
+    #[error(transparent)]
+    Database(#[from] Error),
+    #[error("the connection ended")]
+    ConnectionEnded,
+    #[error("the database did not answer within {PROOF_TIMEOUT:?}")]
+    TimedOut,
+    #[error(
+        "a notification sent over another connection did not arrive: is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is"
+    )]
+    NotificationsMissing,
+}
+
+impl ListenError {
+    /// What kind of loss, with nothing of what the database said.
+    fn error_class(&self) -> String {
+        match self {
+            Self::Database(error) => error_class(error),
+            Self::ConnectionEnded => "connection ended".to_owned(),
+            Self::TimedOut => "no answer".to_owned(),
+            Self::NotificationsMissing => "notifications do not arrive".to_owned(),
+        }
+    }
+}
+
+impl ChangeListener {
+    /// An ear that does not listen until [`Changes::run`] runs.
+    pub fn new(database: &Database) -> Self {
+        Self {
+            state: Arc::new(ListenerState {
+                database: database.clone(),
+                subscribers: RwLock::default(),
+                channel_handlers: RwLock::default(),
+                started_at: Instant::now(),
+                trusted_until: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Whether every change committed by now has been told to the subscribers or is about to be. While this is
+    /// `false`, what is remembered of the database must not be believed.
+    pub fn is_listening(&self) -> bool {
+        self.state.elapsed_millis() < self.state.trusted_until.load(Ordering::Acquire)
+    }
+
+    /// Calls `subscriber` at every change from now on. It must be quick and must not subscribe.
+    pub fn subscribe(&self, subscriber: impl Fn(&DatabaseChange) + Send + Sync + 'static) {
+        let mut subscribers = self
+            .state
+            .subscribers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        subscribers.push(Box::new(subscriber));
+    }
+
+    /// Calls `listener` at every notification on `channel`, and whenever some may have been missed. Call this before
+    /// [`Changes::run`]. The listener must be quick. A notification says nothing about [`Changes::listening`].
+    pub fn on_notification(
+        &self,
+        channel: &'static str,
+        listener: impl Fn() + Send + Sync + 'static,
+    ) {
+        let mut channels = self
+            .state
+            .channel_handlers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        channels.push((channel, Box::new(listener)));
+    }
+
+    /// Listens until `stop`, again after every loss.
+    pub async fn run_until_stopped(&self, stop: CancellationToken) {
+        let mut pause = MIN_RECONNECT_DELAY;
+        let mut silent_about_it = false;
+        loop {
+            let outcome = stop.run_until_cancelled(Box::pin(self.listen_once())).await;
+            let was_listening = self.state.trusted_until.swap(0, Ordering::AcqRel) != 0;
+            self.notify_subscribers(&DatabaseChange::Everything);
+            let Some(Err(cause)) = outcome else { return };
+            if was_listening {
+                pause = MIN_RECONNECT_DELAY;
+                silent_about_it = false;
+            }
+            // Once an outage, not once an attempt.
+            if !silent_about_it {
+                let class = cause.error_class();
+                tracing::warn!(%cause, causeClass = class, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
+                silent_about_it = true;
+            }
+            let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+            if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(MAX_RECONNECT_DELAY);
+        }
+    }
+
+    /// Listens on a connection of its own until that is lost. Every wait here is bounded, and may be given up at any
+    /// point: sqlx removes a message from its buffer only when all of it has arrived.
+    async fn listen_once(&self) -> Result<std::convert::Infallible, ListenError> {
+        // A pool of its own: the main one may be busy, and a connection that died silently must not go back to it.
+        let options = self.state.database.direct_options();
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(PROOF_TIMEOUT)
+            .connect_lazy_with((*options).clone().application_name("attesto-changes"));
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.ignore_pool_close_event(true);
+        // A loss is ours to handle: what was remembered must be forgotten before anything else.
+        listener.eager_reconnect(false);
+        let proof = format!("attesto_proof_{}", token::generate_token().expose_secret());
+        let others: Vec<_> = self
+            .read_channel_handlers()
+            .iter()
+            .map(|(name, _)| *name)
+            .collect();
+        let all = others.into_iter().chain([CHANGES_CHANNEL, &proof]);
+        with_timeout(listener.listen_all(all)).await?;
+        // What was read before this moment may be stale; what is read after it will be corrected.
+        self.notify_subscribers(&DatabaseChange::Everything);
+        self.call_channel_handlers(|_| true);
+
+        let mut begun = Instant::now();
+        let notify = sqlx::query("select pg_notify($1, '')").bind(&proof);
+        with_timeout(notify.execute(self.state.database.pool())).await?;
+        match timeout(PROOF_TIMEOUT, self.await_proof(&mut listener, &proof)).await {
+            Ok(arrived) => arrived?,
+            Err(_) => return Err(ListenError::NotificationsMissing),
+        }
+        loop {
+            while let Some(notification) = listener.next_buffered() {
+                self.handle_notification(&notification);
+            }
+            self.state.trust_until(begun + LISTEN_LEASE);
+            let next_beat = begun + HEARTBEAT_INTERVAL;
+            while Instant::now() < next_beat {
+                match timeout_at(next_beat, listener.try_recv()).await {
+                    Ok(Ok(Some(notification))) => self.handle_notification(&notification),
+                    Ok(Ok(None)) => return Err(ListenError::ConnectionEnded),
+                    Ok(Err(error)) => return Err(error.into()),
+                    Err(_) => {}
+                }
+            }
+            begun = Instant::now();
+            with_timeout(listener.execute("select 1")).await?;
+        }
+    }
+
+    /// Waits for a notification on the channel `proof`.
+    async fn await_proof(&self, listener: &mut PgListener, proof: &str) -> Result<(), ListenError> {
+        loop {
+            let notification = listener
+                .try_recv()
+                .await?
+                .ok_or(ListenError::ConnectionEnded)?;
+            if notification.channel() == proof {
+                return Ok(());
+            }
+            self.handle_notification(&notification);
+        }
+    }
+
+    fn handle_notification(&self, notification: &PgNotification) {
+        if notification.channel() == CHANGES_CHANNEL {
+            self.notify_subscribers(&DatabaseChange::parse_payload(notification.payload()));
+        } else {
+            self.call_channel_handlers(|channel| channel == notification.channel());
+        }
+    }
+
+    fn call_channel_handlers(&self, concerned: impl Fn(&str) -> bool) {
+        for (channel, listener) in self.read_channel_handlers().iter() {
+            if concerned(channel) {
+                listener();
+            }
+        }
+    }
+
+    fn read_channel_handlers(
+        &self,
+    ) -> std::sync::RwLockReadGuard<'_, Vec<(&'static str, ChannelHandler)>> {
+        let channels = self.state.channel_handlers.read();
+        channels.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notify_subscribers(&self, change: &DatabaseChange) {
+        let subscribers = self
+            .state
+            .subscribers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        for subscriber in subscribers.iter() {
+            subscriber(change);
+        }
+    }
+}
+
+impl ListenerState {
+    fn elapsed_millis(&self) -> u64 {
+        self.millis_since_start(Instant::now())
+    }
+
+    fn millis_since_start(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.duration_since(self.started_at).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn trust_until(&self, moment: Instant) {
+        self.trusted_until
+            .store(self.millis_since_start(moment), Ordering::Release);
+    }
+}
+
+async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, ListenError> {
+    match timeout(PROOF_TIMEOUT, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(ListenError::TimedOut),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn what_cannot_be_read_may_mean_anything() {
+        let tenant = TenantId::mint(Timestamp::from_millis(0));
+        assert_eq!(
+            DatabaseChange::parse_payload(&format!("api_keys:{tenant}")),
+            DatabaseChange::Row {
+                table: "api_keys".into(),
+                tenant
+            }
+        );
+        for odd in ["", "api_keys", "api_keys:", "api_keys:somebody"] {
+            assert_eq!(
+                DatabaseChange::parse_payload(odd),
+                DatabaseChange::Everything,
+                "{odd}"
+            );
+        }
+    }
+}

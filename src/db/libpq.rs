@@ -1,0 +1,95 @@
+//! The same server, for others: Postgres' own programs, and another database beside this one.
+
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::PgSslMode;
+use url::form_urlencoded;
+
+use super::{ConnectSettings, Database};
+
+impl Database {
+    /// The database's name.
+    pub fn database_name(&self) -> String {
+        let options = self.direct_options();
+        options
+            .get_database()
+            .unwrap_or_else(|| options.get_username())
+            .to_owned()
+    }
+
+    /// Another database on the same server, with a small pool of its own.
+    #[must_use]
+    pub fn sibling_database(&self, name: &str) -> Self {
+        let options = self.direct_options().as_ref().clone();
+        let mut settings = ConnectSettings::with_options(options.database(name));
+        settings.max_connections = 4;
+        Self::open(&settings)
+    }
+
+    /// How Postgres' own programs reach it: variables of their environment, where, unlike in their arguments, only
+    /// their own user and root can read the password.
+    pub fn libpq_environment(&self) -> Vec<(&'static str, String)> {
+        let options = self.direct_options();
+        let host = match options.get_socket() {
+            Some(folder) => folder.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let mode = match options.get_ssl_mode() {
+            PgSslMode::Disable => "disable",
+            PgSslMode::Allow => "allow",
+            PgSslMode::Prefer => "prefer",
+            PgSslMode::Require => "require",
+            PgSslMode::VerifyCa => "verify-ca",
+            PgSslMode::VerifyFull => "verify-full",
+        };
+        let mut variables = vec![
+            ("PGHOST", host),
+            ("PGPORT", options.get_port().to_string()),
+            ("PGUSER", options.get_username().to_owned()),
+            ("PGDATABASE", self.database_name()),
+            ("PGSSLMODE", mode.to_owned()),
+            ("PGAPPNAME", "attesto-backup".to_owned()),
+            ("PGCONNECT_TIMEOUT", "10".to_owned()),
+        ];
+        // The URL alone tells the rest.
+        let url = options.to_url_lossy();
+        let password = url
+            .password()
+            .and_then(|it| form_urlencoded::parse(it.as_bytes()).next());
+        if let Some((password, _)) = password {
+            variables.push(("PGPASSWORD", password.into_owned()));
+        }
+        for (name, value) in url.query_pairs() {
+            let variable = match name.as_ref() {
+                "sslrootcert" => "PGSSLROOTCERT",
+                "sslcert" => "PGSSLCERT",
+                "sslkey" => "PGSSLKEY",
+                _ => continue,
+            };
+            variables.push((variable, value.into_owned()));
+        }
+        variables
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_is_told_as_it_is() {
+        let url = "postgres://ada:p%40ss%2B%3D%26%25%20w@db.example:6000/books?sslmode=verify-full&sslrootcert=/etc/ca.pem";
+        let settings = ConnectSettings::from_url(url).unwrap();
+        let told = Database::open(&settings).libpq_environment();
+        for expected in [
+            ("PGHOST", "db.example"),
+            ("PGPORT", "6000"),
+            ("PGUSER", "ada"),
+            ("PGDATABASE", "books"),
+            ("PGPASSWORD", "p@ss+=&% w"),
+            ("PGSSLMODE", "verify-full"),
+        ] {
+            let expected = (expected.0, expected.1.to_owned());
+            assert!(told.contains(&expected), "{expected:?}");
+        }
+    }
+}

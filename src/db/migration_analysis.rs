@@ -1,0 +1,552 @@
+//! What a migration does to the tables that are there, read from its SQL; and what it promises to releases that do not
+//! know it.
+//!
+//! A migration that comes after the first release says in one line of its file whether a process of the release before
+//! goes on working on the changed tables:
+//!
+//! ```sql
+//! -- previous release: works
+//! -- previous release: works, no release ever wrote anything else
+//! -- previous release: stops, it cannot read the new column's values
+//! ```
+//!
+//! A test holds that line against the SQL, so that nobody promises what a statement takes away. The promise is kept in
+//! the database with the migration (`schema_promises`), where a release that does not know the migration finds it.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+/// The last migration of the first release. Nobody runs a release that lacks one of these.
+pub const FIRST_RELEASE_VERSION: i64 = 13;
+
+/// Whether a process of the release before a migration goes on working.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Compatibility {
+    /// It does.
+    pub previous_works: bool,
+    /// Why, where that is not plain.
+    pub why: Option<String>,
+}
+
+/// What a migration does to one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableImpact {
+    /// Makes it.
+    Creates,
+    /// Has it for itself for a moment.
+    Locks,
+    /// Writes some of its rows.
+    ChangesRows,
+    /// Reads all of it; nobody writes meanwhile.
+    ReadsAll,
+    /// Writes all of it anew; nobody uses it meanwhile.
+    Rewrites,
+    /// Nobody can say without running it.
+    Unknown,
+}
+
+impl TableImpact {
+    /// In words, as the rest of a sentence that begins with the table.
+    pub fn describe_impact(self) -> &'static str {
+        match self {
+            Self::Creates => "is made",
+            Self::Locks => "is changed in a moment, as soon as nobody uses it",
+            Self::ChangesRows => "has rows changed; who changes the same ones waits",
+            Self::ReadsAll => "is read from end to end, and nothing is written to it meanwhile",
+            Self::Rewrites => "is written anew from end to end, and nobody uses it meanwhile",
+            Self::Unknown => "may be changed in any way",
+        }
+    }
+}
+
+/// What is added to a table that is no column begins with one of these.
+const CONSTRAINT_KEYWORDS: [&str; 6] = [
+    "constraint",
+    "primary",
+    "unique",
+    "check",
+    "foreign",
+    "exclude",
+];
+
+/// What begins a declaration.
+const COMPATIBILITY_PREFIX: &str = "-- previous release: ";
+
+/// What a migration promises; `None` when it does not say.
+pub fn parse_compatibility(sql: &str) -> Option<Compatibility> {
+    let said = sql
+        .lines()
+        .find_map(|line| line.strip_prefix(COMPATIBILITY_PREFIX))?;
+    let (word, why) = match said.split_once(',') {
+        Some((word, why)) => (word, Some(why.trim().to_owned())),
+        None => (said, None),
+    };
+    let previous_works = match word.trim() {
+        "works" => true,
+        "stops" => false,
+        _ => return None,
+    };
+    Some(Compatibility {
+        previous_works,
+        why: why.filter(|why| !why.is_empty()),
+    })
+}
+
+/// What a migration is for: the comment that its file begins with.
+pub fn parse_purpose(sql: &str) -> String {
+    let lines = sql.lines().take_while(|line| line.starts_with("--"));
+    let lines = lines.filter(|line| !line.starts_with(COMPATIBILITY_PREFIX));
+    let lines: Vec<_> = lines.map(|line| line[2..].trim()).collect();
+    lines.join(" ").trim().to_owned()
+}
+
+/// What a migration does to which table, worst last. Tables that it makes itself are only made.
+pub fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
+    let mut found = BTreeSet::new();
+    for statement in split_statements(sql) {
+        found.extend(statement_impacts(&statement));
+    }
+    let made: BTreeSet<_> = found
+        .iter()
+        .filter(|(_, touch)| *touch == TableImpact::Creates)
+        .map(|(table, _)| table.clone())
+        .collect();
+    let mut touches: Vec<_> = found
+        .into_iter()
+        .filter(|(table, touch)| *touch == TableImpact::Creates || !made.contains(table))
+        .collect();
+    // Only the worst of each.
+    touches.sort_by(|one, other| (&one.0, other.1).cmp(&(&other.0, one.1)));
+    touches.dedup_by(|one, other| one.0 == other.0);
+    touches.sort_by_key(|(_, touch)| *touch);
+    touches
+}
+
+/// What of a migration a process of the release before would trip over, in words. `false` beside it: unless there is a
+/// reason why not.
+pub fn find_incompatibilities(sql: &str) -> Vec<(String, bool)> {
+    let made: BTreeSet<_> = table_impacts(sql)
+        .into_iter()
+        .filter(|(_, touch)| *touch == TableImpact::Creates)
+        .map(|(table, _)| table)
+        .collect();
+    let mut found = Vec::new();
+    for statement in split_statements(sql) {
+        let words: Vec<&str> = statement.iter().map(String::as_str).collect();
+        if let Some(what) = destructive_operation(&words) {
+            found.push((what.to_owned(), true));
+        }
+        match words.as_slice() {
+            ["create", "unique", "index", ..]
+                if table_after_on(&words).is_none_or(|it| !made.contains(it)) =>
+            {
+                found.push(("a new rule that its rows may break".to_owned(), false));
+            }
+            ["alter", "table", rest @ ..] => {
+                let (table, actions) = split_actions(rest);
+                if made.contains(table) {
+                    continue;
+                }
+                found.extend(
+                    actions
+                        .iter()
+                        .filter_map(|action| action_incompatibility(action)),
+                );
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// What one action of `alter table` puts in the way of rows that an older release writes.
+fn action_incompatibility(action: &[&str]) -> Option<(String, bool)> {
+    let has = |word| action.contains(&word);
+    let says = |words: [&str; 2]| action.windows(2).any(|pair| pair == words);
+    let (what, certain) = match action {
+        ["add", word, ..] if CONSTRAINT_KEYWORDS.contains(word) => {
+            ("a new rule that its rows may break", false)
+        }
+        ["add", ..] if says(["not", "null"]) && !has("default") && !has("generated") => (
+            "a column that must be filled, and it does not know it",
+            true,
+        ),
+        ["alter", ..] if has("set") && says(["not", "null"]) => {
+            ("a column that it may leave empty must be filled", true)
+        }
+        ["alter", ..] if says(["drop", "default"]) => (
+            "a column that it may leave out has no default any more",
+            true,
+        ),
+        _ => return None,
+    };
+    Some((what.to_owned(), certain))
+}
+
+/// What a migration takes away for good.
+pub fn list_destructive_operations(sql: &str) -> Vec<&'static str> {
+    let statements = split_statements(sql).into_iter();
+    let taken = statements.filter_map(|statement| {
+        let words: Vec<&str> = statement.iter().map(String::as_str).collect();
+        destructive_operation(&words)
+    });
+    taken.collect()
+}
+
+/// What a statement takes away for good, if anything. What is only a rule may go; what holds data or is called by name may
+/// not.
+fn destructive_operation(words: &[&str]) -> Option<&'static str> {
+    match words {
+        ["truncate", ..] => return Some("truncate"),
+        ["drop", "index" | "trigger" | "policy", ..] => return None,
+        ["drop", ..] => return Some("drop"),
+        _ => {}
+    }
+    if words.windows(2).any(|pair| pair == ["delete", "from"]) {
+        return Some("delete from");
+    }
+    let ["alter", kind, rest @ ..] = words else {
+        return None;
+    };
+    if rest.contains(&"rename") {
+        return Some("rename");
+    }
+    if *kind != "table" {
+        return None;
+    }
+    split_actions(rest)
+        .1
+        .iter()
+        .find_map(|action| match action.as_slice() {
+            [
+                "drop",
+                "constraint" | "not" | "default" | "expression" | "identity",
+                ..,
+            ] => None,
+            ["drop", ..] => Some("drop column"),
+            ["alter", "column", _, "type", ..] | ["alter", _, "type", ..] => Some("alter type"),
+            ["alter", "column", _, "set", "data", ..] | ["alter", _, "set", "data", ..] => {
+                Some("alter type")
+            }
+            _ => None,
+        })
+}
+
+fn statement_impacts(statement: &[String]) -> Vec<(String, TableImpact)> {
+    let words: Vec<&str> = statement.iter().map(String::as_str).collect();
+    let referenced = words
+        .windows(2)
+        .filter(|pair| pair[0] == "references")
+        .map(|pair| (pair[1].to_owned(), TableImpact::Locks));
+    let mut found: Vec<_> = referenced.collect();
+    let mut add = |table: &str, touch| found.push((table.to_owned(), touch));
+    match words.as_slice() {
+        ["create", "table", "if", "not", "exists", table, ..] | ["create", "table", table, ..] => {
+            add(table, TableImpact::Creates);
+        }
+        ["create", "index", ..] | ["create", "unique", "index", ..] => {
+            add(
+                table_after_on(&words).unwrap_or("a table"),
+                TableImpact::ReadsAll,
+            );
+        }
+        ["create", ..] if words.contains(&"trigger") && words[1] != "function" => {
+            add(
+                table_after_on(&words).unwrap_or("a table"),
+                TableImpact::Locks,
+            );
+        }
+        ["drop", "trigger", ..] => add(
+            table_after_on(&words).unwrap_or("a table"),
+            TableImpact::Locks,
+        ),
+        ["alter", "table", rest @ ..] => {
+            let (table, actions) = split_actions(rest);
+            for action in actions {
+                add(table, action_impact(&action));
+            }
+        }
+        ["update", "only", table, ..] | ["update", table, ..] => {
+            add(table, TableImpact::ChangesRows)
+        }
+        ["delete", "from", table, ..] | ["insert", "into", table, ..] => {
+            add(table, TableImpact::ChangesRows);
+        }
+        [
+            "with" | "do" | "call" | "select" | "truncate" | "drop" | "lock",
+            ..,
+        ] => {
+            add("anything", TableImpact::Unknown);
+        }
+        _ => {}
+    }
+    found
+}
+
+/// What one action of `alter table` does to the table.
+fn action_impact(action: &[&str]) -> TableImpact {
+    const VOLATILE: [&str; 7] = [
+        "bigserial",
+        "random",
+        "gen_random_uuid",
+        "clock_timestamp",
+        "nextval",
+        "identity",
+        "stored",
+    ];
+    let has = |word: &str| action.contains(&word);
+    match action {
+        ["add", "constraint", ..] if has("valid") => TableImpact::Locks,
+        ["add", word, ..] if CONSTRAINT_KEYWORDS.contains(word) => TableImpact::ReadsAll,
+        ["add", ..] if VOLATILE.iter().any(|word| has(word)) => TableImpact::Rewrites,
+        ["add", ..] if has("check") || has("unique") => TableImpact::ReadsAll,
+        ["alter", ..] if has("type") => TableImpact::Rewrites,
+        ["alter", ..] if has("set") && has("not") => TableImpact::ReadsAll,
+        _ if action.first() == Some(&"validate") => TableImpact::ReadsAll,
+        _ => TableImpact::Locks,
+    }
+}
+
+/// The table of `alter table`, and what is done to it, an action each.
+fn split_actions<'a>(rest: &'a [&'a str]) -> (&'a str, Vec<Vec<&'a str>>) {
+    let skipped = rest
+        .iter()
+        .take_while(|word| ["if", "exists", "only"].contains(word))
+        .count();
+    let [table, rest @ ..] = &rest[skipped..] else {
+        return ("a table", Vec::new());
+    };
+    let (mut actions, mut depth) = (vec![Vec::new()], 0_u32);
+    for word in rest {
+        match *word {
+            "(" => depth += 1,
+            ")" => depth = depth.saturating_sub(1),
+            "," if depth == 0 => actions.push(Vec::new()),
+            word => actions.last_mut().expect("one at least").push(word),
+        }
+    }
+    (table, actions)
+}
+
+/// The table that comes after `on`.
+fn table_after_on<'a>(words: &[&'a str]) -> Option<&'a str> {
+    let position = words.iter().position(|word| *word == "on")?;
+    words.get(position + 1).copied()
+}
+
+/// The statements, each as its words in lower case, without comments, texts and bodies of functions.
+fn split_statements(sql: &str) -> Vec<Vec<String>> {
+    let (mut statements, mut words) = (Vec::new(), Vec::new());
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let length = if rest.starts_with("--") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            rest.find("*/").map_or(rest.len(), |end| end + 2)
+        } else if first == '\'' {
+            rest[1..].find('\'').map_or(rest.len(), |end| end + 2)
+        } else if first == '$' {
+            // $$ … $$, or $tag$ … $tag$.
+            let tag = rest[1..].find('$').map_or(rest, |end| &rest[..end + 2]);
+            let body = &rest[tag.len()..];
+            body.find(tag).map_or(rest.len(), |end| end + 2 * tag.len())
+        } else if first.is_alphanumeric() || first == '_' {
+            let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
+            let length = rest.find(|letter| !is_part(letter)).unwrap_or(rest.len());
+            words.push(rest[..length].to_lowercase());
+            length
+        } else {
+            match first {
+                '(' | ')' | ',' => words.push(first.to_string()),
+                ';' => statements.push(std::mem::take(&mut words)),
+                _ => {}
+            }
+            first.len_utf8()
+        };
+        rest = &rest[length..];
+    }
+    statements.push(words);
+    statements.retain(|words| !words.is_empty());
+    statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_is_read() {
+        let works = |why: Option<&str>| Compatibility {
+            previous_works: true,
+            why: why.map(str::to_owned),
+        };
+        for (sql, expected) in [
+            (
+                "-- What it is for.\n-- previous release: works\ncreate table a ();",
+                Some(works(None)),
+            ),
+            (
+                "-- previous release: works, as before",
+                Some(works(Some("as before"))),
+            ),
+            ("-- previous release: perhaps", None),
+            ("create table a ();", None),
+        ] {
+            assert_eq!(parse_compatibility(sql), expected, "{sql}");
+        }
+        let stops = parse_compatibility("-- previous release: stops, it reads b").unwrap();
+        assert!(!stops.previous_works);
+        let sql =
+            "-- What it is\n-- for.\n-- previous release: works\n\n-- Another.\ncreate table a ();";
+        assert_eq!(parse_purpose(sql), "What it is for.");
+    }
+
+    #[test]
+    fn what_a_migration_does_to_a_table_is_read() {
+        use TableImpact::{ChangesRows, Creates, Locks, ReadsAll, Rewrites, Unknown};
+        for (sql, expected) in [
+            (
+                "create table a (b text); create index on a (b);",
+                vec![("a", Creates)],
+            ),
+            (
+                "create table a (b text references c (d));",
+                vec![("a", Creates), ("c", Locks)],
+            ),
+            (
+                "alter table a add column b text, add c int default 1;",
+                vec![("a", Locks)],
+            ),
+            (
+                "alter table only a add b text check (b > ',');",
+                vec![("a", ReadsAll)],
+            ),
+            (
+                "alter table a add column b bigint generated always as (f(c)) stored;",
+                vec![("a", Rewrites)],
+            ),
+            (
+                "alter table a alter column b type text;",
+                vec![("a", Rewrites)],
+            ),
+            (
+                "alter table a add constraint x check (true) not valid;",
+                vec![("a", Locks)],
+            ),
+            (
+                "alter table a validate constraint x;",
+                vec![("a", ReadsAll)],
+            ),
+            (
+                "create unique index concurrently x on a (b);",
+                vec![("a", ReadsAll)],
+            ),
+            (
+                "update a set b = 1; alter table c add d int;",
+                vec![("c", Locks), ("a", ChangesRows)],
+            ),
+            (
+                "create trigger x after insert on a execute function f();",
+                vec![("a", Locks)],
+            ),
+            (
+                "create function f() returns trigger as $$ begin update a set b = 1; end $$;",
+                vec![],
+            ),
+            (
+                "do $$ begin execute 'drop table a'; end $$;",
+                vec![("anything", Unknown)],
+            ),
+            (
+                "-- update a\ninsert into a values ('; update b');",
+                vec![("a", ChangesRows)],
+            ),
+        ] {
+            let found = table_impacts(sql);
+            let found: Vec<_> = found
+                .iter()
+                .map(|(table, it)| (table.as_str(), *it))
+                .collect();
+            assert_eq!(found, expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_takes_something_away_is_recognised() {
+        for statement in [
+            "drop table tenants",
+            "DROP  TABLE\n IF EXISTS tenants",
+            "alter table tenants drop column name",
+            "alter table tenants drop name",
+            "alter table tenants alter column name type varchar(10)",
+            "alter table tenants alter name set data type varchar(10)",
+            "alter table tenants rename to customers",
+            "alter table tenants rename column name to title",
+            "delete from tenants",
+            "with gone as (delete from tenants returning id) select 1",
+            "truncate tenants",
+            "drop schema public cascade",
+            "drop function notify_change",
+        ] {
+            assert_eq!(
+                list_destructive_operations(statement).len(),
+                1,
+                "{statement}"
+            );
+        }
+        for statement in [
+            "create table drops (id text, type text)",
+            "create trigger t after insert or delete or update on tenants",
+            "alter table tenants add column type text",
+            "alter table tenants alter column name drop not null",
+            "alter table tenants drop constraint tenants_name_check",
+            "create type mood as enum ('good')",
+        ] {
+            assert!(
+                list_destructive_operations(statement).is_empty(),
+                "{statement}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_an_older_release_would_trip_over_is_found() {
+        for sql in [
+            "alter table a add column b text not null;",
+            "alter table a alter b set not null;",
+            "alter table a add b text not null default ''; alter table a alter b drop default;",
+            "alter table a drop column b;",
+            "drop table a;",
+            "alter table a rename to b;",
+            "alter table a add b text, alter column c set data type int;",
+        ] {
+            assert!(
+                find_incompatibilities(sql)
+                    .iter()
+                    .any(|(_, certain)| *certain),
+                "{sql}"
+            );
+        }
+        for sql in [
+            "create unique index on a (b);",
+            "alter table a add constraint c check (d > 0);",
+        ] {
+            let found = find_incompatibilities(sql);
+            assert!(
+                !found.is_empty() && found.iter().all(|(_, certain)| !certain),
+                "{sql}"
+            );
+        }
+        for sql in [
+            "create table a (b text not null); create unique index on a (b); alter table a add c int not null;",
+            "alter table a add b text not null default '';",
+            "alter table a add b bigint not null generated always as (1) stored;",
+            "alter table a drop constraint c, alter d drop not null; drop index e;",
+        ] {
+            assert_eq!(find_incompatibilities(sql), [], "{sql}");
+        }
+    }
+}

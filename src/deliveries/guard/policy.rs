@@ -1,0 +1,247 @@
+//! The guard itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::resolver::{LookupError, Resolver};
+use super::target::{CallbackHost, CallbackTarget};
+use super::{AddressClass, AllowList};
+
+/// A name with more addresses is dialled at the first of them; all are judged.
+const MAX_DIALLED_ADDRESSES: usize = 16;
+
+/// Judges where callbacks may be. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct EgressPolicy {
+    allow_private: bool,
+    denied_addresses: Arc<[SocketAddr]>,
+}
+
+/// Addresses that may be dialled now, and no others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedAddresses {
+    /// At least one, in the order in which they are tried.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether an operator opened them: what such a place answers is not kept, so that a tenant cannot read an inner
+    /// network through its deliveries.
+    pub is_allow_listed: bool,
+}
+
+/// An address that must not be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{address} is {what}")]
+pub struct AddressRejection {
+    /// The address.
+    pub address: IpAddr,
+    /// What it is.
+    pub what: &'static str,
+}
+
+/// Why there is no address to dial.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EgressError {
+    /// It must not be called.
+    #[error(transparent)]
+    Rejected(#[from] AddressRejection),
+    /// The name does not resolve.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+}
+
+impl EgressPolicy {
+    /// Refuses everything that is not public, unless `allow_private`, as for development: then http, this machine and
+    /// the network around it are allowed too, and metadata services still are not.
+    pub fn new(allow_private: bool) -> Self {
+        Self {
+            allow_private,
+            denied_addresses: Arc::default(),
+        }
+    }
+
+    /// Refuses these too, whatever was opened: our own listeners, the database. An unspecified address means those by
+    /// which only this machine reaches itself; its others are judged like anybody's.
+    #[must_use]
+    pub fn with_denied_addresses(
+        mut self,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+    ) -> Self {
+        let known = self.denied_addresses.iter().copied();
+        self.denied_addresses = known.chain(addresses).collect();
+        self
+    }
+
+    /// Whether this is a developer's guard.
+    pub fn is_private_allowed(&self) -> bool {
+        self.allow_private
+    }
+
+    /// Judges every address. Pure. One that must not be called refuses all.
+    pub fn check_addresses(
+        &self,
+        addresses: &[IpAddr],
+        port: u16,
+        allowed: &AllowList,
+    ) -> Result<AllowedAddresses, EgressError> {
+        let mut opened = false;
+        let mut vetted = Vec::with_capacity(addresses.len().min(MAX_DIALLED_ADDRESSES));
+        for &address in addresses {
+            let socket = SocketAddr::new(address, port);
+            opened |= self.check_address(socket, allowed)? == AddressAccess::AllowListed;
+            if vetted.len() < MAX_DIALLED_ADDRESSES {
+                vetted.push(socket);
+            }
+        }
+        if vetted.is_empty() {
+            return Err(LookupError::NoAddress.into());
+        }
+        Ok(AllowedAddresses {
+            addresses: vetted,
+            is_allow_listed: opened,
+        })
+    }
+
+    /// Resolves and judges, within `patience`.
+    pub async fn resolve_and_check(
+        &self,
+        target: &CallbackTarget,
+        allowed: &AllowList,
+        resolver: &Resolver,
+        patience: Duration,
+    ) -> Result<AllowedAddresses, EgressError> {
+        match &target.host {
+            CallbackHost::Address(address) => {
+                self.check_addresses(&[*address], target.port, allowed)
+            }
+            CallbackHost::Name(name) => {
+                // The dot keeps a resolver from trying the names of its own network first. Where those are meant, the
+                // name is asked for as it is written.
+                let is_inner = self.allow_private || !allowed.is_empty();
+                let name = if is_inner || name.ends_with('.') {
+                    name.clone()
+                } else {
+                    format!("{name}.")
+                };
+                let addresses = resolver.resolve_name(name, patience).await?;
+                self.check_addresses(&addresses, target.port, allowed)
+            }
+        }
+    }
+
+    fn check_address(
+        &self,
+        socket: SocketAddr,
+        allowed: &AllowList,
+    ) -> Result<AddressAccess, AddressRejection> {
+        let address = socket.ip();
+        let refused = |what| Err(AddressRejection { address, what });
+        let kind = AddressClass::from_ip(address);
+        let own = |never: &SocketAddr| {
+            let everywhere = never.ip().is_unspecified() && is_loopback(address);
+            never.port() == socket.port()
+                && (never.ip().to_canonical() == address.to_canonical() || everywhere)
+        };
+        if self.denied_addresses.iter().any(own) {
+            return refused("an address of Attesto's own");
+        }
+        match kind {
+            AddressClass::Public => Ok(AddressAccess::Unrestricted),
+            AddressClass::Private(_) if self.allow_private => Ok(AddressAccess::Unrestricted),
+            AddressClass::Private(_) if allowed.is_allowed(socket) => {
+                Ok(AddressAccess::AllowListed)
+            }
+            AddressClass::Private(what) | AddressClass::Forbidden(what) => refused(what),
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum AddressAccess {
+    Unrestricted,
+    AllowListed,
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vet(guard: &EgressPolicy, addresses: &[&str], port: u16, allowed: &AllowList) -> bool {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        guard.check_addresses(&addresses, port, allowed).is_ok()
+    }
+
+    #[test]
+    fn one_bad_address_refuses_all() {
+        let (guard, none) = (EgressPolicy::new(false), AllowList::default());
+        assert!(vet(&guard, &["1.1.1.1", "2606:4700::1"], 443, &none));
+        assert!(!vet(&guard, &["1.1.1.1", "10.0.0.1"], 443, &none));
+        assert!(!vet(&guard, &["fd00::1", "1.1.1.1"], 443, &none));
+        assert!(!vet(&guard, &[], 443, &none));
+        let mut many = vec!["1.1.1.1"; 1000];
+        assert!(vet(&guard, &many, 443, &none));
+        many.push("127.0.0.1");
+        assert!(!vet(&guard, &many, 443, &none), "also behind the sixteenth");
+    }
+
+    #[test]
+    fn what_was_opened_is_open_at_its_port_and_metadata_never_is() {
+        let guard = EgressPolicy::new(false);
+        let allowed = AllowList::new(vec![
+            "10.1.0.0/16:443".parse().unwrap(),
+            "[fc00::/16]:443".parse().unwrap(),
+            "100.64.0.0/10:80".parse().unwrap(),
+        ]);
+        let none = AllowList::default();
+        assert!(vet(&guard, &["10.1.2.3"], 443, &allowed));
+        assert!(vet(&guard, &["::ffff:10.1.2.3"], 443, &allowed));
+        for (address, port) in [("10.1.2.3", 80), ("10.2.0.1", 443), ("127.0.0.1", 443)] {
+            assert!(!vet(&guard, &[address], port, &allowed), "{address}:{port}");
+        }
+        assert!(!vet(&guard, &["10.1.2.3"], 443, &none), "of another tenant");
+        for (address, port) in [
+            ("169.254.169.254", 443),
+            ("100.100.100.200", 80),
+            ("::ffff:100.100.100.200", 80),
+            ("fd00:ec2::254", 443),
+        ] {
+            assert!(!vet(&guard, &[address], port, &allowed), "{address}");
+            assert!(!vet(&EgressPolicy::new(true), &[address], port, &allowed));
+        }
+        let vetted = guard.check_addresses(&["10.1.2.3".parse().unwrap()], 443, &allowed);
+        assert!(vetted.unwrap().is_allow_listed);
+    }
+
+    #[test]
+    fn a_developer_reaches_his_own_network_but_not_attesto() {
+        let none = AllowList::default();
+        let guard = EgressPolicy::new(true).with_denied_addresses([
+            "0.0.0.0:8080".parse().unwrap(),
+            "10.0.0.5:5432".parse().unwrap(),
+        ]);
+        for address in [
+            "127.0.0.1",
+            "::1",
+            "10.0.0.5",
+            "192.168.1.1",
+            "fd00::1",
+            "1.1.1.1",
+        ] {
+            assert!(vet(&guard, &[address], 9000, &none), "{address}");
+        }
+        for address in ["0.0.0.0", "::", "224.0.0.1", "169.254.169.254", "fe80::1"] {
+            assert!(!vet(&guard, &[address], 9000, &none), "{address}");
+        }
+        for (address, port) in [
+            ("127.0.0.1", 8080),
+            ("::1", 8080),
+            ("10.0.0.5", 5432),
+            ("::ffff:10.0.0.5", 5432),
+        ] {
+            assert!(!vet(&guard, &[address], port, &none), "{address}:{port}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! A process that was told to hold deliveries sends nothing before it has said so in the database.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::store::{count_waiting_deliveries, hold_deliveries};
+use crate::db::{Database, Error, error_class};
+
+/// The first pause before it is tried again; it doubles up to the last.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Holds deliveries, and tries until it is done or `stop` is cancelled: the database may be away, and its tables may be
+/// older than the hold.
+pub async fn hold_with_retry(database: &Database, host: &str, stop: &CancellationToken) {
+    let mut pause = INITIAL_BACKOFF;
+    while !stop.is_cancelled() {
+        match try_hold(database, host).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(%error, class = error_class(&error), "deliveries are not held yet");
+                stop.run_until_cancelled(sleep(pause)).await;
+                pause = (pause * 2).min(MAX_BACKOFF);
+            }
+        }
+    }
+}
+
+async fn try_hold(database: &Database, host: &str) -> Result<(), Error> {
+    let new = hold_deliveries(database, host).await?;
+    // The hold stands, whatever counting takes.
+    let waiting = count_waiting_deliveries(database, Duration::ZERO)
+        .await
+        .unwrap_or_default();
+    tracing::warn!(
+        new,
+        due = waiting.due,
+        later = waiting.later,
+        "deliveries_held"
+    );
+    Ok(())
+}

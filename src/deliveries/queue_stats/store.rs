@@ -1,0 +1,118 @@
+//! Taking stock: cheap however long the history is, and bounded however long the queue is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::db::{Database, Error};
+
+/// More than this are not counted: what waits is said to be this many.
+pub const MAX_COUNTED: i64 = 100_000;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Deliveries whose time has come, at most [`MOST_COUNTED`] together with those whose has not.
+    pub due: i64,
+    /// Deliveries that are tried again later.
+    pub scheduled: i64,
+    /// Deliveries under way.
+    pub leased: i64,
+    /// Deliveries that wait for a person.
+    pub parked: i64,
+    /// How long the one has been due that may be sent and waits longest. Those whose callback is closed, or whose tenant
+    /// or callback is switched off, do not count. Zero: there is none.
+    pub oldest_due: Duration,
+    /// Callbacks by state: `active`, `throttled`, `open`, `paused`, and `disabled` by an operator.
+    pub callbacks: BTreeMap<String, i64>,
+}
+
+/// Every state that a callback is counted under.
+pub const CALLBACK_STATES: [&str; 5] = ["active", "throttled", "open", "paused", "disabled"];
+
+impl QueueStats {
+    /// Looks.
+    pub async fn load(database: &Database, clock: &Clock) -> Result<Self, Error> {
+        let lead = clock.lead().as_secs_f64();
+        let mut snapshot = database.pool().begin().await?;
+        let waiting = sqlx::query!(
+            r#"
+            select
+                count(*) filter (where next_attempt_at <= statement_timestamp() + make_interval(secs => $1)) as "due!",
+                count(*) as "all!"
+            from (
+                select next_attempt_at
+                from webhook_deliveries
+                where status = 'pending' and lease_until is null and parked_at is null
+                limit $2
+            ) waiting
+            "#,
+            lead,
+            MAX_COUNTED
+        )
+        .fetch_one(&mut *snapshot)
+        .await?;
+        // The same as in the claim: what it passes over does not wait for us.
+        let oldest = sqlx::query_scalar!(
+            r#"
+            select extract(epoch from
+                statement_timestamp() + make_interval(secs => $1) - min(oldest.next_attempt_at))::float8
+            from webhook_callbacks_waiting waiting
+            join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
+            join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
+            left join webhook_health health
+                on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
+            cross join lateral (
+                select delivery.next_attempt_at
+                from webhook_deliveries delivery
+                where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                    and delivery.tenant_id = waiting.tenant_id and delivery.callback_key = waiting.callback_key
+                order by delivery.next_attempt_at
+                limit 1
+            ) oldest
+            where health.closed_until is null
+                or health.closed_until <= statement_timestamp() + make_interval(secs => $1)
+            "#,
+            lead
+        )
+        .fetch_one(&mut *snapshot)
+        .await?;
+        let apart = sqlx::query!(
+            r#"
+            select
+                (select count(*) from webhook_deliveries where lease_until is not null) as "leased!",
+                (select count(*) from webhook_deliveries where parked_at is not null) as "parked!"
+            "#
+        )
+        .fetch_one(&mut *snapshot)
+        .await?;
+        let callbacks = sqlx::query!(
+            r#"
+            select case
+                    when not (config.is_active and tenant.is_active) then 'disabled'
+                    else coalesce(health.state, 'active')
+                end as "state!",
+                count(*) as "count!"
+            from webhook_configs config
+            join tenants tenant on tenant.id = config.tenant_id
+            left join webhook_health health
+                on health.tenant_id = config.tenant_id
+                and health.callback_key = hashtextextended(config.callback_url, 0)
+            group by 1
+            "#
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
+        Ok(Self {
+            due: waiting.due,
+            scheduled: waiting.all - waiting.due,
+            leased: apart.leased,
+            parked: apart.parked,
+            oldest_due: Duration::from_secs_f64(oldest.unwrap_or(0.0).max(0.0)),
+            callbacks: callbacks
+                .into_iter()
+                .map(|row| (row.state, row.count))
+                .collect(),
+        })
+    }
+}

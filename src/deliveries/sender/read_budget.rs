@@ -1,0 +1,88 @@
+//! An answer that goes on and on ends.
+//!
+//! The parser of HTTP bounds one head, not how many of them there are: a receiver may send `103 Early Hints` for ever.
+//! A connection is therefore read through a meter, which counts everything since the request began.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What may still be read for the answer at hand. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReadBudget(Arc<AtomicUsize>);
+
+impl ReadBudget {
+    /// Begins another answer.
+    pub(super) fn reset_to(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the answer was larger.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    fn consume_bytes(&self, bytes: usize) {
+        // One reader, and it is never renewed while that reads.
+        let left = self.0.load(Ordering::Relaxed);
+        self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
+    }
+}
+
+/// A connection that is read no further than its allowance, give or take what one read brings.
+#[derive(Debug)]
+pub(super) struct BudgetedStream<S> {
+    pub(super) inner: S,
+    pub(super) read_budget: ReadBudget,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for BudgetedStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read_budget.is_exhausted() {
+            return Poll::Ready(Err(io::Error::other("the answer is too large")));
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        self.read_budget
+            .consume_bytes(buffer.filled().len() - before);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for BudgetedStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

@@ -1,7 +1,0 @@
-//! What waits to be delivered, and how the callbacks are: for metrics and for diagnosis.
-//!
-//! - [`store`]: the queries
-
-pub mod store;
-
-pub use store::{CALLBACK_STATES, MOST_COUNTED, Stock};

@@ -1,0 +1,44 @@
+//! Counts what the stores send.
+
+use super::event_type::EventSource;
+use super::recorder::AcceptedNotification;
+use crate::metrics::{Counter, MetricVec, MetricsRegistry};
+
+/// Counts notifications by what became of them. Clones share it.
+#[derive(Clone, Debug)]
+pub struct NotificationMetrics(MetricVec<2, Counter>);
+
+impl NotificationMetrics {
+    /// Counts into `registry`.
+    pub fn new(registry: &MetricsRegistry) -> Self {
+        let counters = registry.register_counter_vec(
+            "attesto_notifications_total",
+            "Notifications received from the stores: stored, repeated (stored before), refused, or failed (the store sends \
+             it again).",
+            ["store", "outcome"],
+        );
+        for source in [EventSource::Apple, EventSource::Google] {
+            for outcome in ["stored", "repeated", "refused", "failed"] {
+                counters.with_label_values([source.as_str(), outcome]);
+            }
+        }
+        Self(counters)
+    }
+
+    /// One notification of `source`: its receipt, or the HTTP status that it was answered with.
+    pub fn count_notification(
+        &self,
+        source: EventSource,
+        outcome: Result<&AcceptedNotification, u16>,
+    ) {
+        let outcome = match outcome {
+            Ok(receipt) if receipt.is_new => "stored",
+            Ok(_) => "repeated",
+            Err(500..) => "failed",
+            Err(_) => "refused",
+        };
+        self.0
+            .with_label_values([source.as_str(), outcome])
+            .increment();
+    }
+}

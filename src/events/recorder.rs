@@ -1,0 +1,88 @@
+//! The one way to write an event.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::event::NewEvent;
+use super::store::{self, RecordError, StoredEvent};
+use crate::clock::Clock;
+use crate::db::Database;
+use crate::id::{DeliveryId, EventId};
+
+/// Writes events, and with each what has to be delivered of it. Clones share everything.
+#[derive(Clone)]
+pub struct EventRecorder {
+    database: Database,
+    clock: Clock,
+    on_delivery_enqueued: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl EventRecorder {
+    /// `work_arrived` is called after each delivery that was committed; it must return at once.
+    pub fn new(
+        database: &Database,
+        clock: &Clock,
+        work_arrived: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            database: database.clone(),
+            clock: clock.clone(),
+            on_delivery_enqueued: Arc::new(work_arrived),
+        }
+    }
+
+    /// Writes the event, and a delivery of it when its tenant has a callback. When this returns, both are committed. An
+    /// event whose notification is there already is not written again, and none of a tenant that is not active by now.
+    pub async fn record_event(&self, event: &NewEvent) -> Result<StoredEvent, RecordError> {
+        let now = self.clock.now();
+        let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));
+        let body = event.to_json_body(&event_id, now);
+        let stored =
+            store::insert_event(&self.database, event, &event_id, &delivery_id, &body).await?;
+        if stored.enqueued {
+            (self.on_delivery_enqueued)();
+        }
+        Ok(stored)
+    }
+}
+
+/// What a store is answered when its notification is stored.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AcceptedNotification {
+    /// The event's id; a repeat of the notification is answered with the same.
+    #[schema(value_type = String, examples("evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    pub event_id: EventId,
+    /// The store's id of the notification: Apple's `notificationUUID`, Pub/Sub's `messageId`.
+    #[schema(examples("136969346945"))]
+    pub external_id: String,
+    /// Whether it came for the first time.
+    pub is_new: bool,
+    /// Whether this request has put it on its way to the tenant's callback. False for a repeat, and for a tenant without a
+    /// callback.
+    pub enqueued_delivery: bool,
+}
+
+impl AcceptedNotification {
+    /// For the API description: of the notification that the store calls `external_id`.
+    pub fn example_json(external_id: &str, is_new: bool) -> serde_json::Value {
+        serde_json::json!({
+            "eventId": "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+            "externalId": external_id,
+            "isNew": is_new,
+            "enqueuedDelivery": is_new,
+        })
+    }
+
+    /// For the notification that the store calls `external_id`.
+    pub fn new(stored: StoredEvent, external_id: String) -> Self {
+        Self {
+            event_id: stored.event_id,
+            external_id,
+            is_new: stored.is_new,
+            enqueued_delivery: stored.enqueued,
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Takes stock every few seconds, for metrics: what is in the database and cannot be counted as it happens. A scrape
+//! shows what was found last and asks nothing.
+//!
+//! What takes long to count is counted by a job, in one process; every process shows what its last run said.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::credentials::age;
+use crate::crypto::keyring::Keyring;
+use crate::db::{Database, Error, error_class};
+use crate::deliveries::hold;
+use crate::deliveries::probe::PROBE_RESULTS;
+use crate::deliveries::queue_stats::{CALLBACK_STATES, QueueStats};
+use crate::jobs::{self, JobHealth};
+use crate::metrics::registry::{ObservableKind, u64_to_f64};
+use crate::metrics::{Gauge, MetricVec, MetricsRegistry, process};
+use crate::replicas::CertificateExpiries;
+use crate::watch::{drift, expiry};
+
+/// How often.
+pub const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
+/// How long it may take.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The numbers that are looked for.
+pub struct DatabaseGauges {
+    refresh_lock: tokio::sync::Mutex<()>,
+    database: Database,
+    clock: Clock,
+    database_up: Gauge,
+    queue_depth: MetricVec<1, Gauge>,
+    oldest_due: Gauge,
+    endpoints_by_state: MetricVec<1, Gauge>,
+    clock_skew: Gauge,
+    oldest_transaction: Gauge,
+    dead_rows: MetricVec<1, Gauge>,
+    credential_ages: MetricVec<1, Gauge>,
+    last_audit_seq: Gauge,
+    deliveries_held: Gauge,
+    job_gauges: JobGauges,
+}
+
+/// What the jobs' last runs told.
+struct JobGauges {
+    keyring: Arc<Keyring>,
+    last_success: MetricVec<1, Gauge>,
+    job_failing: MetricVec<1, Gauge>,
+    sealed_values: MetricVec<1, Gauge>,
+    reseal_remaining: Gauge,
+    credentials_due: MetricVec<1, Gauge>,
+    drift_findings: MetricVec<1, Gauge>,
+    callbacks_probed: MetricVec<1, Gauge>,
+    table_rows: MetricVec<1, Gauge>,
+    table_bytes: MetricVec<1, Gauge>,
+}
+
+impl DatabaseGauges {
+    /// Adds them to `registry`, and what is known without asking: this release, the process, the pool.
+    pub fn new(
+        database: &Database,
+        keyring: &Arc<Keyring>,
+        clock: &Clock,
+        certificates: &CertificateExpiries,
+        registry: &MetricsRegistry,
+    ) -> Self {
+        registry
+            .register_gauge_vec(
+                "attesto_build_info",
+                "Always 1; which release this is.",
+                ["version"],
+            )
+            .with_label_values([crate::VERSION])
+            .set(1.0);
+        process::register_process_metrics(registry, clock);
+        let pool = database.clone();
+        registry.register_observable(
+            "attesto_db_pool_connections",
+            "Connections of this process' pool.",
+            move |tell| {
+                let (used, idle) = pool.connection_counts();
+                tell("state=\"used\"", u64_to_f64(used));
+                tell("state=\"idle\"", u64_to_f64(idle));
+            },
+            ObservableKind::Gauge,
+        );
+        let pool = database.clone();
+        registry.register_observable(
+            "attesto_db_pool_connections_max",
+            "Connections that this process' pool may have.",
+            move |tell| tell("", u64_to_f64(pool.max_connections())),
+            ObservableKind::Gauge,
+        );
+        let certificates = certificates.clone();
+        registry.register_observable(
+            "attesto_certificate_expiry_timestamp_seconds",
+            "When a certificate ends that this process lives by, in seconds since the Unix epoch.",
+            move |tell| {
+                for (name, end) in certificates() {
+                    let seconds = u64::try_from(end.as_secs()).unwrap_or(0);
+                    tell(&format!("certificate=\"{name}\""), u64_to_f64(seconds));
+                }
+            },
+            ObservableKind::Gauge,
+        );
+        Self {
+            refresh_lock: tokio::sync::Mutex::new(()),
+            database: database.clone(),
+            clock: clock.clone(),
+            database_up: registry.register_gauge(
+                "attesto_db_up",
+                "Whether the database answered when it was last asked for these numbers; while it does not, those beside \
+                 this one are old.",
+            ),
+            queue_depth: registry.register_gauge_vec(
+                "attesto_queue_depth",
+                "Deliveries that are not done: due, scheduled for later, leased, parked for a person. At most 100000 due \
+                 and scheduled ones are counted.",
+                ["state"],
+            ),
+            oldest_due: registry.register_gauge(
+                "attesto_queue_oldest_due_seconds",
+                "How long the delivery has been due that could be sent and waits longest.",
+            ),
+            endpoints_by_state: registry.register_gauge_vec(
+                "attesto_endpoints",
+                "Tenants' callbacks by state.",
+                ["state"],
+            ),
+            clock_skew: registry.register_gauge(
+                "attesto_db_clock_skew_seconds",
+                "How far the database's clock is ahead of this process'.",
+            ),
+            oldest_transaction: registry.register_gauge(
+                "attesto_db_oldest_xmin_age_seconds",
+                "How long the oldest transaction has been open that keeps dead rows from being cleaned up; backups and exports are left out.",
+            ),
+            dead_rows: registry.register_gauge_vec(
+                "attesto_db_dead_rows",
+                "Dead rows that wait to be cleaned up, as far as Postgres' statistics know.",
+                ["table"],
+            ),
+            credential_ages: registry.register_gauge_vec(
+                "attesto_credential_oldest_age_seconds",
+                "How long ago the store credentials were set that were set first.",
+                ["store"],
+            ),
+            last_audit_seq: registry.register_gauge(
+                "attesto_operator_audit_last_seq",
+                "The number of the newest row of operator_audit: it never shrinks.",
+            ),
+            deliveries_held: registry.register_gauge(
+                "attesto_deliveries_held",
+                "Whether nothing is sent until an operator releases it.",
+            ),
+            job_gauges: JobGauges::new(keyring, registry),
+        }
+    }
+
+    /// Takes stock now and every few seconds, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let looking = async {
+            loop {
+                self.refresh_gauges().await;
+                sleep(REFRESH_INTERVAL).await;
+            }
+        };
+        stop.run_until_cancelled(looking).await;
+    }
+
+    /// Takes stock once. One look after the other: what an earlier one found must not be shown over what a later one did.
+    pub async fn refresh_gauges(&self) {
+        let _turn = self.refresh_lock.lock().await;
+        let found = timeout(REFRESH_TIMEOUT, self.load_and_set_gauges()).await;
+        let up = match found {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let class = error_class(&error);
+                tracing::debug!(cause = %error, causeClass = class, "could not take stock for metrics");
+                false
+            }
+            Err(_) => false,
+        };
+        self.database_up.set(f64::from(u8::from(up)));
+    }
+
+    async fn load_and_set_gauges(&self) -> Result<(), Error> {
+        let stock = QueueStats::load(&self.database, &self.clock).await?;
+        for (state, count) in [
+            ("due", stock.due),
+            ("scheduled", stock.scheduled),
+            ("leased", stock.leased),
+            ("parked", stock.parked),
+        ] {
+            self.queue_depth
+                .with_label_values([state])
+                .set(count_to_f64(count));
+        }
+        self.oldest_due.set(stock.oldest_due.as_secs_f64());
+        for state in CALLBACK_STATES {
+            let count = stock.callbacks.get(state).copied().unwrap_or(0);
+            self.endpoints_by_state
+                .with_label_values([state])
+                .set(count_to_f64(count));
+        }
+        let held = hold::store::load_active_hold(&self.database)
+            .await?
+            .is_some();
+        self.deliveries_held.set(f64::from(u8::from(held)));
+        let vitals = self.database.load_health(&self.clock).await?;
+        self.clock_skew.set(vitals.clock_skew);
+        self.oldest_transaction
+            .set(vitals.oldest_transaction.as_secs_f64());
+        for (table, rows) in vitals.dead_rows {
+            self.dead_rows
+                .with_label_values([&table])
+                .set(count_to_f64(rows));
+        }
+        let oldest = age::load_oldest_credentials(&self.database).await?;
+        for (store, age) in [("apple", oldest.apple), ("google", oldest.google)] {
+            let age = age.map_or(0.0, |age| age.as_secs_f64());
+            self.credential_ages.with_label_values([store]).set(age);
+        }
+        self.last_audit_seq.set(count_to_f64(
+            crate::audit::store::last_operator_audit_seq(&self.database).await?,
+        ));
+        for standing in jobs::list_job_health(&self.database).await? {
+            self.job_gauges.set_from_health(&standing);
+        }
+        Ok(())
+    }
+}
+
+impl JobGauges {
+    /// What alerts look at is there from the beginning.
+    fn new(keyring: &Arc<Keyring>, registry: &MetricsRegistry) -> Self {
+        let runs = Self {
+            keyring: keyring.clone(),
+            sealed_values: registry.register_gauge_vec(
+                "attesto_sealed_values",
+                "Secrets in the database, by the id of the encryption key that sealed them.",
+                ["key_id"],
+            ),
+            reseal_remaining: registry.register_gauge(
+                "attesto_reencrypt_remaining",
+                "Secrets that are sealed with another key than the one this process seals with.",
+            ),
+            credentials_due: registry.register_gauge_vec(
+                "attesto_credentials_due",
+                "Keys of active tenants that are older than they should be, or that nobody uses.",
+                ["credential"],
+            ),
+            drift_findings: registry.register_gauge_vec(
+                "attesto_drift_findings",
+                "What is no longer as it was set up, as the job drift counted it.",
+                ["kind"],
+            ),
+            callbacks_probed: registry.register_gauge_vec(
+                "attesto_callbacks_probed",
+                "Callbacks by what was found when they were last connected to without sending anything.",
+                ["result"],
+            ),
+            table_rows: registry.register_gauge_vec(
+                "attesto_db_table_rows",
+                "Rows of a table, as far as Postgres' statistics know.",
+                ["table"],
+            ),
+            table_bytes: registry.register_gauge_vec(
+                "attesto_db_table_bytes",
+                "What a table takes on disk, with its indexes.",
+                ["table"],
+            ),
+            last_success: registry.register_gauge_vec(
+                "attesto_job_last_success_timestamp_seconds",
+                "When the last run of a job began that did all there was to do, in seconds since the Unix epoch; 0: none \
+                 ever did.",
+                ["job"],
+            ),
+            job_failing: registry.register_gauge_vec(
+                "attesto_job_failing",
+                "Whether the last run of a job failed.",
+                ["job"],
+            ),
+        };
+        for job in jobs::JOB_NAMES {
+            runs.last_success.with_label_values([job]);
+            runs.job_failing.with_label_values([job]);
+        }
+        for kind in expiry::CredentialKind::ALL {
+            runs.credentials_due.with_label_values([kind.as_str()]);
+        }
+        for kind in drift::DriftKind::ALL {
+            runs.drift_findings.with_label_values([kind.as_str()]);
+        }
+        for result in PROBE_RESULTS {
+            runs.callbacks_probed.with_label_values([result]);
+        }
+        for id in keyring.key_ids() {
+            runs.sealed_values.with_label_values([&id.to_string()]);
+        }
+        let keys = keyring.clone();
+        registry.register_observable(
+            "attesto_sealed_values_refused_total",
+            "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
+            move |tell| {
+                for (class, count) in keys.unseal_failures() {
+                    tell(&format!("class=\"{class}\""), u64_to_f64(count));
+                }
+            },
+            ObservableKind::Counter,
+        );
+        runs
+    }
+
+    fn set_from_health(&self, standing: &JobHealth) {
+        let job = standing.job.as_str();
+        if let Some(done) = standing.last_success_at {
+            self.last_success
+                .with_label_values([job])
+                .set(count_to_f64(done.as_secs()));
+        }
+        let failing = f64::from(u8::from(standing.is_failing));
+        self.job_failing.with_label_values([job]).set(failing);
+        let Some(told) = &standing.last_summary else {
+            return;
+        };
+        match job {
+            "statistics" => {
+                self.set_sealed_values(&told["sealed"]);
+                set_labelled_counts(&self.credentials_due, &told["due"]);
+                for (table, size) in object_entries(&told["tables"]) {
+                    self.table_rows
+                        .with_label_values([table])
+                        .set(json_count_to_f64(&size["rows"]));
+                    self.table_bytes
+                        .with_label_values([table])
+                        .set(json_count_to_f64(&size["bytes"]));
+                }
+            }
+            "drift" => set_labelled_counts(&self.drift_findings, &told["findings"]),
+            "probe" => set_labelled_counts(&self.callbacks_probed, &told["callbacks"]),
+            _ => {}
+        }
+    }
+
+    fn set_sealed_values(&self, sealed: &Value) {
+        let ids = self.keyring.key_ids().map(|id| id.to_string());
+        let mut by_key: BTreeMap<String, u64> = ids.map(|id| (id, 0)).collect();
+        for (id, values) in object_entries(sealed) {
+            by_key.insert(id.clone(), values.as_u64().unwrap_or(0));
+        }
+        let sealing = self.keyring.sealing_key_id().to_string();
+        let mut others = 0;
+        for (id, values) in &by_key {
+            self.sealed_values
+                .with_label_values([id])
+                .set(u64_to_f64(*values));
+            if *id != sealing {
+                others += values;
+            }
+        }
+        self.reseal_remaining.set(u64_to_f64(others));
+    }
+}
+
+/// What a run told, a count for each name. The names are ours.
+fn set_labelled_counts(gauges: &MetricVec<1, Gauge>, told: &Value) {
+    for (name, count) in object_entries(told) {
+        gauges
+            .with_label_values([name])
+            .set(json_count_to_f64(count));
+    }
+}
+
+fn object_entries(told: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    told.as_object().into_iter().flatten()
+}
+
+fn json_count_to_f64(count: &Value) -> f64 {
+    u64_to_f64(count.as_u64().unwrap_or(0))
+}
+
+fn count_to_f64(count: i64) -> f64 {
+    u64_to_f64(u64::try_from(count).unwrap_or(0))
+}

@@ -1,0 +1,124 @@
+//! The HTTP client: HTTP/2 where offered, no redirects, no proxy from the environment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+
+/// A connection that takes longer than this is not going to be useful to a caller who waits.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The HTTP client for calls to stores.
+pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
+    Ok(client_builder().build()?)
+}
+
+/// The same for a service of one's own at this machine, whose certificate is judged by itself: not by who issued it, for
+/// which name and until when.
+pub fn build_local_http_client(whom: CertificateTrust) -> Result<reqwest::Client, HttpClientError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let judge = Arc::new(PinnedCertificateVerifier {
+        trust: whom,
+        algorithms: provider.signature_verification_algorithms,
+    });
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .dangerous()
+        .with_custom_certificate_verifier(judge)
+        .with_no_client_auth();
+    Ok(client_builder().tls_backend_preconfigured(tls).build()?)
+}
+
+/// Why no client can be made. In practice there is one reason: a machine, most often a small image, without anybody whose
+/// certificates it trusts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "nobody can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
+)]
+pub struct HttpClientError(String);
+
+impl From<reqwest::Error> for HttpClientError {
+    fn from(error: reqwest::Error) -> Self {
+        let said = root_cause(&error.without_url());
+        Self(said.trim_end_matches('.').to_owned())
+    }
+}
+
+/// Whose certificate convinces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateTrust {
+    /// Exactly this one, to the byte.
+    Pinned(CertificateDer<'static>),
+    /// Whoever is there. Nothing may be sent that is not for everybody.
+    AnyCertificate,
+}
+
+/// Compares certificates. That the other side has the key is checked as always.
+#[derive(Debug)]
+struct PinnedCertificateVerifier {
+    trust: CertificateTrust,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for PinnedCertificateVerifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.trust {
+            CertificateTrust::Pinned(expected) if expected != certificate => Err(
+                rustls::Error::General("another certificate is there than expected".to_owned()),
+            ),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn client_builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(Duration::from_mins(1))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .user_agent(concat!("Attesto/", env!("CARGO_PKG_VERSION")))
+}
+
+/// The innermost cause says "connection refused" where the outer ones say "error sending request".
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,66 @@
+//! Whom a migration would stop.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::LiveReplicas;
+use super::live_replicas::format_name_list;
+use crate::db::{Database, MigrationError, PlannedMigration};
+
+/// A migration must wait: a process that does not know it serves, and would not go on working.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "migration {version} ({name}) would stop what serves with release {releases} on {hosts}: {why}. Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
+)]
+pub struct MigrationBlockedError {
+    /// The migration's number.
+    pub version: i64,
+    /// Its name, in words.
+    pub name: String,
+    /// Why.
+    pub why: String,
+    /// The releases that serve.
+    pub releases: String,
+    /// The machines they serve on.
+    pub hosts: String,
+}
+
+impl MigrationBlockedError {
+    /// Looks whether what is missing could be applied now. The inner error says why it must wait. `lead` is how far ahead
+    /// of the database's clock the caller lives.
+    pub async fn check_replicas(
+        database: &Database,
+        lead: Duration,
+    ) -> Result<Result<(), Self>, MigrationError> {
+        let planned = database.plan_migrations().await?;
+        let stops =
+            |it: &&PlannedMigration| it.promise.as_ref().is_some_and(|it| !it.previous_works);
+        let Some(stopping) = planned.iter().find(stops) else {
+            return Ok(Ok(()));
+        };
+        // Tables that are not there yet name nobody.
+        let company = match LiveReplicas::load(database, lead).await {
+            Ok(company) => company,
+            Err(error) if crate::db::is_missing_table(&error) => return Ok(Ok(())),
+            Err(error) => return Err(error.into()),
+        };
+        let others: Vec<_> = company
+            .replicas
+            .iter()
+            .filter(|replica| replica.version != crate::VERSION)
+            .collect();
+        if others.is_empty() {
+            return Ok(Ok(()));
+        }
+        let releases: BTreeSet<&str> = others.iter().map(|it| it.version.as_str()).collect();
+        let hosts: BTreeSet<&str> = others.iter().map(|it| it.host.as_str()).collect();
+        let why = stopping.promise.as_ref().and_then(|it| it.why.clone());
+        Ok(Err(Self {
+            version: stopping.step.version,
+            name: stopping.step.name.clone(),
+            why: why.unwrap_or_else(|| "it changes what they use".to_owned()),
+            releases: format_name_list(&releases),
+            hosts: format_name_list(&hosts),
+        }))
+    }
+}

@@ -1,0 +1,448 @@
+//! The App Store Server API, as the simulated App Store answers it.
+//!
+//! | call | answer |
+//! |---|---|
+//! | a token that is not right | 401 without a body, as Apple does; the request log says why |
+//! | production, for an app that was never released | the same |
+//! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for what is no id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
+//! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
+//! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
+//! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for what is no token |
+//! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty a page; 400 `4000012` to `4000019` for a question that is wrong |
+
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::context::SimulatorContext;
+use super::notification_push;
+use super::request::{SimulatorRequest, SimulatorResponse};
+use super::state::apple::{SimulatedEnvironment, is_transaction_id};
+use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
+use super::state::fault::Fault;
+use crate::clock::Timestamp;
+
+/// What Apple wants in `aud`.
+const TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
+/// The longest life of a token, in seconds.
+const MAX_TOKEN_TTL_SECONDS: i64 = 60 * 60;
+/// How far the two clocks may be apart, in seconds.
+const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
+
+#[derive(Deserialize)]
+struct AppStoreTokenHeader {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct AppStoreTokenClaims {
+    iss: Option<String>,
+    bid: Option<String>,
+    aud: Option<Value>,
+    iat: Option<i64>,
+    exp: Option<i64>,
+}
+
+/// Answers a call below `/apple/{environment}`.
+pub(super) fn handle_request(
+    shared: &Arc<SimulatorContext>,
+    environment: SimulatedEnvironment,
+    call: &SimulatorRequest,
+) -> SimulatorResponse {
+    let below: Vec<&str> = call
+        .path_segments
+        .iter()
+        .skip(2)
+        .map(String::as_str)
+        .collect();
+    let id = match below.as_slice() {
+        ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
+        _ => None,
+    };
+    let place = format!("apple/{}", environment.path_segment());
+    let app = call
+        .bearer_token
+        .as_deref()
+        .and_then(|token| decode_token(token).ok())
+        .and_then(|(_, claims)| claims.bid);
+    let fault = shared
+        .lock_state()
+        .faults
+        .take_matching(&place, app.as_deref(), id);
+    let told = fault
+        .as_ref()
+        .and_then(|fault| fault_response(fault, shared.now()));
+    let mut reply = told.unwrap_or_else(|| route_request(shared, environment, call, &below));
+    if let Some(fault) = &fault {
+        reply.apply_fault(fault);
+    }
+    reply
+}
+
+/// The answer when nothing was asked to go wrong.
+fn route_request(
+    shared: &Arc<SimulatorContext>,
+    environment: SimulatedEnvironment,
+    call: &SimulatorRequest,
+    below: &[&str],
+) -> SimulatorResponse {
+    let bundle_id = match verify_client_token(shared, call.bearer_token.as_deref()) {
+        Ok(bundle_id) => bundle_id,
+        Err(why) => return SimulatorResponse::empty(401).with_remark(why),
+    };
+    let app = shared.lock_state().stores.apple.get_app(&bundle_id);
+    if environment == SimulatedEnvironment::Production && !app.released {
+        return SimulatorResponse::empty(401).with_remark(format!(
+            "{bundle_id} was never released, and production answers 401 for such an app"
+        ));
+    }
+    match (call.method.as_str(), below) {
+        ("GET", ["inApps", "v1", "transactions", id]) => {
+            get_transaction(shared, environment, &bundle_id, id)
+        }
+        ("GET", ["inApps", "v1", "subscriptions", id]) => {
+            get_subscription_statuses(shared, environment, &bundle_id, id, call)
+        }
+        ("POST", ["inApps", "v1", "notifications", "test"]) => {
+            match notification_push::publish_test_notification(shared, &bundle_id, environment) {
+                Some(token) => {
+                    SimulatorResponse::json(200, &json!({ "testNotificationToken": token }))
+                }
+                None => error_response(4_040_007, error_message(4_040_007)),
+            }
+        }
+        ("GET", ["inApps", "v1", "notifications", "test", token]) => {
+            get_test_notification_status(shared, environment, &bundle_id, token)
+        }
+        ("POST", ["inApps", "v1", "notifications", "history"]) => {
+            get_notification_history(shared, environment, &bundle_id, call)
+        }
+        _ => SimulatorResponse::html_error_page(404)
+            .with_remark("the simulator does not play this call"),
+    }
+}
+
+fn get_transaction(
+    shared: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+) -> SimulatorResponse {
+    if !is_transaction_id(id) {
+        return error_response(4_000_006, "Invalid transaction id.");
+    }
+    let found = {
+        let inside = shared.lock_state();
+        let books = &inside.stores.apple;
+        if books.is_app_transaction(id) {
+            return error_response(
+                4_000_048,
+                "Invalid request. App transaction ids are not supported by this endpoint.",
+            );
+        }
+        books
+            .find_transaction(id)
+            .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
+            .map(|one| one.to_payload(shared.now()))
+    };
+    match found {
+        Some(payload) => {
+            let signed = shared.identity.certificate_authority().sign_jws(&payload);
+            SimulatorResponse::json(200, &json!({ "signedTransactionInfo": signed }))
+        }
+        None => error_response(4_040_010, "Transaction id not found."),
+    }
+}
+
+fn get_subscription_statuses(
+    shared: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+    call: &SimulatorRequest,
+) -> SimulatorResponse {
+    if !is_transaction_id(id) {
+        return error_response(4_000_006, "Invalid transaction id.");
+    }
+    let now = shared.now();
+    let wanted: Vec<&str> = call
+        .query
+        .iter()
+        .filter(|(name, _)| name == "status")
+        .map(|(_, value)| value.as_str())
+        .collect();
+    let inside = shared.lock_state();
+    let books = &inside.stores.apple;
+    let Some(named) = books
+        .find_transaction(id)
+        .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
+    else {
+        return error_response(4_040_010, "Transaction id not found.");
+    };
+    let original = &named.original_transaction_id;
+    let status = books
+        .subscription_status(original, now)
+        .filter(|status| wanted.is_empty() || wanted.contains(&status.to_string().as_str()));
+    let authority = shared.identity.certificate_authority();
+    let mut data = Vec::new();
+    if let (Some(status), Some(latest), Some(renewal)) = (
+        status,
+        books.latest_transaction(original),
+        books.renewal_payload(original, now),
+    ) {
+        data.push(json!({
+            "subscriptionGroupIdentifier": "20900001",
+            "lastTransactions": [{
+                "originalTransactionId": original,
+                "status": status,
+                "signedTransactionInfo": authority.sign_jws(&latest.to_payload(now)),
+                "signedRenewalInfo": authority.sign_jws(&renewal),
+            }],
+        }));
+    }
+    let mut body = json!({
+        "environment": environment.payload_name(),
+        "bundleId": bundle_id,
+        "data": data,
+    });
+    if environment == SimulatedEnvironment::Production {
+        body["appAppleId"] = json!(books.get_app(bundle_id).app_apple_id);
+    }
+    SimulatorResponse::json(200, &body)
+}
+
+/// What became of a test notification.
+fn get_test_notification_status(
+    shared: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    token: &str,
+) -> SimulatorResponse {
+    let looks_right = token
+        .split_once('_')
+        .is_some_and(|(uuid, digits)| uuid.len() == 36 && digits.parse::<i64>().is_ok());
+    if !looks_right {
+        return error_response(4_000_020, error_message(4_000_020));
+    }
+    let inside = shared.lock_state();
+    let found = inside.notification_log.iter().find(|one| {
+        one.test_token.as_deref() == Some(token)
+            && one.bundle_id == bundle_id
+            && one.environment == environment
+            && !one.send_attempts.is_empty()
+    });
+    match found {
+        Some(found) => SimulatorResponse::json(200, &notification_history_item(found)),
+        None => error_response(4_040_008, error_message(4_040_008)),
+    }
+}
+
+fn get_notification_history(
+    shared: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    call: &SimulatorRequest,
+) -> SimulatorResponse {
+    let query: NotificationHistoryQuery = match call.parse_json_body() {
+        Ok(query) => query,
+        Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
+    };
+    let token = call.query_parameter("paginationToken");
+    let inside = shared.lock_state();
+    let page =
+        inside
+            .notification_log
+            .query_history(bundle_id, environment, &query, token, shared.now());
+    match page {
+        Ok(page) => {
+            let history: Vec<Value> = page
+                .notifications
+                .into_iter()
+                .map(notification_history_item)
+                .collect();
+            let mut body = json!({
+                "hasMore": page.next_page_token.is_some(),
+                "notificationHistory": history,
+            });
+            if let Some(next) = page.next_page_token {
+                body["paginationToken"] = json!(next);
+            }
+            SimulatorResponse::json(200, &body)
+        }
+        Err(code) => error_response(code, error_message(code)),
+    }
+}
+
+/// A notification as the App Store tells of it afterwards.
+fn notification_history_item(notification: &SimulatedNotification) -> Value {
+    json!({
+        "signedPayload": notification.signed_payload,
+        "sendAttempts": notification.send_attempts,
+    })
+}
+
+/// Apple's error body; the first three digits of the code are the status.
+fn error_response(code: u32, message: &str) -> SimulatorResponse {
+    let status = u16::try_from(code / 10_000).unwrap_or(500);
+    SimulatorResponse::json(
+        status,
+        &json!({ "errorCode": code, "errorMessage": message }),
+    )
+}
+
+/// What a fault answers, unless it only spoils the true answer.
+fn fault_response(fault: &Fault, now: Timestamp) -> Option<SimulatorResponse> {
+    let reply = match (fault.cut, fault.error_code, fault.status) {
+        (true, ..) => return None,
+        (_, Some(code), _) => error_response(code, error_message(code)),
+        (_, None, Some(401)) if fault.body.is_none() => SimulatorResponse::empty(401),
+        (_, None, Some(429)) if fault.body.is_none() => {
+            error_response(4_290_000, error_message(4_290_000))
+        }
+        (_, None, None) if fault.body.is_none() => return None,
+        (_, None, status) => SimulatorResponse::from_fault(fault, status),
+    };
+    let wait = match (&fault.retry_after, fault.retry_after_seconds) {
+        (Some(text), _) => Some(text.clone()),
+        // Apple gives the moment, in milliseconds.
+        (None, Some(seconds)) => {
+            let moment = now.plus(std::time::Duration::from_secs(seconds));
+            Some(moment.as_millis().to_string())
+        }
+        (None, None) => None,
+    };
+    Some(match wait {
+        Some(wait) => reply.with_header("retry-after", wait),
+        None => reply,
+    })
+}
+
+fn error_message(code: u32) -> &'static str {
+    match code {
+        4_000_000 => "Bad request.",
+        4_000_002 => "Invalid app identifier.",
+        4_000_006 => "Invalid transaction id.",
+        4_000_008 => "Invalid original transaction id.",
+        4_000_012 => "Invalid request. The start date is earlier than the earliest allowed date.",
+        4_000_013 => {
+            "Invalid request. The end date precedes the start date or the dates are the same."
+        }
+        4_000_014 => {
+            "Invalid request. The pagination token is empty or doesn't correspond to a page."
+        }
+        4_000_015 => "Invalid request. The start date is missing or invalid.",
+        4_000_016 => "Invalid request. The end date is missing or invalid.",
+        4_000_018 => "Invalid request. The notification type or subtype is invalid.",
+        4_000_019 => {
+            "Invalid request. Supply either a transaction id or a notification type, but not both."
+        }
+        4_000_020 => "Invalid request. The test notification token is invalid.",
+        4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
+        4_040_001 => "Account not found.",
+        4_040_002 => "Account not found. Please try again.",
+        4_040_003 => "App not found.",
+        4_040_004 => "App not found. Please try again.",
+        4_040_005 => "Original transaction id not found.",
+        4_040_006 => "Original transaction id not found. Please try again.",
+        4_040_007 => {
+            "No App Store Server Notification URL found for provided app. Check that a URL is configured in App Store Connect for this environment."
+        }
+        4_040_008 => {
+            "Either the test notification token is expired or the notification and status are not yet available."
+        }
+        4_040_010 => "Transaction id not found.",
+        4_290_000 => "Rate limit exceeded.",
+        5_000_000 => "An unknown error occurred.",
+        5_000_001 => "An unknown error occurred. Please try again.",
+        _ => "Simulated error.",
+    }
+}
+
+/// Checks a client's token as Apple does and gives the app it speaks for; `Err` says what Apple would keep to itself.
+fn verify_client_token(shared: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
+    let token = token.ok_or("there is no bearer token")?;
+    let (header, claims) = decode_token(token)?;
+    if header.alg != "ES256" {
+        return Err(format!("the token's alg is {}, not ES256", header.alg));
+    }
+    if header.typ.is_some_and(|typ| typ != "JWT") {
+        return Err("the token's typ is not JWT".to_owned());
+    }
+    let key_id = header.kid.ok_or("the token has no kid")?;
+    let key = find_public_key(shared, &key_id)?;
+    let issuer = &shared.identity.apple_key().issuer_id;
+    if claims.iss.as_ref() != Some(issuer) {
+        return Err(format!("the token's iss is not the team's, {issuer}"));
+    }
+    if claims.aud != Some(json!(TOKEN_AUDIENCE)) {
+        return Err(format!("the token's aud is not {TOKEN_AUDIENCE}"));
+    }
+    let now = shared.now().as_secs();
+    let expires = claims.exp.ok_or("the token has no exp")?;
+    if expires <= now {
+        return Err("the token has expired".to_owned());
+    }
+    if claims
+        .iat
+        .is_some_and(|issued| issued > now + MAX_CLOCK_SKEW_SECONDS)
+    {
+        return Err("the token's iat lies in the future".to_owned());
+    }
+    if expires - claims.iat.unwrap_or(now) > MAX_TOKEN_TTL_SECONDS + MAX_CLOCK_SKEW_SECONDS {
+        return Err("the token lives longer than 60 minutes".to_owned());
+    }
+    let (input, signature) = token.rsplit_once('.').unwrap_or_default();
+    let signature = URL_SAFE_NO_PAD
+        .decode(signature)
+        .map_err(|_| "the token's signature is not base64url")?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
+        .verify(input.as_bytes(), &signature)
+        .map_err(|_| "the token's signature is not by the key of its kid")?;
+    claims
+        .bid
+        .filter(|bundle_id| !bundle_id.is_empty())
+        .ok_or_else(|| "the token has no bid".to_owned())
+}
+
+fn find_public_key(shared: &SimulatorContext, key_id: &str) -> Result<Vec<u8>, String> {
+    let own = shared.identity.apple_key();
+    let inside = shared.lock_state();
+    let other = inside.stores.apple.keys.get(key_id);
+    if other.is_some_and(|key| key.revoked) {
+        return Err(format!("the key {key_id} was revoked"));
+    }
+    let text = match other.and_then(|key| key.public_key.as_ref()) {
+        Some(text) => text,
+        None if own.key_id == key_id => &own.public_key,
+        None => return Err(format!("{key_id} is not the id of one of the team's keys")),
+    };
+    STANDARD
+        .decode(text)
+        .map_err(|_| "the kept key cannot be read".to_owned())
+}
+
+/// A token's two readable parts, nothing checked.
+fn decode_token(token: &str) -> Result<(AppStoreTokenHeader, AppStoreTokenClaims), String> {
+    let parts: Vec<&str> = token.split('.').collect();
+    let [header, claims, _] = parts.as_slice() else {
+        return Err("the token does not have three parts".to_owned());
+    };
+    Ok((
+        decode_token_part(header, "header")?,
+        decode_token_part(claims, "payload")?,
+    ))
+}
+
+fn decode_token_part<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T, String> {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .ok_or_else(|| format!("the token's {name} cannot be read"))
+}

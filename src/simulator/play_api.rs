@@ -1,0 +1,523 @@
+//! The Play Developer API and Google's token endpoint, as the simulated Google answers them.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `POST /google/token` | an access token for an hour; 400 `invalid_grant` for an assertion that is not right |
+//! | `GET /google/certs` | the keys Google signs with, as a JWK set |
+//! | a bearer token that is unknown or old | 401 `authError` |
+//! | an account without permission | 403 `permissionDenied` |
+//! | `GET …/purchases/subscriptionsv2/tokens/{token}` | the subscription; 400 `subscriptionInvalidArgument` for a product's token |
+//! | `GET …/purchases/products/{productId}/tokens/{token}` | the product; the same for a subscription's token |
+//! | `POST …:acknowledge`, `…:consume` | does so |
+//! | no token at all | 400 `invalid` |
+//! | never seen | 404 `purchaseTokenNotFound` |
+//! | another app's, another product's | 400 `purchaseTokenDoesNotMatchPackageName`, `…ProductId` |
+//! | gone | 410 `purchaseTokenNoLongerValid` or `subscriptionPurchaseNoLongerAvailable`; 400 `failedPrecondition` 60 days after the end |
+
+use std::time::Duration;
+
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use url::form_urlencoded;
+
+use super::context::SimulatorContext;
+use super::request::{SimulatorRequest, SimulatorResponse};
+use super::state::fault::Fault;
+use super::state::google::{GoneReason, ProductChange, SubscriptionChange, is_purchase_token};
+use super::state::{SimulatorError, random_letters};
+
+/// What the API wants in an assertion's `scope`.
+const REQUIRED_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
+/// Where the real token endpoint is; a key file may name it while the simulator answers in its place.
+const REAL_TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
+const JWT_BEARER_GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+/// How long an assertion and an access token live, in seconds.
+const TOKEN_TTL_SECONDS: i64 = 3600;
+/// How far the two clocks may be apart, in seconds.
+const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
+
+#[derive(Deserialize)]
+struct GrantAssertionHeader {
+    alg: String,
+    kid: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct GrantAssertionClaims {
+    iss: String,
+    scope: String,
+    aud: String,
+    iat: i64,
+    exp: i64,
+}
+
+/// Answers a call below `/google`.
+pub(super) fn handle_request(
+    shared: &SimulatorContext,
+    service: &str,
+    call: &SimulatorRequest,
+) -> SimulatorResponse {
+    let place = format!("google/{service}");
+    let below: Vec<&str> = call
+        .path_segments
+        .iter()
+        .skip(2)
+        .map(String::as_str)
+        .collect();
+    let purchase = PurchasePath::parse(&below);
+    let (app, id) = match &purchase {
+        Some(purchase) => (Some(purchase.package_name), Some(purchase.purchase_token)),
+        None => (None, None),
+    };
+    let fault = shared.lock_state().faults.take_matching(&place, app, id);
+    let told = fault
+        .as_ref()
+        .and_then(|fault| fault_response(fault, service));
+    let mut reply = told.unwrap_or_else(|| match service {
+        "token" => issue_access_token(shared, call),
+        "certs" => SimulatorResponse::json(200, &shared.google_jwk_set())
+            .with_header("cache-control", "public, max-age=21600, must-revalidate"),
+        _ => route_api_request(shared, call, purchase),
+    });
+    if let Some(fault) = &fault {
+        reply.apply_fault(fault);
+    }
+    reply
+}
+
+/// What a path below the API's base names.
+struct PurchasePath<'a> {
+    package_name: &'a str,
+    /// Of a product, or of a subscription where the path has one.
+    product_id: Option<&'a str>,
+    kind: PurchasePathKind,
+    purchase_token: &'a str,
+    custom_method: Option<&'a str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PurchasePathKind {
+    SubscriptionV2,
+    Subscription,
+    Product,
+}
+
+impl<'a> PurchasePath<'a> {
+    fn parse(below: &[&'a str]) -> Option<Self> {
+        let (package, rest) = match below {
+            [
+                "androidpublisher",
+                "v3",
+                "applications",
+                package,
+                "purchases",
+                rest @ ..,
+            ] => (*package, rest),
+            _ => return None,
+        };
+        let (kind, product, last) = match rest {
+            ["subscriptionsv2", "tokens", last] => (PurchasePathKind::SubscriptionV2, None, *last),
+            ["subscriptions", product, "tokens", last] => {
+                (PurchasePathKind::Subscription, Some(*product), *last)
+            }
+            ["products", product, "tokens", last] => {
+                (PurchasePathKind::Product, Some(*product), *last)
+            }
+            _ => return None,
+        };
+        // No token holds a colon: what follows one is a method's name.
+        let (token, verb) = match last.split_once(':') {
+            Some((token, verb)) => (token, Some(verb)),
+            None => (last, None),
+        };
+        Some(Self {
+            package_name: package,
+            product_id: product,
+            kind,
+            purchase_token: token,
+            custom_method: verb,
+        })
+    }
+}
+
+fn route_api_request(
+    shared: &SimulatorContext,
+    call: &SimulatorRequest,
+    purchase: Option<PurchasePath<'_>>,
+) -> SimulatorResponse {
+    let email = match check_access_token(shared, call.bearer_token.as_deref()) {
+        Ok(email) => email,
+        Err(why) => {
+            return error_response(401, "authError", "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential.")
+                .with_remark(why);
+        }
+    };
+    let is_denied = shared
+        .lock_state()
+        .stores
+        .google
+        .accounts
+        .get(&email)
+        .is_some_and(|account| account.denied);
+    if is_denied {
+        return error_for_reason("permissionDenied");
+    }
+    let Some(purchase) = purchase else {
+        return SimulatorResponse::html_error_page(404)
+            .with_remark("the simulator does not play this call");
+    };
+    if !is_purchase_token(purchase.purchase_token) {
+        return error_for_reason("invalid");
+    }
+    let reply = match (call.method.as_str(), purchase.kind, purchase.custom_method) {
+        ("GET", PurchasePathKind::SubscriptionV2, None) => get_subscription(shared, &purchase),
+        ("GET", PurchasePathKind::Product, None) => get_product(shared, &purchase),
+        ("POST", PurchasePathKind::Subscription, Some("acknowledge")) => {
+            change_purchase(shared, &purchase, |state, now| {
+                state
+                    .change_subscription(
+                        purchase.purchase_token,
+                        &SubscriptionChange::Acknowledge {},
+                        now,
+                    )
+                    .map(drop)
+            })
+        }
+        ("POST", PurchasePathKind::Product, Some("acknowledge")) => {
+            change_purchase(shared, &purchase, |state, now| {
+                state
+                    .change_product(purchase.purchase_token, &ProductChange::Acknowledge {}, now)
+                    .map(drop)
+            })
+        }
+        ("POST", PurchasePathKind::Product, Some("consume")) => {
+            change_purchase(shared, &purchase, |state, now| {
+                state
+                    .change_product(purchase.purchase_token, &ProductChange::Consume {}, now)
+                    .map(drop)
+            })
+        }
+        _ => Err(SimulatorResponse::html_error_page(404)
+            .with_remark("the simulator does not play this call")),
+    };
+    reply.unwrap_or_else(|refused| refused)
+}
+
+fn get_subscription(
+    shared: &SimulatorContext,
+    purchase: &PurchasePath<'_>,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    let now = shared.now();
+    let inside = shared.lock_state();
+    let books = &inside.stores.google;
+    let Some(subscription) = books.find_subscription(purchase.purchase_token) else {
+        return Err(error_for_reason(
+            if books.find_product(purchase.purchase_token).is_some() {
+                "subscriptionInvalidArgument"
+            } else {
+                "purchaseTokenNotFound"
+            },
+        ));
+    };
+    if subscription.package_name != purchase.package_name {
+        return Err(error_for_reason("purchaseTokenDoesNotMatchPackageName"));
+    }
+    match subscription.gone_reason(now) {
+        Some(gone) => Err(error_for_reason(gone_error_reason(gone))),
+        None => Ok(SimulatorResponse::json(
+            200,
+            &subscription.to_api_response(now),
+        )),
+    }
+}
+
+fn get_product(
+    shared: &SimulatorContext,
+    purchase: &PurchasePath<'_>,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    let inside = shared.lock_state();
+    let books = &inside.stores.google;
+    let Some(product) = books.find_product(purchase.purchase_token) else {
+        return Err(error_for_reason(
+            if books.find_subscription(purchase.purchase_token).is_some() {
+                "subscriptionInvalidArgument"
+            } else {
+                "purchaseTokenNotFound"
+            },
+        ));
+    };
+    if product.package_name != purchase.package_name {
+        return Err(error_for_reason("purchaseTokenDoesNotMatchPackageName"));
+    }
+    if purchase.product_id != Some(product.product_id.as_str()) {
+        return Err(error_for_reason("purchaseTokenDoesNotMatchProductId"));
+    }
+    match product.gone_reason() {
+        Some(gone) => Err(error_for_reason(gone_error_reason(gone))),
+        None => Ok(SimulatorResponse::json(200, &product.to_api_response())),
+    }
+}
+
+fn change_purchase(
+    shared: &SimulatorContext,
+    purchase: &PurchasePath<'_>,
+    change: impl FnOnce(
+        &mut super::state::google::GoogleState,
+        crate::clock::Timestamp,
+    ) -> Result<(), SimulatorError>,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    if purchase.kind == PurchasePathKind::Product {
+        get_product(shared, purchase)?;
+    } else {
+        get_subscription(shared, purchase)?;
+    }
+    match shared.update_and_save(|state, now, _| change(&mut state.google, now)) {
+        Ok(()) => Ok(SimulatorResponse::empty(204)),
+        Err(refused) => Err(error_response(
+            400,
+            "productNotOwnedByUser",
+            "The product purchase is not owned by the user.",
+        )
+        .with_remark(refused.to_string())),
+    }
+}
+
+fn gone_error_reason(gone: GoneReason) -> &'static str {
+    match gone {
+        GoneReason::NoLongerValid => "purchaseTokenNoLongerValid",
+        GoneReason::NoLongerAvailable => "subscriptionPurchaseNoLongerAvailable",
+        GoneReason::ExpiredTooLong => "failedPrecondition",
+    }
+}
+
+/// The account a bearer token was given to.
+fn check_access_token(shared: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
+    let token = token.ok_or("there is no bearer token")?;
+    let now = shared.now();
+    match shared.lock_state().access_tokens.get(token) {
+        Some((email, expires)) if *expires > now => Ok(email.clone()),
+        Some(_) => Err("the access token has expired".to_owned()),
+        None => Err("the access token was not given out here".to_owned()),
+    }
+}
+
+/// The token endpoint.
+fn issue_access_token(shared: &SimulatorContext, call: &SimulatorRequest) -> SimulatorResponse {
+    if call.method != "POST" {
+        return SimulatorResponse::html_error_page(405);
+    }
+    let form: Vec<(String, String)> = form_urlencoded::parse(&call.body).into_owned().collect();
+    let field = |name: &str| {
+        form.iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    };
+    if field("grant_type") != Some(JWT_BEARER_GRANT_TYPE) {
+        return oauth_error(400, "unsupported_grant_type", "Invalid grant_type.");
+    }
+    let Some(assertion) = field("assertion") else {
+        return oauth_error(
+            400,
+            "invalid_request",
+            "Missing required parameter: assertion",
+        );
+    };
+    match verify_assertion(shared, call, assertion) {
+        Ok(email) => {
+            let expires = shared.now().plus(Duration::from_hours(1));
+            let mut inside = shared.lock_state();
+            let secret = random_letters(
+                &mut inside.random,
+                b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789",
+                48,
+            );
+            let token = format!("ya29.simulated.{secret}");
+            inside.access_tokens.insert(token.clone(), (email, expires));
+            SimulatorResponse::json(
+                200,
+                &json!({
+                    "access_token": token,
+                    "expires_in": TOKEN_TTL_SECONDS - 1,
+                    "token_type": "Bearer",
+                }),
+            )
+        }
+        Err(why) => oauth_error(400, "invalid_grant", &why).with_remark(why),
+    }
+}
+
+/// Checks an assertion and gives the account it speaks for.
+fn verify_assertion(
+    shared: &SimulatorContext,
+    call: &SimulatorRequest,
+    assertion: &str,
+) -> Result<String, String> {
+    let parts: Vec<&str> = assertion.split('.').collect();
+    let [header, claims, signature] = parts.as_slice() else {
+        return Err("Invalid JWT: it does not have three parts.".to_owned());
+    };
+    let header: GrantAssertionHeader = decode_jwt_part(header)?;
+    let claims: GrantAssertionClaims = decode_jwt_part(claims)?;
+    if header.alg != "RS256" {
+        return Err(format!("Invalid JWT: alg is {}, not RS256.", header.alg));
+    }
+    let key = find_account_key(shared, &claims.iss, header.kid.as_deref())?;
+    if claims.scope.split(' ').all(|scope| scope != REQUIRED_SCOPE) {
+        return Err(format!(
+            "Invalid JWT: scope does not hold {REQUIRED_SCOPE}."
+        ));
+    }
+    let here = format!("{}/google/token", call.base_url());
+    if claims.aud != here && claims.aud != REAL_TOKEN_URL {
+        return Err(format!("Invalid JWT: aud is {}, not {here}.", claims.aud));
+    }
+    let now = shared.now().as_secs();
+    if claims.exp <= now
+        || claims.iat > now + MAX_CLOCK_SKEW_SECONDS
+        || claims.exp - claims.iat > TOKEN_TTL_SECONDS
+    {
+        return Err("Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim.".to_owned());
+    }
+    let signature = URL_SAFE_NO_PAD
+        .decode(signature)
+        .map_err(|_| "Invalid JWT Signature.")?;
+    let (input, _) = assertion.rsplit_once('.').unwrap_or_default();
+    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key)
+        .verify(input.as_bytes(), &signature)
+        .map_err(|_| "Invalid JWT Signature.")?;
+    Ok(claims.iss)
+}
+
+fn find_account_key(
+    shared: &SimulatorContext,
+    email: &str,
+    key_id: Option<&str>,
+) -> Result<Vec<u8>, String> {
+    let own = shared.identity.service_account();
+    let inside = shared.lock_state();
+    let account = inside.stores.google.accounts.get(email);
+    if account.is_some_and(|account| account.disabled) {
+        return Err("Invalid grant: account not found".to_owned());
+    }
+    let (key, id) = match account.and_then(|account| account.key.as_ref()) {
+        Some((key, id)) => (key, id),
+        None if own.client_email == email => (&own.public_key, &own.private_key_id),
+        None => return Err("Invalid grant: account not found".to_owned()),
+    };
+    // Google looks for the key among all of the account's when the kid is left out.
+    if key_id.is_some_and(|key_id| key_id != id) {
+        return Err("Invalid JWT Signature.".to_owned());
+    }
+    STANDARD
+        .decode(key)
+        .map_err(|_| "the kept key cannot be read".to_owned())
+}
+
+fn decode_jwt_part<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let bytes = URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| "Invalid JWT: it is not base64url.")?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("Invalid JWT: {error}."))
+}
+
+fn oauth_error(status: u16, code: &str, description: &str) -> SimulatorResponse {
+    SimulatorResponse::json(
+        status,
+        &json!({ "error": code, "error_description": description }),
+    )
+}
+
+/// The usual status, message and status word of a reason.
+fn status_and_message(reason: &str) -> (u16, &'static str) {
+    match reason {
+        "invalid" => (400, "Invalid Value"),
+        "subscriptionInvalidArgument" => (
+            400,
+            "The purchase token is not of the kind of product that was asked about.",
+        ),
+        "failedPrecondition" => (
+            400,
+            "The subscription purchase has been expired for too long.",
+        ),
+        "purchaseTokenDoesNotMatchPackageName" => {
+            (400, "The purchase token does not match the package name.")
+        }
+        "purchaseTokenDoesNotMatchProductId" => {
+            (400, "The purchase token does not match the product ID.")
+        }
+        "authError" => (401, "Invalid Credentials"),
+        "permissionDenied" => (
+            403,
+            "The current user has insufficient permissions to perform the requested operation.",
+        ),
+        "projectNotLinked" => (
+            403,
+            "The project id used to call the Google Play Developer API has not been linked in the Google Play Developer Console.",
+        ),
+        "quotaExceeded" => (403, "Quota exceeded."),
+        "rateLimitExceeded" => (429, "Rate limit exceeded."),
+        "purchaseTokenNotFound" => (404, "The purchase token was not found."),
+        "applicationNotFound" => (404, "No application was found for the given package name."),
+        "purchaseTokenNoLongerValid" => (410, "The purchase token is no longer valid."),
+        "subscriptionPurchaseNoLongerAvailable" => (
+            410,
+            "The subscription purchase is no longer available for query because it has been expired for too long.",
+        ),
+        "backendError" => (503, "Backend Error"),
+        "internalError" => (500, "Internal Error"),
+        _ => (400, "Simulated error."),
+    }
+}
+
+fn error_for_reason(reason: &str) -> SimulatorResponse {
+    let (status, message) = status_and_message(reason);
+    error_response(status, reason, message)
+}
+
+/// Google's error body.
+fn error_response(status: u16, reason: &str, message: &str) -> SimulatorResponse {
+    let mut body = json!({ "error": {
+        "code": status,
+        "message": message,
+        "errors": [{ "message": message, "domain": "androidpublisher", "reason": reason }],
+    } });
+    let word = match (status, reason) {
+        (_, "failedPrecondition") => Some("FAILED_PRECONDITION"),
+        (401, _) => Some("UNAUTHENTICATED"),
+        (403, "permissionDenied") => Some("PERMISSION_DENIED"),
+        (429, _) | (403, "quotaExceeded") => Some("RESOURCE_EXHAUSTED"),
+        _ => None,
+    };
+    if let Some(word) = word {
+        body["error"]["status"] = Value::from(word);
+    }
+    SimulatorResponse::json(status, &body)
+}
+
+/// What a fault answers, unless it only spoils the true answer.
+fn fault_response(fault: &Fault, service: &str) -> Option<SimulatorResponse> {
+    let reply = match (fault.cut, fault.reason.as_deref(), fault.status) {
+        (true, ..) => return None,
+        (_, Some(reason), status) if service == "token" => {
+            oauth_error(status.unwrap_or(400), reason, "Simulated refusal.")
+        }
+        (_, Some(reason), status) => {
+            let (usual_status, message) = status_and_message(reason);
+            error_response(status.unwrap_or(usual_status), reason, message)
+        }
+        (_, None, None) if fault.body.is_none() => return None,
+        (_, None, status) => SimulatorResponse::from_fault(fault, status),
+    };
+    let wait = fault
+        .retry_after
+        .clone()
+        .or_else(|| fault.retry_after_seconds.map(|seconds| seconds.to_string()));
+    Some(match wait {
+        Some(wait) => reply.with_header("retry-after", wait),
+        None => reply,
+    })
+}

@@ -1,0 +1,93 @@
+//! What can go wrong in moving a tenant, each with a sentence that says what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::crypto::keyring::UnsealError;
+use crate::crypto::redact::redact_path;
+use crate::crypto::sealed_file::SealedFileError;
+use crate::db::Error;
+use crate::id::TenantId;
+
+/// Why a tenant was not packed or unpacked. Nothing was changed, then.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// There is no such tenant.
+    #[error("no such tenant: {0}")]
+    TenantNotFound(TenantId),
+    /// It is there already.
+    #[error(
+        "{0} is here already: --replace makes its settings and credentials those of the file, and adds to its keys and its history what is missing"
+    )]
+    TenantExists(TenantId),
+    /// Rows of the file are somebody else's here.
+    #[error(
+        "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with whoever exported it"
+    )]
+    RowsOfOtherTenant {
+        /// Whose the file is.
+        tenant: TenantId,
+        /// Which table.
+        table: &'static str,
+        /// How many.
+        count: u64,
+    },
+    /// It is inactive, and somebody is just sending all the same.
+    #[error(
+        "{count} deliveries of {tenant} are just under way, and would be sent again by whoever imports this: run it again in a minute"
+    )]
+    DeliveriesInProgress {
+        /// Whose.
+        tenant: TenantId,
+        /// How many.
+        count: i64,
+    },
+    /// Somebody is writing what they began while it was active, or something that takes long.
+    #[error(
+        "somebody is still writing events or deliveries, and {0} could be in it (a large import, perhaps, or a long job): run it again in a minute"
+    )]
+    WritesInProgress(TenantId),
+    /// A request for redelivery is not through, and needs the history.
+    #[error(
+        "a redelivery of {0} is not through yet: wait until it is, stop it (`attesto webhook stop-redelivery`), or take it along with --with-history"
+    )]
+    RedeliveryInProgress(TenantId),
+    /// The file is there already.
+    #[error("{} exists already: an export is never written over", redact_path(.0))]
+    FileExists(PathBuf),
+    /// A file cannot be read or written.
+    #[error("{}: {cause}", redact_path(path))]
+    FileIo {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// The file does not open.
+    #[error(transparent)]
+    SealedFile(#[from] SealedFileError),
+    /// It opens, and what is in it is not what this release knows.
+    #[error("the file opens, and is not an export that this release can read: {0}")]
+    InvalidContent(String),
+    /// It is of a release that knows more.
+    #[error(
+        "the file was made by Attesto {attesto}, whose tables are newer than these: bring this installation to that release, run `attesto migrate`, and import again"
+    )]
+    NewerRelease {
+        /// The release.
+        attesto: String,
+    },
+    /// A secret does not open.
+    #[error("{column} of {tenant} does not open: {cause}")]
+    SecretNotOpened {
+        /// Which: table and column.
+        column: String,
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: UnsealError,
+    },
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] Error),
+}

@@ -1,0 +1,155 @@
+//! Packs a tenant.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::BufWriter;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::error::TransferError;
+use super::file_format::{EXPORT_FORMAT, EncodedSecret, ExportHeader, ExportLine};
+use super::store::{self, TenantSnapshot};
+use super::tables::{HistoryScope, TRANSFERRED_TABLES};
+use crate::backup::manifest::hash_file;
+use crate::backup::partial_file::PartialFile as Unfinished;
+use crate::clock::Timestamp;
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::Keyring;
+use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
+use crate::db::Database;
+use crate::id::TenantId;
+
+/// What was packed.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportReport {
+    /// Whose it is, and of when.
+    #[serde(flatten)]
+    pub label: ExportHeader,
+    /// Rows, by their tables.
+    pub rows: BTreeMap<String, u64>,
+    /// Deliveries among them that are still to be sent.
+    pub waiting: i64,
+    /// For whom it is sealed.
+    pub sealed_for: String,
+    /// Of the file.
+    pub bytes: u64,
+    /// Of the file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Writes the tenant into `file`, which must not be there and which only its owner can read. `keyring` opens what the database
+/// holds; the caller has made sure that it is this database's. The service goes on meanwhile.
+pub async fn export_tenant(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    history: HistoryScope,
+    to: &SealTarget,
+    file: &Path,
+) -> Result<ExportReport, TransferError> {
+    if file.exists() {
+        return Err(TransferError::FileExists(file.to_owned()));
+    }
+    let mut snapshot = TenantSnapshot::begin_snapshot(database, tenant).await?;
+    let owner = snapshot.load_tenant(tenant).await?;
+    let owner = owner.ok_or_else(|| TransferError::TenantNotFound(tenant.clone()))?;
+    // Of one that is active this is a copy, which is never complete. Of one that is not, it is all there is: nobody may still be
+    // sending what is in it.
+    if !owner.is_active && owner.deliveries_in_progress > 0 {
+        return Err(TransferError::DeliveriesInProgress {
+            tenant: tenant.clone(),
+            count: owner.deliveries_in_progress,
+        });
+    }
+    if owner.has_open_redelivery && history == HistoryScope::Needed {
+        return Err(TransferError::RedeliveryInProgress(tenant.clone()));
+    }
+    let label = ExportHeader {
+        format: EXPORT_FORMAT,
+        tenant: tenant.clone(),
+        name: owner.name,
+        is_active: owner.is_active,
+        exported_at: Timestamp::from(snapshot.taken_at).to_string(),
+        attesto: crate::VERSION.to_owned(),
+        schema_version: snapshot.schema_version,
+        history,
+    };
+    let failed = |cause| TransferError::FileIo {
+        path: file.to_owned(),
+        cause,
+    };
+    let unfinished = Unfinished::create_for(file).map_err(failed)?;
+    let writer = OpenOptions::new().append(true).open(unfinished.path());
+    let writer = BufWriter::new(writer.map_err(failed)?);
+    let mut sealer = SealedFileWriter::new(writer, to).map_err(failed)?;
+
+    ExportLine::Label(label.clone())
+        .write_to(&mut sealer)
+        .map_err(failed)?;
+    let mut rows = BTreeMap::new();
+    for part in &TRANSFERRED_TABLES {
+        let columns = snapshot.list_columns(part.name).await?;
+        let heading = ExportLine::Table {
+            name: part.name.to_owned(),
+            columns: columns.clone(),
+        };
+        heading.write_to(&mut sealer).map_err(failed)?;
+        let hidden = store::sealed_column(part.name);
+        let mut count = 0;
+        let each = |fields, blob: Option<Vec<u8>>| {
+            let secret = match hidden.zip(blob) {
+                None => None,
+                Some((column, blob)) => {
+                    let opened = keyring.open(column.context_for(tenant.as_str()), &blob);
+                    let opened = opened.map_err(|cause| TransferError::SecretNotOpened {
+                        column: format!("{}.{}", column.table, column.column),
+                        tenant: tenant.clone(),
+                        cause,
+                    })?;
+                    Some(EncodedSecret::from_bytes(opened.expose_secret()))
+                }
+            };
+            count += 1;
+            ExportLine::Row { fields, secret }
+                .write_to(&mut sealer)
+                .map_err(failed)
+        };
+        snapshot
+            .for_each_row(part, history, tenant, &columns, each)
+            .await?;
+        rows.insert(part.name.to_owned(), count);
+    }
+    snapshot.end_snapshot().await?;
+    ExportLine::End { rows: rows.clone() }
+        .write_to(&mut sealer)
+        .map_err(failed)?;
+    let writer = sealer.finish_file().map_err(failed)?;
+    drop(
+        writer
+            .into_inner()
+            .map_err(|error| failed(error.into_error()))?,
+    );
+
+    let (bytes, sha256) = hash_file(unfinished.path()).map_err(failed)?;
+    let exported = ExportReport {
+        label,
+        rows,
+        waiting: owner.pending_deliveries,
+        sealed_for: to.to_string(),
+        bytes,
+        sha256,
+    };
+    // Noted before there is a file by that name: one that nobody knows of is not made.
+    let note = json!({
+        "history": history,
+        "sealedFor": exported.sealed_for,
+        "rows": exported.rows,
+        "sha256": exported.sha256,
+    });
+    store::record_export(database, tenant, &note).await?;
+    unfinished.persist_as(file).map_err(failed)?;
+    Ok(exported)
+}

@@ -1,0 +1,411 @@
+//! Unpacks a tenant.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::error::TransferError;
+use super::file_format::{EXPORT_FORMAT, ExportHeader, ExportLine};
+use super::store::{self, ExistingEvent, NETWORKS_TABLE, RowBatch, TenantImport};
+use super::tables::{ConflictPolicy, TRANSFERRED_TABLES, TransferTable};
+use crate::backup::manifest::hash_file;
+use crate::crypto::keyring::Keyring;
+use crate::crypto::sealed_file::{OpeningSecret, SealedFileReader};
+use crate::db::Database;
+
+/// Rows that are written at once.
+const MAX_BATCH_ROWS: usize = 200;
+/// Or this much of the file.
+const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// How to unpack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command's, and they go with each other in any way"
+)]
+pub struct ImportOptions {
+    /// Whatever it was, it is inactive here.
+    pub as_inactive: bool,
+    /// Also over the same tenant.
+    pub replace: bool,
+    /// Open the networks too that were open to its callback. They are of the old installation's surroundings.
+    pub with_networks: bool,
+    /// Do everything, and then nothing.
+    pub dry_run: bool,
+}
+
+/// What was unpacked.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what is said of an import, each for itself"
+)]
+pub struct ImportReport {
+    /// Whose it is, and of when.
+    #[serde(flatten)]
+    pub label: ExportHeader,
+    /// Rows that were written, by their tables.
+    pub rows: BTreeMap<String, u64>,
+    /// Rows that were there already, by their tables.
+    pub kept: BTreeMap<String, u64>,
+    /// Events that are here under another id, as their store reported them here too.
+    pub known: u64,
+    /// Deliveries that were left out, since their event is here under another id and has its own.
+    pub superseded: u64,
+    /// The networks in the file, as `network:port`.
+    pub networks: Vec<String>,
+    /// Whether they are open here now.
+    pub networks_opened: bool,
+    /// Deliveries of the tenant that are still to be sent, here.
+    pub waiting: i64,
+    /// Whether it is active here.
+    pub active: bool,
+    /// Whether the tenant was here before.
+    pub replaced: bool,
+    /// Whether nothing was written after all.
+    pub dry_run: bool,
+    /// Of the file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Reads `file` and writes the tenant in one transaction, secrets sealed by `keyring`; the caller has made sure that it is this
+/// database's.
+pub async fn import_tenant(
+    database: &Database,
+    keyring: &Keyring,
+    file: &Path,
+    with: &OpeningSecret,
+    options: ImportOptions,
+) -> Result<ImportReport, TransferError> {
+    let failed = |cause| TransferError::FileIo {
+        path: file.to_owned(),
+        cause,
+    };
+    let (_, sha256) = hash_file(file).map_err(failed)?;
+    let opener = SealedFileReader::new(File::open(file).map_err(failed)?, with)?;
+    let mut reader = BufReader::new(opener);
+    let Some((ExportLine::Label(label), _)) = ExportLine::read_from(&mut reader)? else {
+        return Err(TransferError::InvalidContent(
+            "it does not say whose it is".into(),
+        ));
+    };
+    if label.format != EXPORT_FORMAT {
+        return Err(TransferError::NewerRelease {
+            attesto: label.attesto,
+        });
+    }
+    let mut unpacking = TenantImport::begin_import(database, &label.tenant).await?;
+    if label.schema_version > unpacking.schema_version {
+        return Err(TransferError::NewerRelease {
+            attesto: label.attesto,
+        });
+    }
+    let replaced = unpacking.tenant_exists().await?;
+    if replaced && !options.replace {
+        return Err(TransferError::TenantExists(label.tenant));
+    }
+    if replaced {
+        unpacking
+            .delete_replaced_rows(options.with_networks)
+            .await?;
+    }
+    let mut unpacked = ImportReader {
+        keyring,
+        label: &label,
+        with_networks: options.with_networks,
+        replaced,
+        deferred_tenant_row: None,
+        existing_events: HashMap::new(),
+        superseded: 0,
+        networks: Vec::new(),
+        rows: BTreeMap::new(),
+        kept: BTreeMap::new(),
+    };
+    unpacked.import_lines(&mut unpacking, &mut reader).await?;
+    // Whoever takes in an event for the tenant reads its row, which is not to be held all the while.
+    if let Some(mut last) = unpacked.deferred_tenant_row.take() {
+        unpacked.insert_batch(&mut unpacking, &mut last).await?;
+    }
+    let ImportReader {
+        rows,
+        kept,
+        existing_events: elsewhere,
+        superseded,
+        networks,
+        ..
+    } = unpacked;
+    let active = unpacking.set_and_load_active(options.as_inactive).await?;
+    let active =
+        active.ok_or_else(|| TransferError::InvalidContent("its tenant is missing".into()))?;
+    unpacking.check_deferred_constraints().await?;
+    let waiting = unpacking.count_pending_deliveries().await?;
+    let note = json!({
+        "exportedAt": label.exported_at,
+        "history": label.history,
+        "replaced": replaced,
+        "rows": rows,
+        "kept": kept,
+        "superseded": superseded,
+        "sha256": sha256,
+    });
+    unpacking.record_import(&note).await?;
+    if !options.dry_run {
+        unpacking.commit().await?;
+    }
+    Ok(ImportReport {
+        active,
+        label,
+        rows,
+        kept,
+        known: elsewhere.len() as u64,
+        superseded,
+        networks_opened: options.with_networks && !networks.is_empty(),
+        networks,
+        waiting,
+        replaced,
+        dry_run: options.dry_run,
+        sha256,
+    })
+}
+
+struct ImportReader<'a> {
+    keyring: &'a Keyring,
+    label: &'a ExportHeader,
+    with_networks: bool,
+    replaced: bool,
+    /// The tenant's own row, where it is there already.
+    deferred_tenant_row: Option<TableBatch>,
+    existing_events: HashMap<String, ExistingEvent>,
+    superseded: u64,
+    networks: Vec<String>,
+    rows: BTreeMap<String, u64>,
+    kept: BTreeMap<String, u64>,
+}
+
+/// A network as the file has it.
+#[derive(Deserialize)]
+struct NetworkRow {
+    network: String,
+    port: u16,
+}
+
+impl NetworkRow {
+    /// As it is said, where nothing in it could be anything else than an address.
+    fn parse_network(fields: &str) -> Option<String> {
+        let it: Self = serde_json::from_str(fields).ok()?;
+        let is_plain =
+            |letter: char| letter.is_ascii_hexdigit() || matches!(letter, '.' | ':' | '/');
+        it.network
+            .chars()
+            .all(is_plain)
+            .then(|| format!("{}:{}", it.network, it.port))
+    }
+}
+
+/// The table whose rows are being read.
+struct TableBatch {
+    table: &'static TransferTable,
+    columns: Vec<String>,
+    batch: RowBatch,
+    bytes: usize,
+}
+
+impl TableBatch {
+    fn new(table: &'static TransferTable, columns: Vec<String>) -> Self {
+        Self {
+            table,
+            columns,
+            batch: RowBatch::default(),
+            bytes: 0,
+        }
+    }
+}
+
+impl ImportReader<'_> {
+    /// Every line but the first. The last one must say what all the others said.
+    async fn import_lines(
+        &mut self,
+        unpacking: &mut TenantImport,
+        reader: &mut impl BufRead,
+    ) -> Result<(), TransferError> {
+        let mut open: Option<TableBatch> = None;
+        let mut read: BTreeMap<String, u64> = BTreeMap::new();
+        let mut tables = TRANSFERRED_TABLES.iter();
+        loop {
+            let Some((line, length)) = ExportLine::read_from(reader)? else {
+                return Err(TransferError::InvalidContent("its end is missing".into()));
+            };
+            match line {
+                ExportLine::Label(_) => {
+                    return Err(TransferError::InvalidContent(
+                        "it says twice whose it is".into(),
+                    ));
+                }
+                ExportLine::Table { name, columns } => {
+                    self.write_batch(unpacking, open.as_mut()).await?;
+                    // In our order, which is that of their references; one of an older release has fewer.
+                    let part = tables.find(|part| part.name == name);
+                    let part = part.ok_or_else(|| {
+                        TransferError::InvalidContent(format!(
+                            "it has no place for a table called {name}"
+                        ))
+                    })?;
+                    let known = unpacking.list_columns(part.name).await?;
+                    if columns.is_empty() || columns.iter().any(|name| !known.contains(name)) {
+                        return Err(TransferError::NewerRelease {
+                            attesto: self.label.attesto.clone(),
+                        });
+                    }
+                    unpacking.set_row_audit(!part.is_audited_once).await?;
+                    read.insert(name, 0);
+                    open = Some(TableBatch::new(part, columns));
+                }
+                ExportLine::Row { fields, secret } => {
+                    let Some(open) = open.as_mut() else {
+                        return Err(TransferError::InvalidContent("a row is of no table".into()));
+                    };
+                    let column = store::sealed_column(open.table.name);
+                    let sealed = match column.zip(secret) {
+                        None => None,
+                        Some((column, secret)) => {
+                            let place = column.context_for(self.label.tenant.as_str());
+                            Some(self.keyring.seal(place, &secret.decode_bytes()?))
+                        }
+                    };
+                    *read.entry(open.table.name.to_owned()).or_default() += 1;
+                    let fields = Box::<str>::from(fields).into();
+                    let Some(fields) = self.map_row(open.table, fields)? else {
+                        continue;
+                    };
+                    open.batch.rows.push(fields);
+                    open.batch.secrets.push(sealed);
+                    open.bytes += length;
+                    if open.batch.rows.len() >= MAX_BATCH_ROWS || open.bytes >= MAX_BATCH_BYTES {
+                        self.write_batch(unpacking, Some(open)).await?;
+                    }
+                }
+                ExportLine::End { rows } => {
+                    self.write_batch(unpacking, open.as_mut()).await?;
+                    if rows != read || reader.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
+                        return Err(TransferError::InvalidContent(
+                            "it counts other rows than it has".into(),
+                        ));
+                    }
+                    // The very end is proven by reading it.
+                    return match ExportLine::read_from(reader)? {
+                        None => Ok(()),
+                        Some(_) => Err(TransferError::InvalidContent(
+                            "it goes on after its end".into(),
+                        )),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn write_batch(
+        &mut self,
+        unpacking: &mut TenantImport,
+        open: Option<&mut TableBatch>,
+    ) -> Result<(), TransferError> {
+        let Some(open) = open else { return Ok(()) };
+        if !self.replaced || open.table.on_conflict != ConflictPolicy::Overwrite {
+            return self.insert_batch(unpacking, open).await;
+        }
+        let columns = open.columns.clone();
+        let next = TableBatch::new(open.table, columns);
+        let given = std::mem::replace(open, next);
+        if given.batch.rows.is_empty() {
+            return Ok(());
+        }
+        match self.deferred_tenant_row.replace(given) {
+            None => Ok(()),
+            Some(_) => Err(TransferError::InvalidContent("it has two tenants".into())),
+        }
+    }
+
+    /// The row as it is to be written, if it is: without networks where they were not asked for, and a delivery for the event as
+    /// it is called here.
+    fn map_row(
+        &mut self,
+        part: &TransferTable,
+        fields: String,
+    ) -> Result<Option<String>, TransferError> {
+        let odd = || TransferError::InvalidContent(format!("a row of {} is odd", part.name));
+        if part.name == NETWORKS_TABLE {
+            self.networks
+                .push(NetworkRow::parse_network(&fields).ok_or_else(odd)?);
+            return Ok(self.with_networks.then_some(fields));
+        }
+        if part.name != "webhook_deliveries" || self.existing_events.is_empty() {
+            return Ok(Some(fields));
+        }
+        let mut row: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&fields).map_err(|_| odd())?;
+        let event = row.get("event_id").and_then(serde_json::Value::as_str);
+        match event.and_then(|event| self.existing_events.get(event)) {
+            None => Ok(Some(fields)),
+            Some(there) if there.has_deliveries => {
+                self.superseded += 1;
+                Ok(None)
+            }
+            Some(there) => {
+                row.insert("event_id".to_owned(), there.event_id.clone().into());
+                let row = serde_json::Value::Object(row);
+                Ok(Some(row.to_string()))
+            }
+        }
+    }
+
+    async fn insert_batch(
+        &mut self,
+        unpacking: &mut TenantImport,
+        open: &mut TableBatch,
+    ) -> Result<(), TransferError> {
+        let given = open.batch.rows.len() as u64;
+        let (part, batch) = (open.table, &open.batch);
+        let table = part.name;
+        let mut inserted = 0;
+        if given > 0 {
+            let written = unpacking.insert_rows(part, &open.columns, batch, self.replaced);
+            inserted = written.await?;
+        }
+        if inserted < given {
+            match part.on_conflict {
+                // Somebody else was quicker.
+                ConflictPolicy::Overwrite => {
+                    return Err(TransferError::TenantExists(self.label.tenant.clone()));
+                }
+                ConflictPolicy::DeleteFirst => {}
+                ConflictPolicy::KeepExisting => {
+                    let strangers =
+                        given - unpacking.count_existing_rows(part, batch).await?.min(given);
+                    if strangers > 0 {
+                        return Err(TransferError::RowsOfOtherTenant {
+                            tenant: self.label.tenant.clone(),
+                            table,
+                            count: strangers,
+                        });
+                    }
+                }
+            }
+            if table == "webhook_events" {
+                self.existing_events
+                    .extend(unpacking.find_existing_events(batch).await?);
+            }
+        }
+        open.batch = RowBatch::default();
+        open.bytes = 0;
+        *self.rows.entry(table.to_owned()).or_default() += inserted;
+        if inserted < given {
+            *self.kept.entry(table.to_owned()).or_default() += given - inserted;
+        }
+        Ok(())
+    }
+}
