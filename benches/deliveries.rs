@@ -22,21 +22,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
+use attesto::base::id::TenantId;
 use attesto::config;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::{
     AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier,
 };
+use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
-use attesto::google;
-use attesto::google::account::GoogleServiceAccount;
-use attesto::id::TenantId;
 use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::stores::google;
+use attesto::stores::google::account::GoogleServiceAccount;
 use attesto::tenants;
 use axum::Router;
 use axum::extract::{Path, State};

@@ -13,16 +13,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::apple::account::{AppleCredentials, ClientTokenSource, EnvironmentChoice, SigningKey};
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
+use attesto::base::id::TenantId;
+use attesto::config;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
-use attesto::id::TenantId;
+use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment};
 use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::stores::apple;
+use attesto::stores::apple::account::{
+    AppleCredentials, ClientTokenSource, EnvironmentChoice, SigningKey,
+};
 use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
-use attesto::{apple, config};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use axum::body::Bytes;
 use axum::routing::post;

@@ -14,17 +14,17 @@
 
 use std::time::{Duration, Instant};
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
+use attesto::base::id::TenantId;
 use attesto::config;
 use attesto::db::Database;
-use attesto::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::deliveries::redelivery::EventStatus;
 use attesto::deliveries::{
     AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier, history,
 };
+use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
-use attesto::id::TenantId;
-use attesto::jobs::retention::{RetentionKind, prune_expired};
+use attesto::retention::{RetentionKind, prune_expired};
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::task::JoinSet;

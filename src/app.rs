@@ -14,27 +14,20 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::apple::ocsp::{ResponderPolicy, RevocationChecker};
-use crate::apple::trust::{
-    JwsVerifier, RootCertificatesError, root_expiries, signing_chain_expiry,
-};
-use crate::apple::{self, AppleVerifier};
 use crate::audit::VerificationLog;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::{AppSettings, WebhookSettings, compute_fingerprints};
 use crate::credentials::canary;
 use crate::crypto::keyring::Keyring;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, DatabaseConnectError, SchemaState};
-use crate::deliveries::guard::EgressPolicy;
 use crate::deliveries::{
     DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, hold,
     signing_transport,
 };
+use crate::egress::EgressPolicy;
 use crate::events::{EventRecorder, NotificationMetrics};
 use crate::gauges::DatabaseGauges;
-use crate::google::trust::GoogleKeys;
-use crate::google::{self, GoogleVerifier};
 use crate::http::health::{HealthState, ReadinessCheck};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
@@ -45,6 +38,13 @@ use crate::replicas::{CertificateExpiries, ReplicaHeartbeat, host_name};
 use crate::server::tls::{self, ReloadableTls};
 use crate::server::{self, RunningServer, scrape};
 use crate::server::{BODY_TIMEOUT, ConnectionLimits};
+use crate::stores::apple::ocsp::{ResponderPolicy, RevocationChecker};
+use crate::stores::apple::trust::{
+    JwsVerifier, RootCertificatesError, root_expiries, signing_chain_expiry,
+};
+use crate::stores::apple::{self, AppleVerifier};
+use crate::stores::google::trust::GoogleKeys;
+use crate::stores::google::{self, GoogleVerifier};
 use crate::tenants::Authenticator;
 use crate::traces;
 use crate::watch::expiry::certificate_name;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::credentials::age;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};

@@ -13,29 +13,29 @@
 //! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`], [`shutdown`].
 
 pub mod app;
-pub mod apple;
 pub mod audit;
 pub mod backup;
+pub mod base;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod crypto;
 pub mod db;
 pub mod deliveries;
 pub mod doctor;
+pub mod egress;
+pub mod embedded_postgres;
 pub mod events;
 pub mod gauges;
-pub mod google;
 pub mod http;
-pub mod id;
 pub mod jobs;
 pub mod metrics;
 pub mod outbound;
 pub mod replicas;
+pub mod retention;
 pub mod server;
-pub mod shutdown;
 pub mod simulator;
+pub mod stores;
 pub mod tail;
 pub mod telemetry;
 pub mod tenant_transfer;

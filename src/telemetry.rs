@@ -21,7 +21,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::http::request_layer::HttpRequestId;
 use crate::traces::request::current_trace_id;
 
@@ -446,7 +446,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
 
     #[derive(Clone, Default)]
     struct CapturedOutput(Arc<Mutex<Vec<u8>>>);

@@ -47,7 +47,7 @@ need_packages() {
         fail "apt-get could not install $* (see above)."
 }
 
-# The folder of the newest Postgres programs, found as src/db/embedded/binaries.rs finds them.
+# The folder of the newest Postgres programs, found as src/embedded_postgres/binaries.rs finds them.
 postgres_programs() {
     if [ -n "${ATTESTO_PG_BIN:-}" ]; then
         echo "$ATTESTO_PG_BIN"

@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use attesto::apple::payload::{Notification, SignedPart, Transaction};
-use attesto::apple::translate;
-use attesto::clock::Timestamp;
+use attesto::stores::apple::payload::{Notification, SignedPart, Transaction};
+use attesto::stores::apple::translate;
+use attesto::base::clock::Timestamp;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {

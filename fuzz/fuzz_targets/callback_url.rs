@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use attesto::deliveries::guard::target::TargetHost;
-use attesto::deliveries::guard::{AllowList, Guard};
+use attesto::egress::target::TargetHost;
+use attesto::egress::{AllowList, Guard};
 use libfuzzer_sys::fuzz_target;
 
 fn is_inside(v4: Ipv4Addr) -> bool {

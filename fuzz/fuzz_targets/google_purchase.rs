@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use attesto::clock::Timestamp;
-use attesto::google::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
-use attesto::google::translate::{self, Status};
+use attesto::base::clock::Timestamp;
+use attesto::stores::google::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
+use attesto::stores::google::translate::{self, Status};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {

@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use attesto::google::payload::{DeveloperNotification, SubscriptionPurchase};
-use attesto::google::translate::{self, Replaced};
-use attesto::google::trust::Token;
+use attesto::stores::google::payload::{DeveloperNotification, SubscriptionPurchase};
+use attesto::stores::google::translate::{self, Replaced};
+use attesto::stores::google::trust::Token;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -4,9 +4,9 @@
 
 use std::sync::LazyLock;
 
-use attesto::apple::inspection::{Expected, inspect};
-use attesto::apple::trust::Verifier;
-use attesto::clock::Timestamp;
+use attesto::stores::apple::inspection::{Expected, inspect};
+use attesto::stores::apple::trust::Verifier;
+use attesto::base::clock::Timestamp;
 use libfuzzer_sys::fuzz_target;
 
 static APPLE: LazyLock<Verifier> = LazyLock::new(Verifier::with_apple_roots);

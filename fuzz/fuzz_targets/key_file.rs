@@ -4,8 +4,8 @@
 #![no_main]
 
 use attesto::crypto::keyring::MasterKey;
-use attesto::deliveries::guard::Opening;
-use attesto::google::account::ServiceAccount;
+use attesto::egress::Opening;
+use attesto::stores::google::account::ServiceAccount;
 use libfuzzer_sys::fuzz_target;
 
 /// No long run of letters that was given stands in the refusal, unless it is one of its own words.

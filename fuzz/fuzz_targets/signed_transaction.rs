@@ -7,8 +7,8 @@
 
 use std::sync::LazyLock;
 
-use attesto::apple::trust::Verifier;
-use attesto::clock::Timestamp;
+use attesto::stores::apple::trust::Verifier;
+use attesto::base::clock::Timestamp;
 use attesto::simulator::pki::{Authority, Forgery};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, json};

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::store;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
 /// Rows that are read at once.

@@ -8,12 +8,12 @@
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 
 use super::store;
+use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::VALIDATION_AUDIT_KEY;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::crypto::token;
 use crate::db::{Database, Error};
-use crate::id::TenantId;
 
 /// Which key. There is one.
 const HASH_KEY_NUMBER: i32 = 1;
@@ -88,7 +88,7 @@ impl std::fmt::Debug for PurchaseHashKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
 
     #[test]
     fn equal_purchases_of_one_tenant_are_equal_and_nothing_else_is() {

@@ -6,9 +6,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::operator_audit::{OperatorAuditEntry, PRUNE_ACTION};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{AuditId, TenantId};
 use crate::db::{Database, Error};
-use crate::id::{AuditId, TenantId};
 
 /// Rows that are taken away in one statement.
 const MAX_PRUNE_BATCH: i64 = 5000;

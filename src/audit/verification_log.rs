@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
 use super::store::{self, VerificationRow};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::{AuditId, TenantId};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, error_class};
 use crate::events::EventSource;
-use crate::id::{AuditId, TenantId};
 use crate::metrics::metric_types::DURATION_BUCKETS;
 use crate::metrics::registry::{ObservableKind, u64_to_f64};
 use crate::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};

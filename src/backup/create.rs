@@ -10,9 +10,9 @@ use super::manifest::{BackupManifest, MANIFEST_FORMAT, fingerprint_dump};
 use super::partial_file::PartialFile;
 use super::programs::PostgresPrograms;
 use super::store::{self, BackupSnapshot};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::BackupId;
 use crate::db::Database;
-use crate::id::BackupId;
 use crate::replicas::host_name;
 
 /// Dumps the whole database into `output` and writes the manifest beside it. Neither may be there already; only their

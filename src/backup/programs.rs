@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use super::error::BackupError;
 use crate::db::Database;
-use crate::db::embedded::binaries::{distribution_folders, parse_major_version};
+use crate::embedded_postgres::binaries::{distribution_folders, parse_major_version};
 
 /// Where the programs are looked for.
 #[derive(Clone, Debug, Default)]

@@ -11,12 +11,12 @@ use super::manifest::{BackupManifest, fingerprint_dump};
 use super::programs::PostgresPrograms;
 use super::report::BackupVerifyReport;
 use super::store;
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::BackupId;
 use crate::credentials::canary::{self, CanaryError};
 use crate::credentials::sealed_value_check;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
-use crate::id::BackupId;
 
 /// So many values of every sealed column are opened, chosen at random.
 const SAMPLE_ROWS: i64 = 20;

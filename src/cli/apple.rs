@@ -8,21 +8,23 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use super::{duration, input_file};
-use crate::apple::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey};
-use crate::apple::api::{self, AppStoreClient};
-use crate::apple::check_credentials;
-use crate::apple::store::{
-    self, LoadAppleCredentialsError, NewAppleCredentials, SetAppleCredentialsError,
-};
-use crate::apple::test_notification::{self, TestNotificationError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{EventId, TenantId};
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::credentials::history::{PreviousOutcome, RollbackError};
 use crate::db::Database;
 use crate::events::{self, EventSource};
-use crate::id::{EventId, TenantId};
 use crate::outbound::{self, Upstream};
+use crate::stores::apple::account::{
+    AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
+};
+use crate::stores::apple::api::{self, AppStoreClient};
+use crate::stores::apple::check_credentials;
+use crate::stores::apple::store::{
+    self, LoadAppleCredentialsError, NewAppleCredentials, SetAppleCredentialsError,
+};
+use crate::stores::apple::test_notification::{self, TestNotificationError};
 
 /// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]

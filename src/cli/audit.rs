@@ -9,9 +9,9 @@ use super::input_file;
 use crate::audit::operator_audit::{self, AuditChainError, ChainHead};
 use crate::audit::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
 use crate::audit::store::{self, LoggedVerification};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::crypto::token::encode_hex;
-use crate::id::TenantId;
 use crate::tenants::store::{TenantChangeError, find_tenant};
 
 /// The commands of `attesto audit`.

@@ -9,19 +9,19 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::id::MalformedIdError;
 use crate::config::{RawSettings, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
-use crate::db::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use crate::db::{Database, Operator};
-use crate::id::MalformedIdError;
+use crate::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{HEARTBEAT_TIMEOUT, LiveReplicas};
 
 use super::operator;
 use super::output::{OutputFormat, OutputWriter};
-use crate::shutdown::ShutdownSignals;
+use crate::base::shutdown::ShutdownSignals;
 
 /// What a command may use. The database and the keys are read from the settings only when it asks for them.
 pub struct CommandContext {

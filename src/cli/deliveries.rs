@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::deliveries::hold::{WaitingDeliveries, store};
 use crate::replicas::host_name;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::config::{self, RawSettings};
 use crate::doctor::{CheckContext, CheckResult, CheckStatus, run_checks};
 

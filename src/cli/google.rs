@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use super::context::{CommandContext, CommandError};
 use super::input_file;
+use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::credentials::history::{PreviousOutcome, RollbackError};
-use crate::google::account::{GoogleServiceAccount, TOKEN_URL};
-use crate::google::api::{self, PlayClient};
-use crate::google::check_credentials;
-use crate::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
-use crate::id::TenantId;
 use crate::outbound::{self, Upstream};
+use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
+use crate::stores::google::api::{self, PlayClient};
+use crate::stores::google::check_credentials;
+use crate::stores::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]

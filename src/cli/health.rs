@@ -10,7 +10,7 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use super::context::{CommandContext, CommandError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::config::{self, read_tls_files};
 use crate::outbound::{self, CertificateTrust, HttpClientError};
 use crate::server::tls::{TlsCertificate, TlsFiles};
@@ -162,7 +162,7 @@ fn describe_failure(status: u16, body: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
+    use crate::base::clock::Clock;
 
     #[test]
     fn another_certificate_is_believed_only_where_the_service_may_have_one() {

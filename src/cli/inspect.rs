@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use super::context::{CommandContext, CommandError};
 use super::input_file;
-use crate::apple::account::AppleEnvironment;
-use crate::apple::inspection::{
+use crate::base::clock::Timestamp;
+use crate::config::StoreSettings;
+use crate::stores::apple::account::AppleEnvironment;
+use crate::stores::apple::inspection::{
     self, CertificateDetails, ExpectedAppIdentity, Inspection, SignedDataKind,
 };
-use crate::apple::trust::JwsVerifier;
-use crate::clock::Timestamp;
-use crate::config::StoreSettings;
+use crate::stores::apple::trust::JwsVerifier;
 
 /// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]

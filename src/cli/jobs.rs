@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::context::{CommandContext, CommandError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
-use crate::deliveries::guard::EgressPolicy;
 use crate::deliveries::{Sender, SenderSettings};
+use crate::egress::EgressPolicy;
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 
 /// The commands of `attesto jobs`.

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{KeyId, MalformedIdError, TenantId};
 use crate::db::Database;
-use crate::id::{KeyId, MalformedIdError, TenantId};
 use crate::tenants::api_key::ApiKeyHash;
 use crate::tenants::store::{self, TenantChangeError};
 use crate::tenants::{ApiKey, ApiKeyEnvironment, DisplayName, RawApiKey};

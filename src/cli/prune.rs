@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use super::jobs;
-use crate::jobs::retention::{self, RetentionKind};
+use crate::retention::{self, RetentionKind};
 
 /// The arguments of `attesto prune`.
 #[derive(Debug, clap::Args)]

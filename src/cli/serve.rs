@@ -17,23 +17,23 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{CommandContext, CommandError};
 use crate::app::{App, RunningApp};
-use crate::apple::trust::JwsVerifier;
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::shutdown::ShutdownSignals;
 use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
 use crate::config::effective::world_readable_files;
 use crate::config::secret_file::EnvLookup;
 use crate::config::{AppSettings, DatabaseSource, DeploymentMode, RawSettings, read_tls_files};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
-use crate::db::embedded::EmbeddedPostgres;
 use crate::db::{
     Database, DatabaseConnectError, MigrationError, SchemaState, is_missing_table, is_unavailable,
 };
+use crate::embedded_postgres::EmbeddedPostgres;
 use crate::replicas::{MigrationBlockedError, host_name};
 use crate::server::listen::{bind_listener, raise_connection_limit};
 use crate::server::tls::{ReloadableTls, TlsCertificate};
 use crate::server::{ConnectionLimits, scrape};
-use crate::shutdown::ShutdownSignals;
+use crate::stores::apple::trust::JwsVerifier;
 use crate::telemetry::LogSettings;
 use crate::telemetry::{self, LogWriter};
 use crate::traces::{self, TracePipeline};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::context::{CommandContext, CommandError};
-use crate::id::TenantId;
+use crate::base::id::TenantId;
 use crate::tail::TailWatcher;
 use crate::tenants::store::{TenantChangeError, find_tenant};
 

@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use super::tenant_transfer;
-use crate::clock::Timestamp;
-use crate::id::TenantId;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::tenants::store::{self, TenantChangeError};
 use crate::tenants::{DisplayName, Tenant};
 

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::context::{CommandContext, CommandError};
 use super::input_file;
+use crate::base::id::TenantId;
 use crate::credentials::canary;
 use crate::crypto::sealed_file::{
     OpeningSecret, Passphrase, Recipient, RecipientIdentity, SealTarget,
 };
 use crate::db::Database;
-use crate::id::TenantId;
 use crate::tenant_transfer::tables::HistoryScope;
 use crate::tenant_transfer::{self, ExportReport, ImportOptions, ImportReport, TransferError};
 

@@ -11,18 +11,18 @@ use serde_json::{Value, json};
 
 use super::context::{CommandContext, CommandError};
 use super::input_file;
-use crate::apple::account::EnvironmentChoice;
-use crate::apple::ocsp::{ResponderPolicy, RevocationChecker};
-use crate::apple::trust::JwsVerifier;
-use crate::apple::{self, AppleVerifier};
+use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::google::{self, GoogleVerifier};
 use crate::http::problem::VerifyErrorResponse;
-use crate::id::TenantId;
 use crate::outbound::{self, Upstream};
+use crate::stores::apple::account::EnvironmentChoice;
+use crate::stores::apple::ocsp::{ResponderPolicy, RevocationChecker};
+use crate::stores::apple::trust::JwsVerifier;
+use crate::stores::apple::{self, AppleVerifier};
+use crate::stores::google::{self, GoogleVerifier};
 
 /// The commands of `attesto verify`.
 #[derive(Debug, clap::Subcommand)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use super::{duration, input_file};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use crate::deliveries::signature::{self, SignatureHeaders};
 

@@ -9,23 +9,23 @@ use serde_json::json;
 
 use super::context::{CommandContext, CommandError};
 use super::{duration, input_file, verify_signature};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::config::settings::WebhookSettings;
 use crate::crypto::{ExposeSecret as _, SecretString};
 use crate::db::Database;
 use crate::deliveries::endpoint::store::{self, EndpointChange, EndpointChangeError, SecretChange};
 use crate::deliveries::endpoint::{EndpointSummary, SigningSecret};
-use crate::deliveries::guard::{
-    AllowList, AllowedNetwork, AllowedNetworkError, EgressError, EgressPolicy, LookupError,
-    Resolver,
-};
 use crate::deliveries::history;
 use crate::deliveries::probe;
 use crate::deliveries::redelivery::{
     self, EventStatus, Redeliveries, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
 };
 use crate::deliveries::{AttemptOutcome, DeliveryAttempt, Sender, SenderSettings};
-use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
+use crate::egress::{
+    AllowList, AllowedNetwork, AllowedNetworkError, EgressError, EgressPolicy, LookupError,
+    Resolver,
+};
 use crate::tenants;
 
 /// The database's clock is the clock: an administrator does not live ahead of it.

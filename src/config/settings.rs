@@ -16,7 +16,7 @@ use super::raw::{GivenValue, RawSettings};
 use super::secret_file;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
-use crate::db::embedded::EmbeddedOptions;
+use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
 use crate::telemetry::{LogFormat, LogSettings};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, SealContext, UnsealError};
 

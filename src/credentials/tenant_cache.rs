@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::TenantId;
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
-use crate::id::TenantId;
 use crate::outbound::SingleFlight;
 
 /// How long "there is none" is remembered. Short, although a change is heard of: a tenant who has just been set up

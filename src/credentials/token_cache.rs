@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, SecretString};
-use crate::id::TenantId;
 
 /// Whose: the tenant, and a digest of what it was made with, so that no pass outlives its key or its account.
 pub type TokenCacheKey = (TenantId, [u8; 32]);

@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, Error, error_class};
+use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, token};
-use crate::id::TenantId;
 
 /// Where the triggers of `migrations/0001_tenants_and_credentials.sql` notify; payload `table:tenant_id`.
 const CHANGES_CHANNEL: &str = "attesto_changes";
@@ -317,7 +317,7 @@ async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
 
     #[test]
     fn what_cannot_be_read_may_mean_anything() {

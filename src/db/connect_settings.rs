@@ -75,7 +75,7 @@ impl ConnectSettings {
     }
 
     /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
-    pub(super) fn with_options(options: PgConnectOptions) -> Self {
+    pub(crate) fn with_options(options: PgConnectOptions) -> Self {
         Self {
             options: without_float_digits(options),
             direct_options: None,

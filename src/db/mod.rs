@@ -19,7 +19,6 @@ mod catalog;
 pub mod change_listener;
 pub mod connect_settings;
 pub mod database;
-pub mod embedded;
 pub mod errors;
 pub mod health;
 mod libpq;

@@ -31,7 +31,7 @@ use super::store::{
 };
 use super::transport::{ClaimedDelivery, DeliveryTransport};
 use super::work_notifier::WorkNotifier;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::db::{Database, Error};
 use crate::metrics::metric_types::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
 use crate::metrics::{Counter, Histogram, MetricsRegistry};

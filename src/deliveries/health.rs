@@ -16,7 +16,7 @@
 use std::time::Duration;
 
 use super::outcome::{AttemptOutcome, OutcomeClass};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// How many requests to one callback may be under way at once.
 pub const MAX_IN_FLIGHT_PER_CALLBACK: u8 = 8;

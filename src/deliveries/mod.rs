@@ -27,7 +27,6 @@
 pub mod delivery;
 pub mod dispatcher;
 pub mod endpoint;
-pub mod guard;
 pub mod health;
 pub mod history;
 pub mod hold;

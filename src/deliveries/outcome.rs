@@ -99,7 +99,7 @@ pub enum AttemptOutcome {
     Delivered {
         /// 200 to 299.
         code: u16,
-        /// The first kilobyte of what it said, as text. `None` where it must not be kept: see [`super::guard::Vetted`].
+        /// The first kilobyte of what it said, as text. `None` where it must not be kept: see [`crate::egress::Vetted`].
         excerpt: Option<String>,
     },
     /// The receiver did not take it, or could not be reached, or must not be called. Counts as an attempt.

@@ -12,10 +12,10 @@ use super::endpoint::store;
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use super::sender::{DeliveryAttempt, Sender};
 use super::transport::{ClaimedDelivery, DeliveryTransport};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::id::TenantId;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
-use crate::id::TenantId;
 
 /// How long the secrets may take to be read.
 const LOAD_ENDPOINTS_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,9 +14,9 @@ use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
 use super::outcome::OutcomeClass;
 use super::transport::ClaimedDelivery;
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, DbTransaction, Error};
-use crate::id::{DeliveryId, EventId, TenantId};
 
 /// Where processes tell each other that there is work.
 pub(super) const WORK_CHANNEL: &str = "attesto_work";

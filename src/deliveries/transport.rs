@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use hyper::body::Bytes;
 
 use super::outcome::AttemptOutcome;
-use crate::id::{DeliveryId, EventId, TenantId};
+use crate::base::id::{DeliveryId, EventId, TenantId};
 
 /// One delivery, claimed: everything about it but the secrets that sign it.
 #[derive(Clone, Debug, PartialEq, Eq)]

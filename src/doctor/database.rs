@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::check_result::query_failed;
 use super::check_result::{CheckResult, pluralize_count};
 use super::store::{self, ReplicationSlot};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 use crate::db::health::DatabaseHealth;
 use crate::db::{Database, Error, MIN_POSTGRES_MAJOR, SchemaState};
 use crate::metrics::registry::u64_to_f64;

@@ -6,7 +6,7 @@ use super::check_result::query_failed;
 use super::check_result::{CheckResult, format_names, pluralize_count};
 use super::store::{self, CountWithNames};
 use super::tenants::find_tenants_with_drift;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::settings::ExpiryThresholds;
 use crate::db::Database;
 use crate::deliveries::hold;

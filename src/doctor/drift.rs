@@ -2,7 +2,7 @@
 
 use super::check_result::query_failed;
 use super::check_result::{CheckResult, format_names, pluralize_count};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::db::Database;
 use crate::watch::drift::{self, DriftFinding, DriftKind};
 

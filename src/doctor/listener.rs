@@ -1,7 +1,7 @@
 //! Where the service listens, and with which certificate.
 
 use super::check_result::CheckResult;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::config::{self, RawSettings, read_tls_files};
 use crate::server::ListenSettings;
 use crate::server::tls::{TlsCertificate, TlsCertificateError};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::check_result::query_failed;
 use super::check_result::{CheckResult, pluralize_count};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 use crate::config::settings::ExpiryThresholds;
 use crate::db::Database;
 use crate::jobs::{LastJobRun, list_last_runs};
@@ -172,8 +172,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::base::id::ReplicaId;
     use crate::doctor::CheckStatus;
-    use crate::id::ReplicaId;
 
     fn replica(host: &str, version: &str, seals: u8, opens: &[u8]) -> Replica {
         let now = Timestamp::from_millis(0);

@@ -11,7 +11,7 @@ use super::check_result::{CheckResult, CheckStatus};
 use super::{
     database, deliveries, drift, files, keys, listener, logs, processes, settings, stores, tenants,
 };
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::settings::ExpiryThresholds;
 use crate::config::{RawSettings, StoreSettings};
 use crate::crypto::keyring::Keyring;

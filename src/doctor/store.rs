@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::base::id::TenantId;
 use crate::db::{Database, Error};
-use crate::id::TenantId;
 
 /// So many are named.
 const MAX_NAMED: i64 = 5;

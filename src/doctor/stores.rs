@@ -6,10 +6,10 @@ use futures_util::future::join_all;
 use url::Url;
 
 use super::check_result::CheckResult;
-use crate::apple::trust::{JwsVerifier, root_expiries};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 use crate::config::StoreSettings;
 use crate::outbound;
+use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 
 /// How long a store may take to answer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(8);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::check_result::query_failed;
 use super::check_result::{CheckResult, format_names, pluralize_count};
 use super::store::{self, CountWithNames};
-use crate::apple;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::settings::ExpiryThresholds;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error};
-use crate::google;
+use crate::stores::apple;
+use crate::stores::google;
 use crate::watch::drift;
 use crate::watch::expiry::{self, CredentialKind, DueCredentialGroup};
 

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::event_type::{EventSource, Word};
-use crate::clock::Timestamp;
-use crate::id::{EventId, TenantId};
+use crate::base::clock::Timestamp;
+use crate::base::id::{EventId, TenantId};
 
 /// An event that is to be stored.
 #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 use super::event::NewEvent;
 use super::store::{self, RecordError, StoredEvent};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::id::{DeliveryId, EventId};
 use crate::db::Database;
-use crate::id::{DeliveryId, EventId};
 
 /// Writes events, and with each what has to be delivered of it. Clones share everything.
 #[derive(Clone)]

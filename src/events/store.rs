@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use super::event::NewEvent;
 use super::event_type::EventSource;
+use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, Error};
-use crate::id::{DeliveryId, EventId, TenantId};
 
 /// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
 const MAX_KEY_BYTES: usize = 1024;

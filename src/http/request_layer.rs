@@ -25,8 +25,8 @@ use super::problem::{
     ErrorBody, ErrorCause, ErrorCode, Problem, RejectionResponse, retry_after_seconds,
 };
 use super::request_metrics::{self, MatchedRoute, RequestMetrics};
-use crate::clock::Clock;
-use crate::id;
+use crate::base::clock::Clock;
+use crate::base::id;
 use crate::traces::{self, request::RequestOutcome};
 
 const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -428,7 +428,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
     use crate::http::json::{FromJson, JsonBody, JsonFields, limit_body_size};
 
     struct Named(String);

@@ -59,7 +59,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
 
     #[test]
     fn a_job_is_due_after_its_interval_and_sooner_when_something_was_left() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;

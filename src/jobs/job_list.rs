@@ -1,6 +1,7 @@
 //! All jobs.
 
-use super::{Job, JobContext, drift, expiry, probe, reseal, retention, statistics};
+use super::{Job, JobContext, drift, expiry, probe, reseal, statistics};
+use crate::retention;
 
 /// The names of all jobs.
 pub const JOB_NAMES: [&str; 6] = [

@@ -17,7 +17,6 @@ mod job_context;
 pub mod job_list;
 pub mod probe;
 pub mod reseal;
-pub mod retention;
 pub mod scheduler;
 pub mod statistics;
 mod store;

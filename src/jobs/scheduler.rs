@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
 use super::{Job, JobContext, job_list};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, error_class};
 use crate::replicas::host_name;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
 /// How long a run has its job for itself without saying that it still runs.

@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::registry::{MetricsRegistry, ObservableKind};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 
 /// Adds them.
 pub fn register_process_metrics(registry: &MetricsRegistry, clock: &Clock) {

@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::root_cause;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
 /// The most a store's answer may weigh. A subscription with its whole history of line items is a few kilobytes.

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::live_replicas::{LiveReplicas, format_name_list};
 use super::store;
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::ReplicaId;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
-use crate::id::ReplicaId;
 
 /// How often.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);

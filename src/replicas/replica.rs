@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
-use crate::id::ReplicaId;
+use crate::base::clock::Timestamp;
+use crate::base::id::ReplicaId;
 
 /// A process that was seen this lately counts as being there.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(45);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::replica::{HEARTBEAT_TIMEOUT, Replica};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::ReplicaId;
 use crate::db::{Database, Error};
-use crate::id::ReplicaId;
 
 /// Rows of processes that were killed are kept this long, for whoever wonders what happened.
 const DEAD_REPLICA_TTL: Duration = Duration::from_hours(24);

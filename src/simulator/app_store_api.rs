@@ -24,7 +24,7 @@ use super::request::{SimulatorRequest, SimulatorResponse};
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
 use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
 use super::state::fault::Fault;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// What Apple wants in `aud`.
 const TOKEN_AUDIENCE: &str = "appstoreconnect-v1";

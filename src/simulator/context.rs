@@ -15,7 +15,7 @@ use super::state::apple_notifications::NotificationLog;
 use super::state::fault::ActiveFaults;
 use super::state::google_notifications::PublishedMessages;
 use super::state::{SimulatorError, StoreState};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 
 /// How many calls the log remembers.
 const MAX_RECORDED_REQUESTS: usize = 1000;

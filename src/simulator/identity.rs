@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::pki::{self, CertificateAuthority, encode_pem};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
 /// The file's name inside the simulator's folder.

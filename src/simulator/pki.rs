@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// What marks a leaf that signs receipts and transactions.
 const LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];

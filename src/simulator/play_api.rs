@@ -267,7 +267,7 @@ fn change_purchase(
     purchase: &PurchasePath<'_>,
     change: impl FnOnce(
         &mut super::state::google::GoogleState,
-        crate::clock::Timestamp,
+        crate::base::clock::Timestamp,
     ) -> Result<(), SimulatorError>,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
     if purchase.kind == PurchasePathKind::Product {

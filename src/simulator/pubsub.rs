@@ -15,7 +15,7 @@ use super::context::{SimulatorContext, SimulatorState};
 use super::identity::GoogleSigningKey;
 use super::state::google_notifications::{PublishedMessage, PushSubscription};
 use super::state::random_letters;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// The address in a push's token, where a subscription does not say another.
 pub const PUSH_SERVICE_ACCOUNT: &str = "attesto-push@simulator.iam.gserviceaccount.com";

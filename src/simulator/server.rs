@@ -18,7 +18,7 @@ use super::identity::SimulatorIdentity;
 use super::routes::build_router;
 use super::state::SimulatorError;
 use super::state::fault::Fault;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 
 /// How to start.
 pub struct SimulatorOptions {

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use crate::audit::store::LoggedVerification;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId};
 use crate::crypto::token::encode_hex;
 use crate::deliveries::history::{DeliveryRow, EventRow};
-use crate::id::{DeliveryId, EventId};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::TailLine;
 use crate::audit;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, TenantId};
 use crate::db::{Database, Error};
 use crate::deliveries::history::{self, DeliveryRow};
 use crate::deliveries::redelivery::EventStatus;
-use crate::id::{DeliveryId, TenantId};
 
 /// How many of each are looked at: what one look can show at most.
 const WINDOW_SIZE: u32 = 500;

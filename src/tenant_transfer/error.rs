@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::base::id::TenantId;
 use crate::crypto::keyring::UnsealError;
 use crate::crypto::redact::redact_path;
 use crate::crypto::sealed_file::SealedFileError;
 use crate::db::Error;
-use crate::id::TenantId;
 
 /// Why a tenant was not packed or unpacked. Nothing was changed, then.
 #[derive(Debug, thiserror::Error)]

@@ -14,12 +14,12 @@ use super::store::{self, TenantSnapshot};
 use super::tables::{HistoryScope, TRANSFERRED_TABLES};
 use crate::backup::manifest::hash_file;
 use crate::backup::partial_file::PartialFile as Unfinished;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
 use crate::db::Database;
-use crate::id::TenantId;
 
 /// What was packed.
 #[derive(Clone, Debug, Serialize)]

@@ -12,8 +12,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::error::TransferError;
 use super::tables::HistoryScope;
+use crate::base::id::TenantId;
 use crate::crypto::sealed_file::SealedFileError;
-use crate::id::TenantId;
 
 /// The shape of the lines that this release writes and reads.
 pub const EXPORT_FORMAT: u32 = 1;

@@ -9,9 +9,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 
 use super::error::TransferError;
 use super::tables::{ConflictPolicy, HistoryScope, TRANSFERRED_TABLES, TransferTable};
+use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
-use crate::id::TenantId;
 
 /// Between two batches a file is read and opened. What is noted of each change is noted at the end: whoever adds to the log of
 /// changes keeps others from adding, and a history may be long.

@@ -9,9 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{KeyId, TenantId};
 use crate::crypto::token;
-use crate::id::{KeyId, TenantId};
 
 /// Characters after the prefix.
 const RANDOM_PART_LENGTH: usize = 43;

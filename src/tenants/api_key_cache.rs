@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::{KeyId, TenantId};
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
 use crate::db::{Database, Error};
-use crate::id::{KeyId, TenantId};
 
 use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
 use super::api_key_usage::{ApiKeyUsage, LastUsed};

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::KeyId;
 use crate::db::{Database, Error, error_class};
-use crate::id::KeyId;
 
 use super::store;
 

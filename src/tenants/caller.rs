@@ -9,13 +9,13 @@ use axum::http::{HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 
 use super::tenant::RateLimit;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::id::{KeyId, TenantId};
 use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, Error};
 use crate::http::api_docs::DocumentedError;
 use crate::http::request_layer::RequestLogFields;
 use crate::http::{ErrorCode, Problem};
-use crate::id::{KeyId, TenantId};
 
 use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
 use super::api_key_cache::ApiKeyCache;

@@ -15,8 +15,8 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 use super::tenant::RateLimit;
-use crate::clock::Clock;
-use crate::id::TenantId;
+use crate::base::clock::Clock;
+use crate::base::id::TenantId;
 
 /// From so many buckets on, those that are full again are dropped now and then.
 const MIN_CLEANUP_BUCKETS: usize = 1024;
@@ -135,7 +135,7 @@ impl Reference for GovernorInstant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
+    use crate::base::clock::Timestamp;
     use crate::http::problem::retry_after_seconds;
 
     fn limiter() -> (TenantRateLimiter, Clock) {

@@ -1,8 +1,8 @@
 //! Every query on tenants and their keys.
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{KeyId, TenantId};
 use crate::db::{Database, Error};
-use crate::id::{KeyId, TenantId};
 
 use super::api_key::{ApiKey, ApiKeyEnvironment, ApiKeyHash, RawApiKey};
 use super::tenant::{DisplayName, RateLimitOverrides, Tenant};

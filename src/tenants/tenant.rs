@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::clock::Timestamp;
-use crate::id::TenantId;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 
 /// A tenant as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -210,8 +210,8 @@ async fn find_missing_keys(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::id::ReplicaId;
+    use crate::base::clock::Timestamp;
+    use crate::base::id::ReplicaId;
 
     fn replica(host: &str, version: &str, retention: &str) -> Replica {
         let now = Timestamp::from_millis(0);

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::store;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::config::settings::ExpiryThresholds;
 use crate::db::{Database, Error};
-use crate::id::TenantId;
 use crate::replicas::Replica;
 
 const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
@@ -202,7 +202,7 @@ pub fn certificate_advice(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ReplicaId;
+    use crate::base::id::ReplicaId;
 
     fn at(text: &str) -> Timestamp {
         Timestamp::parse(text).expect("a time")

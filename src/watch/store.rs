@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::drift;
 use super::expiry::{CredentialKind, DueCredential, DueCredentialGroup};
+use crate::base::id::TenantId;
 use crate::db::{Database, Error};
-use crate::id::TenantId;
 
 macro_rules! due {
     ($database:expr, $kind:expr, $statement:literal, $after:expr, $lead:expr, $limit:expr) => {{

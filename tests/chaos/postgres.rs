@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::config::read_env_var;
-use attesto::db::embedded::binaries::PostgresBinaries;
-use attesto::db::embedded::system_account::SystemAccount;
+use attesto::embedded_postgres::binaries::PostgresBinaries;
+use attesto::embedded_postgres::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// It ends and its folder goes when this is dropped.

@@ -5,11 +5,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use attesto::apple::account::EnvironmentChoice;
-use attesto::apple::store::{self, LoadAppleCredentialsError};
-use attesto::clock::Timestamp;
+use attesto::base::clock::Timestamp;
+use attesto::base::id::TenantId;
 use attesto::crypto::keyring::{Keyring, MasterKey};
-use attesto::id::TenantId;
+use attesto::stores::apple::account::EnvironmentChoice;
+use attesto::stores::apple::store::{self, LoadAppleCredentialsError};
 use attesto::tenants;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;

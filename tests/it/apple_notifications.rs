@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use attesto::apple::account::EnvironmentChoice;
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedApp, SimulatedEnvironment, TransactionChange,
 };
 use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::{Fault, JwsForgery};
+use attesto::stores::apple::account::EnvironmentChoice;
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -796,7 +796,7 @@ async fn each_thing_is_looked_at_in_its_turn() {
         assert_eq!(answer.body["details"]["issues"][0]["path"], "tenantId");
     }
     // Then the tenant, whatever is sent.
-    let unknown = attesto::id::TenantId::mint(world.clock.now());
+    let unknown = attesto::base::id::TenantId::mint(world.clock.now());
     for body in [
         &nothing,
         &json!({ "signedPayload": "x".repeat(1024 * 1024) }),
@@ -1055,7 +1055,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
     );
 
     // Apple's outcome is printed and explained when it is a bad one.
-    let unknown = attesto::id::TenantId::mint(shop.world.clock.now());
+    let unknown = attesto::base::id::TenantId::mint(shop.world.clock.now());
     let url = shop.world.url(&format!("/v1/webhooks/apple/{unknown}"));
     shop.apple()
         .set_notification_urls(APP, NotificationUrls::for_both_environments(&url))

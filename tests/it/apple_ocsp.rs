@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attesto::apple::ocsp::response::{self, OcspResponseError, RevocationStatus};
-use attesto::apple::ocsp::{ChainCertificate, ResponderPolicy};
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::stores::apple::ocsp::response::{self, OcspResponseError, RevocationStatus};
+use attesto::stores::apple::ocsp::{ChainCertificate, ResponderPolicy};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{

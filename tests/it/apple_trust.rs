@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use attesto::apple::trust::{JwsVerifier, SignatureError};
-use attesto::clock::Timestamp;
+use attesto::base::clock::Timestamp;
+use attesto::stores::apple::trust::{JwsVerifier, SignatureError};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
@@ -865,7 +865,7 @@ fn a_leaf_of_another_curve_is_refused() {
 
 #[test]
 fn apples_own_root_is_pinned_and_nothing_else_is() {
-    let root = include_bytes!("../../src/apple/roots/AppleRootCA-G3.cer");
+    let root = include_bytes!("../../src/stores/apple/roots/AppleRootCA-G3.cer");
     let digest = attesto::crypto::token::encode_hex(&attesto::crypto::token::sha256(root));
     assert_eq!(
         digest,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use attesto::apple::account::EnvironmentChoice;
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedApp, SimulatedEnvironment, SimulatedTransaction,
     TransactionChange,
 };
 use attesto::simulator::{Fault, JwsForgery};
+use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::{Value, json};
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};

@@ -225,8 +225,8 @@ impl Keys {
 #[tokio::test]
 async fn a_row_that_has_no_place_any_more_is_left_out() {
     use attesto::audit::VerificationOutcome;
+    use attesto::base::id::TenantId;
     use attesto::events::EventSource;
-    use attesto::id::TenantId;
 
     let world = World::new().await;
     let tenant = world.stranger().await.id;

@@ -5,13 +5,14 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::TenantId;
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::keyring::{Keyring, MasterKey};
-use attesto::id::TenantId;
 use attesto::simulator::identity::SimulatedAppleKey;
 use attesto::simulator::{Simulator, SimulatorOptions};
-use attesto::{apple, google, tenants};
+use attesto::stores::{apple, google};
+use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};

@@ -619,7 +619,10 @@ fn every_error_code_has_its_cause_and_cure() {
     }
 
     let mut known = BTreeSet::new();
-    for file in ["src/apple/answers.rs", "src/google/answers.rs"] {
+    for file in [
+        "src/stores/apple/error_response.rs",
+        "src/stores/google/error_response.rs",
+    ] {
         known.extend(codes(file, "Refusal::new("));
         known.extend(codes(file, "=> ("));
         known.extend(codes(file, "=>"));

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use attesto::apple::account::EnvironmentChoice;
 use attesto::credentials::canary;
 use attesto::credentials::sealed_columns::APPLE_PRIVATE_KEY;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
+use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attesto::config::read_env_var;
-use attesto::db::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedPostgres};
 use attesto::db::{ConnectSettings, Database};
+use attesto::embedded_postgres::{EmbeddedError, EmbeddedOptions, EmbeddedPostgres};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use sqlx::Executor as _;
 

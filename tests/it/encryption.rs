@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attesto::clock::Timestamp;
+use attesto::base::clock::Timestamp;
+use attesto::base::id::TenantId;
 use attesto::credentials::reseal::{self, ResealError, ResealMode};
 use attesto::credentials::{canary, sealed_columns};
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
-use attesto::id::TenantId;
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -3,9 +3,9 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use attesto::clock::Timestamp;
+use attesto::base::clock::Timestamp;
+use attesto::base::id::TenantId;
 use attesto::db::{ConnectSettings, Database};
-use attesto::id::TenantId;
 use attesto::tenants;
 use serde_json::{Value, json};
 

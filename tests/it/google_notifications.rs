@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use attesto::google::account::GoogleServiceAccount;
-use attesto::google::store::{self, NewGoogleCredentials};
 use attesto::simulator::state::google::{
     CanceledBy, NewProduct, NewSubscription, ProductChange, SimulatedSubscription,
     SubscriptionChange, SubscriptionReplacement,
 };
 use attesto::simulator::state::google_notifications::{PublishedMessage, PushSubscription};
 use attesto::simulator::{Fault, PushTokenFlaw};
+use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::google::store::{self, NewGoogleCredentials};
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -415,7 +415,7 @@ async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
         .await;
     assert_eq!(with_key.status, 401);
     sentences.insert(with_key.body["message"].to_string());
-    let stranger = attesto::id::TenantId::mint(shop.world.clock.now());
+    let stranger = attesto::base::id::TenantId::mint(shop.world.clock.now());
     shop.push_to(stranger.as_str());
     let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.status, 401);

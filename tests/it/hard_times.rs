@@ -4,12 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::TenantId;
 use attesto::config::RawSettings;
 use attesto::db::{ConnectSettings, Database};
 use attesto::doctor::{CheckContext, run_checks};
 use attesto::events::EventRecorder;
-use attesto::id::TenantId;
 use attesto::simulator::state::google::NewSubscription;
 use futures_util::future::join_all;
 use serde_json::json;

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use attesto::base::id::TenantId;
 use attesto::db::Database;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
-use attesto::deliveries::guard::EgressPolicy;
 use attesto::deliveries::{
     Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signing_transport,
 };
+use attesto::egress::EgressPolicy;
 use attesto::events::EventRecorder;
-use attesto::id::TenantId;
 
 use crate::world::attesto::World;
 use crate::world::event::test_event;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
 use attesto::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use attesto::jobs::{
     self, Job, JobContext, JobOutcome, JobRunError, JobScheduler, list_last_runs, run_job_now,

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attesto::app::RunningApp;
+use attesto::base::id::KeyId;
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
-use attesto::id::KeyId;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::NewSubscription;
 use base64::Engine as _;

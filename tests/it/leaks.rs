@@ -19,11 +19,11 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use attesto::base::clock::Clock;
 use attesto::cli::colon_aliases;
 use attesto::cli::command::Cli;
-use attesto::clock::Clock;
 use attesto::config::read_env_var;
-use attesto::db::embedded::binaries::PostgresBinaries;
+use attesto::embedded_postgres::binaries::PostgresBinaries;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google::{NewSubscription, SubscriptionReplacement};
 use attesto::simulator::state::google_notifications::PushSubscription;

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
+use attesto::base::id::TenantId;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
-use attesto::deliveries::guard::EgressPolicy;
 use attesto::deliveries::{
     DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier,
     signing_transport,
 };
+use attesto::egress::EgressPolicy;
 use attesto::events::EventRecorder;
-use attesto::id::TenantId;
 use attesto::metrics::MetricsRegistry;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::NewTransaction;

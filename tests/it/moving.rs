@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use attesto::apple::account::EnvironmentChoice;
+use attesto::base::id::TenantId;
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::sealed_file::{
     OpeningSecret, Passphrase, Recipient, RecipientIdentity, SealTarget, SealedFileReader,
@@ -17,12 +17,12 @@ use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
 use attesto::events::{EventRecorder, RecordError};
-use attesto::google::account::GoogleServiceAccount;
-use attesto::id::TenantId;
 use attesto::simulator::state::apple::NewTransaction;
+use attesto::stores::apple::account::EnvironmentChoice;
+use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::{apple, google};
 use attesto::tenant_transfer::ImportOptions;
 use attesto::tenant_transfer::tables::{EXCLUDED_TABLES, HistoryScope, TRANSFERRED_TABLES};
-use attesto::{apple, google};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -526,7 +526,7 @@ async fn no_table_and_no_column_is_forgotten() {
         .collect();
     assert_eq!(
         tables, decided,
-        "a table goes along or stays: say which in src/moving/content.rs"
+        "a table goes along or stays: say which in src/tenant_transfer/tables.rs"
     );
 
     events(&moved.old, &moved.tenant.id, &["1"]).await;

@@ -235,7 +235,7 @@ async fn asking_for_events_again_leaves_one_row() {
             .exit,
         0
     );
-    let clock = attesto::clock::Clock::system();
+    let clock = attesto::base::clock::Clock::system();
     let redeliveries = attesto::deliveries::Redeliveries::new(&fresh.database, &clock);
     while redeliveries.enqueue_next_batch().await.unwrap().enqueued > 0 {}
     let rows = operations(&shell);

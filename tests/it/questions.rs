@@ -424,7 +424,7 @@ async fn a_signature_is_checked_and_a_mistake_named() {
     let secret = write("secret", &format!("{}\n", mine.expose()));
     let body = "{\"event\":\"test\",\"n\":1.0}";
     let path = write("body", body);
-    let now = attesto::clock::Clock::system().now();
+    let now = attesto::base::clock::Clock::system().now();
     let secrets = SigningSecrets {
         newest: old,
         previous: vec![mine],

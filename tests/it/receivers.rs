@@ -11,13 +11,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::{DeliveryId, EventId};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
-use attesto::deliveries::guard::{AllowList, EgressPolicy};
 use attesto::deliveries::sender::DeliveryAttempt;
 use attesto::deliveries::{AttemptOutcome, Sender, SenderSettings, signature};
+use attesto::egress::{AllowList, EgressPolicy};
 use attesto::events::{EventSource, NewEvent, Word};
-use attesto::id::{DeliveryId, EventId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;

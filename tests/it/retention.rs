@@ -4,8 +4,8 @@
 
 use std::process::Command;
 
-use attesto::clock::Timestamp;
-use attesto::id::TenantId;
+use attesto::base::clock::Timestamp;
+use attesto::base::id::TenantId;
 use attesto::tenants;
 use serde_json::{Value, json};
 

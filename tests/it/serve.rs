@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
 use attesto::server::tls::TlsCertificate;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
 use attesto::http::json::{FromJson, JsonBody, JsonFields};
 use attesto::http::request_layer::RequestLayer;
 use attesto::server::ListenSettings;

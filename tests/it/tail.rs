@@ -11,7 +11,7 @@ const QUIET: [(&str, &str); 1] = [("WEBHOOK_DISPATCHER_DISABLED", "true")];
 
 struct Watched {
     world: World,
-    tenant: attesto::id::TenantId,
+    tenant: attesto::base::id::TenantId,
     watcher: TailWatcher,
 }
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::{KeyId, TenantId};
 use attesto::credentials::canary::{self, CanaryError};
 use attesto::credentials::{TenantCache, sealed_columns};
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::change_listener::{self, ChangeListener};
 use attesto::db::{ConnectSettings, Database, Error};
 use attesto::http::{ErrorCode, Problem};
-use attesto::id::{KeyId, TenantId};
 use attesto::tenants::RateLimit;
 use attesto::tenants::caller::AuthError;
 use attesto::tenants::{ApiKeyEnvironment, Authenticator, Caller, RawApiKey, Tenant, store};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attesto::app::{App, RunningApp};
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
 use attesto::outbound::{CertificateTrust, build_local_http_client};
 use attesto::server::tls::{
     ReloadIntervals, ReloadableTls, TlsCertificate, TlsCertificateError, TlsFiles,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::clock::Clock;
+use attesto::base::clock::Clock;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
 use attesto::simulator::state::apple::NewTransaction;

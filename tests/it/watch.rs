@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use attesto::base::id::TenantId;
 use attesto::config::compute_fingerprints;
-use attesto::id::TenantId;
 use attesto::replicas::ReplicaHeartbeat;
 use attesto::simulator::state::apple::NewTransaction;
 use serde_json::{Value, json};

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attesto::clock::Timestamp;
+use attesto::base::clock::Timestamp;
+use attesto::base::id::TenantId;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::deliveries::endpoint::store::{EndpointChange, EndpointChangeError, SecretChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint, store};
 use attesto::deliveries::signature;
-use attesto::id::TenantId;
 use attesto::tenants;
 use serde_json::{Value, json};
 use sqlx::Executor as _;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::{DeliveryId, EventId, TenantId};
 use attesto::db::Database;
 use attesto::db::change_listener::ChangeListener;
 use attesto::deliveries::redelivery::{
@@ -16,7 +17,6 @@ use attesto::deliveries::{
     AttemptOutcome, ClaimedDelivery, DeliveryTransport, Dispatcher, DispatcherSettings,
     OutcomeClass, Redeliveries, WorkNotifier,
 };
-use attesto::id::{DeliveryId, EventId, TenantId};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all, pending};
 use tokio::sync::{Notify, Semaphore};

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::{DeliveryId, EventId};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
-use attesto::deliveries::guard::{AllowList, EgressPolicy, LookupError, Resolver};
 use attesto::deliveries::sender::{ProbeOutcome, TlsTrust};
 use attesto::deliveries::{
     AttemptOutcome, DeliveryAttempt, OutcomeClass, Sender, SenderSettings, signature,
 };
-use attesto::id::{DeliveryId, EventId};
+use attesto::egress::{AllowList, EgressPolicy, LookupError, Resolver};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use tokio::io::AsyncWriteExt as _;

@@ -4,22 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::TenantId;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
-use attesto::deliveries::guard::EgressPolicy;
 use attesto::deliveries::{
     Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signature,
     signing_transport,
 };
+use attesto::egress::EgressPolicy;
 use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
-use attesto::google;
-use attesto::google::account::GoogleServiceAccount;
-use attesto::id::TenantId;
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::state::google_notifications::PushSubscription;
+use attesto::stores::google;
+use attesto::stores::google::account::GoogleServiceAccount;
 use attesto::tenants;
 use serde_json::Value;
 use serde_json::value::RawValue;

@@ -12,8 +12,8 @@ use super::example_request::{
     ExampleBody, ExampleRequest, ExpectedResponse, format_json_shortened, print_stdout,
 };
 use super::store_events;
+use crate::base::shutdown::ShutdownSignals;
 use crate::cli::context::{CommandContext, CommandError};
-use crate::shutdown::ShutdownSignals;
 use crate::simulator::JwsForgery;
 
 /// Runs the command.

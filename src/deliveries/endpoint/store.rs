@@ -10,13 +10,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::secret::{MAX_ACTIVE_SECRETS, SigningSecret, SigningSecrets};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::{SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET};
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{self, Database};
-use crate::deliveries::guard::{AllowList, AllowedNetwork};
-use crate::id::TenantId;
+use crate::egress::{AllowList, AllowedNetwork};
 
 /// How often a change is tried again when somebody else changes the same tenant's secrets at the same time.
 const MAX_CHANGE_ATTEMPTS: u32 = 10;

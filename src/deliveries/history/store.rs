@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, Error};
 use crate::deliveries::health::{EndpointHealth, EndpointState};
 use crate::deliveries::redelivery::EventStatus;
-use crate::id::{DeliveryId, EventId, TenantId};
 
 /// An event, without its payloads.
 #[derive(Clone, Debug, Serialize)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
 

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::result::{PROBE_RESULTS, probe_result};
 use super::store::{self, ProbeTarget};
+use crate::base::id::TenantId;
 use crate::db::{Database, Error, error_class};
+use crate::deliveries::hold;
 use crate::deliveries::sender::{ProbeOutcome, Sender};
-use crate::deliveries::{guard::AllowList, hold};
-use crate::id::TenantId;
+use crate::egress::AllowList;
 
 /// So many are connected to at once.
 const MAX_CONCURRENT_PROBES: usize = 8;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::result::{PROBE_RESULTS, probe_result};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::db::{Database, Error};
-use crate::deliveries::guard::AllowedNetwork;
 use crate::deliveries::sender::ProbeOutcome;
-use crate::id::TenantId;
+use crate::egress::AllowedNetwork;
 
 /// A callback that may be looked at.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::db::{Database, Error};
 
 /// More than this are not counted: what waits is said to be this many.

@@ -2,10 +2,10 @@
 
 use super::request::{RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use super::store::{self, REDELIVERY_BATCH_SIZE, RedeliveryBatch, RedeliveryPreview};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::id::{DeliveryId, EventId, RedeliveryId};
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
-use crate::id::{DeliveryId, EventId, RedeliveryId};
 
 /// Every redelivery there is.
 #[derive(Clone, Debug)]

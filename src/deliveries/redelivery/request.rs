@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::base::id::{EventId, TenantId};
 use crate::db::Error;
-use crate::id::{EventId, TenantId};
 
 /// Where an event stands, all of its deliveries considered: delivered when one of them is; else pending when one is
 /// still tried; else failed when one has failed. An event that was never to be delivered is none of these.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::request::{EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::db::{Database, Error};
-use crate::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 
 /// How long a request waits for its tenant's callback to be switched on.
 const CALLBACK_CHECK_INTERVAL_SECONDS: f64 = 10.0;

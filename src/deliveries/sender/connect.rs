@@ -23,8 +23,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
-use crate::deliveries::guard::target::CallbackHost;
-use crate::deliveries::guard::{AllowedAddresses, CallbackTarget};
+use crate::egress::target::CallbackHost;
+use crate::egress::{AllowedAddresses, CallbackTarget};
 
 /// How long an address may take before the next is tried beside it, as RFC 8305 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::connect::CallbackConnection;
-use crate::deliveries::guard::target::CallbackHost;
-use crate::deliveries::guard::{AllowedAddresses, CallbackTarget};
+use crate::egress::target::CallbackHost;
+use crate::egress::{AllowedAddresses, CallbackTarget};
 
 /// How many wait for one receiver. Callbacks of several tenants may be at one.
 const MAX_IDLE_PER_RECEIVER: usize = 64;

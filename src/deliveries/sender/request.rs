@@ -7,11 +7,11 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId};
 use crate::deliveries::endpoint::SigningSecrets;
-use crate::deliveries::guard::{AllowList, CallbackTarget};
 use crate::deliveries::signature;
-use crate::id::{DeliveryId, EventId};
+use crate::egress::{AllowList, CallbackTarget};
 
 /// What is sent, where, and what signs it.
 #[derive(Clone, Debug)]

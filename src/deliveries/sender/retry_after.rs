@@ -7,7 +7,7 @@ use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// The one form of a date that programs write today: `Sun, 06 Nov 1994 08:49:37 GMT`.
 const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(

@@ -16,11 +16,11 @@ use super::connect::{self, CallbackConnection, ConnectError, TlsTrust};
 use super::pool::ConnectionPool;
 use super::request::{self, DeliveryAttempt};
 use super::retry_after;
-use crate::clock::{Clock, Timestamp};
-use crate::deliveries::guard::{
+use crate::base::clock::{Clock, Timestamp};
+use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
+use crate::egress::{
     AllowList, AllowedAddresses, CallbackTarget, EgressError, EgressPolicy, LookupError, Resolver,
 };
-use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 
 /// How much of an answer's body is read. What follows is not worth the time.
 const MAX_RESPONSE_BODY_BYTES: usize = 4 * 1024;

@@ -16,7 +16,7 @@ use x509_cert::der::Decode as _;
 use x509_cert::time::Time;
 use zeroize::Zeroizing;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::crypto::redact::unreadable_file_message;
 use crate::crypto::token;
 

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::{PemContents, TlsCertificate, TlsCertificateError, TlsFiles};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::metrics::registry::u64_to_f64;
 use crate::metrics::{Counter, Gauge, MetricsRegistry};
 

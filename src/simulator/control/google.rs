@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::simulator::context::SimulatorContext;
 use crate::simulator::identity::{GoogleSigningKey, SimulatedServiceAccount};
 use crate::simulator::pubsub::{self, PUSH_SERVICE_ACCOUNT, PushResponse, PushTokenFlaw};

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::apple_notifications::NotificationUrls;
 use super::{BillingPeriod, SimulatorError, random_letters};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
 /// How long a grace period lasts when nothing else is asked for.

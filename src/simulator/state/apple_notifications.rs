@@ -11,7 +11,7 @@ use super::apple::{
     TransactionChange,
 };
 use super::random_letters;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// How many notifications are remembered.
 const MAX_NOTIFICATIONS: usize = 10_000;

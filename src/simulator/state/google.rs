@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::google_notifications::PushSubscription;
 use super::{BillingPeriod, SimulatorError, random_letters};
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// Play forgets a subscription this long after it expired.
 const EXPIRED_SUBSCRIPTION_RETENTION: Duration = Duration::from_hours(60 * 24);

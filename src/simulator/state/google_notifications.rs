@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::google::{
     ProductChange, SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange,
 };
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// How many messages are remembered.
 const MAX_MESSAGES: usize = 20_000;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::{Date, Month, OffsetDateTime};
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// A period: `P7D`, `P1M`, `P1Y`, `P3D`, `PT5M` (five minutes, as in the stores' test modes), …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::{start_simulator, test_time};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::simulator::state::apple::NewTransaction;
 use crate::simulator::state::google::{NewProduct, NewSubscription};
 use crate::simulator::{Simulator, SimulatorOptions};

@@ -13,7 +13,7 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
 use super::{Simulator, SimulatorIdentity, SimulatorOptions};
-use crate::clock::{Clock, Timestamp};
+use crate::base::clock::{Clock, Timestamp};
 use crate::outbound;
 
 /// Made once: RSA keys take their time.

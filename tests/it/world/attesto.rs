@@ -5,17 +5,17 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use attesto::app::{App, RunningApp};
-use attesto::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
-use attesto::clock::{Clock, Timestamp};
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::TenantId;
 use attesto::config::{AppSettings, RawSettings};
 use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
-use attesto::google::account::GoogleServiceAccount;
-use attesto::id::TenantId;
 use attesto::server::{ConnectionLimits, scrape};
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
+use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
+use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::{apple, google};
 use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
-use attesto::{apple, google};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderMap;
@@ -352,7 +352,7 @@ impl World {
     }
 
     /// Deactivates a tenant as if the connection that hears of changes had just died without a sound.
-    pub(crate) async fn deactivate_unheard(&self, tenant: &attesto::id::TenantId) {
+    pub(crate) async fn deactivate_unheard(&self, tenant: &attesto::base::id::TenantId) {
         let mut transaction = self.database().pool().begin().await.unwrap();
         sqlx::query("set local session_replication_role = replica")
             .execute(&mut *transaction)

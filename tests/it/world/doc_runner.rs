@@ -9,11 +9,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use attesto::apple::account::EnvironmentChoice;
 use attesto::events::{EventRecorder, NewEvent, Word};
 use attesto::simulator::state::apple::{NewTransaction, SimulatedApp};
 use attesto::simulator::state::apple_notifications::{NewNotification, NotificationUrls};
 use attesto::simulator::state::google::NewSubscription;
+use attesto::stores::apple::account::EnvironmentChoice;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! An event as it could have come, for tests to whom it does not matter which.
 
+use attesto::base::id::TenantId;
 use attesto::events::{EventSource, NewEvent, Word};
-use attesto::id::TenantId;
 use serde_json::value::RawValue;
 
 /// A test notification of Google's.

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attesto::config::read_env_var;
-use attesto::db::embedded::system_account::SystemAccount;
 use attesto::db::{ConnectSettings, Database};
+use attesto::embedded_postgres::system_account::SystemAccount;
 
 use super::folder::Folder;
 use super::postgres::{Fresh, cluster};

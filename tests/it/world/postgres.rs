@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::config::read_env_var;
-use attesto::db::embedded::binaries::PostgresBinaries;
-use attesto::db::embedded::system_account::SystemAccount;
 use attesto::db::{ConnectSettings, Database, MIGRATOR};
+use attesto::embedded_postgres::binaries::PostgresBinaries;
+use attesto::embedded_postgres::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;

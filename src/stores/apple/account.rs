@@ -1,0 +1,666 @@
+//! The tenant's identity at Apple: its app, its team's key, and the client tokens signed with that key.
+//!
+//! Promises: a key file is understood completely when it is set, so that nothing about it can fail later but Apple's
+//! opinion of it; the private key is held as a parsed key and never prints; a client token is signed once for all who
+//! need it, renewed early, and never outlives what it was signed for: another key, key id, issuer or app has another.
+//!
+//! - [`Credentials`], with its [`SigningKey`]: who asks
+//! - [`Environment`], and the [`EnvironmentChoice`] among them: where
+//! - [`ClientTokens`]: signed, kept, forgotten
+
+use std::fmt;
+use std::time::Duration;
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+use zeroize::Zeroizing;
+
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::TenantId;
+use crate::credentials::token_cache::{AccessToken, TokenCache};
+use crate::crypto::{SecretString, token};
+
+/// Whom a client token is meant for.
+const CLIENT_TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
+/// A key file is 257 bytes; nobody's is larger than this.
+const MAX_FILE_BYTES: usize = 16 * 1024;
+/// How long a client token is good for. Apple allows an hour; its own libraries take five minutes. Long enough that
+/// a machine whose clock is some minutes slow is not refused.
+const CLIENT_TOKEN_TTL: Duration = Duration::from_mins(20);
+/// A token says it was signed this much earlier than it was, so that a clock that is a little fast is not refused.
+const ISSUED_AT_BACKDATE: Duration = Duration::from_mins(1);
+/// A token this close to its end is not used any more.
+const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
+
+/// The identifiers in a PKCS#8 key's head, in DER without tag and length: `rsaEncryption`, `id-ecPublicKey` and
+/// `prime256v1`, which is P-256.
+const OID_RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+const OID_EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+const OID_PRIME256V1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+/// Where those stand in a PKCS#8 key: within so many bytes of its beginning.
+const MAX_PKCS8_HEADER_BYTES: usize = 32;
+
+/// Where a transaction is.
+///
+/// - `production`: paid for with money.
+/// - `sandbox`: bought for a trial, as in TestFlight and by App Review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = apple::Environment)]
+pub enum AppleEnvironment {
+    /// The App Store.
+    Production,
+    /// The sandbox, which is also where `TestFlight` and App Review buy.
+    Sandbox,
+}
+
+impl AppleEnvironment {
+    /// The word, as it is asked for and answered here.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Sandbox => "sandbox",
+        }
+    }
+
+    /// Apple's word, as it stands in what Apple signs.
+    pub fn as_apple_str(self) -> &'static str {
+        match self {
+            Self::Production => "Production",
+            Self::Sandbox => "Sandbox",
+        }
+    }
+
+    /// From Apple's word. `None` for any other: what Xcode or a local test signs is never believed.
+    pub fn from_apple_str(word: &str) -> Option<Self> {
+        [Self::Production, Self::Sandbox]
+            .into_iter()
+            .find(|environment| environment.as_apple_str() == word)
+    }
+}
+
+/// Where a tenant's transactions may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvironmentChoice {
+    /// In production, else in the sandbox.
+    Auto,
+    /// In production only.
+    Production,
+    /// In the sandbox only.
+    Sandbox,
+}
+
+impl EnvironmentChoice {
+    /// The word, as it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Production => "production",
+            Self::Sandbox => "sandbox",
+        }
+    }
+
+    /// From that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Auto, Self::Production, Self::Sandbox]
+            .into_iter()
+            .find(|choice| choice.as_str() == word)
+    }
+
+    /// Whether a transaction of this environment may be meant.
+    pub fn allows_environment(self, environment: AppleEnvironment) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Production => environment == AppleEnvironment::Production,
+            Self::Sandbox => environment == AppleEnvironment::Sandbox,
+        }
+    }
+}
+
+/// What it takes to ask Apple about a tenant's transactions.
+#[derive(Debug)]
+pub struct AppleCredentials {
+    /// The tenant's app.
+    pub bundle_id: String,
+    /// Apple's name for the key: ten capital letters and digits.
+    pub key_id: String,
+    /// Apple's name for the team: a UUID.
+    pub issuer_id: String,
+    /// Who asks.
+    pub key: SigningKey,
+    /// Where its transactions may be, if a question does not say.
+    pub environment: EnvironmentChoice,
+    /// Apple's number for the app, without which nothing of production is verified.
+    pub app_apple_id: Option<i64>,
+}
+
+impl AppleCredentials {
+    /// A digest of all that a client token says and of the key that signs it. Two credentials with the same identity
+    /// ask Apple the same questions and get the same answers.
+    pub fn identity_digest(&self) -> [u8; 32] {
+        // None of the parts can hold a line break; two different lists never join to the same text.
+        let parts = [
+            &*self.issuer_id,
+            &self.key_id,
+            &self.bundle_id,
+            self.key.fingerprint(),
+        ];
+        token::sha256(parts.join("\n").as_bytes())
+    }
+
+    /// A signed statement that this team asks about this app (a JWT with ES256).
+    fn sign_client_token(&self, now: Timestamp) -> SecretString {
+        let header = json!({ "alg": "ES256", "kid": self.key_id, "typ": "JWT" });
+        let claims = json!({
+            "iss": self.issuer_id,
+            "iat": now.minus(ISSUED_AT_BACKDATE).as_secs(),
+            "exp": now.plus(CLIENT_TOKEN_TTL).as_secs(),
+            "aud": CLIENT_TOKEN_AUDIENCE,
+            "bid": self.bundle_id,
+        });
+        let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", encode(header), encode(claims));
+        let signature = self
+            .key
+            .pair
+            .sign(&SystemRandom::new(), signed.as_bytes())
+            .expect("a key that was accepted signs");
+        SecretString::from(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+}
+
+/// A team's In-App Purchase key: P-256, able to sign.
+pub struct SigningKey {
+    pair: EcdsaKeyPair,
+    fingerprint: String,
+}
+
+/// Why a file is not a key that can sign for Apple. Says what it is instead when that can be seen, and never repeats
+/// what is inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SigningKeyError {
+    /// No bytes, or only blanks.
+    #[error("the file is empty")]
+    Empty,
+    /// Larger than any key file.
+    #[error("the file is larger than {MAX_FILE_BYTES} bytes, so it is not an In-App Purchase key")]
+    TooLarge,
+    /// Something else, or in another form.
+    #[error("this is {0}. {DOWNLOAD}")]
+    WrongKind(&'static str),
+    /// The right key in a form that is not read here, and how it becomes readable.
+    #[error("this is {what}. Convert it: {how}")]
+    Convertible {
+        /// What it is.
+        what: &'static str,
+        /// The command.
+        how: &'static str,
+    },
+    /// No PEM at all.
+    #[error("the file is not a PEM block labelled PRIVATE KEY. {DOWNLOAD}")]
+    NotPem,
+    /// The right kind, but it does not hold together.
+    #[error("the key is damaged. Use the file exactly as App Store Connect gave it")]
+    Damaged,
+}
+
+const DOWNLOAD: &str = "What is needed is the .p8 file of an In-App Purchase key: App Store Connect, Users and Access, \
+    Integrations, In-App Purchase";
+const TO_PKCS8_COMMAND: &str = "openssl pkcs8 -topk8 -nocrypt -in FILE -out key.p8";
+const DECRYPT_COMMAND: &str = "openssl pkcs8 -in FILE -out key.p8";
+const FROM_DER_COMMAND: &str = "openssl pkcs8 -inform DER -nocrypt -in FILE -out key.p8";
+
+impl SigningKey {
+    /// Reads the `.p8` file that App Store Connect gives once for a key: PKCS#8 in PEM.
+    pub fn parse(file: &[u8]) -> Result<Self, SigningKeyError> {
+        let file = file
+            .strip_prefix(b"\xEF\xBB\xBF")
+            .unwrap_or(file)
+            .trim_ascii();
+        if file.is_empty() {
+            return Err(SigningKeyError::Empty);
+        }
+        if file.len() > MAX_FILE_BYTES {
+            return Err(SigningKeyError::TooLarge);
+        }
+        if let Some(problem) = detect_wrong_file(file) {
+            return Err(problem);
+        }
+        let (kind, der) =
+            <(SectionKind, Vec<u8>)>::from_pem_slice(file).map_err(|_| SigningKeyError::NotPem)?;
+        let der = Zeroizing::new(der);
+        let what = match kind {
+            SectionKind::PrivateKey => return Self::from_pkcs8(&der),
+            SectionKind::EcPrivateKey => {
+                return Err(SigningKeyError::Convertible {
+                    what: "an elliptic-curve key in the SEC1 form, not PKCS#8",
+                    how: TO_PKCS8_COMMAND,
+                });
+            }
+            SectionKind::RsaPrivateKey => "an RSA key",
+            SectionKind::PublicKey => "a public key",
+            SectionKind::Certificate => "a certificate",
+            SectionKind::Csr => "a request for a certificate",
+            _ => "not a private key",
+        };
+        Err(SigningKeyError::WrongKind(what))
+    }
+
+    fn from_pkcs8(der: &[u8]) -> Result<Self, SigningKeyError> {
+        let head = &der[..der.len().min(MAX_PKCS8_HEADER_BYTES)];
+        let names = |identifier: &[u8]| head.windows(identifier.len()).any(|at| at == identifier);
+        if names(&OID_RSA_ENCRYPTION) {
+            return Err(SigningKeyError::WrongKind("an RSA key"));
+        }
+        if names(&OID_EC_PUBLIC_KEY) && !names(&OID_PRIME256V1) {
+            return Err(SigningKeyError::WrongKind(
+                "an elliptic-curve key on another curve than P-256",
+            ));
+        }
+        if head.starts_with(&[0x30]) && !names(&OID_EC_PUBLIC_KEY) {
+            return Err(SigningKeyError::WrongKind(
+                "a key of another kind than elliptic-curve P-256",
+            ));
+        }
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der)
+            .map_err(|_| SigningKeyError::Damaged)?;
+        let public: PublicKeyX509Der<'_> = pair
+            .public_key()
+            .as_der()
+            .map_err(|_| SigningKeyError::Damaged)?;
+        Ok(Self {
+            fingerprint: token::sha256_fingerprint(public.as_ref()),
+            pair,
+        })
+    }
+
+    /// A short name for the key: the first 16 hex digits of the SHA-256 of the public key in DER, which is what
+    /// `openssl pkey -in key.p8 -pubout -outform DER | sha256sum` begins with.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.fingerprint)
+    }
+}
+
+/// What a file that is not plain PEM looks like.
+fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
+    let contains = |text: &[u8]| file.windows(text.len()).any(|at| at == text);
+    if file.starts_with(b"{") {
+        Some(SigningKeyError::WrongKind(
+            "JSON, perhaps a Google service account's key file",
+        ))
+    } else if file.starts_with(&[0x30]) && !file.is_ascii() {
+        Some(SigningKeyError::Convertible {
+            what: "a binary file, not PEM",
+            how: FROM_DER_COMMAND,
+        })
+    } else if contains(b"ENCRYPTED") {
+        Some(SigningKeyError::Convertible {
+            what: "a key that is encrypted with a password",
+            how: DECRYPT_COMMAND,
+        })
+    } else if contains(b"\\n") {
+        Some(SigningKeyError::WrongKind(
+            "a key whose line breaks were written as \\n",
+        ))
+    } else {
+        None
+    }
+}
+
+/// Signs client tokens and keeps them as long as they are good. Clones share them.
+#[derive(Clone)]
+pub struct ClientTokenSource {
+    clock: Clock,
+    token_cache: TokenCache,
+}
+
+impl ClientTokenSource {
+    /// Tokens that are dated by `clock`.
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
+            clock,
+        }
+    }
+
+    /// A token for `tenant` that is good for at least another two minutes. Signing takes microseconds and asks
+    /// nobody, so two callers at the same time may both do it.
+    pub fn get_token(&self, tenant: &TenantId, credentials: &AppleCredentials) -> AccessToken {
+        let owner = (tenant.clone(), credentials.identity_digest());
+        self.token_cache.get(&owner).unwrap_or_else(|| {
+            let now = self.clock.now();
+            let token = AccessToken::new(
+                credentials.sign_client_token(now),
+                now.plus(CLIENT_TOKEN_TTL),
+            );
+            self.token_cache.insert(owner, &token);
+            token
+        })
+    }
+
+    /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
+    pub fn evict_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        token: &AccessToken,
+    ) {
+        let owner = (tenant.clone(), credentials.identity_digest());
+        self.token_cache.remove_refused(&owner, token);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use aws_lc_rs::encoding::{AsBigEndian as _, EcPrivateKeyBin, Pkcs8V1Der};
+    use aws_lc_rs::rsa;
+    use aws_lc_rs::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::crypto::ExposeSecret as _;
+
+    fn generate() -> EcdsaKeyPair {
+        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key")
+    }
+
+    /// A key file with a key made for this run.
+    pub(crate) fn key_file() -> String {
+        let pkcs8 = generate().to_pkcs8v1().expect("encodes");
+        pem("PRIVATE KEY", pkcs8.as_ref())
+    }
+
+    pub(crate) fn test_credentials() -> AppleCredentials {
+        AppleCredentials {
+            bundle_id: "com.example.app".to_owned(),
+            key_id: "ABCDE12345".to_owned(),
+            issuer_id: "57246542-96fe-1a63-e053-0824d011072a".to_owned(),
+            key: SigningKey::parse(key_file().as_bytes()).expect("good"),
+            environment: EnvironmentChoice::Auto,
+            app_apple_id: Some(1_234_567_890),
+        }
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let base64 = STANDARD.encode(der);
+        let lines: Vec<&str> = base64
+            .as_bytes()
+            .chunks(64)
+            .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
+            .collect();
+        format!(
+            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+            lines.join("\n")
+        )
+    }
+
+    fn parse_fingerprint(file: impl AsRef<[u8]>) -> Result<String, SigningKeyError> {
+        SigningKey::parse(file.as_ref()).map(|key| key.fingerprint)
+    }
+
+    #[test]
+    fn a_good_file_is_read_and_prints_no_secret() {
+        let file = key_file();
+        let key = SigningKey::parse(file.as_bytes()).expect("good");
+        assert_eq!(key.fingerprint().len(), 16);
+        assert_eq!(
+            format!("{key:?}"),
+            format!("SigningKey({})", key.fingerprint)
+        );
+        let marked = [b"\xEF\xBB\xBF".as_slice(), file.as_bytes(), b"\r\n\r\n"].concat();
+        let same = Ok(key.fingerprint);
+        assert_eq!(parse_fingerprint(marked), same, "Windows' byte order mark");
+        assert_eq!(parse_fingerprint(file.replace('\n', "\r\n")), same);
+        assert_eq!(parse_fingerprint(file.trim_end()), same);
+    }
+
+    /// The three ways to write the same key in PKCS#8: with the curve named twice, as Apple does; once; and without
+    /// the public key.
+    #[test]
+    fn every_spelling_of_a_p256_key_is_read() {
+        let pair = generate();
+        let secret: EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().expect("encodes");
+        let wrap = |tag: u8, content: &[u8]| {
+            let length = u8::try_from(content.len()).expect("short");
+            let head = if length < 0x80 {
+                vec![tag, length]
+            } else {
+                vec![tag, 0x81, length]
+            };
+            [head, content.to_vec()].concat()
+        };
+        let point = [&[0], pair.public_key().as_ref()].concat();
+        let (curve, kind) = (wrap(0x06, &OID_PRIME256V1), wrap(0x06, &OID_EC_PUBLIC_KEY));
+        let (named, public) = (wrap(0xa0, &curve), wrap(0xa1, &wrap(0x03, &point)));
+        let version = [0x02, 0x01];
+        let mut fingerprints = Vec::new();
+        for rest in [
+            [named.clone(), public.clone()].concat(),
+            public,
+            named,
+            Vec::new(),
+        ] {
+            let inner = [&version[..], &[1], &wrap(0x04, secret.as_ref()), &rest].concat();
+            let outer = [
+                &version[..],
+                &[0],
+                &wrap(0x30, &[&*kind, &curve].concat()),
+                &wrap(0x04, &wrap(0x30, &inner)),
+            ]
+            .concat();
+            fingerprints
+                .push(parse_fingerprint(pem("PRIVATE KEY", &wrap(0x30, &outer))).expect("good"));
+        }
+        fingerprints.dedup();
+        assert_eq!(fingerprints.len(), 1, "one key has one fingerprint");
+    }
+
+    #[test]
+    fn a_file_that_is_no_such_key_is_told_what_it_is() {
+        use SigningKeyError::{Convertible, Damaged, Empty, NotPem, TooLarge, WrongKind};
+        let good = key_file();
+        let huge = format!("{good}{}", "#".repeat(MAX_FILE_BYTES));
+        let pkcs8 = generate().to_pkcs8v1().expect("encodes");
+        let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).expect("a key");
+        let p384 = pem("PRIVATE KEY", p384.to_pkcs8v1().expect("encodes").as_ref());
+        let rsa = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).expect("a key");
+        let rsa: Pkcs8V1Der<'_> = rsa.as_der().expect("encodes");
+        let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+        let mut altered = pkcs8.as_ref().to_vec();
+        *altered.last_mut().expect("not empty") ^= 1;
+        let sec1 = Convertible {
+            what: "an elliptic-curve key in the SEC1 form, not PKCS#8",
+            how: TO_PKCS8_COMMAND,
+        };
+        let encrypted = Convertible {
+            what: "a key that is encrypted with a password",
+            how: DECRYPT_COMMAND,
+        };
+        let label = "EC PRIVATE KEY-----";
+        let legacy =
+            &format!("-----BEGIN {label}\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END {label}\n");
+        for (file, expected) in [
+            (String::new(), Empty),
+            (" \r\n\t".to_owned(), Empty),
+            (huge, TooLarge),
+            (pem("EC PRIVATE KEY", b"x"), sec1),
+            (
+                // As `openssl ecparam -genkey` writes it.
+                pem("EC PARAMETERS", &OID_PRIME256V1) + &pem("EC PRIVATE KEY", b"x"),
+                sec1,
+            ),
+            (pem("ENCRYPTED PRIVATE KEY", b"x"), encrypted),
+            (legacy.to_owned(), encrypted),
+            (pem("RSA PRIVATE KEY", b"x"), WrongKind("an RSA key")),
+            (pem("PRIVATE KEY", rsa.as_ref()), WrongKind("an RSA key")),
+            (pem("PUBLIC KEY", b"x"), WrongKind("a public key")),
+            (pem("CERTIFICATE", b"x"), WrongKind("a certificate")),
+            (
+                pem("CERTIFICATE REQUEST", b"x"),
+                WrongKind("a request for a certificate"),
+            ),
+            (pem("X509 CRL", b"x"), WrongKind("not a private key")),
+            (
+                p384,
+                WrongKind("an elliptic-curve key on another curve than P-256"),
+            ),
+            (
+                ed25519.serialize_pem(),
+                WrongKind("a key of another kind than elliptic-curve P-256"),
+            ),
+            (pem("PRIVATE KEY", b"x"), Damaged),
+            (pem("PRIVATE KEY", b""), Damaged),
+            (pem("PRIVATE KEY", &altered), Damaged),
+            (pem("PRIVATE KEY", &pkcs8.as_ref()[..100]), Damaged),
+            (
+                good.replace('\n', "\\n"),
+                WrongKind("a key whose line breaks were written as \\n"),
+            ),
+            (
+                "{\"type\":\"service_account\"}".to_owned(),
+                WrongKind("JSON, perhaps a Google service account's key file"),
+            ),
+            ("garbage".to_owned(), NotPem),
+            (STANDARD.encode(pkcs8.as_ref()), NotPem),
+            (good[..150].to_owned(), NotPem),
+            (pem("SOMETHING", b"x"), NotPem),
+        ] {
+            assert_eq!(parse_fingerprint(&file), Err(expected), "{expected}");
+        }
+        assert_eq!(
+            parse_fingerprint(pkcs8.as_ref()),
+            Err(Convertible {
+                what: "a binary file, not PEM",
+                how: FROM_DER_COMMAND
+            })
+        );
+    }
+
+    #[test]
+    fn environments_have_two_words_each_and_xcode_has_none() {
+        for environment in [AppleEnvironment::Production, AppleEnvironment::Sandbox] {
+            assert_eq!(
+                AppleEnvironment::from_apple_str(environment.as_apple_str()),
+                Some(environment)
+            );
+            assert_eq!(
+                serde_json::to_value(environment).expect("writes"),
+                environment.as_str()
+            );
+        }
+        for word in ["production", "Xcode", "LocalTesting", ""] {
+            assert_eq!(AppleEnvironment::from_apple_str(word), None, "{word}");
+        }
+        for choice in [
+            EnvironmentChoice::Auto,
+            EnvironmentChoice::Production,
+            EnvironmentChoice::Sandbox,
+        ] {
+            assert_eq!(EnvironmentChoice::parse(choice.as_str()), Some(choice));
+        }
+        assert_eq!(EnvironmentChoice::parse("Production"), None);
+        assert!(EnvironmentChoice::Auto.allows_environment(AppleEnvironment::Sandbox));
+        assert!(!EnvironmentChoice::Production.allows_environment(AppleEnvironment::Sandbox));
+    }
+
+    #[test]
+    fn a_client_token_is_what_apple_asks_for() {
+        let credentials = test_credentials();
+        let now = Timestamp::from_millis(1_775_830_930_999);
+        let token = credentials.sign_client_token(now);
+        // Checked by another implementation than the one that signed.
+        let point = credentials.key.pair.public_key();
+        let key = jsonwebtoken::DecodingKey::from_ec_der(point.as_ref());
+        let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::ES256);
+        rules.set_audience(&["appstoreconnect-v1"]);
+        rules.validate_exp = false;
+        let read =
+            jsonwebtoken::decode::<Value>(token.expose_secret(), &key, &rules).expect("verifies");
+        assert_eq!(read.header.kid.as_deref(), Some("ABCDE12345"));
+        assert_eq!(read.header.typ.as_deref(), Some("JWT"));
+        assert_eq!(
+            read.claims,
+            json!({
+                "iss": "57246542-96fe-1a63-e053-0824d011072a",
+                "iat": 1_775_830_870,
+                "exp": 1_775_832_130,
+                "aud": "appstoreconnect-v1",
+                "bid": "com.example.app",
+            })
+        );
+        assert!(!format!("{token:?}").contains("ey"));
+    }
+
+    #[test]
+    fn a_client_token_is_signed_once_and_renewed_early() {
+        let clock = Clock::fixed(Timestamp::from_millis(0));
+        let tokens = ClientTokenSource::new(clock.clone());
+        let (tenant, credentials) = (TenantId::mint(clock.now()), test_credentials());
+        let first = tokens.get_token(&tenant, &credentials);
+        assert_eq!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            first.secret()
+        );
+        assert!(!format!("{first:?}").contains("ey"));
+        clock.advance(
+            CLIENT_TOKEN_TTL.saturating_sub(TOKEN_RENEWAL_MARGIN + Duration::from_millis(1)),
+        );
+        assert_eq!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            first.secret()
+        );
+        clock.advance(Duration::from_millis(1));
+        let second = tokens.get_token(&tenant, &credentials);
+        assert_ne!(second.secret(), first.secret());
+
+        tokens.evict_token(&tenant, &credentials, &first);
+        let kept = tokens.get_token(&tenant, &credentials);
+        assert_eq!(kept.secret(), second.secret(), "the newer one stays");
+        tokens.evict_token(&tenant, &credentials, &second);
+        assert_ne!(
+            tokens.get_token(&tenant, &credentials).secret(),
+            second.secret()
+        );
+    }
+
+    #[test]
+    fn whatever_a_token_says_makes_it_another_token() {
+        let now = Timestamp::from_millis(0);
+        let tokens = ClientTokenSource::new(Clock::fixed(now));
+        let (tenant, neighbour) = (TenantId::mint(now), TenantId::mint(now));
+        let mut credentials = test_credentials();
+        let mut seen = vec![tokens.get_token(&tenant, &credentials)];
+        seen.push(tokens.get_token(&neighbour, &credentials));
+        credentials.bundle_id.push_str(".other");
+        seen.push(tokens.get_token(&tenant, &credentials));
+        credentials.key_id.replace_range(..1, "Z");
+        seen.push(tokens.get_token(&tenant, &credentials));
+        credentials.issuer_id.replace_range(..1, "6");
+        seen.push(tokens.get_token(&tenant, &credentials));
+        credentials.key = SigningKey::parse(key_file().as_bytes()).expect("good");
+        seen.push(tokens.get_token(&tenant, &credentials));
+        let mut secrets: Vec<&str> = seen.iter().map(AccessToken::secret).collect();
+        secrets.sort_unstable();
+        secrets.dedup();
+        assert_eq!(secrets.len(), 6);
+        credentials.environment = EnvironmentChoice::Sandbox;
+        credentials.app_apple_id = None;
+        let same = tokens.get_token(&tenant, &credentials);
+        assert_eq!(Some(same.secret()), seen.last().map(AccessToken::secret));
+    }
+}

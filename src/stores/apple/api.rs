@@ -1,0 +1,815 @@
+//! Calls to the App Store Server API, and what each of its answers means.
+//!
+//! Promises: what Apple does not say about a transaction is never read as "no such transaction" (a gateway's 404 page,
+//! a refused key, a limit, an outage); ids from a caller cannot change which address is called; identical questions in
+//! flight share one call; one tenant cannot take every connection; a client token that Apple refuses is replaced once.
+//!
+//! | status | `errorCode` | meaning |
+//! |---|---|---|
+//! | 200 | | the transaction, as Apple signed it |
+//! | 404 | 4040010 `TransactionIdNotFound`, 4040005 `OriginalTransactionIdNotFound` | [`Absent::Unknown`] |
+//! | 400 | 4000006 `InvalidTransactionId`, 4000008 `InvalidOriginalTransactionId` | [`Absent::NotAnId`] |
+//! | 400 | 4000048 `AppTransactionIdNotSupported` | [`Absent::AppTransactionId`] |
+//! | 401 | any or none | one more try with a new client token, then [`Failure::Unauthorized`] |
+//! | 429 | any or none | [`Failure::RateLimited`] |
+//! | 404 | 4040002, 4040004, 4040006: the "retryable" ones | two quick retries, then [`Failure::Unexpected`] |
+//! | 408, 5xx | 5000000, 5000001, any other or none | two quick retries, then [`Failure::Unexpected`] |
+//! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`Failure::Unexpected`] |
+//! | anything else | | [`Failure::Unexpected`] |
+//!
+//! For a test notification, 4040007 `ServerNotificationUrlNotFound` and 4040008 `TestNotificationNotFound` are answers too: no
+//! address, and not yet.
+//!
+//! A code counts only under its own status: its first three digits are the status it was sent with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::ACCEPT;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
+use super::payload::{
+    AppleErrorBody, CheckTestNotificationResponse, SendTestNotificationResponse,
+    TransactionInfoResponse,
+};
+use crate::base::clock::{Clock, Timestamp};
+use crate::base::id::TenantId;
+use crate::crypto::token;
+use crate::outbound::{
+    Bulkhead, RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse,
+    describe_json_error, parse_retry_after, push_path_segment,
+};
+
+/// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
+const WIDTH: usize = 64;
+/// How long a question waits for one of those places.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Assumed when Apple does not say when to come back.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+/// The App Store Server API, in both environments.
+#[derive(Clone)]
+pub struct AppStoreClient {
+    upstream: Upstream,
+    production_url: Url,
+    sandbox_url: Url,
+    tokens: ClientTokenSource,
+    clock: Clock,
+    bulkhead: Bulkhead<TenantId>,
+    in_flight: SingleFlight<AppleRequestKey, Result<Arc<str>, TransactionLookupError>>,
+}
+
+/// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, which says
+/// the environment too.
+type AppleRequestKey = (TenantId, [u8; 32], [u8; 32]);
+
+/// Why there is no transaction to speak of: Apple said no, or nothing can be said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionLookupError {
+    /// Apple said no.
+    #[error("{0}")]
+    NotFound(#[from] AppleNotFound),
+    /// Apple said neither yes nor no.
+    #[error("{0}")]
+    Api(#[from] AppleApiError),
+}
+
+/// Apple's "no".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppleNotFound {
+    /// Not in this environment. It may be in the other.
+    #[error("no such transaction")]
+    Unknown,
+    /// Not a transaction's id at all, in any environment.
+    #[error("not a transaction id")]
+    MalformedId,
+    /// The id of an app transaction, which says that somebody has the app, and nothing of a purchase in it.
+    #[error("the id of an app transaction")]
+    AppTransactionId,
+}
+
+/// Apple said neither yes nor no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppleApiError {
+    /// The tenant's key is refused, or this machine's clock is wrong. In production also what an app that was never
+    /// released gets, however good its key is.
+    #[error("Apple refused the client token: status {status}")]
+    Unauthorized {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The app's hourly limit is used up.
+    #[error("Apple's limit is used up: status 429")]
+    RateLimited {
+        /// When to come back: a second to a day.
+        retry_after: Duration,
+    },
+    /// Any other answer, after retries where those could help.
+    #[error("Apple answered with status {status}, {}: {}", .code.map_or_else(|| "no code".to_owned(), |code| code.to_string()), .message.as_deref().unwrap_or("no message"))]
+    Unexpected {
+        /// The HTTP status.
+        status: u16,
+        /// Apple's code. `None` when the body is not Apple's.
+        code: Option<i64>,
+        /// Apple's sentence, for the operator.
+        message: Option<String>,
+        /// When to come back, if Apple said.
+        retry_after: Option<Duration>,
+    },
+    /// A success that cannot be read.
+    #[error("Apple's answer cannot be read: {0}")]
+    Unreadable(String),
+    /// No answer.
+    #[error("Apple gave no answer: {0}")]
+    NoResponse(#[from] UpstreamError),
+    /// The tenant has so many questions on their way that this one found no place.
+    #[error("{WIDTH} questions of this tenant are waiting for Apple already")]
+    TooManyInFlight,
+}
+
+impl AppStoreClient {
+    /// The API at `production` and at `sandbox` (the part before `/inApps`).
+    pub fn new(upstream: Upstream, production_url: Url, sandbox_url: Url, clock: Clock) -> Self {
+        Self {
+            upstream,
+            production_url,
+            sandbox_url,
+            tokens: ClientTokenSource::new(clock.clone()),
+            clock,
+            bulkhead: Bulkhead::new(WIDTH),
+            in_flight: SingleFlight::default(),
+        }
+    }
+
+    /// Get Transaction Info: the transaction as Apple signed it, `signedTransactionInfo`. Nothing of it is checked.
+    pub async fn get_transaction_info(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+    ) -> Result<String, TransactionLookupError> {
+        let url = endpoint_url(self.base_url(environment), "transactions", transaction_id);
+        let url = url.ok_or(AppleNotFound::MalformedId)?;
+        let key = (
+            tenant.clone(),
+            credentials.identity_digest(),
+            token::sha256(url.as_str().as_bytes()),
+        );
+        let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
+        let signed = self
+            .in_flight
+            .share_call(key, move || async move {
+                let answer = store
+                    .send_request(&tenant, &credentials, Method::GET, url)
+                    .await?;
+                interpret_response(&answer, store.clock.now()).map(Arc::from)
+            })
+            .await?;
+        Ok(signed.as_ref().to_owned())
+    }
+
+    /// Request a Test Notification: the token that its status is asked by. `None` when Apple knows no address for the
+    /// app's notifications.
+    pub async fn request_test_notification(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+    ) -> Result<Option<String>, AppleApiError> {
+        let url = endpoint_url(self.base_url(environment), "notifications", "test")
+            .ok_or_else(unusable_test_token)?;
+        let answer = self
+            .send_request(tenant, credentials, Method::POST, url)
+            .await?;
+        let found = self.parse_response::<SendTestNotificationResponse>(&answer, 4_040_007)?;
+        Ok(found.map(|found| found.test_notification_token))
+    }
+
+    /// Get Test Notification Status. `None` when Apple has not sent it yet.
+    pub async fn get_test_notification_status(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        token: &str,
+    ) -> Result<Option<CheckTestNotificationResponse>, AppleApiError> {
+        let below = endpoint_url(self.base_url(environment), "notifications/test", token);
+        let url = below.ok_or_else(unusable_test_token)?;
+        let answer = self
+            .send_request(tenant, credentials, Method::GET, url)
+            .await?;
+        self.parse_response(&answer, 4_040_008)
+    }
+
+    fn base_url(&self, environment: AppleEnvironment) -> &Url {
+        match environment {
+            AppleEnvironment::Production => &self.production_url,
+            AppleEnvironment::Sandbox => &self.sandbox_url,
+        }
+    }
+
+    /// What an answer says; `None` when it is the 404 of this code.
+    fn parse_response<T: DeserializeOwned>(
+        &self,
+        answer: &UpstreamResponse,
+        none: i64,
+    ) -> Result<Option<T>, AppleApiError> {
+        match (answer.status.as_u16(), parse_error_body(answer).error_code) {
+            (200, _) => serde_json::from_slice(&answer.body)
+                .map(Some)
+                .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error))),
+            (404, Some(code)) if code == none => Ok(None),
+            _ => Err(to_api_error(answer, self.clock.now())),
+        }
+    }
+
+    /// One call: in its turn, with a client token, and once more with a new one when that is refused.
+    async fn send_request(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        method: Method,
+        url: Url,
+    ) -> Result<UpstreamResponse, AppleApiError> {
+        let _place = self
+            .bulkhead
+            .acquire_permit(tenant, QUEUE_TIMEOUT)
+            .await
+            .ok_or(AppleApiError::TooManyInFlight)?;
+        let mut tries_left = 2;
+        loop {
+            tries_left -= 1;
+            let token = self.tokens.get_token(tenant, credentials);
+            let ask = |client: &reqwest::Client| {
+                client
+                    .request(method.clone(), url.clone())
+                    .header(ACCEPT, "application/json")
+                    .bearer_auth(token.secret())
+            };
+            let answer = self
+                .upstream
+                .send_with_retries(ask, classify_response)
+                .await?;
+            if answer.status.as_u16() == 401 {
+                self.tokens.evict_token(tenant, credentials, &token);
+                if tries_left > 0 {
+                    continue;
+                }
+            }
+            return Ok(answer);
+        }
+    }
+}
+
+/// What Apple gave to ask by cannot be asked by.
+fn unusable_test_token() -> AppleApiError {
+    AppleApiError::Unreadable("its token cannot be part of an address".to_owned())
+}
+
+/// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
+/// of one or two dots, and no transaction is called that.
+fn endpoint_url(base: &Url, what: &str, id: &str) -> Option<Url> {
+    let base = base.as_str().trim_end_matches('/');
+    let mut text = format!("{base}/inApps/v1/{what}/");
+    push_path_segment(&mut text, id)?;
+    Url::parse(&text).ok()
+}
+
+fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
+    match (answer.status.as_u16(), parse_error_body(answer).error_code) {
+        (408 | 500..600, _) | (404, Some(4_040_002 | 4_040_004 | 4_040_006)) => {
+            RetryDecision::Transient
+        }
+        _ => RetryDecision::Final,
+    }
+}
+
+/// What an answer means: the JWS of a success, or why there is none. The table stands at the top of this file.
+fn interpret_response(
+    answer: &UpstreamResponse,
+    now: Timestamp,
+) -> Result<String, TransactionLookupError> {
+    let status = answer.status.as_u16();
+    if status == 200 {
+        return Ok(parse_transaction_info(&answer.body)?);
+    }
+    Err(match (status, parse_error_body(answer).error_code) {
+        (404, Some(4_040_005 | 4_040_010)) => AppleNotFound::Unknown.into(),
+        (400, Some(4_000_006 | 4_000_008)) => AppleNotFound::MalformedId.into(),
+        (400, Some(4_000_048)) => AppleNotFound::AppTransactionId.into(),
+        _ => to_api_error(answer, now).into(),
+    })
+}
+
+/// What any answer means that is neither a success nor a "no".
+fn to_api_error(answer: &UpstreamResponse, now: Timestamp) -> AppleApiError {
+    let (status, error) = (answer.status.as_u16(), parse_error_body(answer));
+    let wait = parse_retry_after(&answer.headers, now);
+    match status {
+        401 => AppleApiError::Unauthorized { status },
+        429 => AppleApiError::RateLimited {
+            retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
+        },
+        _ => AppleApiError::Unexpected {
+            status,
+            code: error.error_code,
+            message: error.error_message,
+            retry_after: wait,
+        },
+    }
+}
+
+/// Apple's error, with no code when the body is not one.
+fn parse_error_body(answer: &UpstreamResponse) -> AppleErrorBody {
+    serde_json::from_slice(&answer.body).unwrap_or_default()
+}
+
+fn parse_transaction_info(body: &[u8]) -> Result<String, AppleApiError> {
+    let info: TransactionInfoResponse = serde_json::from_slice(body)
+        .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error)))?;
+    Ok(info.signed_transaction_info)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::extract::State;
+    use axum::http::header::RETRY_AFTER;
+    use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+    use axum::routing::get;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use tokio::sync::Barrier;
+
+    use super::super::account::tests::test_credentials;
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::parse("2026-04-10T14:22:10.500Z").expect("a time")
+    }
+
+    fn answer(status: u16, body: &str) -> UpstreamResponse {
+        UpstreamResponse {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body: body.as_bytes().to_vec(),
+        }
+    }
+
+    fn refusal(status: u16, code: i64) -> UpstreamResponse {
+        let body = json!({ "errorCode": code, "errorMessage": "A sentence." });
+        answer(status, &body.to_string())
+    }
+
+    fn unexpected(status: u16, code: Option<i64>) -> TransactionLookupError {
+        AppleApiError::Unexpected {
+            status,
+            code,
+            message: code.map(|_| "A sentence.".to_owned()),
+            retry_after: None,
+        }
+        .into()
+    }
+
+    #[test]
+    fn every_refusal_has_its_meaning() {
+        let unauthorized =
+            TransactionLookupError::from(AppleApiError::Unauthorized { status: 401 });
+        let limited = TransactionLookupError::from(AppleApiError::RateLimited {
+            retry_after: Duration::from_mins(1),
+        });
+        for (status, code, expected) in [
+            (404, 4_040_010, AppleNotFound::Unknown.into()),
+            (404, 4_040_005, AppleNotFound::Unknown.into()),
+            (400, 4_000_006, AppleNotFound::MalformedId.into()),
+            (400, 4_000_008, AppleNotFound::MalformedId.into()),
+            (400, 4_000_048, AppleNotFound::AppTransactionId.into()),
+            (401, 4_010_000, unauthorized.clone()),
+            (429, 4_290_000, limited.clone()),
+            (429, 4_290_001, limited.clone()),
+        ] {
+            let found = interpret_response(&refusal(status, code), now());
+            assert_eq!(found, Err(expected), "{status} {code}");
+        }
+        for body in ["", "Unauthenticated", "<html>", "{}"] {
+            let found = interpret_response(&answer(401, body), now());
+            assert_eq!(found, Err(unauthorized.clone()), "{body}");
+            let found = interpret_response(&answer(429, body), now());
+            assert_eq!(found, Err(limited.clone()), "{body}");
+        }
+        for (status, code) in [
+            (400, 4_000_000),
+            // The bundle id is wrong, not the transaction.
+            (400, 4_000_002),
+            (403, 4_030_000),
+            (404, 4_040_001),
+            (404, 4_040_002),
+            (404, 4_040_003),
+            (404, 4_040_004),
+            (404, 4_040_006),
+            (404, 4_040_019),
+            (404, 4_049_999),
+            (409, 4_090_000),
+            (500, 5_000_000),
+            (500, 5_000_001),
+            (503, 5_030_000),
+            // A code under another status than its own.
+            (400, 4_040_010),
+            (500, 4_040_010),
+            (404, 4_000_006),
+            (404, 4_010_000),
+        ] {
+            let found = interpret_response(&refusal(status, code), now());
+            assert_eq!(found, Err(unexpected(status, Some(code))));
+        }
+    }
+
+    #[test]
+    fn a_gateways_page_is_never_a_no() {
+        for status in [204, 302, 400, 403, 404, 500, 502] {
+            for body in [
+                "<html>Not Found</html>",
+                "",
+                "{}",
+                "[]",
+                "{\"message\":\"no route\"}",
+                "{\"errorCode\":\"4040010\"}",
+                "{\"errorCode\":4040010.5}",
+                "{\"error\":{\"errorCode\":4040010}}",
+            ] {
+                let found = interpret_response(&answer(status, body), now());
+                assert_eq!(found, Err(unexpected(status, None)), "{status} {body}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for (status, code, transient) in [
+            (200, 0, false),
+            (400, 4_000_006, false),
+            (401, 4_010_000, false),
+            (403, 4_030_000, false),
+            (404, 0, false),
+            (404, 4_040_001, false),
+            (404, 4_040_002, true),
+            (404, 4_040_003, false),
+            (404, 4_040_004, true),
+            (404, 4_040_005, false),
+            (404, 4_040_006, true),
+            (404, 4_040_010, false),
+            (408, 0, true),
+            // The limit is hourly: a quick retry would only use up more of it.
+            (429, 4_290_000, false),
+            (500, 5_000_000, true),
+            (500, 5_000_001, true),
+            (503, 0, true),
+        ] {
+            let verdict = classify_response(&refusal(status, code));
+            assert_eq!(
+                verdict == RetryDecision::Transient,
+                transient,
+                "{status} {code}"
+            );
+        }
+        assert_eq!(
+            classify_response(&answer(502, "<html>")),
+            RetryDecision::Transient
+        );
+    }
+
+    #[test]
+    fn a_wait_is_read_in_every_spelling() {
+        let in_millis = |wait: i64| (now().as_millis() + wait).to_string();
+        for (text, millis) in [
+            (in_millis(29_000), Some(29_000)),
+            (in_millis(1_234), Some(1_234)),
+            (in_millis(3), Some(1_000)),
+            (in_millis(-60_000), Some(1_000)),
+            (in_millis(1_000_000_000_000), Some(86_400_000)),
+            ("1000000000".to_owned(), Some(1_000)),
+            ("999999999".to_owned(), Some(86_400_000)),
+            ("30".to_owned(), Some(30_000)),
+            (" 30 ".to_owned(), Some(30_000)),
+            ("0".to_owned(), Some(1_000)),
+            ("Fri, 10 Apr 2026 14:22:40 GMT".to_owned(), Some(29_500)),
+            ("Fri, 10 Apr 2026 14:00:00 GMT".to_owned(), Some(1_000)),
+            ("soon".to_owned(), None),
+            ("-5".to_owned(), None),
+            ("1.5".to_owned(), None),
+            ("9".repeat(40), None),
+            (String::new(), None),
+        ] {
+            let mut refused = refusal(429, 4_290_000);
+            let value = HeaderValue::from_str(&text).expect("a value");
+            refused.headers.insert(RETRY_AFTER, value);
+            let wait = millis.map(Duration::from_millis);
+            assert_eq!(parse_retry_after(&refused.headers, now()), wait, "{text}");
+            let limited = AppleApiError::RateLimited {
+                retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
+            };
+            assert_eq!(
+                interpret_response(&refused, now()),
+                Err(limited.into()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_success_without_a_transaction_is_unreadable() {
+        let body = r#"{"signedTransactionInfo":"a.b.c","new":1}"#;
+        assert_eq!(
+            interpret_response(&answer(200, body), now()).as_deref(),
+            Ok("a.b.c")
+        );
+        for bad in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "{}",
+            r#"{"signedTransactionInfo":null}"#,
+            r#"{"signedTransactionInfo":7}"#,
+            r#"{"errorCode":4040010,"errorMessage":"Transaction id not found."}"#,
+        ] {
+            let found = interpret_response(&answer(200, bad), now());
+            assert!(
+                matches!(
+                    found,
+                    Err(TransactionLookupError::Api(AppleApiError::Unreadable(_)))
+                ),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_question_has_one_address() {
+        let apple = Url::parse("https://api.storekit.apple.com").expect("a URL");
+        let under = Url::parse("http://127.0.0.1:9/apple/sandbox/").expect("a URL");
+        let text = |base, id| endpoint_url(base, "transactions", id).map(String::from);
+        assert_eq!(
+            text(&apple, "2000000123456789").as_deref(),
+            Some("https://api.storekit.apple.com/inApps/v1/transactions/2000000123456789")
+        );
+        assert_eq!(
+            text(&under, "a/b?c#d%2e\n\\é").as_deref(),
+            Some(
+                "http://127.0.0.1:9/apple/sandbox/inApps/v1/transactions/a%2Fb%3Fc%23d%252e%0A%5C%C3%A9"
+            )
+        );
+        for dots in ["", ".", ".."] {
+            assert_eq!(text(&apple, dots), None);
+        }
+    }
+
+    /// An Apple that counts: questions it answered, and the client tokens it saw. It plays its script of answers
+    /// first, last one first.
+    struct AppStoreStub {
+        store: AppStoreClient,
+        clock: Clock,
+        tenant: TenantId,
+        credentials: Arc<AppleCredentials>,
+        counts: Arc<AppStoreStubState>,
+    }
+
+    #[derive(Default)]
+    struct AppStoreStubState {
+        asked: AtomicU32,
+        bearers: Mutex<Vec<String>>,
+        paths: Mutex<Vec<String>>,
+        script: Mutex<Vec<(u16, i64)>>,
+        gate: Option<Barrier>,
+    }
+
+    async fn start_stub(counts: AppStoreStubState) -> AppStoreStub {
+        let counts = Arc::new(counts);
+        let answer = |State(counts): State<Arc<AppStoreStubState>>,
+                      uri: Uri,
+                      headers: HeaderMap| async move {
+            counts.asked.fetch_add(1, Ordering::SeqCst);
+            if let Some(gate) = &counts.gate {
+                gate.wait().await;
+            }
+            let bearer = headers["authorization"].to_str().expect("text").to_owned();
+            let mut bearers = counts.bearers.lock().expect("not poisoned");
+            if !bearers.contains(&bearer) {
+                bearers.push(bearer);
+            }
+            let path = uri.path().to_owned();
+            counts.paths.lock().expect("not poisoned").push(path);
+            let scripted = counts.script.lock().expect("not poisoned").pop();
+            let (status, code) = scripted.unwrap_or((200, 0));
+            let body = axum::Json(json!({ "errorCode": code, "signedTransactionInfo": "a.b.c" }));
+            (StatusCode::from_u16(status).expect("a status"), body)
+        };
+        let app = axum::Router::new()
+            .fallback(get(answer))
+            .with_state(counts.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let base = format!("http://{}/", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = crate::outbound::build_http_client().expect("a client");
+        let base = Url::parse(&base).expect("a URL");
+        let (production, sandbox) = (base.join("real/"), base.join("trial"));
+        let clock = Clock::fixed(now());
+        AppStoreStub {
+            store: AppStoreClient::new(
+                Upstream::new(client, Duration::from_secs(5)),
+                production.expect("a URL"),
+                sandbox.expect("a URL"),
+                clock.clone(),
+            ),
+            clock,
+            tenant: TenantId::mint(now()),
+            credentials: Arc::new(test_credentials()),
+            counts,
+        }
+    }
+
+    impl AppStoreStub {
+        async fn ask(&self, id: &str) -> Result<String, TransactionLookupError> {
+            self.ask_in(AppleEnvironment::Production, id).await
+        }
+
+        async fn ask_in(
+            &self,
+            place: AppleEnvironment,
+            id: &str,
+        ) -> Result<String, TransactionLookupError> {
+            let (tenant, credentials) = (&self.tenant, &self.credentials);
+            self.store
+                .get_transaction_info(tenant, credentials, place, id)
+                .await
+        }
+
+        fn plays(&self, script: &[(u16, i64)]) {
+            let script = script.iter().rev().copied().collect();
+            *self.counts.script.lock().expect("not poisoned") = script;
+        }
+
+        /// How many different client tokens came with how many questions.
+        fn tokens_and_asked(&self) -> (usize, u32) {
+            let bearers = self.counts.bearers.lock().expect("not poisoned");
+            (bearers.len(), self.counts.asked.load(Ordering::SeqCst))
+        }
+    }
+
+    #[tokio::test]
+    async fn each_environment_has_its_address_and_both_one_token() {
+        let apple = start_stub(AppStoreStubState::default()).await;
+        let real = apple.ask_in(AppleEnvironment::Production, "1").await;
+        let trial = apple.ask_in(AppleEnvironment::Sandbox, "1").await;
+        assert_eq!(
+            (real.as_deref(), trial.as_deref()),
+            (Ok("a.b.c"), Ok("a.b.c"))
+        );
+        assert_eq!(
+            *apple.counts.paths.lock().expect("not poisoned"),
+            [
+                "/real/inApps/v1/transactions/1",
+                "/trial/inApps/v1/transactions/1"
+            ]
+        );
+        assert_eq!(apple.tokens_and_asked(), (1, 2));
+        apple.clock.advance(Duration::from_mins(18));
+        apple.ask("1").await.expect("known");
+        assert_eq!(apple.tokens_and_asked(), (2, 3));
+        let nothing = apple.ask("..").await;
+        assert_eq!(nothing, Err(AppleNotFound::MalformedId.into()));
+        assert_eq!(apple.tokens_and_asked(), (2, 3), "nobody was asked");
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_replaced_once() {
+        let apple = start_stub(AppStoreStubState::default()).await;
+        apple.ask("1").await.expect("known");
+        apple.plays(&[(401, 0)]);
+        apple.ask("1").await.expect("known with the second token");
+        assert_eq!(apple.tokens_and_asked(), (2, 3));
+        apple.plays(&[(401, 0), (401, 0), (200, 0)]);
+        let refused = apple.ask("1").await;
+        assert_eq!(
+            refused,
+            Err(AppleApiError::Unauthorized { status: 401 }.into())
+        );
+        assert_eq!(apple.tokens_and_asked(), (3, 5), "and not a third time");
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_tried_three_times() {
+        let apple = start_stub(AppStoreStubState::default()).await;
+        apple.plays(&[(500, 5_000_001), (404, 4_040_002)]);
+        apple.ask("1").await.expect("known at the third try");
+        assert_eq!(apple.tokens_and_asked(), (1, 3));
+        apple.plays(&[(404, 4_040_006); 3]);
+        let failed = apple.ask("1").await;
+        assert_eq!(
+            failed,
+            Err(AppleApiError::Unexpected {
+                status: 404,
+                code: Some(4_040_006),
+                message: None,
+                retry_after: None
+            }
+            .into())
+        );
+        apple.plays(&[(429, 4_290_000)]);
+        let limited = apple.ask("1").await;
+        assert!(
+            matches!(
+                limited,
+                Err(TransactionLookupError::Api(
+                    AppleApiError::RateLimited { .. }
+                ))
+            ),
+            "{limited:?}"
+        );
+        apple.plays(&[(404, 4_040_010)]);
+        let absent = apple.ask("1").await;
+        assert_eq!(absent, Err(AppleNotFound::Unknown.into()));
+        assert_eq!(
+            apple.tokens_and_asked(),
+            (1, 8),
+            "neither a limit nor a no is tried again"
+        );
+    }
+
+    #[tokio::test]
+    async fn identical_questions_share_a_call_and_others_do_not() {
+        let apple = start_stub(AppStoreStubState {
+            gate: Some(Barrier::new(3)),
+            ..AppStoreStubState::default()
+        })
+        .await;
+        // The gate opens only when three calls have come: six questions, of three kinds.
+        let all = tokio::join!(
+            apple.ask("1"),
+            apple.ask("1"),
+            apple.ask("2"),
+            apple.ask("2"),
+            apple.ask_in(AppleEnvironment::Sandbox, "1"),
+            apple.ask_in(AppleEnvironment::Sandbox, "1"),
+        );
+        let all = [all.0, all.1, all.2, all.3, all.4, all.5];
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        assert_eq!(apple.tokens_and_asked(), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn an_apple_that_is_away_is_not_a_no() {
+        let apple = start_stub(AppStoreStubState::default()).await;
+        let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
+        let upstream = apple.store.upstream.clone();
+        let store = AppStoreClient::new(upstream, nowhere.clone(), nowhere, apple.clock.clone());
+        let asked = store
+            .get_transaction_info(
+                &apple.tenant,
+                &apple.credentials,
+                AppleEnvironment::Production,
+                "1",
+            )
+            .await;
+        assert!(
+            matches!(
+                asked,
+                Err(TransactionLookupError::Api(AppleApiError::NoResponse(_)))
+            ),
+            "{asked:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_id_changes_which_address_is_called(id in "(?s).{1,40}") {
+            let base = Url::parse("https://store.example/base").expect("a URL");
+            if let Some(url) = endpoint_url(&base, "transactions", &id) {
+                prop_assert_eq!(url.host_str(), Some("store.example"));
+                prop_assert_eq!(url.query(), None);
+                prop_assert_eq!(url.fragment(), None);
+                let parts: Vec<&str> = url.path_segments().expect("a path").collect();
+                prop_assert_eq!(parts.len(), 5);
+                prop_assert_eq!(&parts[..4], ["base", "inApps", "v1", "transactions"]);
+                prop_assert!(!parts[4].is_empty());
+            }
+        }
+
+        #[test]
+        fn no_answer_panics_and_none_but_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
+            let mut reply = answer(200, "");
+            reply.status = StatusCode::from_u16(status).expect("a status");
+            reply.body = body;
+            prop_assert!(status == 200 || interpret_response(&reply, now()).is_err());
+        }
+    }
+}

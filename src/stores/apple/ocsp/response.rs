@@ -1,0 +1,282 @@
+//! What a response says about a certificate, and every reason not to believe it.
+//!
+//! The signature is by the issuer of the certificate, or by a responder to which the issuer itself gave a certificate for
+//! signing OCSP responses. The one answer that counts is about this very certificate, and of today. The rules are those
+//! of Apple's server libraries; a response without `nextUpdate` is refused as well (RFC 5019, 2.2.4).
+
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use der::asn1::{GeneralizedTime, SequenceRef};
+use der::{Decode as _, Encode as _};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algorithms};
+use x509_cert::Certificate;
+use x509_cert::ext::Extensions;
+use x509_cert::spki::AlgorithmIdentifierOwned;
+
+use super::certificate::{ChainCertificate, public_key_bits};
+use super::wire::{
+    BasicResponse, CertStatus, OID_OCSP_BASIC, OcspResponse, ResponderId, ResponseData,
+    ResponseStatus,
+};
+use crate::base::clock::Timestamp;
+
+/// How far the responder's clock and ours may be apart.
+const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
+/// `id-kp-OCSPSigning`, 1.3.6.1.5.5.7.3.9
+const OID_KP_OCSP_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x09];
+
+/// What a responder says of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevocationStatus {
+    /// It was not revoked.
+    Good,
+    /// It was.
+    Revoked,
+    /// The responder knows no such certificate.
+    Unknown,
+}
+
+impl RevocationStatus {
+    /// A word for programs and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Revoked => "revoked",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A believed answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifiedOcspResponse {
+    /// What it says.
+    pub status: RevocationStatus,
+    /// Since when that is so, for all the responder knows.
+    pub this_update: Timestamp,
+    /// Until when the responder vouches for it.
+    pub next_update: Timestamp,
+}
+
+impl VerifiedOcspResponse {
+    /// Whether the responder stands by it at `now`.
+    pub fn is_current(&self, now: Timestamp) -> bool {
+        now <= self.next_update.plus(MAX_CLOCK_SKEW)
+    }
+}
+
+/// Why a response is as good as none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OcspResponseError {
+    /// Not an OCSP response.
+    #[error("it is no OCSP response")]
+    NotAResponse,
+    /// The responder did not answer the question, and nobody signs that.
+    #[error("the responder did not answer: {0}")]
+    ErrorStatus(&'static str),
+    /// It has an extension that must be understood, and is not.
+    #[error("it has a critical extension that is not understood")]
+    CriticalExtension,
+    /// It is said to be signed by somebody whose certificate is not at hand.
+    #[error("its signer is neither the issuer of the certificate nor in the response")]
+    UnknownSigner,
+    /// The signer has no certificate of the issuer's for this, or none that is valid now.
+    #[error("its signer holds no valid certificate of the issuer's for signing OCSP responses")]
+    SignerNotAuthorized,
+    /// The signature is wrong.
+    #[error("its signature does not match")]
+    BadSignature,
+    /// It says nothing about this certificate.
+    #[error("it is about another certificate")]
+    CertificateMismatch,
+    /// It is of the future.
+    #[error("it is of the future: are the clocks right?")]
+    NotYetValid,
+    /// It is out of date, or does not say until when it is not.
+    #[error("it is out of date")]
+    Expired,
+}
+
+/// What the response `der` says about `subject`, when it is believed at `now`.
+pub fn verify_response(
+    der: &[u8],
+    subject: &ChainCertificate,
+    now: Timestamp,
+) -> Result<VerifiedOcspResponse, OcspResponseError> {
+    let not_a_response = |_| OcspResponseError::NotAResponse;
+    let response = OcspResponse::from_der(der).map_err(not_a_response)?;
+    check_response_status(response.status)?;
+    let response = response.response.ok_or(OcspResponseError::NotAResponse)?;
+    if response.kind != OID_OCSP_BASIC {
+        return Err(OcspResponseError::NotAResponse);
+    }
+    let basic = BasicResponse::from_der(response.response.as_bytes()).map_err(not_a_response)?;
+    let signed = basic.signed.to_der().map_err(not_a_response)?;
+    let data = ResponseData::from_der(&signed).map_err(not_a_response)?;
+    if data.version.is_some_and(|version| version != 0) {
+        return Err(OcspResponseError::NotAResponse);
+    }
+
+    let certificates = basic.certificates.unwrap_or_default();
+    let certificates = certificates.iter().filter_map(|one| one.to_der().ok());
+    let by = find_signer(&data.responder, subject, certificates, now)?;
+    let signature = basic
+        .signature
+        .as_bytes()
+        .ok_or(OcspResponseError::BadSignature)?;
+    if !is_signature_valid(&by, &basic.signature_algorithm, &signed, signature) {
+        return Err(OcspResponseError::BadSignature);
+    }
+
+    let mut about = data.responses.iter();
+    let about = about
+        .find(|single| subject.is_identified_by(&single.certificate))
+        .ok_or(OcspResponseError::CertificateMismatch)?;
+    if has_critical_extension(data.extensions.as_ref())
+        || has_critical_extension(about.extensions.as_ref())
+    {
+        return Err(OcspResponseError::CriticalExtension);
+    }
+    let this_update = to_timestamp(about.this_update);
+    if this_update > now.plus(MAX_CLOCK_SKEW) {
+        return Err(OcspResponseError::NotYetValid);
+    }
+    let next_update = about
+        .next_update
+        .map(to_timestamp)
+        .ok_or(OcspResponseError::Expired)?;
+    let status = match about.status {
+        CertStatus::Good(_) => RevocationStatus::Good,
+        CertStatus::Revoked(_) => RevocationStatus::Revoked,
+        CertStatus::Unknown(_) => RevocationStatus::Unknown,
+    };
+    let answer = VerifiedOcspResponse {
+        status,
+        this_update,
+        next_update,
+    };
+    if !answer.is_current(now) {
+        return Err(OcspResponseError::Expired);
+    }
+    Ok(answer)
+}
+
+fn check_response_status(status: ResponseStatus) -> Result<(), OcspResponseError> {
+    Err(OcspResponseError::ErrorStatus(match status {
+        ResponseStatus::Successful => return Ok(()),
+        ResponseStatus::MalformedRequest => "malformedRequest",
+        ResponseStatus::InternalError => "internalError",
+        ResponseStatus::TryLater => "tryLater",
+        ResponseStatus::SigRequired => "sigRequired",
+        ResponseStatus::Unauthorized => "unauthorized",
+    }))
+}
+
+fn has_critical_extension(extensions: Option<&Extensions>) -> bool {
+    extensions.is_some_and(|all| all.iter().any(|extension| extension.critical))
+}
+
+fn to_timestamp(time: GeneralizedTime) -> Timestamp {
+    let millis = time.to_unix_duration().as_millis();
+    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+}
+
+/// The certificate of who signed: the issuer's, or one that it issued for this.
+fn find_signer(
+    id: &ResponderId,
+    subject: &ChainCertificate,
+    certificates: impl Iterator<Item = Vec<u8>>,
+    now: Timestamp,
+) -> Result<Certificate, OcspResponseError> {
+    let (issuer, issuer_der) = subject.issuer();
+    if is_responder(id, issuer) {
+        return Ok(issuer.clone());
+    }
+    let mut why_not = OcspResponseError::UnknownSigner;
+    for der in certificates {
+        let Ok(certificate) = Certificate::from_der(&der) else {
+            continue;
+        };
+        if is_responder(id, &certificate) {
+            if is_authorized_responder(&CertificateDer::from(der), issuer_der, now) {
+                return Ok(certificate);
+            }
+            why_not = OcspResponseError::SignerNotAuthorized;
+        }
+    }
+    Err(why_not)
+}
+
+fn is_responder(id: &ResponderId, certificate: &Certificate) -> bool {
+    match id {
+        ResponderId::Name(name) => certificate.tbs_certificate().subject() == name,
+        ResponderId::KeyHash(hash) => public_key_bits(certificate)
+            .is_some_and(|key| digest(&SHA1_FOR_LEGACY_USE_ONLY, key).as_ref() == hash.as_bytes()),
+    }
+}
+
+/// Issued by the issuer itself, valid now, and for this purpose.
+fn is_authorized_responder(
+    responder: &CertificateDer<'_>,
+    issuer: &CertificateDer<'_>,
+    now: Timestamp,
+) -> bool {
+    let (Ok(responder), Ok(anchor)) = (
+        EndEntityCert::try_from(responder),
+        anchor_from_trusted_cert(issuer),
+    ) else {
+        return false;
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(
+        u64::try_from(now.as_millis()).unwrap_or(0),
+    ));
+    let usage = KeyUsage::required(OID_KP_OCSP_SIGNING);
+    // Without intermediates, nobody stands between the two.
+    let anchors = [anchor];
+    let path = responder.verify_for_usage(OCSP_ALGORITHMS, &anchors, &[], now, usage, None, None);
+    path.is_ok()
+}
+
+/// Whether the key of `signer` made `signature` over `message`.
+fn is_signature_valid(
+    signer: &Certificate,
+    algorithm: &AlgorithmIdentifierOwned,
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
+    let key = signer.tbs_certificate().subject_public_key_info();
+    let (Some(bits), Some(key), Some(algorithm)) = (
+        key.subject_public_key.as_bytes(),
+        sequence_contents(&key.algorithm),
+        sequence_contents(algorithm),
+    ) else {
+        return false;
+    };
+    OCSP_ALGORITHMS
+        .iter()
+        .filter(|known| {
+            known.signature_alg_id().as_ref() == algorithm
+                && known.public_key_alg_id().as_ref() == key
+        })
+        .any(|known| known.verify_signature(bits, message, signature).is_ok())
+}
+
+/// What is inside of an algorithm's identifier in DER: the form that webpki names algorithms in.
+fn sequence_contents(algorithm: &AlgorithmIdentifierOwned) -> Option<Vec<u8>> {
+    let der = algorithm.to_der().ok()?;
+    let inside = <&SequenceRef>::from_der(&der).ok()?;
+    Some(inside.as_bytes().to_vec())
+}
+
+/// Apple's chain is ECDSA throughout; a responder's own key may be RSA.
+const OCSP_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+    algorithms::RSA_PKCS1_2048_8192_SHA256,
+    algorithms::RSA_PKCS1_2048_8192_SHA384,
+    algorithms::RSA_PKCS1_2048_8192_SHA512,
+];

@@ -1,0 +1,407 @@
+//! Asks responders, remembers what they said, and asks again.
+//!
+//! | last believed answer | what is done |
+//! |---|---|
+//! | none | asked, and waited for; without an answer: [`NotGood::Unanswered`] |
+//! | "good", not older than a quarter of an hour | it counts |
+//! | "good", older, its responder still vouches for it | it counts; asked in the background |
+//! | not vouched for any longer, for less than a day | asked, and waited for; without an answer it still counts |
+//! | not vouched for for longer | as if there were none |
+//! | "revoked", "unknown" | it counts for a minute, then asked, and waited for; without an answer it still counts |
+//!
+//! Of two answers the one that was true later counts. After an attempt that brought nothing, none is made about the same
+//! certificate for ten seconds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use reqwest::StatusCode;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use url::{Host, Url};
+
+use super::certificate::ChainCertificate;
+use super::response::{self, OcspResponseError, RevocationStatus, VerifiedOcspResponse};
+use crate::base::clock::Clock;
+use crate::metrics::{Counter, MetricVec, MetricsRegistry};
+use crate::outbound::{RetryDecision, SingleFlight, Upstream, UpstreamError};
+
+/// How long an answer counts without a new question: what Apple's own libraries do.
+const GOOD_STATUS_TTL: Duration = Duration::from_mins(15);
+/// The same for a "no", which may be mended.
+const NOT_GOOD_STATUS_TTL: Duration = Duration::from_mins(1);
+/// How long an answer counts after the responder ceased to vouch for it, while there is no new one.
+const STALE_STATUS_TTL: Duration = Duration::from_hours(24);
+/// The pause after an attempt that brought nothing.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a question may take. Somebody waits for it, Apple for one.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// An answer with the responder's certificate is some two kilobytes.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// How many certificates are remembered. Only ones of chains that lead to a trusted root are asked about at all.
+const MAX_CACHED_CERTIFICATES: usize = 64;
+
+/// Which responders are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponderPolicy {
+    /// Only hosts of apple.com: the roots are Apple's.
+    AppleHosts,
+    /// Whatever the certificate says: the roots are the operator's own.
+    AnyHost,
+}
+
+/// Why a certificate is not known to be good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevocationError {
+    /// It was revoked.
+    Revoked,
+    /// Its responder knows no such certificate.
+    Unknown,
+    /// It names no responder, or none that may be asked.
+    NoResponder,
+    /// There is no answer to believe. Nothing is said about the certificate.
+    OcspUnavailable {
+        /// When another attempt may be made.
+        retry_after: Duration,
+    },
+}
+
+/// What is known of certificates. Clones share it.
+#[derive(Clone)]
+pub struct RevocationChecker {
+    upstream: Upstream,
+    clock: Clock,
+    responder_policy: ResponderPolicy,
+    cache: Arc<Mutex<HashMap<[u8; 32], CachedRevocationStatus>>>,
+    in_flight: SingleFlight<[u8; 32], Option<RevocationStatus>>,
+    outcome_counter: MetricVec<1, Counter>,
+}
+
+/// What is known of one certificate.
+#[derive(Clone, Copy, Default)]
+struct CachedRevocationStatus {
+    /// The last answer that was believed, and this process' uptime then.
+    response: Option<(VerifiedOcspResponse, Duration)>,
+    /// When, by uptime, an attempt was made that nobody waited for or that brought nothing.
+    attempted_at: Option<Duration>,
+}
+
+/// What to do about a certificate.
+enum RevocationLookup {
+    /// This counts.
+    Cached(RevocationStatus),
+    /// This counts, and a new answer is due.
+    Refresh(RevocationStatus),
+    /// Ask; without an answer this counts.
+    Query(Option<RevocationStatus>),
+    /// Nothing is known, and it is too soon to ask again.
+    WaitToRetry(Duration),
+}
+
+/// Why an attempt brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum OcspRequestError {
+    #[error("{0}")]
+    Unreachable(#[from] UpstreamError),
+    #[error("status {0}")]
+    Status(StatusCode),
+    #[error("{0}")]
+    BadResponse(#[from] OcspResponseError),
+}
+
+impl OcspRequestError {
+    fn outcome_label(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Status(_) | Self::BadResponse(_) => "unusable",
+        }
+    }
+}
+
+impl RevocationChecker {
+    /// Asks responders within `reach`, through the client of `upstream`.
+    pub fn new(upstream: &Upstream, clock: &Clock, responder_policy: ResponderPolicy) -> Self {
+        Self {
+            upstream: upstream.with_limits(REQUEST_TIMEOUT, MAX_RESPONSE_BYTES),
+            clock: clock.clone(),
+            responder_policy,
+            cache: Arc::default(),
+            in_flight: SingleFlight::default(),
+            outcome_counter: register_outcome_counter(&MetricsRegistry::default()),
+        }
+    }
+
+    /// The same, and every question to a responder is counted into `registry`.
+    #[must_use]
+    pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
+        Self {
+            outcome_counter: register_outcome_counter(registry),
+            ..self
+        }
+    }
+
+    /// Whether all of `subjects` are good. What is certain about one goes before what is not known of another.
+    pub async fn check_certificates(
+        &self,
+        subjects: &[ChainCertificate],
+    ) -> Result<(), RevocationError> {
+        let found = join_all(
+            subjects
+                .iter()
+                .map(|subject| self.certificate_status(subject)),
+        )
+        .await;
+        let found = found.into_iter().map(|found| match found? {
+            RevocationStatus::Good => Ok(()),
+            RevocationStatus::Revoked => Err(RevocationError::Revoked),
+            RevocationStatus::Unknown => Err(RevocationError::Unknown),
+        });
+        let worst = found.filter_map(Result::err);
+        worst
+            .min_by_key(|why| match why {
+                RevocationError::Revoked => 0,
+                RevocationError::Unknown => 1,
+                RevocationError::NoResponder => 2,
+                RevocationError::OcspUnavailable { .. } => 3,
+            })
+            .map_or(Ok(()), Err)
+    }
+
+    async fn certificate_status(
+        &self,
+        subject: &ChainCertificate,
+    ) -> Result<RevocationStatus, RevocationError> {
+        let url = subject
+            .responder_url()
+            .filter(|url| self.responder_policy.allows_url(url))
+            .ok_or(RevocationError::NoResponder)?;
+        match self.decide_lookup(subject) {
+            RevocationLookup::Cached(status) => Ok(status),
+            RevocationLookup::Refresh(status) => {
+                // Whoever comes meanwhile has nothing to begin.
+                self.record_attempt(subject);
+                let (this, subject, url) = (self.clone(), subject.clone(), url.clone());
+                tokio::spawn(async move { this.query_responder(&subject, &url).await });
+                Ok(status)
+            }
+            RevocationLookup::Query(fallback) => {
+                let answered = self.query_responder(subject, url).await.or(fallback);
+                answered.ok_or(RevocationError::OcspUnavailable {
+                    retry_after: RETRY_INTERVAL,
+                })
+            }
+            RevocationLookup::WaitToRetry(retry_after) => {
+                Err(RevocationError::OcspUnavailable { retry_after })
+            }
+        }
+    }
+
+    fn decide_lookup(&self, subject: &ChainCertificate) -> RevocationLookup {
+        let CachedRevocationStatus {
+            response: answer,
+            attempted_at: tried,
+        } = self.cached_status(subject);
+        let (now, uptime) = (self.clock.now(), self.clock.uptime());
+        let wait = tried.and_then(|tried| {
+            let left = (tried + RETRY_INTERVAL).saturating_sub(uptime);
+            Some(left).filter(|left| !left.is_zero())
+        });
+        let answer = answer.filter(|(answer, _)| now <= answer.next_update.plus(STALE_STATUS_TTL));
+        let Some((answer, answered)) = answer else {
+            return wait.map_or(RevocationLookup::Query(None), RevocationLookup::WaitToRetry);
+        };
+        let status = answer.status;
+        if wait.is_some() || self.is_fresh(answer, answered) {
+            RevocationLookup::Cached(status)
+        } else if status == RevocationStatus::Good && answer.is_current(now) {
+            RevocationLookup::Refresh(status)
+        } else {
+            RevocationLookup::Query(Some(status))
+        }
+    }
+
+    /// Whether an answer need not be asked for again yet.
+    fn is_fresh(&self, answer: VerifiedOcspResponse, answered: Duration) -> bool {
+        let lasts = match answer.status {
+            RevocationStatus::Good => GOOD_STATUS_TTL,
+            RevocationStatus::Revoked | RevocationStatus::Unknown => NOT_GOOD_STATUS_TTL,
+        };
+        answer.is_current(self.clock.now()) && self.clock.uptime().saturating_sub(answered) < lasts
+    }
+
+    /// Asks, or waits for who is asking.
+    async fn query_responder(
+        &self,
+        subject: &ChainCertificate,
+        url: &Url,
+    ) -> Option<RevocationStatus> {
+        let (this, whom) = (self.clone(), (subject.clone(), url.clone()));
+        let asked = move || async move {
+            let (subject, url) = whom;
+            // Somebody may have brought it since this caller looked.
+            let known = this.cached_status(&subject).response;
+            if let Some((answer, _)) =
+                known.filter(|(answer, answered)| this.is_fresh(*answer, *answered))
+            {
+                return Some(answer.status);
+            }
+            match this.fetch_response(&subject, &url).await {
+                Ok(answer) => {
+                    this.outcome_counter
+                        .with_label_values([answer.status.as_str()])
+                        .increment();
+                    if answer.status != RevocationStatus::Good {
+                        tracing::error!(
+                            serialNumber = subject.serial_number(),
+                            responder = url.as_str(),
+                            status = answer.status.as_str(),
+                            "apple_certificate_not_good: nothing that this certificate signed is believed"
+                        );
+                    }
+                    Some(this.store_response(&subject, answer))
+                }
+                Err(why) => {
+                    this.outcome_counter
+                        .with_label_values([why.outcome_label()])
+                        .increment();
+                    this.record_attempt(&subject);
+                    tracing::warn!(
+                        serialNumber = subject.serial_number(),
+                        responder = url.as_str(),
+                        error = %why,
+                        "apple_ocsp_unanswered: a certificate that was good still is, for a day longer than its responder said; what a new one signed is answered with \"try again\""
+                    );
+                    None
+                }
+            }
+        };
+        self.in_flight.share_call(subject.digest(), asked).await
+    }
+
+    async fn fetch_response(
+        &self,
+        subject: &ChainCertificate,
+        url: &Url,
+    ) -> Result<VerifiedOcspResponse, OcspRequestError> {
+        let answer = self
+            .upstream
+            .send_with_retries(
+                |client| {
+                    client
+                        .post(url.clone())
+                        .header(CONTENT_TYPE, "application/ocsp-request")
+                        .header(ACCEPT, "application/ocsp-response")
+                        .body(subject.request_der().to_vec())
+                },
+                |answer| {
+                    if answer.status.is_server_error() {
+                        RetryDecision::Transient
+                    } else {
+                        RetryDecision::Final
+                    }
+                },
+            )
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(OcspRequestError::Status(answer.status));
+        }
+        Ok(response::verify_response(
+            &answer.body,
+            subject,
+            self.clock.now(),
+        )?)
+    }
+
+    fn cached_status(&self, subject: &ChainCertificate) -> CachedRevocationStatus {
+        let known = self.lock_cache();
+        known.get(&subject.digest()).copied().unwrap_or_default()
+    }
+
+    /// What counts from now on: what was said last, even when an older answer comes later, which is what a cache on the
+    /// way may do, or somebody who kept one from before a revocation.
+    fn store_response(
+        &self,
+        subject: &ChainCertificate,
+        answer: VerifiedOcspResponse,
+    ) -> RevocationStatus {
+        let uptime = self.clock.uptime();
+        let mut counts = answer;
+        self.update_cache(subject, |known| {
+            let newer = known.response.map(|(known, _)| known);
+            let newer = newer.filter(|known| known.this_update > answer.this_update);
+            counts = newer.unwrap_or(answer);
+            *known = CachedRevocationStatus {
+                response: Some((counts, uptime)),
+                attempted_at: None,
+            };
+        });
+        counts.status
+    }
+
+    fn record_attempt(&self, subject: &ChainCertificate) {
+        let now = self.clock.uptime();
+        self.update_cache(subject, |known| known.attempted_at = Some(now));
+    }
+
+    fn update_cache(
+        &self,
+        subject: &ChainCertificate,
+        change: impl FnOnce(&mut CachedRevocationStatus),
+    ) {
+        let mut known = self.lock_cache();
+        if known.len() >= MAX_CACHED_CERTIFICATES && !known.contains_key(&subject.digest()) {
+            let answered =
+                |known: &CachedRevocationStatus| known.response.map(|(_, answered)| answered);
+            let oldest = known.iter().min_by_key(|(_, known)| answered(known));
+            let oldest = oldest.map(|(digest, _)| *digest);
+            oldest.and_then(|oldest| known.remove(&oldest));
+        }
+        change(known.entry(subject.digest()).or_default());
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, HashMap<[u8; 32], CachedRevocationStatus>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResponderPolicy {
+    /// What may be asked when the roots are the operator's own, or Apple's.
+    pub fn for_roots(own_roots: bool) -> Self {
+        if own_roots {
+            Self::AnyHost
+        } else {
+            Self::AppleHosts
+        }
+    }
+
+    /// Whether the responder at `url` may be asked.
+    pub fn allows_url(self, url: &Url) -> bool {
+        match (self, url.host()) {
+            (Self::AnyHost, _) => true,
+            (Self::AppleHosts, Some(Host::Domain(name))) => {
+                url.port().is_none() && (name == "apple.com" || name.ends_with(".apple.com"))
+            }
+            (Self::AppleHosts, _) => false,
+        }
+    }
+}
+
+impl std::fmt::Debug for RevocationChecker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Revocations({:?})", self.responder_policy)
+    }
+}
+
+fn register_outcome_counter(registry: &MetricsRegistry) -> MetricVec<1, Counter> {
+    let outcomes = registry.register_counter_vec(
+        "attesto_apple_ocsp_questions_total",
+        "Questions to Apple's responders about a certificate, by what came back.",
+        ["outcome"],
+    );
+    // There from the beginning: an alert that compares with 0 needs a 0.
+    for outcome in ["good", "revoked", "unknown", "unusable", "unreachable"] {
+        outcomes.with_label_values([outcome]);
+    }
+    outcomes
+}

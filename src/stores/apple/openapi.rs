@@ -1,0 +1,347 @@
+//! Apple's two routes as `/openapi.json` describes them: what they take, what can go wrong, and an example of each answer.
+//!
+//! Errors and refusals are described by themselves: their texts here are those that are sent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{RefOr, Response};
+use utoipa::{IntoResponses, ToSchema};
+
+use super::api::AppleApiError;
+use super::error_response::{
+    api_error_problem, no_app_apple_id_problem, no_credentials_problem, ocsp_unavailable_problem,
+    rejection_response,
+};
+use super::notifications::{
+    ActiveTenantError as Unknown, AppleNotificationError, NotificationRejection,
+};
+use super::trust::SignatureError;
+use super::verify::{AppleRejection, AppleVerifyRequest, VerifiedTransaction};
+use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
+use crate::http::problem::{Issue, RejectionResponse};
+use crate::http::{Problem, body, json};
+use crate::outbound::UpstreamError;
+use crate::tenants::caller;
+
+/// A question about an App Store transaction: by its id, or by the JWS that StoreKit gave your app.
+#[derive(ToSchema)]
+#[schema(as = apple::VerifyRequest)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) enum AppleVerifyRequestSchema {
+    ById(VerifyByIdSchema),
+    Signed(VerifySignedSchema),
+}
+
+/// A question about the transaction of this id. Apple is asked.
+#[derive(ToSchema)]
+#[schema(as = apple::VerifyById, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) struct VerifyByIdSchema {
+    /// The transaction's id: StoreKit's `Transaction.id`.
+    #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
+    transaction_id: String,
+    environment: Option<EnvironmentChoiceSchema>,
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    expected_app_user_id: Option<String>,
+}
+
+/// A question about this signed transaction. The signature is checked here, and Apple is not asked.
+#[derive(ToSchema)]
+#[schema(as = apple::VerifySigned, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) struct VerifySignedSchema {
+    /// The transaction as StoreKit 2 gives it to your app: `VerificationResult.jwsRepresentation`.
+    #[schema(
+        min_length = 1,
+        max_length = 16_000,
+        examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…")
+    )]
+    signed_transaction: String,
+    environment: Option<EnvironmentChoiceSchema>,
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    expected_app_user_id: Option<String>,
+}
+
+/// Where the transaction must be. Left out: what the tenant is set up with, which is `auto` unless an operator chose
+/// otherwise.
+///
+/// - `production`: paid for with money.
+/// - `sandbox`: bought for a trial, as in TestFlight and by App Review.
+/// - `auto`: production, and where it is not found, the sandbox.
+#[derive(ToSchema)]
+#[schema(as = apple::EnvironmentChoice, rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+enum EnvironmentChoiceSchema {
+    Production,
+    Sandbox,
+    Auto,
+}
+
+fn expected_app_user_id() -> Schema {
+    api_docs::optional_string_schema(
+        "Whose transaction it must be: the UUID that your app gave StoreKit as `appAccountToken`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without.",
+    )
+    .format(Some(utoipa::openapi::SchemaFormat::Custom("uuid".to_owned())))
+    .pattern(Some(api_docs::UUID_PATTERN))
+    .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
+    .build()
+    .into()
+}
+
+/// What is answered when there is a verdict.
+#[derive(ToSchema)]
+#[schema(as = apple::Answer)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes `Verified` and `Refusal` together")]
+pub(super) enum AppleVerifyResponseSchema {
+    Yes(Box<VerifiedTransaction>),
+    No(AppleRefusedSchema),
+}
+
+/// A "no": do not grant.
+#[derive(ToSchema)]
+#[schema(as = apple::Refused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Refusal`")]
+pub(super) struct AppleRefusedSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = refusals)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("Apple knows no transaction with this id."))]
+    message: String,
+    #[schema(required = false, nullable = false)]
+    details: Option<AppleRefusedDetailsSchema>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
+}
+
+/// Facts for a program. Left out when there are none; which there are depends on `error`.
+#[derive(ToSchema)]
+#[schema(as = apple::RefusedDetails, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Refusal::details`")]
+pub(super) struct AppleRefusedDetailsSchema {
+    /// With `TRANSACTION_NOT_FOUND`: `unknown`; `malformed`, it cannot be an id; `app_transaction_id`, it is the id of the
+    /// app's own transaction.
+    #[schema(required = false, nullable = false, examples("unknown"))]
+    reason: Option<String>,
+    /// With `SIGNATURE_INVALID`: which check was not passed.
+    #[schema(required = false, nullable = false, examples("bad_signature"))]
+    class: Option<String>,
+    /// With `BUNDLE_ID_MISMATCH`: the tenant's bundle id. With `ENVIRONMENT_MISMATCH`: the environment asked about; null when
+    /// it was any.
+    #[schema(required = false, examples("com.example.app"))]
+    expected: Option<String>,
+    /// With `ENVIRONMENT_MISMATCH`: the environment that the transaction is of, in lower case; null when it does not say.
+    #[schema(required = false, examples("sandbox"))]
+    found: Option<String>,
+}
+
+fn refusals() -> Schema {
+    string_enum_schema(
+        "Why not.",
+        &[
+            ("TRANSACTION_NOT_FOUND", "Apple knows no such transaction."),
+            ("SIGNATURE_INVALID", "Apple did not sign this transaction."),
+            ("BUNDLE_ID_MISMATCH", "it is genuine, and of another app."),
+            (
+                "ENVIRONMENT_MISMATCH",
+                "it is genuine, and of another environment than the one asked about.",
+            ),
+            (
+                "APP_USER_MISMATCH",
+                "it is genuine, and of another user than `expectedAppUserId`, or of nobody.",
+            ),
+        ],
+    )
+}
+
+/// A notification as the App Store posts it.
+#[derive(ToSchema)]
+#[schema(as = apple::Notification, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+pub(super) struct AppleNotificationSchema {
+    /// The notification, version 2, as a JWS.
+    #[schema(
+        min_length = 1,
+        examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…")
+    )]
+    signed_payload: String,
+}
+
+/// What can go wrong with a question.
+pub(super) struct AppleVerifyErrorResponses;
+
+impl IntoResponses for AppleVerifyErrorResponses {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let wait = Duration::from_mins(1);
+        let malformed = br#"{"environment":"xcode","expectedAppUserId":"me"}"#;
+        let own = [
+            DocumentedError::new(
+                "the body is malformed; `details.issues` lists everything that is wrong with it",
+                json::read_json::<AppleVerifyRequest>(malformed).expect_err("it is malformed"),
+            ),
+            DocumentedError::new(
+                "the body is larger than 16 KB",
+                body::body_too_large(16 * 1024),
+            ),
+            DocumentedError::new(
+                "this tenant has no Apple credentials",
+                no_credentials_problem(),
+            ),
+            DocumentedError::new(
+                "production was asked about, and this tenant has no app Apple id",
+                no_app_apple_id_problem(),
+            ),
+            DocumentedError::new(
+                "Apple's limit for this tenant's app is used up",
+                api_error_problem(AppleApiError::RateLimited { retry_after: wait }),
+            ),
+            DocumentedError::new(
+                "too many questions of this tenant wait for Apple",
+                api_error_problem(AppleApiError::TooManyInFlight),
+            ),
+            DocumentedError::new(
+                "Apple refuses this tenant's key",
+                api_error_problem(AppleApiError::Unauthorized { status: 401 }),
+            ),
+            DocumentedError::new(
+                "Apple had an error of its own",
+                api_error_problem(AppleApiError::Unexpected {
+                    status: 500,
+                    code: Some(5_000_000),
+                    message: None,
+                    retry_after: Some(wait),
+                }),
+            ),
+            DocumentedError::new(
+                "Apple did not answer",
+                api_error_problem(UpstreamError::Timeout(wait).into()),
+            ),
+            DocumentedError::new(
+                "Apple does not say right now whether a certificate was revoked; only with `APPLE_OCSP=on`",
+                ocsp_unavailable_problem(wait),
+            ),
+        ];
+        api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))
+    }
+}
+
+/// What can go wrong with a notification.
+pub(super) struct AppleNotificationErrorResponses;
+
+impl IntoResponses for AppleNotificationErrorResponses {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        api_docs::error_responses([
+            DocumentedError::new(
+                "the tenant's id in the path is malformed",
+                Problem::invalid_request(&[Issue::new(
+                    "tenantId",
+                    crate::base::id::TenantId::malformed().to_string(),
+                )]),
+            ),
+            DocumentedError::new(
+                "the body holds no `signedPayload`",
+                json::read_json::<super::request_body::ApplePushBody>(b"{}")
+                    .err()
+                    .expect("it is malformed"),
+            ),
+            DocumentedError::new(
+                "the body is larger than 1 MB",
+                body::body_too_large(1024 * 1024),
+            ),
+            DocumentedError::new(
+                "the notification has no `notificationUUID`",
+                AppleNotificationError::NoNotificationUuid,
+            ),
+            DocumentedError::new(
+                "this tenant has no Apple credentials",
+                AppleNotificationError::NoCredentials,
+            ),
+            DocumentedError::new(
+                "it is of production, and this tenant has no app Apple id",
+                AppleNotificationError::NoAppAppleId,
+            ),
+            DocumentedError::new(
+                "Apple did not sign the notification, or a part of it",
+                AppleNotificationError::Rejected(NotificationRejection::InvalidSignature(
+                    SignatureError::BadSignature,
+                )),
+            ),
+            DocumentedError::new(
+                "the notification is about another app, or of another environment than the tenant is set up for",
+                AppleNotificationError::Rejected(NotificationRejection::BundleIdMismatch),
+            ),
+            DocumentedError::new("there is no active tenant of this id", Unknown::NotFound),
+            DocumentedError::database_unavailable(),
+            DocumentedError::new(
+                "Apple does not say right now whether a certificate was revoked; only with `APPLE_OCSP=on`",
+                AppleNotificationError::OcspUnavailable {
+                    retry_after: Duration::from_mins(1),
+                },
+            ),
+        ])
+    }
+}
+
+/// A subscription that is paid for, as it is answered.
+pub(super) fn subscription_example() -> Value {
+    json!({
+        "valid": true,
+        "version": crate::VERSION,
+        "environment": "production",
+        "status": "active",
+        "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "transaction": {
+            "transactionId": "2000000123456789",
+            "originalTransactionId": "2000000100000001",
+            "bundleId": "com.example.app",
+            "productId": "com.example.app.pro.monthly",
+            "purchaseDate": "2026-04-10T14:22:10.000Z",
+            "originalPurchaseDate": "2026-03-10T14:22:12.000Z",
+            "expiresDate": "2026-05-10T14:22:10.000Z",
+            "type": "Auto-Renewable Subscription",
+            "inAppOwnershipType": "PURCHASED",
+            "quantity": 1,
+            "webOrderLineItemId": "2000000044444444",
+            "revocationDate": null,
+            "revocationReason": null,
+            "offerType": null,
+            "offerIdentifier": null,
+            "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            "storefront": "USA",
+            "storefrontId": "143441",
+            "transactionReason": "RENEWAL",
+            "currency": "USD",
+            "price": 9990,
+            "signedTransactionInfo": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…",
+            "rawDecodedPayload": {
+                "transactionId": "2000000123456789",
+                "originalTransactionId": "2000000100000001",
+                "bundleId": "com.example.app",
+                "expiresDate": 1_778_422_930_000_i64,
+                "price": 9990
+            }
+        }
+    })
+}
+
+/// The same after Apple gave the money back.
+pub(super) fn refunded_example() -> Value {
+    let mut answer = subscription_example();
+    answer["status"] = json!("refunded");
+    answer["transaction"]["revocationDate"] = json!("2026-04-12T08:00:00.000Z");
+    answer["transaction"]["revocationReason"] = json!(0);
+    answer
+}
+
+/// A "no", as it is answered.
+pub(super) fn rejection_example(why: AppleRejection) -> Value {
+    let no: RejectionResponse = rejection_response(why);
+    api_docs::rejection_example(&no)
+}

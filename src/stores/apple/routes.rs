@@ -1,0 +1,217 @@
+//! `POST /v1/apple/verify` and `POST /v1/webhooks/apple/{tenantId}`.
+
+use axum::extract::{FromRef, Path, Request, State};
+use serde_json::value::RawValue;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::routes;
+
+use super::account::AppleEnvironment;
+use super::api::AppleNotFound;
+use super::notifications::{AppleNotifications, SignedNotification};
+use super::openapi::{
+    self, AppleNotificationErrorResponses, AppleNotificationSchema as PushRequest,
+    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
+};
+use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
+use super::trust::SignatureError;
+use super::verify::{AppleRejection, AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
+use crate::audit::{VerificationLog, VerificationOutcome};
+use crate::base::id::TenantId;
+use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::json::{self, JsonBody};
+use crate::http::problem::{Issue, VerifyErrorResponse};
+use crate::http::request_layer::RequestLogFields;
+use crate::http::{Problem, body};
+use crate::tenants::{Authenticator, Caller};
+
+/// What a tenant's backend asks.
+pub fn verify_routes(
+    apple: AppleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+) -> OpenApiRouter {
+    verify_openapi_router().with_state(AppleVerifyState {
+        apple,
+        callers,
+        verifications,
+    })
+}
+
+/// What Apple posts.
+pub fn notification_routes(
+    notifications: AppleNotifications,
+    received: NotificationMetrics,
+) -> OpenApiRouter {
+    notification_openapi_router().with_state(AppleNotificationState {
+        notifications,
+        received,
+    })
+}
+
+/// Both, as they are described.
+pub fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut both = verify_openapi_router().into_openapi();
+    both.merge(notification_openapi_router().into_openapi());
+    both
+}
+
+fn verify_openapi_router() -> OpenApiRouter<AppleVerifyState> {
+    OpenApiRouter::new().routes(routes!(verify_purchase))
+}
+
+fn notification_openapi_router() -> OpenApiRouter<AppleNotificationState> {
+    OpenApiRouter::new()
+        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
+}
+
+#[derive(Clone)]
+struct AppleNotificationState {
+    notifications: AppleNotifications,
+    received: NotificationMetrics,
+}
+
+#[derive(Clone)]
+struct AppleVerifyState {
+    apple: AppleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+}
+
+impl FromRef<AppleVerifyState> for Authenticator {
+    fn from_ref(room: &AppleVerifyState) -> Self {
+        room.callers.clone()
+    }
+}
+
+/// Is this App Store transaction real, and what is it now?
+///
+/// Ask by `transactionId`, and Apple is asked; or by `signedTransaction`, and the signature is checked here. A 200 is a
+/// verdict: `valid: true` with the transaction, or `valid: false` with the reason in `error`. Any other status is none.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/verify",
+    operation_id = "verifyApple",
+    tag = "verify",
+    security(("apiKey" = [])),
+    request_body(
+        content = AppleVerifyRequestSchema,
+        description = "Which transaction, and what must be true of it. At most 16 KB.",
+        examples(
+            ("byId" = (summary = "By its id", value = json!({
+                "transactionId": "2000000123456789",
+                "expectedAppUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }))),
+            ("signed" = (summary = "As StoreKit signed it", value = json!({
+                "signedTransaction": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…",
+                "environment": "production",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A verdict: the transaction, or `valid: false` and why not",
+            body = AppleVerifyResponseSchema,
+            examples(
+                ("active" = (summary = "A subscription that is paid for.", value = json!(openapi::subscription_example()))),
+                ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(openapi::refunded_example()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleRejection::NotFound(AppleNotFound::Unknown))))),
+                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleRejection::InvalidSignature(SignatureError::BadSignature))))),
+                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleRejection::BundleIdMismatch { expected: "com.example.app".to_owned() })))),
+                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(openapi::rejection_example(AppleRejection::EnvironmentMismatch { expected: Some(AppleEnvironment::Production), found: Some("Sandbox".to_owned()) })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleRejection::AppUserMismatch)))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn verify_purchase(
+    State(room): State<AppleVerifyState>,
+    caller: Caller,
+    JsonBody(question): JsonBody<AppleVerifyRequest>,
+) -> Result<axum::Json<VerifiedTransaction>, VerifyErrorResponse> {
+    let asked = room.verifications.start_verification(EventSource::Apple);
+    let verified = room.apple.verify_purchase(&caller.tenant, &question).await;
+    let verified = verified.map_err(VerifyErrorResponse::from);
+    let verdict = match &verified {
+        Ok(_) => VerificationOutcome::Valid,
+        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
+        Err(VerifyErrorResponse::Failed(problem)) => {
+            VerificationOutcome::Error(problem.code.as_str())
+        }
+    };
+    asked.record_outcome(&caller.tenant, || question.audit_identifier(), verdict);
+    verified.map(axum::Json)
+}
+
+/// Take in a notification of the App Store
+///
+/// For Apple, not for you: enter this address in App Store Connect as the URL of the App Store Server Notifications, version
+/// 2, for production and for the sandbox. The notification and everything signed inside of it must be signed by Apple, and
+/// be of the tenant's app and of an environment that the tenant is set up for. When the answer is 200, the event is stored,
+/// and so is its delivery to the tenant's callback; a repeat is answered alike and stored once. What this release has no
+/// word for is stored as `unknown`.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/apple/{tenantId}",
+    operation_id = "receiveApple",
+    tag = "webhooks",
+    params(("tenantId" = String, Path, description = "The tenant's id.", pattern = "^tenant_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
+    request_body(
+        content = PushRequest,
+        description = "What Apple posts. At most 1 MB; its content type is not looked at.",
+        examples(("notification" = (summary = "A notification.", value = json!({
+            "signedPayload": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is stored, now or before",
+            body = AcceptedNotification,
+            examples(
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(AcceptedNotification::example_json("002e14d5-51f5-4503-b5a8-c3a1af68eb20", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(AcceptedNotification::example_json("002e14d5-51f5-4503-b5a8-c3a1af68eb20", false)))),
+            ),
+        ),
+        AppleNotificationErrorResponses,
+    ),
+)]
+async fn receive_notification(
+    State(door): State<AppleNotificationState>,
+    Path(tenant): Path<String>,
+    request: Request,
+) -> Result<axum::Json<AcceptedNotification>, Problem> {
+    let outcome = accept_push(&door.notifications, &tenant, request).await;
+    let counted = outcome.as_ref().map_err(Problem::status);
+    door.received
+        .count_notification(EventSource::Apple, counted);
+    outcome.map(axum::Json)
+}
+
+async fn accept_push(
+    notifications: &AppleNotifications,
+    tenant: &str,
+    request: Request,
+) -> Result<AcceptedNotification, Problem> {
+    let tenant: TenantId =
+        tenant
+            .parse()
+            .map_err(|problem: crate::base::id::MalformedIdError| {
+                Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
+            })?;
+    let (parts, body) = request.into_parts();
+    let admitted = notifications.find_active_tenant(&tenant).await?;
+    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
+        fields.set_tenant(tenant.as_str());
+    }
+    // The type is not looked at: the signature is good enough, and a notification lost to a header would be a pity.
+    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
+    let ApplePushBody { signed_payload } = json::read_json(&body)?;
+    let message = SignedNotification {
+        signed_payload,
+        // It was read before, so it is JSON.
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
+    };
+    Ok(notifications.accept_notification(admitted, message).await?)
+}

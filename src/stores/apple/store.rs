@@ -1,0 +1,414 @@
+//! A tenant's Apple credentials in the database: the private key's file sealed, the rest in the open.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::account::{
+    AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey, SigningKeyError,
+};
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
+use crate::credentials::history::{
+    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
+    PreviousOutcome, ReplacedCredentials, RollbackError,
+};
+use crate::credentials::sealed_columns::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
+use crate::crypto::ExposeSecret as _;
+use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::db::{self, Database};
+
+/// Why stored credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadAppleCredentialsError {
+    /// The database did not answer.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+    /// They do not open.
+    #[error("the private key of {tenant} cannot be opened: {cause}")]
+    CannotUnseal {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: UnsealError,
+    },
+    /// They open, but are not what was checked when they were set: another release, or another hand.
+    #[error("the stored private key of {tenant} is not one: {cause}")]
+    Malformed {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: SigningKeyError,
+    },
+    /// The environment is a word of another release.
+    #[error("the stored environment of {tenant} is none that is known here: {word}")]
+    UnknownEnvironment {
+        /// Whose.
+        tenant: TenantId,
+        /// What is stored.
+        word: String,
+    },
+}
+
+/// What may be shown of a tenant's Apple credentials: everything but the key.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AppleCredentialSummary {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The tenant's app.
+    pub bundle_id: String,
+    /// Apple's name for the key.
+    pub key_id: String,
+    /// Apple's name for the team.
+    pub issuer_id: String,
+    /// `auto`, `production` or `sandbox`.
+    pub environment: String,
+    /// Apple's number for the app.
+    pub app_apple_id: Option<i64>,
+    /// Always true: there are no credentials without one.
+    pub has_private_key: bool,
+    /// First 16 hex digits of the SHA-256 of the public key.
+    pub key_fingerprint: String,
+    /// When they were last set.
+    pub updated_at: Timestamp,
+    /// Those before them, while one can go back.
+    pub previous: Option<PreviousCredentials>,
+}
+
+/// What is set.
+pub struct NewAppleCredentials<'a> {
+    /// The private key's file as it was uploaded, which is what is sealed.
+    pub key_file: &'a [u8],
+    /// The same, understood, and everything else.
+    pub credentials: &'a AppleCredentials,
+}
+
+/// Why credentials were not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SetAppleCredentialsError {
+    /// There is no tenant of this id.
+    #[error("there is no tenant {0}")]
+    UnknownTenant(TenantId),
+    /// Somebody else changes them, again and again.
+    #[error("somebody else is changing the Apple credentials of {0} at the same time: try again")]
+    Contended(TenantId),
+    /// The database did not take them.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+/// The tenant's credentials, opened. `None` when it has none.
+pub async fn load_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+) -> Result<Option<AppleCredentials>, LoadAppleCredentialsError> {
+    let row = sqlx::query!(
+        "select bundle_id, key_id, issuer_id, private_key_enc, environment, app_apple_id \
+           from apple_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let file = keyring
+        .open(
+            APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
+            &row.private_key_enc,
+        )
+        .map_err(|cause| LoadAppleCredentialsError::CannotUnseal {
+            tenant: tenant.clone(),
+            cause,
+        })?;
+    let key = SigningKey::parse(file.expose_secret()).map_err(|cause| {
+        LoadAppleCredentialsError::Malformed {
+            tenant: tenant.clone(),
+            cause,
+        }
+    })?;
+    let environment = EnvironmentChoice::parse(&row.environment).ok_or_else(|| {
+        LoadAppleCredentialsError::UnknownEnvironment {
+            tenant: tenant.clone(),
+            word: row.environment,
+        }
+    })?;
+    Ok(Some(AppleCredentials {
+        bundle_id: row.bundle_id,
+        key_id: row.key_id,
+        issuer_id: row.issuer_id,
+        key,
+        environment,
+        app_apple_id: row.app_apple_id,
+    }))
+}
+
+/// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
+pub async fn find_credential_summary(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<AppleCredentialSummary>, db::Error> {
+    let row = sqlx::query!(
+        r#"
+        select stored.bundle_id, stored.key_id, stored.issuer_id, stored.environment, stored.app_apple_id,
+               stored.key_fingerprint, stored.updated_at, previous.key_fingerprint as "previous_fingerprint?",
+               previous.replaced_at as "replaced_at?", previous.expires_at as "expires_at?"
+          from apple_credentials stored
+          left join apple_previous_credentials previous
+            on previous.tenant_id = stored.tenant_id and previous.expires_at > now()
+         where stored.tenant_id = $1
+        "#,
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| AppleCredentialSummary {
+        tenant_id: tenant.clone(),
+        bundle_id: row.bundle_id,
+        key_id: row.key_id,
+        issuer_id: row.issuer_id,
+        environment: row.environment,
+        app_apple_id: row.app_apple_id,
+        has_private_key: true,
+        key_fingerprint: row.key_fingerprint,
+        updated_at: row.updated_at.into(),
+        previous: PreviousCredentials::from_columns(
+            row.previous_fingerprint,
+            row.replaced_at,
+            row.expires_at,
+        ),
+    }))
+}
+
+fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
+    CredentialHistory {
+        current: APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
+        previous: APPLE_PREVIOUS_KEY.context_for(tenant.as_str()),
+    }
+}
+
+/// Stores credentials in place of those there were, every field of them, and keeps those for [`GRACE`]. Setting the same
+/// twice is the same as once.
+pub async fn set_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewAppleCredentials<'_>,
+) -> Result<(), SetAppleCredentialsError> {
+    replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
+        .await
+        .map(drop)
+}
+
+/// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
+pub async fn replace_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewAppleCredentials<'_>,
+    grace: Duration,
+) -> Result<PreviousOutcome, SetAppleCredentialsError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
+        let stored = sqlx::query!(
+            "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
+               from apple_credentials where tenant_id = $1",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?;
+        let Some(stored) = stored else {
+            if insert_credentials(database, keyring, tenant, new).await? {
+                return Ok(PreviousOutcome::None);
+            }
+            continue;
+        };
+        let credentials = new.credentials;
+        let is_same = stored.bundle_id == credentials.bundle_id
+            && stored.key_id == credentials.key_id
+            && stored.issuer_id == credentials.issuer_id
+            && stored.key_fingerprint == credentials.key.fingerprint()
+            && stored.environment == credentials.environment.as_str()
+            && stored.app_apple_id == credentials.app_apple_id;
+        let was = &stored.private_key_enc;
+        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
+        let replaced = ReplacedCredentials {
+            expected_blob: was,
+            outcome: &before,
+            retained_blob: kept.as_deref(),
+            grace_period: grace,
+        };
+        if update_credentials(database, keyring, tenant, new, &replaced).await? {
+            return Ok(before);
+        }
+    }
+    Err(SetAppleCredentialsError::Contended(tenant.clone()))
+}
+
+/// Whether nobody was first.
+async fn insert_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewAppleCredentials<'_>,
+) -> Result<bool, SetAppleCredentialsError> {
+    let credentials = new.credentials;
+    let inserted = sqlx::query!(
+        "insert into apple_credentials \
+                (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8) \
+         on conflict (tenant_id) do nothing",
+        tenant.as_str(),
+        credentials.bundle_id,
+        credentials.key_id,
+        credentials.issuer_id,
+        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
+        credentials.key.fingerprint(),
+        credentials.environment.as_str(),
+        credentials.app_apple_id,
+    )
+    .execute(database.pool())
+    .await
+    .map_err(|error| {
+        db::map_constraint_error(error, "apple_credentials_tenant_id_fkey", || {
+            SetAppleCredentialsError::UnknownTenant(tenant.clone())
+        })
+    })?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+async fn update_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewAppleCredentials<'_>,
+    replaced: &ReplacedCredentials<'_>,
+) -> Result<bool, db::Error> {
+    let credentials = new.credentials;
+    sqlx::query_scalar!(
+        r#"
+        with replaced as (
+            update apple_credentials
+               set bundle_id = $3, key_id = $4, issuer_id = $5, private_key_enc = $6, key_fingerprint = $7,
+                   environment = $8, app_apple_id = $9, updated_at = now()
+             where tenant_id = $1 and private_key_enc = $2
+            returning tenant_id
+        ), forgotten as (
+            delete from apple_previous_credentials previous using replaced
+             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
+        ), kept as (
+            insert into apple_previous_credentials
+                (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id,
+                 replaced_at, expires_at)
+            select tenant_id, bundle_id, key_id, issuer_id, $11, key_fingerprint, environment, app_apple_id,
+                   now(), now() + make_interval(secs => $12)
+              from apple_credentials join replaced using (tenant_id)
+             where $11::bytea is not null
+            on conflict (tenant_id) do update
+               set bundle_id = excluded.bundle_id, key_id = excluded.key_id, issuer_id = excluded.issuer_id,
+                   private_key_enc = excluded.private_key_enc, key_fingerprint = excluded.key_fingerprint,
+                   environment = excluded.environment, app_apple_id = excluded.app_apple_id,
+                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
+        )
+        select exists (select from replaced) as "done!"
+        "#,
+        tenant.as_str(),
+        replaced.expected_blob,
+        credentials.bundle_id,
+        credentials.key_id,
+        credentials.issuer_id,
+        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
+        credentials.key.fingerprint(),
+        credentials.environment.as_str(),
+        credentials.app_apple_id,
+        *replaced.outcome == PreviousOutcome::Unchanged,
+        replaced.retained_blob,
+        replaced.grace_period.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
+/// are left now are kept for `grace`, if they open.
+pub async fn rollback_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    grace: Duration,
+) -> Result<(), RollbackError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
+        let found = sqlx::query!(
+            "select previous.private_key_enc as previous, stored.private_key_enc as stored \
+               from apple_previous_credentials previous join apple_credentials stored using (tenant_id) \
+              where tenant_id = $1 and previous.expires_at > now()",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?
+        .ok_or(RollbackError::NothingRetained)?;
+        let (back, left) =
+            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
+        let done = sqlx::query_scalar!(
+            r#"
+            with replaced as (
+                update apple_credentials stored
+                   set bundle_id = previous.bundle_id, key_id = previous.key_id, issuer_id = previous.issuer_id,
+                       private_key_enc = $4, key_fingerprint = previous.key_fingerprint,
+                       environment = previous.environment, app_apple_id = previous.app_apple_id, updated_at = now()
+                  from apple_previous_credentials previous
+                 where stored.tenant_id = $1 and stored.private_key_enc = $2
+                   and previous.tenant_id = $1 and previous.private_key_enc = $3
+                returning stored.tenant_id
+            ), forgotten as (
+                delete from apple_previous_credentials previous using replaced
+                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
+            ), kept as (
+                update apple_previous_credentials previous
+                   set bundle_id = stored.bundle_id, key_id = stored.key_id, issuer_id = stored.issuer_id,
+                       private_key_enc = $5, key_fingerprint = stored.key_fingerprint,
+                       environment = stored.environment, app_apple_id = stored.app_apple_id,
+                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
+                  from apple_credentials stored join replaced using (tenant_id)
+                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
+            )
+            select exists (select from replaced) as "done!"
+            "#,
+            tenant.as_str(),
+            found.stored,
+            found.previous,
+            back,
+            left,
+            grace.as_secs_f64(),
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if done {
+            return Ok(());
+        }
+    }
+    Err(RollbackError::Contended)
+}
+
+/// Keeps what became of the test notification that Apple was last asked for: Apple's word, or one of those in
+/// [`super::test_notification`].
+pub async fn record_test_notification(
+    database: &Database,
+    tenant: &TenantId,
+    environment: AppleEnvironment,
+    result: &str,
+) -> Result<(), db::Error> {
+    sqlx::query!(
+        "
+        insert into apple_test_notifications (tenant_id, environment, asked_at, result)
+        values ($1, $2, now(), $3)
+        on conflict (tenant_id, environment) do update set asked_at = excluded.asked_at, result = excluded.result
+        ",
+        tenant.as_str(),
+        environment.as_str(),
+        result,
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! Google's two routes as `/openapi.json` describes them: what they take, what can go wrong, and an example of each answer.
+//!
+//! Errors and refusals are described by themselves: their texts here are those that are sent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{RefOr, Response};
+use utoipa::{IntoResponses, ToSchema};
+
+use super::api::GoogleApiError;
+use super::error_response::{api_error_problem, no_credentials_problem, rejection_response};
+use super::notifications::{GoogleNotificationError, PushAuthError as Unbelieved};
+use super::trust::PushTokenError;
+use super::verify::{GoogleRejection, GoogleVerifyRequest, VerifiedPurchase};
+use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
+use crate::http::problem::Issue;
+use crate::http::{Problem, body, json};
+use crate::outbound::UpstreamError;
+use crate::tenants::caller;
+
+/// A question about a Google Play purchase: a subscription's, or a one-time product's.
+#[derive(ToSchema)]
+#[schema(as = google::VerifyRequest)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) enum GoogleVerifyRequestSchema {
+    Subscription(VerifySubscriptionSchema),
+    Product(VerifyProductSchema),
+}
+
+/// A question about a subscription.
+#[derive(ToSchema)]
+#[schema(as = google::VerifySubscription, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) struct VerifySubscriptionSchema {
+    /// The app's package name; it must be the one that this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
+    package_name: String,
+    /// What Play gave your app: `Purchase.getPurchaseToken()`.
+    #[schema(
+        min_length = 1,
+        max_length = 4096,
+        examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
+    )]
+    purchase_token: String,
+    #[schema(schema_with = a_subscription)]
+    r#type: String,
+    /// The product that must be among the subscription's. Left out: the answer is about the one that lasts longest.
+    #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
+    product_id: Option<String>,
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    expected_app_user_id: Option<String>,
+}
+
+/// A question about a one-time product.
+#[derive(ToSchema)]
+#[schema(as = google::VerifyProduct, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+pub(super) struct VerifyProductSchema {
+    /// The app's package name; it must be the one that this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
+    package_name: String,
+    /// What Play gave your app: `Purchase.getPurchaseToken()`.
+    #[schema(
+        min_length = 1,
+        max_length = 4096,
+        examples("nopqrstuvwxyzabcdefghijk.AO-J1Oyy")
+    )]
+    purchase_token: String,
+    #[schema(schema_with = a_product)]
+    r#type: String,
+    /// The product; Google cannot be asked without it.
+    #[schema(min_length = 1, max_length = 200, examples("coins_100"))]
+    product_id: String,
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    expected_app_user_id: Option<String>,
+}
+
+fn a_subscription() -> Schema {
+    string_enum_schema("What was bought.", &[("subscription", "a subscription.")])
+}
+
+fn a_product() -> Schema {
+    string_enum_schema("What was bought.", &[("product", "a one-time product.")])
+}
+
+fn expected_app_user_id() -> Schema {
+    api_docs::optional_string_schema(
+        "Whose purchase it must be: what your app gave Google with `setObfuscatedAccountId`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(200))
+    .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
+    .build()
+    .into()
+}
+
+/// What is answered when there is a verdict.
+#[derive(ToSchema)]
+#[schema(as = google::Answer)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes `Verified` and `Refusal` together")]
+pub(super) enum GoogleVerifyResponseSchema {
+    Yes(Box<VerifiedPurchase>),
+    No(GoogleRefusedSchema),
+}
+
+/// A "no": do not grant.
+#[derive(ToSchema)]
+#[schema(as = google::Refused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Refusal`")]
+pub(super) struct GoogleRefusedSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = refusals)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("Google knows no purchase with this token."))]
+    message: String,
+    #[schema(required = false, nullable = false)]
+    details: Option<GoogleRefusedDetailsSchema>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
+}
+
+/// Facts for a program. Left out when there are none; which there are depends on `error`.
+#[derive(ToSchema)]
+#[schema(as = google::RefusedDetails, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Refusal::details`")]
+pub(super) struct GoogleRefusedDetailsSchema {
+    /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of the other `type`.
+    #[schema(required = false, nullable = false, examples("gone"))]
+    reason: Option<String>,
+    /// With `PACKAGE_NAME_MISMATCH`: the tenant's package name.
+    #[schema(required = false, nullable = false, examples("com.example.app"))]
+    expected: Option<String>,
+    /// With `PRODUCT_ID_MISMATCH`: the products that the purchase is of, where that is known.
+    #[schema(required = false, nullable = false, examples(json!(["pro_yearly"])))]
+    found: Option<Vec<String>>,
+}
+
+fn refusals() -> Schema {
+    string_enum_schema(
+        "Why not.",
+        &[
+            (
+                "PURCHASE_NOT_FOUND",
+                "Google knows no such purchase, or no longer; `details.reason` says which.",
+            ),
+            (
+                "PACKAGE_NAME_MISMATCH",
+                "the purchase is not of this tenant's app.",
+            ),
+            (
+                "PRODUCT_ID_MISMATCH",
+                "it is genuine, and of another product than `productId`.",
+            ),
+            (
+                "APP_USER_MISMATCH",
+                "it is genuine, and of another user than `expectedAppUserId`, or of nobody.",
+            ),
+        ],
+    )
+}
+
+/// A push as Pub/Sub sends it.
+#[derive(ToSchema)]
+#[schema(as = google::Push)]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+pub(super) struct GooglePushSchema {
+    message: PushedMessageSchema,
+    /// The subscription's name. It is not looked at, so it may be anything.
+    #[schema(value_type = Option<Value>, examples("projects/example/subscriptions/attesto"))]
+    subscription: Option<String>,
+}
+
+/// The message of a push.
+#[derive(ToSchema)]
+#[schema(as = google::PushedMessage, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+pub(super) struct PushedMessageSchema {
+    /// Pub/Sub's id of the message, the same on every repeat. `message_id` is taken too.
+    #[schema(min_length = 1, max_length = 256, examples("136969346945"))]
+    message_id: String,
+    /// Google's `DeveloperNotification`: JSON in base64. Anything else is stored as `unknown`, so that nothing is lost.
+    #[schema(value_type = Option<Value>, examples("eyJ2ZXJzaW9uIjoiMS4wIn0="))]
+    data: Option<String>,
+    /// When Pub/Sub took the message: RFC 3339. Anything else counts as left out.
+    #[schema(value_type = Option<Value>, examples("2026-04-10T14:22:10.123Z"))]
+    publish_time: Option<String>,
+}
+
+/// What can go wrong with a question.
+pub(super) struct GoogleVerifyErrorResponses;
+
+impl IntoResponses for GoogleVerifyErrorResponses {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let wait = Duration::from_mins(1);
+        let malformed = br#"{"packageName":"com.example.app","type":"product"}"#;
+        let own = [
+            DocumentedError::new(
+                "the body is malformed; `details.issues` lists everything that is wrong with it",
+                json::read_json::<GoogleVerifyRequest>(malformed).expect_err("it is malformed"),
+            ),
+            DocumentedError::new(
+                "the body is larger than 16 KB",
+                body::body_too_large(16 * 1024),
+            ),
+            DocumentedError::new(
+                "this tenant has no Google credentials",
+                no_credentials_problem(),
+            ),
+            DocumentedError::new(
+                "Google's quota for this tenant's project is used up",
+                api_error_problem(GoogleApiError::RateLimited {
+                    status: 429,
+                    retry_after: wait,
+                }),
+            ),
+            DocumentedError::new(
+                "too many questions of this tenant wait for Google",
+                api_error_problem(GoogleApiError::TooManyInFlight),
+            ),
+            DocumentedError::new(
+                "Google refuses this tenant's service account",
+                api_error_problem(GoogleApiError::Unauthorized {
+                    status: 401,
+                    reason: Some("permissionDenied".to_owned()),
+                    message: None,
+                }),
+            ),
+            DocumentedError::new(
+                "Google had an error of its own",
+                api_error_problem(GoogleApiError::Unexpected {
+                    status: 503,
+                    reason: Some("backendError".to_owned()),
+                    message: None,
+                    retry_after: Some(wait),
+                }),
+            ),
+            DocumentedError::new(
+                "Google did not answer",
+                api_error_problem(UpstreamError::Timeout(wait).into()),
+            ),
+        ];
+        api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))
+    }
+}
+
+/// What can go wrong with a push.
+pub(super) struct GoogleNotificationErrorResponses;
+
+impl IntoResponses for GoogleNotificationErrorResponses {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        api_docs::error_responses([
+            DocumentedError::new(
+                "the tenant's id in the path is malformed",
+                Problem::invalid_request(&[Issue::new(
+                    "tenantId",
+                    crate::base::id::TenantId::malformed().to_string(),
+                )]),
+            ),
+            DocumentedError::new(
+                "the body is no push, such as one of a subscription with payload unwrapping",
+                json::read_json::<super::request_body::GooglePushBody>(b"{}")
+                    .err()
+                    .expect("it is malformed"),
+            ),
+            DocumentedError::new(
+                "the message is about another app",
+                GoogleNotificationError::PackageNameMismatch {
+                    expected: "com.example.app".to_owned(),
+                },
+            ),
+            DocumentedError::new(
+                "the body is larger than 1 MB",
+                body::body_too_large(1024 * 1024),
+            ),
+            DocumentedError::new(
+                "the push's token does not convince, or there is no tenant of this id; the log says which",
+                Unbelieved::InvalidToken(PushTokenError::Missing),
+            ),
+            DocumentedError::new("the tenant is inactive", Unbelieved::TenantInactive),
+            DocumentedError::database_unavailable(),
+            DocumentedError::new(
+                "Google's signing keys cannot be had",
+                Unbelieved::KeysUnavailable,
+            ),
+        ])
+    }
+}
+
+/// A subscription that is paid for, as it is answered.
+pub(super) fn subscription_example() -> Value {
+    json!({
+        "valid": true,
+        "version": crate::VERSION,
+        "status": "active",
+        "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "purchase": {
+            "kind": "androidpublisher#subscriptionPurchaseV2",
+            "packageName": "com.example.app",
+            "productId": "pro_monthly",
+            "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+            "startTime": "2026-04-10T14:22:10.000Z",
+            "expiryTime": "2026-05-10T14:22:10.000Z",
+            "autoRenewing": true,
+            "priceCurrencyCode": "USD",
+            "priceAmountMicros": "9990000",
+            "countryCode": "US",
+            "paymentState": 1,
+            "acknowledgementState": 0,
+            "acknowledgeBy": "2026-04-13T14:22:10.000Z",
+            "orderId": "GPA.3345-1234-5678-90123",
+            "obfuscatedExternalAccountId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            "linkedPurchaseToken": null,
+            "testPurchase": false,
+            "rawResponse": {
+                "kind": "androidpublisher#subscriptionPurchaseV2",
+                "subscriptionState": "SUBSCRIPTION_STATE_ACTIVE"
+            }
+        }
+    })
+}
+
+/// A one-time product, as it is answered.
+pub(super) fn product_example() -> Value {
+    json!({
+        "valid": true,
+        "version": crate::VERSION,
+        "status": "consumed",
+        "appUserId": null,
+        "purchase": {
+            "kind": "androidpublisher#productPurchase",
+            "packageName": "com.example.app",
+            "productId": "coins_100",
+            "purchaseToken": "nopqrstuvwxyzabcdefghijk.AO-J1Oyy",
+            "purchaseTimeMillis": "1775830930000",
+            "purchaseState": 0,
+            "consumptionState": 1,
+            "acknowledgementState": 1,
+            "acknowledgeBy": null,
+            "orderId": "GPA.3345-1234-5678-90124",
+            "quantity": 1,
+            "obfuscatedExternalAccountId": null,
+            "testPurchase": false,
+            "rawResponse": {
+                "kind": "androidpublisher#productPurchase",
+                "consumptionState": 1
+            }
+        }
+    })
+}
+
+/// A "no", as it is answered.
+pub(super) fn rejection_example(why: GoogleRejection) -> Value {
+    api_docs::rejection_example(&rejection_response(why))
+}

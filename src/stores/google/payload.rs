@@ -1,0 +1,384 @@
+//! Google Play's JSON as Google sends it, with no meaning added.
+//!
+//! Promises: every field may be absent, and `null` is the same as absent; words Google may add to are kept as text;
+//! a 64-bit number is read whether it comes as a string, which is Google's way, or as a number; unknown fields are
+//! passed over here and survive in the raw answer.
+//!
+//! Source: the discovery document of androidpublisher v3.
+
+use std::fmt;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::base::clock::Timestamp;
+
+/// An answer to `purchases.subscriptionsv2.get`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SubscriptionPurchase {
+    /// `androidpublisher#subscriptionPurchaseV2`
+    pub kind: Option<String>,
+    /// The buyer's country, ISO 3166-1 alpha-2.
+    pub region_code: Option<String>,
+    /// When it was granted; absent while the purchase is pending.
+    pub start_time: Option<Timestamp>,
+    /// `SUBSCRIPTION_STATE_…`
+    pub subscription_state: Option<String>,
+    /// The order of the purchase as a whole; on its way out of Google's API, so often absent.
+    pub latest_order_id: Option<String>,
+    /// The token this purchase replaces.
+    pub linked_purchase_token: Option<String>,
+    /// `ACKNOWLEDGEMENT_STATE_…`
+    pub acknowledgement_state: Option<String>,
+    /// Why it was cancelled; there only while it is cancelled or expired.
+    pub canceled_state_context: Option<CanceledStateContext>,
+    /// There when it was bought outside the app, after an earlier one had expired.
+    pub out_of_app_purchase_context: Option<PresenceMarker>,
+    /// Whom the app said it is for.
+    pub external_account_identifiers: Option<ExternalAccountIdentifiers>,
+    /// An empty object when a licence tester bought it.
+    pub test_purchase: Option<TestPurchase>,
+    /// What was bought: the subscription, and its add-ons.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub line_items: Vec<LineItem>,
+}
+
+/// Who cancelled: exactly one is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CanceledStateContext {
+    /// The subscriber.
+    pub user_initiated_cancellation: Option<PresenceMarker>,
+    /// Google, for want of payment.
+    pub system_initiated_cancellation: Option<PresenceMarker>,
+    /// The app's developer.
+    pub developer_initiated_cancellation: Option<PresenceMarker>,
+    /// Another purchase, which took its place.
+    pub replacement_cancellation: Option<PresenceMarker>,
+}
+
+/// Whom the app said a purchase is for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExternalAccountIdentifiers {
+    /// What the app passed as `obfuscatedAccountId` when it started the purchase.
+    pub obfuscated_external_account_id: Option<String>,
+}
+
+/// A marker: it is there, or it is not.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct TestPurchase {}
+
+/// One product of a subscription. Its expiry is its own.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LineItem {
+    /// The product's id.
+    pub product_id: Option<String>,
+    /// When it ends, or ended, or renews; in a grace period, when that ends.
+    pub expiry_time: Option<Timestamp>,
+    /// The order that last succeeded for this item.
+    pub latest_successful_order_id: Option<String>,
+    /// There for a plan that renews itself, absent for a prepaid one.
+    pub auto_renewing_plan: Option<AutoRenewingPlan>,
+    /// Which price phase it is in.
+    pub offer_phase: Option<OfferPhase>,
+    /// There when another product takes its place at the next renewal.
+    pub deferred_item_replacement: Option<PresenceMarker>,
+}
+
+/// How an item renews.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AutoRenewingPlan {
+    /// Left out by Google when false.
+    pub auto_renew_enabled: Option<bool>,
+    /// What each renewal costs.
+    pub recurring_price: Option<Money>,
+}
+
+/// The price phase of an item: exactly one of several objects, of which only this one matters here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OfferPhase {
+    /// In a free trial.
+    pub free_trial: Option<PresenceMarker>,
+}
+
+/// Something whose presence says it all, whatever is inside.
+#[derive(Clone, Copy, Debug)]
+pub struct PresenceMarker;
+
+impl<'de> Deserialize<'de> for PresenceMarker {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        de::IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// An amount of money.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Money {
+    /// ISO 4217.
+    pub currency_code: Option<String>,
+    /// Whole units.
+    pub units: Option<Int64>,
+    /// Billionths of a unit, of the same sign as `units`.
+    pub nanos: Option<Int64>,
+}
+
+/// An answer to `purchases.products.get` (version 1, whose states are numbers).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProductPurchase {
+    /// `androidpublisher#productPurchase`
+    pub kind: Option<String>,
+    /// When it was bought, in milliseconds since the Unix epoch.
+    pub purchase_time_millis: Option<Int64>,
+    /// 0 purchased, 1 cancelled, 2 pending.
+    pub purchase_state: Option<Int64>,
+    /// 0 not consumed, 1 consumed.
+    pub consumption_state: Option<Int64>,
+    /// 0 not acknowledged, 1 acknowledged.
+    pub acknowledgement_state: Option<Int64>,
+    /// 0 licence test, 1 promotion code, 2 rewarded advertisement; absent for money.
+    pub purchase_type: Option<Int64>,
+    /// The order.
+    pub order_id: Option<String>,
+    /// The product's id; may be absent.
+    pub product_id: Option<String>,
+    /// How many; absent means one.
+    pub quantity: Option<Int64>,
+    /// What the app passed as `obfuscatedAccountId` when it started the purchase.
+    pub obfuscated_external_account_id: Option<String>,
+}
+
+/// The message that is inside a Pub/Sub push: what Google calls a real-time developer notification. Exactly one of the
+/// blocks is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeveloperNotification {
+    /// The app.
+    pub package_name: Option<String>,
+    /// When it happened, in milliseconds since the Unix epoch.
+    pub event_time_millis: Option<Int64>,
+    /// Something happened to a subscription.
+    pub subscription_notification: Option<SubscriptionNotification>,
+    /// Something happened to a one-time product.
+    pub one_time_product_notification: Option<OneTimeProductNotification>,
+    /// A purchase was voided.
+    pub voided_purchase_notification: Option<VoidedPurchaseNotification>,
+    /// Google asks about a refund.
+    pub pending_refund_review_notification: Option<PendingRefundReviewNotification>,
+    /// Somebody pressed the console's button.
+    pub test_notification: Option<PresenceMarker>,
+}
+
+/// Something happened to a subscription.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SubscriptionNotification {
+    /// What: see [`translate`](super::translate).
+    pub notification_type: Option<Int64>,
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// The product; on its way out of Google's API.
+    pub subscription_id: Option<String>,
+}
+
+/// Something happened to a one-time product.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OneTimeProductNotification {
+    /// 1 purchased, 2 a pending purchase was cancelled.
+    pub notification_type: Option<Int64>,
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// The product.
+    pub sku: Option<String>,
+}
+
+/// A purchase was voided.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VoidedPurchaseNotification {
+    /// The purchase.
+    pub purchase_token: Option<String>,
+    /// 1 subscription, 2 one-time product.
+    pub product_type: Option<Int64>,
+    /// 1 full, 2 some of the quantity.
+    pub refund_type: Option<Int64>,
+}
+
+/// Google asks about a refund.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PendingRefundReviewNotification {
+    /// What the app passed as `obfuscatedAccountId` when it started the purchase.
+    pub obfuscated_account_id: Option<String>,
+}
+
+/// An error's body: `{"error":{"code","message","status","errors":[{"reason"}]}}`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct GoogleErrorBody {
+    /// Absent when the body is not Google's.
+    pub error: Option<GoogleErrorDetails>,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GoogleErrorDetails {
+    /// For a person.
+    pub message: Option<String>,
+    /// A word for the class, such as `FAILED_PRECONDITION`; not always there.
+    pub status: Option<String>,
+    /// The reasons; in practice one.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub errors: Vec<GoogleErrorReason>,
+}
+
+/// One reason.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GoogleErrorReason {
+    /// A word such as `purchaseTokenNotFound`.
+    pub reason: Option<String>,
+}
+
+/// A 64-bit number: a string in Google's JSON, a number where somebody wrote it so. Written as a string, Google's way,
+/// because a number in JSON is exact only up to 2^53 for many readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Int64(pub i64);
+
+impl<'de> Deserialize<'de> for Int64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Int64;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a 64-bit whole number, as a string or a number")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Int64, E> {
+                Ok(Int64(value))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Int64, E> {
+                i64::try_from(value).map(Int64).map_err(E::custom)
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Int64, E> {
+                value.parse().map(Int64).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for Int64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_subscription_is_read() {
+        let read: SubscriptionPurchase = serde_json::from_value(json!({
+            "kind": "androidpublisher#subscriptionPurchaseV2",
+            "startTime": "2026-04-10T14:22:10.123456Z",
+            "regionCode": "US",
+            "subscriptionState": "SUBSCRIPTION_STATE_ACTIVE",
+            "latestOrderId": "GPA.1..0",
+            "testPurchase": {},
+            "acknowledgementState": "ACKNOWLEDGEMENT_STATE_PENDING",
+            "externalAccountIdentifiers": { "obfuscatedExternalAccountId": "user" },
+            "somethingNew": { "deep": [1, 2] },
+            "lineItems": [{
+                "productId": "premium",
+                "expiryTime": "2026-05-10T14:22:10Z",
+                "autoRenewingPlan": {
+                    "recurringPrice": { "currencyCode": "USD", "units": "9", "nanos": 990_000_000 },
+                },
+                "offerPhase": { "freeTrial": {} },
+                "deferredItemReplacement": { "productId": "basic" },
+            }],
+        }))
+        .expect("readable");
+        assert_eq!(
+            read.start_time.map(Timestamp::as_millis),
+            Some(1_775_830_930_123)
+        );
+        assert!(read.test_purchase.is_some());
+        let item = &read.line_items[0];
+        let plan = item.auto_renewing_plan.as_ref().expect("a plan");
+        assert_eq!(plan.auto_renew_enabled, None);
+        let price = plan.recurring_price.as_ref().expect("a price");
+        assert_eq!(price.units, Some(Int64(9)));
+        assert_eq!(price.nanos, Some(Int64(990_000_000)));
+        assert!(
+            item.offer_phase
+                .as_ref()
+                .expect("a phase")
+                .free_trial
+                .is_some()
+        );
+        assert!(item.deferred_item_replacement.is_some());
+    }
+
+    #[test]
+    fn absent_and_null_are_the_same() {
+        for body in [
+            json!({}),
+            json!({ "lineItems": null, "testPurchase": null, "startTime": null }),
+        ] {
+            let read: SubscriptionPurchase = serde_json::from_value(body).expect("readable");
+            assert!(read.line_items.is_empty());
+            assert!(read.test_purchase.is_none());
+            assert!(read.start_time.is_none());
+        }
+        let product: ProductPurchase =
+            serde_json::from_value(json!({ "purchaseState": null })).expect("readable");
+        assert!(product.purchase_state.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn a_number_is_read_in_both_spellings_and_written_in_googles(value: i64) {
+            let text = serde_json::to_string(&Int64(value)).expect("writes");
+            prop_assert_eq!(&text, &format!("\"{value}\""));
+            prop_assert_eq!(serde_json::from_str::<Int64>(&text).expect("reads"), Int64(value));
+            prop_assert_eq!(serde_json::from_str::<Int64>(&value.to_string()).expect("reads"), Int64(value));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_whole_number_of_64_bits_is_refused() {
+        for text in [
+            "1.5",
+            "\"1.5\"",
+            "\"\"",
+            "true",
+            "{}",
+            "18446744073709551615",
+            "\"9223372036854775808\"",
+        ] {
+            assert!(serde_json::from_str::<Int64>(text).is_err(), "{text}");
+        }
+    }
+}

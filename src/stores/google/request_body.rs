@@ -1,0 +1,150 @@
+//! What is asked and what is pushed, read from JSON, with everything that is wrong with it.
+
+use serde_json::Value;
+
+use super::verify::{GoogleVerifyRequest, RequestedProduct};
+use crate::base::clock::Timestamp;
+use crate::http::json::{FromJson, JsonFields};
+
+/// The most a push may weigh.
+pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
+
+/// What of a push matters.
+pub(super) struct GooglePushBody {
+    pub(super) id: String,
+    pub(super) data: Option<String>,
+    pub(super) publish_time: Option<Timestamp>,
+}
+
+impl FromJson for GooglePushBody {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        if !body.has_field("message") {
+            body.add_issue(
+                "message",
+                "is missing; the subscription must push whole messages, without payload unwrapping",
+            );
+        }
+        body.optional_object("message", |message| {
+            // Both spellings are sent, and say the same.
+            let id = if message.has_field("message_id") && !message.has_field("messageId") {
+                message.required_string("message_id", 1..=256)
+            } else {
+                message.required_string("messageId", 1..=256)
+            };
+            // Whatever else is wrong with a message makes it unreadable, and not refused.
+            let text = |name| message.get_value(name).and_then(Value::as_str);
+            let data = text("data").map(str::to_owned);
+            let published = text("publishTime").or_else(|| text("publish_time"));
+            let published = published.and_then(Timestamp::parse);
+            Some(Self {
+                id: id?,
+                data,
+                publish_time: published,
+            })
+        })
+    }
+}
+
+impl FromJson for GoogleVerifyRequest {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let package_name = body.required_string("packageName", 1..=200);
+        let purchase_token = body.required_string("purchaseToken", 1..=4096);
+        let kind = body.required_one_of("type", &["subscription", "product"]);
+        let product_id = body.optional_string("productId", 1..=200);
+        if kind == Some("product") && !body.has_field("productId") {
+            body.add_issue(
+                "productId",
+                "is missing; a product is asked about by its id",
+            );
+        }
+        let expected_app_user_id = body.optional_string("expectedAppUserId", 1..=200);
+        let bought = match kind? {
+            "product" => RequestedProduct::Product {
+                product_id: product_id?,
+            },
+            _ => RequestedProduct::Subscription { product_id },
+        };
+        Some(Self {
+            package_name: package_name?,
+            purchase_token: purchase_token?,
+            product: bought,
+            expected_app_user_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::json::read_json;
+
+    fn issues(body: &Value) -> Vec<String> {
+        let problem = read_json::<GoogleVerifyRequest>(body.to_string().as_bytes())
+            .expect_err("it must be refused");
+        let issues = problem.details["issues"]
+            .as_array()
+            .expect("a list")
+            .clone();
+        let line = |issue: &Value| {
+            let text = |name: &str| issue[name].as_str().expect("text").to_owned();
+            format!("{}: {}", text("path"), text("message"))
+        };
+        issues.iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_question_is_read() {
+        let read = |body: Value| {
+            read_json::<GoogleVerifyRequest>(body.to_string().as_bytes()).expect("good")
+        };
+        let question = read(json!({
+            "packageName": "com.example.app", "purchaseToken": "t", "type": "subscription", "more": 1,
+        }));
+        assert_eq!(
+            question.product,
+            RequestedProduct::Subscription { product_id: None }
+        );
+        assert_eq!(question.expected_app_user_id, None);
+        let question = read(json!({
+            "packageName": "com.example.app", "purchaseToken": "é".repeat(4096), "type": "product",
+            "productId": "coins", "expectedAppUserId": "user-1",
+        }));
+        let product_id = "coins".to_owned();
+        assert_eq!(question.product, RequestedProduct::Product { product_id });
+        assert_eq!(question.expected_app_user_id.as_deref(), Some("user-1"));
+    }
+
+    #[test]
+    fn everything_wrong_with_a_question_is_said_at_once() {
+        assert_eq!(
+            issues(&json!({})),
+            [
+                "packageName: is missing",
+                "purchaseToken: is missing",
+                "type: is missing"
+            ]
+        );
+        assert_eq!(
+            issues(&json!({
+                "packageName": "", "purchaseToken": "x".repeat(4097), "type": "product", "expectedAppUserId": 7,
+            })),
+            [
+                "packageName: must have 1 to 200 characters",
+                "purchaseToken: must have 1 to 4096 characters",
+                "productId: is missing; a product is asked about by its id",
+                "expectedAppUserId: must be a string",
+            ]
+        );
+        assert_eq!(
+            issues(
+                &json!({ "packageName": "p", "purchaseToken": "t", "type": "gift", "productId": "" })
+            ),
+            [
+                "type: must be \"subscription\" or \"product\"",
+                "productId: must have 1 to 200 characters",
+            ]
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! `POST /v1/google/verify` and `POST /v1/webhooks/google/{tenantId}`.
+
+use axum::extract::{FromRef, Path, Request, State};
+use serde_json::value::RawValue;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::routes;
+
+use super::notifications::{GoogleNotifications, PubsubMessage};
+use super::openapi::{
+    self, GoogleNotificationErrorResponses, GooglePushSchema as PushRequest,
+    GoogleVerifyErrorResponses, GoogleVerifyRequestSchema, GoogleVerifyResponseSchema,
+};
+use super::request_body::{GooglePushBody, MAX_PUSH_BYTES};
+use super::verify::{
+    GoogleRejection, GoogleVerifier, GoogleVerifyRequest, NotFoundReason, VerifiedPurchase,
+};
+use crate::audit::{VerificationLog, VerificationOutcome};
+use crate::base::id::TenantId;
+use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::json::{self, JsonBody};
+use crate::http::problem::{Issue, VerifyErrorResponse};
+use crate::http::request_layer::RequestLogFields;
+use crate::http::{Problem, body};
+use crate::tenants::caller::bearer_token;
+use crate::tenants::{Authenticator, Caller};
+
+/// What a tenant's backend asks.
+pub fn verify_routes(
+    google: GoogleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+) -> OpenApiRouter {
+    verify_openapi_router().with_state(GoogleVerifyState {
+        google,
+        callers,
+        verifications,
+    })
+}
+
+/// What Google pushes.
+pub fn notification_routes(
+    notifications: GoogleNotifications,
+    received: NotificationMetrics,
+) -> OpenApiRouter {
+    notification_openapi_router().with_state(GoogleNotificationState {
+        notifications,
+        received,
+    })
+}
+
+/// Both, as they are described.
+pub fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut both = verify_openapi_router().into_openapi();
+    both.merge(notification_openapi_router().into_openapi());
+    both
+}
+
+fn verify_openapi_router() -> OpenApiRouter<GoogleVerifyState> {
+    OpenApiRouter::new().routes(routes!(verify_purchase))
+}
+
+fn notification_openapi_router() -> OpenApiRouter<GoogleNotificationState> {
+    OpenApiRouter::new()
+        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
+}
+
+#[derive(Clone)]
+struct GoogleNotificationState {
+    notifications: GoogleNotifications,
+    received: NotificationMetrics,
+}
+
+#[derive(Clone)]
+struct GoogleVerifyState {
+    google: GoogleVerifier,
+    callers: Authenticator,
+    verifications: VerificationLog,
+}
+
+impl FromRef<GoogleVerifyState> for Authenticator {
+    fn from_ref(room: &GoogleVerifyState) -> Self {
+        room.callers.clone()
+    }
+}
+
+/// Is this Google Play purchase real, and what is it now?
+///
+/// Google is asked. A 200 is a verdict: `valid: true` with the purchase, or `valid: false` with the reason in `error`. Any
+/// other status is none.
+#[utoipa::path(
+    post,
+    path = "/v1/google/verify",
+    operation_id = "verifyGoogle",
+    tag = "verify",
+    security(("apiKey" = [])),
+    request_body(
+        content = GoogleVerifyRequestSchema,
+        description = "Which purchase, and what must be true of it. At most 16 KB.",
+        examples(
+            ("subscription" = (summary = "A subscription", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+                "type": "subscription",
+                "expectedAppUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }))),
+            ("product" = (summary = "A one-time product", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "nopqrstuvwxyzabcdefghijk.AO-J1Oyy",
+                "type": "product",
+                "productId": "coins_100",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A verdict: the purchase, or `valid: false` and why not",
+            body = GoogleVerifyResponseSchema,
+            examples(
+                ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(openapi::subscription_example()))),
+                ("product" = (summary = "A product that was used up.", value = json!(openapi::product_example()))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Unknown))))),
+                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Gone))))),
+                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(openapi::rejection_example(GoogleRejection::PackageNameMismatch { expected: "com.example.app".to_owned() })))),
+                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(openapi::rejection_example(GoogleRejection::ProductIdMismatch { found: vec!["pro_yearly".to_owned()] })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleRejection::AppUserMismatch)))),
+            ),
+        ),
+        GoogleVerifyErrorResponses,
+    ),
+)]
+async fn verify_purchase(
+    State(room): State<GoogleVerifyState>,
+    caller: Caller,
+    JsonBody(question): JsonBody<GoogleVerifyRequest>,
+) -> Result<axum::Json<VerifiedPurchase>, VerifyErrorResponse> {
+    let asked = room.verifications.start_verification(EventSource::Google);
+    let verified = room.google.verify_purchase(&caller.tenant, &question).await;
+    let verified = verified.map_err(VerifyErrorResponse::from);
+    let verdict = match &verified {
+        Ok(_) => VerificationOutcome::Valid,
+        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
+        Err(VerifyErrorResponse::Failed(problem)) => {
+            VerificationOutcome::Error(problem.code.as_str())
+        }
+    };
+    let identifier = || question.purchase_token.as_str().into();
+    asked.record_outcome(&caller.tenant, identifier, verdict);
+    verified.map(axum::Json)
+}
+
+/// Take in a notification of Google Play
+///
+/// For Google, not for you: set up a Pub/Sub push subscription of the app's topic with authentication and without payload
+/// unwrapping, its endpoint being this address. The token that Pub/Sub sends must be signed by Google, carry the address
+/// that was given as `--pubsub-service-account`, and be meant for `--pubsub-audience`; where that was not set, for this
+/// address. When the answer is 200, the event is stored, and so is its delivery to the tenant's callback; a repeat is
+/// answered alike and stored once. A message that cannot be read is stored as `unknown`.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/google/{tenantId}",
+    operation_id = "receiveGoogle",
+    tag = "webhooks",
+    security(("googlePush" = [])),
+    params(("tenantId" = String, Path, description = "The tenant's id.", pattern = "^tenant_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
+    request_body(
+        content = PushRequest,
+        description = "What Pub/Sub pushes. At most 1 MB; its content type is not looked at.",
+        examples(("push" = (summary = "A push, its message in base64.", value = json!({
+            "message": {
+                "messageId": "136969346945",
+                "publishTime": "2026-04-10T14:22:10.123Z",
+                "data": "eyJ2ZXJzaW9uIjoiMS4wIiwicGFja2FnZU5hbWUiOiJjb20uZXhhbXBsZS5hcHAifQ==",
+            },
+            "subscription": "projects/example/subscriptions/attesto",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is stored, now or before",
+            body = AcceptedNotification,
+            examples(
+                ("stored" = (summary = "Stored, and on its way to the tenant's callback.", value = json!(AcceptedNotification::example_json("136969346945", true)))),
+                ("repeat" = (summary = "It had come before.", value = json!(AcceptedNotification::example_json("136969346945", false)))),
+            ),
+        ),
+        GoogleNotificationErrorResponses,
+    ),
+)]
+async fn receive_notification(
+    State(door): State<GoogleNotificationState>,
+    Path(tenant): Path<String>,
+    request: Request,
+) -> Result<axum::Json<AcceptedNotification>, Problem> {
+    let outcome = accept_push(&door.notifications, &tenant, request).await;
+    let counted = outcome.as_ref().map_err(Problem::status);
+    door.received
+        .count_notification(EventSource::Google, counted);
+    outcome.map(axum::Json)
+}
+
+async fn accept_push(
+    notifications: &GoogleNotifications,
+    tenant: &str,
+    request: Request,
+) -> Result<AcceptedNotification, Problem> {
+    let tenant: TenantId =
+        tenant
+            .parse()
+            .map_err(|problem: crate::base::id::MalformedIdError| {
+                Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
+            })?;
+    let (parts, body) = request.into_parts();
+    let admitted = notifications
+        .authenticate_push(&tenant, bearer_token(&parts.headers))
+        .await?;
+    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
+        fields.set_tenant(tenant.as_str());
+    }
+    // The type is not looked at: Google's word is good enough, and a push lost to a header would be a pity.
+    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
+    let GooglePushBody {
+        id,
+        data,
+        publish_time: published,
+    } = json::read_json(&body)?;
+    let message = PubsubMessage {
+        id,
+        data,
+        publish_time: published,
+        // It was read before, so it is JSON.
+        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
+    };
+    Ok(notifications.accept_notification(admitted, message).await?)
+}

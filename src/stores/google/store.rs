@@ -1,0 +1,466 @@
+//! What is kept about Google in the database: a tenant's credentials, the service account's file sealed and the rest in
+//! the open; and which purchase replaced which.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::account::{GoogleServiceAccount, ServiceAccountError};
+use super::chain::PurchaseLink;
+use super::trust::PushSettings;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
+use crate::credentials::history::{
+    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
+    PreviousOutcome, ReplacedCredentials, RollbackError,
+};
+use crate::credentials::sealed_columns::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
+use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::crypto::{ExposeSecret as _, token};
+use crate::db::{self, Database};
+
+/// What it takes to ask Google about a tenant's purchases.
+#[derive(Debug)]
+pub struct GoogleCredentials {
+    /// The tenant's app.
+    pub package_name: String,
+    /// Who asks.
+    pub account: Arc<GoogleServiceAccount>,
+    /// Who may push notifications.
+    pub push_settings: PushSettings,
+}
+
+/// Why stored credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadGoogleCredentialsError {
+    /// The database did not answer.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+    /// They do not open.
+    #[error("the service account of {tenant} cannot be opened: {cause}")]
+    CannotUnseal {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: UnsealError,
+    },
+    /// They open, but are not what was checked when they were set: another release, or another hand.
+    #[error("the stored service account of {tenant} is not one: {cause}")]
+    Malformed {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        cause: ServiceAccountError,
+    },
+}
+
+/// What may be shown of a tenant's Google credentials: everything but the key.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GoogleCredentialSummary {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The tenant's app.
+    pub package_name: String,
+    /// The service account's name.
+    pub client_email: String,
+    /// Always true: there are no credentials without one.
+    pub has_private_key: bool,
+    /// First 16 hex digits of the SHA-256 of the public key.
+    pub key_fingerprint: String,
+    /// What a push's token must be meant for.
+    pub pubsub_audience: Option<String>,
+    /// Whose token a push must carry.
+    pub pubsub_service_account: Option<String>,
+    /// Where Google publishes notifications: `projects/…/topics/…`.
+    pub pubsub_topic: Option<String>,
+    /// When they were last set.
+    pub updated_at: Timestamp,
+    /// Those before them, while one can go back.
+    pub previous: Option<PreviousCredentials>,
+}
+
+/// What is set.
+pub struct NewGoogleCredentials<'a> {
+    /// The tenant's app.
+    pub package_name: &'a str,
+    /// The service account's key file as it was uploaded, which is what is sealed.
+    pub key_file: &'a [u8],
+    /// The same, understood.
+    pub account: &'a GoogleServiceAccount,
+    /// What a push's token must be meant for. `None` keeps what is stored, an empty text removes it.
+    pub pubsub_audience: Option<&'a str>,
+    /// Whose token a push must carry; likewise.
+    pub pubsub_service_account: Option<&'a str>,
+    /// Where Google publishes notifications; likewise.
+    pub pubsub_topic: Option<&'a str>,
+}
+
+/// Why credentials were not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SetGoogleCredentialsError {
+    /// There is no tenant of this id.
+    #[error("there is no tenant {0}")]
+    UnknownTenant(TenantId),
+    /// Somebody else changes them, again and again.
+    #[error("somebody else is changing the Google credentials of {0} at the same time: try again")]
+    Contended(TenantId),
+    /// The database did not take them.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+/// The tenant's credentials, opened. `None` when it has none.
+pub async fn load_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+) -> Result<Option<GoogleCredentials>, LoadGoogleCredentialsError> {
+    let row = sqlx::query!(
+        "select package_name, service_account_enc, pubsub_audience, pubsub_service_account \
+           from google_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let file = keyring
+        .open(
+            GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
+            &row.service_account_enc,
+        )
+        .map_err(|cause| LoadGoogleCredentialsError::CannotUnseal {
+            tenant: tenant.clone(),
+            cause,
+        })?;
+    let account = GoogleServiceAccount::parse(file.expose_secret()).map_err(|cause| {
+        LoadGoogleCredentialsError::Malformed {
+            tenant: tenant.clone(),
+            cause,
+        }
+    })?;
+    Ok(Some(GoogleCredentials {
+        package_name: row.package_name,
+        account: Arc::new(account),
+        push_settings: PushSettings {
+            audience: row.pubsub_audience,
+            account: row.pubsub_service_account,
+        },
+    }))
+}
+
+/// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
+pub async fn find_credential_summary(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<GoogleCredentialSummary>, db::Error> {
+    let row = sqlx::query!(
+        r#"
+        select stored.package_name, stored.client_email, stored.key_fingerprint, stored.pubsub_audience,
+               stored.pubsub_service_account, stored.pubsub_topic, stored.updated_at,
+               previous.key_fingerprint as "previous_fingerprint?", previous.replaced_at as "replaced_at?",
+               previous.expires_at as "expires_at?"
+          from google_credentials stored
+          left join google_previous_credentials previous
+            on previous.tenant_id = stored.tenant_id and previous.expires_at > now()
+         where stored.tenant_id = $1
+        "#,
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| GoogleCredentialSummary {
+        tenant_id: tenant.clone(),
+        package_name: row.package_name,
+        client_email: row.client_email,
+        has_private_key: true,
+        key_fingerprint: row.key_fingerprint,
+        pubsub_audience: row.pubsub_audience,
+        pubsub_service_account: row.pubsub_service_account,
+        pubsub_topic: row.pubsub_topic,
+        updated_at: row.updated_at.into(),
+        previous: PreviousCredentials::from_columns(
+            row.previous_fingerprint,
+            row.replaced_at,
+            row.expires_at,
+        ),
+    }))
+}
+
+fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
+    CredentialHistory {
+        current: GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
+        previous: GOOGLE_PREVIOUS_ACCOUNT.context_for(tenant.as_str()),
+    }
+}
+
+/// Stores credentials in place of those there were, and keeps those for [`GRACE`]. Setting the same twice is the same as
+/// once.
+pub async fn set_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewGoogleCredentials<'_>,
+) -> Result<(), SetGoogleCredentialsError> {
+    replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
+        .await
+        .map(drop)
+}
+
+/// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
+pub async fn replace_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewGoogleCredentials<'_>,
+    grace: Duration,
+) -> Result<PreviousOutcome, SetGoogleCredentialsError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
+        let stored = sqlx::query!(
+            "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
+                    pubsub_service_account, pubsub_topic \
+               from google_credentials where tenant_id = $1",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?;
+        let Some(stored) = stored else {
+            if insert_credentials(database, keyring, tenant, new).await? {
+                return Ok(PreviousOutcome::None);
+            }
+            continue;
+        };
+        let stays = |given: Option<&str>, stored: &Option<String>| {
+            given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
+        };
+        let is_same = stored.package_name == new.package_name
+            && stored.client_email == new.account.client_email()
+            && stored.key_fingerprint == new.account.fingerprint()
+            && stays(new.pubsub_audience, &stored.pubsub_audience)
+            && stays(new.pubsub_service_account, &stored.pubsub_service_account)
+            && stays(new.pubsub_topic, &stored.pubsub_topic);
+        let was = &stored.service_account_enc;
+        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
+        let replaced = ReplacedCredentials {
+            expected_blob: was,
+            outcome: &before,
+            retained_blob: kept.as_deref(),
+            grace_period: grace,
+        };
+        if update_credentials(database, keyring, tenant, new, &replaced).await? {
+            return Ok(before);
+        }
+    }
+    Err(SetGoogleCredentialsError::Contended(tenant.clone()))
+}
+
+/// Whether nobody was first.
+async fn insert_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewGoogleCredentials<'_>,
+) -> Result<bool, SetGoogleCredentialsError> {
+    let inserted = sqlx::query!(
+        "insert into google_credentials \
+                (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
+                 pubsub_audience, pubsub_service_account, pubsub_topic) \
+         values ($1, $2, $3, $4, $5, nullif($6::text, ''), nullif($7::text, ''), nullif($8::text, '')) \
+         on conflict (tenant_id) do nothing",
+        tenant.as_str(),
+        new.package_name,
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
+        new.account.client_email(),
+        new.account.fingerprint(),
+        new.pubsub_audience,
+        new.pubsub_service_account,
+        new.pubsub_topic,
+    )
+    .execute(database.pool())
+    .await
+    .map_err(|error| {
+        db::map_constraint_error(error, "google_credentials_tenant_id_fkey", || {
+            SetGoogleCredentialsError::UnknownTenant(tenant.clone())
+        })
+    })?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+async fn update_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    new: &NewGoogleCredentials<'_>,
+    replaced: &ReplacedCredentials<'_>,
+) -> Result<bool, db::Error> {
+    sqlx::query_scalar!(
+        r#"
+        with replaced as (
+            update google_credentials
+               set package_name = $3, service_account_enc = $4, client_email = $5, key_fingerprint = $6,
+                   pubsub_audience = nullif(coalesce($7, pubsub_audience), ''),
+                   pubsub_service_account = nullif(coalesce($8, pubsub_service_account), ''),
+                   pubsub_topic = nullif(coalesce($9, pubsub_topic), ''), updated_at = now()
+             where tenant_id = $1 and service_account_enc = $2
+            returning tenant_id
+        ), forgotten as (
+            delete from google_previous_credentials previous using replaced
+             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
+        ), kept as (
+            insert into google_previous_credentials
+                (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience,
+                 pubsub_service_account, pubsub_topic, replaced_at, expires_at)
+            select tenant_id, package_name, $11, client_email, key_fingerprint, pubsub_audience,
+                   pubsub_service_account, pubsub_topic, now(), now() + make_interval(secs => $12)
+              from google_credentials join replaced using (tenant_id)
+             where $11::bytea is not null
+            on conflict (tenant_id) do update
+               set package_name = excluded.package_name, service_account_enc = excluded.service_account_enc,
+                   client_email = excluded.client_email, key_fingerprint = excluded.key_fingerprint,
+                   pubsub_audience = excluded.pubsub_audience,
+                   pubsub_service_account = excluded.pubsub_service_account, pubsub_topic = excluded.pubsub_topic,
+                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
+        )
+        select exists (select from replaced) as "done!"
+        "#,
+        tenant.as_str(),
+        replaced.expected_blob,
+        new.package_name,
+        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
+        new.account.client_email(),
+        new.account.fingerprint(),
+        new.pubsub_audience,
+        new.pubsub_service_account,
+        new.pubsub_topic,
+        *replaced.outcome == PreviousOutcome::Unchanged,
+        replaced.retained_blob,
+        replaced.grace_period.as_secs_f64(),
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
+/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
+/// are left now are kept for `grace`, if they open.
+pub async fn rollback_credentials(
+    database: &Database,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    grace: Duration,
+) -> Result<(), RollbackError> {
+    for _ in 0..MAX_ROTATE_ATTEMPTS {
+        let found = sqlx::query!(
+            "select previous.service_account_enc as previous, stored.service_account_enc as stored \
+               from google_previous_credentials previous join google_credentials stored using (tenant_id) \
+              where tenant_id = $1 and previous.expires_at > now()",
+            tenant.as_str()
+        )
+        .fetch_optional(database.pool())
+        .await?
+        .ok_or(RollbackError::NothingRetained)?;
+        let (back, left) =
+            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
+        let done = sqlx::query_scalar!(
+            r#"
+            with replaced as (
+                update google_credentials stored
+                   set package_name = previous.package_name, service_account_enc = $4,
+                       client_email = previous.client_email, key_fingerprint = previous.key_fingerprint,
+                       pubsub_audience = previous.pubsub_audience,
+                       pubsub_service_account = previous.pubsub_service_account,
+                       pubsub_topic = previous.pubsub_topic, updated_at = now()
+                  from google_previous_credentials previous
+                 where stored.tenant_id = $1 and stored.service_account_enc = $2
+                   and previous.tenant_id = $1 and previous.service_account_enc = $3
+                returning stored.tenant_id
+            ), forgotten as (
+                delete from google_previous_credentials previous using replaced
+                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
+            ), kept as (
+                update google_previous_credentials previous
+                   set package_name = stored.package_name, service_account_enc = $5,
+                       client_email = stored.client_email, key_fingerprint = stored.key_fingerprint,
+                       pubsub_audience = stored.pubsub_audience,
+                       pubsub_service_account = stored.pubsub_service_account, pubsub_topic = stored.pubsub_topic,
+                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
+                  from google_credentials stored join replaced using (tenant_id)
+                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
+            )
+            select exists (select from replaced) as "done!"
+            "#,
+            tenant.as_str(),
+            found.stored,
+            found.previous,
+            back,
+            left,
+            grace.as_secs_f64(),
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if done {
+            return Ok(());
+        }
+    }
+    Err(RollbackError::Contended)
+}
+
+/// What is known of the purchases behind one, newest first: its own link, that of the one it replaces, and so on as far
+/// as known. Empty when nothing is known of it. In a circle links repeat.
+pub(super) async fn list_purchase_links(
+    database: &Database,
+    tenant: &TenantId,
+    purchase_token: &str,
+    most: i32,
+) -> Result<Vec<PurchaseLink>, db::Error> {
+    let hash = token::sha256(purchase_token.as_bytes());
+    sqlx::query_as!(
+        PurchaseLink,
+        r#"
+        with recursive chain as (
+            select token, replaces, 1 as depth
+            from purchase_links
+            where tenant_id = $1 and token_hash = $2
+            union all
+            select link.token, link.replaces, chain.depth + 1
+            from chain
+            join purchase_links as link
+                on link.tenant_id = $1 and link.token_hash = sha256(convert_to(chain.replaces, 'UTF8'))
+            where chain.depth < $3
+        )
+        select token as "token!", replaces from chain order by depth
+        "#,
+        tenant.as_str(),
+        hash.as_slice(),
+        most,
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// Keeps what was learned. What is known already stays: a purchase does not change which one it replaces.
+pub(super) async fn insert_purchase_links(
+    database: &Database,
+    tenant: &TenantId,
+    links: &[PurchaseLink],
+) -> Result<(), db::Error> {
+    let hashes: Vec<Vec<u8>> = links
+        .iter()
+        .map(|link| token::sha256(link.token.as_bytes()).to_vec())
+        .collect();
+    let tokens: Vec<&str> = links.iter().map(|link| link.token.as_str()).collect();
+    let replaces: Vec<Option<&str>> = links.iter().map(|link| link.replaces.as_deref()).collect();
+    sqlx::query!(
+        "insert into purchase_links (tenant_id, token_hash, token, replaces) \
+         select $1, * from unnest($2::bytea[], $3::text[], $4::text[]) \
+         on conflict (tenant_id, token_hash) do nothing",
+        tenant.as_str(),
+        &hashes,
+        &tokens as &[&str],
+        &replaces as &[Option<&str>],
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! The app stores: what Apple and Google say of a purchase, verified.
+//!
+//! - [`apple`]: the App Store
+//! - [`google`]: Google Play
+//!
+//! The two never name each other.
+
+pub mod apple;
+pub mod google;
