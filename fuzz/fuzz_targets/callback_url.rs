@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use attesto::egress::target::TargetHost;
-use attesto::egress::{AllowList, Guard};
+use attesto::egress::{AllowList, EgressPolicy};
 use libfuzzer_sys::fuzz_target;
 
 fn is_inside(v4: Ipv4Addr) -> bool {

@@ -11,7 +11,7 @@ fuzz_target!(|json: &[u8]| {
     let now = Timestamp::from_millis(1_790_000_000_000);
     if let Ok(purchase) = serde_json::from_slice::<SubscriptionPurchase>(json) {
         for product in [None, Some("pro")] {
-            let item = translate::line_item(&purchase, product);
+            let item = translate::select_line_item(&purchase, product);
             let status = translate::subscription_status(&purchase, item, now);
             let runs = item
                 .and_then(|item| item.expiry_time)

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use attesto::stores::apple::inspection::{Expected, inspect};
+use attesto::stores::apple::inspection::{Expected, inspect_signed_data};
 use attesto::stores::apple::trust::Verifier;
 use attesto::base::clock::Timestamp;
 use libfuzzer_sys::fuzz_target;

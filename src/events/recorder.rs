@@ -51,6 +51,7 @@ impl EventRecorder {
 /// What a store is answered when its notification is stored.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Receipt)]
 pub struct AcceptedNotification {
     /// The event's id; a repeat of the notification is answered with the same.
     #[schema(value_type = String, examples("evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
