@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use attesto::egress::target::TargetHost;
+use attesto::egress::target::CallbackHost;
 use attesto::egress::{AllowList, EgressPolicy};
 use libfuzzer_sys::fuzz_target;
 
@@ -20,19 +20,22 @@ fn is_inside(v4: Ipv4Addr) -> bool {
 }
 
 fuzz_target!(|url: &str| {
-    let (guard, nothing) = (Guard::new(false), AllowList::default());
-    let Ok(target) = guard.target(url, &nothing) else {
+    let (policy, nothing) = (EgressPolicy::new(false), AllowList::default());
+    let Ok(target) = policy.parse_target(url, &nothing) else {
         return;
     };
     assert!(
         url.trim().to_ascii_lowercase().starts_with("https:"),
         "{url}"
     );
-    let TargetHost::Address(address) = target.host else {
+    let CallbackHost::Address(address) = target.host else {
         return;
     };
-    if guard.vet(&[address], target.port, &nothing).is_ok() {
-        // Another opinion than the guard's own.
+    if policy
+        .check_addresses(&[address], target.port, &nothing)
+        .is_ok()
+    {
+        // A second implementation, independent of the policy under test.
         let is_inside = match address.to_canonical() {
             IpAddr::V4(v4) => is_inside(v4),
             IpAddr::V6(v6) => {

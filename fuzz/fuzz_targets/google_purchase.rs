@@ -3,8 +3,8 @@
 #![no_main]
 
 use attesto::base::clock::Timestamp;
-use attesto::stores::google::payload::{ErrorBody, ProductPurchase, SubscriptionPurchase};
-use attesto::stores::google::translate::{self, Status};
+use attesto::stores::google::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
+use attesto::stores::google::translate::{self, PurchaseStatus};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {
@@ -17,7 +17,7 @@ fuzz_target!(|json: &[u8]| {
                 .and_then(|item| item.expiry_time)
                 .is_some_and(|end| end > now);
             assert!(
-                status != Status::Canceled || runs,
+                status != PurchaseStatus::Canceled || runs,
                 "cancelled is paid for until its end"
             );
             let _ = translate::payment_state(status, item);
@@ -25,7 +25,7 @@ fuzz_target!(|json: &[u8]| {
             let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
             let _ = plan
                 .and_then(|plan| plan.recurring_price.as_ref())
-                .map(translate::micros);
+                .map(translate::to_micros);
         }
     }
     if let Ok(purchase) = serde_json::from_slice::<ProductPurchase>(json) {
@@ -33,5 +33,5 @@ fuzz_target!(|json: &[u8]| {
         let _ = translate::product_acknowledgement(&purchase);
         let _ = translate::product_acknowledge_by(&purchase);
     }
-    let _ = serde_json::from_slice::<ErrorBody>(json);
+    let _ = serde_json::from_slice::<GoogleErrorBody>(json);
 });

@@ -4,17 +4,20 @@
 
 use std::sync::LazyLock;
 
-use attesto::stores::apple::inspection::{Expected, inspect_signed_data};
-use attesto::stores::apple::trust::Verifier;
 use attesto::base::clock::Timestamp;
+use attesto::stores::apple::inspection::{ExpectedAppIdentity, inspect_signed_data};
+use attesto::stores::apple::trust::JwsVerifier;
 use libfuzzer_sys::fuzz_target;
 
-static APPLE: LazyLock<Verifier> = LazyLock::new(Verifier::with_apple_roots);
+static APPLE: LazyLock<JwsVerifier> = LazyLock::new(JwsVerifier::with_apple_roots);
 
 fuzz_target!(|text: &str| {
     let now = Timestamp::from_millis(1_790_000_000_000);
-    assert!(APPLE.verify(text, now).is_err(), "Apple did not sign this");
-    if let Some(found) = inspect(text, &APPLE, &Expected::default(), now) {
+    assert!(
+        APPLE.verify_payload(text, now).is_err(),
+        "Apple did not sign this"
+    );
+    if let Some(found) = inspect_signed_data(text, &APPLE, &ExpectedAppIdentity::default(), now) {
         assert!(serde_json::to_string(&found).is_ok(), "it can be shown");
     }
 });

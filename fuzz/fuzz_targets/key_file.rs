@@ -4,8 +4,8 @@
 #![no_main]
 
 use attesto::crypto::keyring::MasterKey;
-use attesto::egress::Opening;
-use attesto::stores::google::account::ServiceAccount;
+use attesto::egress::AllowedNetwork;
+use attesto::stores::google::account::GoogleServiceAccount;
 use libfuzzer_sys::fuzz_target;
 
 /// No long run of letters that was given stands in the refusal, unless it is one of its own words.
@@ -29,14 +29,14 @@ fn says_nothing_of(given: &str, refusal: &str) {
 
 fuzz_target!(|file: &[u8]| {
     let Ok(text) = std::str::from_utf8(file) else {
-        let _ = ServiceAccount::parse(file);
+        let _ = GoogleServiceAccount::parse(file);
         return;
     };
-    if let Err(refusal) = ServiceAccount::parse(file) {
+    if let Err(refusal) = GoogleServiceAccount::parse(file) {
         says_nothing_of(text, &refusal.to_string());
     }
     if let Err(refusal) = MasterKey::parse(text, Some(1)) {
         says_nothing_of(text, &refusal.to_string());
     }
-    let _ = text.parse::<Opening>();
+    let _ = text.parse::<AllowedNetwork>();
 });

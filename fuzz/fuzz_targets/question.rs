@@ -2,12 +2,12 @@
 
 #![no_main]
 
-use attesto::http::json::{FromJson, read};
-use attesto::{apple, google};
+use attesto::http::json::{FromJson, read_json};
+use attesto::stores::{apple, google};
 use libfuzzer_sys::fuzz_target;
 
 fn ask<T: FromJson>(body: &[u8]) {
-    if let Err(problem) = read::<T>(body) {
+    if let Err(problem) = read_json::<T>(body) {
         assert_eq!(problem.status(), 400, "{}", problem.message);
         assert!(
             problem.details["issues"]
@@ -18,6 +18,6 @@ fn ask<T: FromJson>(body: &[u8]) {
 }
 
 fuzz_target!(|body: &[u8]| {
-    ask::<apple::verify::Question>(body);
-    ask::<google::verify::Question>(body);
+    ask::<apple::verify::AppleVerifyRequest>(body);
+    ask::<google::verify::GoogleVerifyRequest>(body);
 });

@@ -6,12 +6,14 @@ use std::io::{Read as _, Write as _};
 use std::sync::LazyLock;
 
 use attesto::crypto::ExposeSecret as _;
-use attesto::crypto::keyring::{Keyring, MasterKey, Place};
-use attesto::crypto::sealed_file::{Identity, Opener, Sealer, To, With};
+use attesto::crypto::keyring::{Keyring, MasterKey, SealContext};
+use attesto::crypto::sealed_file::{
+    OpeningSecret, RecipientIdentity, SealTarget, SealedFileReader, SealedFileWriter,
+};
 use libfuzzer_sys::fuzz_target;
 
 const SECRET: &[u8] = b"the secret";
-const PLACE: Place<'_> = Place {
+const CONTEXT: SealContext<'_> = SealContext {
     table: "apple_credentials",
     column: "private_key_enc",
     row: "tenant_1",
@@ -20,22 +22,25 @@ const PLACE: Place<'_> = Place {
 struct World {
     keyring: Keyring,
     value: Vec<u8>,
-    with: With,
+    with: OpeningSecret,
     file: Vec<u8>,
 }
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
-    let key = MasterKey::generate(1).expect("random bytes");
+    let key = MasterKey::generate_key(1).expect("random bytes");
     let key = MasterKey::parse(key.expose_secret(), None).expect("its own key");
     let keyring = Keyring::new(key, Vec::new()).expect("one key");
-    let (identity, recipient) = Identity::generate();
-    let mut sealer = Sealer::new(Vec::new(), &To::Recipient(recipient)).expect("memory");
+    let (identity, recipient) = RecipientIdentity::generate_identity();
+    let mut sealer =
+        SealedFileWriter::new(Vec::new(), &SealTarget::Recipient(recipient)).expect("memory");
     sealer.write_all(SECRET).expect("memory");
     World {
-        value: keyring.seal(PLACE, SECRET),
+        value: keyring.seal(CONTEXT, SECRET),
         keyring,
-        with: With::Identity(Identity::parse(identity.expose_secret()).expect("its own identity")),
-        file: sealer.finish().expect("memory"),
+        with: OpeningSecret::Identity(
+            RecipientIdentity::parse(identity.expose_secret()).expect("its own identity"),
+        ),
+        file: sealer.finish_file().expect("memory"),
     }
 });
 
@@ -56,9 +61,9 @@ fn edited(genuine: &[u8], edits: &[u8]) -> Vec<u8> {
 
 fuzz_target!(|input: &[u8]| {
     let world = &*WORLD;
-    let _ = world.keyring.open(PLACE, input);
+    let _ = world.keyring.open(CONTEXT, input);
     let value = edited(&world.value, input);
-    if let Ok(secret) = world.keyring.open(PLACE, &value) {
+    if let Ok(secret) = world.keyring.open(CONTEXT, &value) {
         assert_eq!(
             (value, secret.expose_secret()),
             (world.value.clone(), SECRET)
@@ -66,8 +71,8 @@ fuzz_target!(|input: &[u8]| {
     }
     for file in [input.to_vec(), edited(&world.file, input)] {
         let mut content = Vec::new();
-        let read =
-            Opener::new(&file[..], &world.with).map(|mut opener| opener.read_to_end(&mut content));
+        let read = SealedFileReader::new(&file[..], &world.with)
+            .map(|mut opener| opener.read_to_end(&mut content));
         if let Ok(Ok(_)) = read {
             assert_eq!((file, &content[..]), (world.file.clone(), SECRET));
         }

@@ -7,14 +7,14 @@
 
 use std::sync::LazyLock;
 
-use attesto::stores::apple::trust::Verifier;
 use attesto::base::clock::Timestamp;
-use attesto::simulator::pki::{Authority, Forgery};
+use attesto::simulator::pki::{CertificateAuthority, JwsForgery};
+use attesto::stores::apple::trust::JwsVerifier;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, json};
 
 struct World {
-    verifier: Verifier,
+    verifier: JwsVerifier,
     now: Timestamp,
     genuine: String,
     /// What parts can be taken from: forged ones, and a genuine one of another purchase.
@@ -23,32 +23,32 @@ struct World {
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let now = Timestamp::from_millis(1_790_000_000_000);
-    let authority = Authority::new(now);
+    let authority = CertificateAuthority::new(now);
     let payload = |id: &str| -> Map<String, Value> {
         let Value::Object(payload) = json!({
-            "transactionId": id, "bundleId": "com.example.app", "environment": "Production", "signedDate": now.millis(),
+            "transactionId": id, "bundleId": "com.example.app", "environment": "Production", "signedDate": now.as_millis(),
         }) else {
             unreachable!("it is an object")
         };
         payload
     };
     let forgeries = [
-        Forgery::WrongRoot,
-        Forgery::LookAlikeRoot,
-        Forgery::ForeignLeaf,
-        Forgery::ExpiredLeaf,
-        Forgery::OtherKey,
-        Forgery::AlgorithmNone,
-        Forgery::AlgorithmHs256,
-        Forgery::NoCertificates,
+        JwsForgery::WrongRoot,
+        JwsForgery::LookAlikeRoot,
+        JwsForgery::ForeignLeaf,
+        JwsForgery::ExpiredLeaf,
+        JwsForgery::OtherKey,
+        JwsForgery::AlgorithmNone,
+        JwsForgery::AlgorithmHs256,
+        JwsForgery::NoCertificates,
     ];
-    let forged = forgeries.map(|forgery| authority.forge(forgery, &payload("1")));
+    let forged = forgeries.map(|forgery| authority.forge_jws(forgery, &payload("1")));
     let mut others = Vec::from(forged);
-    others.push(authority.sign(&payload("2")));
+    others.push(authority.sign_jws(&payload("2")));
     World {
-        verifier: Verifier::with_root(authority.root_der()).expect("its own root is one"),
+        verifier: JwsVerifier::with_root(authority.root_der()).expect("its own root is one"),
         now,
-        genuine: authority.sign(&payload("1")),
+        genuine: authority.sign_jws(&payload("1")),
         others,
     }
 });
@@ -92,8 +92,8 @@ fuzz_target!(|edits: &[u8]| {
     let Ok(text) = String::from_utf8(text) else {
         return;
     };
-    if world.verifier.verify(&text, world.now).is_ok() {
+    if world.verifier.verify_payload(&text, world.now).is_ok() {
         let signed = text == world.genuine || world.others.last() == Some(&text);
-        assert!(signed, "believed, and signed by nobody: {text}");
+        assert!(signed, "accepted, but not signed: {text}");
     }
 });
