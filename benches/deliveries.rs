@@ -33,7 +33,7 @@ use attesto::deliveries::{
     AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier,
 };
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
-use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
+use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
 use attesto::simulator::{Simulator, SimulatorOptions};
 use attesto::stores::google;
 use attesto::stores::google::account::GoogleServiceAccount;
@@ -361,7 +361,7 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
         tenant: tenant.clone(),
         source: EventSource::Google,
         external_id,
-        event_type: Word::SubscriptionRenewed,
+        event_type: EventType::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".into(),
         occurred_at: None,

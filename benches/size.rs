@@ -23,7 +23,7 @@ use attesto::deliveries::{
     AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier, history,
 };
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
-use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
+use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
 use attesto::retention::{RetentionKind, prune_expired};
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -412,7 +412,7 @@ fn event(tenant: &TenantId) -> NewEvent {
         tenant: tenant.clone(),
         source: EventSource::Google,
         external_id: format!("bench-{}", fastrand::u64(..)),
-        event_type: Word::SubscriptionRenewed,
+        event_type: EventType::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".into(),
         occurred_at: None,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::event_type::{EventSource, Word};
+use super::event_type::{EventSource, EventType};
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, TenantId};
 
@@ -19,7 +19,7 @@ pub struct NewEvent {
     /// The store's own id of the notification, the same on every repeat: `notificationUUID`, `messageId`.
     pub external_id: String,
     /// What happened.
-    pub event_type: Word,
+    pub event_type: EventType,
     /// The finer intent.
     pub reason: Option<Cow<'static, str>>,
     /// The store's own name for it: `apple.<type>[.<subtype>]`, `google.subscription.<n>`, … in lower case.
@@ -39,8 +39,9 @@ pub struct NewEvent {
 }
 
 /// Where a purchase was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum EventEnvironment {
     /// With real money.
     Production,
@@ -49,12 +50,9 @@ pub enum EventEnvironment {
 }
 
 impl EventEnvironment {
-    /// As it is stored and sent.
+    /// The name in the database and in event JSON.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Production => "production",
-            Self::Sandbox => "sandbox",
-        }
+        self.into()
     }
 }
 
@@ -71,8 +69,9 @@ pub struct EventSubject {
 }
 
 /// What kind of thing was bought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum SubjectType {
     /// Something that runs for a time.
     Subscription,
@@ -81,12 +80,9 @@ pub enum SubjectType {
 }
 
 impl SubjectType {
-    /// As it is stored and sent.
+    /// The name in the database and in event JSON.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Subscription => "subscription",
-            Self::Product => "product",
-        }
+        self.into()
     }
 }
 
@@ -94,7 +90,7 @@ impl SubjectType {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct EventBody<'a> {
-    event: Word,
+    event: EventType,
     reason: Option<&'a str>,
     platform_event: &'a str,
     event_id: &'a EventId,
@@ -143,7 +139,7 @@ pub(super) mod tests {
             tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id"),
             source: EventSource::Google,
             external_id: "42".to_owned(),
-            event_type: Word::SubscriptionRenewed,
+            event_type: EventType::SubscriptionRenewed,
             reason: None,
             platform_event: "google.subscription.2".to_owned(),
             occurred_at: Timestamp::parse("2026-04-10T14:22:10.007Z"),

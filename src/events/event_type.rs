@@ -1,141 +1,137 @@
-//! The vocabulary: one word for both stores, so that a receiver writes one `switch`.
+//! The names of events: the same for both stores, so that a receiver needs one `switch`.
 
 use serde::{Serialize, Serializer};
 
-/// Which store an event is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+/// The store that an event is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum EventSource {
-    /// Apple's App Store.
+    /// The App Store
     Apple,
-    /// Google Play.
+    /// Google Play
     Google,
 }
 
 impl EventSource {
-    /// As it is stored and sent.
+    /// The name in the database, in event JSON and in metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Apple => "apple",
-            Self::Google => "google",
-        }
+        self.into()
     }
 }
 
 macro_rules! define_event_types {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
         /// What happened.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Word {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl Word {
-            /// Every word there is.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// As it is stored and sent.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $word,)*
-                }
-            }
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
+        pub enum EventType {
+            $($(#[$doc])* #[strum(serialize = $word)] $name,)*
         }
     };
 }
 
 define_event_types! {
-    /// Bought; the reason says whether for the first time.
+    /// Bought. The event's reason tells a first purchase from a later one.
     SubscriptionPurchased = "subscription.purchased",
-    /// One more period is paid for.
+    /// One more period was paid for.
     SubscriptionRenewed = "subscription.renewed",
     /// Paid for again after a failed payment or a pause.
     SubscriptionRecovered = "subscription.recovered",
     /// It will not renew; access goes on until it expires.
     SubscriptionCancellationScheduled = "subscription.cancellation_scheduled",
-    /// It will renew after all.
+    /// A scheduled cancellation was withdrawn: it renews.
     SubscriptionCancellationRevoked = "subscription.cancellation_revoked",
-    /// Whether it renews has changed, in a way unknown here.
+    /// The renewal status changed in a way that this release does not know.
     SubscriptionRenewalStatusChanged = "subscription.renewal_status_changed",
-    /// Another plan has taken its place at once.
+    /// Another plan replaced it at once.
     SubscriptionUpgraded = "subscription.upgraded",
-    /// Another plan will take its place at the next renewal, or no longer will.
+    /// Another plan will replace it at the next renewal, or such a change was withdrawn.
     SubscriptionRenewalPrefChanged = "subscription.renewal_pref_changed",
-    /// A payment failed, access has ended, the store tries again.
+    /// A payment failed. Access has ended and the store retries the payment.
     SubscriptionInBillingRetry = "subscription.in_billing_retry",
-    /// A payment failed, access goes on, the store tries again.
+    /// A payment failed. Access continues and the store retries the payment.
     SubscriptionInGracePeriod = "subscription.in_grace_period",
-    /// The grace period is over, access has ended.
+    /// The grace period is over and access has ended.
     SubscriptionGracePeriodExpired = "subscription.grace_period_expired",
     /// A payment failed and access is suspended.
     SubscriptionOnHold = "subscription.on_hold",
     /// The subscriber paused it.
     SubscriptionPaused = "subscription.paused",
-    /// When a pause begins or ends has changed.
+    /// The start or end of a pause changed.
     SubscriptionPauseScheduleChanged = "subscription.pause_schedule_changed",
-    /// The next payment was moved.
+    /// The next payment was moved to a later date.
     SubscriptionDeferred = "subscription.deferred",
-    /// It is over.
+    /// The subscription has ended.
     SubscriptionExpired = "subscription.expired",
-    /// An offer was used.
+    /// The subscriber redeemed an offer.
     SubscriptionOfferRedeemed = "subscription.offer_redeemed",
-    /// A new price waits for the subscriber's consent.
+    /// The subscriber has not yet agreed to a new price.
     SubscriptionPriceChangePending = "subscription.price_change_pending",
     /// The subscriber agreed to a new price.
     SubscriptionPriceChangeAccepted = "subscription.price_change_accepted",
-    /// Something about a change of price is new.
+    /// A detail of a price change is new.
     SubscriptionPriceChangeUpdated = "subscription.price_change_updated",
-    /// The money was given back.
+    /// The purchase was refunded.
     SubscriptionRefunded = "subscription.refunded",
-    /// The money was not given back.
+    /// The store declined a refund.
     SubscriptionRefundDeclined = "subscription.refund_declined",
-    /// The money was given back, and is now taken again.
+    /// A refund was reversed: the purchase is paid for again.
     SubscriptionRefundReversed = "subscription.refund_reversed",
-    /// Access was taken away.
+    /// The store revoked access.
     SubscriptionRevoked = "subscription.revoked",
-    /// The developer gave more time.
+    /// The developer extended the current period.
     SubscriptionRenewalExtended = "subscription.renewal_extended",
-    /// More time was given to all who were to get it.
+    /// An extension for many subscribers is complete.
     SubscriptionRenewalExtensionComplete = "subscription.renewal_extension_complete",
-    /// More time could not be given.
+    /// The period could not be extended.
     SubscriptionRenewalExtensionFailed = "subscription.renewal_extension_failed",
-    /// The store asks how much was used, to decide on a refund.
+    /// The store asks how much was consumed, to decide on a refund.
     SubscriptionConsumptionRequest = "subscription.consumption_request",
-    /// What the subscription consists of has changed.
+    /// The items of the subscription changed.
     SubscriptionItemsChanged = "subscription.items_changed",
-    /// It was never paid for and is no longer waited for.
+    /// A purchase that was never paid for was canceled.
     SubscriptionPendingPurchaseCanceled = "subscription.pending_purchase_canceled",
-    /// The store's data on it has changed.
+    /// The store's metadata of the subscription changed.
     SubscriptionMetadataUpdated = "subscription.metadata_updated",
-    /// It was moved to another product.
+    /// The subscription was migrated to another product.
     SubscriptionMigrated = "subscription.migrated",
     /// A one-time product was bought.
     ProductPurchased = "product.purchased",
-    /// It was never paid for and is no longer waited for.
+    /// A purchase that was never paid for was canceled.
     ProductPendingPurchaseCanceled = "product.pending_purchase_canceled",
-    /// The money was given back.
+    /// The purchase was refunded.
     ProductRefunded = "product.refunded",
-    /// The money was not given back.
+    /// The store declined a refund.
     ProductRefundDeclined = "product.refund_declined",
-    /// The money was given back, and is now taken again.
+    /// A refund was reversed: the purchase is paid for again.
     ProductRefundReversed = "product.refund_reversed",
     /// The store asks the developer about a refund.
     ProductRefundReview = "product.refund_review",
-    /// Access was taken away.
+    /// The store revoked access.
     ProductRevoked = "product.revoked",
-    /// The store asks how much was used, to decide on a refund.
+    /// The store asks how much was consumed, to decide on a refund.
     ProductConsumptionRequest = "product.consumption_request",
-    /// A token for a purchase outside the store.
+    /// A token for a purchase made outside the store.
     ExternalPurchaseToken = "external_purchase.token",
-    /// A parent's consent to the app was taken back.
+    /// A parent withdrew consent to the app.
     AppConsentRescinded = "app.consent_rescinded",
-    /// Somebody tries whether notifications arrive.
+    /// A test notification.
     Test = "test",
-    /// Something this release has no word for; the platform's own name says what.
+    /// An event that this release has no name for. `platformEvent` holds the store's own name.
     Unknown = "unknown",
 }
 
-impl Serialize for Word {
+impl EventType {
+    /// Every event type.
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    /// The name in the database and in event JSON.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl Serialize for EventType {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
@@ -149,8 +145,8 @@ mod tests {
 
     #[test]
     fn every_event_type_is_unique_and_well_formed() {
-        let words: HashSet<_> = Word::ALL.iter().map(|word| word.as_str()).collect();
-        assert_eq!(words.len(), Word::ALL.len());
+        let words: HashSet<_> = EventType::ALL.iter().map(|word| word.as_str()).collect();
+        assert_eq!(words.len(), EventType::ALL.len());
         for word in words {
             let good = word
                 .bytes()

@@ -18,7 +18,7 @@ pub mod recorder;
 mod store;
 
 pub use event::{EventEnvironment, EventSubject, NewEvent, SubjectType};
-pub use event_type::{EventSource, Word};
+pub use event_type::{EventSource, EventType};
 pub use notification_metrics::NotificationMetrics;
 pub use recorder::{AcceptedNotification, EventRecorder};
 pub use store::find_event;

@@ -10,7 +10,7 @@ use attesto::cli::command::Cli;
 use attesto::config::definitions::find_setting;
 use attesto::deliveries::health::EndpointState;
 use attesto::deliveries::outcome::OutcomeClass;
-use attesto::events::Word;
+use attesto::events::EventType;
 use attesto::http::ErrorCode;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
@@ -388,7 +388,7 @@ fn every_json_is_told_right() {
                 // Held to a delivery by `runbooks`.
                 let word = told["event"].as_str().unwrap();
                 assert!(
-                    Word::ALL.iter().any(|known| known.as_str() == word),
+                    EventType::ALL.iter().any(|known| known.as_str() == word),
                     "{word}"
                 );
                 continue;
@@ -658,7 +658,7 @@ fn every_outcome_of_a_delivery_is_told() {
 #[test]
 fn every_event_is_told_and_what_to_do_on_it() {
     let pages = pages();
-    let words: BTreeSet<String> = Word::ALL
+    let words: BTreeSet<String> = EventType::ALL
         .iter()
         .map(|word| word.as_str().to_owned())
         .collect();

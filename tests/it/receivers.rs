@@ -17,7 +17,7 @@ use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::sender::DeliveryAttempt;
 use attesto::deliveries::{AttemptOutcome, Sender, SenderSettings, signature};
 use attesto::egress::{AllowList, EgressPolicy};
-use attesto::events::{EventSource, NewEvent, Word};
+use attesto::events::{EventSource, EventType, NewEvent};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
@@ -326,7 +326,7 @@ fn event() -> (EventId, String) {
         tenant: "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().unwrap(),
         source: EventSource::Google,
         external_id: "12345678901234567890".to_owned(),
-        event_type: Word::SubscriptionRenewed,
+        event_type: EventType::SubscriptionRenewed,
         reason: None,
         platform_event: "google.subscription.2".to_owned(),
         occurred_at: None,

@@ -1,6 +1,6 @@
 //! `attesto tail`: what happens to a tenant, as it happens.
 
-use attesto::events::{EventRecorder, EventSubject, NewEvent, SubjectType, Word};
+use attesto::events::{EventRecorder, EventSubject, EventType, NewEvent, SubjectType};
 use attesto::tail::TailWatcher;
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ impl Watched {
 
     async fn happens(&self, external_id: &str) -> String {
         let event = NewEvent {
-            event_type: Word::SubscriptionRenewed,
+            event_type: EventType::SubscriptionRenewed,
             platform_event: "google.subscription_renewed".into(),
             subject: Some(EventSubject {
                 key: "a subscription".into(),

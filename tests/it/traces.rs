@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use attesto::base::clock::Clock;
 use attesto::deliveries::endpoint::SigningSecret;
-use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
+use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::tenants;
 use axum::Router;
@@ -351,7 +351,7 @@ async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
         source: EventSource::Apple,
-        event_type: Word::SubscriptionRenewed,
+        event_type: EventType::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("hunter2".into()),
         data: raw(r#"{"purchase":"hunter2"}"#),

@@ -15,7 +15,7 @@ use attesto::deliveries::{
     signing_transport,
 };
 use attesto::egress::EgressPolicy;
-use attesto::events::{EventRecorder, EventSource, NewEvent, Word};
+use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::stores::google;
@@ -95,7 +95,7 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let event = NewEvent {
         source: EventSource::Apple,
-        event_type: Word::SubscriptionRenewed,
+        event_type: EventType::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("grüße \u{1f600}".into()),
         data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890,\"ü\":\"\\u00fc\"}"),

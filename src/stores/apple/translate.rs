@@ -41,7 +41,7 @@ use utoipa::ToSchema;
 
 use super::payload::{Millis, NotificationPayload, SignedPart, TransactionPayload};
 use crate::base::clock::Timestamp;
-use crate::events::Word;
+use crate::events::EventType;
 
 /// What a transaction is now. Only `active` entitles.
 ///
@@ -90,7 +90,7 @@ pub fn transaction_status(transaction: &TransactionPayload, now: Timestamp) -> T
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppleTranslation {
     /// What happened.
-    pub event_type: Word,
+    pub event_type: EventType,
     /// The finer intent.
     pub reason: Option<Cow<'static, str>>,
     /// Apple's own name for it.
@@ -140,7 +140,7 @@ fn map_event_type(
     subtype: Option<&str>,
     notification: &NotificationPayload,
     transaction: Option<&SignedPart>,
-) -> (Word, Option<Cow<'static, str>>) {
+) -> (EventType, Option<Cow<'static, str>>) {
     // Most of what Apple reports is about subscriptions, and where nothing says otherwise, so is this.
     let of = |subscription, product| match transaction {
         Some(transaction) if !is_subscription(transaction) => product,
@@ -148,80 +148,83 @@ fn map_event_type(
     };
     let word = match (kind, subtype) {
         ("SUBSCRIBED", Some("INITIAL_BUY") | None) => {
-            return (Word::SubscriptionPurchased, Some("initial".into()));
+            return (EventType::SubscriptionPurchased, Some("initial".into()));
         }
         ("SUBSCRIBED", Some("RESUBSCRIBE")) => {
-            return (Word::SubscriptionPurchased, Some("resubscribe".into()));
+            return (EventType::SubscriptionPurchased, Some("resubscribe".into()));
         }
-        ("SUBSCRIBED", Some(_)) => Word::SubscriptionPurchased,
-        ("DID_RENEW", Some("BILLING_RECOVERY")) => Word::SubscriptionRecovered,
-        ("DID_RENEW", _) => Word::SubscriptionRenewed,
+        ("SUBSCRIBED", Some(_)) => EventType::SubscriptionPurchased,
+        ("DID_RENEW", Some("BILLING_RECOVERY")) => EventType::SubscriptionRecovered,
+        ("DID_RENEW", _) => EventType::SubscriptionRenewed,
         ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_DISABLED")) => {
-            Word::SubscriptionCancellationScheduled
+            EventType::SubscriptionCancellationScheduled
         }
         ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_ENABLED")) => {
-            Word::SubscriptionCancellationRevoked
+            EventType::SubscriptionCancellationRevoked
         }
-        ("DID_CHANGE_RENEWAL_STATUS", _) => Word::SubscriptionRenewalStatusChanged,
-        ("DID_CHANGE_RENEWAL_PREF", Some("UPGRADE")) => Word::SubscriptionUpgraded,
+        ("DID_CHANGE_RENEWAL_STATUS", _) => EventType::SubscriptionRenewalStatusChanged,
+        ("DID_CHANGE_RENEWAL_PREF", Some("UPGRADE")) => EventType::SubscriptionUpgraded,
         ("DID_CHANGE_RENEWAL_PREF", Some("DOWNGRADE")) => {
             return (
-                Word::SubscriptionRenewalPrefChanged,
+                EventType::SubscriptionRenewalPrefChanged,
                 Some("downgrade".into()),
             );
         }
         ("DID_CHANGE_RENEWAL_PREF", None) => {
             return (
-                Word::SubscriptionRenewalPrefChanged,
+                EventType::SubscriptionRenewalPrefChanged,
                 Some("reverted".into()),
             );
         }
-        ("DID_CHANGE_RENEWAL_PREF", Some(_)) => Word::SubscriptionRenewalPrefChanged,
-        ("DID_FAIL_TO_RENEW", Some("GRACE_PERIOD")) => Word::SubscriptionInGracePeriod,
-        ("DID_FAIL_TO_RENEW", _) => Word::SubscriptionInBillingRetry,
-        ("GRACE_PERIOD_EXPIRED", _) => Word::SubscriptionGracePeriodExpired,
+        ("DID_CHANGE_RENEWAL_PREF", Some(_)) => EventType::SubscriptionRenewalPrefChanged,
+        ("DID_FAIL_TO_RENEW", Some("GRACE_PERIOD")) => EventType::SubscriptionInGracePeriod,
+        ("DID_FAIL_TO_RENEW", _) => EventType::SubscriptionInBillingRetry,
+        ("GRACE_PERIOD_EXPIRED", _) => EventType::SubscriptionGracePeriodExpired,
         (
             "EXPIRED",
             Some("VOLUNTARY" | "BILLING_RETRY" | "PRICE_INCREASE" | "PRODUCT_NOT_FOR_SALE"),
-        ) => return (Word::SubscriptionExpired, lowercase_reason(subtype)),
-        ("EXPIRED", _) => Word::SubscriptionExpired,
+        ) => return (EventType::SubscriptionExpired, lowercase_reason(subtype)),
+        ("EXPIRED", _) => EventType::SubscriptionExpired,
         ("OFFER_REDEEMED", _) => {
-            return (Word::SubscriptionOfferRedeemed, lowercase_reason(subtype));
+            return (
+                EventType::SubscriptionOfferRedeemed,
+                lowercase_reason(subtype),
+            );
         }
-        ("PRICE_INCREASE", Some("ACCEPTED")) => Word::SubscriptionPriceChangeAccepted,
-        ("PRICE_INCREASE", _) => Word::SubscriptionPriceChangePending,
-        ("PRICE_CHANGE", _) => Word::SubscriptionPriceChangeUpdated,
-        ("REFUND", _) => of(Word::SubscriptionRefunded, Word::ProductRefunded),
+        ("PRICE_INCREASE", Some("ACCEPTED")) => EventType::SubscriptionPriceChangeAccepted,
+        ("PRICE_INCREASE", _) => EventType::SubscriptionPriceChangePending,
+        ("PRICE_CHANGE", _) => EventType::SubscriptionPriceChangeUpdated,
+        ("REFUND", _) => of(EventType::SubscriptionRefunded, EventType::ProductRefunded),
         ("REFUND_DECLINED", _) => of(
-            Word::SubscriptionRefundDeclined,
-            Word::ProductRefundDeclined,
+            EventType::SubscriptionRefundDeclined,
+            EventType::ProductRefundDeclined,
         ),
         ("REFUND_REVERSED", _) => of(
-            Word::SubscriptionRefundReversed,
-            Word::ProductRefundReversed,
+            EventType::SubscriptionRefundReversed,
+            EventType::ProductRefundReversed,
         ),
-        ("REVOKE", _) => of(Word::SubscriptionRevoked, Word::ProductRevoked),
-        ("RENEWAL_EXTENDED", _) => Word::SubscriptionRenewalExtended,
-        ("RENEWAL_EXTENSION", Some("SUMMARY")) => Word::SubscriptionRenewalExtensionComplete,
-        ("RENEWAL_EXTENSION", Some("FAILURE")) => Word::SubscriptionRenewalExtensionFailed,
+        ("REVOKE", _) => of(EventType::SubscriptionRevoked, EventType::ProductRevoked),
+        ("RENEWAL_EXTENDED", _) => EventType::SubscriptionRenewalExtended,
+        ("RENEWAL_EXTENSION", Some("SUMMARY")) => EventType::SubscriptionRenewalExtensionComplete,
+        ("RENEWAL_EXTENSION", Some("FAILURE")) => EventType::SubscriptionRenewalExtensionFailed,
         ("CONSUMPTION_REQUEST", _) => {
             let word = of(
-                Word::SubscriptionConsumptionRequest,
-                Word::ProductConsumptionRequest,
+                EventType::SubscriptionConsumptionRequest,
+                EventType::ProductConsumptionRequest,
             );
             let block = notification.data.as_ref();
             let why = block.and_then(|block| block.consumption_request_reason.as_deref());
             return (word, lowercase_reason(why));
         }
-        ("ONE_TIME_CHARGE", _) => Word::ProductPurchased,
+        ("ONE_TIME_CHARGE", _) => EventType::ProductPurchased,
         ("EXTERNAL_PURCHASE_TOKEN", _) => {
-            return (Word::ExternalPurchaseToken, lowercase_reason(subtype));
+            return (EventType::ExternalPurchaseToken, lowercase_reason(subtype));
         }
-        ("RESCIND_CONSENT", _) => Word::AppConsentRescinded,
-        ("METADATA_UPDATE", _) => Word::SubscriptionMetadataUpdated,
-        ("MIGRATION", _) => Word::SubscriptionMigrated,
-        ("TEST", _) => Word::Test,
-        _ => Word::Unknown,
+        ("RESCIND_CONSENT", _) => EventType::AppConsentRescinded,
+        ("METADATA_UPDATE", _) => EventType::SubscriptionMetadataUpdated,
+        ("MIGRATION", _) => EventType::SubscriptionMigrated,
+        ("TEST", _) => EventType::Test,
+        _ => EventType::Unknown,
     };
     (word, None)
 }
@@ -577,7 +580,7 @@ mod tests {
             json!({ "notificationType": "ONE_TIME_CHARGE" }),
             Some("Non-Renewing Subscription"),
         );
-        assert_eq!(bought.event_type, Word::ProductPurchased);
+        assert_eq!(bought.event_type, EventType::ProductPurchased);
     }
 
     #[test]
@@ -591,7 +594,7 @@ mod tests {
             let found = translate_body(body.clone(), None);
             assert_eq!(
                 (found.event_type, found.platform_event.as_str()),
-                (Word::Unknown, "apple.unknown"),
+                (EventType::Unknown, "apple.unknown"),
                 "{body}"
             );
         }

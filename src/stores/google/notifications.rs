@@ -246,7 +246,7 @@ impl GoogleNotifications {
             tenant: admitted.tenant.clone(),
             source: EventSource::Google,
             external_id: message.id.clone(),
-            event_type: crate::events::Word::Unknown,
+            event_type: crate::events::EventType::Unknown,
             reason: None,
             platform_event: String::new(),
             occurred_at: message.publish_time,

@@ -49,7 +49,7 @@ use super::payload::{
     VoidedPurchaseNotification,
 };
 use crate::base::clock::Timestamp;
-use crate::events::Word;
+use crate::events::EventType;
 
 /// How long Google waits for an acknowledgement before it refunds.
 pub const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(72);
@@ -216,7 +216,7 @@ pub fn to_micros(money: &Money) -> Option<Int64> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoogleTranslation {
     /// What happened.
-    pub event_type: Word,
+    pub event_type: EventType,
     /// The finer intent.
     pub reason: Option<&'static str>,
     /// Google's own name for it.
@@ -258,17 +258,17 @@ pub fn translate_notification(
         && let Some(Int64(number)) = about.notification_type
     {
         let word = match number {
-            1 => Word::ProductPurchased,
-            2 => Word::ProductPendingPurchaseCanceled,
-            _ => Word::Unknown,
+            1 => EventType::ProductPurchased,
+            2 => EventType::ProductPendingPurchaseCanceled,
+            _ => EventType::Unknown,
         };
         plain(word, None, &format!("google.product.{number}"))
     } else if let Some(about) = &notification.voided_purchase_notification {
         plain(voided_event(about), refund_extent(about), "google.voided")
     } else if notification.pending_refund_review_notification.is_some() {
-        plain(Word::ProductRefundReview, None, "google.refund_review")
+        plain(EventType::ProductRefundReview, None, "google.refund_review")
     } else if notification.test_notification.is_some() {
-        plain(Word::Test, None, "google.test")
+        plain(EventType::Test, None, "google.test")
     } else {
         unreadable_message()
     }
@@ -277,7 +277,7 @@ pub fn translate_notification(
 /// What is said of a message that cannot be read.
 pub fn unreadable_message() -> GoogleTranslation {
     GoogleTranslation {
-        event_type: Word::Unknown,
+        event_type: EventType::Unknown,
         reason: None,
         platform_event: "google.unknown".to_owned(),
     }
@@ -287,34 +287,42 @@ fn subscription_event(
     number: i64,
     purchase: Option<&SubscriptionPurchase>,
     replaced: ReplacedPurchase,
-) -> (Word, Option<&'static str>) {
+) -> (EventType, Option<&'static str>) {
     let word = match number {
-        1 => Word::SubscriptionRecovered,
-        2 => Word::SubscriptionRenewed,
-        3 => Word::SubscriptionCancellationScheduled,
+        1 => EventType::SubscriptionRecovered,
+        2 => EventType::SubscriptionRenewed,
+        3 => EventType::SubscriptionCancellationScheduled,
         4 => return purchase_event(purchase, replaced),
-        5 => Word::SubscriptionOnHold,
-        6 => Word::SubscriptionInGracePeriod,
-        7 => Word::SubscriptionCancellationRevoked,
-        8 => Word::SubscriptionPriceChangeAccepted,
-        9 => Word::SubscriptionDeferred,
-        10 => Word::SubscriptionPaused,
-        11 => Word::SubscriptionPauseScheduleChanged,
-        12 => Word::SubscriptionRevoked,
-        13 => return (Word::SubscriptionExpired, purchase.and_then(expiry_reason)),
-        17 => Word::SubscriptionItemsChanged,
-        18 => {
-            return (Word::SubscriptionCancellationScheduled, Some("installment"));
+        5 => EventType::SubscriptionOnHold,
+        6 => EventType::SubscriptionInGracePeriod,
+        7 => EventType::SubscriptionCancellationRevoked,
+        8 => EventType::SubscriptionPriceChangeAccepted,
+        9 => EventType::SubscriptionDeferred,
+        10 => EventType::SubscriptionPaused,
+        11 => EventType::SubscriptionPauseScheduleChanged,
+        12 => EventType::SubscriptionRevoked,
+        13 => {
+            return (
+                EventType::SubscriptionExpired,
+                purchase.and_then(expiry_reason),
+            );
         }
-        19 => Word::SubscriptionPriceChangeUpdated,
-        20 => Word::SubscriptionPendingPurchaseCanceled,
+        17 => EventType::SubscriptionItemsChanged,
+        18 => {
+            return (
+                EventType::SubscriptionCancellationScheduled,
+                Some("installment"),
+            );
+        }
+        19 => EventType::SubscriptionPriceChangeUpdated,
+        20 => EventType::SubscriptionPendingPurchaseCanceled,
         22 => {
             return (
-                Word::SubscriptionPriceChangePending,
+                EventType::SubscriptionPriceChangePending,
                 Some("step_up_consent"),
             );
         }
-        _ => Word::Unknown,
+        _ => EventType::Unknown,
     };
     (word, None)
 }
@@ -322,15 +330,17 @@ fn subscription_event(
 fn purchase_event(
     purchase: Option<&SubscriptionPurchase>,
     replaced: ReplacedPurchase,
-) -> (Word, Option<&'static str>) {
+) -> (EventType, Option<&'static str>) {
     // Bought outside the app after the last one had expired: Google links those in another way.
     let again = purchase.is_some_and(|purchase| purchase.out_of_app_purchase_context.is_some());
     match replaced {
-        ReplacedPurchase::Running => (Word::SubscriptionUpgraded, None),
-        ReplacedPurchase::Ended => (Word::SubscriptionPurchased, Some("resubscribe")),
-        ReplacedPurchase::Nothing if again => (Word::SubscriptionPurchased, Some("resubscribe")),
-        ReplacedPurchase::Nothing => (Word::SubscriptionPurchased, Some("initial")),
-        ReplacedPurchase::Unknown => (Word::SubscriptionPurchased, None),
+        ReplacedPurchase::Running => (EventType::SubscriptionUpgraded, None),
+        ReplacedPurchase::Ended => (EventType::SubscriptionPurchased, Some("resubscribe")),
+        ReplacedPurchase::Nothing if again => {
+            (EventType::SubscriptionPurchased, Some("resubscribe"))
+        }
+        ReplacedPurchase::Nothing => (EventType::SubscriptionPurchased, Some("initial")),
+        ReplacedPurchase::Unknown => (EventType::SubscriptionPurchased, None),
     }
 }
 
@@ -368,11 +378,11 @@ pub fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
     }
 }
 
-fn voided_event(about: &VoidedPurchaseNotification) -> Word {
+fn voided_event(about: &VoidedPurchaseNotification) -> EventType {
     match about.product_type {
-        Some(Int64(1)) => Word::SubscriptionRefunded,
-        Some(Int64(2)) => Word::ProductRefunded,
-        _ => Word::Unknown,
+        Some(Int64(1)) => EventType::SubscriptionRefunded,
+        Some(Int64(2)) => EventType::ProductRefunded,
+        _ => EventType::Unknown,
     }
 }
 

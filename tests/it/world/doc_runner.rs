@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use attesto::events::{EventRecorder, NewEvent, Word};
+use attesto::events::{EventRecorder, EventType, NewEvent};
 use attesto::simulator::state::apple::{NewTransaction, SimulatedApp};
 use attesto::simulator::state::apple_notifications::{NewNotification, NotificationUrls};
 use attesto::simulator::state::google::NewSubscription;
@@ -450,7 +450,7 @@ impl DocRunner {
     /// An event whose delivery was given up.
     async fn create_failed_event(&self, external_id: &str) -> String {
         let event = NewEvent {
-            event_type: Word::SubscriptionRenewed,
+            event_type: EventType::SubscriptionRenewed,
             platform_event: "google.subscription_renewed".into(),
             ..test_event(&self.tenant.id, external_id)
         };

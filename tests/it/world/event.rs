@@ -1,7 +1,7 @@
 //! An event as it could have come, for tests to whom it does not matter which.
 
 use attesto::base::id::TenantId;
-use attesto::events::{EventSource, NewEvent, Word};
+use attesto::events::{EventSource, EventType, NewEvent};
 use serde_json::value::RawValue;
 
 /// A test notification of Google's.
@@ -11,7 +11,7 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
         tenant: tenant.clone(),
         source: EventSource::Google,
         external_id: external_id.to_owned(),
-        event_type: Word::Test,
+        event_type: EventType::Test,
         reason: None,
         platform_event: "google.test".into(),
         occurred_at: None,
