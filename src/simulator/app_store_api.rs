@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use axum::http::header;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::context::SimulatorContext;
 use super::notification_push;
-use super::request::{SimulatorRequest, SimulatorResponse};
+use super::request::{SimulatorRequest, SimulatorResponse, parse_json_body};
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
 use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
 use super::state::fault::Fault;
@@ -55,12 +56,7 @@ pub(super) fn handle_request(
     environment: SimulatedEnvironment,
     call: &SimulatorRequest,
 ) -> SimulatorResponse {
-    let below: Vec<&str> = call
-        .path_segments
-        .iter()
-        .skip(2)
-        .map(String::as_str)
-        .collect();
+    let below = call.segments_below_store();
     let id = match below.as_slice() {
         ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
         _ => None,
@@ -123,8 +119,7 @@ fn route_request(
         ("POST", ["inApps", "v1", "notifications", "history"]) => {
             get_notification_history(shared, environment, &bundle_id, call)
         }
-        _ => SimulatorResponse::html_error_page(404)
-            .with_remark("the simulator does not play this call"),
+        _ => SimulatorResponse::not_simulated(),
     }
 }
 
@@ -249,7 +244,7 @@ fn get_notification_history(
     bundle_id: &str,
     call: &SimulatorRequest,
 ) -> SimulatorResponse {
-    let query: NotificationHistoryQuery = match call.parse_json_body() {
+    let query: NotificationHistoryQuery = match parse_json_body(&call.body) {
         Ok(query) => query,
         Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
     };
@@ -318,7 +313,7 @@ fn fault_response(fault: &Fault, now: Timestamp) -> Option<SimulatorResponse> {
         (None, None) => None,
     };
     Some(match wait {
-        Some(wait) => reply.with_header("retry-after", wait),
+        Some(wait) => reply.with_header(header::RETRY_AFTER, wait),
         None => reply,
     })
 }

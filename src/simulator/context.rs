@@ -1,4 +1,4 @@
-//! What every part of a running simulator holds on to.
+//! The state that every part of a running simulator shares.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -17,36 +17,33 @@ use super::state::google_notifications::PublishedMessages;
 use super::state::{SimulatorError, StoreState};
 use crate::base::clock::{Clock, Timestamp};
 
-/// How many calls the log remembers.
+/// The request log keeps the newest calls only.
 const MAX_RECORDED_REQUESTS: usize = 1000;
-/// How many notifications are pushed at once.
 const MAX_CONCURRENT_PUSHES: usize = 64;
-/// The file's name inside the simulator's folder.
+/// Inside the simulator's folder.
 const STATE_FILE: &str = "purchases.json";
 
-/// Identity, clock and everything that changes.
+/// One for each running simulator.
 pub(super) struct SimulatorContext {
     pub clock: Clock,
     pub identity: SimulatorIdentity,
-    /// Places for pushes on their way.
+    /// Bounds the pushes of both stores that are under way.
     pub push_permits: Semaphore,
     client: OnceLock<Option<reqwest::Client>>,
     state: Mutex<SimulatorState>,
     state_file: Option<PathBuf>,
 }
 
-/// Everything that changes.
+/// Everything that changes. Only `stores` survives a restart.
 pub(super) struct SimulatorState {
     pub stores: StoreState,
     pub random: fastrand::Rng,
     pub faults: ActiveFaults,
-    /// Google's access tokens and whom they were given to, until when.
+    /// Google's access tokens: the service account of each, and when it expires.
     pub access_tokens: BTreeMap<String, (String, Timestamp)>,
-    /// What Play has published.
     pub published_messages: PublishedMessages,
-    /// What the App Store has reported.
     pub notification_log: NotificationLog,
-    /// The keys that Google publishes, newest first, once they are others than the identity's.
+    /// The keys that Google publishes after a rotation, newest first. Empty before: then it is the identity's key.
     pub google_signing_keys: Vec<GoogleSigningKey>,
     recorded_requests: VecDeque<RecordedRequest>,
 }
@@ -55,23 +52,23 @@ pub(super) struct SimulatorState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedRequest {
-    /// When.
+    /// The time at the simulator's clock.
     pub at: Timestamp,
     /// Which store: one of [`Fault::PLACES`](super::state::fault::Fault::PLACES).
     pub place: String,
-    /// The HTTP method.
+    /// The HTTP method, in capitals.
     pub method: String,
     /// The path below the store's base URL, with its query.
     pub path: String,
-    /// What was answered.
+    /// The HTTP status of the answer.
     pub status: u16,
-    /// Why, where the store itself does not say.
+    /// The reason of a refusal, where the store's answer does not give it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remark: Option<String>,
 }
 
 impl SimulatorContext {
-    /// With the purchases kept in `folder`, if one is given.
+    /// Loads the purchases from `folder` and saves them there, if one is given.
     pub(super) fn open(
         clock: Clock,
         identity: SimulatorIdentity,
@@ -79,7 +76,7 @@ impl SimulatorContext {
         folder: Option<&Path>,
     ) -> io::Result<Self> {
         let file = folder.map(|folder| folder.join(STATE_FILE));
-        let state = match file.as_ref().map(fs::read) {
+        let stores = match file.as_ref().map(fs::read) {
             None => StoreState::default(),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => StoreState::default(),
             Some(Err(error)) => return Err(error),
@@ -87,7 +84,7 @@ impl SimulatorContext {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!(
-                        "{STATE_FILE} in the simulator's folder cannot be read ({error}); remove it to begin without purchases"
+                        "{STATE_FILE} in the simulator's folder cannot be read ({error}); remove it to start without purchases"
                     ),
                 )
             })?,
@@ -98,7 +95,7 @@ impl SimulatorContext {
             push_permits: Semaphore::new(MAX_CONCURRENT_PUSHES),
             client: OnceLock::new(),
             state: Mutex::new(SimulatorState {
-                stores: state,
+                stores,
                 random: seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
                 faults: ActiveFaults::default(),
                 access_tokens: BTreeMap::new(),
@@ -115,26 +112,27 @@ impl SimulatorContext {
         self.clock.now()
     }
 
-    /// The client that pushes, if one can be made.
+    /// `None` when no HTTP client can be built.
     pub(super) fn push_client(&self) -> Option<&reqwest::Client> {
-        let make = || crate::outbound::build_http_client().ok();
-        self.client.get_or_init(make).as_ref()
+        self.client
+            .get_or_init(|| crate::outbound::build_http_client().ok())
+            .as_ref()
     }
 
     /// The key that Google signs with now.
     pub(super) fn google_signing_key(&self) -> GoogleSigningKey {
-        let inside = self.lock_state();
-        let newest = inside.google_signing_keys.first();
+        let state = self.lock_state();
+        let newest = state.google_signing_keys.first();
         newest.unwrap_or(self.identity.google_signing_key()).clone()
     }
 
     /// The keys that Google publishes, as a JWK set.
     pub(super) fn google_jwk_set(&self) -> serde_json::Value {
-        let inside = self.lock_state();
-        if inside.google_signing_keys.is_empty() {
+        let state = self.lock_state();
+        if state.google_signing_keys.is_empty() {
             return self.identity.google_jwk_set();
         }
-        let keys: Vec<_> = inside
+        let keys: Vec<_> = state
             .google_signing_keys
             .iter()
             .map(GoogleSigningKey::to_jwk)
@@ -142,58 +140,53 @@ impl SimulatorContext {
         serde_json::json!({ "keys": keys })
     }
 
-    /// Everything that changes, for a look. Never held while waiting.
+    /// Locks everything that changes. Never held across an `await`.
     pub(super) fn lock_state(&self) -> MutexGuard<'_, SimulatorState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is kept, and keeps it.
+    /// Changes the stores, then saves them to the folder if there is one.
     pub(super) fn update_and_save<T>(
         &self,
         change: impl FnOnce(&mut StoreState, Timestamp, &mut fastrand::Rng) -> Result<T, SimulatorError>,
     ) -> Result<T, SimulatorError> {
-        let mut inside = self.lock_state();
-        let SimulatorState {
-            stores: state,
-            random,
-            ..
-        } = &mut *inside;
-        let result = change(state, self.now(), random)?;
+        let mut state = self.lock_state();
+        let SimulatorState { stores, random, .. } = &mut *state;
+        let result = change(stores, self.now(), random)?;
         if let Some(file) = &self.state_file {
-            let kept = serde_json::to_vec(state)
+            let saved = serde_json::to_vec(stores)
                 .map_err(io::Error::from)
                 .and_then(|text| write_private_file(file, &text));
-            if let Err(error) = kept {
+            if let Err(error) = saved {
                 tracing::warn!(%error, "simulator_purchases_not_kept");
             }
         }
         Ok(result)
     }
 
-    /// Writes a call to the log.
     pub(super) fn record_request(
         &self,
         place: &str,
-        below: &str,
-        call: &SimulatorRequest,
-        reply: &SimulatorResponse,
+        request: &SimulatorRequest,
+        response: &SimulatorResponse,
     ) {
-        let seen = RecordedRequest {
+        let path_below_place = request.path.get(place.len() + 1..).unwrap_or_default();
+        let recorded = RecordedRequest {
             at: self.now(),
             place: place.to_owned(),
-            method: call.method.clone(),
-            path: below.to_owned(),
-            status: reply.status,
-            remark: reply.remark.clone(),
+            method: request.method.clone(),
+            path: path_below_place.to_owned(),
+            status: response.status.as_u16(),
+            remark: response.remark.clone(),
         };
-        let mut inside = self.lock_state();
-        if inside.recorded_requests.len() == MAX_RECORDED_REQUESTS {
-            inside.recorded_requests.pop_front();
+        let mut state = self.lock_state();
+        if state.recorded_requests.len() == MAX_RECORDED_REQUESTS {
+            state.recorded_requests.pop_front();
         }
-        inside.recorded_requests.push_back(seen);
+        state.recorded_requests.push_back(recorded);
     }
 
-    /// The calls received, oldest first.
+    /// Oldest first.
     pub(super) fn recorded_requests(&self) -> Vec<RecordedRequest> {
         self.lock_state()
             .recorded_requests
@@ -202,7 +195,6 @@ impl SimulatorContext {
             .collect()
     }
 
-    /// Forgets the calls received.
     pub(super) fn clear_requests(&self) {
         self.lock_state().recorded_requests.clear();
     }

@@ -17,6 +17,7 @@
 use std::time::Duration;
 
 use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use axum::http::header;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -62,12 +63,7 @@ pub(super) fn handle_request(
     call: &SimulatorRequest,
 ) -> SimulatorResponse {
     let place = format!("google/{service}");
-    let below: Vec<&str> = call
-        .path_segments
-        .iter()
-        .skip(2)
-        .map(String::as_str)
-        .collect();
+    let below = call.segments_below_store();
     let purchase = PurchasePath::parse(&below);
     let (app, id) = match &purchase {
         Some(purchase) => (Some(purchase.package_name), Some(purchase.purchase_token)),
@@ -79,8 +75,10 @@ pub(super) fn handle_request(
         .and_then(|fault| fault_response(fault, service));
     let mut reply = told.unwrap_or_else(|| match service {
         "token" => issue_access_token(shared, call),
-        "certs" => SimulatorResponse::json(200, &shared.google_jwk_set())
-            .with_header("cache-control", "public, max-age=21600, must-revalidate"),
+        "certs" => SimulatorResponse::json(200, &shared.google_jwk_set()).with_header(
+            header::CACHE_CONTROL,
+            "public, max-age=21600, must-revalidate",
+        ),
         _ => route_api_request(shared, call, purchase),
     });
     if let Some(fault) = &fault {
@@ -167,8 +165,7 @@ fn route_api_request(
         return error_for_reason("permissionDenied");
     }
     let Some(purchase) = purchase else {
-        return SimulatorResponse::html_error_page(404)
-            .with_remark("the simulator does not play this call");
+        return SimulatorResponse::not_simulated();
     };
     if !is_purchase_token(purchase.purchase_token) {
         return error_for_reason("invalid");
@@ -201,8 +198,7 @@ fn route_api_request(
                     .map(drop)
             })
         }
-        _ => Err(SimulatorResponse::html_error_page(404)
-            .with_remark("the simulator does not play this call")),
+        _ => Err(SimulatorResponse::not_simulated()),
     };
     reply.unwrap_or_else(|refused| refused)
 }
@@ -371,7 +367,7 @@ fn verify_assertion(
             "Invalid JWT: scope does not hold {REQUIRED_SCOPE}."
         ));
     }
-    let here = format!("{}/google/token", call.base_url());
+    let here = format!("{}/google/token", call.base_url);
     if claims.aud != here && claims.aud != REAL_TOKEN_URL {
         return Err(format!("Invalid JWT: aud is {}, not {here}.", claims.aud));
     }
@@ -517,7 +513,7 @@ fn fault_response(fault: &Fault, service: &str) -> Option<SimulatorResponse> {
         .clone()
         .or_else(|| fault.retry_after_seconds.map(|seconds| seconds.to_string()));
     Some(match wait {
-        Some(wait) => reply.with_header("retry-after", wait),
+        Some(wait) => reply.with_header(header::RETRY_AFTER, wait),
         None => reply,
     })
 }

@@ -1,9 +1,13 @@
-//! One request and one answer, free of any HTTP library: what the simulated stores are written in.
+//! A request to a simulated store and its answer, reduced to what the stores look at.
 
 use std::time::Duration;
 
+use axum::body::Bytes;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
+use url::form_urlencoded;
 
 use super::state::fault::Fault;
 
@@ -12,26 +16,51 @@ use super::state::fault::Fault;
 pub(super) struct SimulatorRequest {
     /// `GET`, `POST`, …
     pub method: String,
-    /// The path as sent, for the log.
+    /// The path as sent, with its query, for the request log.
     pub path: String,
-    /// The path's segments, each percent-decoded.
+    /// The path's segments, each percent-decoded once.
     pub path_segments: Vec<String>,
     /// The query's pairs, decoded.
     pub query: Vec<(String, String)>,
-    /// What follows `Bearer ` in `Authorization`.
+    /// The token after `Bearer ` in `Authorization`.
     pub bearer_token: Option<String>,
-    /// Whether the caller asks for JSON by name.
-    pub wants_json: bool,
-    /// The `Host` the caller knows us by.
-    pub host: String,
-    /// The body.
-    pub body: Vec<u8>,
+    /// The URL at which the caller reaches the simulator, without a slash at the end.
+    pub base_url: String,
+    pub body: Bytes,
 }
 
 impl SimulatorRequest {
-    /// Where the caller reaches us, without a slash at the end.
-    pub(super) fn base_url(&self) -> String {
-        format!("http://{}", self.host)
+    pub(super) fn new(method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes) -> Self {
+        let query = uri.query().unwrap_or_default();
+        let segments = uri.path().split('/').filter(|segment| !segment.is_empty());
+        Self {
+            method: method.to_string(),
+            path: uri
+                .path_and_query()
+                .map_or_else(String::new, ToString::to_string),
+            path_segments: segments
+                .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
+                .collect(),
+            query: form_urlencoded::parse(query.as_bytes())
+                .into_owned()
+                .collect(),
+            bearer_token: headers
+                .get(header::AUTHORIZATION)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| value.strip_prefix("Bearer "))
+                .map(str::to_owned),
+            base_url: base_url(headers, uri),
+            body,
+        }
+    }
+
+    /// The path's segments below the store's own first two, such as `apple/sandbox`.
+    pub(super) fn segments_below_store(&self) -> Vec<&str> {
+        self.path_segments
+            .iter()
+            .skip(2)
+            .map(String::as_str)
+            .collect()
     }
 
     /// The first value of a query parameter.
@@ -41,155 +70,108 @@ impl SimulatorRequest {
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
     }
-
-    /// The body as JSON; an empty one is an empty object. `Err` is a sentence for the caller.
-    pub(super) fn parse_json_body<T: DeserializeOwned>(&self) -> Result<T, String> {
-        let body: &[u8] = if self.body.trim_ascii().is_empty() {
-            b"{}"
-        } else {
-            &self.body
-        };
-        serde_json::from_slice(body).map_err(|error| format!("The body cannot be used: {error}."))
-    }
 }
 
-/// An answer.
+/// The URL at which the caller reaches the simulator, without a slash at the end.
+pub(super) fn base_url(headers: &HeaderMap, uri: &Uri) -> String {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok())
+        .or_else(|| uri.host())
+        .unwrap_or("localhost");
+    format!("http://{host}")
+}
+
+/// A body as JSON; an empty one is an empty object. `Err` is a sentence for the caller.
+pub(super) fn parse_json_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let body = if body.trim_ascii().is_empty() {
+        b"{}"
+    } else {
+        body
+    };
+    serde_json::from_slice(body).map_err(|error| format!("The body cannot be used: {error}."))
+}
+
+/// An answer of a simulated store.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SimulatorResponse {
-    /// The HTTP status.
-    pub status: u16,
-    /// Headers beside those HTTP itself needs.
-    pub headers: Vec<(String, String)>,
-    /// The body.
+    pub status: StatusCode,
+    pub headers: HeaderMap,
     pub body: Vec<u8>,
     /// How long to wait before answering.
     pub delay: Duration,
     /// Break the connection in the middle of the body.
     pub cut: bool,
-    /// Why the simulated store refused, where the real one keeps silent: for the request log.
+    /// Why the simulated store refused, where the real one gives no reason: for the request log.
     pub remark: Option<String>,
 }
 
 impl SimulatorResponse {
-    /// JSON.
     pub(super) fn json(status: u16, body: &Value) -> Self {
         Self::with_content_type(status, "application/json", body.to_string())
     }
 
-    /// JSON for a person at a terminal.
-    pub(super) fn pretty_json(status: u16, body: &Value) -> Self {
-        Self::with_content_type(status, "application/json", format!("{body:#}\n"))
-    }
-
-    /// Text of any kind.
-    pub(super) fn with_content_type(
+    fn with_content_type(
         status: u16,
-        content_type: &str,
+        content_type: &'static str,
         body: impl Into<Vec<u8>>,
     ) -> Self {
         Self {
-            status,
-            headers: vec![("content-type".to_owned(), content_type.to_owned())],
             body: body.into(),
-            ..Self::default()
+            ..Self::empty(status)
         }
+        .with_header(header::CONTENT_TYPE, content_type)
     }
 
-    /// No body at all.
     pub(super) fn empty(status: u16) -> Self {
         Self {
-            status,
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             ..Self::default()
         }
     }
 
-    /// What a gateway in front of a store answers: a page, not the store's JSON.
+    /// The answer of a gateway in front of a store: a page, not the store's JSON.
     pub(super) fn html_error_page(status: u16) -> Self {
         let page = format!("<html><body><h1>{status}</h1></body></html>\n");
         Self::with_content_type(status, "text/html; charset=utf-8", page)
     }
 
-    /// The control API's own error.
-    pub(super) fn control_error(status: u16, sentence: impl Into<String>) -> Self {
-        Self::pretty_json(status, &json!({ "error": sentence.into() }))
+    /// The answer to a call that the simulator does not have.
+    pub(super) fn not_simulated() -> Self {
+        Self::html_error_page(404).with_remark("this call is not simulated")
     }
 
     /// The body that a fault was given, or a gateway's page of its status.
     pub(super) fn from_fault(fault: &Fault, status: Option<u16>) -> Self {
-        match &fault.body {
-            Some(body) => {
-                let looks_like_json = body.trim_start().starts_with(['{', '[']);
-                let content_type = if looks_like_json {
-                    "application/json"
-                } else {
-                    "text/html; charset=utf-8"
-                };
-                Self::with_content_type(status.unwrap_or(200), content_type, body.as_str())
-            }
-            None => Self::html_error_page(status.unwrap_or(500)),
-        }
+        let Some(body) = &fault.body else {
+            return Self::html_error_page(status.unwrap_or(500));
+        };
+        let content_type = if body.trim_start().starts_with(['{', '[']) {
+            "application/json"
+        } else {
+            "text/html; charset=utf-8"
+        };
+        Self::with_content_type(status.unwrap_or(200), content_type, body.as_str())
     }
 
-    /// Makes it late, breaks it off, and notes that this was asked for.
+    /// Delays the answer, breaks it off, and notes the fault in the request log.
     pub(super) fn apply_fault(&mut self, fault: &Fault) {
         self.delay = Duration::from_millis(fault.delay_ms);
         self.cut = fault.cut;
         self.remark = Some("as a fault asked for".to_owned());
     }
 
-    /// Adds a header.
-    pub(super) fn with_header(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.headers.push((name.to_owned(), value.into()));
+    /// Adds a header; a value that HTTP does not allow is left out.
+    pub(super) fn with_header(mut self, name: HeaderName, value: impl AsRef<str>) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value.as_ref()) {
+            self.headers.insert(name, value);
+        }
         self
     }
 
-    /// Notes for the request log why.
+    /// Notes the reason in the request log.
     pub(super) fn with_remark(mut self, remark: impl Into<String>) -> Self {
         self.remark = Some(remark.into());
         self
-    }
-}
-
-/// A segment of a path without its `%XX`; bytes that are no UTF-8 become the replacement character.
-pub(super) fn percent_decode_segment(segment: &str) -> String {
-    let bytes = segment.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = bytes
-            .get(at + 1..at + 3)
-            .and_then(|pair| std::str::from_utf8(pair).ok());
-        match hex.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) if bytes[at] == b'%' => {
-                decoded.push(byte);
-                at += 3;
-            }
-            _ => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_segment_is_decoded_once() {
-        for (sent, meant) in [
-            ("abc.AO-J1_x", "abc.AO-J1_x"),
-            ("a%2Fb%3Ac", "a/b:c"),
-            ("a%252Fb", "a%2Fb"),
-            ("a+b", "a+b"),
-            ("100%", "100%"),
-            ("%zz%4", "%zz%4"),
-            ("%C3%A9", "é"),
-            ("%FF", "\u{fffd}"),
-        ] {
-            assert_eq!(percent_decode_segment(sent), meant);
-        }
     }
 }

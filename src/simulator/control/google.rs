@@ -26,6 +26,10 @@ impl GoogleScenario {
         Self(shared)
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
     /// Somebody subscribes. Published unless it is not paid for yet.
     pub fn buy_subscription(
         &self,

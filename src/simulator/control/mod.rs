@@ -1,12 +1,15 @@
-//! What lets things happen in the simulated stores: the same from Rust and over HTTP.
+//! Makes purchases in the simulated stores and changes them: the same operations from Rust and over HTTP.
 //!
 //! - [`apple`], [`google`]: from Rust
-//! - `http`: `/control`, which calls those
+//! - `api`: `/control` over HTTP, and the operations that concern both stores
+//! - `apple_api`, `google_api`: one table for each store, which routes its operations and documents them
 
+mod api;
 pub mod apple;
+mod apple_api;
 pub mod google;
-pub(super) mod http;
+mod google_api;
 
+pub(super) use api::{environment_variables, router};
 pub use apple::AppleScenario;
 pub use google::GoogleScenario;
-pub(super) use http::environment_variables;

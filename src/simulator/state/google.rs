@@ -440,7 +440,7 @@ impl GoogleState {
         let subscription = self
             .subscriptions
             .get_mut(token)
-            .ok_or_else(|| purchase_not_found("subscription", "subscriptions", token))?;
+            .ok_or_else(|| purchase_not_found("subscriptions", token))?;
         if *change == (SubscriptionChange::Forget {}) {
             let forgotten = subscription.clone();
             self.subscriptions.remove(token);
@@ -462,7 +462,7 @@ impl GoogleState {
             .subscriptions
             .get(token)
             .cloned()
-            .ok_or_else(|| purchase_not_found("subscription", "subscriptions", token))?;
+            .ok_or_else(|| purchase_not_found("subscriptions", token))?;
         let new = NewSubscription {
             purchase_token: by.purchase_token,
             product_id: by.product_id.or(old.sold.product_id.clone()),
@@ -528,7 +528,7 @@ impl GoogleState {
         let product = self
             .products
             .get_mut(token)
-            .ok_or_else(|| purchase_not_found("product", "products", token))?;
+            .ok_or_else(|| purchase_not_found("products", token))?;
         let is_paid = product.purchase_state == 0;
         match change {
             ProductChange::Consume {} if is_paid && !product.consumed => {
@@ -906,10 +906,11 @@ pub(crate) fn is_purchase_token(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
 
-fn purchase_not_found(what: &str, list: &str, token: &str) -> SimulatorError {
+/// `list` is the collection's name in the control API's paths.
+pub(in crate::simulator) fn purchase_not_found(list: &str, token: &str) -> SimulatorError {
     let head: String = token.chars().take(40).collect();
     SimulatorError::not_found(format!(
-        "No {what} with the purchase token {head}… is known here. GET /control/google/{list} lists those that are."
+        "No purchase with the token {head}… is known here. GET /control/google/{list} lists those that are."
     ))
 }
 
