@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
 use super::store::{self, VerificationRow};
+use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::{AuditId, TenantId};
 use crate::crypto::keyring::Keyring;
@@ -217,7 +218,7 @@ impl VerificationLog {
     pub async fn run_writer(&self, stop: CancellationToken) {
         let Some(log) = &self.queue else { return };
         let mut written = log.writer.lock().await;
-        let mut pause = MIN_BACKOFF;
+        let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
         while !stop.is_cancelled() {
             if written.batch.is_empty() {
                 let Some(Some(first)) = stop.run_until_cancelled(written.receiver.recv()).await
@@ -228,11 +229,11 @@ impl VerificationLog {
                 stop.run_until_cancelled(sleep(BATCH_DELAY)).await;
             }
             match log.write_batch(&mut written).await {
-                Ok(()) => pause = MIN_BACKOFF,
+                Ok(()) => backoff.reset(),
                 Err(error) => {
                     tracing::warn!(cause = %error, causeClass = error.cause_class(), "could not write the validation log; it is tried again");
-                    stop.run_until_cancelled(sleep(pause)).await;
-                    pause = (pause * 2).min(MAX_BACKOFF);
+                    let delay = backoff.next_delay(fastrand::f64());
+                    stop.run_until_cancelled(sleep(delay)).await;
                 }
             }
             log.warn_about_dropped(&mut written, false);

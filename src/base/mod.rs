@@ -2,8 +2,14 @@
 //!
 //! - [`clock`]: the time, and how a moment is written
 //! - [`id`]: a type for each kind of identifier
+//! - [`backoff`]: growing pauses between attempts
+//! - [`cache`]: values with a lifetime, loaded once for all who ask, invalidated by key
+//! - [`single_flight`]: one call for callers who ask the same at the same time
 //! - [`shutdown`]: the signal that ends the process
 
+pub mod backoff;
+pub mod cache;
 pub mod clock;
 pub mod id;
 pub mod shutdown;
+pub mod single_flight;

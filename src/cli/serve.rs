@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{CommandContext, CommandError};
 use crate::app::{App, RunningApp};
+use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::shutdown::ShutdownSignals;
 use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
@@ -365,7 +366,7 @@ async fn prepare_database(
     keyring: Arc<Keyring>,
     prepared: CancellationToken,
 ) -> Result<(), CommandError> {
-    let mut pause = INITIAL_RETRY_INTERVAL;
+    let mut backoff = Backoff::new(INITIAL_RETRY_INTERVAL, MAX_RETRY_INTERVAL);
     loop {
         let (cause, class) = match try_prepare_database(&database, migrate, &keyring).await {
             Ok(key) => {
@@ -378,8 +379,7 @@ async fn prepare_database(
             Err(PrepareError::Transient { cause, class }) => (cause, class),
         };
         tracing::warn!(cause, causeClass = class, "database_unavailable");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MAX_RETRY_INTERVAL);
+        tokio::time::sleep(backoff.next_delay(fastrand::f64())).await;
     }
 }
 

@@ -1,18 +1,21 @@
-//! What a store is shown with each call, made with a tenant's credential and good for less than an hour.
+//! Access tokens for the stores: made with a tenant's credential, sent with each call, valid for less than an hour.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, SecretString};
 
-/// Whose: the tenant, and a digest of what it was made with, so that no pass outlives its key or its account.
+/// Far more than there are tenants with a call in an hour.
+const MAX_CACHED_TOKENS: usize = 100_000;
+
+/// The tenant, and a digest of the key or account the token was made with, so that no token outlives those.
 pub type TokenCacheKey = (TenantId, [u8; 32]);
 
-/// Lets its holder ask a store for a tenant until it expires.
+/// A bearer token for a store's API.
 #[derive(Clone)]
 pub struct AccessToken {
     secret: Arc<SecretString>,
@@ -20,7 +23,7 @@ pub struct AccessToken {
 }
 
 impl AccessToken {
-    /// One that is good until then.
+    /// A token that the store accepts until `expires_at`.
     pub fn new(secret: SecretString, expires_at: Timestamp) -> Self {
         Self {
             secret: Arc::new(secret),
@@ -33,7 +36,7 @@ impl AccessToken {
         self.secret.expose_secret()
     }
 
-    /// When it is good for nothing any more.
+    /// When the store stops accepting it.
     pub fn expires_at(&self) -> Timestamp {
         self.expires_at
     }
@@ -41,60 +44,48 @@ impl AccessToken {
 
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pass(until {})", self.expires_at)
+        write!(f, "AccessToken(expires at {})", self.expires_at)
     }
 }
 
-/// Keeps them as long as they are good. Clones share them.
+/// Caches access tokens until shortly before they expire. Clones share the entries.
 #[derive(Clone)]
 pub struct TokenCache {
     clock: Clock,
     renew_before_expiry: Duration,
-    tokens: Arc<Mutex<HashMap<TokenCacheKey, AccessToken>>>,
+    tokens: Cache<TokenCacheKey, AccessToken>,
 }
 
 impl TokenCache {
-    /// None so far. One that is so close to its end is not used any more.
+    /// An empty cache. A token is not used any more from `renew_before_expiry` before its expiry on.
     pub fn new(clock: Clock, renew_before_expiry: Duration) -> Self {
         Self {
+            tokens: Cache::new(clock.clone(), MAX_CACHED_TOKENS),
             clock,
             renew_before_expiry,
-            tokens: Arc::default(),
         }
     }
 
-    /// The owner's, if it is good for a while.
-    pub fn get(&self, owner: &TokenCacheKey) -> Option<AccessToken> {
-        let now = self.clock.now();
-        let kept = self.lock_tokens();
-        kept.get(owner)
-            .filter(|pass| self.is_fresh(pass, now))
-            .cloned()
+    /// The token under `key`, if it is valid for a while.
+    pub fn get(&self, key: &TokenCacheKey) -> Option<AccessToken> {
+        let usable_until = self.clock.now().plus(self.renew_before_expiry);
+        let token = self.tokens.get(key);
+        // The cache measures elapsed time; this holds also after the machine's clock was set forward.
+        token.filter(|token| usable_until < token.expires_at)
     }
 
-    /// Keeps it. A few times an hour for each owner, so looking at all of them costs nothing, and dead ones leave memory.
-    pub fn insert(&self, owner: TokenCacheKey, pass: &AccessToken) {
-        let now = self.clock.now();
-        let mut kept = self.lock_tokens();
-        kept.retain(|_, pass| self.is_fresh(pass, now));
-        kept.insert(owner, pass.clone());
+    /// Caches a token, and drops expired ones: this happens a few times an hour for each tenant.
+    pub fn insert(&self, key: TokenCacheKey, token: &AccessToken) {
+        let lifetime = token.expires_at.duration_since(self.clock.now());
+        let ttl = lifetime.saturating_sub(self.renew_before_expiry);
+        self.tokens.remove_expired();
+        self.tokens.insert(key, token.clone(), ttl);
     }
 
-    /// Forgets it, because the store refused it. A newer one of the same owner stays.
-    pub fn remove_refused(&self, owner: &TokenCacheKey, pass: &AccessToken) {
-        let mut kept = self.lock_tokens();
-        let held = kept.get(owner);
-        if held.is_some_and(|held| Arc::ptr_eq(&held.secret, &pass.secret)) {
-            kept.remove(owner);
-        }
-    }
-
-    fn is_fresh(&self, pass: &AccessToken, now: Timestamp) -> bool {
-        now.plus(self.renew_before_expiry) < pass.expires_at
-    }
-
-    fn lock_tokens(&self) -> std::sync::MutexGuard<'_, HashMap<TokenCacheKey, AccessToken>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Drops a token that the store refused. A newer one under the same key stays.
+    pub fn remove_refused(&self, key: &TokenCacheKey, refused: &AccessToken) {
+        self.tokens
+            .invalidate_key_if(key, |cached| Arc::ptr_eq(&cached.secret, &refused.secret));
     }
 }
 
@@ -106,30 +97,30 @@ mod tests {
     const LIFETIME: Duration = Duration::from_mins(20);
 
     #[test]
-    fn what_is_nearly_over_is_not_used_and_leaves_memory_and_a_newer_one_stays() {
+    fn a_token_about_to_expire_is_not_used_and_a_newer_one_stays() {
         let clock = Clock::fixed(Timestamp::from_millis(0));
-        let passes = TokenCache::new(clock.clone(), EARLY);
-        let owner = |number| (TenantId::mint(Timestamp::from_millis(0)), [number; 32]);
-        let pass =
+        let tokens = TokenCache::new(clock.clone(), EARLY);
+        let key = |number| (TenantId::mint(Timestamp::from_millis(0)), [number; 32]);
+        let token =
             |text: &str| AccessToken::new(text.to_owned().into(), clock.now().plus(LIFETIME));
-        let (one, other) = (owner(1), owner(2));
-        let first = pass("first");
-        passes.insert(one.clone(), &first);
-        assert!(passes.get(&other).is_none());
+        let (one, other) = (key(1), key(2));
+        let first = token("first");
+        tokens.insert(one.clone(), &first);
+        assert!(tokens.get(&other).is_none());
         clock.advance(LIFETIME.saturating_sub(EARLY + Duration::from_millis(1)));
-        assert_eq!(passes.get(&one).expect("it is good").secret(), "first");
+        assert_eq!(tokens.get(&one).expect("it is valid").secret(), "first");
         clock.advance(Duration::from_millis(1));
-        assert!(passes.get(&one).is_none());
+        assert!(tokens.get(&one).is_none());
 
-        let second = pass("second");
-        passes.insert(one.clone(), &second);
-        passes.remove_refused(&one, &first);
-        assert_eq!(passes.get(&one).expect("it stays").secret(), "second");
+        let second = token("second");
+        tokens.insert(one.clone(), &second);
+        tokens.remove_refused(&one, &first);
+        assert_eq!(tokens.get(&one).expect("it stays").secret(), "second");
         clock.advance(LIFETIME);
-        passes.insert(other.clone(), &pass("third"));
-        assert_eq!(passes.lock_tokens().len(), 1);
-        passes.remove_refused(&other, &passes.get(&other).expect("it is good"));
-        assert!(passes.get(&other).is_none());
+        tokens.insert(other.clone(), &token("third"));
+        assert!(tokens.get(&one).is_none());
+        tokens.remove_refused(&other, &tokens.get(&other).expect("it is valid"));
+        assert!(tokens.get(&other).is_none());
         assert!(!format!("{second:?}").contains("second"));
     }
 }

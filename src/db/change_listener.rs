@@ -12,16 +12,18 @@
 //!
 //! The cost is one connection and half a query a second.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use sqlx::Executor as _;
 use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, Error, error_class};
+use crate::base::backoff::Backoff;
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, token};
 
@@ -33,7 +35,6 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after a proof was begun the process may believe that it hears everything.
 pub const LISTEN_LEASE: Duration = Duration::from_secs(5);
-/// The first pause before listening again; it doubles up to the last.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
 
@@ -140,11 +141,7 @@ impl ChangeListener {
 
     /// Calls `subscriber` at every change from now on. It must be quick and must not subscribe.
     pub fn subscribe(&self, subscriber: impl Fn(&DatabaseChange) + Send + Sync + 'static) {
-        let mut subscribers = self
-            .state
-            .subscribers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut subscribers = self.state.subscribers.write();
         subscribers.push(Box::new(subscriber));
     }
 
@@ -155,17 +152,13 @@ impl ChangeListener {
         channel: &'static str,
         listener: impl Fn() + Send + Sync + 'static,
     ) {
-        let mut channels = self
-            .state
-            .channel_handlers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        channels.push((channel, Box::new(listener)));
+        let mut handlers = self.state.channel_handlers.write();
+        handlers.push((channel, Box::new(listener)));
     }
 
     /// Listens until `stop`, again after every loss.
     pub async fn run_until_stopped(&self, stop: CancellationToken) {
-        let mut pause = MIN_RECONNECT_DELAY;
+        let mut backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         let mut silent_about_it = false;
         loop {
             let outcome = stop.run_until_cancelled(Box::pin(self.listen_once())).await;
@@ -173,7 +166,7 @@ impl ChangeListener {
             self.notify_subscribers(&DatabaseChange::Everything);
             let Some(Err(cause)) = outcome else { return };
             if was_listening {
-                pause = MIN_RECONNECT_DELAY;
+                backoff.reset();
                 silent_about_it = false;
             }
             // Once an outage, not once an attempt.
@@ -182,11 +175,10 @@ impl ChangeListener {
                 tracing::warn!(%cause, causeClass = class, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
                 silent_about_it = true;
             }
-            let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
-            if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
+            let delay = backoff.next_delay(fastrand::f64());
+            if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(MAX_RECONNECT_DELAY);
         }
     }
 
@@ -207,7 +199,9 @@ impl ChangeListener {
         listener.eager_reconnect(false);
         let proof = format!("attesto_proof_{}", token::generate_token().expose_secret());
         let others: Vec<_> = self
-            .read_channel_handlers()
+            .state
+            .channel_handlers
+            .read()
             .iter()
             .map(|(name, _)| *name)
             .collect();
@@ -266,27 +260,15 @@ impl ChangeListener {
     }
 
     fn call_channel_handlers(&self, concerned: impl Fn(&str) -> bool) {
-        for (channel, listener) in self.read_channel_handlers().iter() {
+        for (channel, listener) in self.state.channel_handlers.read().iter() {
             if concerned(channel) {
                 listener();
             }
         }
     }
 
-    fn read_channel_handlers(
-        &self,
-    ) -> std::sync::RwLockReadGuard<'_, Vec<(&'static str, ChannelHandler)>> {
-        let channels = self.state.channel_handlers.read();
-        channels.unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn notify_subscribers(&self, change: &DatabaseChange) {
-        let subscribers = self
-            .state
-            .subscribers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        for subscriber in subscribers.iter() {
+        for subscriber in self.state.subscribers.read().iter() {
             subscriber(change);
         }
     }

@@ -31,6 +31,7 @@ use super::store::{
 };
 use super::transport::{ClaimedDelivery, DeliveryTransport};
 use super::work_notifier::WorkNotifier;
+use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::db::{Database, Error};
 use crate::metrics::metric_types::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
@@ -223,14 +224,14 @@ impl Dispatcher {
     /// Delivers until `stop`; then ends what is under way, within the grace, and gives back the rest.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut plan = DispatchPlan::new(self.settings.poll_interval);
-        let mut trouble = Backoff::default();
+        let mut outage = DatabaseOutage::default();
         while !stop.is_cancelled() {
             let begun = Instant::now();
             match self.run_planned_work(&mut plan).await {
-                Ok(()) => trouble.report_recovery(),
+                Ok(()) => outage.report_recovery(),
                 Err(error) => {
                     self.abort_expiring_requests();
-                    let pause = trouble.next_delay(&error);
+                    let pause = outage.next_delay(&error);
                     self.work_notifier.set_ready(false);
                     stop.run_until_cancelled(sleep_until(begun + pause)).await;
                     plan.schedule_round_now();
@@ -271,7 +272,7 @@ impl Dispatcher {
         }
         if plan.next_sweep <= now {
             self.sweep_leases().await?;
-            plan.next_sweep = now + add_jitter(SWEEP_INTERVAL);
+            plan.next_sweep = now + spread(SWEEP_INTERVAL, fastrand::f64());
         }
         if plan
             .next_redelivery_batch
@@ -283,7 +284,7 @@ impl Dispatcher {
         }
         if plan.next_round <= now {
             let round = self.run_round(true).await?;
-            plan.next_round = now + add_jitter(plan.poll_interval);
+            plan.next_round = now + spread(plan.poll_interval, fastrand::f64());
             plan.used_all_slots = round.used_all_slots;
             // Whoever has a hand free may help.
             if round.used_all_slots && round.started > 0 {
@@ -689,30 +690,36 @@ impl DispatchPlan {
 }
 
 /// While the database is away: said once, tried again at growing distances.
-#[derive(Default)]
-struct Backoff {
-    current_delay: Option<Duration>,
+struct DatabaseOutage {
+    is_reported: bool,
+    backoff: Backoff,
 }
 
-impl Backoff {
+impl Default for DatabaseOutage {
+    fn default() -> Self {
+        Self {
+            is_reported: false,
+            backoff: Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF),
+        }
+    }
+}
+
+impl DatabaseOutage {
     fn next_delay(&mut self, error: &Error) -> Duration {
-        let pause = match self.current_delay {
-            None => {
-                tracing::warn!(
-                    cause = %error,
-                    causeClass = %crate::db::DatabaseConnectError::from_error(error),
-                    "deliveries wait for the database"
-                );
-                INITIAL_BACKOFF
-            }
-            Some(pause) => (pause * 2).min(MAX_BACKOFF),
-        };
-        self.current_delay = Some(pause);
-        add_jitter(pause)
+        if !self.is_reported {
+            tracing::warn!(
+                cause = %error,
+                causeClass = %crate::db::DatabaseConnectError::from_error(error),
+                "deliveries wait for the database"
+            );
+            self.is_reported = true;
+        }
+        self.backoff.next_delay(fastrand::f64())
     }
 
     fn report_recovery(&mut self) {
-        if self.current_delay.take().is_some() {
+        self.backoff.reset();
+        if std::mem::take(&mut self.is_reported) {
             tracing::info!("deliveries go on");
         }
     }
@@ -726,11 +733,6 @@ async fn with_database_timeout<T, E: From<Error>>(
         Ok(done) => done,
         Err(_) => Err(timeout_error().into()),
     }
-}
-
-/// Up to a fifth more or less, so that processes which began together do not stay together.
-fn add_jitter(pause: Duration) -> Duration {
-    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 fn report_attempt(

@@ -1,18 +1,19 @@
 //! Names to addresses, in bounded time.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use crate::outbound::SingleFlight;
+use crate::base::cache::Cache;
+use crate::base::clock::Clock;
 
 /// How long an answer is believed. The system's resolver does not say how long it may be; a tenant who moves a callback
 /// waits no longer than this, and a burst of deliveries asks once.
@@ -70,10 +71,7 @@ impl Resolver {
     /// The addresses of `name`, within `patience`.
     pub async fn resolve_name(&self, name: String, patience: Duration) -> LookupResult {
         let answer = timeout(patience, (self.lookup_fn)(name)).await;
-        let mut answered = self
-            .last_answered_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut answered = self.last_answered_at.lock();
         match answer.unwrap_or(Err(LookupError::ResolverUnavailable)) {
             Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),
             Ok(addresses) => {
@@ -98,48 +96,24 @@ impl fmt::Debug for Resolver {
 
 struct SystemResolver {
     threads: Arc<Semaphore>,
-    in_flight: SingleFlight<String, LookupResult>,
-    cache: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
+    cache: Cache<String, Vec<IpAddr>, LookupError>,
 }
 
 impl Default for SystemResolver {
     fn default() -> Self {
         Self {
             threads: Arc::new(Semaphore::new(MAX_LOOKUP_THREADS)),
-            in_flight: SingleFlight::default(),
-            cache: Mutex::default(),
+            cache: Cache::new(Clock::system(), MAX_CACHED_NAMES),
         }
     }
 }
 
 impl SystemResolver {
     async fn resolve_cached(self: Arc<Self>, name: String) -> LookupResult {
-        if let Some((addresses, asked)) = self.lock_cache().get(&name)
-            && asked.elapsed() < DNS_CACHE_TTL
-        {
-            return Ok(addresses.clone());
-        }
-        let asked = Instant::now();
-        let (question, threads) = (name.clone(), self.threads.clone());
-        let answer = self
-            .in_flight
-            .share_call(name.clone(), || query_system_resolver(question, threads))
-            .await;
-        let mut memory = self.lock_cache();
-        match &answer {
-            Ok(addresses) => {
-                if memory.len() >= MAX_CACHED_NAMES {
-                    memory.clear();
-                }
-                memory.insert(name, (addresses.clone(), asked));
-            }
-            Err(_) => drop(memory.remove(&name)),
-        }
-        answer
-    }
-
-    fn lock_cache(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Vec<IpAddr>, Instant)>> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        let lookup = query_system_resolver(name.clone(), self.threads.clone());
+        self.cache
+            .get_or_load(name, |_| DNS_CACHE_TTL, lookup)
+            .await
     }
 }
 

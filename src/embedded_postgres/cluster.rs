@@ -17,6 +17,7 @@ use super::data_folder::{DataFolder, FileLock, OwnerKind};
 use super::error::EmbeddedError;
 use super::postmaster::{self, OrphanedPostmaster, Postmaster};
 use super::system_account::SystemAccount;
+use crate::base::backoff::Backoff;
 use crate::db::ConnectSettings;
 
 /// The database's only role, and the owner of everything in it.
@@ -29,7 +30,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STALE_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one command waits for another to be done with Postgres.
 const COMMAND_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest pause between two attempts to start a Postgres that ended by itself.
+/// The pauses between attempts to start a Postgres that ended by itself.
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(200);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 /// How often to look again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -283,7 +285,7 @@ async fn supervise_postmaster(
             return postmaster.stop().await;
         }
         tracing::error!(log = %folder.log_path().display(), "the private Postgres ended by itself: starting it again");
-        let mut pause = Duration::from_millis(200);
+        let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
         postmaster = loop {
             match start_postmaster(&folder, &binaries).await {
                 Ok(postmaster) => break postmaster,
@@ -291,10 +293,10 @@ async fn supervise_postmaster(
                     tracing::error!(error = %problem, "the private Postgres does not start");
                 }
             }
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+            let delay = backoff.next_delay(fastrand::f64());
+            if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(MAX_RESTART_DELAY);
         };
     }
 }

@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::api_docs::string_enum_schema;
-use crate::outbound::SingleFlight;
+use crate::base::single_flight::SingleFlight;
 
 /// How long the checks may take. The contract promises an answer within two seconds.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);

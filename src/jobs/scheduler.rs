@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
 use super::{Job, JobContext, job_list};
+use crate::base::backoff::spread;
 use crate::base::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, error_class};
 use crate::replicas::host_name;
@@ -104,7 +105,7 @@ impl JobScheduler {
         let mut pause = INITIAL_DELAY;
         loop {
             // Not all processes at once.
-            let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+            let jittered = spread(pause, fastrand::f64());
             if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
                 break;
             }

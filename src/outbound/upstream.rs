@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::root_cause;
+use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
@@ -102,6 +103,7 @@ impl Upstream {
         judge: impl Fn(&UpstreamResponse) -> RetryDecision,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let end = Instant::now() + self.timeout;
+        let mut backoff = Backoff::new(FIRST_RETRY_DELAY, self.timeout);
         let mut attempt = 1;
         loop {
             let Ok(outcome) = send_once(build(&self.client), self.max_response_bytes, end).await
@@ -113,12 +115,11 @@ impl Upstream {
                 Err(UpstreamError::Connection(_)) => true,
                 Err(_) => false,
             };
-            let pause =
-                FIRST_RETRY_DELAY.mul_f64(f64::from(attempt) * (0.75 + fastrand::f64() / 2.0));
-            if !again || attempt == MAX_ATTEMPTS || Instant::now() + pause >= end {
+            let delay = backoff.next_delay(fastrand::f64());
+            if !again || attempt == MAX_ATTEMPTS || Instant::now() + delay >= end {
                 return outcome;
             }
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(delay).await;
             attempt += 1;
         }
     }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::live_replicas::{LiveReplicas, format_name_list};
 use super::store;
+use crate::base::backoff::spread;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::ReplicaId;
 use crate::crypto::keyring::Keyring;
@@ -87,7 +88,7 @@ impl ReplicaHeartbeat {
                 }
                 Some(Err(_)) => {}
             }
-            let pause = HEARTBEAT_INTERVAL.mul_f64(0.9 + fastrand::f64() / 5.0);
+            let pause = spread(HEARTBEAT_INTERVAL, fastrand::f64());
             if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 break;
             }

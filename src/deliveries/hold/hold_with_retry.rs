@@ -6,23 +6,23 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::store::{count_waiting_deliveries, hold_deliveries};
+use crate::base::backoff::Backoff;
 use crate::db::{Database, Error, error_class};
 
-/// The first pause before it is tried again; it doubles up to the last.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Holds deliveries, and tries until it is done or `stop` is cancelled: the database may be away, and its tables may be
 /// older than the hold.
 pub async fn hold_with_retry(database: &Database, host: &str, stop: &CancellationToken) {
-    let mut pause = INITIAL_BACKOFF;
+    let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     while !stop.is_cancelled() {
         match try_hold(database, host).await {
             Ok(()) => return,
             Err(error) => {
                 tracing::debug!(%error, class = error_class(&error), "deliveries are not held yet");
-                stop.run_until_cancelled(sleep(pause)).await;
-                pause = (pause * 2).min(MAX_BACKOFF);
+                let delay = backoff.next_delay(fastrand::f64());
+                stop.run_until_cancelled(sleep(delay)).await;
             }
         }
     }

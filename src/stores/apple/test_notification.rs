@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::account::{AppleCredentials, AppleEnvironment};
 use super::api::{AppStoreClient, AppleApiError};
 use super::payload::{CheckTestNotificationResponse, Millis, NotificationPayload};
+use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 
@@ -72,7 +73,7 @@ pub async fn request_test_notification(
         .request_test_notification(tenant, credentials, environment)
         .await?
         .ok_or(TestNotificationError::NoNotificationUrl)?;
-    let mut pause = INITIAL_POLL_INTERVAL;
+    let mut backoff = Backoff::new(INITIAL_POLL_INTERVAL, MAX_POLL_INTERVAL);
     loop {
         let status = app_store
             .get_test_notification_status(tenant, credentials, environment, &token)
@@ -80,11 +81,11 @@ pub async fn request_test_notification(
         if let Some(outcome) = status.and_then(last_attempt_outcome) {
             return Ok(outcome);
         }
-        if Instant::now() + pause > end {
+        let delay = backoff.next_delay(fastrand::f64());
+        if Instant::now() + delay > end {
             return Err(TestNotificationError::Timeout(patience));
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(MAX_POLL_INTERVAL);
+        sleep(delay).await;
     }
 }
 

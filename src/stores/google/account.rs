@@ -25,10 +25,11 @@ use zeroize::Zeroizing;
 
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
+use crate::base::single_flight::SingleFlight;
 use crate::credentials::token_cache::{AccessToken, TokenCache, TokenCacheKey};
 use crate::crypto::{ExposeSecret as _, SecretString, token};
 use crate::outbound::{
-    RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse, parse_retry_after,
+    RetryDecision, Upstream, UpstreamError, UpstreamResponse, parse_retry_after,
 };
 
 /// Where Google sells access tokens.

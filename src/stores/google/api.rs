@@ -38,10 +38,11 @@ use super::account::{AccessTokenError, AccessTokenSource, GoogleServiceAccount, 
 use super::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
+use crate::base::single_flight::SingleFlight;
 use crate::crypto::token;
 use crate::outbound::{
-    Bulkhead, RetryDecision, SingleFlight, Upstream, UpstreamError, UpstreamResponse,
-    describe_json_error, parse_retry_after, push_path_segment,
+    Bulkhead, RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
+    parse_retry_after, push_path_segment,
 };
 
 /// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.

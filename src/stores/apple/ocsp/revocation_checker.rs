@@ -24,8 +24,9 @@ use url::{Host, Url};
 use super::certificate::ChainCertificate;
 use super::response::{self, OcspResponseError, RevocationStatus, VerifiedOcspResponse};
 use crate::base::clock::Clock;
+use crate::base::single_flight::SingleFlight;
 use crate::metrics::{Counter, MetricVec, MetricsRegistry};
-use crate::outbound::{RetryDecision, SingleFlight, Upstream, UpstreamError};
+use crate::outbound::{RetryDecision, Upstream, UpstreamError};
 
 /// How long an answer counts without a new question: what Apple's own libraries do.
 const GOOD_STATUS_TTL: Duration = Duration::from_mins(15);

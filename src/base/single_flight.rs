@@ -1,17 +1,18 @@
-//! One call for all who ask the same thing at the same time.
+//! One call for callers who ask for the same thing at the same time.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::Mutex;
 
 /// Callers who ask for the same thing at the same time share one call.
 ///
-/// Whoever comes while the call runs gets its answer; whoever comes after starts a new one. The call goes on as long
-/// as one of them still waits, whichever of them started it.
+/// A caller who arrives while the call runs gets its result; one who arrives later starts a new call. The call goes on
+/// as long as one of its callers still waits, whichever of them started it.
 pub struct SingleFlight<K, V: Clone> {
     running_calls: Arc<Mutex<HashMap<K, WeakShared<BoxFuture<'static, V>>>>>,
 }
@@ -39,11 +40,8 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
         F: Future<Output = V> + Send + 'static,
     {
         let shared: Shared<BoxFuture<'static, V>> = {
-            let mut running = self
-                .running_calls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            // A finished or abandoned call is not joined: its answer is of the past.
+            let mut running = self.running_calls.lock();
+            // A finished or abandoned call is not joined: its result is old.
             let joined = running
                 .get(&key)
                 .and_then(WeakShared::upgrade)
@@ -72,10 +70,7 @@ struct CallCleanup<'a, K: Eq + Hash, V: Clone> {
 
 impl<K: Eq + Hash, V: Clone> Drop for CallCleanup<'_, K, V> {
     fn drop(&mut self) {
-        let mut running = self
-            .running_calls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running_calls.lock();
         let ended = running
             .get(self.key)
             .is_some_and(|weak| weak.upgrade().is_none_or(|call| call.peek().is_some()));
@@ -118,11 +113,7 @@ mod tests {
         });
         assert_eq!(three, 2, "a later caller asks again");
         assert!(
-            in_flight
-                .running_calls
-                .lock()
-                .expect("not poisoned")
-                .is_empty(),
+            in_flight.running_calls.lock().is_empty(),
             "nothing is left behind"
         );
     }
