@@ -16,6 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::VerificationLog;
 use crate::base::clock::Clock;
+use crate::checks;
+use crate::checks::expiry::certificate_name;
+use crate::checks::gauges::DatabaseGauges;
 use crate::config::{AppSettings, WebhookSettings, compute_fingerprints};
 use crate::credentials::canary;
 use crate::crypto::keyring::Keyring;
@@ -27,14 +30,14 @@ use crate::deliveries::{
 };
 use crate::egress::EgressPolicy;
 use crate::events::{EventRecorder, NotificationMetrics};
-use crate::gauges::DatabaseGauges;
 use crate::http::health::{HealthState, ReadinessCheck};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
-use crate::jobs::{JobContext, JobScheduler};
+use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
 use crate::metrics::MetricsRegistry;
 use crate::outbound::{self, HttpClientError, Upstream};
-use crate::replicas::{CertificateExpiries, ReplicaHeartbeat, host_name};
+use crate::replicas::{CertificateExpiries, CertificateValidity, ReplicaHeartbeat, host_name};
+use crate::retention;
 use crate::server::tls::{self, ReloadableTls};
 use crate::server::{self, RunningServer, scrape};
 use crate::server::{BODY_TIMEOUT, ConnectionLimits};
@@ -47,7 +50,6 @@ use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
 use crate::tenants::Authenticator;
 use crate::traces;
-use crate::watch::expiry::certificate_name;
 
 /// What is left of the grace for giving back deliveries that did not end within it.
 const CLAIM_RELEASE_RESERVE: Duration = Duration::from_secs(2);
@@ -197,10 +199,10 @@ impl App {
             sender,
             wake,
             webhooks: settings.webhooks,
-            jobs: settings
-                .job_intervals
-                .is_enabled
-                .then(|| JobScheduler::new(&build_job_tools(settings, database, clock))),
+            jobs: settings.job_intervals.is_enabled.then(|| {
+                let tools = build_job_tools(settings, database, clock);
+                JobScheduler::new(&tools, all_jobs(&tools))
+            }),
             shutdown_grace: settings.shutdown_grace,
             tls: None,
             trace_metrics: None,
@@ -233,9 +235,13 @@ impl App {
         let (others, own) = (self.certificate_expiries.clone(), tls.clone());
         self.presence = self.presence.with_certificates(Arc::new(move || {
             let mut ends = others();
+            let certificate = own.current_certificate();
             ends.insert(
                 certificate_name::LISTENER,
-                own.current_certificate().not_after(),
+                CertificateValidity {
+                    not_before: Some(certificate.not_before()),
+                    not_after: certificate.not_after(),
+                },
             );
             ends
         }));
@@ -428,9 +434,15 @@ fn apple_certificate_expiries(verifier: &JwsVerifier) -> CertificateExpiries {
             (certificate_name::APPLE_ROOT, root),
             (certificate_name::APPLE_LEAF, leaf),
         ];
-        let ends = ends
-            .into_iter()
-            .filter_map(|(name, end)| Some((name, end?)));
+        let ends = ends.into_iter().filter_map(|(name, end)| {
+            Some((
+                name,
+                CertificateValidity {
+                    not_before: None,
+                    not_after: end?,
+                },
+            ))
+        });
         ends.collect()
     })
 }
@@ -453,6 +465,18 @@ pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Cloc
         retention: settings.retention,
         cadences: settings.expiry_thresholds,
     }
+}
+
+/// Every job, in alphabetical order, as `attesto jobs list` shows them.
+pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
+    let mut jobs = Vec::from(checks::jobs::check_jobs(tools));
+    jobs.extend([
+        probe::probe_job(tools),
+        reseal::reseal_job(tools),
+        retention::retention_job(tools),
+    ]);
+    jobs.sort_by_key(|job| job.name);
+    jobs
 }
 
 /// A row for each verification, if somebody wants them.

@@ -4,8 +4,8 @@
 //! `tests/it/tidy.rs` has the order and holds the code to it.
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
-//! [`backup`], [`moving`] (one tenant, packed), [`watch`] (what ages or drifts), [`jobs`] (what runs periodically),
-//! [`statistics`] (takes stock), [`doctor`] (is all well), [`tail`] (what happens now), [`telemetry`].
+//! [`backup`], [`tenant_transfer`], [`jobs`] and [`retention`] (what runs periodically), [`checks`] (whether the installation is
+//! healthy: `attesto doctor`, jobs, gauges), [`tail`] (what happens now), [`telemetry`].
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
@@ -16,17 +16,16 @@ pub mod app;
 pub mod audit;
 pub mod backup;
 pub mod base;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod crypto;
 pub mod db;
 pub mod deliveries;
-pub mod doctor;
 pub mod egress;
 pub mod embedded_postgres;
 pub mod events;
-pub mod gauges;
 pub mod http;
 pub mod jobs;
 pub mod metrics;
@@ -41,7 +40,6 @@ pub mod telemetry;
 pub mod tenant_transfer;
 pub mod tenants;
 pub mod traces;
-pub mod watch;
 
 /// This release, as sent in every answer.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

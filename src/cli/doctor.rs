@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
+use crate::checks::{CheckContext, CheckResult, CheckStatus, run_checks};
 use crate::config::{self, RawSettings};
-use crate::doctor::{CheckContext, CheckResult, CheckStatus, run_checks};
 
 /// The arguments of `attesto doctor`.
 #[derive(Debug, clap::Args)]

@@ -99,7 +99,7 @@ impl JobListRow {
 async fn list_jobs(context: &CommandContext) -> Result<(), CommandError> {
     let tools = build_job_context(context).await?;
     let mut last_runs = jobs::list_last_runs(&tools.database, context.clock.lead()).await?;
-    let shown: Vec<_> = jobs::all_jobs(&tools)
+    let shown: Vec<_> = crate::app::all_jobs(&tools)
         .iter()
         .map(|job| {
             let last = last_runs.iter().position(|run| run.job == job.name);
@@ -150,7 +150,7 @@ pub(super) async fn run_job(
     name: &str,
     context: &CommandContext,
 ) -> Result<JobRun, CommandError> {
-    let jobs = jobs::all_jobs(tools);
+    let jobs = crate::app::all_jobs(tools);
     let job = jobs.iter().find(|job| job.name == name).ok_or_else(|| {
         let names: Vec<_> = jobs.iter().map(|job| job.name).collect();
         CommandError::usage_error(format!(

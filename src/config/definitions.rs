@@ -286,7 +286,7 @@ pub const SETTINGS: &[SettingDefinition] = &[
         "certificate-warning-days",
         "DAYS",
         "30",
-        "How long before its end a certificate is warned of: Apple's, callbacks' and this service's own",
+        "How long before its end a certificate is warned of: Apple's and callbacks'",
     ),
     plain_setting(
         "RETENTION_EVENTS_DAYS",

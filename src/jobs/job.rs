@@ -14,6 +14,16 @@ use super::store::LastJobRun;
 pub type JobFn =
     Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
 
+/// The names of all jobs. They stay the same in every release.
+pub const JOB_NAMES: [&str; 6] = [
+    "drift",
+    "expiry",
+    "probe",
+    "reseal",
+    "retention",
+    "statistics",
+];
+
 /// After a run that failed, the next one comes this soon, if it would not come sooner anyway.
 const RETRY_INTERVAL: Duration = Duration::from_mins(5);
 

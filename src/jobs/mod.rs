@@ -1,28 +1,24 @@
-//! What runs periodically: what, how often, and why each may run twice without harm.
+//! What runs periodically: how a job is scheduled, and why each may run twice without harm.
 //!
 //! Promises: a job runs in one process at a time, and in another one when that process dies; every run leaves a row that
 //! says how it ended; a process that is asked to stop ends its jobs at their next convenient moment and never waits for
-//! more than a few rows. A job that was stopped in the middle is taken up again by the next process that looks.
+//! more than a few rows. A job that was stopped in the middle is resumed by the next process that looks.
 //!
 //! - [`job`]: a job, and when it is due
-//! - [`list`]: all of them; a new one is a file here and a line there
-//! - [`Tools`]: what they work with
-//! - [`scheduler`]: who runs them, and the one way to run one
-//! - [`drift`], [`expiry`], [`probe`], [`reseal`], [`retention`], [`statistics`]: what they do
+//! - [`JobContext`]: what jobs work with
+//! - [`scheduler`]: runs jobs that are due, or one on request
+//! - [`probe`], [`reseal`]: two jobs; the others are in `retention` and `checks`, and `app` lists all
+//! - `store`: the rows of runs
 
-pub mod drift;
-pub mod expiry;
 pub mod job;
 mod job_context;
-pub mod job_list;
-pub mod probe;
-pub mod reseal;
+pub(crate) mod probe;
+pub(crate) mod reseal;
 pub mod scheduler;
-pub mod statistics;
 mod store;
 
-pub use job::Job;
+pub use job::{JOB_NAMES, Job};
 pub use job_context::JobContext;
-pub use job_list::{JOB_NAMES, all_jobs};
 pub use scheduler::{JobOutcome, JobRun, JobRunError, JobScheduler, run_job_now};
-pub use store::{JobHealth, LastJobRun, list_job_health, list_last_runs};
+pub(crate) use store::{JobHealth, list_job_health};
+pub use store::{LastJobRun, list_last_runs};

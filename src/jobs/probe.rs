@@ -22,7 +22,7 @@ use crate::deliveries::probe::{self, ProbeRound};
 const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 
 /// The job.
-pub fn probe_job(tools: &JobContext) -> Job {
+pub(crate) fn probe_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "probe",

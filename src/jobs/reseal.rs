@@ -20,7 +20,7 @@ use crate::replicas::LiveReplicas;
 use crate::replicas::live_replicas::format_name_list;
 
 /// The job.
-pub fn reseal_job(tools: &JobContext) -> Job {
+pub(crate) fn reseal_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "reseal",

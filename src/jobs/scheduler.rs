@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
-use super::{Job, JobContext, job_list};
+use super::{Job, JobContext};
 use crate::base::backoff::spread;
 use crate::base::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, error_class};
@@ -84,13 +84,8 @@ pub struct JobScheduler {
 }
 
 impl JobScheduler {
-    /// All of them, none running.
-    pub fn new(tools: &JobContext) -> Self {
-        Self::with_jobs(tools, job_list::all_jobs(tools))
-    }
-
-    /// These.
-    pub fn with_jobs(tools: &JobContext, jobs: Vec<Job>) -> Self {
+    /// Runs none yet.
+    pub fn new(tools: &JobContext, jobs: Vec<Job>) -> Self {
         Self {
             database: tools.database.clone(),
             clock: tools.clock.clone(),

@@ -81,19 +81,19 @@ pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<L
 
 /// How a job stands, for metrics.
 #[derive(Clone, Debug, PartialEq)]
-pub struct JobHealth {
+pub(crate) struct JobHealth {
     /// Which.
-    pub job: String,
+    pub(crate) job: String,
     /// When the last run began that was done.
-    pub last_success_at: Option<Timestamp>,
+    pub(crate) last_success_at: Option<Timestamp>,
     /// What that run did.
-    pub last_summary: Option<Value>,
+    pub(crate) last_summary: Option<Value>,
     /// Whether the last run failed.
-    pub is_failing: bool,
+    pub(crate) is_failing: bool,
 }
 
 /// How every job stands that ever ran. Jumps from one to the next, however many runs there were.
-pub async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
+pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
     let rows = sqlx::query!(
         r#"
         with recursive named as (

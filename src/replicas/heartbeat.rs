@@ -9,9 +9,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::live_replicas::{LiveReplicas, format_name_list};
+use super::replica::CertificateValidity;
 use super::store;
 use crate::base::backoff::spread;
-use crate::base::clock::{Clock, Timestamp};
+use crate::base::clock::Clock;
 use crate::base::id::ReplicaId;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
@@ -27,8 +28,9 @@ pub fn host_name() -> String {
     names.nodename().to_string_lossy().into_owned()
 }
 
-/// When the certificates end, by name, that a process lives by.
-pub type CertificateExpiries = Arc<dyn Fn() -> BTreeMap<&'static str, Timestamp> + Send + Sync>;
+/// Returns, by name, when the certificates are valid that a process depends on.
+pub type CertificateExpiries =
+    Arc<dyn Fn() -> BTreeMap<&'static str, CertificateValidity> + Send + Sync>;
 
 /// This process, as others see it.
 pub struct ReplicaHeartbeat {

@@ -17,4 +17,5 @@ mod store;
 pub use heartbeat::{CertificateExpiries, ReplicaHeartbeat, host_name};
 pub use live_replicas::LiveReplicas;
 pub use migration_check::MigrationBlockedError;
-pub use replica::{HEARTBEAT_TIMEOUT, Replica};
+pub(crate) use replica::HEARTBEAT_TIMEOUT;
+pub use replica::{CertificateValidity, Replica};

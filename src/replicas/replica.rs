@@ -3,38 +3,115 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::base::clock::Timestamp;
 use crate::base::id::ReplicaId;
 
-/// A process that was seen this lately counts as being there.
-pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(45);
+/// A process whose last heartbeat is older counts as stopped.
+pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// A process that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Replica {
-    /// Its name.
-    pub id: ReplicaId,
-    /// The machine it runs on.
-    pub host: String,
-    /// Its number there.
-    pub pid: i32,
+    pub(crate) id: ReplicaId,
+    /// The host name of the machine it runs on.
+    pub(crate) host: String,
+    /// Its process id there.
+    pub(crate) pid: i32,
     /// Its release.
-    pub version: String,
-    /// Since when it serves.
-    pub started_at: Timestamp,
-    /// When it last said that it is there.
-    pub seen_at: Timestamp,
+    pub(crate) version: String,
+    pub(crate) started_at: Timestamp,
+    /// The time of its last heartbeat.
+    pub(crate) seen_at: Timestamp,
     /// The encryption key it seals with.
-    pub sealing_key_id: u8,
-    /// Those it can open with.
-    pub opening_key_ids: Vec<u8>,
-    /// A fingerprint of each group of settings that should be the same everywhere.
+    pub(crate) sealing_key_id: u8,
+    /// The encryption keys it can open with.
+    pub(crate) opening_key_ids: Vec<u8>,
+    /// By group of settings that should be the same everywhere, a fingerprint.
     #[serde(skip)]
-    pub settings: BTreeMap<String, String>,
-    /// When the certificates end that it lives by.
+    pub(crate) settings: BTreeMap<String, String>,
+    /// By name, the certificates it depends on.
     #[serde(skip)]
-    pub certificates: BTreeMap<String, Timestamp>,
+    pub(crate) certificates: BTreeMap<String, CertificateValidity>,
+}
+
+/// When a certificate is valid. In JSON an object, or only the end as a string where the beginning is not known, as releases
+/// before 0.2 write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateValidity {
+    pub(crate) not_before: Option<Timestamp>,
+    pub(crate) not_after: Timestamp,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum ValidityJson {
+    End(Timestamp),
+    #[serde(rename_all = "camelCase")]
+    Period {
+        not_before: Timestamp,
+        not_after: Timestamp,
+    },
+}
+
+impl Serialize for CertificateValidity {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let not_after = self.not_after;
+        match self.not_before {
+            Some(not_before) => ValidityJson::Period {
+                not_before,
+                not_after,
+            },
+            None => ValidityJson::End(not_after),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for CertificateValidity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match ValidityJson::deserialize(deserializer)? {
+            ValidityJson::End(not_after) => Self {
+                not_before: None,
+                not_after,
+            },
+            ValidityJson::Period {
+                not_before,
+                not_after,
+            } => Self {
+                not_before: Some(not_before),
+                not_after,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_validity_is_read_as_this_and_earlier_releases_write_it() {
+        let at = |text| Timestamp::parse(text).expect("a time");
+        let (start, end) = ("2026-01-01T00:00:00.000Z", "2026-04-01T00:00:00.000Z");
+        for (not_before, json) in [
+            (None, format!("\"{end}\"")),
+            (
+                Some(at(start)),
+                format!("{{\"notBefore\":\"{start}\",\"notAfter\":\"{end}\"}}"),
+            ),
+        ] {
+            let validity = CertificateValidity {
+                not_before,
+                not_after: at(end),
+            };
+            assert_eq!(serde_json::to_string(&validity).expect("JSON"), json);
+            assert_eq!(
+                serde_json::from_str::<CertificateValidity>(&json).expect("valid"),
+                validity
+            );
+        }
+    }
 }

@@ -535,7 +535,7 @@ const UNUSABLE: [&str; 6] = [
 async fn installs_that_are_set_up_wrongly_are_told_so() {
     let model = Model::new().await;
     let own: &[Broken] = &[
-        (By::Rows("select 1"), &[], "All can be read"),
+        (By::Rows("select 1"), &[], "All settings can be read"),
         (
             By::Settings(&[("PORT", "http")]),
             &["settings.read: fail"],
@@ -549,7 +549,7 @@ async fn installs_that_are_set_up_wrongly_are_told_so() {
         (
             By::Settings(&[("WEBHOOK_MAX_RETRYS", "3")]),
             &["settings.unknown: warn"],
-            "a slip for WEBHOOK_MAX_RETRIES",
+            "Did you mean WEBHOOK_MAX_RETRIES",
         ),
         (
             By::Settings(&[
@@ -568,12 +568,12 @@ async fn installs_that_are_set_up_wrongly_are_told_so() {
         (
             By::KeyFile(0o644),
             &["files.secret: warn"],
-            "can be read by everybody on this machine (mode 644)",
+            "can be read by every user of this machine (mode 644)",
         ),
         (
             By::KeyFile(0o460),
             &["files.secret: warn"],
-            "can be changed by others",
+            "can be changed by users other than its owner",
         ),
         (
             By::KeyFile(0),
@@ -633,7 +633,7 @@ async fn installs_that_are_set_up_wrongly_are_told_so() {
         (
             By::Rows("update apple_credentials set private_key_enc = ''"),
             &["keys.in_use: fail", "…"],
-            "no sealed values",
+            "not sealed values",
         ),
     ];
     model.each(own).await;
@@ -715,12 +715,12 @@ async fn installs_whose_processes_and_tenants_lack_something_are_told_so() {
         (
             By::Rows("update replicas set certificates = jsonb_build_object('listener', now() + interval '9 days')"),
             &["processes.certificates: warn"],
-            "The listener's own certificate ends on",
+            "The listener's certificate ends on",
         ),
         (
             By::Rows("update replicas set certificates = jsonb_build_object('apple_leaf', now() + interval '9 days')"),
             &["processes.certificates: warn"],
-            "The certificate that Apple signs with ends on",
+            "Apple's signing certificate ends on",
         ),
         (
             By::Rows(
@@ -758,7 +758,7 @@ async fn installs_whose_processes_and_tenants_lack_something_are_told_so() {
         (
             By::Rows("update api_keys set revoked_at = now()"),
             &["tenants.api_keys: warn"],
-            "for want of an API key",
+            "has no API key",
         ),
         (
             By::Rows("update apple_credentials set app_apple_id = null"),
@@ -820,12 +820,12 @@ async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
         (
             By::Rows(delivery!("pending", "parked_at", "now()")),
             &["deliveries.parked: warn"],
-            "set aside",
+            "parked, because",
         ),
         (
             By::Rows(delivery!("pending", "lease_until", "now() - interval '2 minutes'")),
             &["deliveries.leases: warn"],
-            "by a process that is gone",
+            "from a process that stopped",
         ),
         (
             By::Rows(delivery!("failed", "next_attempt_at", "null")),
@@ -855,7 +855,7 @@ async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
                     select tenant_id, 1, now(), 'dns', now() from webhook_configs",
             ),
             &[],
-            "No callback is known to be out of reach",
+            "No callback is known to be unreachable",
         ),
         (
             By::Rows(
@@ -865,7 +865,7 @@ async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
                     from webhook_configs",
             ),
             &["deliveries.certificates: warn"],
-            "1 callback's certificate ends soon",
+            "1 callback's certificate expires soon",
         ),
         (
             By::Rows("insert into delivery_holds (held_by) values ('x')"),
@@ -883,7 +883,7 @@ async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
                 delete from apple_credentials",
             ),
             &["drift.callback_unused: warn"],
-            "has no delivery among what is kept: tenant_",
+            "has no stored delivery: tenant_",
         ),
         (
             By::Rows(

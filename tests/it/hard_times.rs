@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::base::id::TenantId;
+use attesto::checks::{CheckContext, run_checks};
 use attesto::config::RawSettings;
 use attesto::db::{ConnectSettings, Database};
-use attesto::doctor::{CheckContext, run_checks};
 use attesto::events::EventRecorder;
 use attesto::simulator::state::google::NewSubscription;
 use futures_util::future::join_all;
@@ -157,8 +157,9 @@ async fn a_forgotten_transaction_does_not_stop_deliveries() {
         .parse()
         .unwrap();
     // Two scrapes or evaluations of ten seconds.
-    let seen =
-        Duration::from_secs(after) + attesto::gauges::REFRESH_INTERVAL + Duration::from_secs(20);
+    let seen = Duration::from_secs(after)
+        + attesto::checks::gauges::REFRESH_INTERVAL
+        + Duration::from_secs(20);
     assert!(seen <= Duration::from_secs(70), "{seen:?}");
 
     forgotten.execute("rollback").await.unwrap();

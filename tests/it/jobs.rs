@@ -87,7 +87,7 @@ impl Office {
     }
 
     fn jobs(&self, job: &Job) -> JobScheduler {
-        JobScheduler::with_jobs(&self.tools, vec![job.clone()])
+        JobScheduler::new(&self.tools, vec![job.clone()])
     }
 
     async fn last(&self) -> jobs::LastJobRun {

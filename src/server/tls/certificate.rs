@@ -22,9 +22,8 @@ use crate::crypto::token;
 
 /// The most that either file may weigh. A long chain is a few kilobytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// A certificate that ends sooner than this should have been replaced, or sooner than a third of its life: those that
-/// live for days are replaced every few days.
-const EXPIRY_WARNING_PERIOD: Duration = Duration::from_hours(14 * 24);
+/// How long before its end a certificate should have been replaced, unless a third of its life is shorter.
+const MAX_EXPIRY_WARNING_PERIOD: Duration = Duration::from_hours(14 * 24);
 
 /// Where the pair is: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,16 +232,34 @@ impl TlsCertificate {
         self.not_after
     }
 
-    /// Whether another should be there by `now`: in its last two weeks, or in the last third of a shorter life.
+    /// From when on it is valid.
+    pub(crate) fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    /// See [`is_renewal_due`].
     pub fn is_expiring_soon(&self, now: Timestamp) -> bool {
-        let life = self.not_after.duration_since(self.not_before);
-        self.not_after.duration_since(now) < EXPIRY_WARNING_PERIOD.min(life / 3)
+        is_renewal_due(Some(self.not_before), self.not_after, now)
     }
 
     /// SHA-256 of the certificate, in hexadecimal, as `openssl x509 -fingerprint -sha256` has it but for the colons.
     pub fn fingerprint(&self) -> String {
         token::encode_hex(&token::sha256(&self.certificate))
     }
+}
+
+/// The rule for warnings about the listener's certificate: in its last 14 days, or in the last third of its life when that is
+/// shorter, because a certificate that lives for days is replaced every few days.
+pub(crate) fn is_renewal_due(
+    not_before: Option<Timestamp>,
+    not_after: Timestamp,
+    now: Timestamp,
+) -> bool {
+    let third = not_before.map(|not_before| not_after.duration_since(not_before) / 3);
+    let period = third.map_or(MAX_EXPIRY_WARNING_PERIOD, |third| {
+        third.min(MAX_EXPIRY_WARNING_PERIOD)
+    });
+    not_after.duration_since(now) < period
 }
 
 /// Whether the one certificate carries the other's signature: a name alone is also borne by an issuer's next certificate,

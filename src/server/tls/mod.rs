@@ -11,5 +11,6 @@
 pub mod certificate;
 pub mod reload;
 
+pub(crate) use certificate::is_renewal_due;
 pub use certificate::{TlsCertificate, TlsCertificateError, TlsFiles};
 pub use reload::{ReloadIntervals, ReloadableTls, TlsMetrics};

@@ -202,7 +202,7 @@ impl World {
     /// Runs a job as a process with this one's settings does. What it told.
     pub(crate) async fn run_job(&self, name: &str) -> Value {
         let tools = attesto::app::build_job_tools(&self.settings, self.database(), &self.clock);
-        let jobs = attesto::jobs::all_jobs(&tools);
+        let jobs = attesto::app::all_jobs(&tools);
         let job = jobs.iter().find(|job| job.name == name).expect("a job");
         let stop = CancellationToken::new();
         let ran = attesto::jobs::run_job_now(self.database(), &self.clock, job, &stop);

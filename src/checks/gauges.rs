@@ -11,6 +11,8 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::expiry::CredentialKind;
+use super::jobs::drift_labels;
 use crate::base::clock::Clock;
 use crate::credentials::age;
 use crate::crypto::keyring::Keyring;
@@ -22,7 +24,6 @@ use crate::jobs::{self, JobHealth};
 use crate::metrics::registry::{ObservableKind, u64_to_f64};
 use crate::metrics::{Gauge, MetricVec, MetricsRegistry, process};
 use crate::replicas::CertificateExpiries;
-use crate::watch::{drift, expiry};
 
 /// How often.
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
@@ -102,8 +103,8 @@ impl DatabaseGauges {
             "attesto_certificate_expiry_timestamp_seconds",
             "When a certificate ends that this process lives by, in seconds since the Unix epoch.",
             move |tell| {
-                for (name, end) in certificates() {
-                    let seconds = u64::try_from(end.as_secs()).unwrap_or(0);
+                for (name, validity) in certificates() {
+                    let seconds = u64::try_from(validity.not_after.as_secs()).unwrap_or(0);
                     tell(&format!("certificate=\"{name}\""), u64_to_f64(seconds));
                 }
             },
@@ -292,11 +293,11 @@ impl JobGauges {
             runs.last_success.with_label_values([job]);
             runs.job_failing.with_label_values([job]);
         }
-        for kind in expiry::CredentialKind::ALL {
+        for kind in CredentialKind::ALL {
             runs.credentials_due.with_label_values([kind.as_str()]);
         }
-        for kind in drift::DriftKind::ALL {
-            runs.drift_findings.with_label_values([kind.as_str()]);
+        for label in drift_labels() {
+            runs.drift_findings.with_label_values([label]);
         }
         for result in PROBE_RESULTS {
             runs.callbacks_probed.with_label_values([result]);

@@ -1,64 +1,55 @@
-//! Who serves, and what runs periodically.
+//! The group `processes`: which processes serve on this database, and whether the jobs run.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::check_result::query_failed;
 use super::check_result::{CheckResult, pluralize_count};
-use crate::base::clock::{Clock, Timestamp};
+use super::expiry::{self, certificate_advice, certificate_name, is_expiring_soon};
+use super::runner::DatabaseContext;
+use crate::base::clock::Timestamp;
 use crate::config::settings::ExpiryThresholds;
-use crate::db::Database;
+use crate::db::Error;
 use crate::jobs::{LastJobRun, list_last_runs};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{LiveReplicas, Replica};
-use crate::watch::expiry::{self, certificate_advice, certificate_name, is_expiring_soon};
 
-/// A job that is this late beside its interval does not run any more.
+/// Beyond twice its interval; a job that is later than that no longer runs.
 const MAX_JOB_DELAY: Duration = Duration::from_mins(10);
 
-/// Looks.
-pub async fn check_processes(
-    database: &Database,
-    clock: &Clock,
-    cadences: Option<&ExpiryThresholds>,
-) -> CheckResult {
-    let mut checks = Vec::new();
-    let mut serving = false;
-    match LiveReplicas::load(database, clock.lead()).await {
-        Ok(company) => {
-            serving = !company.replicas.is_empty();
-            checks.extend(check_live_replicas(&company.replicas));
-            if let Some(cadences) = cadences {
-                checks.extend(check_replica_certificates(
-                    &company.replicas,
-                    clock.now(),
-                    cadences,
-                ));
-            }
-        }
-        Err(error) => checks.push(query_failed("processes.serving", &error)),
-    }
-    match list_last_runs(database, clock.lead()).await {
-        Ok(runs) => checks.extend(runs.iter().map(|run| check_last_job_run(run, serving))),
-        Err(error) => checks.push(query_failed("processes.jobs", &error)),
-    }
-    CheckResult::group("processes", "Processes and jobs", checks)
+pub(super) async fn load_job_runs(
+    context: &DatabaseContext,
+) -> Result<(LiveReplicas, Vec<LastJobRun>), Error> {
+    let lead = context.clock.lead();
+    let live = LiveReplicas::load(&context.database, lead).await?;
+    Ok((live, list_last_runs(&context.database, lead).await?))
 }
 
-fn check_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
+pub(super) fn judge_replicas(replicas: &[Replica], context: &DatabaseContext) -> Vec<CheckResult> {
+    let mut results = judge_live_replicas(replicas);
+    if let Some(thresholds) = &context.thresholds {
+        results.extend(judge_certificates(
+            replicas,
+            context.clock.now(),
+            thresholds,
+        ));
+    }
+    results
+}
+
+fn judge_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
     const NAME: &str = "processes.serving";
     if replicas.is_empty() {
         return vec![CheckResult::warn(
             NAME,
-            "No process serves on this database.",
-            "Start `attesto serve`; if it should run, its last log lines say why it does not.",
+            "No process serves with this database.",
+            "Start `attesto serve`; if it should be running, its last log lines say why it is not.",
         )];
     }
     let count = i64::try_from(replicas.len()).unwrap_or(i64::MAX);
     let mut checks = vec![CheckResult::ok(
         NAME,
         format!(
-            "{} here.",
+            "{} with this database.",
             pluralize_count(count, "process serves", "processes serve")
         ),
     )];
@@ -70,10 +61,10 @@ fn check_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
         checks.push(CheckResult::warn(
             "processes.releases",
             format!(
-                "They are of different releases: {}.",
+                "The processes run different releases: {}.",
                 format_name_list(&versions)
             ),
-            "All right while an upgrade is rolled out; otherwise finish it.",
+            "This is normal while an upgrade is rolled out; otherwise finish it.",
         ));
     }
     let ids: BTreeSet<u8> = replicas
@@ -90,7 +81,7 @@ fn check_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
             checks.push(CheckResult::fail(
                 "processes.keys",
                 format!(
-                    "Some seal with encryption key {id}, which {} cannot open.",
+                    "Some processes seal with encryption key {id}, which {} cannot open.",
                     format_name_list(&without)
                 ),
                 "Add that key to ATTESTO_ENCRYPTION_KEYS_RETIRED there, and restart.",
@@ -100,32 +91,34 @@ fn check_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
     if ids.len() > 1 {
         checks.push(CheckResult::warn(
             "processes.keys",
-            "They seal with different encryption keys.",
-            "All right while a rotation is rolled out; otherwise set the same ATTESTO_ENCRYPTION_KEY everywhere.",
+            "The processes seal with different encryption keys.",
+            "This is normal while a rotation is rolled out; otherwise set the same ATTESTO_ENCRYPTION_KEY everywhere.",
         ));
     }
     checks
 }
 
-/// Those that the processes tell of. Whether Apple's root ends is looked at here, with the settings of here.
-fn check_replica_certificates(
+/// The certificates that the processes report, except Apple's root: `stores.roots` checks that with the settings of this
+/// machine.
+fn judge_certificates(
     replicas: &[Replica],
     now: Timestamp,
-    cadences: &ExpiryThresholds,
+    thresholds: &ExpiryThresholds,
 ) -> Vec<CheckResult> {
     const NAME: &str = "processes.certificates";
     let mut checks = Vec::new();
-    for (name, end) in expiry::earliest_certificate_expiries(replicas) {
+    for (name, validity) in expiry::earliest_certificate_expiries(replicas) {
+        let end = validity.not_after;
         let what = match name.as_str() {
             certificate_name::APPLE_ROOT => continue,
-            certificate_name::APPLE_LEAF => "The certificate that Apple signs with",
-            certificate_name::LISTENER => "The listener's own certificate",
-            _ => "A certificate of a newer release's",
+            certificate_name::APPLE_LEAF => "Apple's signing certificate",
+            certificate_name::LISTENER => "The listener's certificate",
+            _ => "A certificate that a newer release reports",
         };
         let advice = certificate_advice(&name);
         checks.push(if end <= now && name == certificate_name::LISTENER {
             CheckResult::fail(NAME, format!("{what} ended on {end}."), advice)
-        } else if is_expiring_soon(&name, end, now, cadences) {
+        } else if is_expiring_soon(&name, validity, now, thresholds) {
             CheckResult::warn(NAME, format!("{what} ends on {end}."), advice)
         } else {
             CheckResult::ok(NAME, format!("{what} ends on {end}."))
@@ -134,35 +127,35 @@ fn check_replica_certificates(
     checks
 }
 
-fn check_last_job_run(run: &LastJobRun, serving: bool) -> CheckResult {
+pub(super) fn judge_last_run(run: &LastJobRun, is_serving: bool) -> CheckResult {
     const NAME: &str = "processes.jobs";
     let job = &run.job;
-    let see = format!("`attesto jobs list` shows it, `attesto jobs run {job}` runs it now.");
+    let advice = format!("`attesto jobs list` shows it, `attesto jobs run {job}` runs it now.");
     match run.outcome.as_deref() {
         Some("failed") => {
-            let why = run.error.as_deref().unwrap_or("it did not say why");
-            let why = why.lines().next().unwrap_or_default();
+            let cause = run.error.as_deref().unwrap_or("no cause was recorded");
+            let cause = cause.lines().next().unwrap_or_default();
             CheckResult::warn(
                 NAME,
-                format!("The job {job} failed when it last ran: {why}."),
-                see,
+                format!("The job {job} failed when it last ran: {cause}."),
+                advice,
             )
         }
         None if run.is_lapsed => CheckResult::warn(
             NAME,
             format!("The process that ran the job {job} on {} died.", run.host),
-            see,
+            advice,
         ),
         _ => match run.interval {
-            Some(every) if serving && run.age > every * 2 + MAX_JOB_DELAY => CheckResult::warn(
+            Some(every) if is_serving && run.age > every * 2 + MAX_JOB_DELAY => CheckResult::warn(
                 NAME,
                 format!(
-                    "The job {job} should have run again by now; it last did {} h ago.",
+                    "The job {job} should have run again by now; its last run was {} h ago.",
                     run.age.as_secs() / 3600
                 ),
-                "Is JOBS_DISABLED set in every process? One has to run them.",
+                "Is JOBS_DISABLED set in every process? At least one must run the jobs.",
             ),
-            _ => CheckResult::ok(NAME, format!("The job {job} ran as it should.")),
+            _ => CheckResult::ok(NAME, format!("The job {job} runs on schedule.")),
         },
     }
 }
@@ -173,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::base::id::ReplicaId;
-    use crate::doctor::CheckStatus;
+    use crate::checks::CheckStatus;
 
     fn replica(host: &str, version: &str, seals: u8, opens: &[u8]) -> Replica {
         let now = Timestamp::from_millis(0);
@@ -194,7 +187,7 @@ mod tests {
     #[test]
     fn processes_that_differ_are_noticed() {
         let statuses = |replicas: &[Replica]| {
-            let found = check_live_replicas(replicas);
+            let found = judge_live_replicas(replicas);
             found
                 .iter()
                 .map(|check| (check.name, check.status))
@@ -231,7 +224,7 @@ mod tests {
             age: Duration::from_hours(hours),
             is_lapsed,
         };
-        for (status, run, serving) in [
+        for (status, run, is_serving) in [
             (CheckStatus::Ok, run(Some("done"), 1, true), true),
             (CheckStatus::Warn, run(Some("done"), 3, true), true),
             (CheckStatus::Ok, run(Some("done"), 3, true), false),
@@ -239,7 +232,7 @@ mod tests {
             (CheckStatus::Warn, run(None, 0, true), true),
             (CheckStatus::Ok, run(None, 0, false), true),
         ] {
-            assert_eq!(check_last_job_run(&run, serving).status, status, "{run:?}");
+            assert_eq!(judge_last_run(&run, is_serving).status, status, "{run:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the service listens, and with which certificate.
+//! The group `listener`: where the service listens, and with which certificate.
 
 use super::check_result::CheckResult;
 use crate::base::clock::Timestamp;
@@ -6,14 +6,13 @@ use crate::config::{self, RawSettings, read_tls_files};
 use crate::server::ListenSettings;
 use crate::server::tls::{TlsCertificate, TlsCertificateError};
 
-/// Looks. `None` when the settings do not say where, which is a finding of theirs.
-pub fn check_listener(raw: &RawSettings<'_>, now: Timestamp) -> Option<CheckResult> {
+/// `None` when the settings do not say where, which their own check reports.
+pub(super) fn check_listener(raw: &RawSettings<'_>, now: Timestamp) -> Option<CheckResult> {
     let listen = config::read_listen_settings(raw).ok()?;
-    let check = match read_tls_files(raw).ok()? {
+    Some(match read_tls_files(raw).ok()? {
         Some(files) => check_listener_certificate(TlsCertificate::from_files(&files, now), now),
         None => check_plain_http(listen),
-    };
-    Some(CheckResult::group("listener", "Listener", vec![check]))
+    })
 }
 
 fn check_listener_certificate(
@@ -25,7 +24,7 @@ fn check_listener_certificate(
         Ok(pair) if pair.is_expiring_soon(now) => CheckResult::warn(
             NAME,
             format!("The listener's certificate ends at {}.", pair.not_after()),
-            "Put another into both files: it is in use within seconds, and nothing restarts. Did what renews it stop?",
+            "Write a new certificate and key to both files: they are used within seconds, without a restart. Did the program that renews them stop?",
         ),
         Ok(pair) => CheckResult::ok(
             NAME,
@@ -33,13 +32,13 @@ fn check_listener_certificate(
         ),
         Err(problem) => CheckResult::fail(
             NAME,
-            format!("What is there for the listener cannot be used: {problem}."),
-            "A service that runs goes on with the pair it had and does not start again without one: mend both files.",
+            format!("The listener's certificate and key cannot be used: {problem}."),
+            "A running service keeps the certificate it has, but would not start again: correct both files.",
         ),
     }
 }
 
-/// That TLS ends in front is the usual way, and cannot be seen from here: nothing is wrong.
+/// Usually a proxy in front terminates TLS, which cannot be seen from here, so this is never a warning.
 fn check_plain_http(listen: ListenSettings) -> CheckResult {
     const NAME: &str = "listener.tls";
     if listen.bind_addr().ip().is_loopback() {
@@ -48,7 +47,7 @@ fn check_plain_http(listen: ListenSettings) -> CheckResult {
         CheckResult::ok(
             NAME,
             format!(
-                "Plain HTTP on {}: what stands in front has to end TLS, or TLS_CERT_PATH and TLS_KEY_PATH are set.",
+                "Plain HTTP on {}: terminate TLS in a proxy in front, or set TLS_CERT_PATH and TLS_KEY_PATH.",
                 listen.bind_addr()
             ),
         )

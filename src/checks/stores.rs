@@ -1,25 +1,32 @@
-//! The stores: can they be reached from here, and whom do we trust as Apple.
+//! The group `stores`: whether the stores can be reached from here, and whether Apple's root certificates are still valid.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use url::Url;
 
+use super::check::Judged;
 use super::check_result::CheckResult;
-use crate::base::clock::{Clock, Timestamp};
-use crate::config::StoreSettings;
+use super::expiry::APPLE_ROOT_WARNING_PERIOD;
+use crate::base::clock::Timestamp;
+use crate::config::{RawSettings, StoreSettings};
 use crate::outbound;
 use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 
 /// How long a store may take to answer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(8);
-/// Roots that expire sooner than this should be replaced.
-const ROOT_EXPIRY_WARNING: Duration = Duration::from_hours(24 * 180);
+const SETTINGS_UNREADABLE: &str = "stores: skipped because of the settings";
 
-/// Looks. Without being `online` it calls nobody.
-pub async fn check_stores(stores: &StoreSettings, online: bool, clock: &Clock) -> CheckResult {
-    let mut checks = vec![check_apple_roots(stores, clock.now())];
-    let places = [
+/// `attesto doctor --offline` calls none of them.
+pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: bool) -> Judged {
+    let Ok(stores) = StoreSettings::from_raw(raw) else {
+        return Judged::GroupSkipped(SETTINGS_UNREADABLE);
+    };
+    if !is_online {
+        let reason = "The stores were not called (--offline).";
+        return CheckResult::skipped("stores.reachable", reason).into();
+    }
+    let stores = [
         ("Apple's production API", &stores.apple_production_url),
         ("Apple's sandbox API", &stores.apple_sandbox_url),
         ("Google's Play API", &stores.google_play_url),
@@ -27,18 +34,12 @@ pub async fn check_stores(stores: &StoreSettings, online: bool, clock: &Clock) -
         ("Google's push keys", &stores.google_jwks_url),
         ("Google's Pub/Sub API", &stores.google_pubsub_url),
     ];
-    if online {
-        checks.extend(join_all(places.map(|(what, url)| check_store_reachable(what, url))).await);
-    } else {
-        checks.push(CheckResult::skipped(
-            "stores.reachable",
-            "Nobody was called (--offline).",
-        ));
-    }
-    CheckResult::group("stores", "Stores", checks)
+    join_all(stores.map(|(what, url)| check_store_reachable(what, url)))
+        .await
+        .into()
 }
 
-/// Any answer will do: what is looked at is the name, the way and the certificate.
+/// Any HTTP answer will do: this checks the name, the connection and the certificate.
 async fn check_store_reachable(what: &str, url: &Url) -> CheckResult {
     const NAME: &str = "stores.reachable";
     let host = url.host_str().unwrap_or_default();
@@ -47,8 +48,8 @@ async fn check_store_reachable(what: &str, url: &Url) -> CheckResult {
         Err(error) => {
             return CheckResult::fail(
                 NAME,
-                format!("No client can be made: {error}."),
-                "The service does not start like this either.",
+                format!("No HTTP client can be created: {error}."),
+                "The service would not start either.",
             );
         }
     };
@@ -73,13 +74,20 @@ async fn check_store_reachable(what: &str, url: &Url) -> CheckResult {
     }
 }
 
-fn check_apple_roots(stores: &StoreSettings, now: Timestamp) -> CheckResult {
+pub(super) fn check_apple_roots(raw: &RawSettings<'_>, now: Timestamp) -> Judged {
+    match StoreSettings::from_raw(raw) {
+        Ok(stores) => judge_apple_roots(&stores, now).into(),
+        Err(_) => Judged::GroupSkipped(SETTINGS_UNREADABLE),
+    }
+}
+
+fn judge_apple_roots(stores: &StoreSettings, now: Timestamp) -> CheckResult {
     const NAME: &str = "stores.roots";
     let verifier = match &stores.apple_root_certificates {
         None => Ok(JwsVerifier::with_apple_roots()),
         Some(path) => JwsVerifier::with_roots_from(path),
     };
-    let ends = match verifier {
+    let expiries = match verifier {
         Ok(verifier) => root_expiries(&verifier),
         Err(problem) => {
             return CheckResult::fail(
@@ -89,18 +97,22 @@ fn check_apple_roots(stores: &StoreSettings, now: Timestamp) -> CheckResult {
             );
         }
     };
-    // One is enough to sign with; Apple replaces them long before.
-    let last = ends.into_iter().max().unwrap_or(now);
-    let told = format!("The last of Apple's roots that is trusted here ends on {last}.");
+    // One is enough; Apple starts to use another one long before.
+    let last = expiries.into_iter().max().unwrap_or(now);
+    let message = format!("The last trusted root certificate of Apple ends on {last}.");
     if last <= now {
         CheckResult::fail(
             NAME,
-            told,
+            message,
             "Upgrade Attesto, or correct this machine's clock.",
         )
-    } else if last < now.plus(ROOT_EXPIRY_WARNING) {
-        CheckResult::warn(NAME, told, "Upgrade to a release that knows the next one.")
+    } else if last < now.plus(APPLE_ROOT_WARNING_PERIOD) {
+        CheckResult::warn(
+            NAME,
+            message,
+            "Upgrade to a release that contains the next one.",
+        )
     } else {
-        CheckResult::ok(NAME, told)
+        CheckResult::ok(NAME, message)
     }
 }

@@ -1,20 +1,22 @@
-//! Checks inside checks, the worst result on top.
+//! The tree that `attesto doctor` prints: checks in groups, each group as bad as its worst check.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// How something is.
+/// How many names a message lists; the others are counted.
+pub(super) const MAX_NAMED: i64 = 5;
+
+/// From the least to the most serious.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum CheckStatus {
-    /// It could not be looked at.
+pub(crate) enum CheckStatus {
+    /// It could not be checked.
     Skipped,
-    /// It is well.
     Ok,
     /// It works, and should not stay as it is.
     Warn,
-    /// It does not work, or will not for long.
+    /// It does not work, or will soon stop working.
     Fail,
 }
 
@@ -29,46 +31,49 @@ impl CheckStatus {
     }
 }
 
-/// One thing that was looked at, and what belongs to it.
+/// The result of one check, or of a group of checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckResult {
-    /// What it is called, for ever: `keys.canary`.
-    pub name: &'static str,
-    /// How it is; of a group the worst of its checks.
-    pub status: CheckStatus,
+    /// Stays the same in every release: `keys.canary`.
+    pub(crate) name: &'static str,
+    /// Of a group, the worst of its checks.
+    pub(crate) status: CheckStatus,
     /// What was found, in a sentence.
-    pub message: String,
-    /// What to do about it. There for every warning and every failure.
+    pub(crate) message: String,
+    /// What to do about it. Set for every warning and every failure.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<String>,
-    /// What belongs to it.
+    pub(crate) advice: Option<String>,
+    /// The checks of a group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub checks: Vec<CheckResult>,
+    pub(crate) checks: Vec<CheckResult>,
 }
 
 impl CheckResult {
-    /// It is well.
-    pub fn ok(name: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self::new_leaf(name, CheckStatus::Ok, message.into(), None)
     }
 
-    /// It works, and should not stay as it is.
-    pub fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn warn(
+        name: &'static str,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self::new_leaf(name, CheckStatus::Warn, message.into(), Some(advice.into()))
     }
 
-    /// It does not work, or will not for long.
-    pub fn fail(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn fail(
+        name: &'static str,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self::new_leaf(name, CheckStatus::Fail, message.into(), Some(advice.into()))
     }
 
-    /// It could not be looked at, because of this.
-    pub fn skipped(name: &'static str, because: impl Into<String>) -> Self {
-        Self::new_leaf(name, CheckStatus::Skipped, because.into(), None)
+    pub(super) fn skipped(name: &'static str, reason: impl Into<String>) -> Self {
+        Self::new_leaf(name, CheckStatus::Skipped, reason.into(), None)
     }
 
-    /// Several checks. It is as well as the worst of them.
-    pub fn group(name: &'static str, title: impl Into<String>, checks: Vec<Self>) -> Self {
+    pub(super) fn group(name: &'static str, title: impl Into<String>, checks: Vec<Self>) -> Self {
         let worst = checks.iter().map(|check| check.status).max();
         Self {
             name,
@@ -94,8 +99,8 @@ impl CheckResult {
         }
     }
 
-    /// For people: a line each, what belongs to something under it, advice under what needs it.
-    pub fn to_text(&self) -> String {
+    /// For people: a line for each check, the checks of a group indented under it, advice under the check it is for.
+    pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         self.write_tree(&mut text, 0);
         text.truncate(text.trim_end().len());
@@ -120,7 +125,7 @@ pub(super) fn pluralize_count(count: i64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// `a, b and 3 more`.
+/// `a, b and 3 more`, where `count` includes those that are not in `names`.
 pub(super) fn format_names(names: &[String], count: i64) -> String {
     let shown = names.join(", ");
     let more = count - i64::try_from(names.len()).unwrap_or(0);
@@ -131,15 +136,15 @@ pub(super) fn format_names(names: &[String], count: i64) -> String {
     }
 }
 
-/// A question to the database that failed.
+/// The result of a check whose query failed. Nothing of the database's own message is in it.
 pub(super) fn query_failed(name: &'static str, error: &crate::db::Error) -> CheckResult {
     CheckResult::fail(
         name,
         format!(
-            "{name}: the database refused: {}",
+            "{name}: the query failed: {}",
             crate::db::error_class(error)
         ),
-        "Has the role of DATABASE_URL the rights on Attesto's tables? The database's log says what it refused.",
+        "Does the role of DATABASE_URL have the privileges on Attesto's tables? The database's log says what it refused.",
     )
 }
 
@@ -148,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worst_is_on_top_and_what_was_skipped_is_not_the_worst() {
+    fn a_group_is_as_bad_as_its_worst_check_and_skipped_is_not_bad() {
         let tree = CheckResult::group(
             "doctor",
             "Attesto",
@@ -157,8 +162,8 @@ mod tests {
                     "a",
                     "A",
                     vec![
-                        CheckResult::ok("a.1", "well"),
-                        CheckResult::warn("a.2", "so so", "do this"),
+                        CheckResult::ok("a.1", "healthy"),
+                        CheckResult::warn("a.2", "unusual", "do this"),
                     ],
                 ),
                 CheckResult::skipped("b", "no database"),
@@ -167,7 +172,7 @@ mod tests {
         assert_eq!(tree.status, CheckStatus::Warn);
         assert_eq!(
             tree.to_text(),
-            "warn  Attesto\n  warn  A\n    ok    well\n    warn  so so\n          → do this\n  skip  no database"
+            "warn  Attesto\n  warn  A\n    ok    healthy\n    warn  unusual\n          → do this\n  skip  no database"
         );
         assert_eq!(
             CheckResult::group("x", "X", vec![]).status,
@@ -176,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_named_and_many_are_counted() {
+    fn names_are_listed_and_the_others_are_counted() {
         let names = ["a".to_owned(), "b".to_owned()];
         assert_eq!(format_names(&names, 2), "a, b");
         assert_eq!(format_names(&names, 7), "a, b and 5 more");

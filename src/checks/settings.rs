@@ -1,27 +1,27 @@
-//! The settings, as `attesto serve` would read them here.
+//! The group `settings`: whether `attesto serve` could read the settings here.
 
+use super::check::Judged;
 use super::check_result::CheckResult;
 use crate::config::definitions::{SETTINGS, SettingKind, find_setting};
 use crate::config::{AppSettings, DeploymentMode, RawSettings};
 
-/// Variables that begin so are meant for us.
+/// Variables with these prefixes are meant for Attesto.
 const SETTING_PREFIXES: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
-/// These are not: Kubernetes tells every container about a service that is called attesto.
+/// Except these: Kubernetes sets them in every container when a service is called attesto.
 const KUBERNETES_PREFIXES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
 
-/// Looks.
-pub fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> CheckResult {
+pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Judged {
     let mut checks = match AppSettings::parse(raw) {
         Ok(settings) => {
             let mut checks = vec![CheckResult::ok(
                 "settings.read",
-                format!("All can be read; ATTESTO_ENV is {}.", settings.mode.as_str()),
+                format!("All settings can be read; ATTESTO_ENV is {}.", settings.mode.as_str()),
             )];
             if settings.is_validation_audit_enabled && settings.retention.validation_audit.is_none() {
                 checks.push(CheckResult::warn(
                     "settings.validation_audit",
                     "The validation log is on and kept for ever.",
-                    "Set RETENTION_VALIDATION_AUDIT_DAYS, or be ready for a table that only grows.",
+                    "Set RETENTION_VALIDATION_AUDIT_DAYS, or the table grows without limit.",
                 ));
             }
             if settings.mode == DeploymentMode::Production {
@@ -47,18 +47,18 @@ pub fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> CheckResul
             .map(|name| {
                 CheckResult::warn(
                     "settings.unknown",
-                    format!("{name} is set and means nothing to this release."),
+                    format!("{name} is set, and this release has no such setting."),
                     match nearest_setting(name) {
-                        Some(near) => format!("Is it a slip for {near}? Otherwise remove it."),
+                        Some(near) => format!("Did you mean {near}? Otherwise remove it."),
                         None => "Remove it, or correct its name.".to_owned(),
                     },
                 )
             }),
     );
-    CheckResult::group("settings", "Settings", checks)
+    checks.into()
 }
 
-/// Whoever may look at a process sees its variables.
+/// Other processes of the same user can read a process's environment.
 fn check_environment_secrets(raw: &RawSettings<'_>) -> CheckResult {
     let open: Vec<_> = SETTINGS
         .iter()
@@ -92,7 +92,7 @@ fn is_unknown_setting(name: &str) -> bool {
     ours && !not_ours && find_setting(name).is_none() && !file
 }
 
-/// The setting whose name differs in few letters.
+/// The setting whose name differs by at most three letters.
 fn nearest_setting(name: &str) -> Option<&'static str> {
     let distances = SETTINGS
         .iter()
@@ -101,7 +101,7 @@ fn nearest_setting(name: &str) -> Option<&'static str> {
     (letters <= 3).then_some(near)
 }
 
-/// How many letters have to be added, left out or changed.
+/// The number of letters to add, remove or change: the Levenshtein distance.
 fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -122,9 +122,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_is_noticed_and_what_is_somebody_elses_is_not() {
+    fn a_misspelt_setting_is_noticed_and_variables_of_other_programs_are_not() {
         assert!(is_unknown_setting("ATTESTO_ENCRYPTION_KEYS"));
-        assert!(is_unknown_setting("ATTESTO_ENV_FILE"), "no secret");
+        assert!(is_unknown_setting("ATTESTO_ENV_FILE"), "not a secret");
         for known in [
             "ATTESTO_ENV",
             "ATTESTO_ENCRYPTION_KEY_FILE",

@@ -1,33 +1,33 @@
-//! The database: is it there, is it ours, is it well.
+//! The group `database`: whether the server is reachable, ours, and healthy.
 
 use std::time::Duration;
 
-use super::check_result::query_failed;
+use super::check::Judged;
 use super::check_result::{CheckResult, pluralize_count};
-use super::store::{self, ReplicationSlot};
-use crate::base::clock::{Clock, Timestamp};
+use super::store::{self, PostgresServer, ReplicationSlot};
+use crate::base::clock::Timestamp;
 use crate::db::health::DatabaseHealth;
-use crate::db::{Database, Error, MIN_POSTGRES_MAJOR, SchemaState};
+use crate::db::{Database, DatabaseConnectError, Error, MIN_POSTGRES_MAJOR, SchemaState};
 use crate::metrics::registry::u64_to_f64;
 
-/// How long it may take to answer at all.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clocks may differ this much.
+/// How long the server may take to answer at all.
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// In seconds.
 const CLOCK_SKEW_WARNING_THRESHOLD: f64 = 1.0;
-/// From here on receivers refuse what we sign.
+/// In seconds. Beyond this, receivers refuse what we sign.
 const CLOCK_SKEW_FAILURE_THRESHOLD: f64 = 60.0;
-/// A transaction that is open longer than this has been forgotten.
+/// A transaction that is open longer was most likely forgotten.
 const MAX_TRANSACTION_AGE: Duration = Duration::from_mins(1);
-/// A backup or an export is older than this.
+/// The same for the snapshot of a backup or an export.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_hours(1);
-/// More dead rows than this are not cleaned up as they should be.
+/// Dead rows in one table; with more, vacuum does not keep up.
 const MAX_DEAD_ROWS: i64 = 20_000;
 const MEBIBYTE: i64 = 1024 * 1024;
-/// A slot that keeps more of the write-ahead log than this has fallen behind.
+/// A replication slot that keeps more of the write-ahead log has fallen behind.
 const MAX_SLOT_WAL_BYTES: i64 = 5 * 1024 * MEBIBYTE;
-/// Of a hundred connections of the server.
+/// Of the server's `max_connections`.
 const MAX_CONNECTIONS_PERCENT: i64 = 85;
-/// The last day on which each major version gets corrections; <https://www.postgresql.org/support/versioning/>.
+/// The last day on which each major version gets fixes; <https://www.postgresql.org/support/versioning/>.
 const POSTGRES_END_OF_LIFE: [(u32, &str); 5] = [
     (14, "2026-11-12T23:59:59Z"),
     (15, "2027-11-11T23:59:59Z"),
@@ -36,62 +36,50 @@ const POSTGRES_END_OF_LIFE: [(u32, &str); 5] = [
     (18, "2030-11-14T23:59:59Z"),
 ];
 
-/// Looks.
-pub async fn check_database(database: &Database, clock: &Clock) -> CheckResult {
-    let mut checks = Vec::new();
-    match database.ping(PING_TIMEOUT).await {
-        Ok(()) => checks.push(CheckResult::ok("database.reachable", "It answers.")),
-        Err(problem) => {
-            checks.push(CheckResult::fail(
-                "database.reachable",
-                format!("It cannot be reached: {problem}."),
-                "Is it running, where DATABASE_URL says, and does it let this user in from here?",
-            ));
-            return CheckResult::group("database", "Database", checks);
-        }
+pub(super) fn judge_reachable(answer: Result<(), DatabaseConnectError>) -> Judged {
+    const NAME: &str = "database.reachable";
+    match answer {
+        Ok(()) => CheckResult::ok(NAME, "It answers.").into(),
+        Err(problem) => Judged::LastResults(vec![CheckResult::fail(
+            NAME,
+            format!("It cannot be reached: {problem}."),
+            "Is it running where DATABASE_URL says, and does it accept this user from this machine?",
+        )]),
     }
-    checks.extend(check_pooler(database).await);
-    match store::load_postgres_server(database).await {
-        Ok(server) => checks.extend(check_server(&server, clock.now())),
-        Err(error) => checks.push(query_failed("database.server", &error)),
-    }
-    let schema = database.load_schema_state().await;
-    checks.push(check_migrations(&schema));
-    if matches!(schema, Ok(SchemaState::UpToDate)) {
-        match store::list_tables_without_privileges(database).await {
-            Ok(tables) if tables.is_empty() => checks.push(CheckResult::ok(
-                "database.rights",
-                "The role may read and write every table.",
-            )),
-            Ok(tables) => checks.push(CheckResult::fail(
-                "database.rights",
-                format!("The role may not read and write: {}.", tables.join(", ")),
-                "Let the tables' owner run `grant select, insert, update, delete on all tables in schema public to <role>`.",
-            )),
-            Err(error) => checks.push(query_failed("database.rights", &error)),
-        }
-    }
-    checks.push(check_notify(database).await);
-    match database.load_health(clock).await {
-        Ok(vitals) => checks.extend(check_vitals(&vitals)),
-        Err(error) => checks.push(query_failed("database.vitals", &error)),
-    }
-    match store::list_replication_slots(database).await {
-        Ok(slots) => checks.extend(check_replication_slots(&slots)),
-        Err(error) => checks.push(query_failed("database.slots", &error)),
-    }
-    match store::find_data_directory(database).await {
-        Ok(Some(folder)) if database.is_on_this_machine() => checks.extend(check_disk(&folder)),
-        Ok(_) => {}
-        Err(error) => checks.push(query_failed("database.disk", &error)),
-    }
-    CheckResult::group("database", "Database", checks)
 }
 
-/// What nobody uses, and what falls behind, keeps the write-ahead log until the disk is full.
-fn check_replication_slots(slots: &[ReplicationSlot]) -> Option<CheckResult> {
+/// `None` when the tables are not this release's: then there is nothing to compare.
+pub(super) async fn list_tables_without_privileges(
+    database: &Database,
+) -> Result<Option<Vec<String>>, Error> {
+    if !matches!(
+        database.load_schema_state().await,
+        Ok(SchemaState::UpToDate)
+    ) {
+        return Ok(None);
+    }
+    store::list_tables_without_privileges(database)
+        .await
+        .map(Some)
+}
+
+pub(super) fn judge_privileges(tables: &[String]) -> CheckResult {
+    const NAME: &str = "database.rights";
+    if tables.is_empty() {
+        CheckResult::ok(NAME, "The role may read and write every table.")
+    } else {
+        CheckResult::fail(
+            NAME,
+            format!("The role may not read and write: {}.", tables.join(", ")),
+            "Let the tables' owner run `grant select, insert, update, delete on all tables in schema public to <role>`.",
+        )
+    }
+}
+
+/// A slot that nothing uses, or that falls behind, keeps the write-ahead log until the disk is full.
+pub(super) fn judge_replication_slots(slots: &[ReplicationSlot]) -> Option<CheckResult> {
     const NAME: &str = "database.slots";
-    let told = |slot: &&ReplicationSlot| {
+    let describe = |slot: &&ReplicationSlot| {
         let kept = slot.retained_wal_bytes / MEBIBYTE;
         let state = if slot.is_active { "in use" } else { "unused" };
         format!("{} ({state}, {kept} MiB)", slot.name)
@@ -99,7 +87,7 @@ fn check_replication_slots(slots: &[ReplicationSlot]) -> Option<CheckResult> {
     let bad = slots
         .iter()
         .filter(|slot| !slot.is_active || slot.retained_wal_bytes > MAX_SLOT_WAL_BYTES);
-    let bad: Vec<_> = bad.map(|slot| told(&slot)).collect();
+    let bad: Vec<_> = bad.map(|slot| describe(&slot)).collect();
     if slots.is_empty() {
         None
     } else if bad.is_empty() {
@@ -114,13 +102,13 @@ fn check_replication_slots(slots: &[ReplicationSlot]) -> Option<CheckResult> {
                 "Replication slots keep the write-ahead log: {}.",
                 bad.join(", ")
             ),
-            "Connect what should use them, or drop them (pg_drop_replication_slot) before the disk is full.",
+            "Connect the replicas that should use them, or drop them (pg_drop_replication_slot) before the disk is full.",
         ))
     }
 }
 
-/// The disk that the database is on, where that is this machine's and this process may look there.
-fn check_disk(folder: &str) -> Option<CheckResult> {
+/// `None` where this process may not look at the folder.
+pub(super) fn check_disk(folder: &str) -> Option<CheckResult> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Some(check_disk_space(bytes(stat.f_bavail), bytes(stat.f_blocks)))
@@ -129,50 +117,50 @@ fn check_disk(folder: &str) -> Option<CheckResult> {
 fn check_disk_space(free: u64, all: u64) -> CheckResult {
     const NAME: &str = "database.disk";
     const GIBIBYTE: u64 = 1024 * 1024 * 1024;
-    let told = format!(
+    let message = format!(
         "{:.1} GiB of {:.1} are free on the database's disk.",
         u64_to_f64(free) / u64_to_f64(GIBIBYTE),
         u64_to_f64(all) / u64_to_f64(GIBIBYTE)
     );
-    let advice = "Make room: `attesto prune --dry-run` counts what is too old, `attesto_db_table_bytes` says what is large, and old logs and backups may go elsewhere. Without room Postgres stops.";
+    let advice = "Make room: `attesto prune --dry-run` counts what is too old, `attesto_db_table_bytes` says what is large, and old logs and backups can be moved away. Without free space Postgres stops.";
     if free < GIBIBYTE / 2 {
-        CheckResult::fail(NAME, told, advice)
+        CheckResult::fail(NAME, message, advice)
     } else if free < 2 * GIBIBYTE || (free < 50 * GIBIBYTE && free < all / 10) {
-        CheckResult::warn(NAME, told, advice)
+        CheckResult::warn(NAME, message, advice)
     } else {
-        CheckResult::ok(NAME, told)
+        CheckResult::ok(NAME, message)
     }
 }
 
-fn check_server(server: &store::PostgresServer, now: Timestamp) -> Vec<CheckResult> {
+pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<CheckResult> {
     let major = u32::try_from(server.version / 10_000).unwrap_or(0);
     let mut checks = vec![check_server_version(major, now)];
     if server.encoding != "UTF8" {
         checks.push(CheckResult::fail(
             "database.encoding",
             format!("The database's encoding is {}.", server.encoding),
-            "Make one with `create database … encoding 'UTF8' template template0` and move there.",
+            "Create a new one with `create database … encoding 'UTF8' template template0` and move the data there.",
         ));
     }
     checks.push(if server.is_superuser {
         CheckResult::warn(
             "database.role",
             "Attesto's role is a superuser.",
-            "Give it a role of its own that owns nothing but Attesto's tables.",
+            "Create a separate role that owns nothing but Attesto's tables.",
         )
     } else {
         CheckResult::ok("database.role", "The role is not a superuser.")
     });
     checks.push(if server.statement_timeout == "15s" {
-        CheckResult::ok("database.session", "What Attesto sets on a connection stays set.")
+        CheckResult::ok("database.session", "Connection settings persist.")
     } else {
         CheckResult::warn(
             "database.session",
             format!(
-                "What Attesto sets on a connection does not stay set (statement_timeout is {}).",
+                "Settings that Attesto makes on a connection are lost (statement_timeout is {}).",
                 server.statement_timeout
             ),
-            "Is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is.",
+            "Is there a pooler in transaction mode in between? Set DATABASE_DIRECT_URL to the server itself.",
         )
     });
     checks.push(if server.autovacuum {
@@ -180,23 +168,23 @@ fn check_server(server: &store::PostgresServer, now: Timestamp) -> Vec<CheckResu
     } else {
         CheckResult::fail(
             "database.autovacuum",
-            "Autovacuum is off: dead rows stay, and deliveries get slower and slower.",
+            "Autovacuum is off: dead rows are never removed, and deliveries get slower over time.",
             "Set autovacuum = on in postgresql.conf and reload.",
         )
     });
-    let of_hundred = server.connections * 100 / server.max_connections.max(1);
-    let told = format!(
+    let percent = server.connections * 100 / server.max_connections.max(1);
+    let message = format!(
         "{} of the server's {} connections are in use.",
         server.connections, server.max_connections
     );
-    checks.push(if of_hundred >= MAX_CONNECTIONS_PERCENT {
+    checks.push(if percent >= MAX_CONNECTIONS_PERCENT {
         CheckResult::warn(
             "database.connections",
-            told,
+            message,
             "Raise max_connections, or lower max in the DATABASE_URL of each process.",
         )
     } else {
-        CheckResult::ok("database.connections", told)
+        CheckResult::ok("database.connections", message)
     });
     checks
 }
@@ -216,20 +204,20 @@ fn check_server_version(major: u32, now: Timestamp) -> CheckResult {
     } else if until.is_some_and(|until| until < now) {
         CheckResult::warn(
             NAME,
-            format!("The server is Postgres {major}, which gets no more corrections."),
-            "Plan the upgrade to a version that does: https://www.postgresql.org/support/versioning/.",
+            format!("The server is Postgres {major}, which no longer gets fixes."),
+            "Plan the upgrade to a supported version: https://www.postgresql.org/support/versioning/.",
         )
     } else {
         CheckResult::ok(NAME, format!("The server is Postgres {major}."))
     }
 }
 
-fn check_migrations(schema: &Result<SchemaState, Error>) -> CheckResult {
+pub(super) fn judge_migrations(schema: SchemaState) -> CheckResult {
     const NAME: &str = "database.migrations";
     match schema {
-        Ok(SchemaState::UpToDate) => CheckResult::ok(NAME, "The tables are this release's."),
-        Ok(SchemaState::Behind(count)) => {
-            let missing = i64::try_from(*count).unwrap_or(i64::MAX);
+        SchemaState::UpToDate => CheckResult::ok(NAME, "The tables are this release's."),
+        SchemaState::Behind(count) => {
+            let missing = i64::try_from(count).unwrap_or(i64::MAX);
             CheckResult::fail(
                 NAME,
                 format!(
@@ -239,74 +227,67 @@ fn check_migrations(schema: &Result<SchemaState, Error>) -> CheckResult {
                 "Run `attesto migrate`; `attesto serve` does it too, unless ATTESTO_MIGRATE_ON_START is off.",
             )
         }
-        Ok(SchemaState::AheadAndCompatible) => CheckResult::warn(
+        SchemaState::AheadAndCompatible => CheckResult::warn(
             NAME,
-            "The tables are those of a newer release, on which this one works.",
-            "Bring this machine to the newer release.",
+            "The tables are those of a newer release, with which this one still works.",
+            "Upgrade this machine to the newer release.",
         ),
-        Ok(SchemaState::Ahead) => CheckResult::fail(
+        SchemaState::Ahead => CheckResult::fail(
             NAME,
             "The tables are those of a newer release.",
             "Run that release's binary.",
         ),
-        Ok(SchemaState::Diverged) => CheckResult::fail(
+        SchemaState::Diverged => CheckResult::fail(
             NAME,
             "The tables are not those of any release of Attesto that this one knows.",
             "Is this Attesto's database, and an official release? `attesto migrate --dry-run` says which migration differs.",
         ),
-        Err(error) => query_failed(NAME, error),
     }
 }
 
-/// The doctor, like every command, goes around the pooler that the service goes through.
-async fn check_pooler(database: &Database) -> Option<CheckResult> {
+/// `attesto doctor`, like every command, connects without the pooler that the service uses.
+pub(super) fn judge_pooler(answer: Result<bool, DatabaseConnectError>) -> CheckResult {
     const NAME: &str = "database.pooler";
-    Some(
-        match database.is_pooler_same_database(PING_TIMEOUT).await? {
-            Ok(true) => CheckResult::ok(NAME, "The way through the pooler leads to it too."),
-            Ok(false) => CheckResult::fail(
-                NAME,
-                "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases.",
-                "Both must name the same one: the first through the pooler, the second without it.",
-            ),
-            Err(problem) => CheckResult::fail(
-                NAME,
-                format!("It cannot be reached through the pooler: {problem}."),
-                "Does the pooler run where DATABASE_URL says, and know this database and this user?",
-            ),
-        },
+    match answer {
+        Ok(true) => CheckResult::ok(NAME, "The pooler leads to the same database."),
+        Ok(false) => CheckResult::fail(
+            NAME,
+            "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases.",
+            "Both must name the same one: the first through the pooler, the second without it.",
+        ),
+        Err(problem) => CheckResult::fail(
+            NAME,
+            format!("It cannot be reached through the pooler: {problem}."),
+            "Does the pooler run where DATABASE_URL says, and know this database and this user?",
+        ),
+    }
+}
+
+pub(super) fn judge_notifications(arrive: bool) -> CheckResult {
+    const NAME: &str = "database.notifications";
+    if arrive {
+        return CheckResult::ok(NAME, "Notifications arrive.");
+    }
+    CheckResult::warn(
+        NAME,
+        "Notifications do not arrive, so credentials and keys are not cached, and each request reads them from the database.",
+        "Is there a pooler in transaction mode in between? Set DATABASE_DIRECT_URL to the server itself.",
     )
 }
 
-async fn check_notify(database: &Database) -> CheckResult {
-    const NAME: &str = "database.notifications";
-    match database
-        .receives_own_notifications(Duration::from_secs(3))
-        .await
-    {
-        Ok(true) => CheckResult::ok(NAME, "Notifications arrive."),
-        Ok(false) => CheckResult::warn(
-            NAME,
-            "Notifications do not arrive, so nothing is remembered of credentials and keys, and each request asks the database.",
-            "Is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is.",
-        ),
-        Err(error) => query_failed(NAME, &error),
-    }
-}
-
-fn check_vitals(vitals: &DatabaseHealth) -> Vec<CheckResult> {
+pub(super) fn judge_health(vitals: &DatabaseHealth) -> [CheckResult; 3] {
     let skew = vitals.clock_skew;
-    let told = format!("The database's clock is {skew:+.1} s ahead of this machine's.");
+    let message = format!("The database's clock is {skew:+.1} s ahead of this machine's.");
     let clock = if skew.abs() > CLOCK_SKEW_FAILURE_THRESHOLD {
         CheckResult::fail(
             "database.clock",
-            told,
+            message,
             "Synchronise the time on both (chrony, systemd-timesyncd): receivers refuse signatures that are minutes off.",
         )
     } else if skew.abs() > CLOCK_SKEW_WARNING_THRESHOLD {
         CheckResult::warn(
             "database.clock",
-            told,
+            message,
             "Synchronise the time on both (chrony, systemd-timesyncd).",
         )
     } else {
@@ -344,7 +325,7 @@ fn check_vitals(vitals: &DatabaseHealth) -> Vec<CheckResult> {
             "End old transactions first; then `vacuum` the table, and see whether autovacuum keeps up.",
         )
     };
-    vec![clock, transaction, dead]
+    [clock, transaction, dead]
 }
 
 #[cfg(test)]
@@ -352,7 +333,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::doctor::CheckStatus;
+    use crate::checks::CheckStatus;
 
     fn vitals(clock_skew: f64, seconds: u64, snapshot: u64, dead: i64) -> Vec<CheckStatus> {
         let vitals = DatabaseHealth {
@@ -361,7 +342,7 @@ mod tests {
             oldest_snapshot: Duration::from_secs(snapshot),
             dead_rows: BTreeMap::from([("webhook_deliveries".to_owned(), dead)]),
         };
-        check_vitals(&vitals)
+        judge_health(&vitals)
             .into_iter()
             .map(|check| check.status)
             .collect()
@@ -384,7 +365,7 @@ mod tests {
             retained_wal_bytes: gibibytes * 1024 * MEBIBYTE,
         };
         let judged =
-            |slots: &[ReplicationSlot]| check_replication_slots(slots).map(|check| check.status);
+            |slots: &[ReplicationSlot]| judge_replication_slots(slots).map(|check| check.status);
         assert_eq!(judged(&[]), None);
         assert_eq!(judged(&[slot(true, 1)]), Some(CheckStatus::Ok));
         assert_eq!(

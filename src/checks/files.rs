@@ -1,35 +1,35 @@
-//! Files that hold secrets, and what this process may have open.
+//! The group `files`: files that hold secrets, and the limit on open files.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
+use super::check::Judged;
 use super::check_result::CheckResult;
 use crate::config::RawSettings;
 use crate::config::effective::secret_files;
 
-/// Fewer open files than this leave room for few callers.
+/// With fewer, only few clients can be connected at once.
 const MIN_OPEN_FILES: u64 = 1024;
 
-/// Looks.
-pub fn check_files(raw: &RawSettings<'_>) -> CheckResult {
+pub(super) fn check_files(raw: &RawSettings<'_>) -> Judged {
     let mut checks: Vec<CheckResult> = secret_files(raw)
         .iter()
         .map(|(setting, path)| check_secret_file(setting, path))
         .collect();
     checks.push(check_open_file_limit());
-    CheckResult::group("files", "Files", checks)
+    checks.into()
 }
 
 fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
     const NAME: &str = "files.secret";
-    // The path is not repeated: it may be the secret itself, put in the wrong place.
+    // The path is not repeated: it may be the secret itself, set in the wrong variable.
     let Ok(data) = std::fs::metadata(path) else {
         return CheckResult::fail(
             NAME,
             format!("The file that {variable} names cannot be read."),
-            "Name a file that is there, and that the user who runs Attesto may read.",
+            "Name a file that exists and that the user who runs Attesto may read.",
         );
     };
     let mode = data.mode() & 0o777;
@@ -37,15 +37,15 @@ fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
         CheckResult::warn(
             NAME,
             format!(
-                "The file that {variable} names can be changed by others than its owner (mode {mode:03o})."
+                "The file that {variable} names can be changed by users other than its owner (mode {mode:03o})."
             ),
-            "chmod 400 it; whoever can change it chooses the secret.",
+            "chmod 400 it: a user who can change it can replace the secret.",
         )
     } else if mode & 0o004 != 0 {
         CheckResult::warn(
             NAME,
             format!(
-                "The file that {variable} names can be read by everybody on this machine (mode {mode:03o})."
+                "The file that {variable} names can be read by every user of this machine (mode {mode:03o})."
             ),
             "chmod 400 it, or 440 with a group of the service's own; in Kubernetes set defaultMode: 0400.",
         )
@@ -57,15 +57,15 @@ fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
 fn check_open_file_limit() -> CheckResult {
     const NAME: &str = "files.open";
     match getrlimit(Resource::Nofile).maximum {
-        Some(most) if most < MIN_OPEN_FILES => CheckResult::warn(
+        Some(limit) if limit < MIN_OPEN_FILES => CheckResult::warn(
             NAME,
-            format!("This user's processes may have {most} files and connections open."),
+            format!("This user's processes may have {limit} files and connections open."),
             "Raise it to 16384 or more: LimitNOFILE= of systemd, ulimits of Compose.",
         ),
-        most => CheckResult::ok(
+        limit => CheckResult::ok(
             NAME,
-            match most {
-                Some(most) => format!("{most} files and connections may be open."),
+            match limit {
+                Some(limit) => format!("{limit} files and connections may be open."),
                 None => "Any number of files and connections may be open.".to_owned(),
             },
         ),

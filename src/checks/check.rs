@@ -1,0 +1,267 @@
+//! A check: a query, and a judgement of what the query found.
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
+
+use super::check_result::{CheckResult, format_names, pluralize_count, query_failed};
+use super::runner::{CheckContext, DatabaseContext};
+use crate::db::Error;
+
+/// The groups, in the order in which `attesto doctor` prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckGroup {
+    Settings,
+    Files,
+    Listener,
+    Database,
+    Keys,
+    Processes,
+    Tenants,
+    Deliveries,
+    Drift,
+    Logs,
+    Stores,
+}
+
+impl CheckGroup {
+    pub(super) const ALL: [Self; 11] = [
+        Self::Settings,
+        Self::Files,
+        Self::Listener,
+        Self::Database,
+        Self::Keys,
+        Self::Processes,
+        Self::Tenants,
+        Self::Deliveries,
+        Self::Drift,
+        Self::Logs,
+        Self::Stores,
+    ];
+
+    /// The name in JSON, and the title in the text for people.
+    pub(super) fn name_and_title(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Settings => ("settings", "Settings"),
+            Self::Files => ("files", "Files"),
+            Self::Listener => ("listener", "Listener"),
+            Self::Database => ("database", "Database"),
+            Self::Keys => ("keys", "Encryption keys"),
+            Self::Processes => ("processes", "Processes and jobs"),
+            Self::Tenants => ("tenants", "Tenants"),
+            Self::Deliveries => ("deliveries", "Deliveries"),
+            Self::Drift => ("drift", "Configuration drift"),
+            Self::Logs => ("logs", "Records and backups"),
+            Self::Stores => ("stores", "Stores"),
+        }
+    }
+
+    /// Whether its checks read the database.
+    pub(super) fn needs_database(self) -> bool {
+        !matches!(
+            self,
+            Self::Settings | Self::Files | Self::Listener | Self::Stores
+        )
+    }
+}
+
+/// One check. All of them are in [`all_checks`](super::list::all_checks).
+pub(super) struct Check {
+    pub(super) group: CheckGroup,
+    /// Stays the same in every release: `deliveries.lag`. Names the failure when the query fails. A query that is judged
+    /// in several ways has results under further names.
+    pub(super) name: &'static str,
+    /// The job that also runs it, as often as that job's setting says. `None`: only `attesto doctor` does.
+    pub(super) job: Option<CheckJob>,
+    pub(super) query: CheckQuery,
+}
+
+/// How a check appears in a job's report and in the metrics made from it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CheckJob {
+    /// The job's name.
+    pub(super) name: &'static str,
+    /// The label of this check's count.
+    pub(super) label: &'static str,
+}
+
+pub(super) enum CheckQuery {
+    /// Looks at this machine or at the stores, not at the database.
+    Local(LocalQuery),
+    /// Reads the database and judges what it found.
+    Judged(JudgedQuery),
+    /// Counts what is not as it should be.
+    Counted {
+        query: CountQuery,
+        /// How `attesto doctor` prints the count. `None`: another check prints it, and this one is only counted.
+        wording: Option<CountWording>,
+    },
+}
+
+/// Not `Send`: a job runs none of these.
+type LocalQuery = for<'a> fn(&'a CheckContext<'_>) -> LocalBoxFuture<'a, Judged>;
+
+type JudgedQuery =
+    Box<dyn for<'a> Fn(&'a DatabaseContext) -> BoxFuture<'a, Result<Judged, Error>> + Send + Sync>;
+
+/// A query of the type `T`.
+pub(super) type Query<T> = for<'a> fn(&'a DatabaseContext) -> BoxFuture<'a, Result<T, Error>>;
+
+pub(super) type CountQuery = Query<CountWithNames>;
+
+/// How many there are, and the names of the first few.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct CountWithNames {
+    pub(super) count: i64,
+    pub(super) names: Vec<String>,
+}
+
+impl CountWithNames {
+    pub(super) fn from_names(names: Vec<String>) -> Self {
+        Self {
+            count: i64::try_from(names.len()).unwrap_or(i64::MAX),
+            names,
+        }
+    }
+}
+
+/// The texts of a [`CheckQuery::Counted`]. A count of zero is `ok`, any other a warning.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CountWording {
+    pub(super) none: &'static str,
+    pub(super) one: &'static str,
+    pub(super) many: &'static str,
+    pub(super) advice: &'static str,
+}
+
+/// What a check found, and what that means for the other checks of its group.
+#[derive(Debug)]
+pub(super) enum Judged {
+    Results(Vec<CheckResult>),
+    /// The checks after this one would have nothing to look at.
+    LastResults(Vec<CheckResult>),
+    /// The whole group is skipped, for this reason.
+    GroupSkipped(&'static str),
+}
+
+impl From<CheckResult> for Judged {
+    fn from(result: CheckResult) -> Self {
+        Self::Results(vec![result])
+    }
+}
+
+impl<const N: usize> From<[CheckResult; N]> for Judged {
+    fn from(results: [CheckResult; N]) -> Self {
+        Self::Results(results.into())
+    }
+}
+
+impl From<Vec<CheckResult>> for Judged {
+    fn from(results: Vec<CheckResult>) -> Self {
+        Self::Results(results)
+    }
+}
+
+impl From<Option<CheckResult>> for Judged {
+    fn from(result: Option<CheckResult>) -> Self {
+        Self::Results(result.into_iter().collect())
+    }
+}
+
+impl Check {
+    pub(super) fn local(group: CheckGroup, name: &'static str, query: LocalQuery) -> Self {
+        Self {
+            group,
+            name,
+            job: None,
+            query: CheckQuery::Local(query),
+        }
+    }
+
+    pub(super) fn judged<T: Send + 'static, J: Into<Judged> + 'static>(
+        group: CheckGroup,
+        name: &'static str,
+        query: Query<T>,
+        judge: fn(T, &DatabaseContext) -> J,
+    ) -> Self {
+        let query: JudgedQuery = Box::new(move |context| run_judged(query, judge, context).boxed());
+        Self {
+            group,
+            name,
+            job: None,
+            query: CheckQuery::Judged(query),
+        }
+    }
+
+    pub(super) fn counted(
+        group: CheckGroup,
+        name: &'static str,
+        query: CountQuery,
+        wording: CountWording,
+    ) -> Self {
+        let wording = Some(wording);
+        Self {
+            group,
+            name,
+            job: None,
+            query: CheckQuery::Counted { query, wording },
+        }
+    }
+
+    /// A count that `attesto doctor` does not print, because another check says the same in more detail.
+    pub(super) fn only_counted(group: CheckGroup, name: &'static str, query: CountQuery) -> Self {
+        Self {
+            group,
+            name,
+            job: None,
+            query: CheckQuery::Counted {
+                query,
+                wording: None,
+            },
+        }
+    }
+
+    /// Makes a job run it too.
+    pub(super) fn in_job(mut self, name: &'static str, label: &'static str) -> Self {
+        self.job = Some(CheckJob { name, label });
+        self
+    }
+
+    /// What `attesto doctor` prints of a check that reads the database.
+    pub(super) async fn run(&self, context: &DatabaseContext) -> Judged {
+        let judged = match &self.query {
+            CheckQuery::Judged(query) => query(context).await,
+            CheckQuery::Counted {
+                query,
+                wording: Some(wording),
+            } => {
+                let found = query(context).await;
+                found.map(|found| judge_count(self.name, &found, wording).into())
+            }
+            CheckQuery::Local(_) | CheckQuery::Counted { wording: None, .. } => {
+                Ok(Judged::Results(Vec::new()))
+            }
+        };
+        judged.unwrap_or_else(|error| query_failed(self.name, &error).into())
+    }
+}
+
+async fn run_judged<T, J: Into<Judged>>(
+    query: Query<T>,
+    judge: fn(T, &DatabaseContext) -> J,
+    context: &DatabaseContext,
+) -> Result<Judged, Error> {
+    Ok(judge(query(context).await?, context).into())
+}
+
+fn judge_count(name: &'static str, found: &CountWithNames, wording: &CountWording) -> CheckResult {
+    if found.count == 0 {
+        return CheckResult::ok(name, wording.none);
+    }
+    let what = pluralize_count(found.count, wording.one, wording.many);
+    let message = if found.names.is_empty() {
+        format!("{what}.")
+    } else {
+        format!("{what}: {}.", format_names(&found.names, found.count))
+    };
+    CheckResult::warn(name, message, wording.advice)
+}

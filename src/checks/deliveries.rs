@@ -1,0 +1,145 @@
+//! The group `deliveries`: what waits, what failed, and which callbacks cannot be reached.
+
+use std::time::Duration;
+
+use super::check::CountWithNames;
+use super::check_result::{CheckResult, MAX_NAMED, format_names, pluralize_count};
+use super::expiry;
+use super::runner::DatabaseContext;
+use crate::db::Error;
+use crate::deliveries::hold::store::DeliveryHold;
+use crate::deliveries::probe::store::{self as probes, AffectedTenants};
+use crate::deliveries::queue_stats::QueueStats;
+
+/// In a healthy installation no delivery that could be sent waits longer.
+const LAG_WARNING_THRESHOLD: Duration = Duration::from_mins(1);
+/// When one waits longer, no process delivers.
+const LAG_FAILURE_THRESHOLD: Duration = Duration::from_mins(15);
+
+impl From<AffectedTenants> for CountWithNames {
+    /// The names are `tenant_a (dns)`.
+    fn from(found: AffectedTenants) -> Self {
+        let names = found.first.iter();
+        Self {
+            count: found.count,
+            names: names
+                .map(|(tenant, reason)| format!("{tenant} ({reason})"))
+                .collect(),
+        }
+    }
+}
+
+pub(super) fn judge_queue(stats: &QueueStats) -> [CheckResult; 2] {
+    let oldest = stats.oldest_due;
+    let message = format!(
+        "{} due; of those that could be sent, the oldest has been waiting for {} s.",
+        pluralize_count(stats.due, "delivery is", "deliveries are"),
+        oldest.as_secs()
+    );
+    let advice = "Does any process deliver (WEBHOOK_DISPATCHER_DISABLED)? Are all slots taken by slow callbacks (WEBHOOK_DISPATCH_CONCURRENCY)?";
+    let lag = if oldest > LAG_FAILURE_THRESHOLD {
+        CheckResult::fail("deliveries.lag", message, advice)
+    } else if oldest > LAG_WARNING_THRESHOLD {
+        CheckResult::warn("deliveries.lag", message, advice)
+    } else {
+        CheckResult::ok("deliveries.lag", message)
+    };
+    let parked = if stats.parked > 0 {
+        CheckResult::warn(
+            "deliveries.parked",
+            format!(
+                "{} parked, because several processes crashed while sending.",
+                pluralize_count(stats.parked, "delivery is", "deliveries are")
+            ),
+            "Find the cause of the crashes first; `attesto webhook redeliver <event>` sends an event again.",
+        )
+    } else {
+        CheckResult::ok("deliveries.parked", "No delivery is parked.")
+    };
+    [lag, parked]
+}
+
+pub(super) fn judge_hold(hold: &DeliveryHold) -> CheckResult {
+    CheckResult::warn(
+        "deliveries.hold",
+        format!(
+            "Nothing is sent: deliveries have been held since {}.",
+            hold.held_at
+        ),
+        "Once the system is as it should be: `attesto deliveries release`.",
+    )
+}
+
+/// The count is of deliveries, the names are of tenants.
+pub(super) fn judge_recent_failures(failures: &CountWithNames) -> CheckResult {
+    const NAME: &str = "deliveries.failed";
+    if failures.count == 0 {
+        return CheckResult::ok(
+            NAME,
+            "No delivery of an event of the last 24 hours failed permanently.",
+        );
+    }
+    CheckResult::warn(
+        NAME,
+        format!(
+            "{} of events of the last 24 hours failed permanently, for {}.",
+            pluralize_count(failures.count, "delivery", "deliveries"),
+            failures.names.join(", ")
+        ),
+        "When the callbacks work again: `attesto webhook redeliver --tenant <tenant> --status failed --since 24h`.",
+    )
+}
+
+/// `None` when the settings cannot be read.
+pub(super) async fn list_expiring_certificates(
+    context: &DatabaseContext,
+) -> Result<Option<CountWithNames>, Error> {
+    let Some(thresholds) = &context.thresholds else {
+        return Ok(None);
+    };
+    let cutoff = expiry::callback_expiry_cutoff(context.clock.now(), thresholds);
+    let found = probes::list_expiring_certificates(&context.database, cutoff, MAX_NAMED).await?;
+    Ok(Some(found.into()))
+}
+
+pub(super) fn judge_callback_certificates(tenants: &CountWithNames) -> CheckResult {
+    const NAME: &str = "deliveries.certificates";
+    if tenants.count == 0 {
+        return CheckResult::ok(NAME, "No callback's certificate is known to expire soon.");
+    }
+    CheckResult::warn(
+        NAME,
+        format!(
+            "{}: {}.",
+            pluralize_count(
+                tenants.count,
+                "callback's certificate expires soon",
+                "callbacks' certificates expire soon"
+            ),
+            format_names(&tenants.names, tenants.count)
+        ),
+        "Inform these tenants: once it has expired, nothing is delivered to them.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::CheckStatus;
+
+    #[test]
+    fn a_delay_is_a_warning_and_after_15_minutes_a_failure() {
+        let judged = |seconds, parked| {
+            let stats = QueueStats {
+                oldest_due: Duration::from_secs(seconds),
+                parked,
+                ..QueueStats::default()
+            };
+            let found = judge_queue(&stats);
+            (found[0].status, found[1].status)
+        };
+        assert_eq!(judged(0, 0), (CheckStatus::Ok, CheckStatus::Ok));
+        assert_eq!(judged(61, 1), (CheckStatus::Warn, CheckStatus::Warn));
+        assert_eq!(judged(901, 0), (CheckStatus::Fail, CheckStatus::Ok));
+    }
+}

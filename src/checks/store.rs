@@ -1,0 +1,497 @@
+//! The queries of the checks that belong to no other room. All only read.
+
+use std::time::Duration;
+
+use super::check::CountWithNames;
+use super::expiry::{CredentialKind, DueCredential};
+use crate::base::id::TenantId;
+use crate::db::{Database, Error};
+
+#[derive(Clone, Debug)]
+pub(super) struct PostgresServer {
+    /// As in `server_version_num`: 150004 is 15.4.
+    pub(super) version: i32,
+    pub(super) encoding: String,
+    pub(super) is_superuser: bool,
+    /// On this connection.
+    pub(super) statement_timeout: String,
+    pub(super) autovacuum: bool,
+    pub(super) connections: i64,
+    pub(super) max_connections: i64,
+}
+
+pub(super) async fn load_postgres_server(database: &Database) -> Result<PostgresServer, Error> {
+    let row = sqlx::query!(
+        r#"
+        select
+            current_setting('server_version_num')::int as "version!",
+            current_setting('server_encoding') as "encoding!",
+            (select rolsuper from pg_roles where rolname = current_user) as "is_superuser!",
+            current_setting('statement_timeout') as "statement_timeout!",
+            current_setting('autovacuum') = 'on' as "autovacuum!",
+            (select count(*) from pg_stat_activity where backend_type = 'client backend') as "connections!",
+            current_setting('max_connections')::int8 as "most_connections!"
+        "#
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(PostgresServer {
+        version: row.version,
+        encoding: row.encoding,
+        is_superuser: row.is_superuser,
+        statement_timeout: row.statement_timeout,
+        autovacuum: row.autovacuum,
+        connections: row.connections,
+        max_connections: row.most_connections,
+    })
+}
+
+/// Tables that the role may not read and write.
+pub(super) async fn list_tables_without_privileges(
+    database: &Database,
+) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select relname::text as "table!"
+        from pg_class
+        where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') and relname <> '_sqlx_migrations'
+            and not (has_table_privilege(oid, 'select') and has_table_privilege(oid, 'insert')
+                and has_table_privilege(oid, 'update') and has_table_privilege(oid, 'delete'))
+        order by 1
+        "#
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct ReplicationSlot {
+    pub(super) name: String,
+    /// Whether a client is connected to it.
+    pub(super) is_active: bool,
+    /// Bytes of the write-ahead log that are kept for it.
+    pub(super) retained_wal_bytes: i64,
+}
+
+pub(super) async fn list_replication_slots(
+    database: &Database,
+) -> Result<Vec<ReplicationSlot>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select slot_name::text as "name!", active as "active!",
+            case
+                when restart_lsn is null or pg_is_in_recovery() then 0
+                else pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8
+            end as "retained!"
+        from pg_replication_slots order by 1
+        "#
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let slots = rows.into_iter().map(|row| ReplicationSlot {
+        name: row.name,
+        is_active: row.active,
+        retained_wal_bytes: row.retained,
+    });
+    Ok(slots.collect())
+}
+
+/// Where the server keeps its data, on its own machine. `None` when the role lacks `pg_read_all_settings`.
+pub(super) async fn find_data_directory(database: &Database) -> Result<Option<String>, Error> {
+    sqlx::query_scalar!(
+        r#"select setting as "setting!" from pg_settings where name = 'data_directory' and setting is not null"#
+    )
+    .fetch_optional(database.pool())
+    .await
+}
+
+/// Runs a query for `name` and `count`, where `count` is of all rows and the query has a limit.
+macro_rules! few {
+    ($database:expr, $statement:literal $(, $argument:expr)*) => {{
+        let rows = sqlx::query!($statement $(, $argument)*)
+            .fetch_all($database.pool())
+            .await?;
+        Ok(CountWithNames {
+            count: rows.first().map_or(0, |row| row.count),
+            names: rows.into_iter().map(|row| row.name).collect(),
+        })
+    }};
+}
+
+pub(super) async fn count_active_tenants(database: &Database) -> Result<i64, Error> {
+    sqlx::query_scalar!(r#"select count(*) as "count!" from tenants where is_active"#)
+        .fetch_one(database.pool())
+        .await
+}
+
+pub(super) async fn list_tenants_with_credentials(
+    database: &Database,
+    limit: i64,
+) -> Result<Vec<TenantId>, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select tenant_id as "tenant!: TenantId" from apple_credentials
+        union select tenant_id from google_credentials
+        order by 1 limit $1
+        "#,
+        limit
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+pub(super) async fn list_tenants_without_api_keys(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select id as "name!", count(*) over () as "count!"
+        from tenants
+        where is_active
+            and not exists (select from api_keys where tenant_id = tenants.id and revoked_at is null)
+        order by id limit $1
+        "#,
+        limit
+    )
+}
+
+pub(super) async fn list_tenants_without_app_apple_id(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select tenant_id as "name!", count(*) over () as "count!"
+        from apple_credentials
+        join tenants on tenants.id = tenant_id and tenants.is_active
+        where app_apple_id is null and environment <> 'sandbox'
+        order by tenant_id limit $1
+        "#,
+        limit
+    )
+}
+
+/// Deliveries whose lease expired more than a minute ago. A process that delivers takes them within seconds.
+pub(super) async fn count_expired_leases(
+    database: &Database,
+    lead: Duration,
+) -> Result<CountWithNames, Error> {
+    let count = sqlx::query_scalar!(
+        r#"
+        select count(*) as "count!"
+        from webhook_deliveries
+        where lease_until < statement_timestamp() + make_interval(secs => $1::float8 - 60)
+        "#,
+        lead.as_secs_f64()
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(CountWithNames {
+        count,
+        names: Vec::new(),
+    })
+}
+
+/// How many deliveries of events of the last 24 hours failed permanently, and the tenants with the most of them.
+pub(super) async fn list_recent_failures(
+    database: &Database,
+    limit: i64,
+    lead: Duration,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select delivery.tenant_id as "name!", (sum(count(*)) over ())::int8 as "count!"
+        from webhook_events event
+        join webhook_deliveries delivery on delivery.event_id = event.id
+        where event.received_at > statement_timestamp() + make_interval(secs => $2::float8 - 86400)
+            and delivery.status = 'failed'
+        group by delivery.tenant_id
+        order by count(*) desc, delivery.tenant_id limit $1
+        "#,
+        limit,
+        lead.as_secs_f64()
+    )
+}
+
+/// The newest backup, and when any backup was last verified.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LatestBackup {
+    pub(super) age_days: i32,
+    /// Days since a backup was restored and found intact. `None` when none ever was.
+    pub(super) verified_days: Option<i32>,
+    /// Of the newest backup. `None` when it was not verified.
+    pub(super) is_restorable: Option<bool>,
+}
+
+pub(super) async fn find_latest_backup(database: &Database) -> Result<Option<LatestBackup>, Error> {
+    let row = sqlx::query!(
+        r#"
+        select extract(day from now() - created_at)::int as "age_days!", sound,
+            (select extract(day from now() - max(verified_at))::int from backups where sound) as proven_days
+        from backups
+        order by created_at desc
+        limit 1
+        "#
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(row.map(|row| LatestBackup {
+        age_days: row.age_days,
+        verified_days: row.proven_days,
+        is_restorable: row.sound,
+    }))
+}
+
+/// Active tenants without credentials for any store.
+pub(super) async fn list_tenants_without_credentials(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select id as "name!", count(*) over () as "count!"
+        from tenants
+        where is_active
+            and not exists (select from apple_credentials where tenant_id = tenants.id)
+            and not exists (select from google_credentials where tenant_id = tenants.id)
+        order by id limit $1
+        "#,
+        limit
+    )
+}
+
+/// Callbacks of active tenants that an operator switched off: events are stored and not sent.
+pub(super) async fn list_disabled_callbacks(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select tenant_id as "name!", count(*) over () as "count!"
+        from webhook_configs config
+        join tenants on tenants.id = tenant_id and tenants.is_active
+        where not config.is_active
+        order by tenant_id limit $1
+        "#,
+        limit
+    )
+}
+
+/// Callbacks that are closed because of failures.
+pub(super) async fn list_closed_callbacks(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select config.tenant_id as "name!", count(*) over () as "count!"
+        from webhook_configs config
+        join tenants tenant on tenant.id = config.tenant_id and tenant.is_active
+        join webhook_health health
+            on health.tenant_id = config.tenant_id
+            and health.callback_key = hashtextextended(config.callback_url, 0)
+        where config.is_active and health.state in ('open', 'paused')
+        order by health.failing_since limit $1
+        "#,
+        limit
+    )
+}
+
+/// Callbacks older than `grace` without any stored delivery. Retention may have removed earlier ones. Tenants with an Apple
+/// key are left to [`list_tenants_without_apple_events`].
+pub(super) async fn list_unused_callbacks(
+    database: &Database,
+    grace: Duration,
+    limit: i64,
+    lead: Duration,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select config.tenant_id as "name!", count(*) over () as "count!"
+        from webhook_configs config
+        join tenants on tenants.id = config.tenant_id and tenants.is_active
+        where config.is_active
+            and config.created_at < statement_timestamp() + make_interval(secs => $2::float8 - $3)
+            and exists (select from google_credentials where tenant_id = config.tenant_id)
+            and not exists (select from apple_credentials where tenant_id = config.tenant_id)
+            and not exists (select from webhook_deliveries where tenant_id = config.tenant_id)
+        order by config.tenant_id limit $1
+        "#,
+        limit,
+        lead.as_secs_f64(),
+        grace.as_secs_f64()
+    )
+}
+
+/// Apps whose last test notification failed: because Apple knew no URL, or, with `is_url_missing` false, because Apple could
+/// not deliver it. Once a notification arrives, Apple must know a URL that works. Only the newest 1,000 events of a tenant are searched.
+pub(super) async fn list_failed_test_notifications(
+    database: &Database,
+    is_url_missing: bool,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select test.tenant_id as "name!", count(*) over () as "count!"
+        from apple_test_notifications test
+        join tenants on tenants.id = test.tenant_id and tenants.is_active
+        join apple_credentials stored on stored.tenant_id = test.tenant_id
+        where (test.result = 'NO_ADDRESS') = $2
+            and test.result <> 'SUCCESS'
+            and stored.environment in ('auto', test.environment)
+            and not exists (
+                select from (
+                    select source, environment from webhook_events
+                    where tenant_id = test.tenant_id and received_at > test.asked_at
+                    order by received_at desc limit 1000
+                ) newest
+                where source = 'apple' and lower(environment) = test.environment
+            )
+        order by test.tenant_id limit $1
+        "#,
+        limit,
+        is_url_missing
+    )
+}
+
+/// Tenants who have had an Apple key and a callback for `grace` and no stored event from Apple. Retention may have removed
+/// earlier ones.
+pub(super) async fn list_tenants_without_apple_events(
+    database: &Database,
+    grace: Duration,
+    limit: i64,
+    lead: Duration,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select stored.tenant_id as "name!", count(*) over () as "count!"
+        from apple_credentials stored
+        join tenants on tenants.id = stored.tenant_id and tenants.is_active
+        join webhook_configs config on config.tenant_id = stored.tenant_id and config.is_active
+        where greatest(stored.created_at, config.created_at)
+                < statement_timestamp() + make_interval(secs => $2::float8 - $3)
+            and not exists (
+                select from webhook_events event
+                where event.tenant_id = stored.tenant_id and event.source = 'apple'
+            )
+        order by stored.tenant_id limit $1
+        "#,
+        limit,
+        lead.as_secs_f64(),
+        grace.as_secs_f64()
+    )
+}
+
+/// Tenants with a Google service account and a callback for whom the account of the push subscription is not set: every push
+/// is refused. The audience may be missing, its default is as safe.
+pub(super) async fn list_tenants_without_push_account(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select stored.tenant_id as "name!", count(*) over () as "count!"
+        from google_credentials stored
+        join tenants on tenants.id = stored.tenant_id and tenants.is_active
+        join webhook_configs config on config.tenant_id = stored.tenant_id and config.is_active
+        where stored.pubsub_service_account is null
+        order by stored.tenant_id limit $1
+        "#,
+        limit
+    )
+}
+
+macro_rules! due {
+    ($kind:expr, $database:expr, $statement:literal, $max_age:expr, $lead:expr, $limit:expr) => {{
+        let rows = sqlx::query!(
+            $statement,
+            $max_age.as_secs_f64(),
+            $lead.as_secs_f64(),
+            $limit
+        )
+        .fetch_all($database.pool())
+        .await?;
+        let count = rows.first().map_or(0, |row| row.count);
+        let credentials = rows.into_iter().map(|row| DueCredential {
+            kind: $kind,
+            tenant: row.tenant,
+            name: row.name,
+            fingerprint: row.fingerprint,
+            age: Duration::try_from_secs_f64(row.age).unwrap_or_default(),
+        });
+        Ok((count, credentials.collect()))
+    }};
+}
+
+/// How many credentials of active tenants are older than `max_age`, and the oldest of them.
+pub(super) async fn list_due_credentials(
+    database: &Database,
+    kind: CredentialKind,
+    max_age: Duration,
+    lead: Duration,
+    limit: i64,
+) -> Result<(i64, Vec<DueCredential>), Error> {
+    match kind {
+        CredentialKind::AppleKey => due!(
+            kind,
+            database,
+            r#"
+            select tenant_id as "tenant!: TenantId", key_id as "name!", key_fingerprint as "fingerprint!",
+                extract(epoch from clock.now - stored.updated_at)::float8 as "age!", count(*) over () as "count!"
+            from apple_credentials stored
+            join tenants on tenants.id = tenant_id and tenants.is_active
+            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            where stored.updated_at < clock.now - make_interval(secs => $1)
+            order by stored.updated_at, tenant_id limit $3
+            "#,
+            max_age,
+            lead,
+            limit
+        ),
+        CredentialKind::GoogleKey => due!(
+            kind,
+            database,
+            r#"
+            select tenant_id as "tenant!: TenantId", client_email as "name!", key_fingerprint as "fingerprint!",
+                extract(epoch from clock.now - stored.updated_at)::float8 as "age!", count(*) over () as "count!"
+            from google_credentials stored
+            join tenants on tenants.id = tenant_id and tenants.is_active
+            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            where stored.updated_at < clock.now - make_interval(secs => $1)
+            order by stored.updated_at, tenant_id limit $3
+            "#,
+            max_age,
+            lead,
+            limit
+        ),
+        CredentialKind::ApiKey => due!(
+            kind,
+            database,
+            r#"
+            select tenant_id as "tenant!: TenantId", api_keys.id as "name!", key_prefix as "fingerprint!",
+                extract(epoch from clock.now - coalesce(last_used_at, api_keys.created_at))::float8 as "age!",
+                count(*) over () as "count!"
+            from api_keys
+            join tenants on tenants.id = tenant_id and tenants.is_active
+            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            where revoked_at is null
+                and coalesce(last_used_at, api_keys.created_at) < clock.now - make_interval(secs => $1)
+            order by coalesce(last_used_at, api_keys.created_at), api_keys.id limit $3
+            "#,
+            max_age,
+            lead,
+            limit
+        ),
+    }
+}
