@@ -9,17 +9,22 @@
 //! - [`event`]: an event, and the JSON a callback is sent
 //! - [`record`]: the one way to write one
 //! - [`received`]: counts of what the stores send
+//! - [`purchase_state`]: what a purchase is worth, the same object for both stores
 //! - `store`: the queries
 
 pub mod event;
 pub mod event_type;
 pub mod notification_metrics;
+pub mod purchase_state;
 pub mod recorder;
 mod store;
 
 pub use event::{EventEnvironment, EventSubject, NewEvent, SubjectType};
 pub use event_type::{EventSource, EventType};
 pub use notification_metrics::NotificationMetrics;
+pub use purchase_state::{
+    Ownership, PricePeriod, PurchaseState, StateBasis, StateError, StateStatus,
+};
 pub use recorder::{AcceptedNotification, EventRecorder};
 pub use store::find_event;
 pub use store::{RecordError, StoredEvent};

@@ -9,6 +9,7 @@
 //! - [`ocsp`]: whether a certificate was revoked since, if somebody wants to know
 //! - [`translate`]: from Apple's words to ours, as tables
 //! - [`account`]: the key that asks, and the tokens it signs
+//! - [`state`]: what a purchase is worth, as one pure function
 //! - [`store`]: credentials, sealed
 //! - [`api`]: the App Store Server API, and what its answers mean
 //! - [`verify`]: a use case: is this transaction real
@@ -31,6 +32,11 @@ mod openapi;
 pub mod payload;
 mod request_body;
 pub mod routes;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the answers and events that carry it follow")
+)]
+pub(crate) mod state;
 pub mod store;
 pub mod test_notification;
 pub mod translate;

@@ -83,6 +83,51 @@ pub struct TransactionPayload {
     /// Thousandths of a currency unit.
     #[serde(deserialize_with = "patient")]
     pub price: Option<Number>,
+    /// When Apple signed this.
+    #[serde(deserialize_with = "patient")]
+    pub signed_date: Option<Millis>,
+    /// `FREE_TRIAL`, `PAY_AS_YOU_GO`, `PAY_UP_FRONT`, `ONE_TIME`
+    #[serde(deserialize_with = "patient")]
+    pub offer_discount_type: Option<String>,
+}
+
+/// `JWSRenewalInfoDecodedPayload`: how a subscription goes on. A field of another kind than expected counts as absent.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RenewalInfoPayload {
+    /// The subscription.
+    #[serde(deserialize_with = "patient")]
+    pub original_transaction_id: Option<String>,
+    /// The product of the current period.
+    #[serde(deserialize_with = "patient")]
+    pub product_id: Option<String>,
+    /// The product that the next renewal is for.
+    #[serde(deserialize_with = "patient")]
+    pub auto_renew_product_id: Option<String>,
+    /// 0 off, 1 on.
+    #[serde(deserialize_with = "patient")]
+    pub auto_renew_status: Option<Number>,
+    /// Whether Apple is trying to collect a payment that failed.
+    #[serde(deserialize_with = "patient")]
+    pub is_in_billing_retry_period: Option<bool>,
+    /// Until when access goes on although a payment failed.
+    #[serde(deserialize_with = "patient")]
+    pub grace_period_expires_date: Option<Millis>,
+    /// When the next renewal is due; the end of the current period.
+    #[serde(deserialize_with = "patient")]
+    pub renewal_date: Option<Millis>,
+    /// 1 canceled, 2 billing error, 3 no consent to a price increase, 4 product not available, 5 another reason.
+    #[serde(deserialize_with = "patient")]
+    pub expiration_intent: Option<Number>,
+    /// The UUID the app gave StoreKit for its user.
+    #[serde(deserialize_with = "patient")]
+    pub app_account_token: Option<String>,
+    /// `Production` or `Sandbox`.
+    #[serde(deserialize_with = "patient")]
+    pub environment: Option<String>,
+    /// When Apple signed this.
+    #[serde(deserialize_with = "patient")]
+    pub signed_date: Option<Millis>,
 }
 
 /// A moment as Apple writes it: milliseconds since the Unix epoch.

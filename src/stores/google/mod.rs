@@ -11,6 +11,7 @@
 //! - [`api`]: calls to the Play Developer API, and what each answer means
 //! - [`trust`]: is a push from Google, and from the account that the tenant named
 //! - [`chain`]: which purchase was the first of a subscription
+//! - [`state`]: what a purchase is worth, as one pure function
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
 //! - [`notifications`]: the other: something happened to a purchase
@@ -28,6 +29,11 @@ mod openapi;
 pub mod payload;
 mod request_body;
 pub mod routes;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the answers and events that carry it follow")
+)]
+pub(crate) mod state;
 pub mod store;
 pub mod translate;
 pub mod trust;

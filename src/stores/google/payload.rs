@@ -33,8 +33,10 @@ pub struct SubscriptionPurchase {
     pub acknowledgement_state: Option<String>,
     /// Why it was cancelled; there only while it is cancelled or expired.
     pub canceled_state_context: Option<CanceledStateContext>,
-    /// There when it was bought outside the app, after an earlier one had expired.
-    pub out_of_app_purchase_context: Option<PresenceMarker>,
+    /// There when it was bought outside the app, after an earlier one had expired; only until it is acknowledged.
+    pub out_of_app_purchase_context: Option<OutOfAppPurchaseContext>,
+    /// There while the subscription is paused.
+    pub paused_state_context: Option<PausedStateContext>,
     /// Whom the app said it is for.
     pub external_account_identifiers: Option<ExternalAccountIdentifiers>,
     /// An empty object when a licence tester bought it.
@@ -42,6 +44,24 @@ pub struct SubscriptionPurchase {
     /// What was bought: the subscription, and its add-ons.
     #[serde(deserialize_with = "null_is_empty")]
     pub line_items: Vec<LineItem>,
+}
+
+/// What a purchase made outside the app follows on.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutOfAppPurchaseContext {
+    /// The token of the purchase that had expired.
+    pub expired_purchase_token: Option<String>,
+    /// Whom the app said that one was for.
+    pub expired_external_account_identifiers: Option<ExternalAccountIdentifiers>,
+}
+
+/// How a pause ends.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PausedStateContext {
+    /// When the subscription goes on by itself.
+    pub auto_resume_time: Option<Timestamp>,
 }
 
 /// Who cancelled: exactly one is there.
@@ -85,7 +105,47 @@ pub struct LineItem {
     /// Which price phase it is in.
     pub offer_phase: Option<OfferPhase>,
     /// There when another product takes its place at the next renewal.
-    pub deferred_item_replacement: Option<PresenceMarker>,
+    pub deferred_item_replacement: Option<DeferredItemReplacement>,
+    /// There when it ends at the next renewal.
+    pub deferred_item_removal: Option<PresenceMarker>,
+    /// There for a plan that is paid in advance, absent for one that renews itself.
+    pub prepaid_plan: Option<PresenceMarker>,
+    /// Base plan and offer.
+    pub offer_details: Option<OfferDetails>,
+    /// What this item replaced, for 60 days after the replacement.
+    pub item_replacement: Option<ItemReplacement>,
+    /// There when it was bought with a promotion code.
+    pub signup_promotion: Option<PresenceMarker>,
+}
+
+/// What takes an item's place at the next renewal.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeferredItemReplacement {
+    /// The product.
+    pub product_id: Option<String>,
+}
+
+/// What an item replaced.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ItemReplacement {
+    /// The product.
+    pub product_id: Option<String>,
+    /// Its base plan.
+    pub base_plan_id: Option<String>,
+    /// How: `WITH_TIME_PRORATION`, `DEFERRED` and the like.
+    pub replacement_mode: Option<String>,
+}
+
+/// What an item was sold as.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OfferDetails {
+    /// The base plan.
+    pub base_plan_id: Option<String>,
+    /// The offer, if there was one.
+    pub offer_id: Option<String>,
 }
 
 /// How an item renews.
@@ -98,12 +158,18 @@ pub struct AutoRenewingPlan {
     pub recurring_price: Option<Money>,
 }
 
-/// The price phase of an item: exactly one of several objects, of which only this one matters here.
+/// The price phase of an item: exactly one of these objects is there.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OfferPhase {
     /// In a free trial.
     pub free_trial: Option<PresenceMarker>,
+    /// At an introductory price.
+    pub introductory_price: Option<PresenceMarker>,
+    /// At the full price.
+    pub base_price: Option<PresenceMarker>,
+    /// In the rest of a period of the plan that it replaced.
+    pub proration_period: Option<PresenceMarker>,
 }
 
 /// Something whose presence says it all, whatever is inside.

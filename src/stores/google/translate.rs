@@ -400,7 +400,8 @@ mod tests {
     use serde_json::json;
 
     use super::super::payload::{
-        AutoRenewingPlan, CanceledStateContext, OfferPhase, PresenceMarker,
+        AutoRenewingPlan, CanceledStateContext, DeferredItemReplacement, OfferPhase,
+        OutOfAppPurchaseContext, PresenceMarker,
     };
     use super::*;
 
@@ -510,9 +511,10 @@ mod tests {
         let mut item = item("a", 1);
         item.offer_phase = Some(OfferPhase {
             free_trial: Some(PresenceMarker),
+            ..OfferPhase::default()
         });
         assert_eq!(payment_state(PurchaseStatus::Active, Some(&item)), Some(2));
-        item.deferred_item_replacement = Some(PresenceMarker);
+        item.deferred_item_replacement = Some(DeferredItemReplacement::default());
         assert_eq!(payment_state(PurchaseStatus::Active, Some(&item)), Some(3));
         item.offer_phase = Some(OfferPhase::default());
         item.auto_renewing_plan = Some(AutoRenewingPlan::default());
@@ -804,7 +806,7 @@ mod tests {
         ] {
             assert_eq!(said(&purchase, replaced), (word, reason), "{replaced:?}");
         }
-        purchase.out_of_app_purchase_context = Some(PresenceMarker);
+        purchase.out_of_app_purchase_context = Some(OutOfAppPurchaseContext::default());
         assert_eq!(
             said(&purchase, Nothing),
             ("subscription.purchased", Some("resubscribe"))

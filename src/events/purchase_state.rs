@@ -1,0 +1,137 @@
+//! What a purchase is worth: one object for both stores, in every answer and every event.
+//!
+//! Each store has one pure function that makes it of the store's facts: `stores/apple/state.rs`, `stores/google/state.rs`.
+//! A receiver keeps the newest by `asOf` and lets its customer in while `entitled` and before `entitledUntil`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::base::clock::Timestamp;
+
+/// What a purchase is worth at `asOf`. What is not known is null.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PurchaseState {
+    /// Explains `entitled`.
+    pub status: StateStatus,
+    /// Whether the customer may use it, judged when this was answered or stored.
+    pub entitled: bool,
+    /// When that ends if nothing else happens, a grace period included. Null: it does not end, or `entitled` is false. The
+    /// end of a non-renewing subscription is the app's to compute.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub entitled_until: Option<Timestamp>,
+    /// The product that is in force now.
+    #[schema(examples("pro.monthly"))]
+    pub product_id: Option<String>,
+    /// Google's base plan.
+    pub base_plan_id: Option<String>,
+    /// The offer it was bought with.
+    pub offer_id: Option<String>,
+    /// Which price applies to the current period. Null for what has no periods.
+    pub period: Option<PricePeriod>,
+    /// Whether a renewal is to come. False where none is; null only where one signed transaction does not say it.
+    pub will_renew: Option<bool>,
+    /// The product that the next renewal is for. Null where it is not known, or none is to come.
+    #[schema(examples("pro.yearly"))]
+    pub renews_as: Option<String>,
+    /// When the next renewal is due. Null where it is not known, or none is to come.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub renews_at: Option<Timestamp>,
+    /// Bought by this customer, or shared by a family member.
+    pub ownership: Option<Ownership>,
+    /// How many were bought, less those that were refunded.
+    #[schema(examples(1))]
+    pub quantity: Option<i64>,
+    /// How many of them can still be refunded (Google, one-time products).
+    pub refundable_quantity: Option<i64>,
+    /// Until when the purchase must be acknowledged with Google, which else refunds it. Null when nothing is owed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub acknowledge_by: Option<Timestamp>,
+    /// What the state was made of.
+    pub basis: StateBasis,
+    /// The store's own time of these facts: Apple's newest `signedDate`, the time of the fetch from Google.
+    #[schema(value_type = String, format = DateTime)]
+    pub as_of: Timestamp,
+}
+
+/// What a purchase is now. Entitled are `active` and `in_grace_period`, and `canceled` until its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateStatus {
+    /// Paid for.
+    Active,
+    /// Paid for until its end, and will not renew. Of a one-time product: canceled or refunded, without access.
+    Canceled,
+    /// A renewal failed; access goes on while the store tries again.
+    InGracePeriod,
+    /// A renewal failed, and the store tries again without access (Apple).
+    InBillingRetry,
+    /// A renewal failed, and the store tries again without access (Google).
+    OnHold,
+    /// Paused by the subscriber; no access.
+    Paused,
+    /// Not paid yet; no access.
+    Pending,
+    /// Bought, and has not begun; no access yet.
+    Scheduled,
+    /// Over, or never began.
+    Expired,
+    /// The money was given back.
+    Refunded,
+    /// Taken back without a refund, or no longer shared by the family.
+    Revoked,
+    /// Another product took its place at once. Only where one signed transaction is all there is.
+    Upgraded,
+    /// Another purchase took its place; the rest of the state is that purchase's.
+    Replaced,
+    /// A one-time product that was used up.
+    Consumed,
+    /// The store uses a word that this release does not know; no access.
+    Unknown,
+}
+
+/// Which price applies to a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PricePeriod {
+    /// Free at the beginning.
+    Trial,
+    /// A lower price at the beginning.
+    Introductory,
+    /// An offer for present or former subscribers, an offer code, a win-back offer.
+    Promotional,
+    /// The full price.
+    Regular,
+    /// Paid in advance, without renewal.
+    Prepaid,
+}
+
+/// Whose purchase it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ownership {
+    /// Bought by this customer.
+    Purchased,
+    /// Shared by a family member.
+    FamilyShared,
+}
+
+/// What a state was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateBasis {
+    /// The store was asked about, or reported, the whole purchase.
+    Store,
+    /// One signed transaction alone, which says nothing of later periods.
+    Transaction,
+}
+
+/// Why there is no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateError {
+    /// The store did not answer in time. An event `purchase.state` follows as soon as it does.
+    StoreUnavailable,
+    /// The purchase was replaced by another that has not been seen yet.
+    ReplacedByUnknown,
+}
