@@ -21,10 +21,9 @@ use crate::stores::apple::account::{
 };
 use crate::stores::apple::api::{self, AppStoreClient};
 use crate::stores::apple::check_credentials;
-use crate::stores::apple::store::{
-    self, LoadAppleCredentialsError, NewAppleCredentials, SetAppleCredentialsError,
-};
+use crate::stores::apple::store::{self, NewAppleCredentials};
 use crate::stores::apple::test_notification::{self, TestNotificationError};
+use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
 
 /// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]
@@ -158,7 +157,7 @@ async fn set_credentials(
     let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            SetAppleCredentialsError::Database(error) => error.into(),
+            SetCredentialsError::Database(error) => error.into(),
             told => CommandError::failed(format!("{told}.")),
         })?;
     if let PreviousOutcome::NotOpened(cause) = before {
@@ -263,7 +262,7 @@ async fn request_test_notification(
     let credentials = store::load_credentials(&database, &keyring, &tenant)
         .await
         .map_err(|error| match error {
-            LoadAppleCredentialsError::Database(error) => error.into(),
+            LoadCredentialsError::Database(error) => error.into(),
             sealed => CommandError::failed(format!("{sealed}.")),
         })?
         .ok_or_else(|| no_credentials_error(&tenant))?;

@@ -13,7 +13,8 @@ use crate::outbound::{self, Upstream};
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::{self, PlayClient};
 use crate::stores::google::check_credentials;
-use crate::stores::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
+use crate::stores::google::store::{self, NewGoogleCredentials};
+use crate::stores::shared::credentials::SetCredentialsError;
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]
@@ -104,7 +105,7 @@ async fn set_credentials(
     let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
         .await
         .map_err(|error| match error {
-            SetGoogleCredentialsError::Database(error) => error.into(),
+            SetCredentialsError::Database(error) => error.into(),
             told => CommandError::failed(format!("{told}.")),
         })?;
     if let PreviousOutcome::NotOpened(cause) = before {

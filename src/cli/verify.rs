@@ -16,7 +16,7 @@ use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::http::problem::VerifyErrorResponse;
+use crate::http::Problem;
 use crate::outbound::{self, Upstream};
 use crate::stores::apple::account::EnvironmentChoice;
 use crate::stores::apple::ocsp::{ResponderPolicy, RevocationChecker};
@@ -253,25 +253,16 @@ fn print_verified<T: Serialize>(
     Ok(())
 }
 
-fn print_rejection(
-    context: &CommandContext,
-    declined: VerifyErrorResponse,
-) -> Result<(), CommandError> {
-    let (code, message, details) = match declined {
-        VerifyErrorResponse::Rejected(refusal) => (refusal.code, refusal.message, refusal.details),
-        VerifyErrorResponse::Failed(problem) => {
-            let problem = *problem;
-            let why = match problem.cause {
-                // Whoever runs this may know what a caller may not.
-                Some(cause) => format!("{} ({})", problem.message, cause.text),
-                None => problem.message,
-            };
-            (problem.code.as_str(), why, problem.details)
-        }
+fn print_rejection(context: &CommandContext, problem: Problem) -> Result<(), CommandError> {
+    let code = problem.code.as_str();
+    let message = match problem.cause {
+        // An operator may see the cause, which HTTP callers do not.
+        Some(cause) => format!("{} ({})", problem.message, cause.text),
+        None => problem.message,
     };
     let mut answer = json!({ "valid": false, "error": code, "message": message });
-    if !details.is_empty() {
-        answer["details"] = Value::Object(details);
+    if !problem.details.is_empty() {
+        answer["details"] = Value::Object(problem.details);
     }
     context
         .output

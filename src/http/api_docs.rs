@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::problem::{ErrorBody, ErrorCode, Problem, RejectionResponse};
+use super::problem::{ErrorBody, ErrorCode, Problem};
 
 /// The request id in every example.
 const EXAMPLE_REQUEST_ID: &str = "req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
@@ -130,14 +130,9 @@ pub fn response_header(schema: ObjectBuilder, description: &str, example: Value)
         .build()
 }
 
-/// The body of an error, as it is sent.
+/// The body of an error or of a store's "no", as it is sent.
 pub fn error_example(problem: &Problem) -> Value {
     error_body_json(problem.code.as_str(), &problem.message, &problem.details)
-}
-
-/// The body of a store's "no", as it is sent.
-pub fn rejection_example(refusal: &RejectionResponse) -> Value {
-    error_body_json(refusal.code, &refusal.message, &refusal.details)
 }
 
 fn error_body_json(error: &str, message: &str, details: &Map<String, Value>) -> Value {

@@ -19,4 +19,4 @@ pub mod problem;
 pub mod request_layer;
 pub mod request_metrics;
 
-pub use problem::{ErrorCode, Problem, RejectionResponse};
+pub use problem::{ErrorCode, Problem};

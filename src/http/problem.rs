@@ -1,7 +1,7 @@
 //! The one error body: `{"valid":false,"error":CODE,"message":…,"details":{…}?,"requestId":…}`.
 //!
-//! A handler returns a [`Problem`], or a [`Refusal`] when a store's "no" is the answer; the request layer
-//! (`http::envelope`) adds the request id, writes the body and logs the code. What a caller can act on is said in
+//! A handler returns a [`Problem`], also when a store's "no" is the answer; the request layer
+//! (`http::request_layer`) adds the request id, writes the body and logs the code. What a caller can act on is in
 //! `message` and `details`; what only an operator can act on is the `cause`, which is logged and never sent.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     missing_docs,
-    reason = "each is explained in `Code::meaning`, which is also the API description's"
+    reason = "each is explained in `ErrorCode::description`, which is also the API description's"
 )]
 pub enum ErrorCode {
     InvalidRequest,
@@ -29,10 +29,12 @@ pub enum ErrorCode {
     AppleApiError,
     GoogleApiError,
     Unavailable,
+    /// A store's "no", which is an answer: status 200, and this word in `error`, such as `TRANSACTION_NOT_FOUND`.
+    Rejected(&'static str),
 }
 
 impl ErrorCode {
-    /// All of them.
+    /// All but the stores' own words for a "no".
     pub const ALL: [Self; 12] = [
         Self::InvalidRequest,
         Self::CredentialsMissing,
@@ -75,6 +77,7 @@ impl ErrorCode {
             Self::Unavailable => {
                 "503: the database, or what else is needed, cannot be reached; ask again after `Retry-After`."
             }
+            Self::Rejected(_) => "200: the store says no.",
         }
     }
 
@@ -93,6 +96,7 @@ impl ErrorCode {
             Self::AppleApiError => "APPLE_API_ERROR",
             Self::GoogleApiError => "GOOGLE_API_ERROR",
             Self::Unavailable => "UNAVAILABLE",
+            Self::Rejected(word) => word,
         }
     }
 
@@ -107,6 +111,7 @@ impl ErrorCode {
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::AppleApiError | Self::GoogleApiError => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Rejected(_) => StatusCode::OK,
         }
     }
 }
@@ -181,6 +186,11 @@ impl Problem {
             retry_after: None,
             cause: None,
         }
+    }
+
+    /// A store's "no": status 200, `valid: false`, and `word` in `error`.
+    pub fn rejection(word: &'static str, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Rejected(word), message)
     }
 
     /// The HTTP status it is sent with.
@@ -294,62 +304,6 @@ impl IntoResponse for Problem {
     }
 }
 
-/// A store's "no", which is an answer and not an error: status 200 with `valid: false`.
-#[derive(Clone, Debug)]
-pub struct RejectionResponse {
-    /// One of the contract's words: `TRANSACTION_NOT_FOUND`, `BUNDLE_ID_MISMATCH` …
-    pub code: &'static str,
-    /// One sentence for the caller.
-    pub message: String,
-    /// Facts a program can use.
-    pub details: Map<String, Value>,
-}
-
-impl RejectionResponse {
-    /// A refusal with a sentence for the caller.
-    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            details: Map::new(),
-        }
-    }
-
-    /// Adds a fact a program can use.
-    #[must_use]
-    pub fn with_detail(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.details.insert(name.to_owned(), value.into());
-        self
-    }
-}
-
-impl IntoResponse for RejectionResponse {
-    /// Like a [`Problem`]: the request layer writes the body.
-    fn into_response(self) -> Response {
-        let mut response = StatusCode::OK.into_response();
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
-/// Everything but a yes to a question about a purchase.
-#[derive(Debug)]
-pub enum VerifyErrorResponse {
-    /// The store says no.
-    Rejected(Box<RejectionResponse>),
-    /// There is no verdict.
-    Failed(Box<Problem>),
-}
-
-impl IntoResponse for VerifyErrorResponse {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Rejected(refusal) => refusal.into_response(),
-            Self::Failed(problem) => problem.into_response(),
-        }
-    }
-}
-
 /// The one body of every error and of every refusal.
 #[derive(Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -385,7 +339,7 @@ mod tests {
         );
         assert_eq!(
             ErrorCause::from_error(&&crate::tenants::tenant::DisplayNameError).class,
-            "tenants::tenant::MalformedName"
+            "tenants::tenant::DisplayNameError"
         );
     }
 

@@ -21,9 +21,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use super::body::BodyTimeout;
-use super::problem::{
-    ErrorBody, ErrorCause, ErrorCode, Problem, RejectionResponse, retry_after_seconds,
-};
+use super::problem::{ErrorBody, ErrorCause, ErrorCode, Problem, retry_after_seconds};
 use super::request_metrics::{self, MatchedRoute, RequestMetrics};
 use crate::base::clock::Clock;
 use crate::base::id;
@@ -295,11 +293,6 @@ fn finalize(response: &mut Response<Body>, method: &Method, id: &HttpRequestId) 
             code: Some(code),
             cause: problem.cause,
         };
-    } else if let Some(refusal) = response.extensions_mut().remove::<RejectionResponse>() {
-        *response.body_mut() =
-            error_body_bytes(refusal.code, &refusal.message, &refusal.details, id).into();
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-        outcome.code = Some(refusal.code);
     }
     if *method == Method::HEAD {
         *response.body_mut() = Body::empty();
@@ -445,7 +438,7 @@ mod tests {
             .route(
                 "/refused",
                 get(async || {
-                    RejectionResponse::new("PURCHASE_NOT_FOUND", "Gone.").with_detail("status", 410)
+                    Problem::rejection("PURCHASE_NOT_FOUND", "Gone.").with_detail("status", 410)
                 }),
             )
             .route(

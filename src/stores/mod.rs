@@ -3,7 +3,10 @@
 //! - [`apple`]: the App Store
 //! - [`google`]: Google Play
 //!
+//! - [`shared`]: the plumbing of both
+//!
 //! The two never name each other.
 
 pub mod apple;
 pub mod google;
+pub mod shared;

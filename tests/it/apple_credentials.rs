@@ -9,7 +9,8 @@ use attesto::base::clock::Timestamp;
 use attesto::base::id::TenantId;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::stores::apple::account::EnvironmentChoice;
-use attesto::stores::apple::store::{self, LoadAppleCredentialsError};
+use attesto::stores::apple::store;
+use attesto::stores::shared::credentials::LoadCredentialsError;
 use attesto::tenants;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
@@ -192,7 +193,7 @@ async fn what_is_set_can_be_used_and_only_with_the_right_key() {
 
     let wrong = store::load_credentials(database, &keyring(1), tenant).await;
     assert!(
-        matches!(wrong, Err(LoadAppleCredentialsError::CannotUnseal { .. })),
+        matches!(wrong, Err(LoadCredentialsError::CannotUnseal { .. })),
         "{wrong:?}"
     );
     let stranger = TenantId::mint(Timestamp::from_millis(0));

@@ -14,8 +14,9 @@ use attesto::db::change_listener::ChangeListener;
 use attesto::http::request_layer::RequestLayer;
 use attesto::outbound::{self, Upstream};
 use attesto::stores::google::account::GoogleServiceAccount;
-use attesto::stores::google::store::{self, NewGoogleCredentials, SetGoogleCredentialsError};
+use attesto::stores::google::store::{self, NewGoogleCredentials};
 use attesto::stores::google::{self, GoogleSettings, GoogleVerifier};
+use attesto::stores::shared::credentials::SetCredentialsError;
 use attesto::tenants::RateLimit;
 use attesto::tenants::{self, ApiKeyEnvironment, Authenticator, RawApiKey};
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
@@ -178,7 +179,7 @@ impl Shop {
         }
     }
 
-    async fn set_credentials(&self, file: &str) -> Result<(), SetGoogleCredentialsError> {
+    async fn set_credentials(&self, file: &str) -> Result<(), SetCredentialsError> {
         let account = GoogleServiceAccount::parse(file.as_bytes()).unwrap();
         let new = NewGoogleCredentials {
             package_name: PACKAGE,
@@ -669,7 +670,7 @@ async fn what_is_not_said_again_about_pubsub_stays() {
     };
     let stranger = TenantId::mint(Timestamp::from_millis(0));
     assert!(
-        matches!(put(&stranger, None, None).await, Err(SetGoogleCredentialsError::UnknownTenant(id)) if id == stranger)
+        matches!(put(&stranger, None, None).await, Err(SetCredentialsError::UnknownTenant(id)) if id == stranger)
     );
     assert!(
         store::find_credential_summary(&shop.database, &shop.tenant)

@@ -38,34 +38,27 @@ use super::payload::{
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::base::single_flight::SingleFlight;
-use crate::crypto::token;
+use crate::credentials::token_cache::AccessToken;
 use crate::outbound::{
-    Bulkhead, RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
+    RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
     parse_retry_after, push_path_segment,
 };
+use crate::stores::shared::client::{
+    BearerTokens, CallKey, MAX_CALLS_PER_TENANT, StoreApi, TooManyCallsError, call_key,
+};
 
-/// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
-const WIDTH: usize = 64;
-/// How long a question waits for one of those places.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Assumed when Apple does not say when to come back.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// The App Store Server API, in both environments.
 #[derive(Clone)]
 pub struct AppStoreClient {
-    upstream: Upstream,
+    api: StoreApi<ClientTokenSource>,
     production_url: Url,
     sandbox_url: Url,
-    tokens: ClientTokenSource,
     clock: Clock,
-    bulkhead: Bulkhead<TenantId>,
-    in_flight: SingleFlight<AppleRequestKey, Result<Arc<str>, TransactionLookupError>>,
+    in_flight: SingleFlight<CallKey, Result<Arc<str>, TransactionLookupError>>,
 }
-
-/// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, which says
-/// the environment too.
-type AppleRequestKey = (TenantId, [u8; 32], [u8; 32]);
 
 /// Why there is no transaction to speak of: Apple said no, or nothing can be said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,20 +120,41 @@ pub enum AppleApiError {
     #[error("Apple gave no answer: {0}")]
     NoResponse(#[from] UpstreamError),
     /// The tenant has so many questions on their way that this one found no place.
-    #[error("{WIDTH} questions of this tenant are waiting for Apple already")]
+    #[error("{MAX_CALLS_PER_TENANT} questions of this tenant are waiting for Apple already")]
     TooManyInFlight,
+}
+
+impl From<TooManyCallsError> for AppleApiError {
+    fn from(TooManyCallsError: TooManyCallsError) -> Self {
+        Self::TooManyInFlight
+    }
+}
+
+impl BearerTokens for ClientTokenSource {
+    type Credentials = AppleCredentials;
+    type Error = AppleApiError;
+
+    async fn get_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+    ) -> Result<AccessToken, AppleApiError> {
+        Ok(ClientTokenSource::get_token(self, tenant, credentials))
+    }
+
+    fn evict_token(&self, tenant: &TenantId, credentials: &AppleCredentials, token: &AccessToken) {
+        ClientTokenSource::evict_token(self, tenant, credentials, token);
+    }
 }
 
 impl AppStoreClient {
     /// The API at `production` and at `sandbox` (the part before `/inApps`).
     pub fn new(upstream: Upstream, production_url: Url, sandbox_url: Url, clock: Clock) -> Self {
         Self {
-            upstream,
+            api: StoreApi::new(upstream, ClientTokenSource::new(clock.clone())),
             production_url,
             sandbox_url,
-            tokens: ClientTokenSource::new(clock.clone()),
             clock,
-            bulkhead: Bulkhead::new(WIDTH),
             in_flight: SingleFlight::default(),
         }
     }
@@ -155,11 +169,7 @@ impl AppStoreClient {
     ) -> Result<String, TransactionLookupError> {
         let url = endpoint_url(self.base_url(environment), "transactions", transaction_id);
         let url = url.ok_or(AppleNotFound::MalformedId)?;
-        let key = (
-            tenant.clone(),
-            credentials.identity_digest(),
-            token::sha256(url.as_str().as_bytes()),
-        );
+        let key = call_key(tenant, credentials.identity_digest(), &url);
         let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
         let signed = self
             .in_flight
@@ -228,7 +238,6 @@ impl AppStoreClient {
         }
     }
 
-    /// One call: in its turn, with a client token, and once more with a new one when that is refused.
     async fn send_request(
         &self,
         tenant: &TenantId,
@@ -236,33 +245,14 @@ impl AppStoreClient {
         method: Method,
         url: Url,
     ) -> Result<UpstreamResponse, AppleApiError> {
-        let _place = self
-            .bulkhead
-            .acquire_permit(tenant, QUEUE_TIMEOUT)
+        let build = |client: &reqwest::Client| {
+            client
+                .request(method.clone(), url.clone())
+                .header(ACCEPT, "application/json")
+        };
+        self.api
+            .send_request(tenant, credentials, build, classify_response)
             .await
-            .ok_or(AppleApiError::TooManyInFlight)?;
-        let mut tries_left = 2;
-        loop {
-            tries_left -= 1;
-            let token = self.tokens.get_token(tenant, credentials);
-            let ask = |client: &reqwest::Client| {
-                client
-                    .request(method.clone(), url.clone())
-                    .header(ACCEPT, "application/json")
-                    .bearer_auth(token.secret())
-            };
-            let answer = self
-                .upstream
-                .send_with_retries(ask, classify_response)
-                .await?;
-            if answer.status.as_u16() == 401 {
-                self.tokens.evict_token(tenant, credentials, &token);
-                if tries_left > 0 {
-                    continue;
-                }
-            }
-            return Ok(answer);
-        }
     }
 }
 
@@ -771,7 +761,7 @@ mod tests {
     async fn an_apple_that_is_away_is_not_a_no() {
         let apple = start_stub(AppStoreStubState::default()).await;
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
-        let upstream = apple.store.upstream.clone();
+        let upstream = apple.store.api.upstream.clone();
         let store = AppStoreClient::new(upstream, nowhere.clone(), nowhere, apple.clock.clone());
         let asked = store
             .get_transaction_info(

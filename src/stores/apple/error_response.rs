@@ -1,6 +1,5 @@
 //! What each outcome is in HTTP: a refusal, which is an answer, or a problem, which is none.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,11 +7,10 @@ use serde_json::{Value, json};
 use super::account::AppleEnvironment;
 use super::api::{AppleApiError, AppleNotFound};
 use super::notifications::{ActiveTenantError, AppleNotificationError};
-use super::store::LoadAppleCredentialsError;
 use super::trust::SignatureError;
 use super::verify::{AppleRejection, AppleVerifyError};
-use crate::http::problem::{Issue, VerifyErrorResponse};
-use crate::http::{ErrorCode, Problem, RejectionResponse};
+use crate::http::problem::Issue;
+use crate::http::{ErrorCode, Problem};
 
 /// With `APPLE_OCSP=on`, when a responder is away. The log says which, and why.
 const OCSP_UNAVAILABLE_MESSAGE: &str = "Apple's responder does not say right now whether the certificates that this is signed with were revoked. Nothing is wrong with it so far: ask again when Retry-After says.";
@@ -31,7 +29,7 @@ impl From<AppleNotificationError> for Problem {
         match outcome {
             AppleNotificationError::NoCredentials => no_credentials_problem(),
             AppleNotificationError::NoAppAppleId => no_app_apple_id_problem(),
-            AppleNotificationError::Credentials(error) => credentials_problem(&error),
+            AppleNotificationError::Credentials(error) => (&*error).into(),
             AppleNotificationError::Rejected(why) => {
                 let message = format!("This notification does not convince: {why}.");
                 Self::new(ErrorCode::SignatureInvalid, message)
@@ -73,22 +71,13 @@ pub(super) fn no_app_apple_id_problem() -> Problem {
     )
 }
 
-fn credentials_problem(error: &Arc<LoadAppleCredentialsError>) -> Problem {
-    match &**error {
-        LoadAppleCredentialsError::Database(cause) => cause.into(),
-        sealed => Problem::internal_error(sealed),
-    }
-}
-
-impl From<AppleVerifyError> for VerifyErrorResponse {
+impl From<AppleVerifyError> for Problem {
     fn from(outcome: AppleVerifyError) -> Self {
-        Self::Failed(Box::new(match outcome {
-            AppleVerifyError::Rejected(no) => {
-                return Self::Rejected(Box::new(rejection_response(no)));
-            }
+        match outcome {
+            AppleVerifyError::Rejected(no) => rejection_response(no),
             AppleVerifyError::NoCredentials => no_credentials_problem(),
             AppleVerifyError::NoAppAppleId => no_app_apple_id_problem(),
-            AppleVerifyError::Credentials(error) => credentials_problem(&error),
+            AppleVerifyError::Credentials(error) => (&*error).into(),
             AppleVerifyError::Api(failure) => api_error_problem(failure),
             AppleVerifyError::OcspUnavailable { retry_after } => {
                 ocsp_unavailable_problem(retry_after)
@@ -100,11 +89,11 @@ impl From<AppleVerifyError> for VerifyErrorResponse {
                 None,
             )
             .with_cause(what),
-        }))
+        }
     }
 }
 
-pub(super) fn rejection_response(no: AppleRejection) -> RejectionResponse {
+pub(super) fn rejection_response(no: AppleRejection) -> Problem {
     match no {
         AppleRejection::NotFound(absent) => {
             let (reason, message) = match absent {
@@ -118,15 +107,15 @@ pub(super) fn rejection_response(no: AppleRejection) -> RejectionResponse {
                     "This is the id of an app transaction. Send the id of the purchase's own transaction.",
                 ),
             };
-            RejectionResponse::new("TRANSACTION_NOT_FOUND", message).with_detail("reason", reason)
+            Problem::rejection("TRANSACTION_NOT_FOUND", message).with_detail("reason", reason)
         }
         AppleRejection::InvalidSignature(distrust) => invalid_signature_response(distrust),
-        AppleRejection::BundleIdMismatch { expected } => RejectionResponse::new(
+        AppleRejection::BundleIdMismatch { expected } => Problem::rejection(
             "BUNDLE_ID_MISMATCH",
             format!("This transaction is not of this tenant's app, {expected}."),
         )
         .with_detail("expected", expected),
-        AppleRejection::EnvironmentMismatch { expected, found } => RejectionResponse::new(
+        AppleRejection::EnvironmentMismatch { expected, found } => Problem::rejection(
             "ENVIRONMENT_MISMATCH",
             "This transaction is of another environment than the one asked about.",
         )
@@ -135,15 +124,15 @@ pub(super) fn rejection_response(no: AppleRejection) -> RejectionResponse {
             "found",
             json!(found.map(|found| found.to_ascii_lowercase())),
         ),
-        AppleRejection::AppUserMismatch => RejectionResponse::new(
+        AppleRejection::AppUserMismatch => Problem::rejection(
             "APP_USER_MISMATCH",
             "The app did not give this purchase to the expected user: its appAccountToken is another one, or there is none.",
         ),
     }
 }
 
-fn invalid_signature_response(distrust: SignatureError) -> RejectionResponse {
-    RejectionResponse::new(
+fn invalid_signature_response(distrust: SignatureError) -> Problem {
+    Problem::rejection(
         "SIGNATURE_INVALID",
         format!("This is not a transaction that Apple signed: {distrust}."),
     )

@@ -16,44 +16,34 @@ use std::time::Duration;
 use serde::Deserialize as _;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::payload::{
     self, Millis, NotificationBlock, NotificationPayload, OrderedObject, SignedPart,
 };
-use super::store::LoadAppleCredentialsError;
 use super::translate;
 use super::trust::SignatureError;
 use super::verify::{AppleVerifier, VerifyJwsError};
-use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
-use crate::credentials::TenantCache;
 use crate::db;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     self, AcceptedNotification, EventRecorder, EventSource, EventSubject, NewEvent, RecordError,
     SubjectType,
 };
-use crate::tenants;
+use crate::stores::shared::credentials::LoadCredentialsError;
+use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
-/// How long it is remembered that a tenant is active; a change is heard of.
-const ACTIVE_TENANT_TTL: Duration = Duration::from_mins(5);
-/// How many tenants are looked up in the database at once: anybody may post here, and others need connections too.
+/// How many tenants are looked up at once: the route can be called without authentication.
 const MAX_CONCURRENT_LOOKUPS: usize = 8;
-/// How long a notification waits for its turn.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest id of a notification, in characters. Apple's are UUIDs.
 const MAX_NOTIFICATION_ID_CHARS: usize = 256;
-/// The end of the year 9999, beyond which no time can be written.
-const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 
 /// Takes Apple's notifications in. Clones share what is remembered.
 #[derive(Clone)]
 pub struct AppleNotifications {
     apple: AppleVerifier,
-    active_tenants: TenantCache<(), db::Error>,
-    lookups: Arc<Semaphore>,
+    active_tenants: ActiveTenants,
     recorder: EventRecorder,
 }
 
@@ -94,7 +84,7 @@ pub enum AppleNotificationError {
     NoAppAppleId,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<LoadAppleCredentialsError>),
+    Credentials(Arc<LoadCredentialsError>),
     /// It is not believed.
     #[error("{0}")]
     Rejected(#[from] NotificationRejection),
@@ -267,13 +257,8 @@ impl AppleNotifications {
     /// Stores with `record` what passes; believes what `apple` believes.
     pub fn new(apple: &AppleVerifier, recorder: EventRecorder, changes: &ChangeListener) -> Self {
         Self {
-            active_tenants: TenantCache::new(
-                "tenants",
-                ACTIVE_TENANT_TTL,
-                apple.clock.clone(),
-                changes,
-            ),
-            lookups: Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS)),
+            active_tenants: ActiveTenants::new(&apple.database, &apple.clock, changes)
+                .with_max_concurrent_lookups(MAX_CONCURRENT_LOOKUPS),
             apple: apple.clone(),
             recorder,
         }
@@ -284,21 +269,10 @@ impl AppleNotifications {
         &self,
         tenant: &TenantId,
     ) -> Result<ActiveTenant, ActiveTenantError> {
-        let (database, whose) = (self.apple.database.clone(), tenant.clone());
-        let lookups = self.lookups.clone();
-        let find = async move {
-            let turn = tokio::time::timeout(LOOKUP_TIMEOUT, lookups.acquire()).await;
-            let Ok(Ok(_turn)) = turn else {
-                return Err(db::Error::PoolTimedOut);
-            };
-            let tenant = tenants::store::find_tenant(&database, &whose).await?;
-            Ok(tenant.filter(|tenant| tenant.is_active).map(drop))
-        };
-        self.active_tenants
-            .get_or_load(tenant, find)
-            .await
-            .map_err(ActiveTenantError::Database)?
-            .ok_or(ActiveTenantError::NotFound)?;
+        let is_active = self.active_tenants.is_active(tenant).await;
+        if !is_active.map_err(ActiveTenantError::Database)? {
+            return Err(ActiveTenantError::NotFound);
+        }
         Ok(ActiveTenant {
             tenant: tenant.clone(),
         })
@@ -540,8 +514,4 @@ fn event_subject(transaction: &SignedPart) -> Option<EventSubject> {
             SubjectType::Product
         },
     })
-}
-
-fn is_representable_time(moment: Timestamp) -> bool {
-    (1..=MAX_TIMESTAMP_MILLIS).contains(&moment.as_millis())
 }

@@ -21,7 +21,7 @@ use super::notifications::{
 use super::trust::SignatureError;
 use super::verify::{AppleRejection, AppleVerifyRequest, VerifiedTransaction};
 use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
-use crate::http::problem::{Issue, RejectionResponse};
+use crate::http::problem::Issue;
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
 use crate::tenants::caller;
@@ -96,7 +96,10 @@ fn expected_app_user_id() -> Schema {
 #[derive(ToSchema)]
 #[schema(as = apple::Answer)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "describes `Verified` and `Refusal` together")]
+#[expect(
+    dead_code,
+    reason = "describes `VerifiedTransaction` and `Problem` together"
+)]
 pub(super) enum AppleVerifyResponseSchema {
     Yes(Box<VerifiedTransaction>),
     No(AppleRefusedSchema),
@@ -105,7 +108,7 @@ pub(super) enum AppleVerifyResponseSchema {
 /// A "no": do not grant.
 #[derive(ToSchema)]
 #[schema(as = apple::Refused, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes `Refusal`")]
+#[expect(dead_code, reason = "describes `Problem`")]
 pub(super) struct AppleRefusedSchema {
     #[schema(schema_with = always_false)]
     valid: bool,
@@ -124,7 +127,7 @@ pub(super) struct AppleRefusedSchema {
 /// Facts for a program. Left out when there are none; which there are depends on `error`.
 #[derive(ToSchema)]
 #[schema(as = apple::RefusedDetails, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes `Refusal::details`")]
+#[expect(dead_code, reason = "describes `Problem::details`")]
 pub(super) struct AppleRefusedDetailsSchema {
     /// With `TRANSACTION_NOT_FOUND`: `unknown`; `malformed`, it cannot be an id; `app_transaction_id`, it is the id of the
     /// app's own transaction.
@@ -342,6 +345,5 @@ pub(super) fn refunded_example() -> Value {
 
 /// A "no", as it is answered.
 pub(super) fn rejection_example(why: AppleRejection) -> Value {
-    let no: RejectionResponse = rejection_response(why);
-    api_docs::rejection_example(&no)
+    api_docs::error_example(&rejection_response(why))
 }

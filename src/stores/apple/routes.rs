@@ -1,7 +1,6 @@
 //! `POST /v1/apple/verify` and `POST /v1/webhooks/apple/{tenantId}`.
 
-use axum::extract::{FromRef, Path, Request, State};
-use serde_json::value::RawValue;
+use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
@@ -15,36 +14,36 @@ use super::openapi::{
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::trust::SignatureError;
 use super::verify::{AppleRejection, AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
-use crate::audit::{VerificationLog, VerificationOutcome};
-use crate::base::id::TenantId;
+use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::Problem;
 use crate::http::json::{self, JsonBody};
-use crate::http::problem::{Issue, VerifyErrorResponse};
-use crate::http::request_layer::RequestLogFields;
-use crate::http::{Problem, body};
+use crate::stores::shared::routes::{
+    NotificationState, VerifyState, parse_tenant_id, read_notification,
+};
 use crate::tenants::{Authenticator, Caller};
 
 /// What a tenant's backend asks.
 pub fn verify_routes(
-    apple: AppleVerifier,
-    callers: Authenticator,
-    verifications: VerificationLog,
+    verifier: AppleVerifier,
+    authenticator: Authenticator,
+    verification_log: VerificationLog,
 ) -> OpenApiRouter {
-    verify_openapi_router().with_state(AppleVerifyState {
-        apple,
-        callers,
-        verifications,
+    verify_openapi_router().with_state(VerifyState {
+        verifier,
+        authenticator,
+        verification_log,
     })
 }
 
 /// What Apple posts.
 pub fn notification_routes(
     notifications: AppleNotifications,
-    received: NotificationMetrics,
+    metrics: NotificationMetrics,
 ) -> OpenApiRouter {
-    notification_openapi_router().with_state(AppleNotificationState {
+    notification_openapi_router().with_state(NotificationState {
         notifications,
-        received,
+        metrics,
     })
 }
 
@@ -55,32 +54,13 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
     both
 }
 
-fn verify_openapi_router() -> OpenApiRouter<AppleVerifyState> {
+fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
     OpenApiRouter::new().routes(routes!(verify_purchase))
 }
 
-fn notification_openapi_router() -> OpenApiRouter<AppleNotificationState> {
+fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotifications>> {
     OpenApiRouter::new()
         .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
-}
-
-#[derive(Clone)]
-struct AppleNotificationState {
-    notifications: AppleNotifications,
-    received: NotificationMetrics,
-}
-
-#[derive(Clone)]
-struct AppleVerifyState {
-    apple: AppleVerifier,
-    callers: Authenticator,
-    verifications: VerificationLog,
-}
-
-impl FromRef<AppleVerifyState> for Authenticator {
-    fn from_ref(room: &AppleVerifyState) -> Self {
-        room.callers.clone()
-    }
 }
 
 /// Is this App Store transaction real, and what is it now?
@@ -126,22 +106,20 @@ impl FromRef<AppleVerifyState> for Authenticator {
     ),
 )]
 async fn verify_purchase(
-    State(room): State<AppleVerifyState>,
+    State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
-    JsonBody(question): JsonBody<AppleVerifyRequest>,
-) -> Result<axum::Json<VerifiedTransaction>, VerifyErrorResponse> {
-    let asked = room.verifications.start_verification(EventSource::Apple);
-    let verified = room.apple.verify_purchase(&caller.tenant, &question).await;
-    let verified = verified.map_err(VerifyErrorResponse::from);
-    let verdict = match &verified {
-        Ok(_) => VerificationOutcome::Valid,
-        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
-        Err(VerifyErrorResponse::Failed(problem)) => {
-            VerificationOutcome::Error(problem.code.as_str())
-        }
-    };
-    asked.record_outcome(&caller.tenant, || question.audit_identifier(), verdict);
-    verified.map(axum::Json)
+    JsonBody(request): JsonBody<AppleVerifyRequest>,
+) -> Result<axum::Json<VerifiedTransaction>, Problem> {
+    let verification = state.verifier.verify_purchase(&caller.tenant, &request);
+    let purchase_id = || request.audit_identifier();
+    state
+        .answer(
+            EventSource::Apple,
+            &caller.tenant,
+            purchase_id,
+            verification,
+        )
+        .await
 }
 
 /// Take in a notification of the App Store
@@ -178,15 +156,12 @@ async fn verify_purchase(
     ),
 )]
 async fn receive_notification(
-    State(door): State<AppleNotificationState>,
+    State(state): State<NotificationState<AppleNotifications>>,
     Path(tenant): Path<String>,
     request: Request,
 ) -> Result<axum::Json<AcceptedNotification>, Problem> {
-    let outcome = accept_push(&door.notifications, &tenant, request).await;
-    let counted = outcome.as_ref().map_err(Problem::status);
-    door.received
-        .count_notification(EventSource::Apple, counted);
-    outcome.map(axum::Json)
+    let acceptance = accept_push(&state.notifications, &tenant, request);
+    state.answer(EventSource::Apple, acceptance).await
 }
 
 async fn accept_push(
@@ -194,24 +169,13 @@ async fn accept_push(
     tenant: &str,
     request: Request,
 ) -> Result<AcceptedNotification, Problem> {
-    let tenant: TenantId =
-        tenant
-            .parse()
-            .map_err(|problem: crate::base::id::MalformedIdError| {
-                Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
-            })?;
+    let tenant = parse_tenant_id(tenant)?;
     let (parts, body) = request.into_parts();
     let admitted = notifications.find_active_tenant(&tenant).await?;
-    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
-        fields.set_tenant(tenant.as_str());
-    }
-    // The type is not looked at: the signature is good enough, and a notification lost to a header would be a pity.
-    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
-    let ApplePushBody { signed_payload } = json::read_json(&body)?;
+    let (ApplePushBody { signed_payload }, raw) = read_notification(&tenant, &parts, body).await?;
     let message = SignedNotification {
         signed_payload,
-        // It was read before, so it is JSON.
-        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
+        raw,
     };
     Ok(notifications.accept_notification(admitted, message).await?)
 }

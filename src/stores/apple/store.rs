@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{
-    AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey, SigningKeyError,
-};
+use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::credentials::history::{
@@ -15,40 +13,9 @@ use crate::credentials::history::{
 };
 use crate::credentials::sealed_columns::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::crypto::keyring::Keyring;
 use crate::db::{self, Database};
-
-/// Why stored credentials cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadAppleCredentialsError {
-    /// The database did not answer.
-    #[error(transparent)]
-    Database(#[from] db::Error),
-    /// They do not open.
-    #[error("the private key of {tenant} cannot be opened: {cause}")]
-    CannotUnseal {
-        /// Whose.
-        tenant: TenantId,
-        /// Why.
-        cause: UnsealError,
-    },
-    /// They open, but are not what was checked when they were set: another release, or another hand.
-    #[error("the stored private key of {tenant} is not one: {cause}")]
-    Malformed {
-        /// Whose.
-        tenant: TenantId,
-        /// Why.
-        cause: SigningKeyError,
-    },
-    /// The environment is a word of another release.
-    #[error("the stored environment of {tenant} is none that is known here: {word}")]
-    UnknownEnvironment {
-        /// Whose.
-        tenant: TenantId,
-        /// What is stored.
-        word: String,
-    },
-}
+use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
 
 /// What may be shown of a tenant's Apple credentials: everything but the key.
 #[derive(Clone, Debug, Serialize)]
@@ -84,26 +51,12 @@ pub struct NewAppleCredentials<'a> {
     pub credentials: &'a AppleCredentials,
 }
 
-/// Why credentials were not stored.
-#[derive(Debug, thiserror::Error)]
-pub enum SetAppleCredentialsError {
-    /// There is no tenant of this id.
-    #[error("there is no tenant {0}")]
-    UnknownTenant(TenantId),
-    /// Somebody else changes them, again and again.
-    #[error("somebody else is changing the Apple credentials of {0} at the same time: try again")]
-    Contended(TenantId),
-    /// The database did not take them.
-    #[error(transparent)]
-    Database(#[from] db::Error),
-}
-
 /// The tenant's credentials, opened. `None` when it has none.
 pub async fn load_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-) -> Result<Option<AppleCredentials>, LoadAppleCredentialsError> {
+) -> Result<Option<AppleCredentials>, LoadCredentialsError> {
     let row = sqlx::query!(
         "select bundle_id, key_id, issuer_id, private_key_enc, environment, app_apple_id \
            from apple_credentials where tenant_id = $1",
@@ -117,20 +70,23 @@ pub async fn load_credentials(
             APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
             &row.private_key_enc,
         )
-        .map_err(|cause| LoadAppleCredentialsError::CannotUnseal {
+        .map_err(|cause| LoadCredentialsError::CannotUnseal {
+            field: "private key",
             tenant: tenant.clone(),
             cause,
         })?;
     let key = SigningKey::parse(file.expose_secret()).map_err(|cause| {
-        LoadAppleCredentialsError::Malformed {
+        LoadCredentialsError::Malformed {
+            field: "private key",
             tenant: tenant.clone(),
-            cause,
+            cause: cause.to_string(),
         }
     })?;
     let environment = EnvironmentChoice::parse(&row.environment).ok_or_else(|| {
-        LoadAppleCredentialsError::UnknownEnvironment {
+        LoadCredentialsError::Malformed {
+            field: "environment",
             tenant: tenant.clone(),
-            word: row.environment,
+            cause: format!("`{}` is not auto, production or sandbox", row.environment),
         }
     })?;
     Ok(Some(AppleCredentials {
@@ -194,7 +150,7 @@ pub async fn set_credentials(
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewAppleCredentials<'_>,
-) -> Result<(), SetAppleCredentialsError> {
+) -> Result<(), SetCredentialsError> {
     replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
         .await
         .map(drop)
@@ -207,7 +163,7 @@ pub async fn replace_credentials(
     tenant: &TenantId,
     new: &NewAppleCredentials<'_>,
     grace: Duration,
-) -> Result<PreviousOutcome, SetAppleCredentialsError> {
+) -> Result<PreviousOutcome, SetCredentialsError> {
     for _ in 0..MAX_ROTATE_ATTEMPTS {
         let stored = sqlx::query!(
             "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
@@ -241,7 +197,10 @@ pub async fn replace_credentials(
             return Ok(before);
         }
     }
-    Err(SetAppleCredentialsError::Contended(tenant.clone()))
+    Err(SetCredentialsError::Contended {
+        store: "Apple",
+        tenant: tenant.clone(),
+    })
 }
 
 /// Whether nobody was first.
@@ -250,7 +209,7 @@ async fn insert_credentials(
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewAppleCredentials<'_>,
-) -> Result<bool, SetAppleCredentialsError> {
+) -> Result<bool, SetCredentialsError> {
     let credentials = new.credentials;
     let inserted = sqlx::query!(
         "insert into apple_credentials \
@@ -270,7 +229,7 @@ async fn insert_credentials(
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "apple_credentials_tenant_id_fkey", || {
-            SetAppleCredentialsError::UnknownTenant(tenant.clone())
+            SetCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
     Ok(inserted.rows_affected() == 1)

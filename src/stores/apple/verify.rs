@@ -18,7 +18,7 @@ use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::api::{AppStoreClient, AppleApiError, AppleNotFound, TransactionLookupError};
 use super::ocsp::{RevocationChecker, RevocationError};
 use super::payload::{self, Millis, TransactionPayload};
-use super::store::{self, LoadAppleCredentialsError};
+use super::store;
 use super::translate::{self, TransactionStatus};
 use super::trust::{self, JwsVerifier, SignatureError, VerifiedJws};
 use crate::base::clock::{Clock, Timestamp};
@@ -29,13 +29,14 @@ use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
 use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;
+use crate::stores::shared::credentials::LoadCredentialsError;
 
 /// The App Store, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
 pub struct AppleVerifier {
     pub(super) database: Database,
     keyring: Arc<Keyring>,
-    credential_cache: TenantCache<AppleCredentials, LoadAppleCredentialsError>,
+    credential_cache: TenantCache<AppleCredentials, LoadCredentialsError>,
     app_store: AppStoreClient,
     jws_verifier: JwsVerifier,
     revocation_checker: Option<RevocationChecker>,
@@ -204,7 +205,7 @@ pub enum AppleVerifyError {
     NoAppAppleId,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<LoadAppleCredentialsError>),
+    Credentials(Arc<LoadCredentialsError>),
     /// Apple gave no answer that says yes or no.
     #[error("{0}")]
     Api(#[from] AppleApiError),
@@ -545,7 +546,7 @@ impl AppleVerifier {
     pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,
-    ) -> Result<Option<Arc<AppleCredentials>>, Arc<LoadAppleCredentialsError>> {
+    ) -> Result<Option<Arc<AppleCredentials>>, Arc<LoadCredentialsError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
         self.credential_cache

@@ -39,33 +39,26 @@ use super::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::base::single_flight::SingleFlight;
-use crate::crypto::token;
+use crate::credentials::token_cache::AccessToken;
 use crate::outbound::{
-    Bulkhead, RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
+    RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
     parse_retry_after, push_path_segment,
 };
+use crate::stores::shared::client::{
+    BearerTokens, CallKey, MAX_CALLS_PER_TENANT, StoreApi, TooManyCallsError, call_key,
+};
 
-/// Questions of one tenant that may be on their way at once. HTTP/2 carries a hundred on one connection.
-const WIDTH: usize = 64;
-/// How long a question waits for one of those places.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Google's quotas are per minute; said when Google does not say when to come back.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// The Play Developer API.
 #[derive(Clone)]
 pub struct PlayClient {
-    upstream: Upstream,
+    api: StoreApi<AccessTokenSource>,
     base_url: Url,
-    tokens: AccessTokenSource,
     clock: Clock,
-    bulkhead: Bulkhead<TenantId>,
-    in_flight: SingleFlight<GoogleRequestKey, Result<Arc<[u8]>, PurchaseLookupError>>,
+    in_flight: SingleFlight<CallKey, Result<Arc<[u8]>, PurchaseLookupError>>,
 }
-
-/// What makes two questions the same: the tenant, the identity it asks with, and a digest of the address, so that
-/// purchase tokens are not kept in a second place.
-type GoogleRequestKey = (TenantId, [u8; 32], [u8; 32]);
 
 /// What Google knows of a purchase.
 #[derive(Clone, Debug)]
@@ -153,7 +146,7 @@ pub enum GoogleApiError {
     #[error("Google gave no answer: {0}")]
     NoResponse(#[from] UpstreamError),
     /// The tenant has so many questions on their way that this one found no place.
-    #[error("{WIDTH} questions of this tenant are waiting for Google already")]
+    #[error("{MAX_CALLS_PER_TENANT} questions of this tenant are waiting for Google already")]
     TooManyInFlight,
 }
 
@@ -236,15 +229,42 @@ impl From<AccessTokenError> for PurchaseLookupError {
     }
 }
 
+impl From<TooManyCallsError> for PurchaseLookupError {
+    fn from(TooManyCallsError: TooManyCallsError) -> Self {
+        GoogleApiError::TooManyInFlight.into()
+    }
+}
+
+impl BearerTokens for AccessTokenSource {
+    type Credentials = Arc<GoogleServiceAccount>;
+    type Error = PurchaseLookupError;
+
+    async fn get_token(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+    ) -> Result<AccessToken, PurchaseLookupError> {
+        Ok(AccessTokenSource::get_token(self, tenant, account).await?)
+    }
+
+    fn evict_token(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        token: &AccessToken,
+    ) {
+        AccessTokenSource::evict_token(self, tenant, account, token);
+    }
+}
+
 impl PlayClient {
     /// The API at `base` (the part before `/androidpublisher`), with tokens from `token_url`.
     pub fn new(upstream: Upstream, base_url: Url, token_url: Url, clock: Clock) -> Self {
+        let tokens = AccessTokenSource::new(upstream.clone(), token_url, clock.clone());
         Self {
-            tokens: AccessTokenSource::new(upstream.clone(), token_url, clock.clone()),
-            upstream,
+            api: StoreApi::new(upstream, tokens),
             base_url,
             clock,
-            bulkhead: Bulkhead::new(WIDTH),
             in_flight: SingleFlight::default(),
         }
     }
@@ -285,11 +305,7 @@ impl PlayClient {
     ) -> Result<PurchaseResponse<T>, PurchaseLookupError> {
         let url =
             endpoint_url(&self.base_url, package_name, path).ok_or(GoogleNotFound::Unknown)?;
-        let key = (
-            tenant.clone(),
-            account.identity_digest(),
-            token::sha256(url.as_str().as_bytes()),
-        );
+        let key = call_key(tenant, account.identity_digest(), &url);
         let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
         let body = self
             .in_flight
@@ -307,30 +323,16 @@ impl PlayClient {
         account: &Arc<GoogleServiceAccount>,
         url: Url,
     ) -> Result<Arc<[u8]>, PurchaseLookupError> {
-        let _place = self
-            .bulkhead
-            .acquire_permit(tenant, QUEUE_TIMEOUT)
-            .await
-            .ok_or(GoogleApiError::TooManyInFlight)?;
-        let mut tries_left = 2;
-        loop {
-            tries_left -= 1;
-            let token = self.tokens.get_token(tenant, account).await?;
-            let answer = self
-                .upstream
-                .send_with_retries(
-                    |client| client.get(url.clone()).bearer_auth(token.secret()),
-                    classify_response,
-                )
-                .await?;
-            if answer.status.as_u16() == 401 {
-                self.tokens.evict_token(tenant, account, &token);
-                if tries_left > 0 {
-                    continue;
-                }
-            }
-            return interpret_response(answer, self.clock.now()).map(Arc::from);
-        }
+        let answer = self
+            .api
+            .send_request(
+                tenant,
+                account,
+                |client| client.get(url.clone()),
+                classify_response,
+            )
+            .await?;
+        interpret_response(answer, self.clock.now()).map(Arc::from)
     }
 }
 
@@ -1003,7 +1005,7 @@ mod tests {
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
         let token_url = google.play.base_url.join("token").expect("a URL");
         let play = PlayClient::new(
-            google.play.upstream.clone(),
+            google.play.api.upstream.clone(),
             nowhere,
             token_url,
             google.clock.clone(),

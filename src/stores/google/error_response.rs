@@ -1,16 +1,14 @@
 //! What each outcome is in HTTP: a refusal, which is an answer, or a problem, which is none.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::api::GoogleApiError;
 use super::notifications::{GoogleNotificationError, PushAuthError};
-use super::store::LoadGoogleCredentialsError;
 use super::verify::{GoogleRejection, GoogleVerifyError, NotFoundReason};
-use crate::http::problem::{Issue, VerifyErrorResponse};
-use crate::http::{ErrorCode, Problem, RejectionResponse};
+use crate::http::problem::Issue;
+use crate::http::{ErrorCode, Problem};
 
 /// When a push may come again that could not be judged for want of Google's keys, which are asked for once a minute.
 const KEYS_RETRY_AFTER: Duration = Duration::from_mins(1);
@@ -33,7 +31,7 @@ impl From<PushAuthError> for Problem {
             .with_retry_after(KEYS_RETRY_AFTER)
             .with_cause(refused),
             PushAuthError::TenantInactive => Self::tenant_not_found(),
-            PushAuthError::Credentials(error) => credentials_problem(&error),
+            PushAuthError::Credentials(error) => (&*error).into(),
             PushAuthError::Database(error) => (&*error).into(),
         }
     }
@@ -54,23 +52,14 @@ impl From<GoogleNotificationError> for Problem {
     }
 }
 
-fn credentials_problem(error: &Arc<LoadGoogleCredentialsError>) -> Problem {
-    match &**error {
-        LoadGoogleCredentialsError::Database(cause) => cause.into(),
-        sealed => Problem::internal_error(sealed),
-    }
-}
-
-impl From<GoogleVerifyError> for VerifyErrorResponse {
+impl From<GoogleVerifyError> for Problem {
     fn from(outcome: GoogleVerifyError) -> Self {
-        Self::Failed(Box::new(match outcome {
-            GoogleVerifyError::Rejected(no) => {
-                return Self::Rejected(Box::new(rejection_response(no)));
-            }
+        match outcome {
+            GoogleVerifyError::Rejected(no) => rejection_response(no),
             GoogleVerifyError::NoCredentials => no_credentials_problem(),
-            GoogleVerifyError::Credentials(error) => credentials_problem(&error),
+            GoogleVerifyError::Credentials(error) => (&*error).into(),
             GoogleVerifyError::Api(failure) => api_error_problem(failure),
-        }))
+        }
     }
 }
 
@@ -81,7 +70,7 @@ pub(super) fn no_credentials_problem() -> Problem {
     )
 }
 
-pub(super) fn rejection_response(no: GoogleRejection) -> RejectionResponse {
+pub(super) fn rejection_response(no: GoogleRejection) -> Problem {
     match no {
         GoogleRejection::NotFound(missing) => {
             let reason = match missing {
@@ -89,20 +78,20 @@ pub(super) fn rejection_response(no: GoogleRejection) -> RejectionResponse {
                 NotFoundReason::Gone => "gone",
                 NotFoundReason::OtherType => "other_type",
             };
-            RejectionResponse::new("PURCHASE_NOT_FOUND", missing.to_string())
+            Problem::rejection("PURCHASE_NOT_FOUND", missing.to_string())
                 .with_detail("reason", reason)
         }
-        GoogleRejection::PackageNameMismatch { expected } => RejectionResponse::new(
+        GoogleRejection::PackageNameMismatch { expected } => Problem::rejection(
             "PACKAGE_NAME_MISMATCH",
             format!("This purchase is not of this tenant's app, {expected}."),
         )
         .with_detail("expected", expected),
-        GoogleRejection::ProductIdMismatch { found } => RejectionResponse::new(
+        GoogleRejection::ProductIdMismatch { found } => Problem::rejection(
             "PRODUCT_ID_MISMATCH",
             "This purchase is of another product than the one asked about.",
         )
         .with_detail("found", found),
-        GoogleRejection::AppUserMismatch => RejectionResponse::new(
+        GoogleRejection::AppUserMismatch => Problem::rejection(
             "APP_USER_MISMATCH",
             "The app did not give this purchase to the expected user: its obfuscated account id is another one, or there is none.",
         ),
@@ -178,8 +167,11 @@ pub(super) fn api_error_problem(failure: GoogleApiError) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::outbound::UpstreamError;
+    use crate::stores::shared::credentials::LoadCredentialsError;
 
     #[test]
     fn every_no_has_its_word() {
@@ -225,14 +217,10 @@ mod tests {
                 "expected user",
             ),
         ] {
-            let VerifyErrorResponse::Rejected(refusal) =
-                VerifyErrorResponse::from(GoogleVerifyError::Rejected(no))
-            else {
-                panic!("{code} is an answer");
-            };
-            assert_eq!(refusal.code, code);
-            assert_eq!(Value::Object(refusal.details), details);
-            assert!(refusal.message.contains(part), "{}", refusal.message);
+            let problem = Problem::from(GoogleVerifyError::Rejected(no));
+            assert_eq!(problem.code, ErrorCode::Rejected(code));
+            assert_eq!(Value::Object(problem.details), details);
+            assert!(problem.message.contains(part), "{}", problem.message);
         }
     }
 
@@ -241,9 +229,8 @@ mod tests {
         let secret = "hunter2".to_owned();
         let text = |text: &str| Some(text.to_owned());
         let wait = Duration::from_millis(6500);
-        let sealed =
-            LoadGoogleCredentialsError::Database(crate::db::Error::Protocol(secret.clone()));
-        let away = LoadGoogleCredentialsError::Database(crate::db::Error::PoolTimedOut);
+        let sealed = LoadCredentialsError::Database(crate::db::Error::Protocol(secret.clone()));
+        let away = LoadCredentialsError::Database(crate::db::Error::PoolTimedOut);
         let google =
             |status: Value, code: Value| json!({ "status": status, "googleErrorCode": code });
         for (outcome, code, details) in [
@@ -326,9 +313,7 @@ mod tests {
                 json!({ "retryAfterSeconds": 1 }),
             ),
         ] {
-            let VerifyErrorResponse::Failed(problem) = VerifyErrorResponse::from(outcome) else {
-                panic!("{code:?} is no answer");
-            };
+            let problem = Problem::from(outcome);
             assert_eq!(problem.code, code);
             assert_eq!(Value::Object(problem.details), details);
             assert!(!problem.message.contains(&secret), "{}", problem.message);

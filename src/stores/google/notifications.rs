@@ -20,20 +20,20 @@ use tokio::time::{Instant, timeout_at};
 use super::api::{GoogleNotFound, PurchaseLookupError, PurchaseResponse};
 use super::chain::{PurchaseChain, PurchaseLink};
 use super::payload::{DeveloperNotification, Int64, ProductPurchase, SubscriptionPurchase};
-use super::store::{self, GoogleCredentials, LoadGoogleCredentialsError};
+use super::store::{self, GoogleCredentials};
 use super::translate::{self, ReplacedPurchase};
 use super::trust::{GoogleKeys, KeyLookupError, PushToken, PushTokenError};
 use super::verify::GoogleVerifier;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
-use crate::credentials::TenantCache;
 use crate::db;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     AcceptedNotification, EventEnvironment, EventRecorder, EventSource, EventSubject, NewEvent,
     RecordError, SubjectType,
 };
-use crate::tenants;
+use crate::stores::shared::credentials::LoadCredentialsError;
+use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
 /// How long Google is asked about a purchase, all questions together. A push must be answered within ten seconds.
 const PURCHASE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -41,19 +41,15 @@ const PURCHASE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_PURCHASE_LOOKUPS: usize = 16;
 /// How many links of a chain are read at once.
 const MAX_LINKS_PER_QUERY: i32 = 1000;
-/// How long it is remembered that a tenant is active; a change is heard of.
-const ACTIVE_TENANT_TTL: Duration = Duration::from_mins(5);
 /// Google's number for a new purchase.
 const SUBSCRIPTION_PURCHASED: Int64 = Int64(4);
-/// The end of the year 9999, beyond which no time can be written.
-const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 
 /// Takes Google's notifications in. Clones share what is remembered.
 #[derive(Clone)]
 pub struct GoogleNotifications {
     google: GoogleVerifier,
     keys: GoogleKeys,
-    active_tenants: TenantCache<(), db::Error>,
+    active_tenants: ActiveTenants,
     recorder: EventRecorder,
 }
 
@@ -78,7 +74,7 @@ pub enum PushAuthError {
     TenantInactive,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<LoadGoogleCredentialsError>),
+    Credentials(Arc<LoadCredentialsError>),
     /// Whether the tenant is active cannot be found out.
     #[error("{0}")]
     Database(Arc<db::Error>),
@@ -142,12 +138,7 @@ impl GoogleNotifications {
         changes: &ChangeListener,
     ) -> Self {
         Self {
-            active_tenants: TenantCache::new(
-                "tenants",
-                ACTIVE_TENANT_TTL,
-                google.clock.clone(),
-                changes,
-            ),
+            active_tenants: ActiveTenants::new(&google.database, &google.clock, changes),
             google: google.clone(),
             keys,
             recorder,
@@ -188,16 +179,10 @@ impl GoogleNotifications {
             );
             return Err(why.into());
         }
-        let (database, whose) = (self.google.database.clone(), tenant.clone());
-        let find = async move {
-            let tenant = tenants::store::find_tenant(&database, &whose).await?;
-            Ok(tenant.filter(|tenant| tenant.is_active).map(drop))
-        };
-        self.active_tenants
-            .get_or_load(tenant, find)
-            .await
-            .map_err(PushAuthError::Database)?
-            .ok_or(PushAuthError::TenantInactive)?;
+        let is_active = self.active_tenants.is_active(tenant).await;
+        if !is_active.map_err(PushAuthError::Database)? {
+            return Err(PushAuthError::TenantInactive);
+        }
         Ok(AuthenticatedPush {
             tenant: tenant.clone(),
             credentials,
@@ -258,11 +243,12 @@ impl GoogleNotifications {
         };
         let meaning = if let Some(notification) = notification {
             let learned = self.look_up_purchase(admitted, &notification).await;
-            let happened = notification.event_time_millis.map(|Int64(millis)| millis);
-            if let Some(millis) =
-                happened.filter(|millis| (1..=MAX_TIMESTAMP_MILLIS).contains(millis))
-            {
-                event.occurred_at = Some(Timestamp::from_millis(millis));
+            let happened = notification
+                .event_time_millis
+                .map(|Int64(millis)| Timestamp::from_millis(millis))
+                .filter(|time| is_representable_time(*time));
+            if happened.is_some() {
+                event.occurred_at = happened;
             }
             event.subject = event_subject(&notification, &learned);
             event.environment = learned.purchase_environment();

@@ -102,7 +102,10 @@ fn expected_app_user_id() -> Schema {
 #[derive(ToSchema)]
 #[schema(as = google::Answer)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "describes `Verified` and `Refusal` together")]
+#[expect(
+    dead_code,
+    reason = "describes `VerifiedPurchase` and `Problem` together"
+)]
 pub(super) enum GoogleVerifyResponseSchema {
     Yes(Box<VerifiedPurchase>),
     No(GoogleRefusedSchema),
@@ -111,7 +114,7 @@ pub(super) enum GoogleVerifyResponseSchema {
 /// A "no": do not grant.
 #[derive(ToSchema)]
 #[schema(as = google::Refused, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes `Refusal`")]
+#[expect(dead_code, reason = "describes `Problem`")]
 pub(super) struct GoogleRefusedSchema {
     #[schema(schema_with = always_false)]
     valid: bool,
@@ -130,7 +133,7 @@ pub(super) struct GoogleRefusedSchema {
 /// Facts for a program. Left out when there are none; which there are depends on `error`.
 #[derive(ToSchema)]
 #[schema(as = google::RefusedDetails, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes `Refusal::details`")]
+#[expect(dead_code, reason = "describes `Problem::details`")]
 pub(super) struct GoogleRefusedDetailsSchema {
     /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of the other `type`.
     #[schema(required = false, nullable = false, examples("gone"))]
@@ -358,5 +361,5 @@ pub(super) fn product_example() -> Value {
 
 /// A "no", as it is answered.
 pub(super) fn rejection_example(why: GoogleRejection) -> Value {
-    api_docs::rejection_example(&rejection_response(why))
+    api_docs::error_example(&rejection_response(why))
 }

@@ -1,7 +1,6 @@
 //! `POST /v1/google/verify` and `POST /v1/webhooks/google/{tenantId}`.
 
-use axum::extract::{FromRef, Path, Request, State};
-use serde_json::value::RawValue;
+use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
@@ -14,37 +13,37 @@ use super::request_body::{GooglePushBody, MAX_PUSH_BYTES};
 use super::verify::{
     GoogleRejection, GoogleVerifier, GoogleVerifyRequest, NotFoundReason, VerifiedPurchase,
 };
-use crate::audit::{VerificationLog, VerificationOutcome};
-use crate::base::id::TenantId;
+use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
+use crate::http::Problem;
 use crate::http::json::{self, JsonBody};
-use crate::http::problem::{Issue, VerifyErrorResponse};
-use crate::http::request_layer::RequestLogFields;
-use crate::http::{Problem, body};
+use crate::stores::shared::routes::{
+    NotificationState, VerifyState, parse_tenant_id, read_notification,
+};
 use crate::tenants::caller::bearer_token;
 use crate::tenants::{Authenticator, Caller};
 
 /// What a tenant's backend asks.
 pub fn verify_routes(
-    google: GoogleVerifier,
-    callers: Authenticator,
-    verifications: VerificationLog,
+    verifier: GoogleVerifier,
+    authenticator: Authenticator,
+    verification_log: VerificationLog,
 ) -> OpenApiRouter {
-    verify_openapi_router().with_state(GoogleVerifyState {
-        google,
-        callers,
-        verifications,
+    verify_openapi_router().with_state(VerifyState {
+        verifier,
+        authenticator,
+        verification_log,
     })
 }
 
 /// What Google pushes.
 pub fn notification_routes(
     notifications: GoogleNotifications,
-    received: NotificationMetrics,
+    metrics: NotificationMetrics,
 ) -> OpenApiRouter {
-    notification_openapi_router().with_state(GoogleNotificationState {
+    notification_openapi_router().with_state(NotificationState {
         notifications,
-        received,
+        metrics,
     })
 }
 
@@ -55,32 +54,13 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
     both
 }
 
-fn verify_openapi_router() -> OpenApiRouter<GoogleVerifyState> {
+fn verify_openapi_router() -> OpenApiRouter<VerifyState<GoogleVerifier>> {
     OpenApiRouter::new().routes(routes!(verify_purchase))
 }
 
-fn notification_openapi_router() -> OpenApiRouter<GoogleNotificationState> {
+fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifications>> {
     OpenApiRouter::new()
         .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
-}
-
-#[derive(Clone)]
-struct GoogleNotificationState {
-    notifications: GoogleNotifications,
-    received: NotificationMetrics,
-}
-
-#[derive(Clone)]
-struct GoogleVerifyState {
-    google: GoogleVerifier,
-    callers: Authenticator,
-    verifications: VerificationLog,
-}
-
-impl FromRef<GoogleVerifyState> for Authenticator {
-    fn from_ref(room: &GoogleVerifyState) -> Self {
-        room.callers.clone()
-    }
 }
 
 /// Is this Google Play purchase real, and what is it now?
@@ -130,23 +110,20 @@ impl FromRef<GoogleVerifyState> for Authenticator {
     ),
 )]
 async fn verify_purchase(
-    State(room): State<GoogleVerifyState>,
+    State(state): State<VerifyState<GoogleVerifier>>,
     caller: Caller,
-    JsonBody(question): JsonBody<GoogleVerifyRequest>,
-) -> Result<axum::Json<VerifiedPurchase>, VerifyErrorResponse> {
-    let asked = room.verifications.start_verification(EventSource::Google);
-    let verified = room.google.verify_purchase(&caller.tenant, &question).await;
-    let verified = verified.map_err(VerifyErrorResponse::from);
-    let verdict = match &verified {
-        Ok(_) => VerificationOutcome::Valid,
-        Err(VerifyErrorResponse::Rejected(refusal)) => VerificationOutcome::Invalid(refusal.code),
-        Err(VerifyErrorResponse::Failed(problem)) => {
-            VerificationOutcome::Error(problem.code.as_str())
-        }
-    };
-    let identifier = || question.purchase_token.as_str().into();
-    asked.record_outcome(&caller.tenant, identifier, verdict);
-    verified.map(axum::Json)
+    JsonBody(request): JsonBody<GoogleVerifyRequest>,
+) -> Result<axum::Json<VerifiedPurchase>, Problem> {
+    let verification = state.verifier.verify_purchase(&caller.tenant, &request);
+    let purchase_id = || request.purchase_token.as_str().into();
+    state
+        .answer(
+            EventSource::Google,
+            &caller.tenant,
+            purchase_id,
+            verification,
+        )
+        .await
 }
 
 /// Take in a notification of Google Play
@@ -189,15 +166,12 @@ async fn verify_purchase(
     ),
 )]
 async fn receive_notification(
-    State(door): State<GoogleNotificationState>,
+    State(state): State<NotificationState<GoogleNotifications>>,
     Path(tenant): Path<String>,
     request: Request,
 ) -> Result<axum::Json<AcceptedNotification>, Problem> {
-    let outcome = accept_push(&door.notifications, &tenant, request).await;
-    let counted = outcome.as_ref().map_err(Problem::status);
-    door.received
-        .count_notification(EventSource::Google, counted);
-    outcome.map(axum::Json)
+    let acceptance = accept_push(&state.notifications, &tenant, request);
+    state.answer(EventSource::Google, acceptance).await
 }
 
 async fn accept_push(
@@ -205,32 +179,17 @@ async fn accept_push(
     tenant: &str,
     request: Request,
 ) -> Result<AcceptedNotification, Problem> {
-    let tenant: TenantId =
-        tenant
-            .parse()
-            .map_err(|problem: crate::base::id::MalformedIdError| {
-                Problem::invalid_request(&[Issue::new("tenantId", problem.to_string())])
-            })?;
+    let tenant = parse_tenant_id(tenant)?;
     let (parts, body) = request.into_parts();
     let admitted = notifications
         .authenticate_push(&tenant, bearer_token(&parts.headers))
         .await?;
-    if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
-        fields.set_tenant(tenant.as_str());
-    }
-    // The type is not looked at: Google's word is good enough, and a push lost to a header would be a pity.
-    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
-    let GooglePushBody {
-        id,
-        data,
-        publish_time: published,
-    } = json::read_json(&body)?;
+    let (push, raw): (GooglePushBody, _) = read_notification(&tenant, &parts, body).await?;
     let message = PubsubMessage {
-        id,
-        data,
-        publish_time: published,
-        // It was read before, so it is JSON.
-        raw: serde_json::from_slice::<Box<RawValue>>(&body).map_err(Problem::internal_error)?,
+        id: push.id,
+        data: push.data,
+        publish_time: push.publish_time,
+        raw,
     };
     Ok(notifications.accept_notification(admitted, message).await?)
 }

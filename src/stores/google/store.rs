@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{GoogleServiceAccount, ServiceAccountError};
+use super::account::GoogleServiceAccount;
 use super::chain::PurchaseLink;
 use super::trust::PushSettings;
 use crate::base::clock::Timestamp;
@@ -16,9 +16,10 @@ use crate::credentials::history::{
     PreviousOutcome, ReplacedCredentials, RollbackError,
 };
 use crate::credentials::sealed_columns::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
-use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::crypto::keyring::Keyring;
 use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
+use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
 
 /// What it takes to ask Google about a tenant's purchases.
 #[derive(Debug)]
@@ -29,30 +30,6 @@ pub struct GoogleCredentials {
     pub account: Arc<GoogleServiceAccount>,
     /// Who may push notifications.
     pub push_settings: PushSettings,
-}
-
-/// Why stored credentials cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadGoogleCredentialsError {
-    /// The database did not answer.
-    #[error(transparent)]
-    Database(#[from] db::Error),
-    /// They do not open.
-    #[error("the service account of {tenant} cannot be opened: {cause}")]
-    CannotUnseal {
-        /// Whose.
-        tenant: TenantId,
-        /// Why.
-        cause: UnsealError,
-    },
-    /// They open, but are not what was checked when they were set: another release, or another hand.
-    #[error("the stored service account of {tenant} is not one: {cause}")]
-    Malformed {
-        /// Whose.
-        tenant: TenantId,
-        /// Why.
-        cause: ServiceAccountError,
-    },
 }
 
 /// What may be shown of a tenant's Google credentials: everything but the key.
@@ -97,26 +74,12 @@ pub struct NewGoogleCredentials<'a> {
     pub pubsub_topic: Option<&'a str>,
 }
 
-/// Why credentials were not stored.
-#[derive(Debug, thiserror::Error)]
-pub enum SetGoogleCredentialsError {
-    /// There is no tenant of this id.
-    #[error("there is no tenant {0}")]
-    UnknownTenant(TenantId),
-    /// Somebody else changes them, again and again.
-    #[error("somebody else is changing the Google credentials of {0} at the same time: try again")]
-    Contended(TenantId),
-    /// The database did not take them.
-    #[error(transparent)]
-    Database(#[from] db::Error),
-}
-
 /// The tenant's credentials, opened. `None` when it has none.
 pub async fn load_credentials(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-) -> Result<Option<GoogleCredentials>, LoadGoogleCredentialsError> {
+) -> Result<Option<GoogleCredentials>, LoadCredentialsError> {
     let row = sqlx::query!(
         "select package_name, service_account_enc, pubsub_audience, pubsub_service_account \
            from google_credentials where tenant_id = $1",
@@ -130,14 +93,16 @@ pub async fn load_credentials(
             GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
             &row.service_account_enc,
         )
-        .map_err(|cause| LoadGoogleCredentialsError::CannotUnseal {
+        .map_err(|cause| LoadCredentialsError::CannotUnseal {
+            field: "service account",
             tenant: tenant.clone(),
             cause,
         })?;
     let account = GoogleServiceAccount::parse(file.expose_secret()).map_err(|cause| {
-        LoadGoogleCredentialsError::Malformed {
+        LoadCredentialsError::Malformed {
+            field: "service account",
             tenant: tenant.clone(),
-            cause,
+            cause: cause.to_string(),
         }
     })?;
     Ok(Some(GoogleCredentials {
@@ -202,7 +167,7 @@ pub async fn set_credentials(
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewGoogleCredentials<'_>,
-) -> Result<(), SetGoogleCredentialsError> {
+) -> Result<(), SetCredentialsError> {
     replace_credentials(database, keyring, tenant, new, DEFAULT_GRACE_PERIOD)
         .await
         .map(drop)
@@ -215,7 +180,7 @@ pub async fn replace_credentials(
     tenant: &TenantId,
     new: &NewGoogleCredentials<'_>,
     grace: Duration,
-) -> Result<PreviousOutcome, SetGoogleCredentialsError> {
+) -> Result<PreviousOutcome, SetCredentialsError> {
     for _ in 0..MAX_ROTATE_ATTEMPTS {
         let stored = sqlx::query!(
             "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
@@ -252,7 +217,10 @@ pub async fn replace_credentials(
             return Ok(before);
         }
     }
-    Err(SetGoogleCredentialsError::Contended(tenant.clone()))
+    Err(SetCredentialsError::Contended {
+        store: "Google",
+        tenant: tenant.clone(),
+    })
 }
 
 /// Whether nobody was first.
@@ -261,7 +229,7 @@ async fn insert_credentials(
     keyring: &Keyring,
     tenant: &TenantId,
     new: &NewGoogleCredentials<'_>,
-) -> Result<bool, SetGoogleCredentialsError> {
+) -> Result<bool, SetCredentialsError> {
     let inserted = sqlx::query!(
         "insert into google_credentials \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
@@ -281,7 +249,7 @@ async fn insert_credentials(
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "google_credentials_tenant_id_fkey", || {
-            SetGoogleCredentialsError::UnknownTenant(tenant.clone())
+            SetCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
     Ok(inserted.rows_affected() == 1)

@@ -16,7 +16,7 @@ use super::api::{
     GoogleApiError, GoogleNotFound, PlayClient, PurchaseLookupError, PurchaseResponse,
 };
 use super::payload::{Int64, LineItem, ProductPurchase, SubscriptionPurchase};
-use super::store::{self, GoogleCredentials, LoadGoogleCredentialsError};
+use super::store::{self, GoogleCredentials};
 use super::translate::{self, PurchaseStatus};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -26,13 +26,14 @@ use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
 use crate::http::api_docs::{always_true, string_enum_schema};
 use crate::outbound::Upstream;
+use crate::stores::shared::credentials::LoadCredentialsError;
 
 /// Google Play, as one process asks it for all tenants. Clones share what is remembered.
 #[derive(Clone)]
 pub struct GoogleVerifier {
     pub(super) database: Database,
     keyring: Arc<Keyring>,
-    credential_cache: TenantCache<GoogleCredentials, LoadGoogleCredentialsError>,
+    credential_cache: TenantCache<GoogleCredentials, LoadCredentialsError>,
     pub(super) play: PlayClient,
     pub(super) clock: Clock,
 }
@@ -247,7 +248,7 @@ pub enum GoogleVerifyError {
     NoCredentials,
     /// The tenant's credentials cannot be read.
     #[error("{0}")]
-    Credentials(Arc<LoadGoogleCredentialsError>),
+    Credentials(Arc<LoadCredentialsError>),
     /// Google gave no answer that says yes or no.
     #[error("{0}")]
     Api(#[from] GoogleApiError),
@@ -370,7 +371,7 @@ impl GoogleVerifier {
     pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,
-    ) -> Result<Option<Arc<GoogleCredentials>>, Arc<LoadGoogleCredentialsError>> {
+    ) -> Result<Option<Arc<GoogleCredentials>>, Arc<LoadCredentialsError>> {
         let (database, keyring, whose) =
             (self.database.clone(), self.keyring.clone(), tenant.clone());
         self.credential_cache

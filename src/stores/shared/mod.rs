@@ -1,0 +1,13 @@
+//! What both stores need and neither owns: calls with bearer tokens, stored credentials, router states.
+//!
+//! Only plumbing stands here. What an answer, a status or a notification of a store means stays in that store's room.
+//!
+//! - [`client`]: calls to a store's API
+//! - [`credentials`]: a tenant's credentials: loaded, cached, or why not
+//! - [`notifications`]: which tenants receive notifications
+//! - [`routes`]: the parts of the verify and notification routes that are the same for both stores
+
+pub(crate) mod client;
+pub mod credentials;
+pub(crate) mod notifications;
+pub(crate) mod routes;
