@@ -1,4 +1,4 @@
-//! An event, and the JSON a callback is sent.
+//! An event, and the JSON that is sent to callbacks.
 
 use std::borrow::Cow;
 
@@ -9,43 +9,43 @@ use super::event_type::{EventSource, EventType};
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, TenantId};
 
-/// An event that is to be stored.
+/// An event before it is stored.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    /// Whose.
+    /// The tenant that gets the event.
     pub tenant: TenantId,
-    /// Which store reported it.
+    /// The store that reported it.
     pub source: EventSource,
-    /// The store's own id of the notification, the same on every repeat: `notificationUUID`, `messageId`.
+    /// The store's id of the notification, the same when it is repeated: `notificationUUID` or `messageId`.
     pub external_id: String,
     /// What happened.
     pub event_type: EventType,
-    /// The finer intent.
+    /// A more precise reason, where there is one.
     pub reason: Option<Cow<'static, str>>,
-    /// The store's own name for it: `apple.<type>[.<subtype>]`, `google.subscription.<n>`, … in lower case.
+    /// The store's own name, in lower case: `apple.<type>[.<subtype>]`, `google.subscription.<n>` and so on.
     pub platform_event: String,
-    /// When it happened, as the store says. When it does not say, the time it is received stands in.
+    /// When it happened, according to the store. `None`: the time of receipt is used instead.
     pub occurred_at: Option<Timestamp>,
-    /// Real money or not, where that is known.
+    /// `None`: not known.
     pub environment: Option<EventEnvironment>,
-    /// What it is about.
+    /// The subscription or purchase that it is about.
     pub subject: Option<EventSubject>,
-    /// Whose purchase it is about, in the app's own words.
+    /// The app's own id of the user, where the app sent one to the store.
     pub app_user_id: Option<String>,
     /// The decoded payload.
     pub data: Box<RawValue>,
-    /// What the store sent.
+    /// The notification as the store sent it.
     pub raw: Box<RawValue>,
 }
 
-/// Where a purchase was made.
+/// The environment of a purchase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum EventEnvironment {
-    /// With real money.
+    /// Real payments.
     Production,
-    /// By a tester.
+    /// Test purchases.
     Sandbox,
 }
 
@@ -56,26 +56,26 @@ impl EventEnvironment {
     }
 }
 
-/// What an event is about.
+/// The subscription or purchase that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventSubject {
-    /// The same for everything that ever happens to one subscription or one purchase.
+    /// The same in all events of one subscription or one purchase.
     pub key: String,
-    /// The product, where that is known.
+    /// The store's id of the product, where it is known.
     pub product_id: Option<String>,
-    /// Which of the two it is.
+    /// Subscription or one-time product.
     pub r#type: SubjectType,
 }
 
-/// What kind of thing was bought.
+/// The kind of a purchase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum SubjectType {
-    /// Something that runs for a time.
+    /// A subscription, including a non-renewing one.
     Subscription,
-    /// Something bought once.
+    /// A one-time product.
     Product,
 }
 
@@ -86,7 +86,7 @@ impl SubjectType {
     }
 }
 
-/// The JSON, in the order of the public contract.
+/// The keys are in the order of the public contract.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct EventBody<'a> {
@@ -106,7 +106,7 @@ struct EventBody<'a> {
 }
 
 impl NewEvent {
-    /// What a callback is sent of it. `received` stands in where the store did not say when it happened.
+    /// The JSON that is sent to callbacks. `received` is used as the timestamp when the store did not say when it happened.
     pub fn to_json_body(&self, id: &EventId, received: Timestamp) -> String {
         let body = EventBody {
             event: self.event_type,
@@ -123,7 +123,7 @@ impl NewEvent {
             data: &self.data,
             raw: &self.raw,
         };
-        serde_json::to_string(&body).expect("text, and JSON that was read before")
+        serde_json::to_string(&body).expect("strings and JSON that was parsed before")
     }
 }
 

@@ -1,22 +1,21 @@
-//! What the stores reported, in one vocabulary for both.
+//! Events: what the stores reported, under the same names for both stores.
 //!
-//! Promises: one notification is one event, however often and by however many processes it is received; an event and
-//! what has to be delivered of it are written together or not at all, and are there before anybody is told so; what is
-//! sent to a callback is made once and never again; what a store calls by a name unknown here is stored and delivered
-//! all the same.
+//! Guarantees: one notification is one event, however often and by however many processes it is received; an event and its
+//! delivery are written together or not at all, before the store gets its answer; the JSON that a callback gets is written
+//! once and never changes; a notification of a type that this release does not know is stored and delivered like any other.
 //!
-//! - [`word`]: the vocabulary
-//! - [`event`]: an event, and the JSON a callback is sent
-//! - [`record`]: the one way to write one
-//! - [`received`]: counts of what the stores send
+//! - [`event_type`]: the names of events
+//! - [`event`]: an event, and its JSON
 //! - [`purchase_state`]: what a purchase is worth, the same object for both stores
-//! - `store`: the queries
+//! - [`recorder`]: the only way to write events
+//! - [`notification_metrics`]: counts the notifications of the stores
+//! - [`store`]: the queries
 
-pub mod event;
-pub mod event_type;
-pub mod notification_metrics;
+mod event;
+mod event_type;
+mod notification_metrics;
 pub mod purchase_state;
-pub mod recorder;
+mod recorder;
 mod store;
 
 pub use event::{EventEnvironment, EventSubject, NewEvent, SubjectType};

@@ -1,15 +1,15 @@
-//! Counts what the stores send.
+//! Counts the notifications of the stores.
 
 use super::event_type::EventSource;
 use super::recorder::AcceptedNotification;
 use crate::metrics::{Counter, MetricVec, MetricsRegistry};
 
-/// Counts notifications by what became of them. Clones share it.
+/// Counts notifications by store and outcome. Clones share the counters.
 #[derive(Clone, Debug)]
 pub struct NotificationMetrics(MetricVec<2, Counter>);
 
 impl NotificationMetrics {
-    /// Counts into `registry`.
+    /// Registers the metrics in `registry`.
     pub fn new(registry: &MetricsRegistry) -> Self {
         let counters = registry.register_counter_vec(
             "attesto_notifications_total",
@@ -25,14 +25,14 @@ impl NotificationMetrics {
         Self(counters)
     }
 
-    /// One notification of `source`: its receipt, or the HTTP status that it was answered with.
+    /// Counts one notification. `outcome` is the accepted notification, or the HTTP status of the error response.
     pub fn count_notification(
         &self,
         source: EventSource,
         outcome: Result<&AcceptedNotification, u16>,
     ) {
         let outcome = match outcome {
-            Ok(receipt) if receipt.is_new => "stored",
+            Ok(accepted) if accepted.is_new => "stored",
             Ok(_) => "repeated",
             Err(500..) => "failed",
             Err(_) => "refused",

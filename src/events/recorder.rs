@@ -1,4 +1,4 @@
-//! The one way to write an event.
+//! The only way to write events.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::base::clock::Clock;
 use crate::base::id::{DeliveryId, EventId};
 use crate::db::Database;
 
-/// Writes events, and with each what has to be delivered of it. Clones share everything.
+/// Writes events together with their deliveries.
 #[derive(Clone)]
 pub struct EventRecorder {
     database: Database,
@@ -20,21 +20,21 @@ pub struct EventRecorder {
 }
 
 impl EventRecorder {
-    /// `work_arrived` is called after each delivery that was committed; it must return at once.
+    /// `on_delivery_enqueued` is called after each commit that has enqueued a delivery. It must return at once.
     pub fn new(
         database: &Database,
         clock: &Clock,
-        work_arrived: impl Fn() + Send + Sync + 'static,
+        on_delivery_enqueued: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
             database: database.clone(),
             clock: clock.clone(),
-            on_delivery_enqueued: Arc::new(work_arrived),
+            on_delivery_enqueued: Arc::new(on_delivery_enqueued),
         }
     }
 
-    /// Writes the event, and a delivery of it when its tenant has a callback. When this returns, both are committed. An
-    /// event whose notification is there already is not written again, and none of a tenant that is not active by now.
+    /// Writes the event, and a delivery if its tenant has an active callback. Both are committed when this returns. The event
+    /// of a repeated notification is not written again, and no event is written for an inactive tenant.
     pub async fn record_event(&self, event: &NewEvent) -> Result<StoredEvent, RecordError> {
         let now = self.clock.now();
         let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));

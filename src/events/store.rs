@@ -1,4 +1,4 @@
-//! Every query on events.
+//! The queries on events.
 
 use std::borrow::Cow;
 
@@ -10,34 +10,34 @@ use super::event_type::EventSource;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, Error};
 
-/// The longest text that an indexed column takes; what is longer is cut. An index entry has room for 2,700 bytes.
+/// Longer texts are truncated in indexed columns: a B-tree entry of Postgres has room for about 2,700 bytes.
 const MAX_KEY_BYTES: usize = 1024;
 
-/// What became of an event.
+/// The result of writing an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// The event: this one, or the one that was stored when the notification first came.
+    /// The id of the event; for a repeated notification that of the event that was stored first.
     pub event_id: EventId,
-    /// Whether it came for the first time.
+    /// False for a repeated notification.
     pub is_new: bool,
-    /// Whether a delivery was written with it. Never on a repeat.
+    /// Whether a delivery was enqueued. Never for a repeated notification.
     pub enqueued: bool,
 }
 
 /// Why an event was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Its tenant is not active, or not there at all.
+    /// The tenant is inactive or does not exist.
     #[error("the tenant is not active")]
     InactiveTenant,
-    /// The database did not take it.
+    /// The database failed.
     #[error(transparent)]
     Database(#[from] Error),
 }
 
-/// Writes an event and, when its tenant has an active callback, a delivery of it: one statement, so that both are there
-/// or neither is, and that nobody who hangs up can leave a transaction behind. Whether the tenant is active is asked by the
-/// same statement: who asked before may have asked long ago, and an export of a tenant that is not active has to be all there is.
+/// Writes an event and, if its tenant has an active callback, a delivery. One statement: both are written or neither is, and
+/// a client that disconnects cannot leave a transaction open. The same statement checks that the tenant is active: an
+/// earlier check may be out of date, and an export of an inactive tenant must contain all of its events.
 pub(super) async fn insert_event(
     database: &Database,
     event: &NewEvent,
@@ -107,7 +107,7 @@ pub(super) async fn insert_event(
                 enqueued: row.enqueued,
             });
         }
-        // A second statement, because the first cannot see what was committed while it waited for it.
+        // A second statement: the first cannot see a row that was committed while it waited for that row.
         let earlier = find_event(database, &event.tenant, event.source, &external_id).await?;
         if let Some(event_id) = earlier {
             return Ok(StoredEvent {
@@ -116,11 +116,11 @@ pub(super) async fn insert_event(
                 enqueued: false,
             });
         }
-        // It was pruned between the two: then this is the first again.
+        // The earlier event was pruned between the two statements: try again.
     }
 }
 
-/// The event of a notification, by the store's id of it.
+/// The event of a notification, by the store's id of the notification.
 pub async fn find_event(
     database: &Database,
     tenant: &TenantId,
@@ -137,7 +137,7 @@ pub async fn find_event(
     .await
 }
 
-/// Text that a text column takes: Postgres stores no NUL, and an event is not to be lost for one.
+/// Postgres cannot store NUL in text, and an event must not be lost because of one.
 fn replace_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         text.replace('\0', "\u{fffd}").into()
@@ -146,12 +146,12 @@ fn replace_nul(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Text that an index takes.
+/// For an indexed column: see [`MAX_KEY_BYTES`].
 fn truncate_index_key(text: &str) -> Cow<'_, str> {
     replace_nul(&text[..text.floor_char_boundary(MAX_KEY_BYTES)])
 }
 
-/// JSON that a jsonb column takes: the same, but for NUL in its strings.
+/// For a `jsonb` column: unchanged, except that NUL in strings is replaced.
 fn to_jsonb_text(json: &RawValue) -> Cow<'_, str> {
     fn clean(value: Value) -> Value {
         match value {
