@@ -30,7 +30,7 @@ use attesto::db::Database;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::{
-    AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier,
+    AttemptOutcome, DeliveryJob, Dispatcher, DispatcherSettings, WorkNotifier,
 };
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
@@ -612,12 +612,12 @@ async fn measure(scale: usize) {
 
     bench.backlog(backlog).await;
     let before = bench.database_cpu().await;
-    let courier = DeliveryTransport::from_fn(|_| async {
+    let sender = |_: Arc<DeliveryJob>| async {
         AttemptOutcome::Delivered {
             code: 200,
             excerpt: None,
         }
-    });
+    };
     let settings = DispatcherSettings {
         concurrency: CONCURRENCY,
         poll_interval: Duration::from_secs(10),
@@ -627,7 +627,7 @@ async fn measure(scale: usize) {
     let mut dispatcher = Dispatcher::new(
         &bench.database,
         &bench.clock,
-        courier,
+        sender,
         WorkNotifier::default(),
         settings,
     );

@@ -1,7 +1,7 @@
 //! Whether ten million events are slower than ten thousand. `cargo bench --bench size`
 //!
 //! Two databases on one private, durable Postgres, alike but for their history, and measured in turns: what is written by
-//! the one write path, claimed and finished by the real dispatcher (whose courier says 200 at once), removed by the real
+//! the one write path, claimed and finished by the real dispatcher (whose sender says 200 at once), removed by the real
 //! retention, and listed as the commands list it. It needs some 12 GB of disk for a quarter of an hour; `-- --rows 1000000`
 //! makes the large one smaller.
 
@@ -12,6 +12,7 @@
     reason = "rates of small counts"
 )]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attesto::base::clock::Clock;
@@ -20,7 +21,7 @@ use attesto::config;
 use attesto::db::Database;
 use attesto::deliveries::redelivery::EventStatus;
 use attesto::deliveries::{
-    AttemptOutcome, DeliveryTransport, Dispatcher, DispatcherSettings, WorkNotifier, history,
+    AttemptOutcome, DeliveryJob, Dispatcher, DispatcherSettings, WorkNotifier, history,
 };
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
@@ -235,12 +236,12 @@ impl Side {
 
     /// Deliveries claimed and finished a second.
     async fn deliver(&self, count: usize) -> f64 {
-        let courier = DeliveryTransport::from_fn(|_| async {
+        let sender = |_: Arc<DeliveryJob>| async {
             AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: None,
             }
-        });
+        };
         let settings = DispatcherSettings {
             concurrency: 64,
             poll_interval: Duration::from_secs(10),
@@ -250,7 +251,7 @@ impl Side {
         let mut dispatcher = Dispatcher::new(
             &self.database,
             &Clock::system(),
-            courier,
+            sender,
             WorkNotifier::default(),
             settings,
         );

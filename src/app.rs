@@ -25,8 +25,8 @@ use crate::crypto::keyring::Keyring;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, DatabaseConnectError, SchemaState};
 use crate::deliveries::{
-    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, hold,
-    signing_transport,
+    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, SigningSender,
+    WorkNotifier, hold,
 };
 use crate::egress::EgressPolicy;
 use crate::events::{EventRecorder, NotificationMetrics};
@@ -351,19 +351,14 @@ impl App {
 
     fn build_dispatcher(&self) -> Dispatcher {
         let database = self.database.for_deliveries();
-        let courier = signing_transport::build_signing_transport(
-            self.sender.clone(),
-            &database,
-            &self.keyring,
-            &self.clock,
-        );
+        let sender = SigningSender::new(self.sender.clone(), &database, &self.keyring, &self.clock);
         let settings = DispatcherSettings {
             concurrency: self.webhooks.max_concurrent_deliveries,
             poll_interval: self.webhooks.dispatch_interval,
             max_retries: self.webhooks.max_retries,
             shutdown_timeout: self.shutdown_grace.saturating_sub(CLAIM_RELEASE_RESERVE),
         };
-        Dispatcher::new(&database, &self.clock, courier, self.wake.clone(), settings)
+        Dispatcher::new(&database, &self.clock, sender, self.wake.clone(), settings)
             .with_metrics(self.delivery_metrics.clone())
     }
 

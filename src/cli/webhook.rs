@@ -21,7 +21,7 @@ use crate::deliveries::probe;
 use crate::deliveries::redelivery::{
     self, EventStatus, Redeliveries, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
 };
-use crate::deliveries::{AttemptOutcome, DeliveryAttempt, Sender, SenderSettings};
+use crate::deliveries::{DeliveryJob, Sender, SenderSettings};
 use crate::egress::{
     AllowList, AllowedNetwork, AllowedNetworkError, EgressError, EgressPolicy, LookupError,
     Resolver,
@@ -472,25 +472,19 @@ async fn ping_callback(tenant: &TenantId, context: &CommandContext) -> Result<()
         .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
     let now = context.clock.now();
     let event = EventId::mint(now);
-    let attempt = DeliveryAttempt {
-        delivery_id: DeliveryId::mint(now),
+    let job = DeliveryJob {
+        id: DeliveryId::mint(now),
         event_id: event.clone(),
+        tenant_id: tenant.clone(),
         event_type: PING_EVENT_TYPE.to_owned(),
         attempt_number: 1,
         callback_url: summary.callback_url.clone(),
         body: ping_body(tenant, &event, now).into(),
-        secrets: endpoint.secrets,
-        allow_list: endpoint.allow_list,
     };
     let begun = Instant::now();
-    let outcome = sender.send(&attempt).await;
+    let outcome = sender.send(&job, &endpoint).await;
     let latency = begun.elapsed();
-    let detail = match &outcome {
-        AttemptOutcome::Delivered { .. } => None,
-        AttemptOutcome::Refused { detail, .. } | AttemptOutcome::NotAttempted { detail, .. } => {
-            Some(detail.as_str())
-        }
-    };
+    let detail = outcome.detail();
     let echo = PingResult {
         tenant_id: tenant,
         event_id: &event,

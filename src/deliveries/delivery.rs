@@ -1,4 +1,4 @@
-//! What becomes of a delivery after an attempt: the whole policy, in one pure function.
+//! The retry policy: what happens to a delivery after an attempt, in one pure function.
 //!
 //! ```text
 //!            Delivered                              ┌───────────┐
@@ -7,7 +7,7 @@
 //!   │ │ │    Refused with 410, or for the last time ┌───────────┐
 //!   │ │ └─────────────────────────────────────────► │  failed   │
 //!   │ │                                             └───────────┘
-//!   └─┘ Refused: later, one attempt fewer; NotAttempted: soon, as if nothing had been
+//!   └─┘ Refused: retried later, one attempt fewer is left. NotAttempted: retried soon, no attempt is counted
 //! ```
 
 use std::time::Duration;
@@ -15,43 +15,43 @@ use std::time::Duration;
 use super::outcome::AttemptOutcome;
 use super::schedule;
 
-/// "It is gone for good", in HTTP.
+/// RFC 9110: the resource is gone and will not come back.
 const HTTP_GONE: u16 = 410;
-/// The pause after a fault of our own.
+/// The delay after a fault on our side.
 const POSTPONED_DELAY: Duration = Duration::from_secs(15);
 
-/// Where a delivery stands when an attempt begins.
+/// The counters of a delivery when an attempt begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivery {
-    /// Attempts that were made and counted before this one.
+pub(crate) struct Delivery {
+    /// Attempts that were counted before this one.
     pub attempts: u32,
-    /// How often it is tried again after the first attempt: `WEBHOOK_MAX_RETRIES`.
+    /// `WEBHOOK_MAX_RETRIES`: how many times it is retried after the first attempt.
     pub max_retries: u32,
 }
 
-/// What becomes of it.
+/// What happens to a delivery after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NextStep {
-    /// The receiver has it.
+pub(crate) enum NextStep {
+    /// It was delivered.
     Delivered,
-    /// It is tried again, not before this much time has passed. The attempt counts.
+    /// It is retried. The attempt counts.
     Retry {
-        /// From the end of the attempt.
+        /// The delay from the end of the attempt.
         after: Duration,
     },
-    /// It is not tried again by itself.
+    /// It is not retried automatically.
     Failed,
-    /// Nothing was sent, so nothing is counted. It is tried again.
+    /// Nothing was sent. It is retried, and the attempt does not count.
     Postponed {
-        /// From now.
+        /// The delay from now.
         after: Duration,
     },
 }
 
 impl Delivery {
-    /// Decides. `jitter` is a number from 0 to 1, from chance.
+    /// `jitter` is a random number from 0 to 1.
     #[must_use]
-    pub fn decide_next_step(self, outcome: &AttemptOutcome, jitter: f64) -> NextStep {
+    pub(crate) fn decide_next_step(self, outcome: &AttemptOutcome, jitter: f64) -> NextStep {
         match outcome {
             AttemptOutcome::Delivered { .. } => NextStep::Delivered,
             AttemptOutcome::NotAttempted { .. } => NextStep::Postponed {
@@ -70,13 +70,13 @@ impl Delivery {
 }
 
 impl NextStep {
-    /// Whether the attempt counts.
-    pub fn is_attempt_counted(self) -> bool {
+    /// Whether the attempt counts towards the maximum.
+    pub(crate) fn is_attempt_counted(self) -> bool {
         !matches!(self, Self::Postponed { .. })
     }
 
-    /// How it is written in the column `status`.
-    pub fn status(self) -> &'static str {
+    /// The value of the column `status`.
+    pub(crate) fn status(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
             Self::Failed => "failed",
@@ -84,8 +84,8 @@ impl NextStep {
         }
     }
 
-    /// How long until it is tried again, if it is.
-    pub fn retry_delay(self) -> Option<Duration> {
+    /// How long until it is retried. `None`: it is not retried.
+    pub(crate) fn retry_delay(self) -> Option<Duration> {
         match self {
             Self::Retry { after } | Self::Postponed { after } => Some(after),
             Self::Delivered | Self::Failed => None,
@@ -184,7 +184,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Whatever receivers do, a delivery ends, no attempt is uncounted, and no pause is out of bounds.
+        /// For any sequence of answers a delivery ends, every attempt is counted, and every delay is within its bounds.
         #[test]
         fn every_history_ends(
             max_retries in 0_u32..=20,

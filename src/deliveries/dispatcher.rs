@@ -1,17 +1,16 @@
-//! The loop that delivers: any number of them, in any number of processes, on one database.
+//! The loop that delivers. Any number of processes can run one on the same database.
 //!
-//! Each round is one transaction and then, with none open, the requests:
+//! A round is one transaction, followed by requests with no transaction open:
 //!
-//! 1. what has come back is written, as far as its row is still ours, and as many due deliveries are claimed as there
-//!    are free slots ([`Store::turn`]);
-//! 2. each claimed one is sent at once; its result waits for the next round.
+//! 1. The results of finished attempts are written, as far as their leases are still ours, and as many due deliveries are
+//!    claimed as there are free slots ([`DeliveryStore::write_results_and_claim`]).
+//! 2. Each claimed job is sent at once. Its result waits for the next round.
 //!
-//! A round begins when a result is there, when somebody says that there is work ([`Wake`]), when the next delivery is
-//! due, and now and then without any reason. A process that dies leaves leases behind, which others sweep; one that is
-//! asked to stop finishes what is under way and gives the rest back.
+//! A round begins when an attempt has finished, when the [`WorkNotifier`] says that there is work, when the next delivery
+//! is due, and at the poll interval. A process that dies leaves leases behind, which other processes sweep when they have
+//! expired. A process that is asked to stop lets its attempts finish and releases the rest.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -21,144 +20,79 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
 use super::delivery::Delivery;
-use super::health::{EndpointState, HealthSignal};
+use super::health::EndpointState;
+use super::job::JobSender;
+use super::metrics::DeliveryMetrics;
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use super::redelivery::Redeliveries;
 use super::slots;
 use super::store::{
-    BatchError, DeliveryStore, EndpointStateChange, FinishedAttempt, LEASE_TTL, Lease,
-    LeasedDelivery, timeout_error,
+    ClaimedDelivery, DeliveryStore, EndpointStateChange, FinishedAttempt, LEASE_TTL, Lease,
+    timeout_error,
 };
-use super::transport::{ClaimedDelivery, DeliveryTransport};
 use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::db::{Database, Error};
-use crate::metrics::metric_types::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
-use crate::metrics::{Counter, Histogram, MetricsRegistry};
+use crate::metrics::MetricsRegistry;
 
-/// How often leases are renewed: three renewals may fail before one is lost.
+/// Three renewals may fail before a lease is lost.
 const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_millis(4500);
-/// A request whose lease could not be renewed is given up this long before the lease ends, so that nobody else sends
-/// while we do.
+/// A request whose lease could not be renewed is aborted this long before the lease expires, so that no other process
+/// sends the same delivery at the same time.
 const LEASE_SAFETY_MARGIN: Duration = Duration::from_secs(5);
-/// How often it is looked for leases that others left behind.
+/// How often expired leases of other processes are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a first result waits for others, to be written with them.
+/// How long the first finished attempt waits for others, to be written together.
 const GATHER_TIMEOUT: Duration = Duration::from_millis(1);
-/// Results written in one transaction.
 const MAX_RESULTS_PER_BATCH: usize = 512;
-/// How long after a round that left nothing to claim it is asked when there will be something.
+/// After a round that left free slots: how long until the database is asked what is due next.
 const IDLE_NEXT_DUE_DELAY: Duration = Duration::from_millis(30);
-/// The same while there is more than can be taken: only redeliveries wait for the answer.
+/// The same after a round that used all slots: then only redeliveries wait for the answer.
 const BUSY_NEXT_DUE_DELAY: Duration = Duration::from_secs(1);
-/// How long the database may take for one thing. A renewal that takes longer has failed, early enough for giving up what
-/// it was for.
+/// For one database operation. A renewal that takes longer has failed early enough to abort its request.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(8);
-/// The pause while the database does not answer; it doubles up to the last.
+/// The delay between attempts to reach the database. It doubles up to the maximum.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
 
 /// How a dispatcher works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatcherSettings {
-    /// How many deliveries are under way at once, those that wait long aside: see [`slots`].
+    /// How many deliveries may be in flight at once. Slow ones do not count: see [`slots`].
     pub concurrency: usize,
-    /// How often it is looked for work that nobody announced.
+    /// How often the database is asked for work that no notification announced.
     pub poll_interval: Duration,
-    /// How often a delivery is tried again.
+    /// How many times a delivery is retried after its first attempt.
     pub max_retries: u32,
-    /// How long what is under way may take to end when the process stops.
+    /// How long attempts in flight may take to finish when the process stops.
     pub shutdown_timeout: Duration,
 }
 
-/// How often what has happened, since the process began.
-#[derive(Clone, Debug)]
-pub struct DeliveryMetrics {
-    outcomes: [Counter; OutcomeClass::ALL.len()],
-    leases_lost: Counter,
-    interrupted: Counter,
-    parked: Counter,
-    duration: Histogram,
-    lag: Histogram,
-}
-
-impl DeliveryMetrics {
-    /// Counts into `registry`.
-    pub fn new(registry: &MetricsRegistry) -> Self {
-        let outcomes = registry.register_counter_vec(
-            "attesto_delivery_attempts_total",
-            "Deliveries tried, by how the attempt ended.",
-            ["outcome"],
-        );
-        Self {
-            outcomes: OutcomeClass::ALL.map(|class| outcomes.with_label_values([class.as_str()])),
-            leases_lost: registry.register_counter(
-                "attesto_leases_lost_total",
-                "Attempts whose result was not written, because another process had taken the delivery over.",
-            ),
-            interrupted: registry.register_counter(
-                "attesto_interrupted_total",
-                "Deliveries that a process which is gone left behind.",
-            ),
-            parked: registry.register_counter(
-                "attesto_parked_total",
-                "Deliveries set aside for a person, because process after process was lost over them.",
-            ),
-            duration: registry.register_histogram(
-                "attesto_delivery_duration_seconds",
-                "How long attempts to deliver took.",
-                DURATION_BUCKETS,
-            ),
-            lag: registry.register_histogram(
-                "attesto_delivery_lag_seconds",
-                "How long deliveries were due when an attempt began.",
-                LONG_DURATION_BUCKETS,
-            ),
-        }
-    }
-
-    /// Attempts that ended so. [`Class::LeaseLost`] counts the results that were not written because the row was
-    /// somebody else's by then.
-    pub fn attempts_with_outcome(&self, class: OutcomeClass) -> u64 {
-        self.outcomes[class as usize].get()
-    }
-
-    /// Leases that this process found left behind.
-    pub fn interrupted(&self) -> u64 {
-        self.interrupted.get()
-    }
-
-    fn count_outcome(&self, class: OutcomeClass) {
-        self.outcomes[class as usize].increment();
-    }
-}
-
-/// Delivers.
+/// Claims deliveries, sends them and writes the results.
 pub struct Dispatcher {
     store: DeliveryStore,
     redeliveries: Redeliveries,
-    transport: DeliveryTransport,
+    sender: Box<dyn JobSender>,
     work_notifier: WorkNotifier,
     settings: DispatcherSettings,
-    metrics: Arc<DeliveryMetrics>,
-    /// The requests under way.
+    metrics: DeliveryMetrics,
     request_tasks: JoinSet<AttemptOutcome>,
     in_flight: HashMap<Id, InFlightDelivery>,
-    /// What came back and is not written yet, and whether it may be written already.
     unwritten_results: Vec<FinishedAttempt>,
+    /// Whether the first of `unwritten_results` may be in the database already: their commit was not confirmed.
     maybe_written: bool,
-    /// Claims of a transaction of which nobody knows whether it was committed.
+    /// Claims whose commit was not confirmed.
     maybe_claimed: Vec<Lease>,
-    /// The tenant who was served last.
+    /// The tenant of the last claimed delivery; empty at first.
     last_served_tenant: String,
 }
 
-/// A claim that is being worked on.
+/// A claimed delivery whose request is running.
 struct InFlightDelivery {
-    leased: LeasedDelivery,
+    claimed: ClaimedDelivery,
     started_at: Instant,
-    /// Until when the row is ours for certain, by this process' own watch.
+    /// The lease is certainly ours until then, by the clock of this process.
     lease_valid_until: Instant,
     abort_handle: AbortHandle,
     span: Span,
@@ -167,32 +101,32 @@ struct InFlightDelivery {
 /// What one round did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DispatchRound {
-    /// Results written.
+    /// Results that were written.
     pub written: usize,
-    /// Results that came too late: the row was somebody else's.
+    /// Results that were not written, because another process held the lease by then.
     pub leases_lost: usize,
-    /// Deliveries begun.
+    /// Attempts that were started.
     pub started: usize,
-    /// Whether as many were begun as there were free slots, so that there may be more.
+    /// Whether every free slot was used, so that more deliveries may be due.
     pub used_all_slots: bool,
 }
 
 impl Dispatcher {
-    /// A dispatcher that has claimed nothing yet.
+    /// A dispatcher that has claimed nothing yet, and whose metrics are in no registry.
     pub fn new(
         database: &Database,
         clock: &Clock,
-        transport: DeliveryTransport,
+        sender: impl JobSender,
         work_notifier: WorkNotifier,
         settings: DispatcherSettings,
     ) -> Self {
         Self {
             store: DeliveryStore::new(database, clock),
             redeliveries: Redeliveries::new(database, clock),
-            transport,
+            sender: Box::new(sender),
             work_notifier,
             settings,
-            metrics: Arc::new(DeliveryMetrics::new(&MetricsRegistry::default())),
+            metrics: DeliveryMetrics::new(&MetricsRegistry::default()),
             request_tasks: JoinSet::new(),
             in_flight: HashMap::new(),
             unwritten_results: Vec::new(),
@@ -202,55 +136,54 @@ impl Dispatcher {
         }
     }
 
-    /// Counts there from now on.
+    /// Uses these metrics from now on.
     #[must_use]
-    pub fn with_metrics(self, tally: DeliveryMetrics) -> Self {
-        Self {
-            metrics: Arc::new(tally),
-            ..self
-        }
+    pub fn with_metrics(self, metrics: DeliveryMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
-    /// What is counted while it works.
-    pub fn metrics(&self) -> Arc<DeliveryMetrics> {
+    /// The metrics that this dispatcher counts into.
+    pub fn metrics(&self) -> DeliveryMetrics {
         self.metrics.clone()
     }
 
-    /// How many requests are under way.
+    /// How many requests are running.
     pub fn in_flight_count(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Delivers until `stop`; then ends what is under way, within the grace, and gives back the rest.
+    /// Delivers until `stop` is cancelled. Then lets attempts in flight finish, at most for the shutdown timeout, and
+    /// releases the rest.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut plan = DispatchPlan::new(self.settings.poll_interval);
         let mut outage = DatabaseOutage::default();
         while !stop.is_cancelled() {
-            let begun = Instant::now();
+            let started_at = Instant::now();
             match self.run_planned_work(&mut plan).await {
                 Ok(()) => outage.report_recovery(),
                 Err(error) => {
                     self.abort_expiring_requests();
-                    let pause = outage.next_delay(&error);
+                    let delay = outage.next_delay(&error);
                     self.work_notifier.set_ready(false);
-                    stop.run_until_cancelled(sleep_until(begun + pause)).await;
+                    stop.run_until_cancelled(sleep_until(started_at + delay))
+                        .await;
                     plan.schedule_round_now();
                     continue;
                 }
             }
             self.work_notifier.set_ready(self.count_free_slots() > 0);
-            let moment = self.next_wake_time(&plan);
+            let wake_time = self.next_wake_time(&plan);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(ended) = self.request_tasks.join_next_with_id() => {
-                    self.handle_finished(ended);
+                Some(finished) = self.request_tasks.join_next_with_id() => {
+                    self.handle_finished(finished);
                     self.gather_results().await;
                     plan.schedule_round_now();
                 }
                 () = self.work_notifier.wait_for_work() => plan.schedule_round_now(),
-                () = sleep_until(moment) => {
-                    // A slot came free because whoever was in it stepped aside.
+                () = sleep_until(wake_time) => {
+                    // A slot became free because its delivery is slow.
                     if plan.used_all_slots && self.count_free_slots() > 0 {
                         plan.schedule_round_now();
                     }
@@ -261,10 +194,10 @@ impl Dispatcher {
         self.shut_down().await;
     }
 
-    /// Whatever the plan says is to be done now.
+    /// Does everything whose planned time has come.
     async fn run_planned_work(&mut self, plan: &mut DispatchPlan) -> Result<(), Error> {
         let now = Instant::now();
-        // A database that answers slowly is as good as one that is away.
+        // Leases also expire while the database answers slowly.
         self.abort_expiring_requests();
         if plan.next_renewal <= now {
             self.renew_leases().await?;
@@ -283,81 +216,80 @@ impl Dispatcher {
             plan.schedule_round_now();
         }
         if plan.next_round <= now {
-            let round = self.run_round(true).await?;
+            let round = self.write_results_and_claim().await?;
             plan.next_round = now + spread(plan.poll_interval, fastrand::f64());
             plan.used_all_slots = round.used_all_slots;
-            // Whoever has a hand free may help.
+            // A process with free slots can take more of them.
             if round.used_all_slots && round.started > 0 {
                 self.work_notifier.set_ready(false);
                 self.work_notifier.notify_work();
             }
-            // While rounds follow one another, what is planned stays planned: redeliveries wait for it too.
-            let soon = Instant::now()
-                + if round.used_all_slots {
-                    BUSY_NEXT_DUE_DELAY
-                } else {
-                    IDLE_NEXT_DUE_DELAY
-                };
-            plan.next_due_check = Some(
-                plan.next_due_check
-                    .map_or(soon, |planned| planned.min(soon)),
-            );
+            // A check that is planned already is not put off by further rounds: redeliveries wait for it too.
+            let delay = if round.used_all_slots {
+                BUSY_NEXT_DUE_DELAY
+            } else {
+                IDLE_NEXT_DUE_DELAY
+            };
+            let check = Instant::now() + delay;
+            plan.next_due_check = Some(plan.next_due_check.map_or(check, |next| next.min(check)));
         }
         if plan.next_due_check.is_some_and(|moment| moment <= now) {
-            let agenda = with_database_timeout(self.store.load_next_due()).await?;
+            let next_due = with_database_timeout(self.store.load_next_due()).await?;
             plan.next_due_check = None;
-            plan.next_redelivery_batch = agenda
+            plan.next_redelivery_batch = next_due
                 .redelivery_batch
-                .map(|pause| now + pause.min(plan.poll_interval));
-            if let Some(pause) = agenda.delivery {
-                // Due, and yet not claimed a moment ago: somebody else was at it.
-                plan.next_round = plan.next_round.min(now + pause.max(IDLE_NEXT_DUE_DELAY));
+                .map(|delay| now + delay.min(plan.poll_interval));
+            if let Some(delay) = next_due.delivery {
+                // One that is due but was not claimed just now was locked by another process.
+                plan.next_round = plan.next_round.min(now + delay.max(IDLE_NEXT_DUE_DELAY));
             }
         }
         Ok(())
     }
 
-    /// When there is something to do, if nothing happens before.
+    /// When the loop has something to do if nothing happens before.
     fn next_wake_time(&self, plan: &DispatchPlan) -> Instant {
-        let mut moment = plan.next_round.min(plan.next_sweep);
+        let mut wake_time = plan.next_round.min(plan.next_sweep);
         if !self.in_flight.is_empty() {
-            moment = moment.min(plan.next_renewal);
+            wake_time = wake_time.min(plan.next_renewal);
         }
         for planned in [plan.next_due_check, plan.next_redelivery_batch]
             .into_iter()
             .flatten()
         {
-            moment = moment.min(planned);
+            wake_time = wake_time.min(planned);
         }
         if plan.used_all_slots {
-            // A slot comes free when the slowest of those in one has waited long enough.
-            let begun = self.in_flight.values().map(|held| held.started_at);
-            let aside = begun
-                .map(|begun| begun + slots::MAX_SLOT_TIME)
-                .filter(|moment| *moment > Instant::now());
-            moment = moment.min(aside.min().unwrap_or(moment));
+            // A slot becomes free when the oldest delivery in one counts as slow.
+            let now = Instant::now();
+            let freed_at = self
+                .in_flight
+                .values()
+                .map(|delivery| delivery.started_at + slots::MAX_SLOT_TIME)
+                .filter(|freed_at| *freed_at > now);
+            wake_time = wake_time.min(freed_at.min().unwrap_or(wake_time));
         }
-        moment
+        wake_time
     }
 
-    /// One look at everything there is to do, without waiting for what it begins: sweeps, works on redeliveries, writes
-    /// and claims. For tests, which move time themselves.
+    /// Does everything that is due once, without waiting for the attempts that it starts: sweeps leases, enqueues
+    /// redeliveries, writes results and claims. For tests, which move time themselves.
     pub async fn tick(&mut self) -> Result<DispatchRound, Error> {
         self.sweep_leases().await?;
         while self.redeliveries.enqueue_next_batch().await?.had_request {}
-        self.run_round(true).await
+        self.write_results_and_claim().await
     }
 
-    /// Waits until nothing is under way, and writes what became of it. Claims nothing.
+    /// Waits for the attempts in flight and writes their results. Claims nothing.
     pub async fn finish_in_flight(&mut self) -> Result<DispatchRound, Error> {
-        while let Some(ended) = self.request_tasks.join_next_with_id().await {
-            self.handle_finished(ended);
+        while let Some(finished) = self.request_tasks.join_next_with_id().await {
+            self.handle_finished(finished);
         }
-        self.run_round(false).await
+        self.write_results().await
     }
 
-    /// [Ticks](Self::tick) and [settles](Self::settle) until there is nothing more to do at this moment. Returns how
-    /// many attempts that were.
+    /// Repeats [`tick`](Self::tick) and [`finish_in_flight`](Self::finish_in_flight) until nothing more is due now.
+    /// Returns the number of attempts.
     pub async fn run_until_idle(&mut self) -> Result<usize, Error> {
         let mut attempts = 0;
         loop {
@@ -370,8 +302,17 @@ impl Dispatcher {
         }
     }
 
-    /// Writes what came back, and claims and begins as much as there are free slots, if `claiming`.
-    async fn run_round(&mut self, claiming: bool) -> Result<DispatchRound, Error> {
+    /// Writes the results of finished attempts, and starts as many due deliveries as there are free slots.
+    async fn write_results_and_claim(&mut self) -> Result<DispatchRound, Error> {
+        self.run_round(self.count_free_slots()).await
+    }
+
+    async fn write_results(&mut self) -> Result<DispatchRound, Error> {
+        self.run_round(0).await
+    }
+
+    /// Claims at most `limit` deliveries.
+    async fn run_round(&mut self, limit: usize) -> Result<DispatchRound, Error> {
         if !self.maybe_claimed.is_empty() {
             with_database_timeout(self.store.release_leases(&self.maybe_claimed)).await?;
             self.maybe_claimed.clear();
@@ -380,121 +321,105 @@ impl Dispatcher {
         while self.unwritten_results.len() > MAX_RESULTS_PER_BATCH {
             self.process_batch(0, &mut round).await?;
         }
-        let wish = if claiming { self.count_free_slots() } else { 0 };
-        if wish > 0 || !self.unwritten_results.is_empty() {
-            self.process_batch(wish, &mut round).await?;
+        if limit > 0 || !self.unwritten_results.is_empty() {
+            self.process_batch(limit, &mut round).await?;
         }
-        round.used_all_slots = round.started == wish;
+        round.used_all_slots = round.started == limit;
         Ok(round)
     }
 
-    async fn process_batch(&mut self, wish: usize, round: &mut DispatchRound) -> Result<(), Error> {
+    async fn process_batch(
+        &mut self,
+        limit: usize,
+        round: &mut DispatchRound,
+    ) -> Result<(), Error> {
         let claimed_at = Instant::now();
         let count = self.unwritten_results.len().min(MAX_RESULTS_PER_BATCH);
-        let turn = self.store.write_results_and_claim(
-            &self.unwritten_results[..count],
-            wish,
-            &self.last_served_tenant,
-        );
-        // It minds its own time: of a claim that may have been committed it has to tell.
-        let turn = match turn.await {
-            Ok(turn) => turn,
-            Err(BatchError {
-                error,
-                maybe_claimed: unsure,
-            }) => {
+        // Not under `with_database_timeout`: the error has to name the claims that may have been committed.
+        let batch = self
+            .store
+            .write_results_and_claim(
+                &self.unwritten_results[..count],
+                limit,
+                &self.last_served_tenant,
+            )
+            .await;
+        let report = match batch {
+            Ok(report) => report,
+            Err(failed) => {
                 self.maybe_written |= count > 0;
-                self.maybe_claimed.extend(unsure);
-                return Err(error);
+                self.maybe_claimed.extend(failed.maybe_claimed);
+                return Err(failed.error);
             }
         };
         let results: Vec<_> = self.unwritten_results.drain(..count).collect();
         for result in &results {
-            if turn.written.contains(&result.lease.delivery_id) {
+            if report.written.contains(&result.claimed.job.id) {
                 round.written += 1;
             } else if !self.maybe_written {
                 round.leases_lost += 1;
-                self.report_lost_lease(&result.lease);
+                self.report_lost_lease(&result.claimed.lease);
             }
         }
         self.maybe_written = false;
-        turn.state_changes.iter().for_each(report_state_change);
-        if let Some(last) = turn.claimed.last() {
-            self.last_served_tenant = last.delivery.tenant_id.to_string();
+        report.state_changes.iter().for_each(report_state_change);
+        if let Some(last) = report.claimed.last() {
+            self.last_served_tenant = last.job.tenant_id.to_string();
         }
-        round.started += turn.claimed.len();
-        self.start_attempts(turn.claimed, claimed_at);
+        round.started += report.claimed.len();
+        self.start_attempts(report.claimed, claimed_at);
         Ok(())
     }
 
-    fn start_attempts(&mut self, claimed: Vec<LeasedDelivery>, claimed_at: Instant) {
-        let parcels: Vec<ClaimedDelivery> =
-            claimed.iter().map(|one| one.delivery.clone()).collect();
-        let attempts = self.transport.send_batch(parcels);
-        let begun = Instant::now();
-        for (mut claimed, attempt) in claimed.into_iter().zip(attempts) {
+    fn start_attempts(&mut self, claimed: Vec<ClaimedDelivery>, claimed_at: Instant) {
+        let jobs = claimed.iter().map(|claimed| claimed.job.clone()).collect();
+        let attempts = self.sender.send_batch(jobs);
+        let started_at = Instant::now();
+        for (claimed, attempt) in claimed.into_iter().zip(attempts) {
             self.metrics.lag.observe(claimed.lag);
-            // The courier has it; there is no need for two.
-            claimed.delivery.body = hyper::body::Bytes::new();
-            let span = tracing::info_span!(
-                parent: None,
-                "webhook delivery",
-                otel.kind = "client",
-                otel.status_code = Empty,
-                http.response.status_code = Empty,
-                attesto.tenant_id = %claimed.delivery.tenant_id,
-                attesto.event_id = %claimed.delivery.event_id,
-                attesto.event = claimed.delivery.event_type,
-                attesto.delivery_id = %claimed.delivery.id,
-                attesto.attempt = i64::from(claimed.delivery.attempt_number),
-                attesto.outcome = Empty,
-            );
-            let request = self.request_tasks.spawn(attempt.instrument(span.clone()));
-            let held = InFlightDelivery {
-                leased: claimed,
-                started_at: begun,
+            let span = attempt_span(&claimed);
+            let abort_handle = self.request_tasks.spawn(attempt.instrument(span.clone()));
+            let delivery = InFlightDelivery {
+                claimed,
+                started_at,
                 lease_valid_until: claimed_at + LEASE_TTL,
-                abort_handle: request.clone(),
+                abort_handle: abort_handle.clone(),
                 span,
             };
-            self.in_flight.insert(request.id(), held);
+            self.in_flight.insert(abort_handle.id(), delivery);
         }
     }
 
-    /// How many more may begin.
     fn count_free_slots(&self) -> usize {
         let now = Instant::now();
         let ages = self.in_flight.values().map(|held| now - held.started_at);
         slots::count_free_slots(self.settings.concurrency, ages)
     }
 
-    /// Notes how a request ended.
-    fn handle_finished(&mut self, ended: Result<(Id, AttemptOutcome), JoinError>) {
-        let (id, outcome) = match ended {
+    /// Decides what happens next to a delivery whose attempt has ended, and keeps the result for the next round.
+    fn handle_finished(&mut self, finished: Result<(Id, AttemptOutcome), JoinError>) {
+        let (id, outcome) = match finished {
             Ok((id, outcome)) => (id, Some(outcome)),
             Err(error) => (error.id(), None),
         };
-        let Some(held) = self.in_flight.remove(&id) else {
-            // Given up before.
+        // The first is missing when the request was aborted before. The second is missing when it panicked: the lease
+        // expires and an interruption is counted, so a delivery that causes panics is parked in the end.
+        let (Some(delivery), Some(outcome)) = (self.in_flight.remove(&id), outcome) else {
             return;
         };
-        let Some(outcome) = outcome else {
-            // It panicked, and said so. The lease runs out, and an interruption is counted: if it is the delivery's
-            // fault, it is parked in the end.
-            return;
-        };
-        let latency = held.started_at.elapsed();
         let InFlightDelivery {
-            leased: claimed,
+            claimed,
+            started_at,
             span,
             ..
-        } = held;
+        } = delivery;
+        let latency = started_at.elapsed();
         let delivery = Delivery {
-            attempts: claimed.delivery.attempt_number - 1,
+            attempts: claimed.job.attempt_number - 1,
             max_retries: self.settings.max_retries,
         };
-        let next = delivery.decide_next_step(&outcome, fastrand::f64());
-        self.metrics.count_outcome(outcome.class());
+        let next_step = delivery.decide_next_step(&outcome, fastrand::f64());
+        self.metrics.count_attempt(outcome.class());
         self.metrics.duration.observe(latency);
         span.record("attesto.outcome", outcome.class().as_str());
         if let Some(code) = outcome.status_code() {
@@ -503,39 +428,29 @@ impl Dispatcher {
         if outcome.class() != OutcomeClass::Success {
             span.record("otel.status_code", "ERROR");
         }
-        span.in_scope(|| report_attempt(&claimed, &outcome, next.status(), latency));
-        drop(span);
-        let signal = Some(HealthSignal::from_outcome(&outcome))
-            .filter(|signal| !(claimed.is_callback_healthy && *signal == HealthSignal::Success));
+        span.in_scope(|| report_attempt(&claimed, &outcome, next_step.status(), latency));
         self.unwritten_results.push(FinishedAttempt {
-            lease: claimed.lease,
-            event_id: claimed.delivery.event_id,
-            tenant_id: claimed.delivery.tenant_id,
-            callback_url: claimed.delivery.callback_url,
-            is_redelivery: claimed.is_redelivery,
-            next_step: next,
-            class: outcome.class(),
-            status_code: outcome.status_code(),
-            body_excerpt: outcome.body_excerpt().map(str::to_owned),
-            health_signal: signal,
+            claimed,
+            outcome,
+            next_step,
         });
     }
 
-    /// Takes what else ends in the next moment.
+    /// Takes the attempts that finish within the next moment.
     async fn gather_results(&mut self) {
-        let until = Instant::now() + GATHER_TIMEOUT;
+        let deadline = Instant::now() + GATHER_TIMEOUT;
         while self.unwritten_results.len() < MAX_RESULTS_PER_BATCH {
-            match timeout_at(until, self.request_tasks.join_next_with_id()).await {
-                Ok(Some(ended)) => self.handle_finished(ended),
+            match timeout_at(deadline, self.request_tasks.join_next_with_id()).await {
+                Ok(Some(finished)) => self.handle_finished(finished),
                 Ok(None) | Err(_) => return,
             }
         }
     }
 
     async fn sweep_leases(&mut self) -> Result<(), Error> {
-        // First what came back while the database was away: swept, it would be sent again.
+        // Write first the results that waited while the database was away: a swept delivery would be sent again.
         if !self.unwritten_results.is_empty() {
-            self.run_round(false).await?;
+            self.write_results().await?;
         }
         let swept = with_database_timeout(self.store.sweep_expired_leases()).await?;
         if swept.interrupted > 0 {
@@ -543,36 +458,38 @@ impl Dispatcher {
             self.metrics.interrupted.add(count);
             tracing::warn!(
                 count,
-                "deliveries were left behind by a process that is gone; they are due again"
+                hint =
+                    "the process that held them stopped or lost the database; they are due again",
+                "leases_expired"
             );
         }
         for delivery in swept.parked {
             self.metrics.parked.increment();
             tracing::error!(
                 deliveryId = %delivery,
-                "a delivery was interrupted again and again and is parked; `attesto webhook redeliver` tries it anew"
+                hint = "its lease expired several times in a row; `attesto webhook redeliver` tries it again",
+                "delivery_parked"
             );
         }
         Ok(())
     }
 
     async fn renew_leases(&mut self) -> Result<(), Error> {
-        let held: Vec<Lease> = self
-            .in_flight
-            .values()
-            .map(|held| &held.leased.lease)
-            .chain(self.unwritten_results.iter().map(|result| &result.lease))
-            .cloned()
+        let in_flight = self.in_flight.values().map(|delivery| &delivery.claimed);
+        let unwritten = self.unwritten_results.iter().map(|result| &result.claimed);
+        let leases: Vec<Lease> = in_flight
+            .chain(unwritten)
+            .map(|claimed| claimed.lease.clone())
             .collect();
-        if held.is_empty() {
+        if leases.is_empty() {
             return Ok(());
         }
         let asked_at = Instant::now();
-        let renewed = with_database_timeout(self.store.renew_leases(&held)).await?;
+        let renewed = with_database_timeout(self.store.renew_leases(&leases)).await?;
         let mut lost = Vec::new();
-        for (id, held) in &mut self.in_flight {
-            if renewed.contains(&held.leased.lease.delivery_id) {
-                held.lease_valid_until = asked_at + LEASE_TTL;
+        for (id, delivery) in &mut self.in_flight {
+            if renewed.contains(&delivery.claimed.job.id) {
+                delivery.lease_valid_until = asked_at + LEASE_TTL;
             } else {
                 lost.push(*id);
             }
@@ -581,13 +498,13 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// The database does not answer, so nothing is renewed: what others may soon take over is not sent any more.
+    /// Aborts requests whose lease could not be renewed and expires soon: another process may claim them then.
     fn abort_expiring_requests(&mut self) {
         let limit = Instant::now() + LEASE_SAFETY_MARGIN;
         let lost: Vec<Id> = self
             .in_flight
             .iter()
-            .filter(|(_, held)| held.lease_valid_until < limit)
+            .filter(|(_, delivery)| delivery.lease_valid_until < limit)
             .map(|(id, _)| *id)
             .collect();
         self.abort_requests(&lost);
@@ -595,39 +512,36 @@ impl Dispatcher {
 
     fn abort_requests(&mut self, requests: &[Id]) {
         for id in requests {
-            if let Some(held) = self.in_flight.remove(id) {
-                held.abort_handle.abort();
-                self.report_lost_lease(&held.leased.lease);
+            if let Some(delivery) = self.in_flight.remove(id) {
+                delivery.abort_handle.abort();
+                self.report_lost_lease(&delivery.claimed.lease);
             }
         }
     }
 
     fn report_lost_lease(&self, lease: &Lease) {
-        self.metrics.count_outcome(OutcomeClass::LeaseLost);
+        self.metrics.count_attempt(OutcomeClass::LeaseLost);
         self.metrics.leases_lost.increment();
         tracing::warn!(
             deliveryId = %lease.delivery_id,
-            outcome = %OutcomeClass::LeaseLost,
-            "another process took this delivery over; what became of this attempt is not written"
+            outcome = OutcomeClass::LeaseLost.as_str(),
+            hint = "the result of this attempt is not written; another process delivers",
+            "lease_lost"
         );
     }
 
-    /// Ends: nothing new is begun, what is under way may finish, the rest is given back.
+    /// Starts nothing new, lets attempts in flight finish, and releases the rest.
     async fn shut_down(&mut self) {
         let deadline = Instant::now() + self.settings.shutdown_timeout;
         let mut renewal = Instant::now() + LEASE_RENEWAL_INTERVAL;
         while !self.request_tasks.is_empty() && Instant::now() < deadline {
-            match timeout_at(
-                deadline.min(renewal),
-                self.request_tasks.join_next_with_id(),
-            )
-            .await
-            {
-                Ok(Some(ended)) => {
-                    self.handle_finished(ended);
+            let next = self.request_tasks.join_next_with_id();
+            match timeout_at(deadline.min(renewal), next).await {
+                Ok(Some(finished)) => {
+                    self.handle_finished(finished);
                     self.gather_results().await;
-                    // Kept and tried again below when it fails.
-                    let _ = self.run_round(false).await;
+                    // Results that cannot be written are kept and tried again below.
+                    let _ = self.write_results().await;
                 }
                 Ok(None) => break,
                 Err(_) => {
@@ -637,36 +551,39 @@ impl Dispatcher {
             }
         }
         self.request_tasks.abort_all();
-        let mut left: Vec<Lease> = self.maybe_claimed.drain(..).collect();
-        let cut = self.in_flight.len();
-        left.extend(self.in_flight.drain().map(|(_, held)| held.leased.lease));
-        let written = self.run_round(false).await.map(drop);
-        let released = match with_database_timeout(self.store.release_leases(&left)).await {
-            Ok(_) => written,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = released {
-            tracing::warn!(%error, "could not give back every delivery; others take them over in {LEASE_TTL:?}");
+        let cut_off = self.in_flight.len();
+        let in_flight = self.in_flight.drain().map(|(_, held)| held.claimed.lease);
+        let unfinished: Vec<Lease> = self.maybe_claimed.drain(..).chain(in_flight).collect();
+        let written = self.write_results().await.map(drop);
+        let released = with_database_timeout(self.store.release_leases(&unfinished)).await;
+        if let Err(error) = released.and(written) {
+            tracing::warn!(
+                %error,
+                hint = "other processes take these deliveries over when their leases expire",
+                "leases_not_released"
+            );
         }
-        if cut > 0 {
-            tracing::warn!(count = cut, "gave back deliveries that did not end in time");
+        if cut_off > 0 {
+            tracing::warn!(
+                count = cut_off,
+                hint = "they did not finish within the shutdown timeout and are due again",
+                "deliveries_released"
+            );
         }
         self.work_notifier.notify_work();
     }
 }
 
-/// When to do what, by this process' own watch.
+/// When the loop does what, by the clock of this process.
 struct DispatchPlan {
     poll_interval: Duration,
-    /// The next round.
     next_round: Instant,
     next_sweep: Instant,
     next_renewal: Instant,
-    /// When to ask what comes next.
+    /// When the database is asked what is due next.
     next_due_check: Option<Instant>,
-    /// The next batch of a redelivery.
     next_redelivery_batch: Option<Instant>,
-    /// Whether slots were the limit in the last round.
+    /// Whether the last round used every free slot.
     used_all_slots: bool,
 }
 
@@ -689,7 +606,7 @@ impl DispatchPlan {
     }
 }
 
-/// While the database is away: said once, tried again at growing distances.
+/// While the database does not answer: reports it once, and gives the delay until the next attempt.
 struct DatabaseOutage {
     is_reported: bool,
     backoff: Backoff,
@@ -710,7 +627,8 @@ impl DatabaseOutage {
             tracing::warn!(
                 cause = %error,
                 causeClass = %crate::db::DatabaseConnectError::from_error(error),
-                "deliveries wait for the database"
+                hint = "deliveries continue when the database answers",
+                "deliveries_interrupted"
             );
             self.is_reported = true;
         }
@@ -720,56 +638,64 @@ impl DatabaseOutage {
     fn report_recovery(&mut self) {
         self.backoff.reset();
         if std::mem::take(&mut self.is_reported) {
-            tracing::info!("deliveries go on");
+            tracing::info!("deliveries_resumed");
         }
     }
 }
 
-/// A connection on which nothing arrives any more says so only after minutes. The server itself gives up sooner.
-async fn with_database_timeout<T, E: From<Error>>(
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
+/// A dead connection reports an error only after minutes; the database server itself gives up sooner.
+async fn with_database_timeout<T>(
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     match timeout(DATABASE_TIMEOUT, work).await {
         Ok(done) => done,
-        Err(_) => Err(timeout_error().into()),
+        Err(_) => Err(timeout_error()),
     }
 }
 
+fn attempt_span(claimed: &ClaimedDelivery) -> Span {
+    let job = &claimed.job;
+    tracing::info_span!(
+        parent: None,
+        "webhook delivery",
+        otel.kind = "client",
+        otel.status_code = Empty,
+        http.response.status_code = Empty,
+        attesto.tenant_id = %job.tenant_id,
+        attesto.event_id = %job.event_id,
+        attesto.event = job.event_type,
+        attesto.delivery_id = %job.id,
+        attesto.attempt = i64::from(job.attempt_number),
+        attesto.outcome = Empty,
+    )
+}
+
 fn report_attempt(
-    claimed: &LeasedDelivery,
+    claimed: &ClaimedDelivery,
     outcome: &AttemptOutcome,
     status: &str,
     latency: Duration,
 ) {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let detail = match outcome {
-        AttemptOutcome::Delivered { .. } => None,
-        AttemptOutcome::Refused { detail, .. } | AttemptOutcome::NotAttempted { detail, .. } => {
-            Some(detail.as_str())
-        }
-    };
+    let job = &claimed.job;
     tracing::info!(
-        deliveryId = %claimed.delivery.id,
-        eventId = %claimed.delivery.event_id,
-        tenantId = %claimed.delivery.tenant_id,
-        attempt = claimed.delivery.attempt_number,
+        deliveryId = %job.id,
+        eventId = %job.event_id,
+        tenantId = %job.tenant_id,
+        attempt = job.attempt_number,
         status,
         responseCode = outcome.status_code(),
         latencyMs = millis(latency),
         waitedMs = millis(claimed.lag),
-        outcome = %outcome.class(),
-        detail,
+        outcome = outcome.class().as_str(),
+        detail = outcome.detail(),
         "webhook_delivery"
     );
 }
 
 fn report_state_change(change: &EndpointStateChange) {
-    let EndpointStateChange {
-        tenant_id: tenant,
-        previous_state: from,
-        health,
-    } = change;
-    let (from, state) = (from.as_str(), health.state.as_str());
+    let (tenant, health) = (&change.tenant_id, &change.health);
+    let (from, state) = (change.previous_state.as_str(), health.state.as_str());
     match health.state {
         EndpointState::Active | EndpointState::Throttled => tracing::info!(
             tenantId = %tenant, from, state, failures = health.failures, "webhook_callback"

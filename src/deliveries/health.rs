@@ -1,78 +1,69 @@
-//! How a callback has behaved lately, and how much it is sent because of it.
+//! The health of a callback, and how many requests it may get because of it.
 //!
-//! - *active*: all is well, or nothing is known yet. A callback that never answered gets one request at a time; each
-//!   success doubles that, up to [`MOST`].
-//! - *throttled*: it said that it is overloaded (429, 502, 503, 504) or did not answer in time. Each such answer halves
-//!   how many requests may be under way, down to one; each success doubles it again.
-//! - *open*: nobody answers there at all. Nothing is sent for a while, then one delivery, to see; each time it goes
-//!   unanswered the while doubles, up to five minutes. What waits meanwhile keeps all of its attempts.
-//! - *paused*: a day without one success. One delivery an hour, to see, until one succeeds.
+//! - *active*: healthy, or nothing is known yet. A callback that has never answered gets one request at a time; each
+//!   success doubles that, up to [`MAX_IN_FLIGHT_PER_CALLBACK`].
+//! - *throttled*: it answered that it is overloaded (429, 502, 503, 504) or did not answer in time. Each such answer halves
+//!   the number of requests that may be in flight, down to one; each success doubles it.
+//! - *open*, as in an open circuit breaker: it cannot be reached. Nothing is sent for a while, then one delivery as a
+//!   probe; each probe that fails doubles the while, up to five minutes. Deliveries that wait keep all of their attempts.
+//! - *paused*: no success for a day. One delivery an hour as a probe, until one succeeds.
 //!
-//! After a fault of our own, nothing is sent to the callback for some seconds, in whatever state it is.
+//! After a fault on our side nothing is sent to the callback for some seconds, in every state.
 //!
-//! No state drops anything: events are stored and deliveries queue in all of them. One success ends *open* and *paused*.
-//! The limits hold over all processes; they are in the database, and so is its clock, which is the `now` here.
+//! No state drops anything: events are stored and deliveries are queued in all of them. One success ends *open* and
+//! *paused*. The limits are kept in the database and hold over all processes; `now` is always the database's clock.
 
 use std::time::Duration;
 
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use crate::base::clock::Timestamp;
 
-/// How many requests to one callback may be under way at once.
+/// How many requests to one callback may be in flight at once.
 pub const MAX_IN_FLIGHT_PER_CALLBACK: u8 = 8;
-/// How many attempts in a row nobody must have answered before nothing is sent.
+/// After this many attempts in a row without an answer a callback is *open*.
 pub const MAX_CONSECUTIVE_UNREACHABLE: u32 = 5;
-/// How long nothing is sent then, at first and at most.
+/// How long nothing is sent to an *open* callback at first.
 pub const INITIAL_CLOSED_DURATION: Duration = Duration::from_secs(5);
-/// See [`FIRST_CLOSING`].
+/// How long nothing is sent to an *open* callback at most.
 pub const MAX_CLOSED_DURATION: Duration = Duration::from_mins(5);
-/// A callback is paused after this time without a success …
+/// A callback is *paused* when it had no success for this time …
 pub const MAX_FAILING_DURATION: Duration = Duration::from_hours(24);
-/// … and no fewer failures than this.
+/// … and at least this many failures.
 pub const MIN_FAILURES_TO_PAUSE: u32 = 10;
-/// How often a paused callback is tried.
+/// How often a *paused* callback gets a probe.
 pub const PAUSED_PROBE_INTERVAL: Duration = Duration::from_hours(1);
-/// How long nothing is sent after a fault of our own; then one request, to see.
+/// How long nothing is sent after a fault on our side; then one request as a probe.
 pub const OWN_FAULT_CLOSED_DURATION: Duration = Duration::from_secs(15);
-/// How exact `last_success_at` is kept while all is well.
+/// While a callback is healthy, `last_success_at` is written at most this often.
 const SUCCESS_RECORD_INTERVAL: Duration = Duration::from_mins(1);
 
-/// In one word, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum EndpointState {
-    /// Nothing is wrong.
+    /// Healthy, or nothing is known yet.
     Active,
-    /// It gets fewer requests at once.
+    /// Overloaded: it gets fewer requests at once.
     Throttled,
-    /// Nobody answers there.
+    /// It cannot be reached.
     Open,
-    /// Nothing has succeeded for a day.
+    /// It had no success for a day.
     Paused,
 }
 
 impl EndpointState {
-    /// As it is stored and shown.
+    /// The value of the column `state`.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Throttled => "throttled",
-            Self::Open => "open",
-            Self::Paused => "paused",
-        }
+        self.into()
     }
 
-    /// The column's check constraint allows no other word.
+    /// The column's check constraint allows no other value.
     pub(super) fn from_column(word: &str) -> Self {
-        match word {
-            "throttled" => Self::Throttled,
-            "open" => Self::Open,
-            "paused" => Self::Paused,
-            _ => Self::Active,
-        }
+        word.parse().unwrap_or(Self::Active)
     }
 }
 
-/// What one attempt says about the callback, as opposed to the event.
+/// What one attempt says about the callback, rather than about the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthSignal {
     /// It works.
@@ -81,16 +72,17 @@ pub enum HealthSignal {
     Overloaded,
     /// It did not answer in time.
     TimedOut,
-    /// Nobody is there: no address, no connection, no TLS.
+    /// No address, no connection or no TLS.
     Unreachable,
-    /// It answered, and did not want this event; or it may not be called.
+    /// It answered and refused this event, or it must not be called.
     Refused,
-    /// Nothing was sent, for a fault of our own: a secret that does not open, a resolver that is away.
+    /// Nothing was sent because of a fault on our side, such as a secret that does not open or a DNS resolver that does not
+    /// answer.
     OwnFault,
 }
 
 impl HealthSignal {
-    /// What an outcome says.
+    /// What an outcome says about the callback.
     pub fn from_outcome(outcome: &AttemptOutcome) -> Self {
         let (class, code) = match outcome {
             AttemptOutcome::Delivered { .. } => return Self::Success,
@@ -106,31 +98,31 @@ impl HealthSignal {
     }
 }
 
-/// How a callback has behaved lately.
+/// The health of one callback: a row of `webhook_health`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointHealth {
-    /// In one word.
+    /// For people; the limits are in the other fields.
     pub state: EndpointState,
-    /// How many requests may be under way at once, when any may.
+    /// How many requests may be in flight at once, unless it is closed.
     pub allowed: u8,
-    /// Attempts without a success since the last one.
+    /// Failures since the last success.
     pub failures: u32,
-    /// Those of them, without a break, that nobody answered.
+    /// How many of the last failures, in a row, had no answer.
     pub unreachable: u32,
     /// When the first of `failures` ended.
     pub failing_since: Option<Timestamp>,
-    /// To the minute, while all is well.
+    /// Exact to the minute while the callback is healthy.
     pub last_success_at: Option<Timestamp>,
-    /// When an attempt last failed.
+    /// When the last failure was.
     pub last_failure_at: Option<Timestamp>,
-    /// Before this nothing is sent; from then on one request at a time.
+    /// Nothing is sent before this time, and one request at a time after it. `None`: not closed.
     pub closed_until: Option<Timestamp>,
-    /// How often in a row it was closed.
+    /// How many times in a row it was closed.
     pub closings: u32,
 }
 
 impl Default for EndpointHealth {
-    /// Nothing is known.
+    /// Nothing is known yet.
     fn default() -> Self {
         Self {
             state: EndpointState::Active,
@@ -147,7 +139,7 @@ impl Default for EndpointHealth {
 }
 
 impl EndpointHealth {
-    /// How many requests may be under way at `now`.
+    /// How many requests may be in flight at `now`.
     pub fn max_in_flight(&self, now: Timestamp) -> u8 {
         match self.closed_until {
             Some(until) if now < until => 0,
@@ -156,13 +148,12 @@ impl EndpointHealth {
         }
     }
 
-    /// What is known after an attempt that ended at `now`.
+    /// The health after an attempt that ended at `now`.
     #[must_use]
     pub fn after_signal(self, signal: HealthSignal, now: Timestamp) -> Self {
         match signal {
             HealthSignal::Success => self.after_success(now),
-            // Nothing is learned of the callback; but a queue that cannot be sent must not be walked through at full
-            // speed, again and again.
+            // This says nothing about the callback. But deliveries that cannot be sent must not be tried in a tight loop.
             HealthSignal::OwnFault => Self {
                 closed_until: self
                     .closed_until
@@ -173,7 +164,7 @@ impl EndpointHealth {
         }
     }
 
-    /// Whether one more success would say nothing new.
+    /// Whether one more success would change nothing.
     pub fn is_fully_healthy(&self, now: Timestamp) -> bool {
         let noted = self
             .last_success_at
@@ -220,7 +211,7 @@ impl EndpointHealth {
                 health.state = EndpointState::Throttled;
             }
         }
-        // What was under way when it was closed says nothing new.
+        // Requests that were in flight when it was closed change nothing more.
         if self.closed_until.is_some_and(|until| now < until) {
             return health;
         }
@@ -236,13 +227,13 @@ impl EndpointHealth {
                 .min(MAX_CLOSED_DURATION);
             health.close_until(EndpointState::Open, now, pause);
         } else if self.state == EndpointState::Open && health.unreachable == 0 {
-            // Somebody is there again, if only to refuse.
+            // It can be reached again, even if it refuses.
             health.state = EndpointState::Throttled;
             health.allowed = 1;
             health.closed_until = None;
             health.closings = 0;
         } else if matches!(self.state, EndpointState::Active | EndpointState::Throttled) {
-            // What was closed for a fault of our own.
+            // It was closed for a fault on our side.
             health.closed_until = None;
         }
         health
@@ -345,7 +336,7 @@ mod tests {
             );
             let until = health.closed_until.expect("it is closed");
             pauses.push(until.duration_since(now).as_secs());
-            // What was under way says nothing new.
+            // Requests that were in flight change nothing more.
             assert_eq!(
                 health
                     .after_signal(HealthSignal::Unreachable, now)
@@ -353,7 +344,7 @@ mod tests {
                 Some(until)
             );
             now = until;
-            assert_eq!(health.max_in_flight(now), 1, "one, to see");
+            assert_eq!(health.max_in_flight(now), 1, "one probe");
             health = health.after_signal(HealthSignal::TimedOut, now);
         }
         assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
@@ -436,14 +427,14 @@ mod tests {
         }
     }
 
-    /// A receiver that does anything at all, and as many processes as there are. Half a million attempts.
+    /// Random answers to half a million attempts, by any number of processes.
     #[test]
     fn no_history_sends_two_probes_at_once_or_gets_stuck() {
         let mut chance = fastrand::Rng::with_seed(20);
         for _ in 0..5_000 {
             let mut health = EndpointHealth::default();
             let mut now = START;
-            // Whether each request under way was begun as a probe.
+            // Whether each request in flight was started as a probe.
             let mut under_way: Vec<bool> = vec![];
             for _ in 0..100 {
                 now = now.plus(match chance.u8(..4) {
@@ -467,13 +458,13 @@ mod tests {
                     4..7 => HealthSignal::TimedOut,
                     7..10 => HealthSignal::Unreachable,
                     10 => [HealthSignal::Refused, HealthSignal::OwnFault][chance.usize(..2)],
-                    // The process died: nothing is learned.
+                    // The process died, so there is no signal.
                     _ => continue,
                 };
                 health = health.after_signal(signal, now);
                 assert!((1..=MAX_IN_FLIGHT_PER_CALLBACK).contains(&health.allowed));
             }
-            // From now on all is well: it is found out within the hour, and a few answers later nothing is left of it.
+            // From now on every request succeeds: within an hour and a few answers the callback is healthy again.
             now = now.plus(PAUSED_PROBE_INTERVAL);
             assert!(health.max_in_flight(now) >= 1, "stuck in {health:?}");
             let health = after(health, &[HealthSignal::Success; 3], now);

@@ -1,51 +1,60 @@
-//! What a tenant's callback is told, and how it gets there.
+//! Delivers events to the callbacks of tenants: a queue of deliveries in Postgres, and the dispatchers that work on it.
 //!
-//! Promises: what was stored is sent until the receiver has it, or until the schedule is over and somebody is told; the
-//! same bytes every time; no process that dies, hangs or is cut off loses a delivery or undoes another's result; no
-//! tenant and no callback keeps another one waiting; nothing is sent where it must not be.
+//! Guarantees: a stored delivery is retried until the receiver has accepted it or the schedule is over, and then it is
+//! reported as failed; every attempt sends the same bytes; a process that dies, hangs or loses the database loses no
+//! delivery and overwrites no result of another process; no tenant and no callback delays another; nothing is sent to an
+//! address that the egress policy forbids.
 //!
-//! - [`delivery`]: what becomes of a delivery after an attempt: the whole policy, pure
-//! - [`schedule`]: the pauses between attempts
-//! - [`health`]: how a callback has behaved, and how much it is sent because of it: pure
-//! - [`slots`]: how many deliveries one process has under way: pure
-//! - [`dispatcher`]: the loop
-//! - [`wake`]: "there is work"
-//! - [`courier`]: what the loop hands over, and to whom
-//! - [`post`]: the courier of the real world: it signs and sends
-//! - [`store`]: claims, results, leases
-//! - [`redelivery`]: "deliver that again"
-//! - [`endpoint`]: where a tenant's callback is, and what signs what is sent there
-//! - [`guard`]: which addresses a callback may be at
+//! The queue:
+//!
+//! - [`delivery`]: the retry policy, pure, and [`schedule`]: the delays between attempts
+//! - [`health`]: the health of a callback, and how many requests it may get, pure
+//! - [`slots`]: how many deliveries one process may have in flight, pure
+//! - [`dispatcher`]: the loop, with its [`metrics`] and [`work_notifier`], which wakes it
+//! - [`store`]: claims, results and leases
+//! - [`job`]: what one attempt sends, and the trait that the dispatcher sends it with
+//! - [`hold`]: stops all deliveries until an operator releases them
+//! - [`redelivery`]: delivers stored events again
+//!
+//! One attempt:
+//!
+//! - [`signing_sender`]: signs jobs and sends them
+//! - [`endpoint`]: a tenant's callback and its secrets
 //! - [`signature`]: how a delivery is signed
 //! - [`sender`]: one request to one callback
-//! - [`outcome`]: how that went
-//! - [`history`]: what was received, and what became of it
-//! - [`hold`]: nothing is sent until somebody says so
-//! - [`probe`]: can callbacks be reached that are not sent anything
-//! - [`stock`]: what waits, and how the callbacks are
+//! - [`outcome`]: how an attempt ended
+//!
+//! For operators:
+//!
+//! - [`history`]: events and deliveries, and where they stand
+//! - [`probe`]: checks callbacks that get no deliveries
+//! - [`queue_stats`]: what waits, for metrics and diagnosis
 
-pub mod delivery;
-pub mod dispatcher;
+mod delivery;
+mod dispatcher;
 pub mod endpoint;
 pub mod health;
 pub mod history;
 pub mod hold;
-pub mod outcome;
-pub mod probe;
-pub mod queue_stats;
+mod job;
+mod metrics;
+mod outcome;
+pub(crate) mod probe;
+pub(crate) mod queue_stats;
 pub mod redelivery;
-pub mod schedule;
+mod schedule;
 pub mod sender;
 pub mod signature;
-pub mod signing_transport;
-pub mod slots;
+mod signing_sender;
+mod slots;
 mod store;
-pub mod transport;
-pub mod work_notifier;
+mod work_notifier;
 
-pub use dispatcher::{DeliveryMetrics, DispatchRound, Dispatcher, DispatcherSettings};
+pub use dispatcher::{DispatchRound, Dispatcher, DispatcherSettings};
+pub use job::{DeliveryJob, JobSender};
+pub use metrics::DeliveryMetrics;
 pub use outcome::{AttemptOutcome, OutcomeClass};
 pub use redelivery::Redeliveries;
-pub use sender::{DeliveryAttempt, Sender, SenderSettings};
-pub use transport::{ClaimedDelivery, DeliveryTransport};
+pub use sender::{Sender, SenderSettings};
+pub use signing_sender::SigningSender;
 pub use work_notifier::WorkNotifier;

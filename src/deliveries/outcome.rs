@@ -1,75 +1,47 @@
 //! How one attempt ended.
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
-
-/// In one word, for logs and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How an attempt ended, in one word for logs, metrics and the column `last_outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum OutcomeClass {
-    /// 2xx, whole and in time.
+    /// 2xx, and the whole answer arrived in time.
     Success,
-    /// The receiver sent us elsewhere, where we do not go.
+    /// A redirect, which is not followed.
+    #[strum(serialize = "http_3xx")]
     Http3xx,
-    /// The receiver refused.
+    /// The receiver refused the request.
+    #[strum(serialize = "http_4xx")]
     Http4xx,
-    /// The receiver failed. Also a status that HTTP does not have.
+    /// The receiver failed, or answered a status that HTTP does not define.
+    #[strum(serialize = "http_5xx")]
     Http5xx,
-    /// Not done in time, whichever part took so long.
+    /// Some part of the attempt was not finished in time.
     Timeout,
-    /// The name does not resolve.
+    /// The host name does not resolve.
     Dns,
-    /// No connection, or one that broke, or that does not speak HTTP.
+    /// No connection, a connection that broke, or a server that does not speak HTTP.
     Connect,
-    /// The receiver's certificate does not convince, or the handshake failed.
+    /// The receiver's certificate is not trusted, or the TLS handshake failed.
     Tls,
-    /// The address, or the URL itself, is one that must not be called.
+    /// The address or the URL must not be called.
     Blocked,
-    /// The head of the answer is larger than we read.
+    /// The head of the answer is larger than the limit.
     BodyLimit,
-    /// Nothing could be signed: the tenant's secrets cannot be read or opened.
+    /// Nothing could be signed: the tenant's secrets could not be read or opened.
     Unsigned,
-    /// Somebody else holds this delivery by now; what became of the attempt is not written.
+    /// Another process held the lease by then, so the result was not written.
     LeaseLost,
 }
 
 impl OutcomeClass {
-    /// Each of them, as they are declared.
-    pub const ALL: [Self; 12] = [
-        Self::Success,
-        Self::Http3xx,
-        Self::Http4xx,
-        Self::Http5xx,
-        Self::Timeout,
-        Self::Dns,
-        Self::Connect,
-        Self::Tls,
-        Self::Blocked,
-        Self::BodyLimit,
-        Self::Unsigned,
-        Self::LeaseLost,
-    ];
-
     /// The word.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::Http3xx => "http_3xx",
-            Self::Http4xx => "http_4xx",
-            Self::Http5xx => "http_5xx",
-            Self::Timeout => "timeout",
-            Self::Dns => "dns",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Blocked => "blocked",
-            Self::BodyLimit => "body_limit",
-            Self::Unsigned => "unsigned",
-            Self::LeaseLost => "lease_lost",
-        }
+        self.into()
     }
 
-    /// The class of a whole answer's status.
+    /// The class of an HTTP status.
     pub fn from_status(code: u16) -> Self {
         match code {
             200..300 => Self::Success,
@@ -80,44 +52,34 @@ impl OutcomeClass {
     }
 }
 
-impl fmt::Display for OutcomeClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for OutcomeClass {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// What became of one attempt.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// The receiver has it: 2xx, whole and in time.
+    /// The receiver answered 2xx, and the whole answer arrived in time.
     Delivered {
         /// 200 to 299.
         code: u16,
-        /// The first kilobyte of what it said, as text. `None` where it must not be kept: see [`crate::egress::Vetted`].
+        /// The first kilobyte of the answer's body, as text. `None` where it must not be kept: see
+        /// [`AllowedAddresses::is_allow_listed`](crate::egress::AllowedAddresses::is_allow_listed).
         excerpt: Option<String>,
     },
-    /// The receiver did not take it, or could not be reached, or must not be called. Counts as an attempt.
+    /// The receiver refused it, could not be reached or must not be called. Counts as an attempt.
     Refused {
-        /// Why.
+        /// The reason.
         class: OutcomeClass,
-        /// The status, when there was one.
+        /// The HTTP status, when there was one.
         code: Option<u16>,
-        /// How long the receiver asks us to wait from now on: `Retry-After`, uncapped. Never shorter than zero.
+        /// `Retry-After`, from now and not yet capped.
         retry_after: Option<Duration>,
-        /// As in [`Outcome::Delivered`].
+        /// As in [`AttemptOutcome::Delivered`].
         excerpt: Option<String>,
-        /// One sentence for operators. It may name an internal address: not for tenants.
+        /// One sentence for operators. Not for tenants: it may name an internal address.
         detail: String,
     },
-    /// Nothing was sent, through no fault of the receiver's: our own resolver does not answer. Does not count.
+    /// Nothing was sent, because of a fault on our side such as a DNS resolver that does not answer. Does not count as an
+    /// attempt.
     NotAttempted {
-        /// Where it failed.
+        /// The reason.
         class: OutcomeClass,
         /// One sentence for operators.
         detail: String,
@@ -125,7 +87,7 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    /// In one word.
+    /// The word for it.
     pub fn class(&self) -> OutcomeClass {
         match self {
             Self::Delivered { .. } => OutcomeClass::Success,
@@ -133,7 +95,7 @@ impl AttemptOutcome {
         }
     }
 
-    /// The receiver's status, when there was one.
+    /// The HTTP status, when there was one.
     pub fn status_code(&self) -> Option<u16> {
         match self {
             Self::Delivered { code, .. } => Some(*code),
@@ -142,11 +104,18 @@ impl AttemptOutcome {
         }
     }
 
-    /// The first kilobyte of the receiver's answer, as text.
+    /// The first kilobyte of the answer's body, as text.
     pub fn body_excerpt(&self) -> Option<&str> {
         match self {
             Self::Delivered { excerpt, .. } | Self::Refused { excerpt, .. } => excerpt.as_deref(),
             Self::NotAttempted { .. } => None,
+        }
+    }
+    /// Why it was not delivered, in one sentence for operators.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Delivered { .. } => None,
+            Self::Refused { detail, .. } | Self::NotAttempted { detail, .. } => Some(detail),
         }
     }
 }

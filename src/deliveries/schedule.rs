@@ -1,28 +1,29 @@
-//! When a delivery is tried again.
+//! When a delivery is retried.
 
 use std::time::Duration;
 
-/// The pauses between attempts. When more retries are configured than there are pauses, the last one is used again.
-pub const RETRY_DELAYS: [Duration; 5] = [
+/// The delays between attempts. When more retries are configured than there are delays, the last one repeats.
+pub(crate) const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(30),
     Duration::from_mins(2),
     Duration::from_mins(10),
     Duration::from_hours(1),
     Duration::from_hours(6),
 ];
-/// No pause is longer, whatever the receiver asks for.
-pub const MAX_RETRY_DELAY: Duration = Duration::from_hours(6);
-/// How far chance moves a pause in either direction, so that what failed together does not come back together.
-pub const RETRY_JITTER: f64 = 0.1;
+/// The longest delay, whatever `Retry-After` says.
+pub(crate) const MAX_RETRY_DELAY: Duration = Duration::from_hours(6);
+/// The share by which a random number changes a delay in either direction, so that deliveries that failed together are not
+/// retried together.
+pub(crate) const RETRY_JITTER: f64 = 0.1;
 
-/// The pause after the attempt with this number, counted from one. `jitter` is a number from 0 to 1; `asked` is the
-/// receiver's `Retry-After`, which lengthens a pause and never shortens it.
-pub fn retry_delay(attempt: u32, jitter: f64, asked: Option<Duration>) -> Duration {
+/// The delay after the attempt with this number, counted from one. `jitter` is a random number from 0 to 1. `asked` is the
+/// receiver's `Retry-After`, which makes a delay longer but never shorter.
+pub(crate) fn retry_delay(attempt: u32, jitter: f64, asked: Option<Duration>) -> Duration {
     let step = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
     let planned = RETRY_DELAYS[step.min(RETRY_DELAYS.len() - 1)];
     let jitter = jitter.clamp(0.0, 1.0);
     let planned = planned.mul_f64(1.0 - RETRY_JITTER + 2.0 * RETRY_JITTER * jitter);
-    // Only later than asked, and not all at once either.
+    // Never earlier than asked, and with jitter as well.
     let asked = asked.map_or(Duration::ZERO, |asked| {
         asked
             .min(MAX_RETRY_DELAY)
@@ -40,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_then_stay() {
+    fn delays_grow_and_then_stay() {
         for (attempt, expected) in [
             (1, 30),
             (2, 120),
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_moves_a_pause_by_a_tenth() {
+    fn jitter_changes_a_delay_by_a_tenth() {
         assert_eq!(retry_delay(1, 0.0, None), seconds(27));
         assert_eq!(retry_delay(1, 1.0, None), seconds(33));
         assert_eq!(retry_delay(5, 1.0, None), MAX_RETRY_DELAY);

@@ -1,12 +1,13 @@
 //! How a delivery is signed.
 //!
-//! Two headers over the same secrets, each with one value a live secret, the newest first:
+//! Two headers. Each has one value for each valid secret, the newest secret first:
 //!
 //! - `X-Attesto-Signature: t=<ts>,v1=<hex>[,v1=<hex>…]`, hex of HMAC-SHA256 over `<ts>.<body>`
 //! - `webhook-signature: v1,<base64>[ v1,<base64>…]`, base64 of HMAC-SHA256 over `<id>.<ts>.<body>`, as in Standard
 //!   Webhooks 1.0.0, with `webhook-id` (the event's id) and `webhook-timestamp` beside it
 //!
-//! `ts` is the attempt's moment in whole seconds, so both are made anew at every attempt; the body is the stored bytes.
+//! `ts` is the time of the attempt in whole seconds, so both are computed again at every attempt. `body` is the stored
+//! bytes.
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -15,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::endpoint::SigningSecrets;
 use crate::crypto::token::encode_hex;
 
-/// The values of the two headers.
+/// The values of the two signature headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignatureHeaders {
     /// `X-Attesto-Signature`
@@ -24,7 +25,7 @@ pub struct SignatureHeaders {
     pub standard: String,
 }
 
-/// Signs `body` as sent under `id` at `timestamp`, in seconds since the Unix epoch.
+/// Signs `body`. `id` is the event's id, `timestamp` is in seconds since the Unix epoch.
 pub fn sign_delivery(
     secrets: &SigningSecrets,
     id: &str,

@@ -1,19 +1,18 @@
-//! How many deliveries one process has under way.
+//! How many deliveries one process may have in flight.
 //!
-//! A callback that answers at once needs a slot for a moment. One that keeps us waiting needs a socket and a few
-//! kilobytes, and must not keep anybody else waiting: after [`PATIENCE`] it steps aside, and its slot is free for
-//! another. There is room aside for [`ASIDE`] times as many as there are slots; when that is taken too, slots stay
-//! taken until their time is over.
+//! A callback that answers at once uses a slot for a moment. A slow one needs only a socket and a few kilobytes of memory,
+//! and must not delay others: after [`MAX_SLOT_TIME`] it is slow, and its slot is free for another delivery. There may be
+//! [`MAX_SLOW_PER_SLOT`] slow deliveries for each slot; when there are more, they use slots again.
 
 use std::time::Duration;
 
-/// How long a delivery may keep its slot while others wait.
-pub const MAX_SLOT_TIME: Duration = Duration::from_millis(500);
-/// How many times the number of slots there is room for those that wait aside.
-pub const MAX_SLOW_PER_SLOT: usize = 32;
+/// How long a delivery uses a slot.
+pub(crate) const MAX_SLOT_TIME: Duration = Duration::from_millis(500);
+/// How many slow deliveries there may be for each slot.
+pub(crate) const MAX_SLOW_PER_SLOT: usize = 32;
 
-/// How many more deliveries may begin, when those under way have been so for `ages`.
-pub fn count_free_slots(slots: usize, ages: impl IntoIterator<Item = Duration>) -> usize {
+/// How many more deliveries may start. `ages` says how long each delivery has been in flight.
+pub(crate) fn count_free_slots(slots: usize, ages: impl IntoIterator<Item = Duration>) -> usize {
     let (mut quick, mut slow) = (0_usize, 0_usize);
     for age in ages {
         if age < MAX_SLOT_TIME {

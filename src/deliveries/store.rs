@@ -1,97 +1,102 @@
-//! Every query of the dispatcher.
+//! The queue's queries: claim, write results, renew, release and sweep leases.
 //!
-//! Only the database's clock says what is due and which lease is over. It is read as `statement_timestamp()`: inside a
-//! transaction that waited, `now()` is older. `make_interval(secs => $1)` is added to it everywhere; that is
-//! [`Clock::lead`], by which a test moves time, and zero otherwise.
+//! The database's clock alone decides what is due and which lease has expired. It is read as `statement_timestamp()`:
+//! inside a transaction that had to wait, `now()` is older. `make_interval(secs => $1)` is added to it everywhere: that
+//! is [`Clock::lead`], by which a test moves time. It is zero in production.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
-use super::outcome::OutcomeClass;
-use super::transport::ClaimedDelivery;
+use super::job::DeliveryJob;
+use super::outcome::AttemptOutcome;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, DbTransaction, Error};
 
-/// Where processes tell each other that there is work.
+/// The NOTIFY channel on which processes tell each other that deliveries are due.
 pub(super) const WORK_CHANNEL: &str = "attesto_work";
-/// How long a worker holds a row without saying that it is still there. Until then what a dead one held counts as being
-/// under way, against the limits of its callback too; so it is not long, and it is renewed often.
+/// How long a lease lasts unless it is renewed. The deliveries of a process that died count as in flight until then, also
+/// against the limits of their callbacks. So a lease is short, and it is renewed often.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(20);
-/// How many deliveries of one tenant may be under way at once, over all processes.
+/// How many deliveries of one tenant may be in flight at once, over all processes.
 pub(super) const MAX_IN_FLIGHT_PER_TENANT: i64 = 32;
-/// After this many lost leases in a row, a person has to look.
+/// After this many expired leases in a row a delivery is parked until an operator redelivers it.
 pub(super) const MAX_INTERRUPTIONS: i32 = 5;
-/// How long the statements of a turn may take.
+/// How long the statements of a batch may take.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a commit may take before nobody knows whether it happened.
+/// A commit that takes longer may or may not have happened.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Leases ended in one statement.
 const MAX_LEASES_PER_SWEEP: i64 = 1000;
 
-/// One claimer at a time, in all processes: only then are the limits that hold over all of them exact. It waits in the
-/// same message that begins the transaction, and a process that is stopped in the middle is thrown out soon.
+/// The lock lets one process claim at a time: only then are the limits over all processes exact. It is taken in the same
+/// message that begins the transaction, and the timeout ends the transaction of a process that stops in the middle.
 ///
-/// The plans must not depend on how many rows there were when they were made: the table can grow a thousandfold before
-/// its statistics do.
+/// The plans must not depend on the table's statistics: the table can grow a thousandfold before they are updated.
 const BEGIN_CLAIM_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off; select pg_advisory_xact_lock(7233186720511)";
-/// The same for writing only.
+/// The same without the lock, for a batch that only writes results.
 const BEGIN_WRITE_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off";
 
-/// The right to write one result: the row, and the number it was claimed under.
+/// The right to write the result of one attempt: the row, and the number under which it was claimed. A row whose lease
+/// was released, swept or claimed again has another number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Lease {
     pub(super) delivery_id: DeliveryId,
     pub(super) number: i32,
 }
 
-/// A delivery that is ours until its lease is over.
+/// A job that belongs to this process until its lease ends.
 #[derive(Debug)]
-pub(super) struct LeasedDelivery {
+pub(super) struct ClaimedDelivery {
+    pub(super) job: Arc<DeliveryJob>,
     pub(super) lease: Lease,
-    pub(super) delivery: ClaimedDelivery,
-    /// Whether somebody asked for this delivery, beside the one that belongs to the event.
+    /// Whether an operator requested it, in addition to the delivery that was enqueued with the event.
     pub(super) is_redelivery: bool,
-    /// Whether a success would say nothing new about the callback.
+    /// Whether a success would change nothing in the health of the callback.
     pub(super) is_callback_healthy: bool,
-    /// How long it was due.
+    /// How long it had been due when it was claimed.
     pub(super) lag: Duration,
 }
 
-/// What became of an attempt.
-#[derive(Clone, Debug)]
+/// A claimed delivery after its attempt.
+#[derive(Debug)]
 pub(super) struct FinishedAttempt {
-    pub(super) lease: Lease,
-    pub(super) event_id: EventId,
-    pub(super) tenant_id: TenantId,
-    pub(super) callback_url: String,
-    pub(super) is_redelivery: bool,
+    pub(super) claimed: ClaimedDelivery,
+    pub(super) outcome: AttemptOutcome,
     pub(super) next_step: NextStep,
-    pub(super) class: OutcomeClass,
-    pub(super) status_code: Option<u16>,
-    pub(super) body_excerpt: Option<String>,
-    /// What it says about the callback, when that is news.
-    pub(super) health_signal: Option<HealthSignal>,
 }
 
-/// What one turn did.
+impl FinishedAttempt {
+    /// What the attempt says about the callback, unless it changes nothing.
+    fn health_signal(&self) -> Option<HealthSignal> {
+        let signal = HealthSignal::from_outcome(&self.outcome);
+        let is_news = !(self.claimed.is_callback_healthy && signal == HealthSignal::Success);
+        is_news.then_some(signal)
+    }
+
+    fn is_successful_redelivery(&self) -> bool {
+        self.claimed.is_redelivery && self.next_step == NextStep::Delivered
+    }
+}
+
+/// What one batch did.
 #[derive(Debug, Default)]
 pub(super) struct BatchReport {
-    /// The results that were written.
+    /// The deliveries whose results were written.
     pub(super) written: HashSet<DeliveryId>,
-    pub(super) claimed: Vec<LeasedDelivery>,
-    /// Callbacks whose state is another now.
+    pub(super) claimed: Vec<ClaimedDelivery>,
     pub(super) state_changes: Vec<EndpointStateChange>,
 }
 
-/// A callback whose state is another now.
+/// A callback whose state has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndpointStateChange {
     pub(super) tenant_id: TenantId,
@@ -99,13 +104,13 @@ pub(super) struct EndpointStateChange {
     pub(super) health: EndpointHealth,
 }
 
-/// Why a turn is not done, as far as is known.
+/// A batch failed, or its commit was not confirmed.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub(super) struct BatchError {
     #[source]
     pub(super) error: Error,
-    /// The commit may have happened all the same, and with it these claims.
+    /// What was claimed if the commit happened all the same.
     pub(super) maybe_claimed: Vec<Lease>,
 }
 
@@ -118,25 +123,24 @@ impl From<Error> for BatchError {
     }
 }
 
-/// What is to do next, and when.
+/// How long until there is something to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct NextDue {
-    /// Until the next delivery that may be sent is due. `None`: none waits, or what waits may not be sent.
+    /// `None`: no delivery waits, or none of those that wait may be sent.
     pub(super) delivery: Option<Duration>,
-    /// Until the next batch of a redelivery.
     pub(super) redelivery_batch: Option<Duration>,
 }
 
-/// What sweeping found.
+/// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SweepReport {
-    /// Leases that ended without a word from whoever held them.
+    /// How many leases had expired.
     pub(super) interrupted: usize,
-    /// Deliveries that now wait for a person.
+    /// The deliveries that were parked.
     pub(super) parked: Vec<DeliveryId>,
 }
 
-/// The deliveries, as a dispatcher sees them.
+/// The queue, as a dispatcher uses it.
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryStore {
     database: Database,
@@ -155,77 +159,78 @@ impl DeliveryStore {
         self.clock.lead().as_secs_f64()
     }
 
-    /// Writes `results` and claims up to `wish` deliveries, in one transaction. `after` is the tenant who was served
-    /// last: among equals, those after it come first.
+    /// Writes `results` and claims up to `limit` deliveries, in one transaction. `last_served` is the tenant of the last
+    /// delivery that was claimed: among equals, the tenants after it come first.
     pub(super) async fn write_results_and_claim(
         &self,
         results: &[FinishedAttempt],
-        wish: usize,
-        after: &str,
+        limit: usize,
+        last_served: &str,
     ) -> Result<BatchReport, BatchError> {
-        let working = timeout(
-            TRANSACTION_TIMEOUT,
-            self.prepare_transaction(results, wish, after),
-        )
-        .await;
-        let (transaction, mut turn) = working.map_err(|_| timeout_error())??;
-        // From here on somebody may hold these rows for us, whatever we hear of it.
-        let unsure = |error: Error, turn: &BatchReport| BatchError {
+        let preparing = self.prepare_transaction(results, limit, last_served);
+        let prepared = timeout(TRANSACTION_TIMEOUT, preparing).await;
+        let (transaction, rows, mut report) = prepared.map_err(|_| timeout_error())??;
+        // From here on this process may hold these rows, whether or not it learns of it.
+        let uncertain = |error: Error| BatchError {
             error,
-            maybe_claimed: turn.claimed.iter().map(|one| one.lease.clone()).collect(),
+            maybe_claimed: rows.iter().map(ClaimedRow::lease).collect(),
         };
-        match timeout(COMMIT_TIMEOUT, transaction.commit()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(unsure(error, &turn)),
-            Err(_) => return Err(unsure(timeout_error(), &turn)),
-        }
-        match timeout(COMMIT_TIMEOUT, self.load_bodies(&mut turn.claimed)).await {
-            Ok(Ok(())) => Ok(turn),
-            Ok(Err(error)) => Err(unsure(error, &turn)),
-            Err(_) => Err(unsure(timeout_error(), &turn)),
-        }
+        let finishing = async {
+            timeout(COMMIT_TIMEOUT, transaction.commit())
+                .await
+                .map_err(|_| timeout_error())??;
+            timeout(COMMIT_TIMEOUT, self.load_bodies(&rows))
+                .await
+                .map_err(|_| timeout_error())?
+        };
+        let bodies = finishing.await.map_err(uncertain)?;
+        let claimed = rows.into_iter().map(|row| {
+            let body = bodies[&row.event_id].clone();
+            row.into_claimed(body)
+        });
+        report.claimed = claimed.collect();
+        Ok(report)
     }
 
-    /// Everything of a turn but its commit.
+    /// Everything of a batch but its commit.
     async fn prepare_transaction(
         &self,
         results: &[FinishedAttempt],
-        wish: usize,
-        after: &str,
-    ) -> Result<(DbTransaction, BatchReport), Error> {
-        let begin = if wish > 0 {
+        limit: usize,
+        last_served: &str,
+    ) -> Result<(DbTransaction, Vec<ClaimedRow>, BatchReport), Error> {
+        let begin = if limit > 0 {
             BEGIN_CLAIM_SQL
         } else {
             BEGIN_WRITE_SQL
         };
         let mut transaction = self.database.pool().begin_with(begin).await?;
-        let mut turn = BatchReport::default();
+        let mut report = BatchReport::default();
         if !results.is_empty() {
             lock_delivery_rows(&mut transaction, results).await?;
-            turn.written = self.write_results(&mut transaction, results).await?;
+            report.written = self.write_results(&mut transaction, results).await?;
             let accepted: Vec<_> = results
                 .iter()
-                .filter(|result| turn.written.contains(&result.lease.delivery_id))
+                .filter(|result| report.written.contains(&result.claimed.job.id))
                 .collect();
             settle_original_deliveries(&mut transaction, &accepted, self.lead()).await?;
-            turn.state_changes = self.update_health(&mut transaction, &accepted).await?;
+            report.state_changes = self.update_health(&mut transaction, &accepted).await?;
         }
-        if wish > 0 {
-            turn.claimed = self.claim_due(&mut transaction, wish, after).await?;
-        }
-        Ok((transaction, turn))
+        let claimed = if limit > 0 {
+            self.claim_due(&mut transaction, limit, last_served).await?
+        } else {
+            Vec::new()
+        };
+        Ok((transaction, claimed, report))
     }
 
-    /// Reads what is sent. Not in the claim: whoever stops reading in the middle of a large answer must not hold the
-    /// lock that all claimers wait for.
-    async fn load_bodies(&self, claimed: &mut [LeasedDelivery]) -> Result<(), Error> {
+    /// Reads what is sent. Not part of the claim: a client that stops reading in the middle of a large answer must not
+    /// hold the lock that all claimers wait for.
+    async fn load_bodies(&self, claimed: &[ClaimedRow]) -> Result<HashMap<EventId, Bytes>, Error> {
         if claimed.is_empty() {
-            return Ok(());
+            return Ok(HashMap::new());
         }
-        let events: Vec<String> = claimed
-            .iter()
-            .map(|one| one.delivery.event_id.to_string())
-            .collect();
+        let events = to_column(claimed, |row| row.event_id.to_string());
         let rows = sqlx::query!(
             r#"select id as "id: EventId", body from webhook_events where id = any($1)"#,
             &events,
@@ -236,43 +241,30 @@ impl DeliveryStore {
             .into_iter()
             .map(|row| (row.id, Bytes::from(row.body)))
             .collect();
-        for one in claimed {
-            // An event outlives its deliveries.
-            let body = bodies
-                .get(&one.delivery.event_id)
-                .ok_or(Error::RowNotFound)?;
-            one.delivery.body = body.clone();
+        // An event is never deleted before its deliveries.
+        if claimed.iter().all(|row| bodies.contains_key(&row.event_id)) {
+            Ok(bodies)
+        } else {
+            Err(Error::RowNotFound)
         }
-        Ok(())
     }
 
-    /// Writes what became of attempts, as far as the rows are still ours.
+    /// Writes the results of attempts, except those whose lease is no longer ours.
     async fn write_results(
         &self,
         transaction: &mut DbTransaction,
         results: &[FinishedAttempt],
     ) -> Result<HashSet<DeliveryId>, Error> {
-        let each = results.iter();
-        let ids: Vec<String> = each
-            .clone()
-            .map(|r| r.lease.delivery_id.to_string())
-            .collect();
-        let leases: Vec<i32> = each.clone().map(|r| r.lease.number).collect();
-        let counts: Vec<bool> = each
-            .clone()
-            .map(|r| r.next_step.is_attempt_counted())
-            .collect();
-        let statuses: Vec<String> = each
-            .clone()
-            .map(|r| r.next_step.status().to_owned())
-            .collect();
-        let pauses: Vec<Option<f64>> = each
-            .clone()
-            .map(|r| r.next_step.retry_delay().map(|pause| pause.as_secs_f64()))
-            .collect();
-        let outcomes: Vec<String> = each.clone().map(|r| r.class.as_str().to_owned()).collect();
-        let codes: Vec<Option<i32>> = each.clone().map(|r| r.status_code.map(i32::from)).collect();
-        let excerpts: Vec<Option<String>> = each.map(|r| r.body_excerpt.clone()).collect();
+        let ids = to_column(results, |r| r.claimed.job.id.to_string());
+        let leases = to_column(results, |r| r.claimed.lease.number);
+        let counts = to_column(results, |r| r.next_step.is_attempt_counted());
+        let statuses = to_column(results, |r| r.next_step.status().to_owned());
+        let delays = to_column(results, |r| {
+            r.next_step.retry_delay().map(|delay| delay.as_secs_f64())
+        });
+        let outcomes = to_column(results, |r| r.outcome.class().as_str().to_owned());
+        let codes = to_column(results, |r| r.outcome.status_code().map(i32::from));
+        let excerpts = to_column(results, |r| r.outcome.body_excerpt().map(str::to_owned));
         let written = sqlx::query_scalar!(
             r#"
             with result as (
@@ -285,8 +277,8 @@ impl DeliveryStore {
             )
             update webhook_deliveries delivery set
                 lease_until = null,
-                -- A delivery that failed is delivered all the same when another has brought the event meanwhile: of the
-                -- row as it is now, which somebody may have written while this statement waited for it.
+                -- A delivery that failed counts as delivered when a redelivery has delivered the event meanwhile. This is
+                -- the row as it is now: another process may have written it while this statement waited for it.
                 status = case when settled_by is null then verdict else 'delivered' end,
                 attempt_count = attempt_count + counts::int,
                 interruptions = case when counts then 0 else interruptions end,
@@ -307,7 +299,7 @@ impl DeliveryStore {
             &leases,
             &counts,
             &statuses,
-            &pauses as &[Option<f64>],
+            &delays as &[Option<f64>],
             &outcomes,
             &codes as &[Option<i32>],
             &excerpts as &[Option<String>],
@@ -317,32 +309,56 @@ impl DeliveryStore {
         Ok(written.into_iter().collect())
     }
 
-    /// Notes how the callbacks behaved. Touches only those of which there is news.
-    #[expect(
-        clippy::too_many_lines,
-        reason = "a reading, a decision and a writing, kept together for whoever reads it"
-    )]
+    /// Updates the health of the callbacks about which the results say something new.
     async fn update_health(
         &self,
         transaction: &mut DbTransaction,
         results: &[&FinishedAttempt],
     ) -> Result<Vec<EndpointStateChange>, Error> {
-        // In one order in all processes, so that none waits for another that waits for it.
-        let mut news: BTreeMap<(&str, &str), Vec<HealthSignal>> = BTreeMap::new();
+        // In the same order in all processes, so that no two of them wait for each other.
+        let mut signals: BTreeMap<(&str, &str), Vec<HealthSignal>> = BTreeMap::new();
         for result in results {
-            if let Some(signal) = result.health_signal {
-                let callback = (result.tenant_id.as_str(), result.callback_url.as_str());
-                news.entry(callback).or_default().push(signal);
+            if let Some(signal) = result.health_signal() {
+                let job = &result.claimed.job;
+                let callback = (job.tenant_id.as_str(), job.callback_url.as_str());
+                signals.entry(callback).or_default().push(signal);
             }
         }
-        if news.is_empty() {
+        if signals.is_empty() {
             return Ok(Vec::new());
         }
-        let tenants: Vec<String> = news
-            .keys()
-            .map(|(tenant, _)| (*tenant).to_owned())
-            .collect();
-        let urls: Vec<String> = news.keys().map(|(_, url)| (*url).to_owned()).collect();
+        let callbacks: Vec<(&str, &str)> = signals.keys().copied().collect();
+        let mut rows = self.lock_health_rows(transaction, &callbacks).await?;
+        let mut changes = Vec::new();
+        for row in &mut rows {
+            let before = row.health;
+            let signals = signals.get(&(row.tenant_id.as_str(), row.callback_url.as_str()));
+            row.health = signals
+                .into_iter()
+                .flatten()
+                .fold(before, |health, signal| {
+                    health.after_signal(*signal, row.now)
+                });
+            if before.state != row.health.state {
+                changes.push(EndpointStateChange {
+                    tenant_id: row.tenant_id.clone(),
+                    previous_state: before.state,
+                    health: row.health,
+                });
+            }
+        }
+        save_health(transaction, &rows).await?;
+        Ok(changes)
+    }
+
+    /// Locks the health of these callbacks, each a tenant and a URL, and creates the rows that do not exist.
+    async fn lock_health_rows(
+        &self,
+        transaction: &mut DbTransaction,
+        callbacks: &[(&str, &str)],
+    ) -> Result<Vec<HealthRow>, Error> {
+        let tenants = to_column(callbacks, |(tenant, _)| (*tenant).to_owned());
+        let urls = to_column(callbacks, |(_, url)| (*url).to_owned());
         sqlx::query!(
             "
             insert into webhook_health (tenant_id, callback_url)
@@ -371,12 +387,12 @@ impl DeliveryStore {
         )
         .fetch_all(&mut **transaction)
         .await?;
-
-        let mut changes = Vec::new();
-        let mut columns = HealthColumns::default();
-        for row in rows {
-            let now = Timestamp::from(row.now);
-            let before = EndpointHealth {
+        let rows = rows.into_iter().map(|row| HealthRow {
+            tenant_id: row.tenant,
+            callback_url: row.url,
+            callback_key: row.key,
+            now: row.now.into(),
+            health: EndpointHealth {
                 state: EndpointState::from_column(&row.state),
                 allowed: u8::try_from(row.allowed).unwrap_or(1),
                 failures: to_unsigned(row.failures),
@@ -386,65 +402,28 @@ impl DeliveryStore {
                 last_failure_at: row.last_failure_at.map(Timestamp::from),
                 closed_until: row.closed_until.map(Timestamp::from),
                 closings: to_unsigned(row.closings),
-            };
-            let signals = news.get(&(row.tenant.as_str(), row.url.as_str()));
-            let after = signals
-                .into_iter()
-                .flatten()
-                .fold(before, |health, signal| health.after_signal(*signal, now));
-            columns.push(&row.tenant, row.key, &after);
-            if before.state != after.state {
-                changes.push(EndpointStateChange {
-                    tenant_id: row.tenant,
-                    previous_state: before.state,
-                    health: after,
-                });
-            }
-        }
-        sqlx::query!(
-            "
-            update webhook_health health set
-                state = news.state, allowed = news.allowed, failures = news.failures, unreachable = news.unreachable,
-                failing_since = news.failing_since, last_success_at = news.last_success_at,
-                last_failure_at = news.last_failure_at, closed_until = news.closed_until, closings = news.closings
-            from unnest($1::text[], $2::int8[], $3::text[], $4::int2[], $5::int[], $6::int[], $7::timestamptz[],
-                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[])
-                as news (tenant, key, state, allowed, failures, unreachable, failing_since, last_success_at,
-                    last_failure_at, closed_until, closings)
-            where health.tenant_id = news.tenant and health.callback_key = news.key
-            ",
-            &columns.tenants,
-            &columns.keys,
-            &columns.states,
-            &columns.allowed,
-            &columns.failures,
-            &columns.unreachable,
-            &columns.failing_since as &[OptionalDateTime],
-            &columns.last_success_at as &[OptionalDateTime],
-            &columns.last_failure_at as &[OptionalDateTime],
-            &columns.closed_until as &[OptionalDateTime],
-            &columns.closings,
-        )
-        .execute(&mut **transaction)
-        .await?;
-        Ok(changes)
+            },
+        });
+        Ok(rows.collect())
     }
 
-    /// Claims what is due, tenant by tenant in turn: first whoever has least under way, then one more for each, and so
-    /// on. Inside a tenant likewise, callback by callback.
+    /// Claims up to `limit` due deliveries. Tenants take turns: the tenant with the fewest deliveries in flight is first,
+    /// then each gets one more, and so on. The callbacks of a tenant take turns in the same way.
     ///
-    /// What a callback admits is [`Health::admits`], said in SQL; a test compares the two.
+    /// How many requests a callback may get at once is [`EndpointHealth::max_in_flight`], repeated in SQL; a test compares
+    /// the two.
     #[expect(
         clippy::too_many_lines,
-        reason = "one statement, kept whole for whoever reads it"
+        reason = "one statement, easier to read in one piece"
     )]
     async fn claim_due(
         &self,
         transaction: &mut DbTransaction,
-        wish: usize,
-        after: &str,
-    ) -> Result<Vec<LeasedDelivery>, Error> {
-        let rows = sqlx::query!(
+        limit: usize,
+        last_served: &str,
+    ) -> Result<Vec<ClaimedRow>, Error> {
+        let mut rows = sqlx::query_as!(
+            ClaimedRow,
             r#"
             with busy as (
                 select tenant_id, callback_key, count(*) as requests
@@ -514,46 +493,24 @@ impl DeliveryStore {
                 event.event_type, picked.settled as "settled!", picked.place as "place!"
             "#,
             self.lead(),
-            i64::try_from(wish).unwrap_or(i64::MAX),
-            after,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+            last_served,
             MAX_IN_FLIGHT_PER_TENANT,
             LEASE_TTL.as_secs_f64(),
             i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
         )
         .fetch_all(&mut **transaction)
         .await?;
-        let mut rows = rows;
-        // As they were picked; the update returns them in any order.
-        rows.sort_by(|one, other| {
-            let rank = |tenant: &TenantId| tenant.as_str() <= after;
-            (one.place, rank(&one.tenant_id), &one.tenant_id).cmp(&(
-                other.place,
-                rank(&other.tenant_id),
-                &other.tenant_id,
-            ))
-        });
-        let claimed = rows.into_iter().map(|row| LeasedDelivery {
-            lease: Lease {
-                delivery_id: row.id.clone(),
-                number: row.lease_no,
-            },
-            delivery: ClaimedDelivery {
-                id: row.id,
-                event_id: row.event_id,
-                tenant_id: row.tenant_id,
-                event_type: row.event_type,
-                callback_url: row.callback_url,
-                body: Bytes::new(),
-                attempt_number: to_unsigned(row.attempt_count).saturating_add(1),
-            },
-            is_redelivery: row.requested,
-            is_callback_healthy: row.settled,
-            lag: Duration::try_from_secs_f64(row.waited).unwrap_or_default(),
-        });
-        Ok(claimed.collect())
+        // In the order in which they were picked: the update returns them in any order.
+        let rank = |row: &ClaimedRow| {
+            let was_served = row.tenant_id.as_str() <= last_served;
+            (row.place, was_served, row.tenant_id.clone())
+        };
+        rows.sort_by_key(rank);
+        Ok(rows)
     }
 
-    /// When there is something to do next.
+    /// How long until the next delivery and the next batch of a redelivery are due.
     pub(super) async fn load_next_due(&self) -> Result<NextDue, Error> {
         let row = sqlx::query!(
             r#"
@@ -610,7 +567,7 @@ impl DeliveryStore {
         })
     }
 
-    /// Says that we still work on these. Returns those that are still ours.
+    /// Renews these leases. Returns the deliveries whose leases are still ours.
     pub(super) async fn renew_leases(
         &self,
         leases: &[Lease],
@@ -634,8 +591,8 @@ impl DeliveryStore {
         Ok(renewed.into_iter().collect())
     }
 
-    /// Gives back what was not sent, or may not have been: due as before, to anybody, and nothing counted. Returns how
-    /// many were still ours.
+    /// Releases deliveries that were not sent, or whose attempt was cut off: they are due as before, any process can claim
+    /// them, and no attempt is counted. Returns how many leases were still ours.
     pub(super) async fn release_leases(&self, leases: &[Lease]) -> Result<u64, Error> {
         let (ids, numbers) = unzip_leases(leases);
         let released = sqlx::query!(
@@ -653,7 +610,7 @@ impl DeliveryStore {
         Ok(released.rows_affected())
     }
 
-    /// Ends the leases whose time is over. The attempt is not counted, the interruption is.
+    /// Ends expired leases. The interruption is counted, the attempt is not.
     pub(super) async fn sweep_expired_leases(&self) -> Result<SweepReport, Error> {
         let rows = sqlx::query!(
             r#"
@@ -671,7 +628,7 @@ impl DeliveryStore {
                     limit $3
                     for no key update skip locked
                 )
-                -- Again, of the row as it is now: somebody may have renewed it after we looked.
+                -- Checked again in the row as it is now: the lease may have been renewed after the row was selected.
                 and delivery.lease_until <= statement_timestamp() + make_interval(secs => $1)
             returning delivery.id as "id: DeliveryId", delivery.parked_at
             "#,
@@ -692,21 +649,20 @@ impl DeliveryStore {
     }
 }
 
-/// Before a redelivery that succeeded settles rows of others: everything that is written here, in one order in all
-/// processes, so that none waits for another that waits for it.
+/// A redelivery that succeeded also writes the event's original delivery. So all rows that this transaction writes are
+/// locked first, in the same order in all processes: no two of them wait for each other.
 async fn lock_delivery_rows(
     transaction: &mut DbTransaction,
     results: &[FinishedAttempt],
 ) -> Result<(), Error> {
-    let arrived = results
-        .iter()
-        .filter(|result| result.is_redelivery && result.next_step == NextStep::Delivered);
-    let events: Vec<String> = arrived.map(|result| result.event_id.to_string()).collect();
+    let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
+    let events: Vec<String> = redelivered
+        .map(|r| r.claimed.job.event_id.to_string())
+        .collect();
     if events.is_empty() {
         return Ok(());
     }
-    let each = results.iter();
-    let own: Vec<String> = each.map(|r| r.lease.delivery_id.to_string()).collect();
+    let own = to_column(results, |r| r.claimed.job.id.to_string());
     sqlx::query!(
         "
         select from webhook_deliveries
@@ -722,18 +678,20 @@ async fn lock_delivery_rows(
     Ok(())
 }
 
-/// Where a redelivery succeeded, the event's own delivery has nothing left to do. One that is under way is let end: it
-/// is told by `settled_by` what its result means.
+/// Ends the original delivery of each event that a redelivery has delivered. One that is in flight may finish: its
+/// column `settled_by` decides what its result means.
 async fn settle_original_deliveries(
     transaction: &mut DbTransaction,
     results: &[&FinishedAttempt],
     lead: f64,
 ) -> Result<(), Error> {
-    let arrived = results
-        .iter()
-        .filter(|result| result.is_redelivery && result.next_step == NextStep::Delivered);
-    let events: Vec<String> = arrived.clone().map(|r| r.event_id.to_string()).collect();
-    let deliveries: Vec<String> = arrived.map(|r| r.lease.delivery_id.to_string()).collect();
+    let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
+    let (events, deliveries): (Vec<String>, Vec<String>) = redelivered
+        .map(|r| {
+            let job = &r.claimed.job;
+            (job.event_id.to_string(), job.id.to_string())
+        })
+        .unzip();
     if events.is_empty() {
         return Ok(());
     }
@@ -758,7 +716,7 @@ async fn settle_original_deliveries(
     Ok(())
 }
 
-/// Tells every process that there is work.
+/// Tells all processes that deliveries are due.
 pub(super) async fn notify_work_channel(database: &Database) -> Result<(), Error> {
     sqlx::query("select pg_notify($1, '')")
         .bind(WORK_CHANNEL)
@@ -767,54 +725,110 @@ pub(super) async fn notify_work_channel(database: &Database) -> Result<(), Error
     Ok(())
 }
 
-/// The database did not answer in time.
+/// For a database that did not answer in time.
 pub(super) fn timeout_error() -> Error {
     Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
+/// One row of the claim, before the body is read.
+struct ClaimedRow {
+    id: DeliveryId,
+    event_id: EventId,
+    tenant_id: TenantId,
+    callback_url: String,
+    attempt_count: i32,
+    lease_no: i32,
+    requested: bool,
+    waited: f64,
+    event_type: String,
+    settled: bool,
+    place: i64,
+}
+
+impl ClaimedRow {
+    fn lease(&self) -> Lease {
+        Lease {
+            delivery_id: self.id.clone(),
+            number: self.lease_no,
+        }
+    }
+
+    fn into_claimed(self, body: Bytes) -> ClaimedDelivery {
+        ClaimedDelivery {
+            lease: self.lease(),
+            job: Arc::new(DeliveryJob {
+                id: self.id,
+                event_id: self.event_id,
+                tenant_id: self.tenant_id,
+                event_type: self.event_type,
+                callback_url: self.callback_url,
+                body,
+                attempt_number: to_unsigned(self.attempt_count).saturating_add(1),
+            }),
+            is_redelivery: self.requested,
+            is_callback_healthy: self.settled,
+            lag: Duration::try_from_secs_f64(self.waited).unwrap_or_default(),
+        }
+    }
+}
+
+/// A locked row of `webhook_health`.
+struct HealthRow {
+    tenant_id: TenantId,
+    callback_url: String,
+    callback_key: i64,
+    /// The database's clock.
+    now: Timestamp,
+    health: EndpointHealth,
+}
+
+async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Result<(), Error> {
+    let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+    let moments = |moment: fn(&EndpointHealth) -> Option<Timestamp>| {
+        to_column(rows, |row| moment(&row.health).map(OffsetDateTime::from))
+    };
+    sqlx::query!(
+        "
+            update webhook_health health set
+                state = news.state, allowed = news.allowed, failures = news.failures, unreachable = news.unreachable,
+                failing_since = news.failing_since, last_success_at = news.last_success_at,
+                last_failure_at = news.last_failure_at, closed_until = news.closed_until, closings = news.closings
+            from unnest($1::text[], $2::int8[], $3::text[], $4::int2[], $5::int[], $6::int[], $7::timestamptz[],
+                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[])
+                as news (tenant, key, state, allowed, failures, unreachable, failing_since, last_success_at,
+                    last_failure_at, closed_until, closings)
+            where health.tenant_id = news.tenant and health.callback_key = news.key
+            ",
+        &to_column(rows, |row| row.tenant_id.to_string()),
+        &to_column(rows, |row| row.callback_key),
+        &to_column(rows, |row| row.health.state.as_str().to_owned()),
+        &to_column(rows, |row| i16::from(row.health.allowed)),
+        &to_column(rows, |row| number(row.health.failures)),
+        &to_column(rows, |row| number(row.health.unreachable)),
+        &moments(|health| health.failing_since) as &[Option<OffsetDateTime>],
+        &moments(|health| health.last_success_at) as &[Option<OffsetDateTime>],
+        &moments(|health| health.last_failure_at) as &[Option<OffsetDateTime>],
+        &moments(|health| health.closed_until) as &[Option<OffsetDateTime>],
+        &to_column(rows, |row| number(row.health.closings)),
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+/// One value of each row, as `unnest` takes them.
+fn to_column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
 fn unzip_leases(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {
-    let each = leases.iter();
-    each.map(|lease| (lease.delivery_id.to_string(), lease.number))
+    let pairs = leases.iter();
+    pairs
+        .map(|lease| (lease.delivery_id.to_string(), lease.number))
         .unzip()
 }
 
 /// Counters are never negative.
 fn to_unsigned(number: i32) -> u32 {
     u32::try_from(number).unwrap_or(0)
-}
-
-type OptionalDateTime = Option<time::OffsetDateTime>;
-
-/// Rows of `webhook_health`, column by column, as `unnest` takes them.
-#[derive(Default)]
-struct HealthColumns {
-    tenants: Vec<String>,
-    keys: Vec<i64>,
-    states: Vec<String>,
-    allowed: Vec<i16>,
-    failures: Vec<i32>,
-    unreachable: Vec<i32>,
-    failing_since: Vec<OptionalDateTime>,
-    last_success_at: Vec<OptionalDateTime>,
-    last_failure_at: Vec<OptionalDateTime>,
-    closed_until: Vec<OptionalDateTime>,
-    closings: Vec<i32>,
-}
-
-impl HealthColumns {
-    fn push(&mut self, tenant: &TenantId, key: i64, health: &EndpointHealth) {
-        let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let moment = |moment: Option<Timestamp>| moment.map(time::OffsetDateTime::from);
-        self.tenants.push(tenant.to_string());
-        self.keys.push(key);
-        self.states.push(health.state.as_str().to_owned());
-        self.allowed.push(i16::from(health.allowed));
-        self.failures.push(number(health.failures));
-        self.unreachable.push(number(health.unreachable));
-        self.failing_since.push(moment(health.failing_since));
-        self.last_success_at.push(moment(health.last_success_at));
-        self.last_failure_at.push(moment(health.last_failure_at));
-        self.closed_until.push(moment(health.closed_until));
-        self.closings.push(number(health.closings));
-    }
 }

@@ -1,6 +1,7 @@
-//! "There is work": said at once in this process, and to the others when this one has no hand free.
+//! Tells dispatchers that deliveries are due: the one in this process at once, those of other processes when this process
+//! has no free slot.
 //!
-//! It is a hint. Whoever misses it finds the work by looking; nothing is ever delivered because of a hint alone.
+//! A notification only wakes a dispatcher earlier. One that is lost delays a delivery until the next poll.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +15,11 @@ use super::store;
 use crate::db::Database;
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
 
-/// The others are told at most this often. Every notification takes a lock that all of the server's notifying commits
-/// share, which is also why none is sent inside the transaction that stores an event.
+/// The shortest time between two notifications of other processes. Each NOTIFY takes a lock that is shared by all commits
+/// of the database server that notify. For the same reason none is sent in the transaction that stores an event.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Tells whoever delivers that there is something to deliver. Clones share it.
+/// Wakes dispatchers. Clones share the state.
 #[derive(Clone, Default)]
 pub struct WorkNotifier(Arc<NotifierState>);
 
@@ -26,29 +27,29 @@ pub struct WorkNotifier(Arc<NotifierState>);
 struct NotifierState {
     local: Notify,
     remote: Notify,
-    /// Whether this process delivers and has a hand free.
+    /// Whether this process delivers and has a free slot.
     has_free_slots: AtomicBool,
 }
 
 impl WorkNotifier {
-    /// One that also hears what other processes say, and what may make waiting work possible.
+    /// Also wakes the dispatcher of this process when another process notifies it, and when a tenant or a webhook
+    /// configuration changes: deliveries that were kept back may be sent then.
     pub fn from_changes(changes: &ChangeListener) -> Self {
-        let wake = Self::default();
-        let said = wake.clone();
-        changes.on_notification(store::WORK_CHANNEL, move || said.0.local.notify_one());
-        let switched_on = wake.clone();
+        let notifier = Self::default();
+        let notified = notifier.clone();
+        changes.on_notification(store::WORK_CHANNEL, move || notified.0.local.notify_one());
+        let changed = notifier.clone();
         changes.subscribe(move |change| {
-            // A tenant or a callback that was switched on, perhaps.
             if let DatabaseChange::Row { table, .. } = change
                 && matches!(table.as_str(), "tenants" | "webhook_configs")
             {
-                switched_on.0.local.notify_one();
+                changed.0.local.notify_one();
             }
         });
-        wake
+        notifier
     }
 
-    /// Say it after the commit, never before.
+    /// Wakes a dispatcher. Call it after the commit that made deliveries due, never before.
     pub fn notify_work(&self) {
         if self.0.has_free_slots.load(Ordering::Acquire) {
             self.0.local.notify_one();
@@ -57,27 +58,27 @@ impl WorkNotifier {
         }
     }
 
-    /// Tells the other processes, as often as is good for the database, until `stop`.
+    /// Sends the notifications for other processes until `stop` is cancelled.
     pub async fn run_remote_notifications(&self, database: &Database, stop: CancellationToken) {
-        let telling = async {
+        let sending = async {
             loop {
                 self.0.remote.notified().await;
-                // They find it without us, only later.
+                // Without it they find the deliveries at their next poll.
                 if let Err(error) = store::notify_work_channel(database).await {
-                    tracing::debug!(%error, "could not tell other processes that there is work");
+                    tracing::debug!(%error, "work_notification_failed");
                 }
                 sleep(NOTIFY_INTERVAL).await;
             }
         };
-        stop.run_until_cancelled(telling).await;
+        stop.run_until_cancelled(sending).await;
     }
 
-    /// Waits for the next word. One that was said while nobody waited is not lost.
+    /// Waits for the next notification. One that came before the call is not lost.
     pub(super) async fn wait_for_work(&self) {
         self.0.local.notified().await;
     }
 
-    /// Whether this process takes the next delivery itself.
+    /// Sets whether this process has a free slot for the next delivery.
     pub(super) fn set_ready(&self, ready: bool) {
         self.0.has_free_slots.store(ready, Ordering::Release);
     }

@@ -1,19 +1,19 @@
-//! What an address is for.
+//! Classifies addresses.
 //!
-//! The networks are those of the IANA special-purpose registries, read strictly: an IPv6 address outside of what is
-//! assigned for the Internet is refused without asking what it is. IPv6 can spell an IPv4 address in many ways, and a
-//! translator on the way may believe any of them; each is judged by the address inside or refused.
+//! The networks are those of the IANA special-purpose registries, read strictly: an IPv6 address outside of the range that is
+//! assigned for the Internet is refused. IPv6 can contain an IPv4 address in many forms, and a translator on the way may
+//! accept any of them: each form is classified by the IPv4 address inside, or refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What an address is for, as far as a callback is concerned. The text completes "this is …".
+/// Whether a callback may be at an address. The text completes "this is …".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressClass {
-    /// Somewhere on the Internet.
+pub(crate) enum AddressClass {
+    /// On the Internet.
     Public,
-    /// This machine or the network around it: an operator may open it for a tenant, a developer for everybody.
+    /// This machine or a private network: an operator may allow it for a tenant, or for development for all tenants.
     Private(&'static str),
-    /// Nothing that is ever called.
+    /// Never called.
     Forbidden(&'static str),
 }
 
@@ -23,7 +23,7 @@ const LINK_LOCAL: AddressClass =
 const RESERVED: AddressClass = AddressClass::Forbidden("a reserved address");
 const DOCUMENTATION: AddressClass = AddressClass::Forbidden("an address of an example");
 const MULTICAST: AddressClass = AddressClass::Forbidden("a multicast address");
-const UNSPECIFIED: AddressClass = AddressClass::Forbidden("the address of nobody in particular");
+const UNSPECIFIED: AddressClass = AddressClass::Forbidden("the unspecified address");
 const BENCHMARK: AddressClass = AddressClass::Forbidden("an address for benchmarks");
 const EMBEDDED_IPV4: AddressClass = AddressClass::Forbidden("an IPv4 address inside an IPv6 one");
 const LOOPBACK: AddressClass = AddressClass::Private("an address of this machine");
@@ -31,7 +31,7 @@ const PRIVATE: AddressClass = AddressClass::Private("a private address");
 const CARRIER_NAT: AddressClass =
     AddressClass::Private("an address shared behind a carrier's translator");
 
-/// The first network that holds an address says what it is: single addresses stand before the networks around them.
+/// The first network that contains an address decides: single addresses come before the networks around them.
 const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
     // Alibaba, Oracle, and Azure's, which looks public.
     ([100, 100, 100, 200], 32, METADATA),
@@ -55,7 +55,7 @@ const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
     ([240, 0, 0, 0], 4, RESERVED),
 ];
 
-/// Likewise. What is not found is public inside `2000::/3` and refused outside it.
+/// Likewise. An address in none of them is public inside `2000::/3` and refused outside it.
 const IPV6_NETWORKS: &[([u16; 8], u32, AddressClass)] = &[
     // Amazon's, which has more than one there, and Google's.
     ([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0], 32, METADATA),
@@ -74,8 +74,7 @@ const IPV6_NETWORKS: &[([u16; 8], u32, AddressClass)] = &[
 ];
 
 impl AddressClass {
-    /// What this address is for.
-    pub fn from_ip(address: IpAddr) -> Self {
+    pub(crate) fn from_ip(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => classify_v4(address),
             IpAddr::V6(address) => classify_v6(address),
@@ -92,8 +91,8 @@ fn classify_v4(address: Ipv4Addr) -> AddressClass {
 }
 
 fn classify_v6(address: Ipv6Addr) -> AddressClass {
-    // ::ffff:a.b.c.d is what an operating system calls an IPv4 address on a socket of both. Nobody writes it who does
-    // not want to get round a guard, so a public one is not let through; a private one can be opened like itself.
+    // ::ffff:a.b.c.d is how operating systems show an IPv4 address on an IPv6 socket. A callback has no reason to use it
+    // except to get around this check, so a public one is refused. A private one can be allowed like the IPv4 address.
     if let Some(inner) = address.to_ipv4_mapped() {
         return match classify_v4(inner) {
             AddressClass::Public => EMBEDDED_IPV4,

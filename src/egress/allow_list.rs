@@ -1,4 +1,4 @@
-//! What an operator opened for one tenant.
+//! The private networks that an operator has allowed for a tenant.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::AddressClass;
 
-/// The widest networks that can be opened. Whoever wants more has not thought of what else is in there.
+/// The shortest prefixes that can be allowed. A wider network contains more than an operator can have checked.
 const MIN_PREFIX_V4: u8 = 8;
 const MIN_PREFIX_V6: u8 = 16;
 
@@ -20,24 +20,24 @@ pub struct AllowedNetwork {
     port: u16,
 }
 
-/// Why a text opens nothing.
+/// Why a network cannot be allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllowedNetworkError {
-    /// It cannot be read.
+    /// It is not a network and a port.
     #[error("a network and a port, like 10.1.0.0/16:443 or [fd12:3456::/48]:443")]
     Malformed,
-    /// Some bits stand behind the prefix.
+    /// Bits after the prefix are set. Holds the network that was probably meant.
     #[error("the address has more bits than the prefix: did you mean {0}?")]
     HostBits(AllowedNetwork),
-    /// Too much at once.
+    /// The prefix is too short.
     #[error(
         "the network is too wide: at most /{MIN_PREFIX_V4} of IPv4, or /{MIN_PREFIX_V6} of IPv6"
     )]
     TooWide,
-    /// What is never called.
+    /// Its addresses are never called. Holds the reason.
     #[error("it is {0}, which is never called")]
     Forbidden(&'static str),
-    /// What may be called anyway.
+    /// Its addresses may be called anyway.
     #[error(
         "it is public: callbacks may be there without being allowed, and this list takes nothing away"
     )]
@@ -45,7 +45,7 @@ pub enum AllowedNetworkError {
 }
 
 impl AllowedNetwork {
-    /// The network, as Postgres' `cidr` reads and writes it.
+    /// In the format of the Postgres type `cidr`.
     pub fn network(&self) -> String {
         self.network.to_string()
     }
@@ -55,10 +55,13 @@ impl AllowedNetwork {
         self.port
     }
 
-    /// From what [`Opening::network`] and [`Opening::port`] gave. Trusts that it was checked before it was stored.
-    pub fn from_parts(network: &str, port: u16) -> Option<Self> {
-        let network = network.parse().ok()?;
-        Some(Self { network, port })
+    /// From the SQL expression `network::text || ' ' || port`. The value was checked before it was stored.
+    pub(crate) fn from_column(text: &str) -> Option<Self> {
+        let (network, port) = text.split_once(' ')?;
+        Some(Self {
+            network: network.parse().ok()?,
+            port: port.parse().ok()?,
+        })
     }
 
     fn contains(&self, address: SocketAddr) -> bool {
@@ -79,7 +82,7 @@ impl FromStr for AllowedNetwork {
             .and_then(|rest| rest.strip_suffix(']'))
         {
             Some(inside) => inside,
-            // Without brackets the port is a guess.
+            // Without brackets the port is ambiguous.
             None if is_v6 => return Err(AllowedNetworkError::Malformed),
             None => network,
         };
@@ -101,7 +104,7 @@ impl FromStr for AllowedNetwork {
         if network.prefix_len() < widest {
             return Err(AllowedNetworkError::TooWide);
         }
-        // What is inside a wide network may be of several kinds, and each address is judged again when it is called.
+        // A wide network may contain addresses of several classes. Each address is checked again when it is called.
         match (
             AddressClass::from_ip(network.addr()),
             AddressClass::from_ip(network.broadcast()),
@@ -131,22 +134,30 @@ impl Serialize for AllowedNetwork {
     }
 }
 
-/// Everything an operator opened for one tenant. It opens what is [`Kind::Private`] and nothing else.
+/// The networks that an operator has allowed for one tenant. They apply to [`AddressClass::Private`] addresses only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowList(Vec<AllowedNetwork>);
 
 impl AllowList {
-    /// Of these.
-    pub fn new(openings: Vec<AllowedNetwork>) -> Self {
-        Self(openings)
+    /// A list of these networks.
+    pub fn new(networks: Vec<AllowedNetwork>) -> Self {
+        Self(networks)
     }
 
-    /// Whether nothing was opened.
+    /// From an array of values as in [`AllowedNetwork::from_column`].
+    pub(crate) fn from_column(texts: &[String]) -> Self {
+        let networks = texts
+            .iter()
+            .filter_map(|text| AllowedNetwork::from_column(text));
+        Self(networks.collect())
+    }
+
+    /// Whether no network is allowed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether this address and port were opened.
+    /// Whether this address and port are allowed.
     pub fn is_allowed(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|opening| opening.contains(address))
     }
@@ -169,10 +180,8 @@ mod tests {
             let opening: AllowedNetwork = text.parse().expect(text);
             assert_eq!(opening.to_string(), written);
             assert_eq!(opening.to_string().parse(), Ok(opening));
-            assert_eq!(
-                AllowedNetwork::from_parts(&opening.network(), opening.port()),
-                Some(opening)
-            );
+            let column = format!("{} {}", opening.network(), opening.port());
+            assert_eq!(AllowedNetwork::from_column(&column), Some(opening));
         }
         for (text, problem) in [
             ("", AllowedNetworkError::Malformed),

@@ -1,23 +1,23 @@
-//! Which addresses a callback may be at.
+//! The egress policy: which addresses callbacks may be at.
 //!
-//! A tenant chooses the URL and we call it from inside the operator's network. Promises: every address is judged before
-//! anything is sent to it, however it was spelt; when one address of a name must not be called, none of them is; the
-//! addresses of cloud metadata services are never called, whatever anybody opened.
+//! A tenant chooses the URL, and Attesto calls it from inside the operator's network. Guarantees: every address is checked
+//! before anything is sent to it, in whatever form it was written; if one address of a host must not be called, none of its
+//! addresses is; the addresses of cloud metadata services are never called, even if an operator allowed their network.
 //!
-//! - [`address`]: what an address is for, as tables
-//! - [`allow_list`]: what an operator opened for one tenant
-//! - [`target`]: what a callback's URL says, and whether it may be said
-//! - [`resolver`]: names to addresses, in bounded time
-//! - [`judge`]: [`Guard`], which puts these together
+//! - [`policy`]: [`EgressPolicy`], which puts the other files together
+//! - [`target`]: parses and checks the URL of a callback
+//! - [`resolver`]: resolves host names, in bounded time
+//! - [`address`]: classifies addresses
+//! - [`allow_list`]: the private networks that an operator has allowed for a tenant
 
-pub mod address;
-pub mod allow_list;
-pub mod policy;
-pub mod resolver;
-pub mod target;
+mod address;
+mod allow_list;
+mod policy;
+mod resolver;
+mod target;
 
-pub use address::AddressClass;
+use address::AddressClass;
 pub use allow_list::{AllowList, AllowedNetwork, AllowedNetworkError};
 pub use policy::{AddressRejection, AllowedAddresses, EgressError, EgressPolicy};
 pub use resolver::{LookupError, Resolver};
-pub use target::{CallbackTarget, CallbackUrlError};
+pub use target::{CallbackHost, CallbackTarget, CallbackUrlError};

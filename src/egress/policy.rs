@@ -1,4 +1,4 @@
-//! The guard itself.
+//! The policy itself.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use super::resolver::{LookupError, Resolver};
 use super::target::{CallbackHost, CallbackTarget};
 use super::{AddressClass, AllowList};
 
-/// A name with more addresses is dialled at the first of them; all are judged.
+/// Of a host with more addresses only the first ones are connected to. All of them are checked.
 const MAX_DIALLED_ADDRESSES: usize = 16;
 
-/// Judges where callbacks may be. Clones are cheap.
+/// Decides which addresses may be called. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct EgressPolicy {
     allow_private: bool,
     denied_addresses: Arc<[SocketAddr]>,
 }
 
-/// Addresses that may be dialled now, and no others.
+/// Addresses that were just checked and may be called now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedAddresses {
     /// At least one, in the order in which they are tried.
     pub addresses: Vec<SocketAddr>,
-    /// Whether an operator opened them: what such a place answers is not kept, so that a tenant cannot read an inner
-    /// network through its deliveries.
+    /// Whether an operator has allowed one of them for the tenant. Answers from there are not stored: otherwise a tenant
+    /// could read a private network through its deliveries.
     pub is_allow_listed: bool,
 }
 
@@ -34,14 +34,14 @@ pub struct AllowedAddresses {
 pub struct AddressRejection {
     /// The address.
     pub address: IpAddr,
-    /// What it is.
+    /// Completes "this is …".
     pub what: &'static str,
 }
 
-/// Why there is no address to dial.
+/// Why a host cannot be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EgressError {
-    /// It must not be called.
+    /// One of its addresses must not be called.
     #[error(transparent)]
     Rejected(#[from] AddressRejection),
     /// The name does not resolve.
@@ -50,8 +50,8 @@ pub enum EgressError {
 }
 
 impl EgressPolicy {
-    /// Refuses everything that is not public, unless `allow_private`, as for development: then http, this machine and
-    /// the network around it are allowed too, and metadata services still are not.
+    /// Allows public addresses only. With `allow_private`, for development, also allows http, the addresses of this machine
+    /// and those of private networks, but never metadata services.
     pub fn new(allow_private: bool) -> Self {
         Self {
             allow_private,
@@ -59,8 +59,8 @@ impl EgressPolicy {
         }
     }
 
-    /// Refuses these too, whatever was opened: our own listeners, the database. An unspecified address means those by
-    /// which only this machine reaches itself; its others are judged like anybody's.
+    /// Never allows these, such as Attesto's own listeners and the database. An unspecified address stands for the loopback
+    /// addresses; the other addresses of this machine are checked like any other.
     #[must_use]
     pub fn with_denied_addresses(
         mut self,
@@ -71,12 +71,12 @@ impl EgressPolicy {
         self
     }
 
-    /// Whether this is a developer's guard.
+    /// Whether private addresses and http are allowed.
     pub fn is_private_allowed(&self) -> bool {
         self.allow_private
     }
 
-    /// Judges every address. Pure. One that must not be called refuses all.
+    /// Checks every address. If one must not be called, none may.
     pub fn check_addresses(
         &self,
         addresses: &[IpAddr],
@@ -101,28 +101,28 @@ impl EgressPolicy {
         })
     }
 
-    /// Resolves and judges, within `patience`.
+    /// Resolves the host of `target` within `timeout`, and checks every address.
     pub async fn resolve_and_check(
         &self,
         target: &CallbackTarget,
         allowed: &AllowList,
         resolver: &Resolver,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<AllowedAddresses, EgressError> {
         match &target.host {
             CallbackHost::Address(address) => {
                 self.check_addresses(&[*address], target.port, allowed)
             }
             CallbackHost::Name(name) => {
-                // The dot keeps a resolver from trying the names of its own network first. Where those are meant, the
-                // name is asked for as it is written.
+                // The trailing dot keeps the resolver from trying its search domains first. Where private networks are
+                // allowed, the search domains may be meant.
                 let is_inner = self.allow_private || !allowed.is_empty();
                 let name = if is_inner || name.ends_with('.') {
                     name.clone()
                 } else {
                     format!("{name}.")
                 };
-                let addresses = resolver.resolve_name(name, patience).await?;
+                let addresses = resolver.resolve_name(name, timeout).await?;
                 self.check_addresses(&addresses, target.port, allowed)
             }
         }

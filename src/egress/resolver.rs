@@ -1,4 +1,4 @@
-//! Names to addresses, in bounded time.
+//! Resolves host names, in bounded time.
 
 use std::fmt;
 use std::io;
@@ -10,32 +10,31 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::base::cache::Cache;
 use crate::base::clock::Clock;
 
-/// How long an answer is believed. The system's resolver does not say how long it may be; a tenant who moves a callback
-/// waits no longer than this, and a burst of deliveries asks once.
+/// The system's resolver does not tell the TTL of a record. A callback that moves is found after this time, and many
+/// deliveries at once need one lookup.
 const DNS_CACHE_TTL: Duration = Duration::from_secs(5);
-/// More names than this are not remembered at once.
 const MAX_CACHED_NAMES: usize = 10_000;
-/// A question to the system's resolver takes a thread for as long as it takes, ours to wait or not. What a tenant's
-/// slow name servers can hold is bounded by how many of its deliveries run at once.
+/// A lookup uses a thread until it ends, even after its timeout. One tenant with slow name servers can use as many threads
+/// as it has deliveries in flight.
 const MAX_LOOKUP_THREADS: usize = 256;
-/// While any other name resolved within this time, a name that does not is to blame itself.
+/// When another name was resolved within this time, a lookup that times out is the fault of its own name servers.
 const RESOLVER_ALIVE_WINDOW: Duration = Duration::from_mins(1);
 
 /// Why a name has no addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// There is no such name, or it has no address.
+    /// The name does not exist or has no address.
     #[error("the name has no address")]
     NoAddress,
-    /// Its name servers do not answer, while others' do.
+    /// Its name servers do not answer, while those of other names do.
     #[error("the name's own servers do not answer")]
     NameServerUnresponsive,
-    /// Nobody answers: the fault is on our side.
+    /// No lookup is answered, so the fault is on our side.
     #[error("no answer from our own resolver")]
     ResolverUnavailable,
 }
@@ -43,22 +42,22 @@ pub enum LookupError {
 type LookupFn = dyn Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync;
 type LookupResult = Result<Vec<IpAddr>, LookupError>;
 
-/// Asks for the addresses of names. Clones share what is remembered.
+/// Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
     lookup_fn: Arc<LookupFn>,
-    /// When a question was last answered.
+    /// When a lookup last succeeded.
     last_answered_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Resolver {
-    /// The system's, remembering answers for a few seconds.
+    /// The resolver of the operating system, with a cache of a few seconds.
     pub fn from_system() -> Self {
         let system = Arc::new(SystemResolver::default());
         Self::from_fn(move |name| system.clone().resolve_cached(name).boxed())
     }
 
-    /// Any function; nothing it says is remembered. For tests.
+    /// A function, without a cache. For tests.
     pub fn from_fn(
         lookup: impl Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync + 'static,
     ) -> Self {
@@ -68,9 +67,9 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `name`, within `patience`.
-    pub async fn resolve_name(&self, name: String, patience: Duration) -> LookupResult {
-        let answer = timeout(patience, (self.lookup_fn)(name)).await;
+    /// The addresses of `name`. Fails after `timeout`.
+    pub async fn resolve_name(&self, name: String, timeout: Duration) -> LookupResult {
+        let answer = tokio::time::timeout(timeout, (self.lookup_fn)(name)).await;
         let mut answered = self.last_answered_at.lock();
         match answer.unwrap_or(Err(LookupError::ResolverUnavailable)) {
             Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),
@@ -119,12 +118,12 @@ impl SystemResolver {
 
 async fn query_system_resolver(name: String, threads: Arc<Semaphore>) -> LookupResult {
     let permit = threads.acquire_owned().await;
-    let question = tokio::task::spawn_blocking(move || {
-        // Held until the question ends, also when nobody waits for the answer any more.
+    let lookup = tokio::task::spawn_blocking(move || {
+        // Held until the lookup ends, also after its timeout.
         let _permit = permit;
         (name.as_str(), 0).to_socket_addrs()
     });
-    match question.await {
+    match lookup.await {
         Ok(Ok(addresses)) => Ok(addresses.map(|socket| socket.ip()).collect()),
         Ok(Err(problem)) if is_temporary(&problem) => Err(LookupError::ResolverUnavailable),
         Ok(Err(_)) => Err(LookupError::NoAddress),
@@ -132,7 +131,8 @@ async fn query_system_resolver(name: String, threads: Arc<Semaphore>) -> LookupR
     }
 }
 
-/// The standard library keeps only the words of `getaddrinfo`'s errors; these are glibc's and musl's for `EAI_AGAIN`.
+/// The standard library keeps only the message of an error of `getaddrinfo`. These are the messages of glibc and musl for
+/// `EAI_AGAIN`.
 fn is_temporary(problem: &io::Error) -> bool {
     let words = problem.to_string();
     words.contains("Temporary failure") || words.contains("Try again")
@@ -145,13 +145,13 @@ mod tests {
     #[tokio::test]
     async fn the_systems_resolver_is_asked() {
         let resolver = Resolver::from_system();
-        let patience = Duration::from_secs(3);
+        let timeout = Duration::from_secs(3);
         let found = resolver
-            .resolve_name("localhost".into(), patience)
+            .resolve_name("localhost".into(), timeout)
             .await
             .unwrap();
         assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
-        let found = resolver.resolve_name("127.0.0.1".into(), patience).await;
+        let found = resolver.resolve_name("127.0.0.1".into(), timeout).await;
         assert_eq!(found, Ok(vec![[127, 0, 0, 1].into()]));
     }
 

@@ -1,4 +1,4 @@
-//! What a callback's URL says, and whether it may be said.
+//! Parses and checks the URL of a callback.
 
 use std::net::IpAddr;
 
@@ -8,60 +8,59 @@ use url::{Host, Url};
 
 use super::{AllowList, EgressPolicy};
 
-/// The longest URL, in bytes.
 const MAX_URL_BYTES: usize = 2048;
 
-/// Where a callback is, understood. What is called is built from this and never again from the text, so that no two
-/// readers can disagree about it.
+/// A parsed callback URL. The request is built from this and never from the text again: two parsers could read it
+/// differently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallbackTarget {
-    /// Whether it is https.
+    /// False for http.
     pub is_https: bool,
-    /// Who: a name, in ASCII and lower case, or an address.
+    /// A name is in ASCII and lower case.
     pub host: CallbackHost,
-    /// The port, said or implied.
+    /// The port of the URL, or the scheme's default.
     pub port: u16,
-    /// For the `Host` header: the host, and the port unless it is the scheme's own.
+    /// For the header `Host`: the host, and the port unless it is the scheme's default.
     pub authority: HeaderValue,
-    /// What is asked for there.
+    /// For the request line.
     pub path_and_query: PathAndQuery,
 }
 
-/// A name or an address.
+/// The host of a callback.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CallbackHost {
-    /// A name, which may end in a dot.
+    /// A host name. It may end in a dot.
     Name(String),
-    /// An address, however it was spelt.
+    /// An address, in whatever form it was written.
     Address(IpAddr),
 }
 
-/// Why a URL cannot be a callback's. No message repeats it: its query may hold a secret.
+/// Why a URL cannot be a callback. The messages do not repeat it: its query may contain a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallbackUrlError {
-    /// Too long.
+    /// Longer than the limit.
     #[error("the callback URL is longer than {MAX_URL_BYTES} bytes")]
     TooLong,
-    /// Not a URL.
+    /// It cannot be parsed.
     #[error("the callback URL cannot be read: it looks like https://example.com/webhooks/attesto")]
     Malformed,
-    /// Not https.
+    /// The scheme is not https.
     #[error(
         "the callback URL must begin with https:// (for development, http is allowed by WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true)"
     )]
     Scheme,
-    /// A user name or a password.
+    /// It contains a user name or a password.
     #[error(
         "the callback URL must not hold a user name or a password: deliveries are signed, check the signature instead"
     )]
     UserInfo,
-    /// Something after `#`.
+    /// It contains `#`.
     #[error("the callback URL must not have a fragment (#…), which is never sent")]
     Fragment,
-    /// Port 0.
+    /// The port is 0.
     #[error("the callback URL must name a port from 1 to 65535")]
     Port,
-    /// A name that means something else on every network.
+    /// The host name has a meaning only inside a private network.
     #[error(
         "the callback URL's host is a name of a private network: use a public name (an operator can allow addresses of a private one: attesto webhook allow)"
     )]
@@ -69,7 +68,7 @@ pub enum CallbackUrlError {
 }
 
 impl EgressPolicy {
-    /// Reads a callback's URL. Pure: whether its host resolves to something that may be called is another question.
+    /// Parses and checks the URL of a callback. Does not resolve its host.
     pub fn parse_target(
         &self,
         url: &str,
@@ -78,7 +77,7 @@ impl EgressPolicy {
         if url.len() > MAX_URL_BYTES {
             return Err(CallbackUrlError::TooLong);
         }
-        // A reader of URLs removes these without a word.
+        // The URL parser would remove these silently.
         if url.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
             return Err(CallbackUrlError::Malformed);
         }
@@ -107,7 +106,7 @@ impl EgressPolicy {
             Host::Ipv4(address) => CallbackHost::Address(address.into()),
             Host::Ipv6(address) => CallbackHost::Address(address.into()),
             Host::Domain(name) => {
-                // Whoever opened addresses of a private network reaches them by its names.
+                // The hosts of an allowed private network may be reached by their private names.
                 let may_be_private = self.is_private_allowed() || !allowed.is_empty();
                 if is_private_name(name) && !may_be_private {
                     return Err(CallbackUrlError::PrivateName);
@@ -131,7 +130,7 @@ impl EgressPolicy {
     }
 }
 
-/// A name that is not of the public tree: what it means depends on who asks.
+/// Whether the name is not part of the public DNS.
 fn is_private_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let last = name.rsplit('.').next().unwrap_or_default();

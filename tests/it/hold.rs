@@ -7,7 +7,7 @@ use attesto::db::Database;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::{
-    Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signing_transport,
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, SigningSender, WorkNotifier,
 };
 use attesto::egress::EgressPolicy;
 use attesto::events::EventRecorder;
@@ -60,8 +60,7 @@ fn dispatcher(world: &World) -> Dispatcher {
 pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier =
-        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -71,7 +70,7 @@ pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
     Dispatcher::new(
         database,
         &world.clock,
-        courier,
+        sender,
         WorkNotifier::default(),
         settings,
     )

@@ -9,8 +9,8 @@ use attesto::base::id::TenantId;
 use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
 use attesto::deliveries::{
-    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier,
-    signing_transport,
+    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, SigningSender,
+    WorkNotifier,
 };
 use attesto::egress::EgressPolicy;
 use attesto::events::EventRecorder;
@@ -346,8 +346,7 @@ async fn what_the_dispatcher_does_is_counted() {
     world.clock.advance(Duration::from_secs(7));
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier =
-        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -358,7 +357,7 @@ async fn what_the_dispatcher_does_is_counted() {
     let mut dispatcher = Dispatcher::new(
         database,
         &world.clock,
-        courier,
+        sender,
         WorkNotifier::default(),
         settings,
     )

@@ -8,14 +8,12 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId};
-use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
-use attesto::deliveries::sender::DeliveryAttempt;
-use attesto::deliveries::{AttemptOutcome, Sender, SenderSettings, signature};
+use attesto::base::id::{DeliveryId, EventId, TenantId};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint};
+use attesto::deliveries::{DeliveryJob, Sender, SenderSettings, signature};
 use attesto::egress::{AllowList, EgressPolicy};
 use attesto::events::{EventSource, EventType, NewEvent};
 use base64::Engine as _;
@@ -271,26 +269,24 @@ impl Running {
         let clock = Clock::fixed(at);
         let settings = SenderSettings::new(Duration::from_secs(10), EgressPolicy::new(true));
         let sender = Sender::new(settings, &clock).expect("a sender");
-        let attempt = DeliveryAttempt {
-            delivery_id: DeliveryId::mint(at),
+        let job = DeliveryJob {
+            id: DeliveryId::mint(at),
             event_id: id.clone(),
+            tenant_id: TenantId::mint(at),
             event_type: "subscription.renewed".to_owned(),
             attempt_number: 1,
             callback_url: self.url.clone(),
             body: body.to_owned().into(),
-            secrets: Arc::new(secrets.clone()),
-            allow_list: Arc::new(AllowList::default()),
         };
-        let outcome = sender.send(&attempt).await;
+        let endpoint = WebhookEndpoint {
+            secrets: secrets.clone(),
+            allow_list: AllowList::default(),
+        };
+        let outcome = sender.send(&job, &endpoint).await;
         let said = outcome.body_excerpt().unwrap_or_default();
         let said: Value = serde_json::from_str(said).unwrap_or_default();
-        let code = outcome.status_code().unwrap_or_else(|| match &outcome {
-            AttemptOutcome::Refused { detail, .. }
-            | AttemptOutcome::NotAttempted { detail, .. } => {
-                panic!("no answer: {detail}")
-            }
-            AttemptOutcome::Delivered { .. } => unreachable!("it has a code"),
-        });
+        let code = outcome.status_code();
+        let code = code.unwrap_or_else(|| panic!("no answer: {:?}", outcome.detail()));
         (code, said["isNew"].as_bool())
     }
 

@@ -502,8 +502,7 @@ async fn a_round_of_callbacks_goes_on_where_the_last_one_ended_unless_somebody_a
         (count_of(&told, "reachable"), &told["notKept"]),
         (2, &json!(1))
     );
-    let warned = warnings
-        .of("could not keep what was found of a callback; the run's `notKept` says of how many");
+    let warned = warnings.of("probe_result_not_saved");
     assert_eq!(warned.len(), 1);
     assert_eq!(connections(), [1, 1]);
     execute(

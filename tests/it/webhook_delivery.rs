@@ -1,4 +1,4 @@
-//! How events reach callbacks: the schedule, leases, fairness, health, redelivery. No network: the courier is a function
+//! How events reach callbacks: the schedule, leases, fairness, health, redelivery. No network: the sender is a function
 //! that plays the receivers. Time is moved, not waited for.
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,8 +14,8 @@ use attesto::deliveries::redelivery::{
     EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
 };
 use attesto::deliveries::{
-    AttemptOutcome, ClaimedDelivery, DeliveryTransport, Dispatcher, DispatcherSettings,
-    OutcomeClass, Redeliveries, WorkNotifier,
+    AttemptOutcome, DeliveryJob, Dispatcher, DispatcherSettings, JobSender, OutcomeClass,
+    Redeliveries, WorkNotifier,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all, pending};
@@ -155,13 +155,13 @@ impl World {
             .unwrap();
     }
 
-    fn dispatcher(&self, courier: DeliveryTransport) -> Dispatcher {
-        self.dispatcher_with(courier, 64, WorkNotifier::default())
+    fn dispatcher(&self, sender: impl JobSender) -> Dispatcher {
+        self.dispatcher_with(sender, 64, WorkNotifier::default())
     }
 
     fn dispatcher_with(
         &self,
-        courier: DeliveryTransport,
+        sender: impl JobSender,
         concurrency: usize,
         wake: WorkNotifier,
     ) -> Dispatcher {
@@ -171,7 +171,7 @@ impl World {
             max_retries: 5,
             shutdown_timeout: Duration::from_millis(200),
         };
-        Dispatcher::new(self.database(), &self.clock, courier, wake, settings)
+        Dispatcher::new(self.database(), &self.clock, sender, wake, settings)
     }
 
     fn redeliveries(&self) -> Redeliveries {
@@ -246,13 +246,13 @@ fn nobody_answers() -> AttemptOutcome {
     }
 }
 
-/// What a receiver does with a parcel.
-type Reply = dyn Fn(&ClaimedDelivery) -> BoxFuture<'static, AttemptOutcome> + Send + Sync;
+/// How a receiver answers a job.
+type Reply = dyn Fn(&DeliveryJob) -> BoxFuture<'static, AttemptOutcome> + Send + Sync;
 
 /// A receiver that remembers what it was sent.
 #[derive(Clone)]
 struct Receiver {
-    seen: Arc<Mutex<Vec<ClaimedDelivery>>>,
+    seen: Arc<Mutex<Vec<DeliveryJob>>>,
     under_way: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     arrived: Arc<Notify>,
@@ -261,7 +261,7 @@ struct Receiver {
 
 impl Receiver {
     fn new(
-        reply: impl Fn(&ClaimedDelivery) -> BoxFuture<'static, AttemptOutcome> + Send + Sync + 'static,
+        reply: impl Fn(&DeliveryJob) -> BoxFuture<'static, AttemptOutcome> + Send + Sync + 'static,
     ) -> Self {
         Self {
             seen: Arc::default(),
@@ -273,38 +273,36 @@ impl Receiver {
     }
 
     /// Answers at once.
-    fn answering(
-        reply: impl Fn(&ClaimedDelivery) -> AttemptOutcome + Send + Sync + 'static,
-    ) -> Self {
-        Self::new(move |parcel| std::future::ready(reply(parcel)).boxed())
+    fn answering(reply: impl Fn(&DeliveryJob) -> AttemptOutcome + Send + Sync + 'static) -> Self {
+        Self::new(move |job| std::future::ready(reply(job)).boxed())
     }
 
-    fn courier(&self) -> DeliveryTransport {
+    fn sender(&self) -> impl JobSender + use<> {
         let receiver = self.clone();
-        DeliveryTransport::from_fn(move |parcel| {
+        move |job: Arc<DeliveryJob>| {
             let receiver = receiver.clone();
             async move {
-                let reply = (receiver.reply)(&parcel);
+                let reply = (receiver.reply)(&job);
                 let now = receiver.under_way.fetch_add(1, Ordering::SeqCst) + 1;
                 receiver.most.fetch_max(now, Ordering::SeqCst);
-                receiver.seen.lock().unwrap().push(parcel);
+                receiver.seen.lock().unwrap().push((*job).clone());
                 receiver.arrived.notify_one();
                 let outcome = reply.await;
                 receiver.under_way.fetch_sub(1, Ordering::SeqCst);
                 outcome
             }
-        })
+        }
     }
 
-    fn seen(&self) -> Vec<ClaimedDelivery> {
+    fn seen(&self) -> Vec<DeliveryJob> {
         self.seen.lock().unwrap().clone()
     }
 
     /// How often each event arrived.
     fn times(&self) -> HashMap<EventId, usize> {
         let mut times = HashMap::new();
-        for parcel in self.seen() {
-            *times.entry(parcel.event_id).or_default() += 1;
+        for job in self.seen() {
+            *times.entry(job.event_id).or_default() += 1;
         }
         times
     }
@@ -330,8 +328,8 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
     let receiver =
-        Receiver::answering(|parcel| answer(if parcel.attempt_number < 3 { 500 } else { 200 }));
-    let mut dispatcher = world.dispatcher(receiver.courier());
+        Receiver::answering(|job| answer(if job.attempt_number < 3 { 500 } else { 200 }));
+    let mut dispatcher = world.dispatcher(receiver.sender());
 
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     let row = world.row().await;
@@ -354,16 +352,16 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
     assert_eq!((&*row.status, row.attempt_count), ("delivered", 3));
     assert_eq!((row.due_in, row.leased), (None, false));
     let seen = receiver.seen();
-    let numbers: Vec<_> = seen.iter().map(|parcel| parcel.attempt_number).collect();
+    let numbers: Vec<_> = seen.iter().map(|job| job.attempt_number).collect();
     assert_eq!(numbers, [1, 2, 3]);
-    for parcel in &seen {
-        assert_eq!(parcel.body, format!("body of {event}"));
-        assert_eq!((&parcel.event_id, &parcel.tenant_id), (&event, &tenant));
+    for job in &seen {
+        assert_eq!(job.body, format!("body of {event}"));
+        assert_eq!((&job.event_id, &job.tenant_id), (&event, &tenant));
         assert_eq!(
-            (&*parcel.event_type, &*parcel.callback_url),
+            (&*job.event_type, &*job.callback_url),
             ("subscription.renewed", URL)
         );
-        assert_eq!(parcel.id.as_str(), row.id);
+        assert_eq!(job.id.as_str(), row.id);
     }
 }
 
@@ -373,12 +371,12 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
-    let receiver = Receiver::answering(|parcel| match parcel.attempt_number {
+    let receiver = Receiver::answering(|job| match job.attempt_number {
         1 => answer_later(503, Some(Duration::from_mins(50))),
         2 => answer_later(429, Some(Duration::from_secs(1))),
         _ => answer(500),
     });
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     let mut pauses = vec![];
     loop {
         assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -401,7 +399,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
     world.execute("delete from webhook_deliveries").await;
     world.event(&tenant).await;
     let gone = Receiver::answering(|_| answer(410));
-    let mut dispatcher = world.dispatcher(gone.courier());
+    let mut dispatcher = world.dispatcher(gone.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("failed", 1));
@@ -416,19 +414,14 @@ async fn a_fault_of_our_own_costs_no_attempt() {
         class: OutcomeClass::Dns,
         detail: "no answer from our own resolver".to_owned(),
     });
-    let mut dispatcher = world.dispatcher(broken.courier());
+    let mut dispatcher = world.dispatcher(broken.sender());
     for _ in 0..20 {
         assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
         world.pass(Duration::from_mins(1));
     }
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
-    assert!(
-        broken
-            .seen()
-            .iter()
-            .all(|parcel| parcel.attempt_number == 1)
-    );
+    assert!(broken.seen().iter().all(|job| job.attempt_number == 1));
     assert_eq!(row.last_outcome.as_deref(), Some("dns"));
 }
 
@@ -442,8 +435,8 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
     for tenant in &tenants {
         world.events(tenant, EACH).await;
     }
-    let receiver = Receiver::new(|parcel| {
-        let answer = answer(if parcel.attempt_number == 1 && fastrand::bool() {
+    let receiver = Receiver::new(|job| {
+        let answer = answer(if job.attempt_number == 1 && fastrand::bool() {
             500
         } else {
             200
@@ -455,7 +448,7 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
         .boxed()
     });
     let dispatchers =
-        (0..4).map(|_| world.dispatcher_with(receiver.courier(), 16, WorkNotifier::default()));
+        (0..4).map(|_| world.dispatcher_with(receiver.sender(), 16, WorkNotifier::default()));
     let drained = join_all(dispatchers.map(|mut dispatcher| async move {
         let first = dispatcher.run_until_idle().await.unwrap();
         (first, dispatcher)
@@ -503,11 +496,11 @@ async fn a_late_result_changes_nothing() {
             .boxed()
         }
     });
-    let mut stopped = world.dispatcher(slow.courier());
+    let mut stopped = world.dispatcher(slow.sender());
     assert_eq!(stopped.tick().await.unwrap().started, 1);
 
     let receiver = fine();
-    let mut other = world.dispatcher(receiver.courier());
+    let mut other = world.dispatcher(receiver.sender());
     world.pass(Duration::from_secs(19));
     assert_eq!(other.run_until_idle().await.unwrap(), 0, "the lease holds");
     world.pass(Duration::from_secs(2));
@@ -537,13 +530,13 @@ async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
     let tenant = world.tenant().await;
     world.event(&tenant).await;
     let receiver = fine();
-    let mut killed = world.dispatcher(receiver.courier());
+    let mut killed = world.dispatcher(receiver.sender());
     assert_eq!(killed.tick().await.unwrap().started, 1);
     receiver.has_seen(1).await;
     drop(killed);
 
     world.pass(Duration::from_secs(21));
-    let mut other = world.dispatcher(receiver.courier());
+    let mut other = world.dispatcher(receiver.sender());
     assert_eq!(other.run_until_idle().await.unwrap(), 1);
     let [first, second] = receiver.seen().try_into().unwrap();
     assert_eq!(first, second, "also the attempt's number: none was burned");
@@ -558,13 +551,13 @@ async fn a_delivery_that_workers_die_of_is_parked() {
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
     for round in 1..=5 {
-        let mut killed = world.dispatcher(hanging().courier());
+        let mut killed = world.dispatcher(hanging().sender());
         assert_eq!(killed.tick().await.unwrap().started, 1, "round {round}");
         drop(killed);
         world.pass(Duration::from_secs(45));
     }
     let receiver = fine();
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
     let row = world.row().await;
     assert!(row.parked && !row.leased);
@@ -597,11 +590,11 @@ async fn a_panic_is_an_interruption() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
-    let receiver = Receiver::answering(|parcel| match parcel.attempt_number {
+    let receiver = Receiver::answering(|job| match job.attempt_number {
         1 if fastrand::u8(..) < u8::MAX => panic!("on purpose"),
         _ => answer(200),
     });
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert!(world.row().await.leased);
     world.pass(Duration::from_secs(21));
@@ -621,8 +614,8 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
     let gate = Arc::new(Semaphore::new(0));
     let receiver = Receiver::new({
         let (quick, gate) = (quick.clone(), gate.clone());
-        move |parcel| {
-            let (quick, gate) = (parcel.tenant_id == quick, gate.clone());
+        move |job| {
+            let (quick, gate) = (job.tenant_id == quick, gate.clone());
             async move {
                 if !quick {
                     pending::<()>().await;
@@ -634,7 +627,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
         }
     });
     let stop = CancellationToken::new();
-    let dispatcher = world.dispatcher(receiver.courier());
+    let dispatcher = world.dispatcher(receiver.sender());
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     receiver.has_seen(2).await;
     stop.cancel();
@@ -653,7 +646,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
     );
 
     // No time passes: due at once, to anybody.
-    let mut other = world.dispatcher(fine().courier());
+    let mut other = world.dispatcher(fine().sender());
     assert_eq!(other.run_until_idle().await.unwrap(), 2);
     let delivered = BTreeMap::from([("delivered".to_owned(), 3)]);
     assert_eq!(world.standing().await, delivered);
@@ -669,7 +662,7 @@ async fn a_flood_of_one_tenant_delays_no_other() {
     world.well_known(&tenants).await;
     world.events(flood, FLOOD).await;
     let receiver = fine();
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     for round in 1..=20 {
         let begun = Instant::now();
         let event = world.event(drop).await;
@@ -696,8 +689,8 @@ async fn hanging_callbacks_keep_nobody_waiting() {
     }
     let receiver = Receiver::new({
         let healthy = healthy.clone();
-        move |parcel| {
-            if parcel.tenant_id == healthy {
+        move |job| {
+            if job.tenant_id == healthy {
                 std::future::ready(answer(200)).boxed()
             } else {
                 pending().boxed()
@@ -705,7 +698,7 @@ async fn hanging_callbacks_keep_nobody_waiting() {
         }
     });
     let wake = WorkNotifier::default();
-    let dispatcher = world.dispatcher_with(receiver.courier(), 64, wake.clone());
+    let dispatcher = world.dispatcher_with(receiver.sender(), 64, wake.clone());
     let stop = CancellationToken::new();
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     receiver.has_seen(64).await;
@@ -752,7 +745,7 @@ async fn limits_hold_over_all_processes() {
         .await;
     let receiver = hanging();
     let dispatchers: Vec<_> = (0..4)
-        .map(|_| world.dispatcher_with(receiver.courier(), 64, WorkNotifier::default()))
+        .map(|_| world.dispatcher_with(receiver.sender(), 64, WorkNotifier::default()))
         .collect();
     let begun = join_all(dispatchers.into_iter().map(|mut dispatcher| async move {
         let begun = dispatcher.tick().await.unwrap().started;
@@ -764,10 +757,10 @@ async fn limits_hold_over_all_processes() {
     receiver.has_seen(total).await;
     let mut of_callback: HashMap<_, usize> = HashMap::new();
     let mut of_tenant: HashMap<_, usize> = HashMap::new();
-    for parcel in receiver.seen() {
-        *of_tenant.entry(parcel.tenant_id.clone()).or_default() += 1;
+    for job in receiver.seen() {
+        *of_tenant.entry(job.tenant_id.clone()).or_default() += 1;
         *of_callback
-            .entry((parcel.tenant_id, parcel.callback_url))
+            .entry((job.tenant_id, job.callback_url))
             .or_default() += 1;
     }
     assert_eq!(
@@ -788,13 +781,13 @@ async fn tenants_are_served_in_turn() {
         world.events(tenant, 3).await;
     }
     let receiver = fine();
-    let mut dispatcher = world.dispatcher_with(receiver.courier(), 4, WorkNotifier::default());
+    let mut dispatcher = world.dispatcher_with(receiver.sender(), 4, WorkNotifier::default());
     dispatcher.run_until_idle().await.unwrap();
     let seen = receiver.seen();
     assert_eq!(seen.len(), 30);
     let mut served: HashMap<_, usize> = HashMap::new();
-    for parcel in &seen[..20] {
-        *served.entry(&parcel.tenant_id).or_default() += 1;
+    for job in &seen[..20] {
+        *served.entry(&job.tenant_id).or_default() += 1;
     }
     assert_eq!(served.len(), 10);
     assert!(served.values().all(|count| *count == 2), "{served:?}");
@@ -806,7 +799,7 @@ async fn who_is_switched_off_is_told_later() {
     let tenant = world.tenant().await;
     world.event(&tenant).await;
     let receiver = fine();
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     for table in ["tenants", "webhook_configs"] {
         let set = |active: bool| {
             let statement = format!("update {table} set is_active = {active}");
@@ -828,7 +821,7 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
     world.well_known(std::slice::from_ref(&tenant)).await;
     world.events(&tenant, QUEUED).await;
     let down = Receiver::answering(|_| nobody_answers());
-    let mut dispatcher = world.dispatcher(down.courier());
+    let mut dispatcher = world.dispatcher(down.sender());
     let mut passed = Duration::ZERO;
     while passed < Duration::from_hours(2) {
         dispatcher.run_until_idle().await.unwrap();
@@ -852,7 +845,7 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
         }
         .boxed()
     });
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     world.pass(Duration::from_mins(5));
     assert_eq!(dispatcher.tick().await.unwrap().started, 1, "one, to see");
     dispatcher.finish_in_flight().await.unwrap();
@@ -873,7 +866,7 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
     let tenant = world.tenant().await;
     world.events(&tenant, 12).await;
     let failing = Receiver::answering(|_| answer(500));
-    let mut dispatcher = world.dispatcher(failing.courier());
+    let mut dispatcher = world.dispatcher(failing.sender());
     dispatcher.run_until_idle().await.unwrap();
     world.pass(Duration::from_hours(25));
     world.events(&tenant, 5).await;
@@ -888,7 +881,7 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
     assert_eq!(world.standing().await.get("pending"), Some(&17));
 
     world.pass(Duration::from_mins(61));
-    let mut dispatcher = world.dispatcher(fine().courier());
+    let mut dispatcher = world.dispatcher(fine().sender());
     dispatcher.run_until_idle().await.unwrap();
     world.pass(Duration::from_hours(7));
     dispatcher.run_until_idle().await.unwrap();
@@ -916,7 +909,7 @@ async fn the_claim_admits_what_health_admits() {
             .execute(world.database().pool())
             .await
             .unwrap();
-        let mut dispatcher = world.dispatcher(hanging().courier());
+        let mut dispatcher = world.dispatcher(hanging().sender());
         let begun = dispatcher.tick().await.unwrap().started;
         assert_eq!(begun, admitted, "{closed_until}, {allowed}");
         assert_eq!(dispatcher.tick().await.unwrap().started, 0);
@@ -929,7 +922,7 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
-    let mut dispatcher = world.dispatcher(Receiver::answering(|_| answer(500)).courier());
+    let mut dispatcher = world.dispatcher(Receiver::answering(|_| answer(500)).sender());
     dispatcher.run_until_idle().await.unwrap();
 
     let redeliveries = world.redeliveries();
@@ -947,14 +940,14 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
         .unwrap();
     assert_ne!(first, second);
     let receiver = fine();
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 2);
     world.pass(Duration::from_hours(100));
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let seen = receiver.seen();
-    assert!(seen.iter().all(|parcel| parcel.event_id == event));
-    assert!(seen.iter().all(|parcel| parcel.attempt_number == 1));
+    assert!(seen.iter().all(|job| job.event_id == event));
+    assert!(seen.iter().all(|job| job.attempt_number == 1));
     let rows = world.rows().await;
     assert!(rows.iter().all(|row| row.status == "delivered"));
     let settled: Vec<_> = rows
@@ -980,7 +973,7 @@ async fn a_redelivery_disturbs_nothing() {
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
     let failing = Receiver::answering(|_| answer(500));
-    let mut dispatcher = world.dispatcher(failing.courier());
+    let mut dispatcher = world.dispatcher(failing.sender());
     dispatcher.run_until_idle().await.unwrap();
     let request = RedeliveryRequest {
         requested_by: "ada".into(),
@@ -1024,13 +1017,13 @@ async fn a_redelivery_disturbs_nothing() {
             .boxed()
         }
     });
-    let mut hangs = world.dispatcher(slow.courier());
+    let mut hangs = world.dispatcher(slow.sender());
     assert_eq!(hangs.tick().await.unwrap().started, 1);
     redeliveries
         .redeliver_event(&event, &request)
         .await
         .unwrap();
-    let mut dispatcher = world.dispatcher(fine().courier());
+    let mut dispatcher = world.dispatcher(fine().sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     gate.add_permits(1);
     let round = hangs.finish_in_flight().await.unwrap();
@@ -1103,7 +1096,7 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     let (mut seconds, begun) = (0_u32, Instant::now());
     while receiver.seen().len() < FAILED {
         // Each second a new process; the one before it was killed, its requests under way.
-        let mut dispatcher = world.dispatcher(receiver.courier());
+        let mut dispatcher = world.dispatcher(receiver.sender());
         dispatcher.run_until_idle().await.unwrap();
         world.pass(Duration::from_secs(1));
         seconds += 1;
@@ -1113,7 +1106,7 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     let took = Duration::from_secs(seconds.into()) + begun.elapsed();
     assert!(took >= Duration::from_secs(19), "{took:?} for 2,000");
     world.pass(Duration::from_secs(10));
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let times = receiver.times();
@@ -1197,7 +1190,7 @@ async fn work_of_another_process_begins_at_once() {
     let there = Database::open(&world.fresh.settings);
     let changes = ChangeListener::new(&there);
     let heard = WorkNotifier::from_changes(&changes);
-    let dispatcher = world.dispatcher_with(receiver.courier(), 64, heard);
+    let dispatcher = world.dispatcher_with(receiver.sender(), 64, heard);
     let ear = tokio::spawn({
         let stop = stop.clone();
         async move { changes.run_until_stopped(stop).await }
@@ -1233,7 +1226,7 @@ async fn what_came_back_while_the_database_was_away_is_written() {
     let tenant = world.tenant().await;
     world.event(&tenant).await;
     let receiver = fine();
-    let mut dispatcher = world.dispatcher(receiver.courier());
+    let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.tick().await.unwrap().started, 1);
     world
         .execute("alter table webhook_deliveries rename to away")
@@ -1274,7 +1267,7 @@ async fn a_flood_does_not_hold_up_a_redelivery() {
     };
     let receiver = fine();
     let stop = CancellationToken::new();
-    let dispatcher = world.dispatcher_with(receiver.courier(), 8, WorkNotifier::default());
+    let dispatcher = world.dispatcher_with(receiver.sender(), 8, WorkNotifier::default());
     let running = tokio::spawn(dispatcher.run(stop.clone()));
     receiver.has_seen(100).await;
     world
@@ -1304,14 +1297,14 @@ async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
         class: OutcomeClass::Unsigned,
         detail: "a secret does not open".to_owned(),
     });
-    let mut dispatcher = world.dispatcher(broken.courier());
+    let mut dispatcher = world.dispatcher(broken.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 8);
     world.pass(Duration::from_secs(16));
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert_eq!(world.health(&tenants[0]).await.0, "active");
     // Mended, it goes on at once.
     world.pass(Duration::from_secs(31));
-    let mut mended = world.dispatcher(fine().courier());
+    let mut mended = world.dispatcher(fine().sender());
     assert_eq!(mended.run_until_idle().await.unwrap(), 100);
 }
 
@@ -1327,7 +1320,7 @@ async fn a_running_dispatcher_wakes_up_for_what_is_due() {
     let receiver = fine();
     let stop = CancellationToken::new();
     let begun = Instant::now();
-    let running = tokio::spawn(world.dispatcher(receiver.courier()).run(stop.clone()));
+    let running = tokio::spawn(world.dispatcher(receiver.sender()).run(stop.clone()));
     receiver.has_seen(1).await;
     let lag = begun.elapsed();
     assert!((0.9..3.0).contains(&lag.as_secs_f64()), "{lag:?}");

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId};
-use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use attesto::base::id::{DeliveryId, EventId, TenantId};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint};
 use attesto::deliveries::sender::{ProbeOutcome, TlsTrust};
 use attesto::deliveries::{
-    AttemptOutcome, DeliveryAttempt, OutcomeClass, Sender, SenderSettings, signature,
+    AttemptOutcome, DeliveryJob, OutcomeClass, Sender, SenderSettings, signature,
 };
 use attesto::egress::{AllowList, EgressPolicy, LookupError, Resolver};
 use futures_util::FutureExt as _;
@@ -56,16 +56,40 @@ fn secret(letter: &str) -> SigningSecret {
     SigningSecret::parse(&letter.repeat(40)).unwrap()
 }
 
-fn attempt(url: &str) -> DeliveryAttempt {
-    DeliveryAttempt {
-        delivery_id: DeliveryId::mint(now()),
-        event_id: EventId::mint(now()),
-        event_type: "subscription.renewed".into(),
-        attempt_number: 3,
-        callback_url: url.into(),
-        body: "{\"grüße\":123456789012345678901234567890,\"a\" : 1}".into(),
-        secrets: Arc::new(SigningSecrets::from(secret("n"))),
-        allow_list: Arc::default(),
+/// A job and the endpoint that it is sent to.
+#[derive(Clone)]
+struct Attempt {
+    job: DeliveryJob,
+    endpoint: WebhookEndpoint,
+}
+
+impl Attempt {
+    async fn send(&self, sender: &Sender) -> AttemptOutcome {
+        sender.send(&self.job, &self.endpoint).await
+    }
+
+    fn to_url(&self, url: String) -> Self {
+        let mut attempt = self.clone();
+        attempt.job.callback_url = url;
+        attempt
+    }
+}
+
+fn attempt(url: &str) -> Attempt {
+    Attempt {
+        job: DeliveryJob {
+            id: DeliveryId::mint(now()),
+            event_id: EventId::mint(now()),
+            tenant_id: TenantId::mint(now()),
+            event_type: "subscription.renewed".into(),
+            attempt_number: 3,
+            callback_url: url.into(),
+            body: "{\"grüße\":123456789012345678901234567890,\"a\" : 1}".into(),
+        },
+        endpoint: WebhookEndpoint {
+            secrets: SigningSecrets::from(secret("n")),
+            allow_list: AllowList::default(),
+        },
     }
 }
 
@@ -73,15 +97,15 @@ fn attempt(url: &str) -> DeliveryAttempt {
 async fn a_delivery_carries_what_the_contract_says() {
     let receiver = Receiver::answering(OK).await;
     let mut attempt = attempt(&format!("{}?key=1", receiver.url()));
-    attempt.secrets = Arc::new(SigningSecrets {
+    attempt.endpoint.secrets = SigningSecrets {
         newest: secret("n"),
         previous: vec![secret("p")],
-    });
+    };
     let sender = developer();
     for number in 1..=2 {
-        attempt.attempt_number = number;
+        attempt.job.attempt_number = number;
         assert_eq!(
-            sender.send(&attempt).await,
+            attempt.send(&sender).await,
             AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: Some("ok".into())
@@ -91,30 +115,30 @@ async fn a_delivery_carries_what_the_contract_says() {
     let requests = receiver.requests();
     assert_eq!(receiver.connections(), 1, "the connection is used again");
     let signed = signature::sign_delivery(
-        &attempt.secrets,
-        attempt.event_id.as_str(),
+        &attempt.endpoint.secrets,
+        attempt.job.event_id.as_str(),
         now().as_secs(),
-        &attempt.body,
+        &attempt.job.body,
     );
     let version = env!("CARGO_PKG_VERSION");
     for (request, number) in requests.iter().zip(1..) {
         assert_eq!(request.request_line, "POST /hook?key=1 HTTP/1.1");
-        assert_eq!(request.body, attempt.body, "byte for byte");
+        assert_eq!(request.body, attempt.job.body, "byte for byte");
         for (name, value) in [
             ("host", receiver.address.to_string()),
             ("content-type", "application/json".into()),
             ("user-agent", format!("Attesto/{version}")),
             ("x-attesto-event", "subscription.renewed".into()),
-            ("x-attesto-event-id", attempt.event_id.to_string()),
-            ("x-attesto-delivery-id", attempt.delivery_id.to_string()),
+            ("x-attesto-event-id", attempt.job.event_id.to_string()),
+            ("x-attesto-delivery-id", attempt.job.id.to_string()),
             ("x-attesto-attempt", number.to_string()),
             ("x-attesto-timestamp", "1775830930".into()),
             ("x-attesto-version", version.into()),
             ("x-attesto-signature", signed.attesto.clone()),
-            ("webhook-id", attempt.event_id.to_string()),
+            ("webhook-id", attempt.job.event_id.to_string()),
             ("webhook-timestamp", "1775830930".into()),
             ("webhook-signature", signed.standard.clone()),
-            ("content-length", attempt.body.len().to_string()),
+            ("content-length", attempt.job.body.len().to_string()),
         ] {
             assert_eq!(request.headers.get(name), Some(&value), "{name}");
         }
@@ -376,7 +400,7 @@ async fn endure(sender: &Sender, copies: usize, most: Duration) {
         let attempt = attempt(&receiver.url());
         let sent = join_all((0..copies).map(async |_| {
             let begun = Instant::now();
-            let outcome = sender.send(&attempt).await;
+            let outcome = attempt.send(&sender).await;
             let took = begun.elapsed();
             let name = hostile.name;
             assert!(took <= most, "{name}: {took:?}");
@@ -460,14 +484,14 @@ async fn nobody_listens_and_nobody_accepts() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let outcome = developer()
-        .send(&attempt(&format!("http://{closed}/")))
+    let outcome = attempt(&format!("http://{closed}/"))
+        .send(&developer())
         .await;
     assert_eq!(outcome.class(), OutcomeClass::Connect, "{outcome:?}");
     let deaf = TcpListener::bind((BAD, 0)).await.unwrap();
     let url = format!("http://{}/", deaf.local_addr().unwrap());
     let begun = Instant::now();
-    let outcome = developer().send(&attempt(&url)).await;
+    let outcome = attempt(&url).send(&developer()).await;
     assert_eq!(outcome.class(), OutcomeClass::Timeout, "{outcome:?}");
     assert!(begun.elapsed() < TIMEOUT + MARGIN);
 }
@@ -483,7 +507,7 @@ async fn one_address_that_answers_is_enough() {
         TlsTrust::OnlyRoots(rustls::RootCertStore::empty()),
     );
     let begun = Instant::now();
-    let outcome = sender.send(&attempt(&url)).await;
+    let outcome = attempt(&url).send(&sender).await;
     assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
     assert!(begun.elapsed() < TIMEOUT / 4, "{:?}", begun.elapsed());
 }
@@ -492,13 +516,13 @@ async fn one_address_that_answers_is_enough() {
 async fn a_large_event_is_sent_whole() {
     let receiver = Receiver::answering(OK).await;
     let mut large = attempt(&receiver.url());
-    large.body = (0..3_000_000_u32)
+    large.job.body = (0..3_000_000_u32)
         .map(|at| b'a' + u8::try_from(at % 26).unwrap())
         .collect::<Vec<_>>()
         .into();
-    let outcome = developer().send(&large).await;
+    let outcome = large.send(&developer()).await;
     assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
-    assert!(receiver.requests()[0].body == large.body);
+    assert!(receiver.requests()[0].body == large.job.body);
 }
 
 #[tokio::test]
@@ -507,7 +531,7 @@ async fn a_kept_connection_that_is_gone_costs_nothing() {
     let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(OK))).await;
     let sender = developer();
     for count in 1..=3 {
-        let outcome = sender.send(&attempt(&receiver.url())).await;
+        let outcome = attempt(&receiver.url()).send(&sender).await;
         assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}");
         assert_eq!(receiver.connections(), count);
     }
@@ -526,7 +550,7 @@ async fn redirects_are_not_followed() {
         let answer =
             format!("HTTP/1.1 {code} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
         let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
-        let outcome = developer().send(&attempt(&receiver.url())).await;
+        let outcome = attempt(&receiver.url()).send(&developer()).await;
         assert_eq!(
             (outcome.class(), outcome.status_code()),
             (OutcomeClass::Http3xx, Some(code))
@@ -549,7 +573,7 @@ async fn what_a_receiver_asks_for_is_told() {
     ] {
         let answer = format!("HTTP/1.1 429 Slow\r\n{header}\r\nContent-Length: 0\r\n\r\n");
         let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(answer))).await;
-        let outcome = developer().send(&attempt(&receiver.url())).await;
+        let outcome = attempt(&receiver.url()).send(&developer()).await;
         let AttemptOutcome::Refused { retry_after, .. } = outcome else {
             panic!("{outcome:?}");
         };
@@ -562,7 +586,7 @@ struct Trap {
     good: Receiver,
     bad: Receiver,
     roots: rustls::RootCertStore,
-    allowed: Arc<AllowList>,
+    allowed: AllowList,
 }
 
 impl Trap {
@@ -578,7 +602,7 @@ impl Trap {
             good,
             bad,
             roots,
-            allowed: Arc::new(AllowList::new(vec![opening])),
+            allowed: AllowList::new(vec![opening]),
         }
     }
 
@@ -590,12 +614,11 @@ impl Trap {
         )
     }
 
-    fn attempt(&self) -> DeliveryAttempt {
+    fn attempt(&self) -> Attempt {
         let port = self.good.address.port();
-        DeliveryAttempt {
-            allow_list: self.allowed.clone(),
-            ..attempt(&format!("https://hooks.example.com:{port}/hook"))
-        }
+        let mut attempt = attempt(&format!("https://hooks.example.com:{port}/hook"));
+        attempt.endpoint.allow_list = self.allowed.clone();
+        attempt
     }
 }
 
@@ -605,7 +628,7 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
     let attempt = trap.attempt();
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
     let probe = sender
-        .probe_callback(&attempt.callback_url, &trap.allowed)
+        .probe_callback(&attempt.job.callback_url, &trap.allowed)
         .await;
     let ProbeOutcome::Reachable {
         certificate_ends_at: Some(end),
@@ -634,7 +657,7 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
     ] {
         let sender = trap.sender(resolver);
         let probe = sender
-            .probe_callback(&attempt.callback_url, &trap.allowed)
+            .probe_callback(&attempt.job.callback_url, &trap.allowed)
             .await;
         assert_eq!(class(probe), expected);
     }
@@ -646,7 +669,7 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
     assert_eq!(
         class(
             suspicious
-                .probe_callback(&attempt.callback_url, &trap.allowed)
+                .probe_callback(&attempt.job.callback_url, &trap.allowed)
                 .await
         ),
         OutcomeClass::Tls
@@ -655,7 +678,7 @@ async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
     let ours = Resolver::from_fn(|_| async { Err(LookupError::ResolverUnavailable) }.boxed());
     let probe = trap
         .sender(ours)
-        .probe_callback(&attempt.callback_url, &trap.allowed)
+        .probe_callback(&attempt.job.callback_url, &trap.allowed)
         .await;
     assert_eq!(
         probe,
@@ -682,7 +705,7 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
     // Ten thousand questions, a thousand of them by attempts at the same time.
     let guard = EgressPolicy::new(false);
     let target = guard
-        .parse_target(&attempt.callback_url, &attempt.allow_list)
+        .parse_target(&attempt.job.callback_url, &attempt.endpoint.allow_list)
         .unwrap();
     let names = flipping(vec![
         vec![GOOD],
@@ -692,7 +715,7 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
     ]);
     for turn in 0..9_000 {
         let vetted = guard
-            .resolve_and_check(&target, &attempt.allow_list, &names, TIMEOUT)
+            .resolve_and_check(&target, &attempt.endpoint.allow_list, &names, TIMEOUT)
             .await;
         match vetted {
             Ok(vetted) => assert!(vetted.addresses.iter().all(|one| one.ip() == GOOD)),
@@ -701,7 +724,7 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
     }
     let (mut delivered, mut blocked) = (0, 0);
     for _ in 0..10 {
-        let sent = join_all((0..100).map(|_| sender.send(&attempt))).await;
+        let sent = join_all((0..100).map(|_| attempt.send(&sender))).await;
         for outcome in sent {
             match outcome.class() {
                 OutcomeClass::Success => delivered += 1,
@@ -723,7 +746,7 @@ async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
     let attempt = trap.attempt();
     let mut classes = [OutcomeClass::LeaseLost; 4];
     for class in &mut classes {
-        *class = sender.send(&attempt).await.class();
+        *class = attempt.send(&sender).await.class();
     }
     let words = classes.map(OutcomeClass::as_str);
     assert_eq!(words, ["success", "success", "blocked", "success"]);
@@ -744,7 +767,7 @@ async fn a_kept_connection_is_closed_when_nobody_uses_it() {
     );
     let sender = Sender::new(settings, &Clock::fixed(now())).unwrap();
     assert_eq!(
-        sender.send(&attempt(&receiver.url())).await.class(),
+        attempt(&receiver.url()).send(&sender).await.class(),
         OutcomeClass::Success
     );
     receiver.until_nobody_is_connected().await;
@@ -766,7 +789,7 @@ async fn odd_answers_of_a_resolver() {
             .boxed()
         });
         let begun = Instant::now();
-        let outcome = trap.sender(resolver).send(&attempt).await;
+        let outcome = attempt.send(&trap.sender(resolver)).await;
         assert!(begun.elapsed() < TIMEOUT + MARGIN);
         outcome
     };
@@ -831,9 +854,9 @@ async fn no_spelling_of_this_machine_is_called() {
     ] {
         let mut attempt = attempt(&format!("https://{host}:{port}/"));
         // For one tenant another network is open, which changes nothing.
-        for allowed in [Arc::default(), trap.allowed.clone()] {
-            attempt.allow_list = allowed;
-            let outcome = sender.send(&attempt).await;
+        for allowed in [AllowList::default(), trap.allowed.clone()] {
+            attempt.endpoint.allow_list = allowed;
+            let outcome = attempt.send(&sender).await;
             assert_eq!(
                 outcome.class(),
                 OutcomeClass::Blocked,
@@ -850,7 +873,7 @@ async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing()
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
     let allowed = trap.attempt();
     assert_eq!(
-        sender.send(&allowed).await,
+        allowed.send(&sender).await,
         AttemptOutcome::Delivered {
             code: 200,
             excerpt: None
@@ -858,30 +881,22 @@ async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing()
         "what an inner network answers is not kept"
     );
     // While a kept connection waits, too.
-    let other = DeliveryAttempt {
-        allow_list: Arc::default(),
-        ..allowed.clone()
-    };
-    let outcome = sender.send(&other).await;
+    let mut other = allowed.clone();
+    other.endpoint.allow_list = AllowList::default();
+    let outcome = other.send(&sender).await;
     assert_eq!(outcome.class(), OutcomeClass::Blocked, "{outcome:?}");
-    let literal = DeliveryAttempt {
-        callback_url: format!("https://{GOOD}:{}/", trap.good.address.port()),
-        ..allowed.clone()
-    };
-    assert_eq!(sender.send(&literal).await.class(), OutcomeClass::Success);
-    let another_port = DeliveryAttempt {
-        callback_url: format!("https://{GOOD}:1/"),
-        ..allowed.clone()
-    };
+    let literal = allowed.to_url(format!("https://{GOOD}:{}/", trap.good.address.port()));
+    assert_eq!(literal.send(&sender).await.class(), OutcomeClass::Success);
+    let another_port = allowed.to_url(format!("https://{GOOD}:1/"));
     assert_eq!(
-        sender.send(&another_port).await.class(),
+        another_port.send(&sender).await.class(),
         OutcomeClass::Blocked
     );
-    let plain = DeliveryAttempt {
-        callback_url: format!("http://hooks.example.com:{}/", trap.good.address.port()),
-        ..allowed
-    };
-    assert_eq!(sender.send(&plain).await.class(), OutcomeClass::Blocked);
+    let plain = allowed.to_url(format!(
+        "http://hooks.example.com:{}/",
+        trap.good.address.port()
+    ));
+    assert_eq!(plain.send(&sender).await.class(), OutcomeClass::Blocked);
 }
 
 #[tokio::test]
@@ -924,7 +939,7 @@ async fn a_certificate_must_convince() {
             TlsTrust::OnlyRoots(roots),
         );
         let url = format!("https://hooks.example.com:{}/", receiver.0.port());
-        let outcome = sender.send(&attempt(&url)).await;
+        let outcome = attempt(&url).send(&sender).await;
         match expected {
             None => assert_eq!(outcome.class(), OutcomeClass::Success, "{outcome:?}"),
             Some(words) => {

@@ -11,8 +11,7 @@ use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::{
-    Dispatcher, DispatcherSettings, Sender, SenderSettings, WorkNotifier, signature,
-    signing_transport,
+    Dispatcher, DispatcherSettings, Sender, SenderSettings, SigningSender, WorkNotifier, signature,
 };
 use attesto::egress::EgressPolicy;
 use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
@@ -112,7 +111,7 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
 
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &clock).unwrap();
-    let courier = signing_transport::build_signing_transport(sender, database, &keyring, &clock);
+    let sender = SigningSender::new(sender, database, &keyring, &clock);
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -120,7 +119,7 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
         shutdown_timeout: Duration::ZERO,
     };
     let mut dispatcher =
-        Dispatcher::new(database, &clock, courier, WorkNotifier::default(), settings);
+        Dispatcher::new(database, &clock, sender, WorkNotifier::default(), settings);
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     clock.advance(Duration::from_secs(33));
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -171,8 +170,7 @@ async fn what_cannot_be_signed_waits() {
     record.record_event(&event).await.unwrap();
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let courier =
-        signing_transport::build_signing_transport(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -182,7 +180,7 @@ async fn what_cannot_be_signed_waits() {
     let mut dispatcher = Dispatcher::new(
         database,
         &world.clock,
-        courier,
+        sender,
         WorkNotifier::default(),
         settings,
     );

@@ -1,13 +1,13 @@
-//! A tenant's callback: where it is, what signs what is sent there, and what an operator opened for it.
+//! The webhook endpoint of a tenant: its callback URL, its signing secrets, and the private networks that an operator has
+//! allowed for it.
 //!
-//! Promises: while a secret was promised to sign, it signs, however often newer ones are set; a secret that was retired
-//! signs nothing any more, judged by the database's clock at every attempt; no secret is printed, except one that was
-//! made here, once.
+//! Guarantees: a secret signs until the end of its overlap, however often newer secrets are set; a retired or expired secret
+//! signs nothing, by the database's clock at each attempt; no secret is printed, except a generated one, once.
 //!
-//! - [`secret`]: [`SigningSecret`], and [`Secrets`] in the order in which they sign
-//! - [`store`]: all of it in the database, the secrets sealed
+//! - [`secret`]: [`SigningSecret`], and [`SigningSecrets`] in the order in which they sign
+//! - [`store`]: endpoints in the database
 
-pub mod secret;
+mod secret;
 pub mod store;
 
 pub use secret::{SigningSecret, SigningSecretError, SigningSecrets};

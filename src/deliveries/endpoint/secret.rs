@@ -1,4 +1,4 @@
-//! What signs a tenant's deliveries.
+//! The secrets that sign a tenant's deliveries.
 
 use std::fmt;
 
@@ -10,37 +10,36 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-/// The shortest and the longest secret, in characters.
-pub const SECRET_LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
-/// How many secrets of one tenant may sign at once.
-pub const MAX_ACTIVE_SECRETS: usize = 3;
-/// What a secret of Standard Webhooks begins with.
+/// In characters.
+const SECRET_LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
+/// How many secrets of one tenant may be valid at once.
+pub(super) const MAX_ACTIVE_SECRETS: usize = 3;
+/// The prefix of secrets of Standard Webhooks.
 const WHSEC_PREFIX: &str = "whsec_";
-/// Random bytes of a secret that is made here.
 const GENERATED_SECRET_BYTES: usize = 32;
-/// Standard base64, with or without the `=` at its end.
+/// The standard alphabet, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A text that signs. Never printed.
+/// A secret text. Its `Debug` does not show it.
 #[derive(Clone)]
 pub struct SigningSecret(SecretString);
 
-/// Why a text is not a signing secret.
+/// Why a text cannot be a signing secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SigningSecretError {
-    /// Too short or too long.
+    /// It is too short or too long. The number is its length in characters.
     #[error("a webhook secret has {least} to {most} characters, this one has {0}", least = SECRET_LENGTH.start(), most = SECRET_LENGTH.end())]
     Length(usize),
-    /// What no two programs read alike.
+    /// It contains control characters, which programs do not all read in the same way.
     #[error("a webhook secret has no control characters and no line ends")]
     ControlCharacter,
 }
 
 impl SigningSecret {
-    /// Checks what somebody chose.
+    /// Accepts any text of 32 to 512 characters without control characters.
     pub fn parse(text: &str) -> Result<Self, SigningSecretError> {
         let characters = text.chars().count();
         if !SECRET_LENGTH.contains(&characters) {
@@ -52,7 +51,7 @@ impl SigningSecret {
         Ok(Self(SecretString::from(text)))
     }
 
-    /// A new one, in the form of Standard Webhooks: `whsec_` and the base64 of 32 random bytes.
+    /// A random secret in the form of Standard Webhooks: `whsec_` and 32 bytes in base64.
     pub fn generate() -> Self {
         let mut bytes = Zeroizing::new([0_u8; GENERATED_SECRET_BYTES]);
         rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
@@ -61,18 +60,18 @@ impl SigningSecret {
         Self(SecretString::from(text))
     }
 
-    /// The text itself, to seal it, to sign with it, or to print one that was just made.
+    /// The text: to seal it, to sign with it, or to print a generated secret once.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// The key of `X-Attesto-Signature`: the bytes of the text as it is.
+    /// The key of `X-Attesto-Signature`: the bytes of the text.
     pub fn attesto_key(&self) -> hmac::Key {
         hmac::Key::new(HMAC_SHA256, self.expose().as_bytes())
     }
 
-    /// The key of `webhook-signature`: the decoded bytes after `whsec_`, which is what libraries of Standard Webhooks
-    /// take. Any other text has no such form, so there the key is its bytes.
+    /// The key of `webhook-signature`: the decoded bytes after `whsec_`, as libraries of Standard Webhooks use it. For any
+    /// other text it is the bytes of the text.
     pub fn standard_key(&self) -> hmac::Key {
         match self.decode_whsec() {
             Some(bytes) => hmac::Key::new(HMAC_SHA256, &bytes),
@@ -80,7 +79,7 @@ impl SigningSecret {
         }
     }
 
-    /// Whether the text promises the form of Standard Webhooks and does not keep it, so that their libraries refuse it.
+    /// Whether the text begins like a secret of Standard Webhooks but is not valid base64: their libraries reject it.
     pub fn is_malformed_whsec(&self) -> bool {
         self.expose().starts_with(WHSEC_PREFIX) && self.decode_whsec().is_none()
     }
@@ -103,17 +102,17 @@ impl fmt::Debug for SigningSecret {
     }
 }
 
-/// The secrets that sign at one moment, newest first: there is always one.
+/// The secrets that are valid at one moment: at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SigningSecrets {
-    /// What was set last.
+    /// The secret that was set last.
     pub newest: SigningSecret,
-    /// Those before it whose overlap is not over, newer ones first.
+    /// Earlier secrets whose overlap is not over, newer ones first.
     pub previous: Vec<SigningSecret>,
 }
 
 impl SigningSecrets {
-    /// All of them, in the order in which their signatures stand.
+    /// All secrets, in the order of their signatures in the headers.
     pub fn iter(&self) -> impl Iterator<Item = &SigningSecret> {
         std::iter::once(&self.newest).chain(&self.previous)
     }

@@ -1,10 +1,9 @@
-//! Endpoints in the database: the secrets sealed, the rest in the open.
+//! Endpoints in the database. The secrets are sealed.
 //!
-//! Whether a secret still signs is for the database's clock to say. `lead` is how far ahead of that clock the caller
-//! lives: zero, except in a test that moves time.
+//! The database's clock alone decides whether a secret is still valid. `lead` is [`Clock::lead`](crate::base::clock::Clock::lead),
+//! by which a test moves time. It is zero in production.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,129 +17,129 @@ use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{self, Database};
 use crate::egress::{AllowList, AllowedNetwork};
 
-/// How often a change is tried again when somebody else changes the same tenant's secrets at the same time.
+/// When two processes change the secrets of a tenant at the same time, one of them has to try again.
 const MAX_CHANGE_ATTEMPTS: u32 = 10;
 
-/// What it takes to send to a tenant's callback, beside its URL, which is frozen in each delivery.
+/// What a sender needs for a tenant's callback. The URL is not part of it: each delivery has its own.
 #[derive(Clone, Debug)]
 pub struct WebhookEndpoint {
-    /// What signs at this moment.
-    pub secrets: Arc<SigningSecrets>,
-    /// What an operator opened.
-    pub allow_list: Arc<AllowList>,
+    /// The secrets that are valid now.
+    pub secrets: SigningSecrets,
+    /// The private networks that an operator has allowed for this tenant.
+    pub allow_list: AllowList,
 }
 
-/// A stored secret that does not open.
+/// A stored secret could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the webhook secret of {tenant} cannot be opened: {cause}")]
 pub struct SealedSecretError {
-    /// Whose.
+    /// The tenant that owns the secret.
     pub tenant: TenantId,
-    /// Why.
+    /// Why it could not be opened.
     pub cause: UnsealError,
 }
 
-/// What is to be changed. `None` leaves what is stored.
+/// A change of an endpoint. `None` keeps the stored value.
 #[derive(Clone, Debug)]
 pub struct EndpointChange<'a> {
-    /// Where events are sent. Needed when there is nothing yet.
+    /// Required when the tenant has no endpoint yet.
     pub callback_url: Option<&'a str>,
-    /// What signs first from now on. When there is nothing yet, one is made.
+    /// The new signing secret. When the tenant has no endpoint yet, `None` generates one.
     pub secret: Option<&'a SigningSecret>,
-    /// Whether new events are sent at all.
+    /// Whether new events are delivered.
     pub is_active: Option<bool>,
-    /// How long the secret that signs first now goes on signing beside the new one.
+    /// How long the current secret stays valid in addition to the new one.
     pub overlap: Duration,
 }
 
-/// What a change did to the secrets.
+/// The effect of a change on the secrets.
 #[derive(Clone, Debug)]
 pub enum SecretChange {
-    /// Nothing.
+    /// The secret is the same as before.
     Unchanged,
-    /// The given one signs first.
+    /// The given secret is the newest now.
     Rotated,
-    /// There was none, and none was given: this one was made.
+    /// This secret was generated for a new endpoint.
     Generated(SigningSecret),
 }
 
-/// Why nothing was changed.
+/// Why an endpoint was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointChangeError {
-    /// There is no tenant of this id.
+    /// The tenant does not exist.
     #[error("there is no tenant {0}")]
     TenantNotFound(TenantId),
-    /// The tenant has no callback.
+    /// The tenant has no webhook configuration.
     #[error("{0} has no webhook configuration")]
     EndpointNotFound(TenantId),
-    /// As many secrets sign as may.
+    /// The maximum number of secrets is valid already.
     #[error(
-        "{MAX_ACTIVE_SECRETS} secrets of {tenant} sign already, which is the most: the oldest stops at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
+        "{tenant} has {MAX_ACTIVE_SECRETS} valid secrets already, which is the maximum: the oldest expires at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
     )]
     TooManySecrets {
-        /// Whose.
+        /// The tenant that owns the secrets.
         tenant: TenantId,
-        /// When the next of them stops signing.
+        /// When the first of them expires.
         until: Timestamp,
     },
-    /// The secret that signs first cannot be taken away without another.
+    /// The newest secret can only be replaced, not retired.
     #[error(
-        "secret {0} is the newest, and something must sign: set another with `attesto webhook set-config --secret … --overlap 0s`, which ends it at once"
+        "secret {0} is the newest and deliveries must be signed: replace it with `attesto webhook set-config --secret … --overlap 0s`, which ends it at once"
     )]
     NewestSecret(i32),
-    /// No such secret signs.
-    #[error("no previous secret signs for {0}")]
+    /// There is no such previous secret.
+    #[error("{0} has no such previous secret that is still valid")]
     NothingToRetire(TenantId),
-    /// Somebody else changes it, again and again.
-    #[error("somebody else is changing the webhook secrets of {0} at the same time: try again")]
+    /// Another process changed the secrets at the same time, in every try.
+    #[error("another process is changing the webhook secrets of {0} at the same time: try again")]
     Contended(TenantId),
-    /// A stored secret does not open.
+    /// A stored secret could not be opened.
     #[error(transparent)]
     Sealed(#[from] SealedSecretError),
-    /// The database did not answer.
+    /// The database failed.
     #[error(transparent)]
     Database(#[from] db::Error),
 }
 
-/// A secret that signs, as far as it may be shown.
+/// What may be shown of a valid secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SigningSecretRow {
-    /// Counted for each tenant from one.
+    /// Counted from one for each tenant.
     pub number: i32,
     /// When it was set.
     pub created_at: Timestamp,
-    /// When it stops signing; `None` for the newest, which does not.
+    /// `None` for the newest secret, which does not expire.
     pub expires_at: Option<Timestamp>,
 }
 
-/// What may be shown of an endpoint: everything but the secrets.
+/// What may be shown of an endpoint: everything except the secrets.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSummary {
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant_id: TenantId,
-    /// Where new events are sent.
+    /// The URL for new events.
     pub callback_url: String,
-    /// Whether they are sent at all.
+    /// Whether new events are delivered.
     pub is_active: bool,
-    /// Always true: there is no endpoint without one.
+    /// Always true: an endpoint has at least one secret.
     pub has_secret: bool,
-    /// The secrets that sign, newest first.
+    /// The valid secrets, newest first.
     pub secrets: Vec<SigningSecretRow>,
-    /// What an operator opened.
+    /// The private networks that an operator has allowed, such as `10.1.0.0/16:443`.
     pub allowed_networks: Vec<String>,
-    /// When it was first set.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When anything of it was last set.
+    /// When it was last changed.
     pub updated_at: Timestamp,
 }
 
-/// What it takes to send, by tenant; or why it cannot be had.
+/// The endpoint of each tenant, or the secret that could not be opened.
 pub type EndpointsByTenant = HashMap<TenantId, Result<WebhookEndpoint, SealedSecretError>>;
 
-/// What it takes to send to these tenants' callbacks now, in one statement. A tenant without a callback is not in the
-/// answer; one whose secrets do not open stops nobody else.
+/// The endpoints of these tenants, in one statement. A tenant without an endpoint is not in the result; a secret that cannot
+/// be opened affects only its own tenant.
 pub async fn load_endpoints(
     database: &Database,
     keyring: &Keyring,
@@ -181,21 +180,16 @@ pub async fn load_endpoints(
                     previous: previous.collect::<Result<_, _>>()?,
                 })
             });
-        let allowed = row
-            .allowed
-            .iter()
-            .filter_map(|text| parse_allowed_network(text));
-        let allowed = AllowList::new(allowed.collect());
         let endpoint = opened.map(|secrets| WebhookEndpoint {
-            secrets: Arc::new(secrets),
-            allow_list: Arc::new(allowed),
+            secrets,
+            allow_list: AllowList::from_column(&row.allowed),
         });
         (tenant, endpoint)
     });
     Ok(endpoints.collect())
 }
 
-/// What may be shown of the tenant's endpoint; opens nothing. `None` when it has none.
+/// Opens no secret. `None`: the tenant has no endpoint.
 pub async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
@@ -241,10 +235,10 @@ pub async fn load_endpoint_summary(
     }))
 }
 
-/// Changes the tenant's endpoint, or makes it. Setting the same twice is the same as once.
+/// Changes the endpoint of a tenant, or creates it. Idempotent.
 ///
-/// A new secret signs first from the moment this returns, and the one before it goes on signing for the overlap: there
-/// is no moment at which neither does, because both are one statement.
+/// A new secret is valid from the moment this returns, and the previous one stays valid for the overlap. Both are written by
+/// one statement, so at every moment at least one of them signs.
 pub async fn change_endpoint(
     database: &Database,
     keyring: &Keyring,
@@ -270,7 +264,7 @@ pub async fn change_endpoint(
     Err(EndpointChangeError::Contended(tenant.clone()))
 }
 
-/// Ends the overlap of previous secrets now: of the one with this number, or of all. Gives the numbers.
+/// Ends the overlap of the previous secret with this number, or of all previous secrets. Returns their numbers.
 pub async fn retire_secrets(
     database: &Database,
     tenant: &TenantId,
@@ -287,7 +281,7 @@ pub async fn retire_secrets(
     if number == Some(newest) {
         return Err(EndpointChangeError::NewestSecret(newest));
     }
-    // Deleted rather than marked: what has leaked is of no more use to anybody.
+    // Deleted rather than marked: a secret that has leaked must not stay in the database.
     let retired = sqlx::query!(
         r#"
         delete from webhook_previous_secrets
@@ -312,7 +306,7 @@ pub async fn retire_secrets(
     Ok(retired)
 }
 
-/// What an operator opened for the tenant.
+/// The private networks that an operator has allowed for the tenant.
 pub async fn list_allowed_networks(
     database: &Database,
     tenant: &TenantId,
@@ -326,13 +320,13 @@ pub async fn list_allowed_networks(
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(rows
+    let allowed = rows
         .iter()
-        .filter_map(|text| parse_allowed_network(text))
-        .collect())
+        .filter_map(|text| AllowedNetwork::from_column(text));
+    Ok(allowed.collect())
 }
 
-/// Opens a network for the tenant. Whether it was closed before.
+/// Allows a network for the tenant. Returns whether this is new.
 pub async fn allow_network(
     database: &Database,
     tenant: &TenantId,
@@ -355,7 +349,7 @@ pub async fn allow_network(
     Ok(added.rows_affected() == 1)
 }
 
-/// Closes it again. Whether it was open.
+/// Removes an allowed network. Returns whether it was there.
 pub async fn disallow_network(
     database: &Database,
     tenant: &TenantId,
@@ -372,11 +366,10 @@ pub async fn disallow_network(
     Ok(removed.rows_affected() == 1)
 }
 
-/// The secrets as they are stored.
 struct StoredSecrets {
     newest: SigningSecret,
     number: i32,
-    /// Those that still sign, oldest first.
+    /// Those that are still valid, oldest first.
     previous: Vec<PreviousSigningSecret>,
 }
 
@@ -422,7 +415,7 @@ async fn load_stored_secrets(
     }))
 }
 
-/// `None` when somebody else was first.
+/// `None`: another process created it at the same time.
 async fn create_endpoint(
     database: &Database,
     keyring: &Keyring,
@@ -471,7 +464,7 @@ async fn update_endpoint(
     Ok((updated.rows_affected() == 1).then_some(SecretChange::Unchanged))
 }
 
-/// `None` when somebody else was first: the newest secret is not the one that was read.
+/// `None`: another process has changed the newest secret since it was read.
 async fn rotate_secret(
     database: &Database,
     keyring: &Keyring,
@@ -481,7 +474,7 @@ async fn rotate_secret(
     stored: &StoredSecrets,
     lead: Duration,
 ) -> Result<Option<SecretChange>, EndpointChangeError> {
-    // Going back to a secret that still signs: it moves to the front rather than sign twice.
+    // A previous secret that is still valid becomes the newest again, instead of signing twice.
     let (revived, staying): (Vec<_>, Vec<_>) = stored
         .previous
         .iter()
@@ -498,7 +491,7 @@ async fn rotate_secret(
     let rotated = sqlx::query!(
         r#"
         with current as materialized (
-            -- Locked, and looked at as it is then: whoever was second changes nothing at all.
+            -- Locked, and read after the lock: of two processes at the same time the second changes nothing.
             select tenant_id, secret_number, secret_created_at
               from webhook_configs
              where tenant_id = $1 and secret_number = $6
@@ -537,7 +530,7 @@ async fn rotate_secret(
     .await;
     match rotated {
         Ok(done) => Ok((done.rows_affected() == 1).then_some(SecretChange::Rotated)),
-        // Somebody else has just set this number aside.
+        // Another process has just made this number a previous secret.
         Err(error) => match &error {
             db::Error::Database(cause)
                 if cause.constraint() == Some("webhook_previous_secrets_pkey") =>
@@ -547,12 +540,6 @@ async fn rotate_secret(
             _ => Err(error.into()),
         },
     }
-}
-
-/// As `network::text || ' ' || port` is written.
-fn parse_allowed_network(text: &str) -> Option<AllowedNetwork> {
-    let (network, port) = text.split_once(' ')?;
-    AllowedNetwork::from_parts(network, port.parse().ok()?)
 }
 
 fn seal_secret(
@@ -580,7 +567,7 @@ fn open_secret(
     let opened = keyring
         .open(column.context_for(tenant.as_str()), blob)
         .map_err(refused)?;
-    // Only what was checked is sealed, so what opens and is none was sealed by another hand.
+    // Only valid secrets are sealed here, so any other content was not sealed by this program.
     std::str::from_utf8(opened.expose_secret())
         .ok()
         .and_then(|text| SigningSecret::parse(text).ok())

@@ -1,4 +1,4 @@
-//! The queries. Newest first, with a limit; nothing here changes anything.
+//! The queries. All of them are read-only; lists are sorted newest first and have a limit.
 
 use serde::Serialize;
 
@@ -12,99 +12,99 @@ use crate::deliveries::redelivery::EventStatus;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventRow {
-    /// Its id.
+    /// `evt_…`
     pub id: EventId,
-    /// The word for both stores.
+    /// Its name, the same for both stores: see [`EventType`](crate::events::EventType).
     pub event: String,
-    /// The finer intent.
+    /// A more precise reason, where there is one.
     pub reason: Option<String>,
-    /// The store's own name.
+    /// The store's own name of the event.
     pub platform_event: String,
-    /// Which store.
+    /// `apple` or `google`
     pub source: String,
     /// The store's id of the notification.
     pub external_id: String,
-    /// Production or sandbox, where the store says so.
+    /// `production` or `sandbox`, where the store says so.
     pub environment: Option<String>,
-    /// What it is about.
+    /// The key of the subscription or purchase that it is about.
     pub subject: Option<String>,
-    /// Whom it is about, where the app said so.
+    /// The app's own id of the user, where the app sent one to the store.
     pub app_user_id: Option<String>,
-    /// When it happened, as the store says.
+    /// When it happened, according to the store.
     pub occurred_at: Option<Timestamp>,
-    /// When it was received.
+    /// When Attesto received it.
     pub received_at: Timestamp,
-    /// Where it stands, all of its deliveries considered. `None`: there was no active callback when it was received.
+    /// Its [`EventStatus`]. `None`: it has no deliveries, because there was no active callback when it was received.
     pub status: Option<String>,
 }
 
-/// One event on its way to one callback.
+/// The delivery of one event to one callback.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryRow {
-    /// Its id.
+    /// `del_…`
     pub id: DeliveryId,
-    /// Of which event.
+    /// The event that is delivered.
     pub event_id: EventId,
-    /// The event's word.
+    /// The name of the event.
     pub event: String,
-    /// Where it goes.
+    /// The callback, fixed when the delivery was enqueued.
     pub callback_url: String,
-    /// Where it stands.
+    /// `pending`, `delivered` or `failed`
     pub status: String,
-    /// How often it was tried.
+    /// The number of attempts that were counted.
     pub attempt_count: i32,
-    /// When it is tried next.
+    /// When the next attempt is due.
     pub next_attempt_at: Option<Timestamp>,
-    /// When it was tried last.
+    /// When the last attempt ended.
     pub last_attempt_at: Option<Timestamp>,
-    /// How that ended, in one word.
+    /// How the last attempt ended: see [`OutcomeClass`](crate::deliveries::OutcomeClass).
     pub last_outcome: Option<String>,
-    /// What the receiver answered last.
+    /// The HTTP status of the last answer.
     pub last_response_code: Option<i32>,
-    /// The first kilobyte of it.
+    /// The first kilobyte of the body of the last answer.
     pub last_response_body: Option<String>,
-    /// When the receiver had it.
+    /// When it was delivered.
     pub delivered_at: Option<Timestamp>,
-    /// When it was given up.
+    /// When it failed for good.
     pub failed_at: Option<Timestamp>,
-    /// When it was set aside for a person, because workers died over it again and again.
+    /// When it was parked for an operator, because its lease expired several times in a row.
     pub parked_at: Option<Timestamp>,
-    /// Who asked for it. `None`: nobody, it belongs to its event.
+    /// Who requested this redelivery. `None`: it was enqueued with its event.
     pub requested_by: Option<String>,
-    /// Why.
+    /// The reason that was given for the redelivery.
     pub request_reason: Option<String>,
     /// When it was enqueued.
     pub created_at: Timestamp,
 }
 
-/// How a tenant's callback behaves, and what waits for it.
+/// The health of a tenant's callback, and how many deliveries wait for it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackRow {
     /// `active`, `throttled`, `open` or `paused`.
     pub state: &'static str,
-    /// How many requests may be under way at once.
+    /// How many requests may be in flight at once.
     pub allowed: u8,
-    /// Attempts without a success since the last one.
+    /// Failures since the last success.
     pub failures: u32,
-    /// When the first of them ended.
+    /// When the first of these failures was.
     pub failing_since: Option<Timestamp>,
-    /// When one last succeeded, to the minute while all is well.
+    /// When the last success was, exact to the minute while the callback is healthy.
     pub last_success_at: Option<Timestamp>,
-    /// When one last failed.
+    /// When the last failure was.
     pub last_failure_at: Option<Timestamp>,
-    /// Nothing is sent before this.
+    /// Nothing is sent before this time.
     pub closed_until: Option<Timestamp>,
-    /// Deliveries that are still tried, to whichever callback.
+    /// Deliveries that are not finished, also to earlier callbacks of the tenant.
     pub pending: i64,
-    /// Those of them that wait for a person.
+    /// How many of them are parked.
     pub parked: i64,
-    /// When the first of the pending ones was enqueued.
+    /// When the oldest of them was enqueued.
     pub oldest_pending_at: Option<Timestamp>,
 }
 
-/// A tenant's events; with `status`, those that stand there.
+/// The events of a tenant; if `status` is given, only those with this status.
 pub async fn list_events(
     database: &Database,
     tenant: &TenantId,
@@ -164,7 +164,7 @@ pub async fn list_events(
     Ok(rows.collect())
 }
 
-/// A tenant's deliveries; with `status`, those that stand there; with `ids`, those of them.
+/// The deliveries of a tenant; if `status` or `ids` are given, only those with this status or one of these ids.
 pub async fn list_deliveries(
     database: &Database,
     tenant: &TenantId,
@@ -201,7 +201,7 @@ pub async fn list_deliveries(
         event_id: row.event_id,
         event: row.event_type,
         callback_url: row.callback_url,
-        // What is over has no next time, whatever the column still says.
+        // The column may still hold a time when no further attempt is made.
         next_attempt_at: row
             .next_attempt_at
             .filter(|_| row.status == EventStatus::Pending.as_str() && row.parked_at.is_none())
@@ -222,7 +222,7 @@ pub async fn list_deliveries(
     Ok(rows.collect())
 }
 
-/// How the tenant's present callback behaves. `None` when it has none.
+/// The health of the callback that the tenant has now. `None`: it has none.
 pub async fn load_callback(
     database: &Database,
     tenant: &TenantId,
@@ -272,7 +272,7 @@ pub async fn load_callback(
     }))
 }
 
-/// Whose event this is. `None` when there is no such event.
+/// The tenant that owns an event. `None`: there is no such event.
 pub async fn find_event_tenant(
     database: &Database,
     event: &EventId,

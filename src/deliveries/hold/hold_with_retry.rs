@@ -1,4 +1,4 @@
-//! A process that was told to hold deliveries sends nothing before it has said so in the database.
+//! Holds deliveries at start-up: a process that is configured to do so sends nothing before the hold is stored.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::db::{Database, Error, error_class};
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Holds deliveries, and tries until it is done or `stop` is cancelled: the database may be away, and its tables may be
-/// older than the hold.
+/// Tries until the hold is stored or `stop` is cancelled: the database may not be available or not be migrated yet. `host` is
+/// stored as the machine that requested the hold.
 pub async fn hold_with_retry(database: &Database, host: &str, stop: &CancellationToken) {
     let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     while !stop.is_cancelled() {
         match try_hold(database, host).await {
             Ok(()) => return,
             Err(error) => {
-                tracing::debug!(%error, class = error_class(&error), "deliveries are not held yet");
+                tracing::debug!(%error, class = error_class(&error), "deliveries_not_held_yet");
                 let delay = backoff.next_delay(fastrand::f64());
                 stop.run_until_cancelled(sleep(delay)).await;
             }
@@ -30,7 +30,7 @@ pub async fn hold_with_retry(database: &Database, host: &str, stop: &Cancellatio
 
 async fn try_hold(database: &Database, host: &str) -> Result<(), Error> {
     let new = hold_deliveries(database, host).await?;
-    // The hold stands, whatever counting takes.
+    // The hold is stored, even if counting fails.
     let waiting = count_waiting_deliveries(database, Duration::ZERO)
         .await
         .unwrap_or_default();

@@ -1,13 +1,13 @@
-//! Nothing is sent until somebody says so: for a system that was restored, whose receivers already have what it would
-//! send again.
+//! Holds all deliveries until an operator releases them. For a database that was restored from a backup: its receivers may
+//! have got already what it would send again.
 //!
-//! Promises: the hold is in the database, so every process that delivers obeys it and no restart forgets it; when
-//! [`store::hold`] returns, no delivery is begun any more; what arrives meanwhile is stored and waits.
+//! Guarantees: the hold is stored in the database, so all processes obey it and it survives restarts; when
+//! [`store::hold_deliveries`] returns, no further delivery starts; events that arrive meanwhile are stored and wait.
 //!
-//! - [`store`]: held, released, and how much waits
-//! - [`mod@insist`]: held before anything is sent, however long the database takes to come
+//! - [`store`]: the queries
+//! - [`mod@hold_with_retry`]: holds deliveries at start-up, also when the database is not available yet
 
-pub mod hold_with_retry;
+mod hold_with_retry;
 pub mod store;
 
 pub use hold_with_retry::hold_with_retry;

@@ -1,4 +1,4 @@
-//! The hold's rows.
+//! The queries on holds: the table `delivery_holds`.
 
 use std::time::Duration;
 
@@ -8,32 +8,31 @@ use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
 
-/// Deliveries are held.
+/// A hold that was not released yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryHold {
-    /// Since when.
+    /// When deliveries were held.
     pub held_at: Timestamp,
-    /// The machine that asked for it.
+    /// The name of the machine that requested it.
     pub held_by: String,
 }
 
-/// What waits to be sent.
+/// The number of deliveries that are not finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WaitingDeliveries {
-    /// At once, as soon as callbacks take it. What was under way when a backup was made counts as well.
+    /// Due now. Includes those that were in flight when a backup was made.
     pub due: i64,
-    /// At its time: deliveries that are tried again later.
+    /// Due later.
     pub later: i64,
-    /// Not at all before somebody acts: the tenant or its callback is switched off, or the delivery was set aside for a
-    /// person.
+    /// Not sent before an operator acts: the tenant or its callback is inactive, or the delivery is parked.
     pub kept_back: i64,
 }
 
-/// Holds deliveries. `false`: they were held already. Waits until whoever is choosing what to send has chosen: when this
-/// returns, nobody begins a delivery any more.
+/// Holds deliveries; `false` if they were held already. Waits for a claim that is in progress: when this returns, no further
+/// delivery starts in any process.
 pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Error> {
-    // The same number as in the dispatcher's claim.
+    // The same lock as in the claim of the dispatcher.
     let mut transaction = database
         .pool()
         .begin_with("select pg_advisory_xact_lock(7233186720511)")
@@ -48,7 +47,7 @@ pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Er
     Ok(held.rows_affected() > 0)
 }
 
-/// Ends the hold, and tells every process that there is work. `None`: nothing was held.
+/// Ends the hold and wakes the dispatchers. `None`: deliveries were not held.
 pub async fn release_hold(database: &Database, host: &str) -> Result<Option<DeliveryHold>, Error> {
     let released = sqlx::query!(
         "
@@ -69,7 +68,7 @@ pub async fn release_hold(database: &Database, host: &str) -> Result<Option<Deli
     }))
 }
 
-/// The hold, while there is one.
+/// `None`: deliveries are not held.
 pub async fn load_active_hold(database: &Database) -> Result<Option<DeliveryHold>, Error> {
     let row = sqlx::query!("select held_at, held_by from delivery_holds where released_at is null")
         .fetch_optional(database.pool())
@@ -80,7 +79,7 @@ pub async fn load_active_hold(database: &Database) -> Result<Option<DeliveryHold
     }))
 }
 
-/// What would be sent. Reads every delivery that has not ended.
+/// Reads all unfinished deliveries, so its cost grows with the queue.
 pub async fn count_waiting_deliveries(
     database: &Database,
     lead: Duration,

@@ -1,17 +1,17 @@
-//! Can callbacks be reached that are not sent anything?
+//! Probes: checks whether callbacks can be reached without sending anything to them.
 //!
-//! Promises: nothing is posted and nothing of a delivery changes, neither its attempts nor how its callback is judged; each
-//! address is judged as for a delivery; a few callbacks are connected to at once and twenty a second at most; a callback to
-//! which events were delivered lately is left alone, but for once a day; while deliveries are held, all of them are.
+//! Guarantees: no request is sent, and neither deliveries nor the health of callbacks change; addresses are checked as for a
+//! delivery; at most eight callbacks are probed at a time, and at most twenty a second; a callback to which an event was
+//! delivered recently is probed once a day; while deliveries are held, no callback is probed.
 //!
-//! - [`round`]: all of them, one after the other
-//! - `result`: what a look can find, in words
-//! - [`store`]: what was found
+//! - [`round`]: probes all callbacks
+//! - [`result`]: the words for what a probe found
+//! - [`store`]: the results in the database
 
 mod result;
-pub mod round;
-pub mod store;
+mod round;
+pub(crate) mod store;
 
-pub use result::PROBE_RESULTS;
-pub use round::{ProbeCounts, ProbeRound, probe_all_callbacks};
-pub use store::LastProbe;
+pub(crate) use result::PROBE_RESULTS;
+pub(crate) use round::{ProbeRound, probe_all_callbacks};
+pub(crate) use store::LastProbe;

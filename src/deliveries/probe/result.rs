@@ -1,11 +1,11 @@
-//! What a look can find, in words.
+//! The words for the results of probes.
 
 use crate::deliveries::OutcomeClass;
 use crate::deliveries::sender::ProbeOutcome;
 
-/// Every word under which a callback is counted: events were delivered to it lately, it can be reached, why not, or this
-/// machine could not find out.
-pub const PROBE_RESULTS: [&str; 8] = [
+/// Every result that a callback is counted under. `delivered`: an event was delivered recently, so it was not probed.
+/// `unknown`: a fault on our side. The others say that it can be reached, or why not.
+pub(crate) const PROBE_RESULTS: [&str; 8] = [
     "delivered",
     "reachable",
     "dns",
@@ -16,7 +16,6 @@ pub const PROBE_RESULTS: [&str; 8] = [
     "unknown",
 ];
 
-/// The word for what a look found.
 pub(super) fn probe_result(probe: &ProbeOutcome) -> &'static str {
     match probe {
         ProbeOutcome::Reachable { .. } => "reachable",

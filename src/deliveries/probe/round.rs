@@ -1,4 +1,4 @@
-//! A round over all callbacks.
+//! Probes all callbacks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,36 +13,32 @@ use crate::base::id::TenantId;
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
 use crate::deliveries::sender::{ProbeOutcome, Sender};
-use crate::egress::AllowList;
 
-/// So many are connected to at once.
 const MAX_CONCURRENT_PROBES: usize = 8;
-/// Between two beginnings.
+/// Between the starts of two probes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
-/// So many are read at once.
 const PAGE_SIZE: i64 = 100;
 
-/// How many callbacks are how, by the words of [`RESULTS`].
-pub type ProbeCounts = BTreeMap<&'static str, u64>;
+/// The number of callbacks for each of [`PROBE_RESULTS`].
+pub(crate) type ProbeCounts = BTreeMap<&'static str, u64>;
 
 /// How a round ended.
 #[derive(Debug)]
-pub enum ProbeRound {
-    /// At its end, or when it was stopped.
+pub(crate) enum ProbeRound {
+    /// All callbacks were probed, or the round was stopped.
     Completed {
-        /// What was found.
         tally: ProbeCounts,
-        /// Of how many callbacks it could not be kept what was found: they are looked at again.
+        /// How many results could not be saved. These callbacks are probed again in the next round.
         not_kept: u64,
     },
-    /// Deliveries are held, and nobody, or nobody any more, was connected to.
+    /// Deliveries are held, so the round did not start or has ended early.
     Held(hold::DeliveryHold),
 }
 
-/// Looks at every active callback, until `stop` or until deliveries are held. One to which something was delivered within
-/// `every` is left alone, if it was looked at within a day, and so is one that was looked at within `known_for`, which counts
-/// as what was found then. `lead` is how far ahead of the database's clock the caller lives.
-pub async fn probe_all_callbacks(
+/// Probes every active callback, until `stop` is cancelled or deliveries are held. These are not probed: a callback to which
+/// an event was delivered within `every`, if it was probed within a day, and one that was probed within `known_for`, which
+/// counts under its last result. `lead` is [`Clock::lead`](crate::base::clock::Clock::lead).
+pub(crate) async fn probe_all_callbacks(
     database: &Database,
     sender: &Sender,
     every: Duration,
@@ -50,7 +46,7 @@ pub async fn probe_all_callbacks(
     lead: Duration,
     stop: &CancellationToken,
 ) -> Result<ProbeRound, Error> {
-    let mut notes = ProbeProgress {
+    let mut progress = ProbeProgress {
         database,
         lead,
         counts: PROBE_RESULTS.iter().map(|word| (*word, 0)).collect(),
@@ -65,39 +61,39 @@ pub async fn probe_all_callbacks(
             store::list_probe_targets(database, after.as_ref(), every, known_for, lead, PAGE_SIZE)
                 .await?;
         let Some(last) = page.last() else {
-            return Ok(notes.into_completed());
+            return Ok(progress.into_completed());
         };
         after = Some(last.tenant.clone());
-        let mut looking = JoinSet::new();
+        let mut probes = JoinSet::new();
         for callback in page {
             if let Some(word) = callback.known_result() {
-                notes.count_result(word);
+                progress.count_result(word);
                 continue;
             }
-            while looking.len() >= MAX_CONCURRENT_PROBES {
-                notes.collect_probe(&mut looking).await;
+            while probes.len() >= MAX_CONCURRENT_PROBES {
+                progress.collect_probe(&mut probes).await;
             }
             if stop
                 .run_until_cancelled(sleep(PROBE_INTERVAL))
                 .await
                 .is_none()
             {
-                return Ok(notes.into_completed());
+                return Ok(progress.into_completed());
             }
             let sender = sender.clone();
-            looking.spawn(async move {
-                let allowed = AllowList::new(callback.allowed_networks.clone());
-                let probe = sender.probe_callback(&callback.url, &allowed).await;
+            probes.spawn(async move {
+                let probe = sender
+                    .probe_callback(&callback.url, &callback.allowed)
+                    .await;
                 (callback, probe)
             });
         }
-        while !looking.is_empty() {
-            notes.collect_probe(&mut looking).await;
+        while !probes.is_empty() {
+            progress.collect_probe(&mut probes).await;
         }
     }
 }
 
-/// What was found so far.
 struct ProbeProgress<'a> {
     database: &'a Database,
     lead: Duration,
@@ -110,10 +106,10 @@ impl ProbeProgress<'_> {
         *self.counts.entry(word).or_default() += 1;
     }
 
-    /// Waits for one look and keeps what it found. Where that fails the others are looked at all the same.
-    async fn collect_probe(&mut self, looking: &mut JoinSet<(ProbeTarget, ProbeOutcome)>) {
-        // One that panicked is nobody's result.
-        let Some(Ok((callback, probe))) = looking.join_next().await else {
+    /// Waits for one probe and saves its result. The round goes on when that fails.
+    async fn collect_probe(&mut self, probes: &mut JoinSet<(ProbeTarget, ProbeOutcome)>) {
+        // A probe that panicked has no result.
+        let Some(Ok((callback, probe))) = probes.join_next().await else {
             return;
         };
         self.count_result(probe_result(&probe));
@@ -123,8 +119,13 @@ impl ProbeProgress<'_> {
         };
         if self.not_kept == 0 {
             let class = error_class(&error);
-            tracing::warn!(tenantId = %callback.tenant, cause = %error, causeClass = class,
-                "could not keep what was found of a callback; the run's `notKept` says of how many");
+            tracing::warn!(
+                tenantId = %callback.tenant,
+                cause = %error,
+                causeClass = class,
+                hint = "the run's `notKept` says how many results were not saved",
+                "probe_result_not_saved"
+            );
         }
         self.not_kept += 1;
     }

@@ -1,4 +1,4 @@
-//! What was found when a callback was last looked at.
+//! The last result for each callback: the table `callback_probes`.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{Database, Error};
 use crate::deliveries::sender::ProbeOutcome;
-use crate::egress::AllowedNetwork;
+use crate::egress::AllowList;
 
-/// A callback that may be looked at.
+/// A callback that may be probed.
 #[derive(Clone, Debug)]
 pub(super) struct ProbeTarget {
     pub(super) tenant: TenantId,
     pub(super) url: String,
-    pub(super) allowed_networks: Vec<AllowedNetwork>,
-    /// Whether something was delivered lately, and nobody needs to look.
+    pub(super) allowed: AllowList,
+    /// Whether an event was delivered recently, so that no probe is needed.
     has_recent_delivery: bool,
-    /// What was found when it was last looked at, if that is not long ago.
+    /// The last result, if it is recent.
     last_result: Option<String>,
 }
 
 impl ProbeTarget {
-    /// The word that it counts as without being looked at.
+    /// The result that it counts under without a probe.
     pub(super) fn known_result(&self) -> Option<&'static str> {
         let found = if self.has_recent_delivery {
             Some("delivered")
@@ -35,8 +35,7 @@ impl ProbeTarget {
     }
 }
 
-/// The active callbacks of active tenants after `after`, in the order of the tenants. What was found of one within
-/// `known_for` is known.
+/// The next active callbacks of active tenants, in the order of the tenants' ids and after the tenant `after`.
 pub(super) async fn list_probe_targets(
     database: &Database,
     after: Option<&TenantId>,
@@ -78,21 +77,14 @@ pub(super) async fn list_probe_targets(
     let callbacks = rows.into_iter().map(|row| ProbeTarget {
         tenant: row.tenant,
         url: row.url,
-        allowed_networks: row
-            .allowed
-            .iter()
-            .filter_map(|text| {
-                let (network, port) = text.split_once(' ')?;
-                AllowedNetwork::from_parts(network, port.parse().ok()?)
-            })
-            .collect(),
+        allowed: AllowList::from_column(&row.allowed),
         has_recent_delivery: row.is_well,
         last_result: row.found,
     });
     Ok(callbacks.collect())
 }
 
-/// Keeps what was found. That this machine could not find out is nothing about the callback.
+/// [`ProbeOutcome::Unknown`] says nothing about the callback and is not saved.
 pub(super) async fn save_probe(
     database: &Database,
     callback: &ProbeTarget,
@@ -132,24 +124,23 @@ pub(super) async fn save_probe(
     Ok(())
 }
 
-/// What the last look at a tenant's callback found.
+/// The last probe of a tenant's callback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LastProbe {
-    /// When that was.
+pub(crate) struct LastProbe {
     pub probed_at: Timestamp,
-    /// `reachable`, or in a word why not.
+    /// `reachable`, or the reason why it is not: see [`PROBE_RESULTS`].
     pub result: String,
-    /// The same in a sentence.
+    /// The reason in one sentence.
     pub detail: Option<String>,
-    /// Since when every look has found this.
+    /// The time of the first of the consecutive probes with this result.
     pub since: Timestamp,
-    /// When the callback's certificate ends.
+    /// When the certificate of the callback expires.
     pub certificate_ends_at: Option<Timestamp>,
 }
 
-/// What was found of the tenant's callback as it is configured now. `None`: nobody has looked at it.
-pub async fn load_last_probe(
+/// The last probe of the callback URL that is configured now. `None`: it was never probed.
+pub(crate) async fn load_last_probe(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<Option<LastProbe>, Error> {
@@ -174,17 +165,17 @@ pub async fn load_last_probe(
     }))
 }
 
-/// Whose callback it is, and what there is to say of it.
+/// Tenants whose callbacks need attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AffectedTenants {
-    /// How many there are.
+pub(crate) struct AffectedTenants {
+    /// The number of tenants.
     pub count: i64,
-    /// The first of them: the tenant, and why its callback cannot be reached or when its certificate ends.
+    /// Some of them: the tenant, and the reason why its callback cannot be reached or the time when its certificate expires.
     pub first: Vec<(TenantId, String)>,
 }
 
-/// Active callbacks that could not be reached when they were last looked at, and to which nothing was delivered since.
-pub async fn list_unreachable_callbacks(
+/// Active callbacks that could not be reached by the last probe, and to which no event was delivered since.
+pub(crate) async fn list_unreachable_callbacks(
     database: &Database,
     limit: i64,
 ) -> Result<AffectedTenants, Error> {
@@ -212,8 +203,8 @@ pub async fn list_unreachable_callbacks(
     })
 }
 
-/// Active callbacks whose certificate ends before `before`.
-pub async fn list_expiring_certificates(
+/// Active callbacks whose certificate expires before `before`.
+pub(crate) async fn list_expiring_certificates(
     database: &Database,
     before: Timestamp,
     limit: i64,

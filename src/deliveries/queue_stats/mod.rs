@@ -1,7 +1,7 @@
-//! What waits to be delivered, and how the callbacks are: for metrics and for diagnosis.
+//! How many deliveries wait and in which states callbacks are, for metrics and diagnosis.
 //!
 //! - [`store`]: the queries
 
-pub mod store;
+mod store;
 
-pub use store::{CALLBACK_STATES, MAX_COUNTED, QueueStats};
+pub(crate) use store::{CALLBACK_STATES, QueueStats};

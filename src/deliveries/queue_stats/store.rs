@@ -1,4 +1,4 @@
-//! Taking stock: cheap however long the history is, and bounded however long the queue is.
+//! The query. Its cost does not depend on the length of the history, and is bounded for a long queue.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,33 +6,32 @@ use std::time::Duration;
 use crate::base::clock::Clock;
 use crate::db::{Database, Error};
 
-/// More than this are not counted: what waits is said to be this many.
-pub const MAX_COUNTED: i64 = 100_000;
+/// Waiting deliveries are counted up to this number.
+pub(crate) const MAX_COUNTED: i64 = 100_000;
 
-/// What was found.
+/// The state of the queue and of the callbacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QueueStats {
-    /// Deliveries whose time has come, at most [`MOST_COUNTED`] together with those whose has not.
+pub(crate) struct QueueStats {
+    /// Deliveries that are due. Together with `scheduled` at most [`MAX_COUNTED`].
     pub due: i64,
-    /// Deliveries that are tried again later.
+    /// Deliveries that are due later.
     pub scheduled: i64,
-    /// Deliveries under way.
+    /// Deliveries in flight.
     pub leased: i64,
-    /// Deliveries that wait for a person.
+    /// Deliveries that are parked for an operator.
     pub parked: i64,
-    /// How long the one has been due that may be sent and waits longest. Those whose callback is closed, or whose tenant
-    /// or callback is switched off, do not count. Zero: there is none.
+    /// How long the oldest delivery that may be sent has been due. Deliveries whose callback is closed, or whose tenant or
+    /// callback is inactive, do not count. Zero: there is none.
     pub oldest_due: Duration,
-    /// Callbacks by state: `active`, `throttled`, `open`, `paused`, and `disabled` by an operator.
+    /// The number of callbacks in each of [`CALLBACK_STATES`].
     pub callbacks: BTreeMap<String, i64>,
 }
 
-/// Every state that a callback is counted under.
-pub const CALLBACK_STATES: [&str; 5] = ["active", "throttled", "open", "paused", "disabled"];
+/// The states of [`EndpointState`](crate::deliveries::health::EndpointState), and `disabled` by an operator.
+pub(crate) const CALLBACK_STATES: [&str; 5] = ["active", "throttled", "open", "paused", "disabled"];
 
 impl QueueStats {
-    /// Looks.
-    pub async fn load(database: &Database, clock: &Clock) -> Result<Self, Error> {
+    pub(crate) async fn load(database: &Database, clock: &Clock) -> Result<Self, Error> {
         let lead = clock.lead().as_secs_f64();
         let mut snapshot = database.pool().begin().await?;
         let waiting = sqlx::query!(
@@ -52,7 +51,7 @@ impl QueueStats {
         )
         .fetch_one(&mut *snapshot)
         .await?;
-        // The same as in the claim: what it passes over does not wait for us.
+        // The same conditions as in the claim.
         let oldest = sqlx::query_scalar!(
             r#"
             select extract(epoch from

@@ -1,16 +1,15 @@
-//! "Deliver that again": one event, or all that a filter finds.
+//! Delivers stored events again: one event, or all that match a filter.
 //!
-//! Promises: a redelivery is a delivery of its own, with its own attempts, of the same event with the same body; the
-//! event's own delivery keeps its schedule, unless a redelivery succeeds, which ends it; a filter is worked off at a
-//! bounded rate by whichever process is there, and a process that dies in the middle leaves nothing out and repeats
-//! nothing.
+//! Guarantees: a redelivery is a delivery with its own attempts, of the same event with the same body; the original delivery
+//! keeps its schedule, unless a redelivery succeeds, which ends it; the events that match a filter are enqueued at a bounded
+//! rate by any process, and a process that dies in the middle leaves out no event and enqueues none twice.
 //!
-//! - [`request`]: [`Filter`], [`Request`], and why one is refused
-//! - [`redeliveries`]: [`Redeliveries`], which takes requests and works them off
+//! - [`request`]: filters, requests and their errors
+//! - [`redeliveries`]: [`Redeliveries`], which accepts requests and enqueues events
 //! - [`store`]: the queries
 
-pub mod redeliveries;
-pub mod request;
+mod redeliveries;
+mod request;
 mod store;
 
 pub use redeliveries::Redeliveries;

@@ -1,4 +1,4 @@
-//! Takes requests, and works them off.
+//! Accepts requests for redelivery, and enqueues their events.
 
 use super::request::{RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use super::store::{self, REDELIVERY_BATCH_SIZE, RedeliveryBatch, RedeliveryPreview};
@@ -7,7 +7,7 @@ use crate::base::id::{DeliveryId, EventId, RedeliveryId};
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
 
-/// Every redelivery there is.
+/// The redeliveries of one database.
 #[derive(Clone, Debug)]
 pub struct Redeliveries {
     database: Database,
@@ -15,7 +15,7 @@ pub struct Redeliveries {
 }
 
 impl Redeliveries {
-    /// Those of this database.
+    /// The clock makes the ids of deliveries.
     pub fn new(database: &Database, clock: &Clock) -> Self {
         Self {
             database: database.clone(),
@@ -23,7 +23,7 @@ impl Redeliveries {
         }
     }
 
-    /// Delivers one event again, to where the tenant's callback is now.
+    /// Enqueues one event for the callback that its tenant has now.
     pub async fn redeliver_event(
         &self,
         event: &EventId,
@@ -35,7 +35,7 @@ impl Redeliveries {
         Ok(id)
     }
 
-    /// What a filter finds now, without doing anything.
+    /// What a filter matches now. Changes nothing.
     pub async fn preview_matching(
         &self,
         filter: &RedeliveryFilter,
@@ -43,8 +43,8 @@ impl Redeliveries {
         store::preview_matching(&self.database, filter, self.clock.lead()).await
     }
 
-    /// Has everything delivered again that `filter` finds now. Returns at once; the work is done by whichever process
-    /// delivers, [`RATE`](super::RATE) events a second.
+    /// Requests the redelivery of all events that `filter` matches now. Returns at once: the dispatchers enqueue the events,
+    /// [`REDELIVERIES_PER_SECOND`](super::REDELIVERIES_PER_SECOND).
     pub async fn redeliver_matching(
         &self,
         filter: &RedeliveryFilter,
@@ -56,12 +56,12 @@ impl Redeliveries {
         Ok(id)
     }
 
-    /// Ends a request that is still being worked off. How many events it had enqueued; `None` when there is none such.
+    /// Stops a request. Returns how many events it had enqueued; `None`: there is no such unfinished request.
     pub async fn stop_redelivery(&self, id: &RedeliveryId) -> Result<Option<i32>, Error> {
         store::stop_redelivery(&self.database, id, self.clock.lead()).await
     }
 
-    /// Enqueues the next few events of the request that has waited longest, if it is time.
+    /// Enqueues the next events of the request that has waited longest, if its next batch is due.
     pub async fn enqueue_next_batch(&self) -> Result<RedeliveryBatch, Error> {
         let ids: Vec<_> = (0..REDELIVERY_BATCH_SIZE)
             .map(|_| DeliveryId::mint(self.clock.now()).to_string())
@@ -69,10 +69,10 @@ impl Redeliveries {
         store::enqueue_next_batch(&self.database, &ids, self.clock.lead()).await
     }
 
-    /// They find it without us, only later.
+    /// Without it the dispatchers find the deliveries at their next poll.
     async fn notify_work(&self) {
         if let Err(error) = notify_work_channel(&self.database).await {
-            tracing::debug!(%error, "could not tell other processes that there is work");
+            tracing::debug!(%error, "work_notification_failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Every query on redeliveries. Of time, see the store of deliveries.
+//! The queries on redeliveries. For the clock see [`crate::deliveries::store`].
 
 use std::time::Duration;
 
@@ -7,31 +7,30 @@ use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::db::{Database, Error};
 
-/// How long a request waits for its tenant's callback to be switched on.
+/// How often a request whose tenant has no active callback is looked at again.
 const CALLBACK_CHECK_INTERVAL_SECONDS: f64 = 10.0;
 
-/// Events a second, of each request.
+/// For each request.
 pub const REDELIVERIES_PER_SECOND: u32 = 100;
-/// Events in one transaction.
 pub(super) const REDELIVERY_BATCH_SIZE: usize = 20;
-/// Events looked at in one transaction, when the filter passes over many.
+/// For one transaction, when most events do not match the filter.
 const MAX_SCANNED_EVENTS: i64 = 1000;
 
-/// What a filter finds now.
+/// What a filter matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedeliveryPreview {
-    /// How many events.
+    /// The number of events.
     pub count: u64,
-    /// When the first of them was received.
+    /// When the oldest of them was received.
     pub oldest: Option<Timestamp>,
 }
 
 /// What one batch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RedeliveryBatch {
-    /// Deliveries that are now due.
+    /// How many deliveries were enqueued.
     pub enqueued: usize,
-    /// Whether there was a request to work on.
+    /// Whether the batch of a request was due.
     pub had_request: bool,
 }
 
@@ -182,7 +181,7 @@ pub(super) async fn insert_redelivery(
     })
 }
 
-/// The next events of one request, their deliveries and how far we are: one statement, all or nothing.
+/// Enqueues the deliveries of the next events of one request and saves its progress, in one statement.
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],

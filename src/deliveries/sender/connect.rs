@@ -1,4 +1,4 @@
-//! A connection to a judged address, and TLS to the name it was judged for.
+//! A connection to a checked address, with TLS for the name that was checked.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,22 +23,20 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
-use crate::egress::target::CallbackHost;
-use crate::egress::{AllowedAddresses, CallbackTarget};
+use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
 
-/// How long an address may take before the next is tried beside it, as RFC 8305 recommends.
+/// How long to wait for one address before the next is tried in parallel, as RFC 8305 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// The largest head of an answer. Twice what the chattiest proxies add.
+/// Twice as much as the largest heads that proxies produce.
 const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
-/// The most lines in it.
 const MAX_RESPONSE_HEADERS: usize = 100;
 
-/// Which certificates convince.
+/// Which certificate authorities are trusted.
 #[derive(Clone, Debug)]
 pub enum TlsTrust {
-    /// Those of the system's authorities. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+    /// Those of the operating system, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
     System,
-    /// Those of these authorities alone. For tests.
+    /// Only these. For tests.
     OnlyRoots(RootCertStore),
 }
 
@@ -54,13 +52,12 @@ impl TlsTrust {
                 .with_custom_certificate_verifier(Arc::new(Verifier::new(provider)?)),
         };
         let mut config = builder.with_no_client_auth();
-        // One request at a time on a connection: with HTTP/2 one receiver's streams would share their fate.
+        // One request at a time on a connection: with HTTP/2 the requests to one receiver would fail together.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 }
 
-/// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error("cannot connect to {address}: {cause}")]
@@ -72,11 +69,11 @@ pub(super) enum ConnectError {
     NoAddress,
     #[error("the TLS handshake failed: {0}")]
     Tls(io::Error),
-    #[error("cannot begin to speak HTTP: {0}")]
+    #[error("the HTTP handshake failed: {0}")]
     Http(hyper::Error),
 }
 
-/// A connection that can take a request. Dropping it closes it at once, whatever is still arriving.
+/// Dropping it closes the connection at once, even while an answer is arriving.
 pub(super) struct CallbackConnection {
     pub(super) request_sender: SendRequest<Full<Bytes>>,
     pub(super) read_budget: ReadBudget,
@@ -84,7 +81,7 @@ pub(super) struct CallbackConnection {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// Connects to one of the judged addresses, and to nothing else.
+/// Connects to one of the checked addresses and to nothing else.
 pub(super) async fn open_connection(
     target: &CallbackTarget,
     vetted: &AllowedAddresses,
@@ -98,7 +95,8 @@ pub(super) async fn open_connection(
     }
 }
 
-/// Connects, shakes hands where the target is https, and hangs up. Nothing is asked. Gives the certificate that was shown.
+/// Connects, does the TLS handshake if the target is https, and closes the connection without a request. Returns the
+/// server's certificate.
 pub(super) async fn fetch_certificate(
     target: &CallbackTarget,
     vetted: &AllowedAddresses,
@@ -109,8 +107,8 @@ pub(super) async fn fetch_certificate(
         return Ok(None);
     }
     let stream = tls_handshake(target, stream, tls).await?;
-    let shown = stream.get_ref().1.peer_certificates();
-    Ok(shown.and_then(|chain| Some(chain.first()?.clone().into_owned())))
+    let chain = stream.get_ref().1.peer_certificates();
+    Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
 }
 
 async fn tls_handshake(
@@ -127,7 +125,7 @@ async fn tls_handshake(
     connecting.await.map_err(ConnectError::Tls)
 }
 
-/// The first that answers. The next is tried when one has failed, and beside one that takes long.
+/// The first address that answers. The next one is tried when one has failed, and in parallel when one is slow.
 async fn connect_to_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), ConnectError> {
     let mut waiting = addresses.iter().copied();
     let mut attempts = FuturesUnordered::new();
@@ -155,9 +153,11 @@ async fn connect_to_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAd
 async fn connect_to_address(address: SocketAddr) -> Result<(TcpStream, SocketAddr), ConnectError> {
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
-        // What was dialled is what was judged: even on a machine that redirects connections.
+        // On a machine that redirects connections the peer is not the address that was checked.
         if stream.peer_addr()? != address {
-            return Err(io::Error::other("somebody else answered"));
+            return Err(io::Error::other(
+                "the connection was redirected to another address",
+            ));
         }
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -172,12 +172,12 @@ async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
     peer: SocketAddr,
 ) -> Result<CallbackConnection, ConnectError> {
-    let allowance = ReadBudget::default();
-    // Enough for the parser to begin with; each request renews it.
-    allowance.reset_to(MAX_RESPONSE_HEAD_BYTES);
+    let read_budget = ReadBudget::default();
+    // Enough for the handshake; each request resets it.
+    read_budget.reset_to(MAX_RESPONSE_HEAD_BYTES);
     let stream = BudgetedStream {
         inner: stream,
-        read_budget: allowance.clone(),
+        read_budget: read_budget.clone(),
     };
     let (requests, connection) = http1::Builder::new()
         .max_buf_size(MAX_RESPONSE_HEAD_BYTES)
@@ -187,12 +187,12 @@ async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .await
         .map_err(ConnectError::Http)?;
     let driver = tokio::spawn(async move {
-        // Whoever waits for the answer is told what went wrong.
+        // The task that waits for the answer gets the error too.
         let _ = connection.await;
     });
     Ok(CallbackConnection {
         request_sender: requests,
-        read_budget: allowance,
+        read_budget,
         peer_address: peer,
         _driver: AbortOnDropHandle::new(driver),
     })

@@ -1,23 +1,22 @@
 //! One request to one callback.
 //!
-//! Promises: it ends within the timeout, body and all; only an address that was judged a moment before is dialled, and
-//! nothing else is: no redirect is followed, no proxy of the environment is used; whatever the receiver sends, it costs
-//! a few kilobytes of memory; the stored bytes are sent as they are.
+//! Guarantees: a request ends within the timeout, including the answer's body; only addresses that the egress policy has
+//! just checked are connected to, no redirect is followed and no proxy of the environment is used; an answer costs a few
+//! kilobytes of memory, whatever the receiver sends; the stored bytes are sent unchanged.
 //!
+//! - [`send`]: [`Sender`], which puts the other files together
 //! - [`request`]: the headers of one attempt
-//! - [`dial`]: a connection to a judged address, and TLS to the name it was judged for
-//! - [`meter`]: an answer that goes on and on ends
-//! - [`pool`]: connections that were left in good order, for a few seconds
-//! - [`retry_after`]: what `Retry-After` says
-//! - [`send`]: [`Sender`], which puts these together
+//! - [`connect`]: a connection to a checked address, with TLS for the name that was checked
+//! - [`read_budget`]: bounds how much is read for one answer
+//! - [`pool`]: idle connections, kept for a few seconds
+//! - [`retry_after`]: the header `Retry-After`
 
-pub mod connect;
-pub mod pool;
-pub mod read_budget;
-pub mod request;
-pub mod retry_after;
-pub mod send;
+mod connect;
+mod pool;
+mod read_budget;
+mod request;
+mod retry_after;
+mod send;
 
 pub use connect::TlsTrust;
-pub use request::DeliveryAttempt;
 pub use send::{ProbeOutcome, Sender, SenderSettings};

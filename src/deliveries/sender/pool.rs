@@ -1,22 +1,20 @@
-//! Connections that were left in good order, for a few seconds.
+//! Idle connections, kept for a few seconds.
 //!
-//! Under load a receiver is not greeted anew for every event. A kept connection is used again only when the address it
-//! goes to was judged again and is still one of its name's, so it cannot outlive a change of either.
+//! Under load a receiver does not need a new connection for every event. An idle connection is used again only when its
+//! address was just resolved and checked again: a change in DNS or in the egress policy applies to it at once.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::connect::CallbackConnection;
-use crate::egress::target::CallbackHost;
-use crate::egress::{AllowedAddresses, CallbackTarget};
+use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
 
-/// How many wait for one receiver. Callbacks of several tenants may be at one.
+/// Several tenants may have callbacks at one receiver.
 const MAX_IDLE_PER_RECEIVER: usize = 64;
-/// How many wait in all.
 const MAX_IDLE_CONNECTIONS: usize = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +45,7 @@ struct IdleConnections {
     count: usize,
 }
 
-/// Kept connections. Clones share them.
+/// Clones share the connections.
 #[derive(Clone)]
 pub(super) struct ConnectionPool {
     idle_timeout: Duration,
@@ -55,7 +53,7 @@ pub(super) struct ConnectionPool {
 }
 
 impl ConnectionPool {
-    /// An empty one, which closes in the background what has waited for so long. Call it where a runtime is.
+    /// Spawns a task that closes connections which were idle for `idle_timeout`, so it needs a Tokio runtime.
     pub(super) fn new(idle_timeout: Duration) -> Self {
         let idle = Arc::default();
         tokio::spawn(close_expired_connections(
@@ -65,13 +63,13 @@ impl ConnectionPool {
         Self { idle_timeout, idle }
     }
 
-    /// A connection to one of the addresses that were judged for this target just now; the one that has waited least.
+    /// The connection to one of these checked addresses that was used last.
     pub(super) fn take_connection(
         &self,
         target: &CallbackTarget,
         vetted: &AllowedAddresses,
     ) -> Option<CallbackConnection> {
-        let mut lock = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lock = self.idle.lock();
         let kept = &mut *lock;
         let waiting = kept.by_receiver.get_mut(&PoolKey::from(target))?;
         while let Some(last) = waiting.pop() {
@@ -79,7 +77,7 @@ impl ConnectionPool {
             let connection = last.connection;
             if last.idle_since.elapsed() < self.idle_timeout
                 && !connection.request_sender.is_closed()
-                && is_allowed_peer(connection.peer_address, vetted)
+                && vetted.addresses.contains(&connection.peer_address)
             {
                 return Some(connection);
             }
@@ -87,10 +85,9 @@ impl ConnectionPool {
         None
     }
 
-    /// Keeps a connection whose answer was read to its end.
+    /// Keeps a connection whose last answer was read to its end.
     pub(super) fn keep_connection(&self, target: &CallbackTarget, connection: CallbackConnection) {
-        let mut lock = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = &mut *lock;
+        let mut kept = self.idle.lock();
         if kept.count >= MAX_IDLE_CONNECTIONS || connection.request_sender.is_closed() {
             return;
         }
@@ -105,20 +102,16 @@ impl ConnectionPool {
     }
 }
 
-fn is_allowed_peer(peer: SocketAddr, vetted: &AllowedAddresses) -> bool {
-    vetted.addresses.contains(&peer)
-}
-
-/// Ends with the pool: it holds no part of it between two rounds.
-async fn close_expired_connections(shelf: Weak<Mutex<IdleConnections>>, kept_for: Duration) {
+/// Ends when the pool is dropped: it only holds a weak reference while it sleeps.
+async fn close_expired_connections(pool: Weak<Mutex<IdleConnections>>, idle_timeout: Duration) {
     loop {
-        tokio::time::sleep(kept_for).await;
-        let Some(shelf) = shelf.upgrade() else { return };
-        let mut lock = shelf.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = &mut *lock;
+        tokio::time::sleep(idle_timeout).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut kept = pool.lock();
         kept.by_receiver.retain(|_, waiting| {
-            waiting.retain(|one| {
-                one.idle_since.elapsed() < kept_for && !one.connection.request_sender.is_closed()
+            waiting.retain(|idle| {
+                idle.idle_since.elapsed() < idle_timeout
+                    && !idle.connection.request_sender.is_closed()
             });
             !waiting.is_empty()
         });

@@ -1,7 +1,7 @@
-//! An answer that goes on and on ends.
+//! Bounds how many bytes are read for one answer.
 //!
-//! The parser of HTTP bounds one head, not how many of them there are: a receiver may send `103 Early Hints` for ever.
-//! A connection is therefore read through a meter, which counts everything since the request began.
+//! The HTTP parser bounds the size of one head, but not the number of heads: a receiver can send `103 Early Hints` without
+//! end. So a connection counts everything that it has read since the request was sent.
 
 use std::io;
 use std::pin::Pin;
@@ -11,29 +11,29 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What may still be read for the answer at hand. Clones share it.
+/// How many bytes may still be read for the current answer. Clones share the number.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadBudget(Arc<AtomicUsize>);
 
 impl ReadBudget {
-    /// Begins another answer.
+    /// Call it before each request.
     pub(super) fn reset_to(&self, bytes: usize) {
         self.0.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whether the answer was larger.
+    /// Whether the answer has reached the limit.
     pub(super) fn is_exhausted(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
 
     fn consume_bytes(&self, bytes: usize) {
-        // One reader, and it is never renewed while that reads.
+        // There is one reader, and the budget is not reset while it reads.
         let left = self.0.load(Ordering::Relaxed);
         self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
     }
 }
 
-/// A connection that is read no further than its allowance, give or take what one read brings.
+/// A connection whose reads fail once the budget is used up. The last read may exceed it.
 #[derive(Debug)]
 pub(super) struct BudgetedStream<S> {
     pub(super) inner: S,

@@ -1,4 +1,4 @@
-//! What `Retry-After` says: seconds, or a date.
+//! The header `Retry-After`: seconds or a date (RFC 9110).
 
 use std::time::Duration;
 
@@ -9,17 +9,16 @@ use time::macros::format_description;
 
 use crate::base::clock::Timestamp;
 
-/// The one form of a date that programs write today: `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// The only form that programs write today: `Sun, 06 Nov 1994 08:49:37 GMT`.
 const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
 
-/// How long it asks to wait from `now` on. `None` when it asks for nothing that can be understood, or for a moment
-/// that is over. Not capped: that is the policy's business.
+/// How long the receiver asks us to wait from `now`, not capped. `None` when the value cannot be parsed or is in the past.
 pub(super) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number holds still mean "very long".
+        // A number that is too large means "very long".
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let moment = PrimitiveDateTime::parse(text, HTTP_DATE).ok()?;

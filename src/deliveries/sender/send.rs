@@ -14,43 +14,44 @@ use x509_cert::der::Decode as _;
 
 use super::connect::{self, CallbackConnection, ConnectError, TlsTrust};
 use super::pool::ConnectionPool;
-use super::request::{self, DeliveryAttempt};
+use super::request;
 use super::retry_after;
 use crate::base::clock::{Clock, Timestamp};
+use crate::deliveries::endpoint::WebhookEndpoint;
+use crate::deliveries::job::DeliveryJob;
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 use crate::egress::{
     AllowList, AllowedAddresses, CallbackTarget, EgressError, EgressPolicy, LookupError, Resolver,
 };
 
-/// How much of an answer's body is read. What follows is not worth the time.
+/// How much of an answer's body is read.
 const MAX_RESPONSE_BODY_BYTES: usize = 4 * 1024;
-/// How much of it is kept.
+/// How much of an answer's body is kept.
 const MAX_EXCERPT_BYTES: usize = 1024;
-/// Everything that may arrive for one answer: all its heads, and its body with what the last read brought too much.
+/// For all heads and the body of one answer together, including what the last read brought in excess.
 const MAX_RESPONSE_BYTES: usize = 48 * 1024;
-/// Less than any server's patience that we know of.
+/// Shorter than the idle timeout of every server that we know of.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a sender works with.
+/// How a [`Sender`] works.
 #[derive(Clone, Debug)]
 pub struct SenderSettings {
-    /// How long one attempt may take, from the first look at the name to the end of the answer.
+    /// For one attempt, from the DNS lookup to the end of the answer.
     pub timeout: Duration,
-    /// Which addresses may be called.
+    /// The addresses that may be called.
     pub egress_policy: EgressPolicy,
-    /// Who knows the addresses of names.
+    /// Resolves host names.
     pub resolver: Resolver,
-    /// Which certificates convince.
+    /// The certificate authorities that are trusted.
     pub tls_trust: TlsTrust,
-    /// How long a connection waits for its next request. Node's servers, the most common receivers, hang up after five
-    /// seconds; a request that meets such a goodbye has to be sent again.
+    /// How long an idle connection is kept. Node.js, the most common receiver, closes idle connections after five seconds,
+    /// and a request that is sent at that moment has to be sent again.
     pub idle_timeout: Duration,
 }
 
 impl SenderSettings {
-    /// For the real world: the system's resolver and its authorities.
+    /// With the DNS resolver and the certificate authorities of the operating system.
     pub fn new(timeout: Duration, egress_policy: EgressPolicy) -> Self {
         Self {
             timeout,
@@ -62,7 +63,7 @@ impl SenderSettings {
     }
 }
 
-/// Sends. Clones share what is kept of connections.
+/// Sends requests to callbacks. Clones share idle connections.
 #[derive(Clone)]
 pub struct Sender {
     timeout: Duration,
@@ -74,7 +75,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A sender with nothing kept yet. Call it where a runtime is. Fails when the system has no certificates to trust.
+    /// Needs a Tokio runtime. Fails when the operating system has no certificate authorities.
     pub fn new(settings: SenderSettings, clock: &Clock) -> Result<Self, rustls::Error> {
         Ok(Self {
             timeout: settings.timeout,
@@ -86,35 +87,30 @@ impl Sender {
         })
     }
 
-    /// Sends once, and says how it went. Ends within the timeout.
+    /// Makes one attempt. Ends within the timeout.
     ///
-    /// A 2xx counts when its body has ended, or 4 KiB of it have arrived, in time: a receiver that breaks off may have
-    /// broken off its work too. Any other status counts as soon as it is there.
-    pub async fn send(&self, attempt: &DeliveryAttempt) -> AttemptOutcome {
+    /// A 2xx counts when its body has ended, or 4 KiB of it have arrived, in time: a receiver that breaks off its answer
+    /// may have broken off its work too. Any other status counts as soon as it has arrived.
+    pub async fn send(&self, job: &DeliveryJob, endpoint: &WebhookEndpoint) -> AttemptOutcome {
         let deadline = Instant::now() + self.timeout;
-        match self.send_once(attempt, deadline).await {
-            Ok(outcome) => outcome,
-            Err(failure) => failure.into_outcome(self.timeout),
-        }
+        let attempt = self.send_once(job, endpoint, deadline).await;
+        attempt.unwrap_or_else(|error| error.into_outcome(self.timeout))
     }
 
-    /// Connects to where a callback is and shakes hands, as for a delivery, and hangs up. Nothing is asked, nothing that is
-    /// kept of connections is used, and no delivery is the wiser. Ends within the timeout.
+    /// Connects to a callback as for a delivery and closes the connection without a request. Uses no idle connection and
+    /// changes no delivery. Ends within the timeout.
     pub async fn probe_callback(&self, url: &str, allowed: &AllowList) -> ProbeOutcome {
         let deadline = Instant::now() + self.timeout;
-        let failure = match self.probe_connection(url, allowed, deadline).await {
-            Ok(certificate_ends_at) => {
-                return ProbeOutcome::Reachable {
-                    certificate_ends_at,
-                };
-            }
-            Err(failure) => failure,
-        };
-        match failure.into_outcome(self.timeout) {
-            AttemptOutcome::Refused { class, detail, .. } => {
-                ProbeOutcome::Unreachable { class, detail }
-            }
-            _ => ProbeOutcome::Unknown,
+        match self.probe_connection(url, allowed, deadline).await {
+            Ok(certificate_ends_at) => ProbeOutcome::Reachable {
+                certificate_ends_at,
+            },
+            Err(error) => match error.into_outcome(self.timeout) {
+                AttemptOutcome::Refused { class, detail, .. } => {
+                    ProbeOutcome::Unreachable { class, detail }
+                }
+                _ => ProbeOutcome::Unknown,
+            },
         }
     }
 
@@ -124,43 +120,47 @@ impl Sender {
         allowed: &AllowList,
         deadline: Instant,
     ) -> Result<Option<Timestamp>, AttemptError> {
+        let (target, vetted) = self.resolve_callback(url, allowed).await?;
+        let connecting = connect::fetch_certificate(&target, &vetted, &self.tls_config);
+        let certificate = timeout_at(deadline, connecting)
+            .await
+            .map_err(|_| AttemptError::TimedOut("connecting"))??;
+        Ok(certificate.and_then(|certificate| certificate_expiry(&certificate)))
+    }
+
+    /// Parses the URL, resolves its host and checks every address.
+    async fn resolve_callback(
+        &self,
+        url: &str,
+        allowed: &AllowList,
+    ) -> Result<(CallbackTarget, AllowedAddresses), AttemptError> {
         let target = self
             .egress_policy
             .parse_target(url, allowed)
-            .map_err(|problem| AttemptError::Refused(OutcomeClass::Blocked, problem.to_string()))?;
-        let patience = RESOLVE_TIMEOUT.min(self.timeout);
+            .map_err(|error| AttemptError::Refused(OutcomeClass::Blocked, error.to_string()))?;
+        let timeout = RESOLVE_TIMEOUT.min(self.timeout);
         let vetted = self
             .egress_policy
-            .resolve_and_check(&target, allowed, &self.resolver, patience)
+            .resolve_and_check(&target, allowed, &self.resolver, timeout)
             .await?;
-        let touching = timeout_at(
-            deadline,
-            connect::fetch_certificate(&target, &vetted, &self.tls_config),
-        )
-        .await;
-        let shown = touching.map_err(|_| AttemptError::TimedOut("connecting"))??;
-        Ok(shown.and_then(|certificate| certificate_expiry(&certificate)))
+        Ok((target, vetted))
     }
 
     async fn send_once(
         &self,
-        attempt: &DeliveryAttempt,
+        job: &DeliveryJob,
+        endpoint: &WebhookEndpoint,
         deadline: Instant,
     ) -> Result<AttemptOutcome, AttemptError> {
-        let blocked = |detail: String| AttemptError::Refused(OutcomeClass::Blocked, detail);
-        let target = self
-            .egress_policy
-            .parse_target(&attempt.callback_url, &attempt.allow_list)
-            .map_err(|problem| blocked(problem.to_string()))?;
-        let patience = RESOLVE_TIMEOUT.min(self.timeout);
-        let vetted = self
-            .egress_policy
-            .resolve_and_check(&target, &attempt.allow_list, &self.resolver, patience)
+        let (target, vetted) = self
+            .resolve_callback(&job.callback_url, &endpoint.allow_list)
             .await?;
         let now = self.clock.now();
         let build = || {
-            let request = request::build_request(attempt, &target, now);
-            request.ok_or_else(|| blocked("a header cannot hold the event's name".to_owned()))
+            request::build_request(job, &endpoint.secrets, &target, now).ok_or_else(|| {
+                let detail = "a header cannot hold the event's name".to_owned();
+                AttemptError::Refused(OutcomeClass::Blocked, detail)
+            })
         };
         let (connection, response) = self.send_request(&target, &vetted, build, deadline).await?;
         let code = response.status().as_u16();
@@ -171,37 +171,31 @@ impl Sender {
             self.pool.keep_connection(&target, connection);
         }
         let excerpt = (!vetted.is_allow_listed).then(|| body_excerpt(&body));
-        let class = OutcomeClass::from_status(code);
-        match (class, end) {
+        let (class, detail) = match (OutcomeClass::from_status(code), end) {
             (OutcomeClass::Success, BodyEnd::Complete | BodyEnd::Truncated) => {
-                Ok(AttemptOutcome::Delivered { code, excerpt })
+                return Ok(AttemptOutcome::Delivered { code, excerpt });
             }
-            (OutcomeClass::Success, BodyEnd::TimedOut) => Ok(AttemptOutcome::Refused {
-                class: OutcomeClass::Timeout,
-                code: Some(code),
-                retry_after,
-                excerpt,
-                detail: format!("{code}, but the body did not end in time"),
-            }),
-            (OutcomeClass::Success, BodyEnd::Aborted) => Ok(AttemptOutcome::Refused {
-                class: OutcomeClass::Connect,
-                code: Some(code),
-                retry_after,
-                excerpt,
-                detail: format!("{code}, but the body broke off"),
-            }),
-            (class, _) => Ok(AttemptOutcome::Refused {
-                class,
-                code: Some(code),
-                retry_after,
-                excerpt,
-                detail: format!("the receiver answered {code}"),
-            }),
-        }
+            (OutcomeClass::Success, BodyEnd::TimedOut) => (
+                OutcomeClass::Timeout,
+                format!("{code}, but the body did not end in time"),
+            ),
+            (OutcomeClass::Success, BodyEnd::Aborted) => (
+                OutcomeClass::Connect,
+                format!("{code}, but the body broke off"),
+            ),
+            (class, _) => (class, format!("the receiver answered {code}")),
+        };
+        Ok(AttemptOutcome::Refused {
+            class,
+            code: Some(code),
+            retry_after,
+            excerpt,
+            detail,
+        })
     }
 
-    /// One request and the head of its answer. A kept connection that turns out to be gone costs nothing: the same
-    /// attempt goes on with a new one.
+    /// Sends the request and reads the head of the answer. When an idle connection turns out to be closed, the same attempt
+    /// continues with a new one.
     async fn send_request(
         &self,
         target: &CallbackTarget,
@@ -209,52 +203,49 @@ impl Sender {
         build: impl Fn() -> Result<Request<Full<Bytes>>, AttemptError>,
         deadline: Instant,
     ) -> Result<(CallbackConnection, Response<Incoming>), AttemptError> {
-        if let Some(mut kept) = self.pool.take_connection(target, vetted) {
-            let late = || AttemptError::TimedOut("answering");
-            let asked = send_on_connection(&mut kept, build()?);
-            match timeout_at(deadline, asked).await.map_err(|_| late())? {
-                Ok(response) => return Ok((kept, response)),
-                // It said something, and that was not HTTP.
-                Err(error) if error.is_parse() || kept.read_budget.is_exhausted() => {
-                    return Err(connection_error(&error, &kept));
+        let late = |_| AttemptError::TimedOut("answering");
+        if let Some(mut idle) = self.pool.take_connection(target, vetted) {
+            let sending = send_on_connection(&mut idle, build()?);
+            match timeout_at(deadline, sending).await.map_err(late)? {
+                Ok(response) => return Ok((idle, response)),
+                // The receiver did answer, but not in HTTP.
+                Err(error) if error.is_parse() || idle.read_budget.is_exhausted() => {
+                    return Err(connection_error(&error, &idle));
                 }
                 Err(_) => {}
             }
         }
-        let dialled = timeout_at(
-            deadline,
-            connect::open_connection(target, vetted, &self.tls_config),
-        )
-        .await;
-        let mut connection = dialled.map_err(|_| AttemptError::TimedOut("connecting"))??;
-        let asked = timeout_at(deadline, send_on_connection(&mut connection, build()?)).await;
-        match asked.map_err(|_| AttemptError::TimedOut("answering"))? {
+        let connecting = connect::open_connection(target, vetted, &self.tls_config);
+        let mut connection = timeout_at(deadline, connecting)
+            .await
+            .map_err(|_| AttemptError::TimedOut("connecting"))??;
+        let sending = send_on_connection(&mut connection, build()?);
+        match timeout_at(deadline, sending).await.map_err(late)? {
             Ok(response) => Ok((connection, response)),
             Err(error) => Err(connection_error(&error, &connection)),
         }
     }
 }
 
-/// How a callback is that was not sent anything.
+/// What a probe found: a connection without a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeOutcome {
-    /// A delivery would get as far as its request.
+    /// A delivery could send its request.
     Reachable {
-        /// When the certificate ends that the callback showed. `None`: it is plain http.
+        /// When the certificate of the callback expires. `None`: it is plain http.
         certificate_ends_at: Option<Timestamp>,
     },
-    /// It would not.
+    /// A delivery would fail.
     Unreachable {
-        /// Why, in a word.
+        /// The reason.
         class: OutcomeClass,
-        /// The same in a sentence, without the URL.
+        /// The reason in one sentence, without the URL.
         detail: String,
     },
-    /// This machine could not find out.
+    /// A fault on our side, so nothing is known about the callback.
     Unknown,
 }
 
-/// When a certificate ends.
 fn certificate_expiry(certificate: &[u8]) -> Option<Timestamp> {
     let certificate = Certificate::from_der(certificate).ok()?;
     let end = certificate.tbs_certificate().validity().not_after;
@@ -262,7 +253,7 @@ fn certificate_expiry(certificate: &[u8]) -> Option<Timestamp> {
     Some(Timestamp::from_millis(millis))
 }
 
-/// Why there is no status.
+/// Why no answer arrived.
 enum AttemptError {
     Refused(OutcomeClass, String),
     TimedOut(&'static str),
@@ -282,7 +273,7 @@ impl AttemptError {
             Self::Refused(class, detail) => refused(class, detail),
             Self::TimedOut(doing) => refused(
                 OutcomeClass::Timeout,
-                format!("not done with {doing} after {timeout:?}"),
+                format!("{doing} took longer than {timeout:?}"),
             ),
             Self::OwnFault(class, detail) => AttemptOutcome::NotAttempted { class, detail },
         }
@@ -290,9 +281,9 @@ impl AttemptError {
 }
 
 impl From<EgressError> for AttemptError {
-    fn from(problem: EgressError) -> Self {
-        let detail = problem.to_string();
-        match problem {
+    fn from(error: EgressError) -> Self {
+        let detail = error.to_string();
+        match error {
             EgressError::Rejected(_) => Self::Refused(OutcomeClass::Blocked, detail),
             EgressError::Lookup(LookupError::ResolverUnavailable) => {
                 Self::OwnFault(OutcomeClass::Dns, detail)
@@ -303,14 +294,14 @@ impl From<EgressError> for AttemptError {
 }
 
 impl From<ConnectError> for AttemptError {
-    fn from(problem: ConnectError) -> Self {
-        let class = match &problem {
+    fn from(error: ConnectError) -> Self {
+        let class = match &error {
             ConnectError::Connect { .. } | ConnectError::NoAddress | ConnectError::Http(_) => {
                 OutcomeClass::Connect
             }
             ConnectError::Tls(_) => OutcomeClass::Tls,
         };
-        Self::Refused(class, problem.to_string())
+        Self::Refused(class, error.to_string())
     }
 }
 
@@ -337,13 +328,12 @@ fn connection_error(error: &hyper::Error, connection: &CallbackConnection) -> At
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyEnd {
-    /// Its own: the connection can be used again.
+    /// The connection can be used again.
     Complete,
-    /// As much as we read.
+    /// The limit was reached.
     Truncated,
     /// The receiver broke off.
     Aborted,
-    /// The time is over.
     TimedOut,
 }
 
@@ -368,7 +358,7 @@ async fn read_body(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) 
     }
 }
 
-/// The first kilobyte as text that Postgres takes: what is not UTF-8 is replaced, NUL is left out.
+/// The first kilobyte as text that Postgres can store: invalid UTF-8 is replaced, NUL is removed.
 fn body_excerpt(body: &[u8]) -> String {
     let body = &body[..body.len().min(MAX_EXCERPT_BYTES)];
     let mut text = String::from_utf8_lossy(body).replace('\0', "");
