@@ -10,8 +10,9 @@ use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::credentials::history::{PreviousOutcome, RollbackError};
 use crate::outbound::{self, Upstream};
+use crate::stores::google::GoogleApiError;
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
-use crate::stores::google::api::{self, PlayClient};
+use crate::stores::google::api::PlayClient;
 use crate::stores::google::check_credentials;
 use crate::stores::google::store::{self, NewGoogleCredentials};
 use crate::stores::shared::credentials::SetCredentialsError;
@@ -151,10 +152,10 @@ async fn check_credentials(
         .await
         .map_err(|failure| {
             let hint = match failure {
-                api::GoogleApiError::Unauthorized { .. } => {
+                GoogleApiError::Unauthorized { .. } => {
                     " Check that the key was not deleted, and that Play Console, Users and permissions, lets this service account see the app's orders and subscriptions; a permission takes up to a day to be in force."
                 }
-                api::GoogleApiError::UnknownApp { .. } => " Check --package-name.",
+                GoogleApiError::UnknownApp { .. } => " Check --package-name.",
                 _ => "",
             };
             CommandError::failed(format!("{failure}.{hint}\nNothing was stored."))

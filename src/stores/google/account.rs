@@ -1,93 +1,77 @@
-//! The tenant's identity at Google: a service account's key file, and the access tokens bought with it.
+//! The tenant's identity at Google: a service account's key file.
 //!
-//! Promises: a key file is understood completely when it is set, so that nothing about it can fail later but Google's
-//! opinion of it; the private key is held as a parsed key and never prints; an assertion goes to the configured token
-//! endpoint and nowhere else, whatever the file says; an access token is bought once for all who need it at the same
-//! time, and renewed a minute early.
-//!
-//! - [`ServiceAccount`]: the key file
-//! - [`AccessTokens`]: bought, kept, forgotten
+//! Promises: a key file is checked completely when it is set, so that later only Google can refuse it; the private key
+//! never prints and is wiped from memory when the account is dropped; an assertion goes to the configured token endpoint
+//! and nowhere else, whatever the file says.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair;
-use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use aws_lc_rs::signature::KeyPair as _;
+use der::asn1::OctetStringRef;
+use der::{Decode as _, Reader as _, SliceReader};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use url::Url;
+use x509_cert::spki::AlgorithmIdentifierRef;
 use zeroize::Zeroizing;
 
-use crate::base::clock::{Clock, Timestamp};
-use crate::base::id::TenantId;
-use crate::base::single_flight::SingleFlight;
-use crate::credentials::token_cache::{AccessToken, TokenCache, TokenCacheKey};
-use crate::crypto::{ExposeSecret as _, SecretString, token};
-use crate::outbound::{
-    RetryDecision, Upstream, UpstreamError, UpstreamResponse, parse_retry_after,
-};
+use crate::base::clock::Timestamp;
+use crate::crypto::{SecretString, token};
 
-/// Where Google sells access tokens.
+/// Google's token endpoint: the default of `GOOGLE_TOKEN_URL`.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
-/// What an access token for the Play Developer API is asked for.
-pub const PUBLISHER_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
 
-/// A key file is 2.4 KB; nobody's is larger than this.
+/// A key file is 2.4 KB.
 const MAX_FILE_BYTES: usize = 64 * 1024;
-/// How long an assertion is good for: Google's own ceiling.
+/// How long an assertion is valid: the longest that Google allows.
 const ASSERTION_TTL: Duration = Duration::from_hours(1);
-/// A token this close to its end is not used any more.
-const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(1);
-/// What is assumed when Google does not say how long a token lasts, and the most that is believed.
-const DEFAULT_TOKEN_TTL_SECONDS: u64 = 300;
-const MAX_TOKEN_TTL_SECONDS: u64 = 3600;
 
 /// A Google service account that can sign.
 pub struct GoogleServiceAccount {
     client_email: String,
     key_id: String,
-    key: KeyPair,
+    key: EncodingKey,
     fingerprint: String,
     token_uri: Option<String>,
 }
 
-/// Why a file is not a service account's key file. Says what it is instead when that can be seen, and never repeats
-/// what is inside.
+/// Why a file is not a service account's key file. The message says what the file is instead when that can be seen, and
+/// never repeats its content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceAccountError {
-    /// No bytes, or only blanks.
+    /// No bytes, or only white space.
     #[error("the file is empty")]
     Empty,
-    /// Larger than any key file.
+    /// A key file has about 2.4 KB.
     #[error(
         "the file is larger than {MAX_FILE_BYTES} bytes, so it is not a service account's key file"
     )]
     TooLarge,
-    /// Something else that people have at hand.
+    /// Another kind of file, named.
     #[error("this is {0}. {DOWNLOAD}")]
     WrongKind(&'static str),
-    /// Not JSON at all.
+    /// Reading stopped at a place that is not JSON.
     #[error("the file is not JSON (line {line}, column {column}). {DOWNLOAD}")]
     NotJson {
-        /// Where reading stopped.
+        /// Where reading stopped, counted from 1.
         line: usize,
-        /// Where reading stopped.
+        /// Where in the line, counted from 1.
         column: usize,
     },
-    /// JSON of another kind.
+    /// Its `type` is not `service_account`.
     #[error("the file's \"type\" must be \"service_account\". {DOWNLOAD}")]
     WrongType,
-    /// A field is missing, empty or no string.
+    /// A field is missing, empty or not a string.
     #[error(
         "the file has no usable \"{0}\". Use the file exactly as Google Cloud gave it, or download a new one"
     )]
     InvalidField(&'static str),
-    /// The private key is not a key that can sign here.
+    /// The private key is not an RSA key in PKCS#8 and PEM, or not intact.
     #[error(
         "the file's \"private_key\" {0}. Use the file exactly as Google Cloud gave it, or download a new one"
     )]
@@ -97,17 +81,17 @@ pub enum ServiceAccountError {
 const DOWNLOAD: &str = "What is needed is a service account's key file: Google Cloud console, IAM & Admin, Service \
     Accounts, Keys, Add key, JSON";
 
-/// The fields of a key file that matter, and those by which other files are told.
+/// The fields of a key file that are used, and those by which other files are recognised.
 #[derive(Deserialize)]
 struct ServiceAccountFile {
-    r#type: Option<serde_json::Value>,
-    client_email: Option<serde_json::Value>,
-    private_key_id: Option<serde_json::Value>,
-    private_key: Option<serde_json::Value>,
-    token_uri: Option<serde_json::Value>,
-    installed: Option<serde::de::IgnoredAny>,
-    web: Option<serde::de::IgnoredAny>,
-    project_info: Option<serde::de::IgnoredAny>,
+    r#type: Option<Value>,
+    client_email: Option<Value>,
+    private_key_id: Option<Value>,
+    private_key: Option<Value>,
+    token_uri: Option<Value>,
+    installed: Option<IgnoredAny>,
+    web: Option<IgnoredAny>,
+    project_info: Option<IgnoredAny>,
 }
 
 impl GoogleServiceAccount {
@@ -142,7 +126,7 @@ impl GoogleServiceAccount {
                 "google-services.json, the app's Firebase settings",
             ));
         }
-        match read.r#type.as_ref().and_then(serde_json::Value::as_str) {
+        match read.r#type.as_ref().and_then(Value::as_str) {
             Some("service_account") => {}
             Some("authorized_user") => {
                 return Err(ServiceAccountError::WrongKind("a person's gcloud login"));
@@ -160,8 +144,8 @@ impl GoogleServiceAccount {
         }
         let key_id = require_text("private_key_id", read.private_key_id)?;
         let pem = Zeroizing::new(require_text("private_key", read.private_key)?);
-        let key = parse_private_key(&pem).map_err(ServiceAccountError::InvalidPrivateKey)?;
-        let fingerprint = token::sha256_fingerprint(key.public_key().as_ref());
+        let (key, fingerprint) =
+            parse_private_key(&pem).map_err(ServiceAccountError::InvalidPrivateKey)?;
         Ok(Self {
             client_email,
             key_id,
@@ -171,7 +155,7 @@ impl GoogleServiceAccount {
         })
     }
 
-    /// The account's name.
+    /// The account's address, such as `attesto@project.iam.gserviceaccount.com`.
     pub fn client_email(&self) -> &str {
         &self.client_email
     }
@@ -183,21 +167,29 @@ impl GoogleServiceAccount {
 
     /// A digest of all that an assertion says of the account and of the key that signs it. One key may belong to several
     /// accounts; two files with the same identity get the same answers.
-    pub fn identity_digest(&self) -> [u8; 32] {
-        // JSON, so that no two lists are written alike.
+    pub(super) fn identity_digest(&self) -> [u8; 32] {
+        // JSON, so that two different lists are never written alike.
         let parts = json!([self.client_email, self.key_id, self.fingerprint]);
         token::sha256(parts.to_string().as_bytes())
     }
 
-    /// Where the file says tokens are bought. For a warning only: it is never called, because whoever writes the file
-    /// would choose where signed assertions go.
-    pub fn token_uri(&self) -> Option<&str> {
+    /// The token endpoint that the file names. For a warning only: it is never called, because then the author of a file
+    /// could choose where signed assertions go.
+    pub(crate) fn token_uri(&self) -> Option<&str> {
         self.token_uri.as_deref()
     }
 
-    /// A signed statement that this account asks `audience` for a token with `scope` (RFC 7523, RS256).
-    pub fn sign_assertion(&self, scope: &str, audience: &Url, now: Timestamp) -> SecretString {
-        let header = json!({ "alg": "RS256", "typ": "JWT", "kid": self.key_id });
+    /// A signed request of this account for an access token with `scope`, addressed to `audience` (RFC 7523, RS256).
+    pub(super) fn sign_assertion(
+        &self,
+        scope: &str,
+        audience: &Url,
+        now: Timestamp,
+    ) -> SecretString {
+        let header = Header {
+            kid: Some(self.key_id.clone()),
+            ..Header::new(Algorithm::RS256)
+        };
         let claims = json!({
             "iss": self.client_email,
             "scope": scope,
@@ -205,18 +197,9 @@ impl GoogleServiceAccount {
             "iat": now.as_secs(),
             "exp": now.plus(ASSERTION_TTL).as_secs(),
         });
-        let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", encode(header), encode(claims));
-        let mut signature = vec![0; self.key.public_modulus_len()];
-        self.key
-            .sign(
-                &RSA_PKCS1_SHA256,
-                &SystemRandom::new(),
-                signed.as_bytes(),
-                &mut signature,
-            )
-            .expect("a key that was accepted signs");
-        SecretString::from(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+        jsonwebtoken::encode(&header, &claims, &self.key)
+            .expect("a key that was accepted signs")
+            .into()
     }
 }
 
@@ -224,13 +207,13 @@ impl fmt::Debug for GoogleServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "ServiceAccount({}, key {})",
+            "GoogleServiceAccount({}, key {})",
             self.client_email, self.fingerprint
         )
     }
 }
 
-/// What a file that is not JSON looks like.
+/// What a file is that is not JSON, by its first bytes.
 fn detect_wrong_file(file: &[u8]) -> Option<&'static str> {
     if file.starts_with(b"-----BEGIN") {
         Some("a bare key or certificate")
@@ -243,17 +226,15 @@ fn detect_wrong_file(file: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn require_text(
-    name: &'static str,
-    value: Option<serde_json::Value>,
-) -> Result<String, ServiceAccountError> {
+fn require_text(name: &'static str, value: Option<Value>) -> Result<String, ServiceAccountError> {
     match value {
-        Some(serde_json::Value::String(text)) if !text.trim().is_empty() => Ok(text),
+        Some(Value::String(text)) if !text.trim().is_empty() => Ok(text),
         _ => Err(ServiceAccountError::InvalidField(name)),
     }
 }
 
-fn parse_private_key(pem: &str) -> Result<KeyPair, &'static str> {
+/// The key, and the first 16 hex digits of the SHA-256 of its public key.
+fn parse_private_key(pem: &str) -> Result<(EncodingKey, String), &'static str> {
     if pem.contains("\\n") {
         return Err("has its line breaks escaped twice");
     }
@@ -271,192 +252,23 @@ fn parse_private_key(pem: &str) -> Result<KeyPair, &'static str> {
         SectionKind::Certificate => return Err("is a certificate"),
         _ => return Err("is not a private key"),
     }
-    KeyPair::from_pkcs8(&der).map_err(|_| "is not an intact RSA key of 2048 to 8192 bits")
+    let not_intact = "is not an intact RSA key of 2048 to 8192 bits";
+    let pair = KeyPair::from_pkcs8(&der).map_err(|_| not_intact)?;
+    let key = EncodingKey::from_rsa_der(unwrap_pkcs8(&der).map_err(|_| not_intact)?);
+    Ok((key, token::sha256_fingerprint(pair.public_key().as_ref())))
 }
 
-/// Buys access tokens and keeps them as long as they are good.
-#[derive(Clone)]
-pub struct AccessTokenSource {
-    upstream: Upstream,
-    token_url: Url,
-    clock: Clock,
-    token_cache: TokenCache,
-    in_flight: SingleFlight<TokenCacheKey, Result<AccessToken, AccessTokenError>>,
-}
-
-/// Why there is no access token.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AccessTokenError {
-    /// Google does not accept the account: deleted, its key rotated or disabled, or this machine's clock is wrong.
-    #[error("the token endpoint refused the service account: status {status}, {}: {}", .code.as_deref().unwrap_or("no code"), .description.as_deref().unwrap_or("no description"))]
-    Unauthorized {
-        /// The HTTP status.
-        status: u16,
-        /// OAuth's word, such as `invalid_grant`.
-        code: Option<String>,
-        /// Google's sentence, for the operator.
-        description: Option<String>,
-    },
-    /// It is asked too often.
-    #[error("the token endpoint is asked too often: status 429")]
-    RateLimited {
-        /// When to come back, if it said.
-        retry_after: Option<Duration>,
-    },
-    /// Any other answer that is not a token.
-    #[error("the token endpoint answered with status {0} and no usable token")]
-    Unexpected(u16),
-    /// No answer.
-    #[error("the token endpoint gave no answer: {0}")]
-    NoResponse(#[from] UpstreamError),
-}
-
-#[derive(Deserialize)]
-struct TokenResponse {
-    access_token: Option<String>,
-    /// Seconds. Google's is a whole number; what is none of the kind must not cost a token that is good.
-    #[serde(default)]
-    expires_in: Value,
-}
-
-#[derive(Deserialize)]
-struct TokenErrorResponse {
-    error: Option<String>,
-    error_description: Option<String>,
-}
-
-impl AccessTokenSource {
-    /// Tokens from `token_url`.
-    pub fn new(upstream: Upstream, token_url: Url, clock: Clock) -> Self {
-        Self {
-            upstream,
-            token_url,
-            token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
-            clock,
-            in_flight: SingleFlight::default(),
-        }
-    }
-
-    /// A token for `account` of `tenant` that is good for at least another minute, or as good as Google sells them.
-    pub async fn get_token(
-        &self,
-        tenant: &TenantId,
-        account: &Arc<GoogleServiceAccount>,
-    ) -> Result<AccessToken, AccessTokenError> {
-        let owner = (tenant.clone(), account.identity_digest());
-        if let Some(token) = self.token_cache.get(&owner) {
-            return Ok(token);
-        }
-        let (tokens, account) = (self.clone(), account.clone());
-        self.in_flight
-            .share_call(owner.clone(), move || async move {
-                // Somebody's purchase may have ended between our look and our turn.
-                if let Some(token) = tokens.token_cache.get(&owner) {
-                    return Ok(token);
-                }
-                let token = tokens.request_token(&account).await?;
-                tokens.token_cache.insert(owner, &token);
-                Ok(token)
-            })
-            .await
-    }
-
-    /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn evict_token(
-        &self,
-        tenant: &TenantId,
-        account: &GoogleServiceAccount,
-        token: &AccessToken,
-    ) {
-        let owner = (tenant.clone(), account.identity_digest());
-        self.token_cache.remove_refused(&owner, token);
-    }
-
-    async fn request_token(
-        &self,
-        account: &GoogleServiceAccount,
-    ) -> Result<AccessToken, AccessTokenError> {
-        let assertion = account.sign_assertion(PUBLISHER_SCOPE, &self.token_url, self.clock.now());
-        let form = [
-            ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
-            ("assertion", assertion.expose_secret()),
-        ];
-        let answer = self
-            .upstream
-            .send_with_retries(
-                |client| client.post(self.token_url.clone()).form(&form),
-                classify_response,
-            )
-            .await?;
-        parse_token_response(&answer, self.clock.now())
-    }
-}
-
-fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
-    if answer.status.is_server_error() {
-        RetryDecision::Transient
-    } else {
-        RetryDecision::Final
-    }
-}
-
-fn parse_token_response(
-    answer: &UpstreamResponse,
-    now: Timestamp,
-) -> Result<AccessToken, AccessTokenError> {
-    let status = answer.status.as_u16();
-    match status {
-        200 => {
-            let read: TokenResponse = serde_json::from_slice(&answer.body)
-                .map_err(|_| AccessTokenError::Unexpected(status))?;
-            // Anything else could not be written into a header.
-            let usable = |token: &String| {
-                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-            };
-            let secret = read
-                .access_token
-                .filter(usable)
-                .ok_or(AccessTokenError::Unexpected(status))?;
-            let lasts = parse_seconds(&read.expires_in)
-                .unwrap_or(DEFAULT_TOKEN_TTL_SECONDS)
-                .min(MAX_TOKEN_TTL_SECONDS);
-            let expires = now.plus(Duration::from_secs(lasts));
-            Ok(AccessToken::new(secret.into(), expires))
-        }
-        400 | 401 | 403 => {
-            let read: TokenErrorResponse = serde_json::from_slice(&answer.body)
-                .map_err(|_| AccessTokenError::Unexpected(status))?;
-            Err(AccessTokenError::Unauthorized {
-                status,
-                code: read.error.filter(|code| is_error_code(code)),
-                description: read.error_description,
-            })
-        }
-        429 => Err(AccessTokenError::RateLimited {
-            retry_after: parse_retry_after(&answer.headers, now),
-        }),
-        _ => Err(AccessTokenError::Unexpected(status)),
-    }
-}
-
-/// A number of seconds, however it is written.
-fn parse_seconds(value: &Value) -> Option<u64> {
-    let text = match value {
-        Value::Number(number) => number.to_string(),
-        Value::String(text) => text.clone(),
-        _ => return None,
-    };
-    text.split('.').next()?.parse().ok()
-}
-
-/// Whether this is a code such as Google has, `invalidValue` or `RESOURCE_EXHAUSTED`, which may be repeated in an answer
-/// and in any log. Anything else may be the purchase token.
-pub(super) fn is_error_code(word: &str) -> bool {
-    const LONGEST: usize = 64;
-    (1..=LONGEST).contains(&word.len())
-        && word
-            .bytes()
-            .all(|letter| letter.is_ascii_alphabetic() || letter == b'_')
+/// The PKCS#1 key inside of a PKCS#8 one (RFC 5208), which is the form that `jsonwebtoken` takes. Nothing is copied, so
+/// that no copy of the key stays in memory.
+fn unwrap_pkcs8(der: &[u8]) -> der::Result<&[u8]> {
+    SliceReader::new(der)?.sequence(|fields| {
+        u8::decode(fields)?;
+        AlgorithmIdentifierRef::decode(fields)?;
+        let key = <&OctetStringRef>::decode(fields)?;
+        // Attributes, which some tools add.
+        fields.read_slice(fields.remaining_len())?;
+        Ok(key.as_bytes())
+    })
 }
 
 #[cfg(test)]
@@ -464,9 +276,11 @@ pub(super) mod tests {
     use super::*;
     use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
     use aws_lc_rs::rsa::KeySize;
-    use base64::engine::general_purpose::STANDARD;
-    use reqwest::StatusCode;
-    use reqwest::header::HeaderMap;
+    use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
+    use crate::crypto::ExposeSecret as _;
 
     /// A key file with a key made for this run.
     pub(crate) fn key_file() -> Value {
@@ -510,13 +324,11 @@ pub(super) mod tests {
             Some("https://oauth2.googleapis.com/token")
         );
         assert_eq!(account.fingerprint().len(), 16);
-        assert_eq!(
-            format!("{account:?}"),
-            format!(
-                "ServiceAccount(attesto@project.iam.example, key {})",
-                account.fingerprint()
-            )
+        let printed = format!(
+            "GoogleServiceAccount(attesto@project.iam.example, key {})",
+            account.fingerprint()
         );
+        assert_eq!(format!("{account:?}"), printed);
         let with_mark = [
             b"\xEF\xBB\xBF".as_slice(),
             file.to_string().as_bytes(),
@@ -664,114 +476,36 @@ pub(super) mod tests {
 
     #[test]
     fn an_assertion_is_what_google_asks_for() {
-        let account = parse(&key_file()).expect("good");
+        let file = key_file();
         let audience = Url::parse("https://oauth2.googleapis.com/token").expect("a URL");
         let now = Timestamp::from_millis(1_775_830_930_999);
-        let assertion = account.sign_assertion(PUBLISHER_SCOPE, &audience, now);
+        let account = parse(&file).expect("good");
+        let assertion = account.sign_assertion("a-scope", &audience, now);
+        let (signed, signature) = assertion.expose_secret().rsplit_once('.').expect("a JWT");
+        let (header, claims) = signed.split_once('.').expect("a JWT");
+        let decode = |text| URL_SAFE_NO_PAD.decode(text).expect("base64url");
+        let json = |text| serde_json::from_slice::<Value>(&decode(text)).expect("JSON");
         // Checked by another implementation than the one that signed.
-        let key = jsonwebtoken::DecodingKey::from_rsa_der(account.key.public_key().as_ref());
-        let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
-        rules.set_audience(&[audience.as_str()]);
-        rules.validate_exp = false;
-        let read = jsonwebtoken::decode::<Value>(assertion.expose_secret(), &key, &rules)
+        let pem = file["private_key"].as_str().expect("text");
+        let (_, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let pair = KeyPair::from_pkcs8(&der).expect("a key");
+        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, pair.public_key())
+            .verify(signed.as_bytes(), &decode(signature))
             .expect("verifies");
-        assert_eq!(read.header.kid.as_deref(), Some("0123456789abcdef"));
         assert_eq!(
-            read.claims,
+            json(header),
+            json!({ "typ": "JWT", "alg": "RS256", "kid": "0123456789abcdef" })
+        );
+        assert_eq!(
+            json(claims),
             json!({
                 "iss": "attesto@project.iam.example",
-                "scope": PUBLISHER_SCOPE,
+                "scope": "a-scope",
                 "aud": "https://oauth2.googleapis.com/token",
                 "iat": 1_775_830_930,
                 "exp": 1_775_834_530,
             })
         );
         assert!(!format!("{assertion:?}").contains("ey"));
-    }
-
-    fn answer(status: u16, body: &str) -> UpstreamResponse {
-        UpstreamResponse {
-            status: StatusCode::from_u16(status).expect("a status"),
-            headers: HeaderMap::new(),
-            body: body.as_bytes().to_vec(),
-        }
-    }
-
-    #[test]
-    fn a_token_lasts_as_long_as_google_says_within_reason() {
-        let now = Timestamp::from_millis(0);
-        for (body, seconds) in [
-            (
-                r#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#,
-                3599,
-            ),
-            (r#"{"access_token":"ya29.x"}"#, 300),
-            (r#"{"access_token":"ya29.x","expires_in":null}"#, 300),
-            (r#"{"access_token":"ya29.x","expires_in":"soon"}"#, 300),
-            (r#"{"access_token":"ya29.x","expires_in":-1}"#, 300),
-            (r#"{"access_token":"ya29.x","expires_in":"3599"}"#, 3599),
-            (r#"{"access_token":"ya29.x","expires_in":3599.9}"#, 3599),
-            (r#"{"access_token":"ya29.x","expires_in":99999999}"#, 3600),
-        ] {
-            let token = parse_token_response(&answer(200, body), now).expect("a token");
-            assert_eq!(token.expires_at(), now.plus(Duration::from_secs(seconds)));
-            assert_eq!(token.secret(), "ya29.x");
-            assert!(!format!("{token:?}").contains("ya29"));
-            let clock = Clock::fixed(now);
-            let kept = TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN);
-            let owner = (TenantId::mint(now), [1; 32]);
-            kept.insert(owner.clone(), &token);
-            clock.advance(Duration::from_secs(seconds - 61));
-            assert!(kept.get(&owner).is_some());
-            clock.advance(Duration::from_secs(1));
-            assert!(kept.get(&owner).is_none());
-        }
-    }
-
-    #[test]
-    fn what_is_not_a_token_is_classed() {
-        let refused = |status, code: Option<&str>, description: Option<&str>| {
-            AccessTokenError::Unauthorized {
-                status,
-                code: code.map(str::to_owned),
-                description: description.map(str::to_owned),
-            }
-        };
-        for (status, body, expected) in [
-            (
-                400,
-                r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#,
-                refused(400, Some("invalid_grant"), Some("Invalid JWT Signature.")),
-            ),
-            (
-                401,
-                r#"{"error":"invalid_client"}"#,
-                refused(401, Some("invalid_client"), None),
-            ),
-            (403, "{}", refused(403, None, None)),
-            (403, "<html>", AccessTokenError::Unexpected(403)),
-            (200, "{}", AccessTokenError::Unexpected(200)),
-            (200, "<html>", AccessTokenError::Unexpected(200)),
-            (
-                200,
-                r#"{"access_token":""}"#,
-                AccessTokenError::Unexpected(200),
-            ),
-            (
-                200,
-                "{\"access_token\":\"a\\nb\"}",
-                AccessTokenError::Unexpected(200),
-            ),
-            (302, "", AccessTokenError::Unexpected(302)),
-            (
-                429,
-                "{}",
-                AccessTokenError::RateLimited { retry_after: None },
-            ),
-            (503, "{}", AccessTokenError::Unexpected(503)),
-        ] {
-            let found = parse_token_response(&answer(status, body), Timestamp::from_millis(0));
-            assert_eq!(found.map(|_| ()), Err(expected), "{status} {body}");
-        }
     }
 }

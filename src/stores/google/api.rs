@@ -1,265 +1,73 @@
 //! Calls to the Play Developer API, and what each of its answers means.
 //!
-//! Promises: what Google does not say about a purchase is never read as "no such purchase" (a gateway's 404 page, a
-//! refused credential, a quota, an outage); ids from a caller cannot change which address is called; identical
+//! Promises: only an answer of Google's about the purchase is read as "no such purchase", never a gateway's 404 page, a
+//! refused credential, a quota or an outage; ids from a caller cannot change which address is called; identical
 //! questions in flight share one call; one tenant cannot take every connection; an access token that Google refuses is
 //! replaced once.
 //!
 //! | status | reason | meaning |
 //! |---|---|---|
-//! | 200 | | known |
-//! | 404 | `applicationNotFound`, `packageNotFound` | [`Failure::Application`] |
-//! | 400, 404 | the message says "expired for too long" | [`Absent::Gone`] |
-//! | 404 | any other of Google's | [`Absent::Unknown`] |
-//! | 404 | none: not Google's body | [`Failure::Unexpected`] |
-//! | 410 | any | [`Absent::Gone`] |
-//! | 400 | `purchaseTokenNoLongerValid`, `subscriptionPurchaseNoLongerAvailable` | [`Absent::Gone`] |
-//! | 400 | `failedPrecondition`, or status `FAILED_PRECONDITION` | [`Absent::Gone`]: expired too long ago |
-//! | 400 | `invalid`, `invalidPurchaseToken`, `purchaseTokenNotFound`; `invalidValue` | [`Absent::Unknown`]: not a token |
-//! | 400 | status `INVALID_ARGUMENT`, no reason, message "Invalid Value" | [`Absent::Unknown`]: not a token |
-//! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`Absent::OtherApp`] |
-//! | 400 | `purchaseTokenDoesNotMatchProductId` | [`Absent::OtherProduct`] |
-//! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`Absent::OtherType`] |
-//! | 401 | any | one more try with a new token, then [`Failure::Credentials`] |
-//! | 429 from the token endpoint | any | [`Failure::Quota`] |
-//! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`Failure::Quota`] |
-//! | 403 | any other | [`Failure::Credentials`] |
-//! | 408, 5xx | any | two quick retries, then [`Failure::Unexpected`] |
-//! | anything else | | [`Failure::Unexpected`] |
+//! | 200 | | the purchase |
+//! | 404 | `applicationNotFound`, `packageNotFound` | [`UnknownApp`](GoogleApiError::UnknownApp) |
+//! | 400, 404 | the message says "expired for too long" | [`Gone`](GoogleNotFound::Gone) |
+//! | 404 | any other of Google's | [`Unknown`](GoogleNotFound::Unknown) |
+//! | 404 | none: not Google's body | [`Unexpected`](GoogleApiError::Unexpected) |
+//! | 410 | any | [`Gone`](GoogleNotFound::Gone) |
+//! | 400 | `purchaseTokenNoLongerValid`, `subscriptionPurchaseNoLongerAvailable` | [`Gone`](GoogleNotFound::Gone) |
+//! | 400 | `failedPrecondition`, or status `FAILED_PRECONDITION` | [`Gone`](GoogleNotFound::Gone): expired too long ago |
+//! | 400 | `invalid`, `invalidPurchaseToken`, `purchaseTokenNotFound`; `invalidValue` | [`Unknown`](GoogleNotFound::Unknown): not a token |
+//! | 400 | status `INVALID_ARGUMENT`, no reason, message "Invalid Value" | [`Unknown`](GoogleNotFound::Unknown): not a token |
+//! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`OtherApp`](PurchaseLookupError::OtherApp) |
+//! | 400 | `purchaseTokenDoesNotMatchProductId` | [`OtherProduct`](PurchaseLookupError::OtherProduct) |
+//! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`OtherType`](GoogleNotFound::OtherType) |
+//! | 401 | any | one more try with a new token, then [`Unauthorized`](GoogleApiError::Unauthorized) |
+//! | 429 from the token endpoint | any | [`RateLimited`](GoogleApiError::RateLimited) |
+//! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`RateLimited`](GoogleApiError::RateLimited) |
+//! | 403 | any other | [`Unauthorized`](GoogleApiError::Unauthorized) |
+//! | 408, 5xx | any | two quick retries, then [`Unexpected`](GoogleApiError::Unexpected) |
+//! | anything else | | [`Unexpected`](GoogleApiError::Unexpected) |
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::account::{AccessTokenError, AccessTokenSource, GoogleServiceAccount, is_error_code};
+use super::access_token::AccessTokenSource;
+use super::account::GoogleServiceAccount;
+use super::api_error::{
+    DEFAULT_RETRY_AFTER, GoogleApiError, GoogleNotFound, PurchaseLookupError, is_error_code,
+};
 use super::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::base::single_flight::SingleFlight;
-use crate::credentials::token_cache::AccessToken;
 use crate::outbound::{
-    RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
-    parse_retry_after, push_path_segment,
+    RetryDecision, Upstream, UpstreamResponse, describe_json_error, parse_retry_after,
+    push_path_segment,
 };
-use crate::stores::shared::client::{
-    BearerTokens, CallKey, MAX_CALLS_PER_TENANT, StoreApi, TooManyCallsError, call_key,
-};
+use crate::stores::shared::client::{CallKey, StoreApi, call_key};
 
-/// Google's quotas are per minute; said when Google does not say when to come back.
-const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
-
-/// The Play Developer API.
+/// The Play Developer API. Clones share access tokens, calls in flight and the limit of a tenant.
 #[derive(Clone)]
-pub struct PlayClient {
+pub(crate) struct PlayClient {
     api: StoreApi<AccessTokenSource>,
     base_url: Url,
     clock: Clock,
     in_flight: SingleFlight<CallKey, Result<Arc<[u8]>, PurchaseLookupError>>,
 }
 
-/// What Google knows of a purchase.
+/// A purchase as Google answered.
 #[derive(Clone, Debug)]
-pub struct PurchaseResponse<T> {
-    /// The part that is understood here.
-    pub purchase: T,
-    /// The answer, byte for byte.
-    pub raw: Box<RawValue>,
-}
-
-/// Why there is no purchase to speak of: Google said no, or nothing can be said.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PurchaseLookupError {
-    /// Google said no.
-    #[error("{0}")]
-    NotFound(#[from] GoogleNotFound),
-    /// Google said neither yes nor no.
-    #[error("{0}")]
-    Api(#[from] GoogleApiError),
-}
-
-/// Google's "no".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GoogleNotFound {
-    /// Never seen, or not a token at all.
-    #[error("no such purchase")]
-    Unknown,
-    /// It once existed: replaced by another, or over for so long that Google has forgotten it.
-    #[error("the purchase is gone")]
-    Gone,
-    /// The token was made by another app.
-    #[error("the purchase is another app's")]
-    OtherApp,
-    /// The token is of another product.
-    #[error("the purchase is of another product")]
-    OtherProduct,
-    /// A product's token was asked about as a subscription, or the reverse.
-    #[error("the purchase is of the other type")]
-    OtherType,
-}
-
-/// Google said neither yes nor no.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GoogleApiError {
-    /// The service account is refused, at the token endpoint or by Play.
-    #[error("Google refused the service account: status {status}, {}: {}", .reason.as_deref().unwrap_or("no reason"), .message.as_deref().unwrap_or("no message"))]
-    Unauthorized {
-        /// The HTTP status.
-        status: u16,
-        /// Google's word, such as `permissionDenied` or `invalid_grant`.
-        reason: Option<String>,
-        /// Google's sentence, for the operator.
-        message: Option<String>,
-    },
-    /// Play knows no app of the configured package name.
-    #[error("Google knows no app of this package name: status 404, {reason}")]
-    UnknownApp {
-        /// Google's word.
-        reason: String,
-    },
-    /// The project's quota is used up.
-    #[error("Google's quota is used up: status {status}")]
-    RateLimited {
-        /// The HTTP status.
-        status: u16,
-        /// When to come back.
-        retry_after: Duration,
-    },
-    /// Any other answer, after retries where those could help.
-    #[error("Google answered with status {status}, {}: {}", .reason.as_deref().unwrap_or("no reason"), .message.as_deref().unwrap_or("no message"))]
-    Unexpected {
-        /// The HTTP status.
-        status: u16,
-        /// Google's word.
-        reason: Option<String>,
-        /// Google's sentence, for the operator.
-        message: Option<String>,
-        /// When to come back, if Google said.
-        retry_after: Option<Duration>,
-    },
-    /// A success that cannot be read.
-    #[error("Google's answer cannot be read: {0}")]
-    Unreadable(String),
-    /// No answer.
-    #[error("Google gave no answer: {0}")]
-    NoResponse(#[from] UpstreamError),
-    /// The tenant has so many questions on their way that this one found no place.
-    #[error("{MAX_CALLS_PER_TENANT} questions of this tenant are waiting for Google already")]
-    TooManyInFlight,
-}
-
-impl PurchaseLookupError {
-    /// With nothing of a purchase token, should Google's sentence repeat it: the sentence goes to the log.
-    fn redact_purchase_token(mut self, purchase_token: &str) -> Self {
-        if let Self::Api(
-            GoogleApiError::Unauthorized {
-                reason, message, ..
-            }
-            | GoogleApiError::Unexpected {
-                reason, message, ..
-            },
-        ) = &mut self
-        {
-            let mut written = String::new();
-            let is_segment = push_path_segment(&mut written, purchase_token).is_some();
-            for said in [reason, message].into_iter().flatten() {
-                if is_segment {
-                    *said = said.replace(purchase_token, "…").replace(&written, "…");
-                }
-            }
-        }
-        self
-    }
-}
-
-impl GoogleApiError {
-    /// What the log says in production: the kind and Google's own words for it, nothing of a purchase.
-    pub(super) fn api_error_class(&self) -> String {
-        match self {
-            Self::Unauthorized { status, reason, .. } => {
-                let reason = reason.as_deref().unwrap_or("no reason");
-                format!("google credentials {status} {reason}")
-            }
-            Self::UnknownApp { reason } => format!("google application 404 {reason}"),
-            Self::RateLimited { status, .. } => format!("google quota {status}"),
-            Self::Unexpected { status, reason, .. } => {
-                let reason = reason.as_deref().unwrap_or("no reason");
-                format!("google unexpected {status} {reason}")
-            }
-            Self::Unreadable(_) => "google unreadable".to_owned(),
-            Self::NoResponse(_) => "google no answer".to_owned(),
-            Self::TooManyInFlight => "google crowded".to_owned(),
-        }
-    }
-}
-
-impl From<UpstreamError> for PurchaseLookupError {
-    fn from(error: UpstreamError) -> Self {
-        GoogleApiError::NoResponse(error).into()
-    }
-}
-
-impl From<AccessTokenError> for PurchaseLookupError {
-    fn from(error: AccessTokenError) -> Self {
-        match error {
-            AccessTokenError::Unauthorized {
-                status,
-                code,
-                description,
-            } => GoogleApiError::Unauthorized {
-                status,
-                reason: code,
-                message: description,
-            },
-            AccessTokenError::RateLimited { retry_after } => GoogleApiError::RateLimited {
-                status: 429,
-                retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER),
-            },
-            AccessTokenError::Unexpected(status) => GoogleApiError::Unexpected {
-                status,
-                reason: None,
-                message: Some("the token endpoint gave no token".to_owned()),
-                retry_after: None,
-            },
-            AccessTokenError::NoResponse(error) => GoogleApiError::NoResponse(error),
-        }
-        .into()
-    }
-}
-
-impl From<TooManyCallsError> for PurchaseLookupError {
-    fn from(TooManyCallsError: TooManyCallsError) -> Self {
-        GoogleApiError::TooManyInFlight.into()
-    }
-}
-
-impl BearerTokens for AccessTokenSource {
-    type Credentials = Arc<GoogleServiceAccount>;
-    type Error = PurchaseLookupError;
-
-    async fn get_token(
-        &self,
-        tenant: &TenantId,
-        account: &Arc<GoogleServiceAccount>,
-    ) -> Result<AccessToken, PurchaseLookupError> {
-        Ok(AccessTokenSource::get_token(self, tenant, account).await?)
-    }
-
-    fn evict_token(
-        &self,
-        tenant: &TenantId,
-        account: &Arc<GoogleServiceAccount>,
-        token: &AccessToken,
-    ) {
-        AccessTokenSource::evict_token(self, tenant, account, token);
-    }
+pub(crate) struct PurchaseResponse<T> {
+    pub(crate) purchase: T,
+    /// The whole answer, byte for byte.
+    pub(crate) raw: Box<RawValue>,
 }
 
 impl PlayClient {
-    /// The API at `base` (the part before `/androidpublisher`), with tokens from `token_url`.
-    pub fn new(upstream: Upstream, base_url: Url, token_url: Url, clock: Clock) -> Self {
+    /// The API at `base_url` (the part before `/androidpublisher`), with tokens from `token_url`.
+    pub(crate) fn new(upstream: Upstream, base_url: Url, token_url: Url, clock: Clock) -> Self {
         let tokens = AccessTokenSource::new(upstream.clone(), token_url, clock.clone());
         Self {
             api: StoreApi::new(upstream, tokens),
@@ -270,7 +78,7 @@ impl PlayClient {
     }
 
     /// `purchases.subscriptionsv2.get`
-    pub async fn get_subscription(
+    pub(crate) async fn get_subscription(
         &self,
         tenant: &TenantId,
         account: &Arc<GoogleServiceAccount>,
@@ -283,7 +91,7 @@ impl PlayClient {
     }
 
     /// `purchases.products.get`
-    pub async fn get_product(
+    pub(crate) async fn get_product(
         &self,
         tenant: &TenantId,
         account: &Arc<GoogleServiceAccount>,
@@ -296,6 +104,7 @@ impl PlayClient {
             .await
     }
 
+    /// `path` ends with the purchase token.
     async fn get_purchase<T: DeserializeOwned>(
         &self,
         tenant: &TenantId,
@@ -313,31 +122,30 @@ impl PlayClient {
                 play.send_request(&tenant, &account, url).await
             })
             .await
-            .map_err(|no| no.redact_purchase_token(path.last().copied().unwrap_or_default()))?;
-        parse_purchase(&body).map_err(PurchaseLookupError::from)
+            .map_err(|error| {
+                error.redact_purchase_token(path.last().copied().unwrap_or_default())
+            })?;
+        Ok(parse_purchase(&body)?)
     }
 
+    /// The body of a success.
     async fn send_request(
         &self,
         tenant: &TenantId,
         account: &Arc<GoogleServiceAccount>,
         url: Url,
     ) -> Result<Arc<[u8]>, PurchaseLookupError> {
-        let answer = self
+        let build = |client: &reqwest::Client| client.get(url.clone());
+        let response = self
             .api
-            .send_request(
-                tenant,
-                account,
-                |client| client.get(url.clone()),
-                classify_response,
-            )
+            .send_request(tenant, account, build, classify_response)
             .await?;
-        interpret_response(answer, self.clock.now()).map(Arc::from)
+        interpret_response(response, self.clock.now()).map(Arc::from)
     }
 }
 
-/// Where a question goes. `None` when a part cannot be written as one path segment: a URL has no spelling for a
-/// segment of one or two dots, and no purchase is called that.
+/// `None` when a part cannot be written as one path segment: a URL cannot express a segment that is empty or one or two
+/// dots, and no purchase has such a name.
 fn endpoint_url(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
     let mut text = base.as_str().trim_end_matches('/').to_owned();
     text.push_str("/androidpublisher/v3/applications/");
@@ -350,39 +158,39 @@ fn endpoint_url(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
     Url::parse(&text).ok()
 }
 
-fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
-    if answer.status.is_server_error() || answer.status.as_u16() == 408 {
+fn classify_response(response: &UpstreamResponse) -> RetryDecision {
+    if response.status.is_server_error() || response.status.as_u16() == 408 {
         RetryDecision::Transient
     } else {
         RetryDecision::Final
     }
 }
 
-/// What an answer means: the body of a success, or why there is none. The table stands at the top of this file.
+/// The body of a success, or why there is none. The table is at the top of this file.
 fn interpret_response(
-    answer: UpstreamResponse,
+    response: UpstreamResponse,
     now: Timestamp,
 ) -> Result<Vec<u8>, PurchaseLookupError> {
-    let status = answer.status.as_u16();
+    let status = response.status.as_u16();
     if status == 200 {
-        return Ok(answer.body);
+        return Ok(response.body);
     }
-    let error = serde_json::from_slice::<GoogleErrorBody>(&answer.body)
+    let error = serde_json::from_slice::<GoogleErrorBody>(&response.body)
         .ok()
         .and_then(|body| body.error);
-    let is_googles = error.is_some();
+    let is_from_google = error.is_some();
     let error = error.unwrap_or_default();
-    let word = error
+    let code = error
         .errors
         .into_iter()
-        .find_map(|one| one.reason)
+        .find_map(|error| error.reason)
         .or_else(|| error.status.clone())
-        .filter(|word| is_error_code(word));
+        .filter(|code| is_error_code(code));
     let is_precondition = error.status.as_deref() == Some("FAILED_PRECONDITION");
-    let wait = parse_retry_after(&answer.headers, now);
-    let (reason, message) = (word.as_deref().unwrap_or_default(), error.message);
-    // Sometimes Google gives a sentence and no reason. Only known ones are believed.
-    let says = |words: &str| {
+    let retry_after = parse_retry_after(&response.headers, now);
+    let (reason, message) = (code.as_deref().unwrap_or_default(), error.message);
+    // Sometimes Google gives a sentence and no reason. Only the known sentences count.
+    let contains = |words: &str| {
         message
             .as_deref()
             .is_some_and(|message| message.contains(words))
@@ -392,9 +200,9 @@ fn interpret_response(
             reason: reason.to_owned(),
         }
         .into(),
-        (400 | 404, _) if says("expired for too long") => GoogleNotFound::Gone.into(),
-        (400, "INVALID_ARGUMENT") if says("Invalid Value") => GoogleNotFound::Unknown.into(),
-        (404, _) if is_googles => GoogleNotFound::Unknown.into(),
+        (400 | 404, _) if contains("expired for too long") => GoogleNotFound::Gone.into(),
+        (400, "INVALID_ARGUMENT") if contains("Invalid Value") => GoogleNotFound::Unknown.into(),
+        (404, _) if is_from_google => GoogleNotFound::Unknown.into(),
         (410, _)
         | (
             400,
@@ -406,8 +214,8 @@ fn interpret_response(
         (400, "invalid" | "invalidValue" | "invalidPurchaseToken" | "purchaseTokenNotFound") => {
             GoogleNotFound::Unknown.into()
         }
-        (400, "purchaseTokenDoesNotMatchPackageName") => GoogleNotFound::OtherApp.into(),
-        (400, "purchaseTokenDoesNotMatchProductId") => GoogleNotFound::OtherProduct.into(),
+        (400, "purchaseTokenDoesNotMatchPackageName") => PurchaseLookupError::OtherApp,
+        (400, "purchaseTokenDoesNotMatchProductId") => PurchaseLookupError::OtherProduct,
         (400, reason) if is_wrong_purchase_type(reason) => GoogleNotFound::OtherType.into(),
         (429, _)
         | (
@@ -419,26 +227,26 @@ fn interpret_response(
             | "RESOURCE_EXHAUSTED",
         ) => GoogleApiError::RateLimited {
             status,
-            retry_after: wait.unwrap_or(DEFAULT_RETRY_AFTER),
+            retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER),
         }
         .into(),
         (401 | 403, _) => GoogleApiError::Unauthorized {
             status,
-            reason: word,
+            reason: code,
             message,
         }
         .into(),
         _ => GoogleApiError::Unexpected {
             status,
-            reason: word,
+            reason: code,
             message,
-            retry_after: wait,
+            retry_after,
         }
         .into(),
     })
 }
 
-/// `subscriptionInvalidArgument` is what was seen; its siblings are spelled after the same pattern.
+/// `subscriptionInvalidArgument` was observed; the others follow the same pattern.
 fn is_wrong_purchase_type(reason: &str) -> bool {
     reason.strip_suffix("InvalidArgument").is_some_and(|what| {
         matches!(
@@ -465,6 +273,7 @@ fn parse_purchase<T: DeserializeOwned>(body: &[u8]) -> Result<PurchaseResponse<T
 mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use axum::extract::State;
     use axum::http::header::RETRY_AFTER;
@@ -495,6 +304,13 @@ mod tests {
         answer(status, &body.to_string())
     }
 
+    fn api_error<T: std::fmt::Debug>(result: Result<T, PurchaseLookupError>) -> GoogleApiError {
+        match result {
+            Err(PurchaseLookupError::Api(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn unexpected(status: u16, reason: Option<&str>, message: Option<&str>) -> PurchaseLookupError {
         GoogleApiError::Unexpected {
             status,
@@ -506,94 +322,65 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_has_its_meaning() {
-        let credentials = |status, reason: &str| {
+    fn every_rejection_and_error_has_its_meaning() {
+        use GoogleNotFound::*;
+        let unauthorized = |status, reason: &str| {
             PurchaseLookupError::from(GoogleApiError::Unauthorized {
                 status,
                 reason: Some(reason.to_owned()),
                 message: Some("A sentence.".to_owned()),
             })
         };
-        let quota = |status| {
-            PurchaseLookupError::from(GoogleApiError::RateLimited {
-                status,
-                retry_after: Duration::from_mins(1),
-            })
-        };
-        let application = |reason: &str| {
-            PurchaseLookupError::from(GoogleApiError::UnknownApp {
-                reason: reason.to_owned(),
-            })
-        };
         for (status, reason, expected) in [
-            (404, "purchaseTokenNotFound", GoogleNotFound::Unknown.into()),
-            (404, "notFound", GoogleNotFound::Unknown.into()),
-            (
-                404,
-                "applicationNotFound",
-                application("applicationNotFound"),
-            ),
-            (404, "packageNotFound", application("packageNotFound")),
-            (400, "invalid", GoogleNotFound::Unknown.into()),
-            (400, "invalidValue", GoogleNotFound::Unknown.into()),
-            (400, "invalidPurchaseToken", GoogleNotFound::Unknown.into()),
-            (
-                400,
-                "subscriptionInvalidArgument",
-                GoogleNotFound::OtherType.into(),
-            ),
-            (
-                400,
-                "productInvalidArgument",
-                GoogleNotFound::OtherType.into(),
-            ),
+            (404, "purchaseTokenNotFound", Unknown.into()),
+            (404, "notFound", Unknown.into()),
+            (400, "invalid", Unknown.into()),
+            (400, "invalidValue", Unknown.into()),
+            (400, "invalidPurchaseToken", Unknown.into()),
+            (400, "subscriptionInvalidArgument", OtherType.into()),
+            (400, "productInvalidArgument", OtherType.into()),
             (
                 400,
                 "purchaseTokenDoesNotMatchPackageName",
-                GoogleNotFound::OtherApp.into(),
+                PurchaseLookupError::OtherApp,
             ),
             (
                 400,
                 "purchaseTokenDoesNotMatchProductId",
-                GoogleNotFound::OtherProduct.into(),
+                PurchaseLookupError::OtherProduct,
             ),
-            (400, "failedPrecondition", GoogleNotFound::Gone.into()),
-            (
-                400,
-                "purchaseTokenNoLongerValid",
-                GoogleNotFound::Gone.into(),
-            ),
-            (
-                410,
-                "subscriptionPurchaseNoLongerAvailable",
-                GoogleNotFound::Gone.into(),
-            ),
-            (
-                410,
-                "purchaseTokenNoLongerValid",
-                GoogleNotFound::Gone.into(),
-            ),
-            (410, "somethingNew", GoogleNotFound::Gone.into()),
-            (401, "authError", credentials(401, "authError")),
-            (
-                403,
-                "permissionDenied",
-                credentials(403, "permissionDenied"),
-            ),
-            (
-                403,
-                "projectNotLinked",
-                credentials(403, "projectNotLinked"),
-            ),
-            (403, "somethingNew", credentials(403, "somethingNew")),
-            (403, "quotaExceeded", quota(403)),
-            (403, "rateLimitExceeded", quota(403)),
-            (403, "userRateLimitExceeded", quota(403)),
-            (429, "rateLimitExceeded", quota(429)),
-            (429, "somethingNew", quota(429)),
+            (400, "failedPrecondition", Gone.into()),
+            (400, "purchaseTokenNoLongerValid", Gone.into()),
+            (410, "subscriptionPurchaseNoLongerAvailable", Gone.into()),
+            (410, "purchaseTokenNoLongerValid", Gone.into()),
+            (410, "somethingNew", Gone.into()),
+            (401, "authError", unauthorized(401, "authError")),
         ] {
             let found = interpret_response(refusal(status, reason), now());
             assert_eq!(found, Err(expected), "{status} {reason}");
+        }
+        for reason in ["permissionDenied", "projectNotLinked", "somethingNew"] {
+            let found = interpret_response(refusal(403, reason), now());
+            assert_eq!(found, Err(unauthorized(403, reason)));
+        }
+        for reason in ["applicationNotFound", "packageNotFound"] {
+            let found = interpret_response(refusal(404, reason), now());
+            let reason = reason.to_owned();
+            assert_eq!(found, Err(GoogleApiError::UnknownApp { reason }.into()));
+        }
+        for (status, reason) in [
+            (403, "quotaExceeded"),
+            (403, "rateLimitExceeded"),
+            (403, "userRateLimitExceeded"),
+            (429, "rateLimitExceeded"),
+            (429, "somethingNew"),
+        ] {
+            let found = interpret_response(refusal(status, reason), now());
+            let quota = GoogleApiError::RateLimited {
+                status,
+                retry_after: Duration::from_mins(1),
+            };
+            assert_eq!(found, Err(quota.into()), "{status} {reason}");
         }
         for (status, reason) in [
             (400, "badRequest"),
@@ -603,15 +390,13 @@ mod tests {
             (503, "backendError"),
         ] {
             let found = interpret_response(refusal(status, reason), now());
-            assert_eq!(
-                found,
-                Err(unexpected(status, Some(reason), Some("A sentence.")))
-            );
+            let expected = unexpected(status, Some(reason), Some("A sentence."));
+            assert_eq!(found, Err(expected));
         }
     }
 
     #[test]
-    fn what_is_no_code_is_not_repeated_as_one() {
+    fn a_reason_that_is_not_a_code_is_not_repeated() {
         for odd in ["oken7.of-a-purchase", "a sentence", "", &"x".repeat(65)] {
             let found = interpret_response(refusal(400, odd), now());
             let expected = unexpected(400, None, Some("A sentence."));
@@ -622,24 +407,18 @@ mod tests {
     #[test]
     fn a_status_word_stands_in_for_a_missing_reason() {
         let body = |status: &str| json!({ "error": { "status": status } }).to_string();
+        let unauthorized = GoogleApiError::Unauthorized {
+            status: 403,
+            reason: Some("PERMISSION_DENIED".to_owned()),
+            message: None,
+        };
         for (status, word, expected) in [
             (400, "FAILED_PRECONDITION", GoogleNotFound::Gone.into()),
             (404, "NOT_FOUND", GoogleNotFound::Unknown.into()),
-            (
-                403,
-                "PERMISSION_DENIED",
-                PurchaseLookupError::from(GoogleApiError::Unauthorized {
-                    status: 403,
-                    reason: Some("PERMISSION_DENIED".to_owned()),
-                    message: None,
-                }),
-            ),
+            (403, "PERMISSION_DENIED", unauthorized.into()),
         ] {
-            assert_eq!(
-                interpret_response(answer(status, &body(word)), now()),
-                Err(expected),
-                "{word}"
-            );
+            let found = interpret_response(answer(status, &body(word)), now());
+            assert_eq!(found, Err(expected), "{word}");
         }
         let both = json!({ "error": {
             "status": "FAILED_PRECONDITION",
@@ -685,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_that_repeats_the_purchase_token_is_told_without_it() {
+    fn the_purchase_token_is_removed_from_a_sentence() {
         for token in ["s3cret", "s3cret/with:odd characters"] {
             let mut written = String::new();
             push_path_segment(&mut written, token).expect("a segment");
@@ -694,18 +473,18 @@ mod tests {
                     "message": format!("No {token}, nothing at /tokens/{written}."),
                     "errors": [{ "reason": format!("bad {token}") }],
                 } });
-                let no = interpret_response(answer(status, &body.to_string()), now())
+                let error = interpret_response(answer(status, &body.to_string()), now())
                     .expect_err("a refusal")
                     .redact_purchase_token(token);
-                let told = format!("{no} {no:?}");
-                assert!(!told.contains("s3cret"), "{told}");
-                assert!(told.contains("No …, nothing at /tokens/…."), "{told}");
+                let text = format!("{error} {error:?}");
+                assert!(!text.contains("s3cret"), "{text}");
+                assert!(text.contains("No …, nothing at /tokens/…."), "{text}");
             }
         }
     }
 
     #[test]
-    fn a_gateways_page_is_never_a_no() {
+    fn a_gateways_page_is_never_a_rejection() {
         for status in [302, 400, 404, 500, 502] {
             for body in [
                 "<html>Not Found</html>",
@@ -725,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_a_transient_error_is_retried() {
         for (status, transient) in [
             (200, false),
             (400, false),
@@ -738,13 +517,13 @@ mod tests {
             (500, true),
             (503, true),
         ] {
-            let verdict = classify_response(&answer(status, ""));
-            assert_eq!(verdict == RetryDecision::Transient, transient, "{status}");
+            let decision = classify_response(&answer(status, ""));
+            assert_eq!(decision == RetryDecision::Transient, transient, "{status}");
         }
     }
 
     #[test]
-    fn a_wait_is_read_in_both_spellings() {
+    fn retry_after_is_read_in_both_forms() {
         for (text, seconds) in [
             ("30", Some(30)),
             (" 30 ", Some(30)),
@@ -795,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_has_one_address() {
+    fn a_call_has_one_address() {
         let google = Url::parse("https://androidpublisher.googleapis.com").expect("a URL");
         let under = Url::parse("http://127.0.0.1:9/google/play/").expect("a URL");
         let text =
@@ -822,8 +601,8 @@ mod tests {
         }
     }
 
-    /// A Google that counts: tokens it sold, questions it answered. It accepts no token but the newest and plays its
-    /// script of statuses first.
+    /// A stub of Google that counts the tokens it issued and the calls it answered. It answers with the statuses of its
+    /// script first.
     struct PlayStub {
         play: PlayClient,
         clock: Clock,
@@ -834,8 +613,8 @@ mod tests {
 
     #[derive(Default)]
     struct PlayStubState {
-        sold: AtomicU32,
-        asked: AtomicU32,
+        issued: AtomicU32,
+        called: AtomicU32,
         /// Tokens up to this one are refused.
         refused_up_to: AtomicU32,
         script: Mutex<Vec<u16>>,
@@ -844,12 +623,12 @@ mod tests {
 
     async fn start_stub(counts: PlayStubState) -> PlayStub {
         let counts = Arc::new(counts);
-        let sell = |State(counts): State<Arc<PlayStubState>>| async move {
-            let number = counts.sold.fetch_add(1, Ordering::SeqCst) + 1;
+        let issue_token = |State(counts): State<Arc<PlayStubState>>| async move {
+            let number = counts.issued.fetch_add(1, Ordering::SeqCst) + 1;
             axum::Json(json!({ "access_token": number.to_string(), "expires_in": 3600 }))
         };
         let answer = |State(counts): State<Arc<PlayStubState>>, headers: HeaderMap| async move {
-            counts.asked.fetch_add(1, Ordering::SeqCst);
+            counts.called.fetch_add(1, Ordering::SeqCst);
             if let Some(gate) = &counts.gate {
                 gate.wait().await;
             }
@@ -865,7 +644,7 @@ mod tests {
             (StatusCode::from_u16(status).expect("a status"), body)
         };
         let app = axum::Router::new()
-            .route("/token", post(sell))
+            .route("/token", post(issue_token))
             .fallback(get(answer))
             .with_state(counts.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -890,7 +669,7 @@ mod tests {
     }
 
     impl PlayStub {
-        async fn ask(&self, token: &str) -> Result<(), PurchaseLookupError> {
+        async fn call(&self, token: &str) -> Result<(), PurchaseLookupError> {
             let known = self
                 .play
                 .get_subscription(&self.tenant, &self.account, "p", token)
@@ -898,109 +677,89 @@ mod tests {
             known.map(|_| ())
         }
 
-        fn sold_and_asked(&self) -> (u32, u32) {
-            let PlayStubState { sold, asked, .. } = &*self.counts;
-            (sold.load(Ordering::SeqCst), asked.load(Ordering::SeqCst))
+        fn issued_and_called(&self) -> (u32, u32) {
+            let PlayStubState { issued, called, .. } = &*self.counts;
+            (issued.load(Ordering::SeqCst), called.load(Ordering::SeqCst))
         }
     }
 
     #[tokio::test]
-    async fn a_token_is_bought_once_and_renewed_a_minute_early() {
+    async fn a_token_is_requested_once_and_renewed_a_minute_early() {
         let google = start_stub(PlayStubState::default()).await;
-        let (one, two) = tokio::join!(google.ask("a"), google.ask("b"));
+        let (one, two) = tokio::join!(google.call("a"), google.call("b"));
         assert_eq!((one, two), (Ok(()), Ok(())));
-        assert_eq!(
-            google.sold_and_asked(),
-            (1, 2),
-            "one token for two questions"
-        );
+        let one_token_for_two_calls = (1, 2);
+        assert_eq!(google.issued_and_called(), one_token_for_two_calls);
         google.clock.advance(Duration::from_secs(3600 - 61));
-        google.ask("a").await.expect("known");
-        assert_eq!(google.sold_and_asked(), (1, 3));
+        google.call("a").await.expect("known");
+        assert_eq!(google.issued_and_called(), (1, 3));
         google.clock.advance(Duration::from_secs(1));
-        google.ask("a").await.expect("known");
-        assert_eq!(google.sold_and_asked(), (2, 4));
+        google.call("a").await.expect("known");
+        assert_eq!(google.issued_and_called(), (2, 4));
     }
 
     #[tokio::test]
     async fn a_refused_token_is_replaced_once() {
         let google = start_stub(PlayStubState::default()).await;
-        google.ask("a").await.expect("known");
+        google.call("a").await.expect("known");
         google.counts.refused_up_to.store(1, Ordering::SeqCst);
-        google.ask("a").await.expect("known with the second token");
-        assert_eq!(google.sold_and_asked(), (2, 3));
+        google.call("a").await.expect("known with the second token");
+        assert_eq!(google.issued_and_called(), (2, 3));
         google.counts.refused_up_to.store(99, Ordering::SeqCst);
-        let refused = google.ask("a").await;
-        assert!(
-            matches!(
-                refused,
-                Err(PurchaseLookupError::Api(GoogleApiError::Unauthorized {
-                    status: 401,
-                    ..
-                }))
-            ),
-            "{refused:?}"
-        );
-        assert_eq!(google.sold_and_asked(), (3, 5), "and not a third time");
+        let refused = google.call("a").await;
+        let refused = api_error(refused);
+        assert!(matches!(
+            refused,
+            GoogleApiError::Unauthorized { status: 401, .. }
+        ));
+        assert_eq!(google.issued_and_called(), (3, 5), "and not a third time");
     }
 
     #[tokio::test]
-    async fn what_may_pass_is_tried_three_times() {
+    async fn a_transient_error_is_tried_three_times() {
         let google = start_stub(PlayStubState {
             script: Mutex::new(vec![503, 500]),
             ..PlayStubState::default()
         })
         .await;
-        google.ask("a").await.expect("known at the third try");
-        assert_eq!(google.sold_and_asked(), (1, 3));
+        google.call("a").await.expect("known at the third try");
+        assert_eq!(google.issued_and_called(), (1, 3));
         *google.counts.script.lock().expect("not poisoned") = vec![503, 503, 503];
-        let failed = google.ask("a").await;
-        assert!(
-            matches!(
-                failed,
-                Err(PurchaseLookupError::Api(GoogleApiError::Unexpected {
-                    status: 503,
-                    ..
-                }))
-            ),
-            "{failed:?}"
-        );
+        let failed = google.call("a").await;
+        let failed = api_error(failed);
+        assert!(matches!(
+            failed,
+            GoogleApiError::Unexpected { status: 503, .. }
+        ));
         *google.counts.script.lock().expect("not poisoned") = vec![429];
-        let quota = google.ask("a").await;
-        assert!(
-            matches!(
-                quota,
-                Err(PurchaseLookupError::Api(GoogleApiError::RateLimited { .. }))
-            ),
-            "{quota:?}"
-        );
-        assert_eq!(
-            google.sold_and_asked(),
-            (1, 7),
-            "a quota is not tried again"
-        );
+        let quota = google.call("a").await;
+        assert!(matches!(
+            api_error(quota),
+            GoogleApiError::RateLimited { .. }
+        ));
+        assert_eq!(google.issued_and_called(), (1, 7), "a quota is not retried");
     }
 
     #[tokio::test]
-    async fn identical_questions_share_a_call_and_others_do_not() {
+    async fn identical_calls_share_one_request_and_others_do_not() {
         let google = start_stub(PlayStubState {
             gate: Some(Barrier::new(2)),
             ..PlayStubState::default()
         })
         .await;
-        // The gate opens only when two calls have come: four questions, of two kinds.
+        // The gate opens only when two requests have come: four calls, of two kinds.
         let all = tokio::join!(
-            google.ask("a"),
-            google.ask("a"),
-            google.ask("b"),
-            google.ask("b")
+            google.call("a"),
+            google.call("a"),
+            google.call("b"),
+            google.call("b")
         );
         assert_eq!(all, (Ok(()), Ok(()), Ok(()), Ok(())));
-        assert_eq!(google.sold_and_asked(), (1, 2));
+        assert_eq!(google.issued_and_called(), (1, 2));
     }
 
     #[tokio::test]
-    async fn a_google_that_is_away_is_not_a_no() {
+    async fn an_unreachable_google_is_not_a_rejection() {
         let google = start_stub(PlayStubState::default()).await;
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
         let token_url = google.play.base_url.join("token").expect("a URL");
@@ -1010,16 +769,10 @@ mod tests {
             token_url,
             google.clock.clone(),
         );
-        let asked = play
+        let result = play
             .get_subscription(&google.tenant, &google.account, "p", "a")
             .await;
-        assert!(
-            matches!(
-                asked,
-                Err(PurchaseLookupError::Api(GoogleApiError::NoResponse(_)))
-            ),
-            "{asked:?}"
-        );
+        assert!(matches!(api_error(result), GoogleApiError::NoResponse(_)));
     }
 
     proptest! {
@@ -1038,7 +791,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_panics_and_none_but_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
+        fn no_response_panics_and_only_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
             let mut reply = answer(200, "");
             reply.status = StatusCode::from_u16(status).expect("a status");
             reply.body = body;

@@ -1,47 +1,49 @@
 //! Which purchase was the first of a subscription. Pure.
 //!
-//! Every change of plan makes a new purchase token that names the one it replaces. The first of them names them all.
+//! Every change of plan makes a new purchase token that names the one it replaces. The first token of the chain stands for
+//! the whole subscription.
 
-/// The most purchases one subscription is followed back through.
+/// The most purchases that one chain is followed through.
 const MAX_CHAIN_LENGTH: usize = 1000;
 
-/// What one purchase says of another.
+/// Which purchase another one replaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PurchaseLink {
-    /// A purchase.
-    pub token: String,
-    /// The one it replaces. `None`: it is the first, as far as anybody can still tell.
-    pub replaces: Option<String>,
+pub(super) struct PurchaseLink {
+    pub(super) token: String,
+    /// The replaced purchase. `None`: `token` is the first, as far as Google still knows.
+    pub(super) replaces: Option<String>,
 }
 
-/// A way back through purchases, from the newest.
+/// A chain of purchases, followed from the newest to the first.
 #[derive(Clone, Debug)]
-pub struct PurchaseChain {
+pub(super) struct PurchaseChain {
     /// Without repetition; the last is the oldest that was reached.
     tokens: Vec<String>,
     is_complete: bool,
-    /// Where a circle begins, if the way leads into one.
+    /// The position in `tokens` where a cycle begins, if the chain leads into one.
     cycle_start: Option<usize>,
+    /// The links that Google told and the database does not have yet.
+    new_links: Vec<PurchaseLink>,
 }
 
 impl PurchaseChain {
-    /// Begins at a purchase.
-    pub fn starting_at(token: &str) -> Self {
+    pub(super) fn starting_at(token: &str) -> Self {
         Self {
             tokens: vec![token.to_owned()],
             is_complete: false,
             cycle_start: None,
+            new_links: Vec::new(),
         }
     }
 
-    /// The purchase whose link is wanted next. `None` when the way ends.
-    pub fn next_token(&self) -> Option<&str> {
+    /// The purchase whose link is needed next. `None` when the chain is complete.
+    pub(super) fn next_token(&self) -> Option<&str> {
         let last = self.tokens.last().filter(|_| !self.is_complete)?;
         Some(last)
     }
 
-    /// Goes on by the link of the purchase that [`wanted`](Self::wanted) named; a link of another is passed over.
-    pub fn follow_link(&mut self, link: &PurchaseLink) {
+    /// Follows the link of the purchase that [`next_token`](Self::next_token) named; a link of another one is ignored.
+    pub(super) fn follow_link(&mut self, link: &PurchaseLink) {
         if self.next_token() != Some(link.token.as_str()) {
             return;
         }
@@ -56,13 +58,28 @@ impl PurchaseChain {
         self.is_complete = self.cycle_start.is_some() || self.tokens.len() >= MAX_CHAIN_LENGTH;
     }
 
-    /// The first purchase that was reached. In a circle, where none is the first, all of its members agree on one.
-    pub fn first_token(&self) -> &str {
-        let end = match self.cycle_start {
-            Some(begin) => self.tokens[begin..].iter().min(),
+    /// The same for a link that Google told just now.
+    pub(super) fn follow_new_link(&mut self, token: &str, replaces: Option<&str>) {
+        let link = PurchaseLink {
+            token: token.to_owned(),
+            replaces: replaces.map(str::to_owned),
+        };
+        self.follow_link(&link);
+        self.new_links.push(link);
+    }
+
+    /// The links that [`follow_new_link`](Self::follow_new_link) was given.
+    pub(super) fn new_links(&self) -> &[PurchaseLink] {
+        &self.new_links
+    }
+
+    /// The first purchase that was reached. In a cycle, where none is the first, the same one for all its members.
+    pub(super) fn first_token(&self) -> &str {
+        let first = match self.cycle_start {
+            Some(start) => self.tokens[start..].iter().min(),
             None => self.tokens.last(),
         };
-        end.expect("it began somewhere")
+        first.expect("a chain has at least the token it started at")
     }
 }
 
@@ -99,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_purchase_is_the_root() {
+    fn a_chain_leads_to_the_first_purchase() {
         let known = links(&[
             ("d", Some("c")),
             ("c", Some("b")),
@@ -109,7 +126,7 @@ mod tests {
         for token in ["a", "b", "c", "d"] {
             assert_eq!(find_first_token(token, &known), "a");
         }
-        assert_eq!(find_first_token("x", &known), "x", "nothing is known of it");
+        assert_eq!(find_first_token("x", &known), "x", "without links");
         assert_eq!(
             find_first_token("x", &links(&[("x", Some("y"))])),
             "y",
@@ -118,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_circle_all_agree() {
+    fn all_members_of_a_cycle_have_the_same_first_purchase() {
         let known = links(&[
             ("tail", Some("c")),
             ("c", Some("a")),
@@ -133,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_another_purchase_is_passed_over() {
+    fn a_link_of_another_purchase_is_ignored() {
         let mut chain = PurchaseChain::starting_at("a");
         let other = PurchaseLink {
             token: "b".to_owned(),
@@ -144,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_without_end_is_left() {
+    fn an_endless_chain_is_cut() {
         let endless: HashMap<String, Option<String>> = (0..MAX_CHAIN_LENGTH * 2)
             .map(|number| (number.to_string(), Some((number + 1).to_string())))
             .collect();
@@ -156,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_way_ends_and_its_members_agree(pairs in prop::collection::hash_map(0_u8..20, prop::option::of(0_u8..20), 0..20), start in 0_u8..20) {
+        fn every_chain_ends_and_its_members_agree(pairs in prop::collection::hash_map(0_u8..20, prop::option::of(0_u8..20), 0..20), start in 0_u8..20) {
             let known: HashMap<String, Option<String>> = pairs
                 .into_iter()
                 .map(|(token, replaces)| (token.to_string(), replaces.map(|one| one.to_string())))

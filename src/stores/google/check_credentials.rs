@@ -1,19 +1,18 @@
-//! The use case: would Google take these credentials? Asked before they are stored.
+//! The use case: does Google accept these credentials? Asked before they are stored.
 //!
-//! Google is asked about a purchase that there is none of. Whoever is told so has been let in, and may see this app's
-//! purchases.
+//! Google is asked about a purchase that does not exist. The answer that there is none means that the service account was
+//! accepted and may read this app's purchases.
 
 use std::sync::Arc;
 
 use super::account::GoogleServiceAccount;
-use super::api::{GoogleApiError, PlayClient, PurchaseLookupError};
+use super::api::PlayClient;
+use super::api_error::{GoogleApiError, PurchaseLookupError};
 use crate::base::id::TenantId;
 
-/// The token of no purchase.
 const NONEXISTENT_PURCHASE_TOKEN: &str = "attesto-tries-its-credentials";
 
-/// What Google says.
-pub async fn check_credentials(
+pub(crate) async fn check_credentials(
     play: &PlayClient,
     tenant: &TenantId,
     account: &Arc<GoogleServiceAccount>,
@@ -23,7 +22,12 @@ pub async fn check_credentials(
         .get_subscription(tenant, account, package_name, NONEXISTENT_PURCHASE_TOKEN)
         .await
     {
-        Ok(_) | Err(PurchaseLookupError::NotFound(_)) => Ok(()),
-        Err(PurchaseLookupError::Api(failure)) => Err(failure),
+        Err(PurchaseLookupError::Api(error)) => Err(error),
+        Ok(_)
+        | Err(
+            PurchaseLookupError::NotFound(_)
+            | PurchaseLookupError::OtherApp
+            | PurchaseLookupError::OtherProduct,
+        ) => Ok(()),
     }
 }

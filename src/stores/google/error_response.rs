@@ -1,112 +1,111 @@
-//! What each outcome is in HTTP: a refusal, which is an answer, or a problem, which is none.
+//! Why a route does not answer with what was asked for, and beneath each error what the caller is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::api::GoogleApiError;
-use super::notifications::{GoogleNotificationError, PushAuthError};
-use super::verify::{GoogleRejection, GoogleVerifyError, NotFoundReason};
+use super::api_error::{GoogleApiError, GoogleNotFound, PurchaseLookupError};
+use super::trust::PushTokenError;
+use crate::db;
+use crate::events::RecordError;
 use crate::http::problem::Issue;
 use crate::http::{ErrorCode, Problem};
+use crate::stores::shared::credentials::LoadCredentialsError;
 
-/// When a push may come again that could not be judged for want of Google's keys, which are asked for once a minute.
+/// When Pub/Sub should send a push again that needs a key of Google's: the keys are fetched once a minute.
 const KEYS_RETRY_AFTER: Duration = Duration::from_mins(1);
+/// When a caller should try again while too many calls of its tenant are running.
+const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-impl From<PushAuthError> for Problem {
-    fn from(refused: PushAuthError) -> Self {
-        match refused {
-            // One text whatever the reason, which is in the log.
-            PushAuthError::InvalidToken(why) => Self::new(
-                ErrorCode::Unauthenticated,
-                "This push's token does not convince. It must be signed by Google for the account and the audience that the tenant is set up with.",
-            )
-            .with_cause(why)
-            // It holds nothing of the token.
-            .with_cause_class(why.to_string()),
-            PushAuthError::KeysUnavailable => Self::new(
-                ErrorCode::Unavailable,
-                "Google's signing keys cannot be reached right now. Try again shortly.",
-            )
-            .with_retry_after(KEYS_RETRY_AFTER)
-            .with_cause(refused),
-            PushAuthError::TenantInactive => Self::tenant_not_found(),
-            PushAuthError::Credentials(error) => (&*error).into(),
-            PushAuthError::Database(error) => (&*error).into(),
-        }
-    }
+/// Why `POST /v1/google/verify` does not answer with a purchase.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum GoogleVerifyError {
+    /// Google knows no such purchase, knows it no more, or knows it as another type.
+    #[error("{0}")]
+    NotFound(#[from] GoogleNotFound),
+    #[error("the purchase is of another app")]
+    PackageNameMismatch {
+        /// The tenant's package name.
+        expected: String,
+    },
+    #[error("the purchase is of another product")]
+    ProductIdMismatch {
+        /// The products of the purchase, where Google says them.
+        found: Vec<String>,
+    },
+    /// The purchase has another obfuscated account id than the expected one, or none.
+    #[error("the purchase is of another user, or of none")]
+    AppUserMismatch,
+    #[error("the tenant has no Google credentials")]
+    NoCredentials,
+    #[error("{0}")]
+    Credentials(Arc<LoadCredentialsError>),
+    /// Google said neither yes nor no.
+    #[error("{0}")]
+    Api(#[from] GoogleApiError),
 }
 
-impl From<GoogleNotificationError> for Problem {
-    fn from(outcome: GoogleNotificationError) -> Self {
-        match outcome {
-            GoogleNotificationError::PackageNameMismatch { expected } => {
-                Self::invalid_request(&[Issue::new(
-                    "message.data",
-                    format!("is about another app; packageName must be {expected}"),
-                )])
-            }
-            GoogleNotificationError::TenantInactive => Self::tenant_not_found(),
-            GoogleNotificationError::Database(error) => error.into(),
+impl GoogleVerifyError {
+    /// `package_name` is the tenant's.
+    pub(super) fn from_lookup(error: PurchaseLookupError, package_name: &str) -> Self {
+        match error {
+            PurchaseLookupError::NotFound(reason) => Self::NotFound(reason),
+            PurchaseLookupError::OtherApp => Self::PackageNameMismatch {
+                expected: package_name.to_owned(),
+            },
+            PurchaseLookupError::OtherProduct => Self::ProductIdMismatch { found: Vec::new() },
+            PurchaseLookupError::Api(error) => Self::Api(error),
         }
     }
 }
 
 impl From<GoogleVerifyError> for Problem {
-    fn from(outcome: GoogleVerifyError) -> Self {
-        match outcome {
-            GoogleVerifyError::Rejected(no) => rejection_response(no),
-            GoogleVerifyError::NoCredentials => no_credentials_problem(),
+    fn from(error: GoogleVerifyError) -> Self {
+        match error {
+            GoogleVerifyError::NotFound(reason) => {
+                Self::rejection("PURCHASE_NOT_FOUND", reason.to_string()).with_detail(
+                    "reason",
+                    match reason {
+                        GoogleNotFound::Unknown => "unknown",
+                        GoogleNotFound::Gone => "gone",
+                        GoogleNotFound::OtherType => "other_type",
+                    },
+                )
+            }
+            GoogleVerifyError::PackageNameMismatch { expected } => Self::rejection(
+                "PACKAGE_NAME_MISMATCH",
+                format!("This purchase is not of this tenant's app, {expected}."),
+            )
+            .with_detail("expected", expected),
+            GoogleVerifyError::ProductIdMismatch { found } => Self::rejection(
+                "PRODUCT_ID_MISMATCH",
+                "This purchase is of another product than the one asked about.",
+            )
+            .with_detail("found", found),
+            GoogleVerifyError::AppUserMismatch => Self::rejection(
+                "APP_USER_MISMATCH",
+                "The app did not give this purchase to the expected user: its obfuscated account id is another one, or there is none.",
+            ),
+            GoogleVerifyError::NoCredentials => Self::new(
+                ErrorCode::CredentialsMissing,
+                "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
+            ),
             GoogleVerifyError::Credentials(error) => (&*error).into(),
-            GoogleVerifyError::Api(failure) => api_error_problem(failure),
+            GoogleVerifyError::Api(error) => api_problem(error),
         }
     }
 }
 
-pub(super) fn no_credentials_problem() -> Problem {
-    Problem::new(
-        ErrorCode::CredentialsMissing,
-        "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
-    )
-}
-
-pub(super) fn rejection_response(no: GoogleRejection) -> Problem {
-    match no {
-        GoogleRejection::NotFound(missing) => {
-            let reason = match missing {
-                NotFoundReason::Unknown => "unknown",
-                NotFoundReason::Gone => "gone",
-                NotFoundReason::OtherType => "other_type",
-            };
-            Problem::rejection("PURCHASE_NOT_FOUND", missing.to_string())
-                .with_detail("reason", reason)
-        }
-        GoogleRejection::PackageNameMismatch { expected } => Problem::rejection(
-            "PACKAGE_NAME_MISMATCH",
-            format!("This purchase is not of this tenant's app, {expected}."),
-        )
-        .with_detail("expected", expected),
-        GoogleRejection::ProductIdMismatch { found } => Problem::rejection(
-            "PRODUCT_ID_MISMATCH",
-            "This purchase is of another product than the one asked about.",
-        )
-        .with_detail("found", found),
-        GoogleRejection::AppUserMismatch => Problem::rejection(
-            "APP_USER_MISMATCH",
-            "The app did not give this purchase to the expected user: its obfuscated account id is another one, or there is none.",
-        ),
-    }
-}
-
-pub(super) fn api_error_problem(failure: GoogleApiError) -> Problem {
-    let google = |message: String, status: Value, reason: Option<&str>| {
+fn api_problem(error: GoogleApiError) -> Problem {
+    let google = |message: &str, status: Value, reason: Option<&str>| {
         Problem::new(ErrorCode::GoogleApiError, message)
             .with_detail("status", status)
             .with_detail("googleErrorCode", json!(reason))
     };
-    let problem = match &failure {
+    let problem = match &error {
         GoogleApiError::Unauthorized { status, reason, .. } => google(
-            format!(
+            &format!(
                 "Google refuses this tenant's service account ({}). Its key may have been deleted; or it lacks the Play Console permissions to view financial data and to manage orders and subscriptions, which take up to a day to work.",
                 reason.as_deref().unwrap_or("no reason given")
             ),
@@ -114,7 +113,7 @@ pub(super) fn api_error_problem(failure: GoogleApiError) -> Problem {
             reason.as_deref(),
         ),
         GoogleApiError::UnknownApp { reason } => google(
-            "Google Play knows no app of this tenant's package name. Check the name, and that the Play Console gives the service account access to the app.".to_owned(),
+            "Google Play knows no app of this tenant's package name. Check the name, and that the Play Console gives the service account access to the app.",
             json!(404),
             Some(reason),
         ),
@@ -133,25 +132,20 @@ pub(super) fn api_error_problem(failure: GoogleApiError) -> Problem {
             retry_after,
             ..
         } => {
-            let problem = google(
-                format!(
-                    "Google answered with status {status}, which says neither yes nor no. Ask again later."
-                ),
-                json!(status),
-                reason.as_deref(),
+            let message = format!(
+                "Google answered with status {status}, which says neither yes nor no. Ask again later."
             );
+            let problem = google(&message, json!(status), reason.as_deref());
             match retry_after {
                 Some(wait) => problem.with_retry_after(*wait),
                 None => problem,
             }
         }
-        GoogleApiError::Unreadable(_) => google(
-            "Google's answer cannot be read.".to_owned(),
-            json!(200),
-            None,
-        ),
+        GoogleApiError::Unreadable(_) => {
+            google("Google's answer cannot be read.", json!(200), None)
+        }
         GoogleApiError::NoResponse(_) => google(
-            "Google could not be reached, or did not answer in time. Ask again later.".to_owned(),
+            "Google could not be reached, or did not answer in time. Ask again later.",
             Value::Null,
             None,
         ),
@@ -159,161 +153,230 @@ pub(super) fn api_error_problem(failure: GoogleApiError) -> Problem {
             ErrorCode::RateLimited,
             "Too many questions of this tenant are waiting for Google. Ask again shortly.",
         )
-        .with_retry_after(std::time::Duration::from_secs(1)),
+        .with_retry_after(TOO_MANY_RETRY_AFTER),
     };
-    let class = failure.api_error_class();
-    problem.with_cause(failure).with_cause_class(class)
+    let class = error.class();
+    problem.with_cause(error).with_cause_class(class)
+}
+
+/// Why `POST /v1/webhooks/google/{tenantId}` does not store a notification.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum GoogleNotificationError {
+    /// The push is not authenticated.
+    #[error("{0}")]
+    InvalidToken(#[from] PushTokenError),
+    #[error("{0}")]
+    Credentials(Arc<LoadCredentialsError>),
+    #[error("the tenant is not active")]
+    TenantInactive,
+    #[error("the message is about another app")]
+    PackageNameMismatch {
+        /// The tenant's package name.
+        expected: String,
+    },
+    #[error("{0}")]
+    Database(Arc<db::Error>),
+}
+
+impl From<RecordError> for GoogleNotificationError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::InactiveTenant => Self::TenantInactive,
+            RecordError::Database(error) => Self::Database(Arc::new(error)),
+        }
+    }
+}
+
+impl From<GoogleNotificationError> for Problem {
+    fn from(error: GoogleNotificationError) -> Self {
+        match error {
+            GoogleNotificationError::InvalidToken(error @ PushTokenError::KeysUnavailable) => {
+                Self::new(
+                    ErrorCode::Unavailable,
+                    "Google's signing keys cannot be reached right now. Try again shortly.",
+                )
+                .with_retry_after(KEYS_RETRY_AFTER)
+                .with_cause(error)
+            }
+            // One text for all reasons: a stranger must not learn which tenants there are. The log has the reason.
+            GoogleNotificationError::InvalidToken(error) => Self::new(
+                ErrorCode::Unauthenticated,
+                "This push's token does not convince. It must be signed by Google for the account and the audience that the tenant is set up with.",
+            )
+            .with_cause(error)
+            .with_cause_class(error.to_string()),
+            GoogleNotificationError::Credentials(error) => (&*error).into(),
+            GoogleNotificationError::TenantInactive => Self::tenant_not_found(),
+            GoogleNotificationError::PackageNameMismatch { expected } => {
+                Self::invalid_request(&[Issue::new(
+                    "message.data",
+                    format!("is about another app; packageName must be {expected}"),
+                )])
+            }
+            GoogleNotificationError::Database(error) => (&*error).into(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::outbound::UpstreamError;
-    use crate::stores::shared::credentials::LoadCredentialsError;
 
     #[test]
-    fn every_no_has_its_word() {
-        for (no, code, details, part) in [
+    fn every_rejection_has_its_code() {
+        use GoogleVerifyError::*;
+        let expected = "com.example.app".to_owned();
+        let found = vec!["a".to_owned()];
+        for (error, code, details, text) in [
             (
-                GoogleRejection::NotFound(NotFoundReason::Unknown),
+                NotFound(GoogleNotFound::Unknown),
                 "PURCHASE_NOT_FOUND",
                 json!({ "reason": "unknown" }),
                 "Google knows no purchase with this token.",
             ),
             (
-                GoogleRejection::NotFound(NotFoundReason::Gone),
+                NotFound(GoogleNotFound::Gone),
                 "PURCHASE_NOT_FOUND",
                 json!({ "reason": "gone" }),
                 "This purchase is gone:",
             ),
             (
-                GoogleRejection::NotFound(NotFoundReason::OtherType),
+                NotFound(GoogleNotFound::OtherType),
                 "PURCHASE_NOT_FOUND",
                 json!({ "reason": "other_type" }),
                 "is it of the other type?",
             ),
             (
-                GoogleRejection::PackageNameMismatch {
-                    expected: "com.example.app".to_owned(),
-                },
+                PackageNameMismatch { expected },
                 "PACKAGE_NAME_MISMATCH",
                 json!({ "expected": "com.example.app" }),
                 "com.example.app",
             ),
             (
-                GoogleRejection::ProductIdMismatch {
-                    found: vec!["a".to_owned()],
-                },
+                ProductIdMismatch { found },
                 "PRODUCT_ID_MISMATCH",
                 json!({ "found": ["a"] }),
                 "another product",
             ),
             (
-                GoogleRejection::AppUserMismatch,
+                AppUserMismatch,
                 "APP_USER_MISMATCH",
                 json!({}),
                 "expected user",
             ),
         ] {
-            let problem = Problem::from(GoogleVerifyError::Rejected(no));
+            let problem = Problem::from(error);
             assert_eq!(problem.code, ErrorCode::Rejected(code));
             assert_eq!(Value::Object(problem.details), details);
-            assert!(problem.message.contains(part), "{}", problem.message);
+            assert!(problem.message.contains(text), "{}", problem.message);
         }
     }
 
     #[test]
+    fn every_answer_of_google_about_a_purchase_is_a_rejection() {
+        use GoogleVerifyError::*;
+        let app = "com.example.app";
+        let error = |error: PurchaseLookupError| GoogleVerifyError::from_lookup(error, app);
+        for reason in [
+            GoogleNotFound::Unknown,
+            GoogleNotFound::Gone,
+            GoogleNotFound::OtherType,
+        ] {
+            assert!(matches!(error(reason.into()), NotFound(found) if found == reason));
+        }
+        let other_app = error(PurchaseLookupError::OtherApp);
+        assert!(matches!(other_app, PackageNameMismatch { expected } if expected == app));
+        let other_product = error(PurchaseLookupError::OtherProduct);
+        assert!(matches!(other_product, ProductIdMismatch { found } if found.is_empty()));
+        let too_many = error(GoogleApiError::TooManyInFlight.into());
+        assert!(matches!(too_many, Api(GoogleApiError::TooManyInFlight)));
+    }
+
+    #[test]
     fn every_failure_has_its_status_and_no_secret() {
+        use GoogleApiError::*;
         let secret = "hunter2".to_owned();
         let text = |text: &str| Some(text.to_owned());
-        let wait = Duration::from_millis(6500);
+        let retry_after = Duration::from_millis(6500);
+        let credentials = |error| GoogleVerifyError::Credentials(Arc::new(error));
         let sealed = LoadCredentialsError::Database(crate::db::Error::Protocol(secret.clone()));
         let away = LoadCredentialsError::Database(crate::db::Error::PoolTimedOut);
+        let unauthorized = |status, reason, message| Unauthorized {
+            status,
+            reason,
+            message,
+        };
+        let unexpected = Unexpected {
+            status: 503,
+            reason: text("backendError"),
+            message: Some(secret.clone()),
+            retry_after: Some(retry_after),
+        };
+        let unknown_app = UnknownApp {
+            reason: "applicationNotFound".to_owned(),
+        };
+        let quota = RateLimited {
+            status: 429,
+            retry_after,
+        };
+        let connection = UpstreamError::Connection(secret.clone());
         let google =
             |status: Value, code: Value| json!({ "status": status, "googleErrorCode": code });
-        for (outcome, code, details) in [
+        for (error, code, details) in [
             (
                 GoogleVerifyError::NoCredentials,
                 ErrorCode::CredentialsMissing,
                 json!({}),
             ),
+            (credentials(sealed), ErrorCode::InternalError, json!({})),
             (
-                GoogleVerifyError::Credentials(Arc::new(sealed)),
-                ErrorCode::InternalError,
-                json!({}),
-            ),
-            (
-                GoogleVerifyError::Credentials(Arc::new(away)),
+                credentials(away),
                 ErrorCode::Unavailable,
                 json!({ "retryAfterSeconds": 2 }),
             ),
             (
-                GoogleApiError::Unauthorized {
-                    status: 400,
-                    reason: text("invalid_grant"),
-                    message: Some(secret.clone()),
-                }
-                .into(),
+                unauthorized(400, text("invalid_grant"), Some(secret.clone())).into(),
                 ErrorCode::GoogleApiError,
                 google(json!(400), json!("invalid_grant")),
             ),
             (
-                GoogleApiError::Unauthorized {
-                    status: 401,
-                    reason: None,
-                    message: None,
-                }
-                .into(),
+                unauthorized(401, None, None).into(),
                 ErrorCode::GoogleApiError,
                 google(json!(401), Value::Null),
             ),
             (
-                GoogleApiError::UnknownApp {
-                    reason: "applicationNotFound".to_owned(),
-                }
-                .into(),
+                unknown_app.into(),
                 ErrorCode::GoogleApiError,
                 google(json!(404), json!("applicationNotFound")),
             ),
             (
-                GoogleApiError::RateLimited {
-                    status: 429,
-                    retry_after: wait,
-                }
-                .into(),
+                quota.into(),
                 ErrorCode::RateLimited,
                 json!({ "status": 429, "retryAfterSeconds": 7 }),
             ),
             (
-                GoogleApiError::Unexpected {
-                    status: 503,
-                    reason: text("backendError"),
-                    message: Some(secret.clone()),
-                    retry_after: Some(wait),
-                }
-                .into(),
+                unexpected.into(),
                 ErrorCode::GoogleApiError,
                 json!({ "status": 503, "googleErrorCode": "backendError", "retryAfterSeconds": 7 }),
             ),
             (
-                GoogleApiError::Unreadable(secret.clone()).into(),
+                Unreadable(secret.clone()).into(),
                 ErrorCode::GoogleApiError,
                 google(json!(200), Value::Null),
             ),
             (
-                GoogleApiError::NoResponse(UpstreamError::Connection(secret.clone())).into(),
+                NoResponse(connection).into(),
                 ErrorCode::GoogleApiError,
                 google(Value::Null, Value::Null),
             ),
             (
-                GoogleApiError::TooManyInFlight.into(),
+                TooManyInFlight.into(),
                 ErrorCode::RateLimited,
                 json!({ "retryAfterSeconds": 1 }),
             ),
         ] {
-            let problem = Problem::from(outcome);
+            let problem = Problem::from(error);
             assert_eq!(problem.code, code);
             assert_eq!(Value::Object(problem.details), details);
             assert!(!problem.message.contains(&secret), "{}", problem.message);

@@ -2,33 +2,41 @@
 //!
 //! Promises: an answer comes from Google and from nowhere else; "no" is said only when Google said so, and an error,
 //! a refusal of the credentials or a quota is never mistaken for one; a purchase of another app is never called this
-//! tenant's. A notification is believed only from the account the tenant named, and what is believed is never lost,
+//! tenant's. A notification is accepted only from the account that the tenant named, and what is accepted is never lost,
 //! whatever else cannot be learned.
 //!
 //! - [`payload`]: Google's JSON, with no meaning added
-//! - [`translate`]: from Google's words to ours, as tables
-//! - [`account`]: the service account, and the access tokens bought with it
+//! - [`translate`]: from Google's words to Attesto's, as tables
+//! - [`account`]: a tenant's service account, read from its key file
+//! - [`access_token`]: access tokens, exchanged for the service account's assertions
 //! - [`api`]: calls to the Play Developer API, and what each answer means
+//! - [`api_error`]: why such a call brought no purchase
 //! - [`trust`]: is a push from Google, and from the account that the tenant named
 //! - [`chain`]: which purchase was the first of a subscription
 //! - [`state`]: what a purchase is worth, as one pure function
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
-//! - [`notifications`]: the other: something happened to a purchase
-//! - [`trial`]: and a third, for an operator: would Google take these credentials
-//! - [`mod@routes`]: the first two in HTTP; `questions` reads what is asked, `answers` says what comes of it
-//! - `description`: how those are described to callers
+//! - [`notifications`]: a use case: something happened to a purchase
+//! - [`purchase_lookup`]: what Google says of the purchase that a notification is about
+//! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
+//! - [`routes`]: the first two in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
+//!   sent
+//! - [`openapi`]: their description for callers
 
+mod access_token;
 pub mod account;
-pub mod api;
-pub mod chain;
-pub mod check_credentials;
+pub(crate) mod api;
+mod api_error;
+mod chain;
+pub(crate) mod check_credentials;
 mod error_response;
-pub mod notifications;
+mod notifications;
 mod openapi;
 pub mod payload;
+mod purchase_lookup;
 mod request_body;
-pub mod routes;
+mod response_body;
+mod routes;
 #[cfg_attr(
     not(test),
     expect(dead_code, reason = "the answers and events that carry it follow")
@@ -37,8 +45,10 @@ pub(crate) mod state;
 pub mod store;
 pub mod translate;
 pub mod trust;
-pub mod verify;
+pub(crate) mod verify;
 
-pub use notifications::GoogleNotifications;
-pub use routes::{notification_routes, openapi_document, verify_routes};
+pub(crate) use api_error::GoogleApiError;
+pub(crate) use notifications::GoogleNotifications;
+pub use routes::verify_routes;
+pub(crate) use routes::{notification_routes, openapi_document};
 pub use verify::{GoogleSettings, GoogleVerifier};

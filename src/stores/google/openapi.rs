@@ -1,6 +1,6 @@
-//! Google's two routes as `/openapi.json` describes them: what they take, what can go wrong, and an example of each answer.
+//! Google's two routes as `/openapi.json` describes them: the bodies they read, the errors, and an example of each answer.
 //!
-//! Errors and refusals are described by themselves: their texts here are those that are sent.
+//! The examples of errors and rejections are made by the code that sends them, so their texts are those that are sent.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
-use super::api::GoogleApiError;
-use super::error_response::{api_error_problem, no_credentials_problem, rejection_response};
-use super::notifications::{GoogleNotificationError, PushAuthError as Unbelieved};
+use super::api_error::GoogleApiError;
+use super::error_response::{GoogleNotificationError, GoogleVerifyError};
+use super::request_body::GooglePushBody;
+use super::response_body::VerifiedPurchase;
 use super::trust::PushTokenError;
-use super::verify::{GoogleRejection, GoogleVerifyRequest, VerifiedPurchase};
+use super::verify::GoogleVerifyRequest;
 use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
 use crate::http::problem::Issue;
 use crate::http::{Problem, body, json};
@@ -25,7 +26,10 @@ use crate::tenants::caller;
 #[derive(ToSchema)]
 #[schema(as = google::VerifyRequest)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `GoogleVerifyRequest::from_json` reads"
+)]
 pub(super) enum GoogleVerifyRequestSchema {
     Subscription(VerifySubscriptionSchema),
     Product(VerifyProductSchema),
@@ -34,7 +38,10 @@ pub(super) enum GoogleVerifyRequestSchema {
 /// A question about a subscription.
 #[derive(ToSchema)]
 #[schema(as = google::VerifySubscription, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `GoogleVerifyRequest::from_json` reads"
+)]
 pub(super) struct VerifySubscriptionSchema {
     /// The app's package name; it must be the one that this tenant is set up with.
     #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
@@ -46,7 +53,7 @@ pub(super) struct VerifySubscriptionSchema {
         examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
     )]
     purchase_token: String,
-    #[schema(schema_with = a_subscription)]
+    #[schema(schema_with = subscription_type)]
     r#type: String,
     /// The product that must be among the subscription's. Left out: the answer is about the one that lasts longest.
     #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
@@ -58,7 +65,10 @@ pub(super) struct VerifySubscriptionSchema {
 /// A question about a one-time product.
 #[derive(ToSchema)]
 #[schema(as = google::VerifyProduct, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `GoogleVerifyRequest::from_json` reads"
+)]
 pub(super) struct VerifyProductSchema {
     /// The app's package name; it must be the one that this tenant is set up with.
     #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
@@ -70,7 +80,7 @@ pub(super) struct VerifyProductSchema {
         examples("nopqrstuvwxyzabcdefghijk.AO-J1Oyy")
     )]
     purchase_token: String,
-    #[schema(schema_with = a_product)]
+    #[schema(schema_with = product_type)]
     r#type: String,
     /// The product; Google cannot be asked without it.
     #[schema(min_length = 1, max_length = 200, examples("coins_100"))]
@@ -79,11 +89,11 @@ pub(super) struct VerifyProductSchema {
     expected_app_user_id: Option<String>,
 }
 
-fn a_subscription() -> Schema {
+fn subscription_type() -> Schema {
     string_enum_schema("What was bought.", &[("subscription", "a subscription.")])
 }
 
-fn a_product() -> Schema {
+fn product_type() -> Schema {
     string_enum_schema("What was bought.", &[("product", "a one-time product.")])
 }
 
@@ -107,24 +117,24 @@ fn expected_app_user_id() -> Schema {
     reason = "describes `VerifiedPurchase` and `Problem` together"
 )]
 pub(super) enum GoogleVerifyResponseSchema {
-    Yes(Box<VerifiedPurchase>),
-    No(GoogleRefusedSchema),
+    Verified(Box<VerifiedPurchase>),
+    Rejected(GoogleRejectionSchema),
 }
 
 /// A "no": do not grant.
 #[derive(ToSchema)]
 #[schema(as = google::Refused, rename_all = "camelCase")]
 #[expect(dead_code, reason = "describes `Problem`")]
-pub(super) struct GoogleRefusedSchema {
+pub(super) struct GoogleRejectionSchema {
     #[schema(schema_with = always_false)]
     valid: bool,
-    #[schema(schema_with = refusals)]
+    #[schema(schema_with = rejection_codes)]
     error: String,
     /// What it means, in a sentence for people. It may change from release to release.
     #[schema(examples("Google knows no purchase with this token."))]
     message: String,
     #[schema(required = false, nullable = false)]
-    details: Option<GoogleRefusedDetailsSchema>,
+    details: Option<GoogleRejectionDetailsSchema>,
     /// The same as the header `X-Request-Id`. The log has a line with it.
     #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     request_id: String,
@@ -134,7 +144,7 @@ pub(super) struct GoogleRefusedSchema {
 #[derive(ToSchema)]
 #[schema(as = google::RefusedDetails, rename_all = "camelCase")]
 #[expect(dead_code, reason = "describes `Problem::details`")]
-pub(super) struct GoogleRefusedDetailsSchema {
+pub(super) struct GoogleRejectionDetailsSchema {
     /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of the other `type`.
     #[schema(required = false, nullable = false, examples("gone"))]
     reason: Option<String>,
@@ -146,7 +156,7 @@ pub(super) struct GoogleRefusedDetailsSchema {
     found: Option<Vec<String>>,
 }
 
-fn refusals() -> Schema {
+fn rejection_codes() -> Schema {
     string_enum_schema(
         "Why not.",
         &[
@@ -164,7 +174,7 @@ fn refusals() -> Schema {
             ),
             (
                 "APP_USER_MISMATCH",
-                "it is genuine, and of another user than `expectedAppUserId`, or of nobody.",
+                "it is genuine, and of another user than `expectedAppUserId`, or of none.",
             ),
         ],
     )
@@ -173,7 +183,7 @@ fn refusals() -> Schema {
 /// A push as Pub/Sub sends it.
 #[derive(ToSchema)]
 #[schema(as = google::Push)]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+#[expect(dead_code, reason = "describes what `GooglePushBody::from_json` reads")]
 pub(super) struct GooglePushSchema {
     message: PushedMessageSchema,
     /// The subscription's name. It is not looked at, so it may be anything.
@@ -184,7 +194,7 @@ pub(super) struct GooglePushSchema {
 /// The message of a push.
 #[derive(ToSchema)]
 #[schema(as = google::PushedMessage, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+#[expect(dead_code, reason = "describes what `GooglePushBody::from_json` reads")]
 pub(super) struct PushedMessageSchema {
     /// Pub/Sub's id of the message, the same on every repeat. `message_id` is taken too.
     #[schema(min_length = 1, max_length = 256, examples("136969346945"))]
@@ -197,7 +207,7 @@ pub(super) struct PushedMessageSchema {
     publish_time: Option<String>,
 }
 
-/// What can go wrong with a question.
+/// The errors of a verify request.
 pub(super) struct GoogleVerifyErrorResponses;
 
 impl IntoResponses for GoogleVerifyErrorResponses {
@@ -215,22 +225,22 @@ impl IntoResponses for GoogleVerifyErrorResponses {
             ),
             DocumentedError::new(
                 "this tenant has no Google credentials",
-                no_credentials_problem(),
+                GoogleVerifyError::NoCredentials,
             ),
             DocumentedError::new(
                 "Google's quota for this tenant's project is used up",
-                api_error_problem(GoogleApiError::RateLimited {
+                GoogleVerifyError::Api(GoogleApiError::RateLimited {
                     status: 429,
                     retry_after: wait,
                 }),
             ),
             DocumentedError::new(
                 "too many questions of this tenant wait for Google",
-                api_error_problem(GoogleApiError::TooManyInFlight),
+                GoogleVerifyError::Api(GoogleApiError::TooManyInFlight),
             ),
             DocumentedError::new(
                 "Google refuses this tenant's service account",
-                api_error_problem(GoogleApiError::Unauthorized {
+                GoogleVerifyError::Api(GoogleApiError::Unauthorized {
                     status: 401,
                     reason: Some("permissionDenied".to_owned()),
                     message: None,
@@ -238,7 +248,7 @@ impl IntoResponses for GoogleVerifyErrorResponses {
             ),
             DocumentedError::new(
                 "Google had an error of its own",
-                api_error_problem(GoogleApiError::Unexpected {
+                GoogleVerifyError::Api(GoogleApiError::Unexpected {
                     status: 503,
                     reason: Some("backendError".to_owned()),
                     message: None,
@@ -247,14 +257,14 @@ impl IntoResponses for GoogleVerifyErrorResponses {
             ),
             DocumentedError::new(
                 "Google did not answer",
-                api_error_problem(UpstreamError::Timeout(wait).into()),
+                GoogleVerifyError::Api(GoogleApiError::from(UpstreamError::Timeout(wait))),
             ),
         ];
         api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))
     }
 }
 
-/// What can go wrong with a push.
+/// The errors of a push.
 pub(super) struct GoogleNotificationErrorResponses;
 
 impl IntoResponses for GoogleNotificationErrorResponses {
@@ -269,7 +279,7 @@ impl IntoResponses for GoogleNotificationErrorResponses {
             ),
             DocumentedError::new(
                 "the body is no push, such as one of a subscription with payload unwrapping",
-                json::read_json::<super::request_body::GooglePushBody>(b"{}")
+                json::read_json::<GooglePushBody>(b"{}")
                     .err()
                     .expect("it is malformed"),
             ),
@@ -285,19 +295,22 @@ impl IntoResponses for GoogleNotificationErrorResponses {
             ),
             DocumentedError::new(
                 "the push's token does not convince, or there is no tenant of this id; the log says which",
-                Unbelieved::InvalidToken(PushTokenError::Missing),
+                GoogleNotificationError::InvalidToken(PushTokenError::Missing),
             ),
-            DocumentedError::new("the tenant is inactive", Unbelieved::TenantInactive),
+            DocumentedError::new(
+                "the tenant is inactive",
+                GoogleNotificationError::TenantInactive,
+            ),
             DocumentedError::database_unavailable(),
             DocumentedError::new(
                 "Google's signing keys cannot be had",
-                Unbelieved::KeysUnavailable,
+                GoogleNotificationError::InvalidToken(PushTokenError::KeysUnavailable),
             ),
         ])
     }
 }
 
-/// A subscription that is paid for, as it is answered.
+/// The answer about a subscription that is paid for.
 pub(super) fn subscription_example() -> Value {
     json!({
         "valid": true,
@@ -330,7 +343,7 @@ pub(super) fn subscription_example() -> Value {
     })
 }
 
-/// A one-time product, as it is answered.
+/// The answer about a one-time product.
 pub(super) fn product_example() -> Value {
     json!({
         "valid": true,
@@ -359,7 +372,7 @@ pub(super) fn product_example() -> Value {
     })
 }
 
-/// A "no", as it is answered.
-pub(super) fn rejection_example(why: GoogleRejection) -> Value {
-    api_docs::error_example(&rejection_response(why))
+/// The answer of a verify request that Google says no to.
+pub(super) fn rejection_example(error: GoogleVerifyError) -> Value {
+    api_docs::error_example(&error.into())
 }

@@ -1,8 +1,8 @@
 //! Google Play's JSON as Google sends it, with no meaning added.
 //!
-//! Promises: every field may be absent, and `null` is the same as absent; words Google may add to are kept as text;
-//! a 64-bit number is read whether it comes as a string, which is Google's way, or as a number; unknown fields are
-//! passed over here and survive in the raw answer.
+//! Promises: every field may be absent, and `null` is the same as absent; enums to which Google may add are kept as text;
+//! a 64-bit number is read as a string, which is Google's way, and as a number; unknown fields are ignored here and
+//! survive in the raw answer.
 //!
 //! Source: the discovery document of androidpublisher v3.
 
@@ -31,54 +31,54 @@ pub struct SubscriptionPurchase {
     pub linked_purchase_token: Option<String>,
     /// `ACKNOWLEDGEMENT_STATE_…`
     pub acknowledgement_state: Option<String>,
-    /// Why it was cancelled; there only while it is cancelled or expired.
+    /// Why it was cancelled; only while it is cancelled or expired.
     pub canceled_state_context: Option<CanceledStateContext>,
-    /// There when it was bought outside the app, after an earlier one had expired; only until it is acknowledged.
+    /// Present when it was bought outside the app, after an earlier one had expired; only until it is acknowledged.
     pub out_of_app_purchase_context: Option<OutOfAppPurchaseContext>,
-    /// There while the subscription is paused.
+    /// Present while the subscription is paused.
     pub paused_state_context: Option<PausedStateContext>,
-    /// Whom the app said it is for.
+    /// The user as the app named them.
     pub external_account_identifiers: Option<ExternalAccountIdentifiers>,
-    /// An empty object when a licence tester bought it.
-    pub test_purchase: Option<TestPurchase>,
+    /// Present when a licence tester bought it.
+    pub test_purchase: Option<PresenceMarker>,
     /// What was bought: the subscription, and its add-ons.
     #[serde(deserialize_with = "null_is_empty")]
     pub line_items: Vec<LineItem>,
 }
 
-/// What a purchase made outside the app follows on.
+/// The purchase that a purchase made outside the app follows.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutOfAppPurchaseContext {
     /// The token of the purchase that had expired.
     pub expired_purchase_token: Option<String>,
-    /// Whom the app said that one was for.
+    /// The user of that one as the app named them.
     pub expired_external_account_identifiers: Option<ExternalAccountIdentifiers>,
 }
 
-/// How a pause ends.
+/// When a pause ends.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PausedStateContext {
-    /// When the subscription goes on by itself.
+    /// When the subscription resumes by itself.
     pub auto_resume_time: Option<Timestamp>,
 }
 
-/// Who cancelled: exactly one is there.
+/// Who cancelled: exactly one field is present.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CanceledStateContext {
-    /// The subscriber.
+    /// By the subscriber.
     pub user_initiated_cancellation: Option<PresenceMarker>,
-    /// Google, for want of payment.
+    /// By Google, after a payment failed.
     pub system_initiated_cancellation: Option<PresenceMarker>,
-    /// The app's developer.
+    /// By the app's developer.
     pub developer_initiated_cancellation: Option<PresenceMarker>,
-    /// Another purchase, which took its place.
+    /// Because another purchase replaced it.
     pub replacement_cancellation: Option<PresenceMarker>,
 }
 
-/// Whom the app said a purchase is for.
+/// The user of a purchase as the app named them.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ExternalAccountIdentifiers {
@@ -86,65 +86,61 @@ pub struct ExternalAccountIdentifiers {
     pub obfuscated_external_account_id: Option<String>,
 }
 
-/// A marker: it is there, or it is not.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct TestPurchase {}
-
 /// One product of a subscription. Its expiry is its own.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LineItem {
-    /// The product's id.
+    /// The product's id in the Play Console.
     pub product_id: Option<String>,
-    /// When it ends, or ended, or renews; in a grace period, when that ends.
+    /// When it ends, ended or renews; in a grace period, when that ends.
     pub expiry_time: Option<Timestamp>,
     /// The order that last succeeded for this item.
     pub latest_successful_order_id: Option<String>,
-    /// There for a plan that renews itself, absent for a prepaid one.
+    /// Absent for a prepaid plan.
     pub auto_renewing_plan: Option<AutoRenewingPlan>,
-    /// Which price phase it is in.
+    /// The price phase it is in.
     pub offer_phase: Option<OfferPhase>,
-    /// There when another product takes its place at the next renewal.
+    /// Present when another product replaces it at the next renewal.
     pub deferred_item_replacement: Option<DeferredItemReplacement>,
-    /// There when it ends at the next renewal.
+    /// Present when it ends at the next renewal.
     pub deferred_item_removal: Option<PresenceMarker>,
-    /// There for a plan that is paid in advance, absent for one that renews itself.
+    /// Present for a plan that is paid in advance.
     pub prepaid_plan: Option<PresenceMarker>,
-    /// Base plan and offer.
+    /// The base plan and the offer it was sold with.
     pub offer_details: Option<OfferDetails>,
     /// What this item replaced, for 60 days after the replacement.
     pub item_replacement: Option<ItemReplacement>,
-    /// There when it was bought with a promotion code.
+    /// Present when it was bought with a promotion code.
     pub signup_promotion: Option<PresenceMarker>,
 }
 
-/// What takes an item's place at the next renewal.
+/// The product that replaces an item at the next renewal.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeferredItemReplacement {
-    /// The product.
+    /// The product's id.
     pub product_id: Option<String>,
 }
 
-/// What an item replaced.
+/// The product that an item replaced.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ItemReplacement {
-    /// The product.
+    /// The product's id.
     pub product_id: Option<String>,
-    /// Its base plan.
+    /// The base plan's id.
     pub base_plan_id: Option<String>,
     /// How: `WITH_TIME_PRORATION`, `DEFERRED` and the like.
     pub replacement_mode: Option<String>,
 }
 
-/// What an item was sold as.
+/// The base plan and offer of an item.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OfferDetails {
-    /// The base plan.
+    /// The base plan's id.
     pub base_plan_id: Option<String>,
-    /// The offer, if there was one.
+    /// The offer's id, if there was one.
     pub offer_id: Option<String>,
 }
 
@@ -158,21 +154,21 @@ pub struct AutoRenewingPlan {
     pub recurring_price: Option<Money>,
 }
 
-/// The price phase of an item: exactly one of these objects is there.
+/// The price phase of an item: exactly one of these objects is present.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OfferPhase {
-    /// In a free trial.
+    /// Present during a free trial.
     pub free_trial: Option<PresenceMarker>,
-    /// At an introductory price.
+    /// Present during an introductory price.
     pub introductory_price: Option<PresenceMarker>,
-    /// At the full price.
+    /// Present at the full price.
     pub base_price: Option<PresenceMarker>,
-    /// In the rest of a period of the plan that it replaced.
+    /// Present in the rest of a period of the plan that it replaced.
     pub proration_period: Option<PresenceMarker>,
 }
 
-/// Something whose presence says it all, whatever is inside.
+/// An object whose presence is all that matters, whatever it contains.
 #[derive(Clone, Copy, Debug)]
 pub struct PresenceMarker;
 
@@ -186,9 +182,9 @@ impl<'de> Deserialize<'de> for PresenceMarker {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Money {
-    /// ISO 4217.
+    /// Three letters of ISO 4217.
     pub currency_code: Option<String>,
-    /// Whole units.
+    /// Whole units of the currency.
     pub units: Option<Int64>,
     /// Billionths of a unit, of the same sign as `units`.
     pub nanos: Option<Int64>,
@@ -210,7 +206,7 @@ pub struct ProductPurchase {
     pub acknowledgement_state: Option<Int64>,
     /// 0 licence test, 1 promotion code, 2 rewarded advertisement; absent for money.
     pub purchase_type: Option<Int64>,
-    /// The order.
+    /// The order's id.
     pub order_id: Option<String>,
     /// The product's id; may be absent.
     pub product_id: Option<String>,
@@ -221,23 +217,23 @@ pub struct ProductPurchase {
 }
 
 /// The message that is inside a Pub/Sub push: what Google calls a real-time developer notification. Exactly one of the
-/// blocks is there.
+/// blocks is present.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeveloperNotification {
-    /// The app.
+    /// The app's package name.
     pub package_name: Option<String>,
     /// When it happened, in milliseconds since the Unix epoch.
     pub event_time_millis: Option<Int64>,
-    /// Something happened to a subscription.
+    /// About a subscription.
     pub subscription_notification: Option<SubscriptionNotification>,
-    /// Something happened to a one-time product.
+    /// About a one-time product.
     pub one_time_product_notification: Option<OneTimeProductNotification>,
-    /// A purchase was voided.
+    /// About a refund.
     pub voided_purchase_notification: Option<VoidedPurchaseNotification>,
     /// Google asks about a refund.
     pub pending_refund_review_notification: Option<PendingRefundReviewNotification>,
-    /// Somebody pressed the console's button.
+    /// Sent from the Play Console by hand.
     pub test_notification: Option<PresenceMarker>,
 }
 
@@ -245,11 +241,11 @@ pub struct DeveloperNotification {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SubscriptionNotification {
-    /// What: see [`translate`](super::translate).
+    /// The number of what happened: see [`translate`](super::translate).
     pub notification_type: Option<Int64>,
-    /// The purchase.
+    /// The purchase's token.
     pub purchase_token: Option<String>,
-    /// The product; on its way out of Google's API.
+    /// The product's id; Google is about to remove it.
     pub subscription_id: Option<String>,
 }
 
@@ -259,9 +255,9 @@ pub struct SubscriptionNotification {
 pub struct OneTimeProductNotification {
     /// 1 purchased, 2 a pending purchase was cancelled.
     pub notification_type: Option<Int64>,
-    /// The purchase.
+    /// The purchase's token.
     pub purchase_token: Option<String>,
-    /// The product.
+    /// The product's id.
     pub sku: Option<String>,
 }
 
@@ -269,7 +265,7 @@ pub struct OneTimeProductNotification {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VoidedPurchaseNotification {
-    /// The purchase.
+    /// The purchase's token.
     pub purchase_token: Option<String>,
     /// 1 subscription, 2 one-time product.
     pub product_type: Option<Int64>,
@@ -292,29 +288,29 @@ pub struct GoogleErrorBody {
     pub error: Option<GoogleErrorDetails>,
 }
 
-/// What went wrong.
+/// The error itself.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GoogleErrorDetails {
-    /// For a person.
+    /// A sentence for people.
     pub message: Option<String>,
-    /// A word for the class, such as `FAILED_PRECONDITION`; not always there.
+    /// The class, such as `FAILED_PRECONDITION`; not always there.
     pub status: Option<String>,
     /// The reasons; in practice one.
     #[serde(deserialize_with = "null_is_empty")]
     pub errors: Vec<GoogleErrorReason>,
 }
 
-/// One reason.
+/// A reason of an error.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GoogleErrorReason {
-    /// A word such as `purchaseTokenNotFound`.
+    /// A code such as `purchaseTokenNotFound`.
     pub reason: Option<String>,
 }
 
-/// A 64-bit number: a string in Google's JSON, a number where somebody wrote it so. Written as a string, Google's way,
-/// because a number in JSON is exact only up to 2^53 for many readers.
+/// A 64-bit number: a string in Google's JSON, and read from a number too. Written as a string, because many readers of
+/// JSON are exact only up to 2^53.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Int64(pub i64);
 
@@ -425,7 +421,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_is_read_in_both_spellings_and_written_in_googles(value: i64) {
+        fn a_number_is_read_in_both_forms_and_written_as_a_string(value: i64) {
             let text = serde_json::to_string(&Int64(value)).expect("writes");
             prop_assert_eq!(&text, &format!("\"{value}\""));
             prop_assert_eq!(serde_json::from_str::<Int64>(&text).expect("reads"), Int64(value));
@@ -434,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_whole_number_of_64_bits_is_refused() {
+    fn anything_but_a_whole_number_of_64_bits_is_refused() {
         for text in [
             "1.5",
             "\"1.5\"",

@@ -1,4 +1,4 @@
-//! What is asked and what is pushed, read from JSON, with everything that is wrong with it.
+//! Reads the bodies of both routes. Every issue of a body is reported at once.
 
 use serde_json::Value;
 
@@ -6,10 +6,9 @@ use super::verify::{GoogleVerifyRequest, RequestedProduct};
 use crate::base::clock::Timestamp;
 use crate::http::json::{FromJson, JsonFields};
 
-/// The most a push may weigh.
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
-/// What of a push matters.
+/// The parts of a push that are used.
 pub(super) struct GooglePushBody {
     pub(super) id: String,
     pub(super) data: Option<String>,
@@ -25,21 +24,20 @@ impl FromJson for GooglePushBody {
             );
         }
         body.optional_object("message", |message| {
-            // Both spellings are sent, and say the same.
+            // Pub/Sub sends both spellings with the same value.
             let id = if message.has_field("message_id") && !message.has_field("messageId") {
                 message.required_string("message_id", 1..=256)
             } else {
                 message.required_string("messageId", 1..=256)
             };
-            // Whatever else is wrong with a message makes it unreadable, and not refused.
+            // With any other fault the message is stored as unreadable, and not refused.
             let text = |name| message.get_value(name).and_then(Value::as_str);
             let data = text("data").map(str::to_owned);
-            let published = text("publishTime").or_else(|| text("publish_time"));
-            let published = published.and_then(Timestamp::parse);
+            let publish_time = text("publishTime").or_else(|| text("publish_time"));
             Some(Self {
                 id: id?,
                 data,
-                publish_time: published,
+                publish_time: publish_time.and_then(Timestamp::parse),
             })
         })
     }
@@ -58,7 +56,7 @@ impl FromJson for GoogleVerifyRequest {
             );
         }
         let expected_app_user_id = body.optional_string("expectedAppUserId", 1..=200);
-        let bought = match kind? {
+        let product = match kind? {
             "product" => RequestedProduct::Product {
                 product_id: product_id?,
             },
@@ -67,7 +65,7 @@ impl FromJson for GoogleVerifyRequest {
         Some(Self {
             package_name: package_name?,
             purchase_token: purchase_token?,
-            product: bought,
+            product,
             expected_app_user_id,
         })
     }
@@ -95,29 +93,29 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_read() {
+    fn a_request_is_read() {
         let read = |body: Value| {
             read_json::<GoogleVerifyRequest>(body.to_string().as_bytes()).expect("good")
         };
-        let question = read(json!({
+        let request = read(json!({
             "packageName": "com.example.app", "purchaseToken": "t", "type": "subscription", "more": 1,
         }));
         assert_eq!(
-            question.product,
+            request.product,
             RequestedProduct::Subscription { product_id: None }
         );
-        assert_eq!(question.expected_app_user_id, None);
-        let question = read(json!({
+        assert_eq!(request.expected_app_user_id, None);
+        let request = read(json!({
             "packageName": "com.example.app", "purchaseToken": "é".repeat(4096), "type": "product",
             "productId": "coins", "expectedAppUserId": "user-1",
         }));
         let product_id = "coins".to_owned();
-        assert_eq!(question.product, RequestedProduct::Product { product_id });
-        assert_eq!(question.expected_app_user_id.as_deref(), Some("user-1"));
+        assert_eq!(request.product, RequestedProduct::Product { product_id });
+        assert_eq!(request.expected_app_user_id.as_deref(), Some("user-1"));
     }
 
     #[test]
-    fn everything_wrong_with_a_question_is_said_at_once() {
+    fn all_issues_of_a_request_are_reported_at_once() {
         assert_eq!(
             issues(&json!({})),
             [

@@ -4,15 +4,16 @@ use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
+use super::api_error::GoogleNotFound;
+use super::error_response::GoogleVerifyError;
 use super::notifications::{GoogleNotifications, PubsubMessage};
 use super::openapi::{
     self, GoogleNotificationErrorResponses, GooglePushSchema as PushRequest,
     GoogleVerifyErrorResponses, GoogleVerifyRequestSchema, GoogleVerifyResponseSchema,
 };
 use super::request_body::{GooglePushBody, MAX_PUSH_BYTES};
-use super::verify::{
-    GoogleRejection, GoogleVerifier, GoogleVerifyRequest, NotFoundReason, VerifiedPurchase,
-};
+use super::response_body::VerifiedPurchase;
+use super::verify::{GoogleVerifier, GoogleVerifyRequest};
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
 use crate::http::Problem;
@@ -23,7 +24,7 @@ use crate::stores::shared::routes::{
 use crate::tenants::caller::bearer_token;
 use crate::tenants::{Authenticator, Caller};
 
-/// What a tenant's backend asks.
+/// `POST /v1/google/verify`, for tenants' backends.
 pub fn verify_routes(
     verifier: GoogleVerifier,
     authenticator: Authenticator,
@@ -36,8 +37,8 @@ pub fn verify_routes(
     })
 }
 
-/// What Google pushes.
-pub fn notification_routes(
+/// `POST /v1/webhooks/google/{tenantId}`, for Pub/Sub.
+pub(crate) fn notification_routes(
     notifications: GoogleNotifications,
     metrics: NotificationMetrics,
 ) -> OpenApiRouter {
@@ -47,11 +48,11 @@ pub fn notification_routes(
     })
 }
 
-/// Both, as they are described.
-pub fn openapi_document() -> utoipa::openapi::OpenApi {
-    let mut both = verify_openapi_router().into_openapi();
-    both.merge(notification_openapi_router().into_openapi());
-    both
+/// The description of both routes.
+pub(crate) fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut document = verify_openapi_router().into_openapi();
+    document.merge(notification_openapi_router().into_openapi());
+    document
 }
 
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<GoogleVerifier>> {
@@ -99,11 +100,11 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifi
             examples(
                 ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(openapi::subscription_example()))),
                 ("product" = (summary = "A product that was used up.", value = json!(openapi::product_example()))),
-                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Unknown))))),
-                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleRejection::NotFound(NotFoundReason::Gone))))),
-                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(openapi::rejection_example(GoogleRejection::PackageNameMismatch { expected: "com.example.app".to_owned() })))),
-                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(openapi::rejection_example(GoogleRejection::ProductIdMismatch { found: vec!["pro_yearly".to_owned()] })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleRejection::AppUserMismatch)))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound(GoogleNotFound::Unknown))))),
+                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound(GoogleNotFound::Gone))))),
+                ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(openapi::rejection_example(GoogleVerifyError::PackageNameMismatch { expected: "com.example.app".to_owned() })))),
+                ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(openapi::rejection_example(GoogleVerifyError::ProductIdMismatch { found: vec!["pro_yearly".to_owned()] })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleVerifyError::AppUserMismatch)))),
             ),
         ),
         GoogleVerifyErrorResponses,
@@ -181,15 +182,15 @@ async fn accept_push(
 ) -> Result<AcceptedNotification, Problem> {
     let tenant = parse_tenant_id(tenant)?;
     let (parts, body) = request.into_parts();
-    let admitted = notifications
+    let push = notifications
         .authenticate_push(&tenant, bearer_token(&parts.headers))
         .await?;
-    let (push, raw): (GooglePushBody, _) = read_notification(&tenant, &parts, body).await?;
+    let (message, raw): (GooglePushBody, _) = read_notification(&tenant, &parts, body).await?;
     let message = PubsubMessage {
-        id: push.id,
-        data: push.data,
-        publish_time: push.publish_time,
+        id: message.id,
+        data: message.data,
+        publish_time: message.publish_time,
         raw,
     };
-    Ok(notifications.accept_notification(admitted, message).await?)
+    Ok(notifications.accept_notification(&push, message).await?)
 }

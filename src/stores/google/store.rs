@@ -1,5 +1,5 @@
-//! What is kept about Google in the database: a tenant's credentials, the service account's file sealed and the rest in
-//! the open; and which purchase replaced which.
+//! Google's tables: a tenant's credentials, of which only the service account's key file is sealed; and which purchase
+//! replaced which.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,56 +21,56 @@ use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
 use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
 
-/// What it takes to ask Google about a tenant's purchases.
+/// A tenant's Google credentials, opened.
 #[derive(Debug)]
 pub struct GoogleCredentials {
-    /// The tenant's app.
+    /// The package name of the tenant's app.
     pub package_name: String,
-    /// Who asks.
+    /// The account that calls Google.
     pub account: Arc<GoogleServiceAccount>,
-    /// Who may push notifications.
+    /// Which pushes are accepted.
     pub push_settings: PushSettings,
 }
 
-/// What may be shown of a tenant's Google credentials: everything but the key.
+/// Everything about a tenant's Google credentials but the key.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GoogleCredentialSummary {
-    /// Whose.
+    /// The tenant they belong to.
     pub tenant_id: TenantId,
-    /// The tenant's app.
+    /// The package name of the tenant's app.
     pub package_name: String,
-    /// The service account's name.
+    /// The service account's address.
     pub client_email: String,
     /// Always true: there are no credentials without one.
     pub has_private_key: bool,
     /// First 16 hex digits of the SHA-256 of the public key.
     pub key_fingerprint: String,
-    /// What a push's token must be meant for.
+    /// The audience that a push's token must have.
     pub pubsub_audience: Option<String>,
-    /// Whose token a push must carry.
+    /// The service account that a push's token must carry.
     pub pubsub_service_account: Option<String>,
-    /// Where Google publishes notifications: `projects/…/topics/…`.
+    /// The topic that Google publishes notifications to: `projects/…/topics/…`.
     pub pubsub_topic: Option<String>,
-    /// When they were last set.
+    /// When the credentials were set last.
     pub updated_at: Timestamp,
-    /// Those before them, while one can go back.
+    /// The credentials before these, while a rollback is possible.
     pub previous: Option<PreviousCredentials>,
 }
 
-/// What is set.
+/// Credentials to store.
 pub struct NewGoogleCredentials<'a> {
-    /// The tenant's app.
+    /// The package name of the tenant's app.
     pub package_name: &'a str,
-    /// The service account's key file as it was uploaded, which is what is sealed.
+    /// The service account's key file as it was uploaded. This is what is sealed.
     pub key_file: &'a [u8],
-    /// The same, understood.
+    /// The same file, parsed.
     pub account: &'a GoogleServiceAccount,
-    /// What a push's token must be meant for. `None` keeps what is stored, an empty text removes it.
+    /// The audience that a push's token must have. `None` keeps the stored value, an empty text removes it.
     pub pubsub_audience: Option<&'a str>,
-    /// Whose token a push must carry; likewise.
+    /// The service account that a push's token must carry. `None` and an empty text: see `pubsub_audience`.
     pub pubsub_service_account: Option<&'a str>,
-    /// Where Google publishes notifications; likewise.
+    /// The topic that Google publishes notifications to. `None` and an empty text: see `pubsub_audience`.
     pub pubsub_topic: Option<&'a str>,
 }
 
@@ -115,8 +115,8 @@ pub async fn load_credentials(
     }))
 }
 
-/// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
-pub async fn find_credential_summary(
+/// Everything about the tenant's credentials but the key, which is not opened. `None` when it has none.
+pub(crate) async fn find_credential_summary(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<Option<GoogleCredentialSummary>, db::Error> {
@@ -160,8 +160,8 @@ fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
     }
 }
 
-/// Stores credentials in place of those there were, and keeps those for [`GRACE`]. Setting the same twice is the same as
-/// once.
+/// Stores credentials, and keeps the replaced ones for [`DEFAULT_GRACE_PERIOD`]. Storing the same ones again changes
+/// nothing.
 pub async fn set_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -173,7 +173,7 @@ pub async fn set_credentials(
         .map(drop)
 }
 
-/// The same with a grace of the caller's own, none at all when it is zero; and what became of those there were.
+/// The same with a grace period of the caller's choice, none when it is zero. Returns what happened to the replaced ones.
 pub async fn replace_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -196,25 +196,26 @@ pub async fn replace_credentials(
             }
             continue;
         };
-        let stays = |given: Option<&str>, stored: &Option<String>| {
+        let is_unchanged = |given: Option<&str>, stored: &Option<String>| {
             given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
         };
         let is_same = stored.package_name == new.package_name
             && stored.client_email == new.account.client_email()
             && stored.key_fingerprint == new.account.fingerprint()
-            && stays(new.pubsub_audience, &stored.pubsub_audience)
-            && stays(new.pubsub_service_account, &stored.pubsub_service_account)
-            && stays(new.pubsub_topic, &stored.pubsub_topic);
-        let was = &stored.service_account_enc;
-        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
+            && is_unchanged(new.pubsub_audience, &stored.pubsub_audience)
+            && is_unchanged(new.pubsub_service_account, &stored.pubsub_service_account)
+            && is_unchanged(new.pubsub_topic, &stored.pubsub_topic);
+        let expected_blob = &stored.service_account_enc;
+        let (outcome, retained) =
+            credential_history(tenant).rotate(keyring, expected_blob, is_same, grace);
         let replaced = ReplacedCredentials {
-            expected_blob: was,
-            outcome: &before,
-            retained_blob: kept.as_deref(),
+            expected_blob,
+            outcome: &outcome,
+            retained_blob: retained.as_deref(),
             grace_period: grace,
         };
         if update_credentials(database, keyring, tenant, new, &replaced).await? {
-            return Ok(before);
+            return Ok(outcome);
         }
     }
     Err(SetCredentialsError::Contended {
@@ -223,7 +224,7 @@ pub async fn replace_credentials(
     })
 }
 
-/// Whether nobody was first.
+/// `false` when another command stored credentials first.
 async fn insert_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -255,7 +256,8 @@ async fn insert_credentials(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+/// `false` when another command changed them first. One statement changes both tables, so that there is no moment at
+/// which neither value is stored.
 async fn update_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -310,8 +312,8 @@ async fn update_credentials(
     .await
 }
 
-/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
-/// are left now are kept for `grace`, if they open.
+/// Swaps the stored credentials and those that were replaced last, so that a second rollback undoes the first. The ones that
+/// are replaced now are kept for `grace`, if they can be opened.
 pub async fn rollback_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -328,9 +330,9 @@ pub async fn rollback_credentials(
         .fetch_optional(database.pool())
         .await?
         .ok_or(RollbackError::NothingRetained)?;
-        let (back, left) =
+        let (restored, retained) =
             credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
-        let done = sqlx::query_scalar!(
+        let is_done = sqlx::query_scalar!(
             r#"
             with replaced as (
                 update google_credentials stored
@@ -361,26 +363,26 @@ pub async fn rollback_credentials(
             tenant.as_str(),
             found.stored,
             found.previous,
-            back,
-            left,
+            restored,
+            retained,
             grace.as_secs_f64(),
         )
         .fetch_one(database.pool())
         .await?;
-        if done {
+        if is_done {
             return Ok(());
         }
     }
     Err(RollbackError::Contended)
 }
 
-/// What is known of the purchases behind one, newest first: its own link, that of the one it replaces, and so on as far
-/// as known. Empty when nothing is known of it. In a circle links repeat.
+/// The stored links of a chain, newest first: that of `purchase_token`, that of the purchase it replaces, and so on, at most
+/// `limit`. Empty when none is stored. In a cycle links repeat.
 pub(super) async fn list_purchase_links(
     database: &Database,
     tenant: &TenantId,
     purchase_token: &str,
-    most: i32,
+    limit: i32,
 ) -> Result<Vec<PurchaseLink>, db::Error> {
     let hash = token::sha256(purchase_token.as_bytes());
     sqlx::query_as!(
@@ -401,13 +403,13 @@ pub(super) async fn list_purchase_links(
         "#,
         tenant.as_str(),
         hash.as_slice(),
-        most,
+        limit,
     )
     .fetch_all(database.pool())
     .await
 }
 
-/// Keeps what was learned. What is known already stays: a purchase does not change which one it replaces.
+/// A link that is stored already stays as it is: which purchase another one replaces does not change.
 pub(super) async fn insert_purchase_links(
     database: &Database,
     tenant: &TenantId,

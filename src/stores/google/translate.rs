@@ -1,4 +1,4 @@
-//! From Google's words to Attesto's. Pure: facts and the time go in, an answer comes out.
+//! From Google's words to Attesto's. Pure: the purchase or notification and the time go in, the meaning comes out.
 //!
 //! | Google says of a subscription | and | status |
 //! |---|---|---|
@@ -12,13 +12,13 @@
 //! | `EXPIRED` | | `expired` |
 //! | `PENDING_PURCHASE_CANCELED` | | `expired`: it never began; not `canceled`, which is still paid for |
 //! | `ACTIVE`, `IN_GRACE_PERIOD` | the item has expired while another item lasts | `expired`: the state is the other's |
-//! | a word that is not known here | | `unknown` |
+//! | any other word | | `unknown` |
 //!
 //! | Google says of a product | and | status |
 //! |---|---|---|
 //! | 0, purchased | not consumed | `active` |
 //! | 0, purchased | consumed | `consumed` |
-//! | 1, cancelled | | `canceled`: given back or never paid; Google does not say here which |
+//! | 1, cancelled | | `canceled`: refunded or never paid; Google does not say here which |
 //! | 2, pending | | `pending` |
 //! | anything else | | `unknown` |
 //!
@@ -36,8 +36,8 @@
 //! | refund review, test | `product.refund_review`, `test` | |
 //! | anything else | `unknown` | |
 //!
-//! So a subscription is paid for now in `active`, `in_grace_period` and `canceled`, a product in `active` and `consumed`,
-//! and nothing is in any other.
+//! So access is paid for in `active`, `in_grace_period` and `canceled` for a subscription, in `active` and `consumed` for a
+//! product, and in no other status.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ use crate::base::clock::Timestamp;
 use crate::events::EventType;
 
 /// How long Google waits for an acknowledgement before it refunds.
-pub const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(72);
+pub(super) const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(72);
 
 /// What a purchase is now. `active` and `in_grace_period` entitle; so does a subscription that is `canceled`, until it
 /// expires.
@@ -91,8 +91,8 @@ pub enum PurchaseStatus {
     Unknown,
 }
 
-/// The item an answer is about: the one of the wanted product, else the one that lasts longest. Of several items of
-/// one product the one that lasts longest. `None` when no item is of the wanted product, or there is none at all.
+/// The item that an answer describes: the one of the product `product_id`, else the one that lasts longest. Of several
+/// items of one product the one that lasts longest. `None` when no item is of that product, or there are no items.
 pub fn select_line_item<'a>(
     purchase: &'a SubscriptionPurchase,
     product_id: Option<&str>,
@@ -106,7 +106,7 @@ pub fn select_line_item<'a>(
         .max_by_key(|item| item.expiry_time)
 }
 
-/// What a subscription is now, as far as `item` of it is concerned. The table stands at the top of this file.
+/// What `item` of a subscription is now. The table is at the top of this file.
 pub fn subscription_status(
     purchase: &SubscriptionPurchase,
     item: Option<&LineItem>,
@@ -133,7 +133,7 @@ pub fn subscription_status(
     }
 }
 
-/// What a product is now. The table stands at the top of this file.
+/// What a product is now. The table is at the top of this file.
 pub fn product_status(purchase: &ProductPurchase) -> PurchaseStatus {
     match (purchase.purchase_state, purchase.consumption_state) {
         (Some(Int64(0)), Some(Int64(1))) => PurchaseStatus::Consumed,
@@ -168,9 +168,9 @@ pub fn payment_state(status: PurchaseStatus, item: Option<&LineItem>) -> Option<
     }
 }
 
-/// 1 when the purchase was acknowledged. Everything else is 0: an acknowledgement too many does no harm, one too few
-/// costs the purchase.
-pub fn subscription_acknowledgement(purchase: &SubscriptionPurchase) -> u8 {
+/// 1 when the purchase was acknowledged, else 0. An unknown state is 0, because an acknowledgement too many does no harm,
+/// and without one Google refunds the purchase.
+pub(super) fn subscription_acknowledgement(purchase: &SubscriptionPurchase) -> u8 {
     u8::from(
         purchase.acknowledgement_state.as_deref() == Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"),
     )
@@ -182,7 +182,7 @@ pub fn product_acknowledgement(purchase: &ProductPurchase) -> u8 {
 }
 
 /// Until when a subscription must be acknowledged. `None` once it is, and as long as it is not paid for: Google
-/// counts from the purchase, not from the promise of one.
+/// counts from the payment.
 pub fn subscription_acknowledge_by(
     purchase: &SubscriptionPurchase,
     status: PurchaseStatus,
@@ -212,33 +212,33 @@ pub fn to_micros(money: &Money) -> Option<Int64> {
     i64::try_from(micros).ok().map(Int64)
 }
 
-/// What a notification says.
+/// What a notification means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoogleTranslation {
-    /// What happened.
+    /// The event's type: what `event` says in the JSON.
     pub event_type: EventType,
-    /// The finer intent.
+    /// The event's `reason`, such as `resubscribe`.
     pub reason: Option<&'static str>,
-    /// Google's own name for it.
+    /// Google's number or block, such as `google.subscription.4`.
     pub platform_event: String,
 }
 
 /// What is known of the purchase that another one replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReplacedPurchase {
-    /// Nothing: Google could not be asked.
+    /// Google could not be asked.
     #[default]
     Unknown,
-    /// There is none.
+    /// The purchase replaces no other.
     Nothing,
-    /// It was still running.
+    /// The other purchase was still running.
     Running,
-    /// It was over.
+    /// The other purchase had ended before.
     Ended,
 }
 
-/// What a notification says. `purchase` is the subscription it is about, as it is now, if Google could be asked;
-/// `replaced` is what that one replaces. The table stands at the top of this file.
+/// What a notification means. `purchase` is the subscription it is about, as it is now, if Google could be asked;
+/// `replaced` is what that one replaces. The table is at the top of this file.
 pub fn translate_notification(
     notification: &DeveloperNotification,
     purchase: Option<&SubscriptionPurchase>,
@@ -249,13 +249,13 @@ pub fn translate_notification(
         reason,
         platform_event: platform_event.to_owned(),
     };
-    if let Some(about) = &notification.subscription_notification
-        && let Some(Int64(number)) = about.notification_type
+    if let Some(details) = &notification.subscription_notification
+        && let Some(Int64(number)) = details.notification_type
     {
         let (word, reason) = subscription_event(number, purchase, replaced);
         plain(word, reason, &format!("google.subscription.{number}"))
-    } else if let Some(about) = &notification.one_time_product_notification
-        && let Some(Int64(number)) = about.notification_type
+    } else if let Some(details) = &notification.one_time_product_notification
+        && let Some(Int64(number)) = details.notification_type
     {
         let word = match number {
             1 => EventType::ProductPurchased,
@@ -263,23 +263,18 @@ pub fn translate_notification(
             _ => EventType::Unknown,
         };
         plain(word, None, &format!("google.product.{number}"))
-    } else if let Some(about) = &notification.voided_purchase_notification {
-        plain(voided_event(about), refund_extent(about), "google.voided")
+    } else if let Some(details) = &notification.voided_purchase_notification {
+        plain(
+            voided_event(details),
+            refund_extent(details),
+            "google.voided",
+        )
     } else if notification.pending_refund_review_notification.is_some() {
         plain(EventType::ProductRefundReview, None, "google.refund_review")
     } else if notification.test_notification.is_some() {
         plain(EventType::Test, None, "google.test")
     } else {
-        unreadable_message()
-    }
-}
-
-/// What is said of a message that cannot be read.
-pub fn unreadable_message() -> GoogleTranslation {
-    GoogleTranslation {
-        event_type: EventType::Unknown,
-        reason: None,
-        platform_event: "google.unknown".to_owned(),
+        plain(EventType::Unknown, None, "google.unknown")
     }
 }
 
@@ -362,7 +357,7 @@ fn expiry_reason(purchase: &SubscriptionPurchase) -> Option<&'static str> {
 
 /// Whether a purchase was still running when another took its place at `moment`. By the time of the notification
 /// Google has ended it already, so its state now is not enough.
-pub fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
+pub(super) fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
     let is_replaced = replaced
         .canceled_state_context
         .as_ref()
@@ -378,16 +373,16 @@ pub fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
     }
 }
 
-fn voided_event(about: &VoidedPurchaseNotification) -> EventType {
-    match about.product_type {
+fn voided_event(details: &VoidedPurchaseNotification) -> EventType {
+    match details.product_type {
         Some(Int64(1)) => EventType::SubscriptionRefunded,
         Some(Int64(2)) => EventType::ProductRefunded,
         _ => EventType::Unknown,
     }
 }
 
-fn refund_extent(about: &VoidedPurchaseNotification) -> Option<&'static str> {
-    match about.refund_type {
+fn refund_extent(details: &VoidedPurchaseNotification) -> Option<&'static str> {
+    match details.refund_type {
         Some(Int64(1)) => Some("full"),
         Some(Int64(2)) => Some("partial"),
         _ => None,
@@ -429,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn every_state_of_a_subscription_has_its_word() {
+    fn every_state_of_a_subscription_has_its_status() {
         use PurchaseStatus::*;
         // state, expiry in ms from now, status, payment state
         for (state, ends_in_ms, status, payment) in [
@@ -456,9 +451,9 @@ mod tests {
             assert_eq!(found, status, "{state} {ends_in_ms}");
             assert_eq!(payment_state(found, item), payment, "{state} {ends_in_ms}");
         }
-        let mut wordless = subscription("ACTIVE", vec![]);
-        wordless.subscription_state = None;
-        assert_eq!(subscription_status(&wordless, None, now()), Unknown);
+        let mut stateless = subscription("ACTIVE", vec![]);
+        stateless.subscription_state = None;
+        assert_eq!(subscription_status(&stateless, None, now()), Unknown);
         assert_eq!(
             subscription_status(&subscription("CANCELED", vec![]), None, now()),
             Expired,
@@ -467,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn an_add_on_can_be_over_while_the_rest_goes_on() {
+    fn an_add_on_can_expire_while_the_plan_continues() {
         let purchase = subscription("ACTIVE", vec![item("plan", 1000), item("add-on", -1000)]);
         let status = |product| {
             let item = select_line_item(&purchase, Some(product));
@@ -479,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn the_item_is_the_wanted_one_or_the_longest() {
+    fn the_item_is_the_requested_one_or_the_longest() {
         let mut endless = item("no-date", 0);
         endless.expiry_time = None;
         let purchase = subscription(
@@ -523,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn every_state_of_a_product_has_its_word() {
+    fn every_state_of_a_product_has_its_status() {
         use PurchaseStatus::*;
         // purchase state, consumption state, acknowledgement state, status, must be acknowledged
         for (purchased, consumed, acknowledged, status, due) in [
@@ -631,11 +626,11 @@ mod tests {
         }
     }
 
-    fn notice(block: &str, fields: &serde_json::Value) -> DeveloperNotification {
+    fn notification(block: &str, fields: &serde_json::Value) -> DeveloperNotification {
         serde_json::from_value(json!({ "packageName": "p", block: fields })).expect("readable")
     }
 
-    /// Google's number, our word, the reason.
+    /// Google's number, our event type, the reason.
     const SUBSCRIPTION_TABLE: &[(i64, &str, Option<&str>)] = &[
         (1, "subscription.recovered", None),
         (2, "subscription.renewed", None),
@@ -678,7 +673,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_number_has_its_word() {
+    fn every_number_has_its_event() {
         for (block, name, table) in [
             (
                 "subscriptionNotification",
@@ -690,7 +685,7 @@ mod tests {
             for (number, word, reason) in table {
                 let fields = json!({ "notificationType": number, "purchaseToken": "t" });
                 let found = translate_notification(
-                    &notice(block, &fields),
+                    &notification(block, &fields),
                     None,
                     ReplacedPurchase::Unknown,
                 );
@@ -701,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_block_has_its_word() {
+    fn every_other_block_has_its_event() {
         let voided = "voidedPurchaseNotification";
         let [full, part] = ["full", "partial"].map(Some);
         let refunded = "subscription.refunded";
@@ -777,8 +772,11 @@ mod tests {
                 None,
             ),
         ] {
-            let found =
-                translate_notification(&notice(block, &fields), None, ReplacedPurchase::Unknown);
+            let found = translate_notification(
+                &notification(block, &fields),
+                None,
+                ReplacedPurchase::Unknown,
+            );
             assert_eq!(found.platform_event, format!("google.{name}"));
             assert_eq!(
                 (found.event_type.as_str(), found.reason),
@@ -792,10 +790,10 @@ mod tests {
     fn a_purchase_is_the_first_or_one_more_or_a_change_of_plan() {
         use ReplacedPurchase::*;
         let mut purchase = subscription("ACTIVE", vec![item("a", 1)]);
-        let said = |purchase: &SubscriptionPurchase, replaced| {
+        let event = |purchase: &SubscriptionPurchase, replaced| {
             let fields = json!({ "notificationType": 4 });
-            let notice = notice("subscriptionNotification", &fields);
-            let found = translate_notification(&notice, Some(purchase), replaced);
+            let notification = notification("subscriptionNotification", &fields);
+            let found = translate_notification(&notification, Some(purchase), replaced);
             (found.event_type.as_str(), found.reason)
         };
         for (replaced, word, reason) in [
@@ -804,11 +802,11 @@ mod tests {
             (Running, "subscription.upgraded", None),
             (Unknown, "subscription.purchased", None),
         ] {
-            assert_eq!(said(&purchase, replaced), (word, reason), "{replaced:?}");
+            assert_eq!(event(&purchase, replaced), (word, reason), "{replaced:?}");
         }
         purchase.out_of_app_purchase_context = Some(OutOfAppPurchaseContext::default());
         assert_eq!(
-            said(&purchase, Nothing),
+            event(&purchase, Nothing),
             ("subscription.purchased", Some("resubscribe"))
         );
     }
@@ -845,7 +843,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_has_its_reason() {
+    fn an_expiry_has_its_reason() {
         for (context, reason) in [
             (
                 json!({ "userInitiatedCancellation": { "cancelTime": "2026-04-10T14:22:10Z" } }),
@@ -868,7 +866,7 @@ mod tests {
                     .expect("readable");
             let fields = json!({ "notificationType": 13 });
             let found = translate_notification(
-                &notice("subscriptionNotification", &fields),
+                &notification("subscriptionNotification", &fields),
                 Some(&purchase),
                 ReplacedPurchase::Unknown,
             );
@@ -881,7 +879,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn canceled_is_said_only_while_something_is_left(state in "[A-Z_]{0,30}", ends in -10_i64..10) {
+        fn canceled_is_the_status_only_while_it_is_paid_for(state in "[A-Z_]{0,30}", ends in -10_i64..10) {
             let purchase = subscription(&state, vec![item("a", ends)]);
             let status = subscription_status(&purchase, select_line_item(&purchase, None), now());
             prop_assert!(status != PurchaseStatus::Canceled || ends > 0);

@@ -1,109 +1,112 @@
 //! Is a push from Google, and from the account that the tenant named?
 //!
-//! Promises: only a token that Google's own key signed (RS256 and nothing else) is looked at further; being Google's is
-//! not enough, because anybody with a Google Cloud project can have Google sign a token for any audience: it must be
-//! meant for this tenant and carry the one address that the tenant named, verified; bad tokens cannot be turned into
-//! calls to Google; an outage of Google's key endpoint is survived with the keys at hand, and where they do not
-//! suffice, nothing is called false.
+//! Promises: only a token that a key of Google's signed (RS256 and nothing else) is read further. That alone is not enough,
+//! because every owner of a Google Cloud project can have Google sign a token for any audience: the token must be meant
+//! for this tenant and carry the one verified address that the tenant named. Bad tokens cannot be turned into calls to
+//! Google. An outage of Google's key endpoint is survived with the cached keys, and no token is called false for want of a
+//! key.
 //!
-//! - [`Token`]: a token, read; [`Token::verify`] makes a [`Pusher`] of it
-//! - [`Pusher`]: who pushes, and for whom; [`Pusher::is`] compares with what the tenant named
-//! - [`Keys`]: Google's keys, remembered
+//! - [`PushToken`]: a token whose header is read; [`PushToken::verify_token`] makes a [`PushIdentity`] of it
+//! - [`PushIdentity`]: who pushes, and for whom; [`PushIdentity::check_push_settings`] compares with what the tenant named
+//! - [`GoogleKeys`]: Google's keys, cached
 
 use std::collections::HashMap;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rsa::PublicKeyComponents;
-use aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA256;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use parking_lot::Mutex;
 use reqwest::header::HeaderMap;
 use reqwest::header::{AGE, CACHE_CONTROL};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 use url::Url;
 
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::outbound::{RetryDecision, Upstream};
 
-/// A token is about 900 bytes.
+/// A token has about 900 bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
-/// How far Google's clock and ours may be apart, in seconds.
+/// How far Google's clock and ours may differ.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
-/// Google's tokens live an hour; what claims to live longer than a day is none.
+/// Google's tokens live for an hour. A token that claims more than a day is refused.
 const MAX_TOKEN_TTL_SECONDS: i64 = 86_400;
-/// Who Google says it is, in both spellings it uses.
+/// The issuer of Google's tokens, in both spellings that Google uses.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
-/// Google is asked for its keys at most this often, whatever the tokens say.
+/// Google's keys are fetched at most this often, whatever the tokens say.
 const FETCH_INTERVAL: Duration = Duration::from_mins(1);
-/// A push must be answered within ten seconds, and other things have to be asked too.
+/// A push must be answered within ten seconds, and the purchase has to be looked up too.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long keys are fresh when Google does not say, and the least and the most that is believed.
+/// How long keys are fresh when Google does not say.
 const DEFAULT_KEY_TTL: Duration = Duration::from_hours(1);
 const MIN_KEY_TTL: Duration = Duration::from_mins(1);
 const MAX_KEY_TTL: Duration = Duration::from_hours(24);
-/// How long keys that are no longer fresh are used while Google's endpoint is away.
+/// How long keys that are no longer fresh are used while Google's endpoint does not answer.
 const STALE_KEY_TTL: Duration = Duration::from_hours(24);
 
-/// Why a push is not believed.
+/// Why a push is not authenticated. The message goes to the log and holds nothing of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushTokenError {
     /// There is no token, or more than one.
     #[error("no bearer token")]
     Missing,
-    /// It is no token.
+    /// Not a JWT, or a claim is missing or of the wrong type.
     #[error("not a token")]
     Malformed,
-    /// It is signed in another way than RS256.
+    /// The header names another algorithm than RS256.
     #[error("not signed with RS256")]
     WrongAlgorithm,
-    /// Google has no such key.
+    /// The key is not among Google's.
     #[error("signed with a key that is not Google's")]
     UnknownKey,
-    /// The signature is wrong.
+    /// Google's key endpoint does not answer, and the key is not cached.
+    #[error("Google's keys cannot be had right now")]
+    KeysUnavailable,
+    /// The signature was not made by the key that the header names.
     #[error("the signature is wrong")]
     BadSignature,
-    /// It was not issued by Google's accounts.
+    /// The claim `iss` is not Google's.
     #[error("not issued by accounts.google.com")]
     WrongIssuer,
-    /// It has expired, is of the future, or claims to live for days.
+    /// Expired, not yet valid, or valid for longer than a day.
     #[error("expired, or not yet good: are the clocks right?")]
     OutsideValidity,
     /// The tenant does not exist or has no Google credentials.
     #[error("the tenant has no Google credentials")]
     NoCredentials,
-    /// The tenant has not said who pushes.
+    /// The tenant named no account that may push.
     #[error(
         "the tenant has named no account that pushes: set it with `attesto google set-credentials --pubsub-service-account`"
     )]
     NoServiceAccount,
-    /// It is meant for somebody else.
+    /// The claim `aud` is not the tenant's.
     #[error("the audience is another one")]
     WrongAudience,
-    /// It is another account's, or Google does not vouch for the address.
+    /// The claim `email` is not the tenant's account, or Google has not verified it.
     #[error("the account is another one, or not verified")]
     WrongServiceAccount,
 }
 
-/// A token, read and not yet believed.
+/// A token whose signature is not verified yet.
 #[derive(Debug)]
 pub struct PushToken<'a> {
+    text: &'a str,
     key_id: String,
-    signed: &'a [u8],
-    signature: Vec<u8>,
-    claims: &'a str,
 }
 
 #[derive(Deserialize)]
-struct GoogleJwsHeader {
+struct PushTokenHeader {
     alg: String,
     kid: Option<String>,
     #[serde(default)]
-    crit: Option<serde::de::IgnoredAny>,
+    crit: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -118,56 +121,59 @@ struct PushTokenClaims {
 }
 
 impl<'a> PushToken<'a> {
-    /// Reads the three parts of a compact JWS; looks at no claim.
+    /// Reads the header only.
     pub fn parse(text: &'a str) -> Result<Self, PushTokenError> {
         if text.len() > MAX_TOKEN_BYTES {
             return Err(PushTokenError::Malformed);
         }
-        let (signed, signature) = text.rsplit_once('.').ok_or(PushTokenError::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(PushTokenError::Malformed)?;
-        if claims.contains('.') {
-            return Err(PushTokenError::Malformed);
-        }
-        let GoogleJwsHeader { alg, kid, crit } = decode_json(header)?;
-        if alg != "RS256" {
+        let (header, _) = text.split_once('.').ok_or(PushTokenError::Malformed)?;
+        let header = URL_SAFE_NO_PAD
+            .decode(header)
+            .map_err(|_| PushTokenError::Malformed)?;
+        let header: PushTokenHeader =
+            serde_json::from_slice(&header).map_err(|_| PushTokenError::Malformed)?;
+        if header.alg != "RS256" {
             return Err(PushTokenError::WrongAlgorithm);
         }
-        // What must be understood and is not: RFC 7515, 4.1.11.
-        if crit.is_some() {
+        // Extensions that must be understood, of which none is known here: RFC 7515, 4.1.11.
+        if header.crit.is_some() {
             return Err(PushTokenError::Malformed);
         }
-        Ok(Self {
-            key_id: kid.ok_or(PushTokenError::UnknownKey)?,
-            signed: signed.as_bytes(),
-            signature: decode_base64url(signature)?,
-            claims,
-        })
+        let key_id = header.kid.ok_or(PushTokenError::UnknownKey)?;
+        Ok(Self { text, key_id })
     }
 
-    /// The name of the key that is said to have signed it.
+    /// The id of the key that the header names.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
 
-    /// Who pushes, if `key` signed this, Google issued it, and it is good at `now`.
-    pub fn verify_token(
+    /// Who pushes, if `key` signed this token, Google issued it, and it is valid at `now`.
+    pub(super) fn verify_token(
         &self,
-        key: &GooglePublicKey,
+        key: &DecodingKey,
         now: Timestamp,
     ) -> Result<PushIdentity, PushTokenError> {
-        key.0
-            .verify(&RSA_PKCS1_2048_8192_SHA256, self.signed, &self.signature)
-            .map_err(|_| PushTokenError::BadSignature)?;
-        let claims: PushTokenClaims = decode_json(self.claims)?;
+        // The claims are checked below, by our own clock and against the tenant's settings.
+        let mut signature_only = Validation::new(Algorithm::RS256);
+        signature_only.validate_exp = false;
+        signature_only.validate_aud = false;
+        signature_only.required_spec_claims.clear();
+        let claims = jsonwebtoken::decode::<PushTokenClaims>(self.text, key, &signature_only)
+            .map_err(|error| match error.kind() {
+                ErrorKind::InvalidSignature => PushTokenError::BadSignature,
+                _ => PushTokenError::Malformed,
+            })?
+            .claims;
         if !ISSUERS.contains(&claims.iss.as_str()) {
             return Err(PushTokenError::WrongIssuer);
         }
         let now = now.as_secs();
-        let begins = claims.nbf.unwrap_or(claims.iat).max(claims.iat);
-        let is_good = claims.exp.saturating_add(MAX_CLOCK_SKEW_SECONDS) > now
-            && begins.saturating_sub(MAX_CLOCK_SKEW_SECONDS) <= now
+        let valid_from = claims.nbf.unwrap_or(claims.iat).max(claims.iat);
+        let is_valid = claims.exp.saturating_add(MAX_CLOCK_SKEW_SECONDS) > now
+            && valid_from.saturating_sub(MAX_CLOCK_SKEW_SECONDS) <= now
             && (0..=MAX_TOKEN_TTL_SECONDS).contains(&claims.exp.saturating_sub(claims.iat));
-        if !is_good {
+        if !is_valid {
             return Err(PushTokenError::OutsideValidity);
         }
         Ok(PushIdentity {
@@ -177,38 +183,26 @@ impl<'a> PushToken<'a> {
     }
 }
 
-fn decode_json<T: DeserializeOwned>(text: &str) -> Result<T, PushTokenError> {
-    serde_json::from_slice(&decode_base64url(text)?).map_err(|_| PushTokenError::Malformed)
-}
-
-fn decode_base64url(text: &str) -> Result<Vec<u8>, PushTokenError> {
-    URL_SAFE_NO_PAD
-        .decode(text)
-        .map_err(|_| PushTokenError::Malformed)
-}
-
-/// Who pushes and for whom, in Google's own words.
+/// Who pushes and for whom, as Google signed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PushIdentity {
-    /// What the push is meant for.
-    pub audience: String,
-    /// The service account's address, if Google vouches for it.
-    pub account: Option<String>,
+pub(super) struct PushIdentity {
+    pub(super) audience: String,
+    /// The service account's address, if Google has verified it.
+    pub(super) account: Option<String>,
 }
 
-/// What a tenant says about its pushes.
+/// Which pushes a tenant accepts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushSettings {
-    /// What they must be meant for. `None`: the address they are pushed to, which is what Pub/Sub puts there when it is
-    /// not told otherwise.
+    /// The audience of their tokens. `None`: the address they are pushed to, which is Pub/Sub's default.
     pub audience: Option<String>,
-    /// Who must push them. `None`: nobody may.
+    /// The service account in their tokens. `None`: every push is refused.
     pub account: Option<String>,
 }
 
 impl PushIdentity {
-    /// Whether this is who `tenant` says it is.
-    pub fn check_push_settings(
+    /// Whether `tenant` accepts pushes of this identity.
+    pub(super) fn check_push_settings(
         &self,
         tenant: &TenantId,
         settings: &PushSettings,
@@ -217,11 +211,11 @@ impl PushIdentity {
             .account
             .as_ref()
             .ok_or(PushTokenError::NoServiceAccount)?;
-        let is_meant = match &settings.audience {
+        let is_audience = match &settings.audience {
             Some(audience) => self.audience == *audience,
             None => is_webhook_url_of(tenant, &self.audience),
         };
-        if !is_meant {
+        if !is_audience {
             return Err(PushTokenError::WrongAudience);
         }
         let is_account = self
@@ -236,8 +230,8 @@ impl PushIdentity {
     }
 }
 
-/// Whether an audience is the address that this tenant's pushes go to. Under which name this service is reached from
-/// outside is not known here, and a proxy may put a path in front; the tenant's id stands in no other tenant's address.
+/// Whether an audience is the address that this tenant's pushes go to. The public name of this service is not known here,
+/// and a proxy may add a path in front; no other tenant's address contains the tenant's id.
 fn is_webhook_url_of(tenant: &TenantId, audience: &str) -> bool {
     let Ok(url) = Url::parse(audience) else {
         return false;
@@ -248,88 +242,38 @@ fn is_webhook_url_of(tenant: &TenantId, audience: &str) -> bool {
             .ends_with(&format!("/v1/webhooks/google/{tenant}"))
 }
 
-/// One of Google's keys.
-pub struct GooglePublicKey(PublicKeyComponents<Vec<u8>>);
-
-impl fmt::Debug for GooglePublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PublicKey")
-    }
-}
-
-/// Why a key cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyLookupError {
-    /// Google has no such key.
-    #[error("Google has no such key")]
-    Unknown,
-    /// Nobody knows: Google's key endpoint does not answer.
-    #[error("Google's keys cannot be had right now")]
-    Unreachable,
-}
-
-/// Google's keys, as one process remembers them. Clones share what is remembered.
+/// Google's keys, cached by this process. Clones share the cache.
 #[derive(Clone)]
-pub struct GoogleKeys {
+pub(crate) struct GoogleKeys {
     upstream: Upstream,
     url: Url,
     clock: Clock,
     cache: Arc<Mutex<CachedKeys>>,
-    /// Held by whoever asks Google.
+    /// Held while the keys are fetched, so that one caller does it for all.
     fetch_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// All times by [`Clock::uptime`].
 #[derive(Default)]
 struct CachedKeys {
-    keys: HashMap<String, Arc<GooglePublicKey>>,
+    keys: HashMap<String, Arc<DecodingKey>>,
     fresh_until: Duration,
-    requested_at: Option<Duration>,
-    /// Whether Google answered when it was last asked.
+    fetched_at: Option<Duration>,
+    /// Whether Google answered the last fetch.
     is_answered: bool,
 }
 
-/// What is known of a key.
+/// What the cache knows of a key.
 enum KeyLookup {
-    Found(Arc<GooglePublicKey>),
-    /// Google should be asked; until it has answered there is this one, or none.
-    Fetch(Option<Arc<GooglePublicKey>>),
-    NotFound(KeyLookupError),
-}
-
-#[derive(Deserialize)]
-struct JwkSet {
-    keys: Vec<Jwk>,
-}
-
-#[derive(Deserialize)]
-struct Jwk {
-    kty: Option<String>,
-    alg: Option<String>,
-    r#use: Option<String>,
-    kid: Option<String>,
-    n: Option<String>,
-    e: Option<String>,
-}
-
-impl Jwk {
-    /// A key that can have signed with RS256; others may stand in a set too.
-    fn into_rs256_key(self) -> Option<(String, Arc<GooglePublicKey>)> {
-        let is = |field: Option<String>, wanted: &str| field.is_none_or(|found| found == wanted);
-        let fits =
-            self.kty.as_deref() == Some("RSA") && is(self.alg, "RS256") && is(self.r#use, "sig");
-        let number = |text: Option<String>| URL_SAFE_NO_PAD.decode(text?).ok();
-        let (n, e) = (number(self.n)?, number(self.e)?);
-        fits.then_some((
-            self.kid?,
-            Arc::new(GooglePublicKey(PublicKeyComponents { n, e })),
-        ))
-    }
+    Found(Arc<DecodingKey>),
+    /// The keys should be fetched; until then there is this one, or none.
+    Fetch(Option<Arc<DecodingKey>>),
+    NotFound(PushTokenError),
 }
 
 impl GoogleKeys {
-    /// The keys that are published at `url`; asked for through the client of `upstream` when the first is needed.
-    pub fn new(upstream: &Upstream, url: Url, clock: Clock) -> Self {
+    /// The keys that are published at `url`, fetched through the client of `upstream` when the first is needed.
+    pub(crate) fn new(upstream: &Upstream, url: Url, clock: Clock) -> Self {
         Self {
             upstream: Upstream::new(upstream.client().clone(), FETCH_TIMEOUT),
             url,
@@ -339,20 +283,20 @@ impl GoogleKeys {
         }
     }
 
-    /// The key that Google calls `id`.
-    pub async fn find_key(&self, id: &str) -> Result<Arc<GooglePublicKey>, KeyLookupError> {
+    /// The key with this id. Fails with [`PushTokenError::UnknownKey`] or [`PushTokenError::KeysUnavailable`].
+    pub(super) async fn find_key(&self, id: &str) -> Result<Arc<DecodingKey>, PushTokenError> {
         match self.lookup_cached(id) {
             KeyLookup::Found(key) => return Ok(key),
             KeyLookup::Fetch(Some(key)) => {
-                // One refreshes; the others go on with what there is.
-                let Ok(_turn) = self.fetch_lock.try_lock() else {
+                // One caller refreshes; the others go on with the cached key.
+                let Ok(_lock) = self.fetch_lock.try_lock() else {
                     return Ok(key);
                 };
                 self.fetch_keys().await;
             }
             KeyLookup::Fetch(None) | KeyLookup::NotFound(_) => {
-                // Whoever has the turn may be bringing it.
-                let _turn = self.fetch_lock.lock().await;
+                // The holder of the lock may be fetching this key.
+                let _lock = self.fetch_lock.lock().await;
                 if matches!(self.lookup_cached(id), KeyLookup::Fetch(_)) {
                     self.fetch_keys().await;
                 }
@@ -360,76 +304,91 @@ impl GoogleKeys {
         }
         match self.lookup_cached(id) {
             KeyLookup::Found(key) | KeyLookup::Fetch(Some(key)) => Ok(key),
-            KeyLookup::NotFound(why) => Err(why),
-            KeyLookup::Fetch(None) => Err(KeyLookupError::Unreachable),
+            KeyLookup::NotFound(error) => Err(error),
+            KeyLookup::Fetch(None) => Err(PushTokenError::KeysUnavailable),
         }
     }
 
     fn lookup_cached(&self, id: &str) -> KeyLookup {
         let now = self.clock.uptime();
-        let known = self.lock_cache();
-        let may_ask = known
-            .requested_at
-            .is_none_or(|asked| now.saturating_sub(asked) >= FETCH_INTERVAL);
-        let is_fresh = now < known.fresh_until;
-        let key = known
+        let cached = self.cache.lock();
+        let may_fetch = cached
+            .fetched_at
+            .is_none_or(|fetched| now.saturating_sub(fetched) >= FETCH_INTERVAL);
+        let is_fresh = now < cached.fresh_until;
+        let key = cached
             .keys
             .get(id)
-            .filter(|_| now < known.fresh_until + STALE_KEY_TTL)
+            .filter(|_| now < cached.fresh_until + STALE_KEY_TTL)
             .cloned();
         match key {
-            Some(key) if is_fresh || !may_ask => KeyLookup::Found(key),
-            key if may_ask => KeyLookup::Fetch(key),
-            // The last question was answered, and this key was not in the answer.
-            _ if known.is_answered => KeyLookup::NotFound(KeyLookupError::Unknown),
-            _ => KeyLookup::NotFound(KeyLookupError::Unreachable),
+            Some(key) if is_fresh || !may_fetch => KeyLookup::Found(key),
+            key if may_fetch => KeyLookup::Fetch(key),
+            // The last fetch was answered, and this key was not in the answer.
+            _ if cached.is_answered => KeyLookup::NotFound(PushTokenError::UnknownKey),
+            _ => KeyLookup::NotFound(PushTokenError::KeysUnavailable),
         }
     }
 
-    /// Asks Google, and remembers that it did before it does: a caller who leaves meanwhile must not make it not count.
+    /// Notes the fetch before it begins, so that it counts even when the caller is cancelled meanwhile.
     async fn fetch_keys(&self) {
         {
-            let mut known = self.lock_cache();
-            known.requested_at = Some(self.clock.uptime());
-            known.is_answered = false;
+            let mut cached = self.cache.lock();
+            cached.fetched_at = Some(self.clock.uptime());
+            cached.is_answered = false;
         }
-        let answer = self
+        let response = self
             .upstream
             .send_with_retries(
                 |client| client.get(self.url.clone()),
                 |_| RetryDecision::Final,
             )
             .await;
-        let problem = match answer {
-            Ok(answer) if answer.status.as_u16() == 200 => {
-                let keys = parse_key_set(&answer.body);
+        let error = match response {
+            Ok(response) if response.status.as_u16() == 200 => {
+                let keys = parse_key_set(&response.body);
                 if !keys.is_empty() {
-                    let mut known = self.lock_cache();
-                    known.keys = keys;
-                    known.fresh_until = self.clock.uptime() + cache_ttl(&answer.headers);
-                    known.is_answered = true;
+                    let mut cached = self.cache.lock();
+                    cached.keys = keys;
+                    cached.fresh_until = self.clock.uptime() + cache_ttl(&response.headers);
+                    cached.is_answered = true;
                     return;
                 }
                 "no key in the answer".to_owned()
             }
-            Ok(answer) => format!("status {}", answer.status.as_u16()),
+            Ok(response) => format!("status {}", response.status.as_u16()),
             Err(error) => error.to_string(),
         };
         tracing::warn!(
-            error = problem,
-            "google_keys_unavailable: pushes signed with keys at hand are still believed; others are sent again by Google"
+            error,
+            hint = "Pushes that are signed with a cached key are still accepted. Google sends the others again.",
+            "google_keys_unavailable"
         );
-    }
-
-    fn lock_cache(&self) -> MutexGuard<'_, CachedKeys> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn parse_key_set(body: &[u8]) -> HashMap<String, Arc<GooglePublicKey>> {
-    let set: Option<JwkSet> = serde_json::from_slice(body).ok();
-    let keys = set.into_iter().flat_map(|set| set.keys);
-    keys.filter_map(Jwk::into_rs256_key).collect()
+fn parse_key_set(body: &[u8]) -> HashMap<String, Arc<DecodingKey>> {
+    #[derive(Deserialize)]
+    struct KeySet {
+        keys: Vec<Value>,
+    }
+    let set: Option<KeySet> = serde_json::from_slice(body).ok();
+    set.into_iter()
+        .flat_map(|set| set.keys)
+        .filter_map(|key| rs256_key(&serde_json::from_value(key).ok()?))
+        .collect()
+}
+
+/// The id and the key, if it can have signed with RS256; a set may contain others.
+fn rs256_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
+    let is_rs256 = matches!(jwk.algorithm, AlgorithmParameters::RSA(_))
+        && matches!(jwk.common.key_algorithm, None | Some(KeyAlgorithm::RS256))
+        && matches!(
+            jwk.common.public_key_use,
+            None | Some(PublicKeyUse::Signature)
+        );
+    let key = DecodingKey::from_jwk(jwk).ok().filter(|_| is_rs256)?;
+    Some((jwk.common.key_id.clone()?, Arc::new(key)))
 }
 
 /// How long an answer is fresh (RFC 9111: `max-age` less `Age`), within our own bounds.
@@ -445,8 +404,8 @@ fn cache_ttl(headers: &HeaderMap) -> Duration {
     });
     let age = text(AGE).and_then(|value| value.parse().ok());
     max_age
-        .map_or(DEFAULT_KEY_TTL, |life| {
-            life.saturating_sub(Duration::from_secs(age.unwrap_or(0)))
+        .map_or(DEFAULT_KEY_TTL, |max_age| {
+            max_age.saturating_sub(Duration::from_secs(age.unwrap_or(0)))
         })
         .clamp(MIN_KEY_TTL, MAX_KEY_TTL)
 }
@@ -460,8 +419,9 @@ mod tests {
     use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
     use proptest::prelude::*;
     use reqwest::header::HeaderValue;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
+    use super::PushTokenError::*;
     use super::*;
 
     const NOW: i64 = 1_775_830_930;
@@ -469,12 +429,12 @@ mod tests {
     static KEY: LazyLock<KeyPair> =
         LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).expect("a key can be made"));
 
-    fn public_key() -> GooglePublicKey {
-        let public = KEY.public_key();
-        GooglePublicKey(PublicKeyComponents {
-            n: public.modulus().big_endian_without_leading_zero().to_vec(),
-            e: public.exponent().big_endian_without_leading_zero().to_vec(),
-        })
+    fn public_key(pair: &KeyPair) -> DecodingKey {
+        let public = pair.public_key();
+        DecodingKey::from_rsa_raw_components(
+            public.modulus().big_endian_without_leading_zero(),
+            public.exponent().big_endian_without_leading_zero(),
+        )
     }
 
     fn sign(header: &str, claims: &str) -> String {
@@ -509,20 +469,20 @@ mod tests {
     }
 
     fn verify(token: &str) -> Result<PushIdentity, PushTokenError> {
-        PushToken::parse(token)?.verify_token(&public_key(), Timestamp::from_millis(NOW * 1000))
+        PushToken::parse(token)?.verify_token(&public_key(&KEY), Timestamp::from_millis(NOW * 1000))
     }
 
     const HEADER: &str = r#"{"alg":"RS256","kid":"k","typ":"JWT"}"#;
 
     #[test]
-    fn every_claim_is_looked_at() {
-        let pusher = PushIdentity {
+    fn every_claim_is_checked() {
+        let identity = PushIdentity {
             audience: "https://here.example/push".to_owned(),
             account: Some("push@project.iam.example".to_owned()),
         };
-        let nobody = PushIdentity {
+        let without_account = PushIdentity {
             account: None,
-            ..pusher.clone()
+            ..identity.clone()
         };
         let without = |name: &str| {
             let mut claims = claims();
@@ -530,62 +490,41 @@ mod tests {
             claims
         };
         for (claims, expected) in [
-            (claims(), Ok(pusher.clone())),
+            (claims(), Ok(identity.clone())),
             (
                 claims_with("iss", "accounts.google.com"),
-                Ok(pusher.clone()),
+                Ok(identity.clone()),
             ),
             (
                 claims_with("iss", "https://accounts.google.com/"),
-                Err(PushTokenError::WrongIssuer),
+                Err(WrongIssuer),
             ),
+            (claims_with("iss", "https://example.com"), Err(WrongIssuer)),
+            (claims_with("exp", NOW - 59), Ok(identity.clone())),
+            (claims_with("exp", NOW - 60), Err(OutsideValidity)),
+            (claims_with("iat", NOW + 60), Ok(identity.clone())),
+            (claims_with("iat", NOW + 61), Err(OutsideValidity)),
+            (claims_with("nbf", NOW + 61), Err(OutsideValidity)),
+            (claims_with("exp", NOW - 100 + 86_400), Ok(identity.clone())),
+            (claims_with("exp", NOW - 100 + 86_401), Err(OutsideValidity)),
+            (claims_with("exp", i64::MAX), Err(OutsideValidity)),
+            (claims_with("iat", i64::MIN), Err(OutsideValidity)),
             (
-                claims_with("iss", "https://example.com"),
-                Err(PushTokenError::WrongIssuer),
+                claims_with("email_verified", false),
+                Ok(without_account.clone()),
             ),
-            (claims_with("exp", NOW - 59), Ok(pusher.clone())),
-            (
-                claims_with("exp", NOW - 60),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (claims_with("iat", NOW + 60), Ok(pusher.clone())),
-            (
-                claims_with("iat", NOW + 61),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (
-                claims_with("nbf", NOW + 61),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (claims_with("exp", NOW - 100 + 86_400), Ok(pusher.clone())),
-            (
-                claims_with("exp", NOW - 100 + 86_401),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (
-                claims_with("exp", i64::MAX),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (
-                claims_with("iat", i64::MIN),
-                Err(PushTokenError::OutsideValidity),
-            ),
-            (claims_with("email_verified", false), Ok(nobody.clone())),
-            // Only the truth is true.
-            (
-                claims_with("email_verified", "true"),
-                Err(PushTokenError::Malformed),
-            ),
-            (without("email_verified"), Ok(nobody.clone())),
-            (without("email"), Ok(nobody)),
-            (without("aud"), Err(PushTokenError::Malformed)),
-            (without("exp"), Err(PushTokenError::Malformed)),
-            (without("iat"), Err(PushTokenError::Malformed)),
+            // Only the JSON value `true` counts.
+            (claims_with("email_verified", "true"), Err(Malformed)),
+            (without("email_verified"), Ok(without_account.clone())),
+            (without("email"), Ok(without_account)),
+            (without("aud"), Err(Malformed)),
+            (without("exp"), Err(Malformed)),
+            (without("iat"), Err(Malformed)),
             (
                 claims_with("aud", json!(["https://here.example/push"])),
-                Err(PushTokenError::Malformed),
+                Err(Malformed),
             ),
-            (claims_with("exp", "soon"), Err(PushTokenError::Malformed)),
+            (claims_with("exp", "soon"), Err(Malformed)),
         ] {
             let found = verify(&sign(HEADER, &claims.to_string()));
             assert_eq!(found, expected, "{claims}");
@@ -593,78 +532,52 @@ mod tests {
         let twice = claims()
             .to_string()
             .replacen('{', "{\"aud\":\"https://other.example\",", 1);
-        assert_eq!(
-            verify(&sign(HEADER, &twice)),
-            Err(PushTokenError::Malformed)
-        );
+        assert_eq!(verify(&sign(HEADER, &twice)), Err(Malformed));
     }
 
     #[test]
-    fn only_rs256_by_the_right_key() {
+    fn only_rs256_by_the_right_key_is_accepted() {
         let claims = claims().to_string();
         for (header, expected) in [
-            (
-                r#"{"alg":"none","kid":"k"}"#,
-                PushTokenError::WrongAlgorithm,
-            ),
-            (
-                r#"{"alg":"HS256","kid":"k"}"#,
-                PushTokenError::WrongAlgorithm,
-            ),
-            (
-                r#"{"alg":"RS512","kid":"k"}"#,
-                PushTokenError::WrongAlgorithm,
-            ),
-            (
-                r#"{"alg":"rs256","kid":"k"}"#,
-                PushTokenError::WrongAlgorithm,
-            ),
-            (r#"{"kid":"k"}"#, PushTokenError::Malformed),
-            (r#"{"alg":"RS256"}"#, PushTokenError::UnknownKey),
-            (
-                r#"{"alg":"RS256","kid":"k","crit":["b64"]}"#,
-                PushTokenError::Malformed,
-            ),
-            (
-                r#"{"alg":"RS256","alg":"none","kid":"k"}"#,
-                PushTokenError::Malformed,
-            ),
+            (r#"{"alg":"none","kid":"k"}"#, WrongAlgorithm),
+            (r#"{"alg":"HS256","kid":"k"}"#, WrongAlgorithm),
+            (r#"{"alg":"RS512","kid":"k"}"#, WrongAlgorithm),
+            (r#"{"alg":"rs256","kid":"k"}"#, WrongAlgorithm),
+            (r#"{"kid":"k"}"#, Malformed),
+            (r#"{"alg":"RS256"}"#, UnknownKey),
+            (r#"{"alg":"RS256","kid":"k","crit":["b64"]}"#, Malformed),
+            (r#"{"alg":"RS256","alg":"none","kid":"k"}"#, Malformed),
         ] {
             assert_eq!(verify(&sign(header, &claims)), Err(expected), "{header}");
         }
         let good = sign(HEADER, &claims);
         let (signed, signature) = good.rsplit_once('.').expect("three parts");
         for (bad, expected) in [
-            (String::new(), PushTokenError::Malformed),
-            (signed.to_owned(), PushTokenError::Malformed),
-            (format!("{signed}."), PushTokenError::BadSignature),
-            (format!("{good}."), PushTokenError::Malformed),
-            (format!("{good}="), PushTokenError::Malformed),
+            (String::new(), Malformed),
+            (signed.to_owned(), Malformed),
+            (format!("{signed}."), BadSignature),
+            (format!("{good}."), Malformed),
+            (format!("{good}="), Malformed),
             (
                 format!("{signed}.{}", &signature[..signature.len() - 2]),
-                PushTokenError::BadSignature,
+                BadSignature,
             ),
-            ("x".repeat(MAX_TOKEN_BYTES + 1), PushTokenError::Malformed),
+            ("x".repeat(MAX_TOKEN_BYTES + 1), Malformed),
         ] {
             assert_eq!(verify(&bad), Err(expected), "{bad}");
         }
         let other = KeyPair::generate(KeySize::Rsa2048).expect("a key can be made");
-        let public = other.public_key();
-        let key = GooglePublicKey(PublicKeyComponents {
-            n: public.modulus().big_endian_without_leading_zero().to_vec(),
-            e: public.exponent().big_endian_without_leading_zero().to_vec(),
-        });
         let found = PushToken::parse(&good)
             .expect("a token")
-            .verify_token(&key, Timestamp::from_millis(NOW * 1000));
-        assert_eq!(found, Err(PushTokenError::BadSignature));
+            .verify_token(&public_key(&other), Timestamp::from_millis(NOW * 1000));
+        assert_eq!(found, Err(BadSignature));
     }
 
     #[test]
-    fn a_pusher_is_who_the_tenant_named() {
+    fn a_push_must_come_from_the_account_that_the_tenant_named() {
         let tenant: TenantId = TENANT.parse().expect("an id");
-        let is = |found: (&str, Option<&str>), named: (Option<&str>, Option<&str>)| {
-            let pusher = PushIdentity {
+        let check = |found: (&str, Option<&str>), named: (Option<&str>, Option<&str>)| {
+            let identity = PushIdentity {
                 audience: found.0.to_owned(),
                 account: found.1.map(str::to_owned),
             };
@@ -672,36 +585,27 @@ mod tests {
                 audience: named.0.map(str::to_owned),
                 account: named.1.map(str::to_owned),
             };
-            pusher.check_push_settings(&tenant, &settings)
+            identity.check_push_settings(&tenant, &settings)
         };
         let push = Some("push@project.iam.example");
         let named = (Some("a"), push);
-        assert_eq!(is(("a", push), named), Ok(()));
-        assert_eq!(is(("a", Some("Push@Project.iam.example")), named), Ok(()));
-        assert_eq!(is(("A", push), named), Err(PushTokenError::WrongAudience));
+        assert_eq!(check(("a", push), named), Ok(()));
         assert_eq!(
-            is(("a", None), named),
-            Err(PushTokenError::WrongServiceAccount)
+            check(("a", Some("Push@Project.iam.example")), named),
+            Ok(())
         );
+        assert_eq!(check(("A", push), named), Err(WrongAudience));
+        assert_eq!(check(("a", None), named), Err(WrongServiceAccount));
         let other = Some("other@project.iam.example");
-        assert_eq!(
-            is(("a", other), named),
-            Err(PushTokenError::WrongServiceAccount)
-        );
-        // Where nobody is named, nobody is right, and nobody's missing address least of all.
-        assert_eq!(
-            is(("a", push), (Some("a"), None)),
-            Err(PushTokenError::NoServiceAccount)
-        );
-        assert_eq!(
-            is(("a", None), (Some("a"), None)),
-            Err(PushTokenError::NoServiceAccount)
-        );
-        // Where no audience is set, it is the address, whatever the host is called.
+        assert_eq!(check(("a", other), named), Err(WrongServiceAccount));
+        // Without a named account every push is refused, also one without an address.
+        assert_eq!(check(("a", push), (Some("a"), None)), Err(NoServiceAccount));
+        assert_eq!(check(("a", None), (Some("a"), None)), Err(NoServiceAccount));
+        // Without a named audience it must be the address, with any host.
         let here = format!("https://attesto.example/v1/webhooks/google/{TENANT}");
         let below = here.replace("/v1", ":8080/below/v1") + "?x=1";
         for good in [&here, &below] {
-            assert_eq!(is((good, push), (None, push)), Ok(()), "{good}");
+            assert_eq!(check((good, push), (None, push)), Ok(()), "{good}");
         }
         for bad in [
             &here.to_lowercase(),
@@ -715,8 +619,8 @@ mod tests {
             "",
         ] {
             assert_eq!(
-                is((bad, push), (None, push)),
-                Err(PushTokenError::WrongAudience),
+                check((bad, push), (None, push)),
+                Err(WrongAudience),
                 "{bad}"
             );
         }
@@ -754,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn only_keys_that_can_have_signed_are_kept() {
+    fn only_keys_for_rs256_are_kept() {
         let key = |changes: Value| {
             let mut key = json!({ "kty": "RSA", "alg": "RS256", "use": "sig", "kid": "k", "n": "AQAB", "e": "AQAB" });
             for (name, value) in changes.as_object().expect("an object") {
@@ -782,7 +686,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_taken_for_a_token(text in "[A-Za-z0-9_.=-]{0,200}") {
+        fn random_text_is_not_accepted(text in "[A-Za-z0-9_.=-]{0,200}") {
             prop_assert!(verify(&text).is_err());
         }
     }

@@ -1,0 +1,172 @@
+//! The answer to a verify request: the purchase as `POST /v1/google/verify` sends it. What these comments say is in
+//! `/openapi.json` too.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use utoipa::openapi::schema::Schema;
+
+use super::payload::Int64;
+use super::translate::PurchaseStatus;
+use crate::base::clock::Timestamp;
+use crate::http::api_docs::{always_true, string_enum_schema};
+
+/// A yes: Google knows this purchase, and it is of this tenant's app. What it is worth now is in `status`.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Verified)]
+pub(crate) struct VerifiedPurchase {
+    /// Always true. Whether it is paid for now is in `status`.
+    #[schema(schema_with = always_true)]
+    pub(crate) valid: bool,
+    /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
+    pub(crate) version: &'static str,
+    /// What the purchase is now.
+    pub(crate) status: PurchaseStatus,
+    /// Whose it is: what your app gave Google for its user, as in `purchase.obfuscatedExternalAccountId`. Null when it gave
+    /// nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
+    pub(crate) app_user_id: Option<String>,
+    /// The facts.
+    pub(crate) purchase: PurchaseDetails,
+}
+
+/// The facts of a purchase; `kind` says of which of the two. What Google did not say is null.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = google::Purchase)]
+pub(crate) enum PurchaseDetails {
+    /// Of a subscription.
+    Subscription(SubscriptionDetails),
+    /// Of a one-time product.
+    Product(ProductDetails),
+}
+
+/// A subscription. It can be of several products, each with its own dates, price and renewal: these are of the requested
+/// `productId`, else of the one that lasts longest. `rawResponse` has them all.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Subscription)]
+pub(crate) struct SubscriptionDetails {
+    /// Always `androidpublisher#subscriptionPurchaseV2`.
+    #[schema(schema_with = subscription_kind)]
+    pub(crate) kind: String,
+    /// The app's package name.
+    #[schema(examples("com.example.app"))]
+    pub(crate) package_name: String,
+    /// The product's id in the Play Console.
+    #[schema(examples("pro_monthly"))]
+    pub(crate) product_id: Option<String>,
+    /// The purchase token that was asked about.
+    #[schema(examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn"))]
+    pub(crate) purchase_token: String,
+    /// When the subscription began. Null while it is pending.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) start_time: Option<Timestamp>,
+    /// Until when it is paid for. Null while it is pending.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) expiry_time: Option<Timestamp>,
+    /// Whether it will renew at `expiryTime`.
+    pub(crate) auto_renewing: bool,
+    /// The currency of `priceAmountMicros`: three letters of ISO 4217. Null for a prepaid plan.
+    #[schema(examples("USD"))]
+    pub(crate) price_currency_code: Option<String>,
+    /// What a renewal costs, in millionths of the currency's unit: `9990000` is 9.99. A string, as Google sends it. Null for
+    /// a prepaid plan.
+    #[schema(value_type = Option<String>, examples("9990000"))]
+    pub(crate) price_amount_micros: Option<Int64>,
+    /// The buyer's country: two letters of ISO 3166-1.
+    #[schema(examples("US"))]
+    pub(crate) country_code: Option<String>,
+    /// 0 waiting for the money, 1 received, 2 free trial, 3 another plan takes over at the next renewal. Null when it is
+    /// cancelled or over.
+    #[schema(examples(1))]
+    pub(crate) payment_state: Option<u8>,
+    /// Whether your app or backend has acknowledged the purchase to Google: 0 not yet, 1 yes.
+    #[schema(examples(1))]
+    pub(crate) acknowledgement_state: u8,
+    /// Google takes back what is not acknowledged by then. Null when there is nothing to acknowledge, or not yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) acknowledge_by: Option<Timestamp>,
+    /// The last payment's order id, as it stands on the buyer's receipt.
+    #[schema(examples("GPA.3345-1234-5678-90123"))]
+    pub(crate) order_id: Option<String>,
+    /// What your app gave Google for its user with `setObfuscatedAccountId`. Null when it gave nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
+    pub(crate) obfuscated_external_account_id: Option<String>,
+    /// The purchase token that this purchase replaces, after a change of plan: what that one granted has ended. Null when it
+    /// replaces none.
+    #[schema(examples("abcdefghijklmnopqrstuvwx.AO-J1Oxx"))]
+    pub(crate) linked_purchase_token: Option<String>,
+    /// Whether it was bought by a licence tester: no money moved.
+    pub(crate) test_purchase: bool,
+    /// What Google answered, untouched: what this release does not know is in it too.
+    #[schema(value_type = Object)]
+    pub(crate) raw_response: Box<RawValue>,
+}
+
+/// A one-time product.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Product)]
+pub(crate) struct ProductDetails {
+    /// Always `androidpublisher#productPurchase`.
+    #[schema(schema_with = product_kind)]
+    pub(crate) kind: String,
+    /// The app's package name.
+    #[schema(examples("com.example.app"))]
+    pub(crate) package_name: String,
+    /// The product's id in the Play Console.
+    #[schema(examples("coins_100"))]
+    pub(crate) product_id: String,
+    /// The purchase token that was asked about.
+    #[schema(examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn"))]
+    pub(crate) purchase_token: String,
+    /// When it was bought, in milliseconds since 1970. A string, as Google sends it.
+    #[schema(value_type = Option<String>, examples("1775830930000"))]
+    pub(crate) purchase_time_millis: Option<Int64>,
+    /// 0 bought, 1 cancelled or refunded, 2 not paid yet.
+    #[schema(examples(0))]
+    pub(crate) purchase_state: Option<i64>,
+    /// Whether it was used up: 0 not yet, 1 yes.
+    #[schema(examples(0))]
+    pub(crate) consumption_state: Option<i64>,
+    /// Whether your app or backend has acknowledged the purchase to Google: 0 not yet, 1 yes.
+    #[schema(examples(1))]
+    pub(crate) acknowledgement_state: u8,
+    /// Google takes back what is neither acknowledged nor consumed by then. Null when there is nothing to acknowledge, or not
+    /// yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) acknowledge_by: Option<Timestamp>,
+    /// The order id, as it stands on the buyer's receipt. Null for what was not paid with money.
+    #[schema(examples("GPA.3345-1234-5678-90124"))]
+    pub(crate) order_id: Option<String>,
+    /// How many were bought.
+    #[schema(examples(1))]
+    pub(crate) quantity: i64,
+    /// What your app gave Google for its user with `setObfuscatedAccountId`. Null when it gave nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
+    pub(crate) obfuscated_external_account_id: Option<String>,
+    /// Whether it was bought by a licence tester: no money moved.
+    pub(crate) test_purchase: bool,
+    /// What Google answered, untouched: what this release does not know is in it too.
+    #[schema(value_type = Object)]
+    pub(crate) raw_response: Box<RawValue>,
+}
+
+fn subscription_kind() -> Schema {
+    let meaning = "a subscription.";
+    string_enum_schema(
+        "What Google calls it.",
+        &[("androidpublisher#subscriptionPurchaseV2", meaning)],
+    )
+}
+
+fn product_kind() -> Schema {
+    let meaning = "a one-time product.";
+    string_enum_schema(
+        "What Google calls it.",
+        &[("androidpublisher#productPurchase", meaning)],
+    )
+}
