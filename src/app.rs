@@ -34,7 +34,6 @@ use crate::http::health::{HealthState, ReadinessCheck};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
 use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
-use crate::metrics::MetricsRegistry;
 use crate::outbound::{self, HttpClientError, Upstream};
 use crate::replicas::{CertificateExpiries, CertificateValidity, ReplicaHeartbeat, host_name};
 use crate::retention;
@@ -48,8 +47,9 @@ use crate::stores::apple::trust::{
 use crate::stores::apple::{self, AppleVerifier};
 use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
+use crate::telemetry::TraceMetrics;
+use crate::telemetry::metrics::MetricsRegistry;
 use crate::tenants::Authenticator;
-use crate::traces;
 
 /// What is left of the grace for giving back deliveries that did not end within it.
 const CLAIM_RELEASE_RESERVE: Duration = Duration::from_secs(2);
@@ -96,7 +96,7 @@ pub struct App {
     jobs: Option<JobScheduler>,
     shutdown_grace: Duration,
     tls: Option<ReloadableTls>,
-    trace_metrics: Option<traces::TraceMetrics>,
+    trace_metrics: Option<TraceMetrics>,
     tls_metrics: tls::TlsMetrics,
     /// Cancelled once nothing stands in the way of deliveries and jobs.
     prepared: CancellationToken,
@@ -251,7 +251,7 @@ impl App {
 
     /// The same, and what it does is traced.
     #[must_use]
-    pub fn with_trace_metrics(mut self, numbers: traces::TraceMetrics) -> Self {
+    pub fn with_trace_metrics(mut self, numbers: TraceMetrics) -> Self {
         self.trace_metrics = Some(numbers);
         self
     }

@@ -5,12 +5,12 @@
 //!
 //! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
 //! [`backup`], [`tenant_transfer`], [`jobs`] and [`retention`] (what runs periodically), [`checks`] (whether the installation is
-//! healthy: `attesto doctor`, jobs, gauges), [`tail`] (what happens now), [`telemetry`].
+//! healthy: `attesto doctor`, jobs, gauges), [`tail`] (what happens now).
 //!
 //! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
 //! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`metrics`], [`traces`], [`clock`], [`id`], [`shutdown`].
+//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`telemetry`], [`clock`], [`id`], [`shutdown`].
 
 pub mod app;
 pub mod audit;
@@ -28,7 +28,6 @@ pub mod embedded_postgres;
 pub mod events;
 pub mod http;
 pub mod jobs;
-pub mod metrics;
 pub mod outbound;
 pub mod replicas;
 pub mod retention;
@@ -39,7 +38,6 @@ pub mod tail;
 pub mod telemetry;
 pub mod tenant_transfer;
 pub mod tenants;
-pub mod traces;
 
 /// This release, as sent in every answer.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

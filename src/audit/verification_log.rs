@@ -20,9 +20,8 @@ use crate::base::id::{AuditId, TenantId};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, error_class};
 use crate::events::EventSource;
-use crate::metrics::metric_types::DURATION_BUCKETS;
-use crate::metrics::registry::{ObservableKind, u64_to_f64};
-use crate::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
+use crate::telemetry::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
+use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 
 /// How many notes wait at most: some two megabytes, and at a thousand verifications a second ten seconds without a
 /// database.
@@ -167,7 +166,7 @@ impl VerificationLog {
             "Rows of the validation log that found no room while the database could not be written.",
             move |tell| {
                 let dropped = log.as_ref();
-                tell("", u64_to_f64(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
+                tell(None, u64_to_f64(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
             },
             ObservableKind::Counter,
         );
@@ -274,11 +273,11 @@ impl PendingVerification<'_> {
         counts
             .verify_total
             .with_label_values([source, verdict.metric_label()])
-            .increment();
+            .inc();
         counts
             .verify_duration
             .with_label_values([source])
-            .observe(latency);
+            .observe(latency.as_secs_f64());
         let Some(log) = &self.log.queue else {
             return;
         };
@@ -310,7 +309,6 @@ fn register_metrics(
         "attesto_verify_duration_seconds",
         "How long answers about a purchase took.",
         ["store"],
-        DURATION_BUCKETS,
     );
     for source in [EventSource::Apple, EventSource::Google] {
         for result in ["valid", "invalid", "error"] {

@@ -8,7 +8,7 @@ use super::store::{self, PostgresServer, ReplicationSlot};
 use crate::base::clock::Timestamp;
 use crate::db::health::DatabaseHealth;
 use crate::db::{Database, DatabaseConnectError, Error, MIN_POSTGRES_MAJOR, SchemaState};
-use crate::metrics::registry::u64_to_f64;
+use crate::telemetry::metrics::u64_to_f64;
 
 /// How long the server may take to answer at all.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);

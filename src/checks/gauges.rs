@@ -21,9 +21,10 @@ use crate::deliveries::hold;
 use crate::deliveries::probe::PROBE_RESULTS;
 use crate::deliveries::queue_stats::{CALLBACK_STATES, QueueStats};
 use crate::jobs::{self, JobHealth};
-use crate::metrics::registry::{ObservableKind, u64_to_f64};
-use crate::metrics::{Gauge, MetricVec, MetricsRegistry, process};
 use crate::replicas::CertificateExpiries;
+use crate::telemetry::metrics::{Gauge, MetricVec, MetricsRegistry};
+use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
+use crate::telemetry::process_metrics::register_process_metrics;
 
 /// How often.
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
@@ -79,15 +80,15 @@ impl DatabaseGauges {
             )
             .with_label_values([crate::VERSION])
             .set(1.0);
-        process::register_process_metrics(registry, clock);
+        register_process_metrics(registry, clock);
         let pool = database.clone();
         registry.register_observable(
             "attesto_db_pool_connections",
             "Connections of this process' pool.",
             move |tell| {
                 let (used, idle) = pool.connection_counts();
-                tell("state=\"used\"", u64_to_f64(used));
-                tell("state=\"idle\"", u64_to_f64(idle));
+                tell(Some(("state", "used")), u64_to_f64(used));
+                tell(Some(("state", "idle")), u64_to_f64(idle));
             },
             ObservableKind::Gauge,
         );
@@ -95,7 +96,7 @@ impl DatabaseGauges {
         registry.register_observable(
             "attesto_db_pool_connections_max",
             "Connections that this process' pool may have.",
-            move |tell| tell("", u64_to_f64(pool.max_connections())),
+            move |tell| tell(None, u64_to_f64(pool.max_connections())),
             ObservableKind::Gauge,
         );
         let certificates = certificates.clone();
@@ -105,7 +106,7 @@ impl DatabaseGauges {
             move |tell| {
                 for (name, validity) in certificates() {
                     let seconds = u64::try_from(validity.not_after.as_secs()).unwrap_or(0);
-                    tell(&format!("certificate=\"{name}\""), u64_to_f64(seconds));
+                    tell(Some(("certificate", &name)), u64_to_f64(seconds));
                 }
             },
             ObservableKind::Gauge,
@@ -311,7 +312,7 @@ impl JobGauges {
             "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
             move |tell| {
                 for (class, count) in keys.unseal_failures() {
-                    tell(&format!("class=\"{class}\""), u64_to_f64(count));
+                    tell(Some(("class", class)), u64_to_f64(count));
                 }
             },
             ObservableKind::Counter,

@@ -30,14 +30,13 @@ use crate::db::{
     Database, DatabaseConnectError, MigrationError, SchemaState, is_missing_table, is_unavailable,
 };
 use crate::embedded_postgres::EmbeddedPostgres;
+use crate::outbound;
 use crate::replicas::{MigrationBlockedError, host_name};
 use crate::server::listen::{bind_listener, raise_connection_limit};
 use crate::server::tls::{ReloadableTls, TlsCertificate};
 use crate::server::{ConnectionLimits, scrape};
 use crate::stores::apple::trust::JwsVerifier;
-use crate::telemetry::LogSettings;
-use crate::telemetry::{self, LogWriter};
-use crate::traces::{self, TracePipeline};
+use crate::telemetry::{self, LogSettings, LogWriter, TraceMetrics, TracePipeline};
 
 /// How long the first look at the database may delay the word that the service is there.
 const INITIAL_PREPARE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -170,7 +169,9 @@ pub async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), Comman
         ),
     };
     let collector = settings.as_ref().ok().and_then(|it| it.traces.clone());
-    let traces = collector.map(|it| TracePipeline::start(it, &host_name()));
+    let traces = collector.map(|it| {
+        outbound::build_http_client().map(|client| TracePipeline::start(it, client, &host_name()))
+    });
     let (traces, settings) = match traces.transpose() {
         Ok(traces) => (traces, settings),
         Err(problem) => (None, Err(CommandError::failed(format!("{problem}.")))),
@@ -202,7 +203,7 @@ async fn serve_until_stopped(
     settings: &AppSettings,
     clock: &Clock,
     writer: &LogWriter,
-    traces: Option<traces::TraceMetrics>,
+    traces: Option<TraceMetrics>,
 ) -> Result<(), CommandError> {
     let mut signals = ShutdownSignals::register_handlers()
         .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}")))?;
@@ -269,7 +270,7 @@ struct StartedService {
 async fn start_service(
     settings: &AppSettings,
     clock: &Clock,
-    traces: Option<traces::TraceMetrics>,
+    traces: Option<TraceMetrics>,
 ) -> Result<StartedService, CommandError> {
     let refused = |problem: &dyn std::fmt::Display| CommandError::failed(format!("{problem}."));
     let tls = match &settings.tls_files {

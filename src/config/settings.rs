@@ -19,9 +19,8 @@ use crate::db::ConnectSettings;
 use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
-use crate::telemetry::{LogFormat, LogSettings};
+use crate::telemetry::{LogFormat, LogSettings, TraceSettings, trace_settings};
 use crate::tenants::RateLimit;
-use crate::traces;
 
 /// What kind of place this process runs in. Production refuses what only development may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +204,7 @@ pub struct AppSettings {
     /// `TLS_CERT_PATH` and `TLS_KEY_PATH`
     pub tls_files: Option<TlsFiles>,
     /// The `OTEL_…` settings, when there is a collector
-    pub traces: Option<traces::TraceSettings>,
+    pub traces: Option<TraceSettings>,
     /// `METRICS_ADDRESS`
     pub metrics_address: Option<SocketAddr>,
     /// Where the stores are
@@ -501,7 +500,7 @@ impl SettingsReader<'_> {
     }
 
     /// Without an endpoint nothing else is looked at: other programs on the machine are told in the same variables.
-    fn read_traces(&mut self) -> Option<traces::TraceSettings> {
+    fn read_traces(&mut self) -> Option<TraceSettings> {
         const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
         if self.raw.find_text(ENDPOINT) == Ok(None) {
@@ -520,7 +519,7 @@ impl SettingsReader<'_> {
         let headers =
             match secret_file::read_secret(&|name| self.raw.find_os_value(name), HEADERS) {
                 Ok(None) => HeaderMap::new(),
-                Ok(Some(text)) => traces::settings::parse_headers(text.expose_secret())
+                Ok(Some(text)) => trace_settings::parse_headers(text.expose_secret())
                     .unwrap_or_else(|| {
                         self.add_problem(
                             HEADERS,
@@ -547,8 +546,8 @@ impl SettingsReader<'_> {
                 let share = share.filter(|share| (0.0..=1.0).contains(share));
                 share.or((!is_ours).then_some(1.0))
             });
-        endpoint.map(|endpoint| traces::TraceSettings {
-            url: traces::settings::traces_url(endpoint),
+        endpoint.map(|endpoint| TraceSettings {
+            url: trace_settings::traces_url(endpoint),
             headers,
             service_name: service,
             sample_ratio: share,

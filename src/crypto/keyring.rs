@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::token;
-use crate::metrics::Counter;
+use crate::telemetry::metrics::Counter;
 
 /// Bytes of a master key, and of each key derived from it.
 pub const KEY_BYTES: usize = 32;
@@ -251,7 +251,7 @@ impl Keyring {
     ) -> Result<SecretSlice<u8>, UnsealError> {
         let opened = self.try_open(place, blob);
         if let Err(cause) = &opened {
-            self.unseal_failures[cause.class_index()].increment();
+            self.unseal_failures[cause.class_index()].inc();
         }
         opened
     }

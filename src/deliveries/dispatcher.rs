@@ -34,7 +34,7 @@ use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::db::{Database, Error};
-use crate::metrics::MetricsRegistry;
+use crate::telemetry::metrics::MetricsRegistry;
 
 /// Three renewals may fail before a lease is lost.
 const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_millis(4500);
@@ -376,7 +376,7 @@ impl Dispatcher {
         let attempts = self.sender.send_batch(jobs);
         let started_at = Instant::now();
         for (claimed, attempt) in claimed.into_iter().zip(attempts) {
-            self.metrics.lag.observe(claimed.lag);
+            self.metrics.lag.observe(claimed.lag.as_secs_f64());
             let span = attempt_span(&claimed);
             let abort_handle = self.request_tasks.spawn(attempt.instrument(span.clone()));
             let delivery = InFlightDelivery {
@@ -420,7 +420,7 @@ impl Dispatcher {
         };
         let next_step = delivery.decide_next_step(&outcome, fastrand::f64());
         self.metrics.count_attempt(outcome.class());
-        self.metrics.duration.observe(latency);
+        self.metrics.duration.observe(latency.as_secs_f64());
         span.record("attesto.outcome", outcome.class().as_str());
         if let Some(code) = outcome.status_code() {
             span.record("http.response.status_code", i64::from(code));
@@ -455,7 +455,7 @@ impl Dispatcher {
         let swept = with_database_timeout(self.store.sweep_expired_leases()).await?;
         if swept.interrupted > 0 {
             let count = u64::try_from(swept.interrupted).unwrap_or(u64::MAX);
-            self.metrics.interrupted.add(count);
+            self.metrics.interrupted.inc_by(count);
             tracing::warn!(
                 count,
                 hint =
@@ -464,7 +464,7 @@ impl Dispatcher {
             );
         }
         for delivery in swept.parked {
-            self.metrics.parked.increment();
+            self.metrics.parked.inc();
             tracing::error!(
                 deliveryId = %delivery,
                 hint = "its lease expired several times in a row; `attesto webhook redeliver` tries it again",
@@ -521,7 +521,7 @@ impl Dispatcher {
 
     fn report_lost_lease(&self, lease: &Lease) {
         self.metrics.count_attempt(OutcomeClass::LeaseLost);
-        self.metrics.leases_lost.increment();
+        self.metrics.leases_lost.inc();
         tracing::warn!(
             deliveryId = %lease.delivery_id,
             outcome = OutcomeClass::LeaseLost.as_str(),

@@ -3,8 +3,8 @@
 use strum::VariantArray as _;
 
 use super::outcome::OutcomeClass;
-use crate::metrics::metric_types::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
-use crate::metrics::{Counter, Histogram, MetricsRegistry};
+use crate::telemetry::metrics::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
+use crate::telemetry::metrics::{Counter, Histogram, MetricsRegistry};
 
 /// Counts since the process began. Clones share the counters.
 #[derive(Clone, Debug)]
@@ -68,6 +68,6 @@ impl DeliveryMetrics {
     }
 
     pub(super) fn count_attempt(&self, class: OutcomeClass) {
-        self.attempts[class as usize].increment();
+        self.attempts[class as usize].inc();
     }
 }

@@ -2,7 +2,7 @@
 
 use super::event_type::EventSource;
 use super::recorder::AcceptedNotification;
-use crate::metrics::{Counter, MetricVec, MetricsRegistry};
+use crate::telemetry::metrics::{Counter, MetricVec, MetricsRegistry};
 
 /// Counts notifications by store and outcome. Clones share the counters.
 #[derive(Clone, Debug)]
@@ -37,8 +37,6 @@ impl NotificationMetrics {
             Err(500..) => "failed",
             Err(_) => "refused",
         };
-        self.0
-            .with_label_values([source.as_str(), outcome])
-            .increment();
+        self.0.with_label_values([source.as_str(), outcome]).inc();
     }
 }

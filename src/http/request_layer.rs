@@ -25,7 +25,8 @@ use super::problem::{ErrorBody, ErrorCause, ErrorCode, Problem, retry_after_seco
 use super::request_metrics::{self, MatchedRoute, RequestMetrics};
 use crate::base::clock::Clock;
 use crate::base::id;
-use crate::traces::{self, request::RequestOutcome};
+use crate::telemetry::request_span::{self, RequestOutcome};
+use crate::telemetry::scope_request_id;
 
 const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-attesto-version");
@@ -37,20 +38,11 @@ const PROBE_PATHS: [&str; 2] = ["/health", "/ready"];
 /// The longest path that is logged.
 const MAX_LOGGED_PATH_LEN: usize = 200;
 
-tokio::task_local! {
-    static CURRENT: HttpRequestId;
-}
-
 /// The id of one request: the caller's own `X-Request-Id` when it is harmless, else a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpRequestId(Arc<str>);
 
 impl HttpRequestId {
-    /// The id of the request this task is answering.
-    pub fn current() -> Option<Self> {
-        CURRENT.try_with(Self::clone).ok()
-    }
-
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -145,7 +137,7 @@ impl RequestLayer {
     /// Answers a request, whatever happens.
     pub async fn handle_request(self, request: Request<Body>) -> Response<Body> {
         let span = if self.is_traced && !PROBE_PATHS.contains(&request.uri().path()) {
-            traces::request::start_request_span(request.headers())
+            request_span::start_request_span(request.headers())
         } else {
             Span::none()
         };
@@ -166,7 +158,10 @@ impl RequestLayer {
             extensions.insert(route.clone());
         }
 
-        let answer = CURRENT.scope(id.clone(), tower::ServiceExt::oneshot(self.routes, request));
+        let answer = scope_request_id(
+            id.0.clone(),
+            tower::ServiceExt::oneshot(self.routes, request),
+        );
         let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
@@ -179,7 +174,7 @@ impl RequestLayer {
         }
         let tenant = fields.0.get().map(String::as_str);
         if self.is_traced {
-            traces::request::record_outcome(&RequestOutcome {
+            request_span::record_outcome(&RequestOutcome {
                 method: request_metrics::method_label(&method),
                 route: route.as_str(),
                 status: response.status(),
@@ -479,9 +474,7 @@ mod tests {
             )
             .route(
                 "/whoami",
-                get(async || {
-                    axum::Json(json!({"id": HttpRequestId::current().map(|id| id.0.to_string())}))
-                }),
+                get(async || axum::Json(json!({"id": crate::telemetry::current_request_id()}))),
             );
         RequestLayer::new(
             routes,

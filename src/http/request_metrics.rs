@@ -10,8 +10,7 @@ use axum::http::{Method, Request, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 
-use crate::metrics::metric_types::DURATION_BUCKETS;
-use crate::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
+use crate::telemetry::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
 
 /// What is counted of requests. Clones share it.
 #[derive(Clone, Debug)]
@@ -44,7 +43,6 @@ impl RequestMetrics {
                 "attesto_http_request_duration_seconds",
                 "How long answers took, from the request's head to the answer's.",
                 ["route", "method"],
-                DURATION_BUCKETS,
             ),
         }
     }
@@ -67,17 +65,17 @@ impl RequestMetrics {
         };
         self.requests
             .with_label_values([route, method, class])
-            .increment();
+            .inc();
         self.durations
             .with_label_values([route, method])
-            .observe(took);
+            .observe(took.as_secs_f64());
     }
 
     /// One that was no HTTP request.
     pub(super) fn record_malformed(&self) {
         self.requests
             .with_label_values(["malformed", "other", "4xx"])
-            .increment();
+            .inc();
     }
 }
 

@@ -43,7 +43,7 @@ pub struct HttpClientError(String);
 
 impl From<reqwest::Error> for HttpClientError {
     fn from(error: reqwest::Error) -> Self {
-        let said = root_cause(&error.without_url());
+        let said = super::root_cause(&error.without_url());
         Self(said.trim_end_matches('.').to_owned())
     }
 }
@@ -112,13 +112,4 @@ fn client_builder() -> reqwest::ClientBuilder {
         .no_proxy()
         .referer(false)
         .user_agent(concat!("Attesto/", env!("CARGO_PKG_VERSION")))
-}
-
-/// The innermost cause says "connection refused" where the outer ones say "error sending request".
-pub fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

@@ -7,13 +7,15 @@
 //! - [`Upstream`] makes one logical call to a store, retries included
 //! - [`Bulkhead`] bounds how many one tenant may have running
 
+pub use crate::base::error::root_cause;
+
 mod bulkhead;
 mod http_client;
 mod upstream;
 
 pub use bulkhead::Bulkhead;
 pub use http_client::{
-    CertificateTrust, HttpClientError, build_http_client, build_local_http_client, root_cause,
+    CertificateTrust, HttpClientError, build_http_client, build_local_http_client,
 };
 pub use upstream::{
     RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,

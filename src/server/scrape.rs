@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::listen::BindError;
-use crate::metrics::{METRICS_CONTENT_TYPE, MetricsRegistry};
+use crate::telemetry::metrics::{METRICS_CONTENT_TYPE, MetricsRegistry};
 
 /// How long one connection may take, from its first byte to its last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,9 +14,9 @@ use attesto::deliveries::{
 };
 use attesto::egress::EgressPolicy;
 use attesto::events::EventRecorder;
-use attesto::metrics::MetricsRegistry;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::NewTransaction;
+use attesto::telemetry::metrics::MetricsRegistry;
 use serde_json::{Value, json};
 use sqlx::Executor as _;
 
@@ -39,11 +39,12 @@ fn value(page: &str, series: &str) -> f64 {
     line.trim().parse().unwrap()
 }
 
-/// A count, which is whole.
-fn count(page: &str, series: &str) -> u64 {
+/// A count, which is whole: `3` of a counter, `3.0` of a gauge.
+pub(crate) fn count(page: &str, series: &str) -> u64 {
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
-    line.trim().parse().unwrap()
+    let number = line.trim();
+    number.strip_suffix(".0").unwrap_or(number).parse().unwrap()
 }
 
 #[tokio::test]
@@ -204,7 +205,7 @@ async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
     assert_eq!(answer.status(), 200);
     assert_eq!(
         answer.headers()["content-type"],
-        "text/plain; version=0.0.4; charset=utf-8"
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
     );
     for (method, path, status) in [
         ("POST", "/metrics", 405),
@@ -370,8 +371,8 @@ async fn what_the_dispatcher_does_is_counted() {
         ("attesto_delivery_duration_seconds_count", 1),
         ("attesto_leases_lost_total", 0),
         // It was due for seven seconds.
-        (r#"attesto_delivery_lag_seconds_bucket{le="5"}"#, 0),
-        (r#"attesto_delivery_lag_seconds_bucket{le="15"}"#, 1),
+        (r#"attesto_delivery_lag_seconds_bucket{le="5.0"}"#, 0),
+        (r#"attesto_delivery_lag_seconds_bucket{le="15.0"}"#, 1),
     ] {
         assert_eq!(count(&page, series), expected, "{series}");
     }
@@ -435,16 +436,21 @@ async fn every_metric_that_a_dashboard_an_alert_or_the_guide_names_exists_and_th
         }
     }
 
-    let families: BTreeSet<&str> = page
+    let families: BTreeSet<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
-        .filter_map(|line| line.split(' ').next())
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
         .collect();
-    let described: BTreeSet<&str> = GUIDE
+    let described: BTreeSet<String> = GUIDE
         .lines()
         .filter(|line| line.starts_with("| `"))
         .flat_map(names)
+        .map(str::to_owned)
         .collect();
+    assert!(page.ends_with("# EOF\n"));
     assert_eq!(described, families, "the table of docs/monitoring.md");
     assert!(page.lines().count() < 2000, "{}", page.lines().count());
 }

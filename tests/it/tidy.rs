@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 const ROOMS: [&str; 30] = [
     // Tools.
     "base",
-    "metrics",
+    "telemetry",
     "crypto",
     "db",
     "embedded_postgres",
     "egress",
     "outbound",
-    "traces",
     "http", //
     // Features.
     "replicas",
@@ -29,7 +28,6 @@ const ROOMS: [&str; 30] = [
     "simulator", //
     // Assembly.
     "server",
-    "telemetry",
     "config",
     "backup",
     "tenant_transfer",

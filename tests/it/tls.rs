@@ -198,7 +198,8 @@ impl Place {
         let page = client.get(url).send().await.unwrap().text().await.unwrap();
         let mut lines = page.lines();
         let line = lines.find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().parse().unwrap()
+        let number = line.trim();
+        number.strip_suffix(".0").unwrap_or(number).parse().unwrap()
     }
 
     /// How many pairs were not taken.

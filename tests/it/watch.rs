@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::docs::blocks;
+use crate::metrics::count;
 use crate::world::attesto::World;
 use crate::world::doc_runner::read_page;
 use crate::world::log::Warnings;
@@ -21,12 +22,6 @@ async fn execute(world: &World, statement: &str) {
     // Ours.
     let statement = AssertSqlSafe(statement.to_owned());
     world.database().pool().execute(statement).await.unwrap();
-}
-
-fn count(page: &str, series: &str) -> u64 {
-    let line = page.lines().find_map(|line| line.strip_prefix(series));
-    let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
-    line.trim().parse().unwrap()
 }
 
 /// docs/operations.md shows a line with these fields.
@@ -198,7 +193,7 @@ async fn certificates_are_watched_by_who_lives_by_them() {
         let line = page
             .lines()
             .find_map(|line| line.strip_prefix(&series).map(str::to_owned));
-        line.map(|seconds| seconds.parse::<i64>().unwrap())
+        line.map(|seconds| seconds.trim_end_matches(".0").parse::<i64>().unwrap())
     };
     let page = world.metrics().await;
     assert!(series(&page, "apple_root") > Some(world.clock.now().as_secs()));

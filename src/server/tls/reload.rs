@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::{PemContents, TlsCertificate, TlsCertificateError, TlsFiles};
 use crate::base::clock::Clock;
-use crate::metrics::registry::u64_to_f64;
-use crate::metrics::{Counter, Gauge, MetricsRegistry};
+use crate::telemetry::metrics::u64_to_f64;
+use crate::telemetry::metrics::{Counter, Gauge, MetricsRegistry};
 
 /// How many readings in a row may differ before one is judged all the same.
 const MAX_SETTLE_READS: usize = 4;
@@ -173,7 +173,7 @@ impl ReloadableTls {
                         // Nothing secret is in it: production's log says it too.
                         let refusal = (problem.to_string(), digest);
                         if told.as_ref() != Some(&refusal) {
-                            numbers.rejected.increment();
+                            numbers.rejected.inc();
                             tracing::error!(error = refusal.0, "tls_certificate_kept");
                             told = Some(refusal);
                         }

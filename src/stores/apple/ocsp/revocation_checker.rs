@@ -25,8 +25,8 @@ use super::certificate::ChainCertificate;
 use super::response::{self, OcspResponseError, RevocationStatus, VerifiedOcspResponse};
 use crate::base::clock::Clock;
 use crate::base::single_flight::SingleFlight;
-use crate::metrics::{Counter, MetricVec, MetricsRegistry};
 use crate::outbound::{RetryDecision, Upstream, UpstreamError};
+use crate::telemetry::metrics::{Counter, MetricVec, MetricsRegistry};
 
 /// How long an answer counts without a new question: what Apple's own libraries do.
 const GOOD_STATUS_TTL: Duration = Duration::from_mins(15);
@@ -251,7 +251,7 @@ impl RevocationChecker {
                 Ok(answer) => {
                     this.outcome_counter
                         .with_label_values([answer.status.as_str()])
-                        .increment();
+                        .inc();
                     if answer.status != RevocationStatus::Good {
                         tracing::error!(
                             serialNumber = subject.serial_number(),
@@ -265,7 +265,7 @@ impl RevocationChecker {
                 Err(why) => {
                     this.outcome_counter
                         .with_label_values([why.outcome_label()])
-                        .increment();
+                        .inc();
                     this.record_attempt(&subject);
                     tracing::warn!(
                         serialNumber = subject.serial_number(),

@@ -21,9 +21,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
+use super::request_span::current_trace_id;
 use crate::base::clock::Clock;
-use crate::http::request_layer::HttpRequestId;
-use crate::traces::request::current_trace_id;
 
 /// Lines waiting to be written. When the reader of standard output is that far behind, lines are dropped and counted.
 const MAX_QUEUED_LINES: usize = 8192;
@@ -33,6 +32,20 @@ const MAX_WRITE_BYTES: usize = 64 * 1024;
 const BATCH_INTERVAL: Duration = Duration::from_millis(2);
 /// How long the last lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+tokio::task_local! {
+    static REQUEST_ID: Arc<str>;
+}
+
+/// Runs `work` for the request with this id: lines that it logs have the id in `reqId`.
+pub fn scope_request_id<F: Future>(id: Arc<str>, work: F) -> impl Future<Output = F::Output> {
+    REQUEST_ID.scope(id, work)
+}
+
+/// The id of the request that this task is answering.
+pub fn current_request_id() -> Option<Arc<str>> {
+    REQUEST_ID.try_with(Clone::clone).ok()
+}
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +162,11 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     );
 }
 
-/// Writes lines on a thread of its own, so that nobody waits for a pipe.
+/// Writes lines on a thread of its own, so that no work waits for a slow reader of the log.
+///
+/// `tracing-appender` is not used: it can be flushed only by ending it, and when its queue is full at that moment it prints
+/// to standard output, which never returns if the reader of standard output is what is stuck; and it wakes its thread for
+/// every line, where this one lets lines gather for 2 ms.
 #[derive(Clone, Debug)]
 pub struct LogWriter {
     sender: SyncSender<WriterMessage>,
@@ -254,9 +271,9 @@ impl<S: Subscriber> Layer<S> for LogLayer {
             line.push_text("target", metadata.target());
         }
         if !line.has_request_id
-            && let Some(request) = HttpRequestId::current()
+            && let Some(id) = current_request_id()
         {
-            line.push_text("reqId", request.as_str());
+            line.push_text("reqId", &id);
         }
         if self.has_traces
             && let Some(trace) = current_trace_id()

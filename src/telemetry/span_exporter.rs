@@ -1,4 +1,9 @@
-//! Batches of spans, to the collector.
+//! Sends batches of spans to the collector, as OTLP over HTTP in protobuf.
+//!
+//! Messages and their encoding are `opentelemetry-proto`'s. `opentelemetry-otlp` is not used: it reads the headers, the
+//! protocol and the compression from environment variables by itself, even when they are given to it, where ours may come
+//! from a file or a flag; it does not say how many spans of a batch the collector refused, which we count; and its retries do
+//! not end when the process stops. The SDK's batch processor does not tell either how many spans it dropped.
 
 use std::time::Duration;
 
@@ -16,9 +21,9 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::queue::TraceMetrics;
-use super::settings::TraceSettings;
-use crate::outbound::root_cause;
+use super::span_queue::TraceMetrics;
+use super::trace_settings::TraceSettings;
+use crate::base::error::root_cause;
 
 /// The most spans in one message.
 const MAX_BATCH_SPANS: usize = 512;
@@ -111,14 +116,14 @@ impl OtlpExporter {
         match self.send_with_retry(&message, stop).await {
             Ok(refused) => {
                 let refused = refused.min(count);
-                self.metrics.exported.add(count - refused);
-                self.metrics.dropped.add(refused);
+                self.metrics.exported.inc_by(count - refused);
+                self.metrics.dropped.inc_by(refused);
                 if std::mem::take(&mut self.is_unreachable) {
                     tracing::info!("traces_exported_again");
                 }
             }
             Err(why) => {
-                self.metrics.dropped.add(count);
+                self.metrics.dropped.inc_by(count);
                 // Once, until it is back.
                 if !std::mem::replace(&mut self.is_unreachable, true) {
                     let collector = self.settings.url.as_str();

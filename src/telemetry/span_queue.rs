@@ -7,7 +7,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::metrics::{Counter, MetricsRegistry};
+use super::metrics::{Counter, MetricsRegistry};
 
 /// Spans that wait. What ends while so many do is let go.
 const MAX_QUEUED_SPANS: usize = 4096;
@@ -62,7 +62,7 @@ impl SpanProcessor for SpanQueue {
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() && self.sender.try_send(span).is_err() {
-            self.metrics.dropped.increment();
+            self.metrics.dropped.inc();
         }
     }
 

@@ -13,10 +13,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::export::OtlpExporter;
-use super::queue::{SpanQueue, TraceMetrics};
-use super::settings::TraceSettings;
-use crate::outbound::{self, HttpClientError};
+use super::span_exporter::OtlpExporter;
+use super::span_queue::{SpanQueue, TraceMetrics};
+use super::trace_settings::TraceSettings;
 
 /// Takes spans, and sends them.
 pub struct TracePipeline {
@@ -28,8 +27,7 @@ pub struct TracePipeline {
 
 impl TracePipeline {
     /// Begins to send what `host` does to where `settings` say. Call it where a runtime is.
-    pub fn start(settings: TraceSettings, host: &str) -> Result<Self, HttpClientError> {
-        let client = outbound::build_http_client()?;
+    pub fn start(settings: TraceSettings, client: reqwest::Client, host: &str) -> Self {
         let numbers = TraceMetrics::default();
         // Nothing is read from the environment, where secrets are.
         let resource = Resource::builder_empty()
@@ -49,12 +47,12 @@ impl TracePipeline {
         let exporter = OtlpExporter::new(settings, client, &resource, &numbers);
         let stop = CancellationToken::new();
         let exporting = tokio::spawn(exporter.export_until_stopped(spans, stop.clone()));
-        Ok(Self {
+        Self {
             tracer: provider.tracer("attesto"),
             metrics: numbers,
             stop,
             export_task: exporting,
-        })
+        }
     }
 
     /// What makes spans.
