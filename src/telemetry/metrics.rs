@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::{MetricType, TypedMetric, counter, gauge, histogram};
 use prometheus_client::registry::{Metric, Registry};
@@ -201,19 +201,23 @@ impl Collector for Observable {
         let mut metric = encoder.encode_descriptor(name, self.help, None, metric_type)?;
         let mut outcome = Ok(());
         (self.observe)(&mut |label, value| {
-            let mut encode = || {
-                let labels = label.into_iter().collect::<Vec<_>>();
-                let mut metric = metric.encode_family(&labels)?;
-                match self.kind {
-                    ObservableKind::Counter => {
-                        metric.encode_counter::<NoLabelSet, _, f64>(&f64_to_u64(value), None)
-                    }
-                    ObservableKind::Gauge => metric.encode_gauge(&value),
-                }
+            let mut encode = || match label {
+                // Without labels `encode_family` would write empty braces.
+                None => encode_value(&mut metric, self.kind, value),
+                Some(label) => encode_value(&mut metric.encode_family(&[label])?, self.kind, value),
             };
             outcome = outcome.and_then(|()| encode());
         });
         outcome
+    }
+}
+
+fn encode_value(metric: &mut MetricEncoder<'_>, kind: ObservableKind, value: f64) -> fmt::Result {
+    match kind {
+        ObservableKind::Counter => {
+            metric.encode_counter::<NoLabelSet, _, f64>(&f64_to_u64(value), None)
+        }
+        ObservableKind::Gauge => metric.encode_gauge(&value),
     }
 }
 
