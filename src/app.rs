@@ -1,7 +1,7 @@
-//! Builds each feature with just what it needs, and runs what runs beside the requests.
+//! Builds each feature with what it needs, and runs the tasks beside the requests.
 //!
-//! [`Service::build`] makes the parts, [`Service::serve`] sets them going on a listener, [`Serving::stop`] ends them in
-//! the order in which they need each other. A test does the same with a clock of its own.
+//! [`App::build`] makes the parts, [`App::serve`] starts them on a listener, [`RunningApp::stop`] ends them in the order in
+//! which they need each other. Tests do the same with their own clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::audit::VerificationLog;
 use crate::base::clock::Clock;
@@ -51,9 +53,9 @@ use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::MetricsRegistry;
 use crate::tenants::Authenticator;
 
-/// What is left of the grace for giving back deliveries that did not end within it.
+/// The part of the shutdown grace that is kept for releasing the claims of deliveries that did not end.
 const CLAIM_RELEASE_RESERVE: Duration = Duration::from_secs(2);
-/// How long what runs beside the requests may take to end.
+/// How long the background tasks may take to end.
 const TASK_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long `/ready` waits for the database.
 const DATABASE_PING_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -61,18 +63,18 @@ const DATABASE_PING_TIMEOUT: Duration = Duration::from_millis(1200);
 /// Why a service cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// What calls callbacks has no certificates to trust.
+    /// The client that calls callbacks has no certificates to trust.
     #[error("callbacks cannot be called: {0}")]
     CallbackClient(#[from] rustls::Error),
-    /// The client for calls to the stores.
+    /// The client for calls to the stores cannot be built.
     #[error(transparent)]
     StoreClient(#[from] HttpClientError),
-    /// The root certificates that Apple's signatures are checked against.
+    /// The root certificates that Apple's signatures are checked against cannot be read.
     #[error("APPLE_ROOT_CERTIFICATES: {0}")]
     AppleRoots(#[from] RootCertificatesError),
 }
 
-/// Every feature, built and not yet running.
+/// Every feature, built but not running.
 pub struct App {
     database: Database,
     keyring: Arc<Keyring>,
@@ -88,7 +90,7 @@ pub struct App {
     delivery_metrics: DeliveryMetrics,
     metrics: AppMetrics,
     presence: ReplicaHeartbeat,
-    /// The certificates that it lives by, beside its own.
+    /// The expiry of the certificates that it depends on, other than its own.
     certificate_expiries: CertificateExpiries,
     sender: Sender,
     wake: WorkNotifier,
@@ -98,11 +100,11 @@ pub struct App {
     tls: Option<ReloadableTls>,
     trace_metrics: Option<TraceMetrics>,
     tls_metrics: tls::TlsMetrics,
-    /// Cancelled once nothing stands in the way of deliveries and jobs.
+    /// Cancelled when deliveries and jobs may begin.
     prepared: CancellationToken,
 }
 
-/// What this process counts, and where that is shown.
+/// The metrics of this process, and the listener that serves them.
 struct AppMetrics {
     registry: MetricsRegistry,
     requests: RequestMetrics,
@@ -111,7 +113,7 @@ struct AppMetrics {
 }
 
 impl App {
-    /// Builds every feature. Call it where a runtime is; nothing is asked of the database yet.
+    /// Builds every feature, within a Tokio runtime. The database is not used yet.
     pub fn build(
         settings: &AppSettings,
         database: &Database,
@@ -126,9 +128,10 @@ impl App {
             None => JwsVerifier::with_apple_roots(),
         };
         let registry = MetricsRegistry::default();
-        let reach = ResponderPolicy::for_roots(stores.apple_root_certificates.is_some());
-        let revocations = RevocationChecker::new(&upstream, clock, reach).with_metrics(&registry);
-        let living_by = apple_certificate_expiries(&verifier);
+        let responders = ResponderPolicy::for_roots(stores.apple_root_certificates.is_some());
+        let revocations =
+            RevocationChecker::new(&upstream, clock, responders).with_metrics(&registry);
+        let certificate_expiries = apple_certificate_expiries(&verifier);
         let apple = AppleVerifier::new(
             database,
             keyring,
@@ -157,8 +160,8 @@ impl App {
             },
         );
         let wake = WorkNotifier::from_changes(&changes);
-        let told = wake.clone();
-        let record = EventRecorder::new(database, clock, move || told.notify_work());
+        let notifier = wake.clone();
+        let record = EventRecorder::new(database, clock, move || notifier.notify_work());
         let sender = Sender::new(
             SenderSettings::new(
                 settings.webhooks.callback_timeout,
@@ -187,15 +190,19 @@ impl App {
             metrics: AppMetrics {
                 requests: RequestMetrics::new(&registry),
                 statistics: Arc::new(DatabaseGauges::new(
-                    database, keyring, clock, &living_by, &registry,
+                    database,
+                    keyring,
+                    clock,
+                    &certificate_expiries,
+                    &registry,
                 )),
                 registry,
                 listener: None,
             },
             presence: ReplicaHeartbeat::new(database, keyring, clock)
                 .with_settings(compute_fingerprints(settings))
-                .with_certificates(living_by.clone()),
-            certificate_expiries: living_by,
+                .with_certificates(certificate_expiries.clone()),
+            certificate_expiries,
             sender,
             wake,
             webhooks: settings.webhooks,
@@ -214,22 +221,22 @@ impl App {
         })
     }
 
-    /// The same, and deliveries and jobs begin only when `prepared` is cancelled: a process whose key is wrong, or whose
-    /// tables are not there, must not take anything in hand.
+    /// The same, with deliveries and jobs beginning only when `prepared` is cancelled: a process whose key is wrong, or
+    /// whose tables are missing, must not claim any work.
     #[must_use]
     pub fn with_start_signal(mut self, prepared: CancellationToken) -> Self {
         self.prepared = prepared;
         self
     }
 
-    /// The same, and what it counts is shown at `listener`.
+    /// The same, with its metrics served at `listener`.
     #[must_use]
     pub fn with_metrics_listener(mut self, listener: TcpListener) -> Self {
         self.metrics.listener = Some(listener);
         self
     }
 
-    /// The same, and requests arrive over TLS.
+    /// The same, with requests arriving over TLS.
     #[must_use]
     pub fn with_tls(mut self, tls: ReloadableTls) -> Self {
         let (others, own) = (self.certificate_expiries.clone(), tls.clone());
@@ -249,26 +256,81 @@ impl App {
         self
     }
 
-    /// The same, and what it does is traced.
+    /// The same, with its requests traced.
     #[must_use]
-    pub fn with_trace_metrics(mut self, numbers: TraceMetrics) -> Self {
-        self.trace_metrics = Some(numbers);
+    pub fn with_trace_metrics(mut self, metrics: TraceMetrics) -> Self {
+        self.trace_metrics = Some(metrics);
         self
     }
 
-    /// Starts what runs beside the requests, and answers what arrives at `listener`.
-    pub fn serve(self, listener: TcpListener, manners: ConnectionLimits) -> io::Result<RunningApp> {
-        let spans = self.trace_metrics.clone().unwrap_or_default();
-        spans.register_in(&self.metrics.registry);
-        let leaving = CancellationToken::new();
-        let envelope = self.build_request_layer(leaving.clone());
-        let delivering = CancellationToken::new();
-        let dispatcher = self
-            .webhooks
-            .is_dispatcher_enabled
-            .then(|| self.build_dispatcher());
-        let running = server::start_server(envelope, listener, manners, self.tls.clone())?;
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    /// Starts the background tasks, and serves requests that arrive at `listener`.
+    pub fn serve(
+        mut self,
+        listener: TcpListener,
+        limits: ConnectionLimits,
+    ) -> io::Result<RunningApp> {
+        let trace_metrics = self.trace_metrics.clone().unwrap_or_default();
+        trace_metrics.register_in(&self.metrics.registry);
+        let shutting_down = CancellationToken::new();
+        let stop_deliveries = CancellationToken::new();
+        let stop = CancellationToken::new();
+        let requests = self.build_request_layer(shutting_down.clone());
+        let server = server::start_server(requests, listener, limits, self.tls.clone())?;
+        let metrics_listener = self.metrics.listener.as_ref();
+        let metrics_address = metrics_listener.map(TcpListener::local_addr).transpose()?;
+        let gauges = self.metrics.statistics.clone();
+        let deliveries = self.delivery_tasks(&stop_deliveries);
+        Ok(RunningApp {
+            server,
+            shutting_down,
+            delivery_tasks: RunningTasks::spawn(deliveries),
+            stop_deliveries,
+            background_tasks: RunningTasks::spawn(self.background_tasks(&stop)),
+            stop,
+            gauges,
+            metrics_address,
+        })
+    }
+
+    /// Deliveries and jobs, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
+    /// where that is asked for, deliveries are held: one of the jobs connects to callbacks.
+    fn delivery_tasks(&mut self, stop: &CancellationToken) -> Vec<NamedTask> {
+        let start = CancellationToken::new();
+        let mut tasks = vec![self.start_task(start.clone(), stop.clone())];
+        if self.webhooks.is_dispatcher_enabled {
+            let dispatcher = self.build_dispatcher();
+            let run = dispatcher.run(stop.clone());
+            tasks.push(("dispatcher", run_after(start.clone(), stop.clone(), run)));
+        }
+        if let Some(jobs) = self.jobs.take() {
+            let run = jobs.run(stop.clone());
+            tasks.push(("jobs", run_after(start, stop.clone(), run)));
+        }
+        tasks
+    }
+
+    /// Cancels `start` when deliveries and jobs may begin.
+    fn start_task(&self, start: CancellationToken, stop: CancellationToken) -> NamedTask {
+        let (prepared, database) = (self.prepared.clone(), self.database.clone());
+        let is_hold_requested = self.webhooks.is_hold_requested;
+        let task = async move {
+            if stop
+                .run_until_cancelled(prepared.cancelled())
+                .await
+                .is_none()
+            {
+                return;
+            }
+            if is_hold_requested {
+                hold::hold_with_retry(&database, &host_name(), &stop).await;
+            }
+            start.cancel();
+        };
+        ("delivery_start", task.boxed())
+    }
+
+    /// Everything that runs beside requests and deliveries until `stop` is cancelled.
+    fn background_tasks(self, stop: &CancellationToken) -> Vec<NamedTask> {
         let Self {
             changes,
             callers,
@@ -276,77 +338,55 @@ impl App {
             wake,
             verifications,
             metrics,
-            jobs,
-            prepared,
-            webhooks,
             tls,
-            tls_metrics: certificates,
+            tls_metrics,
             presence,
             ..
         } = self;
-        let (ear, pen, voice, log) = (stop.clone(), stop.clone(), stop.clone(), stop.clone());
-        tasks.spawn(async move { changes.run_until_stopped(ear).await });
-        tasks.spawn(async move { callers.run_usage_writer(pen).await });
-        let teller = database.clone();
-        tasks.spawn(async move { wake.run_remote_notifications(&teller, voice).await });
-        tasks.spawn(async move { verifications.run_writer(log).await });
-        let statistics = metrics.statistics.clone();
-        let mut metrics_address = None;
+        let mut tasks: Vec<NamedTask> = vec![
+            (
+                "change_listener",
+                run_with(
+                    stop,
+                    |stop| async move { changes.run_until_stopped(stop).await },
+                ),
+            ),
+            (
+                "api_key_usage",
+                run_with(
+                    stop,
+                    |stop| async move { callers.run_usage_writer(stop).await },
+                ),
+            ),
+            (
+                "work_notifier",
+                run_with(stop, |stop| async move {
+                    wake.run_remote_notifications(&database, stop).await;
+                }),
+            ),
+            (
+                "verification_log",
+                run_with(
+                    stop,
+                    |stop| async move { verifications.run_writer(stop).await },
+                ),
+            ),
+            ("replica_heartbeat", presence.run(stop.clone()).boxed()),
+        ];
         if let Some(listener) = metrics.listener {
-            metrics_address = Some(listener.local_addr()?);
-            let (eye, mouth) = (stop.clone(), stop.clone());
-            let stocktaker = statistics.clone();
-            tasks.spawn(async move { stocktaker.run(eye).await });
-            tasks.spawn(scrape::serve_metrics(listener, metrics.registry, mouth));
+            let gauges = metrics.statistics;
+            tasks.push((
+                "gauges",
+                run_with(stop, |stop| async move { gauges.run(stop).await }),
+            ));
+            let serve = scrape::serve_metrics(listener, metrics.registry, stop.clone());
+            tasks.push(("metrics_listener", serve.boxed()));
         }
         if let Some(tls) = tls {
-            tasks.spawn(tls.watch_files(certificates, stop.clone()));
+            let watch = tls.watch_files(tls_metrics, stop.clone());
+            tasks.push(("tls_files", watch.boxed()));
         }
-        tasks.spawn(presence.run(stop.clone()));
-        tasks.close();
-        let deliveries = TaskTracker::new();
-        let holding = webhooks.is_hold_requested.then(|| database.clone());
-        let stop_delivering = delivering.clone();
-        let settled = CancellationToken::new();
-        let may_begin = settled.clone();
-        deliveries.spawn(async move {
-            let ready = prepared.cancelled();
-            if stop_delivering.run_until_cancelled(ready).await.is_none() {
-                return;
-            }
-            if let Some(database) = holding {
-                hold::hold_with_retry(&database, &host_name(), &stop_delivering).await;
-            }
-            settled.cancel();
-            if let Some(dispatcher) = dispatcher {
-                dispatcher.run(stop_delivering).await;
-            }
-        });
-        // They begin nothing new, and end, when deliveries do; and not before these are held, if they are to be: one of them
-        // connects to callbacks.
-        if let Some(jobs) = jobs {
-            let stop = delivering.clone();
-            deliveries.spawn(async move {
-                if stop
-                    .run_until_cancelled(may_begin.cancelled())
-                    .await
-                    .is_some()
-                {
-                    jobs.run(stop).await;
-                }
-            });
-        }
-        deliveries.close();
-        Ok(RunningApp {
-            server: running,
-            shutting_down: leaving,
-            stop_deliveries: delivering,
-            delivery_tasks: deliveries,
-            stop,
-            tasks,
-            statistics,
-            metrics_address,
-        })
+        tasks
     }
 
     fn build_dispatcher(&self) -> Dispatcher {
@@ -362,10 +402,10 @@ impl App {
             .with_metrics(self.delivery_metrics.clone())
     }
 
-    /// Every route, with what is around each answer. `/ready` fails once `leaving` is cancelled.
-    pub fn build_request_layer(&self, leaving: CancellationToken) -> RequestLayer {
+    /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.
+    pub fn build_request_layer(&self, shutting_down: CancellationToken) -> RequestLayer {
         let features = [
-            HealthState::new(self.readiness_checks(), leaving).into_routes(),
+            HealthState::new(self.readiness_checks(), shutting_down).into_routes(),
             apple::verify_routes(
                 self.apple.clone(),
                 self.callers.clone(),
@@ -386,14 +426,14 @@ impl App {
             ),
         ];
         let routes = server::routes::build_router(features);
-        let envelope = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT);
-        let envelope = match self.metrics.listener {
-            Some(_) => envelope.with_metrics(self.metrics.requests.clone()),
-            None => envelope,
+        let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT);
+        let layer = match self.metrics.listener {
+            Some(_) => layer.with_metrics(self.metrics.requests.clone()),
+            None => layer,
         };
         match self.trace_metrics {
-            Some(_) => envelope.with_tracing(),
-            None => envelope,
+            Some(_) => layer.with_tracing(),
+            None => layer,
         }
     }
 
@@ -410,7 +450,7 @@ impl App {
     }
 }
 
-/// What `/openapi.json` answers, without a service.
+/// The document of `/openapi.json`, without a running service.
 pub fn openapi_document() -> serde_json::Value {
     server::routes::build_openapi([
         HealthState::openapi_document(),
@@ -419,7 +459,7 @@ pub fn openapi_document() -> serde_json::Value {
     ])
 }
 
-/// When the certificates end by which this process lives.
+/// When Apple's certificates expire that this process depends on.
 fn apple_certificate_expiries(verifier: &JwsVerifier) -> CertificateExpiries {
     let verifier = verifier.clone();
     Arc::new(move || {
@@ -442,7 +482,7 @@ fn apple_certificate_expiries(verifier: &JwsVerifier) -> CertificateExpiries {
     })
 }
 
-/// What the jobs of a process with these settings work with.
+/// The context in which the jobs of a process with these settings run.
 pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Clock) -> JobContext {
     let sending = SenderSettings::new(
         settings.webhooks.callback_timeout,
@@ -474,7 +514,7 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     jobs
 }
 
-/// A row for each verification, if somebody wants them.
+/// Writes a row for each verification if the setting says so.
 fn build_verifications(
     settings: &AppSettings,
     database: &Database,
@@ -487,7 +527,7 @@ fn build_verifications(
     }
 }
 
-/// Which callbacks may be called: never ourselves, and never our database.
+/// Which callback addresses may be called: never this service's own, and never the database's.
 fn build_address_guard(settings: &AppSettings, database: &Database) -> EgressPolicy {
     let own = (settings.listen.port != 0).then(|| settings.listen.bind_addr());
     let own = [own, settings.metrics_address].into_iter().flatten();
@@ -495,8 +535,9 @@ fn build_address_guard(settings: &AppSettings, database: &Database) -> EgressPol
         .with_denied_addresses(own.chain(database.server_addresses()))
 }
 
-/// Is it there, and are its tables this release's? Once they were, a newer release may add to them while this process
-/// still runs: its replacement is on the way, and turning all of the old ones away at once would be an outage.
+/// Whether the database answers and its tables fit this release. Once they did, they are not looked at again: a newer release
+/// may migrate them while this process still runs, and if every old replica turned unready at that moment there would be an
+/// outage.
 async fn check_database(database: Database, prepared: Arc<AtomicBool>) -> Result<(), String> {
     database
         .ping(DATABASE_PING_TIMEOUT)
@@ -523,52 +564,104 @@ async fn check_encryption_key(database: Database, keyring: Arc<Keyring>) -> Resu
         .map_err(|problem| problem.error_class().to_owned())
 }
 
-/// A service that serves.
+/// A task and its name for the log.
+type NamedTask = (&'static str, BoxFuture<'static, ()>);
+
+fn run_with<F>(
+    stop: &CancellationToken,
+    run: impl FnOnce(CancellationToken) -> F,
+) -> BoxFuture<'static, ()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    run(stop.clone()).boxed()
+}
+
+/// Runs `task` once `start` is cancelled, unless `stop` is cancelled before.
+fn run_after(
+    start: CancellationToken,
+    stop: CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, ()> {
+    let task = async move {
+        if stop.run_until_cancelled(start.cancelled()).await.is_some() {
+            task.await;
+        }
+    };
+    task.boxed()
+}
+
+/// Tasks that run, by name.
+struct RunningTasks(Vec<(&'static str, JoinHandle<()>)>);
+
+impl RunningTasks {
+    fn spawn(tasks: Vec<NamedTask>) -> Self {
+        let spawn = |(name, task)| (name, tokio::spawn(task));
+        Self(tasks.into_iter().map(spawn).collect())
+    }
+
+    /// Waits until all have ended, for up to `timeout`; returns whether they did. Those that did not are logged.
+    async fn wait(self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut late = Vec::new();
+        for (name, task) in self.0 {
+            if timeout_at(deadline, task).await.is_err() {
+                late.push(name);
+            }
+        }
+        if !late.is_empty() {
+            tracing::warn!(tasks = late.join(","), "tasks_not_stopped");
+        }
+        late.is_empty()
+    }
+}
+
+/// A service that is running.
 pub struct RunningApp {
     server: RunningServer,
     shutting_down: CancellationToken,
     stop_deliveries: CancellationToken,
-    delivery_tasks: TaskTracker,
+    delivery_tasks: RunningTasks,
     stop: CancellationToken,
-    tasks: TaskTracker,
-    statistics: Arc<DatabaseGauges>,
+    background_tasks: RunningTasks,
+    gauges: Arc<DatabaseGauges>,
     metrics_address: Option<SocketAddr>,
 }
 
 impl RunningApp {
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Where metrics are shown.
+    /// The address of `/metrics`.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
     }
 
-    /// Looks now for what metrics otherwise look for every few seconds.
+    /// Refreshes the gauges now, which otherwise happens every few seconds.
     pub async fn refresh_gauges(&self) {
-        self.statistics.refresh_gauges().await;
+        self.gauges.refresh_gauges().await;
     }
 
-    /// Makes `/ready` fail, so that whoever sends requests here sends them elsewhere. Everything is still answered;
-    /// no delivery is begun any more.
+    /// Makes `/ready` fail, so that a load balancer sends requests elsewhere. Requests are still served; no delivery
+    /// begins any more.
     pub fn start_draining(&self) {
         self.shutting_down.cancel();
         self.stop_deliveries.cancel();
     }
 
-    /// Finishes what is in hand, for up to `grace`, then what runs beside it. Whether everything was finished.
+    /// Finishes requests and deliveries for up to `grace`, then ends the background tasks. Returns whether everything was
+    /// finished.
     pub async fn stop(self, grace: Duration) -> bool {
         self.start_draining();
-        let patience = grace.max(TASK_STOP_TIMEOUT);
-        let (finished, delivered) = tokio::join!(
+        let (answered, delivered) = tokio::join!(
             self.server.stop(grace),
-            tokio::time::timeout(patience, self.delivery_tasks.wait())
+            self.delivery_tasks.wait(grace.max(TASK_STOP_TIMEOUT))
         );
-        // After the last request: usage and the validation log are written once more, and are complete.
+        // After the last request, so that what is written now, usage of keys and the validation log, is complete.
         self.stop.cancel();
-        let ended = tokio::time::timeout(TASK_STOP_TIMEOUT, self.tasks.wait()).await;
-        finished && delivered.is_ok() && ended.is_ok()
+        let ended = self.background_tasks.wait(TASK_STOP_TIMEOUT).await;
+        answered && delivered && ended
     }
 }
