@@ -10,7 +10,7 @@ use super::runner::DatabaseContext;
 use super::store;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
-use crate::config::settings::ExpiryThresholds;
+use crate::config::groups::ExpiryThresholds;
 use crate::db::Error;
 use crate::replicas::{CertificateValidity, Replica};
 use crate::server::tls;

@@ -7,7 +7,7 @@ use super::check_result::{CheckResult, pluralize_count};
 use super::expiry::{self, certificate_advice, certificate_name, is_expiring_soon};
 use super::runner::DatabaseContext;
 use crate::base::clock::Timestamp;
-use crate::config::settings::ExpiryThresholds;
+use crate::config::groups::ExpiryThresholds;
 use crate::db::Error;
 use crate::jobs::{LastJobRun, list_last_runs};
 use crate::replicas::live_replicas::format_name_list;

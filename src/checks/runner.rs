@@ -10,7 +10,7 @@ use super::check_result::{CheckResult, CheckStatus};
 use super::list::all_checks;
 use crate::base::clock::Clock;
 use crate::config::RawSettings;
-use crate::config::settings::ExpiryThresholds;
+use crate::config::groups::ExpiryThresholds;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::jobs::JobContext;

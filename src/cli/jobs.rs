@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
-use crate::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
+use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
 use crate::deliveries::{Sender, SenderSettings};
 use crate::egress::EgressPolicy;

@@ -77,7 +77,7 @@ impl clap::FromArgMatches for ServeArgs {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter() {
             if let Some(text) = matches.get_one::<String>(setting.flag) {
                 self.flag_values
                     .insert(flag_variable_name(setting), text.clone());
@@ -534,7 +534,7 @@ mod tests {
     fn help_shows_every_setting_with_its_variable_and_default() {
         let mut command = <ServeArgs as clap::Args>::augment_args(Command::new("serve"));
         let help = command.render_long_help().to_string();
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter() {
             assert!(help.contains(&format!("--{}", setting.flag)));
             assert!(help.contains(setting.name), "{}", setting.name);
         }

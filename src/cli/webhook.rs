@@ -11,7 +11,7 @@ use super::context::{CommandContext, CommandError};
 use super::{duration, input_file, verify_signature};
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
-use crate::config::settings::WebhookSettings;
+use crate::config::groups::WebhookSettings;
 use crate::crypto::{ExposeSecret as _, SecretString};
 use crate::db::Database;
 use crate::deliveries::endpoint::store::{self, EndpointChange, EndpointChangeError, SecretChange};

@@ -1,82 +1,34 @@
-//! What should be the same in every process, as fingerprints: processes compare them without telling each other more than
-//! that they differ.
+//! Fingerprints of the settings that should be the same in every process, so that processes can compare them without telling
+//! each other the values.
 //!
-//! Left out is what may well differ (where a process listens, whether it delivers or runs jobs, how much at once, how it
-//! logs) and every secret: whether the encryption keys fit is told by their ids and the canary.
+//! Left out are settings that may differ (where a process listens, whether it delivers or runs jobs, how much at once, how it
+//! logs) and every secret: the ids of the encryption keys and the canary tell whether those fit. An entry in
+//! [`groups`](super::groups) names its fingerprint itself.
 
 use std::collections::BTreeMap;
 
-use super::settings::{AppSettings, JobIntervals, StoreSettings, WebhookSettings};
+use super::settings::AppSettings;
 use crate::crypto::token;
 
-/// The fingerprint of each group. Those of two releases need not be alike for the same settings.
+/// The fingerprint of each group of settings. Two releases may give the same settings different fingerprints.
 pub fn compute_fingerprints(settings: &AppSettings) -> BTreeMap<&'static str, String> {
-    let WebhookSettings {
-        is_dispatcher_enabled: _,
-        is_hold_requested: _,
-        max_concurrent_deliveries: _,
-        dispatch_interval: _,
-        callback_timeout: timeout,
-        max_retries,
-        is_private_callback_allowed: allow_private,
-    } = settings.webhooks;
-    let JobIntervals {
-        is_enabled: _,
-        retention,
-        reseal,
-        expiry,
-        drift,
-        probe,
-        statistics,
-    } = settings.job_intervals;
-    let StoreSettings {
-        apple_production_url: apple_production,
-        apple_sandbox_url: apple_sandbox,
-        apple_root_certificates: _,
-        is_apple_ocsp_enabled: apple_ocsp,
-        google_play_url: google_play,
-        google_token_url: google_token,
-        google_jwks_url: google_jwks,
-        google_pubsub_url: google_pubsub,
-        upstream_timeout: upstream,
-    } = &settings.stores;
-    let stores = [
-        apple_production,
-        apple_sandbox,
-        google_play,
-        google_token,
-        google_jwks,
-        google_pubsub,
-    ];
-    let jobs = [retention, reseal, expiry, drift, probe, statistics];
-    let groups = [
+    let mut groups = BTreeMap::from([
         ("environment", format!("{:?}", settings.mode)),
         ("limits", format!("{:?}", settings.rate_limit)),
         (
             "credentials",
-            format!(
-                "{:?} {:?}",
-                settings.credential_cache_ttl, settings.expiry_thresholds
-            ),
-        ),
-        (
-            "deliveries",
-            format!("{timeout:?} {max_retries} {allow_private}"),
+            format!("{:?} ", settings.credential_cache_ttl),
         ),
         (
             "validation_audit",
             settings.is_validation_audit_enabled.to_string(),
         ),
-        ("retention", format!("{:?}", settings.retention)),
-        ("jobs", format!("{jobs:?}")),
-        (
-            "stores",
-            format!(
-                "{:?} {upstream:?} {apple_ocsp}",
-                stores.map(url::Url::as_str)
-            ),
-        ),
-    ];
+    ]);
+    settings.expiry_thresholds.add_compared_values(&mut groups);
+    settings.webhooks.add_compared_values(&mut groups);
+    settings.retention.add_compared_values(&mut groups);
+    settings.job_intervals.add_compared_values(&mut groups);
+    settings.stores.add_compared_values(&mut groups);
     groups
         .into_iter()
         .map(|(group, text)| (group, token::sha256_fingerprint(text.as_bytes())))

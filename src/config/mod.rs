@@ -1,28 +1,31 @@
 //! Every setting, once: its flag, its variable, its default, what it means.
 //!
-//! Promises: a flag wins over a variable, a variable over the default; parsing is pure and says everything that is
-//! wrong at once; no message repeats a value, which may be a secret in the wrong place. Only here is the environment
-//! read.
+//! A flag wins over a variable, a variable over the default. Parsing is pure and reports every problem at once. No message
+//! repeats a value, which may be a secret in the wrong place. Only this room reads the environment.
 //!
-//! - [`catalogue`]: the list of settings, from which the flags and their help are made
+//! - [`groups`]: settings that are read alike; to add a setting, add an entry there
+//! - [`definitions`]: the list of all settings, from which the flags and their help are made
 //! - [`raw`]: the texts as they were given
-//! - [`settings`]: what the service runs with, and how it is read from the texts
-//! - [`shown`]: what is in force, as it may be shown
-//! - [`mod@fingerprints`]: what should be the same in every process
-//! - [`admin`]: the two settings that an administrator's command needs
+//! - `reader`: reads each kind of value, and collects the problems
+//! - [`settings`]: what the service runs with
+//! - [`effective`]: the settings in force, as they may be shown
+//! - [`mod@fingerprints`]: which settings should be the same in every process
+//! - [`admin`]: the database and the keys, which administrators' commands need too
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
 
 pub mod admin;
 pub mod definitions;
 pub mod effective;
 pub mod fingerprints;
+pub mod groups;
 pub mod raw;
+mod reader;
 pub mod secret_file;
 pub mod settings;
 
 pub use fingerprints::compute_fingerprints;
+pub use groups::{StoreSettings, WebhookSettings};
 pub use raw::{RawSettings, list_env_vars, read_env_var};
 pub use settings::{
-    AppSettings, DatabaseSource, DeploymentMode, StoreSettings, WebhookSettings,
-    read_listen_settings, read_tls_files,
+    AppSettings, DatabaseSource, DeploymentMode, read_listen_settings, read_tls_files,
 };

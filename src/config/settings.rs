@@ -1,40 +1,35 @@
-//! What the service runs with, read from the texts it was given.
+//! The settings that the service runs with. Those that are read alike are in [`groups`](super::groups).
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
-use secrecy::ExposeSecret as _;
-use url::{Host, Url};
-
-use super::admin;
-use super::definitions::find_setting;
-use super::raw::{GivenValue, RawSettings};
-use super::secret_file;
+use super::groups::{
+    ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings, WebhookSettings,
+};
+use super::raw::RawSettings;
+use super::reader::SettingsReader;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
 use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
-use crate::telemetry::{LogFormat, LogSettings, TraceSettings, trace_settings};
+use crate::telemetry::{LogSettings, TraceSettings};
 use crate::tenants::RateLimit;
 
-/// What kind of place this process runs in. Production refuses what only development may do.
+/// The kind of installation, `ATTESTO_ENV`. Production refuses settings that are for development only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeploymentMode {
-    /// On somebody's machine.
+    /// A developer's machine.
     Development,
-    /// Real tenants, real money.
+    /// Real tenants and purchases.
     Production,
-    /// In a test.
+    /// A test suite.
     Test,
 }
 
 impl DeploymentMode {
-    /// The word it is chosen by.
+    /// The value of `ATTESTO_ENV`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Development => "development",
@@ -44,129 +39,23 @@ impl DeploymentMode {
     }
 }
 
-/// Only where the service listens, for who looks for one on this machine rather than to run one.
+/// Only where the service listens, for a command that calls a service on this machine.
 pub fn read_listen_settings(raw: &RawSettings<'_>) -> Result<ListenSettings, Vec<String>> {
-    let mut reader = SettingsReader {
-        raw,
-        problems: Vec::new(),
-    };
-    let listen = reader.read_listen();
-    if reader.problems.is_empty() {
-        Ok(listen)
-    } else {
-        Err(reader.problems)
-    }
+    SettingsReader::read_single(raw, SettingsReader::read_listen)
 }
 
-/// Which database.
+/// The database to use.
 #[derive(Clone)]
 pub enum DatabaseSource {
-    /// One that runs somewhere: `DATABASE_URL`.
+    /// A Postgres that runs already: `DATABASE_URL`.
     Url(Box<ConnectSettings>),
-    /// A private one of our own: `ATTESTO_EMBEDDED_POSTGRES`.
+    /// A private Postgres, run as a child process: `ATTESTO_EMBEDDED_POSTGRES`.
     Embedded(EmbeddedOptions),
 }
 
-/// How events are delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WebhookSettings {
-    /// Not `WEBHOOK_DISPATCHER_DISABLED`: whether this process delivers.
-    pub is_dispatcher_enabled: bool,
-    /// `ATTESTO_HOLD_DELIVERIES`: nothing is sent before somebody releases it.
-    pub is_hold_requested: bool,
-    /// `WEBHOOK_DISPATCH_CONCURRENCY`
-    pub max_concurrent_deliveries: usize,
-    /// `WEBHOOK_DISPATCH_INTERVAL_SECONDS`
-    pub dispatch_interval: Duration,
-    /// `WEBHOOK_TIMEOUT_SECONDS`
-    pub callback_timeout: Duration,
-    /// `WEBHOOK_MAX_RETRIES`
-    pub max_retries: u32,
-    /// `WEBHOOK_ALLOW_PRIVATE_CALLBACKS`
-    pub is_private_callback_allowed: bool,
-}
-
-/// How long replaced store credentials can be gone back to.
+/// `CREDENTIAL_GRACE_HOURS`: how long replaced store credentials can be restored. Zero: not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CredentialGracePeriod(pub Duration);
-
-/// When a credential or a certificate is warned of. `None`: never.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpiryThresholds {
-    /// `CREDENTIAL_APPLE_MAX_AGE_DAYS`
-    pub apple_key_max_age: Option<Duration>,
-    /// `CREDENTIAL_GOOGLE_MAX_AGE_DAYS`
-    pub google_key_max_age: Option<Duration>,
-    /// `CREDENTIAL_API_KEY_UNUSED_DAYS`
-    pub api_key_max_unused: Option<Duration>,
-    /// `CERTIFICATE_WARNING_DAYS`: how long before its end.
-    pub certificate_warning_period: Duration,
-}
-
-/// How long what is kept. `None`: for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetentionSettings {
-    /// `RETENTION_EVENTS_DAYS`
-    pub events: Option<Duration>,
-    /// `RETENTION_VALIDATION_AUDIT_DAYS`
-    pub validation_audit: Option<Duration>,
-    /// `RETENTION_OPERATOR_AUDIT_DAYS`
-    pub operator_audit: Option<Duration>,
-    /// `RETENTION_ATTEMPT_DETAILS_DAYS`
-    pub attempt_details: Option<Duration>,
-}
-
-/// How often jobs run. `None`: only when somebody asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JobIntervals {
-    /// Not `JOBS_DISABLED`: whether this process runs them.
-    pub is_enabled: bool,
-    /// `JOBS_RETENTION_INTERVAL_SECONDS`
-    pub retention: Option<Duration>,
-    /// `JOBS_RESEAL_INTERVAL_SECONDS`
-    pub reseal: Option<Duration>,
-    /// `JOBS_EXPIRY_INTERVAL_SECONDS`
-    pub expiry: Option<Duration>,
-    /// `JOBS_DRIFT_INTERVAL_SECONDS`
-    pub drift: Option<Duration>,
-    /// `JOBS_PROBE_INTERVAL_SECONDS`
-    pub probe: Option<Duration>,
-    /// `JOBS_STATISTICS_INTERVAL_SECONDS`
-    pub statistics: Option<Duration>,
-}
-
-impl JobIntervals {
-    /// The same, and callbacks are connected to by itself only by a process that also delivers: another one may not be let out
-    /// to where they are, and would tell that of all of them.
-    #[must_use]
-    pub fn with_probe_only_if_delivering(mut self, delivers: bool) -> Self {
-        self.probe = self.probe.filter(|_| delivers);
-        self
-    }
-}
-
-/// Base URLs and manners of calls to the stores.
-#[derive(Clone, Debug)]
-pub struct StoreSettings {
-    /// `APPLE_PRODUCTION_URL`
-    pub apple_production_url: Url,
-    /// `APPLE_SANDBOX_URL`
-    pub apple_sandbox_url: Url,
-    /// `APPLE_ROOT_CERTIFICATES`: replaces the built-in roots.
-    pub apple_root_certificates: Option<PathBuf>,
-    /// `APPLE_OCSP`: whether responders are asked about Apple's certificates.
-    pub is_apple_ocsp_enabled: bool,
-    /// `GOOGLE_PLAY_URL`
-    pub google_play_url: Url,
-    /// `GOOGLE_TOKEN_URL`
-    pub google_token_url: Url,
-    /// `GOOGLE_JWKS_URL`
-    pub google_jwks_url: Url,
-    /// `GOOGLE_PUBSUB_URL`
-    pub google_pubsub_url: Url,
-    /// `UPSTREAM_TIMEOUT_SECONDS`
-    pub upstream_timeout: Duration,
-}
 
 /// Everything `serve` runs with.
 #[derive(Clone)]
@@ -189,7 +78,7 @@ pub struct AppSettings {
     pub credential_cache_ttl: Duration,
     /// `CREDENTIAL_GRACE_HOURS`
     pub credential_grace: CredentialGracePeriod,
-    /// The ages that are warned of
+    /// The ages and remaining lifetimes that are warned of
     pub expiry_thresholds: ExpiryThresholds,
     /// The `WEBHOOK_…` settings
     pub webhooks: WebhookSettings,
@@ -215,96 +104,77 @@ impl AppSettings {
     /// Reads them all. Every problem is a line that names the flag or variable and says what it must be; none repeats
     /// a value.
     pub fn parse(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = SettingsReader {
-            raw,
-            problems: Vec::new(),
-        };
-        // Everything is read before anything is missed, so that all problems are found.
-        let mode = reader.read_mode();
+        let mut reader = SettingsReader::new(raw);
+        // Every setting is read before a missing one is reported, so that all problems are found at once.
+        let mode = reader.mode();
         let listen = reader.read_listen();
         let database = reader.read_database();
         let migrate_on_start = reader.read_switch("ATTESTO_MIGRATE_ON_START");
         let keyring = reader.read_keyring();
-        let log = reader.read_log(mode);
+        let log = reader.read_log();
         let rate_limit = RateLimit {
             per_second: reader.read_number("RATE_LIMIT_PER_SECOND", 1..=1_000_000),
             burst: reader.read_number("RATE_LIMIT_BURST", 1..=1_000_000),
         };
         let credential_ttl = reader.read_seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
         let credential_grace = reader.read_credential_grace();
-        let cadences = reader.read_expiry_thresholds();
-        let webhooks = reader.read_webhooks(mode);
+        let expiry_thresholds = ExpiryThresholds::read(&mut reader);
+        let webhooks = WebhookSettings::read(&mut reader);
         let validation_audit = reader.read_switch("ENABLE_VALIDATION_AUDIT_LOG");
-        let retention = reader.read_retention();
-        let jobs = reader.read_job_intervals();
+        let retention = RetentionSettings::read(&mut reader);
+        let jobs = JobIntervals::read(&mut reader);
         let shutdown_grace = reader.read_seconds("SHUTDOWN_GRACE_SECONDS", 0..=3600);
         let tls = reader.read_tls_files();
         let traces = reader.read_traces();
         let metrics = reader.read_metrics_address();
-        let stores = reader.read_stores(mode);
-        match (database, keyring, stores) {
-            (Some(database), Some(keyring), Some(stores)) if reader.problems.is_empty() => {
-                Ok(Self {
-                    mode,
-                    listen,
-                    database,
-                    migrate_on_start,
-                    keyring,
-                    log,
-                    rate_limit,
-                    credential_cache_ttl: credential_ttl,
-                    credential_grace,
-                    expiry_thresholds: cadences,
-                    webhooks,
-                    is_validation_audit_enabled: validation_audit,
-                    retention,
-                    job_intervals: jobs,
-                    shutdown_grace,
-                    tls_files: tls,
-                    traces,
-                    metrics_address: metrics,
-                    stores,
-                })
-            }
+        let stores = StoreSettings::read(&mut reader);
+        match (database, keyring) {
+            (Some(database), Some(keyring)) if reader.problems.is_empty() => Ok(Self {
+                mode,
+                listen,
+                database,
+                migrate_on_start,
+                keyring,
+                log,
+                rate_limit,
+                credential_cache_ttl: credential_ttl,
+                credential_grace,
+                expiry_thresholds,
+                webhooks,
+                is_validation_audit_enabled: validation_audit,
+                retention,
+                job_intervals: jobs,
+                shutdown_grace,
+                tls_files: tls,
+                traces,
+                metrics_address: metrics,
+                stores,
+            }),
             _ => Err(reader.problems),
         }
     }
 }
 
-/// Only what is no secret.
+/// Without secrets.
 impl std::fmt::Debug for AppSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings")
+        f.debug_struct("AppSettings")
             .field("mode", &self.mode)
             .field("listen", &self.listen)
             .finish_non_exhaustive()
     }
 }
 
-/// `TLS_CERT_PATH` and `TLS_KEY_PATH` alone, for who asks a service on this machine rather than to run one.
+/// `TLS_CERT_PATH` and `TLS_KEY_PATH` alone, for a command that calls a service on this machine.
 pub fn read_tls_files(raw: &RawSettings<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
     SettingsReader::read_single(raw, SettingsReader::read_tls_files)
 }
 
 impl LogSettings {
-    /// As far as it can be told from settings that may be wrong elsewhere: for saying so.
+    /// Reads what it can from settings of which others may be wrong: for logging that they are.
     pub fn best_effort(raw: &RawSettings<'_>) -> Self {
-        let mut reader = SettingsReader {
-            raw,
-            problems: Vec::new(),
-        };
-        let mode = reader.read_mode();
-        reader.read_log(mode)
-    }
-}
-
-impl WebhookSettings {
-    /// These alone, for a command that sends without serving.
-    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        SettingsReader::read_single(raw, |reader| {
-            let mode = reader.read_mode();
-            reader.read_webhooks(mode)
-        })
+        let mut reader = SettingsReader::new(raw);
+        reader.read_log()
     }
 }
 
@@ -312,490 +182,6 @@ impl CredentialGracePeriod {
     /// This alone, for a command that replaces credentials.
     pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
         SettingsReader::read_single(raw, SettingsReader::read_credential_grace)
-    }
-}
-
-impl ExpiryThresholds {
-    /// These alone, for who looks at ages without serving.
-    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        SettingsReader::read_single(raw, SettingsReader::read_expiry_thresholds)
-    }
-}
-
-impl RetentionSettings {
-    /// These alone, for a command that prunes without serving.
-    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        SettingsReader::read_single(raw, SettingsReader::read_retention)
-    }
-}
-
-impl JobIntervals {
-    /// These alone, for a command that runs a job without serving.
-    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        SettingsReader::read_single(raw, SettingsReader::read_job_intervals)
-    }
-}
-
-impl StoreSettings {
-    /// These alone, for a command that asks a store without serving.
-    pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
-        let mut reader = SettingsReader {
-            raw,
-            problems: Vec::new(),
-        };
-        let mode = reader.read_mode();
-        let stores = reader.read_stores(mode);
-        stores
-            .filter(|_| reader.problems.is_empty())
-            .ok_or(reader.problems)
-    }
-}
-
-/// Reads settings one by one and keeps what is wrong with them. After a problem it goes on with the default, which is
-/// never used.
-struct SettingsReader<'a> {
-    raw: &'a RawSettings<'a>,
-    problems: Vec<String>,
-}
-
-impl<'a> SettingsReader<'a> {
-    /// What `read` reads, or what is wrong with it.
-    fn read_single<T>(
-        raw: &'a RawSettings<'a>,
-        read: impl FnOnce(&mut Self) -> T,
-    ) -> Result<T, Vec<String>> {
-        let mut reader = Self {
-            raw,
-            problems: Vec::new(),
-        };
-        let value = read(&mut reader);
-        if reader.problems.is_empty() {
-            Ok(value)
-        } else {
-            Err(reader.problems)
-        }
-    }
-}
-
-impl SettingsReader<'_> {
-    fn add_problem(&mut self, origin: &str, problem: &str) {
-        self.problems.push(format!("{origin}: {problem}"));
-    }
-
-    fn find_given(&mut self, name: &str) -> Option<GivenValue> {
-        self.raw.find_text(name).unwrap_or_else(|problem| {
-            self.problems.push(problem);
-            None
-        })
-    }
-
-    /// What was given and reads well, or the default.
-    fn read_or_default<T>(
-        &mut self,
-        name: &str,
-        expected: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> T {
-        let given = self.find_given(name);
-        let value = given.as_ref().and_then(|given| parse(&given.text));
-        if value.is_none()
-            && let Some(given) = &given
-        {
-            self.add_problem(&given.origin, &format!("must be {expected}"));
-        }
-        value.unwrap_or_else(|| {
-            let default = find_setting(name).map_or("", |setting| setting.default);
-            parse(default).expect("a setting's default is one of its values")
-        })
-    }
-
-    /// What was given and reads well, if anything was given.
-    fn read_optional<T>(
-        &mut self,
-        name: &str,
-        expected: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        let given = self.find_given(name)?;
-        let value = parse(&given.text);
-        if value.is_none() {
-            self.add_problem(&given.origin, &format!("must be {expected}"));
-        }
-        value
-    }
-
-    fn read_number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
-        &mut self,
-        name: &str,
-        range: RangeInclusive<T>,
-    ) -> T {
-        let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        self.read_or_default(name, &expected, |text| {
-            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-            let number = digits.then(|| text.parse().ok()).flatten();
-            number.filter(|number| range.contains(number))
-        })
-    }
-
-    fn read_seconds(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
-        Duration::from_secs(self.read_number(name, range))
-    }
-
-    /// Zero is none.
-    fn read_days(&mut self, name: &str) -> Option<Duration> {
-        let days: u64 = self.read_number(name, 0..=36_500);
-        (days > 0).then(|| Duration::from_hours(24 * days))
-    }
-
-    /// Zero is none.
-    fn read_interval(&mut self, name: &str) -> Option<Duration> {
-        let interval = self.read_seconds(name, 0..=31_536_000);
-        (!interval.is_zero()).then_some(interval)
-    }
-
-    fn read_credential_grace(&mut self) -> CredentialGracePeriod {
-        let hours: u64 = self.read_number("CREDENTIAL_GRACE_HOURS", 0..=8760);
-        CredentialGracePeriod(Duration::from_hours(hours))
-    }
-
-    fn read_expiry_thresholds(&mut self) -> ExpiryThresholds {
-        let days: u64 = self.read_number("CERTIFICATE_WARNING_DAYS", 0..=3650);
-        ExpiryThresholds {
-            apple_key_max_age: self.read_days("CREDENTIAL_APPLE_MAX_AGE_DAYS"),
-            google_key_max_age: self.read_days("CREDENTIAL_GOOGLE_MAX_AGE_DAYS"),
-            api_key_max_unused: self.read_days("CREDENTIAL_API_KEY_UNUSED_DAYS"),
-            certificate_warning_period: Duration::from_hours(24 * days),
-        }
-    }
-
-    fn read_retention(&mut self) -> RetentionSettings {
-        RetentionSettings {
-            events: self.read_days("RETENTION_EVENTS_DAYS"),
-            validation_audit: self.read_days("RETENTION_VALIDATION_AUDIT_DAYS"),
-            operator_audit: self.read_days("RETENTION_OPERATOR_AUDIT_DAYS"),
-            attempt_details: self.read_days("RETENTION_ATTEMPT_DETAILS_DAYS"),
-        }
-    }
-
-    fn read_job_intervals(&mut self) -> JobIntervals {
-        JobIntervals {
-            is_enabled: !self.read_switch("JOBS_DISABLED"),
-            retention: self.read_interval("JOBS_RETENTION_INTERVAL_SECONDS"),
-            reseal: self.read_interval("JOBS_RESEAL_INTERVAL_SECONDS"),
-            expiry: self.read_interval("JOBS_EXPIRY_INTERVAL_SECONDS"),
-            drift: self.read_interval("JOBS_DRIFT_INTERVAL_SECONDS"),
-            probe: self.read_interval("JOBS_PROBE_INTERVAL_SECONDS"),
-            statistics: self.read_interval("JOBS_STATISTICS_INTERVAL_SECONDS"),
-        }
-    }
-
-    fn read_switch(&mut self, name: &str) -> bool {
-        self.read_or_default(name, "true or false (or 1 or 0)", |text| {
-            match text.to_ascii_lowercase().as_str() {
-                "1" | "true" | "yes" | "on" => Some(true),
-                "0" | "false" | "no" | "off" => Some(false),
-                _ => None,
-            }
-        })
-    }
-
-    /// Without an endpoint nothing else is looked at: other programs on the machine are told in the same variables.
-    fn read_traces(&mut self) -> Option<TraceSettings> {
-        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-        const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
-        if self.raw.find_text(ENDPOINT) == Ok(None) {
-            return None;
-        }
-        let expected = "an http:// or https:// URL without a user name, a password, ? and #";
-        let endpoint = self.read_optional(ENDPOINT, expected, |text| {
-            let url = Url::parse(text).ok()?;
-            let is_plain = url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
-                && url.fragment().is_none();
-            (matches!(url.scheme(), "http" | "https") && is_plain).then_some(url)
-        });
-        let headers =
-            match secret_file::read_secret(&|name| self.raw.find_os_value(name), HEADERS) {
-                Ok(None) => HeaderMap::new(),
-                Ok(Some(text)) => trace_settings::parse_headers(text.expose_secret())
-                    .unwrap_or_else(|| {
-                        self.add_problem(
-                            HEADERS,
-                            "must be name=value, separated by commas, values percent-encoded",
-                        );
-                        HeaderMap::new()
-                    }),
-                Err(problem) => {
-                    self.problems.push(problem.to_string());
-                    HeaderMap::new()
-                }
-            };
-        let service = self.read_or_default("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
-            (1..=100).contains(&text.len()).then(|| text.to_owned())
-        });
-        // Of another sampler it is something else, such as an address.
-        let sampler = self.raw.find_text("OTEL_TRACES_SAMPLER").ok().flatten();
-        let is_ours = sampler.is_none_or(|sampler| {
-            matches!(&*sampler.text, "traceidratio" | "parentbased_traceidratio")
-        });
-        let share =
-            self.read_or_default("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
-                let share = text.parse().ok();
-                let share = share.filter(|share| (0.0..=1.0).contains(share));
-                share.or((!is_ours).then_some(1.0))
-            });
-        endpoint.map(|endpoint| TraceSettings {
-            url: trace_settings::traces_url(endpoint),
-            headers,
-            service_name: service,
-            sample_ratio: share,
-        })
-    }
-
-    fn read_tls_files(&mut self) -> Option<TlsFiles> {
-        let path = |text: &str| Some(PathBuf::from(text));
-        let certificate = self.read_optional("TLS_CERT_PATH", "a path", path);
-        let key = self.read_optional("TLS_KEY_PATH", "a path", path);
-        match (certificate, key) {
-            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
-            (None, None) => None,
-            (Some(_), None) => {
-                self.add_problem(
-                    "TLS_KEY_PATH",
-                    "is missing: TLS_CERT_PATH needs its private key",
-                );
-                None
-            }
-            (None, Some(_)) => {
-                self.add_problem(
-                    "TLS_CERT_PATH",
-                    "is missing: TLS_KEY_PATH needs its certificate",
-                );
-                None
-            }
-        }
-    }
-
-    fn read_mode(&mut self) -> DeploymentMode {
-        let parse = |text: &str| match text {
-            "development" => Some(DeploymentMode::Development),
-            "production" => Some(DeploymentMode::Production),
-            "test" => Some(DeploymentMode::Test),
-            _ => None,
-        };
-        let expected = "development, production or test";
-        match self.find_given("ATTESTO_ENV") {
-            Some(_) => self.read_or_default("ATTESTO_ENV", expected, parse),
-            None => self
-                .read_optional("NODE_ENV", expected, parse)
-                .unwrap_or(DeploymentMode::Development),
-        }
-    }
-
-    fn read_listen(&mut self) -> ListenSettings {
-        let port = self.read_number("PORT", 0..=u16::MAX);
-        let expected = "an IP address, like [::], 0.0.0.0 or 127.0.0.1";
-        let address = self.read_optional("BIND_ADDRESS", expected, |text| match text {
-            "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
-            text => {
-                let bare = text
-                    .strip_prefix('[')
-                    .and_then(|text| text.strip_suffix(']'));
-                bare.unwrap_or(text).parse().ok()
-            }
-        });
-        ListenSettings { address, port }
-    }
-
-    fn read_database(&mut self) -> Option<DatabaseSource> {
-        let embedded = EmbeddedOptions::from_env(|name| self.raw.find_os_value(name));
-        let embed = self.read_switch("ATTESTO_EMBEDDED_POSTGRES");
-        match admin::read_database(
-            &|name| self.raw.find_os_value(name),
-            self.raw.find_flag("DATABASE_URL"),
-        ) {
-            Ok(Some(settings)) => Some(DatabaseSource::Url(Box::new(settings))),
-            Ok(None) if embed => Some(DatabaseSource::Embedded(embedded)),
-            Ok(None) => {
-                self.add_problem(
-                    "DATABASE_URL",
-                    "is missing: set it to postgres://user:password@host:5432/name; or add --embedded-postgres for a \
-                     private Postgres on this machine; or run `attesto dev` to try everything at once",
-                );
-                None
-            }
-            Err(problems) => {
-                self.problems.extend(problems);
-                None
-            }
-        }
-    }
-
-    fn read_keyring(&mut self) -> Option<Arc<Keyring>> {
-        match admin::read_keyring(&|name| self.raw.find_os_value(name)) {
-            Ok(Some(keyring)) => Some(Arc::new(keyring)),
-            Ok(None) => {
-                self.add_problem(
-                    "ATTESTO_ENCRYPTION_KEY",
-                    "is missing: make one with `openssl rand -base64 32`, keep it as safe as a backup, and set it, or \
-                     ATTESTO_ENCRYPTION_KEY_FILE to a file that holds it",
-                );
-                None
-            }
-            Err(problems) => {
-                self.problems.extend(problems);
-                None
-            }
-        }
-    }
-
-    fn read_log(&mut self, mode: DeploymentMode) -> LogSettings {
-        use tracing::level_filters::LevelFilter;
-
-        let expected = "fatal, error, warn, info, debug or trace";
-        let level = self.read_or_default("LOG_LEVEL", expected, |text| {
-            match text.to_ascii_lowercase().as_str() {
-                "fatal" | "error" => Some(LevelFilter::ERROR),
-                "warn" => Some(LevelFilter::WARN),
-                "info" => Some(LevelFilter::INFO),
-                "debug" => Some(LevelFilter::DEBUG),
-                "trace" => Some(LevelFilter::TRACE),
-                _ => None,
-            }
-        });
-        let format =
-            self.read_or_default("LOG_FORMAT", "json, pretty or auto", |text| match text {
-                "json" => Some(LogFormat::Json),
-                "pretty" => Some(LogFormat::Pretty),
-                "auto" => Some(LogFormat::Auto),
-                _ => None,
-            });
-        LogSettings {
-            level,
-            format,
-            is_cause_redacted: mode == DeploymentMode::Production,
-        }
-    }
-
-    fn read_webhooks(&mut self, mode: DeploymentMode) -> WebhookSettings {
-        let webhooks = WebhookSettings {
-            is_dispatcher_enabled: !self.read_switch("WEBHOOK_DISPATCHER_DISABLED"),
-            is_hold_requested: self.read_switch("ATTESTO_HOLD_DELIVERIES"),
-            max_concurrent_deliveries: self.read_number("WEBHOOK_DISPATCH_CONCURRENCY", 1..=1024),
-            dispatch_interval: self.read_seconds("WEBHOOK_DISPATCH_INTERVAL_SECONDS", 1..=3600),
-            callback_timeout: self.read_seconds("WEBHOOK_TIMEOUT_SECONDS", 1..=120),
-            max_retries: self.read_number("WEBHOOK_MAX_RETRIES", 0..=20),
-            is_private_callback_allowed: self.read_switch("WEBHOOK_ALLOW_PRIVATE_CALLBACKS"),
-        };
-        if webhooks.is_private_callback_allowed {
-            self.reject_in_production(mode, "WEBHOOK_ALLOW_PRIVATE_CALLBACKS");
-        }
-        webhooks
-    }
-
-    fn read_stores(&mut self, mode: DeploymentMode) -> Option<StoreSettings> {
-        let mut url = |name| self.read_url(name, mode);
-        let (apple_production, apple_sandbox) =
-            (url("APPLE_PRODUCTION_URL"), url("APPLE_SANDBOX_URL"));
-        let (google_play, google_token) = (url("GOOGLE_PLAY_URL"), url("GOOGLE_TOKEN_URL"));
-        let (google_jwks, google_pubsub) = (url("GOOGLE_JWKS_URL"), url("GOOGLE_PUBSUB_URL"));
-        let timeout = self.read_seconds("UPSTREAM_TIMEOUT_SECONDS", 1..=60);
-        let apple_roots = self.read_path("APPLE_ROOT_CERTIFICATES");
-        let apple_ocsp = self.read_apple_ocsp();
-        if apple_roots.is_some() {
-            self.reject_in_production(mode, "APPLE_ROOT_CERTIFICATES");
-        }
-        Some(StoreSettings {
-            apple_production_url: apple_production?,
-            apple_sandbox_url: apple_sandbox?,
-            apple_root_certificates: apple_roots,
-            is_apple_ocsp_enabled: apple_ocsp,
-            google_play_url: google_play?,
-            google_token_url: google_token?,
-            google_jwks_url: google_jwks?,
-            google_pubsub_url: google_pubsub?,
-            upstream_timeout: timeout,
-        })
-    }
-
-    fn read_url(&mut self, name: &str, mode: DeploymentMode) -> Option<Url> {
-        let given = self.find_given(name);
-        let (text, origin) = match &given {
-            Some(given) => (given.text.as_str(), given.origin.as_str()),
-            None => (
-                find_setting(name).map_or("", |setting| setting.default),
-                name,
-            ),
-        };
-        let problem = match Url::parse(text) {
-            Ok(url) if !matches!(url.scheme(), "http" | "https") || !url.has_host() => {
-                "must be an http:// or https:// URL"
-            }
-            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                "must be a URL without a user name or password"
-            }
-            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
-                "must be a URL without ? and #"
-            }
-            // What does not leave the machine, to a proxy beside this process for one, is read by nobody on the way.
-            Ok(url)
-                if mode == DeploymentMode::Production
-                    && url.scheme() != "https"
-                    && !is_loopback(&url) =>
-            {
-                "must be an https:// URL when ATTESTO_ENV is production, or http:// to this machine itself"
-            }
-            Ok(url) => return Some(url),
-            Err(_) => "must be an http:// or https:// URL",
-        };
-        let origin = origin.to_owned();
-        self.add_problem(&origin, problem);
-        None
-    }
-
-    fn read_metrics_address(&mut self) -> Option<SocketAddr> {
-        let expected = "an IP address or localhost, and a port, like 127.0.0.1:9090 or [::1]:9090";
-        self.read_optional("METRICS_ADDRESS", expected, |text| {
-            match text.strip_prefix("localhost:") {
-                Some(port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
-                None => text.parse().ok(),
-            }
-        })
-    }
-
-    fn read_apple_ocsp(&mut self) -> bool {
-        self.read_or_default("APPLE_OCSP", "off or on", |text| match text {
-            "off" => Some(false),
-            "on" => Some(true),
-            _ => None,
-        })
-    }
-
-    fn read_path(&mut self, name: &str) -> Option<PathBuf> {
-        self.find_given(name).map(|given| PathBuf::from(given.text))
-    }
-
-    fn reject_in_production(&mut self, mode: DeploymentMode, name: &str) {
-        if mode == DeploymentMode::Production {
-            let origin = self
-                .find_given(name)
-                .map_or(name.to_owned(), |given| given.origin);
-            self.add_problem(
-                &origin,
-                "is for development only and refused when ATTESTO_ENV is production",
-            );
-        }
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 
@@ -986,10 +372,10 @@ mod tests {
             "WEBHOOK_ALLOW_PRIVATE_CALLBACKS: ",
             "METRICS_ADDRESS: ",
             "APPLE_PRODUCTION_URL: ",
+            "APPLE_OCSP: ",
             "GOOGLE_PLAY_URL: ",
             "GOOGLE_TOKEN_URL: ",
             "UPSTREAM_TIMEOUT_SECONDS: ",
-            "APPLE_OCSP: ",
         ];
         assert_eq!(problems.len(), starts.len(), "{problems:#?}");
         for (problem, start) in problems.iter().zip(starts) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::clock::Clock;
-use crate::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings};
+use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::deliveries::Sender;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::settings::RetentionSettings;
+use crate::config::groups::RetentionSettings;
 
 /// Something that is kept for a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

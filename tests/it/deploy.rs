@@ -142,43 +142,76 @@ fn assert_taken(file: &str, given: &BTreeMap<String, String>) {
     }
 }
 
-#[test]
-fn every_setting_stands_in_the_example_with_its_default() {
-    let text = read(".env.example");
-    let mut variables = BTreeMap::new();
-    for line in text.lines() {
-        let line = line.strip_prefix('#').unwrap_or(line);
-        if let Some((name, value)) = line.split_once('=')
-            && is_variable(name)
-        {
-            let known = variables.insert(name.to_owned(), value.to_owned());
-            assert_eq!(known, None, "{name} stands there twice");
+/// The sections of `.env.example`: the heading, and the first setting of each.
+const SECTIONS: [(&str, &str); 10] = [
+    ("Where it listens", "PORT"),
+    ("The database", "DATABASE_URL"),
+    ("What seals secrets", "ATTESTO_ENCRYPTION_KEY"),
+    ("How it behaves", "ATTESTO_ENV"),
+    ("Limits and caches", "RATE_LIMIT_PER_SECOND"),
+    ("Deliveries", "WEBHOOK_DISPATCHER_DISABLED"),
+    ("Operation", "ENABLE_VALIDATION_AUDIT_LOG"),
+    ("Apple", "APPLE_PRODUCTION_URL"),
+    ("Google", "GOOGLE_PLAY_URL"),
+    ("Both stores", "UPSTREAM_TIMEOUT_SECONDS"),
+];
+
+/// `.env.example`, made from the settings.
+fn env_example() -> String {
+    let mut text = "\
+# Every setting of Attesto with its default. Copy this file to .env, which is never committed, and remove the # from what
+# you change. `attesto serve --help` lists the same settings as flags.
+#
+# Each secret can come from a file instead: NAME_FILE=/run/secrets/name. Only one of the two may be set.
+"
+    .to_owned();
+    for setting in SETTINGS.iter() {
+        let name = setting.name;
+        if let Some((heading, _)) = SECTIONS.iter().find(|(_, first)| *first == name) {
+            text.push_str(&format!("\n### {heading}\n"));
         }
-    }
-    for setting in SETTINGS {
-        let (name, default) = (setting.name, setting.default);
-        let found = variables.remove(name);
-        assert_eq!(
-            found.as_deref(),
-            Some(default),
-            "add to .env.example:\n\n# {}\n#{name}={default}\n",
-            setting.help
-        );
+        // A secret's help is that of its flag, which names a file.
+        let help = setting.help.strip_prefix("A file with ");
+        let help = help.unwrap_or(setting.help);
+        let (first, rest) = help.split_at(1);
+        // The words of `LOG_LEVEL` and the like are values.
+        let first = match setting.kind {
+            SettingKind::Secret => first.to_uppercase(),
+            SettingKind::Plain | SettingKind::Switch => first.to_owned(),
+        };
+        text.push_str(&wrapped_comment(&format!("{first}{rest}")));
+        text.push_str(&format!("#{name}={}\n", setting.default));
         if setting.kind == SettingKind::Secret {
-            let file = variables.remove(&format!("{name}_FILE"));
-            assert_eq!(
-                file.as_deref(),
-                Some(""),
-                "add #{name}_FILE= to .env.example"
-            );
+            text.push_str(&format!("#{name}_FILE=\n"));
         }
     }
-    assert_eq!(variables, BTreeMap::new(), "no setting of these names");
-    assert!(
-        text.lines()
-            .all(|line| line.is_empty() || line.starts_with('#')),
-        "the example sets nothing by itself"
-    );
+    text
+}
+
+/// An empty line and lines of at most 120 characters that begin with `# `.
+fn wrapped_comment(text: &str) -> String {
+    let mut lines = vec![String::from("#")];
+    for word in text.split(' ') {
+        let line = lines.last_mut().unwrap();
+        if line.len() + word.len() < 120 {
+            line.push_str(&format!(" {word}"));
+        } else {
+            lines.push(format!("# {word}"));
+        }
+    }
+    format!("\n{}\n", lines.join("\n"))
+}
+
+#[test]
+fn the_example_is_made_from_the_settings() {
+    let made = env_example();
+    if read(".env.example") != made {
+        let new = concat!(env!("CARGO_TARGET_TMPDIR"), "/env.example");
+        std::fs::write(new, &made).unwrap();
+        panic!(
+            ".env.example is not what the settings say. If they are right: cp {new} .env.example"
+        );
+    }
 
     // What it says holds is what is taken.
     let defaults = SETTINGS
@@ -658,4 +691,43 @@ fn every_task_can_be_run() {
     let database = read("docs/deploy/compose/database.yml");
     assert!(database.contains(r#"- "${DATABASE_PUBLISH:-127.0.0.1:5432}:5432""#));
     assert!(!database.contains("file: ./"));
+}
+
+/// README says more of a setting than `--help`, for some of them together; what it says of defaults is checked here.
+#[test]
+fn readme_has_every_setting_with_its_default() {
+    let readme = read("README.md");
+    let rows = readme.lines().filter(|line| line.starts_with("| `"));
+    let mut found = BTreeMap::new();
+    for row in rows {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let names = cells[1].split('`').filter(|name| is_variable(name));
+        let names: Vec<_> = names.collect();
+        let defaults: Vec<_> = cells[2]
+            .split(", ")
+            .map(|it| it.trim_matches('`'))
+            .collect();
+        for (at, name) in names.iter().enumerate() {
+            let own = defaults.get(at).filter(|_| defaults.len() == names.len());
+            found.insert((*name).to_owned(), own.map(|it| (*it).to_owned()));
+        }
+        // Settings that stand in the text of another's row.
+        for name in cells[3].split('`').filter(|name| is_variable(name)) {
+            found.entry(name.to_owned()).or_insert(None);
+        }
+    }
+    for setting in SETTINGS.iter() {
+        let name = setting.name;
+        let Some(default) = found.get(name) else {
+            panic!(
+                "add {name} to the table of settings in README.md: {}",
+                setting.help
+            );
+        };
+        // LOG_FORMAT and the stores' addresses are put into words.
+        let is_worded = name == "LOG_FORMAT" || setting.default.starts_with("https://");
+        if let (Some(default), false) = (default, is_worded || setting.default.is_empty()) {
+            assert_eq!(default, setting.default, "README.md: {name}");
+        }
+    }
 }

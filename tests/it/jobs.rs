@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::config::settings::{ExpiryThresholds, JobIntervals, RetentionSettings};
+use attesto::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use attesto::jobs::{
     self, Job, JobContext, JobOutcome, JobRunError, JobScheduler, list_last_runs, run_job_now,
 };
