@@ -236,7 +236,7 @@ const OPERATION: &[SettingDefinition] = &[
         "metrics-address",
         "HOST:PORT",
         "",
-        "A second address that serves /metrics, in Prometheus' text format; without one, no metrics are served",
+        "A second address that serves /metrics, in the OpenMetrics text format; without one, no metrics are served",
     ),
     plain_setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
