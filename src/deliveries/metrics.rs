@@ -3,8 +3,8 @@
 use strum::VariantArray as _;
 
 use super::outcome::OutcomeClass;
-use crate::telemetry::metrics::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
 use crate::telemetry::metrics::{Counter, Histogram, MetricsRegistry};
+use crate::telemetry::metrics::{DURATION_BUCKETS, LONG_DURATION_BUCKETS};
 
 /// Counts since the process began. Clones share the counters.
 #[derive(Clone, Debug)]
