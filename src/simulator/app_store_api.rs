@@ -1,14 +1,14 @@
-//! The App Store Server API, as the simulated App Store answers it.
+//! The App Store Server API.
 //!
 //! | call | answer |
 //! |---|---|
-//! | a token that is not right | 401 without a body, as Apple does; the request log says why |
+//! | a wrong client token | 401 without a body, as from Apple; the reason is in the request log |
 //! | production, for an app that was never released | the same |
-//! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for what is no id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
+//! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for a malformed id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
 //! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
-//! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for what is no token |
-//! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty a page; 400 `4000012` to `4000019` for a question that is wrong |
+//! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for a malformed token |
+//! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty on a page; 400 `4000012` to `4000019` for a wrong query |
 
 use std::sync::Arc;
 
@@ -27,11 +27,9 @@ use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotif
 use super::state::fault::Fault;
 use crate::base::clock::Timestamp;
 
-/// What Apple wants in `aud`.
+/// The required `aud`.
 const TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
-/// The longest life of a token, in seconds.
 const MAX_TOKEN_TTL_SECONDS: i64 = 60 * 60;
-/// How far the two clocks may be apart, in seconds.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 
 #[derive(Deserialize)]
@@ -52,61 +50,62 @@ struct AppStoreTokenClaims {
 
 /// Answers a call below `/apple/{environment}`.
 pub(super) fn handle_request(
-    shared: &Arc<SimulatorContext>,
+    context: &Arc<SimulatorContext>,
     environment: SimulatedEnvironment,
-    call: &SimulatorRequest,
+    request: &SimulatorRequest,
 ) -> SimulatorResponse {
-    let below = call.segments_below_store();
+    let below = request.segments_below_store();
     let id = match below.as_slice() {
         ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
         _ => None,
     };
     let place = format!("apple/{}", environment.path_segment());
-    let app = call
+    let app = request
         .bearer_token
         .as_deref()
         .and_then(|token| decode_token(token).ok())
         .and_then(|(_, claims)| claims.bid);
-    let fault = shared
+    let fault = context
         .lock_state()
         .faults
         .take_matching(&place, app.as_deref(), id);
-    let told = fault
+    let fault_response = fault
         .as_ref()
-        .and_then(|fault| fault_response(fault, shared.now()));
-    let mut reply = told.unwrap_or_else(|| route_request(shared, environment, call, &below));
+        .and_then(|fault| fault_response(fault, context.now()));
+    let mut response =
+        fault_response.unwrap_or_else(|| route_request(context, environment, request, &below));
     if let Some(fault) = &fault {
-        reply.apply_fault(fault);
+        response.apply_fault(fault);
     }
-    reply
+    response
 }
 
-/// The answer when nothing was asked to go wrong.
+/// The answer without a fault.
 fn route_request(
-    shared: &Arc<SimulatorContext>,
+    context: &Arc<SimulatorContext>,
     environment: SimulatedEnvironment,
-    call: &SimulatorRequest,
+    request: &SimulatorRequest,
     below: &[&str],
 ) -> SimulatorResponse {
-    let bundle_id = match verify_client_token(shared, call.bearer_token.as_deref()) {
+    let bundle_id = match verify_client_token(context, request.bearer_token.as_deref()) {
         Ok(bundle_id) => bundle_id,
         Err(why) => return SimulatorResponse::empty(401).with_remark(why),
     };
-    let app = shared.lock_state().stores.apple.get_app(&bundle_id);
+    let app = context.lock_state().stores.apple.get_app(&bundle_id);
     if environment == SimulatedEnvironment::Production && !app.released {
         return SimulatorResponse::empty(401).with_remark(format!(
             "{bundle_id} was never released, and production answers 401 for such an app"
         ));
     }
-    match (call.method.as_str(), below) {
+    match (request.method.as_str(), below) {
         ("GET", ["inApps", "v1", "transactions", id]) => {
-            get_transaction(shared, environment, &bundle_id, id)
+            get_transaction(context, environment, &bundle_id, id)
         }
         ("GET", ["inApps", "v1", "subscriptions", id]) => {
-            get_subscription_statuses(shared, environment, &bundle_id, id, call)
+            get_subscription_statuses(context, environment, &bundle_id, id, request)
         }
         ("POST", ["inApps", "v1", "notifications", "test"]) => {
-            match notification_push::publish_test_notification(shared, &bundle_id, environment) {
+            match notification_push::publish_test_notification(context, &bundle_id, environment) {
                 Some(token) => {
                     SimulatorResponse::json(200, &json!({ "testNotificationToken": token }))
                 }
@@ -114,17 +113,17 @@ fn route_request(
             }
         }
         ("GET", ["inApps", "v1", "notifications", "test", token]) => {
-            get_test_notification_status(shared, environment, &bundle_id, token)
+            get_test_notification_status(context, environment, &bundle_id, token)
         }
         ("POST", ["inApps", "v1", "notifications", "history"]) => {
-            get_notification_history(shared, environment, &bundle_id, call)
+            get_notification_history(context, environment, &bundle_id, request)
         }
         _ => SimulatorResponse::not_simulated(),
     }
 }
 
 fn get_transaction(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     environment: SimulatedEnvironment,
     bundle_id: &str,
     id: &str,
@@ -133,22 +132,22 @@ fn get_transaction(
         return error_response(4_000_006, "Invalid transaction id.");
     }
     let found = {
-        let inside = shared.lock_state();
-        let books = &inside.stores.apple;
-        if books.is_app_transaction(id) {
+        let state = context.lock_state();
+        let apple = &state.stores.apple;
+        if apple.is_app_transaction(id) {
             return error_response(
                 4_000_048,
                 "Invalid request. App transaction ids are not supported by this endpoint.",
             );
         }
-        books
+        apple
             .find_transaction(id)
             .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
-            .map(|one| one.to_payload(shared.now()))
+            .map(|one| one.to_payload(context.now()))
     };
     match found {
         Some(payload) => {
-            let signed = shared.identity.certificate_authority().sign_jws(&payload);
+            let signed = context.identity.certificate_authority().sign_jws(&payload);
             SimulatorResponse::json(200, &json!({ "signedTransactionInfo": signed }))
         }
         None => error_response(4_040_010, "Transaction id not found."),
@@ -156,40 +155,40 @@ fn get_transaction(
 }
 
 fn get_subscription_statuses(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     environment: SimulatedEnvironment,
     bundle_id: &str,
     id: &str,
-    call: &SimulatorRequest,
+    request: &SimulatorRequest,
 ) -> SimulatorResponse {
     if !is_transaction_id(id) {
         return error_response(4_000_006, "Invalid transaction id.");
     }
-    let now = shared.now();
-    let wanted: Vec<&str> = call
+    let now = context.now();
+    let wanted: Vec<&str> = request
         .query
         .iter()
         .filter(|(name, _)| name == "status")
         .map(|(_, value)| value.as_str())
         .collect();
-    let inside = shared.lock_state();
-    let books = &inside.stores.apple;
-    let Some(named) = books
+    let state = context.lock_state();
+    let apple = &state.stores.apple;
+    let Some(named) = apple
         .find_transaction(id)
         .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
     else {
         return error_response(4_040_010, "Transaction id not found.");
     };
     let original = &named.original_transaction_id;
-    let status = books
+    let status = apple
         .subscription_status(original, now)
         .filter(|status| wanted.is_empty() || wanted.contains(&status.to_string().as_str()));
-    let authority = shared.identity.certificate_authority();
+    let authority = context.identity.certificate_authority();
     let mut data = Vec::new();
     if let (Some(status), Some(latest), Some(renewal)) = (
         status,
-        books.latest_transaction(original),
-        books.renewal_payload(original, now),
+        apple.latest_transaction(original),
+        apple.renewal_payload(original, now),
     ) {
         data.push(json!({
             "subscriptionGroupIdentifier": "20900001",
@@ -207,14 +206,13 @@ fn get_subscription_statuses(
         "data": data,
     });
     if environment == SimulatedEnvironment::Production {
-        body["appAppleId"] = json!(books.get_app(bundle_id).app_apple_id);
+        body["appAppleId"] = json!(apple.get_app(bundle_id).app_apple_id);
     }
     SimulatorResponse::json(200, &body)
 }
 
-/// What became of a test notification.
 fn get_test_notification_status(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     environment: SimulatedEnvironment,
     bundle_id: &str,
     token: &str,
@@ -225,8 +223,8 @@ fn get_test_notification_status(
     if !looks_right {
         return error_response(4_000_020, error_message(4_000_020));
     }
-    let inside = shared.lock_state();
-    let found = inside.notification_log.iter().find(|one| {
+    let state = context.lock_state();
+    let found = state.notification_log.iter().find(|one| {
         one.test_token.as_deref() == Some(token)
             && one.bundle_id == bundle_id
             && one.environment == environment
@@ -239,21 +237,21 @@ fn get_test_notification_status(
 }
 
 fn get_notification_history(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     environment: SimulatedEnvironment,
     bundle_id: &str,
-    call: &SimulatorRequest,
+    request: &SimulatorRequest,
 ) -> SimulatorResponse {
-    let query: NotificationHistoryQuery = match parse_json_body(&call.body) {
+    let query: NotificationHistoryQuery = match parse_json_body(&request.body) {
         Ok(query) => query,
         Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
     };
-    let token = call.query_parameter("paginationToken");
-    let inside = shared.lock_state();
+    let token = request.query_parameter("paginationToken");
+    let state = context.lock_state();
     let page =
-        inside
+        state
             .notification_log
-            .query_history(bundle_id, environment, &query, token, shared.now());
+            .query_history(bundle_id, environment, &query, token, context.now());
     match page {
         Ok(page) => {
             let history: Vec<Value> = page
@@ -274,7 +272,7 @@ fn get_notification_history(
     }
 }
 
-/// A notification as the App Store tells of it afterwards.
+/// A notification as the history and the status of a test contain it.
 fn notification_history_item(notification: &SimulatedNotification) -> Value {
     json!({
         "signedPayload": notification.signed_payload,
@@ -282,7 +280,7 @@ fn notification_history_item(notification: &SimulatedNotification) -> Value {
     })
 }
 
-/// Apple's error body; the first three digits of the code are the status.
+/// Apple's error body; the first three digits of the code are the HTTP status.
 fn error_response(code: u32, message: &str) -> SimulatorResponse {
     let status = u16::try_from(code / 10_000).unwrap_or(500);
     SimulatorResponse::json(
@@ -291,9 +289,9 @@ fn error_response(code: u32, message: &str) -> SimulatorResponse {
     )
 }
 
-/// What a fault answers, unless it only spoils the true answer.
+/// The answer of a fault. `None` for a fault that only delays or cuts the correct answer.
 fn fault_response(fault: &Fault, now: Timestamp) -> Option<SimulatorResponse> {
-    let reply = match (fault.cut, fault.error_code, fault.status) {
+    let response = match (fault.cut, fault.error_code, fault.status) {
         (true, ..) => return None,
         (_, Some(code), _) => error_response(code, error_message(code)),
         (_, None, Some(401)) if fault.body.is_none() => SimulatorResponse::empty(401),
@@ -305,7 +303,7 @@ fn fault_response(fault: &Fault, now: Timestamp) -> Option<SimulatorResponse> {
     };
     let wait = match (&fault.retry_after, fault.retry_after_seconds) {
         (Some(text), _) => Some(text.clone()),
-        // Apple gives the moment, in milliseconds.
+        // Apple gives the point in time, in milliseconds.
         (None, Some(seconds)) => {
             let moment = now.plus(std::time::Duration::from_secs(seconds));
             Some(moment.as_millis().to_string())
@@ -313,8 +311,8 @@ fn fault_response(fault: &Fault, now: Timestamp) -> Option<SimulatorResponse> {
         (None, None) => None,
     };
     Some(match wait {
-        Some(wait) => reply.with_header(header::RETRY_AFTER, wait),
-        None => reply,
+        Some(wait) => response.with_header(header::RETRY_AFTER, wait),
+        None => response,
     })
 }
 
@@ -359,8 +357,9 @@ fn error_message(code: u32) -> &'static str {
     }
 }
 
-/// Checks a client's token as Apple does and gives the app it speaks for; `Err` says what Apple would keep to itself.
-fn verify_client_token(shared: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
+/// Checks a client's token as Apple does, and returns its app's bundle id. `Err` is the reason, which Apple does not
+/// give, for the request log.
+fn verify_client_token(context: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
     let token = token.ok_or("there is no bearer token")?;
     let (header, claims) = decode_token(token)?;
     if header.alg != "ES256" {
@@ -370,15 +369,15 @@ fn verify_client_token(shared: &SimulatorContext, token: Option<&str>) -> Result
         return Err("the token's typ is not JWT".to_owned());
     }
     let key_id = header.kid.ok_or("the token has no kid")?;
-    let key = find_public_key(shared, &key_id)?;
-    let issuer = &shared.identity.apple_key().issuer_id;
+    let key = find_public_key(context, &key_id)?;
+    let issuer = &context.identity.apple_key().issuer_id;
     if claims.iss.as_ref() != Some(issuer) {
         return Err(format!("the token's iss is not the team's, {issuer}"));
     }
     if claims.aud != Some(json!(TOKEN_AUDIENCE)) {
         return Err(format!("the token's aud is not {TOKEN_AUDIENCE}"));
     }
-    let now = shared.now().as_secs();
+    let now = context.now().as_secs();
     let expires = claims.exp.ok_or("the token has no exp")?;
     if expires <= now {
         return Err("the token has expired".to_owned());
@@ -405,10 +404,10 @@ fn verify_client_token(shared: &SimulatorContext, token: Option<&str>) -> Result
         .ok_or_else(|| "the token has no bid".to_owned())
 }
 
-fn find_public_key(shared: &SimulatorContext, key_id: &str) -> Result<Vec<u8>, String> {
-    let own = shared.identity.apple_key();
-    let inside = shared.lock_state();
-    let other = inside.stores.apple.keys.get(key_id);
+fn find_public_key(context: &SimulatorContext, key_id: &str) -> Result<Vec<u8>, String> {
+    let own = context.identity.apple_key();
+    let state = context.lock_state();
+    let other = state.stores.apple.keys.get(key_id);
     if other.is_some_and(|key| key.revoked) {
         return Err(format!("the key {key_id} was revoked"));
     }
@@ -419,10 +418,10 @@ fn find_public_key(shared: &SimulatorContext, key_id: &str) -> Result<Vec<u8>, S
     };
     STANDARD
         .decode(text)
-        .map_err(|_| "the kept key cannot be read".to_owned())
+        .map_err(|_| "the stored key cannot be read".to_owned())
 }
 
-/// A token's two readable parts, nothing checked.
+/// A token's header and claims; nothing is checked.
 fn decode_token(token: &str) -> Result<(AppStoreTokenHeader, AppStoreTokenClaims), String> {
     let parts: Vec<&str> = token.split('.').collect();
     let [header, claims, _] = parts.as_slice() else {

@@ -186,7 +186,6 @@ impl SimulatorContext {
         state.recorded_requests.push_back(recorded);
     }
 
-    /// Oldest first.
     pub(super) fn recorded_requests(&self) -> Vec<RecordedRequest> {
         self.lock_state()
             .recorded_requests

@@ -1,8 +1,8 @@
-//! Who the simulated stores are, and what a developer would download from their consoles: certificates, an App Store
-//! key, a Google service account.
+//! The keys of the simulated stores, and those that a developer would download from their consoles: certificates, an
+//! App Store key, a Google service account.
 //!
-//! All of it is made at run time, and none of it opens anything but a simulator. Kept in a folder, it survives a
-//! restart, so that credentials given to Attesto yesterday still work today.
+//! All keys are created at run time and are accepted by a simulator only. Saved to a folder, they survive a restart, so
+//! that credentials given to Attesto continue to work.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -24,11 +24,11 @@ use super::pki::{self, CertificateAuthority, encode_pem};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
-/// The file's name inside the simulator's folder.
+/// Inside the simulator's folder.
 const IDENTITY_FILE: &str = "identity.json";
 
-/// Everything secret and everything signed about the simulated stores. Cheap to clone, and may be shared by many
-/// simulators: making one takes two RSA keys, which is slow.
+/// All keys and certificates of the simulated stores. Cheap to clone; share one between simulators, because creating
+/// one generates two RSA keys, which is slow.
 #[derive(Clone)]
 pub struct SimulatorIdentity(Arc<IdentityParts>);
 
@@ -36,7 +36,7 @@ struct IdentityParts {
     authority: CertificateAuthority,
     apple_key: SimulatedAppleKey,
     service_account: SimulatedServiceAccount,
-    /// Signs what Google itself signs.
+    /// Signs the tokens of Pub/Sub pushes.
     google_signing_key: GoogleSigningKey,
 }
 
@@ -44,13 +44,13 @@ struct IdentityParts {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedAppleKey {
-    /// The team: a UUID.
+    /// The id of the team, a UUID.
     pub issuer_id: String,
     /// Ten characters of A–Z and 0–9.
     pub key_id: String,
     /// The `.p8` file: PKCS#8 PEM of a P-256 key.
     pub private_key: String,
-    /// The public point, base64, by which tokens are checked.
+    /// The public point in base64; client tokens are verified with it.
     pub public_key: String,
 }
 
@@ -58,13 +58,13 @@ pub struct SimulatedAppleKey {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedServiceAccount {
-    /// Its address.
+    /// The email address that names the account.
     pub client_email: String,
     /// The key's id: 40 hexadecimal digits.
     pub private_key_id: String,
     /// PKCS#8 PEM of an RSA key.
     pub private_key: String,
-    /// The public key, base64 of PKCS#1, by which assertions are checked.
+    /// The public key, PKCS#1 in base64; assertions are verified with it.
     pub public_key: String,
 }
 
@@ -75,7 +75,6 @@ pub struct GoogleSigningKey {
     key_pair: Arc<rsa::KeyPair>,
 }
 
-/// The file.
 #[derive(Serialize, Deserialize)]
 struct StoredIdentity {
     authority: pki::StoredAuthority,
@@ -86,7 +85,7 @@ struct StoredIdentity {
 }
 
 impl SimulatorIdentity {
-    /// A new identity, good for ten years to both sides of `now`.
+    /// Creates an identity whose certificates are valid ten years before and after `now`.
     pub fn new(now: Timestamp) -> Self {
         Self(Arc::new(IdentityParts {
             authority: CertificateAuthority::new(now),
@@ -96,15 +95,15 @@ impl SimulatorIdentity {
         }))
     }
 
-    /// The identity kept in `folder`, or a new one that is kept there from now on, readable by its owner only.
-    pub fn load_or_create(folder: &Path, now: Timestamp) -> io::Result<Self> {
+    /// Loads the identity from `folder`, or creates one and saves it there, readable by its owner only.
+    pub(crate) fn load_or_create(folder: &Path, now: Timestamp) -> io::Result<Self> {
         let file = folder.join(IDENTITY_FILE);
         match fs::read(&file) {
             Ok(text) => Self::from_stored_json(&text).ok_or_else(|| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!(
-                        "{} was not written by this simulator; remove it to begin anew",
+                        "{} was not written by this simulator; remove it to create new keys",
                         file.display()
                     ),
                 )
@@ -130,14 +129,14 @@ impl SimulatorIdentity {
     }
 
     fn from_stored_json(text: &[u8]) -> Option<Self> {
-        let kept: StoredIdentity = serde_json::from_slice(text).ok()?;
-        let signer = STANDARD.decode(&kept.google_signer).ok()?;
+        let stored: StoredIdentity = serde_json::from_slice(text).ok()?;
+        let signer = STANDARD.decode(&stored.google_signer).ok()?;
         Some(Self(Arc::new(IdentityParts {
-            authority: CertificateAuthority::from_stored(&kept.authority)?,
-            apple_key: kept.apple,
-            service_account: kept.google,
+            authority: CertificateAuthority::from_stored(&stored.authority)?,
+            apple_key: stored.apple,
+            service_account: stored.google,
             google_signing_key: GoogleSigningKey {
-                key_id: kept.google_signer_id,
+                key_id: stored.google_signer_id,
                 key_pair: Arc::new(rsa::KeyPair::from_pkcs8(&signer).ok()?),
             },
         })))
@@ -159,18 +158,18 @@ impl SimulatorIdentity {
     }
 
     /// Google's public keys, as a JWK set.
-    pub fn google_jwk_set(&self) -> Value {
+    pub(crate) fn google_jwk_set(&self) -> Value {
         json!({ "keys": [self.0.google_signing_key.to_jwk()] })
     }
 
-    /// Signs what Google itself signs.
+    /// The key that signs the tokens of Pub/Sub pushes.
     pub fn google_signing_key(&self) -> &GoogleSigningKey {
         &self.0.google_signing_key
     }
 }
 
 impl GoogleSigningKey {
-    /// A new key.
+    /// Generates a key and its id.
     pub fn new() -> Self {
         Self {
             key_id: random_hex(20),
@@ -178,13 +177,13 @@ impl GoogleSigningKey {
         }
     }
 
-    /// What it is published as.
+    /// The `kid` in the JWK set.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
 
     /// The public key, as an entry of a JWK set.
-    pub fn to_jwk(&self) -> Value {
+    pub(crate) fn to_jwk(&self) -> Value {
         let public = self.key_pair.public_key();
         let part = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
         json!({
@@ -197,13 +196,13 @@ impl GoogleSigningKey {
         })
     }
 
-    /// A token with these claims.
+    /// Signs claims as a JWT with RS256.
     pub fn sign_jwt(&self, claims: &Value) -> String {
         self.sign_jwt_with_kid(&self.key_id, claims)
     }
 
-    /// A token with these claims, said to be signed by another key.
-    pub fn sign_jwt_with_kid(&self, id: &str, claims: &Value) -> String {
+    /// The same, with the `kid` of another key.
+    pub(crate) fn sign_jwt_with_kid(&self, id: &str, claims: &Value) -> String {
         let header = json!({ "alg": "RS256", "kid": id, "typ": "JWT" });
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(claims));
@@ -219,8 +218,8 @@ impl GoogleSigningKey {
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    /// A token as somebody makes it who hopes that the public key is taken for a shared secret.
-    pub fn sign_jwt_with_hs256(&self, claims: &Value) -> String {
+    /// A forgery: HS256 with the public key as the secret.
+    pub(crate) fn sign_jwt_with_hs256(&self, claims: &Value) -> String {
         let header = json!({ "alg": "HS256", "kid": self.key_id, "typ": "JWT" });
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(claims));
@@ -237,7 +236,7 @@ impl Default for GoogleSigningKey {
 }
 
 impl SimulatedAppleKey {
-    /// A new key of a team.
+    /// Generates a key of a team.
     pub fn new(issuer_id: &str) -> Self {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
             .expect("a key can be made");
@@ -251,7 +250,7 @@ impl SimulatedAppleKey {
 }
 
 impl SimulatedServiceAccount {
-    /// A new account called `name`.
+    /// Generates an account; `name` becomes part of its address.
     pub fn new(name: &str) -> Self {
         let pair = generate_rsa_key();
         Self {
@@ -262,7 +261,7 @@ impl SimulatedServiceAccount {
         }
     }
 
-    /// The JSON file that the console downloads, for a token endpoint.
+    /// The JSON key file that the console downloads.
     pub fn to_key_file(&self, token_uri: &str) -> Value {
         json!({
             "type": "service_account",
@@ -318,7 +317,7 @@ pub(super) fn random_uuid() -> String {
     )
 }
 
-/// Writes a file that only its owner can read, whole or not at all; makes its folder.
+/// Writes a file atomically, readable by its owner only; creates its folder.
 pub(super) fn write_private_file(file: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::DirBuilder::new()

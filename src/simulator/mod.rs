@@ -1,22 +1,22 @@
-//! The two stores, played: a fake App Store and a fake Play that sign for real.
+//! A simulated App Store and a simulated Google Play, which make real signatures.
 //!
-//! Promises: what they sign verifies against their own root and nothing else; what they are sent is checked as the
-//! stores check it; they know only the purchases that were made here, and time passes for them as the clock says.
-//! They are the other side of the wire and share no line of code with the rooms that call the stores, so that a
-//! mistake there cannot hide here.
+//! Their signatures verify against their own root only; requests are checked as the real stores check them; only
+//! purchases made here exist, and time is the clock's. The simulator shares no code with `stores`, which calls it, so
+//! that a mistake there is not repeated here.
 //!
-//! One port serves everything, told apart by the path: `/apple/production`, `/apple/sandbox`, `/google/play`,
-//! `/google/token`, `/google/certs`, and `/control`, which lists what it can do.
+//! One port serves everything; the path decides: `/apple/production`, `/apple/sandbox`, `/google/play`,
+//! `/google/token`, `/google/certs`, and `/control`, which lists its operations.
 //!
-//! - [`server`]: start and stop
-//! - [`control`]: make purchases, change them, and let answers go wrong; from Rust or over HTTP
-//! - `app_store`, `play`: what the stores answer
-//! - [`pubsub`]: pushes what Play publishes
-//! - `notifications`: signs and posts what the App Store reports
-//! - [`state`]: what the stores know
-//! - [`identity`]: their keys, and those of the developer who calls them
-//! - [`pki`]: the certificate authority, and forgeries
-//! - `shared`, `exchange`, `routes`: how these hang together
+//! - [`server`]: starts and stops the simulator
+//! - [`control`]: makes purchases, changes them and adds faults, from Rust or over HTTP
+//! - `app_store_api`, `play_api`: the stores' own APIs
+//! - `notification_push`: signs and posts App Store notifications
+//! - [`pubsub`]: pushes Play's notifications
+//! - [`state`]: purchases, apps, accounts and faults
+//! - [`identity`]: the stores' keys, and those of the developer who calls them
+//! - [`pki`]: the certificate authority, and forged signatures
+//! - `context`: what all parts of a running simulator share
+//! - `request`, `routes`: a store's request and answer, and the router
 
 mod app_store_api;
 mod context;

@@ -1,78 +1,76 @@
-//! App Store Server Notifications, played: signs what happens to purchases and posts it to the app's address.
+//! App Store Server Notifications: signs the notification of a change and posts it to the app's address.
 //!
-//! A notification is posted once when something happens. What is not taken waits until somebody asks for another
-//! attempt: the real App Store repeats by itself, in production and over days, which a test that counts would not like.
-//! Where an app has no address, there is no notification, as in the real one.
+//! A notification is posted once, when the change happens. One that is not accepted is posted again only on request:
+//! the real App Store repeats by itself, over days, which a test that counts attempts could not use. Where an app has
+//! no address, there is no notification, as with the real one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::context::{SimulatorContext, SimulatorState};
+use super::context::SimulatorContext;
 use super::pki::JwsForgery;
 use super::pubsub::PushResponse;
 use super::state::SimulatorError;
 use super::state::apple::{SimulatedEnvironment, SimulatedTransaction};
 use super::state::apple_notifications::{
-    self as notices, NewNotification, SimulatedNotification, SimulatedSendAttempt,
+    self as notifications, NewNotification, SimulatedNotification, SimulatedSendAttempt,
 };
+use super::state::json::{object, override_fields};
 
-/// How long an attempt may take.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes a notification of an app, and posts it unless that is to wait. `None` where the app has no address for it.
+/// Creates a notification of an app, and posts it unless the app's notifications are manual. `None` where the app has
+/// no address for it.
 pub(super) fn publish_notification(
-    shared: &Arc<SimulatorContext>,
+    context: &Arc<SimulatorContext>,
     bundle_id: &str,
     new: &NewNotification,
     test_token: Option<String>,
 ) -> Result<Option<SimulatedNotification>, SimulatorError> {
     let transaction = match &new.transaction_id {
-        Some(id) => Some(find_transaction(shared, bundle_id, id)?),
+        Some(id) => Some(find_transaction(context, bundle_id, id)?),
         None => None,
     };
     let of = transaction.as_ref().map(|one| one.environment);
     let environment = new.environment.or(of).unwrap_or_default();
     let (app, urls) = {
-        let inside = shared.lock_state();
-        let books = &inside.stores.apple;
-        (books.get_app(bundle_id), books.push.get(bundle_id).cloned())
+        let state = context.lock_state();
+        let apple = &state.stores.apple;
+        (apple.get_app(bundle_id), apple.push.get(bundle_id).cloned())
     };
     let Some(urls) = urls.filter(|urls| urls.url_for(environment).is_some()) else {
         return Ok(None);
     };
-    let now = shared.now();
-    let name = new.block_name();
-    let mut block = into_object(notices::build_block(&app, environment, name, now));
-    let authority = shared.identity.certificate_authority();
+    let now = context.now();
+    let authority = context.identity.certificate_authority();
+    let block_name = new.block_name();
+    let mut block = object(notifications::build_block(
+        &app,
+        environment,
+        block_name,
+        now,
+    ));
     if let Some(transaction) = &transaction {
-        insert_signed_purchase(shared, transaction, &mut block);
+        block.extend(signed_purchase_fields(context, transaction));
     }
-    if name == "appData" {
-        let signed = authority.sign_jws(&into_object(notices::app_transaction_payload(
-            &app,
-            environment,
-            now,
-        )));
+    if block_name == "appData" {
+        let app_transaction = notifications::app_transaction_payload(&app, environment, now);
+        let signed = authority.sign_jws(&object(app_transaction));
         block.insert("signedAppTransactionInfo".to_owned(), json!(signed));
     }
-    notices::override_fields(&mut block, &new.block);
-    let uuid = {
-        let mut inside = shared.lock_state();
-        notices::seeded_uuid(&mut inside.random)
-    };
-    let mut payload = into_object(json!({ "notificationType": new.notification_type }));
-    if let Some(subtype) = &new.subtype {
-        payload.insert("subtype".to_owned(), json!(subtype));
-    }
-    payload.extend(into_object(json!({
+    override_fields(&mut block, &new.block);
+    let uuid = notifications::seeded_uuid(&mut context.lock_state().random);
+    let mut payload = object(json!({
+        "notificationType": new.notification_type,
+        "subtype": new.subtype,
         "notificationUUID": uuid,
         "version": "2.0",
         "signedDate": now.as_millis(),
-    })));
-    payload.insert(name.to_owned(), Value::Object(block));
-    notices::override_fields(&mut payload, &new.fields);
+        block_name: block,
+    }));
+    override_fields(&mut payload, &new.fields);
     let notification = SimulatedNotification {
         notification_uuid: uuid.clone(),
         bundle_id: bundle_id.to_owned(),
@@ -86,22 +84,22 @@ pub(super) fn publish_notification(
         test_token,
         payload,
     };
-    shared
+    context
         .lock_state()
         .notification_log
         .add(notification.clone());
     if !urls.manual {
-        spawn_push(shared, &uuid);
+        spawn_push(context, &uuid);
     }
     Ok(Some(notification))
 }
 
 fn find_transaction(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     bundle_id: &str,
     id: &str,
 ) -> Result<SimulatedTransaction, SimulatorError> {
-    let found = shared
+    let found = context
         .lock_state()
         .stores
         .apple
@@ -114,65 +112,61 @@ fn find_transaction(
         })
 }
 
-/// What is signed of a purchase inside of a notification.
-fn insert_signed_purchase(
-    shared: &SimulatorContext,
+/// The fields of a notification's block that concern a purchase.
+fn signed_purchase_fields(
+    context: &SimulatorContext,
     transaction: &SimulatedTransaction,
-    block: &mut Map<String, Value>,
-) {
-    let now = shared.now();
+) -> Map<String, Value> {
+    let now = context.now();
     let original = &transaction.original_transaction_id;
     let (renewal, status) = {
-        let inside = shared.lock_state();
-        let SimulatorState { stores: state, .. } = &*inside;
+        let state = context.lock_state();
+        let apple = &state.stores.apple;
         (
-            state.apple.renewal_payload(original, now),
-            state.apple.subscription_status(original, now),
+            apple.renewal_payload(original, now),
+            apple.subscription_status(original, now),
         )
     };
-    let authority = shared.identity.certificate_authority();
-    let signed = authority.sign_jws(&transaction.to_payload(now));
-    block.insert("signedTransactionInfo".to_owned(), json!(signed));
-    if let Some(renewal) = renewal {
-        let signed = authority.sign_jws(&renewal);
-        block.insert("signedRenewalInfo".to_owned(), json!(signed));
-    }
-    if let Some(status) = status {
-        block.insert("status".to_owned(), json!(status));
-    }
+    let authority = context.identity.certificate_authority();
+    object(json!({
+        "signedTransactionInfo": authority.sign_jws(&transaction.to_payload(now)),
+        "signedRenewalInfo": renewal.map(|renewal| authority.sign_jws(&renewal)),
+        "status": status,
+    }))
 }
 
 /// Posts a notification without waiting for the answer.
-pub(super) fn spawn_push(shared: &Arc<SimulatorContext>, uuid: &str) {
-    // Outside a runtime, which is nobody but a test of the books, it stays where it is.
+pub(super) fn spawn_push(context: &Arc<SimulatorContext>, uuid: &str) {
+    // Without a runtime, as in a test of the state alone, it waits for a redelivery.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        let (shared, uuid) = (shared.clone(), uuid.to_owned());
-        runtime.spawn(async move { push_notification(&shared, &uuid, None).await });
+        let (context, uuid) = (context.clone(), uuid.to_owned());
+        runtime.spawn(async move { push_notification(&context, &uuid, None).await });
     }
 }
 
-/// Posts a notification once. `None` when it, or an address for it, does not exist.
+/// Posts a notification once; a forgery is not recorded as an attempt. `None` when the notification or an address for
+/// it does not exist.
 pub(super) async fn push_notification(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     uuid: &str,
     forgery: Option<JwsForgery>,
 ) -> Option<PushResponse> {
     let (url, signed_payload) = {
-        let inside = shared.lock_state();
-        let one = inside.notification_log.find_by_uuid(uuid)?;
-        let urls = inside.stores.apple.push.get(&one.bundle_id)?;
+        let state = context.lock_state();
+        let one = state.notification_log.find_by_uuid(uuid)?;
+        let urls = state.stores.apple.push.get(&one.bundle_id)?;
         let signed = match forgery {
             None => one.signed_payload.clone(),
-            Some(forgery) => shared
+            Some(forgery) => context
                 .identity
                 .certificate_authority()
                 .forge_jws(forgery, &one.payload),
         };
         (urls.url_for(one.environment)?.to_owned(), signed)
     };
-    let _turn = shared.push_permits.acquire().await.ok()?;
-    let attempt_date = shared.now();
-    let sent = shared
+    let _permit = context.push_permits.acquire().await.ok()?;
+    let attempt_date = context.now();
+    let sent = context
         .push_client()?
         .post(url)
         .timeout(PUSH_TIMEOUT)
@@ -212,7 +206,7 @@ pub(super) async fn push_notification(
             send_attempt_result,
             status: pushed.status,
         };
-        shared
+        context
             .lock_state()
             .notification_log
             .record_attempt(uuid, attempt);
@@ -220,32 +214,18 @@ pub(super) async fn push_notification(
     Some(pushed)
 }
 
-/// Asks for a test notification: the token that its status is asked by. `None` where the app has no address.
+/// Creates a test notification, and returns the token of its status. `None` where the app has no address.
 pub(super) fn publish_test_notification(
-    shared: &Arc<SimulatorContext>,
+    context: &Arc<SimulatorContext>,
     bundle_id: &str,
     environment: SimulatedEnvironment,
 ) -> Option<String> {
-    let token = {
-        let now = shared.now();
-        let mut inside = shared.lock_state();
-        format!(
-            "{}_{}",
-            notices::seeded_uuid(&mut inside.random),
-            now.as_millis()
-        )
-    };
+    let uuid = notifications::seeded_uuid(&mut context.lock_state().random);
+    let token = format!("{uuid}_{}", context.now().as_millis());
     let new = NewNotification {
         environment: Some(environment),
         ..NewNotification::new("TEST", None)
     };
-    let made = publish_notification(shared, bundle_id, &new, Some(token.clone()));
+    let made = publish_notification(context, bundle_id, &new, Some(token.clone()));
     made.ok().flatten().map(|_| token)
-}
-
-fn into_object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    }
 }

@@ -1,9 +1,9 @@
-//! A throw-away certificate authority that signs the way Apple does, and every way of getting it wrong.
+//! A certificate authority that signs as Apple does, and forgeries of its signatures.
 //!
 //! The chain has the shape of Apple's: a P-384 root, a P-384 intermediate and a P-256 leaf, every certificate signed
 //! with ECDSA and SHA-384, Apple's marker extensions on intermediate and leaf, and no extended key usage. A JWS names
-//! all three in `x5c` and is signed with ES256. Nobody but a verifier that was told to trust this very root believes
-//! it.
+//! all three in `x5c` and is signed with ES256. It verifies only where this very
+//! root is trusted.
 
 use std::time::Duration;
 
@@ -19,20 +19,21 @@ use rcgen::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use strum::{EnumCount, VariantArray};
 use time::OffsetDateTime;
 
 use crate::base::clock::Timestamp;
 
-/// What marks a leaf that signs receipts and transactions.
+/// The extension of a leaf that signs receipts and transactions.
 const LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];
-/// What marks the intermediate that may issue such leaves.
+/// The extension of the intermediate that may issue such leaves.
 const INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
-/// Apple's markers of other uses, which must not do.
+/// Apple's extensions for other uses, which a verifier must refuse.
 const OTHER_LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 2];
 const OTHER_INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 2];
-/// Validity reaches this far to both sides of the moment of making, so that a test may travel in time.
+/// Certificates are valid this long before and after their creation, so that a test can move the clock.
 const VALIDITY_MARGIN: Duration = Duration::from_hours(10 * 365 * 24);
-/// The content of a marker: an ASN.1 NULL.
+/// The value of these extensions: an ASN.1 NULL.
 const ASN1_NULL: [u8; 2] = [5, 0];
 
 /// The simulated App Store's certificates and keys.
@@ -47,13 +48,12 @@ pub struct CertificateAuthority {
     jws_header: String,
 }
 
-/// A certificate and its key.
 struct CertificateAndKey {
     certificate: Vec<u8>,
     key: KeyPair,
 }
 
-/// An authority as it is kept in a file. Holds private keys.
+/// An authority as it is saved to a file. Contains private keys.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredAuthority {
     made: Timestamp,
@@ -124,14 +124,19 @@ impl CertificateAuthority {
         }
     }
 
-    /// `None` when the file does not hold what [`Authority::keep`] wrote.
-    pub(super) fn from_stored(kept: &StoredAuthority) -> Option<Self> {
+    /// `None` when a certificate or a key cannot be decoded.
+    pub(super) fn from_stored(stored: &StoredAuthority) -> Option<Self> {
         Some(Self::from_chain(
-            kept.made,
-            kept.root.to_certificate_and_key(&PKCS_ECDSA_P384_SHA384)?,
-            kept.intermediate
+            stored.made,
+            stored
+                .root
                 .to_certificate_and_key(&PKCS_ECDSA_P384_SHA384)?,
-            kept.leaf.to_certificate_and_key(&PKCS_ECDSA_P256_SHA256)?,
+            stored
+                .intermediate
+                .to_certificate_and_key(&PKCS_ECDSA_P384_SHA384)?,
+            stored
+                .leaf
+                .to_certificate_and_key(&PKCS_ECDSA_P256_SHA256)?,
         ))
     }
 
@@ -141,11 +146,11 @@ impl CertificateAuthority {
     }
 
     /// The root to trust, as PEM.
-    pub fn root_pem(&self) -> String {
+    pub(crate) fn root_pem(&self) -> String {
         encode_pem("CERTIFICATE", &self.root.certificate)
     }
 
-    /// A payload as a JWS that verifies.
+    /// Signs a payload as a compact JWS that verifies against the root.
     pub fn sign_jws(&self, payload: &Map<String, Value>) -> String {
         sign_compact_jws(
             &self.signing_key,
@@ -154,7 +159,7 @@ impl CertificateAuthority {
         )
     }
 
-    /// A payload as a JWS that must not be believed, or (the last three) not be taken for this app's purchase.
+    /// A payload as a JWS that a verifier must refuse. The last two kinds verify, but are of another app or environment.
     #[expect(clippy::too_many_lines, reason = "one arm for each forgery")]
     pub fn forge_jws(&self, forgery: JwsForgery, payload: &Map<String, Value>) -> String {
         let made = self.created_at;
@@ -174,6 +179,9 @@ impl CertificateAuthority {
                 &PKCS_ECDSA_P256_SHA256,
             )
         };
+        let sign_with = |leaf: &CertificateAndKey, header: &str| {
+            sign_compact_jws(&to_signing_key(&leaf.key), header, &body)
+        };
         // A leaf under an intermediate of the genuine root, made to `parameters`.
         let branch = |parameters: CertificateParams| {
             let intermediate = self.root.issue_certificate(
@@ -187,24 +195,24 @@ impl CertificateAuthority {
                 &PKCS_ECDSA_P256_SHA256,
             );
             let header = chain(&[&leaf, &intermediate, &self.root]);
-            sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
+            sign_with(&leaf, &header)
         };
         match forgery {
             JwsForgery::WrongRoot => Self::new(made).sign_jws(payload),
             JwsForgery::LookAlikeRoot => {
                 let other = Self::new(made);
                 let header = chain(&[&other.leaf, &other.intermediate, &self.root]);
-                sign_compact_jws(&other.signing_key, &header, &body)
+                sign_with(&other.leaf, &header)
             }
             JwsForgery::ForeignLeaf => {
                 let other = Self::new(made);
                 let header = chain(&[&other.leaf, &self.intermediate, &self.root]);
-                sign_compact_jws(&other.signing_key, &header, &body)
+                sign_with(&other.leaf, &header)
             }
             JwsForgery::LeafWithoutMarker => {
                 let leaf = leaf(leaf_parameters(made, OTHER_LEAF_MARKER_OID));
                 let header = chain(&[&leaf, &self.intermediate, &self.root]);
-                sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
+                sign_with(&leaf, &header)
             }
             JwsForgery::IntermediateWithoutMarker => {
                 branch(intermediate_parameters(made, OTHER_INTERMEDIATE_MARKER_OID))
@@ -220,7 +228,7 @@ impl CertificateAuthority {
                 parameters.not_after = to_offset_date_time(made.minus(VALIDITY_MARGIN / 2));
                 let leaf = leaf(parameters);
                 let header = chain(&[&leaf, &self.intermediate, &self.root]);
-                sign_compact_jws(&to_signing_key(&leaf.key), &header, &body)
+                sign_with(&leaf, &header)
             }
             JwsForgery::NoCertificates => sign_compact_jws(
                 &self.signing_key,
@@ -229,11 +237,11 @@ impl CertificateAuthority {
             ),
             JwsForgery::TwoCertificates => {
                 let header = chain(&[&self.leaf, &self.intermediate]);
-                sign_compact_jws(&self.signing_key, &header, &body)
+                sign_with(&self.leaf, &header)
             }
             JwsForgery::FourCertificates => {
                 let header = chain(&[&self.leaf, &self.intermediate, &self.root, &self.root]);
-                sign_compact_jws(&self.signing_key, &header, &body)
+                sign_with(&self.leaf, &header)
             }
             JwsForgery::OtherKey => sign_compact_jws(
                 &to_signing_key(&generate_key(&PKCS_ECDSA_P256_SHA256)),
@@ -266,14 +274,10 @@ impl CertificateAuthority {
                 genuine[..genuine.len() - 20].to_owned()
             }
             JwsForgery::AlgorithmNone => {
-                let mut header_value = self.jws_header_json();
-                header_value["alg"] = json!("none");
-                format!("{}.{body}.", encode_header(&header_value))
+                format!("{}.{body}.", self.jws_header_with_alg("none"))
             }
             JwsForgery::AlgorithmHs256 => {
-                let mut header_value = self.jws_header_json();
-                header_value["alg"] = json!("HS256");
-                let input = format!("{}.{body}", encode_header(&header_value));
+                let input = format!("{}.{body}", self.jws_header_with_alg("HS256"));
                 let key = hmac::Key::new(hmac::HMAC_SHA256, self.leaf.key.der_bytes());
                 let tag = hmac::sign(&key, input.as_bytes());
                 format!("{input}.{}", URL_SAFE_NO_PAD.encode(tag))
@@ -307,25 +311,29 @@ impl CertificateAuthority {
         }
     }
 
-    fn jws_header_json(&self) -> Value {
+    fn jws_header_with_alg(&self, algorithm: &str) -> String {
         let text = URL_SAFE_NO_PAD.decode(&self.jws_header).unwrap_or_default();
-        serde_json::from_slice(&text).expect("the header was written here")
+        let mut header: Value = serde_json::from_slice(&text).expect("the header was written here");
+        header["alg"] = json!(algorithm);
+        encode_header(&header)
     }
 }
 
-/// A way in which a JWS can be wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A way to forge a JWS.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumCount, VariantArray,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum JwsForgery {
-    /// All is well but the root: another authority with the same names.
+    /// A complete chain of another authority with the same names.
     WrongRoot,
     /// Leaf and intermediate of another authority, with the genuine root put third.
     LookAlikeRoot,
     /// A leaf of another authority, with the genuine intermediate and root.
     ForeignLeaf,
-    /// The leaf carries Apple's marker of another use.
+    /// The leaf has Apple's extension for another use.
     LeafWithoutMarker,
-    /// The intermediate carries Apple's marker of another use.
+    /// The intermediate has Apple's extension for another use.
     IntermediateWithoutMarker,
     /// The intermediate is no certificate authority.
     IntermediateNotCa,
@@ -339,7 +347,7 @@ pub enum JwsForgery {
     FourCertificates,
     /// Signed with a key that is not the leaf's.
     OtherKey,
-    /// The payload was exchanged after signing.
+    /// The payload was replaced after signing.
     AlteredPayload,
     /// One bit of the signature is flipped.
     AlteredSignature,
@@ -360,29 +368,8 @@ pub enum JwsForgery {
 }
 
 impl JwsForgery {
-    /// Every one, in the order of their documentation.
-    pub const ALL: [Self; 20] = [
-        Self::WrongRoot,
-        Self::LookAlikeRoot,
-        Self::ForeignLeaf,
-        Self::LeafWithoutMarker,
-        Self::IntermediateWithoutMarker,
-        Self::IntermediateNotCa,
-        Self::ExpiredLeaf,
-        Self::NoCertificates,
-        Self::TwoCertificates,
-        Self::FourCertificates,
-        Self::OtherKey,
-        Self::AlteredPayload,
-        Self::AlteredSignature,
-        Self::ReencodedHeader,
-        Self::Truncated,
-        Self::AlgorithmNone,
-        Self::AlgorithmHs256,
-        Self::Xcode,
-        Self::OtherBundle,
-        Self::OtherEnvironment,
-    ];
+    /// Every kind, in the order of their documentation.
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().expect("as many as COUNT");
 }
 
 impl CertificateAndKey {
@@ -497,14 +484,14 @@ fn sign_compact_jws(key: &EcdsaKeyPair, header: &str, body: &str) -> String {
     format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// A JWS with one of its three parts exchanged.
+/// A JWS with one of its three parts replaced.
 fn replace_jws_part(jws: &str, part: usize, by: &str) -> String {
     let mut parts: Vec<&str> = jws.split('.').collect();
     parts[part] = by;
     parts.join(".")
 }
 
-/// DER between PEM's lines.
+/// PEM with lines of 64 characters.
 pub(super) fn encode_pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");

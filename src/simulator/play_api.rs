@@ -1,18 +1,18 @@
-//! The Play Developer API and Google's token endpoint, as the simulated Google answers them.
+//! The Play Developer API, Google's token endpoint and Google's public keys.
 //!
 //! | call | answer |
 //! |---|---|
-//! | `POST /google/token` | an access token for an hour; 400 `invalid_grant` for an assertion that is not right |
-//! | `GET /google/certs` | the keys Google signs with, as a JWK set |
-//! | a bearer token that is unknown or old | 401 `authError` |
+//! | `POST /google/token` | an access token for an hour; 400 `invalid_grant` for a wrong assertion |
+//! | `GET /google/certs` | the public keys of Google as a JWK set |
+//! | an unknown or expired access token | 401 `authError` |
 //! | an account without permission | 403 `permissionDenied` |
 //! | `GET …/purchases/subscriptionsv2/tokens/{token}` | the subscription; 400 `subscriptionInvalidArgument` for a product's token |
 //! | `GET …/purchases/products/{productId}/tokens/{token}` | the product; the same for a subscription's token |
-//! | `POST …:acknowledge`, `…:consume` | does so |
-//! | no token at all | 400 `invalid` |
-//! | never seen | 404 `purchaseTokenNotFound` |
-//! | another app's, another product's | 400 `purchaseTokenDoesNotMatchPackageName`, `…ProductId` |
-//! | gone | 410 `purchaseTokenNoLongerValid` or `subscriptionPurchaseNoLongerAvailable`; 400 `failedPrecondition` 60 days after the end |
+//! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible |
+//! | a malformed purchase token | 400 `invalid` |
+//! | an unknown one | 404 `purchaseTokenNotFound` |
+//! | one of another app or product | 400 `purchaseTokenDoesNotMatchPackageName`, `…ProductId` |
+//! | one that is gone | 410 `purchaseTokenNoLongerValid` or `subscriptionPurchaseNoLongerAvailable`; 400 `failedPrecondition` 60 days after the end |
 
 use std::time::Duration;
 
@@ -31,14 +31,13 @@ use super::state::fault::Fault;
 use super::state::google::{GoneReason, ProductChange, SubscriptionChange, is_purchase_token};
 use super::state::{SimulatorError, random_letters};
 
-/// What the API wants in an assertion's `scope`.
+/// The required `scope` of an assertion.
 const REQUIRED_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
-/// Where the real token endpoint is; a key file may name it while the simulator answers in its place.
+/// The real token endpoint: a key file may name it while the simulator answers in its place.
 const REAL_TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 const JWT_BEARER_GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// How long an assertion and an access token live, in seconds.
+/// For assertions and access tokens.
 const TOKEN_TTL_SECONDS: i64 = 3600;
-/// How far the two clocks may be apart, in seconds.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 
 #[derive(Deserialize)]
@@ -58,39 +57,39 @@ struct GrantAssertionClaims {
 
 /// Answers a call below `/google`.
 pub(super) fn handle_request(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     service: &str,
-    call: &SimulatorRequest,
+    request: &SimulatorRequest,
 ) -> SimulatorResponse {
     let place = format!("google/{service}");
-    let below = call.segments_below_store();
+    let below = request.segments_below_store();
     let purchase = PurchasePath::parse(&below);
     let (app, id) = match &purchase {
         Some(purchase) => (Some(purchase.package_name), Some(purchase.purchase_token)),
         None => (None, None),
     };
-    let fault = shared.lock_state().faults.take_matching(&place, app, id);
-    let told = fault
+    let fault = context.lock_state().faults.take_matching(&place, app, id);
+    let fault_response = fault
         .as_ref()
         .and_then(|fault| fault_response(fault, service));
-    let mut reply = told.unwrap_or_else(|| match service {
-        "token" => issue_access_token(shared, call),
-        "certs" => SimulatorResponse::json(200, &shared.google_jwk_set()).with_header(
+    let mut response = fault_response.unwrap_or_else(|| match service {
+        "token" => issue_access_token(context, request),
+        "certs" => SimulatorResponse::json(200, &context.google_jwk_set()).with_header(
             header::CACHE_CONTROL,
             "public, max-age=21600, must-revalidate",
         ),
-        _ => route_api_request(shared, call, purchase),
+        _ => route_api_request(context, request, purchase),
     });
     if let Some(fault) = &fault {
-        reply.apply_fault(fault);
+        response.apply_fault(fault);
     }
-    reply
+    response
 }
 
-/// What a path below the API's base names.
+/// The parts of a path of the purchases API.
 struct PurchasePath<'a> {
     package_name: &'a str,
-    /// Of a product, or of a subscription where the path has one.
+    /// The product, where the path has one.
     product_id: Option<&'a str>,
     kind: PurchasePathKind,
     purchase_token: &'a str,
@@ -127,7 +126,7 @@ impl<'a> PurchasePath<'a> {
             }
             _ => return None,
         };
-        // No token holds a colon: what follows one is a method's name.
+        // A token has no colon: after one stands a method's name.
         let (token, verb) = match last.split_once(':') {
             Some((token, verb)) => (token, Some(verb)),
             None => (last, None),
@@ -143,18 +142,18 @@ impl<'a> PurchasePath<'a> {
 }
 
 fn route_api_request(
-    shared: &SimulatorContext,
-    call: &SimulatorRequest,
+    context: &SimulatorContext,
+    request: &SimulatorRequest,
     purchase: Option<PurchasePath<'_>>,
 ) -> SimulatorResponse {
-    let email = match check_access_token(shared, call.bearer_token.as_deref()) {
+    let email = match check_access_token(context, request.bearer_token.as_deref()) {
         Ok(email) => email,
         Err(why) => {
             return error_response(401, "authError", "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential.")
                 .with_remark(why);
         }
     };
-    let is_denied = shared
+    let is_denied = context
         .lock_state()
         .stores
         .google
@@ -170,49 +169,37 @@ fn route_api_request(
     if !is_purchase_token(purchase.purchase_token) {
         return error_for_reason("invalid");
     }
-    let reply = match (call.method.as_str(), purchase.kind, purchase.custom_method) {
-        ("GET", PurchasePathKind::SubscriptionV2, None) => get_subscription(shared, &purchase),
-        ("GET", PurchasePathKind::Product, None) => get_product(shared, &purchase),
+    let response = match (
+        request.method.as_str(),
+        purchase.kind,
+        purchase.custom_method,
+    ) {
+        ("GET", PurchasePathKind::SubscriptionV2, None) => get_subscription(context, &purchase),
+        ("GET", PurchasePathKind::Product, None) => get_product(context, &purchase),
         ("POST", PurchasePathKind::Subscription, Some("acknowledge")) => {
-            change_purchase(shared, &purchase, |state, now| {
-                state
-                    .change_subscription(
-                        purchase.purchase_token,
-                        &SubscriptionChange::Acknowledge {},
-                        now,
-                    )
-                    .map(drop)
-            })
+            change_subscription(context, &purchase, &SubscriptionChange::Acknowledge {})
         }
         ("POST", PurchasePathKind::Product, Some("acknowledge")) => {
-            change_purchase(shared, &purchase, |state, now| {
-                state
-                    .change_product(purchase.purchase_token, &ProductChange::Acknowledge {}, now)
-                    .map(drop)
-            })
+            change_product(context, &purchase, &ProductChange::Acknowledge {})
         }
         ("POST", PurchasePathKind::Product, Some("consume")) => {
-            change_purchase(shared, &purchase, |state, now| {
-                state
-                    .change_product(purchase.purchase_token, &ProductChange::Consume {}, now)
-                    .map(drop)
-            })
+            change_product(context, &purchase, &ProductChange::Consume {})
         }
         _ => Err(SimulatorResponse::not_simulated()),
     };
-    reply.unwrap_or_else(|refused| refused)
+    response.unwrap_or_else(|refused| refused)
 }
 
 fn get_subscription(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     purchase: &PurchasePath<'_>,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
-    let now = shared.now();
-    let inside = shared.lock_state();
-    let books = &inside.stores.google;
-    let Some(subscription) = books.find_subscription(purchase.purchase_token) else {
+    let now = context.now();
+    let state = context.lock_state();
+    let google = &state.stores.google;
+    let Some(subscription) = google.find_subscription(purchase.purchase_token) else {
         return Err(error_for_reason(
-            if books.find_product(purchase.purchase_token).is_some() {
+            if google.find_product(purchase.purchase_token).is_some() {
                 "subscriptionInvalidArgument"
             } else {
                 "purchaseTokenNotFound"
@@ -232,14 +219,14 @@ fn get_subscription(
 }
 
 fn get_product(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     purchase: &PurchasePath<'_>,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
-    let inside = shared.lock_state();
-    let books = &inside.stores.google;
-    let Some(product) = books.find_product(purchase.purchase_token) else {
+    let state = context.lock_state();
+    let google = &state.stores.google;
+    let Some(product) = google.find_product(purchase.purchase_token) else {
         return Err(error_for_reason(
-            if books.find_subscription(purchase.purchase_token).is_some() {
+            if google.find_subscription(purchase.purchase_token).is_some() {
                 "subscriptionInvalidArgument"
             } else {
                 "purchaseTokenNotFound"
@@ -258,28 +245,42 @@ fn get_product(
     }
 }
 
-fn change_purchase(
-    shared: &SimulatorContext,
+fn change_subscription(
+    context: &SimulatorContext,
     purchase: &PurchasePath<'_>,
-    change: impl FnOnce(
-        &mut super::state::google::GoogleState,
-        crate::base::clock::Timestamp,
-    ) -> Result<(), SimulatorError>,
+    change: &SubscriptionChange,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
-    if purchase.kind == PurchasePathKind::Product {
-        get_product(shared, purchase)?;
-    } else {
-        get_subscription(shared, purchase)?;
-    }
-    match shared.update_and_save(|state, now, _| change(&mut state.google, now)) {
-        Ok(()) => Ok(SimulatorResponse::empty(204)),
-        Err(refused) => Err(error_response(
-            400,
-            "productNotOwnedByUser",
-            "The product purchase is not owned by the user.",
-        )
-        .with_remark(refused.to_string())),
-    }
+    get_subscription(context, purchase)?;
+    let token = purchase.purchase_token;
+    change_response(context.update_and_save(|stores, now, _| {
+        stores
+            .google
+            .change_subscription(token, change, now)
+            .map(drop)
+    }))
+}
+
+fn change_product(
+    context: &SimulatorContext,
+    purchase: &PurchasePath<'_>,
+    change: &ProductChange,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    get_product(context, purchase)?;
+    let token = purchase.purchase_token;
+    change_response(context.update_and_save(|stores, now, _| {
+        stores.google.change_product(token, change, now).map(drop)
+    }))
+}
+
+fn change_response(
+    changed: Result<(), SimulatorError>,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    let message = "The product purchase is not owned by the user.";
+    changed
+        .map(|()| SimulatorResponse::empty(204))
+        .map_err(|refused| {
+            error_response(400, "productNotOwnedByUser", message).with_remark(refused.to_string())
+        })
 }
 
 fn gone_error_reason(gone: GoneReason) -> &'static str {
@@ -290,23 +291,22 @@ fn gone_error_reason(gone: GoneReason) -> &'static str {
     }
 }
 
-/// The account a bearer token was given to.
-fn check_access_token(shared: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
+/// The service account of an access token. `Err` is the reason for the request log.
+fn check_access_token(context: &SimulatorContext, token: Option<&str>) -> Result<String, String> {
     let token = token.ok_or("there is no bearer token")?;
-    let now = shared.now();
-    match shared.lock_state().access_tokens.get(token) {
+    let now = context.now();
+    match context.lock_state().access_tokens.get(token) {
         Some((email, expires)) if *expires > now => Ok(email.clone()),
         Some(_) => Err("the access token has expired".to_owned()),
-        None => Err("the access token was not given out here".to_owned()),
+        None => Err("the access token was not issued here".to_owned()),
     }
 }
 
-/// The token endpoint.
-fn issue_access_token(shared: &SimulatorContext, call: &SimulatorRequest) -> SimulatorResponse {
-    if call.method != "POST" {
+fn issue_access_token(context: &SimulatorContext, request: &SimulatorRequest) -> SimulatorResponse {
+    if request.method != "POST" {
         return SimulatorResponse::html_error_page(405);
     }
-    let form: Vec<(String, String)> = form_urlencoded::parse(&call.body).into_owned().collect();
+    let form: Vec<(String, String)> = form_urlencoded::parse(&request.body).into_owned().collect();
     let field = |name: &str| {
         form.iter()
             .find(|(key, _)| key == name)
@@ -322,17 +322,17 @@ fn issue_access_token(shared: &SimulatorContext, call: &SimulatorRequest) -> Sim
             "Missing required parameter: assertion",
         );
     };
-    match verify_assertion(shared, call, assertion) {
+    match verify_assertion(context, request, assertion) {
         Ok(email) => {
-            let expires = shared.now().plus(Duration::from_hours(1));
-            let mut inside = shared.lock_state();
+            let expires = context.now().plus(Duration::from_hours(1));
+            let mut state = context.lock_state();
             let secret = random_letters(
-                &mut inside.random,
+                &mut state.random,
                 b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789",
                 48,
             );
             let token = format!("ya29.simulated.{secret}");
-            inside.access_tokens.insert(token.clone(), (email, expires));
+            state.access_tokens.insert(token.clone(), (email, expires));
             SimulatorResponse::json(
                 200,
                 &json!({
@@ -346,10 +346,10 @@ fn issue_access_token(shared: &SimulatorContext, call: &SimulatorRequest) -> Sim
     }
 }
 
-/// Checks an assertion and gives the account it speaks for.
+/// Checks an assertion, and returns its service account. `Err` is the error description.
 fn verify_assertion(
-    shared: &SimulatorContext,
-    call: &SimulatorRequest,
+    context: &SimulatorContext,
+    request: &SimulatorRequest,
     assertion: &str,
 ) -> Result<String, String> {
     let parts: Vec<&str> = assertion.split('.').collect();
@@ -361,17 +361,17 @@ fn verify_assertion(
     if header.alg != "RS256" {
         return Err(format!("Invalid JWT: alg is {}, not RS256.", header.alg));
     }
-    let key = find_account_key(shared, &claims.iss, header.kid.as_deref())?;
+    let key = find_account_key(context, &claims.iss, header.kid.as_deref())?;
     if claims.scope.split(' ').all(|scope| scope != REQUIRED_SCOPE) {
         return Err(format!(
             "Invalid JWT: scope does not hold {REQUIRED_SCOPE}."
         ));
     }
-    let here = format!("{}/google/token", call.base_url);
+    let here = format!("{}/google/token", request.base_url);
     if claims.aud != here && claims.aud != REAL_TOKEN_URL {
         return Err(format!("Invalid JWT: aud is {}, not {here}.", claims.aud));
     }
-    let now = shared.now().as_secs();
+    let now = context.now().as_secs();
     if claims.exp <= now
         || claims.iat > now + MAX_CLOCK_SKEW_SECONDS
         || claims.exp - claims.iat > TOKEN_TTL_SECONDS
@@ -389,13 +389,13 @@ fn verify_assertion(
 }
 
 fn find_account_key(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     email: &str,
     key_id: Option<&str>,
 ) -> Result<Vec<u8>, String> {
-    let own = shared.identity.service_account();
-    let inside = shared.lock_state();
-    let account = inside.stores.google.accounts.get(email);
+    let own = context.identity.service_account();
+    let state = context.lock_state();
+    let account = state.stores.google.accounts.get(email);
     if account.is_some_and(|account| account.disabled) {
         return Err("Invalid grant: account not found".to_owned());
     }
@@ -404,13 +404,13 @@ fn find_account_key(
         None if own.client_email == email => (&own.public_key, &own.private_key_id),
         None => return Err("Invalid grant: account not found".to_owned()),
     };
-    // Google looks for the key among all of the account's when the kid is left out.
+    // Without a `kid`, Google tries all keys of the account.
     if key_id.is_some_and(|key_id| key_id != id) {
         return Err("Invalid JWT Signature.".to_owned());
     }
     STANDARD
         .decode(key)
-        .map_err(|_| "the kept key cannot be read".to_owned())
+        .map_err(|_| "the stored key cannot be read".to_owned())
 }
 
 fn decode_jwt_part<T: DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -427,7 +427,7 @@ fn oauth_error(status: u16, code: &str, description: &str) -> SimulatorResponse 
     )
 }
 
-/// The usual status, message and status word of a reason.
+/// The usual HTTP status and message of an error's reason.
 fn status_and_message(reason: &str) -> (u16, &'static str) {
     match reason {
         "invalid" => (400, "Invalid Value"),
@@ -494,9 +494,9 @@ fn error_response(status: u16, reason: &str, message: &str) -> SimulatorResponse
     SimulatorResponse::json(status, &body)
 }
 
-/// What a fault answers, unless it only spoils the true answer.
+/// The answer of a fault. `None` for a fault that only delays or cuts the correct answer.
 fn fault_response(fault: &Fault, service: &str) -> Option<SimulatorResponse> {
-    let reply = match (fault.cut, fault.reason.as_deref(), fault.status) {
+    let response = match (fault.cut, fault.reason.as_deref(), fault.status) {
         (true, ..) => return None,
         (_, Some(reason), status) if service == "token" => {
             oauth_error(status.unwrap_or(400), reason, "Simulated refusal.")
@@ -513,7 +513,7 @@ fn fault_response(fault: &Fault, service: &str) -> Option<SimulatorResponse> {
         .clone()
         .or_else(|| fault.retry_after_seconds.map(|seconds| seconds.to_string()));
     Some(match wait {
-        Some(wait) => reply.with_header(header::RETRY_AFTER, wait),
-        None => reply,
+        Some(wait) => response.with_header(header::RETRY_AFTER, wait),
+        None => response,
     })
 }

@@ -1,7 +1,7 @@
-//! Pub/Sub, played: pushes Play's notifications with a token that Google's key signs.
+//! Pub/Sub: pushes Play's notifications with a token that Google's key signs.
 //!
-//! A message is pushed once when it is published. What is not acknowledged waits until somebody asks for another push:
-//! the real Pub/Sub repeats by itself, which a test that counts would not like.
+//! A message is pushed once, when it is published. One that is not acknowledged is pushed again only on request: the
+//! real Pub/Sub repeats by itself, which a test that counts pushes could not use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use strum::{EnumCount, VariantArray};
 
 use super::context::{SimulatorContext, SimulatorState};
 use super::identity::GoogleSigningKey;
@@ -17,38 +18,38 @@ use super::state::google_notifications::{PublishedMessage, PushSubscription};
 use super::state::random_letters;
 use crate::base::clock::Timestamp;
 
-/// The address in a push's token, where a subscription does not say another.
+/// The email address in a push's token, unless the push subscription names another.
 pub const PUSH_SERVICE_ACCOUNT: &str = "attesto-push@simulator.iam.gserviceaccount.com";
-/// How long a push may take: Pub/Sub's own default.
+/// Pub/Sub's own default.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What can be wrong with a push's token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A way in which a push's token can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumCount, VariantArray)]
 #[serde(rename_all = "kebab-case")]
 pub enum PushTokenFlaw {
-    /// There is none.
+    /// The push has no token.
     NoToken,
-    /// It is not a token.
+    /// The token is not a JWT.
     NotAToken,
-    /// It is meant for somebody else.
+    /// `aud` is of another receiver.
     OtherAudience,
-    /// It is somebody else's, and genuine otherwise.
+    /// `email` is of another service account; the token is genuine otherwise.
     OtherAccount,
-    /// Google does not vouch for the address.
+    /// `email_verified` is false.
     UnverifiedAccount,
-    /// It names no address.
+    /// `email` is null.
     NoAccount,
-    /// Somebody else issued it.
+    /// `iss` is not Google.
     OtherIssuer,
-    /// Its hour is over.
+    /// The token expired an hour ago.
     Expired,
-    /// It will be issued in an hour.
+    /// The token is issued in an hour.
     FromTheFuture,
-    /// It lives for a year.
+    /// The token is valid for a year.
     LongLived,
-    /// It is signed by a key that is not Google's, under a name that Google does not know.
+    /// Signed by a key that is not Google's, with a `kid` that Google does not publish.
     UnknownKey,
-    /// It is signed by a key that is not Google's, under the name of one that is.
+    /// Signed by a key that is not Google's, with the `kid` of Google's key.
     OtherKey,
     /// A claim was changed after it was signed.
     AlteredClaims,
@@ -59,27 +60,11 @@ pub enum PushTokenFlaw {
 }
 
 impl PushTokenFlaw {
-    /// Every one there is.
-    pub const ALL: [Self; 15] = [
-        Self::NoToken,
-        Self::NotAToken,
-        Self::OtherAudience,
-        Self::OtherAccount,
-        Self::UnverifiedAccount,
-        Self::NoAccount,
-        Self::OtherIssuer,
-        Self::Expired,
-        Self::FromTheFuture,
-        Self::LongLived,
-        Self::UnknownKey,
-        Self::OtherKey,
-        Self::AlteredClaims,
-        Self::Unsigned,
-        Self::Symmetric,
-    ];
+    /// Every flaw, in the order of their documentation.
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().expect("as many as COUNT");
 }
 
-/// What a push was answered.
+/// The answer to a push.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PushResponse {
     /// The HTTP status; 0 where there was no answer.
@@ -90,21 +75,21 @@ pub struct PushResponse {
 
 /// Publishes a message, and pushes it where its app has a push subscription.
 pub(super) fn publish_message(
-    shared: &Arc<SimulatorContext>,
+    context: &Arc<SimulatorContext>,
     package: &str,
     data: &[u8],
 ) -> PublishedMessage {
     let message = {
-        let mut inside = shared.lock_state();
+        let mut state = context.lock_state();
         let SimulatorState {
             published_messages: messages,
             random,
             ..
-        } = &mut *inside;
+        } = &mut *state;
         let message = PublishedMessage {
             message_id: random_letters(random, b"123456789", 16),
             package_name: package.to_owned(),
-            publish_time: shared.now(),
+            publish_time: context.now(),
             data: STANDARD.encode(data),
             answers: Vec::new(),
         };
@@ -112,45 +97,40 @@ pub(super) fn publish_message(
         message
     };
     let is_manual = {
-        let inside = shared.lock_state();
-        let subscription = inside.stores.google.push.get(package);
+        let state = context.lock_state();
+        let subscription = state.stores.google.push.get(package);
         subscription.is_none_or(|subscription| subscription.manual)
     };
     if !is_manual {
-        spawn_push(shared, &message.message_id);
+        spawn_push(context, &message.message_id);
     }
     message
 }
 
 /// Pushes a message without waiting for the answer.
-pub(super) fn spawn_push(shared: &Arc<SimulatorContext>, id: &str) {
-    // Outside a runtime, which is nobody but a test of the books, a message stays where it is.
+pub(super) fn spawn_push(context: &Arc<SimulatorContext>, id: &str) {
+    // Without a runtime, as in a test of the state alone, it waits for a redelivery.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        let (shared, id) = (shared.clone(), id.to_owned());
-        runtime.spawn(async move { push_message(&shared, &id, None).await });
+        let (context, id) = (context.clone(), id.to_owned());
+        runtime.spawn(async move { push_message(&context, &id, None).await });
     }
 }
 
-/// Pushes a message once. `None` when it, or a push subscription of its app, does not exist.
+/// Pushes a message once. `None` when the message or a push subscription of its app does not exist.
 pub(super) async fn push_message(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     id: &str,
     flaw: Option<PushTokenFlaw>,
 ) -> Option<PushResponse> {
     let (message, subscription) = {
-        let inside = shared.lock_state();
-        let message = inside.published_messages.find_by_id(id)?.clone();
-        let subscription = inside
-            .stores
-            .google
-            .push
-            .get(&message.package_name)?
-            .clone();
+        let state = context.lock_state();
+        let message = state.published_messages.find_by_id(id)?.clone();
+        let subscription = state.stores.google.push.get(&message.package_name)?.clone();
         (message, subscription)
     };
-    let token = build_push_token(shared, &subscription, flaw);
-    let _turn = shared.push_permits.acquire().await.ok()?;
-    let mut request = shared
+    let token = build_push_token(context, &subscription, flaw);
+    let _permit = context.push_permits.acquire().await.ok()?;
+    let mut request = context
         .push_client()?
         .post(&subscription.endpoint)
         .timeout(PUSH_TIMEOUT)
@@ -173,16 +153,16 @@ pub(super) async fn push_message(
             body: Value::Null,
         },
     };
-    shared
+    context
         .lock_state()
         .published_messages
         .record_answer(id, pushed.status);
     Some(pushed)
 }
 
-/// The token of a push. `None` where there is to be none.
+/// The token of a push. `None` for [`PushTokenFlaw::NoToken`].
 pub(super) fn build_push_token(
-    shared: &SimulatorContext,
+    context: &SimulatorContext,
     subscription: &PushSubscription,
     flaw: Option<PushTokenFlaw>,
 ) -> Option<String> {
@@ -194,19 +174,19 @@ pub(super) fn build_push_token(
         .account
         .as_deref()
         .unwrap_or(PUSH_SERVICE_ACCOUNT);
-    let mut claims = push_token_claims(audience, account, shared.now());
+    let mut claims = push_token_claims(audience, account, context.now());
     let mut put = |name: &str, value: Value| claims[name] = value;
-    let now = shared.now().as_secs();
+    let now = context.now().as_secs();
     match flaw {
         Some(PushTokenFlaw::NoToken) => return None,
         Some(PushTokenFlaw::NotAToken) => return Some("not.a.token".to_owned()),
-        Some(PushTokenFlaw::OtherAudience) => put("aud", json!("https://elsewhere.example/push")),
+        Some(PushTokenFlaw::OtherAudience) => put("aud", json!("https://other.example/push")),
         Some(PushTokenFlaw::OtherAccount) => {
-            put("email", json!("somebody@elsewhere.iam.gserviceaccount.com"));
+            put("email", json!("stranger@other.iam.gserviceaccount.com"));
         }
         Some(PushTokenFlaw::UnverifiedAccount) => put("email_verified", json!(false)),
         Some(PushTokenFlaw::NoAccount) => put("email", Value::Null),
-        Some(PushTokenFlaw::OtherIssuer) => put("iss", json!("https://accounts.elsewhere.example")),
+        Some(PushTokenFlaw::OtherIssuer) => put("iss", json!("https://accounts.other.example")),
         Some(PushTokenFlaw::Expired) => {
             put("iat", json!(now - 7200));
             put("exp", json!(now - 3600));
@@ -218,7 +198,7 @@ pub(super) fn build_push_token(
         Some(PushTokenFlaw::LongLived) => put("exp", json!(now + 365 * 86_400)),
         _ => {}
     }
-    let signer = shared.google_signing_key();
+    let signer = context.google_signing_key();
     Some(match flaw {
         Some(PushTokenFlaw::UnknownKey) => GoogleSigningKey::new().sign_jwt(&claims),
         Some(PushTokenFlaw::OtherKey) => {
@@ -254,7 +234,6 @@ fn alter_claims(token: &str, claims: &Value) -> String {
     format!("{}.{}.{}", parts[0], encode_jwt_part(&claims), parts[2])
 }
 
-/// A part of a token.
 pub(super) fn encode_jwt_part(part: &Value) -> String {
     URL_SAFE_NO_PAD.encode(part.to_string())
 }

@@ -20,22 +20,22 @@ use super::state::SimulatorError;
 use super::state::fault::Fault;
 use crate::base::clock::Clock;
 
-/// How to start.
+/// The options of [`Simulator::start`].
 pub struct SimulatorOptions {
-    /// Where to listen; port 0 is any free one.
+    /// The address to listen on; port 0 takes any free port.
     pub bind: SocketAddr,
-    /// What time it is in the stores.
+    /// The time of the stores.
     pub clock: Clock,
-    /// Keys and purchases are kept here, and found again at the next start.
+    /// Keys and purchases are saved here and loaded at the next start.
     pub folder: Option<PathBuf>,
-    /// Whose keys; the folder's, or new ones, when left out. Give the same to many simulators to start them faster.
+    /// The keys; when `None`, the folder's or new ones. Simulators that share an identity start faster.
     pub identity: Option<SimulatorIdentity>,
-    /// Makes ids and tokens come out the same each time.
+    /// Makes the ids of purchases the same in each run.
     pub seed: Option<u64>,
 }
 
 impl SimulatorOptions {
-    /// A free port of this machine only; nothing is kept.
+    /// Any free port of the loopback address; nothing is saved.
     pub fn new(clock: Clock) -> Self {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -47,7 +47,7 @@ impl SimulatorOptions {
     }
 }
 
-/// The simulated stores, running. Dropping this stops them.
+/// The running simulated stores. Dropping this stops them.
 pub struct Simulator {
     context: Arc<SimulatorContext>,
     address: SocketAddr,
@@ -56,7 +56,7 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Listens and answers from now on.
+    /// Loads or creates the keys, listens, and serves in a task of its own.
     pub async fn start(options: SimulatorOptions) -> io::Result<Self> {
         let listener = TcpListener::bind(options.bind).await?;
         let address = listener.local_addr()?;
@@ -66,7 +66,7 @@ impl Simulator {
             (None, Some(folder)) => SimulatorIdentity::load_or_create(folder, now)?,
             (None, None) => SimulatorIdentity::new(now),
         };
-        let shared = Arc::new(SimulatorContext::open(
+        let context = Arc::new(SimulatorContext::open(
             options.clock,
             identity,
             options.seed,
@@ -75,33 +75,33 @@ impl Simulator {
         let stop = CancellationToken::new();
         let serving = axum::serve(
             listener.tap_io(|stream| {
-                // An answer is one small write; waiting to fill a packet would only make it late.
+                // An answer is one small write; to wait for a full packet would only delay it.
                 let _ = stream.set_nodelay(true);
             }),
-            build_router(shared.clone()),
+            build_router(context.clone()),
         )
         .with_graceful_shutdown(stop.clone().cancelled_owned());
         Ok(Self {
-            context: shared,
+            context,
             address,
             stop,
             server_task: AbortOnDropHandle::new(tokio::spawn(serving.into_future())),
         })
     }
 
-    /// Takes no more calls, gives those in hand two seconds, and stops.
+    /// Accepts no more requests, waits up to two seconds for those in progress, and stops.
     pub async fn stop(self) {
         self.stop.cancel();
-        // A call that was asked to be slow is not worth waiting for.
+        // A request that a fault delays is not worth waiting for.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.server_task).await;
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://127.0.0.1:<port>/`: where this machine reaches it.
+    /// The URL for callers on this machine: `http://127.0.0.1:<port>/`.
     pub fn url(&self) -> Url {
         let host = match self.address.ip() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -112,38 +112,38 @@ impl Simulator {
         Url::parse(&format!("http://{address}/")).expect("an address makes a URL")
     }
 
-    /// For `APPLE_PRODUCTION_URL`.
+    /// The value of `APPLE_PRODUCTION_URL`.
     pub fn apple_production_url(&self) -> Url {
         self.join_path("apple/production")
     }
 
-    /// For `APPLE_SANDBOX_URL`.
+    /// The value of `APPLE_SANDBOX_URL`.
     pub fn apple_sandbox_url(&self) -> Url {
         self.join_path("apple/sandbox")
     }
 
-    /// For `GOOGLE_PLAY_URL`.
+    /// The value of `GOOGLE_PLAY_URL`.
     pub fn google_play_url(&self) -> Url {
         self.join_path("google/play")
     }
 
-    /// For `GOOGLE_TOKEN_URL`.
+    /// The value of `GOOGLE_TOKEN_URL`.
     pub fn google_token_url(&self) -> Url {
         self.join_path("google/token")
     }
 
-    /// For `GOOGLE_JWKS_URL`.
+    /// The value of `GOOGLE_JWKS_URL`.
     pub fn google_jwks_url(&self) -> Url {
         self.join_path("google/certs")
     }
 
     /// The environment variables that point Attesto here. `APPLE_ROOT_CERTIFICATES` names a file, `simulator-root.pem`,
-    /// which somebody has yet to write.
+    /// which the caller has to write.
     pub fn environment_variables(&self) -> Vec<(&'static str, String)> {
         super::control::environment_variables(self.url().as_str().trim_end_matches('/'))
     }
 
-    /// Where the control API is.
+    /// The URL that lists the operations of the control API.
     pub fn control_url(&self) -> Url {
         self.join_path("control")
     }
@@ -157,49 +157,44 @@ impl Simulator {
         &self.context.identity
     }
 
-    /// The root certificate to trust, for `APPLE_ROOT_CERTIFICATES`.
+    /// The root certificate to trust as PEM, for the file that `APPLE_ROOT_CERTIFICATES` names.
     pub fn apple_root_pem(&self) -> String {
         self.identity().certificate_authority().root_pem()
     }
 
-    /// The same as DER.
-    pub fn apple_root_der(&self) -> Vec<u8> {
-        self.identity().certificate_authority().root_der().to_vec()
-    }
-
-    /// The default service account's file, naming this simulator's token endpoint.
+    /// The key file of the default service account, with this simulator's token endpoint.
     pub fn google_service_account(&self) -> serde_json::Value {
         self.identity()
             .service_account()
             .to_key_file(self.google_token_url().as_str())
     }
 
-    /// Lets purchases of the App Store happen.
+    /// Makes and changes purchases of the App Store.
     pub fn apple(&self) -> AppleScenario {
         AppleScenario::new(self.context.clone())
     }
 
-    /// Lets purchases of Play happen.
+    /// Makes and changes purchases of Play.
     pub fn google(&self) -> GoogleScenario {
         GoogleScenario::new(self.context.clone())
     }
 
-    /// Lets calls go wrong.
+    /// Makes answers go wrong; see [`Fault`].
     pub fn add_fault(&self, fault: Fault) -> Result<(), SimulatorError> {
         self.context.lock_state().faults.add(fault)
     }
 
-    /// Lets no more calls go wrong.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.context.lock_state().faults.clear();
     }
 
-    /// The calls that the stores received, oldest first; the last thousand.
+    /// The last thousand requests to the stores, oldest first.
     pub fn recorded_requests(&self) -> Vec<RecordedRequest> {
         self.context.recorded_requests()
     }
 
-    /// How many calls a place received: one of [`Fault::PLACES`], or the beginning of one.
+    /// The number of recorded requests to a place: one of [`Fault::PLACES`], or the beginning of one.
     pub fn count_requests_at(&self, place: &str) -> usize {
         self.recorded_requests()
             .iter()
@@ -207,7 +202,7 @@ impl Simulator {
             .count()
     }
 
-    /// Forgets the calls received so far.
+    /// Deletes the recorded requests.
     pub fn clear_requests(&self) {
         self.context.clear_requests();
     }

@@ -207,10 +207,12 @@ fn add_general_operations(table: OperationTable) -> OperationTable {
 }
 
 async fn get_settings(base_url: BaseUrl) -> String {
-    environment_variables(&base_url.0)
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}\n"))
-        .collect()
+    let mut text = String::new();
+    for (name, value) in environment_variables(&base_url.0) {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "{name}={value}");
+    }
+    text
 }
 
 async fn add_fault(context: Context, Body(fault): Body<Fault>) -> ControlResult {
@@ -343,10 +345,18 @@ impl IntoResponse for PrettyJson {
     }
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the last expression of handlers that can fail"
+)]
 pub(super) fn ok(body: impl Serialize) -> ControlResult {
     Ok(PrettyJson(StatusCode::OK, json!(body)))
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the last expression of handlers that can fail"
+)]
 pub(super) fn created(body: impl Serialize) -> ControlResult {
     Ok(PrettyJson(StatusCode::CREATED, json!(body)))
 }

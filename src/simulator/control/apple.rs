@@ -1,4 +1,4 @@
-//! Purchases of the App Store, made and changed.
+//! Makes and changes purchases of the App Store, from Rust.
 
 use std::sync::Arc;
 
@@ -11,43 +11,51 @@ use crate::simulator::pki::JwsForgery;
 use crate::simulator::pubsub::PushResponse;
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::apple::{
-    AppleKeyState, NewTransaction, SimulatedApp, SimulatedRenewal, SimulatedTransaction,
-    TransactionChange,
+    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedRenewal,
+    SimulatedTransaction, TransactionChange, transaction_not_found,
 };
 use crate::simulator::state::apple_notifications::{
     self as notices, NewNotification, NotificationUrls, PriorSubscriptionStatus,
     SimulatedNotification, TypeAndSubtype,
 };
 
-/// The simulated App Store, seen from the side of those who buy and of its own staff.
+/// Controls the simulated App Store: purchases, notifications, apps and keys.
 #[derive(Clone)]
 pub struct AppleScenario(Arc<SimulatorContext>);
 
 impl AppleScenario {
-    pub(in crate::simulator) fn new(shared: Arc<SimulatorContext>) -> Self {
-        Self(shared)
+    pub(in crate::simulator) fn new(context: Arc<SimulatorContext>) -> Self {
+        Self(context)
     }
 
-    /// Somebody buys. Reported where the app has an address for that.
+    fn read<T>(&self, read: impl FnOnce(&AppleState) -> T) -> T {
+        read(&self.0.lock_state().stores.apple)
+    }
+
+    /// Makes a purchase, and posts its notification where the app has an address for it.
     pub fn create_transaction(
         &self,
         new: NewTransaction,
     ) -> Result<SimulatedTransaction, SimulatorError> {
-        let bought = self.0.update_and_save(|state, now, random| {
+        let transaction = self.0.update_and_save(|state, now, random| {
             state.apple.create_transaction(new, now, random)
         })?;
-        self.publish_for_transaction(&bought, notices::notification_for_purchase(&bought))?;
-        Ok(bought)
+        self.publish_for_transaction(
+            &transaction,
+            notices::notification_for_purchase(&transaction),
+        )?;
+        Ok(transaction)
     }
 
-    /// Something happens to a purchase, named by any of its transactions. Gives the transaction that now tells the
-    /// story: the new one after a renewal. Reported, except what this simulator does to it.
+    /// Changes a purchase, named by any of its transactions, and posts the notification of the change.
+    ///
+    /// Returns the changed transaction; after a renewal or an upgrade, the new one.
     pub fn change_transaction(
         &self,
         id: &str,
         change: &TransactionChange,
     ) -> Result<SimulatedTransaction, SimulatorError> {
-        let (told, report) = self.0.update_and_save(|state, now, random| {
+        let (changed, notification) = self.0.update_and_save(|state, now, random| {
             let before = state
                 .apple
                 .find_transaction(id)
@@ -60,15 +68,16 @@ impl AppleScenario {
                     }
                 })
                 .unwrap_or_default();
-            let told = state.apple.change_transaction(id, change, now, random)?;
-            let renewal = state.apple.find_renewal(&told.original_transaction_id);
-            let report = notices::notification_after_change(&told, renewal, before, change);
-            Ok((told, report))
+            let changed = state.apple.change_transaction(id, change, now, random)?;
+            let renewal = state.apple.find_renewal(&changed.original_transaction_id);
+            let notification =
+                notices::notification_after_change(&changed, renewal, before, change);
+            Ok((changed, notification))
         })?;
-        if let Some(report) = report {
-            self.publish_for_transaction(&told, report)?;
+        if let Some(notification) = notification {
+            self.publish_for_transaction(&changed, notification)?;
         }
-        Ok(told)
+        Ok(changed)
     }
 
     fn publish_for_transaction(
@@ -83,26 +92,26 @@ impl AppleScenario {
         notification_push::publish_notification(&self.0, &about.bundle_id, &new, None).map(drop)
     }
 
-    /// From now on, what happens to purchases of an app is reported.
+    /// Sets where the notifications of an app are posted.
     pub fn set_notification_urls(
         &self,
         bundle_id: &str,
-        to: NotificationUrls,
+        urls: NotificationUrls,
     ) -> Result<(), SimulatorError> {
         let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
-        let urls = [&to.production, &to.sandbox];
-        if !urls.into_iter().flatten().all(is_url) {
+        let both = [&urls.production, &urls.sandbox];
+        if !both.into_iter().flatten().all(is_url) {
             return Err(SimulatorError::invalid_request(
-                "Where notifications are posted is a URL that begins with http:// or https://.",
+                "The address of notifications is a URL that begins with http:// or https://.",
             ));
         }
         self.0.update_and_save(|state, _, _| {
-            state.apple.push.insert(bundle_id.to_owned(), to);
+            state.apple.push.insert(bundle_id.to_owned(), urls);
             Ok(())
         })
     }
 
-    /// Reports anything of an app: any type, any subtype, about a purchase or none.
+    /// Posts a notification of any type and subtype, about a purchase or none.
     pub fn publish_notification(
         &self,
         bundle_id: &str,
@@ -115,22 +124,18 @@ impl AppleScenario {
         })
     }
 
-    /// Every notification, oldest first.
+    /// The last 10,000 notifications, oldest first.
     pub fn list_notifications(&self) -> Vec<SimulatedNotification> {
-        self.0
-            .lock_state()
-            .notification_log
-            .iter()
-            .cloned()
-            .collect()
+        let log = &self.0.lock_state().notification_log;
+        log.iter().cloned().collect()
     }
 
-    /// Posts a notification once more and waits for the answer.
+    /// Posts a notification again and waits for the answer.
     pub async fn push_notification(&self, uuid: &str) -> Result<PushResponse, SimulatorError> {
         self.push_or_not_found(uuid, None).await
     }
 
-    /// Posts a notification in a form that must not be believed, and waits for the answer.
+    /// Posts a forgery of a notification, which must be refused, and waits for the answer.
     pub async fn push_forged_notification(
         &self,
         uuid: &str,
@@ -152,99 +157,75 @@ impl AppleScenario {
         })
     }
 
-    /// Posts again, without waiting, what no attempt has brought to where it should be. How many notifications that is.
+    /// Posts every undelivered notification again, without waiting. Returns their number.
     pub fn redeliver_undelivered(&self) -> usize {
-        let waiting: Vec<String> = {
-            let inside = self.0.lock_state();
-            let waiting = inside
-                .notification_log
-                .iter()
-                .filter(|one| !one.is_delivered());
-            waiting.map(|one| one.notification_uuid.clone()).collect()
+        let undelivered: Vec<String> = {
+            let log = &self.0.lock_state().notification_log;
+            let all = log.iter().filter(|it| !it.is_delivered());
+            all.map(|it| it.notification_uuid.clone()).collect()
         };
-        for uuid in &waiting {
+        for uuid in &undelivered {
             notification_push::spawn_push(&self.0, uuid);
         }
-        waiting.len()
+        undelivered.len()
     }
 
-    /// A transaction, if it is known.
+    /// A transaction by its id.
     pub fn find_transaction(&self, id: &str) -> Result<SimulatedTransaction, SimulatorError> {
-        self.0.lock_state().stores.apple.find_transaction(id).cloned().ok_or_else(|| {
-            SimulatorError::not_found(format!(
-                "No transaction {id} is known here. GET /control/apple/transactions lists those that are."
-            ))
-        })
+        let found = self.read(|apple| apple.find_transaction(id).cloned());
+        found.ok_or_else(|| transaction_not_found(id))
     }
 
     /// Every transaction, oldest first.
     pub fn list_transactions(&self) -> Vec<SimulatedTransaction> {
-        let inside = self.0.lock_state();
-        inside
-            .stores
-            .apple
-            .list_transactions()
-            .into_iter()
-            .cloned()
-            .collect()
+        self.read(|apple| apple.list_transactions().into_iter().cloned().collect())
     }
 
-    /// The App Store's number for how a transaction's subscription stands: 1 active, 2 expired, 3 billing retry,
-    /// 4 grace, 5 revoked. `None` for what is no subscription.
+    /// Apple's status of a transaction's subscription: 1 active, 2 expired, 3 billing retry, 4 grace period, 5 revoked.
+    /// `None` for a purchase that is no subscription.
     pub fn subscription_status(&self, transaction: &SimulatedTransaction) -> Option<u8> {
-        let now = self.0.now();
-        let inside = self.0.lock_state();
-        inside
-            .stores
-            .apple
-            .subscription_status(&transaction.original_transaction_id, now)
+        let (original, now) = (&transaction.original_transaction_id, self.0.now());
+        self.read(|apple| apple.subscription_status(original, now))
     }
 
-    /// What will become of a transaction's subscription. `None` for what is no subscription.
+    /// The renewal of a transaction's subscription. `None` for a purchase that is no subscription.
     pub fn find_renewal(&self, transaction: &SimulatedTransaction) -> Option<SimulatedRenewal> {
-        let inside = self.0.lock_state();
-        inside
-            .stores
-            .apple
-            .find_renewal(&transaction.original_transaction_id)
-            .cloned()
+        let original = &transaction.original_transaction_id;
+        self.read(|apple| apple.find_renewal(original).cloned())
     }
 
-    /// A transaction's payload as it would be signed now.
+    /// The payload that would be signed for a transaction now.
     pub fn transaction_payload(&self, id: &str) -> Result<Map<String, Value>, SimulatorError> {
         Ok(self.find_transaction(id)?.to_payload(self.0.now()))
     }
 
-    /// A transaction signed now, as `StoreKit` 2 gives it to an app.
+    /// Signs a transaction now, as `StoreKit` 2 gives it to an app.
     pub fn sign_transaction(&self, id: &str) -> Result<String, SimulatorError> {
         Ok(self.sign_payload(&self.transaction_payload(id)?))
     }
 
-    /// Any payload, signed.
+    /// Signs any payload.
     pub fn sign_payload(&self, payload: &Map<String, Value>) -> String {
         self.0.identity.certificate_authority().sign_jws(payload)
     }
 
-    /// A transaction in a form that must not be believed.
+    /// A forgery of a signed transaction, which must be refused.
     pub fn forge_transaction(
         &self,
         id: &str,
         forgery: JwsForgery,
     ) -> Result<String, SimulatorError> {
         let payload = self.transaction_payload(id)?;
-        Ok(self
-            .0
-            .identity
-            .certificate_authority()
-            .forge_jws(forgery, &payload))
+        let authority = self.0.identity.certificate_authority();
+        Ok(authority.forge_jws(forgery, &payload))
     }
 
-    /// An app; every bundle id has one.
+    /// An app by its bundle id; every bundle id has one.
     pub fn get_app(&self, bundle_id: &str) -> SimulatedApp {
-        self.0.lock_state().stores.apple.get_app(bundle_id)
+        self.read(|apple| apple.get_app(bundle_id))
     }
 
-    /// Says something else of an app than is usual.
+    /// Changes the properties of an app.
     pub fn set_app(&self, app: SimulatedApp) -> Result<(), SimulatorError> {
         self.0.update_and_save(|state, _, _| {
             state.apple.set_app(app);
@@ -252,35 +233,35 @@ impl AppleScenario {
         })
     }
 
-    /// The key for the App Store Server API that every simulator has.
+    /// The default key for the App Store Server API.
     pub fn api_key(&self) -> SimulatedAppleKey {
         self.0.identity.apple_key().clone()
     }
 
-    /// One more key of the same team. Its private half is not kept here.
+    /// Creates one more key of the same team. The simulator does not store its private half.
     pub fn create_api_key(&self) -> Result<SimulatedAppleKey, SimulatorError> {
         let key = SimulatedAppleKey::new(&self.api_key().issuer_id);
         self.0.update_and_save(|state, _, _| {
-            let kept = AppleKeyState {
+            let key_state = AppleKeyState {
                 public_key: Some(key.public_key.clone()),
                 revoked: false,
             };
-            state.apple.keys.insert(key.key_id.clone(), kept);
+            state.apple.keys.insert(key.key_id.clone(), key_state);
             Ok(())
         })?;
         Ok(key)
     }
 
-    /// Revokes a key, or takes that back.
+    /// Revokes a key, or restores it.
     pub fn set_key_revoked(&self, key_id: &str, revoked: bool) -> Result<(), SimulatorError> {
         let is_own = self.api_key().key_id == key_id;
         self.0.update_and_save(|state, _, _| {
             if is_own {
-                let kept = AppleKeyState {
+                let key_state = AppleKeyState {
                     public_key: None,
                     revoked,
                 };
-                state.apple.keys.insert(key_id.to_owned(), kept);
+                state.apple.keys.insert(key_id.to_owned(), key_state);
             } else {
                 let key = state.apple.keys.get_mut(key_id).ok_or_else(|| {
                     SimulatorError::not_found(format!(

@@ -1,4 +1,4 @@
-//! Purchases of Play, made and changed.
+//! Makes and changes purchases of Play, from Rust.
 
 use std::sync::Arc;
 
@@ -10,27 +10,31 @@ use crate::simulator::identity::{GoogleSigningKey, SimulatedServiceAccount};
 use crate::simulator::pubsub::{self, PUSH_SERVICE_ACCOUNT, PushResponse, PushTokenFlaw};
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::google::{
-    NewProduct, NewSubscription, ProductChange, ServiceAccountState, SimulatedProductPurchase,
-    SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
+    GoogleState, NewProduct, NewSubscription, ProductChange, ServiceAccountState,
+    SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
 };
 use crate::simulator::state::google_notifications::{
     self as notices, PublishedMessage, PushSubscription,
 };
 
-/// The simulated Play, seen from the side of those who buy and of its own staff.
+/// Controls the simulated Play: purchases, notifications, accounts and keys.
 #[derive(Clone)]
 pub struct GoogleScenario(Arc<SimulatorContext>);
 
 impl GoogleScenario {
-    pub(in crate::simulator) fn new(shared: Arc<SimulatorContext>) -> Self {
-        Self(shared)
+    pub(in crate::simulator) fn new(context: Arc<SimulatorContext>) -> Self {
+        Self(context)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&GoogleState) -> T) -> T {
+        read(&self.0.lock_state().stores.google)
     }
 
     pub(super) fn now(&self) -> Timestamp {
         self.0.now()
     }
 
-    /// Somebody subscribes. Published unless it is not paid for yet.
+    /// Sells a subscription, and publishes its notification unless it is pending.
     pub fn buy_subscription(
         &self,
         new: NewSubscription,
@@ -49,7 +53,7 @@ impl GoogleScenario {
         Ok(sold)
     }
 
-    /// Something happens to a subscription. Published, except what the app or this simulator does to it.
+    /// Changes a subscription, and publishes the notifications that Play sends for the change.
     pub fn change_subscription(
         &self,
         token: &str,
@@ -67,20 +71,22 @@ impl GoogleScenario {
         Ok(changed)
     }
 
-    /// Somebody changes plans: a new subscription, linked to the old one, which ends now. Published as a purchase.
+    /// Changes the plan: sells a new subscription, linked to the old one, which ends now. Published as a purchase.
     pub fn replace_subscription(
         &self,
         token: &str,
-        by: SubscriptionReplacement,
+        replacement: SubscriptionReplacement,
     ) -> Result<SimulatedSubscription, SimulatorError> {
         let sold = self.0.update_and_save(|state, now, random| {
-            state.google.replace_subscription(token, by, now, random)
+            state
+                .google
+                .replace_subscription(token, replacement, now, random)
         })?;
         self.publish_notifications([notices::subscription_notification(&sold, 4, self.0.now())]);
         Ok(sold)
     }
 
-    /// Somebody buys a one-time product. Published unless it is not paid for yet.
+    /// Sells a one-time product, and publishes its notification unless it is pending.
     pub fn buy_product(&self, new: NewProduct) -> Result<SimulatedProductPurchase, SimulatorError> {
         let pending = new.pending;
         let sold = self
@@ -92,7 +98,7 @@ impl GoogleScenario {
         Ok(sold)
     }
 
-    /// Something happens to a one-time product. Refunds and late payments are published.
+    /// Changes a one-time product, and publishes the notification of a refund or a late payment.
     pub fn change_product(
         &self,
         token: &str,
@@ -113,29 +119,31 @@ impl GoogleScenario {
         Ok(changed)
     }
 
-    /// From now on, what happens to purchases of an app is pushed.
+    /// Sets where the notifications of an app are pushed.
     pub fn set_push_subscription(
         &self,
         package: &str,
-        to: PushSubscription,
+        subscription: PushSubscription,
     ) -> Result<(), SimulatorError> {
-        if !to.endpoint.starts_with("http://") && !to.endpoint.starts_with("https://") {
+        if !subscription.endpoint.starts_with("http://")
+            && !subscription.endpoint.starts_with("https://")
+        {
             return Err(SimulatorError::invalid_request(
                 "A push subscription's endpoint is a URL that begins with http:// or https://.",
             ));
         }
         self.0.update_and_save(|state, _, _| {
-            state.google.push.insert(package.to_owned(), to);
+            state.google.push.insert(package.to_owned(), subscription);
             Ok(())
         })
     }
 
-    /// The address in a push's token, where a push subscription does not say another.
+    /// The email address in a push's token, unless the push subscription names another.
     pub fn push_account(&self) -> &'static str {
         PUSH_SERVICE_ACCOUNT
     }
 
-    /// Publishes any notification of an app: `block` is such as `subscriptionNotification`, `fields` what stands in it.
+    /// Publishes any notification of an app: `block` is a name such as `subscriptionNotification`, `fields` its content.
     pub fn publish_notification(
         &self,
         package: &str,
@@ -146,12 +154,12 @@ impl GoogleScenario {
         self.publish_message(package, notification.to_string().as_bytes())
     }
 
-    /// Publishes what the console's button publishes.
+    /// Publishes the test notification of the Play Console.
     pub fn publish_test_notification(&self, package: &str) -> PublishedMessage {
         self.publish_notification(package, "testNotification", json!({ "version": "1.0" }))
     }
 
-    /// Publishes anything at all to an app's topic.
+    /// Publishes any bytes to an app's topic.
     pub fn publish_message(&self, package: &str, data: &[u8]) -> PublishedMessage {
         pubsub::publish_message(&self.0, package, data)
     }
@@ -163,22 +171,18 @@ impl GoogleScenario {
         }
     }
 
-    /// Every message published, oldest first.
+    /// The last 20,000 messages, oldest first.
     pub fn published_messages(&self) -> Vec<PublishedMessage> {
-        self.0
-            .lock_state()
-            .published_messages
-            .iter()
-            .cloned()
-            .collect()
+        let messages = &self.0.lock_state().published_messages;
+        messages.iter().cloned().collect()
     }
 
-    /// Pushes a message once more and waits for the answer.
+    /// Pushes a message again and waits for the answer.
     pub async fn push_message(&self, message_id: &str) -> Result<PushResponse, SimulatorError> {
         self.push_or_not_found(message_id, None).await
     }
 
-    /// Pushes a message with a token that must not be believed, and waits for the answer.
+    /// Pushes a message with a wrong token, which must be refused, and waits for the answer.
     pub async fn push_message_with_flaw(
         &self,
         message_id: &str,
@@ -199,88 +203,54 @@ impl GoogleScenario {
         })
     }
 
-    /// Pushes again, without waiting, what no push has brought to where it should be. How many messages that is.
+    /// Pushes every unacknowledged message again, without waiting. Returns their number.
     pub fn redeliver_unacknowledged(&self) -> usize {
-        let waiting: Vec<String> = {
-            let inside = self.0.lock_state();
-            let waiting = inside
-                .published_messages
-                .iter()
-                .filter(|one| !one.is_acknowledged());
-            waiting.map(|one| one.message_id.clone()).collect()
+        let unacknowledged: Vec<String> = {
+            let messages = &self.0.lock_state().published_messages;
+            let all = messages.iter().filter(|it| !it.is_acknowledged());
+            all.map(|it| it.message_id.clone()).collect()
         };
-        for id in &waiting {
+        for id in &unacknowledged {
             pubsub::spawn_push(&self.0, id);
         }
-        waiting.len()
+        unacknowledged.len()
     }
 
-    /// The token that a push of an app would carry now. `None` without a push subscription, and for a flaw that is to
-    /// have none.
+    /// The token that a push of an app would carry now. `None` without a push subscription, and for
+    /// [`PushTokenFlaw::NoToken`].
     pub fn push_token(&self, package: &str, flaw: Option<PushTokenFlaw>) -> Option<String> {
-        let subscription = self
-            .0
-            .lock_state()
-            .stores
-            .google
-            .push
-            .get(package)
-            .cloned()?;
+        let subscription = self.read(|google| google.push.get(package).cloned())?;
         pubsub::build_push_token(&self.0, &subscription, flaw)
     }
 
-    /// Google signs with a new key from now on. The last one stays published beside it, unless it is to be gone.
+    /// Signs with a new key from now on. The previous key stays published unless `drop_old` is set.
     pub fn rotate_keys(&self, drop_old: bool) {
         let new = GoogleSigningKey::new();
         let old = self.0.google_signing_key();
         self.0.lock_state().google_signing_keys = if drop_old { vec![new] } else { vec![new, old] };
     }
 
-    /// A subscription, if it is known.
+    /// A subscription by its purchase token.
     pub fn find_subscription(&self, token: &str) -> Option<SimulatedSubscription> {
-        self.0
-            .lock_state()
-            .stores
-            .google
-            .find_subscription(token)
-            .cloned()
+        self.read(|google| google.find_subscription(token).cloned())
     }
 
-    /// A one-time product, if it is known.
+    /// A one-time product by its purchase token.
     pub fn find_product(&self, token: &str) -> Option<SimulatedProductPurchase> {
-        self.0
-            .lock_state()
-            .stores
-            .google
-            .find_product(token)
-            .cloned()
+        self.read(|google| google.find_product(token).cloned())
     }
 
     /// Every subscription, oldest first.
     pub fn list_subscriptions(&self) -> Vec<SimulatedSubscription> {
-        let inside = self.0.lock_state();
-        inside
-            .stores
-            .google
-            .list_subscriptions()
-            .into_iter()
-            .cloned()
-            .collect()
+        self.read(|google| google.list_subscriptions().into_iter().cloned().collect())
     }
 
     /// Every one-time product, oldest first.
     pub fn list_products(&self) -> Vec<SimulatedProductPurchase> {
-        let inside = self.0.lock_state();
-        inside
-            .stores
-            .google
-            .list_products()
-            .into_iter()
-            .cloned()
-            .collect()
+        self.read(|google| google.list_products().into_iter().cloned().collect())
     }
 
-    /// One more service account. Its private key is not kept here. `name` becomes part of its address.
+    /// Creates a service account; `name` becomes part of its address. The simulator does not store its private key.
     pub fn create_service_account(
         &self,
         name: &str,
@@ -306,23 +276,22 @@ impl GoogleScenario {
                     account.client_email
                 )));
             }
-            let kept = ServiceAccountState {
+            let account_state = ServiceAccountState {
                 key: Some((account.public_key.clone(), account.private_key_id.clone())),
-                disabled: false,
-                denied: false,
+                ..ServiceAccountState::default()
             };
-            accounts.insert(account.client_email.clone(), kept);
+            accounts.insert(account.client_email.clone(), account_state);
             Ok(())
         })?;
         Ok(account)
     }
 
-    /// Deletes a service account (the token endpoint answers `invalid_grant`), or takes that back.
+    /// Deletes a service account (the token endpoint answers `invalid_grant`), or restores it.
     pub fn set_account_disabled(&self, email: &str, disabled: bool) -> Result<(), SimulatorError> {
         self.update_account(email, |account| account.disabled = disabled)
     }
 
-    /// Takes away a service account's permission in the Play Console (403 `permissionDenied`), or gives it back.
+    /// Removes a service account's permission in the Play Console (403 `permissionDenied`), or restores it.
     pub fn set_account_denied(&self, email: &str, denied: bool) -> Result<(), SimulatorError> {
         self.update_account(email, |account| account.denied = denied)
     }
@@ -336,12 +305,7 @@ impl GoogleScenario {
         self.0.update_and_save(|state, _, _| {
             let accounts = &mut state.google.accounts;
             if is_own && !accounts.contains_key(email) {
-                let usual = ServiceAccountState {
-                    key: None,
-                    disabled: false,
-                    denied: false,
-                };
-                accounts.insert(email.to_owned(), usual);
+                accounts.insert(email.to_owned(), ServiceAccountState::default());
             }
             let account = accounts.get_mut(email).ok_or_else(|| {
                 SimulatorError::not_found(format!("There is no service account {email} here."))
@@ -351,7 +315,7 @@ impl GoogleScenario {
         })
     }
 
-    /// Makes every access token given out so far worthless, before its time.
+    /// Expires every access token issued so far.
     pub fn expire_access_tokens(&self) {
         let over = Timestamp::from_millis(0);
         for (_, expires) in self.0.lock_state().access_tokens.values_mut() {

@@ -1,4 +1,4 @@
-//! What the simulated App Store knows: transactions, the subscriptions they belong to, the apps, the keys.
+//! The data of the simulated App Store: transactions, their subscriptions, apps and keys.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,30 +7,31 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::apple_notifications::NotificationUrls;
-use super::{BillingPeriod, SimulatorError, random_letters};
+use super::json::{object, override_fields};
+use super::{BillingPeriod, SimulatorError, duration_from_days, random_letters};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
-/// How long a grace period lasts when nothing else is asked for.
+/// Unless `days` is given.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(16 * 24);
-/// What Xcode's clock shows beyond whole milliseconds.
+/// Xcode writes dates with a fraction of a millisecond, such as this.
 const XCODE_MILLIS_FRACTION: f64 = 0.7297;
 
-/// One of the App Store's two worlds.
+/// One of the App Store's two environments.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum SimulatedEnvironment {
-    /// Where money changes hands.
+    /// Purchases with real money.
     Production,
-    /// Where testers buy; also TestFlight and App Review.
+    /// Purchases of testers, `TestFlight` and App Review.
     #[default]
     Sandbox,
 }
 
 impl SimulatedEnvironment {
-    /// As payloads spell it.
+    /// The name in signed payloads.
     pub fn payload_name(self) -> &'static str {
         match self {
             Self::Production => "Production",
@@ -38,8 +39,8 @@ impl SimulatedEnvironment {
         }
     }
 
-    /// As the simulator's paths spell it.
-    pub fn path_segment(self) -> &'static str {
+    /// The name in the simulator's paths.
+    pub(crate) fn path_segment(self) -> &'static str {
         match self {
             Self::Production => "production",
             Self::Sandbox => "sandbox",
@@ -47,7 +48,7 @@ impl SimulatedEnvironment {
     }
 }
 
-/// What kind of product was bought.
+/// The type of a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProductType {
@@ -55,19 +56,19 @@ pub enum ProductType {
     #[default]
     #[serde(alias = "Auto-Renewable Subscription", alias = "auto-renewable")]
     Subscription,
-    /// Bought once, kept forever.
+    /// Bought once; does not expire.
     #[serde(alias = "Non-Consumable")]
     NonConsumable,
-    /// Used up.
+    /// Can be bought again after it was consumed.
     #[serde(alias = "Consumable")]
     Consumable,
-    /// Runs out and does not renew.
+    /// Expires and does not renew.
     #[serde(alias = "Non-Renewing Subscription")]
     NonRenewing,
 }
 
 impl ProductType {
-    /// As payloads spell it.
+    /// The name in signed payloads.
     pub fn payload_name(self) -> &'static str {
         match self {
             Self::Subscription => "Auto-Renewable Subscription",
@@ -78,22 +79,22 @@ impl ProductType {
     }
 }
 
-/// A purchase to make. Everything has a default: nothing at all is a month of a subscription, in the sandbox.
+/// A purchase to make. Every field has a default; together they are a month of a subscription in the sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewTransaction {
-    /// Digits; one is made up when left out.
+    /// 1 to 20 digits; generated when left out.
     pub transaction_id: Option<String>,
-    /// The app; `com.example.app` when left out.
+    /// `com.example.app` when left out.
     pub bundle_id: Option<String>,
-    /// `com.example.app.pro.monthly`, or `com.example.app.coins` for what is no subscription.
+    /// The bundle id followed by `.pro.monthly`, `.season`, `.lifetime` or `.coins`, by type, when left out.
     pub product_id: Option<String>,
-    /// What kind of product.
+    /// The product's type.
     #[serde(rename = "type")]
     pub kind: ProductType,
-    /// Which world; the sandbox when left out.
+    /// The sandbox when left out.
     pub environment: SimulatedEnvironment,
-    /// Now when left out.
+    /// The present time when left out.
     pub purchase_date: Option<Timestamp>,
     /// One period after the purchase when left out; only subscriptions end.
     pub expires_date: Option<Timestamp>,
@@ -101,7 +102,7 @@ pub struct NewTransaction {
     pub period: Option<BillingPeriod>,
     /// 1 when left out.
     pub quantity: Option<u32>,
-    /// The app's own user: a UUID.
+    /// The app's own id of the user, a UUID.
     pub app_account_token: Option<String>,
     /// `FAMILY_SHARED` instead of `PURCHASED`.
     pub family_shared: bool,
@@ -115,44 +116,44 @@ pub struct NewTransaction {
     pub storefront_id: Option<String>,
     /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
     pub offer_type: Option<u8>,
-    /// The offer's name.
+    /// The offer's id.
     pub offer_identifier: Option<String>,
     /// `FREE_TRIAL`, `PAY_AS_YOU_GO`, `PAY_UP_FRONT`, `ONE_TIME`.
     pub offer_discount_type: Option<String>,
-    /// ISO 8601.
+    /// How long the offer lasts.
     pub offer_period: Option<BillingPeriod>,
     /// Write dates with fractions of a millisecond, as Xcode does.
     pub fractional_dates: bool,
-    /// Fields to put into the payload as they are: new ones, or others than would stand there; `null` leaves one out.
+    /// Fields to add to the payload or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
 }
 
-/// One transaction.
+/// A transaction of the simulated App Store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedTransaction {
-    /// Its id.
+    /// The transaction's id.
     pub transaction_id: String,
     /// The first transaction's id; the same for all renewals.
     pub original_transaction_id: String,
-    /// The app.
+    /// The bundle id of the app.
     pub bundle_id: String,
-    /// The product.
+    /// The id of the product.
     pub product_id: String,
-    /// What kind of product.
+    /// The product's type.
     #[serde(rename = "type")]
     pub kind: ProductType,
-    /// Which world.
+    /// Production or sandbox.
     pub environment: SimulatedEnvironment,
-    /// When it was bought or renewed.
+    /// The time of the purchase or renewal.
     pub purchase_date: Timestamp,
-    /// When the first transaction was made.
+    /// The time of the first transaction.
     pub original_purchase_date: Timestamp,
-    /// When it ends; only subscriptions do.
+    /// The end of a subscription's period; `None` for other products.
     pub expires_date: Option<Timestamp>,
-    /// When and how it was taken back.
+    /// The refund or revocation, if any.
     pub revocation: Option<Revocation>,
-    /// Whether another product of its group has replaced it.
+    /// Whether an upgrade has replaced it.
     pub is_upgraded: bool,
     /// Whether it is a renewal.
     pub is_renewal: bool,
@@ -161,13 +162,13 @@ pub struct SimulatedTransaction {
     bought: NewTransaction,
 }
 
-/// A transaction taken back.
+/// A refund, or the end of family sharing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Revocation {
-    /// When.
+    /// The time of the refund.
     pub date: Timestamp,
-    /// 0 another reason, 1 an issue with the app.
+    /// Apple's reason: 0 other, 1 an issue with the app.
     pub reason: u8,
     /// `REFUND_FULL`, `REFUND_PRORATED`, `FAMILY_REVOKE`.
     #[serde(rename = "type")]
@@ -176,25 +177,25 @@ pub struct Revocation {
     pub percentage: Option<u32>,
 }
 
-/// What will become of a subscription.
+/// The renewal of a subscription.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedRenewal {
     /// Whether it will renew.
     pub auto_renews: bool,
-    /// What it will renew as.
+    /// The product of the next renewal.
     pub auto_renew_product_id: String,
-    /// Whether the store is trying to collect the money.
+    /// Whether the store retries a failed payment.
     pub in_billing_retry: bool,
-    /// Until when access goes on meanwhile.
+    /// The end of the grace period, if there is one.
     pub grace_expires: Option<Timestamp>,
     /// 1 cancelled, 2 billing, 3 price, 4 product gone, 5 other.
     pub expiration_intent: Option<u8>,
-    /// When the present run of periods began.
+    /// The start of the present sequence of periods without a gap.
     pub recent_start: Timestamp,
 }
 
-/// Something that happens to a purchase.
+/// A change of a purchase. As JSON: the `action` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "action",
@@ -205,25 +206,25 @@ pub struct SimulatedRenewal {
 pub enum TransactionChange {
     /// One more period: a new transaction. Ends billing retry and grace.
     Renew {},
-    /// The customer turns renewal off; the present period goes on.
+    /// The user turns renewal off; the current period continues.
     Cancel {},
-    /// The customer turns renewal on again.
+    /// The user turns renewal on again.
     Resume {},
-    /// It ends now.
+    /// The subscription ends now.
     Expire {
         /// Why: 1 cancelled (when left out), 2 billing, 3 price, 4 product gone, 5 other.
         #[serde(default)]
         intent: Option<u8>,
     },
-    /// A payment failed; the period ends now, and access goes on in a grace period.
+    /// A payment failed; the period ends now, and access continues in a grace period.
     Grace {
-        /// How long; 16 days when left out.
+        /// 16 when left out.
         #[serde(default)]
         days: Option<u32>,
     },
     /// A payment failed; the period ends now, and the store keeps trying without a grace period.
     BillingRetry {},
-    /// The money is given back.
+    /// Apple refunds the purchase.
     Refund {
         /// 0 another reason (when left out), 1 an issue with the app.
         #[serde(default)]
@@ -232,13 +233,13 @@ pub enum TransactionChange {
         #[serde(default)]
         percentage: Option<u32>,
     },
-    /// A refund is taken back.
+    /// Apple reverses a refund.
     ReverseRefund {},
     /// Family sharing ends.
     Revoke {},
     /// Another product of the group replaces it at once: a new transaction.
     Upgrade {
-        /// The product.
+        /// The id of the new product.
         product_id: String,
         /// Its period; the old one's when left out.
         #[serde(default)]
@@ -249,32 +250,32 @@ pub enum TransactionChange {
     },
     /// Another product of the group from the next renewal on.
     Downgrade {
-        /// The product.
+        /// The id of the new product.
         product_id: String,
     },
-    /// The developer gives more time.
+    /// The developer extends the period.
     Extend {
-        /// How much, up to 90.
+        /// 1 to 90.
         days: u32,
     },
-    /// The App Store no longer knows the transaction, nor the others of its subscription.
+    /// Deletes the transaction and all others of its subscription: the App Store does not know them any more.
     Forget {},
 }
 
-/// What the simulated App Store knows of an app.
+/// An app of the simulated App Store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedApp {
-    /// Its bundle id.
+    /// The bundle id, which names it.
     pub bundle_id: String,
-    /// Its number.
+    /// The `appAppleId` of payloads and credentials.
     pub app_apple_id: u64,
     /// Whether it was ever released: production answers 401 for one that was not.
     pub released: bool,
 }
 
 impl SimulatedApp {
-    /// An app as it is when nobody said otherwise: released, with a number that follows from its bundle id.
+    /// The default properties of an app: released, with an Apple id derived from its bundle id.
     pub fn for_bundle_id(bundle_id: &str) -> Self {
         let digest = token::sha256(bundle_id.as_bytes());
         let number = digest[..4]
@@ -288,7 +289,7 @@ impl SimulatedApp {
     }
 }
 
-/// A key beside the one in the identity.
+/// A key that was created later, or the revocation of the identity's own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AppleKeyState {
@@ -297,7 +298,6 @@ pub(crate) struct AppleKeyState {
     pub revoked: bool,
 }
 
-/// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct AppleState {
@@ -305,12 +305,12 @@ pub(crate) struct AppleState {
     transactions: BTreeMap<String, SimulatedTransaction>,
     renewals: BTreeMap<String, SimulatedRenewal>,
     pub keys: BTreeMap<String, AppleKeyState>,
-    /// Where each app's notifications are posted.
+    /// By bundle id.
     pub push: BTreeMap<String, NotificationUrls>,
 }
 
 impl AppleState {
-    /// An app; every bundle id has one.
+    /// Every bundle id has an app.
     pub(crate) fn get_app(&self, bundle_id: &str) -> SimulatedApp {
         self.apps
             .get(bundle_id)
@@ -318,12 +318,10 @@ impl AppleState {
             .unwrap_or_else(|| SimulatedApp::for_bundle_id(bundle_id))
     }
 
-    /// Says something else of an app than is usual.
     pub(crate) fn set_app(&mut self, app: SimulatedApp) {
         self.apps.insert(app.bundle_id.clone(), app);
     }
 
-    /// A transaction by its id.
     pub(crate) fn find_transaction(&self, id: &str) -> Option<&SimulatedTransaction> {
         self.transactions.get(id)
     }
@@ -335,7 +333,7 @@ impl AppleState {
         all
     }
 
-    /// Whether this is the id of an app's download by a customer rather than of a purchase.
+    /// Whether this is an `appTransactionId`: the id of an app's download, not of a purchase.
     pub(crate) fn is_app_transaction(&self, id: &str) -> bool {
         self.transactions
             .values()
@@ -350,7 +348,7 @@ impl AppleState {
             .max_by_key(|one| (one.purchase_date, !one.is_upgraded, one.is_renewal))
     }
 
-    /// What will become of a subscription, by its original transaction id.
+    /// By the original transaction id.
     pub(crate) fn find_renewal(&self, original: &str) -> Option<&SimulatedRenewal> {
         self.renewals.get(original)
     }
@@ -362,20 +360,7 @@ impl AppleState {
         now: Timestamp,
         random: &mut fastrand::Rng,
     ) -> Result<SimulatedTransaction, SimulatorError> {
-        let id = match &new.transaction_id {
-            Some(id) if !is_transaction_id(id) => {
-                return Err(SimulatorError::invalid_request(
-                    "A transactionId is made of 1 to 20 digits, not beginning with 0.",
-                ));
-            }
-            Some(id) if self.transactions.contains_key(id) => {
-                return Err(SimulatorError::invalid_request(format!(
-                    "There is a transaction {id} already."
-                )));
-            }
-            Some(id) => id.clone(),
-            None => self.generate_transaction_id(new.environment, random),
-        };
+        let id = self.choose_transaction_id(&new, random)?;
         let bundle_id = new
             .bundle_id
             .clone()
@@ -430,8 +415,25 @@ impl AppleState {
         Ok(transaction)
     }
 
-    /// Changes a purchase, named by any of its transactions: what concerns a subscription happens to its latest one,
-    /// what concerns money to the very one. Gives the transaction that now tells the story.
+    fn choose_transaction_id(
+        &self,
+        new: &NewTransaction,
+        random: &mut fastrand::Rng,
+    ) -> Result<String, SimulatorError> {
+        match &new.transaction_id {
+            Some(id) if !is_transaction_id(id) => Err(SimulatorError::invalid_request(
+                "A transactionId has 1 to 20 digits and does not begin with 0.",
+            )),
+            Some(id) if self.transactions.contains_key(id) => Err(SimulatorError::invalid_request(
+                format!("There is already a transaction {id}."),
+            )),
+            Some(id) => Ok(id.clone()),
+            None => Ok(self.generate_transaction_id(new.environment, random)),
+        }
+    }
+
+    /// Changes a purchase, named by any of its transactions: a refund or revocation changes this transaction, any other
+    /// change the latest one of its subscription. Returns the changed transaction, or the new one.
     pub(crate) fn change_transaction(
         &mut self,
         id: &str,
@@ -439,26 +441,26 @@ impl AppleState {
         now: Timestamp,
         random: &mut fastrand::Rng,
     ) -> Result<SimulatedTransaction, SimulatorError> {
-        let named = self.transactions.get(id).cloned().ok_or_else(|| {
-            SimulatorError::not_found(format!(
-                "No transaction {id} is known here. GET /control/apple/transactions lists those that are."
-            ))
-        })?;
+        let named = self
+            .transactions
+            .get(id)
+            .cloned()
+            .ok_or_else(|| transaction_not_found(id))?;
+        let mut revoke = |reason, kind: &str, percentage| {
+            self.update_transaction(id, |transaction| {
+                transaction.revocation = Some(Revocation {
+                    date: now,
+                    reason,
+                    kind: kind.to_owned(),
+                    percentage,
+                });
+            })
+        };
         match change {
             TransactionChange::Refund { reason, percentage } => {
-                self.update_transaction(id, |transaction| {
-                    transaction.revocation = Some(Revocation {
-                        date: now,
-                        reason: *reason,
-                        kind: if percentage.is_some() {
-                            "REFUND_PRORATED"
-                        } else {
-                            "REFUND_FULL"
-                        }
-                        .to_owned(),
-                        percentage: Some(percentage.unwrap_or(100_000)),
-                    });
-                })
+                let kind = percentage.map_or("REFUND_FULL", |_| "REFUND_PRORATED");
+                let percentage = Some(percentage.unwrap_or(100_000));
+                revoke(*reason, kind, percentage)
             }
             TransactionChange::ReverseRefund {} if named.revocation.is_none() => Err(
                 SimulatorError::invalid_request(format!("Transaction {id} has not been refunded.")),
@@ -466,14 +468,7 @@ impl AppleState {
             TransactionChange::ReverseRefund {} => {
                 self.update_transaction(id, |transaction| transaction.revocation = None)
             }
-            TransactionChange::Revoke {} => self.update_transaction(id, |transaction| {
-                transaction.revocation = Some(Revocation {
-                    date: now,
-                    reason: 0,
-                    kind: "FAMILY_REVOKE".to_owned(),
-                    percentage: None,
-                });
-            }),
+            TransactionChange::Revoke {} => revoke(0, "FAMILY_REVOKE", None),
             TransactionChange::Forget {} => {
                 let original = &named.original_transaction_id;
                 self.transactions
@@ -510,13 +505,13 @@ impl AppleState {
             self.renewals.get(&original).cloned(),
         ) else {
             return Err(SimulatorError::invalid_request(format!(
-                "Transaction {} is no subscription ({}), so this cannot happen to it.",
+                "Transaction {} is no subscription ({}), so this change is not possible.",
                 named.transaction_id,
                 named.kind.payload_name()
             )));
         };
         let latest_id = latest.transaction_id.clone();
-        let told = match change {
+        let changed = match change {
             TransactionChange::Renew {} => {
                 let next = self.next_transaction(&latest, &mut renewal, now, random);
                 self.transactions
@@ -591,7 +586,7 @@ impl AppleState {
             | TransactionChange::Forget {} => latest,
         };
         self.renewals.insert(original, renewal);
-        Ok(told)
+        Ok(changed)
     }
 
     /// The transaction of the next period: it begins where the last one ends, or now when that is over.
@@ -638,9 +633,10 @@ impl AppleState {
         id: &str,
         change: impl FnOnce(&mut SimulatedTransaction),
     ) -> Result<SimulatedTransaction, SimulatorError> {
-        let transaction = self.transactions.get_mut(id).ok_or_else(|| {
-            SimulatorError::not_found(format!("No transaction {id} is known here."))
-        })?;
+        let transaction = self
+            .transactions
+            .get_mut(id)
+            .ok_or_else(|| transaction_not_found(id))?;
         change(transaction);
         Ok(transaction.clone())
     }
@@ -662,7 +658,7 @@ impl AppleState {
         }
     }
 
-    /// The App Store's number for how a subscription stands: 1 active, 2 expired, 3 billing retry, 4 grace, 5 revoked.
+    /// Apple's status: 1 active, 2 expired, 3 billing retry, 4 grace period, 5 revoked.
     pub(crate) fn subscription_status(&self, original: &str, now: Timestamp) -> Option<u8> {
         let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
@@ -679,7 +675,7 @@ impl AppleState {
         })
     }
 
-    /// A subscription's renewal information as it is signed.
+    /// The renewal information that is signed.
     pub(crate) fn renewal_payload(
         &self,
         original: &str,
@@ -687,8 +683,7 @@ impl AppleState {
     ) -> Option<Map<String, Value>> {
         let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
-        let bought = &latest.bought;
-        let mut payload = into_object(json!({
+        Some(object(json!({
             "originalTransactionId": original,
             "autoRenewProductId": renewal.auto_renew_product_id,
             "productId": latest.product_id,
@@ -701,28 +696,21 @@ impl AppleState {
             "currency": latest.currency(),
             "renewalPrice": latest.price(),
             "appTransactionId": latest.app_transaction_id,
-        }));
-        insert_if_some(&mut payload, "expirationIntent", renewal.expiration_intent);
-        insert_if_some(
-            &mut payload,
-            "gracePeriodExpiresDate",
-            renewal.grace_expires.map(Timestamp::as_millis),
-        );
-        insert_if_some(
-            &mut payload,
-            "appAccountToken",
-            bought.app_account_token.clone(),
-        );
-        Some(payload)
+            "expirationIntent": renewal.expiration_intent,
+            "gracePeriodExpiresDate": renewal.grace_expires.map(Timestamp::as_millis),
+            "appAccountToken": latest.bought.app_account_token,
+        })))
     }
 }
 
 impl SimulatedTransaction {
-    /// The transaction as it is signed at `now`.
+    /// The payload that is signed at `now`.
     pub fn to_payload(&self, now: Timestamp) -> Map<String, Value> {
         let bought = &self.bought;
         let date = |moment: Timestamp| date_json(moment, bought.fractional_dates);
-        let mut payload = into_object(json!({
+        let renews = self.kind == ProductType::Subscription;
+        let revocation = self.revocation.as_ref();
+        let mut payload = object(json!({
             "transactionId": self.transaction_id,
             "originalTransactionId": self.original_transaction_id,
             "bundleId": self.bundle_id,
@@ -740,55 +728,21 @@ impl SimulatedTransaction {
             "price": self.price(),
             "currency": self.currency(),
             "appTransactionId": self.app_transaction_id,
+            "webOrderLineItemId": renews.then_some(&self.web_order_line_item_id),
+            "subscriptionGroupIdentifier": renews.then_some("20900001"),
+            "expiresDate": self.expires_date.map(date),
+            "appAccountToken": bought.app_account_token,
+            "offerType": bought.offer_type,
+            "offerIdentifier": bought.offer_identifier,
+            "offerDiscountType": bought.offer_discount_type,
+            "offerPeriod": bought.offer_period,
+            "isUpgraded": self.is_upgraded.then_some(true),
+            "revocationDate": revocation.map(|revocation| date(revocation.date)),
+            "revocationReason": revocation.map(|revocation| revocation.reason),
+            "revocationType": revocation.map(|revocation| &revocation.kind),
+            "revocationPercentage": revocation.and_then(|revocation| revocation.percentage),
         }));
-        if self.kind == ProductType::Subscription {
-            insert_if_some(
-                &mut payload,
-                "webOrderLineItemId",
-                self.web_order_line_item_id.clone(),
-            );
-            insert_if_some(
-                &mut payload,
-                "subscriptionGroupIdentifier",
-                Some("20900001"),
-            );
-        }
-        insert_if_some(&mut payload, "expiresDate", self.expires_date.map(date));
-        insert_if_some(
-            &mut payload,
-            "appAccountToken",
-            bought.app_account_token.clone(),
-        );
-        insert_if_some(&mut payload, "offerType", bought.offer_type);
-        insert_if_some(
-            &mut payload,
-            "offerIdentifier",
-            bought.offer_identifier.clone(),
-        );
-        insert_if_some(
-            &mut payload,
-            "offerDiscountType",
-            bought.offer_discount_type.clone(),
-        );
-        insert_if_some(&mut payload, "offerPeriod", bought.offer_period.clone());
-        insert_if_some(&mut payload, "isUpgraded", self.is_upgraded.then_some(true));
-        if let Some(revocation) = &self.revocation {
-            insert_if_some(&mut payload, "revocationDate", Some(date(revocation.date)));
-            insert_if_some(&mut payload, "revocationReason", Some(revocation.reason));
-            insert_if_some(
-                &mut payload,
-                "revocationType",
-                Some(revocation.kind.clone()),
-            );
-            insert_if_some(&mut payload, "revocationPercentage", revocation.percentage);
-        }
-        for (name, value) in &bought.fields {
-            if value.is_null() {
-                payload.remove(name);
-            } else {
-                payload.insert(name.clone(), value.clone());
-            }
-        }
+        override_fields(&mut payload, &bought.fields);
         payload
     }
 
@@ -800,10 +754,16 @@ impl SimulatedTransaction {
         self.bought.currency.as_deref().unwrap_or("USD")
     }
 
-    /// Ends now what would have ended later.
+    /// Ends the period now, unless it ended earlier.
     fn expire_by(&mut self, now: Timestamp) {
         self.expires_date = self.expires_date.map(|end| end.min(now));
     }
+}
+
+pub(in crate::simulator) fn transaction_not_found(id: &str) -> SimulatorError {
+    SimulatorError::not_found(format!(
+        "No transaction {id} is known here. GET /control/apple/transactions lists those that are."
+    ))
 }
 
 /// Whether a text has the shape of a transaction id.
@@ -817,10 +777,6 @@ fn random_order_line_item_id(random: &mut fastrand::Rng) -> String {
     format!("20000{}", random_letters(random, b"0123456789", 11))
 }
 
-fn duration_from_days(days: u32) -> Duration {
-    Duration::from_hours(u64::from(days) * 24)
-}
-
 fn date_json(moment: Timestamp, fractional: bool) -> Value {
     if fractional {
         #[expect(
@@ -831,18 +787,5 @@ fn date_json(moment: Timestamp, fractional: bool) -> Value {
         json!(whole + XCODE_MILLIS_FRACTION)
     } else {
         json!(moment.as_millis())
-    }
-}
-
-fn into_object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    }
-}
-
-fn insert_if_some(payload: &mut Map<String, Value>, name: &str, value: Option<impl Serialize>) {
-    if let Some(value) = value.and_then(|value| serde_json::to_value(value).ok()) {
-        payload.insert(name.to_owned(), value);
     }
 }

@@ -1,4 +1,4 @@
-//! What the App Store reports when something happens to a purchase, to whom, and how sending it went. Pure.
+//! App Store Server Notifications: their content, where they are posted, the log of those sent. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,30 +13,30 @@ use super::apple::{
 use super::random_letters;
 use crate::base::clock::Timestamp;
 
-/// How many notifications are remembered.
+/// The log keeps the newest notifications only.
 const MAX_NOTIFICATIONS: usize = 10_000;
-/// How many stand on a page of the history.
+/// As Apple documents it.
 const HISTORY_PAGE_SIZE: usize = 20;
-/// How far the history reaches back.
+/// As Apple documents it.
 const HISTORY_RETENTION: Duration = Duration::from_hours(180 * 24);
 
-/// Where an app's notifications are posted.
+/// The addresses to which an app's notifications are posted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NotificationUrls {
-    /// What happens for money; nowhere when left out.
+    /// For production; without one there are no notifications of it.
     #[serde(default)]
     pub production: Option<String>,
-    /// What happens in the sandbox; nowhere when left out.
+    /// For the sandbox; without one there are no notifications of it.
     #[serde(default)]
     pub sandbox: Option<String>,
-    /// Notifications are posted only when somebody asks for it.
+    /// Post notifications on request only.
     #[serde(default)]
     pub manual: bool,
 }
 
 impl NotificationUrls {
-    /// Posts both to one address at once.
+    /// Posts those of both environments to one address, at once.
     pub fn for_both_environments(url: &str) -> Self {
         Self {
             production: Some(url.to_owned()),
@@ -45,8 +45,8 @@ impl NotificationUrls {
         }
     }
 
-    /// The address of one of the two.
-    pub fn url_for(&self, environment: SimulatedEnvironment) -> Option<&str> {
+    /// The address for an environment.
+    pub(crate) fn url_for(&self, environment: SimulatedEnvironment) -> Option<&str> {
         match environment {
             SimulatedEnvironment::Production => self.production.as_deref(),
             SimulatedEnvironment::Sandbox => self.sandbox.as_deref(),
@@ -58,27 +58,27 @@ impl NotificationUrls {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewNotification {
-    /// `DID_RENEW` and the like.
+    /// Apple's type, such as `DID_RENEW`.
     pub notification_type: String,
-    /// `GRACE_PERIOD` and the like.
+    /// Apple's subtype, such as `GRACE_PERIOD`.
     #[serde(default)]
     pub subtype: Option<String>,
-    /// The purchase it is about, by any of its transactions; about none when left out.
+    /// Any transaction of the purchase; a notification about no purchase when left out.
     #[serde(default)]
     pub transaction_id: Option<String>,
-    /// Which world; the transaction's, else the sandbox, when left out.
+    /// The transaction's, else the sandbox, when left out.
     #[serde(default)]
     pub environment: Option<SimulatedEnvironment>,
-    /// Fields to put into the block as they are: new ones, or others than would stand there; `null` leaves one out.
+    /// Fields to add to the block or to replace in it; `null` removes one.
     #[serde(default)]
     pub block: Map<String, Value>,
-    /// The same for the notification as a whole.
+    /// The same for the whole notification.
     #[serde(default)]
     pub fields: Map<String, Value>,
 }
 
 impl NewNotification {
-    /// One of a type, about no purchase.
+    /// A notification about no purchase.
     pub fn new(notification_type: &str, subtype: Option<&str>) -> Self {
         Self {
             notification_type: notification_type.to_owned(),
@@ -87,7 +87,7 @@ impl NewNotification {
         }
     }
 
-    /// In which block it says what it says.
+    /// The field that holds the content, which depends on the type.
     pub(crate) fn block_name(&self) -> &'static str {
         match (self.notification_type.as_str(), self.subtype.as_deref()) {
             ("RENEWAL_EXTENSION", Some("SUMMARY")) => "summary",
@@ -98,60 +98,60 @@ impl NewNotification {
     }
 }
 
-/// A notification on its way.
+/// A notification that was created, and its attempts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedNotification {
-    /// Apple's id, the same on every attempt.
+    /// The `notificationUUID`, the same on every attempt.
     #[serde(rename = "notificationUUID")]
     pub notification_uuid: String,
-    /// The app.
+    /// The bundle id of the app.
     pub bundle_id: String,
-    /// Which world.
+    /// Production or sandbox.
     pub environment: SimulatedEnvironment,
-    /// What happened.
+    /// Apple's type, such as `DID_RENEW`.
     pub notification_type: String,
-    /// The finer intent.
+    /// Apple's subtype, such as `GRACE_PERIOD`.
     pub subtype: Option<String>,
-    /// The purchase it is about, by its first transaction.
+    /// The first transaction of its purchase, if it is about one.
     pub original_transaction_id: Option<String>,
-    /// When it was made.
+    /// The time of its creation.
     pub signed_date: Timestamp,
-    /// What is posted, as a JWS.
+    /// The JWS that is posted.
     pub signed_payload: String,
-    /// How each attempt went.
+    /// The attempts so far, oldest first.
     pub send_attempts: Vec<SimulatedSendAttempt>,
-    /// What the test's status is asked by. `None` for what is not a test that was asked for.
+    /// The token of a test notification's status; `None` for any other notification.
     pub test_token: Option<String>,
-    /// The same, not signed yet.
+    /// The payload before it was signed.
     #[serde(skip)]
     pub payload: Map<String, Value>,
 }
 
-/// How an attempt went.
+/// One attempt to post a notification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedSendAttempt {
-    /// When.
+    /// The time of the attempt.
     #[serde(serialize_with = "millis")]
     pub attempt_date: Timestamp,
-    /// `SUCCESS`, `TIMED_OUT`, `UNSUCCESSFUL_HTTP_RESPONSE_CODE` and the like.
+    /// Apple's word: `SUCCESS`, `TIMED_OUT`, `UNSUCCESSFUL_HTTP_RESPONSE_CODE`, `SOCKET_ISSUE` or `OTHER`.
     pub send_attempt_result: &'static str,
-    /// What was answered; 0 where there was no answer. Apple does not tell it.
+    /// The HTTP status; 0 without an answer. Not part of Apple's answers.
     #[serde(skip)]
     pub status: u16,
 }
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "what serde calls it with"
+    reason = "serde passes a reference"
 )]
 fn millis<S: serde::Serializer>(moment: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_i64(moment.as_millis())
 }
 
 impl SimulatedNotification {
-    /// Whether an attempt brought it to where it should be.
+    /// Whether an attempt was successful.
     pub fn is_delivered(&self) -> bool {
         self.send_attempts
             .iter()
@@ -166,7 +166,6 @@ pub(crate) struct NotificationLog {
 }
 
 impl NotificationLog {
-    /// Adds one.
     pub(crate) fn add(&mut self, notification: SimulatedNotification) {
         if self.notifications.len() == MAX_NOTIFICATIONS {
             self.notifications.pop_front();
@@ -174,12 +173,10 @@ impl NotificationLog {
         self.notifications.push_back(notification);
     }
 
-    /// All of them.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &SimulatedNotification> {
         self.notifications.iter()
     }
 
-    /// One of them.
     pub(crate) fn find_by_uuid(&self, uuid: &str) -> Option<&SimulatedNotification> {
         self.notifications
             .iter()
@@ -187,22 +184,20 @@ impl NotificationLog {
             .find(|one| one.notification_uuid == uuid)
     }
 
-    /// Notes how an attempt went.
     pub(crate) fn record_attempt(&mut self, uuid: &str, attempt: SimulatedSendAttempt) {
-        // The one that was sent is mostly among the newest.
+        // Usually one of the newest.
         let mut newest_first = self.notifications.iter_mut().rev();
         if let Some(one) = newest_first.find(|one| one.notification_uuid == uuid) {
             one.send_attempts.push(attempt);
         }
     }
 
-    /// Forgets them.
     pub(crate) fn clear(&mut self) {
         self.notifications.clear();
     }
 }
 
-/// What the notification history is asked.
+/// The body of a request to the notification history.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct NotificationHistoryQuery {
@@ -214,16 +209,15 @@ pub(crate) struct NotificationHistoryQuery {
     only_failures: Option<bool>,
 }
 
-/// A page of the history.
 #[derive(Debug)]
 pub(crate) struct NotificationHistoryPage<'a> {
     pub(crate) notifications: Vec<&'a SimulatedNotification>,
-    /// Where the next page begins, if there is one.
+    /// `None` on the last page.
     pub(crate) next_page_token: Option<String>,
 }
 
 impl NotificationLog {
-    /// A page of what was sent for an app; `Err` is Apple's number for what is wrong with the question.
+    /// One page of the notifications sent for an app. `Err` is Apple's error code for a wrong query.
     pub(crate) fn query_history(
         &self,
         bundle_id: &str,
@@ -291,19 +285,17 @@ fn decode_page_token(token: &str) -> Option<usize> {
     (digits.len() == 8).then(|| digits.parse().ok())?
 }
 
-/// How a purchase stands before something happens to it.
+/// A subscription before a change.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PriorSubscriptionStatus {
-    /// The App Store's number for how its subscription stands.
+    /// Apple's status; `None` for a purchase that is no subscription.
     pub(crate) status: Option<u8>,
-    /// Whether it had a grace period.
     pub(crate) had_grace_period: bool,
 }
 
-/// What the App Store reports of a purchase: type and subtype.
+/// Type and subtype of a notification.
 pub(crate) type TypeAndSubtype = (&'static str, Option<&'static str>);
 
-/// What the App Store reports of a new purchase.
 pub(crate) fn notification_for_purchase(transaction: &SimulatedTransaction) -> TypeAndSubtype {
     match transaction.kind {
         ProductType::Subscription => ("SUBSCRIBED", Some("INITIAL_BUY")),
@@ -311,10 +303,10 @@ pub(crate) fn notification_for_purchase(transaction: &SimulatedTransaction) -> T
     }
 }
 
-/// What the App Store reports after a change; `told` is the transaction that now tells the story, `renewal` what will
-/// become of its subscription.
+/// The notification of a change; `changed` and `renewal` are the transaction and its renewal after the change. `None`
+/// where Apple sends none.
 pub(crate) fn notification_after_change(
-    told: &SimulatedTransaction,
+    changed: &SimulatedTransaction,
     renewal: Option<&SimulatedRenewal>,
     before: PriorSubscriptionStatus,
     change: &TransactionChange,
@@ -328,15 +320,15 @@ pub(crate) fn notification_after_change(
         TransactionChange::Cancel {} => ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_DISABLED")),
         TransactionChange::Resume {} => ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_ENABLED")),
         TransactionChange::Expire { .. } => {
-            // What is no subscription runs out in silence.
-            let why = match renewal?.expiration_intent {
+            // A purchase that is no subscription expires without a notification.
+            let subtype = match renewal?.expiration_intent {
                 Some(1) => Some("VOLUNTARY"),
                 Some(2) => Some("BILLING_RETRY"),
                 Some(3) => Some("PRICE_INCREASE"),
                 Some(4) => Some("PRODUCT_NOT_FOR_SALE"),
                 _ => None,
             };
-            ("EXPIRED", why)
+            ("EXPIRED", subtype)
         }
         TransactionChange::Grace { .. } => ("DID_FAIL_TO_RENEW", Some("GRACE_PERIOD")),
         TransactionChange::BillingRetry {} if before.had_grace_period => {
@@ -347,7 +339,7 @@ pub(crate) fn notification_after_change(
         TransactionChange::ReverseRefund {} => ("REFUND_REVERSED", None),
         TransactionChange::Revoke {} => ("REVOKE", None),
         TransactionChange::Upgrade { .. } => ("DID_CHANGE_RENEWAL_PREF", Some("UPGRADE")),
-        TransactionChange::Downgrade { product_id } if *product_id == told.product_id => {
+        TransactionChange::Downgrade { product_id } if *product_id == changed.product_id => {
             ("DID_CHANGE_RENEWAL_PREF", None)
         }
         TransactionChange::Downgrade { .. } => ("DID_CHANGE_RENEWAL_PREF", Some("DOWNGRADE")),
@@ -356,7 +348,7 @@ pub(crate) fn notification_after_change(
     })
 }
 
-/// What stands in every block: the app, and in most of them where.
+/// A block without a purchase: the app, and what the kind of block has beside it.
 pub(crate) fn build_block(
     app: &SimulatedApp,
     environment: SimulatedEnvironment,
@@ -394,7 +386,7 @@ pub(crate) fn build_block(
     block
 }
 
-/// An app transaction: that somebody has the app.
+/// The payload of an app transaction, which proves the download of an app.
 pub(crate) fn app_transaction_payload(
     app: &SimulatedApp,
     environment: SimulatedEnvironment,
@@ -413,18 +405,7 @@ pub(crate) fn app_transaction_payload(
     })
 }
 
-/// Puts fields in place of those there are; `null` removes one.
-pub(crate) fn override_fields(onto: &mut Map<String, Value>, fields: &Map<String, Value>) {
-    for (name, value) in fields {
-        if value.is_null() {
-            onto.remove(name);
-        } else {
-            onto.insert(name.clone(), value.clone());
-        }
-    }
-}
-
-/// A UUID that nobody has to find unguessable.
+/// A UUID of version 4 from a generator that is not secure.
 pub(crate) fn seeded_uuid(random: &mut fastrand::Rng) -> String {
     let mut part = |count| random_letters(random, b"0123456789abcdef", count);
     let (first, second, third) = (part(8), part(4), part(3));

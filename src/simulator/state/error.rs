@@ -1,29 +1,29 @@
-//! What cannot be done, and chance.
+//! Why an operation is refused; and small helpers of both stores.
 
-/// Why something that was asked of the simulator cannot be done.
+use std::time::Duration;
+
+/// Why the simulator refuses an operation: a sentence for the caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SimulatorError {
-    /// There is no such thing here.
+    /// The purchase, key or account does not exist here.
     #[error("{0}")]
     NotFound(String),
-    /// It cannot be done, or not to this.
+    /// The request is malformed, or does not fit the state of the purchase.
     #[error("{0}")]
     InvalidRequest(String),
 }
 
 impl SimulatorError {
-    /// There is no such thing here.
     pub(in crate::simulator) fn not_found(sentence: impl Into<String>) -> Self {
         Self::NotFound(sentence.into())
     }
 
-    /// It cannot be done, or not to this.
     pub(in crate::simulator) fn invalid_request(sentence: impl Into<String>) -> Self {
         Self::InvalidRequest(sentence.into())
     }
 }
 
-/// Letters or digits at random, which nobody has to find unguessable.
+/// Random letters or digits; the generator is not secure.
 pub(in crate::simulator) fn random_letters(
     random: &mut fastrand::Rng,
     alphabet: &[u8],
@@ -32,4 +32,8 @@ pub(in crate::simulator) fn random_letters(
     (0..count)
         .map(|_| char::from(alphabet[random.usize(..alphabet.len())]))
         .collect()
+}
+
+pub(in crate::simulator) fn duration_from_days(days: u32) -> Duration {
+    Duration::from_hours(u64::from(days) * 24)
 }

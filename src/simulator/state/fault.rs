@@ -1,13 +1,13 @@
-//! Answers that were asked to go wrong.
+//! Answers that go wrong on request.
 
 use serde::{Deserialize, Serialize};
 
 use super::SimulatorError;
 
-/// How many calls the simulated stores should answer badly, which ones, and how.
+/// Which calls of the simulated stores go wrong, how many, and how.
 ///
-/// Which: all conditions that are given must hold; the oldest fault that fits is used first. How: the first given of
-/// `cut`, `error_code`, `reason`, `status`; a fault with only `delay_ms` answers truly but late.
+/// Which: all given conditions must hold; the oldest fault that matches is used first. How: the first given of `cut`,
+/// `error_code`, `reason`, `status`; a fault with only `delay_ms` gives the correct answer, late.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fault {
@@ -20,16 +20,16 @@ pub struct Fault {
     /// Only calls about this transaction id or purchase token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Let so many calls pass first.
+    /// How many matching calls are answered correctly first.
     #[serde(default)]
     pub skip: u32,
-    /// How many calls go wrong; one when left out, all of them when 0.
+    /// How many calls go wrong: 1 when left out, all of them when 0.
     #[serde(default = "once")]
     pub times: u32,
-    /// Wait so long before answering, in milliseconds of real time.
+    /// The delay before the answer, in milliseconds of real time.
     #[serde(default)]
     pub delay_ms: u64,
-    /// Break the connection in the middle of the true answer.
+    /// Break the connection in the middle of the correct answer.
     #[serde(default)]
     pub cut: bool,
     /// Apple's error code; its first three digits are the HTTP status.
@@ -38,16 +38,16 @@ pub struct Fault {
     /// Google's reason, such as `permissionDenied`; at `google/token` the OAuth error, such as `invalid_grant`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The HTTP status: of `reason` when the usual one is not wanted, or of a gateway's page.
+    /// The HTTP status: with `reason`, instead of the usual one; alone, of a gateway's page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// The body that goes with `status`, instead of a gateway's page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Say `Retry-After` in the store's own way: Apple as the moment in milliseconds, Google in seconds.
+    /// `Retry-After` in the store's own form: Apple gives the point in time in milliseconds, Google seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
-    /// Say `Retry-After` with exactly this text.
+    /// `Retry-After` with exactly this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<String>,
 }
@@ -57,7 +57,7 @@ fn once() -> u32 {
 }
 
 impl Fault {
-    /// Where a fault can be.
+    /// The places of a fault.
     pub const PLACES: [&str; 5] = [
         "apple/production",
         "apple/sandbox",
@@ -66,7 +66,7 @@ impl Fault {
         "google/certs",
     ];
 
-    /// One fault at a place, which does nothing until told what.
+    /// One fault at a place; it needs one of the methods below to do something.
     pub fn at_place(place: &str) -> Self {
         Self {
             at: place.to_owned(),
@@ -75,24 +75,17 @@ impl Fault {
         }
     }
 
-    /// So many calls instead of one; 0 is all of them.
+    /// The number of calls that go wrong; 0 is all of them.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = times;
         self
     }
 
-    /// Let so many calls pass first.
+    /// Answers so many calls correctly first.
     #[must_use]
     pub fn skip_calls(mut self, calls: u32) -> Self {
         self.skip = calls;
-        self
-    }
-
-    /// Only calls about this app.
-    #[must_use]
-    pub fn for_app(mut self, app: &str) -> Self {
-        self.app = Some(app.to_owned());
         self
     }
 
@@ -131,14 +124,14 @@ impl Fault {
         self
     }
 
-    /// Say when to come back, in the store's own way.
+    /// Adds `Retry-After` in the store's own form.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }
 
-    /// Say when to come back, with exactly this text.
+    /// Adds `Retry-After` with exactly this text.
     #[must_use]
     pub fn retry_after_text(mut self, text: &str) -> Self {
         self.retry_after = Some(text.to_owned());
@@ -159,7 +152,7 @@ impl Fault {
         self
     }
 
-    /// Refuses a fault that could never strike, or would do nothing.
+    /// Refuses a fault that could never match a call, or would do nothing.
     fn validate(&self) -> Result<(), SimulatorError> {
         if !Self::PLACES.iter().any(|place| is_within(place, &self.at)) {
             return Err(SimulatorError::invalid_request(format!(
@@ -227,36 +220,33 @@ fn is_within(place: &str, at: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || (!at.is_empty() && rest.starts_with('/')))
 }
 
-/// The faults in force, oldest first.
+/// The active faults, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveFaults(Vec<Fault>);
 
 impl ActiveFaults {
-    /// Puts one more in force.
     pub(crate) fn add(&mut self, fault: Fault) -> Result<(), SimulatorError> {
         fault.validate()?;
         self.0.push(fault);
         Ok(())
     }
 
-    /// Ends them all.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Those still in force.
     pub(crate) fn as_slice(&self) -> &[Fault] {
         &self.0
     }
 
-    /// The fault that strikes this call, used up by one.
+    /// The fault for this call. Counts the call, and removes a fault that is used up.
     pub(crate) fn take_matching(
         &mut self,
         place: &str,
         app: Option<&str>,
         id: Option<&str>,
     ) -> Option<Fault> {
-        let mut struck = None;
+        let mut found = None;
         for (index, fault) in self.0.iter_mut().enumerate() {
             if !fault.matches_call(place, app, id) {
                 continue;
@@ -265,10 +255,10 @@ impl ActiveFaults {
                 fault.skip -= 1;
                 continue;
             }
-            struck = Some(index);
+            found = Some(index);
             break;
         }
-        let index = struck?;
+        let index = found?;
         let fault = self.0[index].clone();
         match fault.times {
             0 => {}
@@ -286,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_strikes_where_and_as_often_as_it_was_told() {
+    fn a_fault_matches_its_place_and_as_often_as_it_says() {
         let mut faults = ActiveFaults::default();
         let fault = Fault::at_place("apple")
             .error_code(4_040_006)
@@ -294,20 +284,28 @@ mod tests {
             .skip_calls(1)
             .times(2);
         faults.add(fault).unwrap();
+        let of_another_app = Fault {
+            app: Some("other".to_owned()),
+            ..Fault::at_place("google/play").status(500)
+        };
+        faults.add(of_another_app).unwrap();
         faults
             .add(Fault::at_place("google/token").status(503).times(0))
             .unwrap();
-        let mut strike = |place, id| faults.take_matching(place, Some("app"), Some(id)).is_some();
-        assert!(!strike("apple/production", "8"), "another id");
-        assert!(!strike("apple/production", "7"), "one passes first");
-        assert!(strike("apple/production", "7"));
-        assert!(strike("apple/sandbox", "7"));
-        assert!(!strike("apple/production", "7"), "used up");
-        assert!(!strike("google/play", "7"));
+        let mut matches = |place, id| faults.take_matching(place, Some("app"), Some(id)).is_some();
+        assert!(!matches("apple/production", "8"), "another id");
+        assert!(
+            !matches("apple/production", "7"),
+            "the first is answered correctly"
+        );
+        assert!(matches("apple/production", "7"));
+        assert!(matches("apple/sandbox", "7"));
+        assert!(!matches("apple/production", "7"), "used up");
+        assert!(!matches("google/play", "7"));
         for _ in 0..5 {
-            assert!(strike("google/token", "7"));
+            assert!(matches("google/token", "7"));
         }
-        assert_eq!(faults.as_slice().len(), 1);
+        assert_eq!(faults.as_slice().len(), 2);
     }
 
     #[test]

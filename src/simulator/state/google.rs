@@ -1,4 +1,4 @@
-//! What the simulated Play knows: subscriptions and one-time products, each under its purchase token.
+//! The data of the simulated Play: subscriptions and one-time products by purchase token, and service accounts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,42 +7,42 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::google_notifications::PushSubscription;
-use super::{BillingPeriod, SimulatorError, random_letters};
+use super::json::{object, override_fields};
+use super::{BillingPeriod, SimulatorError, duration_from_days, random_letters};
 use crate::base::clock::Timestamp;
 
-/// Play forgets a subscription this long after it expired.
+/// Play does not answer for a subscription that expired longer ago than this.
 const EXPIRED_SUBSCRIPTION_RETENTION: Duration = Duration::from_hours(60 * 24);
-/// How long a grace period lasts when nothing else is asked for.
+/// Unless `days` is given.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(7 * 24);
-/// A pause when nothing else is asked for.
+/// Unless `days` is given.
 const DEFAULT_PAUSE: Duration = Duration::from_hours(30 * 24);
-/// What Play calls the letters of its tokens.
 const PURCHASE_TOKEN_ALPHABET: &[u8] =
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// A subscription to sell. Everything has a default: nothing at all is a month of one product, running.
+/// A subscription to sell. Every field has a default; together they are an active month of one product.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "a form to fill in, not a state"
+    reason = "fields of a request, not a state"
 )]
 pub struct NewSubscription {
-    /// One is made up when left out.
+    /// Generated when left out.
     pub purchase_token: Option<String>,
-    /// The app; `com.example.app` when left out.
+    /// `com.example.app` when left out.
     pub package_name: Option<String>,
     /// `pro_monthly` when left out.
     pub product_id: Option<String>,
     /// `monthly` when left out.
     pub base_plan_id: Option<String>,
-    /// The offer it was bought with.
+    /// The offer of the purchase, if any.
     pub offer_id: Option<String>,
-    /// Products beside the first: each becomes a line item of its own.
+    /// Further products: each becomes a line item.
     pub add_ons: Vec<SubscriptionAddOn>,
     /// A month when left out.
     pub period: Option<BillingPeriod>,
-    /// Now when left out.
+    /// The present time when left out.
     pub start_time: Option<Timestamp>,
     /// One period after the start when left out.
     pub expiry_time: Option<Timestamp>,
@@ -52,19 +52,19 @@ pub struct NewSubscription {
     pub price_currency_code: Option<String>,
     /// ISO 3166 alpha-2; `US` when left out.
     pub region_code: Option<String>,
-    /// The app's own user.
+    /// The app's own id of the user.
     pub obfuscated_external_account_id: Option<String>,
-    /// The app's own profile of that user.
+    /// The app's own id of the user's profile.
     pub obfuscated_external_profile_id: Option<String>,
-    /// Bought by a licence tester.
+    /// A purchase of a licence tester.
     pub test_purchase: bool,
-    /// Not paid yet.
+    /// The payment is pending.
     pub pending: bool,
-    /// Does not renew; topped up instead.
+    /// A prepaid plan, which does not renew.
     pub prepaid: bool,
-    /// Acknowledged already.
+    /// Acknowledged from the start.
     pub acknowledged: bool,
-    /// Fields to put into the answer as they are: new ones, or others than would stand there; `null` leaves one out.
+    /// Fields to add to the API's answer or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
 }
 
@@ -72,11 +72,11 @@ pub struct NewSubscription {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct SubscriptionAddOn {
-    /// The product.
+    /// The id of the product.
     pub product_id: String,
     /// The subscription's when left out.
     pub period: Option<BillingPeriod>,
-    /// Does not renew.
+    /// A prepaid plan, which does not renew.
     pub prepaid: bool,
     /// One period after the start when left out.
     pub expiry_time: Option<Timestamp>,
@@ -86,19 +86,20 @@ pub struct SubscriptionAddOn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedSubscription {
-    /// Its token.
+    /// The token that names the purchase.
     pub purchase_token: String,
-    /// The app.
+    /// The package name of the app.
     pub package_name: String,
     /// The token of the purchase that this one replaces.
     pub linked_purchase_token: Option<String>,
-    /// When it began.
+    /// The start of the first period.
     pub start_time: Timestamp,
     /// Whether the app has acknowledged it.
     pub acknowledged: bool,
-    /// What it is made of; never empty.
+    /// The line items; never empty.
     pub items: Vec<SubscriptionItem>,
-    standing: SubscriptionPhase,
+    #[serde(rename = "standing")]
+    phase: SubscriptionPhase,
     canceled: Option<Cancellation>,
     renewals: u32,
     order_id: String,
@@ -106,19 +107,19 @@ pub struct SimulatedSubscription {
     sold: NewSubscription,
 }
 
-/// A line item.
+/// A line item of a subscription.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscriptionItem {
-    /// The product.
+    /// The id of the product.
     pub product_id: String,
-    /// When it ends.
+    /// The end of the current period.
     pub expiry_time: Timestamp,
     period: BillingPeriod,
     prepaid: bool,
 }
 
-/// What keeps a subscription from simply running.
+/// The state of the payment; cancellation and expiry are apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum SubscriptionPhase {
@@ -136,35 +137,35 @@ struct Cancellation {
     at: Timestamp,
 }
 
-/// Who ended a subscription's renewal.
+/// Who cancelled a subscription.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CanceledBy {
-    /// The customer.
+    /// Cancelled by the user.
     #[default]
     User,
-    /// Play, for want of payment.
+    /// Cancelled by Play, because of a failed payment.
     System,
-    /// The app's developer.
+    /// Cancelled by the developer of the app.
     Developer,
-    /// Another purchase, which replaced it.
+    /// Replaced by another purchase.
     Replacement,
 }
 
-/// How Play says that it no longer answers for a token.
+/// The error with which Play refuses an old token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GoneReason {
-    /// 410 `purchaseTokenNoLongerValid`.
+    /// Status 410 with reason `purchaseTokenNoLongerValid`.
     #[default]
     NoLongerValid,
-    /// 410 `subscriptionPurchaseNoLongerAvailable`.
+    /// Status 410 with reason `subscriptionPurchaseNoLongerAvailable`.
     NoLongerAvailable,
-    /// 400 `failedPrecondition`, as for what expired more than 60 days ago.
+    /// Status 400 with reason `failedPrecondition`, as for what expired more than 60 days ago.
     ExpiredTooLong,
 }
 
-/// Something that happens to a subscription.
+/// A change of a subscription. As JSON: the `action` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "action",
@@ -175,60 +176,60 @@ pub enum GoneReason {
 pub enum SubscriptionChange {
     /// One more period. Ends grace, hold and pause.
     Renew {},
-    /// Renewal is turned off; the present period goes on.
+    /// Renewal is turned off; the current period continues.
     Cancel {
-        /// By whom; the customer when left out.
+        /// The user when left out.
         #[serde(default)]
         by: CanceledBy,
     },
-    /// The customer turns renewal on again before the end.
+    /// The user turns renewal on again before the end.
     Restore {},
-    /// It ends now.
+    /// The subscription ends now.
     Expire {},
-    /// A payment failed; access goes on in a grace period.
+    /// A payment failed; access continues in a grace period.
     Grace {
-        /// How long; 7 days when left out.
+        /// 7 when left out.
         #[serde(default)]
         days: Option<u32>,
     },
-    /// A payment failed; access stops until it is made.
+    /// A payment failed; access stops until it is paid.
     Hold {},
-    /// The customer pauses it: the period ends now.
+    /// The user pauses it: the period ends now.
     Pause {
-        /// How long; 30 days when left out.
+        /// 30 when left out.
         #[serde(default)]
         days: Option<u32>,
     },
-    /// It goes on after a hold or a pause: a new period begins now.
+    /// Ends a hold or a pause: a new period begins now.
     Resume {},
-    /// The money is given back and access ends now.
+    /// Play refunds it, and access ends now.
     Revoke {},
     /// The developer moves the next payment.
     Defer {
-        /// By how much.
+        /// By how many days.
         days: u32,
     },
     /// The app acknowledges it.
     Acknowledge {},
     /// A pending purchase is paid: it begins now.
     Complete {},
-    /// A pending purchase is given up.
+    /// A pending purchase is cancelled.
     Decline {},
-    /// Play no longer answers for the token.
+    /// Play refuses the token from now on.
     Gone {
-        /// In which words.
+        /// The error; 410 `purchaseTokenNoLongerValid` when left out.
         #[serde(default)]
         how: GoneReason,
     },
-    /// Play never knew the token.
+    /// Deletes it: Play does not know the token any more.
     Forget {},
 }
 
-/// What replaces a subscription.
+/// The new subscription of a plan change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct SubscriptionReplacement {
-    /// One is made up when left out.
+    /// Generated when left out.
     pub purchase_token: Option<String>,
     /// The old one's when left out.
     pub product_id: Option<String>,
@@ -240,39 +241,39 @@ pub struct SubscriptionReplacement {
     pub price_amount_micros: Option<i64>,
 }
 
-/// A one-time product to sell. Everything has a default: nothing at all is one `coins_100`, paid.
+/// A one-time product to sell. Every field has a default; together they are one paid `coins_100`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "a form to fill in, not a state"
+    reason = "fields of a request, not a state"
 )]
 pub struct NewProduct {
-    /// One is made up when left out.
+    /// Generated when left out.
     pub purchase_token: Option<String>,
-    /// The app; `com.example.app` when left out.
+    /// `com.example.app` when left out.
     pub package_name: Option<String>,
     /// `coins_100` when left out.
     pub product_id: Option<String>,
-    /// Now when left out.
+    /// The present time when left out.
     pub purchase_time: Option<Timestamp>,
-    /// Left out of the answer when left out here, which means one.
+    /// When left out, the answer has none, which means 1.
     pub quantity: Option<u32>,
     /// ISO 3166 alpha-2; `US` when left out.
     pub region_code: Option<String>,
-    /// The app's own user.
+    /// The app's own id of the user.
     pub obfuscated_external_account_id: Option<String>,
-    /// The app's own profile of that user.
+    /// The app's own id of the user's profile.
     pub obfuscated_external_profile_id: Option<String>,
-    /// Bought by a licence tester.
+    /// A purchase of a licence tester.
     pub test_purchase: bool,
-    /// Not paid yet.
+    /// The payment is pending.
     pub pending: bool,
-    /// Acknowledged already.
+    /// Acknowledged from the start.
     pub acknowledged: bool,
     /// Leave product, token and quantity out of the answer, which Play may do.
     pub terse: bool,
-    /// Fields to put into the answer as they are: new ones, or others than would stand there; `null` leaves one out.
+    /// Fields to add to the API's answer or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
 }
 
@@ -280,17 +281,17 @@ pub struct NewProduct {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedProductPurchase {
-    /// Its token.
+    /// The token that names the purchase.
     pub purchase_token: String,
-    /// The app.
+    /// The package name of the app.
     pub package_name: String,
-    /// The product.
+    /// The id of the product.
     pub product_id: String,
-    /// When it was bought.
+    /// The time of the purchase, or of the payment of a pending one.
     pub purchase_time: Timestamp,
-    /// 0 purchased, 1 cancelled, 2 pending.
+    /// Google's number: 0 purchased, 1 cancelled, 2 pending.
     pub purchase_state: u8,
-    /// Whether it was used up.
+    /// Whether the app has consumed it.
     pub consumed: bool,
     /// Whether the app has acknowledged it.
     pub acknowledged: bool,
@@ -299,7 +300,7 @@ pub struct SimulatedProductPurchase {
     sold: NewProduct,
 }
 
-/// Something that happens to a one-time product.
+/// A change of a one-time product. As JSON: the `action` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "action",
@@ -308,29 +309,29 @@ pub struct SimulatedProductPurchase {
     deny_unknown_fields
 )]
 pub enum ProductChange {
-    /// The app uses it up, which also acknowledges it.
+    /// The app consumes it, which also acknowledges it.
     Consume {},
     /// The app acknowledges it.
     Acknowledge {},
-    /// The money is given back, or a pending purchase is given up.
+    /// Play refunds it, or cancels a pending purchase.
     Refund {},
     /// A pending purchase is paid.
     Complete {},
-    /// Play no longer answers for the token.
+    /// Play refuses the token from now on.
     Gone {
-        /// In which words.
+        /// The error; 410 `purchaseTokenNoLongerValid` when left out.
         #[serde(default)]
         how: GoneReason,
     },
-    /// Play never knew the token.
+    /// Deletes it: Play does not know the token any more.
     Forget {},
 }
 
-/// A service account's standing with Google.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A service account that was created later, or the changed rights of the identity's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServiceAccountState {
-    /// Base64 of PKCS#1, and the key's id. `None` for the identity's own.
+    /// The public key (PKCS#1, base64) and its id. `None` for the identity's own account.
     pub key: Option<(String, String)>,
     /// Deleted: the token endpoint answers `invalid_grant`.
     pub disabled: bool,
@@ -338,25 +339,22 @@ pub(crate) struct ServiceAccountState {
     pub denied: bool,
 }
 
-/// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct GoogleState {
     subscriptions: BTreeMap<String, SimulatedSubscription>,
     products: BTreeMap<String, SimulatedProductPurchase>,
-    /// By address.
+    /// By email address.
     pub accounts: BTreeMap<String, ServiceAccountState>,
-    /// Where notifications are pushed, by package name.
+    /// By package name.
     pub push: BTreeMap<String, PushSubscription>,
 }
 
 impl GoogleState {
-    /// A subscription by its token.
     pub(crate) fn find_subscription(&self, token: &str) -> Option<&SimulatedSubscription> {
         self.subscriptions.get(token)
     }
 
-    /// A one-time product by its token.
     pub(crate) fn find_product(&self, token: &str) -> Option<&SimulatedProductPurchase> {
         self.products.get(token)
     }
@@ -375,7 +373,6 @@ impl GoogleState {
         all
     }
 
-    /// Sells a subscription.
     pub(crate) fn buy_subscription(
         &mut self,
         new: NewSubscription,
@@ -415,7 +412,7 @@ impl GoogleState {
             start_time: start,
             acknowledged: new.acknowledged,
             items,
-            standing: if new.pending {
+            phase: if new.pending {
                 SubscriptionPhase::Pending
             } else {
                 SubscriptionPhase::Running
@@ -430,7 +427,6 @@ impl GoogleState {
         Ok(subscription)
     }
 
-    /// Lets something happen to a subscription.
     pub(crate) fn change_subscription(
         &mut self,
         token: &str,
@@ -491,7 +487,6 @@ impl GoogleState {
         Ok(sold)
     }
 
-    /// Sells a one-time product.
     pub(crate) fn buy_product(
         &mut self,
         new: NewProduct,
@@ -518,7 +513,6 @@ impl GoogleState {
         Ok(product)
     }
 
-    /// Lets something happen to a one-time product.
     pub(crate) fn change_product(
         &mut self,
         token: &str,
@@ -538,7 +532,7 @@ impl GoogleState {
             ProductChange::Acknowledge {} if is_paid => product.acknowledged = true,
             ProductChange::Consume {} | ProductChange::Acknowledge {} => {
                 return Err(SimulatorError::invalid_request(
-                    "Only a product that is paid for and not used up can be consumed or acknowledged.",
+                    "Only a product that is paid for and not consumed can be consumed or acknowledged.",
                 ));
             }
             ProductChange::Refund {} => product.purchase_state = 1,
@@ -590,9 +584,9 @@ impl GoogleState {
 }
 
 impl SimulatedSubscription {
-    /// Play's word for how it stands, without its prefix: `ACTIVE`, `ON_HOLD`, …
+    /// Google's `subscriptionState` without its prefix: `ACTIVE`, `ON_HOLD`, …
     pub fn state_name(&self, now: Timestamp) -> &'static str {
-        match self.standing {
+        match self.phase {
             SubscriptionPhase::Pending => "PENDING",
             SubscriptionPhase::PendingCanceled => "PENDING_PURCHASE_CANCELED",
             SubscriptionPhase::OnHold => "ON_HOLD",
@@ -604,7 +598,7 @@ impl SimulatedSubscription {
         }
     }
 
-    /// When its last item ends.
+    /// The end of the line item that lasts longest.
     pub fn latest_expiry_time(&self) -> Timestamp {
         self.items
             .iter()
@@ -613,7 +607,7 @@ impl SimulatedSubscription {
             .unwrap_or(self.start_time)
     }
 
-    /// In which words Play no longer answers for it, if so.
+    /// The error with which Play refuses the token, if it does.
     pub(crate) fn gone_reason(&self, now: Timestamp) -> Option<GoneReason> {
         let is_forgotten = self.state_name(now) == "EXPIRED"
             && now.duration_since(self.latest_expiry_time()) > EXPIRED_SUBSCRIPTION_RETENTION;
@@ -621,7 +615,7 @@ impl SimulatedSubscription {
             .or_else(|| is_forgotten.then_some(GoneReason::ExpiredTooLong))
     }
 
-    /// The number of its latest order.
+    /// The first order's id; after renewals with the suffix `..0`, `..1` and so on.
     pub fn latest_order_id(&self) -> String {
         match self.renewals {
             0 => self.order_id.clone(),
@@ -634,10 +628,6 @@ impl SimulatedSubscription {
         change: &SubscriptionChange,
         now: Timestamp,
     ) -> Result<(), SimulatorError> {
-        let is_pending = matches!(
-            self.standing,
-            SubscriptionPhase::Pending | SubscriptionPhase::PendingCanceled
-        );
         let needs_paid = !matches!(
             change,
             SubscriptionChange::Complete {}
@@ -645,7 +635,7 @@ impl SimulatedSubscription {
                 | SubscriptionChange::Gone { .. }
                 | SubscriptionChange::Forget {}
         );
-        if is_pending && needs_paid {
+        if self.is_pending() && needs_paid {
             return Err(SimulatorError::invalid_request(
                 "The purchase is pending: complete or decline it first.",
             ));
@@ -654,16 +644,16 @@ impl SimulatedSubscription {
             SubscriptionChange::Renew {} | SubscriptionChange::Resume {} => {
                 for item in &mut self.items {
                     let paid_ahead =
-                        self.standing == SubscriptionPhase::Running && item.expiry_time > now;
+                        self.phase == SubscriptionPhase::Running && item.expiry_time > now;
                     let begin = if paid_ahead { item.expiry_time } else { now };
                     item.expiry_time = item.period.end_from(begin);
                 }
-                self.standing = SubscriptionPhase::Running;
+                self.phase = SubscriptionPhase::Running;
                 self.canceled = None;
                 self.renewals += 1;
             }
             SubscriptionChange::Cancel { by } => {
-                self.canceled = Some(Cancellation { by: *by, at: now })
+                self.canceled = Some(Cancellation { by: *by, at: now });
             }
             SubscriptionChange::Restore {}
                 if self.canceled.is_none() || self.latest_expiry_time() <= now =>
@@ -674,17 +664,17 @@ impl SimulatedSubscription {
             }
             SubscriptionChange::Restore {} => self.canceled = None,
             SubscriptionChange::Expire {} => {
-                // Whoever was in grace or on hold is out for want of payment; others had cancelled.
-                let by = match self.standing {
+                // A subscription in grace or on hold ends because it was not paid, any other because the user cancelled.
+                let by = match self.phase {
                     SubscriptionPhase::InGrace | SubscriptionPhase::OnHold => CanceledBy::System,
                     _ => CanceledBy::User,
                 };
                 self.canceled.get_or_insert(Cancellation { by, at: now });
-                self.standing = SubscriptionPhase::Running;
+                self.phase = SubscriptionPhase::Running;
                 self.expire_by(now);
             }
             SubscriptionChange::Grace { days } => {
-                self.standing = SubscriptionPhase::InGrace;
+                self.phase = SubscriptionPhase::InGrace;
                 // Play moves the expiry to the end of the grace period.
                 let end = now.plus(days.map_or(DEFAULT_GRACE_PERIOD, duration_from_days));
                 for item in &mut self.items {
@@ -692,11 +682,11 @@ impl SimulatedSubscription {
                 }
             }
             SubscriptionChange::Hold {} => {
-                self.standing = SubscriptionPhase::OnHold;
+                self.phase = SubscriptionPhase::OnHold;
                 self.expire_by(now);
             }
             SubscriptionChange::Pause { days } => {
-                self.standing = SubscriptionPhase::Paused {
+                self.phase = SubscriptionPhase::Paused {
                     resumes: now.plus(days.map_or(DEFAULT_PAUSE, duration_from_days)),
                 };
                 self.expire_by(now);
@@ -706,7 +696,7 @@ impl SimulatedSubscription {
                     by: CanceledBy::Developer,
                     at: now,
                 });
-                self.standing = SubscriptionPhase::Running;
+                self.phase = SubscriptionPhase::Running;
                 self.expire_by(now);
             }
             SubscriptionChange::Defer { days } => {
@@ -715,15 +705,15 @@ impl SimulatedSubscription {
                 }
             }
             SubscriptionChange::Acknowledge {} => self.acknowledged = true,
-            SubscriptionChange::Complete {} if self.standing == SubscriptionPhase::Pending => {
-                self.standing = SubscriptionPhase::Running;
+            SubscriptionChange::Complete {} if self.phase == SubscriptionPhase::Pending => {
+                self.phase = SubscriptionPhase::Running;
                 self.start_time = now;
                 for item in &mut self.items {
                     item.expiry_time = item.period.end_from(now);
                 }
             }
-            SubscriptionChange::Decline {} if self.standing == SubscriptionPhase::Pending => {
-                self.standing = SubscriptionPhase::PendingCanceled;
+            SubscriptionChange::Decline {} if self.phase == SubscriptionPhase::Pending => {
+                self.phase = SubscriptionPhase::PendingCanceled;
             }
             SubscriptionChange::Complete {} | SubscriptionChange::Decline {} => {
                 return Err(SimulatorError::invalid_request(
@@ -742,14 +732,23 @@ impl SimulatedSubscription {
         }
     }
 
-    /// The answer of `subscriptionsv2.get`.
+    /// The answer of Play's `purchases.subscriptionsv2.get`.
     pub fn to_api_response(&self, now: Timestamp) -> Value {
         let state = self.state_name(now);
-        let is_pending = matches!(
-            self.standing,
-            SubscriptionPhase::Pending | SubscriptionPhase::PendingCanceled
-        );
-        let mut answer = json!({
+        let is_pending = self.is_pending();
+        let ids = object(json!({
+            "obfuscatedExternalAccountId": self.sold.obfuscated_external_account_id,
+            "obfuscatedExternalProfileId": self.sold.obfuscated_external_profile_id,
+        }));
+        let declined = || json!({ "renewalDeclined": { "pendingOrderId": format!("{}..{}", self.order_id, self.renewals) } });
+        let resumes = match self.phase {
+            SubscriptionPhase::Paused { resumes } => Some(resumes),
+            _ => None,
+        };
+        let canceled = self
+            .canceled
+            .filter(|_| matches!(state, "CANCELED" | "EXPIRED"));
+        let mut response = object(json!({
             "kind": "androidpublisher#subscriptionPurchaseV2",
             "regionCode": self.sold.region_code.as_deref().unwrap_or("US"),
             "subscriptionState": format!("SUBSCRIPTION_STATE_{state}"),
@@ -761,59 +760,31 @@ impl SimulatedSubscription {
             },
             "etag": format!("\"{}\"", self.renewals + 1),
             "lineItems": self.items.iter().map(|item| self.line_item_json(item, is_pending)).collect::<Vec<_>>(),
-        });
-        let fields = answer.as_object_mut().expect("an object was just written");
-        let mut put = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                fields.insert(name.to_owned(), value);
-            }
-        };
-        put(
-            "startTime",
-            (!is_pending).then(|| rfc3339_json(self.start_time)),
-        );
-        put(
-            "linkedPurchaseToken",
-            self.linked_purchase_token
-                .as_ref()
-                .map(|token| json!(token)),
-        );
-        put("testPurchase", self.sold.test_purchase.then(|| json!({})));
-        let mut ids = Map::new();
-        if let Some(account) = &self.sold.obfuscated_external_account_id {
-            ids.insert("obfuscatedExternalAccountId".to_owned(), json!(account));
-        }
-        if let Some(profile) = &self.sold.obfuscated_external_profile_id {
-            ids.insert("obfuscatedExternalProfileId".to_owned(), json!(profile));
-        }
-        put(
-            "externalAccountIdentifiers",
-            (!ids.is_empty()).then_some(Value::Object(ids)),
-        );
-        let declined = json!({ "renewalDeclined": { "pendingOrderId": format!("{}..{}", self.order_id, self.renewals) } });
-        match (self.standing, state) {
-            (SubscriptionPhase::Paused { resumes }, _) => put(
-                "pausedStateContext",
-                Some(json!({ "autoResumeTime": rfc3339_json(resumes) })),
-            ),
-            (_, "IN_GRACE_PERIOD") => put("inGracePeriodStateContext", Some(declined)),
-            (_, "ON_HOLD") => put("onHoldStateContext", Some(declined)),
-            _ => {}
-        }
-        if matches!(state, "CANCELED" | "EXPIRED") {
-            put(
-                "canceledStateContext",
-                self.canceled.map(|canceled| match canceled.by {
-                    CanceledBy::User => json!({ "userInitiatedCancellation": {
-                        "cancelTime": rfc3339_json(canceled.at),
-                    } }),
-                    CanceledBy::System => json!({ "systemInitiatedCancellation": {} }),
-                    CanceledBy::Developer => json!({ "developerInitiatedCancellation": {} }),
-                    CanceledBy::Replacement => json!({ "replacementCancellation": {} }),
-                }),
-            );
-        }
-        override_fields(answer, &self.sold.fields)
+            "startTime": (!is_pending).then(|| rfc3339_json(self.start_time)),
+            "linkedPurchaseToken": self.linked_purchase_token,
+            "testPurchase": self.sold.test_purchase.then(|| json!({})),
+            "externalAccountIdentifiers": (!ids.is_empty()).then_some(ids),
+            "pausedStateContext": resumes.map(|time| json!({ "autoResumeTime": rfc3339_json(time) })),
+            "inGracePeriodStateContext": (state == "IN_GRACE_PERIOD").then(declined),
+            "onHoldStateContext": (state == "ON_HOLD").then(declined),
+            "canceledStateContext": canceled.map(|canceled| match canceled.by {
+                CanceledBy::User => json!({ "userInitiatedCancellation": {
+                    "cancelTime": rfc3339_json(canceled.at),
+                } }),
+                CanceledBy::System => json!({ "systemInitiatedCancellation": {} }),
+                CanceledBy::Developer => json!({ "developerInitiatedCancellation": {} }),
+                CanceledBy::Replacement => json!({ "replacementCancellation": {} }),
+            }),
+        }));
+        override_fields(&mut response, &self.sold.fields);
+        Value::Object(response)
+    }
+
+    fn is_pending(&self) -> bool {
+        matches!(
+            self.phase,
+            SubscriptionPhase::Pending | SubscriptionPhase::PendingCanceled
+        )
     }
 
     fn line_item_json(&self, item: &SubscriptionItem, is_pending: bool) -> Value {
@@ -837,7 +808,7 @@ impl SimulatedSubscription {
         } else {
             line["autoRenewingPlan"] = json!({ "recurringPrice": money_json(micros, currency) });
             // Left out when false, as Google does.
-            if self.canceled.is_none() && self.standing != SubscriptionPhase::PendingCanceled {
+            if self.canceled.is_none() && self.phase != SubscriptionPhase::PendingCanceled {
                 line["autoRenewingPlan"]["autoRenewEnabled"] = json!(true);
             }
         }
@@ -846,19 +817,20 @@ impl SimulatedSubscription {
 }
 
 impl SimulatedProductPurchase {
-    /// In which words Play no longer answers for it, if so.
+    /// The error with which Play refuses the token, if it does.
     pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
         self.gone
     }
 
-    /// Its order's number.
+    /// Google's order id.
     pub fn order_id(&self) -> &str {
         &self.order_id
     }
 
-    /// The answer of `products.get`.
+    /// The answer of Play's `purchases.products.get`.
     pub fn to_api_response(&self) -> Value {
-        let mut answer = json!({
+        let named = (!self.sold.terse).then_some(());
+        let mut response = object(json!({
             "kind": "androidpublisher#productPurchase",
             "purchaseTimeMillis": self.purchase_time.as_millis().to_string(),
             "purchaseState": self.purchase_state,
@@ -867,34 +839,15 @@ impl SimulatedProductPurchase {
             "orderId": self.order_id,
             "acknowledgementState": u8::from(self.acknowledged),
             "regionCode": self.sold.region_code.as_deref().unwrap_or("US"),
-        });
-        let fields = answer.as_object_mut().expect("an object was just written");
-        let mut put = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                fields.insert(name.to_owned(), value);
-            }
-        };
-        put("purchaseType", self.sold.test_purchase.then(|| json!(0)));
-        put(
-            "obfuscatedExternalAccountId",
-            self.sold
-                .obfuscated_external_account_id
-                .as_ref()
-                .map(|id| json!(id)),
-        );
-        put(
-            "obfuscatedExternalProfileId",
-            self.sold
-                .obfuscated_external_profile_id
-                .as_ref()
-                .map(|id| json!(id)),
-        );
-        if !self.sold.terse {
-            put("productId", Some(json!(self.product_id)));
-            put("purchaseToken", Some(json!(self.purchase_token)));
-            put("quantity", self.sold.quantity.map(|count| json!(count)));
-        }
-        override_fields(answer, &self.sold.fields)
+            "purchaseType": self.sold.test_purchase.then_some(0),
+            "obfuscatedExternalAccountId": self.sold.obfuscated_external_account_id,
+            "obfuscatedExternalProfileId": self.sold.obfuscated_external_profile_id,
+            "productId": named.map(|()| &self.product_id),
+            "purchaseToken": named.map(|()| &self.purchase_token),
+            "quantity": named.and(self.sold.quantity),
+        }));
+        override_fields(&mut response, &self.sold.fields);
+        Value::Object(response)
     }
 }
 
@@ -929,10 +882,6 @@ fn random_order_id(random: &mut fastrand::Rng) -> String {
     )
 }
 
-fn duration_from_days(days: u32) -> Duration {
-    Duration::from_hours(u64::from(days) * 24)
-}
-
 /// As Google writes a time: the decimals only when there are any.
 fn rfc3339_json(moment: Timestamp) -> Value {
     json!(moment.to_string().replace(".000Z", "Z"))
@@ -949,17 +898,4 @@ fn money_json(micros: i64, currency: &str) -> Value {
         money["nanos"] = json!(rest * 1000);
     }
     money
-}
-
-fn override_fields(mut answer: Value, fields: &Map<String, Value>) -> Value {
-    if let Some(answer) = answer.as_object_mut() {
-        for (name, value) in fields {
-            if value.is_null() {
-                answer.remove(name);
-            } else {
-                answer.insert(name.clone(), value.clone());
-            }
-        }
-    }
-    answer
 }

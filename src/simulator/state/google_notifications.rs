@@ -1,4 +1,4 @@
-//! What Play publishes when something happens to a purchase, and to whom it is pushed. Pure.
+//! Real-time developer notifications: their content, where they are pushed, the log of those published. Pure.
 
 use std::collections::VecDeque;
 
@@ -10,28 +10,28 @@ use super::google::{
 };
 use crate::base::clock::Timestamp;
 
-/// How many messages are remembered.
+/// The log keeps the newest messages only.
 const MAX_MESSAGES: usize = 20_000;
 
-/// A push subscription of an app's topic.
+/// A Pub/Sub push subscription of an app's topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PushSubscription {
-    /// Where messages are pushed.
+    /// The URL to which messages are pushed.
     pub endpoint: String,
-    /// What the token is meant for; the endpoint when left out, as in Pub/Sub.
+    /// The `aud` of the token; the endpoint when left out, as in Pub/Sub.
     #[serde(default)]
     pub audience: Option<String>,
-    /// The address in the token; the simulator's own when left out.
+    /// The email address in the token; the simulator's own when left out.
     #[serde(default)]
     pub account: Option<String>,
-    /// Messages are pushed only when somebody asks for it.
+    /// Push messages on request only.
     #[serde(default)]
     pub manual: bool,
 }
 
 impl PushSubscription {
-    /// Pushes to an address at once, as Pub/Sub does where nothing else is set.
+    /// Pushes to a URL at once, with Pub/Sub's defaults.
     pub fn for_endpoint(endpoint: &str) -> Self {
         Self {
             endpoint: endpoint.to_owned(),
@@ -42,30 +42,30 @@ impl PushSubscription {
     }
 }
 
-/// A message on its way to a push subscription.
+/// A published message, and the answers to its pushes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedMessage {
     /// Pub/Sub's id, the same on every push.
     pub message_id: String,
-    /// The app.
+    /// The package name of the app.
     pub package_name: String,
-    /// When it was published.
+    /// The time of publication.
     pub publish_time: Timestamp,
-    /// What it says, in base64.
+    /// The notification in base64.
     pub data: String,
-    /// What each push of it was answered; 0 where there was no answer.
+    /// The HTTP status of each push; 0 without an answer.
     pub answers: Vec<u16>,
 }
 
 impl PublishedMessage {
-    /// Whether a push was answered with what Pub/Sub takes for yes.
+    /// Whether a push was answered with a status that Pub/Sub takes as an acknowledgement.
     pub fn is_acknowledged(&self) -> bool {
-        let is_yes = |status: &u16| matches!(status, 102 | 200 | 201 | 202 | 204);
-        self.answers.iter().any(is_yes)
+        let acknowledges = |status: &u16| matches!(status, 102 | 200 | 201 | 202 | 204);
+        self.answers.iter().any(acknowledges)
     }
 
-    /// The body of a push, as Pub/Sub writes it.
+    /// The body of a push in Pub/Sub's form.
     pub(crate) fn to_push_body(&self) -> String {
         let time = self.publish_time.to_string();
         let body = json!({
@@ -82,14 +82,13 @@ impl PublishedMessage {
     }
 }
 
-/// The messages published, oldest first.
+/// The log of published messages, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct PublishedMessages {
     messages: VecDeque<PublishedMessage>,
 }
 
 impl PublishedMessages {
-    /// Adds one.
     pub(crate) fn add(&mut self, message: PublishedMessage) {
         if self.messages.len() == MAX_MESSAGES {
             self.messages.pop_front();
@@ -97,21 +96,18 @@ impl PublishedMessages {
         self.messages.push_back(message);
     }
 
-    /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &PublishedMessage> {
         self.messages.iter()
     }
 
-    /// One of them.
     pub(crate) fn find_by_id(&self, id: &str) -> Option<&PublishedMessage> {
         self.messages
             .iter()
             .find(|message| message.message_id == id)
     }
 
-    /// Notes what a push was answered.
     pub(crate) fn record_answer(&mut self, id: &str, status: u16) {
-        // The one that was pushed is mostly among the newest.
+        // Usually one of the newest.
         if let Some(message) = self
             .messages
             .iter_mut()
@@ -122,13 +118,12 @@ impl PublishedMessages {
         }
     }
 
-    /// Forgets them.
     pub(crate) fn clear(&mut self) {
         self.messages.clear();
     }
 }
 
-/// What stands in every real-time developer notification.
+/// The fields of every real-time developer notification.
 pub(crate) fn common_fields(package: &str, now: Timestamp) -> Map<String, Value> {
     let head = [
         ("version", "1.0".to_owned()),
@@ -140,7 +135,7 @@ pub(crate) fn common_fields(package: &str, now: Timestamp) -> Map<String, Value>
         .collect()
 }
 
-/// A real-time developer notification.
+/// A notification with one block, such as `subscriptionNotification`.
 pub(crate) fn build_notification(
     package: &str,
     now: Timestamp,
@@ -152,7 +147,7 @@ pub(crate) fn build_notification(
     Value::Object(notification)
 }
 
-/// What happened to a subscription, by Google's number. It does not name the product: Google no longer does.
+/// A notification of Google's type `number`. It does not name the product: Google does not any more.
 pub(crate) fn subscription_notification(
     subscription: &SimulatedSubscription,
     number: u8,
@@ -171,7 +166,7 @@ pub(crate) fn subscription_notification(
     )
 }
 
-/// What Play publishes after a change; `before` is the subscription's state before it.
+/// The notifications of a change; `before` is the subscription's state name before it.
 pub(crate) fn notifications_after_change(
     subscription: &SimulatedSubscription,
     before: &str,
@@ -215,7 +210,7 @@ pub(crate) fn notifications_after_change(
     all
 }
 
-/// What happened to a one-time product, by Google's number.
+/// A notification of Google's type `number`.
 pub(crate) fn product_notification(
     product: &SimulatedProductPurchase,
     number: u8,
@@ -235,7 +230,7 @@ pub(crate) fn product_notification(
     )
 }
 
-/// What Play publishes after a change; `was_pending` is whether the product was not paid for before it.
+/// The notification of a change; `was_pending` is whether the payment was pending before it.
 pub(crate) fn notification_after_product_change(
     product: &SimulatedProductPurchase,
     was_pending: bool,

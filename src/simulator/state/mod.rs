@@ -1,16 +1,16 @@
-//! What the simulated stores know. Pure: every change takes the time it happens at.
+//! The data of the simulated stores. Pure: every change takes the time at which it happens.
 //!
-//! Nothing happens by itself but the passing of time: a subscription that nobody renews runs out, and one that ran
-//! out long ago is forgotten. Renewals, failed payments and refunds are asked for.
+//! Only time passes by itself: a subscription that is not renewed expires, and Play forgets it 60 days later. Renewals,
+//! failed payments and refunds happen on request.
 //!
-//! - [`apple`]: transactions and subscriptions of the App Store
-//! - [`google`]: purchases of Play
-//! - [`notifications`]: what the App Store reports, and to whom
-//! - [`pubsub`]: what Play publishes, and to whom
-//! - [`fault`]: answers that were asked to go wrong
-//! - [`period`]: `P1M` and the like
-//! - `refused`: why something cannot be done
-//! - `books`: all of it, as it survives a restart
+//! - [`apple`]: transactions and subscriptions of the App Store, apps and keys
+//! - [`apple_notifications`]: the notification of each change, the log of those sent, and the history API's query
+//! - [`google`]: purchases of Play, and service accounts
+//! - [`google_notifications`]: the notifications of each change, and the log of those published
+//! - [`fault`]: answers that go wrong on request
+//! - [`period`]: billing periods such as `P1M`
+//! - `store_state`: the part that survives a restart
+//! - `json`, `error`: helpers of both stores
 
 pub mod apple;
 pub mod apple_notifications;
@@ -18,10 +18,11 @@ mod error;
 pub mod fault;
 pub mod google;
 pub mod google_notifications;
+pub(in crate::simulator) mod json;
 pub mod period;
 mod store_state;
 
 pub use error::SimulatorError;
-pub(in crate::simulator) use error::random_letters;
+pub(in crate::simulator) use error::{duration_from_days, random_letters};
 pub use period::BillingPeriod;
 pub(in crate::simulator) use store_state::StoreState;

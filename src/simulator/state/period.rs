@@ -1,4 +1,4 @@
-//! How long a subscription's period is: ISO 8601 durations such as `P1M`, as the stores write them.
+//! Billing periods as the stores write them: ISO 8601 durations such as `P1M`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use time::{Date, Month, OffsetDateTime};
 
 use crate::base::clock::Timestamp;
 
-/// A period: `P7D`, `P1M`, `P1Y`, `P3D`, `PT5M` (five minutes, as in the stores' test modes), …
+/// An ISO 8601 duration: `P7D`, `P1M`, `P1Y`, `PT5M` (five minutes, as in the stores' test modes).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BillingPeriod {
@@ -16,14 +16,14 @@ pub struct BillingPeriod {
     seconds: u64,
 }
 
-/// A text that is no period.
+/// The text is not an ISO 8601 duration, or is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a period is an ISO 8601 duration such as P7D, P1M, P1Y or PT5M")]
 pub struct ParsePeriodError;
 
 impl BillingPeriod {
-    /// One month.
-    pub fn one_month() -> Self {
+    /// `P1M`, the default of both stores.
+    pub(crate) fn one_month() -> Self {
         Self {
             text: "P1M".to_owned(),
             months: 1,
@@ -32,7 +32,7 @@ impl BillingPeriod {
     }
 
     /// When a period that begins at `start` ends. A month from 31 January ends on the last day of February.
-    pub fn end_from(&self, start: Timestamp) -> Timestamp {
+    pub(crate) fn end_from(&self, start: Timestamp) -> Timestamp {
         let moment = OffsetDateTime::from(start);
         let month = u32::from(u8::from(moment.month())) - 1 + self.months;
         let year = moment
@@ -50,7 +50,7 @@ impl BillingPeriod {
         Timestamp::from(moment).plus(Duration::from_secs(self.seconds))
     }
 
-    /// The ISO 8601 text.
+    /// The ISO 8601 text, as it was given.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -75,7 +75,7 @@ impl TryFrom<String> for BillingPeriod {
                 in_time = true;
                 continue;
             }
-            // Four digits are nine thousand years; more would only overflow.
+            // Four digits of years reach far enough; more would overflow.
             let count: u32 = match digits.len() {
                 1..=4 => digits.parse().map_err(|_| ParsePeriodError)?,
                 _ => return Err(ParsePeriodError),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_period_is_refused() {
+    fn a_text_that_is_no_period_is_refused() {
         for text in [
             "", "P", "1M", "PM", "P1", "P1X", "PT1D", "P0D", "P1M1", "P99999D", "PTT1M",
         ] {

@@ -1,10 +1,10 @@
-//! Everything at once.
+//! The data of both stores.
 
 use serde::{Deserialize, Serialize};
 
 use super::{apple, google};
 
-/// Everything that survives a restart.
+/// The part that survives a restart: the content of `purchases.json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(in crate::simulator) struct StoreState {
     pub apple: apple::AppleState,

@@ -1,5 +1,3 @@
-//! What the simulated App Store reports, how it posts it, and what it tells of that afterwards.
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,519 +8,277 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use super::{TestSimulator, json_body, start_simulator};
-use crate::simulator::state::apple::{
-    NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
-};
+use super::{TestSimulator, start_simulator, with};
 use crate::simulator::state::apple_notifications::{NewNotification, NotificationUrls};
 
 const APP: &str = "com.example.app";
+/// A port on which nothing listens.
+const UNREACHABLE: &str = "http://127.0.0.1:1/";
 
-/// Somebody who takes notifications, and answers as he is told.
+/// A server that records the notifications it is sent and answers with a chosen status.
+#[derive(Clone)]
 struct NotificationReceiver {
-    url: String,
-    received_bodies: Arc<Mutex<Vec<Value>>>,
+    received: Arc<Mutex<Vec<Value>>>,
     status: Arc<Mutex<u16>>,
 }
 
 impl NotificationReceiver {
-    async fn new() -> Self {
-        type Shared = (Arc<Mutex<Vec<Value>>>, Arc<Mutex<u16>>);
-        async fn take(State((seen, status)): State<Shared>, text: String) -> StatusCode {
-            seen.lock()
-                .unwrap()
-                .push(serde_json::from_str(&text).unwrap());
-            StatusCode::from_u16(*status.lock().unwrap()).unwrap()
+    /// Starts one, and makes it the address of the app's notifications, which are posted when a test asks for it.
+    async fn start(world: &TestSimulator) -> Self {
+        async fn receive(State(this): State<NotificationReceiver>, body: String) -> StatusCode {
+            let body = serde_json::from_str(&body).unwrap();
+            this.received.lock().unwrap().push(body);
+            StatusCode::from_u16(*this.status.lock().unwrap()).unwrap()
         }
-        let (seen, status): Shared = (Arc::default(), Arc::new(Mutex::new(200)));
+        let this = Self {
+            received: Arc::default(),
+            status: Arc::new(Mutex::new(200)),
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let routes = Router::new()
-            .fallback(take)
-            .with_state((seen.clone(), status.clone()));
+        post_to(
+            world,
+            &format!("http://{}/hook", listener.local_addr().unwrap()),
+        );
+        let routes = Router::new().fallback(receive).with_state(this.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        Self {
-            url,
-            received_bodies: seen,
-            status,
-        }
+        this
     }
 
     fn set_status(&self, status: u16) {
         *self.status.lock().unwrap() = status;
     }
 
-    /// What was posted last, not checked.
     fn last_payload(&self) -> Value {
-        let body = self.received_bodies.lock().unwrap().last().unwrap().clone();
-        decode_payload(body["signedPayload"].as_str().unwrap())
+        decode_payload(&self.received.lock().unwrap().last().unwrap()["signedPayload"])
     }
 }
 
-fn decode_payload(jws: &str) -> Value {
-    let part = jws.split('.').nth(1).unwrap();
+fn post_to(world: &TestSimulator, url: &str) {
+    let urls = NotificationUrls {
+        manual: true,
+        ..NotificationUrls::for_both_environments(url)
+    };
+    world.apple.set_notification_urls(APP, urls).unwrap();
+}
+
+fn decode_payload(jws: &Value) -> Value {
+    let part = jws.as_str().unwrap().split('.').nth(1).unwrap();
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }
 
-/// Notifications are posted when a test says so.
-fn manual_urls(url: &str) -> NotificationUrls {
-    NotificationUrls {
-        manual: true,
-        ..NotificationUrls::for_both_environments(url)
-    }
-}
-
 async fn push_newest(world: &TestSimulator) -> u16 {
-    let apple = world.simulator.apple();
-    let newest = apple.list_notifications().pop().unwrap();
-    apple
+    let newest = world.apple.list_notifications().pop().unwrap();
+    let pushed = world
+        .apple
         .push_notification(&newest.notification_uuid)
-        .await
-        .unwrap()
-        .status
+        .await;
+    pushed.unwrap().status
 }
 
 #[tokio::test]
-async fn a_purchase_is_reported_with_everything_signed() {
+async fn a_change_is_reported_with_its_type_and_subtype() {
     let world = start_simulator().await;
-    let receiver = NotificationReceiver::new().await;
-    let apple = world.simulator.apple();
-    // Without an address there is nothing to report.
-    apple.create_transaction(NewTransaction::default()).unwrap();
-    assert_eq!(apple.list_notifications(), []);
-    apple
-        .set_notification_urls(APP, manual_urls(&receiver.url))
-        .unwrap();
-
-    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
-    let id = bought.transaction_id;
-    assert_eq!(push_newest(&world).await, 200);
-    let first = receiver.last_payload();
-    assert_eq!(first["notificationType"], "SUBSCRIBED");
-    assert_eq!(first["subtype"], "INITIAL_BUY");
-    assert_eq!(first["version"], "2.0");
-    assert_eq!(first["signedDate"], world.clock.now().as_millis());
-    let data = &first["data"];
-    assert_eq!(data["bundleId"], APP);
-    assert_eq!(data["environment"], "Sandbox");
-    assert_eq!(data["appAppleId"], apple.get_app(APP).app_apple_id);
-    assert_eq!(data["status"], 1);
-    let transaction = decode_payload(data["signedTransactionInfo"].as_str().unwrap());
-    assert_eq!(
-        transaction,
-        Value::Object(apple.transaction_payload(&id).unwrap())
-    );
-    let renewal = decode_payload(data["signedRenewalInfo"].as_str().unwrap());
-    assert_eq!(renewal["originalTransactionId"], id);
-}
-
-#[tokio::test]
-async fn every_change_is_reported_as_apple_does() {
-    let world = start_simulator().await;
-    let apple = world.simulator.apple();
-    apple
-        .set_notification_urls(APP, manual_urls("http://127.0.0.1:1/"))
-        .unwrap();
-    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
-    let id = bought.transaction_id;
-    let lite = "com.example.app.lite.monthly".to_owned();
-    for (change, kind, subtype) in [
-        (TransactionChange::Renew {}, "DID_RENEW", None),
-        (
-            TransactionChange::Cancel {},
-            "DID_CHANGE_RENEWAL_STATUS",
-            Some("AUTO_RENEW_DISABLED"),
-        ),
-        (
-            TransactionChange::Resume {},
-            "DID_CHANGE_RENEWAL_STATUS",
-            Some("AUTO_RENEW_ENABLED"),
-        ),
-        (
-            TransactionChange::Downgrade { product_id: lite },
-            "DID_CHANGE_RENEWAL_PREF",
-            Some("DOWNGRADE"),
-        ),
-        (
-            TransactionChange::Downgrade {
-                product_id: bought.product_id.clone(),
-            },
-            "DID_CHANGE_RENEWAL_PREF",
-            None,
-        ),
-        (
-            TransactionChange::Upgrade {
-                product_id: "pro.yearly".to_owned(),
-                period: None,
-                price: None,
-            },
-            "DID_CHANGE_RENEWAL_PREF",
-            Some("UPGRADE"),
-        ),
-        (
-            TransactionChange::Extend { days: 3 },
-            "RENEWAL_EXTENDED",
-            None,
-        ),
-        (
-            TransactionChange::Grace { days: None },
-            "DID_FAIL_TO_RENEW",
-            Some("GRACE_PERIOD"),
-        ),
-        (
-            TransactionChange::BillingRetry {},
-            "GRACE_PERIOD_EXPIRED",
-            None,
-        ),
-        (
-            TransactionChange::Renew {},
-            "DID_RENEW",
-            Some("BILLING_RECOVERY"),
-        ),
-        (
-            TransactionChange::BillingRetry {},
-            "DID_FAIL_TO_RENEW",
-            None,
-        ),
-        (
-            TransactionChange::Expire { intent: None },
-            "EXPIRED",
-            Some("BILLING_RETRY"),
-        ),
-        (
-            TransactionChange::Renew {},
-            "SUBSCRIBED",
-            Some("RESUBSCRIBE"),
-        ),
-        (
-            TransactionChange::Expire { intent: Some(1) },
-            "EXPIRED",
-            Some("VOLUNTARY"),
-        ),
-        (
-            TransactionChange::Expire { intent: Some(3) },
-            "EXPIRED",
-            Some("PRICE_INCREASE"),
-        ),
-        (
-            TransactionChange::Expire { intent: Some(4) },
-            "EXPIRED",
-            Some("PRODUCT_NOT_FOR_SALE"),
-        ),
-        (
-            TransactionChange::Expire { intent: Some(5) },
-            "EXPIRED",
-            None,
-        ),
-        (
-            TransactionChange::Refund {
-                reason: 0,
-                percentage: None,
-            },
-            "REFUND",
-            None,
-        ),
-        (TransactionChange::ReverseRefund {}, "REFUND_REVERSED", None),
-        (TransactionChange::Revoke {}, "REVOKE", None),
-    ] {
-        let count = apple.list_notifications().len();
-        apple.change_transaction(&id, &change).unwrap();
-        assert_eq!(apple.list_notifications().len(), count + 1, "{change:?}");
-        let newest = apple.list_notifications().pop().unwrap();
+    // Without an address there is no notification.
+    world.buy(json!({}));
+    assert_eq!(world.apple.list_notifications(), []);
+    post_to(&world, UNREACHABLE);
+    let bought = world.buy(json!({}));
+    #[rustfmt::skip]
+    let cases = [
+        (json!({"action": "downgrade", "productId": "lite"}), "DID_CHANGE_RENEWAL_PREF", Some("DOWNGRADE")),
+        (json!({"action": "downgrade", "productId": bought.product_id}), "DID_CHANGE_RENEWAL_PREF", None),
+        (json!({"action": "expire", "intent": 3}), "EXPIRED", Some("PRICE_INCREASE")),
+        (json!({"action": "expire", "intent": 4}), "EXPIRED", Some("PRODUCT_NOT_FOR_SALE")),
+        (json!({"action": "expire", "intent": 5}), "EXPIRED", None),
+    ];
+    for (change, kind, subtype) in cases {
+        world
+            .change(&bought.transaction_id, change.clone())
+            .unwrap();
+        let newest = world.apple.list_notifications().pop().unwrap();
         assert_eq!(
-            (newest.notification_type.as_str(), newest.subtype.as_deref()),
+            (&*newest.notification_type, newest.subtype.as_deref()),
             (kind, subtype),
-            "{change:?}"
+            "{change}"
         );
-        assert_eq!(newest.original_transaction_id.as_deref(), Some(&*id));
     }
-    let count = apple.list_notifications().len();
-    apple
-        .change_transaction(&id, &TransactionChange::Forget {})
+    let count = world.apple.list_notifications().len();
+    world
+        .change(&bought.transaction_id, json!({"action": "forget"}))
         .unwrap();
-    assert_eq!(apple.list_notifications().len(), count);
+    // A purchase that does not renew expires without a notification.
+    let season = world.buy(json!({"type": "non-renewing"})).transaction_id;
+    world.change(&season, json!({"action": "expire"})).unwrap();
+    let notifications = world.apple.list_notifications();
+    assert_eq!(notifications.len(), count + 1);
+    assert_eq!(notifications[count].notification_type, "ONE_TIME_CHARGE");
 }
 
 #[tokio::test]
-async fn what_is_no_subscription_is_charged_once_and_runs_out_in_silence() {
+async fn any_notification_can_be_posted() {
     let world = start_simulator().await;
-    let apple = world.simulator.apple();
-    apple
-        .set_notification_urls(APP, manual_urls("http://127.0.0.1:1/"))
-        .unwrap();
-    for kind in [ProductType::Consumable, ProductType::NonRenewing] {
-        let new = NewTransaction {
-            kind,
-            ..NewTransaction::default()
-        };
-        let sold = apple.create_transaction(new).unwrap();
-        let newest = apple.list_notifications().pop().unwrap();
-        assert_eq!(newest.notification_type, "ONE_TIME_CHARGE");
-        if kind == ProductType::NonRenewing {
-            let expire = TransactionChange::Expire { intent: None };
-            apple
-                .change_transaction(&sold.transaction_id, &expire)
-                .unwrap();
-        }
-    }
-    assert_eq!(apple.list_notifications().len(), 2, "one a purchase");
-}
-
-#[tokio::test]
-async fn anything_can_be_reported() {
-    let world = start_simulator().await;
-    let receiver = NotificationReceiver::new().await;
-    let apple = world.simulator.apple();
-    let refused = apple.publish_notification(APP, &NewNotification::new("TEST", None));
-    assert!(
-        refused
-            .unwrap_err()
-            .to_string()
-            .contains("/control/apple/push")
-    );
-    apple
-        .set_notification_urls(APP, manual_urls(&receiver.url))
-        .unwrap();
-    let report = async |body: Value| {
-        let path = format!("/apple/notifications/{APP}");
+    let test = NewNotification::new("TEST", None);
+    let refused = world.apple.publish_notification(APP, &test).unwrap_err();
+    assert!(refused.to_string().contains("/control/apple/push"));
+    let receiver = NotificationReceiver::start(&world).await;
+    let path = format!("/apple/notifications/{APP}");
+    let publish = async |body: Value| {
         let (status, made) = world.call_control("POST", &path, &body.to_string()).await;
         assert_eq!(status, 201, "{made}");
         assert_eq!(push_newest(&world).await, 200);
         receiver.last_payload()
     };
     let sent =
-        report(json!({ "notificationType": "RENEWAL_EXTENSION", "subtype": "SUMMARY" })).await;
+        publish(json!({"notificationType": "RENEWAL_EXTENSION", "subtype": "SUMMARY"})).await;
     assert_eq!(sent["summary"]["succeededCount"], 5);
-    let sent = report(json!({ "notificationType": "EXTERNAL_PURCHASE_TOKEN" })).await;
+    let sent = publish(json!({"notificationType": "EXTERNAL_PURCHASE_TOKEN"})).await;
     let id = &sent["externalPurchaseToken"]["externalPurchaseId"];
     assert!(id.as_str().unwrap().starts_with("SANDBOX"));
     let sent =
-        report(json!({ "notificationType": "RESCIND_CONSENT", "environment": "production" })).await;
-    let app = sent["appData"]["signedAppTransactionInfo"]
-        .as_str()
-        .unwrap();
-    assert_eq!(decode_payload(app)["receiptType"], "Production");
-    let sent = report(json!({
+        publish(json!({"notificationType": "RESCIND_CONSENT", "environment": "production"})).await;
+    let app = decode_payload(&sent["appData"]["signedAppTransactionInfo"]);
+    assert_eq!(app["receiptType"], "Production");
+    let sent = publish(json!({
         "notificationType": "NEW",
-        "block": { "bundleVersion": null, "more": 1 },
-        "fields": { "extra": true, "version": null },
+        "block": {"bundleVersion": null, "more": 1},
+        "fields": {"extra": true, "version": null},
     }))
     .await;
-    assert_eq!(sent["extra"], true);
-    assert_eq!(sent["data"]["more"], 1);
+    assert_eq!(
+        (&sent["extra"], &sent["data"]["more"]),
+        (&json!(true), &json!(1))
+    );
     assert!(sent.get("version").is_none() && sent["data"].get("bundleVersion").is_none());
 
-    let (status, _) = world
-        .call_control(
-            "POST",
-            "/apple/push/com.example.app",
-            r#"{"sandbox":"ftp://x"}"#,
-        )
-        .await;
-    assert_eq!(status, 400);
-    let (status, _) = world
-        .call_control(
-            "POST",
-            "/apple/notifications/com.example.app",
-            r#"{"notificationType":"REFUND","transactionId":"1"}"#,
-        )
-        .await;
-    assert_eq!(status, 404);
+    let unknown = r#"{"notificationType":"REFUND","transactionId":"1"}"#;
+    #[rustfmt::skip]
+    let cases = [
+        ("/apple/push/com.example.app", r#"{"sandbox":"ftp://x"}"#, 400),
+        (&*path, unknown, 404),
+    ];
+    for (path, body, expected) in cases {
+        let (status, answer) = world.call_control("POST", path, body).await;
+        assert_eq!(status, expected, "{answer}");
+    }
 }
 
 #[tokio::test]
-async fn a_test_notification_can_be_asked_for_and_followed() {
+async fn the_status_of_a_test_notification_follows_its_attempts() {
     let world = start_simulator().await;
-    let receiver = NotificationReceiver::new().await;
-    let apple = world.simulator.apple();
-    let ask = async |environment: &str| {
+    let request = async |environment| {
         world
             .post_apple(environment, "notifications/test", &json!({}))
             .await
     };
-    let status = async |token: &str| {
+    let get = async |environment, token: &str| {
         world
-            .ask_apple("sandbox", &format!("notifications/test/{token}"))
+            .get_apple(environment, &format!("notifications/test/{token}"))
             .await
     };
-    let code = async |answer: reqwest::Response| {
-        (
-            answer.status().as_u16(),
-            json_body(answer).await["errorCode"].clone(),
-        )
-    };
-
-    assert_eq!(code(ask("sandbox").await).await, (404, json!(4_040_007)));
-    let sandbox_only = NotificationUrls {
-        production: None,
-        ..manual_urls(&receiver.url)
-    };
-    apple.set_notification_urls(APP, sandbox_only).unwrap();
-    assert_eq!(code(ask("production").await).await, (404, json!(4_040_007)));
-    let answer = json_body(ask("sandbox").await).await;
+    let code = |answer: (u16, Value)| (answer.0, answer.1["errorCode"].clone());
+    assert_eq!(code(request("sandbox").await), (404, json!(4_040_007)));
+    let receiver = NotificationReceiver::start(&world).await;
+    let (_, answer) = request("sandbox").await;
     let token = answer["testNotificationToken"].as_str().unwrap();
-    assert_eq!(code(status(token).await).await, (404, json!(4_040_008)));
-    assert_eq!(code(status("x").await).await, (400, json!(4_000_020)));
+    assert_eq!(code(get("sandbox", token).await), (404, json!(4_040_008)));
+    assert_eq!(code(get("sandbox", "x").await), (400, json!(4_000_020)));
 
-    receiver.set_status(500);
-    assert_eq!(push_newest(&world).await, 500);
-    let attempt = |result: &str| json!({ "attemptDate": world.clock.now().as_millis(), "sendAttemptResult": result });
-    let failed = json_body(status(token).await).await;
+    let attempt = |result: &str| json!({"attemptDate": world.clock.now().as_millis(), "sendAttemptResult": result});
+    let mut attempts = Vec::new();
+    for (status, result) in [(500, "UNSUCCESSFUL_HTTP_RESPONSE_CODE"), (204, "SUCCESS")] {
+        receiver.set_status(status);
+        assert_eq!(push_newest(&world).await, status);
+        attempts.push(attempt(result));
+        let (_, answer) = get("sandbox", token).await;
+        assert_eq!(answer["sendAttempts"], json!(attempts));
+        let sent = decode_payload(&answer["signedPayload"]);
+        assert_eq!(sent, receiver.last_payload());
+        assert_eq!(sent["notificationType"], "TEST");
+        assert_eq!(sent["data"].get("signedTransactionInfo"), None);
+    }
     assert_eq!(
-        failed["sendAttempts"],
-        json!([attempt("UNSUCCESSFUL_HTTP_RESPONSE_CODE")])
+        code(get("production", token).await),
+        (404, json!(4_040_008))
     );
-    receiver.set_status(204);
-    assert_eq!(push_newest(&world).await, 204);
-    let done = json_body(status(token).await).await;
-    assert_eq!(done["sendAttempts"][1], attempt("SUCCESS"));
-    let sent = decode_payload(done["signedPayload"].as_str().unwrap());
-    assert_eq!(sent, receiver.last_payload());
-    assert_eq!(sent["notificationType"], "TEST");
-    assert_eq!(sent["data"].get("signedTransactionInfo"), None);
-    // In the other environment nobody knows it.
-    let elsewhere = world
-        .ask_apple("production", &format!("notifications/test/{token}"))
-        .await;
-    assert_eq!(code(elsewhere).await, (404, json!(4_040_008)));
 }
 
 #[tokio::test]
-async fn the_history_has_what_was_sent_twenty_a_page() {
+async fn the_history_lists_what_was_sent_twenty_on_a_page() {
     let world = start_simulator().await;
-    let receiver = NotificationReceiver::new().await;
-    let apple = world.simulator.apple();
-    apple
-        .set_notification_urls(APP, manual_urls(&receiver.url))
-        .unwrap();
+    let receiver = NotificationReceiver::start(&world).await;
     let start = world.clock.now().as_millis();
-    let bought = apple.create_transaction(NewTransaction::default()).unwrap();
-    assert_eq!(push_newest(&world).await, 200);
+    let id = world.buy(json!({})).transaction_id;
+    push_newest(&world).await;
     for count in 0..45 {
         world.clock.advance(Duration::from_secs(1));
-        apple
-            .change_transaction(&bought.transaction_id, &TransactionChange::Renew {})
-            .unwrap();
+        world.change(&id, json!({"action": "renew"})).unwrap();
         receiver.set_status(if count % 3 == 0 { 503 } else { 200 });
         push_newest(&world).await;
     }
-    // Another world's, another app's, and one that was never sent.
-    let production = NewTransaction {
-        environment: SimulatedEnvironment::Production,
-        ..NewTransaction::default()
-    };
-    apple.create_transaction(production).unwrap();
+    // Not listed: one of the other environment, and one that was never sent.
+    world.buy(json!({"environment": "production"}));
     push_newest(&world).await;
-    apple
-        .publish_notification(APP, &NewNotification::new("TEST", None))
-        .unwrap();
+    let test = NewNotification::new("TEST", None);
+    world.apple.publish_notification(APP, &test).unwrap();
 
-    let end = world.clock.now().as_millis();
-    let dates = json!({ "startDate": start, "endDate": end });
-    let page = async |query: &Value, token: &str| {
-        let path = match token {
-            "" => "notifications/history".to_owned(),
-            token => format!("notifications/history?paginationToken={token}"),
-        };
-        let answer = world.post_apple("sandbox", &path, query).await;
-        (answer.status().as_u16(), json_body(answer).await)
-    };
-    let all = async |query: &Value| {
-        let (mut found, mut token) = (Vec::new(), String::new());
+    let dates = json!({"startDate": start, "endDate": world.clock.now().as_millis()});
+    let count = async |query: Value| {
+        let (mut count, mut path) = (0, "notifications/history".to_owned());
         loop {
-            let (status, answer) = page(query, &token).await;
+            let (status, answer) = world.post_apple("sandbox", &path, &query).await;
             assert_eq!(status, 200, "{answer}");
             let records = answer["notificationHistory"].as_array().unwrap();
             assert!(records.len() <= 20);
-            found.extend(records.iter().map(|record| {
-                assert_eq!(record["sendAttempts"].as_array().unwrap().len(), 1);
-                decode_payload(record["signedPayload"].as_str().unwrap())
-            }));
-            match (&answer["hasMore"], answer["paginationToken"].as_str()) {
-                (Value::Bool(true), Some(next)) => token = next.to_owned(),
-                (more, next) => {
-                    assert_eq!((more, next), (&json!(false), None));
-                    return found;
-                }
-            }
+            assert!(
+                records
+                    .iter()
+                    .all(|record| record["sendAttempts"][0].is_object())
+            );
+            count += records.len();
+            let next = answer["paginationToken"].as_str();
+            assert_eq!(answer["hasMore"], next.is_some());
+            let Some(next) = next else { return count };
+            path = format!("notifications/history?paginationToken={next}");
         }
     };
-    let with = |more: Value| {
-        let mut query = dates.clone();
-        query
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        query
-    };
-    assert_eq!(all(&dates).await.len(), 46);
-    assert_eq!(all(&with(json!({ "onlyFailures": true }))).await.len(), 15);
-    assert_eq!(
-        all(&with(json!({ "notificationType": "DID_RENEW" })))
-            .await
-            .len(),
-        45
-    );
-    let subscribed =
-        json!({ "notificationType": "SUBSCRIBED", "notificationSubtype": "INITIAL_BUY" });
-    assert_eq!(all(&with(subscribed)).await.len(), 1);
-    assert_eq!(
-        all(&with(json!({ "transactionId": bought.transaction_id })))
-            .await
-            .len(),
-        46
-    );
-    assert_eq!(all(&with(json!({ "transactionId": "1" }))).await.len(), 0);
-    assert_eq!(
-        all(&with(json!({ "endDate": start + 5000 }))).await.len(),
-        6
-    );
+    let subscribed = with(&dates, "notificationType", "SUBSCRIBED");
+    #[rustfmt::skip]
+    let cases = [
+        (dates.clone(), 46),
+        (with(&dates, "onlyFailures", true), 15),
+        (with(&dates, "notificationType", "DID_RENEW"), 45),
+        (with(&subscribed, "notificationSubtype", "INITIAL_BUY"), 1),
+        (with(&dates, "transactionId", id), 46),
+        (with(&dates, "transactionId", "1"), 0),
+        (with(&dates, "endDate", start + 5000), 6),
+    ];
+    for (query, expected) in cases {
+        assert_eq!(count(query.clone()).await, expected, "{query}");
+    }
 }
 
 #[tokio::test]
-async fn a_question_about_the_history_that_is_wrong_has_its_number() {
+async fn a_wrong_query_of_the_history_has_its_own_error() {
     let world = start_simulator().await;
     let end = world.clock.now().as_millis();
-    let start = end - 1000;
-    let dates = json!({ "startDate": start, "endDate": end });
-    let with = |more: Value| {
-        let mut query = dates.clone();
-        query
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        query
-    };
-    let day = 86_400_000;
-    for (query, token, code) in [
-        (json!({}), "", 4_000_015),
-        (json!({ "startDate": "x", "endDate": 1 }), "", 4_000_015),
-        (json!({ "startDate": start }), "", 4_000_016),
-        (json!({ "startDate": end, "endDate": start }), "", 4_000_013),
-        (
-            json!({ "startDate": start - 181 * day, "endDate": end }),
-            "",
-            4_000_012,
-        ),
-        (dates.clone(), "nonsense", 4_000_014),
-        (
-            with(json!({ "notificationSubtype": "INITIAL_BUY" })),
-            "",
-            4_000_018,
-        ),
-        (
-            with(json!({ "notificationType": "TEST", "transactionId": "1" })),
-            "",
-            4_000_019,
-        ),
-        (with(json!({ "onlyFailures": 7 })), "", 4_000_000),
-    ] {
-        let path = match token {
-            "" => "notifications/history".to_owned(),
-            token => format!("notifications/history?paginationToken={token}"),
-        };
-        let answer = world.post_apple("sandbox", &path, &query).await;
-        let (status, answer) = (answer.status().as_u16(), json_body(answer).await);
+    let dates = json!({"startDate": end - 1000, "endDate": end});
+    let long_ago = end - 181 * 86_400_000;
+    let test = with(&dates, "notificationType", "TEST");
+    let history = "notifications/history";
+    #[rustfmt::skip]
+    let cases = [
+        (history, json!({}), 4_000_015),
+        (history, with(&dates, "startDate", "x"), 4_000_015),
+        (history, json!({"startDate": end}), 4_000_016),
+        (history, with(&dates, "startDate", end), 4_000_013),
+        (history, with(&dates, "startDate", long_ago), 4_000_012),
+        ("notifications/history?paginationToken=x", dates.clone(), 4_000_014),
+        (history, with(&dates, "notificationSubtype", "INITIAL_BUY"), 4_000_018),
+        (history, with(&test, "transactionId", "1"), 4_000_019),
+        (history, with(&dates, "onlyFailures", 7), 4_000_000),
+    ];
+    for (path, query, code) in cases {
+        let (status, answer) = world.post_apple("sandbox", path, &query).await;
         assert_eq!(
             (status, &answer["errorCode"]),
             (400, &json!(code)),
@@ -532,37 +288,26 @@ async fn a_question_about_the_history_that_is_wrong_has_its_number() {
 }
 
 #[tokio::test]
-async fn what_was_not_taken_is_posted_again_when_somebody_says_so() {
+async fn a_notification_that_was_not_accepted_is_posted_again_on_request() {
     let world = start_simulator().await;
-    let receiver = NotificationReceiver::new().await;
-    let apple = world.simulator.apple();
-    apple
-        .set_notification_urls(APP, manual_urls(&receiver.url))
-        .unwrap();
-    apple.create_transaction(NewTransaction::default()).unwrap();
+    let receiver = NotificationReceiver::start(&world).await;
+    world.buy(json!({}));
     receiver.set_status(503);
     assert_eq!(push_newest(&world).await, 503);
     let first = receiver.last_payload();
-    assert!(!apple.list_notifications()[0].is_delivered());
+    assert!(!world.apple.list_notifications()[0].is_delivered());
     receiver.set_status(200);
-    assert_eq!(apple.redeliver_undelivered(), 1);
+    assert_eq!(world.apple.redeliver_undelivered(), 1);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while !apple.list_notifications()[0].is_delivered() {
+    while !world.apple.list_notifications()[0].is_delivered() {
         assert!(std::time::Instant::now() < deadline);
         tokio::task::yield_now().await;
     }
-    assert_eq!(
-        receiver.last_payload(),
-        first,
-        "the same, under the same id"
-    );
-    assert_eq!(apple.redeliver_undelivered(), 0);
-    // Nobody listens there: that is told too.
-    apple
-        .set_notification_urls(APP, manual_urls("http://127.0.0.1:1/"))
-        .unwrap();
-    apple.create_transaction(NewTransaction::default()).unwrap();
+    assert_eq!(receiver.last_payload(), first, "with the same id");
+    assert_eq!(world.apple.redeliver_undelivered(), 0);
+    post_to(&world, UNREACHABLE);
+    world.buy(json!({}));
     assert_eq!(push_newest(&world).await, 0);
-    let newest = apple.list_notifications().pop().unwrap();
+    let newest = world.apple.list_notifications().pop().unwrap();
     assert_eq!(newest.send_attempts[0].send_attempt_result, "SOCKET_ISSUE");
 }

@@ -1,17 +1,15 @@
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    IDENTITY, TestSimulator, google_assertion, google_assertion_signed_by, json_body,
-    start_simulator,
+    IDENTITY, TestSimulator, google_assertion, google_assertion_signed_by, send, start_simulator,
+    with,
 };
 use crate::simulator::Fault;
 use crate::simulator::identity::SimulatedServiceAccount;
-use crate::simulator::state::google::{
-    CanceledBy, GoneReason, NewProduct, NewSubscription, ProductChange, SubscriptionAddOn,
-    SubscriptionChange, SubscriptionReplacement,
-};
+use crate::simulator::state::google::SubscriptionReplacement;
 
 const APP: &str = "com.example.app";
 const DAY: Duration = Duration::from_hours(24);
@@ -24,491 +22,369 @@ fn product_path(token: &str) -> String {
     format!("{APP}/purchases/products/coins_100/tokens/{token}")
 }
 
-async fn fetch_error_reason(world: &TestSimulator, path: &str) -> (u16, String) {
-    let answer = world.ask_play(path).await;
-    let status = answer.status().as_u16();
-    let error = json_body(answer).await["error"].clone();
+async fn error_reason(world: &TestSimulator, path: &str) -> (u16, String) {
+    let (status, body) = world.get_play(path).await;
+    let error = &body["error"];
     assert_eq!(error["code"], status);
-    let reason = error["errors"][0]["reason"].as_str().unwrap();
-    (status, reason.to_owned())
+    (
+        status,
+        error["errors"][0]["reason"].as_str().unwrap().to_owned(),
+    )
 }
 
 #[tokio::test]
-async fn a_subscription_is_told_as_google_tells_it() {
+async fn a_subscription_has_the_fields_of_googles_answer() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google
-        .buy_subscription(NewSubscription {
-            add_ons: vec![SubscriptionAddOn {
-                product_id: "storage".to_owned(),
-                prepaid: true,
-                ..SubscriptionAddOn::default()
-            }],
-            obfuscated_external_account_id: Some("user-7".to_owned()),
-            test_purchase: true,
-            ..NewSubscription::default()
-        })
-        .unwrap();
-    let path = subscription_path(&bought.purchase_token);
-    let told = json_body(world.ask_play(&path).await).await;
-    assert_eq!(told["kind"], "androidpublisher#subscriptionPurchaseV2");
-    assert_eq!(told["subscriptionState"], "SUBSCRIPTION_STATE_ACTIVE");
-    assert_eq!(
-        told["acknowledgementState"],
-        "ACKNOWLEDGEMENT_STATE_PENDING"
-    );
-    assert_eq!(told["startTime"], "2026-04-10T12:00:00Z");
-    assert_eq!(told["testPurchase"], json!({}));
-    assert_eq!(
-        told["externalAccountIdentifiers"]["obfuscatedExternalAccountId"],
-        "user-7"
-    );
-    let item = &told["lineItems"][0];
-    assert_eq!(item["productId"], "pro_monthly");
-    assert_eq!(item["expiryTime"], "2026-05-10T12:00:00Z");
-    assert_eq!(item["autoRenewingPlan"]["autoRenewEnabled"], true);
-    assert_eq!(
-        item["autoRenewingPlan"]["recurringPrice"],
-        json!({"currencyCode": "USD", "units": "4", "nanos": 990_000_000})
-    );
-    assert_eq!(told["lineItems"][1]["productId"], "storage");
-    assert!(told["lineItems"][1]["prepaidPlan"].is_object());
+    let token = world
+        .subscribe(json!({
+            "addOns": [{"productId": "storage", "prepaid": true}],
+            "obfuscatedExternalAccountId": "user-7",
+            "testPurchase": true,
+        }))
+        .purchase_token;
+    let path = subscription_path(&token);
+    let (_, answer) = world.get_play(&path).await;
+    let item = &answer["lineItems"][0];
+    let ids = &answer["externalAccountIdentifiers"];
+    #[rustfmt::skip]
+    let cases = [
+        (&answer["kind"], json!("androidpublisher#subscriptionPurchaseV2")),
+        (&answer["subscriptionState"], json!("SUBSCRIPTION_STATE_ACTIVE")),
+        (&answer["acknowledgementState"], json!("ACKNOWLEDGEMENT_STATE_PENDING")),
+        (&answer["startTime"], json!("2026-04-10T12:00:00Z")),
+        (&answer["testPurchase"], json!({})),
+        (&ids["obfuscatedExternalAccountId"], json!("user-7")),
+        (&item["productId"], json!("pro_monthly")),
+        (&item["expiryTime"], json!("2026-05-10T12:00:00Z")),
+        (&item["autoRenewingPlan"]["autoRenewEnabled"], json!(true)),
+        (&item["autoRenewingPlan"]["recurringPrice"], json!({"currencyCode": "USD", "units": "4", "nanos": 990_000_000})),
+        (&answer["lineItems"][1]["productId"], json!("storage")),
+    ];
+    for (found, expected) in cases {
+        assert_eq!(*found, expected);
+    }
+    assert!(answer["lineItems"][1]["prepaidPlan"].is_object());
 
-    let cancel = SubscriptionChange::Cancel {
-        by: CanceledBy::User,
-    };
-    google
-        .change_subscription(&bought.purchase_token, &cancel)
+    world
+        .change_subscription(&token, json!({"action": "cancel"}))
         .unwrap();
-    let told = json_body(world.ask_play(&path).await).await;
-    assert_eq!(told["subscriptionState"], "SUBSCRIPTION_STATE_CANCELED");
-    assert!(told["canceledStateContext"]["userInitiatedCancellation"].is_object());
-    let plan = told["lineItems"][0]["autoRenewingPlan"]
-        .as_object()
-        .unwrap();
+    let (_, answer) = world.get_play(&path).await;
+    assert_eq!(answer["subscriptionState"], "SUBSCRIPTION_STATE_CANCELED");
+    assert!(answer["canceledStateContext"]["userInitiatedCancellation"].is_object());
+    let plan = &answer["lineItems"][0]["autoRenewingPlan"];
     assert!(
-        !plan.contains_key("autoRenewEnabled"),
-        "left out, not false"
+        plan.is_object() && plan.get("autoRenewEnabled").is_none(),
+        "absent, not false"
     );
 }
 
 #[tokio::test]
-async fn a_product_is_told_as_google_tells_it() {
+async fn a_product_is_acknowledged_consumed_and_refunded() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google
-        .buy_product(NewProduct {
-            quantity: Some(2),
-            ..NewProduct::default()
-        })
-        .unwrap();
-    let path = product_path(&bought.purchase_token);
-    let told = json_body(world.ask_play(&path).await).await;
-    assert_eq!(told["purchaseTimeMillis"], "1775822400000");
-    assert_eq!(told["purchaseState"], 0);
-    assert_eq!(told["acknowledgementState"], 0);
-    assert_eq!(told["quantity"], 2);
+    let token = world.buy_product(json!({"quantity": 2})).purchase_token;
+    let path = product_path(&token);
+    let (_, answer) = world.get_play(&path).await;
+    for (name, value) in [
+        ("purchaseTimeMillis", json!("1775822400000")),
+        ("purchaseState", json!(0)),
+        ("acknowledgementState", json!(0)),
+        ("quantity", json!(2)),
+    ] {
+        assert_eq!(answer[name], value, "{name}");
+    }
+    let access = world.access_token().await;
+    for (method, status, field) in [
+        ("acknowledge", 204, "acknowledgementState"),
+        ("consume", 204, "consumptionState"),
+        ("consume", 400, "consumptionState"),
+    ] {
+        let request = world.play_request(Method::POST, &format!("{path}:{method}"), &access);
+        assert_eq!(send(request).await.0, status);
+        assert_eq!(world.get_play(&path).await.1[field], 1);
+    }
+    world.change_product(&token, json!({"action": "refund"}));
+    assert_eq!(world.get_play(&path).await.1["purchaseState"], 1);
 
-    let token = world.access_token().await;
-    let post = async |verb: &str| {
-        let url = world.play_url(&format!("{path}:{verb}"));
-        let request = world.client.post(url).bearer_auth(&token);
-        request.send().await.unwrap().status().as_u16()
-    };
-    assert_eq!(post("acknowledge").await, 204);
-    assert_eq!(
-        json_body(world.ask_play(&path).await).await["acknowledgementState"],
-        1
-    );
-    assert_eq!(post("consume").await, 204);
-    assert_eq!(
-        json_body(world.ask_play(&path).await).await["consumptionState"],
-        1
-    );
-    assert_eq!(post("consume").await, 400, "only once");
-
-    google
-        .change_product(&bought.purchase_token, &ProductChange::Refund {})
-        .unwrap();
-    assert_eq!(
-        json_body(world.ask_play(&path).await).await["purchaseState"],
-        1
-    );
-
-    let terse = google
-        .buy_product(NewProduct {
-            terse: true,
-            pending: true,
-            ..NewProduct::default()
-        })
-        .unwrap();
-    let told = json_body(world.ask_play(&product_path(&terse.purchase_token)).await).await;
-    assert_eq!(told["purchaseState"], 2);
-    assert!(told.get("purchaseToken").is_none());
+    let terse = world.buy_product(json!({"terse": true, "pending": true}));
+    let (_, answer) = world.get_play(&product_path(&terse.purchase_token)).await;
+    assert_eq!(answer["purchaseState"], 2);
+    assert!(answer.get("purchaseToken").is_none());
 }
 
 #[tokio::test]
-async fn an_assertion_that_is_not_right_gets_no_token() {
+async fn a_wrong_assertion_gets_no_access_token() {
     let world = start_simulator().await;
     let now = world.clock.now().as_secs();
     let good = world.google_claims();
-    let with = |name: &str, value: Value| {
-        let mut claims = good.clone();
-        claims[name] = value;
-        google_assertion(&claims)
-    };
+    let changed = |name: &str, value: Value| google_assertion(&with(&good, name, value));
     let own = IDENTITY.service_account();
     let other = SimulatedServiceAccount::new("other");
     let genuine = google_assertion(&good);
-    for (assertion, why) in [
+    #[rustfmt::skip]
+    let cases = [
         ("x".to_owned(), "three parts"),
         (genuine[..genuine.len() - 4].to_owned(), "Signature"),
-        (with("iss", json!("nobody@example.com")), "not found"),
-        (with("scope", json!("openid")), "scope"),
-        (with("aud", json!("https://example.com/token")), "aud"),
-        (with("exp", json!(now)), "short-lived"),
-        (with("exp", json!(now + 3601)), "short-lived"),
-        (with("iat", json!(now + 120)), "short-lived"),
-        (
-            google_assertion_signed_by(&other.private_key, &own.private_key_id, &good),
-            "Signature",
-        ),
-        (
-            google_assertion_signed_by(&own.private_key, "another", &good),
-            "Signature",
-        ),
-    ] {
-        let answer = world.request_access_token(&assertion).await;
-        assert_eq!(answer.status(), 400, "{why}");
-        let told = json_body(answer).await;
-        assert_eq!(told["error"], "invalid_grant");
-        let description = told["error_description"].as_str().unwrap();
-        assert!(description.contains(why), "{description} should say {why}");
+        (changed("iss", json!("stranger@example.com")), "not found"),
+        (changed("scope", json!("openid")), "scope"),
+        (changed("aud", json!("https://example.com/token")), "aud"),
+        (changed("exp", json!(now)), "short-lived"),
+        (changed("exp", json!(now + 3601)), "short-lived"),
+        (changed("iat", json!(now + 120)), "short-lived"),
+        (google_assertion_signed_by(&other.private_key, &own.private_key_id, &good), "Signature"),
+        (google_assertion_signed_by(&own.private_key, "another", &good), "Signature"),
+    ];
+    for (assertion, reason) in cases {
+        let (status, body) = world.request_access_token(&assertion).await;
+        assert_eq!(
+            (status, &body["error"]),
+            (400, &json!("invalid_grant")),
+            "{reason}"
+        );
+        assert!(
+            body["error_description"].as_str().unwrap().contains(reason),
+            "{body}"
+        );
     }
-    let real = with("aud", json!("https://oauth2.googleapis.com/token"));
-    assert_eq!(world.request_access_token(&real).await.status(), 200);
+    let real = changed("aud", json!("https://oauth2.googleapis.com/token"));
+    assert_eq!(world.request_access_token(&real).await.0, 200);
     let url = world.simulator.google_token_url();
-    let answer = world.client.post(url).body("grant_type=password").send();
-    assert_eq!(
-        json_body(answer.await.unwrap()).await["error"],
-        "unsupported_grant_type"
-    );
+    let (_, body) = send(world.client.post(url).body("grant_type=password")).await;
+    assert_eq!(body["error"], "unsupported_grant_type");
 }
 
 #[tokio::test]
 async fn an_access_token_lasts_an_hour() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google.buy_subscription(NewSubscription::default()).unwrap();
-    let path = subscription_path(&bought.purchase_token);
+    let path = subscription_path(&world.subscribe(json!({})).purchase_token);
+    let get = async |token: &str| send(world.play_request(Method::GET, &path, token)).await.0;
     let token = world.access_token().await;
-    let ask = async |token: &str| world.ask_play_with_token(&path, token).await.status();
-    assert_eq!(ask(&token).await, 200);
     world.clock.advance(Duration::from_mins(59));
-    assert_eq!(ask(&token).await, 200);
+    assert_eq!(get(&token).await, 200);
     world.clock.advance(Duration::from_mins(1));
-    assert_eq!(ask(&token).await, 401);
+    assert_eq!(get(&token).await, 401);
     assert!(world.last_remark().contains("expired"));
-    assert_eq!(ask("ya29.made.up").await, 401);
+    assert_eq!(get("ya29.made.up").await, 401);
     let token = world.access_token().await;
-    assert_eq!(ask(&token).await, 200);
-    google.expire_access_tokens();
-    assert_eq!(ask(&token).await, 401);
+    assert_eq!(get(&token).await, 200);
+    world.google.expire_access_tokens();
+    assert_eq!(get(&token).await, 401);
 }
 
 #[tokio::test]
-async fn every_token_that_leads_nowhere_says_why() {
+async fn a_token_without_a_purchase_has_its_own_error() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let subscription = google.buy_subscription(NewSubscription::default()).unwrap();
-    let product = google.buy_product(NewProduct::default()).unwrap();
-    let gone = |how| {
-        let bought = google.buy_subscription(NewSubscription::default()).unwrap();
-        google
-            .change_subscription(&bought.purchase_token, &SubscriptionChange::Gone { how })
+    let subscription = world.subscribe(json!({})).purchase_token;
+    let product = world.buy_product(json!({})).purchase_token;
+    let gone = |how: &str| {
+        let token = world.subscribe(json!({})).purchase_token;
+        world
+            .change_subscription(&token, json!({"action": "gone", "how": how}))
             .unwrap();
-        subscription_path(&bought.purchase_token)
+        subscription_path(&token)
     };
-    let used = google.buy_product(NewProduct::default()).unwrap();
-    let how = GoneReason::NoLongerValid;
-    google
-        .change_product(&used.purchase_token, &ProductChange::Gone { how })
-        .unwrap();
-    let (subscription, product) = (&subscription.purchase_token, &product.purchase_token);
-    for (path, expected) in [
-        (
-            subscription_path("never.seen.before"),
-            (404, "purchaseTokenNotFound"),
-        ),
-        (
-            product_path("never.seen.before"),
-            (404, "purchaseTokenNotFound"),
-        ),
-        (subscription_path("short"), (400, "invalid")),
-        (subscription_path("with%20a%20space"), (400, "invalid")),
-        (
-            subscription_path(product),
-            (400, "subscriptionInvalidArgument"),
-        ),
-        (
-            product_path(subscription),
-            (400, "subscriptionInvalidArgument"),
-        ),
-        (
-            subscription_path(subscription).replace(APP, "com.example.other"),
-            (400, "purchaseTokenDoesNotMatchPackageName"),
-        ),
-        (
-            product_path(product).replace("coins_100", "coins_500"),
-            (400, "purchaseTokenDoesNotMatchProductId"),
-        ),
-        (
-            gone(GoneReason::NoLongerValid),
-            (410, "purchaseTokenNoLongerValid"),
-        ),
-        (
-            gone(GoneReason::NoLongerAvailable),
-            (410, "subscriptionPurchaseNoLongerAvailable"),
-        ),
-        (
-            gone(GoneReason::ExpiredTooLong),
-            (400, "failedPrecondition"),
-        ),
-        (
-            product_path(&used.purchase_token),
-            (410, "purchaseTokenNoLongerValid"),
-        ),
-    ] {
-        let (status, reason) = fetch_error_reason(&world, &path).await;
-        assert_eq!((status, reason.as_str()), expected, "{path}");
+    let gone_product = world.buy_product(json!({})).purchase_token;
+    world.change_product(&gone_product, json!({"action": "gone"}));
+    #[rustfmt::skip]
+    let cases = [
+        (subscription_path("never.seen.before"), 404, "purchaseTokenNotFound"),
+        (product_path("never.seen.before"), 404, "purchaseTokenNotFound"),
+        (subscription_path("short"), 400, "invalid"),
+        (subscription_path("with%20a%20space"), 400, "invalid"),
+        (subscription_path(&product), 400, "subscriptionInvalidArgument"),
+        (product_path(&subscription), 400, "subscriptionInvalidArgument"),
+        (subscription_path(&subscription).replace(APP, "com.example.other"), 400, "purchaseTokenDoesNotMatchPackageName"),
+        (product_path(&product).replace("coins_100", "coins_500"), 400, "purchaseTokenDoesNotMatchProductId"),
+        (gone("no-longer-valid"), 410, "purchaseTokenNoLongerValid"),
+        (gone("no-longer-available"), 410, "subscriptionPurchaseNoLongerAvailable"),
+        (gone("expired-too-long"), 400, "failedPrecondition"),
+        (product_path(&gone_product), 410, "purchaseTokenNoLongerValid"),
+    ];
+    for (path, status, reason) in cases {
+        let found = error_reason(&world, &path).await;
+        assert_eq!(found, (status, reason.to_owned()), "{path}");
     }
 }
 
 #[tokio::test]
-async fn what_ended_long_ago_is_forgotten() {
+async fn a_subscription_is_forgotten_sixty_days_after_its_end() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google.buy_subscription(NewSubscription::default()).unwrap();
-    let path = subscription_path(&bought.purchase_token);
+    let path = subscription_path(&world.subscribe(json!({})).purchase_token);
     world.clock.advance(30 * DAY);
-    let told = json_body(world.ask_play(&path).await).await;
-    assert_eq!(told["subscriptionState"], "SUBSCRIPTION_STATE_EXPIRED");
+    let (_, answer) = world.get_play(&path).await;
+    assert_eq!(answer["subscriptionState"], "SUBSCRIPTION_STATE_EXPIRED");
     world.clock.advance(60 * DAY);
-    assert_eq!(world.ask_play(&path).await.status(), 200);
+    assert_eq!(world.get_play(&path).await.0, 200);
     world.clock.advance(Duration::from_millis(1));
-    assert_eq!(
-        fetch_error_reason(&world, &path).await,
-        (400, "failedPrecondition".to_owned())
-    );
+    let forgotten = (400, "failedPrecondition".to_owned());
+    assert_eq!(error_reason(&world, &path).await, forgotten);
 }
 
 #[tokio::test]
-async fn accounts_lose_their_rights() {
+async fn service_accounts_lose_their_rights_and_get_them_back() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google.buy_subscription(NewSubscription::default()).unwrap();
-    let path = subscription_path(&bought.purchase_token);
+    let path = subscription_path(&world.subscribe(json!({})).purchase_token);
     let own = &IDENTITY.service_account().client_email;
-    google.set_account_denied(own, true).unwrap();
-    assert_eq!(
-        fetch_error_reason(&world, &path).await,
-        (403, "permissionDenied".to_owned())
-    );
-    google.set_account_denied(own, false).unwrap();
-    assert_eq!(world.ask_play(&path).await.status(), 200);
-    google.set_account_disabled(own, true).unwrap();
-    let refused = world
-        .request_access_token(&google_assertion(&world.google_claims()))
-        .await;
-    assert_eq!(json_body(refused).await["error"], "invalid_grant");
+    let act = async |action: &str| {
+        let path = format!("/google/service-accounts/{own}/{action}");
+        assert_eq!(world.call_control("POST", &path, "").await.0, 200);
+    };
+    act("deny").await;
+    let denied = (403, "permissionDenied".to_owned());
+    assert_eq!(error_reason(&world, &path).await, denied);
+    act("allow").await;
+    assert_eq!(world.get_play(&path).await.0, 200);
+    let assertion = google_assertion(&world.google_claims());
+    act("disable").await;
+    let (_, refused) = world.request_access_token(&assertion).await;
+    assert_eq!(refused["error"], "invalid_grant");
+    act("enable").await;
+    assert_eq!(world.request_access_token(&assertion).await.0, 200);
 
-    let second = google.create_service_account("second").unwrap();
-    let mut claims = world.google_claims();
-    claims["iss"] = json!(second.client_email);
+    let second = world.google.create_service_account("second").unwrap();
+    let claims = with(&world.google_claims(), "iss", second.client_email);
     let assertion =
         google_assertion_signed_by(&second.private_key, &second.private_key_id, &claims);
-    assert_eq!(world.request_access_token(&assertion).await.status(), 200);
-    assert!(google.create_service_account("second").is_err());
-    assert!(google.create_service_account("No Name").is_err());
+    assert_eq!(world.request_access_token(&assertion).await.0, 200);
+    assert!(world.google.create_service_account("second").is_err());
+    assert!(world.google.create_service_account("No Name").is_err());
     assert!(
-        google
-            .set_account_denied("nobody@example.com", true)
+        world
+            .google
+            .set_account_denied("stranger@example.com", true)
             .is_err()
     );
 }
 
 #[tokio::test]
-async fn answers_go_wrong_as_they_were_told() {
+async fn a_fault_answers_with_googles_error() {
     let world = start_simulator().await;
-    let bought = world
-        .simulator
-        .google()
-        .buy_subscription(NewSubscription::default())
-        .unwrap();
-    let path = subscription_path(&bought.purchase_token);
-    for (wanted, status) in [
+    let path = subscription_path(&world.subscribe(json!({})).purchase_token);
+    let token = world.access_token().await;
+    for (reason, status) in [
         ("permissionDenied", 403),
         ("quotaExceeded", 403),
         ("rateLimitExceeded", 429),
         ("applicationNotFound", 404),
         ("backendError", 503),
     ] {
-        let fault = Fault::at_place("google/play")
-            .reason(wanted)
-            .retry_after(12);
-        world.simulator.add_fault(fault).unwrap();
-        let answer = world.ask_play(&path).await;
-        assert_eq!(answer.headers()["retry-after"], "12");
-        assert_eq!(answer.status(), status);
-        assert_eq!(
-            json_body(answer).await["error"]["errors"][0]["reason"],
-            wanted
+        world.fail(
+            Fault::at_place("google/play")
+                .reason(reason)
+                .retry_after(12),
         );
+        let request = world.play_request(Method::GET, &path, &token);
+        let answer = request.send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (status, &"12".parse().unwrap())
+        );
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["error"]["errors"][0]["reason"], reason);
     }
-    world
-        .simulator
-        .add_fault(Fault::at_place("google/token").status(502))
-        .unwrap();
     let assertion = google_assertion(&world.google_claims());
-    assert_eq!(world.request_access_token(&assertion).await.status(), 502);
-    world
-        .simulator
-        .add_fault(Fault::at_place("google/token").reason("invalid_grant"))
-        .unwrap();
-    assert_eq!(world.request_access_token(&assertion).await.status(), 400);
-    assert_eq!(world.ask_play(&path).await.status(), 200);
+    #[rustfmt::skip]
+    let cases = [
+        (Fault::at_place("google/token").status(502), 502),
+        (Fault::at_place("google/token").reason("invalid_grant"), 400),
+    ];
+    for (fault, status) in cases {
+        world.fail(fault);
+        assert_eq!(world.request_access_token(&assertion).await.0, status);
+    }
+    assert_eq!(world.get_play(&path).await.0, 200);
     assert_eq!(world.simulator.count_requests_at("google/play"), 6);
 }
 
 #[tokio::test]
-async fn googles_keys_are_published() {
+async fn googles_keys_are_published_with_a_lifetime() {
     let world = start_simulator().await;
     let url = world.simulator.google_jwks_url();
     let answer = world.client.get(url).send().await.unwrap();
     let cache = answer.headers()["cache-control"].to_str().unwrap();
     assert!(cache.contains("max-age="));
-    assert_eq!(json_body(answer).await, IDENTITY.google_jwk_set());
+    let published: Value = answer.json().await.unwrap();
+    assert_eq!(published, IDENTITY.google_jwk_set());
+    let keys: jsonwebtoken::jwk::JwkSet = serde_json::from_value(published).unwrap();
+    assert!(jsonwebtoken::DecodingKey::from_jwk(&keys.keys[0]).is_ok());
 }
 
-/// What happens to a subscription, in Play's words.
 #[tokio::test]
-async fn a_subscription_has_a_life() {
+async fn a_subscription_goes_through_its_states() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let bought = google
-        .buy_subscription(NewSubscription {
-            pending: true,
-            ..NewSubscription::default()
-        })
-        .unwrap();
-    let token = bought.purchase_token.as_str();
-    let told = bought.to_api_response(world.clock.now());
-    assert_eq!(told["subscriptionState"], "SUBSCRIPTION_STATE_PENDING");
-    assert!(told.get("startTime").is_none());
-    assert!(told["lineItems"][0].get("expiryTime").is_none());
-    assert!(
-        google
-            .change_subscription(token, &SubscriptionChange::Renew {})
-            .is_err()
-    );
+    let pending = world.subscribe(json!({"pending": true}));
+    let token = pending.purchase_token.as_str();
+    let answer = pending.to_api_response(world.clock.now());
+    assert_eq!(answer["subscriptionState"], "SUBSCRIPTION_STATE_PENDING");
+    assert!(answer.get("startTime").is_none());
+    assert!(answer["lineItems"][0].get("expiryTime").is_none());
+    let change = |change: Value| world.change_subscription(token, change);
+    assert!(change(json!({"action": "renew"})).is_err());
     world.clock.advance(DAY);
-
-    let (days, by) = (None, CanceledBy::Developer);
-    for (change, state, context) in [
-        (SubscriptionChange::Complete {}, "ACTIVE", ""),
-        (SubscriptionChange::Acknowledge {}, "ACTIVE", ""),
-        (SubscriptionChange::Renew {}, "ACTIVE", ""),
-        (
-            SubscriptionChange::Cancel { by },
-            "CANCELED",
-            "canceledStateContext",
-        ),
-        (SubscriptionChange::Restore {}, "ACTIVE", ""),
-        (
-            SubscriptionChange::Grace { days },
-            "IN_GRACE_PERIOD",
-            "inGracePeriodStateContext",
-        ),
-        (SubscriptionChange::Hold {}, "ON_HOLD", "onHoldStateContext"),
-        (SubscriptionChange::Resume {}, "ACTIVE", ""),
-        (
-            SubscriptionChange::Pause { days },
-            "PAUSED",
-            "pausedStateContext",
-        ),
-        (SubscriptionChange::Resume {}, "ACTIVE", ""),
-        (SubscriptionChange::Defer { days: 14 }, "ACTIVE", ""),
-        (
-            SubscriptionChange::Revoke {},
-            "EXPIRED",
-            "canceledStateContext",
-        ),
-    ] {
-        let changed = google.change_subscription(token, &change).unwrap();
-        let told = changed.to_api_response(world.clock.now());
-        assert_eq!(
-            told["subscriptionState"],
-            format!("SUBSCRIPTION_STATE_{state}"),
-            "{change:?}"
-        );
-        for name in [
-            "canceledStateContext",
-            "inGracePeriodStateContext",
-            "onHoldStateContext",
-            "pausedStateContext",
-        ] {
-            assert_eq!(told[name].is_object(), name == context, "{change:?} {name}");
+    let contexts = [
+        "canceledStateContext",
+        "inGracePeriodStateContext",
+        "onHoldStateContext",
+        "pausedStateContext",
+    ];
+    #[rustfmt::skip]
+    let cases = [
+        (json!({"action": "complete"}), "ACTIVE", ""),
+        (json!({"action": "acknowledge"}), "ACTIVE", ""),
+        (json!({"action": "renew"}), "ACTIVE", ""),
+        (json!({"action": "cancel", "by": "developer"}), "CANCELED", contexts[0]),
+        (json!({"action": "restore"}), "ACTIVE", ""),
+        (json!({"action": "grace"}), "IN_GRACE_PERIOD", contexts[1]),
+        (json!({"action": "hold"}), "ON_HOLD", contexts[2]),
+        (json!({"action": "resume"}), "ACTIVE", ""),
+        (json!({"action": "pause"}), "PAUSED", contexts[3]),
+        (json!({"action": "resume"}), "ACTIVE", ""),
+        (json!({"action": "defer", "days": 14}), "ACTIVE", ""),
+        (json!({"action": "revoke"}), "EXPIRED", contexts[0]),
+    ];
+    for (fields, state, context) in cases {
+        let changed = change(fields.clone()).unwrap();
+        let answer = changed.to_api_response(world.clock.now());
+        let expected = format!("SUBSCRIPTION_STATE_{state}");
+        assert_eq!(answer["subscriptionState"], expected, "{fields}");
+        for name in contexts {
+            assert_eq!(answer[name].is_object(), name == context, "{fields} {name}");
         }
         world.clock.advance(Duration::from_secs(1));
     }
-    let order = google.find_subscription(token).unwrap().latest_order_id();
+    let order = world
+        .google
+        .find_subscription(token)
+        .unwrap()
+        .latest_order_id();
     assert!(
         order.starts_with("GPA.33") && order.ends_with("..2"),
         "{order}"
     );
-    assert!(
-        google
-            .change_subscription(token, &SubscriptionChange::Restore {})
-            .is_err()
-    );
-    assert!(
-        google
-            .change_subscription(token, &SubscriptionChange::Complete {})
-            .is_err()
-    );
+    assert!(change(json!({"action": "restore"})).is_err());
+    assert!(change(json!({"action": "complete"})).is_err());
 }
 
 #[tokio::test]
-async fn a_replacement_names_what_it_replaces() {
+async fn a_replacement_names_the_purchase_it_replaces() {
     let world = start_simulator().await;
-    let google = world.simulator.google();
-    let old = google
-        .buy_subscription(NewSubscription {
-            obfuscated_external_account_id: Some("user-7".to_owned()),
-            acknowledged: true,
-            ..NewSubscription::default()
-        })
-        .unwrap();
-    let by = SubscriptionReplacement {
+    let old =
+        world.subscribe(json!({"obfuscatedExternalAccountId": "user-7", "acknowledged": true}));
+    let yearly = SubscriptionReplacement {
         product_id: Some("pro_yearly".to_owned()),
         ..SubscriptionReplacement::default()
     };
-    let new = google
-        .replace_subscription(&old.purchase_token, by)
+    let new = world
+        .google
+        .replace_subscription(&old.purchase_token, yearly)
         .unwrap();
-    let told = new.to_api_response(world.clock.now());
-    assert_eq!(told["linkedPurchaseToken"], json!(old.purchase_token));
-    assert_eq!(told["lineItems"][0]["productId"], "pro_yearly");
-    assert_eq!(
-        told["acknowledgementState"],
-        "ACKNOWLEDGEMENT_STATE_PENDING"
-    );
-    assert_eq!(
-        told["externalAccountIdentifiers"]["obfuscatedExternalAccountId"],
-        "user-7"
-    );
-    let old = google.find_subscription(&old.purchase_token).unwrap();
-    let told = old.to_api_response(world.clock.now());
-    assert_eq!(told["subscriptionState"], "SUBSCRIPTION_STATE_EXPIRED");
-    assert!(told["canceledStateContext"]["replacementCancellation"].is_object());
+    let new = new.to_api_response(world.clock.now());
+    assert_eq!(new["linkedPurchaseToken"], json!(old.purchase_token));
+    assert_eq!(new["lineItems"][0]["productId"], "pro_yearly");
+    assert_eq!(new["acknowledgementState"], "ACKNOWLEDGEMENT_STATE_PENDING");
+    let ids = &new["externalAccountIdentifiers"];
+    assert_eq!(ids["obfuscatedExternalAccountId"], "user-7");
+    let old = world.google.find_subscription(&old.purchase_token).unwrap();
+    let old = old.to_api_response(world.clock.now());
+    assert_eq!(old["subscriptionState"], "SUBSCRIPTION_STATE_EXPIRED");
+    assert!(old["canceledStateContext"]["replacementCancellation"].is_object());
 }
