@@ -116,7 +116,7 @@ pub async fn load_credentials(
 }
 
 /// Everything about the tenant's credentials but the key, which is not opened. `None` when it has none.
-pub(crate) async fn find_credential_summary(
+pub async fn find_credential_summary(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<Option<GoogleCredentialSummary>, db::Error> {
