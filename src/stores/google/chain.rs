@@ -22,7 +22,7 @@ pub(super) struct PurchaseChain {
     is_complete: bool,
     /// The position in `tokens` where a cycle begins, if the chain leads into one.
     cycle_start: Option<usize>,
-    /// The links that Google told and the database does not have yet.
+    /// The links that Google named and the database does not have yet.
     new_links: Vec<PurchaseLink>,
 }
 
@@ -58,7 +58,7 @@ impl PurchaseChain {
         self.is_complete = self.cycle_start.is_some() || self.tokens.len() >= MAX_CHAIN_LENGTH;
     }
 
-    /// The same for a link that Google told just now.
+    /// The same for a link that Google named just now.
     pub(super) fn follow_new_link(&mut self, token: &str, replaces: Option<&str>) {
         let link = PurchaseLink {
             token: token.to_owned(),

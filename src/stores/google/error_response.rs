@@ -1,4 +1,4 @@
-//! Why a route does not answer with what was asked for, and beneath each error what the caller is told.
+//! Why a route does not answer with what was asked for, and beneath each error its answer in HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
