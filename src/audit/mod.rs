@@ -1,13 +1,13 @@
-//! What is kept of what was asked, and of what operators changed.
+//! The log of verifications, and the operator audit log.
 //!
-//! Promises: a change by an operator is noted in its own transaction or not made; a verification is never slowed, failed or held back by being noted; memory stays bounded however long the
-//! database is away, and what had to be dropped is counted and said; what is kept of a purchase is a keyed hash, which
-//! can be compared and not turned back.
+//! Promises: a change by an operator is logged in its own transaction or not made; logging never delays a verification
+//! or makes it fail; memory stays bounded however long the database is unreachable, and dropped rows are counted and
+//! reported; of a purchase only a keyed hash is stored, which can be compared and not reversed.
 //!
-//! - [`verifications`]: each answer about a purchase, noted behind the answer
-//! - [`identifier`]: the hash of what was asked about
-//! - [`operators`]: the chain of what operators changed, read and checked
-//! - [`store`]: the queries
+//! - [`verification_log`]: a row for each verification, written after the answer was sent
+//! - [`purchase_hash`]: the hash of a transaction id or purchase token
+//! - [`operator_audit`]: the hash chain of operators' changes, read and verified
+//! - [`store`]: the SQL
 
 pub mod operator_audit;
 pub mod purchase_hash;

@@ -1,11 +1,11 @@
-//! What operators changed: a chain of rows, each holding the hash of the one before it.
+//! The operator audit log: a chain of rows, each holding the hash of the row before it.
 //!
-//! The rows are written by triggers (`migrations/0008_audit.sql`), in the change's own transaction, whoever makes the
-//! change and by whichever door: a change that cannot be noted is not made. Here they are read and checked, with a hash
-//! made by this program and not by the database.
+//! The rows are written by triggers (`migrations/0008_audit.sql`), in the change's own transaction, whether it is made
+//! by a command or by SQL: a change that cannot be logged is not made. This module reads and verifies them, with hashes
+//! computed by this program and not by the database.
 //!
-//! The chain shows that a row was edited, added, or taken away from the middle. Whoever takes the newest rows away, or
-//! writes the whole chain anew, is found out only by somebody who has kept a [`Head`] elsewhere.
+//! The chain reveals rows that were edited, added, or removed from the middle. When the newest rows are removed, or
+//! the whole chain is rewritten, only a comparison with a [`ChainHead`] that was stored elsewhere reveals it.
 
 use std::time::Duration;
 
@@ -17,38 +17,38 @@ use super::store;
 use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
-/// Rows that are read at once.
+/// The rows of one query.
 const PAGE_SIZE: i64 = 1000;
-/// What stands before the first row.
+/// The previous hash of the first row.
 const GENESIS_HASH: [u8; 32] = [0; 32];
-/// The action of the row that vouches for rows which were taken away because they were old.
+/// The action of the row that records which rows were removed because they were old.
 pub const PRUNE_ACTION: &str = "prune";
 
-/// One change.
+/// One change by an operator.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OperatorAuditEntry {
     /// 1, 2, 3 and so on.
     pub seq: i64,
-    /// When.
+    /// By the database's clock.
     pub occurred_at: Timestamp,
-    /// The user of the operating system, or of the database where Attesto was not between.
+    /// The user of the operating system, or of the database for changes by SQL.
     pub actor: String,
-    /// The machine.
+    /// The host name.
     pub host: String,
-    /// The command, or what the program calls itself.
+    /// The command, or the `application_name` of another program.
     pub command: String,
     /// `insert`, `update`, `delete`, or a job's own word.
     pub action: String,
     /// The table.
     pub object: String,
-    /// Which of its rows.
+    /// The key of the changed row.
     pub target: String,
-    /// Whose it is.
+    /// The tenant that the row belongs to.
     pub tenant_id: Option<String>,
-    /// What was; of an update only what changed.
+    /// The old values; of an update only those that changed.
     pub before: Option<Box<RawValue>>,
-    /// What is.
+    /// The new values.
     pub after: Option<Box<RawValue>>,
     /// The hash of the row before.
     #[serde(skip)]
@@ -59,7 +59,7 @@ pub struct OperatorAuditEntry {
 }
 
 impl OperatorAuditEntry {
-    /// What this row's hash must be: of the hash before it, then each field as `length:text`, `-` where there is none,
+    /// SHA-256 of the previous hash, then each field as `length:text`, `-` where there is none,
     /// with commas between.
     fn compute_hash(&self) -> Vec<u8> {
         let (seq, moment) = (
@@ -97,7 +97,7 @@ impl OperatorAuditEntry {
     }
 }
 
-/// A row by which the chain up to it can be recognised.
+/// The number and the hash of a row, which identify the chain up to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainHead {
     /// Its number.
@@ -106,32 +106,32 @@ pub struct ChainHead {
     pub hash: Vec<u8>,
 }
 
-/// What is wrong with the first link that does not hold.
+/// What is wrong with the first row that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditChainError {
-    /// It is not what was written.
+    /// Its hash does not match its fields.
     #[error("row {0} was changed after it was written")]
     RowModified(i64),
-    /// It does not follow the one before it.
+    /// It holds another hash than that of the row before it.
     #[error("row {0} does not follow the row before it, which was changed or replaced")]
     PreviousHashMismatch(i64),
-    /// Rows are missing before it.
+    /// Numbers are missing.
     #[error("rows are missing: {from} to {to}")]
     RowsMissing {
-        /// The first.
+        /// The first missing number.
         from: i64,
-        /// The last.
+        /// The last missing number.
         to: i64,
     },
-    /// The row that was kept elsewhere is not in the chain.
+    /// The expected row is not in the chain.
     #[error(
-        "row {0} is not the one that was expected: the chain was written anew, or cut off before it"
+        "row {0} is not the one that was expected: the chain was rewritten, or its newest rows were removed"
     )]
     HeadMismatch(i64),
 }
 
 impl AuditChainError {
-    /// The number of the row.
+    /// The number of the first row concerned.
     pub fn seq(self) -> i64 {
         match self {
             Self::RowModified(seq) | Self::PreviousHashMismatch(seq) | Self::HeadMismatch(seq) => {
@@ -142,36 +142,36 @@ impl AuditChainError {
     }
 }
 
-/// What checking found.
+/// The result of [`verify_chain`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainReport {
-    /// Rows that were looked at.
+    /// How many rows were read.
     pub rows: u64,
-    /// The first row that is there.
+    /// The number of the oldest row.
     pub first_seq: Option<i64>,
-    /// The newest.
+    /// The newest row.
     pub head: Option<ChainHead>,
-    /// The first link that does not hold.
+    /// `None` when the chain is intact.
     pub error: Option<AuditChainError>,
 }
 
-/// Checks rows in their order.
+/// Verifies rows in their order.
 #[derive(Debug, Default)]
 struct ChainVerifier {
     report: ChainReport,
-    /// What the first row holds as the hash of the one before it.
+    /// The previous hash that the first row holds.
     first_previous_hash: Vec<u8>,
-    /// Whether the rows that are missing at the beginning were taken away by a job that says so.
+    /// Whether a row records that the rows missing at the beginning were removed by retention.
     is_prune_recorded: bool,
 }
 
 impl ChainVerifier {
-    /// One more. `false`: this or an earlier one is broken.
+    /// `false` when this row or an earlier one does not fit.
     fn check_entry(&mut self, entry: &OperatorAuditEntry, expected: Option<&ChainHead>) -> bool {
-        let broken = self.find_error(entry, expected);
+        let error = self.find_error(entry, expected);
         self.report.rows += 1;
-        if broken.is_some() {
-            self.report.error = broken;
+        if error.is_some() {
+            self.report.error = error;
             return false;
         }
         self.report.head = Some(ChainHead {
@@ -217,13 +217,14 @@ impl ChainVerifier {
         None
     }
 
-    /// Whether a row says that everything before the first was taken away by a job.
+    /// Whether this row records that everything before the first row was removed by retention.
     fn records_prune(&self, entry: &OperatorAuditEntry) -> bool {
         let before = entry.before.as_deref().map(RawValue::get);
-        let said: Option<PruneRecord> = before.and_then(|before| serde_json::from_str(before).ok());
-        said.is_some_and(|said| {
-            Some(said.through + 1) == self.report.first_seq
-                && said.hash == crate::crypto::token::encode_hex(&self.first_previous_hash)
+        let record: Option<PruneRecord> =
+            before.and_then(|before| serde_json::from_str(before).ok());
+        record.is_some_and(|record| {
+            Some(record.through + 1) == self.report.first_seq
+                && record.hash == crate::crypto::token::encode_hex(&self.first_previous_hash)
         })
     }
 
@@ -246,16 +247,16 @@ impl ChainVerifier {
     }
 }
 
-/// What a job that took old rows away leaves in `before`.
+/// `before` of a row with [`PRUNE_ACTION`].
 #[derive(serde::Deserialize)]
 struct PruneRecord {
-    /// The last row that was taken away.
+    /// The number of the last removed row.
     through: i64,
     /// Its hash, in hexadecimal.
     hash: String,
 }
 
-/// Follows the whole chain, up to the first link that does not hold. With `expected`, that row must be in it.
+/// Reads the chain up to the first row that does not fit. With `expected`, that row must be in it.
 pub async fn verify_chain(
     database: &Database,
     expected: Option<&ChainHead>,
@@ -276,9 +277,9 @@ pub async fn verify_chain(
     }
 }
 
-/// Takes rows away that are older than `kept`, and leaves a row that vouches for it. The newest row always stays. `lead`
-/// is how far ahead of the database's clock the caller lives. Returns how many went; a few thousand at most, so that it
-/// is called again until there are none.
+/// Removes rows that are older than `kept`, and adds a row that records it. The newest row always stays. `lead` is how far
+/// the caller's clock is ahead of the database's. Returns how many were removed; a few thousand at most, so it has to be called
+/// until it returns 0.
 pub async fn prune_operator_audit(
     database: &Database,
     kept: Duration,
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_holds_until_somebody_touches_it() {
+    fn a_chain_is_intact_until_a_row_is_changed() {
         let whole = chain(5);
         let checked = check(&whole, None);
         assert_eq!((checked.rows, checked.error), (5, None));
@@ -353,7 +354,7 @@ mod tests {
                 entries[2].hash = entries[2].compute_hash();
             }),
             Some(AuditChainError::PreviousHashMismatch(4)),
-            "whoever hashes anew has to go on to the end"
+            "a new hash does not match the next row"
         );
         assert_eq!(
             broken(&|entries| drop(entries.remove(2))),
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_kept_a_row_elsewhere_finds_out_that_the_newest_are_gone() {
+    fn a_head_stored_elsewhere_reveals_that_the_newest_rows_were_removed() {
         let whole = chain(5);
         let head = ChainHead {
             seq: 4,

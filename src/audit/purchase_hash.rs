@@ -1,9 +1,9 @@
-//! The hash of what was asked about: equal for equal purchases of one tenant, and nothing else.
+//! The hash of a transaction id or purchase token: equal only for equal purchases of one tenant.
 //!
-//! HMAC-SHA-256 with a key of the tenant's own, which is made from a random key that this database was given once. That
-//! key is kept sealed (`validation_audit_keys`). Rotating the encryption key seals it anew and does not change it, so
-//! hashes stay comparable for as long as the database lives; whoever has the database and no encryption key cannot try
-//! out which purchase a hash is of.
+//! HMAC-SHA-256 with a key of each tenant, derived from a random key that is created once for the database and stored
+//! sealed (`validation_audit_keys`). Rotating the encryption key seals it again and does not change it, so hashes stay
+//! comparable for as long as the database exists; without the encryption key, nothing in the database allows trying
+//! which purchase a hash is of.
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 
@@ -15,28 +15,28 @@ use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::crypto::token;
 use crate::db::{Database, Error};
 
-/// Which key. There is one.
+/// There is one key.
 const HASH_KEY_NUMBER: i32 = 1;
-/// What a tenant's key is made for.
+/// Separates the derived keys from those of any other purpose.
 const HASH_KEY_CONTEXT: &[u8] = b"attesto/validation_audit/v1/";
 
-/// Why nothing can be hashed.
+/// Why the key cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum HashKeyError {
     /// The key could not be read or written.
     #[error(transparent)]
     Database(#[from] Error),
-    /// It does not open.
+    /// It cannot be opened with the configured encryption keys.
     #[error("the key of the validation log's hashes cannot be opened: {0}")]
     CannotOpen(UnsealError),
 }
 
-/// What was asked about, as it waits in memory: 32 bytes however long it was, and no purchase token any more.
+/// SHA-256 of a transaction id or purchase token: 32 bytes however long it is, and useless for a call to the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PurchaseDigest([u8; 32]);
 
 impl PurchaseDigest {
-    /// Of a transaction id or a purchase token.
+    /// `text` is a transaction id or a purchase token.
     pub fn from_identifier(text: &str) -> Self {
         Self(token::sha256(text.as_bytes()))
     }
@@ -48,11 +48,11 @@ impl std::fmt::Debug for PurchaseDigest {
     }
 }
 
-/// Hashes identifiers.
+/// The key of the database.
 pub struct PurchaseHashKey(hmac::Key);
 
 impl PurchaseHashKey {
-    /// This database's, which is made when it has none yet.
+    /// Creates the key when the database has none yet.
     pub async fn load(database: &Database, keyring: &Keyring) -> Result<Self, HashKeyError> {
         let row = HASH_KEY_NUMBER.to_string();
         let place = VALIDATION_AUDIT_KEY.context_for(&row);
@@ -60,7 +60,7 @@ impl PurchaseHashKey {
             sealed
         } else {
             let fresh = keyring.seal(place, token::generate_token().expose_secret().as_bytes());
-            // Whoever was first is right.
+            // Of several processes, the first one's key is stored, and returned to all.
             store::insert_hash_key(database, HASH_KEY_NUMBER, &fresh).await?
         };
         let key = keyring
@@ -69,7 +69,7 @@ impl PurchaseHashKey {
         Ok(Self(hmac::Key::new(HMAC_SHA256, key.expose_secret())))
     }
 
-    /// The hash under which `tenant` finds this.
+    /// As stored in `validation_audit.identifier_hash`.
     pub fn hash_purchase(&self, tenant: &TenantId, identifier: PurchaseDigest) -> Vec<u8> {
         let mut context = hmac::Context::with_key(&self.0);
         context.update(HASH_KEY_CONTEXT);

@@ -1,4 +1,4 @@
-//! Every query on the validation log and on the operators' audit.
+//! The SQL of the log of verifications and of the operator audit log.
 
 use std::time::Duration;
 
@@ -10,10 +10,9 @@ use crate::base::clock::Timestamp;
 use crate::base::id::{AuditId, TenantId};
 use crate::db::{Database, Error};
 
-/// Rows that are taken away in one statement.
+/// The most rows that one statement removes.
 const MAX_PRUNE_BATCH: i64 = 5000;
 
-/// The sealed key of that number.
 pub(super) async fn find_hash_key(
     database: &Database,
     number: i32,
@@ -26,7 +25,7 @@ pub(super) async fn find_hash_key(
     .await
 }
 
-/// Adds the key of that number unless there is one, and returns the one there is.
+/// Inserts the key unless there is one with this number, and returns the stored one.
 pub(super) async fn insert_hash_key(
     database: &Database,
     number: i32,
@@ -47,7 +46,7 @@ pub(super) async fn insert_hash_key(
     .await
 }
 
-/// What is written.
+/// A row to insert into `validation_audit`.
 pub(super) struct VerificationRow {
     pub(super) id: AuditId,
     pub(super) tenant: TenantId,
@@ -59,7 +58,7 @@ pub(super) struct VerificationRow {
     pub(super) occurred_at: Timestamp,
 }
 
-/// Writes rows. One that is there already, because an earlier attempt's answer was lost, is not written again.
+/// A row that is already there, because the answer to an earlier attempt was lost, is not inserted again.
 pub(super) async fn insert_verifications(
     database: &Database,
     rows: &[VerificationRow],
@@ -105,22 +104,22 @@ pub(super) async fn insert_verifications(
     Ok(())
 }
 
-/// A row as it is read.
+/// A row of `validation_audit`.
 #[derive(Clone, Debug)]
 pub struct LoggedVerification {
     /// The row's own id.
     pub id: String,
-    /// Which store.
+    /// `apple` or `google`.
     pub source: String,
-    /// See [`identifier`](super::identifier).
+    /// See [`purchase_hash`](super::purchase_hash).
     pub identifier_hash: Vec<u8>,
-    /// What the answer was.
+    /// Whether the store confirmed the purchase.
     pub valid: bool,
-    /// Why not.
+    /// The code of the answer, when it is not valid.
     pub error_code: Option<String>,
-    /// How long the answer took.
+    /// From the request to the answer.
     pub latency_ms: i32,
-    /// When it was asked.
+    /// When the request was received.
     pub occurred_at: Timestamp,
 }
 
@@ -164,7 +163,7 @@ pub async fn last_operator_audit_seq(database: &Database) -> Result<i64, Error> 
         .await
 }
 
-/// Rows of the operators' audit after `after`, in their order.
+/// Rows of `operator_audit` with numbers above `after`, in their order.
 pub(super) async fn list_chain_page(
     database: &Database,
     after: i64,
@@ -188,7 +187,7 @@ pub(super) async fn list_chain_page(
     Ok(rows.into_iter().map(OperatorAuditEntry::from).collect())
 }
 
-/// The newest rows of the operators' audit, newest first; only those of `tenant` when one is given.
+/// Rows of `operator_audit`, newest first; only those of `tenant` when one is given.
 pub async fn list_operator_audit(
     database: &Database,
     tenant: Option<&TenantId>,
@@ -230,7 +229,7 @@ struct OperatorAuditRow {
 
 impl From<OperatorAuditRow> for OperatorAuditEntry {
     fn from(row: OperatorAuditRow) -> Self {
-        // The column's type keeps what is no JSON away.
+        // The column's type is JSON.
         let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
         Self {
             seq: row.seq,
@@ -250,8 +249,8 @@ impl From<OperatorAuditRow> for OperatorAuditEntry {
     }
 }
 
-/// A row about something that is no row of a table: what a job did, say. `with` is the pool, or the transaction that the
-/// row is to be part of.
+/// Adds a row about something that is not a change of a table row, such as the work of a job. `with` is the pool, or the transaction
+/// that the row should be part of.
 pub async fn record_operation(
     with: impl sqlx::PgExecutor<'_>,
     action: &str,
@@ -273,13 +272,13 @@ pub async fn record_operation(
     .map(drop)
 }
 
-/// Takes away the oldest rows of the operators' audit, if they are older than `kept`, and says so in a row.
+/// Removes the oldest rows of `operator_audit` that are older than `kept`, and adds a row that records it.
 pub(super) async fn delete_old_operator_audit(
     database: &Database,
     kept: Duration,
     lead: Duration,
 ) -> Result<u64, Error> {
-    // One statement: the row that vouches is there when the others are gone, or nothing happened.
+    // One statement, so that rows are never removed without the row that records it.
     let gone = sqlx::query_scalar!(
         r#"
         with old as (

@@ -1,7 +1,7 @@
-//! Each answer about a purchase, noted behind the answer.
+//! A row for each verification, written after the answer was sent.
 //!
-//! Noting is a push into a queue of bounded length and never waits; [`Verifications::run`] writes what is in it, in
-//! batches. While the database is away, what does not fit is dropped and counted: the oldest are kept.
+//! Recording pushes into a bounded queue and never waits; [`VerificationLog::run_writer`] writes the queue in
+//! batches. While the database is unreachable, what does not fit is dropped and counted: the oldest are kept.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,12 +23,11 @@ use crate::events::EventSource;
 use crate::telemetry::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
 use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 
-/// How many notes wait at most: some two megabytes, and at a thousand verifications a second ten seconds without a
-/// database.
+/// About two megabytes, or ten seconds without a database at a thousand verifications a second.
 const MAX_QUEUED: usize = 10_000;
-/// How many are written in one statement.
+/// The most rows that one statement inserts.
 const BATCH_SIZE: usize = 500;
-/// How long a first note waits for others, to be written with them.
+/// How long a first row waits for others, to be written with them.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
 /// How long the database may take for one batch.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,17 +36,17 @@ const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause while the database does not answer; it doubles up to the last.
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Dropped rows are spoken of at most this often.
+/// Dropped rows are logged at most this often.
 const DROPPED_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How a question about a purchase was answered.
+/// The result of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerificationOutcome {
     /// The purchase is real.
     Valid,
-    /// It is not, and this code says why.
+    /// The store does not confirm it; the code of the answer.
     Invalid(&'static str),
-    /// There was no verdict, and this code says why.
+    /// It could not be verified; the code of the error.
     Error(&'static str),
 }
 
@@ -68,7 +67,7 @@ impl VerificationOutcome {
     }
 }
 
-/// Notes verifications. Clones share one queue.
+/// Records verifications. Clones share one queue.
 #[derive(Clone)]
 pub struct VerificationLog {
     clock: Clock,
@@ -77,7 +76,7 @@ pub struct VerificationLog {
     queue: Option<Arc<VerificationQueue>>,
 }
 
-/// A question that is being answered. Nothing is noted of one whose caller hung up.
+/// A verification that is under way. Dropping it, when the client has disconnected, records nothing.
 #[derive(Debug)]
 pub struct PendingVerification<'a> {
     log: &'a VerificationLog,
@@ -94,18 +93,18 @@ struct VerificationQueue {
     dropped: AtomicU64,
 }
 
-/// The writer's own.
+/// The state of the writer.
 struct QueueWriter {
     receiver: mpsc::Receiver<QueuedVerification>,
     /// Taken from the queue and not written yet.
     batch: Vec<QueuedVerification>,
     hash_key: Option<PurchaseHashKey>,
-    /// How many drops have been spoken of, and when.
+    /// How many drops have been logged, and when.
     reported_drops: u64,
     reported_at: Option<Instant>,
 }
 
-/// What waits: of fixed size, and nothing of a purchase that could be used.
+/// A row in the queue: of fixed size, and without the purchase token itself.
 struct QueuedVerification {
     id: AuditId,
     tenant: TenantId,
@@ -128,7 +127,7 @@ enum VerificationWriteError {
 }
 
 impl VerificationWriteError {
-    /// What kind, with nothing of what the database said.
+    /// For the log, without the database's own message.
     fn cause_class(&self) -> String {
         match self {
             Self::HashKey(HashKeyError::CannotOpen(_)) => "the hash key does not open".to_owned(),
@@ -141,7 +140,7 @@ impl VerificationWriteError {
 }
 
 impl VerificationLog {
-    /// One that notes nothing: what holds unless somebody wants the log.
+    /// Counts verifications, and writes no rows.
     pub fn disabled(clock: &Clock) -> Self {
         Self::new(clock, None)
     }
@@ -156,7 +155,7 @@ impl VerificationLog {
         }
     }
 
-    /// The same, and every answer is counted into `registry`, noted or not.
+    /// Registers the metrics, which count every verification whether rows are written or not.
     #[must_use]
     pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
         let (results, took) = register_metrics(registry);
@@ -177,7 +176,7 @@ impl VerificationLog {
         }
     }
 
-    /// One that writes into `validation_audit` while [`run`](Self::run) runs.
+    /// Writes into `validation_audit` while [`run_writer`](Self::run_writer) runs.
     pub fn for_database(database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
         let (sender, waiting) = mpsc::channel(MAX_QUEUED);
         let log = Arc::new(VerificationQueue {
@@ -196,7 +195,7 @@ impl VerificationLog {
         Self::new(clock, Some(log))
     }
 
-    /// A question about a purchase of `source` begins to be answered.
+    /// Starts measuring the latency.
     pub fn start_verification(&self, source: EventSource) -> PendingVerification<'_> {
         PendingVerification {
             log: self,
@@ -206,14 +205,14 @@ impl VerificationLog {
         }
     }
 
-    /// How many answers found no room, or no time at the end, since the process began.
+    /// How many rows were dropped since the process started, for want of space or of time at its end.
     pub fn dropped_count(&self) -> u64 {
         self.queue
             .as_ref()
             .map_or(0, |log| log.dropped.load(Ordering::Relaxed))
     }
 
-    /// Writes what is noted until `stop`, and then what is left.
+    /// Writes the queue until `stop`, and then what is left in it.
     pub async fn run_writer(&self, stop: CancellationToken) {
         let Some(log) = &self.queue else { return };
         let mut written = log.writer.lock().await;
@@ -230,7 +229,7 @@ impl VerificationLog {
             match log.write_batch(&mut written).await {
                 Ok(()) => backoff.reset(),
                 Err(error) => {
-                    tracing::warn!(cause = %error, causeClass = error.cause_class(), "could not write the validation log; it is tried again");
+                    tracing::warn!(cause = %error, causeClass = error.cause_class(), hint = "it is tried again", "validation_audit_not_written");
                     let delay = backoff.next_delay(fastrand::f64());
                     stop.run_until_cancelled(sleep(delay)).await;
                 }
@@ -246,10 +245,13 @@ impl VerificationLog {
         match timeout(FINAL_WRITE_TIMEOUT, rest).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(cause = %error, causeClass = error.cause_class(), "could not write the rest of the validation log before stopping");
+                tracing::warn!(cause = %error, causeClass = error.cause_class(), "validation_audit_not_written");
             }
             Err(_) => {
-                tracing::warn!("no time to write the rest of the validation log before stopping");
+                tracing::warn!(
+                    hint = "the database did not answer before the process stopped",
+                    "validation_audit_not_written"
+                );
             }
         }
         let rest = u64::try_from(written.batch.len() + written.receiver.len()).unwrap_or(u64::MAX);
@@ -259,20 +261,20 @@ impl VerificationLog {
 }
 
 impl PendingVerification<'_> {
-    /// The answer is there: notes it. Never waits; what finds no room is dropped and counted. `identifier` is what
-    /// `tenant` asked about, a transaction id or a purchase token.
+    /// Never waits: when the queue is full, the row is dropped and counted. `identifier` is the transaction id or the
+    /// purchase token.
     pub fn record_outcome<'t>(
         self,
         tenant: &TenantId,
         identifier: impl FnOnce() -> Cow<'t, str>,
-        verdict: VerificationOutcome,
+        outcome: VerificationOutcome,
     ) {
         let latency = self.started.elapsed();
         let source = self.source.as_str();
         let counts = self.log;
         counts
             .verify_total
-            .with_label_values([source, verdict.metric_label()])
+            .with_label_values([source, outcome.metric_label()])
             .inc();
         counts
             .verify_duration
@@ -290,7 +292,7 @@ impl PendingVerification<'_> {
             tenant: tenant.clone(),
             source: self.source,
             purchase: PurchaseDigest::from_identifier(&identifier()),
-            error_code: verdict.error_code(),
+            error_code: outcome.error_code(),
             latency,
             occurred_at: self.started_at,
         });
@@ -320,7 +322,7 @@ fn register_metrics(
 }
 
 impl VerificationQueue {
-    /// Writes one batch. What could not be written stays in it.
+    /// A batch that could not be written is kept for the next call.
     async fn write_batch(&self, written: &mut QueueWriter) -> Result<(), VerificationWriteError> {
         while written.batch.len() < BATCH_SIZE {
             match written.receiver.try_recv() {
@@ -379,9 +381,9 @@ impl QueuedVerification {
 impl std::fmt::Debug for VerificationLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.queue.is_some() {
-            "Verifications(noted)"
+            "VerificationLog(enabled)"
         } else {
-            "Verifications(unnoted)"
+            "VerificationLog(disabled)"
         })
     }
 }
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
+    async fn a_full_queue_drops_and_counts_rows_without_waiting() {
         let noted = log_without_database();
         let tenant = TenantId::mint(clock().now());
         for _ in 0..MAX_QUEUED + 7 {
@@ -435,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_wanted_keeps_nothing() {
+    fn a_disabled_log_keeps_nothing() {
         let tenant = TenantId::mint(clock().now());
         let unnoted = VerificationLog::disabled(&clock());
         let asked = unnoted.start_verification(EventSource::Google);

@@ -1,7 +1,7 @@
-//! Takes stock every few seconds, for metrics: what is in the database and cannot be counted as it happens. A scrape
-//! shows what was found last and asks nothing.
+//! Metrics about what is in the database, which cannot be counted as it happens: read every few seconds. A scrape shows what was
+//! read last and reads nothing.
 //!
-//! What takes long to count is counted by a job, in one process; every process shows what its last run said.
+//! What takes long to count is counted by a job, in one process; every process shows the result of the job's last run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,12 +26,11 @@ use crate::telemetry::metrics::{Gauge, MetricVec, MetricsRegistry};
 use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 use crate::telemetry::process_metrics::register_process_metrics;
 
-/// How often.
+/// How often the database is read.
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
-/// How long it may take.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The numbers that are looked for.
+/// The metrics that are read from the database.
 pub struct DatabaseGauges {
     refresh_lock: tokio::sync::Mutex<()>,
     database: Database,
@@ -49,7 +48,7 @@ pub struct DatabaseGauges {
     job_gauges: JobGauges,
 }
 
-/// What the jobs' last runs told.
+/// From the rows of the jobs' last runs.
 struct JobGauges {
     keyring: Arc<Keyring>,
     last_success: MetricVec<1, Gauge>,
@@ -64,7 +63,7 @@ struct JobGauges {
 }
 
 impl DatabaseGauges {
-    /// Adds them to `registry`, and what is known without asking: this release, the process, the pool.
+    /// Also registers what is known without a query: this release, the process, the pool, the certificates.
     pub fn new(
         database: &Database,
         keyring: &Arc<Keyring>,
@@ -85,10 +84,10 @@ impl DatabaseGauges {
         registry.register_observable(
             "attesto_db_pool_connections",
             "Connections of this process' pool.",
-            move |tell| {
+            move |report| {
                 let (used, idle) = pool.connection_counts();
-                tell(Some(("state", "used")), u64_to_f64(used));
-                tell(Some(("state", "idle")), u64_to_f64(idle));
+                report(Some(("state", "used")), u64_to_f64(used));
+                report(Some(("state", "idle")), u64_to_f64(idle));
             },
             ObservableKind::Gauge,
         );
@@ -96,17 +95,17 @@ impl DatabaseGauges {
         registry.register_observable(
             "attesto_db_pool_connections_max",
             "Connections that this process' pool may have.",
-            move |tell| tell(None, u64_to_f64(pool.max_connections())),
+            move |report| report(None, u64_to_f64(pool.max_connections())),
             ObservableKind::Gauge,
         );
         let certificates = certificates.clone();
         registry.register_observable(
             "attesto_certificate_expiry_timestamp_seconds",
             "When a certificate ends that this process lives by, in seconds since the Unix epoch.",
-            move |tell| {
+            move |report| {
                 for (name, validity) in certificates() {
                     let seconds = u64::try_from(validity.not_after.as_secs()).unwrap_or(0);
-                    tell(Some(("certificate", &name)), u64_to_f64(seconds));
+                    report(Some(("certificate", &name)), u64_to_f64(seconds));
                 }
             },
             ObservableKind::Gauge,
@@ -165,7 +164,7 @@ impl DatabaseGauges {
         }
     }
 
-    /// Takes stock now and every few seconds, until `stop`.
+    /// Refreshes now and every [`REFRESH_INTERVAL`], until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let looking = async {
             loop {
@@ -176,15 +175,15 @@ impl DatabaseGauges {
         stop.run_until_cancelled(looking).await;
     }
 
-    /// Takes stock once. One look after the other: what an earlier one found must not be shown over what a later one did.
+    /// Refreshes once. One refresh runs at a time, so that an earlier result never overwrites a later one.
     pub async fn refresh_gauges(&self) {
-        let _turn = self.refresh_lock.lock().await;
+        let _guard = self.refresh_lock.lock().await;
         let found = timeout(REFRESH_TIMEOUT, self.load_and_set_gauges()).await;
         let up = match found {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 let class = error_class(&error);
-                tracing::debug!(cause = %error, causeClass = class, "could not take stock for metrics");
+                tracing::debug!(cause = %error, causeClass = class, "gauges_refresh_failed");
                 false
             }
             Err(_) => false,
@@ -193,20 +192,20 @@ impl DatabaseGauges {
     }
 
     async fn load_and_set_gauges(&self) -> Result<(), Error> {
-        let stock = QueueStats::load(&self.database, &self.clock).await?;
+        let stats = QueueStats::load(&self.database, &self.clock).await?;
         for (state, count) in [
-            ("due", stock.due),
-            ("scheduled", stock.scheduled),
-            ("leased", stock.leased),
-            ("parked", stock.parked),
+            ("due", stats.due),
+            ("scheduled", stats.scheduled),
+            ("leased", stats.leased),
+            ("parked", stats.parked),
         ] {
             self.queue_depth
                 .with_label_values([state])
                 .set(count_to_f64(count));
         }
-        self.oldest_due.set(stock.oldest_due.as_secs_f64());
+        self.oldest_due.set(stats.oldest_due.as_secs_f64());
         for state in CALLBACK_STATES {
-            let count = stock.callbacks.get(state).copied().unwrap_or(0);
+            let count = stats.callbacks.get(state).copied().unwrap_or(0);
             self.endpoints_by_state
                 .with_label_values([state])
                 .set(count_to_f64(count));
@@ -215,11 +214,11 @@ impl DatabaseGauges {
             .await?
             .is_some();
         self.deliveries_held.set(f64::from(u8::from(held)));
-        let vitals = self.database.load_health(&self.clock).await?;
-        self.clock_skew.set(vitals.clock_skew);
+        let health = self.database.load_health(&self.clock).await?;
+        self.clock_skew.set(health.clock_skew);
         self.oldest_transaction
-            .set(vitals.oldest_transaction.as_secs_f64());
-        for (table, rows) in vitals.dead_rows {
+            .set(health.oldest_transaction.as_secs_f64());
+        for (table, rows) in health.dead_rows {
             self.dead_rows
                 .with_label_values([&table])
                 .set(count_to_f64(rows));
@@ -232,15 +231,15 @@ impl DatabaseGauges {
         self.last_audit_seq.set(count_to_f64(
             crate::audit::store::last_operator_audit_seq(&self.database).await?,
         ));
-        for standing in jobs::list_job_health(&self.database).await? {
-            self.job_gauges.set_from_health(&standing);
+        for health in jobs::list_job_health(&self.database).await? {
+            self.job_gauges.set_from_health(&health);
         }
         Ok(())
     }
 }
 
 impl JobGauges {
-    /// What alerts look at is there from the beginning.
+    /// Registers each label from the start, so that alerts find the series before the first run.
     fn new(keyring: &Arc<Keyring>, registry: &MetricsRegistry) -> Self {
         let runs = Self {
             keyring: keyring.clone(),
@@ -310,9 +309,9 @@ impl JobGauges {
         registry.register_observable(
             "attesto_sealed_values_refused_total",
             "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
-            move |tell| {
+            move |report| {
                 for (class, count) in keys.unseal_failures() {
-                    tell(Some(("class", class)), u64_to_f64(count));
+                    report(Some(("class", class)), u64_to_f64(count));
                 }
             },
             ObservableKind::Counter,
@@ -320,23 +319,23 @@ impl JobGauges {
         runs
     }
 
-    fn set_from_health(&self, standing: &JobHealth) {
-        let job = standing.job.as_str();
-        if let Some(done) = standing.last_success_at {
+    fn set_from_health(&self, health: &JobHealth) {
+        let job = health.job.as_str();
+        if let Some(done) = health.last_success_at {
             self.last_success
                 .with_label_values([job])
                 .set(count_to_f64(done.as_secs()));
         }
-        let failing = f64::from(u8::from(standing.is_failing));
+        let failing = f64::from(u8::from(health.is_failing));
         self.job_failing.with_label_values([job]).set(failing);
-        let Some(told) = &standing.last_summary else {
+        let Some(summary) = &health.last_summary else {
             return;
         };
         match job {
             "statistics" => {
-                self.set_sealed_values(&told["sealed"]);
-                set_labelled_counts(&self.credentials_due, &told["due"]);
-                for (table, size) in object_entries(&told["tables"]) {
+                self.set_sealed_values(&summary["sealed"]);
+                set_labelled_counts(&self.credentials_due, &summary["due"]);
+                for (table, size) in object_entries(&summary["tables"]) {
                     self.table_rows
                         .with_label_values([table])
                         .set(json_count_to_f64(&size["rows"]));
@@ -345,8 +344,8 @@ impl JobGauges {
                         .set(json_count_to_f64(&size["bytes"]));
                 }
             }
-            "drift" => set_labelled_counts(&self.drift_findings, &told["findings"]),
-            "probe" => set_labelled_counts(&self.callbacks_probed, &told["callbacks"]),
+            "drift" => set_labelled_counts(&self.drift_findings, &summary["findings"]),
+            "probe" => set_labelled_counts(&self.callbacks_probed, &summary["callbacks"]),
             _ => {}
         }
     }
@@ -371,17 +370,17 @@ impl JobGauges {
     }
 }
 
-/// What a run told, a count for each name. The names are ours.
-fn set_labelled_counts(gauges: &MetricVec<1, Gauge>, told: &Value) {
-    for (name, count) in object_entries(told) {
+/// The keys are label values that Attesto's jobs write.
+fn set_labelled_counts(gauges: &MetricVec<1, Gauge>, counts: &Value) {
+    for (name, count) in object_entries(counts) {
         gauges
             .with_label_values([name])
             .set(json_count_to_f64(count));
     }
 }
 
-fn object_entries(told: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    told.as_object().into_iter().flatten()
+fn object_entries(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    object.as_object().into_iter().flatten()
 }
 
 fn json_count_to_f64(count: &Value) -> f64 {

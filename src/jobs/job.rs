@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::store::LastJobRun;
 
-/// What a run does. It looks at the token between two small steps and ends when it is cancelled; what it gives back is
-/// kept in the run's row.
+/// The work of a run. It ends between two small steps once the token is cancelled; the value it returns is stored in
+/// the run's row.
 pub type JobFn =
     Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
 
@@ -24,32 +24,32 @@ pub const JOB_NAMES: [&str; 6] = [
     "statistics",
 ];
 
-/// After a run that failed, the next one comes this soon, if it would not come sooner anyway.
+/// The pause after a run that failed, unless the job's interval is shorter.
 const RETRY_INTERVAL: Duration = Duration::from_mins(5);
 
 /// Something that runs periodically.
 #[derive(Clone)]
 pub struct Job {
-    /// What it is called: one word, for ever.
+    /// One word. It stays the same in every release.
     pub name: &'static str,
-    /// What it does, in a few words.
+    /// Shown by `attesto jobs list`.
     pub description: &'static str,
-    /// How often it runs. `None`: only when somebody asks.
+    /// How often it runs. `None`: only on request.
     pub interval: Option<Duration>,
-    /// What it does. Running it twice, also at once, does no harm.
+    /// Running it twice, also at the same time, is harmless.
     pub run_fn: JobFn,
 }
 
 impl Job {
-    /// Whether it is to run now, given its last run.
+    /// Whether it is due, given its last run.
     pub fn is_due(&self, last: Option<&LastJobRun>) -> bool {
         match (self.interval, last) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(every), Some(last)) => match last.outcome.as_deref() {
-                // It runs, or its process died.
+                // It is running, or its process died.
                 None => last.is_lapsed,
-                // There is something left to do.
+                // Some work was left.
                 Some("stopped" | "interrupted") => true,
                 Some("failed") => last.age >= every.min(RETRY_INTERVAL),
                 Some(_) => last.age >= every,
@@ -72,7 +72,7 @@ mod tests {
     use crate::base::clock::Timestamp;
 
     #[test]
-    fn a_job_is_due_after_its_interval_and_sooner_when_something_was_left() {
+    fn a_job_is_due_after_its_interval_and_sooner_when_work_was_left() {
         let job = |every: Option<u64>| Job {
             name: "x",
             description: "",

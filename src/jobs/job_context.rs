@@ -11,20 +11,20 @@ use crate::deliveries::Sender;
 /// What jobs work with.
 #[derive(Clone)]
 pub struct JobContext {
-    /// Where everything is.
+    /// Every job reads or writes it.
     pub database: Database,
-    /// The encryption keys. `None`: this process was given none, and the jobs that need them fail.
+    /// The encryption keys. `None` when none is configured: the jobs that need them fail.
     pub keyring: Option<Arc<Keyring>>,
-    /// Connects to callbacks. `None`: this machine trusts nobody, and the job that needs it fails.
+    /// Connects to callbacks. `None` when this machine has no root certificates: the job `probe` fails.
     pub sender: Option<Sender>,
-    /// What time it is.
+    /// The time, for what is judged by it.
     pub clock: Clock,
-    /// How often each runs.
+    /// How often each job runs.
     pub intervals: JobIntervals,
-    /// Whether somebody asks for a run: then also what a run did lately is done again.
+    /// Whether the run was requested: then it also repeats what an earlier run did recently.
     pub is_forced: bool,
-    /// How long what is kept.
+    /// For the job `retention`.
     pub retention: RetentionSettings,
-    /// When what is warned of.
+    /// For the job `expiry`.
     pub cadences: ExpiryThresholds,
 }

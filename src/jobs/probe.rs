@@ -1,11 +1,11 @@
-//! The job `probe`: connects to callbacks that are not sent anything, so that one that cannot be reached is known before an
-//! event is for it.
+//! The job `probe`: connects to callbacks to which nothing was delivered recently, so that an unreachable one is known before the
+//! next event.
 //!
-//! Twice does no harm: it asks nothing of anybody and changes no delivery. A run that was stopped or failed is taken up where
-//! it ended: what was looked at lately is not connected to again.
+//! Running it twice is harmless: it sends nothing and changes no delivery. A run that was stopped or failed is resumed where
+//! it ended: callbacks that were probed recently are not probed again.
 //!
-//! A process that does not deliver does not run it by itself: it may not be let out to where callbacks are. While deliveries
-//! are held it connects to nobody: this may be a copy, and the callbacks are the original's.
+//! A process that does not deliver does not schedule it, because it may be unable to reach callbacks. While deliveries
+//! are held it connects to no callback: this may be a copy of an installation, and the callbacks belong to the original.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Job, JobContext};
 use crate::deliveries::probe::{self, ProbeRound};
 
-/// Where nobody says how often: a callback that got something within this time is well.
+/// Without an interval: a callback to which an event was delivered within this time is not probed.
 const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 
-/// The job.
 pub(crate) fn probe_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
@@ -37,7 +36,7 @@ async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Re
         .sender
         .context("callbacks cannot be called: this machine has no certificates to trust")?;
     let every = tools.intervals.probe.unwrap_or(DEFAULT_PROBE_INTERVAL);
-    // Less than the interval: who was looked at late in the last round is still looked at in the next.
+    // Less than the interval, so that a callback probed late in one round is still probed in the next.
     let known_for = (!tools.is_forced).then_some(every / 2);
     let lead = tools.clock.lead();
     let round =
@@ -49,7 +48,7 @@ async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Re
         }
         ProbeRound::Held(hold) => json!({
             "waits": format!(
-                "deliveries have been held since {}, and nobody is connected to until `attesto deliveries release`",
+                "deliveries have been held since {}: no callback is connected to until `attesto deliveries release`",
                 hold.held_at
             ),
         }),

@@ -1,10 +1,10 @@
-//! The job `reseal`: seals everything with the newest key, so that a rotation comes to its end without anyone typing.
+//! The job `reseal`: seals everything with the current key, so that a key rotation finishes without a command.
 //!
-//! It waits until every process seals with the key that this one seals with. Until then the rotation is still under way:
-//! two processes of different settings would seal the same rows back and forth, and one that lacks the key could open
-//! nothing.
+//! It waits until every process seals with the same key as this one. Until then the rotation is still being rolled out:
+//! two processes with different settings would reseal the same rows in turn, and one without the key could not open
+//! them.
 //!
-//! Twice does no harm: each row is written only where the value that was read still stands.
+//! Running it twice is harmless: a row is written only if it still holds the value that was read.
 
 use std::sync::Arc;
 
@@ -19,12 +19,11 @@ use crate::credentials::reseal::{self, ResealMode};
 use crate::replicas::LiveReplicas;
 use crate::replicas::live_replicas::format_name_list;
 
-/// The job.
 pub(crate) fn reseal_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "reseal",
-        description: "seals secrets anew with the newest encryption key",
+        description: "seals secrets again with the current encryption key",
         interval: tools.intervals.reseal,
         run_fn: Arc::new(move |stop| run_reseal_job(work.clone(), stop).boxed()),
     }
@@ -36,8 +35,8 @@ async fn run_reseal_job(tools: JobContext, stop: CancellationToken) -> anyhow::R
         .keyring
         .context("this process has no encryption key: set ATTESTO_ENCRYPTION_KEY")?;
     let key_id = keyring.sealing_key_id();
-    let company = LiveReplicas::load(database, tools.clock.lead()).await?;
-    let others = company.hosts_sealing_with_other_key(key_id);
+    let live = LiveReplicas::load(database, tools.clock.lead()).await?;
+    let others = live.hosts_sealing_with_other_key(key_id);
     if !others.is_empty() {
         return Ok(json!({
             "keyId": key_id,

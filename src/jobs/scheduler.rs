@@ -1,4 +1,4 @@
-//! Who runs the jobs: every process looks now and then what is due, and whoever is first runs it.
+//! Runs the jobs: every process looks regularly which jobs are due, and the first that claims one runs it.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use crate::base::clock::{Clock, Timestamp};
 use crate::db::{Database, Error, error_class};
 use crate::replicas::host_name;
 
-/// When it is first looked what is due: not while the process has just begun to serve.
+/// Before the first look: the process has just begun to serve.
 const INITIAL_DELAY: Duration = Duration::from_secs(2);
-/// How often after that.
+/// Between two looks.
 const POLL_INTERVAL: Duration = Duration::from_secs(15);
-/// How often a run says that it still runs: three times before it is given up for dead.
+/// A running job renews its lease three times before it would expire.
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 4);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// All of it was done.
+    /// All the work was done.
     Done,
-    /// It failed.
+    /// It returned an error or panicked.
     Failed,
-    /// The process is to stop; the rest is for the next run.
+    /// The process was asked to stop; the next run does the rest.
     Stopped,
 }
 
 impl JobOutcome {
-    /// The word it is kept under.
+    /// The word in the run's row.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -43,35 +43,35 @@ impl JobOutcome {
     }
 }
 
-/// A run that was ours.
+/// A run that has ended.
 #[derive(Debug)]
 pub struct JobRun {
     /// Which job.
     pub job: &'static str,
-    /// How it ended.
+    /// Also stored in its row.
     pub outcome: JobOutcome,
-    /// What it did, or why it failed.
+    /// What the job reported, or why it failed.
     pub result: Result<Value, anyhow::Error>,
-    /// How long it took.
+    /// By the monotonic clock.
     pub duration: Duration,
 }
 
-/// Why there was no run.
+/// Why a requested run did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum JobRunError {
-    /// Somebody else runs it.
+    /// It is already running.
     #[error(
         "{job} has been running on {host} since {since}: wait until it has ended, `attesto jobs list` shows it"
     )]
     AlreadyRunning {
-        /// Which job.
+        /// The job's name.
         job: &'static str,
-        /// Where.
+        /// The host it runs on.
         host: String,
-        /// Since when.
+        /// When it started.
         since: Timestamp,
     },
-    /// The database.
+    /// The claim could not be read or written.
     #[error(transparent)]
     Database(#[from] Error),
 }
@@ -93,24 +93,24 @@ impl JobScheduler {
         }
     }
 
-    /// Runs what is due until `stop`, and returns when what it runs has ended.
+    /// Runs due jobs until `stop`, and returns when the running ones have ended.
     pub async fn run(self, stop: CancellationToken) {
-        let mut silent_about_it = false;
+        let mut was_failure_logged = false;
         let mut running = JoinSet::new();
         let mut pause = INITIAL_DELAY;
         loop {
-            // Not all processes at once.
+            // So that not all processes look at once.
             let jittered = spread(pause, fastrand::f64());
             if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
                 break;
             }
             pause = POLL_INTERVAL;
             match self.start_due_jobs(&mut running, &stop).await {
-                Ok(()) => silent_about_it = false,
-                Err(error) if !silent_about_it => {
+                Ok(()) => was_failure_logged = false,
+                Err(error) if !was_failure_logged => {
                     let class = error_class(&error);
-                    tracing::warn!(cause = %error, causeClass = class, "could not look which jobs are due; it is tried again");
-                    silent_about_it = true;
+                    tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "due_jobs_not_read");
+                    was_failure_logged = true;
                 }
                 Err(_) => {}
             }
@@ -119,7 +119,7 @@ impl JobScheduler {
         while running.join_next().await.is_some() {}
     }
 
-    /// Looks once, and returns when what was due has ended.
+    /// Runs the jobs that are due now, and returns when they have ended.
     pub async fn run_due_once(&self, stop: &CancellationToken) -> Result<(), Error> {
         let mut running = JoinSet::new();
         let begun = self.start_due_jobs(&mut running, stop).await;
@@ -161,7 +161,7 @@ impl JobScheduler {
     }
 }
 
-/// Runs one job now, due or not, unless it runs already.
+/// Runs one job now, due or not, unless it is already running.
 pub async fn run_job_now(
     database: &Database,
     clock: &Clock,
@@ -184,11 +184,11 @@ pub async fn run_job_now(
             host,
             since,
         }),
-        JobClaim::Superseded => unreachable!("nothing was said of an earlier run"),
+        JobClaim::Superseded => unreachable!("no earlier run was given"),
     }
 }
 
-/// Does the work of a run that is ours, keeps saying so, and writes how it ended.
+/// Does the work of a claimed run, renews its lease meanwhile, and writes how it ended.
 async fn execute_claimed_run(
     database: &Database,
     clock: &Clock,
@@ -200,29 +200,29 @@ async fn execute_claimed_run(
     let stop = stop.child_token();
     let mut work = JoinSet::new();
     work.spawn((job.run_fn)(stop.clone()));
-    let told = loop {
+    let result = loop {
         match timeout(LEASE_RENEW_INTERVAL, work.join_next()).await {
-            Ok(Some(Ok(told))) => break told,
+            Ok(Some(Ok(result))) => break result,
             Ok(Some(Err(panicked))) => break Err(anyhow::Error::new(panicked)),
-            Ok(None) => break Err(anyhow::anyhow!("it ended without a word")),
+            Ok(None) => break Err(anyhow::anyhow!("the job ended without a result")),
             Err(_) => match store::renew_lease(database, id, clock.lead()).await {
                 Ok(true) => {}
-                // Somebody else runs it by now.
+                // The lease expired, and another process may have taken the job over.
                 Ok(false) => stop.cancel(),
                 Err(error) => {
                     let class = error_class(&error);
-                    tracing::warn!(job = job.name, cause = %error, causeClass = class, "could not say that the job still runs");
+                    tracing::warn!(job = job.name, cause = %error, causeClass = class, hint = "another process may take the job over", "job_lease_not_renewed");
                 }
             },
         }
     };
-    let outcome = match &told {
+    let outcome = match &result {
         Err(_) => JobOutcome::Failed,
         Ok(_) if stop.is_cancelled() => JobOutcome::Stopped,
         Ok(_) => JobOutcome::Done,
     };
     let took = begun.elapsed();
-    let (summary, error) = match &told {
+    let (summary, error) = match &result {
         Ok(value) => (Some(value), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
@@ -255,12 +255,12 @@ async fn execute_claimed_run(
     .await;
     if let Err(error) = written {
         let class = error_class(&error);
-        tracing::warn!(job = job.name, cause = %error, causeClass = class, "could not write how the job ended: it is taken for interrupted");
+        tracing::warn!(job = job.name, cause = %error, causeClass = class, hint = "the run will be recorded as interrupted", "job_outcome_not_written");
     }
     JobRun {
         job: job.name,
         outcome,
-        result: told,
+        result,
         duration: took,
     }
 }

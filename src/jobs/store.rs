@@ -1,4 +1,4 @@
-//! The rows of runs. Only the database's clock says whose turn it is; `lead` is how far ahead of it the caller lives.
+//! The rows of runs, in `job_runs`. Only the database's clock decides; `lead` is how far the caller's clock is ahead of it.
 
 use std::time::Duration;
 
@@ -7,37 +7,37 @@ use serde_json::Value;
 use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
-/// How long a run has its job for itself without saying that it still runs.
+/// How long a run owns its job without renewing its lease.
 pub(super) const LEASE_TTL: Duration = Duration::from_mins(1);
 
 /// The last run of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LastJobRun {
-    /// Its number.
+    /// Grows from run to run.
     pub id: i64,
-    /// Which job.
+    /// The job's name.
     pub job: String,
-    /// Where it ran.
+    /// The host it ran on.
     pub host: String,
-    /// How often the process that ran it does. `None`: somebody asked for it.
+    /// The interval in the process that ran it. `None`: it was run on request.
     pub interval: Option<Duration>,
-    /// When it began.
+    /// By the database's clock.
     pub started_at: Timestamp,
-    /// When it ended.
+    /// `None` while it runs.
     pub finished_at: Option<Timestamp>,
-    /// How: `done`, `failed`, `stopped` or `interrupted`. `None`: it has not.
+    /// `done`, `failed`, `stopped` or `interrupted`; `None` while it runs.
     pub outcome: Option<String>,
-    /// What it did.
+    /// What the job reported.
     pub summary: Option<Value>,
-    /// Why it failed.
+    /// The cause of a failure.
     pub error: Option<String>,
-    /// How long ago it began.
+    /// Since it started.
     pub age: Duration,
-    /// Whether it has not said for a while that it still runs.
+    /// Whether its lease has expired.
     pub is_lapsed: bool,
 }
 
-/// The last run of every job that ever ran.
+/// The last run of every job that was ever run.
 pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<LastJobRun>, Error> {
     let rows = sqlx::query!(
         r#"
@@ -79,20 +79,19 @@ pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<L
     Ok(runs.collect())
 }
 
-/// How a job stands, for metrics.
+/// For metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct JobHealth {
-    /// Which.
     pub(crate) job: String,
-    /// When the last run began that was done.
+    /// When the last successful run started.
     pub(crate) last_success_at: Option<Timestamp>,
-    /// What that run did.
+    /// What that run reported.
     pub(crate) last_summary: Option<Value>,
-    /// Whether the last run failed.
+    /// Whether a run failed since.
     pub(crate) is_failing: bool,
 }
 
-/// How every job stands that ever ran. Jumps from one to the next, however many runs there were.
+/// Of every job that was ever run. The query skips from job to job, so its cost does not grow with the number of runs.
 pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
     let rows = sqlx::query!(
         r#"
@@ -117,38 +116,38 @@ pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth
     )
     .fetch_all(database.pool())
     .await?;
-    let standings = rows.into_iter().map(|row| JobHealth {
+    let jobs = rows.into_iter().map(|row| JobHealth {
         job: row.job,
         last_success_at: row.done_at.map(Timestamp::from),
         last_summary: row.told,
         is_failing: row.is_failing,
     });
-    Ok(standings.collect())
+    Ok(jobs.collect())
 }
 
-/// What became of an attempt to begin a run.
+/// The result of an attempt to start a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum JobClaim {
-    /// It is ours, under this number.
+    /// It started, with this id.
     Claimed(i64),
-    /// Another run was begun since `seen`.
+    /// Another run has started since `seen`.
     Superseded,
-    /// It runs.
+    /// A run has not ended yet.
     AlreadyRunning { host: String, since: Timestamp },
 }
 
-/// What whoever wants to begin a run knows of the one before it.
+/// The previous run, as the caller last saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PreviousRun {
-    /// It is to run whatever ran before.
+    /// Start in any case.
     Any,
-    /// There was none.
+    /// The job had never run.
     NoRun,
-    /// This one.
+    /// The run with this id.
     Id(i64),
 }
 
-/// Begins a run, unless the job runs already, or another run was begun since it was looked.
+/// Starts a run, unless the job is running, or another run has started since the caller looked.
 ///
 /// Call it where it cannot be cancelled: sqlx loses track of a transaction whose beginning was given up.
 pub(super) async fn claim_job(
@@ -160,7 +159,7 @@ pub(super) async fn claim_job(
     lead: Duration,
 ) -> Result<JobClaim, Error> {
     let mut transaction = database.pool().begin().await?;
-    // Whoever comes second waits here for the few milliseconds of the first, and then sees its row.
+    // A second process waits here for the few milliseconds of the first, and then sees its row.
     sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('attesto job ' || $1, 0))",
         job
@@ -223,7 +222,7 @@ pub(super) async fn claim_job(
     Ok(JobClaim::Claimed(id))
 }
 
-/// Says that a run still runs. Whether it is still ours.
+/// `false` when the run was recorded as ended: another process may have taken the job over.
 pub(super) async fn renew_lease(
     database: &Database,
     id: i64,
@@ -241,7 +240,7 @@ pub(super) async fn renew_lease(
     Ok(renewed.rows_affected() == 1)
 }
 
-/// Writes how a run ended, unless it was given up for dead.
+/// Does nothing when the run was already recorded as interrupted.
 pub(super) async fn finish_run(
     database: &Database,
     id: i64,

@@ -1,4 +1,4 @@
-//! A process says that it is there.
+//! Each process regularly writes a row that says that it serves.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,12 +17,11 @@ use crate::base::id::ReplicaId;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 
-/// How often.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the farewell may take.
+/// How long deleting the row at the end may take.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The name of this machine.
+/// The host name of this machine.
 pub fn host_name() -> String {
     let names = rustix::system::uname();
     names.nodename().to_string_lossy().into_owned()
@@ -32,7 +31,7 @@ pub fn host_name() -> String {
 pub type CertificateExpiries =
     Arc<dyn Fn() -> BTreeMap<&'static str, CertificateValidity> + Send + Sync>;
 
-/// This process, as others see it.
+/// Writes this process's row.
 pub struct ReplicaHeartbeat {
     id: ReplicaId,
     database: Database,
@@ -43,7 +42,7 @@ pub struct ReplicaHeartbeat {
 }
 
 impl ReplicaHeartbeat {
-    /// Nobody knows of it yet.
+    /// Writes nothing yet.
     pub fn new(database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
         Self {
             id: ReplicaId::mint(clock.now()),
@@ -55,38 +54,38 @@ impl ReplicaHeartbeat {
         }
     }
 
-    /// The same, and it tells a fingerprint of each group of its settings, so that processes that differ are noticed.
+    /// Adds a fingerprint of each group of settings, so that differences between processes are noticed.
     #[must_use]
     pub fn with_settings(mut self, fingerprints: BTreeMap<&'static str, String>) -> Self {
         self.settings = fingerprints;
         self
     }
 
-    /// The same, and it tells when its certificates end.
+    /// Adds when the certificates of this process are valid.
     #[must_use]
     pub fn with_certificates(mut self, certificates: CertificateExpiries) -> Self {
         self.certificates = certificates;
         self
     }
 
-    /// Says every few seconds that it is there, until `stop`, and then that it is gone.
+    /// Writes the row every ten seconds until `stop`, and then deletes it.
     pub async fn run(self, stop: CancellationToken) {
-        let mut was_said = false;
-        let mut silent_about_it = false;
+        let mut is_registered = false;
+        let mut was_failure_logged = false;
         loop {
             match stop.run_until_cancelled(self.send_heartbeat()).await {
                 None => break,
                 Some(Ok(())) => {
-                    if !was_said {
+                    if !is_registered {
                         self.warn_about_missing_keys().await;
                     }
-                    (was_said, silent_about_it) = (true, false);
+                    (is_registered, was_failure_logged) = (true, false);
                 }
-                // Once an outage, not once an attempt.
-                Some(Err(error)) if !silent_about_it => {
+                // Logged once for each outage, not for each attempt.
+                Some(Err(error)) if !was_failure_logged => {
                     let class = error_class(&error);
-                    tracing::warn!(cause = %error, causeClass = class, "could not tell the other processes that this one is there; it is tried again");
-                    silent_about_it = true;
+                    tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "heartbeat_not_written");
+                    was_failure_logged = true;
                 }
                 Some(Err(_)) => {}
             }
@@ -95,8 +94,8 @@ impl ReplicaHeartbeat {
                 break;
             }
         }
-        if was_said {
-            // Otherwise they find out by its silence.
+        if is_registered {
+            // If this fails, the row expires.
             let _ = timeout(
                 DEREGISTER_TIMEOUT,
                 store::delete_replica(&self.database, &self.id),
@@ -105,7 +104,7 @@ impl ReplicaHeartbeat {
         }
     }
 
-    /// Says it once.
+    /// Writes the row once.
     pub async fn send_heartbeat(&self) -> Result<(), Error> {
         let beat = store::HeartbeatRow {
             id: &self.id,
@@ -120,18 +119,19 @@ impl ReplicaHeartbeat {
         store::upsert_heartbeat(&self.database, &beat, self.clock.lead()).await
     }
 
-    /// A process that seals with a key that others do not have is a mistake in the order of a rotation.
+    /// Others lack this process's key when the steps of a key rotation were done in the wrong order.
     async fn warn_about_missing_keys(&self) {
-        let Ok(company) = LiveReplicas::load(&self.database, self.clock.lead()).await else {
+        let Ok(live) = LiveReplicas::load(&self.database, self.clock.lead()).await else {
             return;
         };
         let key_id = self.keyring.sealing_key_id();
-        let without = company.hosts_without_key(key_id);
+        let without = live.hosts_without_key(key_id);
         if !without.is_empty() {
             tracing::warn!(
                 keyId = key_id,
                 hosts = format_name_list(&without),
-                "other processes cannot open what this one seals: add the key to their ATTESTO_ENCRYPTION_KEYS_RETIRED"
+                hint = "add the key to ATTESTO_ENCRYPTION_KEYS_RETIRED on these hosts",
+                "key_missing_on_other_processes"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Who is there, and who could not open what.
+//! The processes that serve now.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use super::replica::Replica;
 use super::store;
 use crate::db::{Database, Error};
 
-/// Everybody who serves.
+/// The processes whose heartbeat is recent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveReplicas {
-    /// In the order in which they began.
-    pub replicas: Vec<Replica>,
+    /// In the order in which they started.
+    pub(crate) replicas: Vec<Replica>,
 }
 
 impl LiveReplicas {
-    /// Whoever was seen lately. `lead` is how far ahead of the database's clock the caller lives.
+    /// `lead` is how far the caller's clock is ahead of the database's.
     pub async fn load(database: &Database, lead: Duration) -> Result<Self, Error> {
         let replicas = store::list_live_replicas(database, lead).await?;
         Ok(Self { replicas })
     }
 
-    /// The machines of those who could not open what is sealed with this key; none twice.
+    /// The hosts of processes that do not have this encryption key.
     pub fn hosts_without_key(&self, key_id: u8) -> BTreeSet<&str> {
         self.hosts_where(|replica| !replica.opening_key_ids.contains(&key_id))
     }
 
-    /// The machines of those who seal with another key.
+    /// The hosts of processes that seal with another key.
     pub fn hosts_sealing_with_other_key(&self, key_id: u8) -> BTreeSet<&str> {
         self.hosts_where(|replica| replica.sealing_key_id != key_id)
     }
@@ -37,7 +37,7 @@ impl LiveReplicas {
     }
 }
 
-/// `a, b and 3 more`: at most five names.
+/// `a, b and 3 more`: at most five names, and `none` without any.
 pub fn format_name_list(hosts: &BTreeSet<&str>) -> String {
     const MOST: usize = 5;
     let mut text: Vec<&str> = hosts.iter().copied().take(MOST).collect();
@@ -48,7 +48,7 @@ pub fn format_name_list(hosts: &BTreeSet<&str>) -> String {
     match text.split_last() {
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => "nobody".to_owned(),
+        None => "none".to_owned(),
     }
 }
 
@@ -57,9 +57,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_machines_are_named_and_many_are_counted() {
+    fn at_most_five_hosts_are_named() {
         let said = |names: &[&'static str]| format_name_list(&names.iter().copied().collect());
-        assert_eq!(said(&[]), "nobody");
+        assert_eq!(said(&[]), "none");
         assert_eq!(said(&["a"]), "a");
         assert_eq!(said(&["a", "b", "c"]), "a, b and c");
         assert_eq!(

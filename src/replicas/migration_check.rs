@@ -1,4 +1,4 @@
-//! Whom a migration would stop.
+//! Whether a migration would stop a process that serves.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,27 +7,27 @@ use super::LiveReplicas;
 use super::live_replicas::format_name_list;
 use crate::db::{Database, MigrationError, PlannedMigration};
 
-/// A migration must wait: a process that does not know it serves, and would not go on working.
+/// A migration must wait, because processes of an earlier release serve and would stop working.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "migration {version} ({name}) would stop what serves with release {releases} on {hosts}: {why}. Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
+    "migration {version} ({name}) would stop processes of release {releases} on {hosts}: {why}. Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
 )]
 pub struct MigrationBlockedError {
     /// The migration's number.
     pub version: i64,
     /// Its name, in words.
     pub name: String,
-    /// Why.
+    /// From the migration's header.
     pub why: String,
-    /// The releases that serve.
+    /// The releases of those processes.
     pub releases: String,
-    /// The machines they serve on.
+    /// The hosts of those processes.
     pub hosts: String,
 }
 
 impl MigrationBlockedError {
-    /// Looks whether what is missing could be applied now. The inner error says why it must wait. `lead` is how far ahead
-    /// of the database's clock the caller lives.
+    /// Whether the pending migrations can be applied now; the inner error says why they must wait. `lead` is how far the
+    /// caller's clock is ahead of the database's.
     pub async fn check_replicas(
         database: &Database,
         lead: Duration,
@@ -38,13 +38,13 @@ impl MigrationBlockedError {
         let Some(stopping) = planned.iter().find(stops) else {
             return Ok(Ok(()));
         };
-        // Tables that are not there yet name nobody.
-        let company = match LiveReplicas::load(database, lead).await {
-            Ok(company) => company,
+        // Before the first migration there is no table of processes.
+        let live = match LiveReplicas::load(database, lead).await {
+            Ok(live) => live,
             Err(error) if crate::db::is_missing_table(&error) => return Ok(Ok(())),
             Err(error) => return Err(error.into()),
         };
-        let others: Vec<_> = company
+        let others: Vec<_> = live
             .replicas
             .iter()
             .filter(|replica| replica.version != crate::VERSION)

@@ -1,12 +1,13 @@
 //! Which processes serve on this database, and with which encryption keys.
 //!
-//! Promises: a process that serves is known within seconds and forgotten when it stops, or within [`LIVE`] when it was
-//! killed; whoever is about to seal with a key finds out first whether everybody who serves can open it.
+//! Promises: a process that serves is known to the others within seconds and forgotten when it stops, or 45 seconds after it was
+//! killed; before a process seals with a new key, it can be found out whether every other process can open it.
 //!
-//! - [`presence`]: a process says that it is there
+//! - [`heartbeat`]: each process writes its row in `replicas` regularly
 //! - [`Replica`]: a process that serves
-//! - [`company`]: who is there, and who could not open what
-//! - [`upgrade`]: whom a migration would stop
+//! - [`live_replicas`]: the processes that serve now, and which of them lack a key
+//! - [`migration_check`]: whether a migration would stop a process that serves
+//! - `store`: the SQL
 
 pub mod heartbeat;
 pub mod live_replicas;

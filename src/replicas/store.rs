@@ -1,4 +1,4 @@
-//! The rows of processes. Whether one was seen lately is for the database's clock to say.
+//! The rows in `replicas`. Only the database's clock decides whether a heartbeat is recent.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::ReplicaId;
 use crate::db::{Database, Error};
 
-/// Rows of processes that were killed are kept this long, for whoever wonders what happened.
+/// The row of a process that was killed is kept this long, so that an operator can see what happened.
 const DEAD_REPLICA_TTL: Duration = Duration::from_hours(24);
 
 pub(super) struct HeartbeatRow<'a> {
@@ -23,15 +23,10 @@ pub(super) struct HeartbeatRow<'a> {
 
 pub(super) async fn upsert_heartbeat(
     database: &Database,
-    beat: &HeartbeatRow<'_>,
+    row: &HeartbeatRow<'_>,
     lead: Duration,
 ) -> Result<(), Error> {
-    let opening: Vec<i16> = beat
-        .opening_key_ids
-        .iter()
-        .copied()
-        .map(i16::from)
-        .collect();
+    let opening: Vec<i16> = row.opening_key_ids.iter().copied().map(i16::from).collect();
     sqlx::query!(
         "
         with gone as (
@@ -43,16 +38,16 @@ pub(super) async fn upsert_heartbeat(
         from (select statement_timestamp() + make_interval(secs => $7) as now) clock
         on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
         ",
-        beat.id.as_str(),
-        beat.host,
-        beat.pid,
-        beat.version,
-        i16::from(beat.sealing_key_id),
+        row.id.as_str(),
+        row.host,
+        row.pid,
+        row.version,
+        i16::from(row.sealing_key_id),
         &opening,
         lead.as_secs_f64(),
         DEAD_REPLICA_TTL.as_secs_f64(),
-        beat.settings,
-        beat.certificates,
+        row.settings,
+        row.certificates,
     )
     .execute(database.pool())
     .await?;

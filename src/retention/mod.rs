@@ -1,17 +1,19 @@
-//! The job `retention`: what is kept only for a time.
+//! The job `retention`: removes rows that are past their retention period.
 //!
-//! Promises: an event with a delivery that has not ended, one that waits for a person too, stays whatever its age; a
-//! setting of zero keeps for ever; rows go a few hundred at a time, oldest first, so that no lock is held for long and a
-//! process that is to stop stops.
+//! Promises: an event with a delivery that has not ended, parked ones included, stays whatever its age; a
+//! setting of zero keeps rows for ever; rows are removed a few hundred at a time, oldest first, so that no lock is held for long
+//! and a process that is asked to stop can stop.
 //!
-//! Twice does no harm: what is gone is not found again, and rows that another run is at are left to it.
+//! Running it twice is harmless: removed rows are not found again, and rows that another run has locked are skipped.
 //!
-//! - [`kind`]: what is kept, and for how long
-//! - [`mod@prune`]: the work
+//! - [`retention_kind`]: what is removed, and after how long
+//! - [`mod@prune`]: the job, and the same for `attesto prune`
+//! - `store`: the SQL
 
 pub mod prune;
 pub mod retention_kind;
 mod store;
 
-pub use prune::{count_expired, prune_expired, retention_job};
+pub use prune::prune_expired;
+pub(crate) use prune::{count_expired, retention_job};
 pub use retention_kind::RetentionKind;

@@ -1,4 +1,4 @@
-//! The work of the job, and the same for `attesto prune`.
+//! The job `retention`, and the same for `attesto prune`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,33 +13,33 @@ use super::store::{self, BATCH_SIZE};
 use crate::db::{Database, Error};
 use crate::jobs::{Job, JobContext};
 
-/// The pause between two batches, so that everybody else comes first.
+/// The pause between two batches, so that requests and deliveries come first.
 const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The job.
-pub fn retention_job(tools: &JobContext) -> Job {
+pub(crate) fn retention_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: "retention",
-        description: "removes what is older than it is to be kept",
+        description: "removes rows that are past their retention period",
         interval: tools.intervals.retention,
         run_fn: Arc::new(move |stop| run_retention_job(work.clone(), stop).boxed()),
     }
 }
 
 async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
-    let mut told = Map::new();
+    let mut removed = Map::new();
     for kind in RetentionKind::ALL {
-        let Some(kept) = kind.retention_period(&tools.retention) else {
+        let Some(period) = kind.retention_period(&tools.retention) else {
             continue;
         };
-        let gone = prune_expired(&tools.database, kind, kept, tools.clock.lead(), &stop).await?;
-        told.insert(kind.as_str().to_owned(), gone.into());
+        let count = prune_expired(&tools.database, kind, period, tools.clock.lead(), &stop).await?;
+        removed.insert(kind.as_str().to_owned(), count.into());
     }
-    Ok(told.into())
+    Ok(removed.into())
 }
 
-/// Removes everything of this kind that is older than `kept`, until `stop`. Gives how many rows.
+/// Removes all rows of this kind that are older than `kept`, until `stop`, and returns how many it removed. `lead` is how far
+/// the caller's clock is ahead of the database's.
 pub async fn prune_expired(
     database: &Database,
     kind: RetentionKind,
@@ -61,8 +61,8 @@ pub async fn prune_expired(
     Ok(gone)
 }
 
-/// How many rows of this kind are older than `kept` and would go. Reads them all.
-pub async fn count_expired(
+/// How many rows of this kind [`prune_expired`] would remove. Reads them all.
+pub(crate) async fn count_expired(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,

@@ -1,36 +1,36 @@
-//! What is kept, and for how long.
+//! What is removed, and after how long.
 
 use std::time::Duration;
 
 use crate::config::groups::RetentionSettings;
 
-/// Something that is kept for a time.
+/// Rows with a retention period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetentionKind {
     /// `webhook_events` with their `webhook_deliveries`, once every delivery has ended.
     Events,
     /// `validation_audit`.
     ValidationAudit,
-    /// `operator_audit`; the newest row always stays.
+    /// `operator_audit`; its newest row always stays.
     OperatorAudit,
-    /// What callbacks answered: `webhook_deliveries.last_response_body`.
+    /// `webhook_deliveries.last_response_body`: the beginning of the callback's answer.
     AttemptDetails,
-    /// `webhook_redeliveries` that have ended. As long as events: without those they say nothing.
+    /// `webhook_redeliveries` that have ended. Kept as long as the events they are about.
     Redeliveries,
     /// `job_runs`.
     JobRuns,
     /// `webhook_previous_secrets` that no longer sign.
     RetiredSecrets,
-    /// `apple_previous_credentials` and `google_previous_credentials` that one can no longer go back to.
+    /// `apple_previous_credentials` and `google_previous_credentials` that can no longer be rolled back to.
     ReplacedCredentials,
 }
 
-/// Runs of jobs are kept this long; the last one of each is kept for ever.
+/// The last run of each job is kept for ever.
 const JOB_RUNS_TTL: Duration = Duration::from_hours(30 * 24);
 
 impl RetentionKind {
-    /// In the order in which they are pruned and shown.
-    pub const ALL: [Self; 8] = [
+    /// In the order in which they are removed and shown.
+    pub(crate) const ALL: [Self; 8] = [
         Self::Events,
         Self::Redeliveries,
         Self::AttemptDetails,
@@ -41,8 +41,8 @@ impl RetentionKind {
         Self::JobRuns,
     ];
 
-    /// What it is called.
-    pub fn as_str(self) -> &'static str {
+    /// The word in the job's report and in `attesto prune`.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Events => "events",
             Self::ValidationAudit => "validationAudit",
@@ -55,8 +55,8 @@ impl RetentionKind {
         }
     }
 
-    /// How long it is kept. `None`: for ever.
-    pub fn retention_period(self, settings: &RetentionSettings) -> Option<Duration> {
+    /// `None`: for ever.
+    pub(crate) fn retention_period(self, settings: &RetentionSettings) -> Option<Duration> {
         match self {
             Self::Events | Self::Redeliveries => settings.events,
             Self::ValidationAudit => settings.validation_audit,

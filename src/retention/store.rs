@@ -1,5 +1,4 @@
-//! Every statement of retention. Only the database's clock says what is old; `lead` is how far ahead of it the caller
-//! lives.
+//! The SQL of retention. Only the database's clock decides what is old; `lead` is how far the caller's clock is ahead of it.
 
 use std::time::Duration;
 
@@ -10,17 +9,15 @@ use super::RetentionKind;
 use crate::audit::operator_audit;
 use crate::db::{Database, Error};
 
-/// Rows in one transaction.
+/// The most rows that one transaction removes.
 pub(super) const BATCH_SIZE: i64 = 500;
 
-/// What one batch did.
 #[derive(Debug, Default)]
 pub(super) struct PrunedBatch {
-    /// Rows that are gone.
     pub(super) removed: u64,
-    /// Rows that were looked at: fewer than [`BATCH`] when nothing is left.
+    /// Rows that were read: fewer than [`BATCH_SIZE`] when none are left.
     pub(super) scanned: u64,
-    /// The last event that was looked at, where some may stay.
+    /// The last event that was read. The next batch begins after it, because some events stay.
     pub(super) cursor: Option<(OffsetDateTime, String)>,
 }
 
@@ -127,7 +124,7 @@ pub(super) async fn prune_batch(
     })
 }
 
-/// In larger batches than the others: each costs a row that vouches for it.
+/// In larger batches than the others: each batch adds a row that records it.
 async fn prune_operator_audit_batch(
     database: &Database,
     kept: Duration,
@@ -145,7 +142,7 @@ async fn prune_operator_audit_batch(
     })
 }
 
-/// One row a tenant at the most: all of them at once.
+/// All at once: there is at most one row for each tenant.
 async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
     let apple = sqlx::query!(
         "delete from apple_previous_credentials \
@@ -167,10 +164,10 @@ async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<Pru
     })
 }
 
-/// Two statements: the first keeps anybody from adding a delivery to these events, the second then sees every delivery
-/// that was added before.
+/// Two statements: the first locks the events, so that no delivery can be added to them; the second then sees every
+/// delivery that was added before.
 ///
-/// Never cancelled in the middle: see [`crate::db::database`]. A job is not; a command ends with its process.
+/// Must not be cancelled in the middle: see [`crate::db::database`]. A job is not; a command ends with its process.
 async fn prune_events(
     database: &Database,
     age: f64,
@@ -256,13 +253,13 @@ pub(super) async fn count_expired_rows(
                 and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)"
         }
     };
-    // Both texts are ours.
+    // Both texts are constants of this file.
     let statement = format!(
         "select (select count(*) {condition}) \
            from (select statement_timestamp() + make_interval(secs => $1) as cutoff) clock"
     );
     let mut transaction = database.pool().begin().await?;
-    // It reads everything that is old.
+    // It reads every old row.
     sqlx::query("set local statement_timeout = '10min'")
         .execute(&mut *transaction)
         .await?;

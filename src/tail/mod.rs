@@ -1,11 +1,11 @@
-//! What happens to one tenant, as it happens: for whoever sets something up and wants to see it move.
+//! `attesto tail`: what happens to one tenant, as it happens.
 //!
 //! Promises: nothing is changed, nothing secret is shown, and a tenant with a long history costs no more than one with a
-//! short one. It looks at the database, so it sees what every process does; what happens twice between two looks is told
-//! once, and what is too much to look at is said to be.
+//! short one. It polls the database, so it sees what every process does; of two changes of one delivery between two polls only
+//! the last is shown, and a line says so when more happened than one poll can show.
 //!
-//! - [`mod@line`]: one thing that happened
-//! - [`watcher`]: finds what is new since it last looked
+//! - [`tail_line`]: one line, as JSON and as text
+//! - [`watcher`]: finds what is new since the last poll
 
 pub mod tail_line;
 pub mod watcher;

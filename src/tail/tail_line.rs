@@ -1,4 +1,4 @@
-//! One thing that happened, for a program and for a person.
+//! One line of `attesto tail`, as JSON for programs and as text for people.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::base::id::{DeliveryId, EventId};
 use crate::crypto::token::encode_hex;
 use crate::deliveries::history::{DeliveryRow, EventRow};
 
-/// One thing that happened.
+/// Something that happened to a tenant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(
     tag = "kind",
@@ -16,64 +16,64 @@ use crate::deliveries::history::{DeliveryRow, EventRow};
     rename_all_fields = "camelCase"
 )]
 pub enum TailLine {
-    /// The tenant's backend asked about a purchase and was answered.
+    /// The tenant's backend verified a purchase.
     Verification {
-        /// When.
+        /// When the request was received.
         at: Timestamp,
-        /// Which store.
+        /// `apple` or `google`.
         source: String,
-        /// What was answered.
+        /// Whether the store confirmed the purchase.
         valid: bool,
-        /// Why not.
+        /// Set when the purchase is not valid or could not be verified.
         error_code: Option<String>,
-        /// How long that took.
+        /// From the request to the answer.
         latency_ms: i32,
-        /// The purchase, as the log of verifications knows it; hexadecimal.
+        /// `validation_audit.identifier_hash`, in hexadecimal.
         identifier_hash: String,
     },
-    /// A store reported something.
+    /// A store sent a notification.
     Event {
         /// When it was received.
         at: Timestamp,
-        /// Its id.
+        /// The id of the new event.
         event_id: EventId,
-        /// The word for both stores.
+        /// Attesto's event type, the same for both stores.
         event: String,
-        /// The store's own name.
+        /// The store's own name for it.
         platform_event: String,
-        /// What it is about.
+        /// The key of the purchase it is about.
         subject: Option<String>,
-        /// Whether it goes anywhere: not without an active callback.
+        /// `false` without an active callback: the event is stored only.
         has_delivery: bool,
     },
-    /// An event was brought to a callback, or was tried to be.
+    /// A callback was called, or the delivery was parked.
     Delivery {
-        /// When the attempt began.
+        /// When the last attempt started.
         at: Timestamp,
-        /// Its id.
+        /// Stays the same over all attempts.
         delivery_id: DeliveryId,
-        /// Of which event.
+        /// The event that was delivered.
         event_id: EventId,
-        /// The event's word.
+        /// The type of that event.
         event: String,
-        /// The attempts so far.
+        /// The number of attempts so far.
         attempt: i32,
-        /// Where it stands: `pending`, `delivered`, `failed`.
+        /// `pending`, `delivered` or `failed`.
         status: String,
-        /// How the attempt ended, in one word.
+        /// Of the last attempt, in one word.
         outcome: Option<String>,
-        /// What the receiver answered.
+        /// The HTTP status of the callback's answer.
         response_code: Option<i32>,
-        /// When it is tried again.
+        /// `None` when there is no further attempt.
         next_attempt_at: Option<Timestamp>,
-        /// It waits for a person, because workers died over it again and again.
+        /// Whether an operator must decide, because several processes crashed while sending it.
         is_parked: bool,
     },
-    /// So much happened between two looks that not all of it is shown.
+    /// More happened between two polls than is shown.
     Overflow {
-        /// The moment of the oldest that is shown.
+        /// The time of the oldest that is shown.
         at: Timestamp,
-        /// Of what: `verifications`, `events`, `deliveries`, `waiting deliveries`.
+        /// `verifications`, `events`, `deliveries`, `waiting deliveries`.
         of: &'static str,
     },
 }
@@ -116,8 +116,8 @@ impl TailLine {
         }
     }
 
-    /// When it happened.
-    pub fn occurred_at(&self) -> Timestamp {
+    /// Lines are sorted by it.
+    pub(crate) fn occurred_at(&self) -> Timestamp {
         match self {
             Self::Verification { at, .. }
             | Self::Event { at, .. }
@@ -126,8 +126,8 @@ impl TailLine {
         }
     }
 
-    /// The same for a person: one line, its columns under those of its kind.
-    pub fn to_text(&self) -> String {
+    /// For people.
+    pub(crate) fn to_text(&self) -> String {
         let what = match self {
             Self::Verification {
                 source,
@@ -158,7 +158,7 @@ impl TailLine {
                 let nowhere = if *has_delivery {
                     ""
                 } else {
-                    "  (no active callback: stored, sent nowhere)"
+                    "  (no active callback: stored, not sent)"
                 };
                 format!("event         {event}  {platform_event}  {event_id}{about}{nowhere}")
             }
@@ -179,9 +179,9 @@ impl TailLine {
                     (None, None) => String::new(),
                 };
                 let then = match (next_attempt_at, is_parked, status.as_str()) {
-                    (_, true, _) => ", set aside for a person".to_owned(),
-                    (Some(next), ..) => format!(", again at {next}"),
-                    (None, false, "failed") => ", given up".to_owned(),
+                    (_, true, _) => ", parked".to_owned(),
+                    (Some(next), ..) => format!(", next attempt at {next}"),
+                    (None, false, "failed") => ", failed permanently".to_owned(),
                     (None, false, _) => String::new(),
                 };
                 let word = if status == "delivered" {
@@ -194,16 +194,14 @@ impl TailLine {
                 )
             }
             Self::Overflow { of, .. } => {
-                format!(
-                    "…             more {of} than can be followed; those before this are not shown"
-                )
+                format!("…             more {of} than can be shown; earlier ones are left out")
             }
         };
         format!("{}  {what}", self.occurred_at())
     }
 }
 
-/// The beginning of what is too long for a line: Google's purchase tokens.
+/// Google's purchase tokens are too long for a line.
 fn shorten_subject(subject: &str) -> String {
     const KEPT: usize = 24;
     match subject.char_indices().nth(KEPT) {

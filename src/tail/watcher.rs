@@ -1,7 +1,7 @@
-//! Finds what is new since it last looked.
+//! Finds what is new since the last poll.
 //!
-//! Rows become visible when they are committed, which is not the order of their moments. So it does not ask for what is
-//! younger than the last one seen, which would miss the late ones, but reads the newest window again and compares.
+//! Rows become visible when they are committed, which is not the order of their timestamps. Asking for rows newer than the last
+//! one seen would miss those that are committed late, so each poll reads the newest rows again and compares.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,23 +13,23 @@ use crate::db::{Database, Error};
 use crate::deliveries::history::{self, DeliveryRow};
 use crate::deliveries::redelivery::EventStatus;
 
-/// How many of each are looked at: what one look can show at most.
+/// How many rows of each kind one poll reads, and can show at most.
 const WINDOW_SIZE: u32 = 500;
 
-/// Watches one tenant.
+/// Polls for one tenant.
 pub struct TailWatcher {
     tenant: TenantId,
     seen_verifications: SeenWindow,
     seen_events: SeenWindow,
     seen_deliveries: SeenWindow,
-    /// Where each delivery stood that may still move, and each of the newest.
+    /// The state of the newest deliveries, and of all that are pending.
     snapshots: HashMap<DeliveryId, DeliverySnapshot>,
-    /// More deliveries wait than are looked at: what becomes of the older ones is not seen.
+    /// Whether more deliveries are pending than one poll reads: changes of the older ones are not seen.
     is_backlog_truncated: bool,
 }
 
 impl TailWatcher {
-    /// One that has seen nothing yet: its first look finds what is newest.
+    /// The first poll returns the newest rows.
     pub fn new(tenant: TenantId) -> Self {
         Self {
             tenant,
@@ -41,7 +41,7 @@ impl TailWatcher {
         }
     }
 
-    /// What happened since the last look, oldest first.
+    /// What happened since the last poll, oldest first.
     pub async fn poll_lines(&mut self, database: &Database) -> Result<Vec<TailLine>, Error> {
         let mut lines = Vec::new();
         let rows =
@@ -94,7 +94,7 @@ impl TailWatcher {
             .chain(&waiting)
             .map(|row| (row.id.clone(), row.clone()))
             .collect();
-        // Those that could still move when last seen and are in neither: what became of them?
+        // Deliveries that were pending when last seen and are in neither list have ended meanwhile.
         let gone: Vec<_> = self
             .snapshots
             .iter()
@@ -121,7 +121,7 @@ impl TailWatcher {
                 Some(before) => *before != standing,
                 None => is_new.contains(&row.id),
             };
-            // Before its first attempt there is nothing to tell that its event does not.
+            // Before the first attempt the event's own line says it all.
             if moved && (row.attempt_count > 0 || row.parked_at.is_some()) {
                 lines.push(TailLine::from_delivery(row));
             }
@@ -153,13 +153,13 @@ impl DeliverySnapshot {
     }
 }
 
-/// The newest rows, as they were seen last.
+/// The newest rows of one kind, as the last poll saw them.
 struct SeenWindow {
-    /// What they are rows of.
+    /// Their kind, for [`TailLine::Overflow`].
     label: &'static str,
     seen_ids: HashSet<String>,
-    /// The moment of the oldest, when there may be older ones that were not seen. What is older than that and turns up
-    /// later only took the place of rows that were removed.
+    /// The time of the oldest, when there may be older ones that were not read. Rows older than this that appear later only
+    /// took the place of rows that were removed.
     oldest_seen: Option<Timestamp>,
     is_initialized: bool,
 }
@@ -174,12 +174,12 @@ impl SeenWindow {
         }
     }
 
-    /// Hands on what was not seen before. A line that says so when rows between this look and the last one may be missing.
+    /// Passes unseen rows to `emit`. Returns a line when rows between the last poll and this one may be missing.
     fn take_unseen<T>(
         &mut self,
         rows: Vec<T>,
         key: impl Fn(&T) -> (String, Timestamp),
-        mut tell: impl FnMut(T),
+        mut emit: impl FnMut(T),
     ) -> Option<TailLine> {
         let is_full = rows.len() >= WINDOW_SIZE as usize;
         let keys: Vec<_> = rows.iter().map(&key).collect();
@@ -189,7 +189,7 @@ impl SeenWindow {
         for (row, (id, at)) in rows.into_iter().zip(&keys) {
             let is_below = self.oldest_seen.is_some_and(|floor| *at < floor);
             if !self.seen_ids.contains(id) && !is_below {
-                tell(row);
+                emit(row);
             }
         }
         self.seen_ids = keys.into_iter().map(|(id, _)| id).collect();
@@ -208,14 +208,14 @@ mod tests {
         window: &mut SeenWindow,
         rows: impl IntoIterator<Item = i64>,
     ) -> (Vec<i64>, Option<i64>) {
-        let mut told = Vec::new();
+        let mut emitted = Vec::new();
         let key = |row: &i64| (row.to_string(), Timestamp::from_millis(*row));
-        let overflow = window.take_unseen(rows.into_iter().collect(), key, |row| told.push(row));
-        (told, overflow.map(|line| line.occurred_at().as_millis()))
+        let overflow = window.take_unseen(rows.into_iter().collect(), key, |row| emitted.push(row));
+        (emitted, overflow.map(|line| line.occurred_at().as_millis()))
     }
 
     #[test]
-    fn what_was_seen_is_not_told_again_and_what_comes_late_is() {
+    fn rows_are_shown_once_and_late_commits_are_not_missed() {
         let mut window = SeenWindow::new("rows");
         assert_eq!(
             take_unseen_rows(&mut window, [30, 10]),
@@ -233,22 +233,22 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_the_place_of_removed_rows_is_not_news() {
+    fn rows_that_take_the_place_of_removed_ones_are_not_new() {
         let mut window = SeenWindow::new("rows");
         let full = i64::from(WINDOW_SIZE);
         take_unseen_rows(&mut window, (1000..1000 + full).rev());
         // Three of them were removed.
-        let (told, overflow) = take_unseen_rows(&mut window, (997..997 + full).rev());
-        assert_eq!((told, overflow), (vec![], None));
+        let (emitted, overflow) = take_unseen_rows(&mut window, (997..997 + full).rev());
+        assert_eq!((emitted, overflow), (vec![], None));
     }
 
     #[test]
-    fn more_than_a_window_is_said_to_be_more() {
+    fn more_than_one_poll_can_show_is_reported() {
         let mut window = SeenWindow::new("rows");
         let full = i64::from(WINDOW_SIZE);
-        let (told, overflow) = take_unseen_rows(&mut window, (0..full).rev());
-        assert_eq!((told.len(), overflow), (500, None), "the first look");
-        let (told, overflow) = take_unseen_rows(&mut window, (9000..9000 + full).rev());
-        assert_eq!((told.len(), overflow), (500, Some(9000)));
+        let (emitted, overflow) = take_unseen_rows(&mut window, (0..full).rev());
+        assert_eq!((emitted.len(), overflow), (500, None), "the first poll");
+        let (emitted, overflow) = take_unseen_rows(&mut window, (9000..9000 + full).rev());
+        assert_eq!((emitted.len(), overflow), (500, Some(9000)));
     }
 }

@@ -1,7 +1,7 @@
 //! API keys: `attesto_live_` or `attesto_test_` and 43 characters of base64url, which are 32 random bytes.
 //!
-//! The key itself is shown once, when it is made. What is stored is its SHA-256, which is enough for a secret of 256
-//! random bits: there is nothing to guess, so nothing to slow down.
+//! The key itself is shown once, when it is created. Only its SHA-256 is stored, which is enough for a secret of 256
+//! random bits: it cannot be guessed, so a slow hash would protect nothing.
 
 use std::fmt;
 
@@ -15,21 +15,21 @@ use crate::crypto::token;
 
 /// Characters after the prefix.
 const RANDOM_PART_LENGTH: usize = 43;
-/// How many of them are kept in the clear, so that a person can tell keys apart. 48 of 256 bits.
+/// How many of them are stored in the clear, so that keys can be told apart. 48 of 256 bits.
 const VISIBLE_PREFIX_LENGTH: usize = 8;
 
-/// What a key is for. Only a word that its holder chose: both kinds ask the same stores.
+/// A label that the tenant chose. Keys of both environments use the same stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ApiKeyEnvironment {
-    /// An app in users' hands.
+    /// For released apps.
     Live,
-    /// Everything else.
+    /// For everything else.
     Test,
 }
 
 impl ApiKeyEnvironment {
-    /// The word, as it is stored and shown.
+    /// As stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -48,32 +48,32 @@ impl ApiKeyEnvironment {
 /// A key as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiKey {
-    /// Its id.
+    /// `key_…`
     pub id: KeyId,
-    /// Whose it is.
+    /// The tenant it belongs to.
     pub tenant: TenantId,
     /// The first 8 of its 43 characters.
     pub prefix: String,
-    /// What people call it.
+    /// Given by the operator.
     pub name: Option<String>,
-    /// What it is for.
+    /// Part of the key's prefix.
     pub environment: ApiKeyEnvironment,
-    /// When it was last used, give or take a minute.
+    /// Accurate to a minute.
     pub last_used_at: Option<Timestamp>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// Since when it is good no more.
+    /// `None` while it is active.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A key itself, on its way to the person who asked for it.
+/// A whole key, before it is shown to the operator.
 #[derive(Debug)]
 pub struct RawApiKey {
     text: SecretString,
 }
 
 impl RawApiKey {
-    /// A new key.
+    /// From the operating system's random numbers.
     pub fn generate(environment: ApiKeyEnvironment) -> Self {
         let random = token::generate_token();
         let text = format!("{}{}", environment.key_prefix(), random.expose_secret());
@@ -87,12 +87,12 @@ impl RawApiKey {
         self.text.expose_secret()
     }
 
-    /// What it is recognised by.
+    /// As stored in `api_keys.key_hash`.
     pub fn key_hash(&self) -> ApiKeyHash {
         ApiKeyHash(token::sha256(self.expose().as_bytes()))
     }
 
-    /// The part of it that is kept in the clear.
+    /// As stored in `api_keys.key_prefix`.
     pub fn visible_prefix(&self) -> &str {
         let random = &self.expose()[ApiKeyEnvironment::Live.key_prefix().len()..];
         &random[..VISIBLE_PREFIX_LENGTH]
@@ -104,7 +104,7 @@ impl RawApiKey {
 pub struct ApiKeyHash([u8; 32]);
 
 impl ApiKeyHash {
-    /// Of a text that has the shape of a key; `None` for anything else, which no hash and no query is spent on.
+    /// `None` when the text does not have the format of a key: then neither a hash nor a query is needed.
     pub fn from_raw_key(text: &str) -> Option<Self> {
         let random = [ApiKeyEnvironment::Live, ApiKeyEnvironment::Test]
             .iter()
@@ -115,7 +115,7 @@ impl ApiKeyHash {
         well_formed.then(|| Self(token::sha256(text.as_bytes())))
     }
 
-    /// As it is stored.
+    /// As stored in `api_keys.key_hash`.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_the_shape_of_a_key_is_not_hashed() {
+    fn a_text_without_the_format_of_a_key_is_not_hashed() {
         let key = RawApiKey::generate(ApiKeyEnvironment::Live)
             .expose()
             .to_owned();

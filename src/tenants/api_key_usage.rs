@@ -1,10 +1,11 @@
-//! When a key was last used: noted in memory at every request, written at most once a minute a key, in batches.
+//! When a key was last used: recorded in memory at every request, written at most once a minute for each key, in batches.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::clock::{Clock, Timestamp};
@@ -13,35 +14,34 @@ use crate::db::{Database, Error, error_class};
 
 use super::store;
 
-/// A key's time is written at most this often.
+/// How often the time of one key is written at most.
 const WRITE_INTERVAL: Duration = Duration::from_mins(1);
-/// How often it is looked whether there is something to write.
+/// How often changed times are looked for.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the last write may take when the process ends.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Keys in one statement.
+/// The most keys that one statement updates.
 const BATCH_SIZE: usize = 1000;
-/// No moment: a key that was not used, or not written, since this process began.
+/// The key was not used, or not written, since this process started.
 const NEVER: i64 = i64::MIN;
 
-/// One key's clock card. Shared by everyone who knows the key.
+/// When one key was last used. Shared by the cached records of the key.
 #[derive(Debug)]
 pub(super) struct LastUsed {
-    /// The last use, in milliseconds.
+    /// Milliseconds since the Unix epoch, as is the other.
     used_at_ms: AtomicI64,
-    /// What of it is written.
+    /// The last time that was written to the database.
     written_at_ms: AtomicI64,
 }
 
 impl LastUsed {
-    /// Notes a use.
     pub(super) fn record_use(&self, now: Timestamp) {
         self.used_at_ms
             .fetch_max(now.as_millis(), Ordering::Relaxed);
     }
 }
 
-/// The clock cards of this process.
+/// The last use of every key that this process has seen.
 pub(super) struct ApiKeyUsage {
     database: Database,
     clock: Clock,
@@ -57,24 +57,21 @@ impl ApiKeyUsage {
         }
     }
 
-    /// The key's card.
+    /// Creates the entry when there is none.
     pub(super) fn last_used_of(&self, key: &KeyId) -> Arc<LastUsed> {
-        let mut cards = self
-            .last_used_by_key
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(card) = cards.get(key) {
-            return card.clone();
+        let mut entries = self.last_used_by_key.lock();
+        if let Some(entry) = entries.get(key) {
+            return entry.clone();
         }
-        let card = Arc::new(LastUsed {
+        let entry = Arc::new(LastUsed {
             used_at_ms: AtomicI64::new(NEVER),
             written_at_ms: AtomicI64::new(NEVER),
         });
-        cards.insert(key.clone(), card.clone());
-        card
+        entries.insert(key.clone(), entry.clone());
+        entry
     }
 
-    /// Writes what is due until `stop`, and then what is left.
+    /// Writes due times until `stop`, and then all that are not written.
     pub(super) async fn run_writer(&self, stop: CancellationToken) {
         while stop
             .run_until_cancelled(tokio::time::sleep(FLUSH_INTERVAL))
@@ -83,20 +80,23 @@ impl ApiKeyUsage {
         {
             if let Err(error) = self.flush_due(FlushScope::NotWrittenRecently).await {
                 let class = error_class(&error);
-                tracing::warn!(cause = %error, causeClass = class, "could not write when keys were last used; it is tried again");
+                tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "api_key_usage_not_written");
             }
         }
         match tokio::time::timeout(FINAL_WRITE_TIMEOUT, self.flush_due(FlushScope::All)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let class = error_class(&error);
-                tracing::warn!(cause = %error, causeClass = class, "could not write when keys were last used before stopping");
+                tracing::warn!(cause = %error, causeClass = class, "api_key_usage_not_written");
             }
-            Err(_) => tracing::warn!("no time to write when keys were last used before stopping"),
+            Err(_) => tracing::warn!(
+                hint = "the database did not answer before the process stopped",
+                "api_key_usage_not_written"
+            ),
         }
     }
 
-    /// Writes what is due. What could not be written stays due.
+    /// Times that could not be written stay due.
     pub(super) async fn flush_due(&self, due: FlushScope) -> Result<(), Error> {
         let due = self.collect_due(due);
         for batch in due.chunks(BATCH_SIZE) {
@@ -105,8 +105,8 @@ impl ApiKeyUsage {
                 .map(|(key, _, at)| (key.clone(), Timestamp::from_millis(*at)))
                 .collect();
             store::write_last_used(&self.database, &used).await?;
-            for (_, card, at) in batch {
-                card.written_at_ms.store(*at, Ordering::Relaxed);
+            for (_, entry, at) in batch {
+                entry.written_at_ms.store(*at, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -117,32 +117,29 @@ impl ApiKeyUsage {
             FlushScope::NotWrittenRecently => self.clock.now().minus(WRITE_INTERVAL).as_millis(),
             FlushScope::All => i64::MAX,
         };
-        let mut cards = self
-            .last_used_by_key
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.last_used_by_key.lock();
         let mut to_write = Vec::new();
-        cards.retain(|key, card| {
+        entries.retain(|key, entry| {
             let (last, written) = (
-                card.used_at_ms.load(Ordering::Relaxed),
-                card.written_at_ms.load(Ordering::Relaxed),
+                entry.used_at_ms.load(Ordering::Relaxed),
+                entry.written_at_ms.load(Ordering::Relaxed),
             );
             if last > written && written <= threshold {
-                to_write.push((key.clone(), card.clone(), last));
+                to_write.push((key.clone(), entry.clone(), last));
             }
-            // A card is kept while somebody may still use it, while it has something to say, and until the minute
-            // after its last write is over.
-            Arc::strong_count(card) > 1 || last > written || written > threshold
+            // An entry is kept while a cached record shares it, while it is not written, and for a minute after
+            // its last write.
+            Arc::strong_count(entry) > 1 || last > written || written > threshold
         });
         to_write
     }
 }
 
-/// Which cards are due.
+/// Which times are written.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum FlushScope {
-    /// Those not written within the last minute.
+    /// Of keys that were not written within the last minute.
     NotWrittenRecently,
-    /// All that have something to say.
+    /// All that are not written yet.
     All,
 }

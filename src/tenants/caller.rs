@@ -1,4 +1,4 @@
-//! Who is calling: from the `Authorization` header to a [`Caller`], or to the one refusal there is.
+//! Authentication: from the `Authorization` header to a [`Caller`], or to a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +22,19 @@ use super::api_key_cache::ApiKeyCache;
 use super::api_key_usage::{ApiKeyUsage, FlushScope};
 use super::rate_limiter::TenantRateLimiter;
 
-/// Who is calling. As an argument of a handler it demands an API key: the request is refused without a good one, and
-/// when the tenant asks too often.
+/// The authenticated sender of a request. A handler with this argument refuses requests without an active API key, and
+/// requests beyond the tenant's rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The tenant.
+    /// An active tenant.
     pub tenant: TenantId,
-    /// The key it used.
+    /// The API key of the request.
     pub key: KeyId,
-    /// What that key is for.
+    /// The environment of that key.
     pub environment: ApiKeyEnvironment,
 }
 
-/// Tells who is calling. Clones share everything.
+/// Authenticates requests. Clones share the cache, the rate limiter and the record of usage.
 #[derive(Clone)]
 pub struct Authenticator {
     inner: Arc<AuthenticatorInner>,
@@ -48,21 +48,21 @@ struct AuthenticatorInner {
     limiter: TenantRateLimiter,
 }
 
-/// Why a request is not let in.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// No key, no good key, or not a key at all.
-    #[error("no good API key")]
+    /// There is no API key, or not an active one.
+    #[error("no active API key")]
     Unauthenticated,
-    /// The tenant asks too often; it may ask again after this time.
-    #[error("asked too often, by {tenant}; again in {wait:?}")]
+    /// The tenant is beyond its rate limit.
+    #[error("rate limit of {tenant} exceeded; next request in {wait:?}")]
     RateLimited {
-        /// Who.
+        /// Whose limit it is.
         tenant: TenantId,
-        /// How long to wait.
+        /// The time until the next request is accepted.
         wait: Duration,
     },
-    /// Whether the key is good could not be found out.
+    /// The key could not be looked up.
     #[error(transparent)]
     Database(#[from] Error),
 }
@@ -92,38 +92,41 @@ impl Authenticator {
         }
     }
 
-    /// Who sends these headers.
+    /// Also records the use of the key, and takes a token of the tenant's rate limit.
     pub async fn authenticate_headers(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
         let inner = &self.inner;
         let hash = bearer_token(headers)
             .and_then(ApiKeyHash::from_raw_key)
             .ok_or(AuthError::Unauthenticated)?;
-        let facts = inner
+        let record = inner
             .key_cache
             .find_key(&hash)
             .await?
             .ok_or(AuthError::Unauthenticated)?;
-        facts.last_used.record_use(inner.clock.now());
+        record.last_used.record_use(inner.clock.now());
         inner
             .limiter
-            .take_token(&facts.tenant, facts.limits.or_default(inner.default_limit))
+            .take_token(
+                &record.tenant,
+                record.limits.or_default(inner.default_limit),
+            )
             .map_err(|wait| AuthError::RateLimited {
-                tenant: facts.tenant.clone(),
+                tenant: record.tenant.clone(),
                 wait,
             })?;
         Ok(Caller {
-            tenant: facts.tenant.clone(),
-            key: facts.key.clone(),
-            environment: facts.environment,
+            tenant: record.tenant.clone(),
+            key: record.key.clone(),
+            environment: record.environment,
         })
     }
 
-    /// Writes down when keys were last used, until `stop`, and once more then.
+    /// Writes `api_keys.last_used_at` every few seconds until `stop`, and once more then.
     pub async fn run_usage_writer(&self, stop: CancellationToken) {
         self.inner.usage.run_writer(stop).await;
     }
 
-    /// Writes down when keys were last used, now: for keys not written within the last minute.
+    /// Writes `api_keys.last_used_at` now, for keys that were not written within the last minute.
     pub async fn flush_usage(&self) -> Result<(), Error> {
         self.inner
             .usage
@@ -147,7 +150,7 @@ pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
 impl From<AuthError> for Problem {
     fn from(refused: AuthError) -> Self {
         match refused {
-            // One text whatever the reason: a caller without a good key learns nothing about keys.
+            // One text whatever the reason: a caller without an active key learns nothing about keys.
             AuthError::Unauthenticated => Self::new(
                 ErrorCode::Unauthenticated,
                 "Send a valid API key as `Authorization: Bearer attesto_live_…`.",
@@ -166,7 +169,7 @@ fn rate_limited_problem(wait: Duration) -> Problem {
     .with_retry_after(wait)
 }
 
-/// What can go wrong with every route that demands an API key, for its description.
+/// The errors of every route that requires an API key, for the OpenAPI document.
 pub fn describe_auth_errors() -> [DocumentedError; 3] {
     [
         DocumentedError::new(
@@ -191,7 +194,7 @@ where
         let caller = Authenticator::from_ref(state)
             .authenticate_headers(&parts.headers)
             .await;
-        // Whose request it was is worth knowing above all when it was refused for asking too often.
+        // The log names the tenant also when the request is refused by its rate limit.
         let tenant = match &caller {
             Ok(Caller { tenant, .. }) | Err(AuthError::RateLimited { tenant, .. }) => Some(tenant),
             Err(_) => None,

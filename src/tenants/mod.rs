@@ -1,15 +1,15 @@
-//! Tenants, their API keys, and who is calling.
+//! Tenants, their API keys, and the authentication of requests.
 //!
-//! Promises: a request is somebody's or it is refused, with one text whatever the reason; a revoked key, a deactivated
-//! tenant and a changed limit take effect everywhere within a second; a database that is away is said to be away and
-//! never taken for a wrong key; a raw key is shown once and kept nowhere.
+//! Promises: a request without an active API key is refused, with one text whatever the reason; a revoked key, a deactivated
+//! tenant and a changed limit take effect everywhere within a second; an unreachable database is reported as such and
+//! never as a wrong key; a raw key is shown once and stored nowhere.
 //!
 //! - [`tenant`]: a tenant, its name, its limits
-//! - [`api_key`]: mint, recognise, hash
-//! - [`store`]: every query
-//! - `directory`: which keys are good, remembered
-//! - `limiter`: one bucket a tenant
-//! - `usage`: when a key was last used
+//! - [`api_key`]: generating, recognising and hashing a key
+//! - [`store`]: the SQL
+//! - `api_key_cache`: which keys are active, in memory
+//! - `rate_limiter`: one token bucket for each tenant
+//! - `api_key_usage`: when a key was last used
 //! - [`caller`]: from the `Authorization` header to a [`Caller`]
 
 pub mod api_key;

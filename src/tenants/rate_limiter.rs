@@ -1,11 +1,10 @@
-//! One token bucket a tenant, in this process.
+//! One token bucket for each tenant, in this process.
 //!
-//! The buckets are governor's; the map around them is ours, because governor's keyed limiter has one quota for all.
+//! The buckets are governor's; the map around them is not, because governor's keyed limiter has one quota for all keys.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Add;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock as _, Reference};
@@ -13,15 +12,16 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
+use parking_lot::Mutex;
 
 use super::tenant::RateLimit;
 use crate::base::clock::Clock;
 use crate::base::id::TenantId;
 
-/// From so many buckets on, those that are full again are dropped now and then.
+/// From this many buckets on, full ones are dropped from time to time.
 const MIN_CLEANUP_BUCKETS: usize = 1024;
 
-/// Every tenant's bucket.
+/// The buckets of all tenants.
 pub(super) struct TenantRateLimiter {
     clock: GovernorClock,
     buckets: Mutex<TokenBuckets>,
@@ -29,7 +29,7 @@ pub(super) struct TenantRateLimiter {
 
 struct TokenBuckets {
     by_tenant: HashMap<TenantId, TokenBucket>,
-    /// How many there may be before the full ones are looked for again.
+    /// At how many buckets full ones are dropped next.
     cleanup_at: usize,
 }
 
@@ -50,18 +50,17 @@ impl TenantRateLimiter {
         }
     }
 
-    /// Takes one token of the tenant's, or says how long to wait until there is one. A tenant whose limit changed
-    /// begins with a full bucket.
+    /// The error is the time until there is a token. A tenant whose limit has changed begins with a full bucket.
     pub(super) fn take_token(&self, tenant: &TenantId, limit: RateLimit) -> Result<(), Duration> {
         let now = self.clock.now();
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.buckets.lock();
         if let Some(bucket) = buckets.by_tenant.get_mut(tenant)
             && bucket.limit == limit
         {
             return bucket.take_token(now);
         }
         if buckets.by_tenant.len() >= buckets.cleanup_at {
-            // A full bucket is like a new one: forgetting it changes nothing.
+            // A full bucket is the same as a new one, so dropping it changes nothing.
             buckets.by_tenant.retain(|_, bucket| !bucket.is_full(now));
             buckets.cleanup_at = MIN_CLEANUP_BUCKETS.max(buckets.by_tenant.len() * 2);
         }
@@ -84,7 +83,7 @@ impl TokenBucket {
             .map_err(|refused| refused.wait_time_from(now))
     }
 
-    /// Whether nobody asked for as long as it takes to fill it from empty.
+    /// Whether the last request was so long ago that the bucket has filled up.
     fn is_full(&self, now: GovernorInstant) -> bool {
         let quota = governor_quota(self.limit);
         let fill = quota.replenish_interval() * quota.burst_size().get();
@@ -92,13 +91,13 @@ impl TokenBucket {
     }
 }
 
-/// A limit of zero would refuse everything for ever; settings and columns begin at one.
+/// A limit of zero would refuse every request; settings and columns begin at one.
 fn governor_quota(limit: RateLimit) -> Quota {
     let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
     Quota::per_second(at_least_one(limit.per_second)).allow_burst(at_least_one(limit.burst))
 }
 
-/// Our clock, as governor asks for it: never going back.
+/// A monotonic clock for governor.
 #[derive(Clone)]
 struct GovernorClock(Clock);
 
@@ -110,7 +109,7 @@ impl governor::clock::Clock for GovernorClock {
     }
 }
 
-/// How long the clock has been running.
+/// [`Clock::uptime`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GovernorInstant(Duration);
 
@@ -224,7 +223,7 @@ mod tests {
             per_second: 1,
             burst: 2,
         };
-        let count = || limiter.buckets.lock().unwrap().by_tenant.len();
+        let count = || limiter.buckets.lock().by_tenant.len();
         for number in 0..2000 {
             count_granted(&limiter, &tenant(number), limit, 2);
         }

@@ -1,4 +1,4 @@
-//! Every query on tenants and their keys.
+//! The SQL of tenants and their API keys.
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, TenantId};
@@ -10,29 +10,29 @@ use super::tenant::{DisplayName, RateLimitOverrides, Tenant};
 /// Why a change to a tenant or a key was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum TenantChangeError {
-    /// There is no such tenant.
+    /// No tenant has this id.
     #[error("no such tenant: {0}")]
     TenantNotFound(TenantId),
-    /// There is no such key.
+    /// No API key has this id.
     #[error("no such key: {0}")]
     ApiKeyNotFound(KeyId),
-    /// It is active, or it is inactive, as asked.
+    /// The tenant is already active, or inactive, as requested.
     #[error("already {}: {id}", if *active { "active" } else { "inactive" })]
     AlreadyInState {
-        /// Which tenant.
+        /// The tenant's id.
         id: TenantId,
-        /// What it already is.
+        /// The requested state.
         active: bool,
     },
-    /// The key was revoked before.
+    /// The key was revoked earlier.
     #[error("already revoked: {id}, at {since}")]
     AlreadyRevoked {
-        /// Which key.
+        /// The key's id.
         id: KeyId,
-        /// Since when.
+        /// When it was revoked.
         since: Timestamp,
     },
-    /// The database did not do it.
+    /// The statement failed.
     #[error(transparent)]
     Database(#[from] Error),
 }
@@ -66,12 +66,12 @@ fn limits_from_columns(per_second: Option<i32>, burst: Option<i32>) -> RateLimit
     }
 }
 
-/// Postgres' integer is signed; what is larger than it is as good as no limit.
+/// Postgres' integer is signed; a larger limit is capped, which makes no difference.
 fn limit_to_column(limit: Option<u32>) -> Option<i32> {
     limit.map(|limit| i32::try_from(limit).unwrap_or(i32::MAX))
 }
 
-/// A new, active tenant.
+/// The tenant is active from the start.
 pub async fn create_tenant(
     database: &Database,
     name: &DisplayName,
@@ -108,7 +108,7 @@ pub async fn list_tenants(database: &Database) -> Result<Vec<Tenant>, Error> {
     Ok(rows.into_iter().map(Tenant::from).collect())
 }
 
-/// One tenant, active or not.
+/// The tenant may be inactive.
 pub async fn find_tenant(database: &Database, id: &TenantId) -> Result<Option<Tenant>, Error> {
     let row = sqlx::query_as!(
         TenantRow,
@@ -124,7 +124,7 @@ pub async fn find_tenant(database: &Database, id: &TenantId) -> Result<Option<Te
     Ok(row.map(Tenant::from))
 }
 
-/// Activates or deactivates.
+/// Activates or deactivates a tenant. It is an error if it already is what was requested.
 pub async fn set_tenant_active(
     database: &Database,
     id: &TenantId,
@@ -156,7 +156,7 @@ pub async fn set_tenant_active(
     }
 }
 
-/// Gives a tenant another name.
+/// Names need not be unique.
 pub async fn rename_tenant(
     database: &Database,
     id: &TenantId,
@@ -181,7 +181,7 @@ pub async fn rename_tenant(
         .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
 }
 
-/// Sets each limit that is `Some`: to a number, or, with `Some(None)`, back to the service's.
+/// Changes each limit that is `Some`: to a number, or, with `Some(None)`, back to the default of the settings.
 pub async fn set_rate_limits(
     database: &Database,
     id: &TenantId,
@@ -247,7 +247,7 @@ fn parse_environment(word: &str) -> ApiKeyEnvironment {
     }
 }
 
-/// Stores a new key; only what it is recognised by is kept of it.
+/// Stores the hash and the visible prefix of a new key.
 pub async fn create_api_key(
     database: &Database,
     tenant: &TenantId,
@@ -310,7 +310,7 @@ pub async fn list_api_keys(
     Ok(rows.into_iter().map(ApiKey::from).collect())
 }
 
-/// Ends a key for good.
+/// A revoked key cannot be activated again.
 pub async fn revoke_api_key(
     database: &Database,
     id: &KeyId,
@@ -344,7 +344,7 @@ pub async fn revoke_api_key(
     }
 }
 
-/// Ends every key of a tenant that has not ended yet, all at once. Gives those that it ended, newest first.
+/// Revokes all active keys of a tenant in one statement, and returns them, newest first.
 pub async fn revoke_all_api_keys(
     database: &Database,
     tenant: &TenantId,
@@ -371,7 +371,7 @@ pub async fn revoke_all_api_keys(
     Ok(rows.into_iter().map(ApiKey::from).collect())
 }
 
-/// What a good key stands for.
+/// What a request with this key may do.
 #[derive(Debug)]
 pub(super) struct ActiveApiKey {
     pub(super) id: KeyId,
@@ -405,8 +405,8 @@ pub(super) async fn find_active_api_key(
     }))
 }
 
-/// Writes when keys were last used, in one statement. Rows another process is just writing are left to it, and a
-/// newer time is never overwritten by an older one.
+/// One statement. Rows that another process has locked are skipped, and a newer time is never overwritten by an older
+/// one.
 pub(super) async fn write_last_used(
     database: &Database,
     used: &[(KeyId, Timestamp)],

@@ -1,4 +1,4 @@
-//! A tenant: one team whose apps Attesto answers for.
+//! A tenant: one team whose apps use Attesto.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,19 +9,19 @@ use crate::base::id::TenantId;
 /// A tenant as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
-    /// Its id.
+    /// `tenant_…`
     pub id: TenantId,
-    /// What people call it.
+    /// Given by the operator.
     pub name: String,
-    /// Whether its keys are good and its webhooks are taken.
+    /// Whether its API keys work and its notifications are accepted.
     pub is_active: bool,
-    /// Limits of its own.
+    /// Rate limits that differ from the settings.
     pub limits: RateLimitOverrides,
     /// When it was created.
     pub created_at: Timestamp,
 }
 
-/// What the service gives to a tenant without limits of its own.
+/// The rate limit of a tenant without its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// `RATE_LIMIT_PER_SECOND`
@@ -30,7 +30,7 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
-/// A tenant's own limits; `None` means the service's.
+/// A tenant's own limits; `None` means the one of the settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimitOverrides {
     /// Requests a second, from 1.
@@ -40,7 +40,7 @@ pub struct RateLimitOverrides {
 }
 
 impl RateLimitOverrides {
-    /// What applies, where `service` is what the service gives to those without limits of their own.
+    /// The limit that applies, where `service` is that of the settings.
     pub fn or_default(self, service: RateLimit) -> RateLimit {
         RateLimit {
             per_second: self.per_second.unwrap_or(service.per_second),
@@ -53,7 +53,7 @@ impl RateLimitOverrides {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisplayName(String);
 
-/// Why a text is not a [`Name`].
+/// Why a text is not a [`DisplayName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a name has 1 to 200 characters, and not only blanks")]
 pub struct DisplayNameError;
@@ -69,7 +69,7 @@ impl FromStr for DisplayName {
     type Err = DisplayNameError;
 
     fn from_str(text: &str) -> Result<Self, DisplayNameError> {
-        // Postgres stores no NUL, and nobody names anything so.
+        // Postgres cannot store NUL.
         let good = !text.trim().is_empty() && text.chars().count() <= 200 && !text.contains('\0');
         good.then(|| Self(text.to_owned())).ok_or(DisplayNameError)
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tenant_has_of_its_own_goes_first() {
+    fn a_tenants_own_limit_takes_precedence() {
         let service = RateLimit {
             per_second: 100,
             burst: 200,

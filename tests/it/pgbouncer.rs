@@ -219,7 +219,7 @@ async fn a_whole_attesto_works() {
 
     let doctor = shell.run(&["doctor", "--offline", "--output", "json"]);
     for sentence in [
-        "The way through the pooler leads to it too.",
+        "The pooler leads to the same database.",
         "Notifications arrive.",
         "What Attesto sets on a connection stays set.",
     ] {

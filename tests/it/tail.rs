@@ -189,7 +189,7 @@ async fn the_command_shows_what_was_last() {
         "{line}"
     );
     assert!(
-        line.ends_with("about a subscription  (no active callback: stored, sent nowhere)"),
+        line.ends_with("about a subscription  (no active callback: stored, not sent)"),
         "{line}"
     );
 

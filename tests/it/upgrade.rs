@@ -153,7 +153,7 @@ async fn who_would_be_stopped_is_asked_first() {
         .unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "migration 9001 (flavours) would stop what serves with release 0.0.9 on elsewhere: it leaves the column empty. \
+        "migration 9001 (flavours) would stop processes of release 0.0.9 on elsewhere: it leaves the column empty. \
          Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
     );
     // It adds something: nobody is asked.
