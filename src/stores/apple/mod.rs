@@ -1,30 +1,30 @@
-//! Apple: is this transaction real, and what is it now.
+//! The App Store: verifies transactions and receives notifications.
 //!
-//! Promises: nothing is believed that does not lead to a pinned root of Apple's; nothing Apple leaves unsaid is read
-//! as a "no"; a tenant's private key is opened only to sign a question to Apple, and is never shown. A notification that
-//! is believed is never lost, whatever it says.
+//! Promises: only what leads to a pinned root certificate of Apple is accepted; what Apple does not answer is never
+//! read as "no"; a tenant's private key is unsealed only to sign tokens for Apple's API, and is never shown; a
+//! notification that Apple signed for the tenant is never dropped, whatever its type.
 //!
-//! - [`payload`]: Apple's JSON, no meaning
-//! - [`trust`]: signature and chain, and why something is refused
-//! - [`ocsp`]: whether a certificate was revoked since, if somebody wants to know
-//! - [`translate`]: from Apple's words to ours, as tables
-//! - [`account`]: the key that asks, and the tokens it signs
+//! - [`payload`]: Apple's JSON types
+//! - [`trust`]: the signature and certificate chain of a JWS, and why it is not accepted
+//! - [`ocsp`]: whether a certificate was revoked, with `APPLE_OCSP=on`
+//! - [`translate`]: from Apple's types and statuses to the event vocabulary
 //! - [`state`]: what a purchase is worth, as one pure function
-//! - [`store`]: credentials, sealed
-//! - [`api`]: the App Store Server API, and what its answers mean
-//! - [`verify`]: a use case: is this transaction real
-//! - [`notifications`]: the other: something happened
-//! - [`inspection`]: a signed thing taken apart for a person
-//! - [`test_notification`]: and a third, for an operator: does that arrive here
-//! - [`trial`]: and a fourth, for the same: would Apple take these credentials
-//! - [`mod@routes`]: the first two over HTTP; `questions` reads what is asked, `answers` says what comes of it
-//! - `description`: how those are described to callers
+//! - [`account`]: environments, the tenant's signing key, and the tokens for Apple's API
+//! - [`store`]: the tenant's credentials in the database
+//! - [`api`]: calls to the App Store Server API, and the meaning of each response
+//! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
+//! - [`verify`]: verifies a transaction
+//! - [`notifications`]: accepts a notification
+//! - [`inspection`]: explains a JWS to a person
+//! - [`test_notification`]: has Apple send a test notification
+//! - [`check_credentials`]: asks Apple whether it accepts a tenant's credentials
+//! - [`mod@routes`]: the two routes; `request_body` reads their bodies, `openapi` describes them
 
 pub mod account;
 pub mod api;
 mod chains;
 pub mod check_credentials;
-mod error_response;
+pub mod error;
 pub mod inspection;
 pub mod notifications;
 pub mod ocsp;

@@ -11,15 +11,9 @@ use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
 use super::api::AppleApiError;
-use super::error_response::{
-    api_error_problem, no_app_apple_id_problem, no_credentials_problem, ocsp_unavailable_problem,
-    rejection_response,
-};
-use super::notifications::{
-    ActiveTenantError as Unknown, AppleNotificationError, NotificationRejection,
-};
+use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
 use super::trust::SignatureError;
-use super::verify::{AppleRejection, AppleVerifyRequest, VerifiedTransaction};
+use super::verify::{AppleVerifyRequest, VerifiedTransaction};
 use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
 use crate::http::problem::Issue;
 use crate::http::{Problem, body, json};
@@ -30,7 +24,10 @@ use crate::tenants::caller;
 #[derive(ToSchema)]
 #[schema(as = apple::VerifyRequest)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `AppleVerifyRequest::from_json` reads"
+)]
 pub(super) enum AppleVerifyRequestSchema {
     ById(VerifyByIdSchema),
     Signed(VerifySignedSchema),
@@ -39,7 +36,10 @@ pub(super) enum AppleVerifyRequestSchema {
 /// A question about the transaction of this id. Apple is asked.
 #[derive(ToSchema)]
 #[schema(as = apple::VerifyById, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `AppleVerifyRequest::from_json` reads"
+)]
 pub(super) struct VerifyByIdSchema {
     /// The transaction's id: StoreKit's `Transaction.id`.
     #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
@@ -52,7 +52,10 @@ pub(super) struct VerifyByIdSchema {
 /// A question about this signed transaction. The signature is checked here, and Apple is not asked.
 #[derive(ToSchema)]
 #[schema(as = apple::VerifySigned, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `AppleVerifyRequest::from_json` reads"
+)]
 pub(super) struct VerifySignedSchema {
     /// The transaction as StoreKit 2 gives it to your app: `VerificationResult.jwsRepresentation`.
     #[schema(
@@ -74,7 +77,10 @@ pub(super) struct VerifySignedSchema {
 /// - `auto`: production, and where it is not found, the sandbox.
 #[derive(ToSchema)]
 #[schema(as = apple::EnvironmentChoice, rename_all = "lowercase")]
-#[expect(dead_code, reason = "describes what `Question::from_json` reads")]
+#[expect(
+    dead_code,
+    reason = "describes what `AppleVerifyRequest::from_json` reads"
+)]
 enum EnvironmentChoiceSchema {
     Production,
     Sandbox,
@@ -167,7 +173,7 @@ fn refusals() -> Schema {
 /// A notification as the App Store posts it.
 #[derive(ToSchema)]
 #[schema(as = apple::Notification, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `Push::from_json` reads")]
+#[expect(dead_code, reason = "describes what `ApplePushBody::from_json` reads")]
 pub(super) struct AppleNotificationSchema {
     /// The notification, version 2, as a JWS.
     #[schema(
@@ -195,27 +201,27 @@ impl IntoResponses for AppleVerifyErrorResponses {
             ),
             DocumentedError::new(
                 "this tenant has no Apple credentials",
-                no_credentials_problem(),
+                AppleVerifyError::NoCredentials,
             ),
             DocumentedError::new(
                 "production was asked about, and this tenant has no app Apple id",
-                no_app_apple_id_problem(),
+                AppleVerifyError::NoAppAppleId,
             ),
             DocumentedError::new(
                 "Apple's limit for this tenant's app is used up",
-                api_error_problem(AppleApiError::RateLimited { retry_after: wait }),
+                AppleVerifyError::Api(AppleApiError::RateLimited { retry_after: wait }),
             ),
             DocumentedError::new(
                 "too many questions of this tenant wait for Apple",
-                api_error_problem(AppleApiError::TooManyInFlight),
+                AppleVerifyError::Api(AppleApiError::TooManyInFlight),
             ),
             DocumentedError::new(
                 "Apple refuses this tenant's key",
-                api_error_problem(AppleApiError::Unauthorized { status: 401 }),
+                AppleVerifyError::Api(AppleApiError::Unauthorized { status: 401 }),
             ),
             DocumentedError::new(
                 "Apple had an error of its own",
-                api_error_problem(AppleApiError::Unexpected {
+                AppleVerifyError::Api(AppleApiError::Unexpected {
                     status: 500,
                     code: Some(5_000_000),
                     message: None,
@@ -224,11 +230,13 @@ impl IntoResponses for AppleVerifyErrorResponses {
             ),
             DocumentedError::new(
                 "Apple did not answer",
-                api_error_problem(UpstreamError::Timeout(wait).into()),
+                AppleVerifyError::Api(UpstreamError::Timeout(wait).into()),
             ),
             DocumentedError::new(
                 "Apple does not say right now whether a certificate was revoked; only with `APPLE_OCSP=on`",
-                ocsp_unavailable_problem(wait),
+                AppleVerifyError::InvalidSignature(SignatureError::OcspUnavailable {
+                    retry_after: wait,
+                }),
             ),
         ];
         api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))
@@ -280,13 +288,18 @@ impl IntoResponses for AppleNotificationErrorResponses {
                 "the notification is about another app, or of another environment than the tenant is set up for",
                 AppleNotificationError::Rejected(NotificationRejection::BundleIdMismatch),
             ),
-            DocumentedError::new("there is no active tenant of this id", Unknown::NotFound),
+            DocumentedError::new(
+                "there is no active tenant of this id",
+                AppleNotificationError::TenantInactive,
+            ),
             DocumentedError::database_unavailable(),
             DocumentedError::new(
                 "Apple does not say right now whether a certificate was revoked; only with `APPLE_OCSP=on`",
-                AppleNotificationError::OcspUnavailable {
-                    retry_after: Duration::from_mins(1),
-                },
+                AppleNotificationError::Rejected(NotificationRejection::InvalidSignature(
+                    SignatureError::OcspUnavailable {
+                        retry_after: Duration::from_mins(1),
+                    },
+                )),
             ),
         ])
     }
@@ -344,6 +357,6 @@ pub(super) fn refunded_example() -> Value {
 }
 
 /// A "no", as it is answered.
-pub(super) fn rejection_example(why: AppleRejection) -> Value {
-    api_docs::error_example(&rejection_response(why))
+pub(super) fn rejection_example(error: AppleVerifyError) -> Value {
+    api_docs::error_example(&error.into())
 }

@@ -6,11 +6,14 @@
 //!
 //! Source: the models of Apple's own server libraries, App Store Server API 1.21.
 
+use std::fmt;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
+use super::account::AppleEnvironment;
 use crate::base::clock::Timestamp;
 
 /// `JWSTransactionDecodedPayload`. What decides, which is what it is, of which app, where, and whether it is over, must be of the
@@ -468,6 +471,76 @@ pub(super) fn to_raw_json(json: Vec<u8>) -> Option<Box<RawValue>> {
 /// A number or word to be passed on as it is.
 pub(super) fn number_to_value(number: Option<Number>) -> Option<Value> {
     number.map(Value::Number)
+}
+
+/// A part of a notification with a signature of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotificationPart {
+    /// `signedTransactionInfo`
+    Transaction,
+    /// `signedRenewalInfo`
+    RenewalInfo,
+    /// `signedAppTransactionInfo`
+    AppTransaction,
+}
+
+impl NotificationPart {
+    /// The field that holds its JWS.
+    pub(super) fn signed_field(self) -> &'static str {
+        match self {
+            Self::Transaction => "signedTransactionInfo",
+            Self::RenewalInfo => "signedRenewalInfo",
+            Self::AppTransaction => "signedAppTransactionInfo",
+        }
+    }
+
+    /// The field of an event that holds it decoded.
+    pub(super) fn decoded_field(self) -> &'static str {
+        match self {
+            Self::Transaction => "transactionInfo",
+            Self::RenewalInfo => "renewalInfo",
+            Self::AppTransaction => "appTransactionInfo",
+        }
+    }
+
+    pub(super) fn find_jws(self, block: &NotificationBlock) -> Option<&str> {
+        match self {
+            Self::Transaction => block.signed_transaction_info.as_deref(),
+            Self::RenewalInfo => block.signed_renewal_info.as_deref(),
+            Self::AppTransaction => block.signed_app_transaction_info.as_deref(),
+        }
+    }
+
+    /// Whether `content` is of the type that the field's name says. The same keys sign all three.
+    pub(super) fn is_type_of(self, content: &SignedPart) -> bool {
+        let has_transaction_id = content.transaction_id.is_some();
+        match self {
+            Self::Transaction => has_transaction_id,
+            Self::RenewalInfo => content.original_transaction_id.is_some() && !has_transaction_id,
+            Self::AppTransaction => content.receipt_type.is_some(),
+        }
+    }
+
+    pub(super) fn is_of_app_and_environment(
+        self,
+        content: &SignedPart,
+        bundle_id: &str,
+        environment: AppleEnvironment,
+    ) -> bool {
+        let (app, found) = match self {
+            Self::Transaction => (content.bundle_id.as_deref(), &content.environment),
+            // A renewal info contains no bundle id.
+            Self::RenewalInfo => (Some(bundle_id), &content.environment),
+            Self::AppTransaction => (content.bundle_id.as_deref(), &content.receipt_type),
+        };
+        app == Some(bundle_id) && found.as_deref() == Some(environment.as_apple_str())
+    }
+}
+
+impl fmt::Display for NotificationPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.signed_field())
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
-//! What is asked and what is posted, read from JSON, with everything that is wrong with it.
+//! Reads the bodies of Apple's two routes; a malformed one is answered with all of its issues.
 
 use super::account::EnvironmentChoice;
 use super::verify::{AppleVerifyRequest, PurchaseRef};
 use crate::http::json::{FromJson, JsonFields};
 
-/// The longest signed transaction. Apple's have half of it; with everything beside it, it fits into a body.
+/// The longest `signedTransaction`. Apple's are half as long, and with the other fields it fits into a body of 16 KB.
 const MAX_SIGNED_TRANSACTION_CHARS: usize = 16_000;
-/// The most a notification may weigh.
+/// The largest body of a notification.
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
-/// What of a body matters.
+/// The fields that are read of a notification's body.
 pub(super) struct ApplePushBody {
     pub(super) signed_payload: String,
 }
@@ -63,38 +63,38 @@ mod tests {
 
     fn issues(body: &Value) -> Value {
         let problem = read_json::<AppleVerifyRequest>(body.to_string().as_bytes())
-            .expect_err("it must be refused");
+            .expect_err("it is malformed");
         problem.details["issues"].clone()
     }
 
     #[test]
-    fn a_question_is_read() {
+    fn a_verify_request_is_read() {
         let read = |body: Value| {
             read_json::<AppleVerifyRequest>(body.to_string().as_bytes()).expect("good")
         };
-        let question = read(json!({"transactionId": "1", "more": 1}));
+        let request = read(json!({"transactionId": "1", "more": 1}));
         assert_eq!(
-            question,
+            request,
             AppleVerifyRequest {
                 purchase: PurchaseRef::TransactionId("1".into()),
                 environment: None,
                 expected_app_user_id: None
             }
         );
-        let question = read(json!({
+        let request = read(json!({
             "signedTransaction": "a.b.c", "environment": "auto",
             "expectedAppUserId": "11111111-2222-3333-4444-555555555555",
         }));
         assert_eq!(
-            question.purchase,
+            request.purchase,
             PurchaseRef::SignedTransaction("a.b.c".into())
         );
-        assert_eq!(question.environment, Some(EnvironmentChoice::Auto));
-        assert!(question.expected_app_user_id.is_some());
+        assert_eq!(request.environment, Some(EnvironmentChoice::Auto));
+        assert!(request.expected_app_user_id.is_some());
     }
 
     #[test]
-    fn everything_wrong_with_a_question_is_said_at_once() {
+    fn all_issues_of_a_verify_request_are_listed() {
         let neither = issues(&json!({"environment": "xcode", "expectedAppUserId": "me"}));
         assert_eq!(neither.as_array().map(Vec::len), Some(3), "{neither}");
         assert_eq!(

@@ -6,6 +6,7 @@ use utoipa_axum::routes;
 
 use super::account::AppleEnvironment;
 use super::api::AppleNotFound;
+use super::error::AppleVerifyError;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::openapi::{
     self, AppleNotificationErrorResponses, AppleNotificationSchema as PushRequest,
@@ -13,7 +14,7 @@ use super::openapi::{
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::trust::SignatureError;
-use super::verify::{AppleRejection, AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
+use super::verify::{AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
 use crate::http::Problem;
@@ -23,7 +24,7 @@ use crate::stores::shared::routes::{
 };
 use crate::tenants::{Authenticator, Caller};
 
-/// What a tenant's backend asks.
+/// `POST /v1/apple/verify`
 pub fn verify_routes(
     verifier: AppleVerifier,
     authenticator: Authenticator,
@@ -36,7 +37,7 @@ pub fn verify_routes(
     })
 }
 
-/// What Apple posts.
+/// `POST /v1/webhooks/apple/{tenantId}`
 pub fn notification_routes(
     notifications: AppleNotifications,
     metrics: NotificationMetrics,
@@ -47,7 +48,7 @@ pub fn notification_routes(
     })
 }
 
-/// Both, as they are described.
+/// The OpenAPI description of both routes.
 pub fn openapi_document() -> utoipa::openapi::OpenApi {
     let mut both = verify_openapi_router().into_openapi();
     both.merge(notification_openapi_router().into_openapi());
@@ -95,11 +96,11 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotific
             examples(
                 ("active" = (summary = "A subscription that is paid for.", value = json!(openapi::subscription_example()))),
                 ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(openapi::refunded_example()))),
-                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleRejection::NotFound(AppleNotFound::Unknown))))),
-                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleRejection::InvalidSignature(SignatureError::BadSignature))))),
-                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleRejection::BundleIdMismatch { expected: "com.example.app".to_owned() })))),
-                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(openapi::rejection_example(AppleRejection::EnvironmentMismatch { expected: Some(AppleEnvironment::Production), found: Some("Sandbox".to_owned()) })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleRejection::AppUserMismatch)))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotFound(AppleNotFound::Unknown))))),
+                ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleVerifyError::InvalidSignature(SignatureError::BadSignature))))),
+                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleVerifyError::BundleIdMismatch { expected: "com.example.app".to_owned() })))),
+                ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(openapi::rejection_example(AppleVerifyError::EnvironmentMismatch { expected: Some(AppleEnvironment::Production), found: Some("Sandbox".to_owned()) })))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleVerifyError::AppUserMismatch)))),
             ),
         ),
         AppleVerifyErrorResponses,

@@ -33,7 +33,7 @@ use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::pkix::KeyUsage;
 
 use super::chains::ChainCache;
-use super::ocsp::ChainCertificate;
+use super::ocsp::{ChainCertificate, RevocationError};
 use super::payload;
 use crate::base::clock::Timestamp;
 use crate::crypto::redact;
@@ -109,6 +109,25 @@ pub enum SignatureError {
         "a certificate of its chain names no responder of Apple's that could be asked about it"
     )]
     NoOcspResponder,
+    /// The responder cannot be asked now whether a certificate of the chain was revoked. Nothing is wrong so far.
+    #[error("Apple's responder does not say whether the certificates were revoked")]
+    OcspUnavailable {
+        /// How long to wait before the next attempt.
+        retry_after: Duration,
+    },
+}
+
+impl From<RevocationError> for SignatureError {
+    fn from(error: RevocationError) -> Self {
+        match error {
+            RevocationError::Revoked => Self::CertificateRevoked,
+            RevocationError::Unknown => Self::CertificateUnknown,
+            RevocationError::NoResponder => Self::NoOcspResponder,
+            RevocationError::OcspUnavailable { retry_after } => {
+                Self::OcspUnavailable { retry_after }
+            }
+        }
+    }
 }
 
 impl SignatureError {
@@ -131,6 +150,7 @@ impl SignatureError {
             Self::CertificateRevoked => "revoked",
             Self::CertificateUnknown => "unknown_to_responder",
             Self::NoOcspResponder => "no_responder",
+            Self::OcspUnavailable { .. } => "responder_unavailable",
         }
     }
 }

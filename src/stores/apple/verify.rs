@@ -1,8 +1,8 @@
-//! The use case: a tenant asks whether a transaction is real, and what it is now.
+//! Verifies a transaction for a tenant: is it genuine, and what is its status now.
 //!
-//! In this order: has the tenant credentials; is the signature Apple's (asking Apple first when only an id is given);
-//! is it the tenant's app; is it the environment asked about; is it the user's. The first "no" is the answer, and what
-//! comes after it is not looked at. What Apple's server answers is not believed either until its signature is checked.
+//! Checked in this order: the tenant has credentials; Apple knows the id, when only an id is given; the signature is
+//! Apple's; the app is the tenant's; the environment is the requested one; the user is the expected one. The first check
+//! that fails is the answer. The signature of what Apple's API returns is checked too.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::api::{AppStoreClient, AppleApiError, AppleNotFound, TransactionLookupError};
-use super::ocsp::{RevocationChecker, RevocationError};
+use super::error::AppleVerifyError;
+use super::ocsp::RevocationChecker;
 use super::payload::{self, Millis, TransactionPayload};
 use super::store;
 use super::translate::{self, TransactionStatus};
@@ -31,7 +32,7 @@ use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
 
-/// The App Store, as one process asks it for all tenants. Clones share what is remembered.
+/// Verifies transactions of all tenants. Clones share the caches.
 #[derive(Clone)]
 pub struct AppleVerifier {
     pub(super) database: Database,
@@ -43,43 +44,43 @@ pub struct AppleVerifier {
     pub(super) clock: Clock,
 }
 
-/// Where Apple is, and how long a tenant's credentials are remembered.
+/// Apple's addresses, and how certificates and credentials are checked and cached.
 #[derive(Clone, Debug)]
 pub struct AppleSettings {
     /// The App Store Server API for what was paid with money.
     pub production_url: Url,
     /// The App Store Server API for sandbox, `TestFlight` and App Review.
     pub sandbox_url: Url,
-    /// How long opened credentials are remembered, if nothing changes them.
+    /// How long unsealed credentials are cached, unless they change.
     pub credential_ttl: Duration,
-    /// Who is asked whether certificates were revoked. `None`: nobody, and they must have been valid on the day of
-    /// signing instead of today.
+    /// Asks Apple's OCSP responders. `None`: revocation is not checked, and certificates must have been valid on the
+    /// day of signing instead of today.
     pub revocation_checker: Option<RevocationChecker>,
 }
 
-/// What a tenant asks.
+/// The body of a verify request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppleVerifyRequest {
     /// Which transaction.
     pub purchase: PurchaseRef,
-    /// Where it must be; the tenant's own setting when absent.
+    /// The environment it must be of. `None`: the tenant's setting.
     pub environment: Option<EnvironmentChoice>,
-    /// Whose it must be: the UUID the app gave StoreKit, in any case.
+    /// The `appAccountToken` it must have, compared without regard to case.
     pub expected_app_user_id: Option<String>,
 }
 
-/// Which transaction is asked about.
+/// How a request names the transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PurchaseRef {
-    /// One that Apple is asked for.
+    /// Apple's API is asked for it.
     TransactionId(String),
-    /// StoreKit 2's JWS, checked here.
+    /// StoreKit 2's JWS. Apple is not asked.
     SignedTransaction(String),
 }
 
 impl AppleVerifyRequest {
-    /// What the question is about, as it stands in the validation log: the transaction's id. Of a JWS the id it claims,
-    /// which an impostor may claim too; the JWS itself when it claims none.
+    /// What is hashed into the validation log: the transaction's id. For a JWS the id in its payload, which is not
+    /// verified here; the JWS itself when there is none.
     pub(super) fn audit_identifier(&self) -> Cow<'_, str> {
         match &self.purchase {
             PurchaseRef::TransactionId(id) => id.into(),
@@ -191,123 +192,8 @@ pub struct TransactionDetails {
     pub raw_decoded_payload: Box<RawValue>,
 }
 
-/// Why there is no [`Verified`].
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum AppleVerifyError {
-    /// An answer: no.
-    #[error("{0}")]
-    Rejected(#[from] AppleRejection),
-    /// The tenant has no Apple credentials.
-    #[error("the tenant has no Apple credentials")]
-    NoCredentials,
-    /// Production was asked about, and without the app's Apple id nothing of production can be verified.
-    #[error("the tenant has no app Apple id, which production needs")]
-    NoAppAppleId,
-    /// The tenant's credentials cannot be read.
-    #[error("{0}")]
-    Credentials(Arc<LoadCredentialsError>),
-    /// Apple gave no answer that says yes or no.
-    #[error("{0}")]
-    Api(#[from] AppleApiError),
-    /// Whether a certificate was revoked cannot be found out right now.
-    #[error("Apple's responder does not say whether the certificates were revoked")]
-    OcspUnavailable {
-        /// When to ask again.
-        retry_after: Duration,
-    },
-    /// Apple's server answered with something that Apple did not sign, or that is about something else.
-    #[error("what Apple's server sent is not to be believed: {0}")]
-    UntrustedResponse(UntrustedResponseError),
-}
-
-/// Why something signed is not believed, or not now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VerifyJwsError {
-    /// It never will be.
-    InvalidSignature(SignatureError),
-    /// Its signature is Apple's, and whether a certificate was revoked cannot be found out right now.
-    OcspUnavailable {
-        /// When to try again.
-        retry_after: Duration,
-    },
-}
-
-impl From<SignatureError> for VerifyJwsError {
-    fn from(distrust: SignatureError) -> Self {
-        Self::InvalidSignature(distrust)
-    }
-}
-
-impl From<RevocationError> for VerifyJwsError {
-    fn from(why: RevocationError) -> Self {
-        match why {
-            RevocationError::Revoked => SignatureError::CertificateRevoked.into(),
-            RevocationError::Unknown => SignatureError::CertificateUnknown.into(),
-            RevocationError::NoResponder => SignatureError::NoOcspResponder.into(),
-            RevocationError::OcspUnavailable { retry_after } => {
-                Self::OcspUnavailable { retry_after }
-            }
-        }
-    }
-}
-
-impl VerifyJwsError {
-    /// As the outcome of a question; `distrusted` says what it is when it is final.
-    fn into_verify_error(
-        self,
-        distrusted: impl FnOnce(SignatureError) -> AppleVerifyError,
-    ) -> AppleVerifyError {
-        match self {
-            Self::InvalidSignature(why) => distrusted(why),
-            Self::OcspUnavailable { retry_after } => {
-                AppleVerifyError::OcspUnavailable { retry_after }
-            }
-        }
-    }
-}
-
-/// What is wrong with what Apple's server sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UntrustedResponseError {
-    /// It does not verify.
-    #[error("{0}")]
-    InvalidSignature(SignatureError),
-    /// It is about another transaction.
-    #[error("it is about another transaction")]
-    TransactionMismatch,
-}
-
-/// A "no", which is an answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AppleRejection {
-    /// Apple knows no such transaction.
-    #[error("{0}")]
-    NotFound(AppleNotFound),
-    /// The signature is not Apple's.
-    #[error("{0}")]
-    InvalidSignature(SignatureError),
-    /// The transaction is not of the tenant's app.
-    #[error("the transaction is of another app")]
-    BundleIdMismatch {
-        /// The tenant's app.
-        expected: String,
-    },
-    /// The transaction is of another environment than the one asked about.
-    #[error("the transaction is of another environment")]
-    EnvironmentMismatch {
-        /// The one asked about.
-        expected: Option<AppleEnvironment>,
-        /// The one it is of, in Apple's word.
-        found: Option<String>,
-    },
-    /// The transaction is not the expected user's.
-    #[error("the transaction is another user's, or nobody's")]
-    AppUserMismatch,
-}
-
 impl AppleVerifier {
-    /// Asks through `upstream`, believes what `verifier` believes, and forgets a tenant's credentials as soon as
-    /// `changes` hears of a change.
+    /// `changes` reports changed credentials, which are then loaded again.
     pub fn new(
         database: &Database,
         keyring: &Arc<Keyring>,
@@ -343,44 +229,44 @@ impl AppleVerifier {
         }
     }
 
-    /// The payload of something that Apple signed.
-    pub(super) async fn verify_jws(&self, jws: &str) -> Result<Vec<u8>, VerifyJwsError> {
-        let believed = self.jws_verifier.verify_jws(jws, self.clock.now())?;
-        self.check_revocation(believed).await
+    /// The payload of a JWS that Apple signed.
+    pub(super) async fn verify_jws(&self, jws: &str) -> Result<Vec<u8>, SignatureError> {
+        let verified = self.jws_verifier.verify_jws(jws, self.clock.now())?;
+        self.check_revocation(verified).await
     }
 
-    /// The same for what holds others of its kind, by a caller who bounds it.
-    pub(super) async fn verify_jws_any_length(&self, jws: &str) -> Result<Vec<u8>, VerifyJwsError> {
-        let believed = self
+    /// The same without a limit of its length: a notification contains other JWSs. The caller limits the body.
+    pub(super) async fn verify_jws_any_length(&self, jws: &str) -> Result<Vec<u8>, SignatureError> {
+        let verified = self
             .jws_verifier
             .verify_jws_any_length(jws, self.clock.now())?;
-        self.check_revocation(believed).await
+        self.check_revocation(verified).await
     }
 
-    /// The payload of something that convinced so far. Somebody is asked about its certificates only now, when their
-    /// addresses are known to be by whoever may issue such certificates.
-    async fn check_revocation(&self, believed: VerifiedJws) -> Result<Vec<u8>, VerifyJwsError> {
-        if let Some(revocations) = &self.revocation_checker {
-            revocations
-                .check_certificates(&believed.chain.certificates)
+    /// Asks the responders named in the certificates. This comes after the chain was verified: only then are their
+    /// addresses Apple's.
+    async fn check_revocation(&self, verified: VerifiedJws) -> Result<Vec<u8>, SignatureError> {
+        if let Some(checker) = &self.revocation_checker {
+            checker
+                .check_certificates(&verified.chain.certificates)
                 .await?;
         }
-        Ok(believed.payload)
+        Ok(verified.payload)
     }
 
-    /// Answers a question of `tenant`'s.
+    /// Verifies the transaction that `request` names.
     pub async fn verify_purchase(
         &self,
         tenant: &TenantId,
-        question: &AppleVerifyRequest,
+        request: &AppleVerifyRequest,
     ) -> Result<VerifiedTransaction, AppleVerifyError> {
         let credentials = self
             .get_credentials(tenant)
             .await
             .map_err(AppleVerifyError::Credentials)?
             .ok_or(AppleVerifyError::NoCredentials)?;
-        let choice = question.environment.unwrap_or(credentials.environment);
-        let verified = match &question.purchase {
+        let choice = request.environment.unwrap_or(credentials.environment);
+        let verified = match &request.purchase {
             PurchaseRef::TransactionId(id) => {
                 self.verify_by_id(tenant, &credentials, choice, id).await?
             }
@@ -388,18 +274,18 @@ impl AppleVerifier {
                 self.verify_by_jws(&credentials, choice, jws).await?
             }
         };
-        match &question.expected_app_user_id {
+        match &request.expected_app_user_id {
             Some(expected) if !is_owned_by(&verified, expected) => {
-                Err(AppleRejection::AppUserMismatch.into())
+                Err(AppleVerifyError::AppUserMismatch)
             }
             _ => Ok(verified),
         }
     }
 
-    /// Asks Apple: the one environment chosen, or production and then sandbox.
+    /// Asks Apple's API: in the chosen environment, or in production and then in the sandbox.
     ///
-    /// Sandbox is asked when production knows no such transaction, and when it refuses the key: for an app that was
-    /// never released it does, though the key is good. A refusal is the key's fault only when nobody accepts it.
+    /// The sandbox is asked when production knows no such transaction, and also when it answers 401: for an app that was
+    /// never released it does so whatever the key. The key is wrong only when every asked environment answers 401.
     async fn verify_by_id(
         &self,
         tenant: &TenantId,
@@ -407,7 +293,7 @@ impl AppleVerifier {
         choice: EnvironmentChoice,
         id: &str,
     ) -> Result<VerifiedTransaction, AppleVerifyError> {
-        let mut absent = None;
+        let mut not_found = None;
         let mut unauthorized = None;
         for environment in environments_to_query(choice, credentials.app_apple_id.is_some())? {
             match self
@@ -421,11 +307,11 @@ impl AppleVerifier {
                         .await;
                 }
                 Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
-                    absent = Some(AppleNotFound::Unknown)
+                    not_found = Some(AppleNotFound::Unknown)
                 }
-                // Not an id in one environment is not an id in the other.
-                Err(TransactionLookupError::NotFound(no)) => {
-                    return Err(AppleRejection::NotFound(no).into());
+                // A malformed id is malformed in the other environment too.
+                Err(TransactionLookupError::NotFound(reason)) => {
+                    return Err(AppleVerifyError::NotFound(reason));
                 }
                 Err(TransactionLookupError::Api(failure @ AppleApiError::Unauthorized { .. })) => {
                     unauthorized = Some(failure);
@@ -433,8 +319,8 @@ impl AppleVerifier {
                 Err(TransactionLookupError::Api(failure)) => return Err(failure.into()),
             }
         }
-        Err(match (absent, unauthorized) {
-            (Some(absent), _) => AppleRejection::NotFound(absent).into(),
+        Err(match (not_found, unauthorized) {
+            (Some(reason), _) => AppleVerifyError::NotFound(reason),
             (None, Some(failure)) => failure.into(),
             (None, None) => AppleVerifyError::NoAppAppleId,
         })
@@ -447,20 +333,18 @@ impl AppleVerifier {
         id: &str,
         jws: String,
     ) -> Result<VerifiedTransaction, AppleVerifyError> {
-        let unbelievable = |what| AppleVerifyError::UntrustedResponse(what);
-        let (transaction, raw) = self.read_transaction(&jws).await.map_err(|doubt| {
-            doubt.into_verify_error(|distrust| {
-                unbelievable(UntrustedResponseError::InvalidSignature(distrust))
-            })
-        })?;
+        let (transaction, raw) = self
+            .read_transaction(&jws)
+            .await
+            .map_err(AppleVerifyError::UntrustedResponse)?;
         let known_as = [
             &transaction.transaction_id,
             &transaction.original_transaction_id,
         ];
         if !known_as.iter().any(|known| known.as_deref() == Some(id)) {
-            return Err(unbelievable(UntrustedResponseError::TransactionMismatch));
+            return Err(AppleVerifyError::ResponseMismatch);
         }
-        Ok(self.check_transaction(credentials, Some(environment), transaction, raw, jws)?)
+        self.check_transaction(credentials, Some(environment), transaction, raw, jws)
     }
 
     async fn verify_by_jws(
@@ -473,9 +357,10 @@ impl AppleVerifier {
         if choice == EnvironmentChoice::Production && !has_id {
             return Err(AppleVerifyError::NoAppAppleId);
         }
-        let (transaction, raw) = self.read_transaction(jws).await.map_err(|doubt| {
-            doubt.into_verify_error(|distrust| AppleRejection::InvalidSignature(distrust).into())
-        })?;
+        let (transaction, raw) = self
+            .read_transaction(jws)
+            .await
+            .map_err(AppleVerifyError::InvalidSignature)?;
         let expected = match choice {
             EnvironmentChoice::Auto => None,
             EnvironmentChoice::Production => Some(AppleEnvironment::Production),
@@ -492,19 +377,19 @@ impl AppleVerifier {
     async fn read_transaction(
         &self,
         jws: &str,
-    ) -> Result<(TransactionPayload, Box<RawValue>), VerifyJwsError> {
+    ) -> Result<(TransactionPayload, Box<RawValue>), SignatureError> {
         let payload = self.verify_jws(jws).await?;
         let transaction: TransactionPayload =
             serde_json::from_slice(&payload).map_err(|_| SignatureError::BadPayload)?;
-        // The same keys sign renewal infos, notifications and app transactions, which say nothing of a payment.
+        // The same keys sign renewal infos, notifications and app transactions, which are no proof of a purchase.
         if transaction.transaction_id.is_none() {
-            return Err(SignatureError::NotATransaction.into());
+            return Err(SignatureError::NotATransaction);
         }
         let raw = payload::to_raw_json(payload).ok_or(SignatureError::BadPayload)?;
         Ok((transaction, raw))
     }
 
-    /// Whose app, and which environment: in the order in which Apple's own libraries look.
+    /// Checks the bundle id and the environment, in the order of Apple's own server libraries.
     fn check_transaction(
         &self,
         credentials: &AppleCredentials,
@@ -512,9 +397,9 @@ impl AppleVerifier {
         transaction: TransactionPayload,
         raw: Box<RawValue>,
         jws: String,
-    ) -> Result<VerifiedTransaction, AppleRejection> {
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
         if transaction.bundle_id.as_deref() != Some(&*credentials.bundle_id) {
-            return Err(AppleRejection::BundleIdMismatch {
+            return Err(AppleVerifyError::BundleIdMismatch {
                 expected: credentials.bundle_id.clone(),
             });
         }
@@ -526,7 +411,7 @@ impl AppleVerifier {
             (Some(found), None) => found,
             (Some(found), Some(expected)) if found == expected => found,
             _ => {
-                return Err(AppleRejection::EnvironmentMismatch {
+                return Err(AppleVerifyError::EnvironmentMismatch {
                     expected,
                     found: transaction.environment,
                 });
@@ -557,8 +442,8 @@ impl AppleVerifier {
     }
 }
 
-/// Which environments are asked, in order. Production without the app's Apple id is an error when it is demanded, and
-/// passed over when it is one of two.
+/// The environments that are asked, in order. Production needs an app Apple id: without one it is an error when it was
+/// requested, and skipped under `auto`.
 fn environments_to_query(
     choice: EnvironmentChoice,
     has_app_apple_id: bool,
@@ -582,11 +467,11 @@ fn is_owned_by(verified: &VerifiedTransaction, expected: &str) -> bool {
         .is_some_and(|found| found.eq_ignore_ascii_case(expected))
 }
 
-/// A JWS is base64url and dots: nothing of it is escaped in JSON, and it is most of an answer.
+/// Writes a JWS without looking for characters to escape: it has none, and it is most of an answer's bytes.
 fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S::Error> {
     match RawValue::from_string(format!("\"{jws}\"")) {
         Ok(quoted) => quoted.serialize(serializer),
-        // It was never verified, then.
+        // Only a text that was not verified as a JWS can come here.
         Err(_) => serializer.serialize_str(jws),
     }
 }
