@@ -1,21 +1,19 @@
-//! The tenant's identity at Apple: its app, its team's key, and the client tokens signed with that key.
+//! A tenant's credentials for Apple's API, and the tokens signed with them.
 //!
-//! Promises: a key file is understood completely when it is set, so that nothing about it can fail later but Apple's
-//! opinion of it; the private key is held as a parsed key and never prints; a client token is signed once for all who
-//! need it, renewed early, and never outlives what it was signed for: another key, key id, issuer or app has another.
+//! Promises: a key file is checked completely when it is set, so that later only Apple can refuse it; the private key is
+//! wiped when it is dropped and never printed; a token is signed once, cached, renewed early, and not used with another
+//! key, key id, issuer or app than it was signed for.
 //!
-//! - [`Credentials`], with its [`SigningKey`]: who asks
-//! - [`Environment`], and the [`EnvironmentChoice`] among them: where
-//! - [`ClientTokens`]: signed, kept, forgotten
+//! - [`AppleCredentials`], with its [`SigningKey`]
+//! - [`AppleEnvironment`], and a tenant's [`EnvironmentChoice`] among them
+//! - [`ClientTokenSource`]: signs tokens and caches them
 
 use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
-use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Serialize;
 use serde_json::json;
@@ -27,24 +25,24 @@ use crate::base::id::TenantId;
 use crate::credentials::token_cache::{AccessToken, TokenCache};
 use crate::crypto::{SecretString, token};
 
-/// Whom a client token is meant for.
+/// The `aud` of a client token.
 const CLIENT_TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
-/// A key file is 257 bytes; nobody's is larger than this.
+/// The largest key file that is read. Apple's are 257 bytes.
 const MAX_FILE_BYTES: usize = 16 * 1024;
-/// How long a client token is good for. Apple allows an hour; its own libraries take five minutes. Long enough that
-/// a machine whose clock is some minutes slow is not refused.
+/// How long a client token is valid. Apple allows an hour, its own libraries use five minutes. With twenty, a machine
+/// whose clock is some minutes slow is not refused.
 const CLIENT_TOKEN_TTL: Duration = Duration::from_mins(20);
-/// A token says it was signed this much earlier than it was, so that a clock that is a little fast is not refused.
+/// How much earlier than now the `iat` of a token is, so that a clock that is a little fast is not refused.
 const ISSUED_AT_BACKDATE: Duration = Duration::from_mins(1);
-/// A token this close to its end is not used any more.
+/// A cached token that expires within this time is replaced.
 const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
 
-/// The identifiers in a PKCS#8 key's head, in DER without tag and length: `rsaEncryption`, `id-ecPublicKey` and
-/// `prime256v1`, which is P-256.
+/// The object identifiers at the beginning of a PKCS#8 key, in DER without tag and length: `rsaEncryption`,
+/// `id-ecPublicKey` and `prime256v1`, which is P-256.
 const OID_RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 const OID_EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const OID_PRIME256V1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-/// Where those stand in a PKCS#8 key: within so many bytes of its beginning.
+/// How far from the beginning of a PKCS#8 key they can be.
 const MAX_PKCS8_HEADER_BYTES: usize = 32;
 
 /// Where a transaction is.
@@ -62,7 +60,7 @@ pub enum AppleEnvironment {
 }
 
 impl AppleEnvironment {
-    /// The word, as it is asked for and answered here.
+    /// As in requests and answers: `production` or `sandbox`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Production => "production",
@@ -70,7 +68,7 @@ impl AppleEnvironment {
         }
     }
 
-    /// Apple's word, as it stands in what Apple signs.
+    /// As in what Apple signs: `Production` or `Sandbox`.
     pub fn as_apple_str(self) -> &'static str {
         match self {
             Self::Production => "Production",
@@ -78,7 +76,7 @@ impl AppleEnvironment {
         }
     }
 
-    /// From Apple's word. `None` for any other: what Xcode or a local test signs is never believed.
+    /// From Apple's spelling. `None` for `Xcode` and `LocalTesting`, which are never accepted, and for any other word.
     pub fn from_apple_str(word: &str) -> Option<Self> {
         [Self::Production, Self::Sandbox]
             .into_iter()
@@ -86,20 +84,20 @@ impl AppleEnvironment {
     }
 }
 
-/// Where a tenant's transactions may be.
+/// The environments that are accepted for a tenant or a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EnvironmentChoice {
-    /// In production, else in the sandbox.
+    /// Both; production is asked first.
     Auto,
-    /// In production only.
+    /// Only production.
     Production,
-    /// In the sandbox only.
+    /// Only the sandbox.
     Sandbox,
 }
 
 impl EnvironmentChoice {
-    /// The word, as it is stored and shown.
+    /// As it is stored and shown: `auto`, `production` or `sandbox`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -108,14 +106,14 @@ impl EnvironmentChoice {
         }
     }
 
-    /// From that word.
+    /// From that spelling.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Auto, Self::Production, Self::Sandbox]
             .into_iter()
             .find(|choice| choice.as_str() == word)
     }
 
-    /// Whether a transaction of this environment may be meant.
+    /// Whether transactions of `environment` are accepted.
     pub fn allows_environment(self, environment: AppleEnvironment) -> bool {
         match self {
             Self::Auto => true,
@@ -125,26 +123,25 @@ impl EnvironmentChoice {
     }
 }
 
-/// What it takes to ask Apple about a tenant's transactions.
+/// A tenant's credentials for Apple's API, unsealed.
 #[derive(Debug)]
 pub struct AppleCredentials {
-    /// The tenant's app.
+    /// The bundle id of the tenant's app.
     pub bundle_id: String,
-    /// Apple's name for the key: ten capital letters and digits.
+    /// The key's id in App Store Connect: ten capital letters and digits.
     pub key_id: String,
-    /// Apple's name for the team: a UUID.
+    /// The team's issuer id in App Store Connect: a UUID.
     pub issuer_id: String,
-    /// Who asks.
+    /// The private key.
     pub key: SigningKey,
-    /// Where its transactions may be, if a question does not say.
+    /// The accepted environments, unless a request names one.
     pub environment: EnvironmentChoice,
-    /// Apple's number for the app, without which nothing of production is verified.
+    /// The app's number in App Store Connect. Without it nothing of production is verified.
     pub app_apple_id: Option<i64>,
 }
 
 impl AppleCredentials {
-    /// A digest of all that a client token says and of the key that signs it. Two credentials with the same identity
-    /// ask Apple the same questions and get the same answers.
+    /// A digest of everything in a client token and of its key. With the same digest Apple gives the same answers.
     pub fn identity_digest(&self) -> [u8; 32] {
         // None of the parts can hold a line break; two different lists never join to the same text.
         let parts = [
@@ -156,9 +153,10 @@ impl AppleCredentials {
         token::sha256(parts.join("\n").as_bytes())
     }
 
-    /// A signed statement that this team asks about this app (a JWT with ES256).
+    /// The bearer token of Apple's API: a JWT with ES256. Source: "Generating JSON Web Tokens for API requests".
     fn sign_client_token(&self, now: Timestamp) -> SecretString {
-        let header = json!({ "alg": "ES256", "kid": self.key_id, "typ": "JWT" });
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.key_id.clone());
         let claims = json!({
             "iss": self.issuer_id,
             "iat": now.minus(ISSUED_AT_BACKDATE).as_secs(),
@@ -166,25 +164,20 @@ impl AppleCredentials {
             "aud": CLIENT_TOKEN_AUDIENCE,
             "bid": self.bundle_id,
         });
-        let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", encode(header), encode(claims));
-        let signature = self
-            .key
-            .pair
-            .sign(&SystemRandom::new(), signed.as_bytes())
-            .expect("a key that was accepted signs");
-        SecretString::from(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+        jsonwebtoken::encode(&header, &claims, &self.key.encoding_key)
+            .expect("a parsed key signs")
+            .into()
     }
 }
 
-/// A team's In-App Purchase key: P-256, able to sign.
+/// A team's In-App Purchase key, P-256. Wiped when dropped.
 pub struct SigningKey {
-    pair: EcdsaKeyPair,
+    encoding_key: EncodingKey,
     fingerprint: String,
 }
 
-/// Why a file is not a key that can sign for Apple. Says what it is instead when that can be seen, and never repeats
-/// what is inside.
+/// Why a file is not an In-App Purchase key. Names what the file is instead where that can be detected, and never
+/// repeats its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SigningKeyError {
     /// No bytes, or only blanks.
@@ -278,7 +271,7 @@ impl SigningKey {
             .map_err(|_| SigningKeyError::Damaged)?;
         Ok(Self {
             fingerprint: token::sha256_fingerprint(public.as_ref()),
-            pair,
+            encoding_key: EncodingKey::from_ec_der(der),
         })
     }
 
@@ -295,7 +288,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// What a file that is not plain PEM looks like.
+/// Detects common files that are not a plain PEM key.
 fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
     let contains = |text: &[u8]| file.windows(text.len()).any(|at| at == text);
     if file.starts_with(b"{") {
@@ -321,25 +314,28 @@ fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
     }
 }
 
-/// Signs client tokens and keeps them as long as they are good. Clones share them.
+/// Signs client tokens and caches them until they are about to expire. Clones share the cache.
 #[derive(Clone)]
-pub struct ClientTokenSource {
+pub(super) struct ClientTokenSource {
     clock: Clock,
     token_cache: TokenCache,
 }
 
 impl ClientTokenSource {
-    /// Tokens that are dated by `clock`.
-    pub fn new(clock: Clock) -> Self {
+    pub(super) fn new(clock: Clock) -> Self {
         Self {
             token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
             clock,
         }
     }
 
-    /// A token for `tenant` that is good for at least another two minutes. Signing takes microseconds and asks
-    /// nobody, so two callers at the same time may both do it.
-    pub fn get_token(&self, tenant: &TenantId, credentials: &AppleCredentials) -> AccessToken {
+    /// A token that is valid for at least another two minutes. Signing takes microseconds, so two concurrent callers may
+    /// both do it.
+    pub(super) fn get_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+    ) -> AccessToken {
         let owner = (tenant.clone(), credentials.identity_digest());
         self.token_cache.get(&owner).unwrap_or_else(|| {
             let now = self.clock.now();
@@ -352,8 +348,8 @@ impl ClientTokenSource {
         })
     }
 
-    /// Forgets `token`, because the store refused it. A newer token of the same owner stays.
-    pub fn evict_token(
+    /// Removes `token` from the cache, because Apple refused it. A newer one stays.
+    pub(super) fn evict_token(
         &self,
         tenant: &TenantId,
         credentials: &AppleCredentials,
@@ -369,6 +365,7 @@ pub(super) mod tests {
     use aws_lc_rs::encoding::{AsBigEndian as _, EcPrivateKeyBin, Pkcs8V1Der};
     use aws_lc_rs::rsa;
     use aws_lc_rs::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
+    use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde_json::Value;
 
@@ -432,7 +429,7 @@ pub(super) mod tests {
     /// The three ways to write the same key in PKCS#8: with the curve named twice, as Apple does; once; and without
     /// the public key.
     #[test]
-    fn every_spelling_of_a_p256_key_is_read() {
+    fn every_pkcs8_encoding_of_a_p256_key_is_read() {
         let pair = generate();
         let secret: EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().expect("encodes");
         let wrap = |tag: u8, content: &[u8]| {
@@ -471,7 +468,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_such_key_is_told_what_it_is() {
+    fn each_wrong_file_has_its_message() {
         use SigningKeyError::{Convertible, Damaged, Empty, NotPem, TooLarge, WrongKind};
         let good = key_file();
         let huge = format!("{good}{}", "#".repeat(MAX_FILE_BYTES));
@@ -552,7 +549,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn environments_have_two_words_each_and_xcode_has_none() {
+    fn environments_have_two_spellings_and_xcode_is_none() {
         for environment in [AppleEnvironment::Production, AppleEnvironment::Sandbox] {
             assert_eq!(
                 AppleEnvironment::from_apple_str(environment.as_apple_str()),
@@ -583,9 +580,9 @@ pub(super) mod tests {
         let credentials = test_credentials();
         let now = Timestamp::from_millis(1_775_830_930_999);
         let token = credentials.sign_client_token(now);
-        // Checked by another implementation than the one that signed.
-        let point = credentials.key.pair.public_key();
-        let key = jsonwebtoken::DecodingKey::from_ec_der(point.as_ref());
+        let pkcs8 = credentials.key.encoding_key.as_bytes();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).expect("good");
+        let key = jsonwebtoken::DecodingKey::from_ec_der(pair.public_key().as_ref());
         let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::ES256);
         rules.set_audience(&["appstoreconnect-v1"]);
         rules.validate_exp = false;
@@ -639,7 +636,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn whatever_a_token_says_makes_it_another_token() {
+    fn other_credentials_have_another_token() {
         let now = Timestamp::from_millis(0);
         let tokens = ClientTokenSource::new(Clock::fixed(now));
         let (tenant, neighbour) = (TenantId::mint(now), TenantId::mint(now));

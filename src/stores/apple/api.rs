@@ -1,24 +1,24 @@
-//! Calls to the App Store Server API, and what each of its answers means.
+//! Calls to the App Store Server API, and the meaning of each response.
 //!
-//! Promises: what Apple does not say about a transaction is never read as "no such transaction" (a gateway's 404 page,
-//! a refused key, a limit, an outage); ids from a caller cannot change which address is called; identical questions in
-//! flight share one call; one tenant cannot take every connection; a client token that Apple refuses is replaced once.
+//! Promises: only Apple's own "not found" is read as "no such transaction", never a gateway's 404 page, a refused key, a
+//! limit or an outage; an id from a caller cannot change which URL is called; identical concurrent calls are sent once;
+//! one tenant cannot use every connection; a client token that Apple refuses is replaced once.
 //!
 //! | status | `errorCode` | meaning |
 //! |---|---|---|
 //! | 200 | | the transaction, as Apple signed it |
-//! | 404 | 4040010 `TransactionIdNotFound`, 4040005 `OriginalTransactionIdNotFound` | [`Absent::Unknown`] |
-//! | 400 | 4000006 `InvalidTransactionId`, 4000008 `InvalidOriginalTransactionId` | [`Absent::NotAnId`] |
-//! | 400 | 4000048 `AppTransactionIdNotSupported` | [`Absent::AppTransactionId`] |
-//! | 401 | any or none | one more try with a new client token, then [`Failure::Unauthorized`] |
-//! | 429 | any or none | [`Failure::RateLimited`] |
-//! | 404 | 4040002, 4040004, 4040006: the "retryable" ones | two quick retries, then [`Failure::Unexpected`] |
-//! | 408, 5xx | 5000000, 5000001, any other or none | two quick retries, then [`Failure::Unexpected`] |
-//! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`Failure::Unexpected`] |
-//! | anything else | | [`Failure::Unexpected`] |
+//! | 404 | 4040010 `TransactionIdNotFound`, 4040005 `OriginalTransactionIdNotFound` | [`AppleNotFound::Unknown`] |
+//! | 400 | 4000006 `InvalidTransactionId`, 4000008 `InvalidOriginalTransactionId` | [`AppleNotFound::MalformedId`] |
+//! | 400 | 4000048 `AppTransactionIdNotSupported` | [`AppleNotFound::AppTransactionId`] |
+//! | 401 | any or none | one more try with a new client token, then [`AppleApiError::Unauthorized`] |
+//! | 429 | any or none | [`AppleApiError::RateLimited`] |
+//! | 404 | 4040002, 4040004, 4040006: the "retryable" ones | two quick retries, then [`AppleApiError::Unexpected`] |
+//! | 408, 5xx | 5000000, 5000001, any other or none | two quick retries, then [`AppleApiError::Unexpected`] |
+//! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`AppleApiError::Unexpected`] |
+//! | anything else | | [`AppleApiError::Unexpected`] |
 //!
-//! For a test notification, 4040007 `ServerNotificationUrlNotFound` and 4040008 `TestNotificationNotFound` are answers too: no
-//! address, and not yet.
+//! For a test notification two more 404s are answers: 4040007 `ServerNotificationUrlNotFound` (Apple has no URL for the
+//! app's notifications) and 4040008 `TestNotificationNotFound` (not sent yet).
 //!
 //! A code counts only under its own status: its first three digits are the status it was sent with.
 
@@ -60,36 +60,36 @@ pub struct AppStoreClient {
     in_flight: SingleFlight<CallKey, Result<Arc<str>, TransactionLookupError>>,
 }
 
-/// Why there is no transaction to speak of: Apple said no, or nothing can be said.
+/// Why there is no transaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransactionLookupError {
-    /// Apple said no.
+    /// Apple answered that there is none.
     #[error("{0}")]
     NotFound(#[from] AppleNotFound),
-    /// Apple said neither yes nor no.
+    /// Apple answered neither yes nor no.
     #[error("{0}")]
     Api(#[from] AppleApiError),
 }
 
-/// Apple's "no".
+/// In which way Apple does not know the transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppleNotFound {
-    /// Not in this environment. It may be in the other.
+    /// It is not in this environment. It may be in the other one.
     #[error("no such transaction")]
     Unknown,
-    /// Not a transaction's id at all, in any environment.
+    /// The id is malformed, so it is in no environment.
     #[error("not a transaction id")]
     MalformedId,
-    /// The id of an app transaction, which says that somebody has the app, and nothing of a purchase in it.
+    /// The id is of an app transaction: a download of the app, not a purchase in it.
     #[error("the id of an app transaction")]
     AppTransactionId,
 }
 
-/// Apple said neither yes nor no.
+/// Why Apple's API answered neither yes nor no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppleApiError {
-    /// The tenant's key is refused, or this machine's clock is wrong. In production also what an app that was never
-    /// released gets, however good its key is.
+    /// The tenant's key is refused, or this machine's clock is wrong. In production also the answer for an app that was
+    /// never released, whatever its key.
     #[error("Apple refused the client token: status {status}")]
     Unauthorized {
         /// The HTTP status.
@@ -98,7 +98,7 @@ pub enum AppleApiError {
     /// The app's hourly limit is used up.
     #[error("Apple's limit is used up: status 429")]
     RateLimited {
-        /// When to come back: a second to a day.
+        /// How long to wait: one second to one day.
         retry_after: Duration,
     },
     /// Any other answer, after retries where those could help.
@@ -106,20 +106,20 @@ pub enum AppleApiError {
     Unexpected {
         /// The HTTP status.
         status: u16,
-        /// Apple's code. `None` when the body is not Apple's.
+        /// Apple's `errorCode`. `None` when the body has none.
         code: Option<i64>,
-        /// Apple's sentence, for the operator.
+        /// Apple's `errorMessage`, for the log.
         message: Option<String>,
-        /// When to come back, if Apple said.
+        /// How long to wait, when the response has `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// A success that cannot be read.
+    /// A response of status 200 that cannot be parsed.
     #[error("Apple's answer cannot be read: {0}")]
     Unreadable(String),
-    /// No answer.
+    /// No response.
     #[error("Apple gave no answer: {0}")]
     NoResponse(#[from] UpstreamError),
-    /// The tenant has so many questions on their way that this one found no place.
+    /// Too many calls of the tenant were running.
     #[error("{MAX_CALLS_PER_TENANT} questions of this tenant are waiting for Apple already")]
     TooManyInFlight,
 }
@@ -148,7 +148,7 @@ impl BearerTokens for ClientTokenSource {
 }
 
 impl AppStoreClient {
-    /// The API at `production` and at `sandbox` (the part before `/inApps`).
+    /// The URLs are the part before `/inApps`.
     pub fn new(upstream: Upstream, production_url: Url, sandbox_url: Url, clock: Clock) -> Self {
         Self {
             api: StoreApi::new(upstream, ClientTokenSource::new(clock.clone())),
@@ -159,7 +159,7 @@ impl AppStoreClient {
         }
     }
 
-    /// Get Transaction Info: the transaction as Apple signed it, `signedTransactionInfo`. Nothing of it is checked.
+    /// Get Transaction Info: returns `signedTransactionInfo`, whose signature is not checked here.
     pub async fn get_transaction_info(
         &self,
         tenant: &TenantId,
@@ -183,8 +183,8 @@ impl AppStoreClient {
         Ok(signed.as_ref().to_owned())
     }
 
-    /// Request a Test Notification: the token that its status is asked by. `None` when Apple knows no address for the
-    /// app's notifications.
+    /// Request a Test Notification: returns the token for [`Self::get_test_notification_status`]. `None` when Apple has
+    /// no URL for the app's notifications.
     pub async fn request_test_notification(
         &self,
         tenant: &TenantId,
@@ -223,7 +223,7 @@ impl AppStoreClient {
         }
     }
 
-    /// What an answer says; `None` when it is the 404 of this code.
+    /// Parses a response; `None` when it is a 404 with the code `none`.
     fn parse_response<T: DeserializeOwned>(
         &self,
         answer: &UpstreamResponse,
@@ -256,13 +256,13 @@ impl AppStoreClient {
     }
 }
 
-/// What Apple gave to ask by cannot be asked by.
+/// The token that Apple returned cannot be a path segment.
 fn unusable_test_token() -> AppleApiError {
     AppleApiError::Unreadable("its token cannot be part of an address".to_owned())
 }
 
-/// Where a question goes. `None` when the id cannot be written as one path segment: a URL has no spelling for a segment
-/// of one or two dots, and no transaction is called that.
+/// The URL of a call. `None` when the id cannot be one path segment: a URL has no encoding for a segment of one or two
+/// dots.
 fn endpoint_url(base: &Url, what: &str, id: &str) -> Option<Url> {
     let base = base.as_str().trim_end_matches('/');
     let mut text = format!("{base}/inApps/v1/{what}/");
@@ -279,7 +279,7 @@ fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
     }
 }
 
-/// What an answer means: the JWS of a success, or why there is none. The table stands at the top of this file.
+/// The JWS of a success, or why there is none: the table at the top of this file.
 fn interpret_response(
     answer: &UpstreamResponse,
     now: Timestamp,
@@ -296,7 +296,7 @@ fn interpret_response(
     })
 }
 
-/// What any answer means that is neither a success nor a "no".
+/// The error of a response that is neither a success nor a "not found".
 fn to_api_error(answer: &UpstreamResponse, now: Timestamp) -> AppleApiError {
     let (status, error) = (answer.status.as_u16(), parse_error_body(answer));
     let wait = parse_retry_after(&answer.headers, now);
@@ -314,7 +314,7 @@ fn to_api_error(answer: &UpstreamResponse, now: Timestamp) -> AppleApiError {
     }
 }
 
-/// Apple's error, with no code when the body is not one.
+/// Apple's error body, empty when the body is another one.
 fn parse_error_body(answer: &UpstreamResponse) -> AppleErrorBody {
     serde_json::from_slice(&answer.body).unwrap_or_default()
 }
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_has_its_meaning() {
+    fn each_error_code_has_its_meaning() {
         let unauthorized =
             TransactionLookupError::from(AppleApiError::Unauthorized { status: 401 });
         let limited = TransactionLookupError::from(AppleApiError::RateLimited {
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateways_page_is_never_a_no() {
+    fn a_response_of_a_gateway_is_never_a_not_found() {
         for status in [204, 302, 400, 403, 404, 500, 502] {
             for body in [
                 "<html>Not Found</html>",
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_transient_responses_are_retried() {
         for (status, code, transient) in [
             (200, 0, false),
             (400, 4_000_006, false),
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_read_in_every_spelling() {
+    fn every_form_of_retry_after_is_read() {
         let in_millis = |wait: i64| (now().as_millis() + wait).to_string();
         for (text, millis) in [
             (in_millis(29_000), Some(29_000)),
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_has_one_address() {
+    fn an_id_is_one_path_segment_of_the_url() {
         let apple = Url::parse("https://api.storekit.apple.com").expect("a URL");
         let under = Url::parse("http://127.0.0.1:9/apple/sandbox/").expect("a URL");
         let text = |base, id| endpoint_url(base, "transactions", id).map(String::from);
@@ -657,7 +657,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_environment_has_its_address_and_both_one_token() {
+    async fn each_environment_has_its_url_and_both_share_a_token() {
         let apple = start_stub(AppStoreStubState::default()).await;
         let real = apple.ask_in(AppleEnvironment::Production, "1").await;
         let trial = apple.ask_in(AppleEnvironment::Sandbox, "1").await;
@@ -698,7 +698,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_pass_is_tried_three_times() {
+    async fn transient_responses_are_retried_twice() {
         let apple = start_stub(AppStoreStubState::default()).await;
         apple.plays(&[(500, 5_000_001), (404, 4_040_002)]);
         apple.ask("1").await.expect("known at the third try");
@@ -737,7 +737,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn identical_questions_share_a_call_and_others_do_not() {
+    async fn identical_calls_are_sent_once_and_others_are_not_shared() {
         let apple = start_stub(AppStoreStubState {
             gate: Some(Barrier::new(3)),
             ..AppStoreStubState::default()
@@ -758,7 +758,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_apple_that_is_away_is_not_a_no() {
+    async fn an_unreachable_api_is_not_a_not_found() {
         let apple = start_stub(AppStoreStubState::default()).await;
         let nowhere = Url::parse("http://127.0.0.1:1/").expect("a URL");
         let upstream = apple.store.api.upstream.clone();
@@ -782,7 +782,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_id_changes_which_address_is_called(id in "(?s).{1,40}") {
+        fn no_id_changes_which_url_is_called(id in "(?s).{1,40}") {
             let base = Url::parse("https://store.example/base").expect("a URL");
             if let Some(url) = endpoint_url(&base, "transactions", &id) {
                 prop_assert_eq!(url.host_str(), Some("store.example"));
@@ -796,7 +796,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_panics_and_none_but_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
+        fn no_response_panics_and_only_200_is_a_success(status in 100_u16..600, body: Vec<u8>) {
             let mut reply = answer(200, "");
             reply.status = StatusCode::from_u16(status).expect("a status");
             reply.body = body;

@@ -1,12 +1,12 @@
-//! Certificate chains that were judged good, remembered by the text they were sent as.
+//! A cache of verified certificate chains, found by the text they were sent as.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Apple signs with one chain for years, so a list is searched faster than anything is hashed. Only good chains get
-/// in: nobody can fill it with bad ones.
+/// Apple signs with one chain for years, so searching a list is faster than hashing. Only verified chains get in, so a
+/// caller cannot fill it.
 const MAX_CACHED_CHAINS: usize = 32;
 
-/// Remembers at most a few dozen. Clones share them.
+/// Clones share the entries.
 pub(super) struct ChainCache<T> {
     entries: Arc<RwLock<Vec<CachedChain<T>>>>,
 }
@@ -18,7 +18,6 @@ struct CachedChain<T> {
 }
 
 impl<T> ChainCache<T> {
-    /// What is known of a chain, if it was judged before.
     pub(super) fn get(&self, leaf: &str, intermediate: &str) -> Option<Arc<T>> {
         let judged = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let found = judged
@@ -27,13 +26,12 @@ impl<T> ChainCache<T> {
         found.map(|known| known.value.clone())
     }
 
-    /// Everything that is remembered.
     pub(super) fn values(&self) -> Vec<Arc<T>> {
         let judged = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         judged.iter().map(|known| known.value.clone()).collect()
     }
 
-    /// Remembers a chain; the one remembered longest makes room.
+    /// Adds a chain, in place of the oldest one when the cache is full.
     pub(super) fn insert(&self, leaf: &str, intermediate: &str, facts: T) -> Arc<T> {
         let facts = Arc::new(facts);
         let mut judged = self.entries.write().unwrap_or_else(PoisonError::into_inner);

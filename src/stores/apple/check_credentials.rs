@@ -1,6 +1,6 @@
-//! The use case: would Apple take these credentials? Asked before they are stored.
+//! Checks whether Apple accepts credentials, before they are stored.
 //!
-//! Apple is asked about a transaction that there is none of. Whoever is told so has been let in.
+//! Apple is asked for a transaction that does not exist: the answer "not found" means that it accepted the token.
 
 use std::sync::Arc;
 
@@ -8,21 +8,21 @@ use super::account::{AppleCredentials, AppleEnvironment};
 use super::api::{AppStoreClient, AppleApiError, TransactionLookupError};
 use crate::base::id::TenantId;
 
-/// The id of no transaction: the smallest number that looks like one.
+/// An id that no transaction has.
 const NONEXISTENT_TRANSACTION_ID: &str = "1";
 
-/// What Apple says in each environment that these credentials would be used in.
+/// Apple's answer in each environment that the credentials would be used in.
 pub async fn check_credentials(
     app_store: &AppStoreClient,
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
 ) -> Vec<(AppleEnvironment, Result<(), AppleApiError>)> {
-    let mut said = Vec::new();
+    let mut results = Vec::new();
     for environment in environments_to_check(credentials) {
         let answer = app_store
             .get_transaction_info(tenant, credentials, environment, NONEXISTENT_TRANSACTION_ID)
             .await;
-        said.push((
+        results.push((
             environment,
             match answer {
                 Ok(_) | Err(TransactionLookupError::NotFound(_)) => Ok(()),
@@ -30,10 +30,10 @@ pub async fn check_credentials(
             },
         ));
     }
-    said
+    results
 }
 
-/// Production is passed over where it would be for want of the app's Apple id, unless nothing else is left.
+/// Production is skipped without an app Apple id, as in verification, unless it is the only choice.
 fn environments_to_check(credentials: &AppleCredentials) -> Vec<AppleEnvironment> {
     let choice = credentials.environment;
     let all = [AppleEnvironment::Production, AppleEnvironment::Sandbox];

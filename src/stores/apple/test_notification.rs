@@ -1,7 +1,7 @@
-//! The use case: does a notification of Apple's arrive here?
+//! Has Apple send a test notification and waits for its outcome.
 //!
-//! Apple is asked to send one, and then how that went, until it knows or patience ends. What Apple calls a success is an
-//! answer between 200 and 206 from whatever server its address leads to.
+//! Apple reports a success when any server at its notification URL answers with a status from 200 to 206; it need not be
+//! this installation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,57 +18,57 @@ use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 
-/// The first pause between two questions; each further one is twice as long.
+/// The first pause between two status requests; each further one is twice as long.
 const INITIAL_POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The longest: Apple allows one question a second, counted over an hour.
+/// The longest pause. Apple allows one request a second, counted over an hour.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is kept when Apple knows no address; Apple's own words are kept as they are.
+/// The stored result when Apple has no URL for the app's notifications. Other results are Apple's own words.
 pub const RESULT_NO_NOTIFICATION_URL: &str = "NO_ADDRESS";
-/// What is kept when somebody said yes to it and nothing of it is stored here.
+/// The stored result when Apple reports a success but the notification did not arrive here.
 pub const RESULT_RECEIVED_ELSEWHERE: &str = "ELSEWHERE";
 
-/// How sending it went.
+/// The outcome of sending it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TestNotificationOutcome {
-    /// Apple's id of the notification. `None` where what Apple sent cannot be read.
+    /// `None` when Apple's response has no readable `notificationUUID`.
     pub notification_uuid: Option<String>,
     /// When it was sent.
     pub attempted_at: Option<Timestamp>,
-    /// Apple's word for how it went: `SUCCESS`, `TIMED_OUT`, `UNSUCCESSFUL_HTTP_RESPONSE_CODE` and the like.
+    /// Apple's word for the outcome: `SUCCESS`, `TIMED_OUT`, `UNSUCCESSFUL_HTTP_RESPONSE_CODE` and the like.
     pub result: String,
 }
 
 impl TestNotificationOutcome {
-    /// Whether whoever received it said yes.
+    /// Whether a server accepted it.
     pub fn is_success(&self) -> bool {
         self.result == "SUCCESS"
     }
 }
 
-/// Why it is not known how sending it went.
+/// Why the outcome is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TestNotificationError {
-    /// The app has no address in this environment.
+    /// App Store Connect has no URL for the app's notifications in this environment.
     #[error("Apple knows no address for the app's notifications")]
     NoNotificationUrl,
-    /// Apple did not say in time.
+    /// Apple did not report the outcome in time.
     #[error("Apple did not say within {0:?} how sending it went")]
     Timeout(Duration),
-    /// Apple gave no answer that says anything.
+    /// A call to Apple's API failed.
     #[error("{0}")]
     Api(#[from] AppleApiError),
 }
 
-/// Has Apple send a test notification and waits, for `patience` at most, until Apple says how that went.
+/// Requests a test notification and waits, at most `timeout`, until Apple reports its outcome.
 pub async fn request_test_notification(
     app_store: &AppStoreClient,
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
     environment: AppleEnvironment,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<TestNotificationOutcome, TestNotificationError> {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + timeout;
     let token = app_store
         .request_test_notification(tenant, credentials, environment)
         .await?
@@ -83,13 +83,13 @@ pub async fn request_test_notification(
         }
         let delay = backoff.next_delay(fastrand::f64());
         if Instant::now() + delay > end {
-            return Err(TestNotificationError::Timeout(patience));
+            return Err(TestNotificationError::Timeout(timeout));
         }
         sleep(delay).await;
     }
 }
 
-/// The last attempt, once there was one.
+/// The last attempt, if there was one.
 fn last_attempt_outcome(status: CheckTestNotificationResponse) -> Option<TestNotificationOutcome> {
     let last = status.send_attempts.into_iter().next_back()?;
     Some(TestNotificationOutcome {
@@ -102,7 +102,7 @@ fn last_attempt_outcome(status: CheckTestNotificationResponse) -> Option<TestNot
     })
 }
 
-/// The id of a notification, to look it up by. Nothing is checked, and nothing else is believed of it.
+/// The id in a notification's payload, to look it up by. The signature is not checked.
 fn peek_notification_uuid(jws: &str) -> Option<String> {
     let payload = URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()?;
     let payload: serde_json::Value = serde_json::from_slice(&payload).ok()?;
