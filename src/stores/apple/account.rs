@@ -316,13 +316,14 @@ fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
 
 /// Signs client tokens and caches them until they are about to expire. Clones share the cache.
 #[derive(Clone)]
-pub(super) struct ClientTokenSource {
+pub struct ClientTokenSource {
     clock: Clock,
     token_cache: TokenCache,
 }
 
 impl ClientTokenSource {
-    pub(super) fn new(clock: Clock) -> Self {
+    /// `clock` dates the tokens.
+    pub fn new(clock: Clock) -> Self {
         Self {
             token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
             clock,
@@ -349,7 +350,7 @@ impl ClientTokenSource {
     }
 
     /// Removes `token` from the cache, because Apple refused it. A newer one stays.
-    pub(super) fn evict_token(
+    pub fn evict_token(
         &self,
         tenant: &TenantId,
         credentials: &AppleCredentials,
