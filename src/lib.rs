@@ -1,16 +1,16 @@
 //! Attesto tells a mobile app's backend whether an in-app purchase is real, and tells it again whenever that changes.
 //!
-//! Three floors; whatever stands higher may use what stands lower, never the other way round, and no room a room above it:
-//! `tests/it/tidy.rs` has the order and holds the code to it.
+//! There are three layers of rooms. A room may use those below it and none above it; `tests/it/tidy.rs` has the order and
+//! checks it.
 //!
-//! *Assembly* sees everything: [`cli`], [`config`], [`service`] (builds the features), [`server`] (serves them),
+//! *Assembly* sees everything: [`cli`], [`config`], [`app`] (builds the features), [`server`] (serves them),
 //! [`backup`], [`tenant_transfer`], [`jobs`] and [`retention`] (what runs periodically), [`checks`] (whether the installation is
 //! healthy: `attesto doctor`, jobs, gauges), [`tail`] (what happens now).
 //!
-//! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`apple`] and
-//! [`google`] (twins that never see each other), [`simulator`] (the stores, played).
+//! *Features*, lowest first: [`replicas`], [`tenants`], [`credentials`], [`deliveries`], [`events`], [`audit`], [`stores`]
+//! (Apple and Google, which never use each other), [`simulator`] (both stores, simulated).
 //!
-//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`telemetry`], [`clock`], [`id`], [`shutdown`].
+//! *Tools* know nothing of purchases: [`http`], [`outbound`], [`crypto`], [`db`], [`telemetry`], [`egress`], [`embedded_postgres`], [`base`].
 
 pub mod app;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! What is in force, as it may be shown: a secret by what it can be recognised by, never by itself.
+//! The settings in force, as they may be shown: a secret by its fingerprint or the like, never by its value.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -17,24 +17,24 @@ use crate::crypto::redact;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveSetting {
-    /// Its variable.
+    /// The environment variable.
     pub name: &'static str,
-    /// What is in force. `None`: nothing, or a secret that cannot be read.
+    /// The value in force. `None`: there is none, or it is a secret that cannot be read.
     pub value: Option<String>,
     /// Where it comes from: `flag`, `environment`, `file` or `default`.
     pub origin: &'static str,
 }
 
-/// Every setting, in the order of the catalogue. `settings` is what they were read to, or what is wrong with them: what
-/// cannot be meant is not repeated, it may be a secret in the wrong place.
+/// Every setting, in the order of `--help`. `settings` is the result of reading them. A value that is not valid is not
+/// repeated: it may be a secret in the wrong place.
 pub fn effective_settings(
     raw: &RawSettings<'_>,
     settings: &Result<AppSettings, Vec<String>>,
 ) -> Vec<EffectiveSetting> {
     let is_wrong = |setting: &SettingDefinition| {
-        let said = settings.as_ref().err().into_iter().flatten();
+        let problems = settings.as_ref().err().into_iter().flatten();
         let names = [setting.name.to_owned(), format!("--{}", setting.flag)];
-        said.into_iter().any(|problem| {
+        problems.into_iter().any(|problem| {
             names.iter().any(|name| {
                 let rest = problem.strip_prefix(name.as_str());
                 rest.is_some_and(|rest| rest.starts_with([':', ' ', ',']))
@@ -121,7 +121,7 @@ fn plain_value(raw: &RawSettings<'_>, setting: &SettingDefinition) -> Option<Str
     (!text.is_empty()).then(|| redact_password(&text))
 }
 
-/// Nobody should put one into a store's address; whoever did finds it here no more than elsewhere.
+/// Hides a password in a URL. Such URLs are refused, and still shown by `config check`.
 fn redact_password(text: &str) -> String {
     match Url::parse(text) {
         Ok(mut url) if url.password().is_some() => {
@@ -149,7 +149,7 @@ fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
                 .collect();
             (!retired.is_empty()).then(|| retired.join(","))
         }
-        // Their names: what they are worth is nobody's business.
+        // Only the names of the headers: their values are secrets.
         ("OTEL_EXPORTER_OTLP_HEADERS", _) => {
             let headers = &settings.traces.as_ref()?.headers;
             let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();

@@ -1,7 +1,7 @@
 //! A setting from its variable, or from the file that the same variable with `_FILE` appended names.
 //!
 //! Docker and Swarm hand secrets over as files. One of the two may be set, never both: which of them is meant must
-//! not depend on an order nobody remembers. A blank variable is not set, as for every other setting: compose files set
+//! not depend on an order that is hard to remember. A blank variable is not set, as for every other setting: compose files set
 //! variables to nothing when they mean to leave them out. A file that is blank is a mistake.
 
 use std::ffi::OsString;
@@ -43,7 +43,7 @@ pub enum SecretReadError {
         name: String,
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: std::io::Error,
     },
 }

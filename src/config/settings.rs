@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_programs_are_told_of_traces_is_not_ours_without_an_endpoint() {
+    fn other_otel_variables_are_ignored_without_an_endpoint() {
         let others = [
             ("OTEL_EXPORTER_OTLP_HEADERS", "no header"),
             ("OTEL_EXPORTER_OTLP_HEADERS_FILE", "/nowhere"),
@@ -226,13 +226,13 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_ENDPOINT", " "),
         ];
         assert!(parse_settings(&[], &others).unwrap().traces.is_none());
-        let mut told = others;
-        told[4].1 = "http://127.0.0.1:4318";
-        let problems = parse_settings(&[], &told).unwrap_err();
+        let mut variables = others;
+        variables[4].1 = "http://127.0.0.1:4318";
+        let problems = parse_settings(&[], &variables).unwrap_err();
         assert_eq!(problems.len(), 3, "{problems:?}");
-        // Whoever misspelt it is told of the others too.
-        told[4].1 = "127.0.0.1:4318";
-        let problems = parse_settings(&[], &told).unwrap_err();
+        // A misspelt endpoint is reported together with the others.
+        variables[4].1 = "127.0.0.1:4318";
+        let problems = parse_settings(&[], &variables).unwrap_err();
         assert_eq!(problems.len(), 4, "{problems:?}");
     }
 

@@ -1,6 +1,6 @@
 //! Reads a request's body whole, bounded in bytes and in time.
 //!
-//! Both bounds count what really arrives: a `Content-Length` is believed only when it says "too much".
+//! Both bounds count what really arrives: a `Content-Length` is used only to refuse a body that is too large.
 
 use std::time::Duration;
 

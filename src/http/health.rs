@@ -1,6 +1,6 @@
 //! `/health`: the process lives. `/ready`: it can do its work.
 //!
-//! Liveness touches nothing, so that a database that is away restarts nobody. Readiness looks, read-only, and answers
+//! Liveness touches nothing, so that an unreachable database restarts no process. Readiness checks, read-only, and answers
 //! in time whatever it looks at.
 
 use std::collections::BTreeMap;
@@ -23,14 +23,14 @@ use crate::base::single_flight::SingleFlight;
 /// How long the checks may take. The contract promises an answer within two seconds.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Looks whether something works. `Err` is a few words for anybody to see: no host name, no SQL, no secret.
+/// Checks whether something works. `Err` is a few words that may be public: no host name, no SQL, no secret.
 pub type ReadinessCheck = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Both routes.
 #[derive(Clone)]
 pub struct HealthState {
     checks: Arc<Vec<(&'static str, ReadinessCheck)>>,
-    /// Anybody may ask `/ready`; those who ask at once share one look.
+    /// `/ready` needs no key; concurrent requests share one run of the checks.
     running_checks: SingleFlight<(), BTreeMap<&'static str, String>>,
     shutting_down: CancellationToken,
 }

@@ -17,7 +17,7 @@
 //! }
 //! ```
 //!
-//! Fields nobody asks for are ignored. `null` is the same as leaving a field out. Lengths count characters (Unicode
+//! Unknown fields are ignored. `null` is the same as leaving a field out. Lengths count characters (Unicode
 //! scalar values). No message repeats what was sent.
 
 use std::fmt;

@@ -1,15 +1,15 @@
-//! What every route shares: the one error body, the JSON extractor and the request log.
+//! What every route shares: the error body, the reading of requests and the request log.
 //!
-//! Promises: every answer is JSON, carries its request id, and says nothing of what went wrong inside; every body is
-//! bounded by bytes that really arrived.
+//! Every answer is JSON, carries its request id, and reveals no internal cause. Every body is bounded by the bytes that
+//! really arrive.
 //!
-//! - [`envelope`]: what is around every answer: request id, version, error body, log line, caught panics
-//! - [`problem`]: the error body, and every code there is
-//! - [`described`]: what the API description says of errors
-//! - [`body`]: reading a request's body, bounded in bytes and in time
-//! - [`health`]: does it live, can it work
-//! - [`json`]: a body that is a JSON object, with all that is wrong with it said at once
-//! - [`traffic`]: counts of requests, by route
+//! - [`request_layer`]: the layer around every answer: request id, version, error body, log line, caught panics
+//! - [`problem`]: the error body, and every error code
+//! - [`api_docs`]: errors in the OpenAPI document
+//! - [`body`]: reads a request's body, bounded in bytes and in time
+//! - [`health`]: `/health` and `/ready`
+//! - [`json`]: reads a body that is a JSON object, and reports every issue at once
+//! - [`request_metrics`]: counts requests, by route
 
 pub mod api_docs;
 pub mod body;

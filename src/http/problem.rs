@@ -211,7 +211,7 @@ impl Problem {
         Self::new(ErrorCode::InvalidRequest, message).with_detail("issues", json!(issues))
     }
 
-    /// The tenant of the path is not there, or not active: which of the two is nobody's business.
+    /// The tenant in the path does not exist or is not active; the answer does not reveal which.
     pub fn tenant_not_found() -> Self {
         Self::new(
             ErrorCode::TenantNotFound,

@@ -1,6 +1,6 @@
 //! What is around every answer: the request id, the version, the error body, the log line, and the net for panics.
 //!
-//! [`Envelope`] stands outside the routes, so that nothing answers without it: not an unknown path, not a wrong
+//! [`RequestLayer`] stands outside the routes, so that nothing answers without it: not an unknown path, not a wrong
 //! method, not an extractor of the framework, not a handler that panics.
 
 use std::any::Any;
@@ -33,7 +33,7 @@ const VERSION_HEADER: HeaderName = HeaderName::from_static("x-attesto-version");
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The longest path segment that is logged. Every id of ours is shorter, every API key is longer.
 const MAX_LOGGED_SEGMENT_LEN: usize = 40;
-/// Asked every few seconds, for nothing that anybody looks for in a trace.
+/// Probes call these every few seconds; their traces would be of no use.
 const PROBE_PATHS: [&str; 2] = ["/health", "/ready"];
 /// The longest path that is logged.
 const MAX_LOGGED_PATH_LEN: usize = 200;
@@ -74,7 +74,7 @@ fn is_valid_request_id(id: &str) -> bool {
 pub struct RequestLogFields(Arc<OnceLock<String>>);
 
 impl RequestLogFields {
-    /// Who is calling. The first to say it is believed.
+    /// Sets the tenant that makes the request; later calls change nothing.
     pub fn set_tenant(&self, tenant: &str) {
         let _ = self.0.set(tenant.to_owned());
     }
@@ -350,8 +350,8 @@ fn error_body_bytes(
     serde_json::to_vec(&body).expect("an error body is plain JSON")
 }
 
-/// A path as it may be logged: the query is gone already; a segment that could be a secret somebody put into the path
-/// goes too.
+/// A path as it may be logged: the query is gone already; a segment that is long enough to be a
+/// secret is cut too.
 fn redact_path(path: &str) -> String {
     let mut shown = String::with_capacity(path.len().min(MAX_LOGGED_PATH_LEN));
     for (position, segment) in path.split('/').enumerate() {

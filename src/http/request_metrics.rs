@@ -12,7 +12,7 @@ use axum::response::Response;
 
 use crate::telemetry::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
 
-/// What is counted of requests. Clones share it.
+/// Metrics of requests. Clones share them.
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
     requests: MetricVec<3, Counter>,
@@ -24,7 +24,7 @@ pub struct RequestMetrics {
 pub(super) struct MatchedRoute(Arc<OnceLock<MatchedPath>>);
 
 impl MatchedRoute {
-    /// Its pattern. Never the path as it was asked for: anybody may ask for anything.
+    /// The route's pattern. Never the path of the request, which a caller can choose freely.
     pub(super) fn as_str(&self) -> &str {
         self.0.get().map_or("unmatched", MatchedPath::as_str)
     }
@@ -79,7 +79,7 @@ impl RequestMetrics {
     }
 }
 
-/// A method's name, when it is one that anybody uses.
+/// The method's name, or `other`, so that callers cannot create labels.
 pub(super) fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

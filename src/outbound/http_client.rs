@@ -18,10 +18,12 @@ pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
 
 /// The same for a service of one's own at this machine, whose certificate is judged by itself: not by who issued it, for
 /// which name and until when.
-pub fn build_local_http_client(whom: CertificateTrust) -> Result<reqwest::Client, HttpClientError> {
+pub fn build_local_http_client(
+    trust: CertificateTrust,
+) -> Result<reqwest::Client, HttpClientError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let judge = Arc::new(PinnedCertificateVerifier {
-        trust: whom,
+        trust,
         algorithms: provider.signature_verification_algorithms,
     });
     let tls = rustls::ClientConfig::builder_with_provider(provider)

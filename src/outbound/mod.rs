@@ -1,11 +1,11 @@
-//! Calls to others: pooled, bounded in time and size, retried a little.
+//! HTTP calls to the stores: pooled, bounded in time and size, with few retries.
 //!
-//! Promises: no call lasts longer than its deadline, no answer is larger than its bound, no error repeats a URL.
-//! Callbacks of tenants are called by `deliveries`, which trusts them less.
+//! No call lasts longer than its deadline, no response is larger than its bound, and no error contains a URL. Tenants'
+//! callbacks are called by `egress`, which trusts them less.
 //!
-//! - [`client()`] builds the one HTTP client; [`client_believing`] one for a service at this machine
-//! - [`Upstream`] makes one logical call to a store, retries included
-//! - [`Bulkhead`] bounds how many one tenant may have running
+//! - [`build_http_client`]: the client for the internet; [`build_local_http_client`]: one for a service on this machine
+//! - [`Upstream`]: one logical call to a store, retries included
+//! - [`Bulkhead`]: bounds the concurrent calls of one tenant
 
 pub use crate::base::error::root_cause;
 

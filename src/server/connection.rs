@@ -17,24 +17,24 @@ use super::activity::{ActiveRequest, ConnectionActivity};
 use super::shared::{ConnectionLimits, ServerState};
 use super::socket::{BoxedStream, ConnectionSocket};
 
-/// What a connection that was told to end may still take to do so, with nothing in hand.
+/// How long a connection without a request may take to close once it is asked to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The most a request's head may weigh.
+/// The size of a request's head.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// The most header fields a request may have.
+/// Header fields of a request.
 const MAX_HEADERS: usize = 64;
 const KEEP_ALIVE_HEADER: HeaderName = HeaderName::from_static("keep-alive");
 /// Requests at once on one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 128;
 
 /// The HTTP library with our limits, for HTTP/1.1 and HTTP/2.
-pub(super) fn build_protocol(manners: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
+pub(super) fn build_protocol(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
     protocol
         .http1()
         .timer(TokioTimer::new())
         // From the first byte that could be a head: an idle connection that is kept alive counts too.
-        .header_read_timeout(manners.head_timeout)
+        .header_read_timeout(limits.head_timeout)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES);
     protocol
@@ -47,8 +47,8 @@ pub(super) fn build_protocol(manners: &ConnectionLimits) -> auto::Builder<TokioE
 
 /// Tells HTTP/1 callers how long an idle connection is kept, so that they do not send on one that is just being closed.
 /// Node's agent and its fetch, among others, go by it.
-pub(super) fn keep_alive_header(manners: &ConnectionLimits) -> Option<HeaderValue> {
-    let kept = manners.head_timeout.min(manners.idle_timeout).as_secs();
+pub(super) fn keep_alive_header(limits: &ConnectionLimits) -> Option<HeaderValue> {
+    let kept = limits.head_timeout.min(limits.idle_timeout).as_secs();
     (kept > 0).then(|| HeaderValue::from_str(&format!("timeout={kept}")).ok())?
 }
 
@@ -56,13 +56,16 @@ pub(super) fn keep_alive_header(manners: &ConnectionLimits) -> Option<HeaderValu
 pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>) {
     // Answers are small and whole: nothing is gained by waiting for more to send.
     let _ = stream.set_nodelay(true);
-    let manners = &server.limits;
+    let limits = &server.limits;
     let stream: BoxedStream = match &server.tls {
         None => Box::new(stream),
         Some(tls) => {
-            // Who is slow at shaking hands is like who is slow at a request's head.
-            let shaking = timeout(manners.head_timeout, tls.tls_acceptor().accept(stream));
-            let Some(Ok(Ok(stream))) = server.graceful_shutdown.run_until_cancelled(shaking).await
+            // A slow handshake is treated like a slow request head.
+            let handshake = timeout(limits.head_timeout, tls.tls_acceptor().accept(stream));
+            let Some(Ok(Ok(stream))) = server
+                .graceful_shutdown
+                .run_until_cancelled(handshake)
+                .await
             else {
                 return;
             };
@@ -74,14 +77,14 @@ pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>
     let service = service_fn(|request: Request<Incoming>| {
         let held = ActiveRequest::new(&activity);
         let is_http_1 = request.version() < Version::HTTP_2;
-        let envelope = server.request_layer.clone();
+        let layer = server.request_layer.clone();
         // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
         // off between two statements.
         let answer = server.tasks.spawn(
             server
                 .abort
                 .clone()
-                .run_until_cancelled_owned(envelope.handle_request(request.map(Body::new))),
+                .run_until_cancelled_owned(layer.handle_request(request.map(Body::new))),
         );
         let keep_alive = server.keep_alive.clone();
         async move {
@@ -104,8 +107,8 @@ pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>
     let mut ending = None;
     loop {
         let (limit, from) = match ending {
-            Some(since) => (CLOSE_TIMEOUT.min(manners.idle_timeout), Some(since)),
-            None => (manners.idle_timeout, None),
+            Some(since) => (CLOSE_TIMEOUT.min(limits.idle_timeout), Some(since)),
+            None => (limits.idle_timeout, None),
         };
         tokio::select! {
             _ = connection.as_mut() => return,

@@ -1,4 +1,4 @@
-//! Takes connections, no more than it can hold, until told to stop.
+//! Accepts connections, up to a limit, until the server stops.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -44,7 +44,7 @@ pub fn raise_connection_limit() -> usize {
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenSettings {
-    /// `BIND_ADDRESS`; `None` when nobody chose one: every address, of IPv4 only where there is no IPv6.
+    /// `BIND_ADDRESS`; `None` when it is not set: every address, of IPv4 only where there is no IPv6.
     pub address: Option<IpAddr>,
     /// `PORT`; 0 takes a free one.
     pub port: u16,
@@ -57,7 +57,7 @@ impl ListenSettings {
         SocketAddr::new(self.address.unwrap_or(everywhere), self.port)
     }
 
-    /// Where somebody on this machine finds it: at loopback when it listens everywhere.
+    /// The address for a client on this machine: loopback when the server listens on every address.
     pub fn connect_addr(&self) -> SocketAddr {
         let listening = self.address.filter(|address| !address.is_unspecified());
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -132,16 +132,16 @@ pub struct RunningServer {
 pub fn start_server(
     envelope: RequestLayer,
     listener: TcpListener,
-    manners: ConnectionLimits,
+    limits: ConnectionLimits,
     tls: Option<ReloadableTls>,
 ) -> io::Result<RunningServer> {
     let address = listener.local_addr()?;
     let server = Arc::new(ServerState {
         request_layer: envelope,
-        limits: manners,
+        limits,
         tls,
-        protocol: connection::build_protocol(&manners),
-        keep_alive: connection::keep_alive_header(&manners),
+        protocol: connection::build_protocol(&limits),
+        keep_alive: connection::keep_alive_header(&limits),
         tasks: TaskTracker::new(),
         graceful_shutdown: CancellationToken::new(),
         abort: CancellationToken::new(),
@@ -196,7 +196,7 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
             }
             // The caller gave up before it was taken.
             Err(problem) if is_client_abort(&problem) => {}
-            // Out of file descriptors or memory. Those who are here will leave; whoever waits keeps waiting.
+            // Out of file descriptors or memory. Open connections will end; pending ones wait in the backlog.
             Err(problem) => {
                 let class = problem
                     .raw_os_error()

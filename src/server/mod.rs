@@ -1,18 +1,20 @@
-//! Serves: takes connections, keeps their manners, answers their requests, and stops when told.
+//! The HTTP server: accepts connections, enforces their limits, serves their requests, and stops gracefully.
 //!
-//! Promises: a connection that does nothing, or too slowly, is closed within seconds, whatever it is slow at; a
-//! request whose caller went away is finished all the same, so that no work is cut in half; after [`Running::stop`]
-//! no new connection is taken and what is in hand is finished, up to a hard limit.
+//! A connection that is idle or too slow is closed within seconds. A request whose caller disconnected is finished all the
+//! same, so that no work stops half-way. After [`RunningServer::stop`] no connection is accepted, and requests in progress are
+//! finished, up to a hard limit.
 //!
-//! `axum::serve` is not used: it closes no stalled connection at all.
+//! `axum::serve` is not used: it never closes a stalled connection.
 //!
-//! - [`routes`]: every route there is, and their description
-//! - [`listen`]: take connections
+//! - [`routes`]: all routes, and their OpenAPI document
+//! - [`listen`]: accepts connections
 //! - [`scrape`]: `/metrics`, on a listener of its own
-//! - [`tls`]: the listener's own certificate, if it has one
-//! - [`Manners`]: how patient it is
+//! - [`tls`]: the listener's certificate, and how it is reloaded
+//! - [`ConnectionLimits`]: timeouts and counts
 //! - `connection`: one connection, from its first byte to its last
-//! - `socket`: the bytes below it: strict about line ends, polite when closing
+//! - `activity`: whether a connection is idle
+//! - `socket`: the bytes of a connection: strict line ends, orderly closing
+//! - `shared`: what all connections of a server share
 
 mod activity;
 mod connection;

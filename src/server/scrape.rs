@@ -1,7 +1,7 @@
-//! `/metrics`, on a listener of its own: what it shows is for whoever runs this service, and is never on the public port.
+//! `/metrics`, on a listener of its own: it is for the operator of this service, and never on the public port.
 //!
-//! A connection serves one request and has ten seconds for it, and there are few at once: a scraper needs no more, and
-//! whoever else gets there cannot hold anything up.
+//! A connection serves one request within ten seconds, and there are few at once. A scraper needs no more, and other
+//! clients cannot block it for long.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ pub async fn bind_metrics_listener(address: SocketAddr) -> Result<TcpListener, B
         .map_err(|problem| BindError::Metrics(address, problem))
 }
 
-/// Shows `registry` to whoever connects, until `stop`.
+/// Serves the text of `registry` until `stop` is cancelled.
 pub async fn serve_metrics(
     listener: TcpListener,
     registry: MetricsRegistry,
@@ -72,7 +72,7 @@ async fn serve_connection(stream: TcpStream, registry: MetricsRegistry) {
         let answer = metrics_response(request.method(), request.uri().path(), &registry);
         async move { Ok::<_, Infallible>(answer) }
     });
-    // How it ended is the scraper's affair.
+    // How the connection ended does not matter here.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)

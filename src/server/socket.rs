@@ -1,4 +1,4 @@
-//! The bytes of one connection, with three manners that the HTTP library does not have.
+//! The bytes of one connection, with three behaviours that the HTTP library lacks.
 //!
 //! *Strict line ends.* The library takes a bare line feed for the end of a line, as RFC 9112 allows; a proxy in front
 //! may not, and then the two disagree where a header ends. A bare line feed in a request's head is replaced by a byte
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_that_nobody_made_is_replaced() {
+    fn only_the_librarys_own_answer_is_replaced() {
         let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
             content-length: 0\r\ndate: Sat, 21 Nov 2026 10:51:05 GMT\r\n\r\n";
         assert_eq!(bare_error_status(bare).unwrap(), 431);

@@ -233,7 +233,7 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<WriterMessage>) 
         let _ = destination.flush();
         batch.clear();
         if waiting.is_empty() {
-            // Under load the next lines gather meanwhile, and nobody who logs has to wake this thread for each.
+            // Under load the next lines gather meanwhile, so that this thread is not woken for each of them.
             std::thread::sleep(BATCH_INTERVAL);
         }
         for done in waiting {
@@ -300,7 +300,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         } else {
             self.format_json(level, &line)
         };
-        // The lines that this one would have told of are still untold.
+        // The number of dropped lines was not logged either: keep it for the next line.
         if !self.writer.enqueue_line(text) {
             self.writer.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_stuck_holds_up_nobody() {
+    fn a_stuck_reader_blocks_no_writer() {
         struct Stuck;
         impl Write for Stuck {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

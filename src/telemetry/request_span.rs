@@ -10,27 +10,27 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// W3C Trace Context's header. What vendors add in `tracestate` is not read: nobody here is told it.
+/// W3C Trace Context's header. `tracestate`, which vendors use, is not read: nothing here passes it on.
 const TRACEPARENT: &str = "traceparent";
 
-/// What became of a request.
+/// The outcome of a request.
 pub struct RequestOutcome<'a> {
     /// `POST`, or `other`.
     pub method: &'static str,
     /// The route's pattern, never the path.
     pub route: &'a str,
-    /// What was answered.
+    /// The status of the answer.
     pub status: StatusCode,
-    /// Whose it was.
+    /// The tenant that made the request, if it is known.
     pub tenant: Option<&'a str>,
-    /// The id that the answer has.
+    /// The request id.
     pub request_id: &'a str,
     /// The error's code, if it is one.
     pub error: Option<&'static str>,
 }
 
 /// A span for an answer to a request with these headers: a part of the trace that its `traceparent` names, or the first
-/// of a new one. Nothing when nobody listens for spans.
+/// of a new one. A disabled span when traces are off.
 pub fn start_request_span(headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
@@ -55,7 +55,7 @@ pub fn start_request_span(headers: &HeaderMap) -> Span {
     span
 }
 
-/// Writes into the span that this runs in what became of its request.
+/// Writes the outcome of a request into the current span.
 pub fn record_outcome(ended: &RequestOutcome<'_>) {
     let span = Span::current();
     if span.is_disabled() {

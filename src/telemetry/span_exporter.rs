@@ -31,25 +31,25 @@ const MAX_BATCH_SPANS: usize = 512;
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the collector may take to answer.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After how long a batch is tried again; after the last of them it is let go.
+/// How long to wait before each retry of a batch; after the last it is dropped.
 const RETRY_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// More of an answer is not read.
+/// The part of a response that is read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// Sends what ends to the collector.
+/// Sends spans that ended to the collector.
 pub(super) struct OtlpExporter {
     settings: TraceSettings,
     client: reqwest::Client,
     resource: ResourceAttributesWithSchema,
     metrics: TraceMetrics,
-    /// Whether the last batch was let go, which the log was told.
+    /// Whether the last batch was dropped, which was logged then.
     is_unreachable: bool,
 }
 
-/// Why a batch was not taken.
+/// Why the collector did not take a batch.
 struct ExportError {
     reason: String,
-    /// Whether it may be taken in a moment.
+    /// Whether a retry may succeed.
     is_retryable: bool,
 }
 
@@ -58,18 +58,18 @@ impl OtlpExporter {
         settings: TraceSettings,
         client: reqwest::Client,
         resource: &Resource,
-        numbers: &TraceMetrics,
+        metrics: &TraceMetrics,
     ) -> Self {
         Self {
             settings,
             client,
             resource: resource.into(),
-            metrics: numbers.clone(),
+            metrics: metrics.clone(),
             is_unreachable: false,
         }
     }
 
-    /// Sends what comes until `stop`, then what is left, each batch of it once.
+    /// Sends spans until `stop` is cancelled, then the remaining ones, each batch without retries.
     pub(super) async fn export_until_stopped(
         mut self,
         mut spans: Receiver<SpanData>,
@@ -124,7 +124,7 @@ impl OtlpExporter {
             }
             Err(why) => {
                 self.metrics.dropped.inc_by(count);
-                // Once, until it is back.
+                // Logged once until the collector is back.
                 if !std::mem::replace(&mut self.is_unreachable, true) {
                     let collector = self.settings.url.as_str();
                     tracing::warn!(collector, error = why, "traces_not_exported");
@@ -133,7 +133,8 @@ impl OtlpExporter {
         }
     }
 
-    /// Tries a few times, or once when there is no time. How many spans of it were refused, or why all were.
+    /// Sends a batch, with retries unless the process stops. Returns how many of its spans the collector refused, or why it
+    /// took none.
     async fn send_with_retry(
         &self,
         message: &Bytes,
@@ -149,7 +150,7 @@ impl OtlpExporter {
                     is_retryable: true,
                 },
             };
-            // A collector that was away a moment ago is not waited for.
+            // There is no retry while the collector is known to be away.
             let pause = pauses
                 .next()
                 .filter(|_| refused.is_retryable && !self.is_unreachable);
@@ -191,7 +192,7 @@ impl OtlpExporter {
                 let refused = partly.map_or(0, |partly| partly.rejected_spans);
                 Ok(u64::try_from(refused).unwrap_or(0))
             }
-            // Those that OTLP allows to try again.
+            // The statuses that OTLP declares retryable.
             429 | 502..=504 => Err(ExportError {
                 reason: format!("it answers {status}"),
                 is_retryable: true,

@@ -1,4 +1,4 @@
-//! Spans that ended and wait to be sent.
+//! The bounded queue of spans that ended and wait to be sent.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::metrics::{Counter, MetricsRegistry};
 
-/// Spans that wait. What ends while so many do is let go.
+/// Spans in the queue. When it is full, further spans are dropped and counted.
 const MAX_QUEUED_SPANS: usize = 4096;
 
-/// What is counted of spans. Clones share it.
+/// Counters of spans. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct TraceMetrics {
     pub(super) exported: Counter,
@@ -20,7 +20,7 @@ pub struct TraceMetrics {
 }
 
 impl TraceMetrics {
-    /// Shows them in `registry`.
+    /// Adds them to `registry`.
     pub fn register_in(&self, registry: &MetricsRegistry) {
         registry.register_existing_counter(
             "attesto_spans_exported_total",
@@ -35,7 +35,7 @@ impl TraceMetrics {
     }
 }
 
-/// Puts what ends into a queue, and never waits.
+/// Puts spans that end into the queue, and never waits.
 #[derive(Debug)]
 pub(super) struct SpanQueue {
     sender: Sender<SpanData>,
@@ -43,17 +43,11 @@ pub(super) struct SpanQueue {
 }
 
 impl SpanQueue {
-    /// A queue, and its other end.
-    pub(super) fn new(numbers: &TraceMetrics) -> (Self, Receiver<SpanData>) {
+    /// A queue and its receiver.
+    pub(super) fn new(metrics: &TraceMetrics) -> (Self, Receiver<SpanData>) {
         let (sender, receiver) = channel(MAX_QUEUED_SPANS);
-        let numbers = numbers.clone();
-        (
-            Self {
-                sender,
-                metrics: numbers,
-            },
-            receiver,
-        )
+        let metrics = metrics.clone();
+        (Self { sender, metrics }, receiver)
     }
 }
 
@@ -85,8 +79,8 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_counted_and_what_is_not_sampled_is_not() {
-        let numbers = TraceMetrics::default();
-        let (queue, spans) = SpanQueue::new(&numbers);
+        let metrics = TraceMetrics::default();
+        let (queue, spans) = SpanQueue::new(&metrics);
         let provider = |sampler, queue| {
             let builder = SdkTracerProvider::builder().with_sampler(sampler);
             builder.with_span_processor(queue).build()
@@ -95,11 +89,11 @@ mod tests {
         for _ in 0..MAX_QUEUED_SPANS + 5 {
             traced.tracer("test").start("span").end();
         }
-        assert_eq!((spans.len(), numbers.dropped.get()), (MAX_QUEUED_SPANS, 5));
+        assert_eq!((spans.len(), metrics.dropped.get()), (MAX_QUEUED_SPANS, 5));
 
-        let (queue, spans) = SpanQueue::new(&numbers);
+        let (queue, spans) = SpanQueue::new(&metrics);
         let untraced = provider(Sampler::AlwaysOff, queue);
         untraced.tracer("test").start("span").end();
-        assert_eq!((spans.len(), numbers.dropped.get()), (0, 5));
+        assert_eq!((spans.len(), metrics.dropped.get()), (0, 5));
     }
 }

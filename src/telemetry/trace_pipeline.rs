@@ -1,4 +1,4 @@
-//! From a span that ended to the collector.
+//! Connects the tracer, the queue and the exporter of spans.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::span_exporter::OtlpExporter;
 use super::span_queue::{SpanQueue, TraceMetrics};
 use super::trace_settings::TraceSettings;
 
-/// Takes spans, and sends them.
+/// Makes spans and sends them to the collector.
 pub struct TracePipeline {
     tracer: SdkTracer,
     metrics: TraceMetrics,
@@ -26,9 +26,9 @@ pub struct TracePipeline {
 }
 
 impl TracePipeline {
-    /// Begins to send what `host` does to where `settings` say. Call it where a runtime is.
+    /// Starts to export the spans of this process on `host`, through `client`. Call it within a Tokio runtime.
     pub fn start(settings: TraceSettings, client: reqwest::Client, host: &str) -> Self {
-        let numbers = TraceMetrics::default();
+        let metrics = TraceMetrics::default();
         // Nothing is read from the environment, where secrets are.
         let resource = Resource::builder_empty()
             .with_service_name(settings.service_name.clone())
@@ -38,46 +38,46 @@ impl TracePipeline {
                 KeyValue::new("process.pid", i64::from(std::process::id())),
             ])
             .build();
-        let (queue, spans) = SpanQueue::new(&numbers);
+        let (queue, spans) = SpanQueue::new(&metrics);
         let provider = SdkTracerProvider::builder()
             .with_sampler(build_sampler(settings.sample_ratio))
             .with_resource(resource.clone())
             .with_span_processor(queue)
             .build();
-        let exporter = OtlpExporter::new(settings, client, &resource, &numbers);
+        let exporter = OtlpExporter::new(settings, client, &resource, &metrics);
         let stop = CancellationToken::new();
-        let exporting = tokio::spawn(exporter.export_until_stopped(spans, stop.clone()));
+        let export_task = tokio::spawn(exporter.export_until_stopped(spans, stop.clone()));
         Self {
             tracer: provider.tracer("attesto"),
-            metrics: numbers,
+            metrics,
             stop,
-            export_task: exporting,
+            export_task,
         }
     }
 
-    /// What makes spans.
+    /// The tracer that makes spans.
     pub fn tracer(&self) -> SdkTracer {
         self.tracer.clone()
     }
 
-    /// What is counted.
+    /// The counters of exported and dropped spans.
     pub fn trace_metrics(&self) -> TraceMetrics {
         self.metrics.clone()
     }
 
-    /// Sends what is left, for up to `patience`.
-    pub async fn shut_down(self, patience: Duration) {
+    /// Sends the remaining spans, for up to `wait_limit`.
+    pub async fn shut_down(self, wait_limit: Duration) {
         self.stop.cancel();
-        let mut exporting = self.export_task;
-        if timeout(patience, &mut exporting).await.is_err() {
-            exporting.abort();
+        let mut export_task = self.export_task;
+        if timeout(wait_limit, &mut export_task).await.is_err() {
+            export_task.abort();
         }
     }
 }
 
-/// The share decides for what begins here and for what continues a caller's trace. A request's span begins before anybody
-/// knows whose it is, so a `traceparent` may be a stranger's: neither its flag nor the trace id that it picked has a
-/// request traced or keeps it from being traced. What happens within a request follows the request.
+/// Samples by the configured share, both traces that begin here and traces that continue a caller's. A request's span begins
+/// before the caller is authenticated, so `traceparent` may come from anyone: neither its flag nor its trace id may cause or
+/// prevent sampling. Spans within a request follow the request's.
 fn build_sampler(share: f64) -> ParentBasedSampler {
     let share = RatioSampler(Sampler::TraceIdRatioBased(share));
     Sampler::parent_based(share.clone())
@@ -85,7 +85,7 @@ fn build_sampler(share: f64) -> ParentBasedSampler {
         .with_remote_parent_not_sampled(share)
 }
 
-/// Samples by an id that is drawn for the purpose, instead of by the trace's own, which whoever calls may have chosen.
+/// Samples by an id that is drawn for the purpose, instead of by the trace id, which the caller may have chosen.
 #[derive(Clone, Debug)]
 struct RatioSampler(Sampler);
 

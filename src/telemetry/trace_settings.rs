@@ -1,10 +1,10 @@
-//! Where spans go, and which.
+//! The settings of traces: the collector, and the share that is sampled.
 
 use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-/// Where spans go.
+/// Where spans are sent, and how many.
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`, and below it `/v1/traces`, as OTLP has it.
@@ -13,11 +13,11 @@ pub struct TraceSettings {
     pub headers: HeaderMap,
     /// `OTEL_SERVICE_NAME`
     pub service_name: String,
-    /// `OTEL_TRACES_SAMPLER_ARG`: of what is traced, from 0 to 1, whatever a `traceparent` says.
+    /// `OTEL_TRACES_SAMPLER_ARG`: the share of requests that are traced, from 0 to 1, regardless of `traceparent`.
     pub sample_ratio: f64,
 }
 
-/// Where traces go at an endpoint.
+/// The URL for traces below an OTLP endpoint.
 pub fn traces_url(mut endpoint: Url) -> Url {
     let path = format!("{}/v1/traces", endpoint.path().trim_end_matches('/'));
     endpoint.set_path(&path);

@@ -44,7 +44,7 @@ pub enum TlsCertificateError {
         setting: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: io::Error,
     },
     /// No certificate is in it, or not the whole of one.
@@ -227,7 +227,7 @@ impl TlsCertificate {
         &self.certificate
     }
 
-    /// From when on it convinces nobody any more.
+    /// When the certificate expires.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }

@@ -37,7 +37,7 @@ impl Default for ReloadIntervals {
     }
 }
 
-/// What is counted of certificates. Clones share it.
+/// Metrics of the listener's certificate. Clones share them.
 #[derive(Clone, Debug)]
 pub struct TlsMetrics {
     not_after: Gauge,
@@ -133,14 +133,14 @@ impl ReloadableTls {
     /// poll, SIGHUP does not end this process.
     pub fn watch_files(
         self,
-        numbers: TlsMetrics,
+        metrics: TlsMetrics,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send {
-        numbers.record_certificate(&self.current_certificate());
+        metrics.record_certificate(&self.current_certificate());
         let mut hangup = signal(SignalKind::hangup()).ok();
         let watching = async move {
-            // What the log was told last, so that it is told once.
-            let mut told: Option<(String, Option<[u8; 32]>)> = None;
+            // The refusal that was logged last, so that each is logged once.
+            let mut last_logged: Option<(String, Option<[u8; 32]>)> = None;
             loop {
                 let called = async {
                     match &mut hangup {
@@ -153,16 +153,16 @@ impl ReloadableTls {
                     _ = called => true,
                 };
                 if called {
-                    told = None;
+                    last_logged = None;
                 }
                 match self.reload_if_changed().await {
                     ReloadOutcome::Unchanged if called => {
                         tracing::info!("tls_certificate_unchanged")
                     }
-                    ReloadOutcome::Unchanged => told = None,
+                    ReloadOutcome::Unchanged => last_logged = None,
                     ReloadOutcome::Reloaded(pair) => {
-                        numbers.record_certificate(&pair);
-                        told = None;
+                        metrics.record_certificate(&pair);
+                        last_logged = None;
                         tracing::info!(
                             notAfter = %pair.not_after(),
                             sha256 = pair.fingerprint(),
@@ -172,10 +172,10 @@ impl ReloadableTls {
                     ReloadOutcome::Rejected { problem, digest } => {
                         // Nothing secret is in it: production's log says it too.
                         let refusal = (problem.to_string(), digest);
-                        if told.as_ref() != Some(&refusal) {
-                            numbers.rejected.inc();
+                        if last_logged.as_ref() != Some(&refusal) {
+                            metrics.rejected.inc();
                             tracing::error!(error = refusal.0, "tls_certificate_kept");
-                            told = Some(refusal);
+                            last_logged = Some(refusal);
                         }
                     }
                 }
@@ -219,7 +219,7 @@ impl ReloadableTls {
         }
     }
 
-    /// What the files hold once nobody writes them any more; `None` when that is `known`.
+    /// The content of the files once they no longer change; `None` when it is `known`.
     async fn read_settled(
         &self,
         known: [u8; 32],
