@@ -332,7 +332,7 @@ impl ClientTokenSource {
 
     /// A token that is valid for at least another two minutes. Signing takes microseconds, so two concurrent callers may
     /// both do it.
-    pub(super) fn get_token(
+    pub fn get_token(
         &self,
         tenant: &TenantId,
         credentials: &AppleCredentials,
