@@ -332,11 +332,7 @@ impl ClientTokenSource {
 
     /// A token that is valid for at least another two minutes. Signing takes microseconds, so two concurrent callers may
     /// both do it.
-    pub fn get_token(
-        &self,
-        tenant: &TenantId,
-        credentials: &AppleCredentials,
-    ) -> AccessToken {
+    pub fn get_token(&self, tenant: &TenantId, credentials: &AppleCredentials) -> AccessToken {
         let owner = (tenant.clone(), credentials.identity_digest());
         self.token_cache.get(&owner).unwrap_or_else(|| {
             let now = self.clock.now();
