@@ -116,7 +116,7 @@ async fn requests_and_verifications_are_counted_and_nobody_is_named() {
             1,
         ),
         (
-            r#"attesto_http_request_duration_seconds_bucket{route="/v1/apple/verify",method="POST",le="+Inf"}"#,
+            r#"attesto_http_request_duration_seconds_bucket{le="+Inf",route="/v1/apple/verify",method="POST"}"#,
             3,
         ),
     ] {
