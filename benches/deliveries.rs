@@ -368,6 +368,9 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
         environment: None,
         subject: None,
         app_user_id: None,
+        app_user_id_source: None,
+        state: None,
+        state_error: None,
         data: raw(800).expect("JSON"),
         raw: raw(400).expect("JSON"),
     }

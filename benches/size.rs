@@ -420,6 +420,9 @@ fn event(tenant: &TenantId) -> NewEvent {
         environment: None,
         subject: None,
         app_user_id: None,
+        app_user_id_source: None,
+        state: None,
+        state_error: None,
         data: raw(800),
         raw: raw(400),
     }

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::event_type::{EventSource, EventType};
+use super::purchase_state::{PurchaseState, StateError};
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, TenantId};
 
@@ -32,6 +34,12 @@ pub struct NewEvent {
     pub subject: Option<EventSubject>,
     /// The app's own id of the user, where the app sent one to the store.
     pub app_user_id: Option<String>,
+    /// Which purchase names that user. `None` exactly when there is no `app_user_id`.
+    pub app_user_id_source: Option<AppUserIdSource>,
+    /// What the purchase is worth. `None` where the facts do not decide, and where there is no subject.
+    pub state: Option<PurchaseState>,
+    /// Why there is no state, although there is a subject.
+    pub state_error: Option<StateError>,
     /// The decoded payload.
     pub data: Box<RawValue>,
     /// The notification as the store sent it.
@@ -57,8 +65,9 @@ impl EventEnvironment {
 }
 
 /// The subscription or purchase that an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Subject)]
 pub struct EventSubject {
     /// The same in all events of one subscription or one purchase.
     pub key: String,
@@ -66,10 +75,24 @@ pub struct EventSubject {
     pub product_id: Option<String>,
     /// Subscription or one-time product.
     pub r#type: SubjectType,
+    /// Whether the purchase in this message is the newest of its subscription.
+    pub current: bool,
+    /// The newest purchase token of the subscription, where this message is about an older one (Google).
+    pub superseded_by: Option<String>,
+}
+
+/// Which purchase names the app's user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AppUserIdSource {
+    /// The purchase itself.
+    Purchase,
+    /// An earlier purchase of the same subscription.
+    EarlierPurchase,
 }
 
 /// The kind of a purchase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum SubjectType {
@@ -86,10 +109,10 @@ impl SubjectType {
     }
 }
 
-/// The keys are in the order of the public contract.
+/// The keys before `sequence`, in the order of the public contract.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct EventBody<'a> {
+struct BodyHead<'a> {
     event: EventType,
     reason: Option<&'a str>,
     platform_event: &'a str,
@@ -101,14 +124,43 @@ struct EventBody<'a> {
     environment: Option<EventEnvironment>,
     subject: Option<&'a EventSubject>,
     app_user_id: Option<&'a str>,
+    app_user_id_source: Option<AppUserIdSource>,
+}
+
+/// The keys after `sequence`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BodyTail<'a> {
+    state: Option<&'a PurchaseState>,
+    state_error: Option<StateError>,
     data: &'a RawValue,
     raw: &'a RawValue,
 }
 
+/// The JSON that is sent to callbacks, in two parts: the statement that stores the event gives it its sequence number, a JSON
+/// number or `null`, and puts it between them.
+#[derive(Clone, Debug)]
+pub struct EventBody {
+    /// Ends behind `"sequence":`.
+    pub before_sequence: String,
+    /// Begins with the comma behind the number.
+    pub after_sequence: String,
+}
+
+impl EventBody {
+    /// The whole JSON.
+    pub fn with_sequence(&self, sequence: Option<i64>) -> String {
+        let sequence = sequence.map_or_else(|| "null".to_owned(), |number| number.to_string());
+        [&self.before_sequence, &sequence, &self.after_sequence]
+            .map(String::as_str)
+            .concat()
+    }
+}
+
 impl NewEvent {
     /// The JSON that is sent to callbacks. `received` is used as the timestamp when the store did not say when it happened.
-    pub fn to_json_body(&self, id: &EventId, received: Timestamp) -> String {
-        let body = EventBody {
+    pub fn to_json_body(&self, id: &EventId, received: Timestamp) -> EventBody {
+        let head = BodyHead {
             event: self.event_type,
             reason: self.reason.as_deref(),
             platform_event: &self.platform_event,
@@ -120,10 +172,24 @@ impl NewEvent {
             environment: self.environment,
             subject: self.subject.as_ref(),
             app_user_id: self.app_user_id.as_deref(),
+            app_user_id_source: self.app_user_id_source,
+        };
+        let tail = BodyTail {
+            state: self.state.as_ref(),
+            state_error: self.state_error,
             data: &self.data,
             raw: &self.raw,
         };
-        serde_json::to_string(&body).expect("strings and JSON that was parsed before")
+        const WRITES: &str = "strings and JSON that was parsed before";
+        let mut before_sequence = serde_json::to_string(&head).expect(WRITES);
+        before_sequence.pop();
+        before_sequence.push_str(",\"sequence\":");
+        let mut after_sequence = serde_json::to_string(&tail).expect(WRITES);
+        after_sequence.replace_range(..1, ",");
+        EventBody {
+            before_sequence,
+            after_sequence,
+        }
     }
 }
 
@@ -148,8 +214,13 @@ pub(super) mod tests {
                 key: "token".to_owned(),
                 product_id: None,
                 r#type: SubjectType::Subscription,
+                current: true,
+                superseded_by: None,
             }),
             app_user_id: Some("user".to_owned()),
+            app_user_id_source: Some(AppUserIdSource::Purchase),
+            state: None,
+            state_error: Some(StateError::StoreUnavailable),
             data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890}"),
             raw: raw("{ \"message\" :\"\\u00e9\" }"),
         }
@@ -160,12 +231,13 @@ pub(super) mod tests {
         let id: EventId = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().expect("an id");
         let received = Timestamp::from_millis(0);
         assert_eq!(
-            event().to_json_body(&id, received),
+            event().to_json_body(&id, received).with_sequence(Some(7)),
             concat!(
                 r#"{"event":"subscription.renewed","reason":null,"platformEvent":"google.subscription.2","#,
                 r#""eventId":"evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E","externalId":"42","timestamp":"2026-04-10T14:22:10.007Z","#,
                 r#""tenantId":"tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E","source":"google","environment":"production","#,
-                r#""subject":{"key":"token","productId":null,"type":"subscription"},"appUserId":"user","#,
+                r#""subject":{"key":"token","productId":null,"type":"subscription","current":true,"supersededBy":null},"#,
+                r#""appUserId":"user","appUserIdSource":"purchase","sequence":7,"state":null,"stateError":"store_unavailable","#,
                 r#""data":{"z":1.0,"a":123456789012345678901234567890},"raw":{ "message" :"\u00e9" }}"#,
             )
         );
@@ -174,14 +246,16 @@ pub(super) mod tests {
             environment: None,
             subject: None,
             app_user_id: None,
+            app_user_id_source: None,
             reason: Some("initial".into()),
             ..event()
         };
         let read: serde_json::Value =
-            serde_json::from_str(&bare.to_json_body(&id, received)).expect("JSON");
+            serde_json::from_str(&bare.to_json_body(&id, received).with_sequence(None))
+                .expect("JSON");
         assert_eq!(read["timestamp"], "1970-01-01T00:00:00.000Z");
         assert_eq!(read["reason"], "initial");
-        for name in ["environment", "subject", "appUserId"] {
+        for name in ["environment", "subject", "appUserId", "sequence"] {
             assert_eq!(read[name], json!(null), "{name}");
             assert!(read.as_object().expect("an object").contains_key(name));
         }

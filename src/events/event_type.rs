@@ -61,6 +61,8 @@ define_event_types! {
     SubscriptionPauseScheduleChanged = "subscription.pause_schedule_changed",
     /// The next payment was moved to a later date.
     SubscriptionDeferred = "subscription.deferred",
+    /// News about a purchase that another one replaced. Access is that of the other one.
+    SubscriptionReplaced = "subscription.replaced",
     /// The subscription has ended.
     SubscriptionExpired = "subscription.expired",
     /// The subscriber redeemed an offer.
@@ -111,6 +113,10 @@ define_event_types! {
     ProductRevoked = "product.revoked",
     /// The store asks how much was consumed, to decide on a refund.
     ProductConsumptionRequest = "product.consumption_request",
+    /// The state of a purchase, which an earlier event could not tell.
+    PurchaseState = "purchase.state",
+    /// The purchase must be acknowledged soon, or the store refunds it.
+    PurchaseAcknowledgeDue = "purchase.acknowledge_due",
     /// A token for a purchase made outside the store.
     ExternalPurchaseToken = "external_purchase.token",
     /// A parent withdrew consent to the app.

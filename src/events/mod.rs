@@ -18,7 +18,9 @@ pub mod purchase_state;
 mod recorder;
 mod store;
 
-pub use event::{EventEnvironment, EventSubject, NewEvent, SubjectType};
+pub use event::{
+    AppUserIdSource, EventBody, EventEnvironment, EventSubject, NewEvent, SubjectType,
+};
 pub use event_type::{EventSource, EventType};
 pub use notification_metrics::NotificationMetrics;
 pub use purchase_state::{

@@ -127,11 +127,21 @@ pub enum StateBasis {
 }
 
 /// Why there is no state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum StateError {
     /// The store did not answer in time. An event `purchase.state` follows as soon as it does.
     StoreUnavailable,
     /// The purchase was replaced by another that has not been seen yet.
     ReplacedByUnknown,
+}
+
+impl StateError {
+    /// The name in the database and in JSON.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::event::NewEvent;
+use super::event::{EventBody, NewEvent};
 use super::event_type::EventSource;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, Error};
@@ -35,6 +35,10 @@ pub enum RecordError {
     Database(#[from] Error),
 }
 
+/// What the statement raises when it has given an event a number in its subject's sequence and then finds the notification
+/// stored: another process stored it meanwhile. The number is given back with the rest of the statement.
+const NOTIFICATION_REPEATED: &str = "AT001";
+
 /// Writes an event and, if its tenant has an active callback, a delivery. One statement: both are written or neither is, and
 /// a client that disconnects cannot leave a transaction open. The same statement checks that the tenant is active: an
 /// earlier check may be out of date, and an export of an inactive tenant must contain all of its events.
@@ -43,7 +47,7 @@ pub(super) async fn insert_event(
     event: &NewEvent,
     id: &EventId,
     delivery: &DeliveryId,
-    body: &str,
+    body: &EventBody,
 ) -> Result<StoredEvent, RecordError> {
     let external_id = replace_nul(&event.external_id);
     let reason = event.reason.as_deref().map(replace_nul);
@@ -52,18 +56,33 @@ pub(super) async fn insert_event(
     let subject_key = subject.map(|subject| truncate_index_key(&subject.key));
     let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(replace_nul));
     let app_user_id = event.app_user_id.as_deref().map(replace_nul);
+    let state = event.state.as_ref().map(|state| {
+        let state = serde_json::value::to_raw_value(state).expect("strings, numbers and dates");
+        to_jsonb_text(&state).into_owned()
+    });
     loop {
         let row = sqlx::query!(
             r#"
             with tenant as (
                 select id from tenants where id = $2 and is_active
+            ), subject as (
+                -- Locks the subject's row until the commit, so that its events are committed in the order of their numbers.
+                insert into subjects (tenant_id, source, subject_key, last_sequence)
+                select tenant.id, $3, $9, 1
+                from tenant
+                where $9::text is not null
+                  and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
+                on conflict (tenant_id, source, subject_key) do update set last_sequence = subjects.last_sequence + 1
+                returning last_sequence
             ), event as (
                 insert into webhook_events
                     (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
-                     subject_product_id, subject_type, app_user_id, raw_payload, decoded_payload, occurred_at, body)
+                     subject_product_id, subject_type, app_user_id, raw_payload, decoded_payload, occurred_at,
+                     sequence, state, state_error, body)
                 select $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb, $14::text::jsonb,
-                    $15::timestamptz, $16
-                from tenant
+                    $15::timestamptz, subject.last_sequence, $18::text::jsonb, $19,
+                    $16 || coalesce(subject.last_sequence::text, 'null') || $20
+                from tenant left join subject on true
                 on conflict (tenant_id, source, external_id) do nothing
                 returning id
             ), delivery as (
@@ -75,7 +94,9 @@ pub(super) async fn insert_event(
                 returning id
             )
             select exists (select from tenant) as "is_active!", exists (select from event) as "is_new!",
-                exists (select from delivery) as "enqueued!"
+                exists (select from delivery) as "enqueued!",
+                case when exists (select from subject) and not exists (select from event)
+                    then raise_notification_repeated() end as repeated
             "#,
             id.as_str(),
             event.tenant.as_str(),
@@ -92,11 +113,19 @@ pub(super) async fn insert_event(
             &to_jsonb_text(&event.raw),
             &to_jsonb_text(&event.data),
             event.occurred_at.map(time::OffsetDateTime::from),
-            body,
+            &body.before_sequence,
             delivery.as_str(),
+            state.as_deref(),
+            event.state_error.map(super::StateError::as_str),
+            &body.after_sequence,
         )
         .fetch_one(database.pool())
-        .await?;
+        .await;
+        let row = match row {
+            Ok(row) => row,
+            Err(error) if is_repeated(&error) => continue,
+            Err(error) => return Err(error.into()),
+        };
         if !row.is_active {
             return Err(RecordError::InactiveTenant);
         }
@@ -118,6 +147,11 @@ pub(super) async fn insert_event(
         }
         // The earlier event was pruned between the two statements: try again.
     }
+}
+
+fn is_repeated(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some(NOTIFICATION_REPEATED)
 }
 
 /// The event of a notification, by the store's id of the notification.

@@ -78,7 +78,7 @@ macro_rules! needed_event_filter {
 }
 
 /// What goes along, in the order in which it can be unpacked.
-pub const TRANSFERRED_TABLES: [TransferTable; 13] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -120,6 +120,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 13] = [
     TransferTable {
         match_condition: "here.token_hash = line.token_hash",
         ..transfer_table("purchase_links", ALL_ROWS, ConflictPolicy::KeepExisting)
+    },
+    // The next event of a subject gets the next number.
+    TransferTable {
+        match_condition: "(here.source, here.subject_key) = (line.source, line.subject_key)",
+        ..transfer_table("subjects", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     TransferTable {
         full_history_filter: ALL_ROWS,

@@ -329,12 +329,15 @@ fn event() -> (EventId, String) {
         environment: None,
         subject: None,
         app_user_id: Some("grüße \u{1f600} \u{2028}".to_owned()),
+        app_user_id_source: Some(attesto::events::AppUserIdSource::Purchase),
+        state: None,
+        state_error: None,
         data: raw(
             r#"{"eventId":"evt_00000000000000000000000000","n":123456789012345678901234567890}"#,
         ),
         raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
     };
-    let body = event.to_json_body(&id, now);
+    let body = event.to_json_body(&id, now).with_sequence(Some(1));
     (id, body)
 }
 

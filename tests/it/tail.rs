@@ -35,6 +35,8 @@ impl Watched {
                 key: "a subscription".into(),
                 product_id: None,
                 r#type: SubjectType::Subscription,
+                current: true,
+                superseded_by: None,
             }),
             ..test_event(&self.tenant, external_id)
         };

@@ -354,6 +354,9 @@ async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
         event_type: EventType::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("hunter2".into()),
+        app_user_id_source: Some(attesto::events::AppUserIdSource::Purchase),
+        state: None,
+        state_error: None,
         data: raw(r#"{"purchase":"hunter2"}"#),
         raw: raw("{}"),
         ..test_event(&tenant, "1")

@@ -97,6 +97,9 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
         event_type: EventType::SubscriptionRenewed,
         platform_event: "apple.did_renew".into(),
         app_user_id: Some("grüße \u{1f600}".into()),
+        app_user_id_source: Some(attesto::events::AppUserIdSource::Purchase),
+        state: None,
+        state_error: None,
         data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890,\"ü\":\"\\u00fc\"}"),
         raw: raw("{ \"spaced\" : 1e400 }"),
         ..test_event(&tenant, "1")

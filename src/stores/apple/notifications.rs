@@ -27,7 +27,8 @@ use super::verify::AppleVerifier;
 use crate::base::id::TenantId;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
-    self, AcceptedNotification, EventRecorder, EventSource, EventSubject, NewEvent, SubjectType,
+    self, AcceptedNotification, AppUserIdSource, EventRecorder, EventSource, EventSubject,
+    NewEvent, SubjectType,
 };
 use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
@@ -152,6 +153,10 @@ impl AppleNotifications {
         );
         let translation = translate::translate_notification(&notification, transaction);
         let signed_date = notification.signed_date.map(|Millis(moment)| moment);
+        let app_user_id = [transaction, renewal]
+            .into_iter()
+            .flatten()
+            .find_map(|part| part.app_account_token.clone());
         Ok(NewEvent {
             tenant,
             source: EventSource::Apple,
@@ -165,10 +170,10 @@ impl AppleNotifications {
                 AppleEnvironment::Sandbox => events::EventEnvironment::Sandbox,
             }),
             subject: transaction.and_then(event_subject),
-            app_user_id: [transaction, renewal]
-                .into_iter()
-                .flatten()
-                .find_map(|part| part.app_account_token.clone()),
+            app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
+            app_user_id,
+            state: None,
+            state_error: None,
             data: insert_decoded_parts(&raw, &name, &parts),
             raw: message.raw,
         })
@@ -319,5 +324,7 @@ fn event_subject(transaction: &SignedPart) -> Option<EventSubject> {
         } else {
             SubjectType::Product
         },
+        current: true,
+        superseded_by: None,
     })
 }

@@ -29,8 +29,8 @@ use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
-    AcceptedNotification, EventEnvironment, EventRecorder, EventSource, EventSubject, NewEvent,
-    SubjectType,
+    AcceptedNotification, AppUserIdSource, EventEnvironment, EventRecorder, EventSource,
+    EventSubject, NewEvent, SubjectType,
 };
 use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
@@ -173,6 +173,7 @@ fn build_event(
         .event_time_millis
         .map(|Int64(millis)| Timestamp::from_millis(millis))
         .filter(|time| is_representable_time(*time));
+    let app_user_id = app_user_id(&notification, purchase);
     NewEvent {
         tenant,
         source: EventSource::Google,
@@ -183,7 +184,10 @@ fn build_event(
         occurred_at: event_time.or(message.publish_time),
         environment: event_environment(purchase),
         subject: event_subject(&notification, purchase),
-        app_user_id: app_user_id(&notification, purchase),
+        app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
+        app_user_id,
+        state: None,
+        state_error: None,
         data: json,
         raw: message.raw,
     }
@@ -224,6 +228,8 @@ fn event_subject(
             key: first_token()?,
             product_id: product_id.or_else(|| details.subscription_id.clone()),
             r#type: SubjectType::Subscription,
+            current: true,
+            superseded_by: None,
         });
     }
     if let Some(details) = &notification.one_time_product_notification {
@@ -231,6 +237,8 @@ fn event_subject(
             key: details.purchase_token.clone()?,
             product_id: details.sku.clone(),
             r#type: SubjectType::Product,
+            current: true,
+            superseded_by: None,
         });
     }
     let details = notification.voided_purchase_notification.as_ref()?;
@@ -243,6 +251,8 @@ fn event_subject(
         key,
         product_id: None,
         r#type,
+        current: true,
+        superseded_by: None,
     })
 }
 

@@ -18,6 +18,9 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
         environment: None,
         subject: None,
         app_user_id: None,
+        app_user_id_source: None,
+        state: None,
+        state_error: None,
         data: raw(),
         raw: raw(),
     }

@@ -1,0 +1,28 @@
+-- What a purchase is worth stands in every event, and the events of one purchase are numbered.
+-- previous release: works
+
+-- The subscriptions and one-time purchases that events were about. The lock of a row orders the events of its subject.
+create table subjects (
+    tenant_id text not null references tenants (id),
+    source text not null check (source in ('apple', 'google')),
+    -- As in webhook_events.
+    subject_key text not null,
+    -- The number of the newest event: 1, 2, 3, …
+    last_sequence bigint not null,
+    primary key (tenant_id, source, subject_key)
+);
+
+alter table webhook_events
+    -- The event's number among those of its subject. Null where there is no subject.
+    add column sequence bigint,
+    -- What the purchase was worth when the event was stored, as the callback is told. Null where that was not known.
+    add column state jsonb,
+    -- Why it was not known: store_unavailable, replaced_by_unknown.
+    add column state_error text;
+
+-- Takes back the whole statement that calls it: another process stored the same notification meanwhile.
+create function raise_notification_repeated() returns boolean language plpgsql volatile as $$
+begin
+    raise exception 'the notification is stored already' using errcode = 'AT001';
+end
+$$;
