@@ -6,7 +6,8 @@ use super::expiry::{CredentialKind, DueCredentialGroup, SECONDS_PER_DAY};
 use super::runner::DatabaseContext;
 use super::store;
 use crate::db::Error;
-use crate::stores::{apple, google};
+use crate::stores::apple;
+use crate::stores::google;
 
 /// The credentials of at most this many tenants are opened.
 const MAX_TENANTS_OPENED: i64 = 500;
