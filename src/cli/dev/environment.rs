@@ -29,8 +29,9 @@ use crate::simulator::state::google::{NewSubscription, SimulatedSubscription};
 use crate::simulator::state::google_notifications::PushSubscription;
 use crate::simulator::{Simulator, SimulatorOptions};
 use crate::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
+use crate::stores::apple::store as apple_store;
 use crate::stores::google::account::GoogleServiceAccount;
-use crate::stores::{apple, google};
+use crate::stores::google::store as google_store;
 use crate::telemetry;
 use crate::telemetry::{LogFormat, LogSettings};
 use crate::tenants::{ApiKeyEnvironment, DisplayName, RawApiKey, store};
@@ -451,16 +452,16 @@ async fn ensure_demo_tenant(
         environment: EnvironmentChoice::Auto,
         app_apple_id: i64::try_from(simulator.apple().get_app(DEMO_APP_ID).app_apple_id).ok(),
     };
-    let new = apple::store::NewAppleCredentials {
+    let new = apple_store::NewAppleCredentials {
         key_file: key.private_key.as_bytes(),
         credentials: &credentials,
     };
-    apple::store::set_credentials(database, &settings.keyring, &demo.tenant, &new)
+    apple_store::set_credentials(database, &settings.keyring, &demo.tenant, &new)
         .await
         .map_err(to_command_error)?;
     let file = simulator.google_service_account().to_string();
     let account = GoogleServiceAccount::parse(file.as_bytes()).map_err(to_command_error)?;
-    let google = google::store::NewGoogleCredentials {
+    let google = google_store::NewGoogleCredentials {
         package_name: DEMO_APP_ID,
         key_file: file.as_bytes(),
         account: &account,
@@ -468,7 +469,7 @@ async fn ensure_demo_tenant(
         pubsub_service_account: Some(simulator.google().push_account()),
         pubsub_topic: None,
     };
-    google::store::set_credentials(database, &settings.keyring, &demo.tenant, &google)
+    google_store::set_credentials(database, &settings.keyring, &demo.tenant, &google)
         .await
         .map_err(to_command_error)?;
     Ok(demo)
