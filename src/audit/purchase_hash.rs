@@ -5,14 +5,14 @@
 //! comparable for as long as the database exists; without the encryption key, nothing in the database allows trying
 //! which purchase a hash is of.
 
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use zeroize::Zeroizing;
 
 use super::store;
 use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::VALIDATION_AUDIT_KEY;
-use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
-use crate::crypto::token;
+use crate::crypto::token::{self, hmac_sha256};
+use crate::crypto::{ExposeSecret as _, SecretSlice};
 use crate::db::{Database, Error};
 
 /// There is one key.
@@ -49,7 +49,7 @@ impl std::fmt::Debug for PurchaseDigest {
 }
 
 /// The key of the database.
-pub struct PurchaseHashKey(hmac::Key);
+pub struct PurchaseHashKey(SecretSlice<u8>);
 
 impl PurchaseHashKey {
     /// Creates the key when the database has none yet.
@@ -66,16 +66,14 @@ impl PurchaseHashKey {
         let key = keyring
             .open(place, &sealed)
             .map_err(HashKeyError::CannotOpen)?;
-        Ok(Self(hmac::Key::new(HMAC_SHA256, key.expose_secret())))
+        Ok(Self(key))
     }
 
     /// As stored in `validation_audit.identifier_hash`.
     pub fn hash_purchase(&self, tenant: &TenantId, identifier: PurchaseDigest) -> Vec<u8> {
-        let mut context = hmac::Context::with_key(&self.0);
-        context.update(HASH_KEY_CONTEXT);
-        context.update(tenant.as_str().as_bytes());
-        let tenants = hmac::Key::new(HMAC_SHA256, context.sign().as_ref());
-        hmac::sign(&tenants, &identifier.0).as_ref().to_vec()
+        let context = [HASH_KEY_CONTEXT, tenant.as_str().as_bytes()];
+        let tenant_key = Zeroizing::new(hmac_sha256(self.0.expose_secret(), &context));
+        hmac_sha256(&*tenant_key, &[&identifier.0]).to_vec()
     }
 }
 
@@ -90,9 +88,21 @@ mod tests {
     use super::*;
     use crate::base::clock::Timestamp;
 
+    /// A test vector of the earlier implementation with AWS-LC: hashes of the same purchase must stay comparable.
+    #[test]
+    fn a_hash_that_was_made_with_aws_lc_is_made_again() {
+        let key = PurchaseHashKey(SecretSlice::from(vec![1; 32]));
+        let tenant: TenantId = "tenant_01HZX3V5T8N2Q4R6S8W0Y2A4C6".parse().expect("an id");
+        let hash = key.hash_purchase(&tenant, PurchaseDigest::from_identifier("token"));
+        assert_eq!(
+            token::encode_hex(&hash),
+            "3e19dfcc418440719b5ea08d2d4f5e408bc5b2179f3bac639029b7ceeabf0618"
+        );
+    }
+
     #[test]
     fn equal_purchases_of_one_tenant_are_equal_and_nothing_else_is() {
-        let key = |fill: u8| PurchaseHashKey(hmac::Key::new(HMAC_SHA256, &[fill; 32]));
+        let key = |fill: u8| PurchaseHashKey(SecretSlice::from(vec![fill; 32]));
         let tenant = || TenantId::mint(Timestamp::from_millis(0));
         let (one, two) = (tenant(), tenant());
         let hash = key(1).hash_purchase(&one, PurchaseDigest::from_identifier("token"));

@@ -2,15 +2,15 @@
 //! secret in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::error::BackupError;
+use crate::crypto::token::encode_hex;
 
 /// The shape of the manifests that this release writes and reads.
 pub const MANIFEST_FORMAT: u32 = 1;
@@ -87,7 +87,7 @@ pub fn fingerprint_dump(path: &Path) -> Result<(u64, String), BackupError> {
 
 pub(crate) fn hash_file(path: &Path) -> io::Result<(u64, String)> {
     let mut file = File::open(path)?;
-    let (mut digest, mut bytes, mut buffer) = (Context::new(&SHA256), 0, vec![0; 64 * 1024]);
+    let (mut digest, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
@@ -96,10 +96,5 @@ pub(crate) fn hash_file(path: &Path) -> io::Result<(u64, String)> {
         digest.update(&buffer[..read]);
         bytes += read as u64;
     }
-    let mut hex = String::new();
-    for byte in digest.finish().as_ref() {
-        // Writing to a string does not fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    Ok((bytes, hex))
+    Ok((bytes, encode_hex(&digest.finalize())))
 }

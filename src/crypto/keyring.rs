@@ -8,22 +8,25 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use aes_gcm::aead::AeadInOut as _;
+use aes_gcm::{Aes256Gcm, KeyInit as _};
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hkdf::Hkdf;
 use secrecy::{ExposeSecret, SecretBox, SecretSlice, SecretString};
-use zeroize::{Zeroize, Zeroizing};
+use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use super::token;
 use crate::telemetry::metrics::Counter;
 
 /// Bytes of a master key, and of each key derived from it.
 pub const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 /// The shortest sealed value: an empty secret.
-const MIN_SEALED_BYTES: usize = 1 + NONCE_LEN + TAG_BYTES;
+const MIN_SEALED_BYTES: usize = 1 + NONCE_BYTES + TAG_BYTES;
 
 /// Where a sealed value lives. It opens there and nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,22 +226,18 @@ impl Keyring {
 
     /// Seals `secret` for `place`.
     pub fn seal(&self, place: SealContext<'_>, secret: &[u8]) -> Vec<u8> {
-        let key = derive_key(&self.keys[&self.sealing_key_id], place);
-        let mut nonce = [0; NONCE_LEN];
+        let cipher = derive_cipher(&self.keys[&self.sealing_key_id], place);
+        let mut nonce = [0; NONCE_BYTES];
         rand::fill(&mut nonce).expect("the operating system gives random bytes");
         let mut blob = Vec::with_capacity(MIN_SEALED_BYTES + secret.len());
         blob.push(self.sealing_key_id);
         blob.extend_from_slice(&nonce);
         blob.extend_from_slice(secret);
-        let aad = Aad::from(place.associated_data());
-        let tag = key
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(nonce),
-                aad,
-                &mut blob[1 + NONCE_LEN..],
-            )
+        let plaintext = &mut blob[1 + NONCE_BYTES..];
+        let tag = cipher
+            .encrypt_inout_detached(&nonce.into(), &place.associated_data(), plaintext.into())
             .expect("AES-GCM seals anything shorter than 64 GiB");
-        blob.extend_from_slice(tag.as_ref());
+        blob.extend_from_slice(&tag);
         blob
     }
 
@@ -275,13 +274,21 @@ impl Keyring {
         }
         let id = blob[0];
         let master = self.keys.get(&id).ok_or(UnsealError::UnknownKey { id })?;
-        let (nonce, sealed) = blob[1..].split_at(NONCE_LEN);
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| UnsealError::NotSealed)?;
-        let mut buffer = Zeroizing::new(sealed.to_vec());
-        let opened = derive_key(master, place)
-            .open_in_place(nonce, Aad::from(place.associated_data()), &mut buffer)
+        let not_sealed = UnsealError::NotSealed;
+        let (nonce, sealed) = blob[1..]
+            .split_first_chunk::<NONCE_BYTES>()
+            .ok_or(not_sealed.clone())?;
+        let (ciphertext, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(not_sealed)?;
+        let mut buffer = Zeroizing::new(ciphertext.to_vec());
+        derive_cipher(master, place)
+            .decrypt_inout_detached(
+                nonce.into(),
+                &place.associated_data(),
+                buffer.as_mut_slice().into(),
+                tag.into(),
+            )
             .map_err(|_| UnsealError::DecryptionFailed { id })?;
-        Ok(SecretSlice::from(opened.to_vec()))
+        Ok(SecretSlice::from(std::mem::take(&mut *buffer)))
     }
 }
 
@@ -296,30 +303,18 @@ impl fmt::Debug for Keyring {
     }
 }
 
-struct DerivedKeyLength;
-
-impl KeyType for DerivedKeyLength {
-    fn len(&self) -> usize {
-        KEY_BYTES
-    }
-}
-
-fn derive_key(master: &MasterKey, place: SealContext<'_>) -> LessSafeKey {
+fn derive_cipher(master: &MasterKey, place: SealContext<'_>) -> Aes256Gcm {
     let info = [
         b"attesto/seal/v1/".as_slice(),
         place.table.as_bytes(),
         b"/",
         place.column.as_bytes(),
     ];
-    let mut bytes = [0; KEY_BYTES];
-    Salt::new(HKDF_SHA256, &[])
-        .extract(master.bytes.expose_secret())
-        .expand(&info, DerivedKeyLength)
-        .and_then(|okm| okm.fill(&mut bytes))
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    Hkdf::<Sha256>::new(None, master.bytes.expose_secret())
+        .expand_multi_info(&info, key.as_mut_slice())
         .expect("HKDF gives 32 bytes");
-    let key = UnboundKey::new(&AES_256_GCM, &bytes).expect("an AES-256 key is 32 bytes");
-    bytes.zeroize();
-    LessSafeKey::new(key)
+    Aes256Gcm::new((&*key).into())
 }
 
 #[cfg(test)]
@@ -344,6 +339,35 @@ mod tests {
 
     fn ring(id: u8, fill: u8) -> Keyring {
         Keyring::new(key(id, fill), vec![]).expect("one id")
+    }
+
+    /// A test vector: made with AWS-LC before RustCrypto took over, with a key generated for it and used for nothing else.
+    #[test]
+    fn what_was_sealed_with_aws_lc_opens() {
+        const KEY: &str = "f3f98aeb5548abfa199a73670855967a0137a2713a9bbf1c0dd649788478c284";
+        const SEALED: &str = "07f8c452b2d9343220513b9355d06baf0166db41d61da8fe6fd905153fad1550ccf2ffe4ec0b86e526fab067da3325998a56aa";
+        const SEALED_EMPTY: &str = "07310743bb2357617d9e6c669b9716fd08d5baf8f8df250fa5ab7f3bde";
+        let key = format!("7:{}", STANDARD.encode(decode_hex(KEY)));
+        let ring = Keyring::new(MasterKey::parse(&key, None).expect("a good key"), vec![])
+            .expect("one id");
+        let place = SealContext {
+            table: "apple_credentials",
+            column: "private_key",
+            row: "ten_01HZX3V5T8N2Q4R6S8W0Y2A4C6",
+        };
+        for (sealed, content) in [(SEALED, "what was sealed before"), (SEALED_EMPTY, "")] {
+            let opened = ring.open(place, &decode_hex(sealed)).expect("it opens");
+            assert_eq!(opened.expose_secret(), content.as_bytes());
+        }
+        assert_eq!(
+            ring.key_fingerprint(7).as_deref(),
+            Some("7:863a2c649c31071d")
+        );
+    }
+
+    fn decode_hex(text: &str) -> Vec<u8> {
+        let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal");
+        (0..text.len()).step_by(2).map(byte).collect()
     }
 
     #[test]

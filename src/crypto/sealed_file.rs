@@ -19,15 +19,17 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::num::NonZeroU32;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use aes_gcm::aead::AeadInOut as _;
+use aes_gcm::{Aes256Gcm, KeyInit as _};
 use aws_lc_rs::{pbkdf2, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hkdf::Hkdf;
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256 as SUITE;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke as _, HpkePrivateKey, HpkePublicKey};
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::token;
@@ -40,6 +42,7 @@ const MAGIC_PREFIX: &str = "attesto sealed file ";
 const MAX_HEADER_LINE_BYTES: u64 = 4096;
 /// Bytes in a piece.
 const CHUNK_BYTES: usize = 64 * 1024;
+const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 const KEY_BYTES: usize = 32;
 /// Rounds of PBKDF2. A guess costs what this costs; see OWASP's advice on storing passwords, which asks for 600 000.
@@ -245,26 +248,21 @@ fn random_bytes<const LENGTH: usize>() -> Zeroizing<[u8; LENGTH]> {
     bytes
 }
 
-fn aes_key(key: &[u8; KEY_BYTES]) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("an AES-256 key is 32 bytes"))
-}
-
 /// The key that a passphrase gives with a salt. It seals one thing, so its nonce never comes twice.
 fn derive_passphrase_key(
     passphrase: &Passphrase,
     salt: &[u8],
     iterations: NonZeroU32,
-) -> LessSafeKey {
+) -> Aes256Gcm {
     let mut key = Zeroizing::new([0; KEY_BYTES]);
     let passphrase = passphrase.0.expose_secret().as_bytes();
     let algorithm = pbkdf2::PBKDF2_HMAC_SHA256;
     pbkdf2::derive(algorithm, iterations, salt, passphrase, key.as_mut_slice());
-    aes_key(&key)
+    Aes256Gcm::new((&*key).into())
 }
 
-fn single_use_nonce() -> Nonce {
-    Nonce::assume_unique_for_key([0; NONCE_LEN])
-}
+/// For a key that seals one thing.
+const SINGLE_USE_NONCE: [u8; NONCE_BYTES] = [0; NONCE_BYTES];
 
 impl SealedFileKey {
     fn seal_key(key: &[u8; KEY_BYTES], to: &SealTarget) -> Self {
@@ -274,11 +272,7 @@ impl SealedFileKey {
                 let iterations = NonZeroU32::new(PBKDF2_ITERATIONS).expect("it is not zero");
                 let mut sealed = Zeroizing::new(key.to_vec());
                 derive_passphrase_key(passphrase, salt.as_slice(), iterations)
-                    .seal_in_place_append_tag(
-                        single_use_nonce(),
-                        Aad::from(DOMAIN_SEPARATOR),
-                        &mut *sealed,
-                    )
+                    .encrypt_in_place(&SINGLE_USE_NONCE.into(), DOMAIN_SEPARATOR, &mut *sealed)
                     .expect("AES-GCM seals 32 bytes");
                 Self::Passphrase {
                     iterations: PBKDF2_ITERATIONS,
@@ -318,12 +312,11 @@ impl SealedFileKey {
                         (PBKDF2_ITERATIONS..=MAX_PBKDF2_ITERATIONS).contains(&count.get())
                     })
                     .ok_or(SealedFileError::Damaged)?;
-                let mut sealed = decode(key)?;
+                let mut sealed = Zeroizing::new(decode(key)?);
                 derive_passphrase_key(passphrase, &decode(salt)?, iterations)
-                    .open_in_place(single_use_nonce(), Aad::from(DOMAIN_SEPARATOR), &mut sealed)
+                    .decrypt_in_place(&SINGLE_USE_NONCE.into(), DOMAIN_SEPARATOR, &mut *sealed)
                     .map_err(|_| SealedFileError::WrongPassphrase)?;
-                sealed.truncate(sealed.len().saturating_sub(TAG_BYTES));
-                Zeroizing::new(sealed)
+                sealed
             }
             (Self::Recipient { encapsulated, key }, OpeningSecret::Identity(identity)) => {
                 let secret = HpkePrivateKey::from(identity.0.expose_secret().to_vec());
@@ -347,57 +340,45 @@ impl SealedFileKey {
     }
 }
 
-struct ChunkKeyLength;
-
-impl KeyType for ChunkKeyLength {
-    fn len(&self) -> usize {
-        KEY_BYTES
-    }
-}
-
 /// Seals or opens one piece after the other.
 struct ChunkCipher {
-    key: LessSafeKey,
+    cipher: Aes256Gcm,
     next_chunk_number: u64,
 }
 
 impl ChunkCipher {
     fn new(file_key: &[u8; KEY_BYTES], header: &str) -> Self {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
-        Salt::new(HKDF_SHA256, &[])
-            .extract(file_key)
-            .expand(&[DOMAIN_SEPARATOR, header.as_bytes()], ChunkKeyLength)
-            .and_then(|okm| okm.fill(key.as_mut_slice()))
+        Hkdf::<Sha256>::new(None, file_key)
+            .expand_multi_info(&[DOMAIN_SEPARATOR, header.as_bytes()], key.as_mut_slice())
             .expect("HKDF gives 32 bytes");
         Self {
-            key: aes_key(&key),
+            cipher: Aes256Gcm::new((&*key).into()),
             next_chunk_number: 0,
         }
     }
 
     /// Eleven bytes of its number and one that says whether it is the last.
-    fn next_nonce(&mut self, is_last: bool) -> Nonce {
-        let mut nonce = [0; NONCE_LEN];
+    fn next_nonce(&mut self, is_last: bool) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
         nonce[3..11].copy_from_slice(&self.next_chunk_number.to_be_bytes());
         nonce[11] = u8::from(is_last);
         self.next_chunk_number += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 
     fn seal_chunk(&mut self, piece: &mut Vec<u8>, is_last: bool) {
         let nonce = self.next_nonce(is_last);
-        self.key
-            .seal_in_place_append_tag(nonce, Aad::empty(), piece)
+        self.cipher
+            .encrypt_in_place(&nonce.into(), &[], piece)
             .expect("AES-GCM seals 64 KiB");
     }
 
     fn open_chunk(&mut self, piece: &mut Vec<u8>, is_last: bool) -> Result<(), SealedFileError> {
         let nonce = self.next_nonce(is_last);
-        self.key
-            .open_in_place(nonce, Aad::empty(), piece)
-            .map_err(|_| SealedFileError::Damaged)?;
-        piece.truncate(piece.len().saturating_sub(TAG_BYTES));
-        Ok(())
+        self.cipher
+            .decrypt_in_place(&nonce.into(), &[], piece)
+            .map_err(|_| SealedFileError::Damaged)
     }
 }
 
@@ -562,6 +543,20 @@ mod tests {
         let mut content = Vec::new();
         SealedFileReader::new(file, with)?.read_to_end(&mut content)?;
         Ok(content)
+    }
+
+    /// A test vector: made with AWS-LC before RustCrypto took over, under a passphrase used for nothing else.
+    #[test]
+    fn a_file_that_was_sealed_with_aws_lc_opens() {
+        let header = "attesto sealed file 1\n{\"passphrase\":{\"iterations\":1000000,\"salt\":\"FCZchE+wAcbPlEVVzwvUqQ==\",\
+            \"key\":\"ZE1fEEjyAEXGPNppn1U96SZt1egbW2iftRviUI1NBQrvCc4Rxvu1oGMg/BWtBY85\"}}\n\
+            a91090f8b86ca5676680ea9605d8132e8c393b6e762f31945a0d0ae353367e97\n";
+        let content = "qVJBZDW+VZy/jihokSWCDC04WHYt1QLHWZH0B63EdYQh+7I20eogzL4DYw==";
+        let mut file = header.as_bytes().to_vec();
+        file.extend(STANDARD.decode(content).unwrap());
+        let passphrase = Passphrase::parse("a passphrase of the test vector").unwrap();
+        let content = opened(&file, &OpeningSecret::Passphrase(passphrase)).unwrap();
+        assert_eq!(content, b"what was in the file before");
     }
 
     #[test]

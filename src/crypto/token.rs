@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 /// 32 random bytes as 43 characters of base64url.
@@ -17,10 +19,16 @@ pub fn generate_token() -> SecretString {
 
 /// SHA-256. Enough to recognise a secret of 256 random bits by; not for passwords.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest::digest(&digest::SHA256, bytes)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 gives 32 bytes")
+    Sha256::digest(bytes).into()
+}
+
+/// HMAC-SHA-256 over the parts as if they were one message.
+pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    for part in parts {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
 }
 
 /// Lower-case hexadecimal.

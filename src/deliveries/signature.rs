@@ -9,12 +9,11 @@
 //! `ts` is the time of the attempt in whole seconds, so both are computed again at every attempt. `body` is the stored
 //! bytes.
 
-use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::endpoint::SigningSecrets;
-use crate::crypto::token::encode_hex;
+use crate::crypto::token::{encode_hex, hmac_sha256};
 
 /// The values of the two signature headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,26 +37,16 @@ pub fn sign_delivery(
     for secret in secrets.iter() {
         let parts = [timestamp.as_bytes(), b".", body];
         attesto.push_str(",v1=");
-        attesto.push_str(&encode_hex(
-            compute_hmac(&secret.attesto_key(), &parts).as_ref(),
-        ));
+        attesto.push_str(&encode_hex(&hmac_sha256(secret.attesto_key(), &parts)));
 
         let parts = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
         if !standard.is_empty() {
             standard.push(' ');
         }
         standard.push_str("v1,");
-        STANDARD.encode_string(compute_hmac(&secret.standard_key(), &parts), &mut standard);
+        STANDARD.encode_string(hmac_sha256(&secret.standard_key(), &parts), &mut standard);
     }
     SignatureHeaders { attesto, standard }
-}
-
-fn compute_hmac(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
-    let mut context = hmac::Context::with_key(key);
-    for part in parts {
-        context.update(part);
-    }
-    context.sign()
 }
 
 #[cfg(test)]

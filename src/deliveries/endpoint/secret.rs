@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::alphabet;
@@ -66,17 +65,15 @@ impl SigningSecret {
     }
 
     /// The key of `X-Attesto-Signature`: the bytes of the text.
-    pub fn attesto_key(&self) -> hmac::Key {
-        hmac::Key::new(HMAC_SHA256, self.expose().as_bytes())
+    pub(crate) fn attesto_key(&self) -> &[u8] {
+        self.expose().as_bytes()
     }
 
     /// The key of `webhook-signature`: the decoded bytes after `whsec_`, as libraries of Standard Webhooks use it. For any
     /// other text it is the bytes of the text.
-    pub fn standard_key(&self) -> hmac::Key {
-        match self.decode_whsec() {
-            Some(bytes) => hmac::Key::new(HMAC_SHA256, &bytes),
-            None => self.attesto_key(),
-        }
+    pub(crate) fn standard_key(&self) -> Zeroizing<Vec<u8>> {
+        let decoded = self.decode_whsec();
+        decoded.unwrap_or_else(|| Zeroizing::new(self.attesto_key().to_vec()))
     }
 
     /// Whether the text begins like a secret of Standard Webhooks but is not valid base64: their libraries reject it.
