@@ -1,11 +1,11 @@
-//! What the database says of its own tables.
+//! Reads the database's catalog.
 
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use super::{Database, Error};
 
 impl Database {
-    /// Every column of every table and view of ours, in order.
+    /// Every column of every table and view in schema `public`, in order.
     pub async fn list_columns(&self) -> Result<Vec<(String, String)>, Error> {
         sqlx::query_as(
             "select table_name::text, column_name::text from information_schema.columns

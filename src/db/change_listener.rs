@@ -1,14 +1,14 @@
-//! Hears of changes to tenants, keys and credentials as they are committed, by whichever process.
+//! Receives notifications of changes to tenants, keys and credentials, committed by any process.
 //!
-//! What a process remembers of those tables is right only while it would hear of a change. [`Changes::listening`] says
-//! whether it would: a lease of a few seconds that is prolonged by proof, never by the absence of bad news.
+//! A cache of those tables is valid only while notifications arrive. [`ChangeListener::is_listening`] tells whether they do:
+//! a lease of a few seconds, renewed only by a successful check.
 //!
-//! - The first proof goes all the way round: a notification sent over another connection must arrive on the listening
-//!   one. A pooler that shares server connections between transactions accepts `LISTEN` and delivers nothing; behind
-//!   one, this process never trusts its memory, and says so.
-//! - After that, a cheap query on the listening connection every two seconds. A connection that died without a word (a
-//!   firewall that forgot it, a machine that vanished) is noticed within [`LEASE`], and so is a process that was
-//!   stopped and resumed: the lease ran out while it could not hear.
+//! - The first check is end to end: a notification sent over another connection must arrive on the listening one. A
+//!   pooler in transaction mode accepts `LISTEN` and delivers nothing; behind one, caches are never used, and a warning
+//!   is logged.
+//! - After that, a cheap query runs on the listening connection every two seconds. A connection that was lost silently (by
+//!   a firewall, or with its machine) is noticed within [`LISTEN_LEASE`], and so is a process that was stopped and
+//!   resumed: its lease expired meanwhile.
 //!
 //! The cost is one connection and half a query a second.
 
@@ -27,13 +27,12 @@ use crate::base::backoff::Backoff;
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, token};
 
-/// Where the triggers of `migrations/0001_tenants_and_credentials.sql` notify; payload `table:tenant_id`.
+/// The channel of the triggers in `migrations/0001_tenants_and_credentials.sql`; the payload is `table:tenant_id`.
 const CHANGES_CHANNEL: &str = "attesto_changes";
-/// How often the connection proves that it is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a proof may take.
+/// How long a check of the connection may take.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long after a proof was begun the process may believe that it hears everything.
+/// How long after the start of a successful check the process may assume that it receives all notifications.
 pub const LISTEN_LEASE: Duration = Duration::from_secs(5);
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
@@ -48,7 +47,7 @@ pub enum DatabaseChange {
         /// Whose row.
         tenant: TenantId,
     },
-    /// Anything may have changed: listening has just begun, or has just ended.
+    /// Anything may have changed: listening has just started or just ended.
     Everything,
 }
 
@@ -61,7 +60,7 @@ impl DatabaseChange {
         }
     }
 
-    /// What cannot be read may mean anything.
+    /// A payload that cannot be read is taken as [`DatabaseChange::Everything`].
     fn parse_payload(payload: &str) -> Self {
         let row = payload.split_once(':').and_then(|(table, tenant)| {
             Some(Self::Row {
@@ -73,7 +72,7 @@ impl DatabaseChange {
     }
 }
 
-/// This process' ear on the database. Clones share it.
+/// Receives notifications and calls subscribers. Clones share one connection.
 #[derive(Clone)]
 pub struct ChangeListener {
     state: Arc<ListenerState>,
@@ -85,10 +84,10 @@ type ChannelHandler = Box<dyn Fn() + Send + Sync>;
 struct ListenerState {
     database: Database,
     subscribers: RwLock<Vec<ChangeSubscriber>>,
-    /// What is called when something is said on another channel.
+    /// Called at notifications on other channels.
     channel_handlers: RwLock<Vec<(&'static str, ChannelHandler)>>,
     started_at: Instant,
-    /// Until when everything is heard, in milliseconds since `born`. Zero: not listening.
+    /// When the lease ends, in milliseconds since `started_at`. Zero: not listening.
     trusted_until: AtomicU64,
 }
 
@@ -108,7 +107,7 @@ enum ListenError {
 }
 
 impl ListenError {
-    /// What kind of loss, with nothing of what the database said.
+    /// The class of the loss, without the text of the error.
     fn error_class(&self) -> String {
         match self {
             Self::Database(error) => error_class(error),
@@ -120,7 +119,7 @@ impl ListenError {
 }
 
 impl ChangeListener {
-    /// An ear that does not listen until [`Changes::run`] runs.
+    /// Does not listen until [`ChangeListener::run_until_stopped`] runs.
     pub fn new(database: &Database) -> Self {
         Self {
             state: Arc::new(ListenerState {
@@ -133,8 +132,8 @@ impl ChangeListener {
         }
     }
 
-    /// Whether every change committed by now has been told to the subscribers or is about to be. While this is
-    /// `false`, what is remembered of the database must not be believed.
+    /// Whether the subscribers have been called, or are about to be, for every change committed by now. While this is
+    /// `false`, caches of the database must not be used.
     pub fn is_listening(&self) -> bool {
         self.state.elapsed_millis() < self.state.trusted_until.load(Ordering::Acquire)
     }
@@ -146,7 +145,8 @@ impl ChangeListener {
     }
 
     /// Calls `listener` at every notification on `channel`, and whenever some may have been missed. Call this before
-    /// [`Changes::run`]. The listener must be quick. A notification says nothing about [`Changes::listening`].
+    /// [`ChangeListener::run_until_stopped`]. The listener must be quick. A notification does not affect
+    /// [`ChangeListener::is_listening`].
     pub fn on_notification(
         &self,
         channel: &'static str,
@@ -169,7 +169,7 @@ impl ChangeListener {
                 backoff.reset();
                 silent_about_it = false;
             }
-            // Once an outage, not once an attempt.
+            // Logged once per outage, not once per attempt.
             if !silent_about_it {
                 let class = cause.error_class();
                 tracing::warn!(%cause, causeClass = class, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
@@ -195,7 +195,7 @@ impl ChangeListener {
             .connect_lazy_with((*options).clone().application_name("attesto-changes"));
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.ignore_pool_close_event(true);
-        // A loss is ours to handle: what was remembered must be forgotten before anything else.
+        // A loss is handled here: caches must be cleared before anything else.
         listener.eager_reconnect(false);
         let proof = format!("attesto_proof_{}", token::generate_token().expose_secret());
         let others: Vec<_> = self

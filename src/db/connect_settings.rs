@@ -1,4 +1,4 @@
-//! [`ConnectSettings`]: where the database is and how its pool behaves.
+//! [`ConnectSettings`]: the address of the database and the limits of the pool.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-/// Where the database is and how its pool behaves.
+/// The address of the database and the limits of the pool.
 #[derive(Clone)]
 pub struct ConnectSettings {
     pub(super) options: PgConnectOptions,
-    /// The same database without a pooler between.
+    /// The same database, reached without the pooler.
     pub(super) direct_options: Option<PgConnectOptions>,
     pub(super) max_connections: u32,
     pub(super) idle_timeout: Duration,
@@ -23,7 +23,7 @@ pub enum DatabaseUrlError {
     /// Not a `postgres://` URL.
     #[error("must be a URL like postgres://user:password@host:5432/database")]
     NotAUrl,
-    /// One of our parameters has a bad value.
+    /// A parameter of ours is out of range.
     #[error("its parameter {name} must be a whole number from {min} to {max}")]
     OutOfRange {
         /// The parameter's name.
@@ -33,15 +33,15 @@ pub enum DatabaseUrlError {
         /// The largest value.
         max: u64,
     },
-    /// A parameter of Postgres has a value that means nothing.
-    #[error("its parameter {name} has a value that it cannot have")]
+    /// A parameter of Postgres has an invalid value.
+    #[error("its parameter {name} has an invalid value")]
     InvalidValue {
         /// The parameter's name.
         name: &'static str,
     },
 }
 
-/// The parameters of Postgres that sqlx understands, one spelling each.
+/// The parameters of Postgres that sqlx understands.
 const SQLX_PARAMETERS: [&str; 12] = [
     "sslmode",
     "sslrootcert",
@@ -58,7 +58,7 @@ const SQLX_PARAMETERS: [&str; 12] = [
 ];
 
 impl ConnectSettings {
-    /// Where it is and as whom, as it may be shown: `postgres://user@host:5432/database`.
+    /// The URL without the password: `postgres://user@host:5432/database`.
     pub fn redacted_url(&self) -> String {
         let options = &self.options;
         let host = match options.get_socket() {
@@ -74,7 +74,7 @@ impl ConnectSettings {
         )
     }
 
-    /// With our defaults for everything that [`ConnectSettings::from_url`] reads from the URL.
+    /// With the defaults of [`ConnectSettings::from_url`].
     pub(crate) fn with_options(options: PgConnectOptions) -> Self {
         Self {
             options: without_float_digits(options),
@@ -85,8 +85,8 @@ impl ConnectSettings {
         }
     }
 
-    /// The same through a pooler in transaction mode, and as `direct` says for what such a one cannot do: listening,
-    /// migrations, backups, and the commands of operators.
+    /// The same through a pooler in transaction mode, with `direct` for what such a pooler cannot do: `LISTEN`, migrations,
+    /// backups, and operators' commands.
     #[must_use]
     pub fn with_direct(self, direct: Self) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl ConnectSettings {
     }
 
     /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
-    /// defaults 600 and 3) are ours; the others are Postgres' own, of which those that sqlx does not know are left out.
+    /// defaults 600 and 3) are ours; the others are Postgres' own. Those that sqlx does not know are ignored.
     pub fn from_url(text: &str) -> Result<Self, DatabaseUrlError> {
         let mut url = Url::parse(text).map_err(|_| DatabaseUrlError::NotAUrl)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
@@ -144,8 +144,7 @@ impl ConnectSettings {
     }
 }
 
-/// With the address alone where a URL has `[::1]`, as resolvers, certificates and Postgres' own programs write it; sqlx keeps
-/// the brackets and looks for a host of that name.
+/// Removes the brackets of `[::1]`: sqlx keeps them and looks for a host of that name.
 fn without_ipv6_brackets(options: PgConnectOptions) -> PgConnectOptions {
     let host = options.get_host();
     let inside = host
@@ -157,8 +156,8 @@ fn without_ipv6_brackets(options: PgConnectOptions) -> PgConnectOptions {
     }
 }
 
-/// Without the one parameter of the connection's start that sqlx adds of itself and `PgBouncer` refuses unless it is told
-/// to ignore it. It has been of no use since Postgres 12, which writes every float in full.
+/// Removes `extra_float_digits`, a start-up parameter that sqlx adds and `PgBouncer` refuses unless it is configured to ignore
+/// it. It has had no effect since Postgres 12, which writes every float in full.
 fn without_float_digits(options: PgConnectOptions) -> PgConnectOptions {
     options.extra_float_digits(None)
 }

@@ -14,10 +14,10 @@ use tokio::time::{sleep, timeout};
 use super::pool::session_timeouts_sql;
 use super::{ConnectSettings, DbPool, Error, MIGRATOR};
 
-/// Who changes what is in the database, for the log of changes (`operator_audit`).
+/// The person who changes something, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// The user of the operating system.
+    /// The operating system's user name.
     pub actor: String,
     /// The machine's name.
     pub host: String,
@@ -25,38 +25,37 @@ pub struct Operator {
     pub command: String,
 }
 
-/// So many of a pool's connections are set aside for deliveries: one for claims and results, one for prolonging what is
-/// under way, one for what is sent.
+/// Connections reserved for deliveries: one for claims and results, one for renewing leases, one for reading bodies.
 const DELIVERY_CONNECTIONS: u32 = 3;
-/// How long one of them is kept: as long as sqlx keeps the others.
+/// The lifetime of a reserved connection: the same as sqlx gives the others.
 const DELIVERY_CONNECTION_TTL: Duration = Duration::from_mins(30);
-/// A pool that is smaller than this is not divided.
+/// In a smaller pool than this, no connection is reserved.
 const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
 
-/// How long the pool may leave a ping unanswered before we look for the cause ourselves.
+/// How long the pool may leave a ping unanswered before a connection beside it is tried, to find the cause.
 const PING_PROBE_DELAY: Duration = Duration::from_millis(100);
 
 /// The database of this process. Clones share one pool.
 #[derive(Clone)]
 pub struct Database {
     pool: DbPool,
-    /// The same database without a pooler between, if there is one.
+    /// The same database without the pooler, if there is a pooler.
     direct_options: Option<Arc<PgConnectOptions>>,
-    /// Connections that only deliveries use.
+    /// Connections reserved for deliveries.
     delivery_pool: Arc<OnceLock<DbPool>>,
     settings: Arc<ConnectSettings>,
-    /// The way through the pooler, if there is one.
+    /// Through the pooler, if there is one.
     pooler_options: Option<Arc<PgConnectOptions>>,
     /// The migrations of this release.
     pub(super) migrator: &'static Migrator,
-    /// How long a connection is kept that is set aside.
+    /// The lifetime of a reserved connection.
     delivery_connection_ttl: Duration,
 }
 
-/// Why the database cannot be used right now, in a few words that name no host, no user and no statement.
+/// Why the database cannot be used now, without host, user or statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseConnectError {
-    /// Nothing listens there.
+    /// The connection was refused.
     ConnectionRefused,
     /// No answer in time.
     Timeout,
@@ -72,7 +71,7 @@ pub enum DatabaseConnectError {
     PoolExhausted,
     /// It is starting, recovering or shutting down.
     Starting,
-    /// TLS is demanded and cannot be had, or the certificate does not convince.
+    /// TLS is required and not available, or the certificate is not trusted.
     Tls,
     /// Anything else.
     Other,
@@ -96,7 +95,7 @@ impl fmt::Display for DatabaseConnectError {
 }
 
 impl DatabaseConnectError {
-    /// The class of an error.
+    /// Classifies an error.
     pub fn from_error(error: &Error) -> Self {
         match error {
             Error::Io(error) => match error.kind() {
@@ -124,20 +123,20 @@ impl DatabaseConnectError {
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Where it is may hold a password.
+        // The settings may contain a password.
         f.debug_struct("Database").finish_non_exhaustive()
     }
 }
 
 impl Database {
-    /// A pool that connects when first asked: a database that is away at start-up is a state, not the end.
+    /// A pool that connects on first use, so that a database that is unavailable at start-up is not an error.
     pub fn open(settings: &ConnectSettings) -> Self {
         Self::open_with(settings, "attesto".to_owned(), None)
     }
 
-    /// The same, and changes are put down to `operator`.
+    /// The same; changes are attributed to `operator` in the log of changes.
     pub fn open_for_operator(settings: &ConnectSettings, operator: &Operator) -> Self {
-        // A name of its own, by which the log knows that what this connection was told is still about us.
+        // A unique name, by which the trigger recognises that the session's operator is still this one.
         let name = format!("attesto-cli/{:08x}", fastrand::u32(..));
         Self::open_with(settings, name, Some(operator.clone()))
     }
@@ -147,7 +146,7 @@ impl Database {
         let pooler_options = direct_options
             .as_ref()
             .map(|_| Arc::new(settings.options.clone()));
-        // An operator is introduced to a session, which must then stay the operator's.
+        // The operator is set in the session, so the session must not be shared.
         let way = match &direct_options {
             Some(direct) if operator.is_some() => direct.as_ref(),
             _ => &settings.options,
@@ -195,9 +194,9 @@ impl Database {
         }
     }
 
-    /// The same with connections that nothing else uses, if there are enough: when requests have taken all others, or the
-    /// server has none left to give, deliveries go on. They are a part of `max`, opened at once and kept, each for half an hour: then a new one takes its place, so that none stays
-    /// for ever with a server that a failover has left behind and that only reads.
+    /// Reserves connections for deliveries, if the pool is large enough: deliveries go on when requests use all others or the
+    /// server has none left. They count towards `max`, are opened at once, and are replaced after half an hour, so that none
+    /// stays connected to a server that became read-only in a failover.
     #[must_use]
     pub fn for_deliveries(&self) -> Self {
         if self.settings.max_connections < MIN_CONNECTIONS_TO_RESERVE {
@@ -211,7 +210,7 @@ impl Database {
                 .min_connections(DELIVERY_CONNECTIONS)
                 .max_connections(DELIVERY_CONNECTIONS)
                 .idle_timeout(None)
-                // With one, sqlx would open none before they are asked for: `after_release` sees to it.
+                // With a lifetime, sqlx would open none before first use: `after_release` closes old ones instead.
                 .max_lifetime(None)
                 .acquire_timeout(self.settings.connect_timeout)
                 .after_connect(move |connection, _| {
@@ -238,7 +237,7 @@ impl Database {
         }
     }
 
-    /// The same, which keeps what it sets aside for deliveries for so long: for a test that does not wait half an hour.
+    /// Another lifetime for reserved connections, for tests.
     #[must_use]
     pub fn with_delivery_connection_ttl(self, kept: Duration) -> Self {
         Self {
@@ -247,7 +246,7 @@ impl Database {
         }
     }
 
-    /// The same for a release that has these migrations: for a test of what two releases do to each other.
+    /// Other migrations, for tests of two releases on one database.
     #[must_use]
     pub fn with_migrator(self, known: &'static Migrator) -> Self {
         Self {
@@ -256,19 +255,19 @@ impl Database {
         }
     }
 
-    /// How to reach the server itself, for what needs a session that is nobody else's between two statements.
+    /// The address of the server itself, for what needs one session over several statements.
     pub(super) fn direct_options(&self) -> Arc<PgConnectOptions> {
         let direct = self.direct_options.clone();
         direct.unwrap_or_else(|| self.pool.sqlx_pool().connect_options())
     }
 
-    /// A connection of its own to the server itself, beside the pool, with none of the pool's limits.
+    /// A connection to the server itself, outside the pool and without its limits.
     pub async fn connect_directly(&self, application: &str) -> Result<PgConnection, Error> {
         let options = self.direct_options().as_ref().clone();
         options.application_name(application).connect().await
     }
 
-    /// Where it listens, and the pooler before it, as far as that was said by address and not by name.
+    /// The addresses of the server and of the pooler, where they were given as addresses and not as names.
     pub fn server_addresses(&self) -> Vec<SocketAddr> {
         let both = [
             self.pool.sqlx_pool().connect_options(),
@@ -307,17 +306,17 @@ impl Database {
         (used + used_too, idle + idle_too)
     }
 
-    /// How many connections there may be, with those that are set aside for deliveries.
+    /// The maximum number of connections, including the reserved ones.
     pub fn max_connections(&self) -> u64 {
         u64::from(self.settings.max_connections)
     }
 
-    /// The pool, for a room's store.
+    /// The pool.
     pub fn pool(&self) -> &DbPool {
         &self.pool
     }
 
-    /// Whether the database answers within `patience`, and if not, why.
+    /// Whether the database answers within `patience`; if not, the cause.
     ///
     /// The pool hides the cause: it keeps trying while the server refuses connections. So when it does not answer at
     /// once, a connection beside the pool is tried too, whose error says more.
@@ -329,7 +328,7 @@ impl Database {
         let beside_pool = async {
             sleep(PING_PROBE_DELAY).await;
             let connection = self.pool.sqlx_pool().connect_options().connect().await?;
-            // The server is there, then; whether a connection of the pool comes free is for the pool to say.
+            // The server answers, so the pool decides: it may still be waiting for a free connection.
             let _ = connection.close().await;
             Ok::<_, Error>(())
         };
@@ -349,13 +348,13 @@ impl Database {
         asked.await.unwrap_or(Err(DatabaseConnectError::Timeout))
     }
 
-    /// Whether the way through the pooler leads to the same database as the one around it. `None`: there is no pooler.
+    /// Whether pooler and direct connection lead to the same database. `None`: there is no pooler.
     pub async fn is_pooler_same_database(
         &self,
         patience: Duration,
     ) -> Option<Result<bool, DatabaseConnectError>> {
-        // A server begins at one moment, and a database has one number there. The simple protocol, which every pooler
-        // understands.
+        // The start time of the server and the database's oid identify a database. The simple protocol, because every pooler
+        // understands it.
         let identity = "select concat(pg_postmaster_start_time(), ' ', oid) from pg_database \
             where datname = current_database()";
         let ask = async |options: &PgConnectOptions| {
@@ -384,7 +383,7 @@ impl Database {
     }
 }
 
-/// Says who uses a connection.
+/// Sets the operator of a session.
 async fn set_session_operator(
     connection: &mut PgConnection,
     name: &str,
@@ -406,10 +405,10 @@ async fn set_session_operator(
 ///
 /// When `begin` is cancelled before its answer arrives (a client that hangs up is enough), sqlx 0.9.0 does not know that
 /// a transaction was begun: it returns the connection as it is, and the next caller's plain `insert` succeeds inside a
-/// transaction that nobody commits. Outside a transaction the clocks of transaction and statement are the same. It
+/// transaction that is never committed. Outside a transaction the clocks of transaction and statement are the same. It
 /// must be one message of the simple protocol: the extended one has a clock for each of its steps.
 ///
-/// This runs after the caller is done, so it delays nobody. A connection that is inside a transaction is closed, which
+/// This runs after the caller is done and delays no request. A connection that is inside a transaction is closed, which
 /// rolls the transaction back. Can go when tests/it/database.rs says that sqlx no longer needs it.
 async fn is_outside_transaction(connection: &mut PgConnection) -> Result<bool, Error> {
     let row = connection

@@ -1,4 +1,4 @@
-//! What a database's error means to a caller.
+//! Classes of database errors.
 
 pub use sqlx::Error;
 
@@ -22,19 +22,19 @@ pub fn is_unavailable(error: &Error) -> bool {
     }
 }
 
-/// Whether an error says that somebody held for too long what was to be changed: our own lock timeout. Nothing was changed, and
-/// trying again can help.
+/// Whether an error is our own lock timeout: another session held a lock for too long. Nothing was changed, and trying again
+/// can help.
 pub fn is_lock_timeout(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if cause.code().as_deref() == Some("55P03"))
 }
 
-/// Whether an error says that a table or column is not there: the migrations have not run, or not all of them.
+/// Whether an error says that a table or column is missing: not all migrations have been applied.
 pub fn is_missing_table(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))
 }
 
-/// What kind of error, and nothing of what it says, for a log that shows no causes: `database 23505` for what Postgres
-/// refused (its code, no text), `database Io` for what never reached it.
+/// The class of an error without its text, for logs: `database 23505` (the SQLSTATE) for an error of Postgres, `database Io`
+/// for one that never reached it.
 pub fn error_class(error: &Error) -> String {
     if let Error::Database(refused) = error
         && let Some(code) = refused.code()
@@ -50,7 +50,7 @@ pub fn error_class(error: &Error) -> String {
     format!("database {variant}")
 }
 
-/// Turns a violation of one named constraint into the sentence it means; everything else stays what it was.
+/// Maps the violation of one named constraint to an error of the caller's; other errors are passed on.
 pub fn map_constraint_error<E: From<Error>>(
     error: Error,
     constraint: &str,

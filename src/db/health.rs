@@ -1,5 +1,5 @@
-//! How the database is: whether its clock agrees with ours, whether somebody keeps a transaction open, and what waits to
-//! be cleaned up. Cheap enough to be asked every few seconds.
+//! The health of the database: the difference between its clock and ours, long-open transactions, and dead rows. Cheap enough
+//! to be read every few seconds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,24 +10,24 @@ use tokio::time::timeout;
 use super::{Database, Error};
 use crate::base::clock::{Clock, Timestamp};
 
-/// What was found.
+/// One reading of the database's health.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatabaseHealth {
-    /// How far the database's clock is ahead of ours, in seconds; negative when it is behind. No finer than half of what
-    /// the question took.
+    /// How far the database's clock is ahead of ours, in seconds; negative when it is behind. Exact to half of the
+    /// time that the query took.
     pub clock_skew: f64,
-    /// How long the oldest transaction has been open that keeps dead rows from being cleaned up. Zero: there is none.
-    /// What other roles do is seen only by a role that has `pg_read_all_stats`. Backups and exports are not counted here.
+    /// How long the oldest transaction has been open that keeps dead rows from being cleaned up. Zero if there is none.
+    /// Transactions of other roles are visible only to a role that has `pg_read_all_stats`. Backups and exports are not counted here.
     pub oldest_transaction: Duration,
-    /// The same of backups and exports, which have to hold one state of the database until they are done: of sessions
-    /// that call themselves one of [`SNAPSHOTS`] and have written nothing.
+    /// The same for backups and exports, which hold one snapshot of the database until they are done: sessions whose
+    /// `application_name` is one of those and that have written nothing.
     pub oldest_snapshot: Duration,
-    /// Dead rows that nobody has cleaned up yet, by table, as far as the statistics know.
+    /// Dead rows that wait for vacuum, by table, from the statistics.
     pub dead_rows: BTreeMap<String, i64>,
 }
 
-/// What those call themselves (`application_name`) that hold a snapshot for as long as they need it: Postgres' own programs,
-/// `attesto backup create` and `attesto tenant export`.
+/// The `application_name` of sessions that hold a snapshot on purpose: Postgres' own programs, `attesto backup create` and
+/// `attesto tenant export`.
 const SNAPSHOT_APPLICATIONS: [&str; 4] =
     ["pg_dump", "pg_dumpall", "attesto-backup", "attesto-export"];
 
@@ -35,7 +35,7 @@ const SNAPSHOT_APPLICATIONS: [&str; 4] =
 const HIGH_CHURN_TABLES: [&str; 3] = ["webhook_deliveries", "webhook_health", "api_keys"];
 
 impl Database {
-    /// Looks.
+    /// Reads it.
     pub async fn load_health(&self, clock: &Clock) -> Result<DatabaseHealth, Error> {
         let mut connection = self.pool().begin().await?;
         let asked = clock.now();
@@ -84,19 +84,19 @@ impl Database {
     }
 }
 
-/// How large a table is, all of its partitions and indexes together.
+/// The size of a table with all of its partitions and indexes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableSize {
     /// Its name.
     pub name: String,
-    /// Rows, as far as the statistics know.
+    /// Number of rows, from the statistics.
     pub rows: i64,
-    /// What it takes on disk.
+    /// Size on disk in bytes.
     pub bytes: i64,
 }
 
 impl Database {
-    /// How large our tables are. Reads what Postgres knows of them and none of their rows.
+    /// The sizes of our tables, from the catalog; no row is read.
     pub async fn table_sizes(&self) -> Result<Vec<TableSize>, Error> {
         let rows = sqlx::query!(
             r#"
@@ -122,15 +122,15 @@ impl Database {
 }
 
 impl Database {
-    /// Whether a notification that is sent over one connection arrives on another one within `patience`. Behind a pooler
-    /// that shares server connections it does not.
-    pub async fn receives_own_notifications(&self, patience: Duration) -> Result<bool, Error> {
+    /// Whether a notification sent over one connection arrives on another one in time (`within`). Behind a pooler in
+    /// transaction mode it does not.
+    pub async fn receives_own_notifications(&self, within: Duration) -> Result<bool, Error> {
         let channel = format!("attesto_proof_{:016x}", fastrand::u64(..));
-        // Of its own, as in `changes`: the main pool may be busy.
+        // A pool of its own, as in `change_listener`: the main pool may be busy.
         let options = self.direct_options().as_ref().clone();
         let pool = PgPoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(patience)
+            .acquire_timeout(within)
             .connect_lazy_with(options);
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(&channel).await?;
@@ -138,7 +138,7 @@ impl Database {
             .bind(&channel)
             .execute(self.pool())
             .await?;
-        let heard = timeout(patience, listener.recv()).await;
+        let heard = timeout(within, listener.recv()).await;
         drop(listener);
         pool.close().await;
         match heard {
@@ -152,7 +152,7 @@ fn age_from_seconds(seconds: Option<f64>) -> Duration {
     Duration::from_secs_f64(seconds.unwrap_or(0.0).max(0.0))
 }
 
-/// How far `theirs` is ahead, which was read at some moment between `asked` and `answered`.
+/// How far `theirs`, read at some moment between `asked` and `answered`, is ahead, in seconds.
 fn compute_clock_skew(asked: Timestamp, theirs: Timestamp, answered: Timestamp) -> f64 {
     let between = i64::midpoint(asked.as_millis(), answered.as_millis());
     let ahead = theirs.as_millis().saturating_sub(between);

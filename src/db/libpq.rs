@@ -1,4 +1,4 @@
-//! The same server, for others: Postgres' own programs, and another database beside this one.
+//! The same server for Postgres' own programs, and other databases on it.
 
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgSslMode;
@@ -25,8 +25,8 @@ impl Database {
         Self::open(&settings)
     }
 
-    /// How Postgres' own programs reach it: variables of their environment, where, unlike in their arguments, only
-    /// their own user and root can read the password.
+    /// Environment variables with which Postgres' own programs reach this database. In the environment, unlike in
+    /// arguments, only their own user and root can read the password.
     pub fn libpq_environment(&self) -> Vec<(&'static str, String)> {
         let options = self.direct_options();
         let host = match options.get_socket() {
@@ -50,7 +50,7 @@ impl Database {
             ("PGAPPNAME", "attesto-backup".to_owned()),
             ("PGCONNECT_TIMEOUT", "10".to_owned()),
         ];
-        // The URL alone tells the rest.
+        // sqlx does not expose the rest.
         let url = options.to_url_lossy();
         let password = url
             .password()

@@ -1,13 +1,13 @@
-//! [`Pool`]: the connections of this process, used so that a pooler between may hand them out by the transaction.
+//! [`DbPool`]: the connections of this process, used in a way that works through a pooler in transaction mode.
 //!
 //! sqlx prepares a statement in one exchange and runs it in the next. A pooler in transaction mode (`PgBouncer`) may
-//! give the two to different sessions of the server: the statement is not found, or is somebody else's. So, through
-//! such a pooler, every statement runs inside a transaction, for whose length the session is ours, and under no name,
-//! so that it stays behind in no session. What a session would be told once (`statement_timeout` and its like) each
-//! transaction is told with its `begin`.
+//! give the two to different sessions of the server: the statement is not found, or another client's is run. So, through
+//! such a pooler, every statement runs inside a transaction, for whose length the session is reserved, and under no name,
+//! so that it remains in no session. Settings of a session (`statement_timeout` and others) are sent with each
+//! transaction's `begin`.
 //!
-//! That costs three exchanges more for a statement on its own (to begin, to prepare it anew, to commit), and one for each
-//! statement of what is a transaction anyway.
+//! That costs three more round trips for a single statement (begin, prepare, commit), and one for each statement of a
+//! transaction.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -22,25 +22,25 @@ use tokio::time::timeout;
 
 use super::Error;
 
-/// What bounds the harm of a statement that hangs; no query of ours needs a fraction of it. Set by statements and not as
-/// parameters of the connection's start, which a pooler such as `PgBouncer` refuses.
+/// Limits for a statement that hangs; our queries need a fraction of them. Set by statements and not as start-up
+/// parameters of the connection, which `PgBouncer` refuses.
 const SESSION_TIMEOUTS: [(&str, &str); 3] = [
     ("statement_timeout", "15s"),
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "10s"),
 ];
 
-/// [`LIMITS`] as statements, each beginning with `set`.
+/// [`SESSION_TIMEOUTS`] as statements, each beginning with `set`.
 pub(super) fn session_timeouts_sql(set: &str) -> String {
     let each = SESSION_TIMEOUTS.map(|(name, value)| format!("{set} {name} = '{value}';"));
     each.concat()
 }
 
-/// The connections of this process, for a room's store: `query.execute(database.pool())`.
+/// The connection pool, used as `query.execute(database.pool())`.
 #[derive(Clone)]
 pub struct DbPool {
     inner: PgPool,
-    /// Whether a session of the server is ours for one transaction only.
+    /// Whether the server's session may change after each transaction (a pooler in transaction mode).
     is_transaction_pooled: bool,
 }
 
@@ -58,12 +58,12 @@ impl DbPool {
         }
     }
 
-    /// Begins a transaction. Never where it may be cancelled: see [`mod@super::database`].
+    /// Begins a transaction. Must not be called where it may be cancelled: see [`mod@super::database`].
     pub async fn begin(&self) -> Result<DbTransaction, Error> {
         self.begin_with("").await
     }
 
-    /// The same, and runs these statements of ours in the same exchange: `set local …; select …`.
+    /// Begins a transaction and runs these statements in the same round trip: `set local …; select …`.
     pub async fn begin_with(&self, statements: &'static str) -> Result<DbTransaction, Error> {
         let limits = if self.is_transaction_pooled {
             session_timeouts_sql("set local")
@@ -82,8 +82,8 @@ impl DbPool {
         }))
     }
 
-    /// Waits no longer than for a connection of the pool's own: the pooler lets in whoever comes, and a session of the
-    /// server may not come free for minutes, before any limit of ours is in force. What begins after all is rolled back.
+    /// Waits no longer than for a connection of the pool: a pooler accepts every client, and a session of the server may not
+    /// become free for minutes, before any of our limits is in force. A transaction that begins later is rolled back.
     async fn begin_within_timeout(
         &self,
         text: AssertSqlSafe<String>,
@@ -100,7 +100,7 @@ impl DbPool {
         }
     }
 
-    /// sqlx's own pool, which knows of no pooler: for what is not a statement.
+    /// sqlx's own pool, for everything that is not a statement.
     pub fn sqlx_pool(&self) -> &PgPool {
         &self.inner
     }
@@ -163,7 +163,7 @@ impl<'p> Executor<'p> for &'_ DbPool {
     }
 }
 
-/// What a statement brings: how many rows it changed, or one of those it found.
+/// Part of a statement's result: the number of changed rows, or one row.
 type QueryItem = Either<PgQueryResult, PgRow>;
 
 /// A transaction: `query.execute(&mut *transaction)`. Rolled back when it is dropped.
@@ -171,7 +171,7 @@ type QueryItem = Either<PgQueryResult, PgRow>;
 pub struct DbTransaction(DbSession);
 
 impl DbTransaction {
-    /// Makes it so.
+    /// Commits it.
     pub async fn commit(self) -> Result<(), Error> {
         self.0.inner.commit().await
     }
@@ -191,7 +191,7 @@ impl DerefMut for DbTransaction {
     }
 }
 
-/// The session of the server that a transaction has for as long as it lasts.
+/// The server's session during a transaction.
 #[derive(Debug)]
 pub struct DbSession {
     inner: sqlx::Transaction<'static, Postgres>,
@@ -199,7 +199,7 @@ pub struct DbSession {
 }
 
 impl DbSession {
-    /// sqlx's own connection, whose statements keep their names: for statements that say themselves that they have none.
+    /// sqlx's own connection, which names its statements: for statements that are explicitly unnamed.
     pub(super) fn sqlx_connection(&mut self) -> &mut PgConnection {
         &mut self.inner
     }
@@ -251,7 +251,7 @@ impl<'c> Executor<'c> for &'c mut DbSession {
     }
 }
 
-/// A statement that is prepared under no name, and so forgotten with the next one.
+/// A statement that is prepared under no name, and so replaced by the next one.
 struct UnnamedStatement<E>(E);
 
 impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for UnnamedStatement<E> {
