@@ -2,6 +2,7 @@
 --
 -- Ids are a prefix and a ULID, made by the service. A column whose name ends in _enc holds a sealed value:
 -- key id (1 byte), nonce (12), ciphertext, tag (16); see src/crypto/keyring.rs.
+-- tables: creates api_keys, apple_credentials, encryption_canaries, google_credentials, tenants
 
 create table tenants (
     id text primary key,

@@ -1,4 +1,5 @@
 -- What the stores reported, on its way to the tenants' callbacks; and the optional log of verifications.
+-- tables: creates validation_audit, webhook_configs, webhook_deliveries, webhook_events; locks tenants
 
 create table webhook_configs (
     tenant_id text primary key references tenants (id),

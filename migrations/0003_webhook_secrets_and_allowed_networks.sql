@@ -1,4 +1,5 @@
 -- Secrets that still sign beside the newest one, and what an operator opened for one tenant's callback.
+-- tables: creates webhook_allowed_networks, webhook_previous_secrets; locks tenants; reads_all webhook_configs
 
 -- The newest secret is webhook_configs.secret_enc. Secrets are counted, so that people can speak of them.
 alter table webhook_configs

@@ -1,4 +1,5 @@
 -- How deliveries are claimed, how each callback has behaved lately, and what an operator asked to have delivered again.
+-- tables: creates webhook_health, webhook_redeliveries; locks tenants; rewrites webhook_deliveries; unknown anything
 
 alter table webhook_deliveries
     -- Which of the tenant's callbacks this goes to, in eight bytes: a long URL makes a large index. Two URLs of one

@@ -1,4 +1,5 @@
 -- What a delivery sends, and which Google purchase replaced which.
+-- tables: creates purchase_links; locks tenants, webhook_events
 
 -- The JSON that is sent to the callback, made once, when the event is stored: every attempt of every delivery sends
 -- these bytes, so that a signature made today and one made tomorrow are over the same text.

@@ -1,4 +1,5 @@
 -- What runs periodically and when it did, which processes are there, and what it takes to find old rows.
+-- tables: creates job_runs, replicas; reads_all validation_audit, webhook_deliveries, webhook_events
 
 -- One row a run, whoever started it. A run that has the job for itself says so again and again; when it no longer does,
 -- its process died, and the next one begins.

@@ -1,4 +1,5 @@
 -- The key of the validation log's hashes, the log of what operators changed, and what counting needs.
+-- tables: creates operator_audit, validation_audit_keys; locks api_keys, apple_credentials, google_credentials, tenants, webhook_allowed_networks, webhook_configs, webhook_previous_secrets, webhook_redeliveries; reads_all webhook_deliveries
 
 -- Identifiers in validation_audit are hashed with a key that is made once and never changes, so that hashes of this
 -- year and of the next can be compared. The key is random and sealed: rotating the encryption key seals it anew and

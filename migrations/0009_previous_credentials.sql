@@ -1,4 +1,5 @@
 -- The store credentials that were replaced last, for a while: what `rollback-credentials` brings back.
+-- tables: creates apple_previous_credentials, google_previous_credentials; locks tenants
 
 create table apple_previous_credentials (
     tenant_id text primary key references tenants (id),

@@ -1,4 +1,5 @@
 -- A system that was restored does not send anything before somebody says so; and which backups there are.
+-- tables: creates backups, delivery_holds
 
 -- While a row has no release, no process begins a delivery.
 create table delivery_holds (

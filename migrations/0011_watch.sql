@@ -1,5 +1,6 @@
 -- What is watched: which settings and certificates each process lives by, what Apple said when it was last asked for a
 -- test notification, and what a look at each callback found.
+-- tables: creates apple_test_notifications, callback_probes; locks replicas, tenants
 
 alter table replicas
     -- A fingerprint of each group of settings that should be the same everywhere. No value, and nothing of a secret.

@@ -1,6 +1,7 @@
 -- What is noted of a change can wait for the end of its transaction, where one asks for it: `attesto tenant import` writes a long
 -- history and lets others make their changes meanwhile, since whoever adds to the log of changes waits for whoever is adding.
 -- previous release: works
+-- tables: locks api_keys, apple_credentials, google_credentials, tenants, webhook_allowed_networks, webhook_configs, webhook_previous_secrets, webhook_redeliveries
 
 -- Nobody else asks, and for them nothing changes: the row is written with the change itself.
 drop trigger audit_change on tenants;

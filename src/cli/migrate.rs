@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::db::migration_analysis::TableImpact;
+use crate::db::migration_header::TableImpact;
 use crate::db::migrations::{AffectedTable, MigrationInfo, PlannedMigration};
 use crate::db::{MigrationError, MigrationReport};
 use crate::replicas::{LiveReplicas, MigrationBlockedError};
@@ -101,13 +101,12 @@ async fn check_migrations(context: &CommandContext) -> Result<(), CommandError> 
     let database = context.open_database().await?;
     let pending = database.plan_migrations().await?;
     let may_migrate = database.can_migrate().await?;
-    let lead = context.clock.lead();
     // Tables that are not there yet name nobody.
-    let company = LiveReplicas::load(&database, lead).await;
+    let company = LiveReplicas::load(&database).await;
     let running_releases: BTreeSet<String> = company
         .map(|company| company.replicas.into_iter().map(|it| it.version).collect())
         .unwrap_or_default();
-    let obstacle = MigrationBlockedError::check_replicas(&database, lead)
+    let obstacle = MigrationBlockedError::check_replicas(&database)
         .await?
         .err();
     let is_stuck = !pending.is_empty() && !may_migrate;
@@ -137,7 +136,7 @@ pub async fn run(args: MigrateArgs, context: &CommandContext) -> Result<(), Comm
     }
     let database = context.open_database().await?;
     if !args.dry_run {
-        MigrationBlockedError::check_replicas(&database, context.clock.lead()).await??;
+        MigrationBlockedError::check_replicas(&database).await??;
     }
     let report = database.migrate(args.dry_run).await?;
     context

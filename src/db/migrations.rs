@@ -1,5 +1,5 @@
-//! The tables, brought to this release: forward only, each migration in a transaction of its own together with the note
-//! that it was applied, and never two processes at once.
+//! Brings the tables to this release: forward only, each migration in a transaction of its own together with the row that
+//! records it, and never in two processes at once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,31 +10,30 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::time::timeout;
 
-use super::migration_analysis::{self, Compatibility, FIRST_RELEASE_VERSION, TableImpact};
+use super::migration_header::{self, Compatibility, FIRST_RELEASE_VERSION, TableImpact};
 use super::{Database, Error, MIN_POSTGRES_MAJOR};
 
 /// Every migration, embedded in the binary.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// Where what was applied is noted.
+/// sqlx's table of applied migrations.
 const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
-/// The lock that keeps two processes apart, as Postgres wants it: a number, unique within the database. It ends with
-/// the transaction, so a pooler cannot keep it, and neither can a process that was cancelled or killed.
+/// The key of the advisory lock, unique within the database. The lock ends with the transaction, so neither a pooler nor a
+/// process that was cancelled or killed can keep it.
 const ADVISORY_LOCK_KEY: i64 = i64::from_be_bytes(*b"\0attesto");
-/// For one migration: how long another process may be migrating before us; then, how long its statements may wait for
-/// a table that somebody uses, while everybody else queues behind them. How long they may work is not limited.
+/// For one migration: how long to wait for another process that is migrating; then, how long its statements may wait for a
+/// table in use, while other sessions queue behind them. How long the statements may run is not limited.
 const MIGRATION_LOCK_TIMEOUT_SQL: &str =
     "set local statement_timeout = 0; set local lock_timeout = '60s'";
 const TABLE_LOCK_TIMEOUT_SQL: &str = "set local lock_timeout = '5s'";
-/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One migration.
+/// A migration of this release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MigrationInfo {
     /// The number its file begins with.
     pub version: i64,
-    /// The rest of its file's name, in words.
+    /// The rest of its file's name, with spaces.
     pub name: String,
 }
 
@@ -47,18 +46,18 @@ impl From<&Migration> for MigrationInfo {
     }
 }
 
-/// One migration that is missing, and what it would do.
+/// A migration that is not applied yet, and what it would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMigration {
-    /// Which.
+    /// The migration.
     #[serde(flatten)]
     pub step: MigrationInfo,
-    /// What it is for.
+    /// Its purpose, from its header.
     pub purpose: String,
-    /// What it does to tables; those that it makes come first.
+    /// What it does to tables; those that it creates come first.
     pub tables: Vec<AffectedTable>,
-    /// Whether a process of the release before goes on working. `None`: it is a part of the first release.
+    /// Whether the release before it goes on working. `None`: it belongs to the first release.
     #[serde(flatten)]
     pub promise: Option<Compatibility>,
 }
@@ -71,43 +70,43 @@ pub struct AffectedTable {
     pub table: String,
     /// What would be done to it.
     pub touch: TableImpact,
-    /// How many rows it has, as far as the statistics know.
+    /// Number of rows, from the statistics.
     pub rows: Option<i64>,
-    /// How large it is with its indexes.
+    /// Size with its indexes, in bytes.
     pub bytes: Option<i64>,
 }
 
-/// What a run of the migrations did.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationReport {
     /// Applied by this run, in order.
     pub applied: Vec<MigrationInfo>,
-    /// Not applied, because the run was only to look.
+    /// Not applied, because it was a dry run.
     pub pending: Vec<MigrationInfo>,
-    /// How many were there before.
+    /// How many had been applied before.
     pub already_applied: usize,
 }
 
 /// How the database's tables compare with this release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchemaState {
-    /// Exactly this release's.
+    /// The schema of this release.
     UpToDate,
     /// So many migrations are missing.
     Behind(usize),
-    /// A newer release was here, and this one does not work on what it left.
+    /// A newer release migrated the database, and this one does not work with its schema.
     Ahead,
-    /// A newer release was here, and promised that this one goes on working.
+    /// A newer release migrated the database, and its migrations state that this one goes on working.
     AheadAndCompatible,
-    /// A migration was applied that this release knows differently or not at all.
+    /// A migration was applied whose text differs from this release's, or that this release does not know.
     Diverged,
 }
 
-/// Why the tables are not brought to this release.
+/// Why the migrations were not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// A newer release was here.
+    /// A newer release migrated the database.
     #[error(
         "the database is newer than this release of Attesto: it has migration {found}, and this release knows no more than {known}. Run the newer release; nothing has been changed"
     )]
@@ -117,7 +116,7 @@ pub enum MigrationError {
         /// The newest of ours.
         known: i64,
     },
-    /// Applied, and not one of ours.
+    /// A migration was applied that this release does not know.
     #[error(
         "the database has migration {found}, which this release of Attesto never had: is this Attesto's database, and an official release? Nothing has been changed"
     )]
@@ -125,7 +124,7 @@ pub enum MigrationError {
         /// Its number.
         found: i64,
     },
-    /// Applied from a text other than ours.
+    /// A migration was applied from another text than this release's.
     #[error(
         "migration {version} ({name}) was applied to this database from a different text than this release holds. Migrations never change after a release, so one of the two is not an official one. Nothing has been changed",
         version = .0.version,
@@ -147,7 +146,7 @@ pub enum MigrationError {
         name = .0.name
     )]
     TableLocked(MigrationInfo),
-    /// The role may not make tables.
+    /// The role may not create tables.
     #[error(
         "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>` ({0})"
     )]
@@ -155,18 +154,18 @@ pub enum MigrationError {
     /// Postgres refused a statement of a migration.
     #[error("migration {version} ({name}) failed and was rolled back: {cause}", version = step.version, name = step.name)]
     StatementFailed {
-        /// Which.
+        /// The migration.
         step: MigrationInfo,
-        /// What Postgres said.
+        /// The error of Postgres.
         cause: Error,
     },
-    /// Anything else, among it a database that cannot be reached.
+    /// Any other error, for example a database that cannot be reached.
     #[error(transparent)]
     Database(#[from] Error),
 }
 
 impl Database {
-    /// Applies what is missing, or with `dry_run` only says what that is. Can be run again and by several processes at
+    /// Applies the missing migrations, or with `dry_run` only lists them. Can be run repeatedly and by several processes at
     /// once: all but one of them wait. Uses a connection of its own.
     pub async fn migrate(&self, dry_run: bool) -> Result<MigrationReport, MigrationError> {
         let mut connection = self.connect_to_migrate().await?;
@@ -187,18 +186,18 @@ impl Database {
                 tracing::info!(
                     version = step.version,
                     name = step.name,
-                    "migration applied"
+                    "migration_applied"
                 );
                 report.applied.push(step);
             }
             report.already_applied = self.migrator.iter().count() - report.applied.len();
         }
-        // Everything is committed; how the farewell goes no longer matters.
+        // Everything is committed: an error at closing does not matter.
         let _ = connection.close().await;
         Ok(report)
     }
 
-    /// Whether the database's role may make tables.
+    /// Whether the database's role may create tables.
     pub async fn can_migrate(&self) -> Result<bool, Error> {
         let mut connection = self.connect_directly("attesto-migrate").await?;
         let allowed = sqlx::query_scalar(
@@ -210,7 +209,7 @@ impl Database {
         Ok(allowed)
     }
 
-    /// How the database's tables compare with this release. One short read.
+    /// Compares the database's schema with this release's. One short read.
     pub async fn load_schema_state(&self) -> Result<SchemaState, Error> {
         let mut reading = self.pool().begin().await?;
         let applied = load_applied_migrations(reading.sqlx_connection()).await?;
@@ -229,7 +228,7 @@ impl Database {
         })
     }
 
-    /// What is missing, in order, and what each would do.
+    /// The missing migrations in order, and what each would do.
     pub async fn plan_migrations(&self) -> Result<Vec<PlannedMigration>, MigrationError> {
         let mut connection = self.connect_to_migrate().await?;
         let applied = load_applied_migrations(&mut connection).await?;
@@ -237,7 +236,7 @@ impl Database {
         for migration in pending_migrations(self.migrator, &applied)? {
             let sql = migration.sql.as_str();
             let mut tables = Vec::new();
-            for (table, touch) in migration_analysis::table_impacts(sql) {
+            for (table, touch) in migration_header::parse_table_impacts(sql) {
                 let size = load_table_size(&mut connection, &table).await?;
                 tables.push(AffectedTable {
                     table,
@@ -248,7 +247,7 @@ impl Database {
             }
             planned.push(PlannedMigration {
                 step: migration.into(),
-                purpose: migration_analysis::parse_purpose(sql),
+                purpose: migration_header::parse_purpose(sql),
                 tables,
                 promise: migration_compatibility(migration),
             });
@@ -266,19 +265,19 @@ impl Database {
     }
 }
 
-/// What a migration promises to a release that does not know it. `None`: there is no such release.
+/// Whether releases without this migration go on working. `None`: there is no such release.
 fn migration_compatibility(migration: &Migration) -> Option<Compatibility> {
-    // A test sees to it that all of them say something.
+    // A test makes sure that every header states it.
     let nothing = || Compatibility {
         previous_works: false,
         why: None,
     };
     (migration.version >= FIRST_RELEASE_VERSION).then(|| {
-        migration_analysis::parse_compatibility(migration.sql.as_str()).unwrap_or_else(nothing)
+        migration_header::parse_compatibility(migration.sql.as_str()).unwrap_or_else(nothing)
     })
 }
 
-/// How many rows a table has, as far as the statistics know, and how large it is with its indexes. `None`: it is not there.
+/// Number of rows, from the statistics, and size with indexes of a table. `None`: there is no such table.
 async fn load_table_size(
     connection: &mut PgConnection,
     table: &str,
@@ -293,7 +292,7 @@ async fn load_table_size(
         .await
 }
 
-/// Applies the first missing migration, if one is missing once the lock is ours.
+/// Applies the first missing migration, if one is still missing once the lock is held.
 async fn apply_next_migration(
     known: &'static Migrator,
     connection: &mut PgConnection,
@@ -310,7 +309,7 @@ async fn apply_next_migration(
         })?;
     transaction.execute(TABLE_LOCK_TIMEOUT_SQL).await?;
 
-    // Read only now: whoever had the lock before us may have applied it.
+    // Read under the lock: the process that held it before may have applied it.
     let applied = load_applied_migrations(&mut transaction).await?;
     let pending = pending_migrations(known, &applied)?;
     let Some(next) = pending.first() else {
@@ -354,14 +353,14 @@ async fn apply_next_migration(
     Ok(Some(step))
 }
 
-/// A migration that was applied.
+/// A migration that was applied to this database.
 struct AppliedMigration {
     checksum: Vec<u8>,
-    /// Whether it promised that a release without it goes on working.
+    /// Whether it states that a release without it goes on working.
     previous_works: bool,
 }
 
-/// What was applied, by number. Under no name, for a pooler between: see [`mod@super::pool`].
+/// The applied migrations by number. Unnamed statements, because of poolers: see [`mod@super::pool`].
 async fn load_applied_migrations(
     connection: &mut PgConnection,
 ) -> Result<HashMap<i64, AppliedMigration>, Error> {
@@ -395,7 +394,7 @@ async fn load_applied_migrations(
     Ok(rows.collect())
 }
 
-/// What is missing, in order; an error when what was applied is not a part of ours.
+/// The missing migrations in order; an error if what was applied is not a prefix of ours.
 fn pending_migrations(
     migrator: &'static Migrator,
     applied: &HashMap<i64, AppliedMigration>,

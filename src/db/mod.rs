@@ -1,19 +1,18 @@
-//! Postgres: the pool, the migrations, and the few things every room's queries need.
+//! Postgres: the connection pool, the migrations, and what the queries of every room need.
 //!
-//! Promises: a connection is never handed out inside somebody else's transaction; a connection that hangs is given up
-//! within seconds; the schema is exactly the one this binary was built with, or start-up says why not.
+//! Promises: a connection is never handed out inside another caller's transaction; a connection that hangs is closed
+//! within seconds; the schema is exactly the one this binary was built with, or start-up reports the difference.
 //!
-//! - [`settings`]: [`ConnectSettings`], where the database is
-//! - [`database`]: [`Database`], the pool: opened, guarded, asked whether it is there
-//! - [`pool`]: [`Pool`], its connections, also where a pooler shares them out
-//! - [`migrations`]: the tables, brought to this release
-//! - [`upgrade`]: what a migration does to tables that are there, and promises to older releases
-//! - [`errors`]: what an error means to a caller
-//! - [`changes`]: hear of changes to what is remembered
-//! - [`vitals`]: how the database is
-//! - `catalogue`: what the database says of its own tables
-//! - `client`: the same server, for Postgres' own programs
-//! - [`embedded`]: a private Postgres as a child process
+//! - [`connect_settings`]: [`ConnectSettings`], the address of the database and the size of the pool
+//! - [`database`]: [`Database`], the pool of this process and its connectivity check
+//! - [`pool`]: [`DbPool`], [`DbTransaction`], [`DbSession`], which also work through `PgBouncer` in transaction mode
+//! - [`migrations`]: bring the tables to this release
+//! - [`migration_header`]: what each migration states about tables and older releases
+//! - [`errors`]: classes of database errors
+//! - [`change_listener`]: notifications of changes, for caches
+//! - [`health`]: clock difference, long transactions, dead rows, table sizes
+//! - `catalog`: the columns of our tables
+//! - `libpq`: environment variables for `pg_dump` and `pg_restore`
 
 mod catalog;
 pub mod change_listener;
@@ -22,7 +21,7 @@ pub mod database;
 pub mod errors;
 pub mod health;
 mod libpq;
-pub mod migration_analysis;
+pub mod migration_header;
 pub mod migrations;
 pub mod pool;
 

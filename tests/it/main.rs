@@ -35,6 +35,7 @@ mod jobs;
 mod leak;
 mod leaks;
 mod metrics;
+mod migration_sql;
 mod migrations;
 mod moving;
 mod openapi;

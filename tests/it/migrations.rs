@@ -1,8 +1,9 @@
 //! The database's tables: forward only, one at a time, never a newer database under an older binary.
 
-use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState, migration_analysis};
+use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState, migration_header};
 use sqlx::Executor as _;
 
+use crate::migration_sql;
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
 
 /// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
@@ -178,7 +179,7 @@ async fn count(database: &Database, table: &str) -> i64 {
 fn no_migration_takes_anything_away() {
     for migration in MIGRATOR.iter() {
         assert!(!migration.no_tx, "{}: all or nothing", migration.version);
-        let found = migration_analysis::list_destructive_operations(migration.sql.as_str());
+        let found = migration_sql::list_destructive_operations(migration.sql.as_str());
         assert!(
             found.is_empty(),
             "migration {}: {found:?}",
@@ -193,18 +194,23 @@ fn every_migration_says_truly_whether_the_release_before_works() {
     for migration in MIGRATOR.iter() {
         let (version, sql) = (migration.version, migration.sql.as_str());
         assert_ne!(
-            migration_analysis::parse_purpose(sql),
+            migration_header::parse_purpose(sql),
             "",
             "{version}: begins with what it is for"
         );
-        if version < migration_analysis::FIRST_RELEASE_VERSION {
+        assert_eq!(
+            migration_header::parse_table_impacts(sql),
+            migration_sql::table_impacts(sql),
+            "{version}: the line `-- tables: …` of its header"
+        );
+        if version < migration_header::FIRST_RELEASE_VERSION {
             continue;
         }
-        let promise = migration_analysis::parse_compatibility(sql).unwrap_or_else(|| {
+        let promise = migration_header::parse_compatibility(sql).unwrap_or_else(|| {
             panic!("migration {version} has no line `-- previous release: works` or `-- previous release: stops, …`")
         });
         if promise.previous_works {
-            let broken: Vec<_> = migration_analysis::find_incompatibilities(sql)
+            let broken: Vec<_> = migration_sql::find_incompatibilities(sql)
                 .into_iter()
                 .filter(|(_, certain)| *certain || promise.why.is_none())
                 .collect();

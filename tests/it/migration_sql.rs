@@ -1,66 +1,8 @@
-//! What a migration does to the tables that are there, read from its SQL; and what it promises to releases that do not
-//! know it.
-//!
-//! A migration that comes after the first release says in one line of its file whether a process of the release before
-//! goes on working on the changed tables:
-//!
-//! ```sql
-//! -- previous release: works
-//! -- previous release: works, no release ever wrote anything else
-//! -- previous release: stops, it cannot read the new column's values
-//! ```
-//!
-//! A test holds that line against the SQL, so that nobody promises what a statement takes away. The promise is kept in
-//! the database with the migration (`schema_promises`), where a release that does not know the migration finds it.
+//! What a migration's SQL does to tables and to older releases: what its header is held against.
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
-
-/// The last migration of the first release. Nobody runs a release that lacks one of these.
-pub const FIRST_RELEASE_VERSION: i64 = 13;
-
-/// Whether a process of the release before a migration goes on working.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Compatibility {
-    /// It does.
-    pub previous_works: bool,
-    /// Why, where that is not plain.
-    pub why: Option<String>,
-}
-
-/// What a migration does to one table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TableImpact {
-    /// Makes it.
-    Creates,
-    /// Has it for itself for a moment.
-    Locks,
-    /// Writes some of its rows.
-    ChangesRows,
-    /// Reads all of it; nobody writes meanwhile.
-    ReadsAll,
-    /// Writes all of it anew; nobody uses it meanwhile.
-    Rewrites,
-    /// Nobody can say without running it.
-    Unknown,
-}
-
-impl TableImpact {
-    /// In words, as the rest of a sentence that begins with the table.
-    pub fn describe_impact(self) -> &'static str {
-        match self {
-            Self::Creates => "is made",
-            Self::Locks => "is changed in a moment, as soon as nobody uses it",
-            Self::ChangesRows => "has rows changed; who changes the same ones waits",
-            Self::ReadsAll => "is read from end to end, and nothing is written to it meanwhile",
-            Self::Rewrites => "is written anew from end to end, and nobody uses it meanwhile",
-            Self::Unknown => "may be changed in any way",
-        }
-    }
-}
+use attesto::db::migration_header::TableImpact;
 
 /// What is added to a table that is no column begins with one of these.
 const CONSTRAINT_KEYWORDS: [&str; 6] = [
@@ -72,39 +14,8 @@ const CONSTRAINT_KEYWORDS: [&str; 6] = [
     "exclude",
 ];
 
-/// What begins a declaration.
-const COMPATIBILITY_PREFIX: &str = "-- previous release: ";
-
-/// What a migration promises; `None` when it does not say.
-pub fn parse_compatibility(sql: &str) -> Option<Compatibility> {
-    let said = sql
-        .lines()
-        .find_map(|line| line.strip_prefix(COMPATIBILITY_PREFIX))?;
-    let (word, why) = match said.split_once(',') {
-        Some((word, why)) => (word, Some(why.trim().to_owned())),
-        None => (said, None),
-    };
-    let previous_works = match word.trim() {
-        "works" => true,
-        "stops" => false,
-        _ => return None,
-    };
-    Some(Compatibility {
-        previous_works,
-        why: why.filter(|why| !why.is_empty()),
-    })
-}
-
-/// What a migration is for: the comment that its file begins with.
-pub fn parse_purpose(sql: &str) -> String {
-    let lines = sql.lines().take_while(|line| line.starts_with("--"));
-    let lines = lines.filter(|line| !line.starts_with(COMPATIBILITY_PREFIX));
-    let lines: Vec<_> = lines.map(|line| line[2..].trim()).collect();
-    lines.join(" ").trim().to_owned()
-}
-
 /// What a migration does to which table, worst last. Tables that it makes itself are only made.
-pub fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
+pub(crate) fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
     let mut found = BTreeSet::new();
     for statement in split_statements(sql) {
         found.extend(statement_impacts(&statement));
@@ -127,7 +38,7 @@ pub fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
 
 /// What of a migration a process of the release before would trip over, in words. `false` beside it: unless there is a
 /// reason why not.
-pub fn find_incompatibilities(sql: &str) -> Vec<(String, bool)> {
+pub(crate) fn find_incompatibilities(sql: &str) -> Vec<(String, bool)> {
     let made: BTreeSet<_> = table_impacts(sql)
         .into_iter()
         .filter(|(_, touch)| *touch == TableImpact::Creates)
@@ -187,7 +98,7 @@ fn action_incompatibility(action: &[&str]) -> Option<(String, bool)> {
 }
 
 /// What a migration takes away for good.
-pub fn list_destructive_operations(sql: &str) -> Vec<&'static str> {
+pub(crate) fn list_destructive_operations(sql: &str) -> Vec<&'static str> {
     let statements = split_statements(sql).into_iter();
     let taken = statements.filter_map(|statement| {
         let words: Vec<&str> = statement.iter().map(String::as_str).collect();
@@ -373,36 +284,8 @@ fn split_statements(sql: &str) -> Vec<Vec<String>> {
     statements
 }
 
-#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_promise_is_read() {
-        let works = |why: Option<&str>| Compatibility {
-            previous_works: true,
-            why: why.map(str::to_owned),
-        };
-        for (sql, expected) in [
-            (
-                "-- What it is for.\n-- previous release: works\ncreate table a ();",
-                Some(works(None)),
-            ),
-            (
-                "-- previous release: works, as before",
-                Some(works(Some("as before"))),
-            ),
-            ("-- previous release: perhaps", None),
-            ("create table a ();", None),
-        ] {
-            assert_eq!(parse_compatibility(sql), expected, "{sql}");
-        }
-        let stops = parse_compatibility("-- previous release: stops, it reads b").unwrap();
-        assert!(!stops.previous_works);
-        let sql =
-            "-- What it is\n-- for.\n-- previous release: works\n\n-- Another.\ncreate table a ();";
-        assert_eq!(parse_purpose(sql), "What it is for.");
-    }
 
     #[test]
     fn what_a_migration_does_to_a_table_is_read() {

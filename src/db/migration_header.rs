@@ -1,0 +1,175 @@
+//! What the header of a migration's file states: its purpose, what it does to tables, and whether the release before it goes
+//! on working.
+//!
+//! ```sql
+//! -- What it is for, in a sentence or two.
+//! -- previous release: works
+//! -- tables: creates flavours; reads_all webhook_events, webhook_deliveries
+//! ```
+//!
+//! `tables` names the worst that is done to each table, in the words of [`TableImpact`]; tables that the migration itself
+//! makes are only made; `none` if there are none. `previous release`, from the first release on, is `works`, `works, <why>`
+//! where the SQL alone does not show it, or `stops, <why>`. It is kept in the database with the migration
+//! (`schema_promises`), where a release that does not know the migration finds it.
+//!
+//! A test compares each header with its SQL (`tests/it/migrations.rs`).
+
+use serde::Serialize;
+use strum::{EnumString, IntoStaticStr};
+
+/// The last migration of the first release: no release lacks one of these.
+pub const FIRST_RELEASE_VERSION: i64 = 13;
+
+/// Whether a process of the release before a migration goes on working.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Compatibility {
+    /// Whether it goes on working.
+    pub previous_works: bool,
+    /// The reason, where the SQL alone does not show it.
+    pub why: Option<String>,
+}
+
+/// What a migration does to one table.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, EnumString, IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum TableImpact {
+    /// Creates the table.
+    Creates,
+    /// Needs the table exclusively for a moment.
+    Locks,
+    /// Changes some of its rows.
+    ChangesRows,
+    /// Reads the whole table, which blocks writes meanwhile.
+    ReadsAll,
+    /// Rewrites the whole table, which blocks reads and writes meanwhile.
+    Rewrites,
+    /// Not known without running it.
+    Unknown,
+}
+
+impl TableImpact {
+    /// A predicate for a sentence whose subject is the table.
+    pub fn describe_impact(self) -> &'static str {
+        match self {
+            Self::Creates => "is made",
+            Self::Locks => "is changed in a moment, as soon as nobody uses it",
+            Self::ChangesRows => "has rows changed; who changes the same ones waits",
+            Self::ReadsAll => "is read from end to end, and nothing is written to it meanwhile",
+            Self::Rewrites => "is written anew from end to end, and nobody uses it meanwhile",
+            Self::Unknown => "may be changed in any way",
+        }
+    }
+}
+
+const COMPATIBILITY_PREFIX: &str = "-- previous release: ";
+const TABLES_PREFIX: &str = "-- tables: ";
+
+/// Whether the release before goes on working; `None` if the header does not state it.
+pub fn parse_compatibility(sql: &str) -> Option<Compatibility> {
+    let stated = sql
+        .lines()
+        .find_map(|line| line.strip_prefix(COMPATIBILITY_PREFIX))?;
+    let (word, why) = match stated.split_once(',') {
+        Some((word, why)) => (word, Some(why.trim().to_owned())),
+        None => (stated, None),
+    };
+    let previous_works = match word.trim() {
+        "works" => true,
+        "stops" => false,
+        _ => return None,
+    };
+    Some(Compatibility {
+        previous_works,
+        why: why.filter(|why| !why.is_empty()),
+    })
+}
+
+/// What a migration is for: the comment at the top of its file.
+pub fn parse_purpose(sql: &str) -> String {
+    let lines = sql.lines().take_while(|line| line.starts_with("--"));
+    let is_statement =
+        |line: &str| line.starts_with(COMPATIBILITY_PREFIX) || line.starts_with(TABLES_PREFIX);
+    let lines = lines.filter(|line| !is_statement(line));
+    let lines: Vec<_> = lines.map(|line| line[2..].trim()).collect();
+    lines.join(" ").trim().to_owned()
+}
+
+/// What a migration does to which table, worst last. A header without the line, or one that cannot be read, states that
+/// anything may happen.
+pub fn parse_table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
+    let stated = sql
+        .lines()
+        .find_map(|line| line.strip_prefix(TABLES_PREFIX));
+    let impacts = match stated.map(str::trim) {
+        Some("none") => Some(Vec::new()),
+        Some(stated) => stated.split(';').map(parse_impact).collect(),
+        None => None,
+    };
+    let unknown = || vec![vec![("anything".to_owned(), TableImpact::Unknown)]];
+    impacts.unwrap_or_else(unknown).concat()
+}
+
+/// One impact and the tables it is done to: `locks tenants, api_keys`.
+fn parse_impact(stated: &str) -> Option<Vec<(String, TableImpact)>> {
+    let (word, tables) = stated.trim().split_once(' ')?;
+    let impact: TableImpact = word.parse().ok()?;
+    let tables = tables.split(',');
+    Some(
+        tables
+            .map(|table| (table.trim().to_owned(), impact))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_is_read() {
+        let works = |why: Option<&str>| Compatibility {
+            previous_works: true,
+            why: why.map(str::to_owned),
+        };
+        for (sql, expected) in [
+            (
+                "-- What it is for.\n-- previous release: works\ncreate table a ();",
+                Some(works(None)),
+            ),
+            (
+                "-- previous release: works, as before",
+                Some(works(Some("as before"))),
+            ),
+            ("-- previous release: perhaps", None),
+            ("create table a ();", None),
+        ] {
+            assert_eq!(parse_compatibility(sql), expected, "{sql}");
+        }
+        let stops = parse_compatibility("-- previous release: stops, it reads b").unwrap();
+        assert!(!stops.previous_works);
+        let sql =
+            "-- What it is\n-- for.\n-- previous release: works\n\n-- Another.\ncreate table a ();";
+        assert_eq!(parse_purpose(sql), "What it is for.");
+    }
+
+    #[test]
+    fn what_is_done_to_tables_is_read() {
+        use TableImpact::{Creates, Locks, Unknown};
+        let impact = |table: &str, impact| (table.to_owned(), impact);
+        for (sql, expected) in [
+            (
+                "-- Why.\n-- tables: creates a; locks b, c\ncreate table a ();",
+                vec![impact("a", Creates), impact("b", Locks), impact("c", Locks)],
+            ),
+            ("-- tables: none", vec![]),
+            ("-- tables: paints a", vec![impact("anything", Unknown)]),
+            ("create table a ();", vec![impact("anything", Unknown)]),
+        ] {
+            assert_eq!(parse_table_impacts(sql), expected, "{sql}");
+        }
+    }
+}
