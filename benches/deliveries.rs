@@ -218,15 +218,9 @@ impl Bench {
             is_active: None,
             overlap: Duration::ZERO,
         };
-        store::change_endpoint(
-            &self.database,
-            &self.keyring,
-            &tenant,
-            &change,
-            Duration::ZERO,
-        )
-        .await
-        .expect("a callback");
+        store::change_endpoint(&self.database, &self.keyring, &tenant, &change)
+            .await
+            .expect("a callback");
         // It answered well before.
         self.execute(
             "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)

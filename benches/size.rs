@@ -268,14 +268,7 @@ impl Side {
         let kept = Duration::from_secs_f64(DAYS * 86_400.0 * share);
         let never = CancellationToken::new();
         let begun = Instant::now();
-        let gone = prune_expired(
-            &self.database,
-            RetentionKind::Events,
-            kept,
-            Duration::ZERO,
-            &never,
-        )
-        .await;
+        let gone = prune_expired(&self.database, RetentionKind::Events, kept, &never).await;
         let gone = gone.expect("it prunes");
         let pauses = Duration::from_millis(20) * u32::try_from(gone / 500).unwrap_or(0);
         gone as f64 / begun.elapsed().saturating_sub(pauses).as_secs_f64()

@@ -1,5 +1,6 @@
 -- What a purchase is worth stands in every event, and the events of one purchase are numbered.
 -- previous release: works
+-- tables: creates subjects; locks tenants, webhook_events
 
 -- The subscriptions and one-time purchases that events were about. The lock of a row orders the events of its subject.
 create table subjects (

@@ -391,7 +391,7 @@ impl App {
 
     fn build_dispatcher(&self) -> Dispatcher {
         let database = self.database.for_deliveries();
-        let sender = SigningSender::new(self.sender.clone(), &database, &self.keyring, &self.clock);
+        let sender = SigningSender::new(self.sender.clone(), &database, &self.keyring);
         let settings = DispatcherSettings {
             concurrency: self.webhooks.max_concurrent_deliveries,
             poll_interval: self.webhooks.dispatch_interval,

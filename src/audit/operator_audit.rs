@@ -9,9 +9,9 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 
 use super::store;
 use crate::base::clock::Timestamp;
@@ -79,7 +79,7 @@ impl OperatorAuditEntry {
             self.before.as_deref().map(RawValue::get),
             self.after.as_deref().map(RawValue::get),
         ];
-        let mut digest = Context::new(&SHA256);
+        let mut digest = Sha256::new();
         digest.update(&self.previous_hash);
         for (position, field) in fields.into_iter().enumerate() {
             if position > 0 {
@@ -93,7 +93,7 @@ impl OperatorAuditEntry {
                 None => digest.update(b"-"),
             }
         }
-        digest.finish().as_ref().to_vec()
+        digest.finalize().to_vec()
     }
 }
 
@@ -277,15 +277,10 @@ pub async fn verify_chain(
     }
 }
 
-/// Removes rows that are older than `kept`, and adds a row that records it. The newest row always stays. `lead` is how far
-/// the caller's clock is ahead of the database's. Returns how many were removed; a few thousand at most, so it has to be called
-/// until it returns 0.
-pub async fn prune_operator_audit(
-    database: &Database,
-    kept: Duration,
-    lead: Duration,
-) -> Result<u64, Error> {
-    store::delete_old_operator_audit(database, kept, lead).await
+/// Removes rows that are older than `kept`, and adds a row that records it. The newest row always stays. Returns how
+/// many were removed; a few thousand at most, so it has to be called until it returns 0.
+pub async fn prune_operator_audit(database: &Database, kept: Duration) -> Result<u64, Error> {
+    store::delete_old_operator_audit(database, kept).await
 }
 
 #[cfg(test)]

@@ -276,7 +276,6 @@ pub async fn record_operation(
 pub(super) async fn delete_old_operator_audit(
     database: &Database,
     kept: Duration,
-    lead: Duration,
 ) -> Result<u64, Error> {
     // One statement, so that rows are never removed without the row that records it.
     let gone = sqlx::query_scalar!(
@@ -284,7 +283,7 @@ pub(super) async fn delete_old_operator_audit(
         with old as (
             select seq, hash
             from operator_audit
-            where occurred_at < now() + make_interval(secs => $1)
+            where occurred_at < attesto_now() - make_interval(secs => $1)
                 and seq < (select max(seq) from operator_audit)
             order by seq
             limit $2
@@ -299,7 +298,7 @@ pub(super) async fn delete_old_operator_audit(
         )
         select (select count(*) from gone) as "count!" from (select count(*) from noted) as noted
         "#,
-        lead.as_secs_f64() - kept.as_secs_f64(),
+        kept.as_secs_f64(),
         MAX_PRUNE_BATCH,
         PRUNE_ACTION
     )

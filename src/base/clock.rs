@@ -21,11 +21,9 @@ enum ClockSource {
     System,
     /// Milliseconds since the Unix epoch.
     Fixed {
-        /// When it was made.
-        made: i64,
-        /// What it would show had it never been advanced.
-        start: Arc<AtomicI64>,
         now: Arc<AtomicI64>,
+        /// The same, had it never been set wrong.
+        uptime: Arc<AtomicI64>,
     },
 }
 
@@ -39,9 +37,8 @@ impl Clock {
     pub fn fixed(start: Timestamp) -> Self {
         let start = start.as_millis();
         Self(ClockSource::Fixed {
-            made: start,
-            start: Arc::new(AtomicI64::new(start)),
             now: Arc::new(AtomicI64::new(start)),
+            uptime: Arc::new(AtomicI64::new(start)),
         })
     }
 
@@ -63,39 +60,27 @@ impl Clock {
         static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
             ClockSource::System => BEGIN.elapsed(),
-            ClockSource::Fixed { made, .. } => {
-                Duration::from_millis(u64::try_from(*made).unwrap_or(0)) + self.lead()
+            ClockSource::Fixed { uptime, .. } => {
+                Duration::from_millis(u64::try_from(uptime.load(Ordering::SeqCst)).unwrap_or(0))
             }
         }
     }
 
-    /// How far a test has moved this clock forward; always zero for the system's.
-    ///
-    /// What is due is decided by the database's clock, which no test can move. A query that asks for the time adds
-    /// this: `now() + lead`.
-    pub fn lead(&self) -> Duration {
-        match &self.0 {
-            ClockSource::System => Duration::ZERO,
-            ClockSource::Fixed { start, .. } => self
-                .now()
-                .duration_since(Timestamp(start.load(Ordering::SeqCst))),
-        }
-    }
-
-    /// Sets a fixed clock wrong by so many milliseconds more: somebody set the machine's clock. No time passes, so that the
-    /// database's clock does not follow as it does when this one is [advanced](Clock::advance).
+    /// Sets a fixed clock wrong by so many milliseconds more, as if the machine's clock had been set. No time passes:
+    /// [`Clock::uptime`] stays.
     pub fn skew_by(&self, by: i64) {
-        if let ClockSource::Fixed { start, now, .. } = &self.0 {
-            start.fetch_add(by, Ordering::SeqCst);
+        if let ClockSource::Fixed { now, .. } = &self.0 {
             now.fetch_add(by, Ordering::SeqCst);
         }
     }
 
-    /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock.
+    /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock. The database's clock
+    /// (`attesto_now()`) is moved by the test that moves this one.
     pub fn advance(&self, by: Duration) {
-        if let ClockSource::Fixed { now, .. } = &self.0 {
+        if let ClockSource::Fixed { now, uptime } = &self.0 {
             let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
             now.fetch_add(by, Ordering::SeqCst);
+            uptime.fetch_add(by, Ordering::SeqCst);
         }
     }
 }
@@ -234,14 +219,9 @@ mod tests {
         assert_eq!(clock.now(), twin.now());
         twin.advance(Duration::from_mins(1));
         assert_eq!(clock.now(), Timestamp::from_millis(61_000));
-        assert_eq!(clock.lead(), Duration::from_mins(1));
-        assert_eq!(Clock::system().lead(), Duration::ZERO);
         let before = clock.uptime();
         twin.skew_by(-60_000);
         assert_eq!(clock.now(), Timestamp::from_millis(1000));
-        assert_eq!(
-            (clock.lead(), clock.uptime()),
-            (Duration::from_mins(1), before)
-        );
+        assert_eq!(clock.uptime(), before);
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn find_schema_mismatch(
 pub(super) async fn find_differing_settings(
     context: &DatabaseContext,
 ) -> Result<CountWithNames, Error> {
-    let live = LiveReplicas::load(&context.database, context.clock.lead()).await?;
+    let live = LiveReplicas::load(&context.database).await?;
     Ok(CountWithNames::from_names(compare_settings(&live.replicas)))
 }
 
@@ -77,7 +77,7 @@ fn compare_settings(replicas: &[Replica]) -> Vec<String> {
 
 /// The ids of encryption keys in use that this process, or another one that serves, does not have.
 pub(super) async fn find_missing_keys(context: &DatabaseContext) -> Result<CountWithNames, Error> {
-    let live = LiveReplicas::load(&context.database, context.clock.lead()).await?;
+    let live = LiveReplicas::load(&context.database).await?;
     let usage = reseal::list_key_usage(&context.database).await?;
     let sealed = usage.iter().filter(|used| used.column != ENCRYPTION_CANARY);
     let in_use: BTreeSet<u8> = sealed.filter_map(|used| used.key_id).collect();

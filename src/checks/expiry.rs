@@ -114,8 +114,7 @@ pub(super) async fn find_due(
     let max_age = kind.max_age(thresholds);
     let (count, oldest) = match max_age {
         Some(max_age) => {
-            let lead = context.clock.lead();
-            store::list_due_credentials(&context.database, kind, max_age, lead, limit).await?
+            store::list_due_credentials(&context.database, kind, max_age, limit).await?
         }
         None => (0, Vec::new()),
     };

@@ -192,7 +192,7 @@ impl DatabaseGauges {
     }
 
     async fn load_and_set_gauges(&self) -> Result<(), Error> {
-        let stats = QueueStats::load(&self.database, &self.clock).await?;
+        let stats = QueueStats::load(&self.database).await?;
         for (state, count) in [
             ("due", stats.due),
             ("scheduled", stats.scheduled),

@@ -116,7 +116,7 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
     for kind in CredentialKind::ALL {
         groups.extend(expiry::find_due(&context, kind, MAX_LOGGED).await?);
     }
-    let live = LiveReplicas::load(database, clock.lead()).await?;
+    let live = LiveReplicas::load(database).await?;
     let now = clock.now();
     let cutoff = expiry::callback_expiry_cutoff(now, thresholds);
     let callbacks = list_expiring_certificates(database, cutoff, MAX_LOGGED).await?;

@@ -145,7 +145,7 @@ fn key_and_process_checks() -> [Check; 5] {
         Check::judged(
             CheckGroup::Processes,
             "processes.serving",
-            |c| LiveReplicas::load(&c.database, c.clock.lead()).boxed(),
+            |c| LiveReplicas::load(&c.database).boxed(),
             |live, c| processes::judge_replicas(&live.replicas, c),
         ),
         Check::judged(
@@ -245,7 +245,7 @@ fn delivery_checks() -> [Check; 7] {
         Check::judged(
             group,
             "deliveries.lag",
-            |c| QueueStats::load(&c.database, &c.clock).boxed(),
+            |c| QueueStats::load(&c.database).boxed(),
             |stats, _| deliveries::judge_queue(&stats),
         ),
         Check::judged(
@@ -257,7 +257,7 @@ fn delivery_checks() -> [Check; 7] {
         Check::counted(
             group,
             "deliveries.leases",
-            |c| store::count_expired_leases(&c.database, c.clock.lead()).boxed(),
+            |c| store::count_expired_leases(&c.database).boxed(),
             CountWording {
                 none: "No delivery is left over from a process that stopped.",
                 one: "delivery is left over from a process that stopped, and no other process has taken it",
@@ -280,7 +280,7 @@ fn delivery_checks() -> [Check; 7] {
         Check::judged(
             group,
             "deliveries.failed",
-            |c| store::list_recent_failures(&c.database, MAX_NAMED, c.clock.lead()).boxed(),
+            |c| store::list_recent_failures(&c.database, MAX_NAMED).boxed(),
             |failures, _| deliveries::judge_recent_failures(&failures),
         ),
         Check::counted(
@@ -327,7 +327,7 @@ fn drift_checks() -> [Check; 9] {
         Check::counted(
             group,
             "drift.callback_unused",
-            |c| store::list_unused_callbacks(&c.database, drift::SETUP_GRACE_PERIOD, MAX_NAMED, c.clock.lead()).boxed(),
+            |c| store::list_unused_callbacks(&c.database, drift::SETUP_GRACE_PERIOD, MAX_NAMED).boxed(),
             CountWording {
                 none: "Every callback has a stored delivery, or is new.",
                 one: "callback has no stored delivery",
@@ -363,7 +363,7 @@ fn drift_checks() -> [Check; 9] {
         Check::counted(
             group,
             "drift.apple_silent",
-            |c| store::list_tenants_without_apple_events(&c.database, drift::SETUP_GRACE_PERIOD, MAX_NAMED, c.clock.lead()).boxed(),
+            |c| store::list_tenants_without_apple_events(&c.database, drift::SETUP_GRACE_PERIOD, MAX_NAMED).boxed(),
             CountWording {
                 none: "Every tenant with an Apple key and a callback has a stored event from Apple, or is new.",
                 one: "tenant with an Apple key and a callback has no stored event from Apple",

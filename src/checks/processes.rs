@@ -19,9 +19,8 @@ const MAX_JOB_DELAY: Duration = Duration::from_mins(10);
 pub(super) async fn load_job_runs(
     context: &DatabaseContext,
 ) -> Result<(LiveReplicas, Vec<LastJobRun>), Error> {
-    let lead = context.clock.lead();
-    let live = LiveReplicas::load(&context.database, lead).await?;
-    Ok((live, list_last_runs(&context.database, lead).await?))
+    let live = LiveReplicas::load(&context.database).await?;
+    Ok((live, list_last_runs(&context.database).await?))
 }
 
 pub(super) fn judge_replicas(replicas: &[Replica], context: &DatabaseContext) -> Vec<CheckResult> {

@@ -175,17 +175,13 @@ pub(super) async fn list_tenants_without_app_apple_id(
 }
 
 /// Deliveries whose lease expired more than a minute ago. A process that delivers takes them within seconds.
-pub(super) async fn count_expired_leases(
-    database: &Database,
-    lead: Duration,
-) -> Result<CountWithNames, Error> {
+pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWithNames, Error> {
     let count = sqlx::query_scalar!(
         r#"
         select count(*) as "count!"
         from webhook_deliveries
-        where lease_until < statement_timestamp() + make_interval(secs => $1::float8 - 60)
-        "#,
-        lead.as_secs_f64()
+        where lease_until < attesto_now() - make_interval(secs => 60)
+        "#
     )
     .fetch_one(database.pool())
     .await?;
@@ -199,7 +195,6 @@ pub(super) async fn count_expired_leases(
 pub(super) async fn list_recent_failures(
     database: &Database,
     limit: i64,
-    lead: Duration,
 ) -> Result<CountWithNames, Error> {
     few!(
         database,
@@ -207,13 +202,12 @@ pub(super) async fn list_recent_failures(
         select delivery.tenant_id as "name!", (sum(count(*)) over ())::int8 as "count!"
         from webhook_events event
         join webhook_deliveries delivery on delivery.event_id = event.id
-        where event.received_at > statement_timestamp() + make_interval(secs => $2::float8 - 86400)
+        where event.received_at > attesto_now() - interval '1 day'
             and delivery.status = 'failed'
         group by delivery.tenant_id
         order by count(*) desc, delivery.tenant_id limit $1
         "#,
-        limit,
-        lead.as_secs_f64()
+        limit
     )
 }
 
@@ -310,7 +304,6 @@ pub(super) async fn list_unused_callbacks(
     database: &Database,
     grace: Duration,
     limit: i64,
-    lead: Duration,
 ) -> Result<CountWithNames, Error> {
     few!(
         database,
@@ -319,14 +312,13 @@ pub(super) async fn list_unused_callbacks(
         from webhook_configs config
         join tenants on tenants.id = config.tenant_id and tenants.is_active
         where config.is_active
-            and config.created_at < statement_timestamp() + make_interval(secs => $2::float8 - $3)
+            and config.created_at < attesto_now() - make_interval(secs => $2)
             and exists (select from google_credentials where tenant_id = config.tenant_id)
             and not exists (select from apple_credentials where tenant_id = config.tenant_id)
             and not exists (select from webhook_deliveries where tenant_id = config.tenant_id)
         order by config.tenant_id limit $1
         "#,
         limit,
-        lead.as_secs_f64(),
         grace.as_secs_f64()
     )
 }
@@ -369,7 +361,6 @@ pub(super) async fn list_tenants_without_apple_events(
     database: &Database,
     grace: Duration,
     limit: i64,
-    lead: Duration,
 ) -> Result<CountWithNames, Error> {
     few!(
         database,
@@ -379,7 +370,7 @@ pub(super) async fn list_tenants_without_apple_events(
         join tenants on tenants.id = stored.tenant_id and tenants.is_active
         join webhook_configs config on config.tenant_id = stored.tenant_id and config.is_active
         where greatest(stored.created_at, config.created_at)
-                < statement_timestamp() + make_interval(secs => $2::float8 - $3)
+                < attesto_now() - make_interval(secs => $2)
             and not exists (
                 select from webhook_events event
                 where event.tenant_id = stored.tenant_id and event.source = 'apple'
@@ -387,7 +378,6 @@ pub(super) async fn list_tenants_without_apple_events(
         order by stored.tenant_id limit $1
         "#,
         limit,
-        lead.as_secs_f64(),
         grace.as_secs_f64()
     )
 }
@@ -413,15 +403,10 @@ pub(super) async fn list_tenants_without_push_account(
 }
 
 macro_rules! due {
-    ($kind:expr, $database:expr, $statement:literal, $max_age:expr, $lead:expr, $limit:expr) => {{
-        let rows = sqlx::query!(
-            $statement,
-            $max_age.as_secs_f64(),
-            $lead.as_secs_f64(),
-            $limit
-        )
-        .fetch_all($database.pool())
-        .await?;
+    ($kind:expr, $database:expr, $statement:literal, $max_age:expr, $limit:expr) => {{
+        let rows = sqlx::query!($statement, $max_age.as_secs_f64(), $limit)
+            .fetch_all($database.pool())
+            .await?;
         let count = rows.first().map_or(0, |row| row.count);
         let credentials = rows.into_iter().map(|row| DueCredential {
             kind: $kind,
@@ -439,7 +424,6 @@ pub(super) async fn list_due_credentials(
     database: &Database,
     kind: CredentialKind,
     max_age: Duration,
-    lead: Duration,
     limit: i64,
 ) -> Result<(i64, Vec<DueCredential>), Error> {
     match kind {
@@ -451,12 +435,11 @@ pub(super) async fn list_due_credentials(
                 extract(epoch from clock.now - stored.updated_at)::float8 as "age!", count(*) over () as "count!"
             from apple_credentials stored
             join tenants on tenants.id = tenant_id and tenants.is_active
-            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            cross join (select attesto_now() as now) clock
             where stored.updated_at < clock.now - make_interval(secs => $1)
-            order by stored.updated_at, tenant_id limit $3
+            order by stored.updated_at, tenant_id limit $2
             "#,
             max_age,
-            lead,
             limit
         ),
         CredentialKind::GoogleKey => due!(
@@ -467,12 +450,11 @@ pub(super) async fn list_due_credentials(
                 extract(epoch from clock.now - stored.updated_at)::float8 as "age!", count(*) over () as "count!"
             from google_credentials stored
             join tenants on tenants.id = tenant_id and tenants.is_active
-            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            cross join (select attesto_now() as now) clock
             where stored.updated_at < clock.now - make_interval(secs => $1)
-            order by stored.updated_at, tenant_id limit $3
+            order by stored.updated_at, tenant_id limit $2
             "#,
             max_age,
-            lead,
             limit
         ),
         CredentialKind::ApiKey => due!(
@@ -484,13 +466,12 @@ pub(super) async fn list_due_credentials(
                 count(*) over () as "count!"
             from api_keys
             join tenants on tenants.id = tenant_id and tenants.is_active
-            cross join (select statement_timestamp() + make_interval(secs => $2) as now) clock
+            cross join (select attesto_now() as now) clock
             where revoked_at is null
                 and coalesce(last_used_at, api_keys.created_at) < clock.now - make_interval(secs => $1)
-            order by coalesce(last_used_at, api_keys.created_at), api_keys.id limit $3
+            order by coalesce(last_used_at, api_keys.created_at), api_keys.id limit $2
             "#,
             max_age,
-            lead,
             limit
         ),
     }

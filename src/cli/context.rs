@@ -169,7 +169,7 @@ impl CommandContext {
     ) -> Result<Arc<Keyring>, CommandError> {
         let keyring = self.require_keyring()?;
         canary::check_canaries(database, &keyring).await?;
-        let company = LiveReplicas::load(database, self.clock.lead()).await?;
+        let company = LiveReplicas::load(database).await?;
         let key_id = keyring.sealing_key_id();
         let without = company.hosts_without_key(key_id);
         if !without.is_empty() {

@@ -30,7 +30,7 @@ pub async fn run(command: DeliveriesCommand, context: &CommandContext) -> Result
         }
         DeliveriesCommand::Release => {
             // Before they are gone.
-            let waiting = store::count_waiting_deliveries(&database, context.clock.lead()).await?;
+            let waiting = store::count_waiting_deliveries(&database).await?;
             let Some(hold) = store::release_hold(&database, &host_name()).await? else {
                 return Err(CommandError::failed("deliveries are not held."));
             };
@@ -46,7 +46,7 @@ pub async fn run(command: DeliveriesCommand, context: &CommandContext) -> Result
             return Ok(());
         }
     }
-    let waiting = store::count_waiting_deliveries(&database, context.clock.lead()).await?;
+    let waiting = store::count_waiting_deliveries(&database).await?;
     let shown = DeliveryHoldView::new(store::load_active_hold(&database).await?, waiting);
     context
         .output

@@ -153,7 +153,7 @@ async fn print_encryption_status(context: &CommandContext) -> Result<(), Command
     let database = context.open_database().await?;
     let columns = reseal::list_key_usage(&database).await?;
     let verdicts = canary::load_canary_statuses(&database, &keyring).await?;
-    let company = LiveReplicas::load(&database, context.clock.lead()).await?;
+    let company = LiveReplicas::load(&database).await?;
     let secrets = || {
         columns
             .iter()
@@ -278,7 +278,7 @@ async fn rotate_keys(dry_run: bool, context: &CommandContext) -> Result<(), Comm
         context.load_verified_keyring(&database).await?
     };
     canary::check_all_key_ids(&database, &keyring).await?;
-    let company = LiveReplicas::load(&database, context.clock.lead()).await?;
+    let company = LiveReplicas::load(&database).await?;
     let behind = company.hosts_sealing_with_other_key(keyring.sealing_key_id());
     if !behind.is_empty() {
         eprintln!(

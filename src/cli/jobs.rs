@@ -98,7 +98,7 @@ impl JobListRow {
 
 async fn list_jobs(context: &CommandContext) -> Result<(), CommandError> {
     let tools = build_job_context(context).await?;
-    let mut last_runs = jobs::list_last_runs(&tools.database, context.clock.lead()).await?;
+    let mut last_runs = jobs::list_last_runs(&tools.database).await?;
     let shown: Vec<_> = crate::app::all_jobs(&tools)
         .iter()
         .map(|job| {
@@ -159,7 +159,7 @@ pub(super) async fn run_job(
         ))
     })?;
     let (stop, _waiting) = context.cancel_on_signal()?;
-    jobs::run_job_now(&tools.database, &tools.clock, job, &stop)
+    jobs::run_job_now(&tools.database, job, &stop)
         .await
         .map_err(|error| match error {
             JobRunError::Database(error) => error.into(),

@@ -40,7 +40,7 @@ pub async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), Comman
         let rows = match (gone, kept) {
             (Some(gone), _) => gone[kind.as_str()].as_u64().unwrap_or(0),
             (None, Some(kept)) if args.dry_run => {
-                retention::count_expired(&tools.database, kind, kept, tools.clock.lead()).await?
+                retention::count_expired(&tools.database, kind, kept).await?
             }
             (None, _) => 0,
         };

@@ -432,7 +432,7 @@ async fn try_prepare_database(
 
 async fn migrate_if_allowed(database: &Database) -> Result<(), PrepareError> {
     // The clock of a program is the database's, as far as who serves is concerned.
-    match MigrationBlockedError::check_replicas(database, Duration::ZERO).await {
+    match MigrationBlockedError::check_replicas(database).await {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => {
             return Err(PrepareError::transient_error(

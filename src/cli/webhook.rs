@@ -28,8 +28,6 @@ use crate::egress::{
 };
 use crate::tenants;
 
-/// The database's clock is the clock: an administrator does not live ahead of it.
-const NO_LEAD: Duration = Duration::ZERO;
 /// How long a name may take to resolve when a callback is configured.
 const DNS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a previous secret goes on signing where nobody says otherwise.
@@ -221,8 +219,7 @@ async fn set_webhook_config(
         is_active: arguments.is_active,
         overlap: arguments.overlap.unwrap_or(DEFAULT_SECRET_OVERLAP),
     };
-    let changed = match store::change_endpoint(&database, &keyring, tenant, &change, NO_LEAD).await
-    {
+    let changed = match store::change_endpoint(&database, &keyring, tenant, &change).await {
         Err(EndpointChangeError::EndpointNotFound(_)) => {
             ensure_tenant_exists(&database, tenant).await?;
             return Err(CommandError::usage_error(format!(
@@ -365,7 +362,7 @@ async fn retire_secrets(
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let retired = store::retire_secrets(&database, tenant, number, NO_LEAD).await?;
+    let retired = store::retire_secrets(&database, tenant, number).await?;
     let numbers: Vec<_> = retired.iter().map(ToString::to_string).collect();
     let prose = format!(
         "Retired of {tenant}: secret {}. Nothing is signed with it any more.",
@@ -459,7 +456,7 @@ async fn ping_callback(tenant: &TenantId, context: &CommandContext) -> Result<()
     let keyring = context.require_keyring()?;
     let summary = load_endpoint_summary(&database, tenant).await?;
     let mut endpoints =
-        store::load_endpoints(&database, &keyring, std::slice::from_ref(tenant), NO_LEAD).await?;
+        store::load_endpoints(&database, &keyring, std::slice::from_ref(tenant)).await?;
     let endpoint = endpoints
         .remove(tenant)
         .ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?
@@ -693,7 +690,7 @@ async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<EndpointSummary, CommandError> {
-    if let Some(summary) = store::load_endpoint_summary(database, tenant, NO_LEAD).await? {
+    if let Some(summary) = store::load_endpoint_summary(database, tenant).await? {
         return Ok(summary);
     }
     ensure_tenant_exists(database, tenant).await?;

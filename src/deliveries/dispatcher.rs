@@ -121,7 +121,7 @@ impl Dispatcher {
         settings: DispatcherSettings,
     ) -> Self {
         Self {
-            store: DeliveryStore::new(database, clock),
+            store: DeliveryStore::new(database),
             redeliveries: Redeliveries::new(database, clock),
             sender: Box::new(sender),
             work_notifier,

@@ -12,7 +12,6 @@ use super::endpoint::store::{self, EndpointsByTenant};
 use super::job::{DeliveryJob, JobSender};
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use super::sender::Sender;
-use crate::base::clock::Clock;
 use crate::base::id::TenantId;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
@@ -26,17 +25,15 @@ pub struct SigningSender {
     sender: Sender,
     database: Database,
     keyring: Arc<Keyring>,
-    clock: Clock,
 }
 
 impl SigningSender {
     /// `database` and `keyring` hold the secrets, `sender` makes the requests.
-    pub fn new(sender: Sender, database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
+    pub fn new(sender: Sender, database: &Database, keyring: &Arc<Keyring>) -> Self {
         Self {
             sender,
             database: database.clone(),
             keyring: keyring.clone(),
-            clock: clock.clone(),
         }
     }
 
@@ -46,8 +43,7 @@ impl SigningSender {
         tenants: BTreeSet<TenantId>,
     ) -> Result<Arc<EndpointsByTenant>, String> {
         let tenants: Vec<TenantId> = tenants.into_iter().collect();
-        let lead = self.clock.lead();
-        let loading = store::load_endpoints(&self.database, &self.keyring, &tenants, lead);
+        let loading = store::load_endpoints(&self.database, &self.keyring, &tenants);
         let endpoints = timeout(LOAD_ENDPOINTS_TIMEOUT, loading)
             .await
             .map_err(|_| "the secrets could not be read in time".to_owned())?

@@ -1,8 +1,7 @@
 //! The queue's queries: claim, write results, renew, release and sweep leases.
 //!
-//! The database's clock alone decides what is due and which lease has expired. It is read as `statement_timestamp()`:
-//! inside a transaction that had to wait, `now()` is older. `make_interval(secs => $1)` is added to it everywhere: that
-//! is [`Clock::lead`], by which a test moves time. It is zero in production.
+//! The database's clock alone decides what is due and which lease has expired. It is read as `attesto_now()`,
+//! the start of the statement: inside a transaction that had to wait, `now()` is older.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
 use super::job::DeliveryJob;
 use super::outcome::AttemptOutcome;
-use crate::base::clock::{Clock, Timestamp};
+use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::{Database, DbTransaction, Error};
 
@@ -144,19 +143,13 @@ pub(super) struct SweepReport {
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryStore {
     database: Database,
-    clock: Clock,
 }
 
 impl DeliveryStore {
-    pub(super) fn new(database: &Database, clock: &Clock) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         Self {
             database: database.clone(),
-            clock: clock.clone(),
         }
-    }
-
-    fn lead(&self) -> f64 {
-        self.clock.lead().as_secs_f64()
     }
 
     /// Writes `results` and claims up to `limit` deliveries, in one transaction. `last_served` is the tenant of the last
@@ -213,7 +206,7 @@ impl DeliveryStore {
                 .iter()
                 .filter(|result| report.written.contains(&result.claimed.job.id))
                 .collect();
-            settle_original_deliveries(&mut transaction, &accepted, self.lead()).await?;
+            settle_original_deliveries(&mut transaction, &accepted).await?;
             report.state_changes = self.update_health(&mut transaction, &accepted).await?;
         }
         let claimed = if limit > 0 {
@@ -270,9 +263,9 @@ impl DeliveryStore {
             with result as (
                 select
                     id, lease_no, counts, pause, outcome, code, excerpt,
-                    statement_timestamp() + make_interval(secs => $1) as now,
+                    attesto_now() as now,
                     status as verdict
-                from unnest($2::text[], $3::int[], $4::bool[], $5::text[], $6::float8[], $7::text[], $8::int[], $9::text[])
+                from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[])
                     as result (id, lease_no, counts, status, pause, outcome, code, excerpt)
             )
             update webhook_deliveries delivery set
@@ -294,7 +287,6 @@ impl DeliveryStore {
             where delivery.id = result.id and delivery.lease_no = result.lease_no and delivery.lease_until is not null
             returning delivery.id as "id: DeliveryId"
             "#,
-            self.lead(),
             &ids,
             &leases,
             &counts,
@@ -374,7 +366,7 @@ impl DeliveryStore {
             r#"
             select health.tenant_id as "tenant: TenantId", news.url as "url!", health.callback_key as "key!",
                 state, allowed, failures, unreachable, failing_since, last_success_at, last_failure_at, closed_until,
-                closings, statement_timestamp() + make_interval(secs => $3) as "now!"
+                closings, attesto_now() as "now!"
             from unnest($1::text[], $2::text[]) as news (tenant, url)
             join webhook_health health
                 on health.tenant_id = news.tenant and health.callback_key = hashtextextended(news.url, 0)
@@ -383,7 +375,6 @@ impl DeliveryStore {
             "#,
             &tenants,
             &urls,
-            self.lead(),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -428,15 +419,15 @@ impl DeliveryStore {
             with busy as (
                 select tenant_id, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lease_until > statement_timestamp() + make_interval(secs => $1)
+                where lease_until > attesto_now()
                 group by tenant_id, callback_key
             ), open as (
                 select waiting.tenant_id, waiting.callback_key,
                     coalesce(busy.requests, 0) as under_way,
                     coalesce(of_tenant.requests, 0) as under_way_of_tenant,
                     case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end as admitted,
-                    coalesce(health.state = 'active' and health.allowed = $6 and health.failures = 0
-                        and health.last_success_at > statement_timestamp() + make_interval(secs => $1 - 60), false)
+                    coalesce(health.state = 'active' and health.allowed = $5 and health.failures = 0
+                        and health.last_success_at > attesto_now() - make_interval(secs => 60), false)
                         as settled
                 from webhook_callbacks_waiting waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
@@ -447,7 +438,7 @@ impl DeliveryStore {
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
                 where (health.closed_until is null
-                        or health.closed_until <= statement_timestamp() + make_interval(secs => $1))
+                        or health.closed_until <= attesto_now())
                     and not exists (select from delivery_holds where released_at is null)
             ), candidate as (
                 select due.id, open.tenant_id, open.settled,
@@ -462,17 +453,17 @@ impl DeliveryStore {
                         from webhook_deliveries delivery
                         where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
                             and delivery.tenant_id = open.tenant_id and delivery.callback_key = open.callback_key
-                            and delivery.next_attempt_at <= statement_timestamp() + make_interval(secs => $1)
+                            and delivery.next_attempt_at <= attesto_now()
                         order by delivery.next_attempt_at
-                        limit least(greatest(open.admitted - open.under_way, 0), $2)
+                        limit least(greatest(open.admitted - open.under_way, 0), $1)
                     ) oldest
                 ) due
             ), picked as (
                 select id, tenant_id, settled, place
                 from candidate
-                where place <= $4
-                order by place, tenant_id <= $3, tenant_id
-                limit $2
+                where place <= $3
+                order by place, tenant_id <= $2, tenant_id
+                limit $1
             ), locked as (
                 select delivery.id
                 from webhook_deliveries delivery
@@ -482,17 +473,16 @@ impl DeliveryStore {
             )
             update webhook_deliveries delivery set
                 lease_no = delivery.lease_no + 1,
-                lease_until = statement_timestamp() + make_interval(secs => $1 + $5)
+                lease_until = attesto_now() + make_interval(secs => $4)
             from locked, picked, webhook_events event
             where delivery.id = locked.id and picked.id = locked.id and event.id = delivery.event_id
             returning delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId",
                 delivery.tenant_id as "tenant_id: TenantId", delivery.callback_url, delivery.attempt_count,
                 delivery.lease_no, delivery.requested_by is not null as "requested!",
-                extract(epoch from statement_timestamp() + make_interval(secs => $1) - delivery.next_attempt_at)::float8
+                extract(epoch from attesto_now() - delivery.next_attempt_at)::float8
                     as "waited!",
                 event.event_type, picked.settled as "settled!", picked.place as "place!"
             "#,
-            self.lead(),
             i64::try_from(limit).unwrap_or(i64::MAX),
             last_served,
             MAX_IN_FLIGHT_PER_TENANT,
@@ -517,14 +507,14 @@ impl DeliveryStore {
             with busy as (
                 select tenant_id, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lease_until > statement_timestamp() + make_interval(secs => $1)
+                where lease_until > attesto_now()
                 group by tenant_id, callback_key
             )
             select
                 (
                     select extract(epoch from
                             min(greatest(first.next_attempt_at, health.closed_until))
-                            - statement_timestamp() - make_interval(secs => $1))::float8
+                            - attesto_now())::float8
                     from webhook_callbacks_waiting waiting
                     join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
                     join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
@@ -542,17 +532,16 @@ impl DeliveryStore {
                         limit 1
                     ) first
                     where not exists (select from delivery_holds where released_at is null)
-                        and coalesce(of_tenant.requests, 0) < $2
+                        and coalesce(of_tenant.requests, 0) < $1
                         and coalesce(busy.requests, 0)
                             < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
                 ) as due,
                 (
-                    select extract(epoch from min(next_batch_at) - statement_timestamp() - make_interval(secs => $1))::float8
+                    select extract(epoch from min(next_batch_at) - attesto_now())::float8
                     from webhook_redeliveries
                     where finished_at is null
                 ) as batch
             "#,
-            self.lead(),
             MAX_IN_FLIGHT_PER_TENANT,
         )
         .fetch_one(self.database.pool())
@@ -576,12 +565,11 @@ impl DeliveryStore {
         let renewed = sqlx::query_scalar!(
             r#"
             update webhook_deliveries delivery
-            set lease_until = statement_timestamp() + make_interval(secs => $1::float8 + $2::float8)
-            from unnest($3::text[], $4::int[]) as held (id, lease_no)
+            set lease_until = attesto_now() + make_interval(secs => $1::float8)
+            from unnest($2::text[], $3::int[]) as held (id, lease_no)
             where delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
             returning delivery.id as "id: DeliveryId"
             "#,
-            self.lead(),
             LEASE_TTL.as_secs_f64(),
             &ids,
             &numbers,
@@ -618,21 +606,20 @@ impl DeliveryStore {
                 lease_until = null,
                 lease_no = delivery.lease_no + 1,
                 interruptions = delivery.interruptions + 1,
-                parked_at = case when delivery.interruptions + 1 >= $2
-                    then statement_timestamp() + make_interval(secs => $1) end
+                parked_at = case when delivery.interruptions + 1 >= $1
+                    then attesto_now() end
             where delivery.id in (
                     select expired.id
                     from webhook_deliveries expired
-                    where expired.lease_until <= statement_timestamp() + make_interval(secs => $1)
+                    where expired.lease_until <= attesto_now()
                     order by expired.lease_until
-                    limit $3
+                    limit $2
                     for no key update skip locked
                 )
                 -- Checked again in the row as it is now: the lease may have been renewed after the row was selected.
-                and delivery.lease_until <= statement_timestamp() + make_interval(secs => $1)
+                and delivery.lease_until <= attesto_now()
             returning delivery.id as "id: DeliveryId", delivery.parked_at
             "#,
-            self.lead(),
             MAX_INTERRUPTIONS,
             MAX_LEASES_PER_SWEEP,
         )
@@ -683,7 +670,6 @@ async fn lock_delivery_rows(
 async fn settle_original_deliveries(
     transaction: &mut DbTransaction,
     results: &[&FinishedAttempt],
-    lead: f64,
 ) -> Result<(), Error> {
     let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
     let (events, deliveries): (Vec<String>, Vec<String>) = redelivered
@@ -702,14 +688,13 @@ async fn settle_original_deliveries(
             status = case when lease_until is null then 'delivered' else status end,
             next_attempt_at = case when lease_until is null then null else next_attempt_at end,
             delivered_at = case
-                when lease_until is null then statement_timestamp() + make_interval(secs => $3) else delivered_at
+                when lease_until is null then attesto_now() else delivered_at
             end
         from unnest($1::text[], $2::text[]) as arrived (event, delivery)
         where delivery.event_id = arrived.event and delivery.status = 'pending' and delivery.requested_by is null
         ",
         &events,
         &deliveries,
-        lead,
     )
     .execute(&mut **transaction)
     .await?;

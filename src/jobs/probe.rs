@@ -38,9 +38,8 @@ async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Re
     let every = tools.intervals.probe.unwrap_or(DEFAULT_PROBE_INTERVAL);
     // Less than the interval, so that a callback probed late in one round is still probed in the next.
     let known_for = (!tools.is_forced).then_some(every / 2);
-    let lead = tools.clock.lead();
     let round =
-        probe::probe_all_callbacks(&tools.database, &sender, every, known_for, lead, &stop).await?;
+        probe::probe_all_callbacks(&tools.database, &sender, every, known_for, &stop).await?;
     Ok(match round {
         ProbeRound::Completed { tally, not_kept: 0 } => json!({ "callbacks": tally }),
         ProbeRound::Completed { tally, not_kept } => {

@@ -35,7 +35,7 @@ async fn run_reseal_job(tools: JobContext, stop: CancellationToken) -> anyhow::R
         .keyring
         .context("this process has no encryption key: set ATTESTO_ENCRYPTION_KEY")?;
     let key_id = keyring.sealing_key_id();
-    let live = LiveReplicas::load(database, tools.clock.lead()).await?;
+    let live = LiveReplicas::load(database).await?;
     let others = live.hosts_sealing_with_other_key(key_id);
     if !others.is_empty() {
         return Ok(json!({

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
 use super::{Job, JobContext};
 use crate::base::backoff::spread;
-use crate::base::clock::{Clock, Timestamp};
+use crate::base::clock::Timestamp;
 use crate::db::{Database, Error, error_class};
 use crate::replicas::host_name;
 
@@ -79,7 +79,6 @@ pub enum JobRunError {
 /// The jobs of a process that serves.
 pub struct JobScheduler {
     database: Database,
-    clock: Clock,
     jobs: Vec<Job>,
 }
 
@@ -88,7 +87,6 @@ impl JobScheduler {
     pub fn new(tools: &JobContext, jobs: Vec<Job>) -> Self {
         Self {
             database: tools.database.clone(),
-            clock: tools.clock.clone(),
             jobs,
         }
     }
@@ -132,28 +130,20 @@ impl JobScheduler {
         running: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let last_runs = store::list_last_runs(&self.database, self.clock.lead()).await?;
+        let last_runs = store::list_last_runs(&self.database).await?;
         for job in &self.jobs {
             let last = last_runs.iter().find(|run| run.job == job.name);
             if !job.is_due(last) {
                 continue;
             }
-            let lead = self.clock.lead();
             let seen = last.map_or(PreviousRun::NoRun, |last| PreviousRun::Id(last.id));
-            let claim = store::claim_job(
-                &self.database,
-                job.name,
-                seen,
-                &host_name(),
-                job.interval,
-                lead,
-            )
-            .await?;
+            let claim =
+                store::claim_job(&self.database, job.name, seen, &host_name(), job.interval)
+                    .await?;
             if let JobClaim::Claimed(id) = claim {
-                let (database, clock) = (self.database.clone(), self.clock.clone());
-                let (job, stop) = (job.clone(), stop.clone());
+                let (database, job, stop) = (self.database.clone(), job.clone(), stop.clone());
                 running.spawn(async move {
-                    execute_claimed_run(&database, &clock, &job, id, &stop).await;
+                    execute_claimed_run(&database, &job, id, &stop).await;
                 });
             }
         }
@@ -164,21 +154,12 @@ impl JobScheduler {
 /// Runs one job now, due or not, unless it is already running.
 pub async fn run_job_now(
     database: &Database,
-    clock: &Clock,
     job: &Job,
     stop: &CancellationToken,
 ) -> Result<JobRun, JobRunError> {
-    let claim = store::claim_job(
-        database,
-        job.name,
-        PreviousRun::Any,
-        &host_name(),
-        None,
-        clock.lead(),
-    )
-    .await?;
+    let claim = store::claim_job(database, job.name, PreviousRun::Any, &host_name(), None).await?;
     match claim {
-        JobClaim::Claimed(id) => Ok(execute_claimed_run(database, clock, job, id, stop).await),
+        JobClaim::Claimed(id) => Ok(execute_claimed_run(database, job, id, stop).await),
         JobClaim::AlreadyRunning { host, since } => Err(JobRunError::AlreadyRunning {
             job: job.name,
             host,
@@ -191,7 +172,6 @@ pub async fn run_job_now(
 /// Does the work of a claimed run, renews its lease meanwhile, and writes how it ended.
 async fn execute_claimed_run(
     database: &Database,
-    clock: &Clock,
     job: &Job,
     id: i64,
     stop: &CancellationToken,
@@ -205,7 +185,7 @@ async fn execute_claimed_run(
             Ok(Some(Ok(result))) => break result,
             Ok(Some(Err(panicked))) => break Err(anyhow::Error::new(panicked)),
             Ok(None) => break Err(anyhow::anyhow!("the job ended without a result")),
-            Err(_) => match store::renew_lease(database, id, clock.lead()).await {
+            Err(_) => match store::renew_lease(database, id).await {
                 Ok(true) => {}
                 // The lease expired, and another process may have taken the job over.
                 Ok(false) => stop.cancel(),
@@ -244,15 +224,8 @@ async fn execute_claimed_run(
             "job_run"
         ),
     }
-    let written = store::finish_run(
-        database,
-        id,
-        outcome.as_str(),
-        summary,
-        error.as_deref(),
-        clock.lead(),
-    )
-    .await;
+    let written =
+        store::finish_run(database, id, outcome.as_str(), summary, error.as_deref()).await;
     if let Err(error) = written {
         let class = error_class(&error);
         tracing::warn!(job = job.name, cause = %error, causeClass = class, hint = "the run will be recorded as interrupted", "job_outcome_not_written");

@@ -1,4 +1,4 @@
-//! The rows of runs, in `job_runs`. Only the database's clock decides; `lead` is how far the caller's clock is ahead of it.
+//! The rows of runs, in `job_runs`. Only the database's clock decides what is due.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct LastJobRun {
 }
 
 /// The last run of every job that was ever run.
-pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<LastJobRun>, Error> {
+pub async fn list_last_runs(database: &Database) -> Result<Vec<LastJobRun>, Error> {
     let rows = sqlx::query!(
         r#"
         with recursive named as (
@@ -53,11 +53,9 @@ pub async fn list_last_runs(database: &Database, lead: Duration) -> Result<Vec<L
             run.lease_until < clock.now as "is_lapsed!"
         from named
         cross join lateral (select * from job_runs where job = named.job order by id desc limit 1) run
-        cross join (select statement_timestamp() + make_interval(secs => $1) as now) clock
+        cross join (select attesto_now() as now) clock
         order by run.job
-        "#,
-        lead.as_secs_f64()
-    )
+        "#)
     .fetch_all(database.pool())
     .await?;
     let runs = rows.into_iter().map(|row| LastJobRun {
@@ -156,7 +154,6 @@ pub(super) async fn claim_job(
     seen: PreviousRun,
     host: &str,
     interval: Option<Duration>,
-    lead: Duration,
 ) -> Result<JobClaim, Error> {
     let mut transaction = database.pool().begin().await?;
     // A second process waits here for the few milliseconds of the first, and then sees its row.
@@ -169,11 +166,10 @@ pub(super) async fn claim_job(
     let last = sqlx::query!(
         r#"
         select id, host, started_at, finished_at is null as "runs!",
-            lease_until < statement_timestamp() + make_interval(secs => $2) as "is_lapsed!"
+            lease_until < attesto_now() as "is_lapsed!"
         from job_runs where job = $1 order by id desc limit 1
         "#,
-        job,
-        lead.as_secs_f64()
+        job
     )
     .fetch_optional(&mut *transaction)
     .await?;
@@ -196,9 +192,8 @@ pub(super) async fn claim_job(
         }
         sqlx::query!(
             "update job_runs set outcome = 'interrupted', \
-                finished_at = statement_timestamp() + make_interval(secs => $2) where id = $1",
-            last.id,
-            lead.as_secs_f64()
+                finished_at = attesto_now() where id = $1",
+            last.id
         )
         .execute(&mut *transaction)
         .await?;
@@ -206,14 +201,13 @@ pub(super) async fn claim_job(
     let id = sqlx::query_scalar!(
         "
         insert into job_runs (job, host, interval_seconds, started_at, lease_until)
-        select $1, $2, $3, now, now + make_interval(secs => $5)
-        from (select statement_timestamp() + make_interval(secs => $4) as now) clock
+        select $1, $2, $3, now, now + make_interval(secs => $4)
+        from (select attesto_now() as now) clock
         returning id
         ",
         job,
         host,
         interval.map(|every| i64::try_from(every.as_secs()).unwrap_or(i64::MAX)),
-        lead.as_secs_f64(),
         LEASE_TTL.as_secs_f64(),
     )
     .fetch_one(&mut *transaction)
@@ -223,16 +217,11 @@ pub(super) async fn claim_job(
 }
 
 /// `false` when the run was recorded as ended: another process may have taken the job over.
-pub(super) async fn renew_lease(
-    database: &Database,
-    id: i64,
-    lead: Duration,
-) -> Result<bool, Error> {
+pub(super) async fn renew_lease(database: &Database, id: i64) -> Result<bool, Error> {
     let renewed = sqlx::query!(
-        "update job_runs set lease_until = statement_timestamp() + make_interval(secs => $2::float8 + $3) \
+        "update job_runs set lease_until = attesto_now() + make_interval(secs => $2) \
           where id = $1 and finished_at is null",
         id,
-        lead.as_secs_f64(),
         LEASE_TTL.as_secs_f64(),
     )
     .execute(database.pool())
@@ -247,16 +236,14 @@ pub(super) async fn finish_run(
     outcome: &str,
     told: Option<&Value>,
     error: Option<&str>,
-    lead: Duration,
 ) -> Result<(), Error> {
     sqlx::query!(
-        "update job_runs set finished_at = statement_timestamp() + make_interval(secs => $5), outcome = $2, told = $3, \
+        "update job_runs set finished_at = attesto_now(), outcome = $2, told = $3, \
                 error = $4 where id = $1 and finished_at is null",
         id,
         outcome,
         told,
         error,
-        lead.as_secs_f64(),
     )
     .execute(database.pool())
     .await?;

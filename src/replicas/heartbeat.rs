@@ -36,7 +36,6 @@ pub struct ReplicaHeartbeat {
     id: ReplicaId,
     database: Database,
     keyring: Arc<Keyring>,
-    clock: Clock,
     settings: BTreeMap<&'static str, String>,
     certificates: CertificateExpiries,
 }
@@ -48,7 +47,6 @@ impl ReplicaHeartbeat {
             id: ReplicaId::mint(clock.now()),
             database: database.clone(),
             keyring: keyring.clone(),
-            clock: clock.clone(),
             settings: BTreeMap::new(),
             certificates: Arc::new(BTreeMap::new),
         }
@@ -116,12 +114,12 @@ impl ReplicaHeartbeat {
             settings: json!(self.settings),
             certificates: json!((self.certificates)()),
         };
-        store::upsert_heartbeat(&self.database, &beat, self.clock.lead()).await
+        store::upsert_heartbeat(&self.database, &beat).await
     }
 
     /// Others lack this process's key when the steps of a key rotation were done in the wrong order.
     async fn warn_about_missing_keys(&self) {
-        let Ok(live) = LiveReplicas::load(&self.database, self.clock.lead()).await else {
+        let Ok(live) = LiveReplicas::load(&self.database).await else {
             return;
         };
         let key_id = self.keyring.sealing_key_id();

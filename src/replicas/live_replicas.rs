@@ -1,7 +1,6 @@
 //! The processes that serve now.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::replica::Replica;
 use super::store;
@@ -15,9 +14,9 @@ pub struct LiveReplicas {
 }
 
 impl LiveReplicas {
-    /// `lead` is how far the caller's clock is ahead of the database's.
-    pub async fn load(database: &Database, lead: Duration) -> Result<Self, Error> {
-        let replicas = store::list_live_replicas(database, lead).await?;
+    /// The replicas that were seen lately, by the database's clock.
+    pub async fn load(database: &Database) -> Result<Self, Error> {
+        let replicas = store::list_live_replicas(database).await?;
         Ok(Self { replicas })
     }
 

@@ -1,7 +1,6 @@
 //! Whether a migration would stop a process that serves.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::LiveReplicas;
 use super::live_replicas::format_name_list;
@@ -26,12 +25,8 @@ pub struct MigrationBlockedError {
 }
 
 impl MigrationBlockedError {
-    /// Whether the pending migrations can be applied now; the inner error says why they must wait. `lead` is how far the
-    /// caller's clock is ahead of the database's.
-    pub async fn check_replicas(
-        database: &Database,
-        lead: Duration,
-    ) -> Result<Result<(), Self>, MigrationError> {
+    /// Whether the pending migrations can be applied now; the inner error says why they must wait.
+    pub async fn check_replicas(database: &Database) -> Result<Result<(), Self>, MigrationError> {
         let planned = database.plan_migrations().await?;
         let stops =
             |it: &&PlannedMigration| it.promise.as_ref().is_some_and(|it| !it.previous_works);
@@ -39,7 +34,7 @@ impl MigrationBlockedError {
             return Ok(Ok(()));
         };
         // Before the first migration there is no table of processes.
-        let live = match LiveReplicas::load(database, lead).await {
+        let live = match LiveReplicas::load(database).await {
             Ok(live) => live,
             Err(error) if crate::db::is_missing_table(&error) => return Ok(Ok(())),
             Err(error) => return Err(error.into()),

@@ -24,18 +24,17 @@ pub(super) struct HeartbeatRow<'a> {
 pub(super) async fn upsert_heartbeat(
     database: &Database,
     row: &HeartbeatRow<'_>,
-    lead: Duration,
 ) -> Result<(), Error> {
     let opening: Vec<i16> = row.opening_key_ids.iter().copied().map(i16::from).collect();
     sqlx::query!(
         "
         with gone as (
-            delete from replicas where seen_at < statement_timestamp() + make_interval(secs => $7::float8 - $8)
+            delete from replicas where seen_at < attesto_now() - make_interval(secs => $7)
         )
         insert into replicas
             (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings, certificates)
-        select $1, $2, $3, $4, now, now, $5, $6, $9, $10
-        from (select statement_timestamp() + make_interval(secs => $7) as now) clock
+        select $1, $2, $3, $4, now, now, $5, $6, $8, $9
+        from (select attesto_now() as now) clock
         on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
         ",
         row.id.as_str(),
@@ -44,7 +43,6 @@ pub(super) async fn upsert_heartbeat(
         row.version,
         i16::from(row.sealing_key_id),
         &opening,
-        lead.as_secs_f64(),
         DEAD_REPLICA_TTL.as_secs_f64(),
         row.settings,
         row.certificates,
@@ -61,19 +59,15 @@ pub(super) async fn delete_replica(database: &Database, id: &ReplicaId) -> Resul
     Ok(())
 }
 
-pub(super) async fn list_live_replicas(
-    database: &Database,
-    lead: Duration,
-) -> Result<Vec<Replica>, Error> {
+pub(super) async fn list_live_replicas(database: &Database) -> Result<Vec<Replica>, Error> {
     let rows = sqlx::query!(
         r#"
         select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids,
             settings, certificates
         from replicas
-        where seen_at > statement_timestamp() + make_interval(secs => $1::float8 - $2)
+        where seen_at > attesto_now() - make_interval(secs => $1)
         order by started_at, id
         "#,
-        lead.as_secs_f64(),
         HEARTBEAT_TIMEOUT.as_secs_f64(),
     )
     .fetch_all(database.pool())

@@ -32,25 +32,23 @@ async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow
         let Some(period) = kind.retention_period(&tools.retention) else {
             continue;
         };
-        let count = prune_expired(&tools.database, kind, period, tools.clock.lead(), &stop).await?;
+        let count = prune_expired(&tools.database, kind, period, &stop).await?;
         removed.insert(kind.as_str().to_owned(), count.into());
     }
     Ok(removed.into())
 }
 
-/// Removes all rows of this kind that are older than `kept`, until `stop`, and returns how many it removed. `lead` is how far
-/// the caller's clock is ahead of the database's.
+/// Removes all rows of this kind that are older than `kept`, until `stop`, and returns how many it removed.
 pub async fn prune_expired(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,
-    lead: Duration,
     stop: &CancellationToken,
 ) -> Result<u64, Error> {
     let mut gone = 0;
     let mut after = None;
     while !stop.is_cancelled() {
-        let batch = store::prune_batch(database, kind, kept, lead, after).await?;
+        let batch = store::prune_batch(database, kind, kept, after).await?;
         gone += batch.removed;
         if batch.scanned < BATCH_SIZE.unsigned_abs() {
             break;
@@ -66,7 +64,6 @@ pub(crate) async fn count_expired(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,
-    lead: Duration,
 ) -> Result<u64, Error> {
-    store::count_expired_rows(database, kind, kept, lead).await
+    store::count_expired_rows(database, kind, kept).await
 }

@@ -1,4 +1,4 @@
-//! The SQL of retention. Only the database's clock decides what is old; `lead` is how far the caller's clock is ahead of it.
+//! The SQL of retention. Only the database's clock decides what is old.
 
 use std::time::Duration;
 
@@ -25,20 +25,19 @@ pub(super) async fn prune_batch(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,
-    lead: Duration,
     after: Option<(OffsetDateTime, String)>,
 ) -> Result<PrunedBatch, Error> {
-    let age = lead.as_secs_f64() - kept.as_secs_f64();
+    let age = kept.as_secs_f64();
     let pool = database.pool();
     let done = match kind {
         RetentionKind::Events => return prune_events(database, age, after).await,
-        RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept, lead).await,
+        RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept).await,
         RetentionKind::Redeliveries => {
             sqlx::query!(
                 "
                 delete from webhook_redeliveries where id = any(array(
                     select id from webhook_redeliveries
-                    where finished_at < statement_timestamp() + make_interval(secs => $1)
+                    where finished_at < attesto_now() - make_interval(secs => $1)
                     limit $2 for update skip locked
                 ))
                 ",
@@ -55,7 +54,7 @@ pub(super) async fn prune_batch(
                     select id from webhook_deliveries
                     where status <> 'pending' and last_response_body is not null
                         and coalesce(delivered_at, failed_at, created_at)
-                            < statement_timestamp() + make_interval(secs => $1)
+                            < attesto_now() - make_interval(secs => $1)
                     order by coalesce(delivered_at, failed_at, created_at), id
                     limit $2 for no key update skip locked
                 ))
@@ -71,7 +70,7 @@ pub(super) async fn prune_batch(
                 "
                 delete from validation_audit where id = any(array(
                     select id from validation_audit
-                    where occurred_at < statement_timestamp() + make_interval(secs => $1)
+                    where occurred_at < attesto_now() - make_interval(secs => $1)
                     order by occurred_at
                     limit $2 for update skip locked
                 ))
@@ -87,7 +86,7 @@ pub(super) async fn prune_batch(
                 "
                 with gone as (
                     select tenant_id, number from webhook_previous_secrets
-                    where expires_at <= statement_timestamp() + make_interval(secs => $1)
+                    where expires_at <= attesto_now() - make_interval(secs => $1)
                     limit $2 for update skip locked
                 )
                 delete from webhook_previous_secrets previous using gone
@@ -105,7 +104,7 @@ pub(super) async fn prune_batch(
                 "
                 delete from job_runs where id = any(array(
                     select old.id from job_runs old
-                    where old.finished_at < statement_timestamp() + make_interval(secs => $1)
+                    where old.finished_at < attesto_now() - make_interval(secs => $1)
                         and exists (select from job_runs newer where newer.job = old.job and newer.id > old.id)
                     limit $2 for update skip locked
                 ))
@@ -128,9 +127,8 @@ pub(super) async fn prune_batch(
 async fn prune_operator_audit_batch(
     database: &Database,
     kept: Duration,
-    lead: Duration,
 ) -> Result<PrunedBatch, Error> {
-    let gone = operator_audit::prune_operator_audit(database, kept, lead).await?;
+    let gone = operator_audit::prune_operator_audit(database, kept).await?;
     Ok(PrunedBatch {
         removed: gone,
         scanned: if gone == 0 {
@@ -146,14 +144,14 @@ async fn prune_operator_audit_batch(
 async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
     let apple = sqlx::query!(
         "delete from apple_previous_credentials \
-          where expires_at <= statement_timestamp() + make_interval(secs => $1)",
+          where expires_at <= attesto_now() - make_interval(secs => $1)",
         age
     )
     .execute(database.pool())
     .await?;
     let google = sqlx::query!(
         "delete from google_previous_credentials \
-          where expires_at <= statement_timestamp() + make_interval(secs => $1)",
+          where expires_at <= attesto_now() - make_interval(secs => $1)",
         age
     )
     .execute(database.pool())
@@ -178,7 +176,7 @@ async fn prune_events(
     let looked_at = sqlx::query!(
         "
         select id, received_at from webhook_events
-        where received_at < statement_timestamp() + make_interval(secs => $1)
+        where received_at < attesto_now() - make_interval(secs => $1)
             and ($2::timestamptz is null or (received_at, id) > ($2, $3))
         order by received_at, id
         limit $4 for update skip locked
@@ -224,7 +222,6 @@ pub(super) async fn count_expired_rows(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,
-    lead: Duration,
 ) -> Result<u64, Error> {
     let condition = match kind {
         RetentionKind::Events => {
@@ -256,7 +253,7 @@ pub(super) async fn count_expired_rows(
     // Both texts are constants of this file.
     let statement = format!(
         "select (select count(*) {condition}) \
-           from (select statement_timestamp() + make_interval(secs => $1) as cutoff) clock"
+           from (select attesto_now() - make_interval(secs => $1) as cutoff) clock"
     );
     let mut transaction = database.pool().begin().await?;
     // It reads every old row.
@@ -264,7 +261,7 @@ pub(super) async fn count_expired_rows(
         .execute(&mut *transaction)
         .await?;
     let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
-        .bind(lead.as_secs_f64() - kept.as_secs_f64())
+        .bind(kept.as_secs_f64())
         .fetch_one(&mut *transaction)
         .await?;
     Ok(u64::try_from(count).unwrap_or(0))

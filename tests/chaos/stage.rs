@@ -103,7 +103,7 @@ impl Stage {
                 is_active: None,
                 overlap: Duration::ZERO,
             };
-            store::change_endpoint(&database, &keyring, &tenant, &change, Duration::ZERO)
+            store::change_endpoint(&database, &keyring, &tenant, &change)
                 .await
                 .expect("the database is there");
             receivers.expect_secrets(number, secret.into());

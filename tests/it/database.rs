@@ -6,10 +6,11 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use attesto::base::clock::{Clock, Timestamp};
 use attesto::db::{ConnectSettings, Database, DatabaseConnectError, SchemaState};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
-use crate::world::postgres::{empty_database, fresh_database};
+use crate::world::postgres::{empty_database, fresh_database, pass_time};
 
 /// Polls a future at most so many times and then drops it: a caller that gave up at exactly that point.
 async fn given_up_after<F: Future>(polls: u32, future: F) {
@@ -196,4 +197,48 @@ async fn a_ping_says_in_a_word_why_not() {
         busy.ping(Duration::from_secs(1)).await,
         Err(DatabaseConnectError::PoolExhausted)
     );
+}
+
+/// Every statement asks `attesto_now()` for the time, which must cost nothing: the planner puts its body in place of the call,
+/// and searches an index by it.
+#[tokio::test]
+async fn the_planner_puts_the_time_in_place_of_the_call() {
+    let fresh = fresh_database().await;
+    let mut transaction = fresh.database.pool().begin().await.unwrap();
+    sqlx::query("set local enable_seqscan = off")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(
+        "explain (costs off) select from webhook_events where received_at < attesto_now() - make_interval(days => 90)",
+    )
+    .fetch_all(&mut *transaction)
+    .await
+    .unwrap();
+    let plan = plan.join("\n");
+    assert!(plan.contains("webhook_events_by_age"), "{plan}");
+    assert!(
+        plan.contains("Index Cond: (received_at < (statement_timestamp()"),
+        "{plan}"
+    );
+    assert!(!plan.contains("attesto_now"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_test_moves_the_time_of_prepared_statements_too() {
+    let fresh = fresh_database().await;
+    let clock = Clock::fixed(Timestamp::from_millis(0));
+    let ahead = async || {
+        let ahead = "select extract(epoch from attesto_now() - statement_timestamp())::float8";
+        let ahead: f64 = sqlx::query_scalar(ahead)
+            .fetch_one(fresh.database.pool())
+            .await
+            .unwrap();
+        ahead
+    };
+    assert_eq!(ahead().await, 0.0);
+    pass_time(&fresh.database, &clock, Duration::from_secs(90)).await;
+    pass_time(&fresh.database, &clock, Duration::from_millis(250)).await;
+    assert_eq!(ahead().await, 90.25);
+    assert_eq!(clock.now(), Timestamp::from_millis(90_250));
 }

@@ -417,15 +417,9 @@ impl Model {
             overlap: Duration::ZERO,
         };
         let (database, keyring) = (install.world.database(), install.world.keyring());
-        endpoints::change_endpoint(
-            database,
-            keyring,
-            &install.tenant.id,
-            &change,
-            Duration::ZERO,
-        )
-        .await
-        .unwrap();
+        endpoints::change_endpoint(database, keyring, &install.tenant.id, &change)
+            .await
+            .unwrap();
         install
             .run("update google_credentials set pubsub_service_account = 'a@b.iam.gserviceaccount.com'")
             .await;

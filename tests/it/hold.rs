@@ -40,15 +40,9 @@ pub(crate) async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
         is_active: None,
         overlap: Duration::from_hours(24),
     };
-    store::change_endpoint(
-        world.database(),
-        world.keyring(),
-        tenant,
-        &change,
-        Duration::ZERO,
-    )
-    .await
-    .unwrap();
+    store::change_endpoint(world.database(), world.keyring(), tenant, &change)
+        .await
+        .unwrap();
 }
 
 /// A process that delivers, as another replica would.
@@ -60,7 +54,7 @@ fn dispatcher(world: &World) -> Dispatcher {
 pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring());
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),

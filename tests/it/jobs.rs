@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::world::attesto::World;
-use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::postgres::{Fresh, fresh_database, pass_time};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -91,8 +91,12 @@ impl Office {
     }
 
     async fn last(&self) -> jobs::LastJobRun {
-        let runs = list_last_runs(&self.fresh.database, self.tools.clock.lead()).await;
+        let runs = list_last_runs(&self.fresh.database).await;
         runs.unwrap().pop().unwrap()
+    }
+
+    async fn pass(&self, by: Duration) {
+        pass_time(&self.fresh.database, &self.tools.clock, by).await;
     }
 
     fn ran(&self) -> usize {
@@ -119,10 +123,10 @@ async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
     assert_eq!(last.summary, Some(json!({"number": 1})));
     assert_eq!(last.interval, Some(HOUR));
 
-    office.tools.clock.advance(Duration::from_mins(59));
+    office.pass(Duration::from_mins(59)).await;
     everybody().await;
     assert_eq!(office.ran(), 1, "not yet");
-    office.tools.clock.advance(Duration::from_mins(2));
+    office.pass(Duration::from_mins(2)).await;
     everybody().await;
     everybody().await;
     assert_eq!(office.ran(), 2);
@@ -139,7 +143,7 @@ async fn a_job_that_failed_says_why_and_is_tried_again_soon() {
     assert_eq!(last.error.as_deref(), Some("it was to fail"));
     jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 1);
-    office.tools.clock.advance(Duration::from_mins(6));
+    office.pass(Duration::from_mins(6)).await;
     jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 2);
 }
@@ -151,14 +155,9 @@ async fn a_job_that_panics_has_failed() {
         run_fn: Arc::new(|_| async { panic!("hunter2") }.boxed()),
         ..office.job(false)
     };
-    let ran = run_job_now(
-        &office.fresh.database,
-        &office.tools.clock,
-        &job,
-        &CancellationToken::new(),
-    )
-    .await
-    .unwrap();
+    let ran = run_job_now(&office.fresh.database, &job, &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(ran.outcome, JobOutcome::Failed);
     assert_eq!(office.last().await.outcome.as_deref(), Some("failed"));
 }
@@ -166,7 +165,7 @@ async fn a_job_that_panics_has_failed() {
 #[tokio::test]
 async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
     let office = Office::open().await;
-    let (database, clock) = (&office.fresh.database, &office.tools.clock);
+    let database = &office.fresh.database;
     let stop = CancellationToken::new();
     // One that was begun by a process which was killed then.
     sqlx::query(
@@ -177,7 +176,7 @@ async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
     .await
     .unwrap();
     let job = office.job(false);
-    let refused = run_job_now(database, clock, &job, &stop).await.unwrap_err();
+    let refused = run_job_now(database, &job, &stop).await.unwrap_err();
     assert!(
         matches!(&refused, JobRunError::AlreadyRunning { host, .. } if host == "elsewhere"),
         "{refused}"
@@ -186,7 +185,7 @@ async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
     jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 0);
 
-    clock.advance(Duration::from_secs(90));
+    office.pass(Duration::from_secs(90)).await;
     jobs.run_due_once(&stop).await.unwrap();
     assert_eq!(office.ran(), 1, "long before its hour is over");
     let outcomes: Vec<String> =

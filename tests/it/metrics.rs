@@ -344,10 +344,10 @@ async fn what_the_dispatcher_does_is_counted() {
     let event = test_event(&tenant, "1");
     let record = EventRecorder::new(database, &world.clock, || {});
     record.record_event(&event).await.unwrap();
-    world.clock.advance(Duration::from_secs(7));
+    world.pass(Duration::from_secs(7)).await;
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring());
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -388,7 +388,7 @@ async fn configure(world: &World, tenant: &TenantId, url: &str) {
         overlap: Duration::ZERO,
     };
     let (database, keyring) = (world.database(), Arc::clone(world.keyring()));
-    endpoints::change_endpoint(database, &keyring, tenant, &change, Duration::ZERO)
+    endpoints::change_endpoint(database, &keyring, tenant, &change)
         .await
         .unwrap();
 }

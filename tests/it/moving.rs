@@ -101,15 +101,9 @@ impl Move {
                 is_active: None,
                 overlap: Duration::from_hours(24),
             };
-            store::change_endpoint(
-                old.database(),
-                old.keyring(),
-                &tenant.id,
-                &change,
-                Duration::ZERO,
-            )
-            .await
-            .unwrap();
+            store::change_endpoint(old.database(), old.keyring(), &tenant.id, &change)
+                .await
+                .unwrap();
         }
         let moved = Self {
             old,

@@ -365,16 +365,16 @@ async fn newest_rows_that_are_gone_are_missed_by_whoever_kept_one_of_them() {
 #[tokio::test]
 async fn old_rows_go_and_a_row_vouches_for_it() {
     let (fresh, shell) = history().await;
-    let (week, now) = (Duration::from_hours(24 * 7), Duration::ZERO);
+    let week = Duration::from_hours(24 * 7);
     assert_eq!(
-        operator_audit::prune_operator_audit(&fresh.database, week, now)
+        operator_audit::prune_operator_audit(&fresh.database, week)
             .await
             .unwrap(),
         0
     );
     // All five are older than no time at all; the newest stays.
     assert_eq!(
-        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO, now)
+        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO)
             .await
             .unwrap(),
         4
@@ -382,7 +382,7 @@ async fn old_rows_go_and_a_row_vouches_for_it() {
     assert_eq!(shell.rows(&["audit", "verify"])[0]["first"], 5);
     shell.rows(&["tenant", "create", "--name", "Six"]);
     assert_eq!(
-        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO, now)
+        operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO)
             .await
             .unwrap(),
         2

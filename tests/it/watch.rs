@@ -83,10 +83,10 @@ async fn keys_that_are_too_old_are_warned_of_once_a_day_and_counted() {
     assert!(advice.contains(&command), "{advice}");
 
     // Two days later the service account's key is due too, and in ninety all are.
-    world.clock.advance(2 * DAY);
+    world.pass(2 * DAY).await;
     let told = world.run_job("expiry").await;
     assert_eq!(told["due"]["google_key"], 1);
-    world.clock.advance(90 * DAY);
+    world.pass(90 * DAY).await;
     let told = world.run_job("expiry").await;
     assert_eq!(
         told["due"],
@@ -440,7 +440,7 @@ async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
     );
 
     // What has got something since is left alone, and what is still away has been since then.
-    world.clock.advance(Duration::from_mins(31));
+    world.pass(Duration::from_mins(31)).await;
     let health = "insert into webhook_health (tenant_id, callback_url, last_success_at)
         select tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
     sqlx::query(health)
@@ -460,7 +460,7 @@ async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
     assert_ne!(after["probe"]["probedAt"], before["probe"]["probedAt"]);
 
     // A day later its certificate is looked at all the same.
-    world.clock.advance(DAY + Duration::from_mins(1));
+    world.pass(DAY + Duration::from_mins(1)).await;
     let told = world.run_job("probe").await;
     assert_eq!(count_of(&told, "reachable"), 1, "{told}");
     // Who is switched off is nobody's business.
@@ -522,7 +522,7 @@ async fn a_round_of_callbacks_goes_on_where_the_last_one_ended_unless_somebody_a
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "tls"), connections()), (1, [2, 2]));
     // The next round looks at all, also at what the last one came to late.
-    world.clock.advance(Duration::from_mins(31));
+    world.pass(Duration::from_mins(31)).await;
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "reachable"), connections()), (2, [3, 3]));
     // So does who is asked to.

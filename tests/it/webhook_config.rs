@@ -17,7 +17,7 @@ use attesto::tenants;
 use serde_json::{Value, json};
 use sqlx::Executor as _;
 
-use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::postgres::{Fresh, fresh_database, set_time_ahead};
 use crate::world::receiver::Receiver;
 
 /// 32 bytes of zero, in base64.
@@ -117,10 +117,18 @@ impl Desk {
         tokio::task::spawn_blocking(run).await.unwrap()
     }
 
-    async fn endpoint(&self, lead: Duration) -> WebhookEndpoint {
+    /// So long after now.
+    async fn endpoint_after(&self, time: Duration) -> WebhookEndpoint {
+        set_time_ahead(&self.fresh.database, time).await;
+        let endpoint = self.endpoint().await;
+        set_time_ahead(&self.fresh.database, Duration::ZERO).await;
+        endpoint
+    }
+
+    async fn endpoint(&self) -> WebhookEndpoint {
         let tenants = [self.tenant.clone()];
         let database = &self.fresh.database;
-        let mut found = store::load_endpoints(database, &self.keyring, &tenants, lead)
+        let mut found = store::load_endpoints(database, &self.keyring, &tenants)
             .await
             .unwrap();
         found.remove(&self.tenant).unwrap().unwrap()
@@ -130,7 +138,6 @@ impl Desk {
         &self,
         secret: &SigningSecret,
         overlap: Duration,
-        lead: Duration,
     ) -> Result<SecretChange, EndpointChangeError> {
         let change = EndpointChange {
             callback_url: Some(CALLBACK),
@@ -139,7 +146,7 @@ impl Desk {
             overlap,
         };
         let database = &self.fresh.database;
-        store::change_endpoint(database, &self.keyring, &self.tenant, &change, lead).await
+        store::change_endpoint(database, &self.keyring, &self.tenant, &change).await
     }
 
     /// Three events, a second apart, that stand where events can stand.
@@ -201,7 +208,7 @@ async fn a_tenant_without_a_secret_gets_one_that_is_printed_once() {
         (&first["isActive"], &first["hasSecret"]),
         (&json!(true), &json!(true))
     );
-    let endpoint = desk.endpoint(Duration::ZERO).await;
+    let endpoint = desk.endpoint().await;
     assert_eq!(endpoint.secrets.newest.expose(), made);
 
     // A second time keeps it, and says nothing of it.
@@ -223,7 +230,7 @@ async fn a_tenant_without_a_secret_gets_one_that_is_printed_once() {
     assert_eq!(shown["secrets"].as_array().unwrap().len(), 1);
     assert_eq!(shown["secrets"][0]["number"], 1);
     assert_eq!(shown["secrets"][0]["expiresAt"], Value::Null);
-    let endpoint = desk.endpoint(Duration::ZERO).await;
+    let endpoint = desk.endpoint().await;
     assert_eq!(endpoint.secrets.newest.expose(), made);
     // And at rest it is sealed.
     let stored: Vec<u8> = sqlx::query_scalar("select secret_enc from webhook_configs")
@@ -267,15 +274,15 @@ async fn a_new_secret_signs_beside_the_previous_one() {
         24 * HOUR,
         "unless said otherwise"
     );
+    assert_eq!(texts(&desk.endpoint().await.secrets), ["two", "one"]);
     assert_eq!(
-        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        texts(&desk.endpoint_after(23 * HOUR).await.secrets),
         ["two", "one"]
     );
     assert_eq!(
-        texts(&desk.endpoint(23 * HOUR).await.secrets),
-        ["two", "one"]
+        texts(&desk.endpoint_after(25 * HOUR).await.secrets),
+        ["two"]
     );
-    assert_eq!(texts(&desk.endpoint(25 * HOUR).await.secrets), ["two"]);
 
     // The same again is nothing new.
     let same = desk.answer(&[
@@ -293,11 +300,11 @@ async fn a_new_secret_signs_beside_the_previous_one() {
     let ran = desk.run(&words, &input, &[]);
     assert_eq!(ran.exit, 0, "{}", ran.complained);
     assert_eq!(
-        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        texts(&desk.endpoint().await.secrets),
         ["three", "two", "one"]
     );
     assert_eq!(
-        texts(&desk.endpoint(3 * HOUR).await.secrets),
+        texts(&desk.endpoint_after(3 * HOUR).await.secrets),
         ["three", "one"]
     );
 
@@ -312,17 +319,14 @@ async fn a_new_secret_signs_beside_the_previous_one() {
     // Back to one that still signs: it moves to the front.
     desk.answer(&["set-config", "--secret", one.expose()]);
     assert_eq!(
-        texts(&desk.endpoint(Duration::ZERO).await.secrets),
+        texts(&desk.endpoint().await.secrets),
         ["one", "three", "two"]
     );
 
     // A leak.
     let retired = desk.answer(&["retire-secret", "--number", "2"]);
     assert_eq!(retired["retired"], json!([2]));
-    assert_eq!(
-        texts(&desk.endpoint(Duration::ZERO).await.secrets),
-        ["one", "three"]
-    );
+    assert_eq!(texts(&desk.endpoint().await.secrets), ["one", "three"]);
     assert_eq!(
         desk.webhook(&["retire-secret", "--number", "2"]).exit,
         1,
@@ -336,10 +340,7 @@ async fn a_new_secret_signs_beside_the_previous_one() {
     assert_eq!(desk.answer(&["retire-secret"])["retired"], json!([3]));
     assert_eq!(desk.webhook(&["retire-secret"]).exit, 1);
     desk.answer(&["set-config", "--secret", four.expose(), "--overlap", "0s"]);
-    assert_eq!(
-        texts(&desk.endpoint(Duration::ZERO).await.secrets),
-        ["four"]
-    );
+    assert_eq!(texts(&desk.endpoint().await.secrets), ["four"]);
     assert_eq!(desk.count("webhook_previous_secrets").await, 0);
 }
 
@@ -347,10 +348,8 @@ async fn a_new_secret_signs_beside_the_previous_one() {
 #[tokio::test]
 async fn no_rotation_leaves_anybody_without_a_signature() {
     let desk = Arc::new(Desk::open().await);
-    let lead = |number: usize| STEP * u32::try_from(number).unwrap();
-    desk.set_secret(&secret(0), 24 * HOUR, lead(0))
-        .await
-        .unwrap();
+    let time_of = |number: usize| STEP * u32::try_from(number).unwrap();
+    desk.set_secret(&secret(0), 24 * HOUR).await.unwrap();
     // What is committed: a delivery that begins after this was written sees it.
     let committed = Arc::new(AtomicUsize::new(0));
     let checked = Arc::new(AtomicUsize::new(0));
@@ -360,7 +359,7 @@ async fn no_rotation_leaves_anybody_without_a_signature() {
             tokio::spawn(async move {
                 loop {
                     let newest = committed.load(Ordering::SeqCst);
-                    let endpoint = desk.endpoint(lead(newest)).await;
+                    let endpoint = desk.endpoint().await;
                     if committed.load(Ordering::SeqCst) != newest {
                         // Days have passed meanwhile, in which a secret may have ended.
                         continue;
@@ -389,17 +388,16 @@ async fn no_rotation_leaves_anybody_without_a_signature() {
             tokio::task::yield_now().await;
             assert!(!signing.iter().any(tokio::task::JoinHandle::is_finished));
         }
-        desk.set_secret(&secret(number), 24 * HOUR, lead(number))
-            .await
-            .unwrap();
+        set_time_ahead(&desk.fresh.database, time_of(number)).await;
+        desk.set_secret(&secret(number), 24 * HOUR).await.unwrap();
         committed.store(number, Ordering::SeqCst);
     }
     for task in signing {
         task.await.unwrap();
     }
-    let later = lead(ROTATIONS) + 25 * HOUR;
+    let later = time_of(ROTATIONS) + 25 * HOUR;
     assert_eq!(
-        texts(&desk.endpoint(later).await.secrets),
+        texts(&desk.endpoint_after(later).await.secrets),
         [ROTATIONS.to_string()]
     );
 }
@@ -427,14 +425,11 @@ async fn two_who_rotate_at_once_lose_nothing() {
                 .unwrap(),
         };
         let (one, two, three) = (secret("one"), secret("two"), secret("three"));
-        desk.set_secret(&one, HOUR, Duration::ZERO).await.unwrap();
-        let (a, b) = tokio::join!(
-            desk.set_secret(&two, HOUR, Duration::ZERO),
-            desk.set_secret(&three, HOUR, Duration::ZERO)
-        );
+        desk.set_secret(&one, HOUR).await.unwrap();
+        let (a, b) = tokio::join!(desk.set_secret(&two, HOUR), desk.set_secret(&three, HOUR));
         a.unwrap();
         b.unwrap();
-        let mut live = texts(&desk.endpoint(Duration::ZERO).await.secrets);
+        let mut live = texts(&desk.endpoint().await.secrets);
         assert_eq!(live.last().unwrap(), "one");
         live.sort();
         assert_eq!(live, ["one", "three", "two"]);
@@ -542,7 +537,7 @@ async fn an_operator_opens_a_network_for_one_tenant() {
         json!(["10.1.0.0/16:443", "[fd12:3456::/48]:8443"])
     );
     assert_eq!(desk.webhook(&["allow"]).said.lines().count(), 2);
-    let endpoint = desk.endpoint(Duration::ZERO).await;
+    let endpoint = desk.endpoint().await;
     assert!(
         endpoint
             .allow_list
@@ -562,7 +557,7 @@ async fn an_operator_opens_a_network_for_one_tenant() {
     assert_eq!(desk.webhook(&["disallow", "10.1.0.0/16:443"]).exit, 1);
     assert!(
         !desk
-            .endpoint(Duration::ZERO)
+            .endpoint()
             .await
             .allow_list
             .is_allowed("10.1.2.3:443".parse().unwrap())

@@ -22,7 +22,7 @@ use futures_util::future::{BoxFuture, join_all, pending};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::postgres::{Fresh, fresh_database, pass_time};
 
 const URL: &str = "https://receiver.example/hook";
 
@@ -65,8 +65,8 @@ impl World {
         &self.fresh.database
     }
 
-    fn pass(&self, time: Duration) {
-        self.clock.advance(time);
+    async fn pass(&self, time: Duration) {
+        pass_time(self.database(), &self.clock, time).await;
     }
 
     async fn execute(&self, statement: &'static str) {
@@ -120,7 +120,7 @@ impl World {
                 insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
                     decoded_payload, body, received_at)
                 select event, $1, 'apple', event, 'subscription.renewed', 'apple.did_renew', '{}', '{}',
-                    'body of ' || event, now() + make_interval(secs => $5)
+                    'body of ' || event, attesto_now()
                 from new
             )
             insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
@@ -131,7 +131,6 @@ impl World {
         .bind(&ids)
         .bind(&deliveries)
         .bind(URL)
-        .bind(self.clock.lead().as_secs_f64())
         .execute(self.database().pool())
         .await
         .unwrap();
@@ -184,12 +183,11 @@ impl World {
             "
             select id, status, attempt_count, interruptions, lease_no, lease_until is not null as leased,
                 parked_at is not null as parked, last_response_code, last_outcome, settled_by,
-                extract(epoch from next_attempt_at - now() - make_interval(secs => $1))::float8 as due_in
+                extract(epoch from next_attempt_at - attesto_now())::float8 as due_in
             from webhook_deliveries
             order by created_at, id
             ",
         )
-        .bind(self.clock.lead().as_secs_f64())
         .fetch_all(self.database().pool())
         .await
         .unwrap()
@@ -339,13 +337,13 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
     let due_in = row.due_in.unwrap();
     assert!((26.0..=33.0).contains(&due_in), "{due_in}");
 
-    world.pass(Duration::from_secs(25));
+    world.pass(Duration::from_secs(25)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0, "too early");
-    world.pass(Duration::from_secs(10));
+    world.pass(Duration::from_secs(10)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    world.pass(Duration::from_hours(1));
+    world.pass(Duration::from_hours(1)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    world.pass(Duration::from_hours(100));
+    world.pass(Duration::from_hours(100)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let row = world.row().await;
@@ -384,7 +382,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
             break;
         };
         pauses.push(pause);
-        world.pass(Duration::from_secs_f64(pause + 0.1));
+        world.pass(Duration::from_secs_f64(pause + 0.1)).await;
     }
     // The first was lengthened by what the receiver asked for.
     for (pause, expected) in pauses.iter().zip([3000.0, 120.0, 600.0, 3600.0, 21_600.0]) {
@@ -417,7 +415,7 @@ async fn a_fault_of_our_own_costs_no_attempt() {
     let mut dispatcher = world.dispatcher(broken.sender());
     for _ in 0..20 {
         assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-        world.pass(Duration::from_mins(1));
+        world.pass(Duration::from_mins(1)).await;
     }
     let row = world.row().await;
     assert_eq!((&*row.status, row.attempt_count), ("pending", 0));
@@ -458,7 +456,7 @@ async fn dispatchers_share_the_work_and_never_a_delivery() {
     let first: usize = drained.iter().map(|(attempts, _)| attempts).sum();
     assert_eq!(first, total, "each once");
     assert!(receiver.times().values().all(|times| *times == 1));
-    world.pass(Duration::from_mins(1));
+    world.pass(Duration::from_mins(1)).await;
     let retried = join_all(drained.into_iter().map(|(_, mut dispatcher)| async move {
         let again = dispatcher.run_until_idle().await.unwrap();
         assert_eq!(
@@ -501,9 +499,9 @@ async fn a_late_result_changes_nothing() {
 
     let receiver = fine();
     let mut other = world.dispatcher(receiver.sender());
-    world.pass(Duration::from_secs(19));
+    world.pass(Duration::from_secs(19)).await;
     assert_eq!(other.run_until_idle().await.unwrap(), 0, "the lease holds");
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_secs(2)).await;
     assert_eq!(other.run_until_idle().await.unwrap(), 1);
     assert_eq!(other.metrics().interrupted(), 1);
     let before = format!("{:?}", world.row().await);
@@ -535,7 +533,7 @@ async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
     receiver.has_seen(1).await;
     drop(killed);
 
-    world.pass(Duration::from_secs(21));
+    world.pass(Duration::from_secs(21)).await;
     let mut other = world.dispatcher(receiver.sender());
     assert_eq!(other.run_until_idle().await.unwrap(), 1);
     let [first, second] = receiver.seen().try_into().unwrap();
@@ -554,7 +552,7 @@ async fn a_delivery_that_workers_die_of_is_parked() {
         let mut killed = world.dispatcher(hanging().sender());
         assert_eq!(killed.tick().await.unwrap().started, 1, "round {round}");
         drop(killed);
-        world.pass(Duration::from_secs(45));
+        world.pass(Duration::from_secs(45)).await;
     }
     let receiver = fine();
     let mut dispatcher = world.dispatcher(receiver.sender());
@@ -597,7 +595,7 @@ async fn a_panic_is_an_interruption() {
     let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert!(world.row().await.leased);
-    world.pass(Duration::from_secs(21));
+    world.pass(Duration::from_secs(21)).await;
     dispatcher.tick().await.unwrap();
     assert_eq!(world.row().await.interruptions, 1);
 }
@@ -825,7 +823,7 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
     let mut passed = Duration::ZERO;
     while passed < Duration::from_hours(2) {
         dispatcher.run_until_idle().await.unwrap();
-        world.pass(Duration::from_secs(20));
+        world.pass(Duration::from_secs(20)).await;
         passed += Duration::from_secs(20);
     }
     let (state, _) = world.health(&tenant).await;
@@ -846,13 +844,13 @@ async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
         .boxed()
     });
     let mut dispatcher = world.dispatcher(receiver.sender());
-    world.pass(Duration::from_mins(5));
+    world.pass(Duration::from_mins(5)).await;
     assert_eq!(dispatcher.tick().await.unwrap().started, 1, "one, to see");
     dispatcher.finish_in_flight().await.unwrap();
     assert_eq!(dispatcher.tick().await.unwrap().started, 2);
     dispatcher.finish_in_flight().await.unwrap();
     dispatcher.run_until_idle().await.unwrap();
-    world.pass(Duration::from_hours(6));
+    world.pass(Duration::from_hours(6)).await;
     dispatcher.run_until_idle().await.unwrap();
     let delivered = BTreeMap::from([("delivered".to_owned(), 500)]);
     assert_eq!(world.standing().await, delivered);
@@ -868,22 +866,22 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
     let failing = Receiver::answering(|_| answer(500));
     let mut dispatcher = world.dispatcher(failing.sender());
     dispatcher.run_until_idle().await.unwrap();
-    world.pass(Duration::from_hours(25));
+    world.pass(Duration::from_hours(25)).await;
     world.events(&tenant, 5).await;
     dispatcher.tick().await.unwrap();
     dispatcher.finish_in_flight().await.unwrap();
     assert_eq!(world.health(&tenant).await.0, "paused");
     let before = failing.seen().len();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
-    world.pass(Duration::from_mins(61));
+    world.pass(Duration::from_mins(61)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1, "one an hour");
     assert_eq!(failing.seen().len(), before + 1);
     assert_eq!(world.standing().await.get("pending"), Some(&17));
 
-    world.pass(Duration::from_mins(61));
+    world.pass(Duration::from_mins(61)).await;
     let mut dispatcher = world.dispatcher(fine().sender());
     dispatcher.run_until_idle().await.unwrap();
-    world.pass(Duration::from_hours(7));
+    world.pass(Duration::from_hours(7)).await;
     dispatcher.run_until_idle().await.unwrap();
     assert_eq!(world.standing().await.get("delivered"), Some(&17));
 }
@@ -942,7 +940,7 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
     let receiver = fine();
     let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 2);
-    world.pass(Duration::from_hours(100));
+    world.pass(Duration::from_hours(100)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let seen = receiver.seen();
@@ -985,7 +983,7 @@ async fn a_redelivery_disturbs_nothing() {
         .await
         .unwrap();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    world.pass(Duration::from_secs(40));
+    world.pass(Duration::from_secs(40)).await;
     assert_eq!(
         dispatcher.run_until_idle().await.unwrap(),
         2,
@@ -1003,7 +1001,7 @@ async fn a_redelivery_disturbs_nothing() {
     world
         .execute("delete from webhook_deliveries where requested_by is not null")
         .await;
-    world.pass(Duration::from_mins(3));
+    world.pass(Duration::from_mins(3)).await;
     world.execute("update webhook_health set allowed = 8").await;
     let gate = Arc::new(Semaphore::new(0));
     let slow = Receiver::new({
@@ -1044,7 +1042,7 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
     world
         .execute("update webhook_deliveries set status = 'failed'")
         .await;
-    world.pass(Duration::from_hours(30));
+    world.pass(Duration::from_hours(30)).await;
     let failed = world.events(tenant, FAILED).await;
     world
         .execute("update webhook_deliveries set status = 'failed'")
@@ -1098,14 +1096,14 @@ async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
         // Each second a new process; the one before it was killed, its requests under way.
         let mut dispatcher = world.dispatcher(receiver.sender());
         dispatcher.run_until_idle().await.unwrap();
-        world.pass(Duration::from_secs(1));
+        world.pass(Duration::from_secs(1)).await;
         seconds += 1;
         assert!(seconds <= 22, "{} after {seconds} s", receiver.seen().len());
     }
     // The database's clock goes on by itself, beside what the test moves it.
     let took = Duration::from_secs(seconds.into()) + begun.elapsed();
     assert!(took >= Duration::from_secs(19), "{took:?} for 2,000");
-    world.pass(Duration::from_secs(10));
+    world.pass(Duration::from_secs(10)).await;
     let mut dispatcher = world.dispatcher(receiver.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
@@ -1176,7 +1174,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
         .execute("update webhook_configs set is_active = true")
         .await;
     assert!(!redeliveries.enqueue_next_batch().await.unwrap().had_request);
-    world.pass(Duration::from_secs(11));
+    world.pass(Duration::from_secs(11)).await;
     assert_eq!(redeliveries.enqueue_next_batch().await.unwrap().enqueued, 1);
 }
 
@@ -1232,7 +1230,7 @@ async fn what_came_back_while_the_database_was_away_is_written() {
         .execute("alter table webhook_deliveries rename to away")
         .await;
     assert!(dispatcher.finish_in_flight().await.is_err());
-    world.pass(Duration::from_mins(2));
+    world.pass(Duration::from_mins(2)).await;
     world
         .execute("alter table away rename to webhook_deliveries")
         .await;
@@ -1299,11 +1297,11 @@ async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
     });
     let mut dispatcher = world.dispatcher(broken.sender());
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 8);
-    world.pass(Duration::from_secs(16));
+    world.pass(Duration::from_secs(16)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert_eq!(world.health(&tenants[0]).await.0, "active");
     // Mended, it goes on at once.
-    world.pass(Duration::from_secs(31));
+    world.pass(Duration::from_secs(31)).await;
     let mut mended = world.dispatcher(fine().sender());
     assert_eq!(mended.run_until_idle().await.unwrap(), 100);
 }

@@ -26,7 +26,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::world::attesto::{APP, World};
 use crate::world::event::test_event;
-use crate::world::postgres::fresh_database;
+use crate::world::postgres::{fresh_database, pass_time};
 use crate::world::receiver::{Place, Received, Receiver};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -49,7 +49,7 @@ pub(crate) async fn set_callback(
         is_active: None,
         overlap: Duration::from_hours(24),
     };
-    store::change_endpoint(database, keyring, tenant, &change, Duration::ZERO)
+    store::change_endpoint(database, keyring, tenant, &change)
         .await
         .unwrap();
 }
@@ -114,7 +114,7 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
 
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &clock).unwrap();
-    let sender = SigningSender::new(sender, database, &keyring, &clock);
+    let sender = SigningSender::new(sender, database, &keyring);
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),
@@ -124,13 +124,13 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
     let mut dispatcher =
         Dispatcher::new(database, &clock, sender, WorkNotifier::default(), settings);
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    clock.advance(Duration::from_secs(33));
+    pass_time(database, &clock, Duration::from_secs(33)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     // Between two attempts the secret changes.
     set_callback(database, &keyring, &tenant, &receiver.url(), &secret("n")).await;
-    clock.advance(Duration::from_secs(132));
+    pass_time(database, &clock, Duration::from_secs(132)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    clock.advance(Duration::from_hours(24));
+    pass_time(database, &clock, Duration::from_hours(24)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 0);
 
     let requests = receiver.requests();
@@ -173,7 +173,7 @@ async fn what_cannot_be_signed_waits() {
     record.record_event(&event).await.unwrap();
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
-    let sender = SigningSender::new(sender, database, world.keyring(), &world.clock);
+    let sender = SigningSender::new(sender, database, world.keyring());
     let settings = DispatcherSettings {
         concurrency: 8,
         poll_interval: Duration::from_secs(10),

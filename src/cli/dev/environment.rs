@@ -492,8 +492,7 @@ async fn configure_demo_callback(
         overlap: Duration::ZERO,
     };
     // The database's clock is the clock: nobody moves it here.
-    let lead = Duration::ZERO;
-    endpoint::store::change_endpoint(database, &settings.keyring, &demo.tenant, &change, lead)
+    endpoint::store::change_endpoint(database, &settings.keyring, &demo.tenant, &change)
         .await
         .map_err(to_command_error)?;
     Ok(callback)

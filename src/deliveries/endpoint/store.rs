@@ -1,7 +1,6 @@
 //! Endpoints in the database. The secrets are sealed.
 //!
-//! The database's clock alone decides whether a secret is still valid. `lead` is [`Clock::lead`](crate::base::clock::Clock::lead),
-//! by which a test moves time. It is zero in production.
+//! The database's clock alone decides whether a secret is still valid.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -144,7 +143,6 @@ pub async fn load_endpoints(
     database: &Database,
     keyring: &Keyring,
     tenants: &[TenantId],
-    lead: Duration,
 ) -> Result<EndpointsByTenant, db::Error> {
     let tenants: Vec<String> = tenants.iter().map(ToString::to_string).collect();
     let rows = sqlx::query!(
@@ -153,7 +151,7 @@ pub async fn load_endpoints(
                array(
                    select previous.secret_enc from webhook_previous_secrets previous
                     where previous.tenant_id = config.tenant_id
-                      and previous.expires_at > now() + make_interval(secs => $2)
+                      and previous.expires_at > attesto_now()
                     order by number desc
                ) as "previous!",
                array(
@@ -164,7 +162,6 @@ pub async fn load_endpoints(
          where tenant_id = any($1)
         "#,
         &tenants,
-        lead.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -193,7 +190,6 @@ pub async fn load_endpoints(
 pub async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
-    lead: Duration,
 ) -> Result<Option<EndpointSummary>, db::Error> {
     let row = sqlx::query!(
         "select callback_url, is_active, secret_number, secret_created_at, created_at, updated_at \
@@ -205,10 +201,9 @@ pub async fn load_endpoint_summary(
     let Some(row) = row else { return Ok(None) };
     let previous = sqlx::query!(
         "select number, created_at, expires_at from webhook_previous_secrets \
-          where tenant_id = $1 and expires_at > now() + make_interval(secs => $2) \
+          where tenant_id = $1 and expires_at > attesto_now() \
           order by number desc",
         tenant.as_str(),
-        lead.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -244,15 +239,14 @@ pub async fn change_endpoint(
     keyring: &Keyring,
     tenant: &TenantId,
     change: &EndpointChange<'_>,
-    lead: Duration,
 ) -> Result<SecretChange, EndpointChangeError> {
     for _ in 0..MAX_CHANGE_ATTEMPTS {
-        let stored = load_stored_secrets(database, keyring, tenant, lead).await?;
+        let stored = load_stored_secrets(database, keyring, tenant).await?;
         let done = match stored {
             None => create_endpoint(database, keyring, tenant, change).await?,
             Some(stored) => match change.secret {
                 Some(secret) if *secret != stored.newest => {
-                    rotate_secret(database, keyring, tenant, change, secret, &stored, lead).await?
+                    rotate_secret(database, keyring, tenant, change, secret, &stored).await?
                 }
                 _ => update_endpoint(database, tenant, change).await?,
             },
@@ -269,7 +263,6 @@ pub async fn retire_secrets(
     database: &Database,
     tenant: &TenantId,
     number: Option<i32>,
-    lead: Duration,
 ) -> Result<Vec<i32>, EndpointChangeError> {
     let newest = sqlx::query_scalar!(
         "select secret_number from webhook_configs where tenant_id = $1",
@@ -286,11 +279,10 @@ pub async fn retire_secrets(
         r#"
         delete from webhook_previous_secrets
          where tenant_id = $1 and number = coalesce($2, number)
-        returning number, expires_at > now() + make_interval(secs => $3) as "is_live!"
+        returning number, expires_at > attesto_now() as "is_live!"
         "#,
         tenant.as_str(),
         number,
-        lead.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -383,7 +375,6 @@ async fn load_stored_secrets(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
-    lead: Duration,
 ) -> Result<Option<StoredSecrets>, EndpointChangeError> {
     let row = sqlx::query!(
         "select secret_enc, secret_number from webhook_configs where tenant_id = $1",
@@ -394,10 +385,9 @@ async fn load_stored_secrets(
     let Some(row) = row else { return Ok(None) };
     let previous = sqlx::query!(
         "select number, secret_enc, expires_at from webhook_previous_secrets \
-          where tenant_id = $1 and expires_at > now() + make_interval(secs => $2) \
+          where tenant_id = $1 and expires_at > attesto_now() \
           order by number",
         tenant.as_str(),
-        lead.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -472,7 +462,6 @@ async fn rotate_secret(
     change: &EndpointChange<'_>,
     secret: &SigningSecret,
     stored: &StoredSecrets,
-    lead: Duration,
 ) -> Result<Option<SecretChange>, EndpointChangeError> {
     // A previous secret that is still valid becomes the newest again, instead of signing twice.
     let (revived, staying): (Vec<_>, Vec<_>) = stored
@@ -494,30 +483,29 @@ async fn rotate_secret(
             -- Locked, and read after the lock: of two processes at the same time the second changes nothing.
             select tenant_id, secret_number, secret_created_at
               from webhook_configs
-             where tenant_id = $1 and secret_number = $6
+             where tenant_id = $1 and secret_number = $5
                for no key update
         ), gone as (
             delete from webhook_previous_secrets
              where tenant_id = (select tenant_id from current)
-               and (number = any($2) or expires_at <= now() + make_interval(secs => $3))
+               and (number = any($2) or expires_at <= attesto_now())
         ), kept as (
             insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
-            select tenant_id, secret_number, $4, secret_created_at, now() + make_interval(secs => $3 + $5)
+            select tenant_id, secret_number, $3, secret_created_at, attesto_now() + make_interval(secs => $4)
               from current
-             where $7
+             where $6
         )
         update webhook_configs
-           set secret_enc = $8,
+           set secret_enc = $7,
                secret_number = secret_number + 1,
                secret_created_at = now(),
-               callback_url = coalesce($9, callback_url),
-               is_active = coalesce($10, is_active),
+               callback_url = coalesce($8, callback_url),
+               is_active = coalesce($9, is_active),
                updated_at = now()
          where tenant_id = (select tenant_id from current)
         "#,
         tenant.as_str(),
         &revived,
-        lead.as_secs_f64(),
         seal_secret(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &stored.newest),
         change.overlap.as_secs_f64(),
         stored.number,

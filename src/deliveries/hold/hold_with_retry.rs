@@ -31,9 +31,7 @@ pub async fn hold_with_retry(database: &Database, host: &str, stop: &Cancellatio
 async fn try_hold(database: &Database, host: &str) -> Result<(), Error> {
     let new = hold_deliveries(database, host).await?;
     // The hold is stored, even if counting fails.
-    let waiting = count_waiting_deliveries(database, Duration::ZERO)
-        .await
-        .unwrap_or_default();
+    let waiting = count_waiting_deliveries(database).await.unwrap_or_default();
     tracing::warn!(
         new,
         due = waiting.due,

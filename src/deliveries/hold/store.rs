@@ -1,7 +1,5 @@
 //! The queries on holds: the table `delivery_holds`.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::base::clock::Timestamp;
@@ -80,10 +78,7 @@ pub async fn load_active_hold(database: &Database) -> Result<Option<DeliveryHold
 }
 
 /// Reads all unfinished deliveries, so its cost grows with the queue.
-pub async fn count_waiting_deliveries(
-    database: &Database,
-    lead: Duration,
-) -> Result<WaitingDeliveries, Error> {
+pub async fn count_waiting_deliveries(database: &Database) -> Result<WaitingDeliveries, Error> {
     let row = sqlx::query!(
         r#"
         select
@@ -94,14 +89,13 @@ pub async fn count_waiting_deliveries(
             select
                 delivery.parked_at is null and tenant.is_active and coalesce(config.is_active, false) as sendable,
                 delivery.lease_until is not null
-                    or delivery.next_attempt_at <= statement_timestamp() + make_interval(secs => $1) as is_due
+                    or delivery.next_attempt_at <= attesto_now() as is_due
             from webhook_deliveries delivery
             join tenants tenant on tenant.id = delivery.tenant_id
             left join webhook_configs config on config.tenant_id = delivery.tenant_id
             where delivery.status = 'pending'
         ) waiting
         "#,
-        lead.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await?;

@@ -37,18 +37,16 @@ pub(crate) enum ProbeRound {
 
 /// Probes every active callback, until `stop` is cancelled or deliveries are held. These are not probed: a callback to which
 /// an event was delivered within `every`, if it was probed within a day, and one that was probed within `known_for`, which
-/// counts under its last result. `lead` is [`Clock::lead`](crate::base::clock::Clock::lead).
+/// counts under its last result.
 pub(crate) async fn probe_all_callbacks(
     database: &Database,
     sender: &Sender,
     every: Duration,
     known_for: Option<Duration>,
-    lead: Duration,
     stop: &CancellationToken,
 ) -> Result<ProbeRound, Error> {
     let mut progress = ProbeProgress {
         database,
-        lead,
         counts: PROBE_RESULTS.iter().map(|word| (*word, 0)).collect(),
         not_kept: 0,
     };
@@ -57,9 +55,8 @@ pub(crate) async fn probe_all_callbacks(
         if let Some(hold) = hold::store::load_active_hold(database).await? {
             return Ok(ProbeRound::Held(hold));
         }
-        let page =
-            store::list_probe_targets(database, after.as_ref(), every, known_for, lead, PAGE_SIZE)
-                .await?;
+        let page = store::list_probe_targets(database, after.as_ref(), every, known_for, PAGE_SIZE)
+            .await?;
         let Some(last) = page.last() else {
             return Ok(progress.into_completed());
         };
@@ -96,7 +93,6 @@ pub(crate) async fn probe_all_callbacks(
 
 struct ProbeProgress<'a> {
     database: &'a Database,
-    lead: Duration,
     counts: ProbeCounts,
     not_kept: u64,
 }
@@ -113,8 +109,7 @@ impl ProbeProgress<'_> {
             return;
         };
         self.count_result(probe_result(&probe));
-        let Err(error) = store::save_probe(self.database, &callback, &probe, self.lead).await
-        else {
+        let Err(error) = store::save_probe(self.database, &callback, &probe).await else {
             return;
         };
         if self.not_kept == 0 {

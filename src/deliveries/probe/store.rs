@@ -41,7 +41,6 @@ pub(super) async fn list_probe_targets(
     after: Option<&TenantId>,
     every: Duration,
     known_for: Option<Duration>,
-    lead: Duration,
     limit: i64,
 ) -> Result<Vec<ProbeTarget>, Error> {
     let rows = sqlx::query!(
@@ -53,7 +52,7 @@ pub(super) async fn list_probe_targets(
             ) as "allowed!",
             coalesce(health.last_success_at > clock.now - make_interval(secs => $3)
                 and probe.probed_at > clock.now - interval '1 day', false) as "is_well!",
-            case when probe.probed_at > clock.now - make_interval(secs => $5) then probe.result end as "found?"
+            case when probe.probed_at > clock.now - make_interval(secs => $4) then probe.result end as "found?"
         from webhook_configs config
         join tenants on tenants.id = config.tenant_id and tenants.is_active
         left join webhook_health health
@@ -62,14 +61,13 @@ pub(super) async fn list_probe_targets(
         left join callback_probes probe
             on probe.tenant_id = config.tenant_id
             and probe.callback_key = hashtextextended(config.callback_url, 0)
-        cross join (select statement_timestamp() + make_interval(secs => $4) as now) clock
+        cross join (select attesto_now() as now) clock
         where config.is_active and ($1::text is null or config.tenant_id > $1)
         order by config.tenant_id limit $2
         "#,
         after.map(TenantId::as_str),
         limit,
         every.as_secs_f64(),
-        lead.as_secs_f64(),
         known_for.as_ref().map(Duration::as_secs_f64),
     )
     .fetch_all(database.pool())
@@ -89,7 +87,6 @@ pub(super) async fn save_probe(
     database: &Database,
     callback: &ProbeTarget,
     probe: &ProbeOutcome,
-    lead: Duration,
 ) -> Result<(), Error> {
     let (detail, ends_at) = match probe {
         ProbeOutcome::Reachable {
@@ -103,7 +100,7 @@ pub(super) async fn save_probe(
         insert into callback_probes as known
             (tenant_id, callback_key, probed_at, result, detail, since, certificate_ends_at)
         select $1, hashtextextended($2, 0), now, $3, $4, now, $5
-        from (select statement_timestamp() + make_interval(secs => $6) as now) clock
+        from (select attesto_now() as now) clock
         on conflict (tenant_id) do update set
             callback_key = excluded.callback_key, probed_at = excluded.probed_at, result = excluded.result,
             detail = excluded.detail, certificate_ends_at = excluded.certificate_ends_at,
@@ -117,7 +114,6 @@ pub(super) async fn save_probe(
         probe_result(probe),
         detail,
         ends_at.map(time::OffsetDateTime::from),
-        lead.as_secs_f64(),
     )
     .execute(database.pool())
     .await?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::base::clock::Clock;
 use crate::db::{Database, Error};
 
 /// Waiting deliveries are counted up to this number.
@@ -31,22 +30,20 @@ pub(crate) struct QueueStats {
 pub(crate) const CALLBACK_STATES: [&str; 5] = ["active", "throttled", "open", "paused", "disabled"];
 
 impl QueueStats {
-    pub(crate) async fn load(database: &Database, clock: &Clock) -> Result<Self, Error> {
-        let lead = clock.lead().as_secs_f64();
+    pub(crate) async fn load(database: &Database) -> Result<Self, Error> {
         let mut snapshot = database.pool().begin().await?;
         let waiting = sqlx::query!(
             r#"
             select
-                count(*) filter (where next_attempt_at <= statement_timestamp() + make_interval(secs => $1)) as "due!",
+                count(*) filter (where next_attempt_at <= attesto_now()) as "due!",
                 count(*) as "all!"
             from (
                 select next_attempt_at
                 from webhook_deliveries
                 where status = 'pending' and lease_until is null and parked_at is null
-                limit $2
+                limit $1
             ) waiting
             "#,
-            lead,
             MAX_COUNTED
         )
         .fetch_one(&mut *snapshot)
@@ -55,7 +52,7 @@ impl QueueStats {
         let oldest = sqlx::query_scalar!(
             r#"
             select extract(epoch from
-                statement_timestamp() + make_interval(secs => $1) - min(oldest.next_attempt_at))::float8
+                attesto_now() - min(oldest.next_attempt_at))::float8
             from webhook_callbacks_waiting waiting
             join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
             join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
@@ -70,10 +67,8 @@ impl QueueStats {
                 limit 1
             ) oldest
             where health.closed_until is null
-                or health.closed_until <= statement_timestamp() + make_interval(secs => $1)
-            "#,
-            lead
-        )
+                or health.closed_until <= attesto_now()
+            "#)
         .fetch_one(&mut *snapshot)
         .await?;
         let apart = sqlx::query!(

@@ -40,7 +40,7 @@ impl Redeliveries {
         &self,
         filter: &RedeliveryFilter,
     ) -> Result<RedeliveryPreview, Error> {
-        store::preview_matching(&self.database, filter, self.clock.lead()).await
+        store::preview_matching(&self.database, filter).await
     }
 
     /// Requests the redelivery of all events that `filter` matches now. Returns at once: the dispatchers enqueue the events,
@@ -51,14 +51,14 @@ impl Redeliveries {
         request: &RedeliveryRequest,
     ) -> Result<RedeliveryId, RedeliveryError> {
         let id = RedeliveryId::mint(self.clock.now());
-        store::insert_redelivery(&self.database, &id, filter, request, self.clock.lead()).await?;
+        store::insert_redelivery(&self.database, &id, filter, request).await?;
         self.notify_work().await;
         Ok(id)
     }
 
     /// Stops a request. Returns how many events it had enqueued; `None`: there is no such unfinished request.
     pub async fn stop_redelivery(&self, id: &RedeliveryId) -> Result<Option<i32>, Error> {
-        store::stop_redelivery(&self.database, id, self.clock.lead()).await
+        store::stop_redelivery(&self.database, id).await
     }
 
     /// Enqueues the next events of the request that has waited longest, if its next batch is due.
@@ -66,7 +66,7 @@ impl Redeliveries {
         let ids: Vec<_> = (0..REDELIVERY_BATCH_SIZE)
             .map(|_| DeliveryId::mint(self.clock.now()).to_string())
             .collect();
-        store::enqueue_next_batch(&self.database, &ids, self.clock.lead()).await
+        store::enqueue_next_batch(&self.database, &ids).await
     }
 
     /// Without it the dispatchers find the deliveries at their next poll.

@@ -1,7 +1,5 @@
 //! The queries on redeliveries. For the clock see [`crate::deliveries::store`].
 
-use std::time::Duration;
-
 use super::request::{EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
@@ -73,7 +71,6 @@ pub(super) async fn enqueue_event(
 pub(super) async fn preview_matching(
     database: &Database,
     filter: &RedeliveryFilter,
-    lead: Duration,
 ) -> Result<RedeliveryPreview, Error> {
     let row = sqlx::query!(
         r#"
@@ -97,13 +94,12 @@ pub(super) async fn preview_matching(
                   where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
             ))
             and ($3::text is null or event.event_type = $3)
-            and ($4::float8 is null or event.received_at >= statement_timestamp() + make_interval(secs => $5 - $4))
+            and ($4::float8 is null or event.received_at >= attesto_now() - make_interval(secs => $4))
         "#,
         filter.tenant.as_str(),
         filter.status.map(EventStatus::as_str),
         filter.event_type.as_deref(),
         filter.received_within.map(|since| since.as_secs_f64()),
-        lead.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await?;
@@ -116,16 +112,14 @@ pub(super) async fn preview_matching(
 pub(super) async fn stop_redelivery(
     database: &Database,
     id: &RedeliveryId,
-    lead: Duration,
 ) -> Result<Option<i32>, Error> {
     sqlx::query_scalar!(
         "
-        update webhook_redeliveries set finished_at = statement_timestamp() + make_interval(secs => $2)
+        update webhook_redeliveries set finished_at = attesto_now()
         where id = $1 and finished_at is null
         returning enqueued
         ",
         id.as_str(),
-        lead.as_secs_f64(),
     )
     .fetch_optional(database.pool())
     .await
@@ -136,7 +130,6 @@ pub(super) async fn insert_redelivery(
     id: &RedeliveryId,
     filter: &RedeliveryFilter,
     request: &RedeliveryRequest,
-    lead: Duration,
 ) -> Result<(), RedeliveryError> {
     let active = sqlx::query_scalar!(
         r#"
@@ -149,7 +142,7 @@ pub(super) async fn insert_redelivery(
             select $1, $2, $3, $4,
                 case when $5::float8 is null then '-infinity' else now - make_interval(secs => $5) end,
                 now, $6, $7, now, now
-            from (select statement_timestamp() + make_interval(secs => $8) as now) clock
+            from (select attesto_now() as now) clock
             where exists (select from callback)
         )
         select exists (select from callback) as "active!"
@@ -161,7 +154,6 @@ pub(super) async fn insert_redelivery(
         filter.received_within.map(|since| since.as_secs_f64()),
         &request.requested_by,
         request.reason.as_deref(),
-        lead.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await?;
@@ -185,17 +177,16 @@ pub(super) async fn insert_redelivery(
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
-    lead: Duration,
 ) -> Result<RedeliveryBatch, Error> {
     let enqueued = sqlx::query_scalar!(
         r#"
         with clock as (
-            select statement_timestamp() + make_interval(secs => $1) as now
+            select attesto_now() as now
         ), request as (
             select request.*
             from webhook_redeliveries request
             where request.finished_at is null
-                and request.next_batch_at <= statement_timestamp() + make_interval(secs => $1)
+                and request.next_batch_at <= attesto_now()
             order by request.next_batch_at
             limit 1
             for no key update skip locked
@@ -217,7 +208,7 @@ pub(super) async fn enqueue_next_batch(
                     and (request.cursor_event_id is null
                         or (event.received_at, event.id) > (request.cursor_received_at, request.cursor_event_id))
                 order by event.received_at, event.id
-                limit $2
+                limit $1
             ) event
         ), picked as (
             select looked_at.id, looked_at.received_at, looked_at.position,
@@ -236,24 +227,24 @@ pub(super) async fn enqueue_next_batch(
             where (request.status is null or standing.status = request.status)
                 and (request.event_type is null or looked_at.event_type = request.event_type)
             order by looked_at.position
-            limit $3
+            limit $2
         ), enqueued as (
             insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
             select new.id, picked.id, request.tenant_id, callback.callback_url, request.requested_by, request.reason
             from request
             cross join callback
             cross join picked
-            join unnest($4::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
+            join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
             returning 1
         ), progress as (
             select
                 (select count(*) from picked)::int as enqueued,
                 -- As far as was looked, or as far as the batch is full.
-                case when (select count(*) from picked) = $3
+                case when (select count(*) from picked) = $2
                     then (select max(position) from picked)
                     else (select max(position) from looked_at)
                 end as position,
-                (select count(*) from picked) < $3 and (select count(*) from looked_at) < $2 as finished
+                (select count(*) from picked) < $2 and (select count(*) from looked_at) < $1 as finished
         )
         update webhook_redeliveries redelivery set
             cursor_received_at = coalesce(last.received_at, redelivery.cursor_received_at),
@@ -262,8 +253,8 @@ pub(super) async fn enqueue_next_batch(
             -- A request that could not be worked on for a while does not catch up.
             next_batch_at = case when exists (select from callback)
                 then greatest(redelivery.next_batch_at, clock.now - interval '1 second')
-                    + make_interval(secs => progress.enqueued / $5::float8)
-                else clock.now + make_interval(secs => $6)
+                    + make_interval(secs => progress.enqueued / $4::float8)
+                else clock.now + make_interval(secs => $5)
             end,
             finished_at = case when progress.finished and exists (select from callback) then clock.now end
         from clock, request
@@ -272,7 +263,6 @@ pub(super) async fn enqueue_next_batch(
         where redelivery.id = request.id
         returning progress.enqueued as "enqueued!"
         "#,
-        lead.as_secs_f64(),
         MAX_SCANNED_EVENTS,
         i64::try_from(REDELIVERY_BATCH_SIZE).unwrap_or(i64::MAX),
         ids,

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
 use super::pooler::Pooler;
-use super::postgres::{Fresh, fresh_database};
+use super::postgres::{Fresh, fresh_database, pass_time};
 use super::shell::Shell;
 
 /// The app of every tenant that is not given another, in both stores.
@@ -176,6 +176,11 @@ impl World {
         }
     }
 
+    /// Moves time, also for the statements in the database.
+    pub(crate) async fn pass(&self, by: Duration) {
+        pass_time(self.database(), &self.clock, by).await;
+    }
+
     /// Where the service is.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.serving.address())
@@ -205,7 +210,7 @@ impl World {
         let jobs = attesto::app::all_jobs(&tools);
         let job = jobs.iter().find(|job| job.name == name).expect("a job");
         let stop = CancellationToken::new();
-        let ran = attesto::jobs::run_job_now(self.database(), &self.clock, job, &stop);
+        let ran = attesto::jobs::run_job_now(self.database(), job, &stop);
         ran.await.expect("it runs").result.expect("it succeeds")
     }
 

@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use attesto::base::clock::Clock;
 use attesto::config::read_env_var;
 use attesto::db::{ConnectSettings, Database, MIGRATOR};
 use attesto::embedded_postgres::binaries::PostgresBinaries;
@@ -72,6 +73,31 @@ impl Fresh {
         let name = name.split('?').next().expect("a text has a beginning");
         create_next(name).await
     }
+}
+
+/// Moves a test's time: its clock, and with it the time that the statements in its database work with.
+pub(crate) async fn pass_time(database: &Database, clock: &Clock, by: Duration) {
+    clock.advance(by);
+    let ahead = "select extract(epoch from attesto_now() - statement_timestamp())::float8";
+    let ahead: f64 = sqlx::query_scalar(ahead)
+        .fetch_one(database.pool())
+        .await
+        .expect("the migrations made the function");
+    set_time_ahead(database, Duration::from_secs_f64(ahead) + by).await;
+}
+
+/// Sets the time that the statements in a test's database work with, as a distance from the machine's time. Prepared
+/// statements are planned anew: Postgres knows whose body they hold.
+pub(crate) async fn set_time_ahead(database: &Database, by: Duration) {
+    let statement = format!(
+        "create or replace function attesto_now() returns timestamptz language sql stable parallel safe \
+             as $$ select statement_timestamp() + interval '{} seconds' $$",
+        by.as_secs_f64()
+    );
+    sqlx::query(sqlx::AssertSqlSafe(statement))
+        .execute(database.pool())
+        .await
+        .expect("a test owns its database");
 }
 
 async fn create_next(template: &str) -> Fresh {
