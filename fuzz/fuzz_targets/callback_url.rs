@@ -4,8 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use attesto::egress::target::CallbackHost;
-use attesto::egress::{AllowList, EgressPolicy};
+use attesto::egress::{AllowList, CallbackHost, EgressPolicy};
 use libfuzzer_sys::fuzz_target;
 
 fn is_inside(v4: Ipv4Addr) -> bool {

@@ -45,4 +45,4 @@ pub mod verify;
 
 pub use notifications::AppleNotifications;
 pub use routes::{notification_routes, openapi_document, verify_routes};
-pub use verify::{AppleSettings, AppleVerifier};
+pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};

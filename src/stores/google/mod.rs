@@ -51,4 +51,4 @@ pub(crate) use api_error::GoogleApiError;
 pub(crate) use notifications::GoogleNotifications;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};
-pub use verify::{GoogleSettings, GoogleVerifier};
+pub use verify::{GoogleSettings, GoogleVerifier, GoogleVerifyRequest};

@@ -46,9 +46,9 @@ pub struct GoogleSettings {
     pub credential_ttl: Duration,
 }
 
-/// A verify request as it was read.
+/// A verify request as it was read. Public for the fuzz target that parses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct GoogleVerifyRequest {
+pub struct GoogleVerifyRequest {
     pub(crate) package_name: String,
     pub(crate) purchase_token: String,
     pub(crate) product: RequestedProduct,

@@ -1,12 +1,13 @@
-//! The body of a question: it is read, or refused with everything that is wrong with it.
+//! The body of a verify request: it is parsed, or refused with a list of its issues.
 
 #![no_main]
 
 use attesto::http::json::{FromJson, read_json};
-use attesto::stores::{apple, google};
+use attesto::stores::apple::AppleVerifyRequest;
+use attesto::stores::google::GoogleVerifyRequest;
 use libfuzzer_sys::fuzz_target;
 
-fn ask<T: FromJson>(body: &[u8]) {
+fn check_body<T: FromJson>(body: &[u8]) {
     if let Err(problem) = read_json::<T>(body) {
         assert_eq!(problem.status(), 400, "{}", problem.message);
         assert!(
@@ -18,6 +19,6 @@ fn ask<T: FromJson>(body: &[u8]) {
 }
 
 fuzz_target!(|body: &[u8]| {
-    ask::<apple::verify::AppleVerifyRequest>(body);
-    ask::<google::verify::GoogleVerifyRequest>(body);
+    check_body::<AppleVerifyRequest>(body);
+    check_body::<GoogleVerifyRequest>(body);
 });
