@@ -8,6 +8,8 @@
 //! | an account without permission | 403 `permissionDenied` |
 //! | `GET …/purchases/subscriptionsv2/tokens/{token}` | the subscription; 400 `subscriptionInvalidArgument` for a product's token |
 //! | `GET …/purchases/products/{productId}/tokens/{token}` | the product; the same for a subscription's token |
+//! | `GET …/purchases/productsv2/tokens/{token}` | the product, by its token alone; the same for a subscription's token |
+//! | `GET …/orders/{orderId}` | the order of a purchase or a renewal; 404 `orderNotFound` for one that is not known |
 //! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible |
 //! | a malformed purchase token | 400 `invalid` |
 //! | an unknown one | 404 `purchaseTokenNotFound` |
@@ -27,7 +29,7 @@ use url::form_urlencoded;
 
 use super::context::SimulatorContext;
 use super::request::{SimulatorRequest, SimulatorResponse};
-use super::state::fault::Fault;
+use super::state::fault::{Fault, StoreCall};
 use super::state::google::{GoneReason, ProductChange, SubscriptionChange, is_purchase_token};
 use super::state::{SimulatorError, random_letters};
 
@@ -65,13 +67,13 @@ pub(super) fn handle_request(
     let below = request.segments_below_store();
     let purchase = PurchasePath::parse(&below);
     let (app, id) = match &purchase {
-        Some(purchase) => (Some(purchase.package_name), Some(purchase.purchase_token)),
+        Some(purchase) => (Some(purchase.package_name), Some(purchase.id)),
         None => (None, None),
     };
-    let fault = context.lock_state().faults.take_matching(&place, app, id);
+    let fault = take_fault(context, &place, app, id);
     let fault_response = fault
         .as_ref()
-        .and_then(|fault| fault_response(fault, service));
+        .and_then(|fault| fault_response(fault, service, app));
     let mut response = fault_response.unwrap_or_else(|| match service {
         "token" => issue_access_token(context, request),
         "certs" => SimulatorResponse::json(200, &context.google_jwk_set()).with_header(
@@ -86,13 +88,32 @@ pub(super) fn handle_request(
     response
 }
 
-/// The parts of a path of the purchases API.
+fn take_fault(
+    context: &SimulatorContext,
+    place: &str,
+    app: Option<&str>,
+    id: Option<&str>,
+) -> Option<Fault> {
+    let now = context.now();
+    let mut state = context.lock_state();
+    let sold = id.and_then(|id| state.stores.google.sold_at(id));
+    let call = StoreCall {
+        place,
+        app,
+        id,
+        age_of_purchase: sold.map(|sold| now.duration_since(sold)),
+    };
+    state.faults.take_matching(&call)
+}
+
+/// The parts of a path of the purchases and orders API.
 struct PurchasePath<'a> {
     package_name: &'a str,
     /// The product, where the path has one.
     product_id: Option<&'a str>,
     kind: PurchasePathKind,
-    purchase_token: &'a str,
+    /// The purchase token, or the order id.
+    id: &'a str,
     custom_method: Option<&'a str>,
 }
 
@@ -101,29 +122,26 @@ enum PurchasePathKind {
     SubscriptionV2,
     Subscription,
     Product,
+    ProductV2,
+    Order,
 }
 
 impl<'a> PurchasePath<'a> {
     fn parse(below: &[&'a str]) -> Option<Self> {
-        let (package, rest) = match below {
-            [
-                "androidpublisher",
-                "v3",
-                "applications",
-                package,
-                "purchases",
-                rest @ ..,
-            ] => (*package, rest),
-            _ => return None,
+        use PurchasePathKind as Kind;
+        let ["androidpublisher", "v3", "applications", package, rest @ ..] = below else {
+            return None;
         };
         let (kind, product, last) = match rest {
-            ["subscriptionsv2", "tokens", last] => (PurchasePathKind::SubscriptionV2, None, *last),
-            ["subscriptions", product, "tokens", last] => {
-                (PurchasePathKind::Subscription, Some(*product), *last)
+            ["purchases", "subscriptionsv2", "tokens", last] => (Kind::SubscriptionV2, None, *last),
+            ["purchases", "subscriptions", product, "tokens", last] => {
+                (Kind::Subscription, Some(*product), *last)
             }
-            ["products", product, "tokens", last] => {
-                (PurchasePathKind::Product, Some(*product), *last)
+            ["purchases", "products", product, "tokens", last] => {
+                (Kind::Product, Some(*product), *last)
             }
+            ["purchases", "productsv2", "tokens", last] => (Kind::ProductV2, None, *last),
+            ["orders", last] => (Kind::Order, None, *last),
             _ => return None,
         };
         // A token has no colon: after one stands a method's name.
@@ -135,7 +153,7 @@ impl<'a> PurchasePath<'a> {
             package_name: package,
             product_id: product,
             kind,
-            purchase_token: token,
+            id: token,
             custom_method: verb,
         })
     }
@@ -166,7 +184,7 @@ fn route_api_request(
     let Some(purchase) = purchase else {
         return SimulatorResponse::not_simulated();
     };
-    if !is_purchase_token(purchase.purchase_token) {
+    if !is_purchase_token(purchase.id) {
         return error_for_reason("invalid");
     }
     let response = match (
@@ -175,7 +193,10 @@ fn route_api_request(
         purchase.custom_method,
     ) {
         ("GET", PurchasePathKind::SubscriptionV2, None) => get_subscription(context, &purchase),
-        ("GET", PurchasePathKind::Product, None) => get_product(context, &purchase),
+        ("GET", PurchasePathKind::Product | PurchasePathKind::ProductV2, None) => {
+            get_product(context, &purchase)
+        }
+        ("GET", PurchasePathKind::Order, None) => get_order(context, &purchase),
         ("POST", PurchasePathKind::Subscription, Some("acknowledge")) => {
             change_subscription(context, &purchase, &SubscriptionChange::Acknowledge {})
         }
@@ -197,9 +218,9 @@ fn get_subscription(
     let now = context.now();
     let state = context.lock_state();
     let google = &state.stores.google;
-    let Some(subscription) = google.find_subscription(purchase.purchase_token) else {
+    let Some(subscription) = google.find_subscription(purchase.id) else {
         return Err(error_for_reason(
-            if google.find_product(purchase.purchase_token).is_some() {
+            if google.find_product(purchase.id).is_some() {
                 "subscriptionInvalidArgument"
             } else {
                 "purchaseTokenNotFound"
@@ -224,9 +245,9 @@ fn get_product(
 ) -> Result<SimulatorResponse, SimulatorResponse> {
     let state = context.lock_state();
     let google = &state.stores.google;
-    let Some(product) = google.find_product(purchase.purchase_token) else {
+    let Some(product) = google.find_product(purchase.id) else {
         return Err(error_for_reason(
-            if google.find_subscription(purchase.purchase_token).is_some() {
+            if google.find_subscription(purchase.id).is_some() {
                 "subscriptionInvalidArgument"
             } else {
                 "purchaseTokenNotFound"
@@ -236,12 +257,33 @@ fn get_product(
     if product.package_name != purchase.package_name {
         return Err(error_for_reason("purchaseTokenDoesNotMatchPackageName"));
     }
-    if purchase.product_id != Some(product.product_id.as_str()) {
+    let asked = purchase.product_id;
+    if asked.is_some_and(|asked| asked != product.product_id) {
         return Err(error_for_reason("purchaseTokenDoesNotMatchProductId"));
     }
-    match product.gone_reason() {
-        Some(gone) => Err(error_for_reason(gone_error_reason(gone))),
-        None => Ok(SimulatorResponse::json(200, &product.to_api_response())),
+    if let Some(gone) = product.gone_reason() {
+        return Err(error_for_reason(gone_error_reason(gone)));
+    }
+    let answer = match purchase.kind {
+        PurchasePathKind::ProductV2 => product.to_api_response_v2(),
+        _ => product.to_api_response(),
+    };
+    Ok(SimulatorResponse::json(200, &answer))
+}
+
+fn get_order(
+    context: &SimulatorContext,
+    order: &PurchasePath<'_>,
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    let now = context.now();
+    let state = context.lock_state();
+    let found = state
+        .stores
+        .google
+        .find_order(order.package_name, order.id, now);
+    match found {
+        Some(found) => Ok(SimulatorResponse::json(200, &found)),
+        None => Err(error_for_reason("orderNotFound")),
     }
 }
 
@@ -251,7 +293,7 @@ fn change_subscription(
     change: &SubscriptionChange,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
     get_subscription(context, purchase)?;
-    let token = purchase.purchase_token;
+    let token = purchase.id;
     change_response(context.update_and_save(|stores, now, _| {
         stores
             .google
@@ -266,7 +308,7 @@ fn change_product(
     change: &ProductChange,
 ) -> Result<SimulatorResponse, SimulatorResponse> {
     get_product(context, purchase)?;
-    let token = purchase.purchase_token;
+    let token = purchase.id;
     change_response(context.update_and_save(|stores, now, _| {
         stores.google.change_product(token, change, now).map(drop)
     }))
@@ -456,6 +498,7 @@ fn status_and_message(reason: &str) -> (u16, &'static str) {
         ),
         "quotaExceeded" => (403, "Quota exceeded."),
         "rateLimitExceeded" => (429, "Rate limit exceeded."),
+        "orderNotFound" => (404, "No order was found for the given order ID."),
         "purchaseTokenNotFound" => (404, "The purchase token was not found."),
         "applicationNotFound" => (404, "No application was found for the given package name."),
         "purchaseTokenNoLongerValid" => (410, "The purchase token is no longer valid."),
@@ -494,13 +537,20 @@ fn error_response(status: u16, reason: &str, message: &str) -> SimulatorResponse
     SimulatorResponse::json(status, &body)
 }
 
+/// Google's answer about an app that the developer account does not have.
+fn package_not_found(status: u16, package: Option<&str>) -> SimulatorResponse {
+    let message = format!("Package not found: {}.", package.unwrap_or_default());
+    error_response(status, "notFound", &message)
+}
+
 /// The answer of a fault. `None` for a fault that only delays or cuts the correct answer.
-fn fault_response(fault: &Fault, service: &str) -> Option<SimulatorResponse> {
+fn fault_response(fault: &Fault, service: &str, app: Option<&str>) -> Option<SimulatorResponse> {
     let response = match (fault.cut, fault.reason.as_deref(), fault.status) {
         (true, ..) => return None,
         (_, Some(reason), status) if service == "token" => {
             oauth_error(status.unwrap_or(400), reason, "Simulated refusal.")
         }
+        (_, Some("notFound"), status) => package_not_found(status.unwrap_or(404), app),
         (_, Some(reason), status) => {
             let (usual_status, message) = status_and_message(reason);
             error_response(status.unwrap_or(usual_status), reason, message)

@@ -44,6 +44,7 @@ const PRODUCT_ACTIONS: &[(&str, &str, &str)] = &[
     ("consume", "", "consume it"),
     ("acknowledge", "", "acknowledge it"),
     ("refund", "", "refund it"),
+    ("refund-quantity", r#"{"quantity":1}"#, "refund some of a quantity"),
     ("complete", "", "pay a pending purchase"),
     ("gone", "", "answer 410"),
     ("forget", "", "delete it: the store does not know it any more"),
@@ -315,5 +316,6 @@ fn product_summary(product: &SimulatedProductPurchase) -> Value {
 fn product_details(product: &SimulatedProductPurchase) -> Value {
     let mut details = product_summary(product);
     details["answer"] = product.to_api_response();
+    details["answerV2"] = product.to_api_response_v2();
     details
 }

@@ -326,6 +326,11 @@ impl AppleState {
         self.transactions.get(id)
     }
 
+    /// The time of the sale of a transaction.
+    pub(crate) fn sold_at(&self, id: &str) -> Option<Timestamp> {
+        self.transactions.get(id).map(|it| it.purchase_date)
+    }
+
     /// Every transaction, oldest first.
     pub(crate) fn list_transactions(&self) -> Vec<&SimulatedTransaction> {
         let mut all: Vec<_> = self.transactions.values().collect();

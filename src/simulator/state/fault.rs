@@ -20,6 +20,10 @@ pub struct Fault {
     /// Only calls about this transaction id or purchase token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Only calls about a transaction or token that was sold less than so many milliseconds ago, by the simulator's clock:
+    /// the real stores do not know a purchase yet that they have just sold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms_after_sale: Option<u64>,
     /// How many matching calls are answered correctly first.
     #[serde(default)]
     pub skip: u32,
@@ -93,6 +97,14 @@ impl Fault {
     #[must_use]
     pub fn for_id(mut self, id: &str) -> Self {
         self.id = Some(id.to_owned());
+        self
+    }
+
+    /// Only calls about what was sold less than this ago by the simulator's clock, and all of them.
+    #[must_use]
+    pub fn until_after_sale(mut self, age: std::time::Duration) -> Self {
+        self.until_ms_after_sale = Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        self.times = 0;
         self
     }
 
@@ -206,12 +218,32 @@ impl Fault {
         Ok(())
     }
 
-    fn matches_call(&self, place: &str, app: Option<&str>, id: Option<&str>) -> bool {
+    fn matches_call(&self, call: &StoreCall<'_>) -> bool {
         let same = |wanted: &Option<String>, found: Option<&str>| {
             wanted.is_none() || wanted.as_deref() == found
         };
-        is_within(place, &self.at) && same(&self.app, app) && same(&self.id, id)
+        let is_fresh = |limit: u64| {
+            call.age_of_purchase
+                .is_some_and(|age| age.as_millis() < u128::from(limit))
+        };
+        is_within(call.place, &self.at)
+            && same(&self.app, call.app)
+            && same(&self.id, call.id)
+            && self.until_ms_after_sale.is_none_or(is_fresh)
     }
+}
+
+/// A call of a simulated store, as far as a fault looks at it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StoreCall<'a> {
+    /// One of [`Fault::PLACES`].
+    pub(crate) place: &'a str,
+    /// The bundle id or package name.
+    pub(crate) app: Option<&'a str>,
+    /// The transaction id, purchase token or order id.
+    pub(crate) id: Option<&'a str>,
+    /// How long ago the purchase was made. `None` for a call about none.
+    pub(crate) age_of_purchase: Option<std::time::Duration>,
 }
 
 fn is_within(place: &str, at: &str) -> bool {
@@ -240,15 +272,10 @@ impl ActiveFaults {
     }
 
     /// The fault for this call. Counts the call, and removes a fault that is used up.
-    pub(crate) fn take_matching(
-        &mut self,
-        place: &str,
-        app: Option<&str>,
-        id: Option<&str>,
-    ) -> Option<Fault> {
+    pub(crate) fn take_matching(&mut self, call: &StoreCall<'_>) -> Option<Fault> {
         let mut found = None;
         for (index, fault) in self.0.iter_mut().enumerate() {
-            if !fault.matches_call(place, app, id) {
+            if !fault.matches_call(call) {
                 continue;
             }
             if fault.skip > 0 {
@@ -292,7 +319,15 @@ mod tests {
         faults
             .add(Fault::at_place("google/token").status(503).times(0))
             .unwrap();
-        let mut matches = |place, id| faults.take_matching(place, Some("app"), Some(id)).is_some();
+        let mut matches = |place, id| {
+            let call = StoreCall {
+                place,
+                app: Some("app"),
+                id: Some(id),
+                age_of_purchase: None,
+            };
+            faults.take_matching(&call).is_some()
+        };
         assert!(!matches("apple/production", "8"), "another id");
         assert!(
             !matches("apple/production", "7"),
@@ -306,6 +341,27 @@ mod tests {
             assert!(matches("google/token", "7"));
         }
         assert_eq!(faults.as_slice().len(), 2);
+    }
+
+    #[test]
+    fn a_fault_of_a_fresh_purchase_ends_with_its_age() {
+        let mut faults = ActiveFaults::default();
+        let not_found = Fault::at_place("google/play").reason("purchaseTokenNotFound");
+        let limit = std::time::Duration::from_millis(300);
+        faults.add(not_found.until_after_sale(limit)).unwrap();
+        for (age, expected) in [
+            (Some(0), true),
+            (Some(299), true),
+            (Some(300), false),
+            (None, false),
+        ] {
+            let call = StoreCall {
+                place: "google/play",
+                age_of_purchase: age.map(std::time::Duration::from_millis),
+                ..StoreCall::default()
+            };
+            assert_eq!(faults.take_matching(&call).is_some(), expected, "{age:?}");
+        }
     }
 
     #[test]

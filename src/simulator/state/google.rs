@@ -101,10 +101,10 @@ pub struct SimulatedSubscription {
     #[serde(rename = "standing")]
     phase: SubscriptionPhase,
     canceled: Option<Cancellation>,
-    renewals: u32,
-    order_id: String,
+    pub(super) renewals: u32,
+    pub(super) order_id: String,
     gone: Option<GoneReason>,
-    sold: NewSubscription,
+    pub(super) sold: NewSubscription,
 }
 
 /// A line item of a subscription.
@@ -115,7 +115,7 @@ pub struct SubscriptionItem {
     pub product_id: String,
     /// The end of the current period.
     pub expiry_time: Timestamp,
-    period: BillingPeriod,
+    pub(super) period: BillingPeriod,
     prepaid: bool,
 }
 
@@ -259,6 +259,12 @@ pub struct NewProduct {
     pub purchase_time: Option<Timestamp>,
     /// When left out, the answer has none, which means 1.
     pub quantity: Option<u32>,
+    /// How many of them can still be refunded; all when left out.
+    pub refundable_quantity: Option<u32>,
+    /// The purchase option of the product, which `productsv2` names.
+    pub purchase_option_id: Option<String>,
+    /// The offer of the purchase, which `productsv2` names.
+    pub offer_id: Option<String>,
     /// ISO 3166 alpha-2; `US` when left out.
     pub region_code: Option<String>,
     /// The app's own id of the user.
@@ -273,8 +279,10 @@ pub struct NewProduct {
     pub acknowledged: bool,
     /// Leave product, token and quantity out of the answer, which Play may do.
     pub terse: bool,
-    /// Fields to add to the API's answer or to replace in it; `null` removes one.
+    /// Fields to add to the answer of `products.get` or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
+    /// The same for the answer of `productsv2`.
+    pub fields_v2: Map<String, Value>,
 }
 
 /// A one-time product under one purchase token.
@@ -295,9 +303,15 @@ pub struct SimulatedProductPurchase {
     pub consumed: bool,
     /// Whether the app has acknowledged it.
     pub acknowledged: bool,
-    order_id: String,
+    /// How many were refunded by quantity.
+    #[serde(default)]
+    pub refunded_quantity: u32,
+    /// The time of the last refund.
+    #[serde(default)]
+    pub refunded_at: Option<Timestamp>,
+    pub(super) order_id: String,
     gone: Option<GoneReason>,
-    sold: NewProduct,
+    pub(super) sold: NewProduct,
 }
 
 /// A change of a one-time product. As JSON: the `action` and its fields.
@@ -315,6 +329,11 @@ pub enum ProductChange {
     Acknowledge {},
     /// Play refunds it, or cancels a pending purchase.
     Refund {},
+    /// Play refunds some of a quantity; the rest stays with the user.
+    RefundQuantity {
+        /// How many of them.
+        quantity: u32,
+    },
     /// A pending purchase is paid.
     Complete {},
     /// Play refuses the token from now on.
@@ -357,6 +376,12 @@ impl GoogleState {
 
     pub(crate) fn find_product(&self, token: &str) -> Option<&SimulatedProductPurchase> {
         self.products.get(token)
+    }
+
+    /// The time of the sale under a purchase token.
+    pub(crate) fn sold_at(&self, token: &str) -> Option<Timestamp> {
+        let subscription = self.subscriptions.get(token).map(|it| it.start_time);
+        subscription.or_else(|| self.products.get(token).map(|it| it.purchase_time))
     }
 
     /// Every subscription, oldest first.
@@ -505,6 +530,8 @@ impl GoogleState {
             purchase_state: if new.pending { 2 } else { 0 },
             consumed: false,
             acknowledged: new.acknowledged,
+            refunded_quantity: 0,
+            refunded_at: None,
             order_id: random_order_id(random),
             gone: None,
             sold: new,
@@ -535,7 +562,13 @@ impl GoogleState {
                     "Only a product that is paid for and not consumed can be consumed or acknowledged.",
                 ));
             }
-            ProductChange::Refund {} => product.purchase_state = 1,
+            ProductChange::Refund {} => {
+                product.purchase_state = 1;
+                product.refunded_at = Some(now);
+            }
+            ProductChange::RefundQuantity { quantity } => {
+                product.refund_quantity(*quantity, now)?;
+            }
             ProductChange::Complete {} if product.purchase_state == 2 => {
                 product.purchase_state = 0;
                 product.purchase_time = now;
@@ -584,6 +617,13 @@ impl GoogleState {
 }
 
 impl SimulatedSubscription {
+    /// The price of a period in millionths, and its currency.
+    pub(super) fn price(&self) -> (i64, &str) {
+        let micros = self.sold.price_amount_micros.unwrap_or(4_990_000);
+        let currency = self.sold.price_currency_code.as_deref();
+        (micros, currency.unwrap_or("USD"))
+    }
+
     /// Google's `subscriptionState` without its prefix: `ACTIVE`, `ON_HOLD`, …
     pub fn state_name(&self, now: Timestamp) -> &'static str {
         match self.phase {
@@ -605,6 +645,13 @@ impl SimulatedSubscription {
             .map(|item| item.expiry_time)
             .max()
             .unwrap_or(self.start_time)
+    }
+
+    /// Whether Play has refunded the last period.
+    pub(super) fn is_refunded(&self) -> bool {
+        self.canceled
+            .is_some_and(|canceled| canceled.by == CanceledBy::Developer)
+            && self.latest_expiry_time() <= self.canceled.map_or(self.start_time, |it| it.at)
     }
 
     /// The error with which Play refuses the token, if it does.
@@ -788,8 +835,7 @@ impl SimulatedSubscription {
     }
 
     fn line_item_json(&self, item: &SubscriptionItem, is_pending: bool) -> Value {
-        let micros = self.sold.price_amount_micros.unwrap_or(4_990_000);
-        let currency = self.sold.price_currency_code.as_deref().unwrap_or("USD");
+        let (micros, currency) = self.price();
         let mut line = json!({
             "productId": item.product_id,
             "latestSuccessfulOrderId": self.latest_order_id(),
@@ -827,6 +873,34 @@ impl SimulatedProductPurchase {
         &self.order_id
     }
 
+    /// How many were bought.
+    pub fn quantity(&self) -> u32 {
+        self.sold.quantity.unwrap_or(1)
+    }
+
+    /// How many of them can still be refunded.
+    pub fn refundable_quantity(&self) -> u32 {
+        let sold = self.sold.refundable_quantity.unwrap_or(self.quantity());
+        if self.purchase_state == 0 {
+            sold.saturating_sub(self.refunded_quantity)
+        } else {
+            0
+        }
+    }
+
+    /// The last of them is refunded like the whole purchase.
+    fn refund_quantity(&mut self, quantity: u32, now: Timestamp) -> Result<(), SimulatorError> {
+        let left = self.refundable_quantity();
+        if quantity == 0 || quantity > left {
+            return Err(SimulatorError::invalid_request(format!(
+                "Of this purchase, 1 to {left} can be refunded."
+            )));
+        }
+        self.refunded_quantity += quantity;
+        self.refunded_at = Some(now);
+        Ok(())
+    }
+
     /// The answer of Play's `purchases.products.get`.
     pub fn to_api_response(&self) -> Value {
         let named = (!self.sold.terse).then_some(());
@@ -845,6 +919,7 @@ impl SimulatedProductPurchase {
             "productId": named.map(|()| &self.product_id),
             "purchaseToken": named.map(|()| &self.purchase_token),
             "quantity": named.and(self.sold.quantity),
+            "refundableQuantity": named.and(self.sold.quantity).map(|_| self.refundable_quantity()),
         }));
         override_fields(&mut response, &self.sold.fields);
         Value::Object(response)
@@ -883,12 +958,12 @@ fn random_order_id(random: &mut fastrand::Rng) -> String {
 }
 
 /// As Google writes a time: the decimals only when there are any.
-fn rfc3339_json(moment: Timestamp) -> Value {
+pub(super) fn rfc3339_json(moment: Timestamp) -> Value {
     json!(moment.to_string().replace(".000Z", "Z"))
 }
 
 /// As Google writes money: whole units as a string, the rest in billionths, each left out when zero.
-fn money_json(micros: i64, currency: &str) -> Value {
+pub(super) fn money_json(micros: i64, currency: &str) -> Value {
     let mut money = json!({ "currencyCode": currency });
     let (units, rest) = (micros / 1_000_000, micros % 1_000_000);
     if units != 0 {

@@ -230,6 +230,18 @@ pub(crate) fn product_notification(
     )
 }
 
+/// `refund_type` is Google's number: 1 all of it, 2 some of a quantity.
+fn voided_product(product: &SimulatedProductPurchase, refund_type: u8, now: Timestamp) -> Value {
+    let fields = json!({
+        "purchaseToken": product.purchase_token,
+        "orderId": product.order_id(),
+        "productType": 2,
+        "refundType": refund_type,
+    });
+    let package = &product.package_name;
+    build_notification(package, now, "voidedPurchaseNotification", fields)
+}
+
 /// The notification of a change; `was_pending` is whether the payment was pending before it.
 pub(crate) fn notification_after_product_change(
     product: &SimulatedProductPurchase,
@@ -240,21 +252,8 @@ pub(crate) fn notification_after_product_change(
     match change {
         ProductChange::Complete {} => Some(product_notification(product, 1, now)),
         ProductChange::Refund {} if was_pending => Some(product_notification(product, 2, now)),
-        ProductChange::Refund {} => {
-            let fields = json!({
-                "purchaseToken": product.purchase_token,
-                "orderId": product.order_id(),
-                "productType": 2,
-                "refundType": 1,
-            });
-            let package = &product.package_name;
-            Some(build_notification(
-                package,
-                now,
-                "voidedPurchaseNotification",
-                fields,
-            ))
-        }
+        ProductChange::Refund {} => Some(voided_product(product, 1, now)),
+        ProductChange::RefundQuantity { .. } => Some(voided_product(product, 2, now)),
         _ => None,
     }
 }

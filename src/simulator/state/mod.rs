@@ -6,6 +6,7 @@
 //! - [`apple`]: transactions and subscriptions of the App Store, apps and keys
 //! - [`apple_notifications`]: the notification of each change, the log of those sent, and the history API's query
 //! - [`google`]: purchases of Play, and service accounts
+//! - `google_orders`: Play's answers by token or order id alone
 //! - [`google_notifications`]: the notifications of each change, and the log of those published
 //! - [`fault`]: answers that go wrong on request
 //! - [`period`]: billing periods such as `P1M`
@@ -18,6 +19,7 @@ mod error;
 pub mod fault;
 pub mod google;
 pub mod google_notifications;
+mod google_orders;
 pub(in crate::simulator) mod json;
 pub mod period;
 mod store_state;

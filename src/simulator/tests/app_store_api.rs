@@ -1,9 +1,12 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{TestSimulator, apple_token, apple_token_signed_by, send, start_simulator, with};
+use crate::simulator::Fault;
 use crate::simulator::identity::SimulatedAppleKey;
 
 const UNKNOWN: &str = "transactions/2000000000000001";
@@ -136,6 +139,61 @@ async fn a_subscription_expires_when_its_period_ends() {
     assert_eq!(body["data"], json!([]));
     assert_eq!(body["environment"], "Production");
     assert!(body["appAppleId"].is_u64());
+}
+
+#[tokio::test]
+async fn the_statuses_hold_the_newest_period_whichever_is_asked_about() {
+    let world = start_simulator().await;
+    let first = world.buy(json!({"appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"}));
+    let change = |id: &str, change: Value| world.change(id, change).unwrap();
+    let id = first.transaction_id.as_str();
+    let second = change(id, json!({"action": "renew"})).transaction_id;
+    let third = change(id, json!({"action": "renew"})).transaction_id;
+    change(id, json!({"action": "refund"}));
+    change(id, json!({"action": "downgrade", "productId": "lite"}));
+    let payload = |jws: &Value| -> Value {
+        let part = jws.as_str().unwrap().split('.').nth(1).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+    };
+    for asked in [id, &second, &third] {
+        let (status, body) = world
+            .get_apple("sandbox", &format!("subscriptions/{asked}"))
+            .await;
+        let last = &body["data"][0]["lastTransactions"][0];
+        assert_eq!((status, &last["status"]), (200, &json!(1)));
+        assert_eq!(last["originalTransactionId"], id);
+        let transaction = payload(&last["signedTransactionInfo"]);
+        assert_eq!(transaction["transactionId"], json!(third));
+        let renewal = payload(&last["signedRenewalInfo"]);
+        assert_eq!(renewal["autoRenewProductId"], "lite");
+    }
+    assert_eq!(
+        world
+            .get_apple("production", &format!("subscriptions/{id}"))
+            .await
+            .0,
+        404
+    );
+
+    let age = Duration::from_millis(300);
+    world.fail(
+        Fault::at_place("apple")
+            .error_code(4_040_010)
+            .until_after_sale(age),
+    );
+    let fresh = world.buy(json!({})).transaction_id;
+    for path in ["subscriptions", "transactions"] {
+        let (status, body) = world.get_apple("sandbox", &format!("{path}/{fresh}")).await;
+        assert_eq!((status, &body["errorCode"]), (404, &json!(4_040_010)));
+    }
+    world.clock.advance(age);
+    assert_eq!(
+        world
+            .get_apple("sandbox", &format!("subscriptions/{fresh}"))
+            .await
+            .0,
+        200
+    );
 }
 
 #[tokio::test]

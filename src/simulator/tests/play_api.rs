@@ -388,3 +388,140 @@ async fn a_replacement_names_the_purchase_it_replaces() {
     assert_eq!(old["subscriptionState"], "SUBSCRIPTION_STATE_EXPIRED");
     assert!(old["canceledStateContext"]["replacementCancellation"].is_object());
 }
+
+#[tokio::test]
+async fn a_product_is_found_by_its_token_alone() {
+    let world = start_simulator().await;
+    let bought = world.buy_product(json!({
+        "quantity": 5, "obfuscatedExternalAccountId": "user-7", "testPurchase": true,
+        "fieldsV2": {"regionCode": null},
+    }));
+    let path = format!(
+        "{APP}/purchases/productsv2/tokens/{}",
+        bought.purchase_token
+    );
+    let (_, answer) = world.get_play(&path).await;
+    let item = &answer["productLineItem"][0];
+    let details = &item["productOfferDetails"];
+    #[rustfmt::skip]
+    let cases = [
+        (&answer["kind"], json!("androidpublisher#productPurchaseV2")),
+        (&answer["purchaseStateContext"]["purchaseState"], json!("PURCHASED")),
+        (&answer["acknowledgementState"], json!("ACKNOWLEDGEMENT_STATE_PENDING")),
+        (&answer["purchaseCompletionTime"], json!("2026-04-10T12:00:00Z")),
+        (&answer["testPurchaseContext"]["fopType"], json!("TEST")),
+        (&answer["obfuscatedExternalAccountId"], json!("user-7")),
+        (&answer["regionCode"], Value::Null),
+        (&item["productId"], json!("coins_100")),
+        (&details["quantity"], json!(5)),
+        (&details["refundableQuantity"], json!(5)),
+        (&details["consumptionState"], json!("CONSUMPTION_STATE_YET_TO_BE_CONSUMED")),
+    ];
+    for (found, expected) in cases {
+        assert_eq!(*found, expected);
+    }
+
+    let refund = json!({"action": "refund-quantity", "quantity": 2});
+    world.change_product(&bought.purchase_token, refund);
+    let (_, answer) = world.get_play(&path).await;
+    let details = &answer["productLineItem"][0]["productOfferDetails"];
+    assert_eq!(
+        (&details["quantity"], &details["refundableQuantity"]),
+        (&json!(5), &json!(3))
+    );
+    world.change_product(&bought.purchase_token, json!({"action": "consume"}));
+    world.change_product(&bought.purchase_token, json!({"action": "refund"}));
+    let (_, answer) = world.get_play(&path).await;
+    assert_eq!(answer["purchaseStateContext"]["purchaseState"], "CANCELLED");
+    let details = &answer["productLineItem"][0]["productOfferDetails"];
+    assert_eq!(details["consumptionState"], "CONSUMPTION_STATE_CONSUMED");
+
+    let pending = world.buy_product(json!({"pending": true}));
+    let path = path.replace(&bought.purchase_token, &pending.purchase_token);
+    let (_, answer) = world.get_play(&path).await;
+    assert_eq!(answer["purchaseStateContext"]["purchaseState"], "PENDING");
+    assert!(answer.get("purchaseCompletionTime").is_none());
+}
+
+#[tokio::test]
+async fn an_order_names_its_purchase() {
+    let world = start_simulator().await;
+    let product = world.buy_product(json!({"quantity": 2}));
+    let subscription = world.subscribe(json!({}));
+    let renewed = world
+        .change_subscription(&subscription.purchase_token, json!({"action": "renew"}))
+        .unwrap();
+    let order = async |id: &str| world.get_play(&format!("{APP}/orders/{id}")).await;
+    for (id, token, product_id) in [
+        (
+            product.order_id().to_owned(),
+            &product.purchase_token,
+            "coins_100",
+        ),
+        (
+            subscription.latest_order_id(),
+            &subscription.purchase_token,
+            "pro_monthly",
+        ),
+        (
+            renewed.latest_order_id(),
+            &subscription.purchase_token,
+            "pro_monthly",
+        ),
+    ] {
+        let (status, answer) = order(&id).await;
+        assert_eq!((status, &answer["orderId"]), (200, &json!(id)));
+        assert_eq!(answer["purchaseToken"], json!(token));
+        assert_eq!(answer["state"], "PROCESSED");
+        assert_eq!(answer["lineItems"][0]["productId"], product_id);
+    }
+    let refund = json!({"action": "refund-quantity", "quantity": 1});
+    world.change_product(&product.purchase_token, refund);
+    let (_, answer) = order(product.order_id()).await;
+    assert_eq!(answer["state"], "PARTIALLY_REFUNDED");
+    world
+        .change_subscription(&subscription.purchase_token, json!({"action": "revoke"}))
+        .unwrap();
+    let (_, answer) = order(&renewed.latest_order_id()).await;
+    assert_eq!(answer["state"], "REFUNDED");
+    for unknown in [
+        "GPA.3300-0000-0000-00000".to_owned(),
+        format!("{}..1", subscription.latest_order_id()),
+    ] {
+        assert_eq!(order(&unknown).await.0, 404, "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn a_fault_can_say_what_play_says_of_a_fresh_purchase_an_unknown_app_and_a_refused_account() {
+    let world = start_simulator().await;
+    let not_found = || Fault::at_place("google/play").reason("purchaseTokenNotFound");
+    world.fail(not_found().until_after_sale(Duration::from_millis(300)));
+    let path = subscription_path(&world.subscribe(json!({})).purchase_token);
+    for (passes, status) in [(0, 404), (299, 404), (1, 200)] {
+        world.clock.advance(Duration::from_millis(passes));
+        assert_eq!(world.get_play(&path).await.0, status, "after {passes} ms");
+    }
+    world.simulator.clear_faults();
+
+    world.fail(not_found().times(2));
+    for status in [404, 404, 200] {
+        assert_eq!(world.get_play(&path).await.0, status);
+    }
+
+    world.fail(Fault::at_place("google/play").reason("notFound"));
+    let (status, body) = world.get_play(&path).await;
+    let message = &body["error"]["message"];
+    assert_eq!(
+        (status, message),
+        (404, &json!("Package not found: com.example.app."))
+    );
+    assert_eq!(body["error"]["errors"][0]["reason"], "notFound");
+
+    let refused = Fault::at_place("google/play").reason("permissionDenied");
+    world.fail(refused.status(401));
+    assert_eq!(
+        error_reason(&world, &path).await,
+        (401, "permissionDenied".to_owned())
+    );
+}
