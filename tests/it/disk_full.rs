@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::hold::{events, set_callback};
+use crate::delivery_hold::{events, set_callback};
 use crate::world::attesto::{APP, APP_APPLE_ID, World};
 use crate::world::receiver::Receiver;
 

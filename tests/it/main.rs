@@ -1,64 +1,61 @@
-//! The integration tests: one binary, one file a topic, one small world for all of them.
+//! The integration tests: one test binary, one file for each topic, shared helpers in `world`.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test stops where something is not as it should be"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access_control;
 mod apple_credentials;
 mod apple_notifications;
 mod apple_ocsp;
-mod apple_trust;
+mod apple_signatures;
 mod apple_verify;
 mod audit;
+mod backup_restore;
 #[path = "../chaos/mod.rs"]
 mod chaos;
-mod chaos_in_brief;
+mod chaos_short;
+mod checks;
 mod cli;
-mod credential_grace;
+mod cli_verify_inspect;
+mod connection_limits;
+mod credential_rotation;
 mod database;
+mod database_outages;
+mod delivery_hold;
 mod deploy;
-mod dev;
+mod dev_command;
 mod disk_full;
 mod docs;
 mod doctor;
 mod embedded;
 mod encryption;
-mod every_route;
 mod google_credentials;
 mod google_notifications;
 mod google_verify;
-mod hard_times;
 mod health_command;
-mod hold;
 mod jobs;
-mod leak;
-mod leaks;
+mod leak_runbook;
 mod metrics;
 mod migration_sql;
 mod migrations;
-mod moving;
 mod openapi;
 mod operators;
 mod pgbouncer;
-mod questions;
-mod readonly;
-mod receivers;
-mod recovery;
+mod read_only_role;
+mod receiver_examples;
 mod retention;
 mod runbooks;
-mod secrets;
+mod secret_leaks;
+mod secrets_in_output;
 mod serve;
-mod server_manners;
 mod tail;
+mod tenant_transfer;
 mod tenants;
 mod tidy;
 mod tls;
 mod traces;
 mod upgrade;
-mod watch;
 mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;
-mod webhook_loop;
+mod webhook_end_to_end;
 mod world;

@@ -8,9 +8,9 @@ use attesto::simulator::state::google_notifications::PushSubscription;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::hold::{events, set_callback};
+use crate::delivery_hold::{events, set_callback};
 use crate::world::attesto::{APP, World};
-use crate::world::pooler::{Pooler, SESSIONS};
+use crate::world::pgbouncer::{Pooler, SESSIONS};
 use crate::world::postgres::{empty_database, fresh_database};
 use crate::world::receiver::Receiver;
 

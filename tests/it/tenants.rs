@@ -22,8 +22,8 @@ use base64::Engine as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::world::database_proxy::Wire;
 use crate::world::postgres::fresh_database;
-use crate::world::wire::Wire;
 
 const LIMIT: RateLimit = RateLimit {
     per_second: 1_000_000,

@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::serve::{Served, key};
-use crate::webhook_loop::set_callback;
+use crate::webhook_end_to_end::set_callback;
 use crate::world::attesto::World;
 use crate::world::event::test_event;
 use crate::world::folder::Folder;

@@ -15,7 +15,7 @@ use serde_json::json;
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-use crate::hold::events;
+use crate::delivery_hold::events;
 use crate::serve::{Served, key};
 use crate::world::attesto::World;
 use crate::world::postgres::{Fresh, empty_database, fresh_database, set_time_ahead};

@@ -23,7 +23,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::folder::Folder;
-use super::pooler::Pooler;
+use super::pgbouncer::Pooler;
 use super::postgres::{Fresh, fresh_database, pass_time};
 use super::shell::Shell;
 

@@ -59,7 +59,7 @@ pub(crate) const STUBBED_PROGRAMS: [(&str, &str, &str); 10] = [
     (
         "python3",
         r#"[ "$1" = receiver.py ] && [ -n "$ATTESTO_WEBHOOK_SECRET" ] && [ -f "$repository/docs/receivers/python/$1" ]"#,
-        "tests/it/receivers.rs starts every receiver",
+        "tests/it/receiver_examples.rs starts every receiver",
     ),
     (
         "docker",

@@ -1,24 +1,25 @@
-//! What the tests live in.
+//! Helpers shared by the tests.
 //!
-//! - [`attesto`]: a whole Attesto in this process
-//! - [`desk`]: somebody who types what a page says
-//! - [`folder`]: a folder that is gone when its test is
-//! - [`log`]: what is logged while a test runs
-//! - [`needles`]: looks for secrets where they do not belong
-//! - [`pooler`]: a real `PgBouncer` before it
-//! - [`postgres`]: a throw-away Postgres for the whole run, and a database of its own for every test
-//! - [`receiver`]: a callback, good or bad
-//! - [`shell`]: the binary, run as an administrator runs it
-//! - [`wire`]: a connection to the database that goes silent
+//! - [`attesto`]: a complete Attesto server in the test process
+//! - [`database_proxy`]: a connection to the database that can stall or drop notifications
+//! - [`doc_runner`]: runs the shell blocks of a documentation page
+//! - [`event`]: a sample event
+//! - [`folder`]: a temporary folder
+//! - [`log`]: captures what is logged while a test runs
+//! - [`pgbouncer`]: a real `PgBouncer` in front of the test Postgres
+//! - [`postgres`]: one temporary Postgres for the whole run, and one database for each test
+//! - [`receiver`]: a webhook receiver whose answers the test chooses
+//! - [`secret_search`]: searches output for secrets, in many encodings
+//! - [`shell`]: runs the `attesto` binary
 
 pub(crate) mod attesto;
+pub(crate) mod database_proxy;
 pub(crate) mod doc_runner;
 pub(crate) mod event;
 pub(crate) mod folder;
 pub(crate) mod log;
-pub(crate) mod needles;
-pub(crate) mod pooler;
+pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod receiver;
+pub(crate) mod secret_search;
 pub(crate) mod shell;
-pub(crate) mod wire;

@@ -40,8 +40,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::chaos::postgres::{Options, Postgres};
 use crate::world::folder::Folder;
-use crate::world::needles::Needles;
 use crate::world::receiver::{Place, Receiver, say};
+use crate::world::secret_search::Needles;
 
 /// Long enough for everything that happens soon.
 const SOON: Duration = Duration::from_secs(30);

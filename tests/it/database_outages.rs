@@ -15,11 +15,11 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::hold::{events, record_events, set_callback};
+use crate::delivery_hold::{events, record_events, set_callback};
 use crate::world::attesto::{APP, World};
+use crate::world::database_proxy::Wire;
 use crate::world::postgres::{Fresh, fresh_database};
 use crate::world::receiver::Receiver;
-use crate::world::wire::Wire;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const OPEN: [(&str, &str); 4] = [

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::hold::{dispatcher_on, events, set_callback};
+use crate::delivery_hold::{dispatcher_on, events, set_callback};
 use crate::world::attesto::World;
 use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, empty_database};

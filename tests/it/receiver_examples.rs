@@ -156,7 +156,7 @@ impl Language {
             // Past the capture of a test's output: a test that did not run should be seen.
             let _ = writeln!(
                 std::io::stderr(),
-                "SKIPPED receivers::{}: `{}` is missing or too old on this machine",
+                "SKIPPED receiver_examples::{}: `{}` is missing or too old on this machine",
                 self.name,
                 self.probe[0]
             );

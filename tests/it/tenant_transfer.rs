@@ -28,7 +28,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
-use crate::hold::{dispatcher_on, events};
+use crate::delivery_hold::{dispatcher_on, events};
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::event::test_event;
 use crate::world::folder::Folder;

@@ -13,8 +13,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::delivery_hold::events;
 use crate::docs::{blocks, root};
-use crate::hold::events;
 use crate::world::attesto::{APP, Tenant, World};
 use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
