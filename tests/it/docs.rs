@@ -126,6 +126,17 @@ fn every_link_leads_somewhere() {
     }
 }
 
+const OUR_FOLDERS: [&str; 8] = [
+    ".ci/",
+    "benches/",
+    "bin/",
+    "docs/",
+    "fuzz/",
+    "migrations/",
+    "src/",
+    "tests/",
+];
+
 /// Files of ours that a sentence names.
 #[test]
 fn every_file_is_there() {
@@ -133,7 +144,7 @@ fn every_file_is_there() {
     for (name, text) in pages() {
         for span in spans(&blocks(&text).1) {
             let path = span.split(' ').next().unwrap();
-            if ["bin/", "src/", "docs/", "tests/"]
+            if OUR_FOLDERS
                 .iter()
                 .any(|it| path.starts_with(it))
             {
@@ -143,6 +154,87 @@ fn every_file_is_there() {
         }
     }
     assert!(count > 15, "only {count} were found");
+}
+
+/// The text of a page from a heading to the next one.
+fn section<'a>(text: &'a str, heading: &str) -> &'a str {
+    let (_, after) = text
+        .split_once(heading)
+        .unwrap_or_else(|| panic!("no heading {heading}"));
+    after.split("\n## ").next().unwrap()
+}
+
+/// The rows of a section's table, without its head.
+fn table_rows(section: &str) -> Vec<&str> {
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    rows.skip(1).collect()
+}
+
+fn architecture() -> String {
+    pages().remove(Path::new("docs/ARCHITECTURE.md")).unwrap()
+}
+
+#[test]
+fn the_map_has_every_room_in_the_order_that_is_checked() {
+    let page = architecture();
+    let map = section(&page, "## The map");
+    let rooms: Vec<String> = table_rows(map)
+        .into_iter()
+        .filter_map(|row| spans(row).into_iter().next())
+        .map(|path| {
+            let room = path.strip_prefix("src/").unwrap();
+            room.trim_end_matches(".rs").trim_matches('/').to_owned()
+        })
+        .collect();
+    assert_eq!(rooms, crate::tidy::ROOMS);
+}
+
+/// Each answer names a file, and what it says is in that file is there.
+#[test]
+fn every_question_of_a_newcomer_is_answered_by_a_path() {
+    let page = architecture();
+    let rows = table_rows(section(&page, "## Where do I find…"));
+    assert!(rows.len() >= 12, "{rows:#?}");
+    for row in rows {
+        let answer = row.split('|').nth(2).unwrap();
+        let mut named: Option<(String, String)> = None;
+        for span in spans(answer) {
+            let path = root().join(&span);
+            if OUR_FOLDERS.iter().any(|folder| span.starts_with(folder)) {
+                let text = if path.is_file() {
+                    std::fs::read_to_string(path).unwrap()
+                } else {
+                    String::new()
+                };
+                named = Some((span, text));
+            } else {
+                let (file, text) = named.as_ref().expect("a path stands before a name");
+                assert!(text.contains(&span), "{file} has no {span}: {row}");
+            }
+        }
+        assert!(named.is_some(), "no path: {row}");
+    }
+}
+
+#[test]
+fn our_own_vocabulary_is_small() {
+    let page = architecture();
+    let words = table_rows(section(&page, "## Words"));
+    assert!((1..=20).contains(&words.len()), "{}", words.len());
+}
+
+/// The participants of the sequence diagrams.
+#[test]
+fn every_file_in_a_diagram_is_there() {
+    let mut count = 0;
+    for (language, block) in blocks(&architecture()).0 {
+        assert_eq!(language, "mermaid");
+        for word in block.split_whitespace().filter(|it| it.ends_with(".rs")) {
+            count += 1;
+            assert!(root().join("src").join(word).is_file(), "{word}");
+        }
+    }
+    assert!(count >= 8, "only {count} were found");
 }
 
 #[test]
@@ -326,7 +418,7 @@ fn a_command_that_is_none_is_found() {
 }
 
 /// Blocks that are neither of a shell nor JSON: what holds them to what they speak of.
-const OTHERS: [(&str, &str, &str); 5] = [
+const OTHERS: [(&str, &str, &str); 7] = [
     (
         "docs/bi.md",
         "sql",
@@ -343,7 +435,17 @@ const OTHERS: [(&str, &str, &str); 5] = [
         "python",
         "runbooks: it believes a delivery",
     ),
+    (
+        "docs/ARCHITECTURE.md",
+        "mermaid",
+        "docs: the files in it are there",
+    ),
     // Not held to anything.
+    (
+        "README.md",
+        "mermaid",
+        "a picture of what stands around Attesto",
+    ),
     (
         "docs/monitoring.md",
         "yaml",
@@ -520,6 +622,8 @@ fn every_name_is_known() {
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let mut names: BTreeSet<&str> = source.split(|letter| !is_name(letter)).collect();
     names.extend(NAMES_OF_OTHERS);
+    // Made from the names of variants.
+    names.extend(OutcomeClass::VARIANTS.iter().map(|class| class.as_str()));
     let in_snakes = |name: &str| {
         let letter = |letter: char| match letter {
             'A'..='Z' => format!("_{}", letter.to_ascii_lowercase()),
@@ -621,12 +725,10 @@ fn every_error_code_has_its_cause_and_cure() {
 
     let mut known = BTreeSet::new();
     for file in [
-        "src/stores/apple/error_response.rs",
+        "src/stores/apple/error.rs",
         "src/stores/google/error_response.rs",
     ] {
-        known.extend(codes(file, "Refusal::new("));
-        known.extend(codes(file, "=> ("));
-        known.extend(codes(file, "=>"));
+        known.extend(codes(file, "Self::rejection("));
     }
     let told = first_cells(refusals.split("## Exit codes").next().unwrap());
     assert!(told.len() >= 8);

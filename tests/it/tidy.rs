@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room of `src/`, from the ground up. A room may use those before it in this list, and none after it.
-const ROOMS: [&str; 28] = [
+pub(crate) const ROOMS: [&str; 28] = [
     // Tools.
     "base",
     "telemetry",
