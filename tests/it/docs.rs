@@ -144,10 +144,7 @@ fn every_file_is_there() {
     for (name, text) in pages() {
         for span in spans(&blocks(&text).1) {
             let path = span.split(' ').next().unwrap();
-            if OUR_FOLDERS
-                .iter()
-                .any(|it| path.starts_with(it))
-            {
+            if OUR_FOLDERS.iter().any(|it| path.starts_with(it)) {
                 count += 1;
                 assert!(root().join(path).exists(), "{}: `{span}`", name.display());
             }
