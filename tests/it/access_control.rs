@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::world::attesto::{APP, World};
 
 #[tokio::test]
-async fn who_may_do_what() {
+async fn each_route_answers_each_caller_as_the_table_says() {
     let world = World::new().await;
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);
     let forged = format!("attesto_live_{}", "A".repeat(43));
@@ -93,7 +93,7 @@ async fn who_may_do_what() {
 }
 
 #[tokio::test]
-async fn no_refusal_tells_why_a_key_is_refused() {
+async fn an_unauthorized_answer_never_says_why() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let body = json!({ "transactionId": "1" });

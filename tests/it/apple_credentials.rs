@@ -107,7 +107,7 @@ impl Desk {
 }
 
 #[tokio::test]
-async fn what_is_set_is_shown_without_the_key() {
+async fn stored_credentials_are_shown_without_the_key() {
     let desk = Desk::open().await;
     let get = ["apple:get-credentials", desk.tenant.as_str()];
     let none = desk.attesto(&get, "", &[]);
@@ -156,7 +156,7 @@ async fn what_is_set_is_shown_without_the_key() {
 }
 
 #[tokio::test]
-async fn without_the_apps_apple_id_production_is_warned_of() {
+async fn set_credentials_warns_about_production_without_app_apple_id() {
     let desk = Desk::open().await;
     for (environment, warning) in [
         ("auto", "only sandbox transactions are found"),
@@ -173,7 +173,7 @@ async fn without_the_apps_apple_id_production_is_warned_of() {
 }
 
 #[tokio::test]
-async fn what_is_set_can_be_used_and_only_with_the_right_key() {
+async fn stored_credentials_open_only_with_the_right_encryption_key() {
     let desk = Desk::open().await;
     let choice = ["--environment", "production"];
     let set = desk.set(&key_file(), &[&NAMES, &APP_APPLE_ID, &choice]);
@@ -220,7 +220,7 @@ async fn what_is_set_can_be_used_and_only_with_the_right_key() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_meant_is_refused_and_nothing_is_stored() {
+async fn invalid_input_is_refused_and_nothing_is_stored() {
     let desk = Desk::open().await;
     let (file, tenant) = (key_file(), desk.tenant.as_str());
     let sec1 = file.replace("PRIVATE", "EC PRIVATE");

@@ -230,7 +230,7 @@ impl Event {
 }
 
 #[tokio::test]
-async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
+async fn a_renewal_is_stored_with_our_event_type_and_the_full_signed_payload() {
     let shop = Shop::open().await;
     let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let sent = shop.notification("DID_RENEW", 1, "data", &data);
@@ -306,7 +306,7 @@ async fn a_renewal_arrives_in_our_words_with_all_that_apple_signed() {
 }
 
 #[tokio::test]
-async fn what_happens_to_a_subscription_arrives_in_our_words() {
+async fn subscription_notifications_map_to_our_event_types() {
     let shop = Shop::open().await;
     shop.report_here(true);
     let new = NewTransaction {
@@ -394,7 +394,7 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
 }
 
 #[tokio::test]
-async fn what_is_bought_is_reported_at_once() {
+async fn a_purchase_notification_becomes_an_event() {
     let shop = Shop::open().await;
     shop.report_here(false);
     let new = NewTransaction {
@@ -418,7 +418,7 @@ async fn what_is_bought_is_reported_at_once() {
 }
 
 #[tokio::test]
-async fn every_block_has_its_subject() {
+async fn every_notification_block_sets_the_event_subject() {
     let shop = Shop::open().await;
     let sandbox = SimulatedEnvironment::Sandbox;
 
@@ -525,7 +525,7 @@ async fn every_block_has_its_subject() {
 }
 
 #[tokio::test]
-async fn what_apple_has_not_invented_yet_is_stored_as_unknown() {
+async fn unknown_notification_types_are_stored_as_unknown() {
     let shop = Shop::open().await;
     let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let mut new = shop.notification("SOMETHING_NEW", 1, "data", &data);
@@ -574,7 +574,7 @@ async fn what_apple_has_not_invented_yet_is_stored_as_unknown() {
 }
 
 #[tokio::test]
-async fn what_apple_did_not_sign_is_refused() {
+async fn notifications_not_signed_by_apple_are_refused() {
     let shop = Shop::open().await;
     let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let good = object(shop.notification("DID_RENEW", 1, "data", &data));
@@ -630,7 +630,7 @@ async fn what_apple_did_not_sign_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_anothers_is_refused() {
+async fn notifications_for_another_app_are_refused() {
     let shop = Shop::open().await;
     let mine = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let with = |block: &str, changes: &[(&str, Value)]| {
@@ -678,7 +678,7 @@ async fn what_is_anothers_is_refused() {
 }
 
 #[tokio::test]
-async fn parts_that_are_genuine_and_of_something_else_are_refused() {
+async fn genuine_inner_parts_of_another_purchase_are_refused() {
     let shop = Shop::open().await;
     let mine = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let bought = shop
@@ -746,7 +746,7 @@ async fn parts_that_are_genuine_and_of_something_else_are_refused() {
 }
 
 #[tokio::test]
-async fn the_tenants_environment_and_number_decide() {
+async fn the_tenants_environment_and_app_apple_id_must_match() {
     let shop = Shop::open().await;
     let production = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let production = shop.notification("DID_RENEW", 1, "data", &production);
@@ -781,7 +781,7 @@ async fn the_tenants_environment_and_number_decide() {
 }
 
 #[tokio::test]
-async fn each_thing_is_looked_at_in_its_turn() {
+async fn checks_run_in_the_documented_order() {
     let shop = Shop::open().await;
     let world = &shop.world;
     let ask = async |id: &str, body: &Value| {
@@ -874,7 +874,7 @@ async fn each_thing_is_looked_at_in_its_turn() {
 }
 
 #[tokio::test]
-async fn fifty_copies_at_once_are_one_event() {
+async fn fifty_concurrent_copies_become_one_event() {
     let shop = Shop::open().await;
     sqlx::query("insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, 'https://a.example/hook', '\\x00')")
         .bind(shop.tenant.id.as_str())
@@ -920,7 +920,7 @@ async fn fifty_copies_at_once_are_one_event() {
 }
 
 #[tokio::test]
-async fn one_notification_of_two_tenants_is_two_events() {
+async fn one_notification_to_two_tenants_becomes_two_events() {
     let shop = Shop::open().await;
     let second = shop.world.tenant().await;
     let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
@@ -936,7 +936,7 @@ async fn one_notification_of_two_tenants_is_two_events() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_makes_apple_send_again() {
+async fn apple_retries_when_the_database_is_unavailable() {
     let shop = Shop::open().await;
     let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let first = shop.notification("DID_RENEW", 1, "data", &data);
@@ -1011,7 +1011,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn an_operator_asks_whether_notifications_arrive() {
+async fn request_test_notification_reports_the_arrival() {
     let shop = Shop::open_today().await;
     let complaint = shop.complaint(&[], 1).await;
     let wanted = format!("/v1/webhooks/apple/{}", shop.tenant.id);
@@ -1087,7 +1087,7 @@ async fn an_operator_asks_whether_notifications_arrive() {
 }
 
 #[tokio::test]
-async fn an_operator_is_told_why_apple_cannot_be_asked() {
+async fn request_test_notification_explains_each_failure() {
     let shop = Shop::open_today().await;
     shop.report_here(true);
     // Apple has not sent it.
@@ -1131,7 +1131,7 @@ async fn an_operator_is_told_why_apple_cannot_be_asked() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_in_for_a_tenant_whose_deactivation_was_not_heard_of() {
+async fn a_deactivated_tenant_is_refused_even_if_the_cache_was_not_notified() {
     let shop = Shop::open().await;
     let notification = |number| {
         let data = json!({ "bundleId": APP, "environment": "Sandbox" });

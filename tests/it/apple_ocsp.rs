@@ -746,7 +746,7 @@ fn assert_again(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn a_good_chain_is_asked_about_once() {
+async fn ocsp_is_queried_once_for_a_good_chain() {
     let stage = Stage::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     let answers = join_all((0..16).map(|_| stage.ask())).await;
     answers.iter().for_each(assert_yes);
@@ -784,7 +784,7 @@ async fn a_good_chain_is_asked_about_once() {
 }
 
 #[tokio::test]
-async fn every_way_of_signing_a_good_answer_is_understood() {
+async fn every_kind_of_ocsp_signer_is_accepted() {
     let rsa = Delegate {
         rsa: true,
         ..DELEGATE
@@ -813,7 +813,7 @@ async fn every_way_of_signing_a_good_answer_is_understood() {
 }
 
 #[tokio::test]
-async fn what_is_revoked_or_unknown_is_refused_for_its_own_reason() {
+async fn revoked_and_unknown_certificates_are_refused_with_their_own_class() {
     for path in ["/leaf", "/intermediate"] {
         for (word, class) in [
             (revoked(), "revoked"),
@@ -857,7 +857,7 @@ async fn what_is_revoked_or_unknown_is_refused_for_its_own_reason() {
 }
 
 #[tokio::test]
-async fn what_is_certain_goes_before_what_is_not_known() {
+async fn a_definite_refusal_takes_precedence_over_an_unknown_status() {
     let stage = Stage::new().await;
     stage.responder.set("/intermediate", Manner::HangsUp);
     stage.responder.says(
@@ -1013,7 +1013,7 @@ fn unusable() -> Vec<(&'static str, Saying, OcspResponseError)> {
 }
 
 #[test]
-fn every_unusable_answer_is_told_apart() {
+fn every_unusable_ocsp_response_has_its_own_reason() {
     let authority = Authority::new(None, (-300, 300));
     let subject = ChainCertificate::new(&authority.leaf, &authority.intermediate).unwrap();
     let read =
@@ -1067,7 +1067,7 @@ fn every_unusable_answer_is_told_apart() {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_believed_means_try_again() {
+async fn an_unusable_ocsp_response_means_try_again() {
     let stage = Stage::new().await;
     let sayings = unusable().into_iter();
     let sayings = sayings.map(|(what, saying, _)| (what, Manner::Says(saying)));
@@ -1102,7 +1102,7 @@ async fn an_answer_that_cannot_be_believed_means_try_again() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_not_waited_for() {
+async fn a_slow_ocsp_response_times_out() {
     let stage = Stage::with(&[("UPSTREAM_TIMEOUT_SECONDS", "1")]).await;
     stage.responder.set("/leaf", Manner::Dawdles);
     assert_again(&stage.ask().await);
@@ -1110,7 +1110,7 @@ async fn a_slow_answer_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_known_chain_survives_an_outage_and_a_new_one_waits() {
+async fn during_an_ocsp_outage_known_chains_pass_and_new_ones_must_retry() {
     let stage = Stage::new().await;
     stage.responder.all(&Manner::HangsUp);
     assert_again(&stage.ask().await);
@@ -1144,7 +1144,7 @@ async fn a_known_chain_survives_an_outage_and_a_new_one_waits() {
 }
 
 #[tokio::test]
-async fn a_revocation_is_heard_of_while_the_old_answer_is_good() {
+async fn a_revocation_is_noticed_while_the_cached_response_is_valid() {
     let stage = Stage::new().await;
     assert_yes(&stage.ask().await);
     stage.responder.says(
@@ -1176,7 +1176,7 @@ async fn a_revocation_is_heard_of_while_the_old_answer_is_good() {
 }
 
 #[tokio::test]
-async fn a_notification_waits_until_apple_sends_it_again() {
+async fn a_notification_with_unknown_ocsp_status_is_accepted_when_apple_retries() {
     let stage = Stage::new().await;
     let now = stage.world.clock.now();
     let authority = &stage.authority;
@@ -1214,7 +1214,7 @@ async fn a_notification_waits_until_apple_sends_it_again() {
 }
 
 #[tokio::test]
-async fn today_counts_and_a_chain_must_name_a_responder() {
+async fn with_ocsp_the_current_time_counts_and_a_responder_is_required() {
     let responder = Responder::new().await;
     let expired = Authority::new(Some(responder.address), (-800, -400));
     let stage = Stage::of(expired, responder, &[]).await;
@@ -1244,7 +1244,7 @@ async fn today_counts_and_a_chain_must_name_a_responder() {
 }
 
 #[test]
-fn with_apples_roots_only_apple_is_asked() {
+fn with_apples_roots_only_apples_responder_is_queried() {
     for (address, is_apples) in [
         ("http://ocsp.apple.com/ocsp03-wwdrg602", true),
         ("https://apple.com/", true),
@@ -1271,13 +1271,13 @@ fn with_apples_roots_only_apple_is_asked() {
 
 proptest! {
     #[test]
-    fn nonsense_is_no_answer(bytes: Vec<u8>) {
+    fn malformed_ocsp_responses_are_refused(bytes: Vec<u8>) {
         let (subject, _) = &*PROBE;
         prop_assert!(response::verify_response(&bytes, subject, start()).is_err());
     }
 
     #[test]
-    fn a_good_answer_with_any_byte_changed_is_none(at: prop::sample::Index, by in 1..=255_u8) {
+    fn an_ocsp_response_with_any_byte_changed_is_refused(at: prop::sample::Index, by in 1..=255_u8) {
         let (subject, good) = &*PROBE;
         let mut changed = good.clone();
         let at = at.index(changed.len());

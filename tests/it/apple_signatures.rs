@@ -196,7 +196,7 @@ fn uncanonical(text: &str) -> String {
 }
 
 #[test]
-fn what_apple_signed_is_believed() {
+fn a_genuine_signature_is_accepted() {
     let chain = Plan::default().make();
     let verifier = chain.verifier();
     for _ in 0..2 {
@@ -243,7 +243,7 @@ fn what_apple_signed_is_believed() {
 }
 
 #[test]
-fn the_day_that_counts_is_the_day_of_signing() {
+fn certificates_are_checked_at_the_signing_date() {
     let old = Plan {
         leaf: (-800, -400),
         ..Plan::default()
@@ -285,7 +285,7 @@ fn the_day_that_counts_is_the_day_of_signing() {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn every_forgery_is_refused_for_its_own_reason() {
+fn every_forgery_is_refused_with_its_own_class() {
     let chain = Plan::default().make();
     let other = Plan::default().make();
     let verifier = chain.verifier();
@@ -717,7 +717,7 @@ fn every_forgery_is_refused_for_its_own_reason() {
 }
 
 #[test]
-fn a_chain_must_be_apples_in_every_part() {
+fn every_certificate_of_the_chain_must_be_apples() {
     let plan = Plan::default;
     for (what, plan, reason) in [
         (
@@ -819,7 +819,7 @@ fn a_chain_must_be_apples_in_every_part() {
 }
 
 #[test]
-fn what_the_intermediates_key_is_for_is_heeded_where_it_is_said() {
+fn key_usage_of_the_intermediate_is_enforced_when_present() {
     let (sign, issue) = (
         KeyUsagePurpose::DigitalSignature,
         KeyUsagePurpose::KeyCertSign,
@@ -849,7 +849,7 @@ fn what_the_intermediates_key_is_for_is_heeded_where_it_is_said() {
 }
 
 #[test]
-fn a_leaf_of_another_curve_is_refused() {
+fn a_leaf_on_another_curve_is_refused() {
     let chain = Plan {
         leaf_algorithm: &PKCS_ECDSA_P384_SHA384,
         ..Plan::default()
@@ -919,14 +919,14 @@ fn roots_are_read_from_files_and_folders() {
 
 proptest! {
     #[test]
-    fn nonsense_is_refused_without_a_panic(text in "\\PC{0,200}", dots in "[A-Za-z0-9_-]{0,40}(\\.[A-Za-z0-9_-]{0,40}){0,4}") {
+    fn malformed_input_is_refused_without_a_panic(text in "\\PC{0,200}", dots in "[A-Za-z0-9_-]{0,40}(\\.[A-Za-z0-9_-]{0,40}){0,4}") {
         let verifier = JwsVerifier::with_apple_roots();
         prop_assert!(verifier.verify_payload(&text, now()).is_err());
         prop_assert!(verifier.verify_payload(&dots, now()).is_err());
     }
 
     #[test]
-    fn a_good_one_with_any_letter_changed_is_refused(at: prop::sample::Index, letter in "[A-Za-z0-9._-]") {
+    fn a_genuine_jws_with_any_character_changed_is_refused(at: prop::sample::Index, letter in "[A-Za-z0-9._-]") {
         static CHAIN: std::sync::LazyLock<(Chain, String)> = std::sync::LazyLock::new(|| {
             let chain = Plan::default().make();
             let good = chain.good();

@@ -52,7 +52,7 @@ fn no(answer: &Answer) -> &str {
 }
 
 #[tokio::test]
-async fn a_transaction_is_told_with_all_its_facts() {
+async fn a_transaction_is_answered_with_all_its_fields() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -106,7 +106,7 @@ async fn a_transaction_is_told_with_all_its_facts() {
 }
 
 #[tokio::test]
-async fn the_status_follows_what_happens() {
+async fn the_status_follows_the_subscription() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let apple = world.simulator.apple();
@@ -170,7 +170,7 @@ async fn the_status_follows_what_happens() {
 }
 
 #[tokio::test]
-async fn production_is_asked_first_and_sandbox_when_it_does_not_know() {
+async fn sandbox_is_queried_when_production_does_not_know_the_transaction() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let (paid, tested) = (
@@ -212,7 +212,7 @@ async fn production_is_asked_first_and_sandbox_when_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn the_environment_is_the_requests_else_the_tenants() {
+async fn the_environment_comes_from_the_request_or_the_tenant() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let (paid, tested) = (
@@ -298,7 +298,7 @@ async fn the_environment_is_the_requests_else_the_tenants() {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-async fn every_forgery_is_a_no_that_says_why() {
+async fn every_forgery_is_refused_with_its_class() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -403,7 +403,7 @@ async fn every_forgery_is_a_no_that_says_why() {
 }
 
 #[tokio::test]
-async fn what_apples_server_sends_is_not_believed_unsigned() {
+async fn unsigned_data_from_apples_server_is_refused() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -436,7 +436,7 @@ async fn what_apples_server_sends_is_not_believed_unsigned() {
 }
 
 #[tokio::test]
-async fn the_purchase_must_be_the_expected_users() {
+async fn the_purchase_must_belong_to_the_expected_user() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -476,7 +476,7 @@ async fn the_purchase_must_be_the_expected_users() {
 }
 
 #[tokio::test]
-async fn every_answer_of_apples_has_its_meaning() {
+async fn every_apple_response_maps_to_its_error_code() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -557,7 +557,7 @@ async fn every_answer_of_apples_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_replaced_once_and_a_refused_key_is_said() {
+async fn a_refused_token_is_renewed_once_then_the_key_is_reported() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -590,7 +590,7 @@ async fn a_refused_token_is_replaced_once_and_a_refused_key_is_said() {
 }
 
 #[tokio::test]
-async fn a_slow_apple_ends_with_the_deadline() {
+async fn a_slow_apple_response_ends_at_the_deadline() {
     let world = World::with(&[("UPSTREAM_TIMEOUT_SECONDS", "1")]).await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);
@@ -607,7 +607,7 @@ async fn a_slow_apple_ends_with_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_tenant_without_credentials_is_told_so() {
+async fn a_tenant_without_credentials_gets_credentials_missing() {
     let world = World::new().await;
     let stranger = world.stranger().await;
     let answer = by_id(&world, &stranger, "1").await;
@@ -636,7 +636,7 @@ async fn a_tenant_without_credentials_is_told_so() {
 }
 
 #[tokio::test]
-async fn what_apple_signed_and_is_no_transaction_is_refused() {
+async fn a_signed_payload_that_is_not_a_transaction_is_refused() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let bought = buys(&world, SimulatedEnvironment::Production);

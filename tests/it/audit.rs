@@ -34,7 +34,7 @@ async fn asks_google(world: &World, tenant: &Tenant, token: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn each_verification_leaves_a_row_and_the_last_are_written_before_stopping() {
+async fn each_verification_is_logged_and_the_last_ones_are_written_before_stopping() {
     let world = World::with(&WANTED).await;
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);
     let shell = world.shell();
@@ -128,7 +128,7 @@ async fn each_verification_leaves_a_row_and_the_last_are_written_before_stopping
 }
 
 #[tokio::test]
-async fn nothing_is_kept_unless_it_is_wanted() {
+async fn nothing_is_logged_unless_enabled() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let shell = world.shell();
@@ -148,7 +148,7 @@ async fn nothing_is_kept_unless_it_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_log_that_cannot_be_written_holds_nobody_up_and_is_written_later() {
+async fn a_failing_validation_log_delays_no_request_and_is_written_later() {
     let world = World::with(&WANTED).await;
     let tenant = world.tenant().await;
     let shell = world.shell();
@@ -223,7 +223,7 @@ impl Keys {
 
 /// A tenant that is gone does not hold up the rows of the others.
 #[tokio::test]
-async fn a_row_that_has_no_place_any_more_is_left_out() {
+async fn a_row_of_a_deleted_tenant_is_dropped() {
     use attesto::audit::VerificationOutcome;
     use attesto::base::id::TenantId;
     use attesto::events::EventSource;

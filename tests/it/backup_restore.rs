@@ -67,7 +67,7 @@ fn report(ran: &Ran) -> Value {
 }
 
 #[tokio::test]
-async fn a_backup_is_made_proven_and_refused_without_its_keys() {
+async fn a_backup_is_created_and_verified_and_needs_its_keys() {
     let place = Place::new().await;
     let tenant = place.world.tenant().await;
     let receiver = Receiver::answering(OK).await;
@@ -159,7 +159,7 @@ async fn a_backup_is_made_proven_and_refused_without_its_keys() {
 }
 
 #[tokio::test]
-async fn what_is_not_whole_is_not_sound() {
+async fn a_damaged_backup_fails_verification() {
     let place = Place::new().await;
     place.world.tenant().await;
     place.create("dump");
@@ -217,7 +217,7 @@ async fn what_is_not_whole_is_not_sound() {
 }
 
 #[tokio::test]
-async fn programs_that_are_missing_are_named() {
+async fn missing_programs_are_named() {
     let place = Place::new().await;
     let shell = place.shell.clone().set("ATTESTO_PG_BIN", "/nowhere");
     let file = place.file("dump");
@@ -241,7 +241,7 @@ async fn programs_that_are_missing_are_named() {
 
 /// Last night's backup, restored: what was delivered since is not sent again before somebody says so.
 #[tokio::test]
-async fn a_restored_system_sends_nothing_until_it_is_told_to() {
+async fn a_restored_installation_holds_deliveries_until_released() {
     let place = Place::new().await;
     let world = &place.world;
     let tenant = world.tenant().await;
@@ -306,7 +306,7 @@ fn ids(receiver: &Receiver) -> Vec<String> {
 }
 
 #[test]
-fn the_worst_day_is_rehearsed() {
+fn the_restore_drill_passes() {
     let drill = concat!(env!("CARGO_MANIFEST_DIR"), "/bin/drill");
     let ran = std::process::Command::new(drill)
         .env_clear()
@@ -320,7 +320,7 @@ fn the_worst_day_is_rehearsed() {
 }
 
 #[tokio::test]
-async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
+async fn features_that_need_a_session_bypass_the_pooler() {
     // Two roles tell two ways apart: one is the pooler's, the other leads to the server.
     let fresh = crate::world::postgres::fresh_database().await;
     let role = format!("direct_of_{}", fresh.database.database_name());
@@ -381,7 +381,7 @@ async fn what_needs_a_session_of_its_own_goes_around_the_pooler() {
 }
 
 #[tokio::test]
-async fn a_migration_is_judged_beforehand() {
+async fn migrate_check_reports_what_a_migration_would_do() {
     let empty = empty_database().await;
     let shell = Shell::default().set("DATABASE_URL", &empty.url);
     let checked = shell.rows(&["migrate", "--check"]).remove(0);

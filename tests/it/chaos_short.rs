@@ -7,7 +7,7 @@ use crate::chaos::{Extent, Run, run};
 
 /// Kills, terminated sessions, crashes and an exchange of keys, in brief.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_was_accepted_is_lost() {
+async fn no_accepted_notification_is_lost() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let verdict = run(&Run {
         seed: fastrand::u64(..1_000_000),
@@ -28,7 +28,7 @@ async fn nothing_that_was_accepted_is_lost() {
 
 /// In brief: requests that their callers give up leave no transaction open, and what was answered with 200 is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_given_up_leaves_nothing_dirty() {
+async fn cancelled_requests_leave_no_open_transaction() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     assert!(trials::run(Trial::Cancelled, 300, fastrand::u64(..1_000_000)).await);
 }

@@ -35,7 +35,7 @@ fn assert_told(line: &Value) {
 }
 
 #[tokio::test]
-async fn keys_that_are_too_old_are_warned_of_once_a_day_and_counted() {
+async fn keys_that_are_too_old_are_logged_once_a_day_and_counted() {
     let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     let (old, young) = (world.tenant().await, world.tenant().await);
     let age = |table: &str, days: u32| {
@@ -140,7 +140,7 @@ async fn keys_that_are_too_old_are_warned_of_once_a_day_and_counted() {
 }
 
 #[tokio::test]
-async fn cadences_are_settings() {
+async fn rotation_intervals_are_settings() {
     let settings = [
         ("CREDENTIAL_APPLE_MAX_AGE_DAYS", "10"),
         ("CREDENTIAL_GOOGLE_MAX_AGE_DAYS", "0"),
@@ -168,7 +168,7 @@ async fn cadences_are_settings() {
 }
 
 #[tokio::test]
-async fn many_are_counted_and_a_few_are_named() {
+async fn many_findings_are_counted_and_only_a_few_are_listed() {
     let world = World::new().await;
     let many = "insert into tenants (id, name) select 'tenant_' || n, 'T' from generate_series(1, 70) n;
         insert into api_keys (id, tenant_id, key_hash, key_prefix, created_at)
@@ -184,7 +184,7 @@ async fn many_are_counted_and_a_few_are_named() {
 }
 
 #[tokio::test]
-async fn certificates_are_watched_by_who_lives_by_them() {
+async fn each_process_checks_the_certificates_it_uses() {
     let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     let tenant = world.tenant().await;
     let series = |page: &str, name: &str| {
@@ -268,7 +268,7 @@ async fn drift(world: &World) -> Vec<(String, u64)> {
 }
 
 #[tokio::test]
-async fn what_is_not_as_it_was_set_up_is_found_and_counted() {
+async fn configuration_drift_is_found_and_counted() {
     let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     let tenant = world.tenant().await.id;
     assert_eq!(drift(&world).await, []);
@@ -353,7 +353,7 @@ async fn what_is_not_as_it_was_set_up_is_found_and_counted() {
 }
 
 #[tokio::test]
-async fn settings_that_differ_between_processes_are_found_without_being_told() {
+async fn settings_that_differ_between_replicas_are_found_without_showing_values() {
     let world = World::new().await;
     let presence = |events: &str| {
         let mut settings = world.settings.clone();
@@ -397,7 +397,7 @@ async fn call_back(world: &World, tenant: &TenantId, url: &str) {
 }
 
 #[tokio::test]
-async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
+async fn idle_callbacks_are_probed_without_sending_a_request() {
     let settings = [
         ("METRICS_ADDRESS", "127.0.0.1:0"),
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
@@ -474,7 +474,7 @@ async fn callbacks_that_got_nothing_are_connected_to_and_sent_nothing() {
 }
 
 #[tokio::test]
-async fn a_round_of_callbacks_goes_on_where_the_last_one_ended_unless_somebody_asks() {
+async fn a_scheduled_probe_round_continues_where_the_last_one_ended() {
     let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
     let (first, second) = (world.stranger().await.id, world.stranger().await.id);
     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
@@ -534,7 +534,7 @@ async fn a_round_of_callbacks_goes_on_where_the_last_one_ended_unless_somebody_a
 }
 
 #[tokio::test]
-async fn nobody_is_connected_to_while_deliveries_are_held_or_by_who_does_not_deliver() {
+async fn callbacks_are_not_probed_while_deliveries_are_held_or_disabled() {
     let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
     let tenant = world.stranger().await.id;
     let receiver = Receiver::answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
@@ -575,7 +575,7 @@ async fn nobody_is_connected_to_while_deliveries_are_held_or_by_who_does_not_del
 }
 
 #[test]
-fn what_a_quiet_app_brings_about_wakes_nobody() {
+fn the_drift_alert_excludes_findings_that_idle_apps_cause() {
     let rules = include_str!("../../docs/monitoring/alerts.yml");
     let mut lines = rules.lines();
     lines.find(|line| line.ends_with("alert: AttestoDrift"));

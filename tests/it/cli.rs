@@ -126,7 +126,7 @@ async fn tenants_are_created_listed_and_changed() {
 }
 
 #[tokio::test]
-async fn a_key_is_shown_once_and_revoked_once() {
+async fn an_api_key_is_shown_once_and_revoked_once() {
     let shell = Shell::open().await;
     let tenant = shell.answer(&["tenant", "create", "--name", "Acme"]);
     let tenant = tenant["id"].as_str().unwrap();
@@ -213,7 +213,7 @@ async fn all_keys_of_a_tenant_are_revoked_at_once() {
 }
 
 #[test]
-fn settings_are_shown_before_anything_depends_on_them() {
+fn config_check_shows_settings_before_they_are_used() {
     let folder = std::env::temp_dir().join(format!("attesto-config-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("key");
@@ -321,7 +321,7 @@ fn settings_are_shown_before_anything_depends_on_them() {
 }
 
 #[tokio::test]
-async fn exit_codes_tell_asked_wrongly_from_went_wrong() {
+async fn exit_codes_separate_usage_errors_from_failures() {
     let shell = Shell::open().await;
     let tenant = shell.answer(&["tenant", "create", "--name", "Acme"]);
     let tenant = tenant["id"].as_str().unwrap();
@@ -371,7 +371,7 @@ async fn exit_codes_tell_asked_wrongly_from_went_wrong() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_missing_away_or_empty_is_said() {
+async fn a_missing_unreachable_or_empty_database_is_reported() {
     let run = |url: Option<&str>| {
         let shell = Shell {
             database_url: url.map(str::to_owned),
@@ -399,7 +399,7 @@ async fn a_database_that_is_missing_away_or_empty_is_said() {
 }
 
 #[tokio::test]
-async fn a_person_gets_tables_and_prose() {
+async fn table_output_is_for_people() {
     let shell = Shell::open().await;
     let none = shell.attesto(&["--output", "table", "tenant", "list"]);
     assert!(none.text.starts_with("No tenants yet."), "{}", none.text);

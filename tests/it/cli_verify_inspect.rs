@@ -83,7 +83,7 @@ fn buys(simulator: &Simulator) -> SimulatedTransaction {
 }
 
 #[tokio::test]
-async fn a_token_is_taken_apart() {
+async fn inspect_decodes_a_transaction() {
     let (world, folder) = (World::today().await, Folder::new());
     let roots = root_of(&world.simulator, &folder);
     let id = buys(&world.simulator).transaction_id;
@@ -175,7 +175,7 @@ async fn a_token_is_taken_apart() {
 }
 
 #[tokio::test]
-async fn a_forgery_is_refused_for_its_reason() {
+async fn inspect_reports_why_a_forgery_is_refused() {
     let (world, folder) = (World::today().await, Folder::new());
     let roots = root_of(&world.simulator, &folder);
     let id = buys(&world.simulator).transaction_id;
@@ -219,7 +219,7 @@ async fn a_forgery_is_refused_for_its_reason() {
 }
 
 #[tokio::test]
-async fn a_notification_is_taken_apart_with_what_is_inside() {
+async fn inspect_decodes_a_notification_and_its_parts() {
     let (world, folder) = (World::today().await, Folder::new());
     let roots = root_of(&world.simulator, &folder);
     let id = buys(&world.simulator).transaction_id;
@@ -316,7 +316,7 @@ fn unsigned(mut answer: Value) -> Value {
 }
 
 #[tokio::test]
-async fn apple_is_asked_as_the_service_asks() {
+async fn verify_apple_answers_as_the_service_does() {
     let (world, folder) = (World::today().await, Folder::new());
     let variables = variables(&world, &folder);
     let tenant = world.tenant().await;
@@ -373,7 +373,7 @@ async fn apple_is_asked_as_the_service_asks() {
 }
 
 #[tokio::test]
-async fn google_is_asked_as_the_service_asks() {
+async fn verify_google_answers_as_the_service_does() {
     let (world, folder) = (World::today().await, Folder::new());
     let variables = variables(&world, &folder);
     let tenant = world.tenant().await;
@@ -412,7 +412,7 @@ async fn google_is_asked_as_the_service_asks() {
 }
 
 #[tokio::test]
-async fn a_signature_is_checked_and_a_mistake_named() {
+async fn verify_signature_names_the_mistake() {
     let folder = Folder::new();
     let (mine, old) = (SigningSecret::generate(), SigningSecret::generate());
     let write = |name: &str, content: &str| {
@@ -480,7 +480,7 @@ async fn a_signature_is_checked_and_a_mistake_named() {
 }
 
 #[tokio::test]
-async fn a_shell_and_a_reader_are_served() {
+async fn completions_and_man_pages_are_generated() {
     let folder = Folder::new();
     let ran = attesto(&["completions", "bash"], &[], "").await;
     assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));

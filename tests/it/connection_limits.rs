@@ -112,7 +112,7 @@ fn statuses(text: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn whoever_is_too_slow_is_closed() {
+async fn slow_connections_are_closed() {
     let (running, _) = serve(MANNERS).await;
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     for (what, sent) in [
@@ -146,7 +146,7 @@ async fn whoever_is_too_slow_is_closed() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_not_waited_for() {
+async fn a_slowly_sent_request_head_times_out() {
     let (running, _) = serve(MANNERS).await;
     let mut stream = connect(&running).await;
     let (mut reading, mut writing) = stream.split();
@@ -213,7 +213,7 @@ async fn malformed_and_ambiguous_requests_are_refused_and_the_connection_is_clos
 }
 
 #[tokio::test]
-async fn a_head_without_end_is_refused() {
+async fn an_endless_request_head_is_refused() {
     let (running, _) = serve(MANNERS).await;
     let long = format!("GET /hello HTTP/1.1\r\nX-A: {}\r\n\r\n", "a".repeat(60_000));
     let many = format!("GET /hello HTTP/1.1\r\n{}\r\n", "X-A: b\r\n".repeat(200));
@@ -225,7 +225,7 @@ async fn a_head_without_end_is_refused() {
 }
 
 #[tokio::test]
-async fn two_lengths_of_different_kinds_are_one_request_and_the_last() {
+async fn content_length_with_chunked_is_one_request_and_closes_the_connection() {
     let (running, _) = serve(MANNERS).await;
     let mut stream = connect(&running).await;
     let request = "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\
@@ -235,7 +235,7 @@ async fn two_lengths_of_different_kinds_are_one_request_and_the_last() {
 }
 
 #[tokio::test]
-async fn requests_sent_together_are_answered_in_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let (running, _) = serve(MANNERS).await;
     let mut stream = connect(&running).await;
     let body = r#"{"name":"Zoe"}"#;
@@ -277,7 +277,7 @@ async fn a_body_over_the_limit_is_answered_although_it_is_still_being_sent() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_no_body() {
+async fn a_truncated_body_is_refused() {
     let (running, _) = serve(MANNERS).await;
     let mut stream = connect(&running).await;
     let request = "POST /named HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n\
@@ -289,7 +289,7 @@ async fn a_body_that_breaks_off_is_no_body() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_to_who_begins_with_it() {
+async fn http_2_works_with_prior_knowledge() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let (running, _) = serve(MANNERS).await;
     let client = reqwest::Client::builder()
@@ -308,7 +308,7 @@ async fn http_2_is_spoken_to_who_begins_with_it() {
 }
 
 #[tokio::test]
-async fn a_caller_is_told_how_long_an_idle_connection_is_kept() {
+async fn the_keep_alive_header_states_the_idle_timeout() {
     let (running, _) = serve(ConnectionLimits::default()).await;
     let mut stream = connect(&running).await;
     stream
@@ -323,7 +323,7 @@ async fn a_caller_is_told_how_long_an_idle_connection_is_kept() {
 }
 
 #[tokio::test]
-async fn whoever_has_no_place_waits_for_one() {
+async fn connections_over_the_limit_wait() {
     let (running, _) = serve(ConnectionLimits {
         max_connections: 2,
         ..MANNERS
@@ -342,7 +342,7 @@ async fn whoever_has_no_place_waits_for_one() {
 }
 
 #[tokio::test]
-async fn work_that_was_begun_is_finished_when_the_caller_goes_away() {
+async fn a_request_completes_after_the_client_disconnects() {
     let (running, desk) = serve(MANNERS).await;
     let mut stream = connect(&running).await;
     stream
@@ -363,7 +363,7 @@ async fn work_that_was_begun_is_finished_when_the_caller_goes_away() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_requests_finish_and_closes_everything_else() {
+async fn shutdown_finishes_requests_and_closes_idle_connections() {
     let (running, desk) = serve(ConnectionLimits {
         head_timeout: Duration::from_mins(1),
         idle_timeout: Duration::from_mins(1),
@@ -403,7 +403,7 @@ async fn a_stop_lets_requests_finish_and_closes_everything_else() {
 }
 
 #[tokio::test]
-async fn a_stop_has_a_hard_limit() {
+async fn shutdown_has_a_hard_limit() {
     let (running, desk) = serve(MANNERS).await;
     let mut busy = connect(&running).await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -418,7 +418,7 @@ async fn a_stop_has_a_hard_limit() {
 }
 
 #[tokio::test]
-async fn a_busy_port_is_said_to_be_busy() {
+async fn a_port_in_use_is_reported() {
     let (running, _) = serve(MANNERS).await;
     let port = running.address().port();
     let address = Some(running.address().ip());
@@ -430,7 +430,7 @@ async fn a_busy_port_is_said_to_be_busy() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_the_slow_delays_nobody() {
+async fn many_slow_connections_delay_no_other_client() {
     let (running, _) = serve(ConnectionLimits {
         max_connections: 1024,
         head_timeout: Duration::from_secs(2),

@@ -143,7 +143,7 @@ impl Desk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_goes_back_to_apples_key_before_and_forward_again() {
+async fn apple_credentials_roll_back_and_forward() {
     let desk = Desk::open().await;
     let keys = [
         desk.simulator.apple().api_key(),
@@ -199,7 +199,7 @@ async fn one_goes_back_to_apples_key_before_and_forward_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_goes_back_to_googles_account_before() {
+async fn google_credentials_roll_back() {
     let desk = Desk::open().await;
     let first = desk.google(
         &desk.simulator.google_service_account(),
@@ -239,7 +239,7 @@ async fn one_goes_back_to_googles_account_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_grace_there_is_no_going_back() {
+async fn rollback_is_refused_after_the_grace_period() {
     let desk = Desk::open().await;
     let keys = [
         desk.simulator.apple().api_key(),
@@ -276,7 +276,7 @@ async fn after_the_grace_there_is_no_going_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
+async fn previous_credentials_are_sealed_and_rotated_with_the_encryption_key() {
     let desk = Desk::open().await;
     desk.apple(&desk.simulator.apple().api_key(), &[], &[]);
     desk.apple(&desk.simulator.apple().create_api_key().unwrap(), &[], &[]);
@@ -323,7 +323,7 @@ async fn what_is_kept_is_sealed_where_it_stands_and_rotated_with_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_do_not_open_can_be_replaced() {
+async fn credentials_that_cannot_be_decrypted_can_be_replaced() {
     let desk = Desk::open().await;
     desk.apple(&desk.simulator.apple().api_key(), &[], &[]);
     sqlx::query("update apple_credentials set private_key_enc = '\\x01'")
@@ -336,7 +336,7 @@ async fn credentials_that_do_not_open_can_be_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_tried_before_they_are_stored() {
+async fn credentials_are_checked_with_the_store_before_they_are_stored() {
     let desk = Desk::open().await;
     let good = desk.simulator.apple().api_key();
     let revoked = desk.simulator.apple().create_api_key().unwrap();

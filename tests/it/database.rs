@@ -74,7 +74,7 @@ async fn a_cancelled_begin_does_not_swallow_the_next_callers_insert() {
 }
 
 #[tokio::test]
-async fn a_connection_gives_up_what_hangs() {
+async fn a_hanging_statement_is_cancelled() {
     let fresh = empty_database().await;
     for (setting, value) in [
         ("statement_timeout", "15s"),
@@ -92,7 +92,7 @@ async fn a_connection_gives_up_what_hangs() {
 
 /// One that a failover has left behind with a server that only reads would fail every claim until somebody restarts us.
 #[tokio::test]
-async fn what_is_set_aside_for_deliveries_is_exchanged_when_it_is_old() {
+async fn reserved_delivery_connections_are_replaced_when_old() {
     let fresh = empty_database().await;
     let settings = ConnectSettings::from_url(&fresh.url.replace("max=5", "max=8")).unwrap();
     let sessions = async |database: Database| {
@@ -110,7 +110,7 @@ async fn what_is_set_aside_for_deliveries_is_exchanged_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn the_url_shapes_the_pool() {
+async fn the_database_url_configures_the_pool() {
     let fresh = empty_database().await;
     let url = fresh.url.replace("max=5", "max=3&idle_timeout=1");
     let shaped = Database::open(&ConnectSettings::from_url(&url).unwrap());
@@ -145,7 +145,7 @@ async fn the_url_shapes_the_pool() {
 }
 
 #[tokio::test]
-async fn a_ping_says_in_a_word_why_not() {
+async fn a_failed_ping_names_the_cause() {
     let fresh = fresh_database().await;
     let patience = Duration::from_secs(2);
     assert_eq!(fresh.database.ping(patience).await, Ok(()));
@@ -202,7 +202,7 @@ async fn a_ping_says_in_a_word_why_not() {
 /// Every statement asks `attesto_now()` for the time, which must cost nothing: the planner puts its body in place of the call,
 /// and searches an index by it.
 #[tokio::test]
-async fn the_planner_puts_the_time_in_place_of_the_call() {
+async fn the_planner_inlines_the_time_function() {
     let fresh = fresh_database().await;
     let mut transaction = fresh.database.pool().begin().await.unwrap();
     sqlx::query("set local enable_seqscan = off")
@@ -225,7 +225,7 @@ async fn the_planner_puts_the_time_in_place_of_the_call() {
 }
 
 #[tokio::test]
-async fn a_test_moves_the_time_of_prepared_statements_too() {
+async fn a_test_moves_the_time_for_prepared_statements_too() {
     let fresh = fresh_database().await;
     let clock = Clock::fixed(Timestamp::from_millis(0));
     let ahead = async || {

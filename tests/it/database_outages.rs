@@ -92,7 +92,7 @@ async fn lag(
 /// Two minutes of a hundred events a second leave 12,000 deliveries that were pending, claimed and done, and none of
 /// what they were may be cleaned up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forgotten_transaction_does_not_stop_deliveries() {
+async fn an_idle_transaction_does_not_stop_deliveries() {
     let world = World::with(&OPEN).await;
     let receiver = Receiver::answering(OK).await;
     let tenant = world.stranger().await.id;
@@ -173,7 +173,7 @@ async fn a_forgotten_transaction_does_not_stop_deliveries() {
 
 /// Nothing that is due or leased depends on the clock of the process; what does, says so.
 #[tokio::test]
-async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
+async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
     const TEN_MINUTES: i64 = 600_000;
     let clock = Clock::fixed(Clock::system().now());
     let world = World::upon(fresh_database().await, clock.clone(), &OPEN).await;
@@ -238,7 +238,7 @@ async fn a_wrong_clock_moves_no_delivery_and_is_noticed() {
 
 /// Whoever may connect no more waits three seconds and is told so; deliveries have what they need already.
 #[tokio::test]
-async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
+async fn without_free_connections_requests_get_503_quickly_and_deliveries_continue() {
     let owner = fresh_database().await;
     let clerk = format!("clerk_of_{}", owner.database.database_name());
     let execute = async |statement: String| {
@@ -334,7 +334,7 @@ async fn a_server_without_connections_is_a_quick_503_and_deliveries_go_on() {
 /// Packets of the connection that hears of work are dropped: nobody is told that it is dead, and the word that there
 /// is work is lost. It is found by looking, as often as it is looked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn work_that_nobody_hears_of_is_found_by_looking() {
+async fn deliveries_are_found_by_polling_when_notifications_are_lost() {
     let direct = fresh_database().await;
     let wire = Wire::to(&direct.url).await;
     let settings = ConnectSettings::from_url(&wire.url).unwrap();

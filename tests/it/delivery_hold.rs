@@ -71,7 +71,7 @@ pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
 }
 
 #[tokio::test]
-async fn what_is_held_is_sent_by_nobody_until_it_is_released() {
+async fn held_deliveries_are_not_sent_until_released() {
     let world = World::with(&[
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
         ("ATTESTO_HOLD_DELIVERIES", "true"),
@@ -116,7 +116,7 @@ async fn what_is_held_is_sent_by_nobody_until_it_is_released() {
 }
 
 #[tokio::test]
-async fn what_would_be_sent_is_counted_as_it_would_be() {
+async fn the_hold_counts_what_a_release_would_send() {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
     let receiver = Receiver::answering(OK).await;
     let (tenant, asleep) = (world.stranger().await.id, world.stranger().await.id);

@@ -222,7 +222,7 @@ fn the_example_is_made_from_the_settings() {
 }
 
 #[test]
-fn every_file_gives_settings_that_are_taken() {
+fn every_deployment_file_uses_valid_settings() {
     for (file, some) in [
         ("docker-compose.yml", "DATABASE_URL_FILE"),
         ("docs/deploy/compose/replicas.yml", "DATABASE_URL_FILE"),
@@ -267,7 +267,7 @@ fn head(file: &str) -> Vec<String> {
 
 /// `bin/check-compose` types them on a real engine.
 #[test]
-fn the_page_says_what_the_head_of_the_compose_file_says() {
+fn the_deployment_page_repeats_the_commands_of_the_compose_file() {
     let page = read("docs/deployment.md");
     let block = page.split("## Docker Compose").nth(1).unwrap();
     let block = block.split("```sh\n").nth(1).unwrap();
@@ -281,7 +281,7 @@ fn the_page_says_what_the_head_of_the_compose_file_says() {
 }
 
 #[test]
-fn every_secret_of_the_compose_files_is_made_by_what_their_heads_say() {
+fn the_compose_file_header_creates_every_secret() {
     for file in ["docker-compose.yml", "docs/deploy/compose/replicas.yml"] {
         let text = read(file);
         let secrets = after(&text, "file: ./secrets/");
@@ -301,7 +301,7 @@ fn every_secret_of_the_compose_files_is_made_by_what_their_heads_say() {
 /// While the database is made there is a server that answers on its socket, and ends again: whoever takes it for the one that serves
 /// migrates into nothing.
 #[test]
-fn postgres_is_well_when_it_answers_by_the_network() {
+fn the_postgres_health_check_uses_the_network() {
     let compose = read("docker-compose.yml");
     for compose in [compose, read("docs/deploy/compose/database.yml")] {
         let asks = after(&compose, r#"test: ["CMD", "pg_isready""#);
@@ -312,7 +312,7 @@ fn postgres_is_well_when_it_answers_by_the_network() {
 
 /// Without the second URL, what needs a session of its own goes through a pooler that gives it none.
 #[test]
-fn replicas_share_connections_and_know_the_way_past_the_pool() {
+fn replicas_use_the_pooler_and_have_a_direct_url() {
     let replicas = read("docs/deploy/compose/replicas.yml");
     assert_eq!(only(&replicas, "pool_mode = "), "transaction");
     let given = given("docs/deploy/compose/replicas.yml");
@@ -325,7 +325,7 @@ fn replicas_share_connections_and_know_the_way_past_the_pool() {
 
 /// Read from the registry, before a build begins, by builders that heed it; where no registry can be reached nothing is built then.
 #[test]
-fn the_image_needs_no_image_to_be_read() {
+fn the_dockerfile_needs_no_syntax_image() {
     let dockerfile = read("Dockerfile");
     assert!(
         !dockerfile.contains("syntax="),
@@ -339,7 +339,7 @@ fn the_image_needs_no_image_to_be_read() {
 
 /// Each platform of the image is built where it is at home, and gives the binary of the same name.
 #[test]
-fn a_release_is_built_for_every_platform_on_a_machine_of_its_kind() {
+fn releases_are_built_natively_for_every_platform() {
     let release = read(".github/workflows/release.yml");
     let built: Vec<_> = after(&release, "runner: ")
         .into_iter()
@@ -367,7 +367,7 @@ fn a_release_is_built_for_every_platform_on_a_machine_of_its_kind() {
 
 /// What the workflows run is there and may be run, and the one that needs an engine is run where there is one.
 #[test]
-fn the_workflows_run_scripts_that_are_there() {
+fn the_workflows_run_existing_scripts() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut found = Vec::new();
     for file in [
@@ -410,7 +410,7 @@ fn the_workflows_run_scripts_that_are_there() {
 }
 
 #[test]
-fn fly_asks_what_is_served_as_often_as_was_agreed() {
+fn fly_health_checks_use_served_paths_at_the_agreed_intervals() {
     for file in ["fly.toml", "docs/deploy/fly.staging.toml"] {
         let text = read(file);
         let text = text.split_once("app = ").unwrap().1;
@@ -452,7 +452,7 @@ fn fly_asks_what_is_served_as_often_as_was_agreed() {
 
 /// The two differ only in what they must.
 #[test]
-fn staging_is_production_but_for_its_size() {
+fn staging_differs_from_production_only_in_size() {
     let lines = |file: &str| -> Vec<String> {
         let text = read(file);
         let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -474,7 +474,7 @@ fn grace() -> u64 {
 }
 
 #[test]
-fn everybody_waits_longer_than_a_service_takes_to_stop() {
+fn every_stop_timeout_exceeds_the_shutdown_time() {
     let compose = read("docker-compose.yml");
     for patience in after(&compose, "stop_grace_period:") {
         assert!(seconds(patience) > grace());
@@ -486,7 +486,7 @@ fn everybody_waits_longer_than_a_service_takes_to_stop() {
 }
 
 #[test]
-fn ports_probes_and_commands_are_those_of_the_service() {
+fn ports_probes_and_commands_match_the_service() {
     let dockerfile = read("Dockerfile");
     let port = find_setting("PORT").unwrap().default;
     assert_eq!(only(&dockerfile, "EXPOSE "), port);
@@ -521,7 +521,7 @@ fn ports_probes_and_commands_are_those_of_the_service() {
 
 /// What is needed to build must reach the builder, and nothing that lies around may.
 #[test]
-fn the_image_is_built_from_what_git_knows() {
+fn the_image_is_built_from_tracked_files() {
     let ignore = read(".dockerignore");
     let kept = after(&ignore, "!");
     for name in &kept {
@@ -549,7 +549,7 @@ fn the_image_is_built_from_what_git_knows() {
 /// Cargo refuses a manifest with a target whose file is missing, in the layer of the dependencies too, where nothing is there
 /// but what the Dockerfile puts there.
 #[test]
-fn the_layer_of_the_dependencies_has_every_target() {
+fn the_dependency_layer_has_every_cargo_target() {
     let file = read("Dockerfile");
     let from = file.find("mkdir -p src/db").unwrap();
     let script = file[from..].split("cargo build").next().unwrap();
@@ -610,7 +610,7 @@ fn check_secrets(folder: &Path) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_must_not_be_committed_is_refused() {
+fn files_with_secrets_are_refused_by_the_commit_check() {
     let folder = Folder::new();
     git(&folder, &["init", "-q"]);
     std::fs::write(folder.join(".env.example"), "#PORT=8080\n").unwrap();
@@ -656,7 +656,7 @@ fn what_must_not_be_committed_is_refused() {
 
 /// `mise run …` names only scripts that are there, and commands that Attesto has.
 #[test]
-fn every_task_can_be_run() {
+fn every_mise_task_runs_an_existing_script() {
     let tasks = read("mise.toml");
     for name in [
         "dev",

@@ -128,7 +128,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn it_asks_and_answers_twice_in_a_row() {
+fn dev_verifies_and_delivers_twice_in_a_row() {
     let folder = Folder::new();
     let first = once(&folder, &[]);
     let all = "All 5 answers are right, and all 3 events arrived, signed.";
@@ -178,7 +178,7 @@ fn it_asks_and_answers_twice_in_a_row() {
 }
 
 #[test]
-fn its_lines_work_as_printed() {
+fn the_printed_commands_work() {
     if Command::new("curl").arg("--version").output().is_err() {
         // The product does not need curl; its README does.
         println!("curl is not installed: the printed lines were not run");
@@ -287,7 +287,7 @@ fn its_lines_work_as_printed() {
 
 /// Somebody's database is at work for somebody.
 #[tokio::test]
-async fn a_database_with_tenants_of_its_own_is_left_alone() {
+async fn dev_refuses_a_database_with_other_tenants() {
     let fresh = crate::world::postgres::fresh_database().await;
     sqlx::query(
         "insert into tenants (id, name) values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'Acme')",

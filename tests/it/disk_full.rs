@@ -34,7 +34,7 @@ async fn sql(world: &World, statement: &'static str) {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_is_not_taken_and_not_sent() {
+async fn with_a_full_disk_nothing_is_accepted_and_nothing_is_sent() {
     let world = World::with(&[
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
         ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "1"),

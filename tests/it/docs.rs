@@ -88,7 +88,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let pages = pages();
     for (name, text) in &pages {
         let (_, outside) = blocks(text);
@@ -139,7 +139,7 @@ const OUR_FOLDERS: [&str; 8] = [
 
 /// Files of ours that a sentence names.
 #[test]
-fn every_file_is_there() {
+fn every_mentioned_file_exists() {
     let mut count = 0;
     for (name, text) in pages() {
         for span in spans(&blocks(&text).1) {
@@ -352,7 +352,7 @@ fn judge(command: &[String], whole: bool) -> Result<(), String> {
 }
 
 #[test]
-fn every_command_is_one() {
+fn every_documented_command_parses() {
     let mut count = 0;
     for (name, text) in pages() {
         let (blocks, outside) = blocks(&text);
@@ -389,7 +389,7 @@ fn every_command_is_one() {
 }
 
 #[test]
-fn a_command_that_is_none_is_found() {
+fn an_invalid_documented_command_is_found() {
     let ours = |line: &str| ours(&words(line)).concat().join(" ");
     for (line, command) in [
         ("$ attesto key list t # all", "key list t"),
@@ -456,7 +456,7 @@ fn every_block_is_run_or_checked() {
     for (name, text) in pages() {
         for (language, _) in blocks(&text).0 {
             match language.as_str() {
-                // `runbooks` types every page that has one; `every_json_is_told_right` judges all of it.
+                // `runbooks` types every page that has one; `every_json_block_matches_the_api` judges all of it.
                 "sh" | "console" | "json" => {}
                 language => {
                     others.insert((name.display().to_string(), language.to_owned()));
@@ -470,7 +470,7 @@ fn every_block_is_run_or_checked() {
 
 /// Each is what the description of the API, a running service or its log says.
 #[test]
-fn every_json_is_told_right() {
+fn every_json_block_matches_the_api() {
     let description = attesto::app::openapi_document();
     for (name, text) in pages() {
         let name = name.display().to_string();
@@ -506,7 +506,7 @@ fn every_json_is_told_right() {
 }
 
 #[test]
-fn every_json_is_json() {
+fn every_json_block_parses() {
     let mut count = 0;
     for (name, text) in pages() {
         let (blocks, _) = blocks(&text);
@@ -535,7 +535,7 @@ fn every_json_is_json() {
 
 /// A variable that is set in a block is a setting, unless the block itself uses it.
 #[test]
-fn every_variable_is_a_setting() {
+fn every_documented_variable_is_a_setting() {
     let mut count = 0;
     for (name, text) in pages() {
         for (_, block) in blocks(&text).0.iter().filter(|(it, _)| it == "sh") {
@@ -614,7 +614,7 @@ const NAMES_OF_OTHERS: [&str; 18] = [
 
 /// Settings, fields, words of the log, metrics, columns: whatever has a name of several words is there under this name.
 #[test]
-fn every_name_is_known() {
+fn every_documented_name_exists_in_the_source() {
     let source = source();
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let mut names: BTreeSet<&str> = source.split(|letter| !is_name(letter)).collect();
@@ -659,7 +659,7 @@ fn every_name_is_known() {
 
 /// Who looks for what a program said finds it.
 #[test]
-fn what_is_said_when_it_does_not_start_is_said() {
+fn every_documented_start_error_exists() {
     let pages = pages();
     let page = &pages[Path::new("docs/troubleshooting.md")];
     let (_, section) = page.split_once("## It does not start").unwrap();
@@ -706,7 +706,7 @@ fn codes(file: &str, start: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_error_code_has_its_cause_and_cure() {
+fn every_error_code_is_documented_with_its_fix() {
     let pages = pages();
     let page = &pages[Path::new("docs/errors.md")];
     let (no_verdict, refusals) = page.split_once("## The store's \"no\"").unwrap();
@@ -733,7 +733,7 @@ fn every_error_code_has_its_cause_and_cure() {
 }
 
 #[test]
-fn every_outcome_of_a_delivery_is_told() {
+fn every_delivery_outcome_is_documented() {
     let pages = pages();
     let page = &pages[Path::new("docs/webhooks.md")];
     let (_, table) = page.split_once("| outcome | meaning |").unwrap();
@@ -757,7 +757,7 @@ fn every_outcome_of_a_delivery_is_told() {
 }
 
 #[test]
-fn every_event_is_told_and_what_to_do_on_it() {
+fn every_event_type_is_documented_with_its_action() {
     let pages = pages();
     let words: BTreeSet<String> = EventType::ALL
         .iter()

@@ -192,7 +192,7 @@ impl Install {
 }
 
 #[tokio::test]
-async fn all_is_well() {
+async fn a_healthy_installation_passes_every_check() {
     let install = Install::new().await;
     let said = examined_online(&install.shell).await;
     assert_eq!(said.findings(), Vec::<String>::new(), "{}", said.tree);
@@ -247,7 +247,7 @@ async fn all_is_well() {
 }
 
 #[tokio::test]
-async fn in_production_the_environment_is_no_place_for_a_secret() {
+async fn secrets_in_the_environment_are_warned_about_in_production() {
     let fresh = fresh_database().await;
     let shell = Shell::default()
         .set("ATTESTO_ENV", "production")
@@ -262,7 +262,7 @@ async fn in_production_the_environment_is_no_place_for_a_secret() {
 }
 
 #[tokio::test]
-async fn a_database_with_nothing_in_it() {
+async fn an_empty_database_fails() {
     let empty = empty_database().await;
     let shell = Shell::default()
         .set("DATABASE_URL", &empty.url)
@@ -277,7 +277,7 @@ async fn a_database_with_nothing_in_it() {
 }
 
 #[tokio::test]
-async fn roles_that_may_too_much_or_too_little() {
+async fn database_roles_with_too_many_or_too_few_rights() {
     let install = Install::new().await;
     let powerful = install
         .shell
@@ -293,7 +293,7 @@ async fn roles_that_may_too_much_or_too_little() {
 }
 
 #[tokio::test]
-async fn what_is_not_asked_for_is_not_missed() {
+async fn checks_of_unused_features_are_skipped() {
     let install = Install::new().await;
     install.run("update tenants set is_active = false").await;
     assert_eq!(install.examined().findings(), Vec::<String>::new());
@@ -324,7 +324,7 @@ async fn what_is_not_asked_for_is_not_missed() {
 }
 
 #[tokio::test]
-async fn stores_that_cannot_be_reached_and_roots_that_are_none() {
+async fn unreachable_stores_and_invalid_roots() {
     let install = Install::new().await;
     let lost = install
         .shell
@@ -353,7 +353,7 @@ async fn stores_that_cannot_be_reached_and_roots_that_are_none() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_its_own() {
+async fn the_listeners_own_certificate() {
     let with = async |days: u32, spoil: fn(&Folder)| {
         Install::with(move |shell, folder| {
             let files = Made::today(days * DAY).write(folder);
@@ -526,7 +526,7 @@ const UNUSABLE: [&str; 6] = [
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-async fn installs_that_are_set_up_wrongly_are_told_so() {
+async fn wrong_settings_are_reported() {
     let model = Model::new().await;
     let own: &[Broken] = &[
         (By::Rows("select 1"), &[], "All settings can be read"),
@@ -678,7 +678,7 @@ async fn installs_that_are_set_up_wrongly_are_told_so() {
 }
 
 #[tokio::test]
-async fn installs_whose_processes_and_tenants_lack_something_are_told_so() {
+async fn missing_replicas_and_incomplete_tenants_are_reported() {
     let model = Model::new().await;
     let all: &[Broken] = &[
         (By::Rows("delete from replicas"), &["processes.serving: warn"], "No process serves"),
@@ -798,7 +798,7 @@ macro_rules! delivery {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-async fn installs_whose_deliveries_and_records_are_not_well_are_told_so() {
+async fn problems_with_deliveries_and_records_are_reported() {
     let model = Model::new().await;
     let all: &[Broken] = &[
         (

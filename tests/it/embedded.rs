@@ -84,7 +84,7 @@ struct OtherProcess(std::process::Child);
 impl OtherProcess {
     fn keeping(folder: &Path) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("we run from a file"))
-            .args(["--exact", "embedded::a_process_that_keeps_a_postgres"])
+            .args(["--exact", "embedded::child_process_that_runs_a_postgres"])
             .args(["--ignored", "--nocapture"])
             .env("ATTESTO_TEST_FOLDER", folder)
             .stdin(Stdio::null())
@@ -111,7 +111,7 @@ impl OtherProcess {
 
 #[tokio::test]
 #[ignore = "only as the other process of other tests"]
-async fn a_process_that_keeps_a_postgres() {
+async fn child_process_that_runs_a_postgres() {
     let Some(folder) = read_env_var("ATTESTO_TEST_FOLDER") else {
         return;
     };
@@ -121,7 +121,7 @@ async fn a_process_that_keeps_a_postgres() {
 }
 
 #[tokio::test]
-async fn it_starts_from_nothing_stops_and_keeps_what_it_was_told() {
+async fn it_starts_in_an_empty_folder_stops_and_keeps_its_data() {
     let folder = Folder::new();
     let embedded = start(&folder).await;
     for (setting, value) in [
@@ -169,7 +169,7 @@ async fn it_starts_from_nothing_stops_and_keeps_what_it_was_told() {
 }
 
 #[tokio::test]
-async fn a_second_service_is_refused_and_a_command_is_a_guest() {
+async fn a_second_server_is_refused_and_a_command_shares_the_postgres() {
     let folder = Folder::new();
     let other = OtherProcess::keeping(&folder);
     let problem = refusal(options(&folder)).await;
@@ -188,7 +188,7 @@ async fn a_second_service_is_refused_and_a_command_is_a_guest() {
 }
 
 #[tokio::test]
-async fn a_command_starts_it_when_nobody_does_and_waits_for_the_others() {
+async fn a_command_starts_postgres_and_its_stop_waits_for_other_users() {
     let folder = Folder::new();
     let first = attach(&folder).await;
     let second = attach(&folder).await;
@@ -251,7 +251,7 @@ async fn a_killed_postgres_comes_back_with_everything_committed() {
 }
 
 #[tokio::test]
-async fn a_stale_note_of_a_process_id_is_no_obstacle() {
+async fn a_stale_pid_file_is_ignored() {
     let folder = Folder::new();
     start(&folder).await.stop().await;
     // A machine that lost power: the note is there, and its process id now means another program of the same user.
@@ -278,7 +278,7 @@ async fn a_stale_note_of_a_process_id_is_no_obstacle() {
 }
 
 #[tokio::test]
-async fn half_a_cluster_of_an_interrupted_first_run_is_made_anew() {
+async fn a_partial_cluster_of_an_interrupted_first_run_is_recreated() {
     let folder = Folder::new();
     std::fs::create_dir_all(folder.join("pg.init/base")).unwrap();
     std::fs::write(folder.join("pg.init/PG_VERSION"), "15\n").unwrap();
@@ -289,14 +289,14 @@ async fn half_a_cluster_of_an_interrupted_first_run_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_dropped_one_stops_by_itself() {
+async fn dropping_it_stops_postgres() {
     let folder = Folder::new();
     drop(start(&folder).await);
     assert!(within_seconds(|| server(&folder).is_none()).await);
 }
 
 #[tokio::test]
-async fn a_deep_folder_has_its_socket_elsewhere() {
+async fn a_long_path_puts_the_socket_elsewhere() {
     let folder = Folder::new();
     let deep = folder.join("d".repeat(120));
     let embedded = start(&deep).await;
@@ -317,7 +317,7 @@ async fn a_deep_folder_has_its_socket_elsewhere() {
 }
 
 #[tokio::test]
-async fn every_obstacle_has_its_sentence() {
+async fn every_start_error_has_its_message() {
     let folder = Folder::new();
     let at = |name: &str| options(&folder.join(name));
     let fake = |name: &str, postgres: &str| {

@@ -319,7 +319,7 @@ async fn a_key_is_rotated_step_by_step() {
 }
 
 #[tokio::test]
-async fn a_key_in_use_cannot_be_left_out_and_is_named() {
+async fn a_key_in_use_cannot_be_omitted_and_is_named() {
     let vault = Vault::filled(1, &ring(1, &[])).await;
     // Not even where nobody knows that it was ever used here.
     sqlx::query("delete from encryption_canaries")
@@ -384,7 +384,7 @@ async fn another_key_of_the_same_id_is_not_called_tampering() {
 }
 
 #[tokio::test]
-async fn three_kinds_of_damage_are_told_apart_and_stop_nothing_else() {
+async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
     let vault = Vault::filled(3, &ring(1, &[])).await;
     let [a, b, c] = [0, 1, 2].map(|at| vault.tenants[at].as_str());
     for (statement, tenants) in [
@@ -458,7 +458,7 @@ async fn three_kinds_of_damage_are_told_apart_and_stop_nothing_else() {
 }
 
 #[tokio::test]
-async fn whoever_changes_a_secret_meanwhile_wins() {
+async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     let vault = Vault::filled(250, &ring(1, &[])).await;
     let database = vault.database();
     let both = ring(2, &[1]);
@@ -491,7 +491,7 @@ async fn whoever_changes_a_secret_meanwhile_wins() {
 /// Killed in the middle, again and again, from key to key and on, while secrets are being set: none is lost, each rotation comes to
 /// its end, and before that nobody can go on without the old key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rotation_that_is_killed_is_taken_up_again() {
+async fn a_killed_rotation_is_resumed() {
     const KILLS: u32 = 5;
     let vault = Arc::new(Vault::filled(230, &ring(1, &[])).await);
     for (old, new) in [(1, 2), (2, 3)] {
@@ -609,7 +609,7 @@ async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
 
 /// What is sealed for one place opens in no other, whichever table, column or tenant.
 #[tokio::test]
-async fn no_secret_opens_in_anothers_place() {
+async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
     let ring = ring(1, &[]);
     let vault = Vault::filled(2, &ring).await;
     let mut sealed_values = Vec::new();
@@ -718,7 +718,7 @@ async fn every_sealed_column_is_written_sealed() {
 }
 
 #[tokio::test]
-async fn it_stops_between_two_batches() {
+async fn rotation_stops_between_two_batches() {
     let vault = Vault::filled(120, &ring(1, &[])).await;
     let stop = CancellationToken::new();
     let both = ring(2, &[1]);
@@ -754,7 +754,7 @@ impl Vault {
 }
 
 #[tokio::test]
-async fn nothing_is_sealed_that_somebody_who_serves_cannot_open() {
+async fn rotation_waits_until_every_replica_can_open_the_new_key() {
     let vault = Vault::filled(2, &ring(1, &[])).await;
     vault.replica("east", 1, &[1]).await;
     vault.replica("west", 1, &[1, 2]).await;

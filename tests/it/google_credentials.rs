@@ -89,7 +89,7 @@ impl Desk {
 }
 
 #[tokio::test]
-async fn what_is_set_is_shown_without_the_key() {
+async fn stored_credentials_are_shown_without_the_key() {
     let desk = Desk::open().await;
     let get = ["google:get-credentials", desk.tenant.as_str()];
     let none = desk.attesto(&get, "", &[]);
@@ -142,7 +142,7 @@ async fn what_is_set_is_shown_without_the_key() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_meant_is_refused_and_nothing_is_stored() {
+async fn invalid_input_is_refused_and_nothing_is_stored() {
     let desk = Desk::open().await;
     let file = key_file("key-1");
     let package = ["--package-name", "com.example.app"];

@@ -167,7 +167,7 @@ impl Event {
 }
 
 #[tokio::test]
-async fn what_happens_to_a_subscription_arrives_in_our_words() {
+async fn subscription_notifications_map_to_our_event_types() {
     let shop = Shop::open().await;
     let bought = shop.subscribe();
     let token = bought.purchase_token.clone();
@@ -274,7 +274,7 @@ async fn what_happens_to_a_subscription_arrives_in_our_words() {
 }
 
 #[tokio::test]
-async fn every_block_has_its_subject() {
+async fn every_notification_block_sets_the_event_subject() {
     let shop = Shop::open().await;
     let product = shop
         .play()
@@ -343,7 +343,7 @@ async fn every_block_has_its_subject() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_read_is_stored_as_unknown() {
+async fn an_unreadable_message_is_stored_as_unknown() {
     let shop = Shop::open().await;
     for data in [
         b"".as_slice(),
@@ -393,7 +393,7 @@ async fn a_message_that_cannot_be_read_is_stored_as_unknown() {
 }
 
 #[tokio::test]
-async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
+async fn unauthenticated_pushes_get_one_answer() {
     let shop = Shop::open().await;
     shop.subscribe();
     let id = shop.newest().message_id;
@@ -437,7 +437,7 @@ async fn a_push_that_does_not_convince_is_refused_in_one_sentence() {
 }
 
 #[tokio::test]
-async fn who_pushes_has_to_be_named_first() {
+async fn pushes_are_refused_until_a_service_account_is_configured() {
     let shop = Shop::unnamed().await;
     shop.subscribe();
     let id = shop.newest().message_id;
@@ -485,7 +485,7 @@ async fn who_pushes_has_to_be_named_first() {
 }
 
 #[tokio::test]
-async fn what_is_no_push_is_refused() {
+async fn invalid_push_requests_are_refused() {
     let shop = Shop::open().await;
     for id in ["x", "tenant_", "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"] {
         let path = format!("/v1/webhooks/google/{id}");
@@ -550,7 +550,7 @@ async fn what_is_no_push_is_refused() {
 }
 
 #[tokio::test]
-async fn fifty_copies_at_once_are_one_event() {
+async fn fifty_concurrent_copies_become_one_event() {
     let shop = Shop::open().await;
     sqlx::query("insert into webhook_configs (tenant_id, callback_url, secret_enc) values ($1, 'https://a.example/hook', '\\x00')")
         .bind(shop.tenant.id.as_str())
@@ -609,7 +609,7 @@ async fn fifty_copies_at_once_are_one_event() {
 }
 
 #[tokio::test]
-async fn one_message_of_two_tenants_is_two_events() {
+async fn one_message_to_two_tenants_becomes_two_events() {
     let shop = Shop::open().await;
     let second = shop.world.tenant().await;
     let file = shop.world.simulator.google_service_account().to_string();
@@ -640,7 +640,7 @@ async fn one_message_of_two_tenants_is_two_events() {
 }
 
 #[tokio::test]
-async fn googles_keys_are_asked_for_seldom_and_survive_an_outage() {
+async fn googles_public_keys_are_cached_and_survive_an_outage() {
     let shop = Shop::open().await;
     shop.subscribe();
     let id = shop.newest().message_id;
@@ -725,7 +725,7 @@ async fn googles_keys_are_asked_for_seldom_and_survive_an_outage() {
 }
 
 #[tokio::test]
-async fn a_chain_of_purchases_is_one_subject() {
+async fn linked_purchase_tokens_share_one_subject() {
     let shop = Shop::open().await;
     let root = shop.subscribe().purchase_token;
     assert_eq!(shop.push().await.key(), root);
@@ -789,7 +789,7 @@ async fn a_chain_of_purchases_is_one_subject() {
 }
 
 #[tokio::test]
-async fn links_that_lead_nowhere_or_in_a_circle_end() {
+async fn broken_and_circular_purchase_links_end() {
     let shop = Shop::open().await;
     let sell = |token: &str, link: &str| {
         let mut fields = serde_json::Map::new();
@@ -836,7 +836,7 @@ async fn links_that_lead_nowhere_or_in_a_circle_end() {
 }
 
 #[tokio::test]
-async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
+async fn when_google_does_not_answer_the_event_is_stored_without_state() {
     let shop = Shop::open().await;
     let first = shop.subscribe().purchase_token;
     shop.push().await;
@@ -929,7 +929,7 @@ async fn a_google_that_does_not_answer_costs_only_what_it_could_tell() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_makes_google_send_again() {
+async fn google_retries_when_the_database_is_unavailable() {
     let shop = Shop::open().await;
     shop.subscribe();
     shop.push().await;
@@ -948,7 +948,7 @@ async fn a_database_that_is_away_makes_google_send_again() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_in_for_a_tenant_whose_deactivation_was_not_heard_of() {
+async fn a_deactivated_tenant_is_refused_even_if_the_cache_was_not_notified() {
     let shop = Shop::open().await;
     shop.subscribe();
     let id = shop.newest().message_id;

@@ -271,7 +271,7 @@ const KNOWN: &str = r#"{ "kind":"androidpublisher#subscriptionPurchaseV2", "new 
         "latestSuccessfulOrderId":"GPA.1","autoRenewingPlan":{}}] }"#;
 
 #[tokio::test]
-async fn a_subscription_is_real() {
+async fn a_valid_subscription_is_confirmed() {
     let shop = Shop::open().await;
     shop.google.will_answer(200, KNOWN);
     let (status, headers, answer) = shop.ask(&subscription()).await;
@@ -307,7 +307,7 @@ async fn a_subscription_is_real() {
 }
 
 #[tokio::test]
-async fn a_product_is_real() {
+async fn a_valid_product_is_confirmed() {
     let shop = Shop::open().await;
     let body = json!({ "purchaseState": 0, "consumptionState": 1, "purchaseTimeMillis": "1776556800000", "orderId": "GPA.2" });
     shop.google.will_answer(200, &body.to_string());
@@ -325,7 +325,7 @@ async fn a_product_is_real() {
 
 #[expect(clippy::too_many_lines, reason = "a table")]
 #[tokio::test]
-async fn every_answer_of_googles_is_told_as_the_contract_says() {
+async fn every_google_response_maps_to_its_error_code() {
     let shop = Shop::open().await;
     let not_found = |reason: &str| json!({ "reason": reason });
     let google = |status: u16, reason: &str| json!({ "status": status, "googleErrorCode": reason });
@@ -461,7 +461,7 @@ async fn every_answer_of_googles_is_told_as_the_contract_says() {
 }
 
 #[tokio::test]
-async fn what_google_did_not_say_is_never_a_no() {
+async fn an_unclear_google_response_never_means_invalid() {
     let shop = Shop::open().await;
     for (status, body) in [
         (404, "<html>not found</html>"),
@@ -504,7 +504,7 @@ async fn what_google_did_not_say_is_never_a_no() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_is_asked_too_often_is_googles_quota() {
+async fn a_rate_limited_token_endpoint_is_reported_as_quota() {
     let shop = Shop::open().await;
     *shop.google.token_answer.lock().unwrap() = Some((429, String::new()));
     let (found, headers, answer) = shop.ask(&subscription()).await;
@@ -515,7 +515,7 @@ async fn a_token_endpoint_that_is_asked_too_often_is_googles_quota() {
 }
 
 #[tokio::test]
-async fn some_questions_never_reach_google() {
+async fn invalid_requests_are_not_sent_to_google() {
     let shop = Shop::open().await;
     let (status, _, answer) = shop
         .ask(&with(subscription(), "packageName", "com.example.other"))
@@ -555,7 +555,7 @@ async fn some_questions_never_reach_google() {
 }
 
 #[tokio::test]
-async fn a_purchase_of_something_or_somebody_else_is_refused() {
+async fn a_purchase_of_another_product_or_user_is_refused() {
     let shop = Shop::open().await;
     for (question, error) in [
         (with(subscription(), "productId", "premium"), None),
@@ -639,7 +639,7 @@ async fn a_rotated_key_is_used_at_once() {
 }
 
 #[tokio::test]
-async fn credentials_that_do_not_open_are_an_internal_error_without_a_word_of_it() {
+async fn credentials_that_cannot_be_decrypted_are_an_internal_error_without_details() {
     let shop = Shop::open().await;
     let clock = Clock::fixed(Timestamp::parse("2026-04-20T00:00:00Z").unwrap());
     let nowhere = "http://127.0.0.1:1/".parse().unwrap();
@@ -653,7 +653,7 @@ async fn credentials_that_do_not_open_are_an_internal_error_without_a_word_of_it
 }
 
 #[tokio::test]
-async fn what_is_not_said_again_about_pubsub_stays() {
+async fn omitted_pubsub_options_keep_their_values() {
     let shop = Shop::without_credentials().await;
     let file = key_file("key-1");
     let account = GoogleServiceAccount::parse(file.as_bytes()).unwrap();

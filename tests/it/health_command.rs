@@ -29,7 +29,7 @@ async fn health(words: &[&str], environment: &[(&str, &str)]) -> Ran {
 }
 
 #[tokio::test]
-async fn a_service_that_lives_and_one_that_cannot_serve() {
+async fn health_reports_a_running_and_an_unready_server() {
     let world = World::new().await;
     let here = world.url("/");
     let port = here.trim_end_matches('/').rsplit_once(':').unwrap().1;
@@ -62,7 +62,7 @@ async fn a_service_that_lives_and_one_that_cannot_serve() {
 }
 
 #[tokio::test]
-async fn nobody_a_stranger_and_a_question_that_cannot_be_meant() {
+async fn health_fails_without_a_server_with_a_foreign_server_and_with_wrong_arguments() {
     let ran = health(&["--url", "http://127.0.0.1:1"], &[]).await;
     assert_eq!((ran.exit, ran.text.as_str()), (Some(1), ""));
     assert!(ran.errors.contains("refused"), "{}", ran.errors);

@@ -105,7 +105,7 @@ impl Office {
 }
 
 #[tokio::test]
-async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
+async fn a_due_job_runs_in_one_of_several_replicas() {
     let office = Office::open().await;
     let job = office.job(false);
     let stop = CancellationToken::new();
@@ -133,7 +133,7 @@ async fn a_job_runs_when_it_is_due_in_one_of_several_processes() {
 }
 
 #[tokio::test]
-async fn a_job_that_failed_says_why_and_is_tried_again_soon() {
+async fn a_failed_job_records_the_error_and_is_retried_soon() {
     let office = Office::open().await;
     let jobs = office.jobs(&office.job(true));
     let stop = CancellationToken::new();
@@ -163,7 +163,7 @@ async fn a_job_that_panics_has_failed() {
 }
 
 #[tokio::test]
-async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
+async fn a_running_job_is_not_started_elsewhere_until_its_process_is_dead() {
     let office = Office::open().await;
     let database = &office.fresh.database;
     let stop = CancellationToken::new();
@@ -197,7 +197,7 @@ async fn nobody_else_runs_a_job_that_runs_until_its_process_is_dead() {
 }
 
 #[tokio::test]
-async fn a_job_is_stopped_with_its_process_and_taken_up_by_the_next() {
+async fn a_job_stops_with_its_process_and_is_resumed_by_the_next() {
     let office = Office::open().await;
     let begun = Arc::new(Notify::new());
     let (said, count) = (begun.clone(), office.count.clone());
@@ -319,7 +319,7 @@ async fn jobs_are_listed_and_run_by_hand() {
 }
 
 #[tokio::test]
-async fn a_process_that_serves_is_known_and_forgotten_when_it_stops() {
+async fn a_replica_is_registered_and_removed_when_it_stops() {
     let world = World::new().await;
     let of =
         |text: &'static str| sqlx::query_scalar::<_, i64>(text).fetch_one(world.database().pool());

@@ -210,7 +210,7 @@ fn commands(section: &str) -> String {
 }
 
 #[test]
-fn every_section_is_typed() {
+fn every_section_of_the_page_is_executed() {
     let headings: Vec<_> = page().into_iter().map(|(heading, _)| heading).collect();
     assert_eq!(headings, TYPED);
 }
@@ -222,7 +222,7 @@ fn raw_key(said: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn api_keys_are_refused_by_everybody_within_a_second() {
+async fn a_revoked_api_key_is_refused_by_every_replica_within_a_second() {
     let scene = Scene::new().await;
     let (leaked, others) = (scene.tenant.key.expose(), scene.witness.key.expose());
     assert_eq!(scene.let_in(leaked).await, [true; 2]);
@@ -267,7 +267,7 @@ async fn api_keys_are_refused_by_everybody_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_is_shut_out_by_everybody_within_a_second() {
+async fn a_deactivated_tenant_is_refused_by_every_replica_within_a_second() {
     let scene = Scene::new().await;
     let (leaked, others) = (scene.tenant.key.expose(), scene.witness.key.expose());
     assert_eq!(scene.let_in(leaked).await, [true; 2]);
@@ -300,7 +300,7 @@ async fn a_tenant_is_shut_out_by_everybody_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_secret_signs_nothing_any_more() {
+async fn a_replaced_webhook_secret_no_longer_signs() {
     let scene = Scene::new().await;
     let held = scene.folder.join("held");
     // The page removes the file at its end; the receiver has its own copy.
@@ -330,7 +330,7 @@ async fn a_webhook_secret_signs_nothing_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn store_credentials_are_replaced_for_everybody_within_a_second() {
+async fn store_credentials_are_replaced_in_every_replica_within_a_second() {
     let scene = Scene::new().await;
     let (apple, google) = (
         scene.world.simulator.apple(),

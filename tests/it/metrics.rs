@@ -48,7 +48,7 @@ pub(crate) fn count(page: &str, series: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn requests_and_verifications_are_counted_and_nobody_is_named() {
+async fn requests_and_verifications_are_counted_without_tenant_labels() {
     let world = World::with(&SHOWN).await;
     let tenant = world.tenant().await;
     let bought = world
@@ -144,7 +144,7 @@ async fn requests_and_verifications_are_counted_and_nobody_is_named() {
 /// What was moved from one tenant to another, what was written by hand and what nobody here has the key of: each is
 /// refused and counted for what it is, and an alert looks at that.
 #[tokio::test]
-async fn secrets_that_do_not_open_are_counted() {
+async fn secrets_that_cannot_be_decrypted_are_counted() {
     let world = World::with(&SHOWN).await;
     let (one, other) = (world.tenant().await, world.tenant().await);
     let refused = async || {
@@ -196,7 +196,7 @@ async fn secrets_that_do_not_open_are_counted() {
 }
 
 #[tokio::test]
-async fn metrics_have_a_port_of_their_own_and_it_serves_nothing_else() {
+async fn the_metrics_port_serves_only_metrics() {
     let world = World::with(&SHOWN).await;
     assert_eq!(world.ask("GET", "/metrics", None, None).await.status, 404);
     let page = world.metrics_url();
@@ -243,7 +243,7 @@ async fn a_scrape_needs_no_database() {
 }
 
 #[tokio::test]
-async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
+async fn queue_and_callback_gauges_are_refreshed_periodically() {
     let world = World::with(&SHOWN).await;
     let pool = world.database().pool();
     let statement = "
@@ -335,7 +335,7 @@ async fn the_queue_and_the_callbacks_are_looked_at_now_and_then() {
 }
 
 #[tokio::test]
-async fn what_the_dispatcher_does_is_counted() {
+async fn dispatcher_activity_is_counted() {
     let world = World::with(&SHOWN).await;
     let database = world.database();
     let tenant = world.stranger().await.id;

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_migration_does_to_a_table_is_read() {
+    fn table_impacts_of_a_migration_are_classified() {
         use TableImpact::{ChangesRows, Creates, Locks, ReadsAll, Rewrites, Unknown};
         for (sql, expected) in [
             (
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_something_away_is_recognised() {
+    fn destructive_statements_are_recognised() {
         for statement in [
             "drop table tenants",
             "DROP  TABLE\n IF EXISTS tenants",
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_release_would_trip_over_is_found() {
+    fn statements_that_break_the_previous_release_are_found() {
         for sql in [
             "alter table a add column b text not null;",
             "alter table a alter b set not null;",

@@ -117,7 +117,7 @@ async fn a_newer_or_a_different_database_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_create_tables_is_told_so() {
+async fn a_role_that_cannot_create_tables_gets_an_explanation() {
     let empty = empty_database().await;
     execute(
         &empty,
@@ -134,7 +134,7 @@ async fn a_role_that_may_not_create_tables_is_told_so() {
 }
 
 #[tokio::test]
-async fn migrations_apply_over_rows_that_are_there_already() {
+async fn migrations_apply_over_existing_rows() {
     let empty = empty_database().await;
     let mut counted: Vec<(String, i64)> = Vec::new();
     for migration in MIGRATOR.iter() {
@@ -176,7 +176,7 @@ async fn count(database: &Database, table: &str) -> i64 {
 
 /// An older release goes on running while a newer one migrates, and may have to come back: what it reads must stay.
 #[test]
-fn no_migration_takes_anything_away() {
+fn no_migration_is_destructive() {
     for migration in MIGRATOR.iter() {
         assert!(!migration.no_tx, "{}: all or nothing", migration.version);
         let found = migration_sql::list_destructive_operations(migration.sql.as_str());
@@ -190,7 +190,7 @@ fn no_migration_takes_anything_away() {
 
 /// What is said to whoever upgrades, and to an older release that is started again.
 #[test]
-fn every_migration_says_truly_whether_the_release_before_works() {
+fn every_migration_header_matches_its_sql() {
     for migration in MIGRATOR.iter() {
         let (version, sql) = (migration.version, migration.sql.as_str());
         assert_ne!(

@@ -47,7 +47,7 @@ async fn history() -> (Fresh, Shell) {
     clippy::too_many_lines,
     reason = "one of each change, in the order of a day"
 )]
-async fn every_change_says_who_where_how_and_what() {
+async fn every_change_records_actor_host_command_and_target() {
     let world = World::new().await;
     let shell = world.shell();
     let folder = Folder::new();
@@ -194,7 +194,7 @@ async fn every_change_says_who_where_how_and_what() {
 
 /// One event or many: it is one request.
 #[tokio::test]
-async fn asking_for_events_again_leaves_one_row() {
+async fn a_redelivery_request_leaves_one_row() {
     let (fresh, shell) = history().await;
     let tenant = shell.rows(&["tenant", "list"])[0]["id"]
         .as_str()
@@ -245,7 +245,7 @@ async fn asking_for_events_again_leaves_one_row() {
 
 /// What serving does is no operator's doing.
 #[tokio::test]
-async fn serving_leaves_no_row() {
+async fn serving_requests_leaves_no_row() {
     let world = World::with(&[("ENABLE_VALIDATION_AUDIT_LOG", "true")]).await;
     let tenant = world.tenant().await;
     let before = operations(&world.shell()).len();
@@ -262,7 +262,7 @@ async fn serving_leaves_no_row() {
 
 /// A change by hand is noted too, and nobody's name is borrowed from a connection that was somebody else's before.
 #[tokio::test]
-async fn whoever_comes_by_another_door_is_noted_as_who_they_are() {
+async fn changes_made_with_psql_record_the_database_role() {
     let (fresh, shell) = history().await;
     let mut connection = fresh.database.pool().sqlx_pool().acquire().await.unwrap();
     for statement in [
@@ -294,7 +294,7 @@ async fn whoever_comes_by_another_door_is_noted_as_who_they_are() {
 }
 
 #[tokio::test]
-async fn a_change_that_cannot_be_noted_is_not_made() {
+async fn a_change_that_cannot_be_audited_is_rolled_back() {
     let (fresh, shell) = history().await;
     execute(&fresh.database, "alter table operator_audit rename to away").await;
     let ran = shell.run(&["tenant", "create", "--name", "Six"]);
@@ -340,7 +340,7 @@ async fn the_first_broken_link_is_found() {
 }
 
 #[tokio::test]
-async fn newest_rows_that_are_gone_are_missed_by_whoever_kept_one_of_them() {
+async fn removed_newest_rows_are_detected_with_a_kept_head() {
     let (fresh, shell) = history().await;
     let head = shell.rows(&["audit", "verify"])[0]["head"]
         .as_str()
@@ -363,7 +363,7 @@ async fn newest_rows_that_are_gone_are_missed_by_whoever_kept_one_of_them() {
 }
 
 #[tokio::test]
-async fn old_rows_go_and_a_row_vouches_for_it() {
+async fn pruned_rows_leave_a_row_that_keeps_the_chain_valid() {
     let (fresh, shell) = history().await;
     let week = Duration::from_hours(24 * 7);
     assert_eq!(
@@ -405,7 +405,7 @@ async fn old_rows_go_and_a_row_vouches_for_it() {
 
 /// A new encryption key is one change, not one for each secret.
 #[tokio::test]
-async fn sealing_anew_leaves_one_row() {
+async fn an_encryption_rotation_leaves_one_row() {
     let (fresh, shell) = history().await;
     let tenant = shell.rows(&["tenant", "list"])[0]["id"]
         .as_str()
@@ -444,7 +444,7 @@ async fn sealing_anew_leaves_one_row() {
 
 /// Whoever adds a table says whether an operator's change of it is noted.
 #[tokio::test]
-async fn every_table_is_noted_or_there_is_a_reason() {
+async fn every_table_is_audited_or_has_a_reason_not_to_be() {
     let not_noted = [
         ("_sqlx_migrations", "the migrations' own"),
         (

@@ -36,7 +36,7 @@ async fn questions(database: &Database) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn statements_find_what_they_prepared() {
+async fn prepared_statements_work_through_the_pooler() {
     let pooler = Pooler::start();
     let fresh = fresh_database().await;
     let through = pooler.before(&fresh);
@@ -53,7 +53,7 @@ async fn statements_find_what_they_prepared() {
 }
 
 #[tokio::test]
-async fn every_statement_has_its_limits() {
+async fn every_statement_has_its_timeouts() {
     let pooler = Pooler::start();
     let fresh = pooler.before(&fresh_database().await);
     let ask = |setting: &'static str| {
@@ -85,7 +85,7 @@ async fn every_statement_has_its_limits() {
 /// The pooler lets in whoever comes, and gives out its sessions one after the other: who gets none waits no longer than for a
 /// connection.
 #[tokio::test]
-async fn nobody_waits_for_ever_for_a_session() {
+async fn waiting_for_a_pooler_session_times_out() {
     let pooler = Pooler::start();
     let fresh = pooler.before(&fresh_database().await);
     let taken = join_all((0..SESSIONS).map(|_| fresh.database.pool().begin())).await;
@@ -107,7 +107,7 @@ async fn nobody_waits_for_ever_for_a_session() {
 }
 
 #[tokio::test]
-async fn migrations_and_commands_go_to_the_server_itself() {
+async fn migrations_and_commands_use_the_direct_url() {
     let pooler = Pooler::start();
     let empty = empty_database().await;
     let shell = crate::world::shell::Shell::default()
@@ -124,7 +124,7 @@ async fn migrations_and_commands_go_to_the_server_itself() {
 }
 
 #[tokio::test]
-async fn a_whole_attesto_works() {
+async fn a_complete_server_works_behind_pgbouncer() {
     let pooler = Pooler::start();
     let world = World::behind(
         &pooler,

@@ -23,7 +23,7 @@ const FILLING: &str = "
         values ('del_a', 'evt_a', 'tenant_a', 'https://example.com/hook')";
 
 #[tokio::test]
-async fn a_role_for_statistics_asks_what_the_page_shows_and_sees_nothing_private() {
+async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private() {
     let fresh = fresh_database().await;
     let owner = fresh.database.pool();
     owner.execute(FILLING).await.unwrap();

@@ -488,38 +488,38 @@ async fn run(language: Language) {
 }
 
 #[tokio::test]
-async fn rust_takes_what_is_ours_once_and_nothing_else() {
+async fn rust_accepts_each_genuine_delivery_once() {
     let known = Known::new();
     examine(&start_rust(&known).await, &known).await;
 }
 
 #[tokio::test]
-async fn python_takes_what_is_ours_once_and_nothing_else() {
+async fn python_accepts_each_genuine_delivery_once() {
     run(PYTHON).await;
 }
 
 #[tokio::test]
-async fn node_takes_what_is_ours_once_and_nothing_else() {
+async fn node_accepts_each_genuine_delivery_once() {
     run(NODE).await;
 }
 
 #[tokio::test]
-async fn go_takes_what_is_ours_once_and_nothing_else() {
+async fn go_accepts_each_genuine_delivery_once() {
     run(GO).await;
 }
 
 #[tokio::test]
-async fn ruby_takes_what_is_ours_once_and_nothing_else() {
+async fn ruby_accepts_each_genuine_delivery_once() {
     run(RUBY).await;
 }
 
 #[tokio::test]
-async fn php_takes_what_is_ours_once_and_nothing_else() {
+async fn php_accepts_each_genuine_delivery_once() {
     run(PHP).await;
 }
 
 #[tokio::test]
-async fn java_takes_what_is_ours_once_and_nothing_else() {
+async fn java_accepts_each_genuine_delivery_once() {
     run(JAVA).await;
 }
 
@@ -557,7 +557,7 @@ console.log(new Webhook(given.secret).verify(given.body, given.headers).eventId)
 /// `bin/test-standard-webhooks` fetches the libraries and runs this.
 #[tokio::test]
 #[ignore = "needs packages of other languages; bin/test-standard-webhooks fetches them and runs it"]
-async fn libraries_of_standard_webhooks_take_what_we_send() {
+async fn standard_webhooks_libraries_accept_our_deliveries() {
     let folder = attesto::config::read_env_var("STANDARD_WEBHOOKS").expect("set by the script");
     let catcher = Receiver::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let running = Running {

@@ -146,7 +146,7 @@ impl Archive {
 }
 
 #[tokio::test]
-async fn what_is_too_old_goes_and_what_is_not_delivered_stays() {
+async fn old_rows_are_deleted_and_undelivered_events_stay() {
     let archive = Archive::open().await;
     for (event, days) in [
         ("delivered", 91),
@@ -218,7 +218,7 @@ async fn what_is_too_old_goes_and_what_is_not_delivered_stays() {
 }
 
 #[tokio::test]
-async fn zero_keeps_for_ever_and_a_number_is_days() {
+async fn zero_keeps_forever_and_a_number_means_days() {
     let archive = Archive::open().await;
     archive.event("old", 4000).await;
     archive.delivery("old/1", 4000, "delivered").await;
@@ -245,7 +245,7 @@ async fn zero_keeps_for_ever_and_a_number_is_days() {
 }
 
 #[tokio::test]
-async fn many_rows_go_in_many_batches_around_those_that_stay() {
+async fn many_rows_are_deleted_in_batches_around_kept_ones() {
     let archive = Archive::open().await;
     let many = "insert into webhook_events
             (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, received_at, body)
@@ -274,7 +274,7 @@ async fn many_rows_go_in_many_batches_around_those_that_stay() {
 }
 
 #[tokio::test]
-async fn secrets_that_no_longer_sign_and_old_runs_go_too() {
+async fn expired_secrets_and_old_job_runs_are_deleted_too() {
     let archive = Archive::open().await;
     archive
         .run(
@@ -325,7 +325,7 @@ async fn secrets_that_no_longer_sign_and_old_runs_go_too() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_just_asked_for_again_stays() {
+async fn an_event_with_an_uncommitted_redelivery_stays() {
     let archive = Archive::open().await;
     for event in ["again", "done"] {
         archive.event(event, 100).await;

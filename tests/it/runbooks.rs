@@ -48,7 +48,7 @@ const RUN: [&str; 7] = [
 ];
 
 #[test]
-fn every_page_with_something_to_type_is_typed() {
+fn every_page_with_shell_blocks_is_executed() {
     let typed = [
         &MAINTENANCE[..],
         &OPERATIONS,
@@ -69,7 +69,7 @@ fn every_page_with_something_to_type_is_typed() {
 }
 
 #[test]
-fn every_exception_is_still_one() {
+fn every_allowed_exit_code_is_still_needed() {
     let typed: String = pages()
         .values()
         .flat_map(|text| shell_scripts(text))

@@ -1583,7 +1583,7 @@ fn leaves() -> Vec<(Vec<String>, Vec<String>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::too_many_lines, reason = "a story with many chapters")]
-async fn no_planted_secret_is_anywhere_it_does_not_belong() {
+async fn no_planted_secret_leaks() {
     let mut scene = Scene::set().await;
     let hunt = scene.hunt.clone();
     scene.run(&["migrate"]).await.ok();
@@ -1836,7 +1836,7 @@ fn prove(hunt: &Hunt) {
 /// A process that crashes leaves no image of its memory, in which every opened secret is, however much the machine would
 /// like one.
 #[tokio::test]
-async fn a_crash_leaves_no_core() {
+async fn a_crash_writes_no_core_dump() {
     let mut scene = Scene::set().await;
     let mut server = scene.serve(&[]).await;
     let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid)).unwrap();

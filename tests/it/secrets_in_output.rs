@@ -160,7 +160,7 @@ fn echo(status: u16) -> String {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_the_log_or_in_an_answer_that_is_not_a_yes() {
+async fn no_secret_is_in_the_log_or_in_an_error_response() {
     for classes_only in [false, true] {
         let page = Page::default();
         let log = LogSettings {
@@ -342,7 +342,7 @@ const SET_APPLE: [&str; 6] = [
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a long list of mishaps")]
-async fn no_secret_is_in_what_a_command_says() {
+async fn no_secret_is_in_command_output() {
     let world = World::new().await;
     let tenant = world.stranger().await;
     let (id, key) = (tenant.id.as_str(), tenant.key.expose());
@@ -469,7 +469,7 @@ async fn no_secret_is_in_what_a_command_says() {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_what_the_service_says() {
+async fn no_secret_is_in_server_output() {
     for mode in ["development", "production"] {
         let world = World::new().await;
         let tenant = world.tenant().await;
@@ -545,7 +545,7 @@ async fn no_secret_is_in_what_the_service_says() {
 
 /// In production a cause is told by its class only, also beside the requests.
 #[tokio::test]
-async fn in_production_no_line_repeats_what_the_database_said() {
+async fn in_production_no_log_line_repeats_a_database_message() {
     let page = Page::default();
     let log = LogSettings {
         level: LevelFilter::TRACE,

@@ -162,7 +162,7 @@ impl Drop for Served {
 }
 
 #[tokio::test]
-async fn it_prepares_an_empty_database_serves_and_stops() {
+async fn serve_migrates_an_empty_database_serves_and_stops() {
     let database = empty_database().await;
     let mut served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
     let line = served.line("listening").await;
@@ -188,7 +188,7 @@ async fn it_prepares_an_empty_database_serves_and_stops() {
 }
 
 #[tokio::test]
-async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
+async fn serve_with_tls_is_healthy_and_reloads_on_sighup() {
     let (database, folder) = (fresh_database().await, Folder::new());
     let made = Made::today(10 * DAY);
     let files = made.write(&folder);
@@ -258,7 +258,7 @@ async fn with_a_certificate_of_its_own_it_is_well_and_a_signal_makes_it_look() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_waited_for() {
+async fn serve_waits_for_an_unreachable_database() {
     let database = fresh_database().await;
     let socket = socket_of(&database.url);
     // A port where nobody listens yet.
@@ -316,7 +316,7 @@ fn socket_of(url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_wrong_encryption_key_is_seen() {
+async fn a_wrong_encryption_key_is_detected() {
     let database = fresh_database().await;
     {
         let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
@@ -352,7 +352,7 @@ async fn a_wrong_encryption_key_is_seen() {
 }
 
 #[tokio::test]
-async fn it_warns_when_verifications_are_kept_for_ever() {
+async fn serve_warns_when_the_validation_log_is_kept_forever() {
     const WARNING: &str = "validation_audit_enabled_no_retention";
     let database = fresh_database().await;
     for (log, days, expected) in [
@@ -388,7 +388,7 @@ const JOBS: [&str; 6] = [
 ];
 
 #[tokio::test]
-async fn it_runs_its_jobs_unless_told_not_to() {
+async fn serve_runs_jobs_unless_disabled() {
     let database = fresh_database().await;
     let mut variables = vec![("JOBS_DISABLED", "1"), ("ATTESTO_ENCRYPTION_KEY", "")];
     let key = key(1);
@@ -425,7 +425,7 @@ async fn it_runs_its_jobs_unless_told_not_to() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_said_all_at_once_before_anything_is_served() {
+async fn all_start_errors_are_reported_at_once() {
     let ran = attesto(
         &["--port=99999"],
         &[
@@ -450,7 +450,7 @@ async fn what_cannot_work_is_said_all_at_once_before_anything_is_served() {
 }
 
 #[tokio::test]
-async fn roots_that_cannot_be_used_are_a_wrong_setting() {
+async fn unusable_roots_are_a_configuration_error() {
     let key = key(1);
     for words in [
         &["serve", "--port=0", "--bind-address=127.0.0.1"][..],
@@ -477,7 +477,7 @@ async fn roots_that_cannot_be_used_are_a_wrong_setting() {
 }
 
 #[tokio::test]
-async fn a_machine_that_trusts_nobody_is_told_what_to_install() {
+async fn a_machine_without_ca_certificates_gets_an_explanation() {
     let key = key(1);
     let ran = attesto(
         &["serve", "--port=0", "--bind-address=127.0.0.1"],
@@ -501,7 +501,7 @@ async fn a_machine_that_trusts_nobody_is_told_what_to_install() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_a_clear_end() {
+async fn a_port_in_use_ends_with_a_clear_message() {
     let database = empty_database().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("it has an address").port();
@@ -523,7 +523,7 @@ async fn a_port_that_is_taken_is_a_clear_end() {
 }
 
 #[tokio::test]
-async fn metrics_are_served_where_the_first_line_says_or_not_at_all() {
+async fn metrics_are_served_at_the_logged_address_or_not_at_all() {
     let database = fresh_database().await;
     let settings = [
         ("ATTESTO_ENCRYPTION_KEY", key(1)),
@@ -560,7 +560,7 @@ async fn metrics_are_served_where_the_first_line_says_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_second_signal_is_obeyed_at_once() {
+async fn a_second_signal_stops_immediately() {
     let database = fresh_database().await;
     let mut served = Served::start(
         &database.url,

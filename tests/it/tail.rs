@@ -82,7 +82,7 @@ fn delivery(attempt: i32, status: &str, outcome: &str, code: Option<i32>) -> Val
 }
 
 #[tokio::test]
-async fn each_thing_that_happens_is_told_once() {
+async fn each_change_is_shown_once() {
     let mut watched = Watched::new().await;
     let shell = watched.world.shell();
     let tenant = watched.tenant.to_string();
@@ -131,7 +131,7 @@ async fn each_thing_that_happens_is_told_once() {
 
 /// A delivery that is older than all that is looked at is followed for as long as it is tried.
 #[tokio::test]
-async fn an_old_delivery_is_followed_to_its_end() {
+async fn an_old_delivery_is_followed_until_it_ends() {
     let mut watched = Watched::new().await;
     watched.happens("old").await;
     watched
@@ -152,7 +152,7 @@ async fn an_old_delivery_is_followed_to_its_end() {
 
 /// With more of them waiting than are looked at, the older ones move unseen: that is said, once.
 #[tokio::test]
-async fn more_that_wait_than_can_be_followed_are_said_to_be() {
+async fn too_many_waiting_deliveries_are_reported_once() {
     let mut watched = Watched::new().await;
     watched.happens("one").await;
     watched.news().await;
@@ -167,7 +167,7 @@ async fn more_that_wait_than_can_be_followed_are_said_to_be() {
 }
 
 #[tokio::test]
-async fn the_command_shows_what_was_last() {
+async fn the_command_shows_the_latest_changes() {
     let watched = Watched::new().await;
     let shell = watched.world.shell();
     let tenant = watched.tenant.to_string();

@@ -243,7 +243,7 @@ async fn rows(database: &Database, table: &str, key: &str, tenant: &TenantId) ->
     clippy::too_many_lines,
     reason = "a move from its beginning to its end"
 )]
-async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
+async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
     let moved = Move::prepared().await.with_passphrase();
     let (old, new, id) = (&moved.old, &moved.new, &moved.tenant.id);
     events(old, id, &["1"]).await;
@@ -408,7 +408,7 @@ async fn a_tenant_moves_with_everything_and_nothing_is_lost_or_sent_twice() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_as_it_was_written_is_refused_and_nothing_is_written() {
+async fn a_damaged_export_is_refused_and_nothing_is_written() {
     let moved = Move::prepared().await.with_passphrase();
     let id = moved.tenant.id.as_str();
     events(&moved.old, &moved.tenant.id, &["1"]).await;
@@ -500,7 +500,7 @@ fn lines(moved: &Move, name: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn no_table_and_no_column_is_forgotten() {
+async fn an_export_covers_every_table_and_column() {
     let moved = Move::prepared().await;
     let database = moved.old.database();
     let tables: BTreeSet<String> = sqlx::query_scalar(
@@ -567,7 +567,7 @@ async fn no_table_and_no_column_is_forgotten() {
 }
 
 #[tokio::test]
-async fn without_its_history_a_tenant_takes_along_what_is_still_needed() {
+async fn an_export_without_history_contains_what_is_still_needed() {
     let moved = Move::prepared().await;
     let id = &moved.tenant.id;
     events(
@@ -645,7 +645,7 @@ async fn without_its_history_a_tenant_takes_along_what_is_still_needed() {
 }
 
 #[tokio::test]
-async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
+async fn a_tenant_is_replaced_only_with_the_flag() {
     let moved = Move::prepared().await;
     let id = moved.tenant.id.as_str();
     let shell = moved.old.shell();
@@ -718,7 +718,7 @@ async fn a_tenant_is_restored_over_itself_only_when_asked_to() {
 }
 
 #[tokio::test]
-async fn a_file_for_a_recipient_opens_with_the_identity_alone() {
+async fn an_export_for_a_recipient_opens_only_with_the_identity() {
     let moved = Move::prepared().await.with_passphrase();
     let shell = Shell::default();
     let identity = moved.file("identity");
@@ -828,7 +828,7 @@ fn end(rows: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_file_cannot_reach_another_tenant() {
+async fn an_export_cannot_write_to_another_tenant() {
     let forger = Forger::new().await;
     let database = forger.moved.new.database();
     let victim = forger.moved.new.stranger().await.id;
@@ -854,7 +854,7 @@ async fn a_file_cannot_reach_another_tenant() {
 }
 
 #[tokio::test]
-async fn a_file_cannot_reach_another_tenants_events() {
+async fn an_export_cannot_touch_another_tenants_events() {
     let forger = Forger::new().await;
     let (world, database) = (&forger.moved.new, forger.moved.new.database());
     let victim = world.stranger().await.id;
@@ -958,7 +958,7 @@ async fn a_file_cannot_reach_another_tenants_events() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_the_tenant_is_what_is_there() {
+async fn the_import_report_matches_the_database() {
     for (more, active) in [(&["--as-inactive"][..], false), (&[][..], true)] {
         let forger = Forger::new().await;
         let mut label = forger.label(1);
@@ -979,7 +979,7 @@ async fn what_is_said_of_the_tenant_is_what_is_there() {
 }
 
 #[tokio::test]
-async fn what_this_release_does_not_know_is_not_left_out_in_silence() {
+async fn unknown_content_of_an_export_is_refused() {
     let forger = Forger::new().await;
     let label = || forger.label(1);
     let tenants = || table("tenants", &["id", "name"]);
@@ -1052,7 +1052,7 @@ async fn until_awaited(database: &Database, table: &str) {
 }
 
 #[tokio::test]
-async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_export() {
+async fn writes_in_progress_at_deactivation_are_exported() {
     let moved = Move::prepared().await;
     let (database, id) = (moved.old.database(), &moved.tenant.id);
     events(&moved.old, id, &["1"]).await;
@@ -1121,7 +1121,7 @@ async fn what_is_just_being_written_when_a_tenant_is_deactivated_is_in_its_expor
 /// A program that was stopped, or whose disk hangs, keeps Postgres from cleaning up. Two minutes are not waited for: that
 /// they are the limit is one half, and what follows when they are over the other.
 #[tokio::test]
-async fn an_export_that_does_not_move_on_is_given_up() {
+async fn a_stalled_export_is_cancelled() {
     let moved = Move::prepared().await;
     let (database, file) = (moved.old.database(), moved.folder.join("export"));
     let to = SealTarget::Recipient(RecipientIdentity::generate_identity().1);
@@ -1191,7 +1191,7 @@ async fn an_export_that_does_not_move_on_is_given_up() {
 }
 
 #[tokio::test]
-async fn more_rows_than_are_in_memory_at_once_are_all_exported() {
+async fn an_export_larger_than_one_batch_is_complete() {
     let moved = Move::prepared().await;
     moved
         .execute(&format!(
@@ -1226,7 +1226,7 @@ impl Move {
 }
 
 #[tokio::test]
-async fn a_restored_tenant_is_as_active_as_it_was_and_its_networks_are_as_they_were() {
+async fn a_restored_tenant_keeps_its_state_and_networks() {
     let moved = Move::prepared().await;
     let shell = moved.old.shell();
     told(&moved.export("export", &[]));
@@ -1252,7 +1252,7 @@ async fn a_restored_tenant_is_as_active_as_it_was_and_its_networks_are_as_they_w
 }
 
 #[tokio::test]
-async fn what_waits_is_not_dropped_where_its_event_is_called_otherwise() {
+async fn waiting_deliveries_survive_when_the_event_id_differs() {
     let moved = Move::prepared().await;
     let id = &moved.tenant.id;
     events(&moved.old, id, &["1", "2", "3"]).await;
@@ -1284,7 +1284,7 @@ async fn what_waits_is_not_dropped_where_its_event_is_called_otherwise() {
 }
 
 #[tokio::test]
-async fn others_make_their_changes_while_a_history_is_imported() {
+async fn other_changes_proceed_during_a_long_import() {
     let moved = Move::prepared().await;
     events(&moved.old, &moved.tenant.id, &["1"]).await;
     told(&moved.export("export", &[]));

@@ -181,7 +181,7 @@ async fn eventually(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -
 }
 
 #[tokio::test]
-async fn a_good_key_says_whose_it_is_and_anything_else_gets_one_answer() {
+async fn a_valid_key_identifies_its_tenant_and_any_other_gets_one_answer() {
     let office = Office::open().await;
     let (id, raw) = office.key().await;
     assert_eq!(
@@ -225,7 +225,7 @@ async fn a_good_key_says_whose_it_is_and_anything_else_gets_one_answer() {
 }
 
 #[tokio::test]
-async fn a_key_is_remembered_and_every_change_is_known_within_a_second() {
+async fn api_keys_are_cached_and_changes_take_effect_within_a_second() {
     let office = Office::open().await;
     let (id, raw) = office.key().await;
     eventually("remembered", Duration::from_secs(5), async || {
@@ -260,7 +260,7 @@ async fn a_key_is_remembered_and_every_change_is_known_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_process_that_does_not_listen_believes_only_the_database() {
+async fn without_a_listener_the_cache_is_not_used() {
     let office = Office::deaf(LIMIT).await;
     let (id, raw) = office.key().await;
     assert!(office.is_let_in(&raw).await);
@@ -271,7 +271,7 @@ async fn a_process_that_does_not_listen_believes_only_the_database() {
 }
 
 #[tokio::test]
-async fn what_was_remembered_is_not_believed_when_the_listener_is_cut_off() {
+async fn the_cache_is_not_used_when_the_listener_is_disconnected() {
     let office = Office::open().await;
     let (_, raw) = office.key().await;
     assert!(office.is_let_in(&raw).await);
@@ -285,7 +285,7 @@ async fn what_was_remembered_is_not_believed_when_the_listener_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_listener_whose_connection_goes_silent_is_noticed() {
+async fn a_stalled_listener_connection_is_detected() {
     let direct = fresh_database().await.url;
     let wire = Wire::to(&direct).await;
     let mut office = Office::at(&wire.url, LIMIT).await;
@@ -301,7 +301,7 @@ async fn a_listener_whose_connection_goes_silent_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_pooler_that_swallows_notifications_is_never_trusted() {
+async fn a_pooler_that_drops_notifications_disables_the_cache() {
     let direct = fresh_database().await.url;
     let wire = Wire::to(&direct).await;
     wire.swallow_notifications();
@@ -321,7 +321,7 @@ async fn a_pooler_that_swallows_notifications_is_never_trusted() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_not_a_wrong_key() {
+async fn an_unavailable_database_is_not_an_invalid_key() {
     let away = "postgres://attesto@127.0.0.1:1/attesto?connect_timeout=1";
     let database = Database::open(&ConnectSettings::from_url(away).unwrap());
     let clock = Clock::fixed(Timestamp::from_millis(0));
@@ -346,7 +346,7 @@ async fn a_database_that_is_away_is_not_a_wrong_key() {
 }
 
 #[tokio::test]
-async fn limits_of_the_tenants_own_apply_and_change_while_running() {
+async fn tenant_rate_limits_apply_and_change_while_running() {
     let mut office = Office::deaf(RateLimit {
         per_second: 1,
         burst: 3,
@@ -426,7 +426,7 @@ async fn the_last_use_is_written_at_most_once_a_minute_and_before_stopping() {
 }
 
 #[tokio::test]
-async fn a_credential_is_loaded_once_and_again_after_a_change() {
+async fn credentials_are_cached_until_they_change() {
     let office = Office::open().await;
     let cached: TenantCache<u32, Error> = TenantCache::new(
         "google_credentials",
@@ -482,7 +482,7 @@ async fn a_credential_is_loaded_once_and_again_after_a_change() {
 }
 
 #[tokio::test]
-async fn no_credential_is_remembered_briefly_and_an_error_not_at_all() {
+async fn missing_credentials_are_cached_briefly_and_errors_never() {
     let office = Office::open().await;
     let cached: TenantCache<u32, &str> = TenantCache::new(
         "google_credentials",
@@ -514,7 +514,7 @@ async fn no_credential_is_remembered_briefly_and_an_error_not_at_all() {
 }
 
 #[tokio::test]
-async fn nothing_is_remembered_while_nothing_is_heard() {
+async fn nothing_is_cached_while_the_listener_is_down() {
     let office = Office::deaf(LIMIT).await;
     let cached: TenantCache<u32, Error> = TenantCache::new(
         "google_credentials",
@@ -539,7 +539,7 @@ fn ring(sealing: (u8, u8), retired: &[(u8, u8)]) -> Keyring {
 }
 
 #[tokio::test]
-async fn a_wrong_encryption_key_is_seen() {
+async fn a_wrong_encryption_key_is_detected() {
     let office = Office::deaf(LIMIT).await;
     let database = &office.database;
     let check = async |ring: Keyring| {
@@ -586,7 +586,7 @@ async fn a_wrong_encryption_key_is_seen() {
 }
 
 #[tokio::test]
-async fn every_sealed_column_is_known() {
+async fn every_sealed_column_is_listed() {
     let office = Office::deaf(LIMIT).await;
     let there: Vec<(String, String)> = sqlx::query_as(
         r"select table_name::text, column_name::text from information_schema.columns

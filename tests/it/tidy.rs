@@ -141,7 +141,7 @@ fn sources() -> Vec<Source> {
 }
 
 #[test]
-fn no_room_sees_one_above_it() {
+fn no_module_uses_one_above_it() {
     let floor: BTreeMap<_, _> = ROOMS.iter().zip(0..).collect();
     let sources = sources();
     let rooms: BTreeSet<_> = sources.iter().map(Source::room).collect();
@@ -167,7 +167,7 @@ fn no_room_sees_one_above_it() {
 }
 
 #[test]
-fn the_database_and_the_web_framework_are_named_where_they_are_at_home() {
+fn database_and_web_crates_are_used_only_in_their_modules() {
     let mut wrong = Vec::new();
     for source in sources() {
         let path = source.path.as_str();
@@ -193,7 +193,7 @@ fn the_database_and_the_web_framework_are_named_where_they_are_at_home() {
 }
 
 #[test]
-fn a_table_of_contents_holds_no_logic() {
+fn lib_and_mod_files_hold_no_logic() {
     let wrong: Vec<_> = sources()
         .into_iter()
         .filter(|source| source.path.ends_with("mod.rs") && source.text.contains("fn "))

@@ -225,7 +225,7 @@ type Spoil<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
 /// Scenario O1.
 #[tokio::test]
-async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
+async fn a_valid_certificate_is_loaded_and_an_invalid_one_is_not() {
     let world = World::new().await;
     let folder = Folder::new();
     let clock = Clock::fixed(Clock::system().now());
@@ -321,7 +321,7 @@ async fn a_good_pair_is_taken_and_a_bad_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_signal_is_a_look() {
+async fn sighup_reloads_the_certificate() {
     let world = World::new().await;
     let folder = Folder::new();
     let rarely = ReloadIntervals {
@@ -356,7 +356,7 @@ async fn a_signal_is_a_look() {
 }
 
 #[tokio::test]
-async fn both_protocols_are_spoken_and_whoever_trusts_the_issuer_is_convinced() {
+async fn http_1_and_http_2_work_over_tls() {
     let world = World::new().await;
     let folder = Folder::new();
     let place = Place::new(
@@ -400,7 +400,7 @@ async fn both_protocols_are_spoken_and_whoever_trusts_the_issuer_is_convinced() 
 }
 
 #[tokio::test]
-async fn whoever_is_slow_at_shaking_hands_is_let_go() {
+async fn slow_tls_handshakes_time_out() {
     let world = World::new().await;
     let folder = Folder::new();
     let manners = ConnectionLimits {
@@ -444,7 +444,7 @@ async fn whoever_is_slow_at_shaking_hands_is_let_go() {
 }
 
 #[test]
-fn what_a_service_does_not_start_with() {
+fn invalid_tls_files_prevent_the_start() {
     let folder = Folder::new();
     let files = Made::today(60 * DAY).write(&folder);
     let path = |path: &Path| path.to_str().unwrap().to_owned();
@@ -534,7 +534,7 @@ fn what_a_service_does_not_start_with() {
 }
 
 #[test]
-fn a_bad_pair_says_what_is_wrong_and_nothing_of_the_key() {
+fn tls_errors_name_the_problem_and_reveal_nothing_of_the_key() {
     let folder = Folder::new();
     let files = Made::today(60 * DAY).write(&folder);
     let now = Clock::system().now();

@@ -134,7 +134,7 @@ async fn base(served: &Served) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_a_part_of_its_callers_trace() {
+async fn a_request_span_joins_the_callers_trace() {
     let (database, collector) = (fresh_database().await, Collector::new().await);
     let headers = "Authorization=Basic%20c2VjcmV0,x-team=shop";
     let variables = [
@@ -230,7 +230,7 @@ async fn a_request_is_a_part_of_its_callers_trace() {
 
 /// The span begins before anybody knows whose request it is.
 #[tokio::test]
-async fn a_strangers_traceparent_has_nothing_traced() {
+async fn a_traceparent_without_a_valid_key_is_ignored() {
     let (database, collector) = (fresh_database().await, Collector::new().await);
     let variables = [
         ("ATTESTO_ENCRYPTION_KEY", &*key(1)),
@@ -258,7 +258,7 @@ async fn a_strangers_traceparent_has_nothing_traced() {
 }
 
 #[tokio::test]
-async fn what_a_store_is_asked_for_is_within_and_says_nothing_of_the_purchase() {
+async fn store_request_spans_are_children_without_purchase_data() {
     let (world, folder, collector) = (World::today().await, Folder::new(), Collector::new().await);
     let tenant = world.tenant().await;
     let roots = folder.join("root.pem");
@@ -324,7 +324,7 @@ async fn what_a_store_is_asked_for_is_within_and_says_nothing_of_the_purchase() 
 }
 
 #[tokio::test]
-async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
+async fn a_delivery_attempt_is_a_trace_and_sends_no_traceparent() {
     let (fresh, collector) = (fresh_database().await, Collector::new().await);
     let receiver = Receiver::answering(OK).await;
     let clock = Clock::system();
@@ -388,7 +388,7 @@ async fn an_attempt_to_deliver_is_a_trace_and_the_receiver_is_not_told() {
 }
 
 #[tokio::test]
-async fn a_collector_that_does_not_take_them_costs_one_line_and_a_number() {
+async fn a_failing_collector_is_logged_once_and_counted() {
     let (database, collector) = (fresh_database().await, Collector::new().await);
     let variables = [
         ("ATTESTO_ENCRYPTION_KEY", &*key(1)),
@@ -443,7 +443,7 @@ async fn a_collector_that_does_not_take_them_costs_one_line_and_a_number() {
 }
 
 #[tokio::test]
-async fn a_collector_that_never_answers_holds_up_nobody() {
+async fn a_hanging_collector_delays_nothing() {
     let database = fresh_database().await;
     // Connections are taken by the system, and nobody reads.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

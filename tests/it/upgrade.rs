@@ -62,7 +62,7 @@ async fn an_older_release_serves(fresh: &Fresh) {
 }
 
 #[tokio::test]
-async fn who_serves_goes_on_while_the_next_release_migrates() {
+async fn the_running_release_serves_while_the_next_one_migrates() {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
     let tenant = world.tenant().await;
     let question = json!({ "packageName": "a.b", "purchaseToken": "t", "type": "subscription" });
@@ -145,7 +145,7 @@ async fn who_serves_goes_on_while_the_next_release_migrates() {
 }
 
 #[tokio::test]
-async fn who_would_be_stopped_is_asked_first() {
+async fn a_migration_that_stops_old_replicas_needs_confirmation() {
     let fresh = fresh_database().await;
     let next = of_the_next_release(fresh.database.clone(), NARROWS);
     an_older_release_serves(&fresh).await;
@@ -182,7 +182,7 @@ async fn who_would_be_stopped_is_asked_first() {
 
 /// As the program meets it: started on tables that a newer release left.
 #[tokio::test]
-async fn a_release_is_started_again_only_where_it_was_promised_to_work() {
+async fn an_old_release_starts_only_when_the_migration_allows_it() {
     for (promised, works) in [(true, true), (false, false)] {
         let fresh = fresh_database().await;
         let next = of_the_next_release(

@@ -189,7 +189,7 @@ fn texts(secrets: &SigningSecrets) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_tenant_without_a_secret_gets_one_that_is_printed_once() {
+async fn a_generated_secret_is_printed_once() {
     let desk = Desk::open().await;
     let first = desk.answer(&["set-config", "--callback-url", CALLBACK]);
     let made = first["secret"].as_str().unwrap().to_owned();
@@ -245,7 +245,7 @@ async fn a_tenant_without_a_secret_gets_one_that_is_printed_once() {
 }
 
 #[tokio::test]
-async fn a_new_secret_signs_beside_the_previous_one() {
+async fn a_new_secret_signs_in_addition_to_the_previous_one() {
     let desk = Desk::open().await;
     let (one, two, three, four) = (
         secret("one"),
@@ -346,7 +346,7 @@ async fn a_new_secret_signs_beside_the_previous_one() {
 
 /// However fast secrets change, whoever holds the newest or the one before it can verify.
 #[tokio::test]
-async fn no_rotation_leaves_anybody_without_a_signature() {
+async fn receivers_with_the_newest_or_previous_secret_can_always_verify() {
     let desk = Arc::new(Desk::open().await);
     let time_of = |number: usize| STEP * u32::try_from(number).unwrap();
     desk.set_secret(&secret(0), 24 * HOUR).await.unwrap();
@@ -403,7 +403,7 @@ async fn no_rotation_leaves_anybody_without_a_signature() {
 }
 
 #[tokio::test]
-async fn two_who_rotate_at_once_lose_nothing() {
+async fn concurrent_rotations_lose_nothing() {
     let desk = Arc::new(Desk::open().await);
     for round in 0..10 {
         let tenant = tenants::store::create_tenant(
@@ -437,7 +437,7 @@ async fn two_who_rotate_at_once_lose_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_meant_is_refused_without_repeating_a_secret() {
+async fn invalid_arguments_are_refused_without_repeating_a_secret() {
     const FOR: &str = "set-config --callback-url";
     const HERE: &str = "set-config --callback-url https://93.184.216.34/";
     let desk = Desk::open().await;
@@ -487,7 +487,7 @@ async fn what_cannot_be_meant_is_refused_without_repeating_a_secret() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_another_thing() {
+async fn missing_objects_exit_with_code_1() {
     let desk = Desk::open().await;
     for asked in ["get", "ping", "retire-secret", "disallow 10.1.0.0/16:443"] {
         let words: Vec<&str> = asked.split(' ').collect();
@@ -703,7 +703,7 @@ async fn events_and_deliveries_are_listed_newest_first() {
 }
 
 #[tokio::test]
-async fn events_are_delivered_again_when_somebody_asks() {
+async fn events_are_redelivered_on_request() {
     let desk = Desk::open().await;
     desk.answer(&["set-config", "--callback-url", CALLBACK]);
     desk.receive_three().await;

@@ -321,7 +321,7 @@ fn hanging() -> Receiver {
 }
 
 #[tokio::test]
-async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
+async fn a_delivery_accepted_on_the_third_attempt_was_sent_three_times() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
@@ -365,7 +365,7 @@ async fn what_is_refused_twice_and_then_taken_was_sent_three_times() {
 
 /// D5, and the end of the schedule.
 #[tokio::test]
-async fn the_schedule_ends_and_gone_ends_it_at_once() {
+async fn retries_end_with_the_schedule_or_at_once_on_410() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -404,7 +404,7 @@ async fn the_schedule_ends_and_gone_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_fault_of_our_own_costs_no_attempt() {
+async fn an_internal_error_costs_no_attempt() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -425,7 +425,7 @@ async fn a_fault_of_our_own_costs_no_attempt() {
 
 /// Several dispatchers, in turns that overlap at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dispatchers_share_the_work_and_never_a_delivery() {
+async fn concurrent_dispatchers_never_send_the_same_delivery() {
     const EACH: usize = 50;
     let world = World::new().await;
     let tenants = world.tenants(12).await;
@@ -523,7 +523,7 @@ async fn a_late_result_changes_nothing() {
 
 /// Killed between the receiver's 200 and our commit.
 #[tokio::test]
-async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
+async fn a_success_that_was_not_recorded_is_sent_once_more_as_the_same_event() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -544,7 +544,7 @@ async fn what_was_taken_and_not_written_is_sent_once_more_as_the_same_event() {
 }
 
 #[tokio::test]
-async fn a_delivery_that_workers_die_of_is_parked() {
+async fn a_delivery_that_crashes_workers_is_parked() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
@@ -584,7 +584,7 @@ async fn a_delivery_that_workers_die_of_is_parked() {
 
 /// An attempt that panics is an interruption, not the end of the dispatcher.
 #[tokio::test]
-async fn a_panic_is_an_interruption() {
+async fn a_panic_counts_as_an_interruption() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -602,7 +602,7 @@ async fn a_panic_is_an_interruption() {
 
 /// What can end in time ends, the rest is given back and taken over at once; nothing new begins.
 #[tokio::test]
-async fn a_graceful_stop_gives_back_what_does_not_end() {
+async fn a_graceful_stop_releases_unfinished_deliveries() {
     let world = World::new().await;
     let tenants = world.tenants(2).await;
     for tenant in &tenants {
@@ -652,7 +652,7 @@ async fn a_graceful_stop_gives_back_what_does_not_end() {
 
 /// A backlog of one tenant is nobody else's.
 #[tokio::test]
-async fn a_flood_of_one_tenant_delays_no_other() {
+async fn a_backlog_of_one_tenant_delays_no_other() {
     const FLOOD: usize = 100_000;
     let world = World::new().await;
     let tenants = world.tenants(2).await;
@@ -676,7 +676,7 @@ async fn a_flood_of_one_tenant_delays_no_other() {
 /// Fifty callbacks hang, and one tenant has a flood for each of them; others hardly notice, although there are
 /// fewer slots than hanging requests.
 #[tokio::test]
-async fn hanging_callbacks_keep_nobody_waiting() {
+async fn hanging_callbacks_do_not_block_others() {
     let world = World::new().await;
     let tenants = world.tenants(51).await;
     let (healthy, hanging) = tenants.split_last().unwrap();
@@ -716,7 +716,7 @@ async fn hanging_callbacks_keep_nobody_waiting() {
 
 /// The limits hold over all processes: eight of a callback, thirty-two of a tenant.
 #[tokio::test]
-async fn limits_hold_over_all_processes() {
+async fn concurrency_limits_hold_across_replicas() {
     let world = World::new().await;
     let tenants = world.tenants(2).await;
     let (one, many) = (&tenants[0], &tenants[1]);
@@ -771,7 +771,7 @@ async fn limits_hold_over_all_processes() {
 
 /// Nobody is served twice before everybody was served once, whoever comes first in the alphabet.
 #[tokio::test]
-async fn tenants_are_served_in_turn() {
+async fn tenants_are_served_round_robin() {
     let world = World::new().await;
     let tenants = world.tenants(10).await;
     world.well_known(&tenants).await;
@@ -792,7 +792,7 @@ async fn tenants_are_served_in_turn() {
 }
 
 #[tokio::test]
-async fn who_is_switched_off_is_told_later() {
+async fn a_disabled_callback_gets_its_events_later() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -812,7 +812,7 @@ async fn who_is_switched_off_is_told_later() {
 
 /// Nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
 #[tokio::test]
-async fn an_outage_costs_the_queue_nothing_and_its_end_is_gentle() {
+async fn an_outage_costs_no_attempts_and_recovery_is_gradual() {
     const QUEUED: usize = 500;
     let world = World::new().await;
     let tenant = world.tenant().await;
@@ -888,7 +888,7 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
 
 /// The claim says in SQL what `Health::admits` says in Rust.
 #[tokio::test]
-async fn the_claim_admits_what_health_admits() {
+async fn the_claim_sql_agrees_with_the_health_rules() {
     for (closed_until, allowed, admitted) in [
         ("null", 1, 1),
         ("null", 4, 4),
@@ -966,7 +966,7 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
 
 /// D7, and the other half of D6: the automatic attempt is under way while the redelivery succeeds.
 #[tokio::test]
-async fn a_redelivery_disturbs_nothing() {
+async fn a_redelivery_does_not_change_automatic_retries() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let event = world.event(&tenant).await;
@@ -1032,7 +1032,7 @@ async fn a_redelivery_disturbs_nothing() {
 
 /// D8: by a filter, at a rate, by one process after another that is killed in the middle.
 #[tokio::test]
-async fn a_redelivery_by_filter_leaves_nothing_out_and_repeats_nothing() {
+async fn a_redelivery_by_filter_covers_each_event_once() {
     const FAILED: usize = 2_000;
     let world = World::new().await;
     let tenants = world.tenants(2).await;
@@ -1180,7 +1180,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
 
 /// A process that only receives wakes one that delivers, which otherwise would look in ten seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn work_of_another_process_begins_at_once() {
+async fn work_created_by_another_process_starts_at_once() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     let stop = CancellationToken::new();
@@ -1219,7 +1219,7 @@ async fn work_of_another_process_begins_at_once() {
 
 /// A database that comes back after longer than a lease: what was answered meanwhile counts, and is not sent again.
 #[tokio::test]
-async fn what_came_back_while_the_database_was_away_is_written() {
+async fn results_that_arrive_during_a_database_outage_are_recorded() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;
@@ -1243,7 +1243,7 @@ async fn what_came_back_while_the_database_was_away_is_written() {
 
 /// However busy a dispatcher is, what somebody asked for begins.
 #[tokio::test]
-async fn a_flood_does_not_hold_up_a_redelivery() {
+async fn a_backlog_does_not_delay_a_redelivery() {
     let world = World::new().await;
     let tenants = world.tenants(2).await;
     let (flood, quiet) = (&tenants[0], &tenants[1]);
@@ -1286,7 +1286,7 @@ async fn a_flood_does_not_hold_up_a_redelivery() {
 
 /// A queue that cannot be sent is not walked through at full speed.
 #[tokio::test]
-async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
+async fn an_internal_error_pauses_its_callback_briefly() {
     let world = World::new().await;
     let tenants = world.tenants(1).await;
     world.well_known(&tenants).await;
@@ -1308,7 +1308,7 @@ async fn a_fault_of_our_own_stops_its_callback_for_a_moment() {
 
 /// A retry begins when it is due, not when the next look would be.
 #[tokio::test]
-async fn a_running_dispatcher_wakes_up_for_what_is_due() {
+async fn a_running_dispatcher_wakes_up_for_due_deliveries() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     world.event(&tenant).await;

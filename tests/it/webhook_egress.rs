@@ -94,7 +94,7 @@ fn attempt(url: &str) -> Attempt {
 }
 
 #[tokio::test]
-async fn a_delivery_carries_what_the_contract_says() {
+async fn a_delivery_has_the_documented_headers_and_body() {
     let receiver = Receiver::answering(OK).await;
     let mut attempt = attempt(&format!("{}?key=1", receiver.url()));
     attempt.endpoint.secrets = SigningSecrets {
@@ -421,7 +421,7 @@ async fn endure(sender: &Sender, copies: usize, most: Duration) {
 }
 
 #[tokio::test]
-async fn whatever_a_receiver_does_the_attempt_ends_in_time() {
+async fn an_attempt_ends_in_time_whatever_the_receiver_does() {
     endure(&developer(), 1, TIMEOUT + MARGIN).await;
 }
 
@@ -478,7 +478,7 @@ fn resident() -> usize {
 }
 
 #[tokio::test]
-async fn nobody_listens_and_nobody_accepts() {
+async fn refused_and_unaccepted_connections_are_distinguished() {
     let closed = TcpListener::bind((BAD, 0))
         .await
         .unwrap()
@@ -526,7 +526,7 @@ async fn a_large_event_is_sent_whole() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_is_gone_costs_nothing() {
+async fn a_closed_keep_alive_connection_is_replaced_without_an_attempt() {
     // Answers once on each connection, promises to stay, and leaves.
     let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(OK))).await;
     let sender = developer();
@@ -561,7 +561,7 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn what_a_receiver_asks_for_is_told() {
+async fn retry_after_is_reported() {
     for (header, expected) in [
         ("Retry-After: 5", Some(5)),
         ("Retry-After: Fri, 10 Apr 2026 14:23:10 GMT", Some(60)),
@@ -623,7 +623,7 @@ impl Trap {
 }
 
 #[tokio::test]
-async fn a_probe_shakes_hands_asks_nothing_and_goes_nowhere_else() {
+async fn a_probe_completes_the_handshake_and_sends_nothing() {
     let trap = Trap::set().await;
     let attempt = trap.attempt();
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
@@ -698,7 +698,7 @@ fn flipping(answers: Vec<Vec<IpAddr>>) -> Resolver {
 }
 
 #[tokio::test]
-async fn a_name_that_flips_never_leads_to_a_refused_address() {
+async fn dns_rebinding_never_reaches_a_refused_address() {
     let trap = Trap::set().await;
     let sender = trap.sender(flipping(vec![vec![GOOD], vec![BAD]]));
     let attempt = trap.attempt();
@@ -739,7 +739,7 @@ async fn a_name_that_flips_never_leads_to_a_refused_address() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
+async fn a_keep_alive_connection_is_not_reused_after_dns_changes() {
     let trap = Trap::set().await;
     let names = flipping(vec![vec![GOOD], vec![GOOD], vec![BAD], vec![GOOD]]);
     let sender = trap.sender(names);
@@ -755,7 +755,7 @@ async fn a_kept_connection_does_not_outlive_the_name_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_is_closed_when_nobody_uses_it() {
+async fn an_idle_keep_alive_connection_is_closed() {
     let receiver = Receiver::answering(OK).await;
     let settings = SenderSettings {
         idle_timeout: Duration::from_millis(20),
@@ -775,7 +775,7 @@ async fn a_kept_connection_is_closed_when_nobody_uses_it() {
 }
 
 #[tokio::test]
-async fn odd_answers_of_a_resolver() {
+async fn unusual_dns_answers() {
     let trap = Trap::set().await;
     let attempt = trap.attempt();
     let public: IpAddr = "93.184.216.34".parse().unwrap();
@@ -822,7 +822,7 @@ async fn odd_answers_of_a_resolver() {
 }
 
 #[tokio::test]
-async fn no_spelling_of_this_machine_is_called() {
+async fn no_spelling_of_a_local_address_is_connected_to() {
     let trap = Trap::set().await;
     let port = trap.bad.address.port();
     let sender = trap.sender(flipping(vec![vec![BAD]]));
@@ -868,7 +868,7 @@ async fn no_spelling_of_this_machine_is_called() {
 }
 
 #[tokio::test]
-async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing() {
+async fn a_network_allowed_for_one_tenant_stays_closed_for_others() {
     let trap = Trap::set().await;
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
     let allowed = trap.attempt();
@@ -900,7 +900,7 @@ async fn what_was_opened_for_one_tenant_is_closed_for_another_and_says_nothing()
 }
 
 #[tokio::test]
-async fn a_certificate_must_convince() {
+async fn certificates_are_verified() {
     let (ours, roots) = certificate(&["hooks.example.com"]);
     let (stranger, _) = certificate(&["hooks.example.com"]);
     let (misnamed, misnamed_roots) = certificate(&["other.example.com"]);

@@ -65,7 +65,7 @@ fn convinces(request: &Received, secrets: &SigningSecrets) -> bool {
 }
 
 #[tokio::test]
-async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
+async fn every_attempt_sends_the_stored_body_with_current_signatures() {
     let fresh = fresh_database().await;
     let database = &fresh.database;
     let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
@@ -161,7 +161,7 @@ async fn every_attempt_carries_the_stored_bytes_and_signatures_of_its_moment() {
 
 /// A secret that cannot be opened is nobody's fault but the operator's: nothing is sent, and no attempt is counted.
 #[tokio::test]
-async fn what_cannot_be_signed_waits() {
+async fn a_delivery_that_cannot_be_signed_waits() {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
     let (database, tenant) = (world.database(), world.stranger().await.id);
     let receiver = Receiver::answering(OK).await;
@@ -199,7 +199,7 @@ async fn what_cannot_be_signed_waits() {
 }
 
 #[tokio::test]
-async fn what_a_store_reports_is_at_the_callback_at_once() {
+async fn a_store_notification_reaches_the_callback_at_once() {
     let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")]).await;
     let tenant = world.tenant().await;
     let receiver = Receiver::answering(OK).await;
