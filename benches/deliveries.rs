@@ -1,9 +1,11 @@
-//! What it costs to take a notification in and to deliver it, beside what it cannot cost less than.
+//! Measures what it costs to accept and deliver a notification, next to the minimum possible cost.
+//!
 //! `cargo bench --bench deliveries`
 //!
-//! The server is the real binary on a private, durable Postgres; the receiver is in this program. Processor time is read
-//! from the system for each process, Postgres' included. The yardsticks are measured in the same run: a bare HTTP POST of
-//! the same bytes, the dispatcher's own SQL with nothing sent, and the inserts of an event with nothing verified.
+//! The server is the real binary on a private, durable Postgres; the receiver is in this program.
+//! CPU time is read from the system for each process, including Postgres. The baselines are
+//! measured in the same run: a bare HTTP POST of the same bytes, the dispatcher's own SQL without
+//! sending, and the inserts of an event without verification.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -56,9 +58,9 @@ use tokio::task::JoinSet;
 
 /// Tenants that share the load.
 const TENANTS: usize = 10;
-/// Deliveries in the measurement of the rate.
+/// Deliveries in the throughput measurement.
 const BACKLOG: usize = 20_000;
-/// Requests under way at once, here and in the yardsticks.
+/// Concurrent requests, here and in the baselines.
 const CONCURRENCY: usize = 64;
 /// The rate and the length of the latency measurement.
 const PER_SECOND: u32 = 100;
@@ -80,7 +82,7 @@ fn main() {
     runtime.block_on(measure(scale));
 }
 
-/// What arrived at the receiver.
+/// What the receiver got.
 #[derive(Clone, Default)]
 struct Arrivals(Arc<Arrived>);
 
@@ -88,7 +90,7 @@ struct Arrivals(Arc<Arrived>);
 struct Arrived {
     count: AtomicUsize,
     any: Notify,
-    /// When each event came first, by the id of the store's message.
+    /// When each event first arrived, by the id of the store's message.
     moments: Mutex<HashMap<String, Instant>>,
 }
 
@@ -221,7 +223,7 @@ impl Bench {
         store::change_endpoint(&self.database, &self.keyring, &tenant, &change)
             .await
             .expect("a callback");
-        // It answered well before.
+        // The callback answered successfully before, so it gets its full concurrency.
         self.execute(
             "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)
             select tenant_id, callback_url, 8, now() from webhook_configs on conflict do nothing",
@@ -293,7 +295,7 @@ impl Bench {
         Server::start(&mut command)
     }
 
-    /// Processor time of all of Postgres' processes.
+    /// CPU time of all Postgres processes.
     async fn database_cpu(&self) -> Duration {
         let pids: Vec<i32> =
             sqlx::query_scalar("select pid from pg_stat_activity where pid is not null")
@@ -346,7 +348,7 @@ fn package(number: usize) -> String {
     format!("com.example.bench{number}")
 }
 
-/// About what a renewal weighs.
+/// An event about the size of a renewal.
 fn event(tenant: &TenantId, external_id: String) -> NewEvent {
     let raw = |length: usize| {
         RawValue::from_string(format!("{{\"signedPayload\":\"{}\"}}", "x".repeat(length)))
@@ -370,13 +372,14 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
     }
 }
 
-/// The `share` of sorted times, in milliseconds.
+/// The quantile `share` of sorted times, in milliseconds.
 fn share(times: &[f64], share: f64) -> f64 {
     let place = (times.len() as f64 * share) as usize;
     times[place.min(times.len() - 1)]
 }
 
-/// From the first byte of a notification's push to its event at the callback, in milliseconds, sorted.
+/// From the first byte of a pushed notification to its event at the callback, in milliseconds,
+/// sorted.
 async fn latency(bench: &Bench, server: &Server, count: usize) -> Vec<f64> {
     let client = attesto::outbound::build_http_client().expect("a client");
     bench.arrivals.reset();
@@ -425,7 +428,7 @@ async fn latency(bench: &Bench, server: &Server, count: usize) -> Vec<f64> {
     times
 }
 
-/// How often a second, closed loop, `CONCURRENCY` at a time.
+/// Requests per second of a closed loop, `CONCURRENCY` at a time.
 async fn rate<F: Future<Output = ()> + Send + 'static>(
     count: usize,
     work: impl Fn(usize) -> F,
@@ -442,7 +445,8 @@ async fn rate<F: Future<Output = ()> + Send + 'static>(
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Bare posts of the same bytes over connections that stay open; processor time of both ends for each, in µs.
+/// Bare POSTs of the same bytes over keep-alive connections; CPU time of both ends per request, in
+/// µs.
 async fn bare_posts(bench: &Bench, count: usize) -> f64 {
     let this = std::process::id();
     let body = Bytes::from(vec![b'x'; 1700]);
@@ -483,7 +487,7 @@ async fn measure(scale: usize) {
     let bench = Bench::new().await;
     let mut out = std::io::stdout().lock();
 
-    // Latency, with nothing else to do.
+    // Latency of an otherwise idle server.
     let server = bench.serve();
     tokio::time::sleep(Duration::from_secs(1)).await;
     latency(&bench, &server, 50).await;
@@ -500,7 +504,7 @@ async fn measure(scale: usize) {
         share(&times, 1.0)
     );
 
-    // Inbound alone: the same inserts, bare, beside it.
+    // Accepting notifications only, next to the same inserts alone.
     let inbound = INBOUND / scale;
     let client = attesto::outbound::build_http_client().expect("a client");
     let notifications = Arc::new(bench.notifications(inbound));
@@ -552,7 +556,7 @@ async fn measure(scale: usize) {
          \x20 of those               {:8.0} %",
         100.0 * taken / bare_inserts
     );
-    // Everything of that is delivered before anything else is measured.
+    // All these are delivered before anything else is measured.
     loop {
         let open: i64 =
             sqlx::query_scalar("select count(*) from webhook_deliveries where status = 'pending'")
@@ -565,7 +569,7 @@ async fn measure(scale: usize) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
-    // Nothing to do.
+    // Idle.
     let commits = || async {
         let count = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
         sqlx::query_scalar::<_, i64>(count)
@@ -573,11 +577,11 @@ async fn measure(scale: usize) {
             .await
             .expect("it answers")
     };
-    // Postgres' processes report what they did up to ten seconds later.
+    // Postgres processes report their statistics up to ten seconds late.
     tokio::time::sleep(Duration::from_secs(12)).await;
     let (so_far, begun) = (commits().await, Instant::now());
     tokio::time::sleep(Duration::from_secs(30) / u32::try_from(scale).expect("small")).await;
-    // The question itself is one of them.
+    // The query itself is counted too.
     let queries = (commits().await - so_far - 1) as f64 / begun.elapsed().as_secs_f64();
     let (idle, ready) = (server.resident(), server.ready);
     drop(server);
@@ -589,7 +593,7 @@ async fn measure(scale: usize) {
         micros(ready) / 1000.0
     );
 
-    // The rate, and what a delivery costs.
+    // Throughput, and the cost of one delivery.
     let backlog = BACKLOG / scale;
     bench.backlog(backlog).await;
     bench.arrivals.reset();

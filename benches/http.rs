@@ -1,8 +1,11 @@
-//! What a verification over HTTP costs, beside what it cannot cost less than. `cargo bench --bench http`
+//! Measures the cost of a verification over HTTP, next to the minimum possible cost.
 //!
-//! The server is the real binary with its log line on, and its processor time is read from the system, so that the load
-//! generator beside it does not count. The yardstick is a route that reads the same body and answers a constant, plus
-//! one bare P-256 verification of the same bytes. Rounds are interleaved and the median is shown.
+//! `cargo bench --bench http`
+//!
+//! The server is the real binary with its request log on. Its CPU time is read from the system, so
+//! that the load generator is not counted. The baseline is a route that reads the same body and
+//! answers a constant, plus one bare P-256 verification of the same bytes. Rounds are interleaved
+//! and the median is printed.
 
 mod support;
 
@@ -43,7 +46,7 @@ const CONNECTIONS: usize = 32;
 /// The rate and length of the latency measurement.
 const PER_SECOND: u32 = 200;
 const ASKED: u32 = 1000;
-/// Tells this program to be the yardstick.
+/// Makes this program run as the baseline server.
 const ROLE: &str = "ATTESTO_BENCH_ROLE";
 
 fn main() {
@@ -75,7 +78,8 @@ async fn yardstick() {
     axum::serve(listener, routes).await.expect("it serves");
 }
 
-/// Sends the same request again and again over many connections; processor time of the server for each, in µs.
+/// Sends the same request repeatedly over many connections; CPU time of the server per request, in
+/// µs.
 async fn cost(server: &Server, client: &reqwest::Client, path: &str, key: &str, body: &str) -> f64 {
     let url: Arc<str> = format!("http://{}{path}", server.address).into();
     let (key, body): (Arc<str>, Bytes) = (key.into(), Bytes::copy_from_slice(body.as_bytes()));
@@ -124,7 +128,7 @@ async fn cost(server: &Server, client: &reqwest::Client, path: &str, key: &str, 
     micros(server.cpu().saturating_sub(before)) / f64::from(u32::try_from(REQUESTS).expect("small"))
 }
 
-/// One bare verification of a JWS' signature: processor time, in µs.
+/// One bare verification of a JWS signature: CPU time, in µs.
 fn bare(jws: &str) -> f64 {
     let (signed, signature) = jws.rsplit_once('.').expect("a JWS");
     let signature = URL_SAFE_NO_PAD.decode(signature).expect("base64url");
@@ -151,7 +155,7 @@ fn bare(jws: &str) -> f64 {
     micros(on_processor(this).saturating_sub(start)) / f64::from(times)
 }
 
-/// Asks `ask` at a steady rate; the median time to an answer, in milliseconds.
+/// Calls `ask` at a steady rate; the median response time, in milliseconds.
 async fn latency<F: Future<Output = ()> + Send + 'static>(ask: impl Fn() -> F) -> f64 {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
     let mut asked = Vec::new();
@@ -274,7 +278,7 @@ async fn measure() {
     );
     let busy = attesto.resident();
 
-    // The store's own time: the same question, asked directly.
+    // The store's own time: the same request, sent directly.
     let tokens = ClientTokenSource::new(clock.clone());
     let bearer = tokens
         .get_token(&TenantId::mint(now), &credentials)

@@ -1,8 +1,10 @@
-//! What it costs to believe a transaction, beside the signature checks that nobody can do without.
+//! Measures the verification of a signed transaction, next to the signature checks that cannot be
+//! avoided.
 //!
-//! `cargo bench --bench jws`. Prints the median of interleaved rounds, so that a machine that is slow for a while is
-//! slow for everything; the ratios are what matters. The targets: a chain that was seen before at most 1.2 × a bare P-256
-//! verification of the same bytes, a chain that was not at most 1.2 × the sum of its signature checks.
+//! `cargo bench --bench jws`. Prints the median of interleaved rounds, so that a slow phase of the
+//! machine affects all candidates equally; the ratios are what matters. The targets: a chain seen
+//! before at most 1.2 × a bare P-256 verification of the same bytes, a new chain at most 1.2 × the
+//! sum of its signature checks.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -22,10 +24,10 @@ use serde_json::{Map, Value, json};
 /// Rounds, and repetitions of each candidate in a round.
 const ROUNDS: usize = 200;
 const REPETITIONS: u32 = 50;
-/// About what Apple's leaf and intermediate weigh without their signatures.
+/// About the size of Apple's leaf and intermediate without their signatures.
 const CERTIFICATE_BYTES: usize = 900;
 
-/// Something that is measured: sets itself up untimed, then says how long one repetition took.
+/// A measured operation: it prepares itself untimed, then returns how long one repetition took.
 struct Candidate<'a> {
     name: &'static str,
     run: Box<dyn FnMut() -> Duration + 'a>,

@@ -1,9 +1,10 @@
-//! Whether ten million events are slower than ten thousand. `cargo bench --bench size`
+//! Measures whether ten million events are slower than ten thousand. `cargo bench --bench size`
 //!
-//! Two databases on one private, durable Postgres, alike but for their history, and measured in turns: what is written by
-//! the one write path, claimed and finished by the real dispatcher (whose sender says 200 at once), removed by the real
-//! retention, and listed as the commands list it. It needs some 12 GB of disk for a quarter of an hour; `-- --rows 1000000`
-//! makes the large one smaller.
+//! Two databases on one private, durable Postgres that differ only in their history are measured in
+//! turns: rows are written by the production write path, claimed and finished by the real
+//! dispatcher (its sender answers 200 at once), deleted by the real retention job, and listed as
+//! the commands list them. It needs about 12 GB of disk for a quarter of an hour; `-- --rows
+//! 1000000` makes the large database smaller.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -35,17 +36,17 @@ const SMALL: i64 = 10_000;
 const LARGE: i64 = 10_000_000;
 /// Tenants that share the history.
 const TENANTS: i64 = 100;
-/// Rounds, of which the median is shown.
+/// Rounds; the median is printed.
 const ROUNDS: usize = 5;
 /// Events of one round.
 const EVENTS: usize = 1_000;
 /// The history's length, in days.
 const DAYS: f64 = 89.0;
-/// Rows that are added in one statement, and how many are at it.
+/// Rows inserted by one statement, and concurrent statements.
 const AT_ONCE: i64 = 25_000;
 const WORKERS: i64 = 4;
 
-/// What takes the indexes away and brings them back, all but the primary keys: it is quicker to make them at the end.
+/// Drops and recreates all indexes except primary keys: creating them after the inserts is faster.
 const INDEXES: &str = "
     select case when rule.oid is null then format('drop index %I', index.relname)
                 else format('alter table %s drop constraint %I', rule.conrelid::regclass, rule.conname) end,
@@ -57,7 +58,7 @@ const INDEXES: &str = "
     left join pg_constraint rule on rule.conindid = indexrelid and rule.contype in ('p', 'u')
     where indrelid in ('webhook_events'::regclass, 'webhook_deliveries'::regclass) and not indisprimary";
 
-/// Some of the history: from row $1 to row $2, of the tenants $3, over $4 days, of $5 rows in all.
+/// Part of the history: rows $1 to $2, of the tenants $3, over $4 days, of $5 rows in all.
 const HISTORY: [&str; 2] = [
     "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
          subject_key, subject_type, raw_payload, decoded_payload, body, received_at)
@@ -137,7 +138,7 @@ impl Side {
         side
     }
 
-    /// A history of [`DAYS`], the oldest first: all delivered, but for one in a thousand that failed.
+    /// A history of [`DAYS`], oldest first: all delivered, except one in a thousand that failed.
     async fn fill(&self, tenants: &[String]) {
         let begun = Instant::now();
         let indexes: Vec<(String, String)> = sqlx::query_as(INDEXES)
@@ -156,7 +157,7 @@ impl Side {
                     .connect_directly("attesto-bench")
                     .await
                     .expect("it answers");
-                // What is written is as it should be: nobody has to look.
+                // Without foreign key checks and triggers: the rows are valid by construction.
                 let quickly =
                     "set synchronous_commit = off; set session_replication_role = replica";
                 connection.execute(quickly).await.expect("settings");
@@ -261,7 +262,8 @@ impl Side {
         count as f64 / begun.elapsed().as_secs_f64()
     }
 
-    /// Rows removed a second, without the pauses between batches: as many of the oldest as were added.
+    /// Rows deleted per second, without the pauses between batches: as many of the oldest as were
+    /// added.
     async fn prune(&mut self, count: usize) -> f64 {
         self.pruned += count as i64;
         let share = 1.0 - self.pruned as f64 / self.rows as f64;
@@ -274,7 +276,7 @@ impl Side {
         gone as f64 / begun.elapsed().saturating_sub(pauses).as_secs_f64()
     }
 
-    /// What the commands list, each in milliseconds.
+    /// Duration of each listing command, in milliseconds.
     async fn lists(&self) -> [f64; 4] {
         let tenant = &self.tenants[self.tenants.len() / 2];
         let mut times = [0.0; 4];
@@ -315,7 +317,7 @@ impl Side {
         times
     }
 
-    /// How often a large table was read from end to end since statistics began.
+    /// Sequential scans of large tables since statistics began.
     async fn whole_reads(&self) -> i64 {
         sqlx::query_scalar(
             "select sum(seq_scan)::bigint from pg_stat_user_tables \
@@ -344,7 +346,7 @@ async fn measure(large: i64, count: usize) {
     for (side, before) in sides.iter().zip(&mut before) {
         *before = side.whole_reads().await;
     }
-    // By side: stored, delivered, pruned a second; the lists.
+    // By database: stored, delivered, pruned per second; the lists.
     let mut found: [[Vec<f64>; 7]; 2] = Default::default();
     for _ in 0..ROUNDS {
         for (side, found) in sides.iter_mut().zip(&mut found) {
@@ -356,7 +358,7 @@ async fn measure(large: i64, count: usize) {
             }
         }
     }
-    // Statistics are told at a transaction's end, and not more often than once a second.
+    // Statistics are reported at the end of a transaction, at most once a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!(
         "{:<34}{:>14}{:>14}{:>8}",
@@ -396,7 +398,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// About what a renewal weighs.
+/// An event about the size of a renewal.
 fn event(tenant: &TenantId) -> NewEvent {
     let raw = |length: usize| {
         let text = format!("{{\"signedPayload\":\"{}\"}}", "x".repeat(length));

@@ -1,4 +1,4 @@
-//! What benchmarks share: a process that serves, and how much processor time it takes.
+//! Shared by the benchmarks: a server process, and its CPU time.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// A process that serves, killed when dropped.
+/// A running server, killed when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// From its start to its first log line that says so.
+    /// From the start of the process to its `listening` log line.
     pub(crate) ready: Duration,
 }
 
@@ -38,7 +38,7 @@ impl Server {
             }
         };
         let ready = start.elapsed();
-        // The log is read, as it would be by whoever collects it.
+        // The log is read continuously, as a log collector does.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
         Self {
             child,
@@ -47,7 +47,7 @@ impl Server {
         }
     }
 
-    /// Processor time used so far by all its threads.
+    /// CPU time used so far by all its threads.
     pub(crate) fn cpu(&self) -> Duration {
         cpu_of(self.child.id())
     }
@@ -69,14 +69,14 @@ impl Server {
     }
 }
 
-/// The first number of a `schedstat` file: nanoseconds on a processor.
+/// The first number of a `schedstat` file: nanoseconds on a CPU.
 pub(crate) fn on_processor(schedstat: &Path) -> Duration {
     let text = std::fs::read_to_string(schedstat).unwrap_or_default();
     let nanos = text.split_whitespace().next();
     Duration::from_nanos(nanos.and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
 }
 
-/// Processor time used so far by all threads of a process. Zero when it is gone.
+/// CPU time used so far by all threads of a process; zero if the process has ended.
 pub(crate) fn cpu_of(process: u32) -> Duration {
     let threads = std::fs::read_dir(format!("/proc/{process}/task"));
     threads

@@ -1,4 +1,5 @@
-//! What Apple signs, after the signature: any JSON has a meaning, and none breaks anything.
+//! The payload of an Apple notification after its signature was verified: any JSON is handled
+//! without a panic.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The address of a callback: however it is spelled, none that is not public can be dialled.
+//! A callback URL: no spelling of a non-public address is accepted.
 
 #![no_main]
 

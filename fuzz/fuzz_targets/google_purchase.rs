@@ -1,4 +1,5 @@
-//! What Google answers: any JSON that is read has a status, an amount and a deadline, and none breaks anything.
+//! Google's purchase resources: any JSON that parses has a status, an amount and an expiry, and
+//! nothing panics.
 
 #![no_main]
 

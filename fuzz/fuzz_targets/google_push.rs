@@ -1,4 +1,4 @@
-//! What Pub/Sub pushes: its token as text, and the notification inside of the message.
+//! A Pub/Sub push: its token as text, and the notification inside the message.
 
 #![no_main]
 

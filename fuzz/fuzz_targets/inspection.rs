@@ -1,4 +1,5 @@
-//! Any text, taken apart and judged by Apple's own roots: nothing is believed, and nothing breaks.
+//! `attesto inspect` with any text, verified with Apple's own roots: nothing is accepted and
+//! nothing panics.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! What an operator hands over: a service account, an encryption key, a network to open. Good or refused, and no refusal
-//! repeats what was given.
+//! Files and values that operators supply: a service account, an encryption key, an allowed
+//! network. Each is accepted or refused, and no error message repeats the input.
 
 #![no_main]
 
@@ -8,7 +8,8 @@ use attesto::egress::AllowedNetwork;
 use attesto::stores::google::account::GoogleServiceAccount;
 use libfuzzer_sys::fuzz_target;
 
-/// No long run of letters that was given stands in the refusal, unless it is one of its own words.
+/// No long run of letters of the input is in the error message, unless it is part of the message's
+/// own text.
 fn says_nothing_of(given: &str, refusal: &str) {
     let own = [
         "client_email",

@@ -1,4 +1,5 @@
-//! Sealed values and sealed files: what is opened is what was sealed, and everything else is refused.
+//! Sealed values and sealed files: a genuine one opens to the original content, any other is
+//! refused.
 
 #![no_main]
 
@@ -44,13 +45,14 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     }
 });
 
-/// The genuine bytes with every three of the input's as one that is exchanged, and cut where the input says.
+/// The genuine bytes with edits: each three bytes of the input replace one byte, and the input
+/// decides where the text is cut.
 fn edited(genuine: &[u8], edits: &[u8]) -> Vec<u8> {
     let mut bytes = genuine.to_vec();
     for edit in edits.chunks_exact(3) {
         let at = usize::from(u16::from_be_bytes([edit[0], edit[1]]));
         match at % (genuine.len() + 1) {
-            // Past the end: a byte more.
+            // Past the end: one byte is appended.
             end if end >= bytes.len() => bytes.push(edit[2]),
             at if edit[2] == 0 => bytes.truncate(at),
             at => bytes[at] ^= edit[2],

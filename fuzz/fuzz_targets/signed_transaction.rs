@@ -1,7 +1,7 @@
-//! A genuine signed transaction, edited: whatever is done to it, only the one that was signed is believed.
+//! A genuine signed transaction with edits: only the unchanged one is accepted.
 //!
-//! The input is a list of edits and not the text itself, so that it reaches behind the signature's encoding, and means the
-//! same with the keys of every run, which are made when it begins.
+//! The input is a list of edits instead of the text itself, so that it gets past the signature's
+//! encoding and means the same in every run, although the keys are generated at the start.
 
 #![no_main]
 
@@ -17,7 +17,7 @@ struct World {
     verifier: JwsVerifier,
     now: Timestamp,
     genuine: String,
-    /// What parts can be taken from: forged ones, and a genuine one of another purchase.
+    /// Sources for replaced parts: forged transactions, and a genuine one of another purchase.
     others: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What was lost, and what was not.
+//! Counts what was lost, duplicated or unexpected after a run.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -9,7 +9,7 @@ use attesto::credentials::sealed_value_check;
 use super::pusher::Accepted;
 use super::stage::Stage;
 
-/// By when everything has arrived: two leases, a sweep, and the first pause after a refusal.
+/// Everything must have arrived within this time: two leases, a sweep, and the first retry delay.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The result of a run.
@@ -25,12 +25,12 @@ pub(crate) struct Verdict {
     unsigned: usize,
     interrupted: usize,
     complaints: Vec<String>,
-    /// Sealed values that open with the newest key and nothing else, and those that do not.
+    /// Sealed values that open with the newest key alone, and those that do not.
     opened: u64,
     unopened: Vec<String>,
-    /// From the 200 to the store to the 200 of the callback: the median, the 99th percentile and the longest.
+    /// From the 200 to the store until the callback's 200: median, 99th percentile and maximum.
     lag: [Duration; 3],
-    /// The same of those whose process died over them.
+    /// The same for events whose delivery was interrupted by a killed process.
     interrupted_lag: [Duration; 3],
 }
 
@@ -107,8 +107,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Waits until everything that was accepted has arrived, or long enough, and judges. In a `hurry` what was refused is tried
-/// again at once.
+/// Waits until every accepted event has arrived or the time is over, then counts. With `hurry`,
+/// refused deliveries are retried at once.
 pub(crate) async fn judge(
     stage: &Stage,
     accepted: &Accepted,
@@ -131,7 +131,7 @@ pub(crate) async fn judge(
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // What arrives twice arrives soon, or when the last lease is over.
+    // A duplicate arrives soon, or after the last lease has expired.
     let open = "select count(*) from webhook_deliveries where status = 'pending'";
     while begun.elapsed() < PATIENCE {
         let left = sqlx::query_scalar(open)
@@ -142,7 +142,8 @@ pub(crate) async fn judge(
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // Events, how often each was claimed beyond what was counted as an attempt, and what stands in the database.
+    // Events, how often each was claimed, how many attempts were counted, and the status in the
+    // database.
     let rows: Vec<(String, i32, i32, String)> =
         sqlx::query_as("select event_id, lease_no, attempt_count, status from webhook_deliveries")
             .fetch_all(stage.database.pool())

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Kills what it can while notifications pour in, and counts what was lost.
+/// Kills processes while notifications are pushed, and counts lost notifications.
 #[derive(Debug, Parser)]
 #[command(name = "bin/chaos", bin_name = "bin/chaos")]
 struct Args {
-    /// Where chance begins; the same number makes the same plan
+    /// Random seed; the same number makes the same plan
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How many notifications are pushed
@@ -21,13 +21,14 @@ struct Args {
     /// How many notifications are pushed each second
     #[arg(long, default_value_t = 50)]
     rate: u32,
-    /// How many processes serve
+    /// How many replicas serve
     #[arg(long, default_value_t = 2)]
     replicas: usize,
-    /// Also stop processes for longer than a lease, the database for ten seconds, and fill its volume (as root): some five minutes more
+    /// Also stop replicas for longer than a lease, stop the database for ten seconds, and fill its
+    /// volume (as root): about five minutes more
     #[arg(long)]
     long: bool,
-    /// Measure one thing instead; may be given several times
+    /// Run one measurement instead; may be given several times
     #[arg(long, value_enum, value_name = "WHAT")]
     trial: Vec<chaos::trials::Trial>,
 }

@@ -1,20 +1,26 @@
-//! Real processes on a real database, killed at random while notifications pour in.
+//! Real server processes on a real database, killed at random while notifications are pushed.
 //!
-//! Replicas of `attesto serve` share one Postgres. Notifications are pushed as Pub/Sub and Apple push them: to any
-//! replica, again and again until one says 200. Meanwhile replicas are killed, told to end and stopped past their
-//! leases, database sessions are terminated, the database itself crashes, and the encryption key is exchanged step by
-//! step. Receivers remember what they were sent.
+//! Replicas of `attesto serve` share one Postgres. Notifications are pushed as Pub/Sub and Apple
+//! push them: to any replica, repeated until one answers 200. Meanwhile replicas are killed,
+//! terminated and stopped for longer than their leases, database sessions are terminated, the
+//! database itself crashes, and the encryption key is rotated step by step. Receivers record what
+//! they get.
 //!
-//! Afterwards every event that was accepted must have arrived. The words are those of Jepsen's checker for queues:
+//! Afterwards every accepted event must have arrived. The terms are those of Jepsen's checker for
+//! queues:
 //!
-//! - *lost*: accepted, and not delivered in the end
-//! - *unexpected*: delivered, and never accepted
-//! - *duplicated*: answered with 2xx more than once; each must be explained by an attempt that was cut off
-//! - *recovered*: accepted only when it was pushed again, after an error or no answer
+//! - *lost*: accepted, but never delivered
 //!
-//! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is explained, and every
-//! sealed value opens with the new encryption key alone.
-//! `bin/chaos` runs this at length; the suite, in brief. [`trials`] measure one thing each.
+//! - *unexpected*: delivered, but never accepted
+//!
+//! - *duplicated*: answered with 2xx more than once; each must be explained by an interrupted
+//!   attempt
+//!
+//! - *recovered*: accepted only on a later push, after an error or no answer
+//!
+//! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is
+//! explained, and every sealed value opens with the new encryption key alone. `bin/chaos` runs this
+//! at length, the test suite a short version. [`trials`] measure one fault each.
 
 mod judge;
 mod plan;
@@ -28,20 +34,20 @@ pub(crate) mod trials;
 use judge::Verdict;
 pub(crate) use plan::Extent;
 
-/// What is run.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    /// Where chance begins; the same number makes the same plan.
+    /// Random seed; the same number makes the same plan.
     pub(crate) seed: u64,
-    /// How many notifications are pushed, and how many of them each second.
+    /// Number of notifications, and how many are pushed each second.
     pub(crate) events: u32,
     pub(crate) rate: u32,
-    /// How many processes serve.
+    /// How many replicas serve.
     pub(crate) replicas: usize,
     pub(crate) extent: Extent,
 }
 
-/// Runs it, and prints what happens and what came of it.
+/// Runs the plan, and prints the faults and the result.
 pub(crate) async fn run(run: &Run) -> Verdict {
     let Run {
         seed,

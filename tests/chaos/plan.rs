@@ -1,72 +1,73 @@
-//! What goes wrong, and when: made of one number.
+//! The plan of a run: which fault happens when, derived from the seed.
 
 use std::time::Duration;
 
 use super::Run;
 
-/// One thing that goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// `kill -9`; it is started again at once.
+    /// `kill -9`; the replica is restarted at once.
     Kill(usize),
-    /// `SIGTERM`; it is started again when it has ended.
+    /// `SIGTERM`; the replica is restarted when it has ended.
     Terminate(usize),
     /// `SIGSTOP`, and `SIGCONT` after this long.
     Freeze(usize, Duration),
     /// Five database sessions are terminated.
     CutSessions,
-    /// The database ends without a goodbye, and is started again after this long.
+    /// The database crashes, and is restarted after this long.
     CrashDatabase(Duration),
-    /// The volume that the database is on is full for this long.
+    /// The database's volume is full for this long.
     FillDisk(Duration),
-    /// The encryption key is exchanged, one step after the other, while all of the above goes on; in each step process
-    /// after process, from the first on or from the last.
+    /// The encryption key is rotated step by step while the other faults happen; in each step the
+    /// replicas are restarted one by one, in this order.
     Key(Step, Order),
 }
 
-/// A step of `docs/operations.md`, The encryption key.
+/// A step of the section "The encryption key" in `docs/operations.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Every process learns to open what the new key seals.
+    /// Every replica can open values sealed with the new key.
     Announce,
-    /// Every process seals with it.
+    /// Every replica seals with the new key.
     Swap,
-    /// `encryption rotate`, killed on its way and begun again.
+    /// `encryption rotate`, killed once and restarted.
     Reseal,
-    /// Nothing is sealed with the old key any more, and every process forgets it.
+    /// Nothing is sealed with the old key any more, and every replica drops it.
     Retire,
 }
 
-/// Which process is started again first.
+/// Which replica is restarted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     FirstToLast,
     LastToFirst,
 }
 
-/// A fault, and when it happens, counted from the beginning.
+/// A fault and its time since the start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Planned {
     pub(crate) at: Duration,
     pub(crate) fault: Fault,
 }
 
-/// Longer than a lease, so that others have taken over by the time it goes on.
+/// Longer than a lease, so that other replicas have taken over when the process continues.
 const PAST_A_LEASE: Duration = Duration::from_secs(55);
 
-/// How much goes wrong.
+/// How many faults happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// How often a process is killed.
+    /// How often a replica is killed.
     pub(crate) kills: usize,
-    /// How often each of the gentler things happens.
+    /// How often each of the other faults happens.
     pub(crate) others: usize,
-    /// How long the database is away.
+    /// How long the database is down.
     pub(crate) away: Duration,
-    /// Whether a process is also stopped for longer than a lease, the database is away for ten seconds more, and its
-    /// volume is full for a while.
+    /// Whether a replica is also stopped for longer than a lease, the database is down for ten more
+    /// seconds, and its volume is full for a while.
     pub(crate) long: bool,
-    /// Whether time is moved in the end, instead of waiting for leases that the dead hold and for pauses.
+    /// Whether leases and retry delays are ended by moving time in the database instead of waiting
+    /// for them.
     pub(crate) hurry: bool,
 }
 
@@ -101,8 +102,8 @@ pub(crate) fn plan(run: &Run) -> Vec<Planned> {
         );
     }
     add(0.3 + 0.4 * chance.f64(), Fault::CrashDatabase(away));
-    // The first before anything is killed: whoever was killed and does not know the new key holds the rest up for as long
-    // as it may still be alive.
+    // The first step comes before any kill: a killed replica that does not know the new key delays
+    // the others until its registration expires.
     for (at, step) in [
         (0.0, Step::Announce),
         (0.25, Step::Swap),

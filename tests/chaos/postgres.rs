@@ -1,4 +1,4 @@
-//! A Postgres of our own that can be crashed and started again.
+//! A private Postgres that can be crashed and restarted.
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
@@ -13,25 +13,25 @@ use attesto::embedded_postgres::binaries::PostgresBinaries;
 use attesto::embedded_postgres::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// It ends and its folder goes when this is dropped.
+/// The server stops and its folder is removed when this is dropped.
 pub(crate) struct Postgres {
     folder: PathBuf,
     binaries: PostgresBinaries,
     account: Option<SystemAccount>,
     server: Option<Child>,
     options: Options,
-    /// Whether its data has a small volume of its own.
+    /// Whether its data is on a small volume of its own.
     on_volume: bool,
 }
 
-/// How it is run.
+/// How the server is run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// What whoever connects must know; everybody is trusted without one.
+    /// The password that clients must send; without one every client is trusted.
     pub(crate) password: Option<String>,
     /// Settings of the server, such as `log_statement=all`.
     pub(crate) settings: Vec<String>,
-    /// Whether its data gets a volume of its own, small enough to be filled. Only root can make one.
+    /// Whether its data is on its own volume, small enough to be filled. Only root can mount one.
     pub(crate) on_volume: bool,
 }
 
@@ -52,7 +52,7 @@ impl Postgres {
         let user = variable("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned());
         let account = SystemAccount::choose_for_postgres(user.as_deref())
             .unwrap_or_else(|problem| panic!("{problem}"));
-        // A socket's path must be short.
+        // The path of a socket must be short.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from(format!(
             "/tmp/attesto-chaos-{}-{number}",
@@ -90,7 +90,7 @@ impl Postgres {
                         .expect("root can give it away");
                 }
                 initdb
-                    // Over a socket; anything cleverer takes long in an unoptimized build.
+                    // Plain passwords over a Unix socket: SCRAM is slow in an unoptimized build.
                     .arg("--auth-local=password")
                     .arg("--pwfile")
                     .arg(file)
@@ -106,7 +106,7 @@ impl Postgres {
         postgres
     }
 
-    /// A volume in memory, where its data will be.
+    /// Mounts a volume in memory for the data.
     fn mount(&self) -> bool {
         let folder = self.folder.join("pg");
         DirBuilder::new()
@@ -126,7 +126,7 @@ impl Postgres {
         mounted.is_ok_and(|mounted| mounted.success())
     }
 
-    /// Fills the volume to the last byte. `false`: there is none, and nothing happens.
+    /// Fills the volume completely. `false` if there is no volume; then nothing happens.
     pub(crate) fn fill(&self) -> bool {
         use std::io::Write as _;
 
@@ -138,7 +138,7 @@ impl Postgres {
         true
     }
 
-    /// Takes away what [`Self::fill`] put there, and starts the server if it could not go on.
+    /// Removes the file written by [`Self::fill`], and restarts the server if it stopped.
     pub(crate) fn empty(&mut self) {
         let _ = fs::remove_file(self.ballast());
         let server = self.server.as_mut();
@@ -166,12 +166,12 @@ impl Postgres {
         command
     }
 
-    /// Where it lives, which goes with it.
+    /// The folder of the server, removed together with it.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Where it is.
+    /// The URL of the database.
     pub(crate) fn url(&self) -> String {
         let password = self.options.password.as_ref();
         let password =
@@ -182,12 +182,12 @@ impl Postgres {
         )
     }
 
-    /// What its server has said so far.
+    /// The server's log so far.
     pub(crate) fn log(&self) -> Vec<u8> {
         fs::read(self.folder.join("log")).expect("it has a log")
     }
 
-    /// Ends it as a crash would: at once, with nothing tidied up.
+    /// Ends it as a crash would: at once, without a shutdown.
     pub(crate) fn crash(&mut self) {
         if let Some(mut server) = self.server.take() {
             let _ = kill_process(Pid::from_child(&server), Signal::QUIT);
@@ -195,7 +195,7 @@ impl Postgres {
         }
     }
 
-    /// Starts it, and waits until it takes connections.
+    /// Starts it, and waits until it accepts connections.
     pub(crate) fn resume(&mut self) {
         let log = File::options()
             .create(true)

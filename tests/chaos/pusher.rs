@@ -1,4 +1,5 @@
-//! Pushes notifications as the stores do: to whichever process a load balancer picks, until one says 200.
+//! Pushes notifications as the stores do: to the replica that a load balancer picks, until one
+//! answers 200.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 
-/// Where processes listen, as they come and go.
+/// The current port of each replica.
 pub(crate) type Ports = Vec<Arc<Mutex<Option<u64>>>>;
 
 /// One notification, ready to be pushed.
@@ -19,7 +20,7 @@ pub(crate) struct Notification {
 }
 
 impl Notification {
-    /// To the process at this port.
+    /// A request to the replica at this port.
     pub(crate) fn request(&self, client: &Client, port: u64) -> RequestBuilder {
         let request = client
             .post(format!("http://127.0.0.1:{port}{}", self.path))
@@ -32,21 +33,21 @@ impl Notification {
     }
 }
 
-/// What became of the pushes.
+/// The accepted events.
 #[derive(Clone, Default)]
 pub(crate) struct Accepted(Arc<Mutex<HashMap<String, Acceptance>>>);
 
 /// One event that was accepted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acceptance {
-    /// When the first 200 came.
+    /// When the first 200 arrived.
     pub(crate) at: Instant,
-    /// Pushes before it that failed.
+    /// Failed pushes before it.
     pub(crate) failures: u32,
 }
 
 impl Accepted {
-    /// One that was answered with 200 just now.
+    /// Records an event that was just answered with 200.
     pub(crate) fn note(&self, event: &str, failures: u32) {
         let acceptance = Acceptance {
             at: Instant::now(),
@@ -56,13 +57,13 @@ impl Accepted {
         accepted.entry(event.to_owned()).or_insert(acceptance);
     }
 
-    /// By the event's id.
+    /// By event id.
     pub(crate) fn all(&self) -> HashMap<String, Acceptance> {
         self.0.lock().expect("not poisoned").clone()
     }
 }
 
-/// Pushes until one says 200. It never gives up: nor do the stores, for days.
+/// Pushes until a replica answers 200. There is no limit: the stores retry for days.
 pub(crate) async fn push(
     client: Client,
     ports: Arc<Ports>,
@@ -81,7 +82,7 @@ pub(crate) async fn push(
             let request = request.timeout(Duration::from_secs(10));
             if let Ok(answer) = request.send().await {
                 let status = answer.status().as_u16();
-                // A 200 whose body does not come is no answer to a store either.
+                // A 200 without a complete body is no success for a store either.
                 let body: Option<Value> = answer.json().await.ok();
                 let event = body.as_ref().and_then(|body| body["eventId"].as_str());
                 if let (200, Some(event)) = (status, event) {

@@ -1,4 +1,4 @@
-//! The tenants' callbacks: they remember what they were sent, and are as slow and as moody as callbacks are.
+//! The tenants' callbacks: they record what they get, and answer slowly or with errors at random.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,16 +14,15 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use tokio::net::TcpListener;
 
-/// What arrived, over all callbacks.
+/// What all callbacks got.
 #[derive(Clone, Default)]
 pub(crate) struct Receivers(Arc<Mutex<Seen>>);
 
-/// See [`Receivers`].
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// By the event's id: when each answer of 200 was given.
+    /// By event id: the time of each 200.
     pub(crate) taken: HashMap<String, Vec<Instant>>,
-    /// By the event's id: how often it was turned away.
+    /// By event id: how often it was refused.
     pub(crate) refused: HashMap<String, usize>,
     /// Requests whose signature does not verify.
     pub(crate) unsigned: usize,
@@ -31,7 +30,7 @@ pub(crate) struct Seen {
 }
 
 impl Receivers {
-    /// Starts the server; a tenant's callback is at its number.
+    /// Starts the server; the path of a tenant's callback is the tenant's number.
     pub(crate) async fn start(&self) -> SocketAddr {
         let routes = Router::new()
             .route("/{number}", post(receive))
@@ -48,7 +47,7 @@ impl Receivers {
         self.seen(|seen| seen.secrets.insert(number, secrets));
     }
 
-    /// Looks at what arrived.
+    /// Reads what arrived.
     pub(crate) fn seen<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
         look(&mut self.0.lock().expect("not poisoned"))
     }
@@ -74,7 +73,7 @@ async fn receive(
         {
             seen.unsigned += 1;
         }
-        // What an event meets depends on the event alone, so that chance elsewhere does not change it.
+        // The answer depends only on the event's id, so that other random choices do not change it.
         let mood = event.bytes().map(usize::from).sum::<usize>() % 100;
         if mood < 2 && !seen.refused.contains_key(&event) {
             seen.refused.insert(event.clone(), 1);

@@ -1,4 +1,4 @@
-//! One process that serves.
+//! One server process.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -8,11 +8,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// What every process is started with.
+/// The environment of every replica.
 #[derive(Clone)]
 pub(crate) struct Settings(pub(crate) Vec<(&'static str, String)>);
 
-/// A process, and where it listens.
+/// A server process and its port.
 pub(crate) struct Replica {
     settings: Settings,
     child: Option<Child>,
@@ -32,22 +32,23 @@ impl Replica {
         replica
     }
 
-    /// Where it takes requests, once it does.
+    /// The port it listens on, once it listens.
     pub(crate) fn port(&self) -> Arc<Mutex<Option<u64>>> {
         self.port.clone()
     }
 
-    /// With what it is started from now on.
+    /// Sets the environment for the next start.
     pub(crate) fn set(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
-    /// What it said that no process should say, however it is treated: unexpected errors, panics, secrets that do not open.
+    /// Log lines that must never occur, whatever happens to the process: unexpected errors, panics,
+    /// secrets that do not open.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.lock().expect("not poisoned").clone()
     }
 
-    /// Starts one.
+    /// Starts the process.
     pub(crate) fn begin(&mut self) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
             .args(["serve", "--port=0", "--bind-address=127.0.0.1"])
@@ -77,19 +78,20 @@ impl Replica {
         }
     }
 
-    /// `kill -9`.
+    /// Kills it with `kill -9` and waits for its end.
     pub(crate) fn die(&mut self) {
         self.signal(Signal::KILL);
         self.forget();
     }
 
-    /// `kill -9`, and a new one.
+    /// Kills it and starts a new one.
     pub(crate) fn kill(&mut self) {
         self.die();
         self.begin();
     }
 
-    /// Asks it to end, waits for it, and starts a new one. One that is stopped does not hear that.
+    /// Sends SIGTERM, waits for the end, and starts a new one. SIGCONT comes first, because a
+    /// stopped process does not handle SIGTERM.
     pub(crate) fn terminate(&mut self) {
         self.signal(Signal::CONT);
         self.signal(Signal::TERM);
@@ -97,7 +99,8 @@ impl Replica {
         self.begin();
     }
 
-    /// Stops it, and lets it go on after this long. Another that took its place meanwhile is not touched.
+    /// Stops it with SIGSTOP, and continues it after this long. A process that replaced it
+    /// meanwhile is not affected.
     pub(crate) fn freeze(&self, time: Duration) {
         let Some(pid) = self.child.as_ref().map(Pid::from_child) else {
             return;
@@ -109,7 +112,7 @@ impl Replica {
         });
     }
 
-    /// Ends it for good.
+    /// Ends it without a restart.
     pub(crate) fn end(&mut self) {
         self.signal(Signal::CONT);
         self.signal(Signal::TERM);
@@ -125,7 +128,7 @@ impl Drop for Replica {
 
 fn listen(output: ChildStdout, port: &Mutex<Option<u64>>, complaints: &Mutex<Vec<String>>) {
     for line in BufReader::new(output).lines().map_while(Result::ok) {
-        // A process that is killed may be in the middle of a line.
+        // A killed process may leave an incomplete line.
         let Ok(said) = serde_json::from_str::<Value>(&line) else {
             continue;
         };
@@ -141,5 +144,5 @@ fn listen(output: ChildStdout, port: &Mutex<Option<u64>>, complaints: &Mutex<Vec
     }
 }
 
-/// How long a process may take to end before the run is given up.
+/// How long a process may take to end before the run fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);

@@ -1,4 +1,5 @@
-//! What has to stand: a database, the simulated stores, tenants with callbacks, and the processes.
+//! The environment of a run: a database, the simulated stores, tenants with callbacks, and the
+//! replicas.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -32,9 +33,8 @@ use super::pusher::{Accepted, Notification, Ports, push};
 use super::receivers::Receivers;
 use super::replica::{PATIENCE, Replica, Settings};
 
-/// How many tenants there are.
 const TENANTS: usize = 4;
-/// Their apps' number.
+/// The Apple id of their apps.
 const APP_APPLE_ID: i64 = 1_234_567_890;
 
 /// Everything that was started.
@@ -46,16 +46,16 @@ pub(crate) struct Stage {
     pub(crate) replicas: Vec<Replica>,
     tenants: Vec<(TenantId, String)>,
     settings: Settings,
-    /// What everything is sealed with by now.
+    /// The key that seals now.
     key: (u8, [u8; 32]),
-    /// `encryption rotate`, on its way.
+    /// The running `encryption rotate`.
     resealing: Option<JoinHandle<()>>,
 }
 
-/// The encryption key of the beginning, and the one it is exchanged for.
+/// The encryption key at the start, and the one it is rotated to.
 const OLD_KEY: (u8, [u8; 32]) = (1, [7; 32]);
 const NEW_KEY: (u8, [u8; 32]) = (2, [8; 32]);
-/// How many tenants only have secrets, so that sealing them anew takes a few batches.
+/// Tenants that only have secrets, so that a rotation takes several batches.
 const SILENT: usize = 240;
 
 fn text((id, bytes): (u8, [u8; 32])) -> String {
@@ -72,7 +72,7 @@ impl Stage {
         Self::set_with(replicas, on_volume, "").await
     }
 
-    /// The same, and processes connect to the database with these parameters beside the usual ones.
+    /// The same, with extra connection parameters for the replicas.
     pub(crate) async fn set_with(replicas: usize, on_volume: bool, parameters: &str) -> Self {
         let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
         let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");
@@ -187,8 +187,8 @@ impl Stage {
         }
     }
 
-    /// A third is about Google's purchases, which a process looks up at Play; a third is Google's tests, which it does
-    /// not; and a third is Apple's, twice signed.
+    /// One third are Google purchases, which a replica looks up at Google Play; one third are
+    /// Google test notifications, which it does not; one third are Apple's, signed twice.
     pub(crate) fn notifications(
         &self,
         count: u32,
@@ -206,13 +206,13 @@ impl Stage {
             .collect()
     }
 
-    /// One of Google's tests, which is looked up nowhere.
+    /// A Google test notification, which needs no lookup.
     pub(crate) fn a_test(&self, number: u32) -> Notification {
         let (tenant, package) = &self.tenants[number as usize % self.tenants.len()];
         self.of_google(tenant, package, 3 * number + 1)
     }
 
-    /// Where the processes listen.
+    /// The ports of the replicas.
     pub(crate) fn ports(&self) -> Arc<Ports> {
         Arc::new(self.replicas.iter().map(Replica::port).collect())
     }
@@ -294,7 +294,7 @@ impl Stage {
         }
     }
 
-    /// Pushes while everything goes wrong that is planned, and until every notification is accepted.
+    /// Pushes while the planned faults happen, until every notification is accepted.
     pub(crate) async fn endure(&mut self, faults: &[Planned], run: &Run) -> Accepted {
         let Run {
             seed, events, rate, ..
@@ -342,12 +342,12 @@ impl Stage {
         accepted
     }
 
-    /// What every secret is sealed with in the end.
+    /// The keyring that opens every secret at the end.
     pub(crate) fn keyring(&self) -> Keyring {
         ring(self.key)
     }
 
-    /// Every process is started again with these keys, one after the other.
+    /// Restarts every replica with these keys, one by one.
     fn roll_out(&mut self, order: Order, sealing: (u8, [u8; 32]), retired: Option<(u8, [u8; 32])>) {
         let settings = &mut self.settings.0;
         settings.retain(|(name, _)| !name.starts_with("ATTESTO_ENCRYPTION_KEY"));
@@ -392,14 +392,15 @@ impl Stage {
             ) chosen",
         );
         let cut = cut.execute(self.database.pool()).await;
-        // The database may be away. A statement that means nothing would cut nothing, and nobody would know.
+        // The database may be down. An invalid statement (class 42) would terminate nothing, which
+        // must not go unnoticed.
         if let Err(sqlx::Error::Database(error)) = cut {
             let class = error.code().unwrap_or_default();
             assert!(!class.starts_with("42"), "{error}");
         }
     }
 
-    /// How many were, as the server tells.
+    /// How many sessions were terminated, from the server's log.
     pub(crate) fn terminated(&self) -> usize {
         let log = String::from_utf8_lossy(&self.postgres.log()).into_owned();
         log.matches("terminating connection due to administrator command")
@@ -412,7 +413,7 @@ impl Stage {
             Fault::Terminate(number) => {
                 tokio::task::block_in_place(|| self.replicas[number].terminate());
             }
-            // Other things go wrong meanwhile.
+            // Other faults happen meanwhile.
             Fault::Freeze(number, time) => self.replicas[number].freeze(time),
             Fault::CutSessions => self.cut_sessions().await,
             Fault::Key(step, order) => self.step(step, order).await,
@@ -439,7 +440,7 @@ impl Stage {
         }
     }
 
-    /// What waits after a refusal need not wait any longer.
+    /// Ends every retry delay.
     pub(crate) async fn end_pauses(&self) {
         let end = "update webhook_deliveries set next_attempt_at = now()
             where status = 'pending' and lease_until is null and next_attempt_at > now()";
@@ -448,7 +449,8 @@ impl Stage {
         let _ = sqlx::query(tell).execute(self.database.pool()).await;
     }
 
-    /// Every process is killed and started again, and meanwhile, when nobody can hold one, every lease ends.
+    /// Kills and restarts every replica. In between, when none can hold a lease, every lease is
+    /// ended.
     pub(crate) async fn end_leases(&mut self) {
         tokio::task::block_in_place(|| self.replicas.iter_mut().for_each(Replica::die));
         let end = "update webhook_deliveries set lease_until = now() where lease_until > now()";
@@ -459,7 +461,7 @@ impl Stage {
         self.replicas.iter_mut().for_each(Replica::begin);
     }
 
-    /// Where the database is, for somebody else's session.
+    /// The database URL for additional sessions.
     pub(crate) fn url(&self) -> String {
         self.postgres.url()
     }
@@ -471,7 +473,8 @@ impl Stage {
     }
 }
 
-/// `encryption rotate` with the keys of the processes: killed in the middle once, and begun again until it is through.
+/// `encryption rotate` with the replicas' keys: killed once in the middle, then repeated until it
+/// succeeds.
 async fn reseal(settings: Settings) {
     let command = || {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_attesto"));
@@ -496,14 +499,14 @@ async fn reseal(settings: Settings) {
         if ran.status.success() {
             return;
         }
-        // The database may be away, and whoever was killed may be thought alive.
+        // The database may be down, and a killed replica may still be registered.
         let said = String::from_utf8_lossy(&ran.stderr);
         assert!(begun.elapsed() < PATIENCE, "it is not sealed anew: {said}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// Many secrets of tenants of whom nothing else is heard.
+/// Secrets of many tenants that receive no notifications.
 async fn seal_for_the_silent(database: &Database, keyring: &Keyring) {
     let now = Clock::system().now();
     let ids: Vec<String> = (0..SILENT)

@@ -1,4 +1,4 @@
-//! Trials of one thing each, measured: what a run of [`super::run`] mixes, alone and for longer.
+//! Measurements of one fault each; a run of [`super::run`] mixes them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,21 +15,22 @@ use super::judge;
 use super::pusher::{Accepted, Notification, Ports, push};
 use super::stage::Stage;
 
-/// How many callers there are at once.
+/// Concurrent clients.
 const CALLERS: u32 = 16;
 
-/// One of them.
+/// A measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Trial {
     /// Five database sessions are terminated each second, for a minute
     Sessions,
-    /// 10,000 requests, of which half are given up by their callers, with two connections to the database
+    /// 10,000 requests, half of them cancelled by their clients, with two database connections
     Cancelled,
-    /// Four others read the tables of deliveries in long transactions, for five minutes
+    /// Four other sessions read the delivery tables in long transactions, for five minutes
     Readers,
 }
 
-/// Runs it and prints what came of it. Whether that is what it should be. So many `requests`, where they are counted.
+/// Runs the measurement and prints the result. Returns whether it is as required. `requests` is
+/// used by [`Trial::Cancelled`].
 pub(crate) async fn run(trial: Trial, requests: u32, seed: u64) -> bool {
     println!("{trial:?}, seed {seed}");
     match trial {
@@ -39,7 +40,7 @@ pub(crate) async fn run(trial: Trial, requests: u32, seed: u64) -> bool {
     }
 }
 
-/// Deliveries a second.
+/// Deliveries per second.
 fn rate(stage: &Stage, from: Instant, to: Instant) -> f64 {
     let taken = stage.receivers.seen(|seen| {
         let moments = seen.taken.values().flatten();
@@ -48,7 +49,8 @@ fn rate(stage: &Stage, from: Instant, to: Instant) -> f64 {
     f64::from(u32::try_from(taken).unwrap_or(u32::MAX)) / (to - from).as_secs_f64()
 }
 
-/// Callers push one notification after the other until `end`: as fast as they are answered, or each at most so often.
+/// Clients push notifications one after the other until `end`: without a pause, or each at most
+/// once per `pace`.
 async fn load(stage: &Stage, accepted: &Accepted, pace: Option<Duration>, end: Instant, seed: u64) {
     let (client, ports) = (client(), stage.ports());
     let next = AtomicU32::new(0);
@@ -137,7 +139,7 @@ async fn readers(seed: u64) -> bool {
     const CALM: Duration = Duration::from_secs(30);
     const READING: Duration = Duration::from_mins(5);
     const READERS: u32 = 4;
-    /// How long one of their transactions takes.
+    /// Duration of one of their transactions.
     const TRANSACTION: Duration = Duration::from_mins(1);
     let stage = Stage::set(2, false).await;
     let accepted = Accepted::default();
@@ -146,7 +148,7 @@ async fn readers(seed: u64) -> bool {
     let from = calm + CALM;
     let end = from + READING;
     let scans = AtomicUsize::new(0);
-    // One after the other, so that there is always an old one.
+    // Started one after the other, so that there is always an old transaction.
     let reading = join_all((0..READERS).map(async |reader| {
         sleep_until((from + TRANSACTION / READERS * reader).into()).await;
         let connection = PgConnection::connect(&stage.url()).await;
@@ -167,7 +169,7 @@ async fn readers(seed: u64) -> bool {
             connection.execute("commit").await.expect("it may");
         }
     }));
-    // Forty a second of all callers together.
+    // Forty per second for all clients together.
     let pace = Some(Duration::from_millis(25) * CALLERS);
     tokio::join!(reading, load(&stage, &accepted, pace, end, seed));
     let (before, during) = (rate(&stage, calm, from), rate(&stage, from, end));
@@ -181,16 +183,16 @@ async fn readers(seed: u64) -> bool {
     is_whole && before > 0.0 && during >= 0.8 * before
 }
 
-/// What became of requests that were given up.
+/// The result of the cancelled requests.
 #[derive(Debug)]
 struct Cancelled {
     requests: usize,
     given_up: usize,
-    /// Answered with 200, and not there for somebody else a moment later.
+    /// Events answered with 200 that another session did not see a moment later.
     invisible: Vec<String>,
     /// Sessions that were idle in a transaction for longer than a second.
     idle: usize,
-    /// Events in the end, when what was given up had been pushed again.
+    /// Events at the end, after the cancelled notifications were pushed again.
     events: i64,
     is_whole: bool,
 }
@@ -219,7 +221,8 @@ impl fmt::Display for Cancelled {
     }
 }
 
-/// Half of the callers hang up before they are answered, at any moment, while two connections do all the work.
+/// Half of the clients disconnect before the answer, at any moment, while two database connections
+/// do all the work.
 async fn cancelled(requests: u32, seed: u64) -> Cancelled {
     let stage = Stage::set_with(1, false, "&max=2").await;
     let mut chance = fastrand::Rng::with_seed(seed);
@@ -228,7 +231,7 @@ async fn cancelled(requests: u32, seed: u64) -> Cancelled {
     let watching = Watching::begin(&stage);
     let (next, given_up) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let callers = (0..CALLERS).map(async |caller| {
-        // A client of its own, so that whoever hangs up closes nobody else's connection.
+        // Each has its own client, so that a disconnect does not close another one's connection.
         let client = client();
         let mut chance = fastrand::Rng::with_seed(seed.wrapping_add(caller.into()));
         let mut invisible = Vec::new();
@@ -274,7 +277,7 @@ async fn cancelled(requests: u32, seed: u64) -> Cancelled {
     found
 }
 
-/// The event that a 200 names; nothing when the caller's patience ended before, or somebody else's.
+/// The event id in a 200; `None` when the client's timeout expired or the request failed.
 async fn ask(
     client: &reqwest::Client,
     ports: &Ports,
@@ -290,13 +293,13 @@ async fn ask(
         Some(event.to_owned())
     };
     match patience {
-        // What is dropped here hangs up.
+        // Dropping the future closes the connection.
         Some(patience) => timeout(patience, asking).await.ok()?,
         None => asking.await,
     }
 }
 
-/// Looks for sessions that forgot to end their transaction, again and again.
+/// Counts sessions that are idle in a transaction, repeatedly.
 struct Watching {
     found: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
@@ -324,7 +327,7 @@ impl Watching {
         }
     }
 
-    /// The most there were at once.
+    /// The highest count so far.
     fn end(self) -> usize {
         self.found.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! Every route as nobody, as a stranger, as another tenant: who may do what, in one table.
+//! Every route without a key, with a wrong key, and as another tenant: one table of the expected
+//! statuses.
 
 use serde_json::{Value, json};
 
@@ -12,8 +13,8 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let apple = json!({ "transactionId": "1" });
     let google = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
 
-    // Path, method, body; then the status for nobody, for a made-up key, for a stranger without credentials, for a
-    // tenant that asks about what does not exist.
+    // Method, path, body; then the status without a key, with an unknown key, for a tenant without
+    // credentials, and for a tenant that asks about an object that does not exist.
     let table: [(&str, &str, Option<&Value>, [u16; 4]); 5] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
@@ -76,7 +77,8 @@ async fn each_route_answers_each_caller_as_the_table_says() {
         (404, &json!("NOT_FOUND"))
     );
 
-    // The table is complete: whatever is described stands in it, but for what the stores push, which needs no key.
+    // The table is complete: it has every route of the OpenAPI description, except those the stores
+    // push to, which need no key.
     let described = world.ask("GET", "/openapi.json", None, None).await.body;
     let paths: Vec<&String> = described["paths"]
         .as_object()

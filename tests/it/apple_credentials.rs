@@ -1,4 +1,4 @@
-//! `attesto apple set-credentials` and `get-credentials`, as an administrator uses them.
+//! `attesto apple set-credentials` and `get-credentials` from the command line.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -22,7 +22,7 @@ use crate::world::postgres::{Fresh, fresh_database};
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const ISSUER: &str = "57246542-96fe-1a63-e053-0824d011072a";
-/// What every good command says.
+/// Options of every valid command.
 const NAMES: [&str; 6] = [
     "--bundle-id",
     "com.example.app",
@@ -83,7 +83,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
         let output = child.wait_with_output().unwrap();
         let ran = Ran {
@@ -91,7 +91,7 @@ impl Desk {
             said: String::from_utf8(output.stdout).unwrap(),
             complained: String::from_utf8(output.stderr).unwrap(),
         };
-        // What every P-256 key in PKCS#8 begins with.
+        // The base64 prefix of every P-256 key in PKCS#8.
         for text in [&ran.said, &ran.complained] {
             assert!(!text.contains("MIG"), "{ran:?}");
             assert!(!text.contains(ENCRYPTION_KEY), "{ran:?}");
@@ -134,7 +134,7 @@ async fn stored_credentials_are_shown_without_the_key() {
         })
     );
     assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 16);
-    // No encryption key is needed to look.
+    // Showing the credentials needs no encryption key.
     assert_eq!(desk.attesto(&get, "", &[]).said, set.said);
 
     let again = desk.set(&file, &[&NAMES, &APP_APPLE_ID]);
@@ -202,7 +202,7 @@ async fn stored_credentials_open_only_with_the_right_encryption_key() {
         .unwrap();
     assert!(none.is_none());
 
-    // Another encryption key than the service's would seal what the service cannot open.
+    // A different encryption key would seal what the server cannot open.
     let words = [
         "apple",
         "set-credentials",

@@ -1,4 +1,4 @@
-//! `POST /v1/webhooks/apple/{tenantId}` as Apple uses it, and what is stored of each notification.
+//! `POST /v1/webhooks/apple/{tenantId}`, and what is stored of each notification.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ use sqlx::Row as _;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 
-/// What seals in every world, as a program is told it.
+/// The encryption key of every `World`, for commands.
 const ENCRYPTION_KEY: [u8; 32] = [7; 32];
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
-/// A tenant, and notifications written by hand.
+/// A tenant, and notifications built by the test.
 struct Shop {
     world: World,
     tenant: Tenant,
@@ -33,7 +33,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// An object with other fields in place of some; `null` leaves one out.
+/// A copy of an object with some fields replaced; `null` removes a field.
 fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
     let mut fields = fields.clone();
     for (name, value) in changes {
@@ -93,7 +93,7 @@ impl Shop {
         data
     }
 
-    /// A whole notification; the numbers in its id are made of `count`.
+    /// A complete notification; the digits of its id come from `count`.
     fn notification(&self, kind: &str, count: u32, block: &str, fields: &Value) -> Value {
         json!({
             "notificationType": kind,
@@ -114,7 +114,7 @@ impl Shop {
             .await
     }
 
-    /// Sends what must be believed and reads what was stored of it.
+    /// Sends a notification that must be accepted, and reads the stored event.
     async fn stored(&self, payload: &Value) -> Event {
         let answer = self.send(payload).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -122,7 +122,7 @@ impl Shop {
         self.event(answer.body["eventId"].as_str().unwrap()).await
     }
 
-    /// Sends what must not be believed: why.
+    /// Sends a notification that must be refused, and returns the failure class.
     async fn class(&self, payload: &Value) -> String {
         refused(&self.send(payload).await)
     }
@@ -135,7 +135,7 @@ impl Shop {
             .unwrap();
         let body: String = row.get("body");
         let body: Value = serde_json::from_str(&body).unwrap();
-        // What is sent and what is stored for queries are one thing.
+        // The delivered body and the columns for queries agree.
         for (column, found) in [
             ("event_type", &body["event"]),
             ("reason", &body["reason"]),
@@ -165,7 +165,8 @@ impl Shop {
             .unwrap()
     }
 
-    /// Waits until a change of the tenant is heard of: until this is answered so.
+    /// Sends until the answer has this status, that is, until the server has noticed a change of
+    /// the tenant.
     async fn eventually(&self, payload: &Value, status: u16) -> Answer {
         let begun = Instant::now();
         loop {
@@ -183,7 +184,8 @@ impl Shop {
 }
 
 impl Shop {
-    /// The simulated App Store posts to this tenant from now on: at once, or when a test says so.
+    /// From now on the simulated App Store posts to this tenant, either at once or when the test
+    /// asks for it.
     fn report_here(&self, manual: bool) {
         let app = SimulatedApp {
             app_apple_id: APP_APPLE_ID.try_into().unwrap(),
@@ -198,7 +200,7 @@ impl Shop {
         self.apple().set_notification_urls(APP, to).unwrap();
     }
 
-    /// Posts the newest notification and reads what was stored of it.
+    /// Posts the newest notification and reads the stored event.
     async fn push(&self) -> Event {
         let newest = self.apple().list_notifications().pop().unwrap();
         let uuid = newest.notification_uuid;
@@ -209,7 +211,7 @@ impl Shop {
     }
 }
 
-/// Why a notification was not believed.
+/// The failure class of a refused notification.
 fn refused(answer: &Answer) -> String {
     assert_eq!(
         (answer.status, &answer.body["error"]),
@@ -267,14 +269,14 @@ async fn a_renewal_is_stored_with_our_event_type_and_the_full_signed_payload() {
             "appUserId": USER,
             "data": event["data"],
             "raw": { "signedPayload": shop.sign(&sent).rsplit_once('.').map(|(signed, _)| {
-                // No two signatures are alike.
+                // No two ECDSA signatures are equal.
                 let found = event["raw"]["signedPayload"].as_str().unwrap();
                 assert!(found.starts_with(signed));
                 found.to_owned()
             }) },
         })
     );
-    // Nothing is taken away; what is inside stands decoded behind its JWS.
+    // Nothing is removed; the inner JWS are decoded next to their originals.
     let inner = object(event["data"]["data"].clone());
     let names: Vec<&str> = inner.keys().map(String::as_str).collect();
     assert_eq!(
@@ -381,7 +383,7 @@ async fn subscription_notifications_map_to_our_event_types() {
         assert_eq!(event.0["appUserId"], USER);
         assert_eq!(event.0["environment"], "production");
     }
-    // No forgery of one of Apple's own notifications gets in.
+    // No forgery of one of Apple's own notifications is accepted.
     let uuid = shop.apple().list_notifications()[0]
         .notification_uuid
         .clone();
@@ -422,7 +424,7 @@ async fn every_notification_block_sets_the_event_subject() {
     let shop = Shop::open().await;
     let sandbox = SimulatedEnvironment::Sandbox;
 
-    // What kind of product it is decides between the two families of words.
+    // The product type decides between the two groups of event types.
     for (count, kind, word, of) in [
         (
             1,
@@ -459,7 +461,7 @@ async fn every_notification_block_sets_the_event_subject() {
         ("product.consumption_request", Some("unintended_purchase"))
     );
 
-    // A test is about the app alone; the sandbox may leave the number out.
+    // A test notification concerns only the app; the sandbox may omit the app's Apple id.
     let test = json!({ "bundleId": APP, "bundleVersion": "1", "environment": "Sandbox" });
     let event = shop
         .stored(&shop.notification("TEST", 6, "data", &test))
@@ -487,7 +489,7 @@ async fn every_notification_block_sets_the_event_subject() {
     assert_eq!(event.0["subject"], Value::Null);
     assert_eq!(event.0["data"], extended);
 
-    // A token for an external purchase says in its id where it is from.
+    // The id of an external purchase token states its environment.
     for (count, id, environment) in [(8, "SANDBOX_1", "sandbox"), (9, "1-SANDBOX", "production")] {
         let token = json!({
             "externalPurchaseId": id, "tokenCreationDate": 1, "appAppleId": APP_APPLE_ID, "bundleId": APP,
@@ -538,7 +540,7 @@ async fn unknown_notification_types_are_stored_as_unknown() {
         "its subject is known all the same"
     );
 
-    // A block that is unknown, as long as it says whose it is.
+    // An unknown block, as long as it names its app.
     let block = json!({ "bundleId": APP, "environment": "Sandbox", "signedTransactionInfo": data["signedTransactionInfo"] });
     let event = shop
         .stored(&shop.notification("SOMETHING_NEW", 2, "brandNew", &block))
@@ -547,7 +549,7 @@ async fn unknown_notification_types_are_stored_as_unknown() {
     assert!(event.0["data"]["brandNew"]["transactionInfo"].is_object());
     assert_eq!(event.0["appUserId"], USER);
 
-    // Fields of other kinds than they had, words that are none, text that Postgres cannot store.
+    // Fields of other types, unknown values, text that Postgres cannot store.
     let mut odd = shop.notification("DID_RENEW", 3, "data", &data);
     odd["notificationType"] = json!(["DID_RENEW"]);
     odd["subtype"] = json!(7);
@@ -566,7 +568,7 @@ async fn unknown_notification_types_are_stored_as_unknown() {
     let sent: Value = serde_json::from_str(&sent).unwrap();
     assert_eq!(sent["data"]["data"]["note"], "a\u{0}b");
 
-    // Larger than anything Apple sends, and within the bound.
+    // Larger than anything Apple sends, and within the limit.
     let mut large = shop.notification("DID_RENEW", 4, "data", &data);
     large["data"]["more"] = json!("x".repeat(600 * 1024));
     assert_eq!(shop.stored(&large).await.word().0, "subscription.renewed");
@@ -586,7 +588,7 @@ async fn notifications_not_signed_by_apple_are_refused() {
         }
         let forged = authority.forge_jws(forgery, &good);
         refused(&shop.post(&json!({ "signedPayload": forged })).await);
-        // The same inside of a genuine one: every part is looked at by itself.
+        // The same inside a genuine notification: every part is verified separately.
         let bought = shop
             .apple()
             .list_transactions()
@@ -641,7 +643,7 @@ async fn notifications_for_another_app_are_refused() {
         let payload = with(block, &[("bundleId", other.clone())]);
         assert_eq!(shop.class(&payload).await, "other_app", "{block}");
     }
-    // The first block counts, whatever stands in another.
+    // The first block counts, whatever another one contains.
     let mut two = with("data", &[("bundleId", other.clone())]);
     two["summary"] = mine.clone();
     assert_eq!(shop.class(&two).await, "other_app");
@@ -650,7 +652,7 @@ async fn notifications_for_another_app_are_refused() {
         (vec![("bundleId", Value::Null)], "other_app"),
         (vec![("appAppleId", json!(1))], "other_app_apple_id"),
         (vec![("appAppleId", Value::Null)], "other_app_apple_id"),
-        // Compared in the sandbox too, where it is given.
+        // Compared in the sandbox too, if present.
         (
             vec![("appAppleId", json!(1)), sandbox],
             "other_app_apple_id",
@@ -665,7 +667,7 @@ async fn notifications_for_another_app_are_refused() {
         let payload = with("data", &changes);
         assert_eq!(shop.class(&payload).await, class, "{changes:?}");
     }
-    // Genuine things of Apple's that are no notification.
+    // Genuine signed data of Apple's that is no notification.
     for payload in [
         json!({ "bundleId": APP, "transactionId": "1" }),
         with("unknown", &[("bundleId", Value::Null)]),
@@ -766,7 +768,8 @@ async fn the_tenants_environment_and_app_apple_id_must_match() {
     assert_eq!(refused(&answer), "other_environment");
     assert_eq!(shop.send(&production).await.status, 200);
 
-    // Without the app's number nothing of production can be judged, and that is ours to mend.
+    // Without the app's Apple id nothing of production can be verified; the operator must configure
+    // it.
     set(EnvironmentChoice::Auto, None).await;
     let answer = shop.eventually(&production, 400).await;
     assert_eq!(answer.body["error"], "CREDENTIALS_MISSING");
@@ -789,13 +792,13 @@ async fn checks_run_in_the_documented_order() {
         world.ask("POST", &path, None, Some(body)).await
     };
     let nothing = json!({});
-    // A malformed id comes before all else.
+    // A malformed id is refused before everything else.
     for id in ["x", "tenant_", "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"] {
         let answer = ask(id, &nothing).await;
         assert_eq!(answer.status, 400);
         assert_eq!(answer.body["details"]["issues"][0]["path"], "tenantId");
     }
-    // Then the tenant, whatever is sent.
+    // Then the tenant, whatever the body.
     let unknown = attesto::base::id::TenantId::mint(world.clock.now());
     for body in [
         &nothing,
@@ -807,7 +810,7 @@ async fn checks_run_in_the_documented_order() {
             (404, &json!("TENANT_NOT_FOUND"))
         );
     }
-    // Then the body, though the tenant has no credentials.
+    // Then the body, even without credentials.
     let stranger = world.stranger().await;
     for (body, path) in [
         (json!([]), ""),
@@ -831,14 +834,14 @@ async fn checks_run_in_the_documented_order() {
     let answer = ask(stranger.id.as_str(), &large).await;
     assert_eq!(answer.status, 400);
     assert_eq!(answer.body["details"]["maxBytes"], 1024 * 1024);
-    // Then the credentials, though the signature is none.
+    // Then the credentials, even with an invalid signature.
     let unsigned = json!({ "signedPayload": "x" });
     let answer = ask(stranger.id.as_str(), &unsigned).await;
     assert_eq!(
         (answer.status, &answer.body["error"]),
         (400, &json!("CREDENTIALS_MISSING"))
     );
-    // Then the signature and whose it is, though there is no id; the id comes last.
+    // Then the signature and the app, even without an id; the id is checked last.
     let mut data = shop.data(ProductType::Subscription, SimulatedEnvironment::Sandbox);
     let mut nameless = shop.notification("DID_RENEW", 1, "data", &data);
     for id in [Value::Null, json!(""), json!(7), json!("x".repeat(257))] {
@@ -861,7 +864,7 @@ async fn checks_run_in_the_documented_order() {
     let path = format!("/v1/webhooks/apple/{}", shop.tenant.id);
     assert_eq!(world.ask("GET", &path, None, None).await.status, 405);
 
-    // An inactive tenant is as good as none.
+    // An inactive tenant is answered like an unknown one.
     let good = json!({ "bundleId": APP, "environment": "Sandbox" });
     let good = shop.notification("TEST", 2, "data", &good);
     assert_eq!(shop.send(&good).await.status, 200);
@@ -910,7 +913,7 @@ async fn fifty_concurrent_copies_become_one_event() {
         deliveries,
         [(event, tenant, "https://a.example/hook".to_owned())]
     );
-    // However it is signed, the id is what makes two of them one.
+    // Two notifications with the same id are the same, even if signed differently.
     let again = shop.notification("DID_RENEW", 1, "data", &data);
     shop.world.clock.advance(Duration::from_hours(1));
     let answer = shop.send(&again).await;
@@ -951,7 +954,7 @@ async fn apple_retries_when_the_database_is_unavailable() {
     assert!(answer.headers.contains_key("retry-after"));
 }
 
-/// What `attesto apple request-test-notification` said.
+/// Output of `attesto apple request-test-notification`.
 #[derive(Debug)]
 struct Ran {
     exit: Option<i32>,
@@ -960,7 +963,7 @@ struct Ran {
 }
 
 impl Shop {
-    /// A shop of today: a program has no other clock.
+    /// A shop in real time: the binary has no other clock.
     async fn open_today() -> Self {
         let world = World::today().await;
         let tenant = world.tenant().await;
@@ -994,7 +997,7 @@ impl Shop {
         }
     }
 
-    /// What is kept of Apple's last answers.
+    /// Apple's last answers as stored.
     async fn kept_answers(&self) -> Vec<String> {
         let statement = "select environment || ': ' || result from apple_test_notifications
             where tenant_id = $1 order by environment";
@@ -1002,7 +1005,7 @@ impl Shop {
         kept.fetch_all(self.world.database().pool()).await.unwrap()
     }
 
-    /// Runs it where nothing is to be printed but what is wrong.
+    /// Runs the command where it must print only an error.
     async fn complaint(&self, more: &[&str], exit: i32) -> String {
         let ran = self.request_test(more).await;
         assert_eq!((ran.exit, ran.said.as_str()), (Some(exit), ""), "{ran:?}");
@@ -1054,7 +1057,7 @@ async fn request_test_notification_reports_the_arrival() {
         ["production: SUCCESS", "sandbox: SUCCESS"]
     );
 
-    // Apple's outcome is printed and explained when it is a bad one.
+    // Apple's outcome is printed, and explained if it is a failure.
     let unknown = attesto::base::id::TenantId::mint(shop.world.clock.now());
     let url = shop.world.url(&format!("/v1/webhooks/apple/{unknown}"));
     shop.apple()
@@ -1071,7 +1074,7 @@ async fn request_test_notification_reports_the_arrival() {
     let kept = shop.kept_answers().await;
     assert_eq!(kept[0], "production: UNSUCCESSFUL_HTTP_RESPONSE_CODE");
 
-    // And so is a good one that this Attesto had nothing of.
+    // A success is explained too when this Attesto received nothing.
     let url = shop.world.url("/health");
     let elsewhere = shop.world.tenant().await;
     let other = url.replace("/health", &format!("/v1/webhooks/apple/{}", elsewhere.id));
@@ -1090,7 +1093,7 @@ async fn request_test_notification_reports_the_arrival() {
 async fn request_test_notification_explains_each_failure() {
     let shop = Shop::open_today().await;
     shop.report_here(true);
-    // Apple has not sent it.
+    // Apple has not sent it yet.
     let complaint = shop.complaint(&["--wait", "1s"], 1).await;
     assert!(complaint.contains("within 1s"), "{complaint}");
     let simulator = &shop.world.simulator;
@@ -1139,7 +1142,7 @@ async fn a_deactivated_tenant_is_refused_even_if_the_cache_was_not_notified() {
     };
     assert_eq!(shop.send(&notification(1)).await.status, 200);
     shop.world.deactivate_unheard(&shop.tenant.id).await;
-    // It is let in as before, and refused by the statement that would write it.
+    // The cached tenant is accepted, and the insert refuses the event.
     for number in [1, 2] {
         let answer = shop.send(&notification(number)).await;
         assert_eq!(

@@ -1,6 +1,7 @@
-//! Apple's certificates asked about, of a responder that says whatever a test wants.
+//! OCSP checks of Apple's certificates, with a responder whose answers the test chooses.
 //!
-//! The forger here writes certificates with rcgen and OCSP byte by byte: nothing of it is shared with what reads it.
+//! The forger here writes certificates with rcgen and OCSP responses byte by byte: it shares no
+//! code with the parser.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,12 +43,12 @@ const INTERMEDIATE: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
 const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
-/// For how long an answer counts that the responder no longer vouches for.
+/// How long an answer is still used after its validity has ended.
 const DAY: Duration = Duration::from_hours(24);
-/// How long nobody is asked after an attempt that brought nothing.
+/// How long no request is sent after a failed one.
 const PAUSE: Duration = Duration::from_secs(10);
 
-// DER, by hand.
+// DER, written by hand.
 
 fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     let mut der = vec![tag];
@@ -93,7 +94,7 @@ const ECDSA_SHA_256_OID: &[u8] = &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
 const ECDSA_SHA_384_OID: &[u8] = &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
 const RSA_SHA_256_OID: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0b];
 
-/// The parts of what is built of parts.
+/// The elements of a constructed DER value.
 fn parts_of(der: &[u8]) -> Vec<&[u8]> {
     let (_, mut inside) = open(der);
     let mut parts = Vec::new();
@@ -105,7 +106,7 @@ fn parts_of(der: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-/// How long the first thing is, and what is in it.
+/// The length of the first DER value, and its content.
 fn open(der: &[u8]) -> (usize, &[u8]) {
     let (head, length) = match der[1] {
         short @ 0..=127 => (2, usize::from(short)),
@@ -120,7 +121,7 @@ fn open(der: &[u8]) -> (usize, &[u8]) {
     (head + length, &der[head..head + length])
 }
 
-/// The subject's name of a certificate in DER.
+/// The DER of a certificate's subject name.
 fn name_of(certificate: &[u8]) -> Vec<u8> {
     // version, serial number, algorithm, issuer, validity, subject
     parts_of(parts_of(certificate)[0])[5].to_vec()
@@ -130,13 +131,13 @@ fn serial_of(certificate: &[u8]) -> Vec<u8> {
     parts_of(parts_of(certificate)[0])[1].to_vec()
 }
 
-/// The public key of a certificate without its algorithm, and without the count of unused bits.
+/// The public key of a certificate without its algorithm and without the count of unused bits.
 fn key_of(certificate: &[u8]) -> Vec<u8> {
     let key = parts_of(parts_of(certificate)[0])[6];
     open(parts_of(key)[1]).1[1..].to_vec()
 }
 
-/// A certificate authority as Apple's.
+/// A certificate authority like Apple's.
 struct Authority {
     root: Vec<u8>,
     root_issuer: Issuer<'static, KeyPair>,
@@ -173,7 +174,7 @@ fn key_for(algorithm: &'static SignatureAlgorithm) -> KeyPair {
 }
 
 impl Authority {
-    /// Its certificates name the responder at `address`, if any: `/leaf` and `/intermediate`.
+    /// Its certificates name the responder at `address`, if any: paths `/leaf` and `/intermediate`.
     fn new(address: Option<SocketAddr>, leaf_window: (i64, i64)) -> Self {
         let at = |path: &str| address.map(|address| format!("http://{address}/{path}"));
         let ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -204,7 +205,7 @@ impl Authority {
         authority
     }
 
-    /// A leaf and its key.
+    /// Issues a leaf and its key.
     fn issue(
         &self,
         serial: u8,
@@ -253,7 +254,7 @@ impl Authority {
         json!({ "signedPayload": self.sign(&payload) })
     }
 
-    /// The certificate asked about at a path, and its issuer's.
+    /// The certificate that is queried at a path, and its issuer's.
     fn asked_at(&self, path: &str) -> (&[u8], &[u8], &Issuer<'static, KeyPair>) {
         match path {
             "/intermediate" => (&self.intermediate, &self.root, &self.root_issuer),
@@ -270,23 +271,23 @@ fn transaction(now: Timestamp) -> Value {
     })
 }
 
-/// What the responder does when it is asked.
+/// What the responder does with a request.
 #[derive(Clone)]
 enum Manner {
     Says(Saying),
     /// Sends this status and body.
     Sends(u16, Vec<u8>),
-    /// Sends the head and the beginning of a body, and no more.
+    /// Sends the head and the beginning of a body, then stalls.
     Dawdles,
     /// Closes the connection.
     HangsUp,
 }
 
-/// A response; [`Saying::default`] is a good one.
+/// A response; the default is a good one.
 #[derive(Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each may be wrong alone")]
 struct Saying {
-    /// The whole `CertStatus`.
+    /// The DER of the whole `CertStatus`.
     word: Vec<u8>,
     sha_1: bool,
     other_name: bool,
@@ -296,19 +297,19 @@ struct Saying {
     this_update: i64,
     next_update: Option<i64>,
     by: By,
-    /// Changed after it was signed.
+    /// Whether it is altered after signing.
     altered: bool,
     critical: bool,
     version: Option<u8>,
 }
 
-/// Who signs.
+/// The signer of a response.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
     Issuer,
-    /// Named by its key.
+    /// Identified by its key hash.
     IssuersKey,
-    /// Somebody with a certificate.
+    /// A delegated responder with its own certificate.
     Delegate(Delegate),
 }
 
@@ -324,7 +325,7 @@ struct Delegate {
 #[derive(Clone, Copy, PartialEq)]
 enum IssuedBy {
     TheIssuer,
-    /// The root, for the leaf: an issuer, but not the leaf's.
+    /// The root, for the leaf: an issuer, but not the leaf's issuer.
     TheRoot,
     Stranger,
 }
@@ -488,7 +489,7 @@ impl Saying {
             Some((_, (_, key))) => (sequence(&[ECDSA_SHA_256_OID]), ecdsa_p256(key, &data)),
         };
         if self.altered {
-            // The last digit of the last moment.
+            // The last digit of the seconds.
             let at = data.len() - 2;
             data[at] ^= 1;
         }
@@ -506,12 +507,12 @@ impl Saying {
     }
 }
 
-/// A response in which the responder does not answer.
+/// An OCSP response with an error status and no answer.
 fn declining(status: u8) -> Vec<u8> {
     sequence(&[&[0x0a, 1, status]])
 }
 
-/// It answers for an authority until it is dropped.
+/// The responder of an authority; it stops when dropped.
 struct Responder {
     address: SocketAddr,
     state: Arc<State>,
@@ -546,7 +547,7 @@ impl Responder {
         }
     }
 
-    /// From now on it does this when it is asked at `path`.
+    /// From now on it answers this at `path`.
     fn set(&self, path: &str, manner: Manner) {
         self.state
             .manners
@@ -559,7 +560,7 @@ impl Responder {
         self.set(path, Manner::Says(saying));
     }
 
-    /// The same, whatever is asked.
+    /// Sets the same answer for all paths.
     fn all(&self, manner: &Manner) {
         self.set("/leaf", manner.clone());
         self.set("/intermediate", manner.clone());
@@ -626,7 +627,7 @@ impl State {
             Manner::Dawdles => {
                 let head = "HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n0";
                 stream.write_all(head.as_bytes()).await.ok()?;
-                // Until the other side has enough of it.
+                // Until the other side closes the connection.
                 stream.read_buf(&mut Vec::new()).await.ok()?;
                 return None;
             }
@@ -642,7 +643,7 @@ impl State {
     }
 }
 
-/// An Attesto that asks, a tenant of it, and who is asked.
+/// A server with OCSP on, a tenant, and the responder it queries.
 struct Stage {
     world: World,
     tenant: Tenant,
@@ -804,7 +805,7 @@ async fn every_kind_of_ocsp_signer_is_accepted() {
             let authority = Authority::new(None, (-300, 300));
             let subject = ChainCertificate::new(&authority.leaf, &authority.intermediate).unwrap();
             let der = Saying { version, ..saying }.der(&authority, "/leaf", start());
-            // DER leaves out what is the default; who writes it is understood all the same.
+            // DER omits default values; a response that includes them is accepted all the same.
             let answer =
                 response::verify_response(&der, &subject, start()).map(|answer| answer.status);
             assert_eq!(answer, Ok(RevocationStatus::Good));
@@ -839,7 +840,7 @@ async fn revoked_and_unknown_certificates_are_refused_with_their_own_class() {
                 (answer.status, &answer.body["details"]["class"]),
                 (401, &json!(class))
             );
-            // What somebody kept from before does not bring it back.
+            // An old cached answer does not undo a revocation.
             let before = Saying {
                 this_update: -600,
                 ..Saying::default()
@@ -847,7 +848,7 @@ async fn revoked_and_unknown_certificates_are_refused_with_their_own_class() {
             stage.responder.says(path, before);
             stage.advance(MINUTE);
             assert_no(&stage.ask().await, class);
-            // Not for ever: it may have been mended.
+            // Not forever: the revocation may have been a mistake.
             stage.responder.says(path, Saying::default());
             stage.advance(MINUTE);
             assert_yes(&stage.ask().await);
@@ -871,7 +872,7 @@ async fn a_definite_refusal_takes_precedence_over_an_unknown_status() {
     stage.world.end().await;
 }
 
-/// Every answer that is as good as none, and why.
+/// Every unusable answer, and its reason.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn unusable() -> Vec<(&'static str, Saying, OcspResponseError)> {
     let by = |delegate| Saying {
@@ -1019,7 +1020,7 @@ fn every_unusable_ocsp_response_has_its_own_reason() {
     let read =
         |der: &[u8]| response::verify_response(der, &subject, start()).map(|answer| answer.status);
     for (what, saying, why) in unusable() {
-        // A "revoked" that cannot be believed is not believed either.
+        // A "revoked" that cannot be verified is not accepted either.
         for word in [GOOD.to_vec(), revoked()] {
             let der = Saying {
                 word,
@@ -1049,7 +1050,7 @@ fn every_unusable_ocsp_response_has_its_own_reason() {
     ] {
         assert_eq!(read(&nonsense), Err(OcspResponseError::NotAResponse));
     }
-    // A minute either way is nothing.
+    // A clock difference of one minute is tolerated.
     for (this_update, next_update) in [(60, 3600), (-900, -60)] {
         let saying = Saying {
             this_update,
@@ -1061,7 +1062,7 @@ fn every_unusable_ocsp_response_has_its_own_reason() {
             Ok(RevocationStatus::Good)
         );
     }
-    // Nor is an answer about the intermediate one about the leaf.
+    // Nor does an answer about the intermediate apply to the leaf.
     let other = Saying::default().der(&authority, "/intermediate", start());
     assert_eq!(read(&other), Err(OcspResponseError::UnknownSigner));
 }
@@ -1091,7 +1092,7 @@ async fn an_unusable_ocsp_response_means_try_again() {
         assert_again(&answer);
         let asked = stage.responder.count();
         assert!(asked > before, "{what}");
-        // A flood of the same does not become a flood there.
+        // Many identical requests send only one OCSP query.
         assert_again(&stage.ask().await);
         assert_eq!(stage.responder.count(), asked, "{what}");
         stage.advance(PAUSE);
@@ -1114,19 +1115,21 @@ async fn during_an_ocsp_outage_known_chains_pass_and_new_ones_must_retry() {
     let stage = Stage::new().await;
     stage.responder.all(&Manner::HangsUp);
     assert_again(&stage.ask().await);
-    // It is back: good for an hour.
+    // The responder is back: its answer is good for an hour.
     stage.responder.all(&Manner::Says(Saying::default()));
     stage.advance(PAUSE);
     assert_yes(&stage.ask().await);
 
-    // It is away, and the answer is no longer fresh: nobody waits, and it is asked behind the answer.
+    // The responder is down and the answer is no longer fresh: requests do not wait, the query runs
+    // in the background.
     stage.responder.all(&Manner::HangsUp);
     stage.advance(16 * MINUTE);
     let before = stage.responder.count();
     assert_yes(&stage.ask().await);
     stage.responder.until(before + 2).await;
 
-    // It no longer vouches for what it said: asked first, and believed without an answer, for a day.
+    // The cached answer has expired: the responder is queried first; without an answer the old one
+    // is used for a day.
     stage.advance(HOUR);
     let before = stage.responder.count();
     assert_yes(&stage.ask().await);
@@ -1136,7 +1139,7 @@ async fn during_an_ocsp_outage_known_chains_pass_and_new_ones_must_retry() {
     stage.advance(2 * MINUTE);
     assert_again(&stage.ask().await);
 
-    // Back again.
+    // The responder is back.
     stage.responder.all(&Manner::Says(Saying::default()));
     stage.advance(PAUSE);
     assert_yes(&stage.ask().await);
@@ -1159,7 +1162,7 @@ async fn a_revocation_is_noticed_while_the_cached_response_is_valid() {
     assert_eq!(stage.responder.count(), 2);
     stage.advance(MINUTE);
     let heard = async {
-        // The first of these asks, behind its own answer.
+        // The first of these starts a query in the background.
         while stage.ask().await.body["valid"] == true {
             tokio::task::yield_now().await;
         }
@@ -1168,7 +1171,7 @@ async fn a_revocation_is_noticed_while_the_cached_response_is_valid() {
     assert_no(&stage.ask().await, "revoked");
     assert_eq!(stage.responder.count(), 4, "each once more");
 
-    // An outage does not bring it back.
+    // An outage does not undo a revocation.
     stage.responder.all(&Manner::HangsUp);
     stage.advance(2 * HOUR);
     assert_no(&stage.ask().await, "revoked");
@@ -1192,7 +1195,7 @@ async fn a_notification_with_unknown_ocsp_status_is_accepted_when_apple_retries(
     stage.advance(PAUSE);
     assert_eq!(stage.push(&push).await.status, 200);
 
-    // What is signed inside is asked about as well: here under another leaf.
+    // The certificate of the inner JWS is queried too: here it has another leaf.
     let url = format!("http://{}/other", stage.responder.address);
     let (leaf, key) = authority.issue(4, Some(url), (-300, 300));
     let inner = authority.sign_as(&leaf, &key, &transaction(now));
@@ -1231,7 +1234,7 @@ async fn with_ocsp_the_current_time_counts_and_a_responder_is_required() {
     assert_no(&stage.ask_about(&mute).await, "no_responder");
     stage.world.end().await;
 
-    // Switched off, which is the default, neither matters, and nobody is asked.
+    // With OCSP off, the default, neither matters, and no request is sent.
     let responder = Responder::new().await;
     let expired = Authority::new(Some(responder.address), (-800, -400));
     let stage = Stage::of(expired, responder, &[("APPLE_OCSP", "off")]).await;

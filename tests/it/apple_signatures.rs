@@ -1,6 +1,8 @@
-//! What of Apple's is believed, and forty-odd forgeries that are not, each refused for its own reason.
+//! Verification of Apple's signatures: genuine ones are accepted, and more than forty forgeries are
+//! refused, each with its own class.
 //!
-//! The forger here shares nothing with the simulated App Store: a mistake in one does not hide in the other.
+//! The forger here shares no code with the simulated App Store, so that a mistake in one does not
+//! hide in the other.
 
 use std::time::Duration;
 
@@ -30,16 +32,16 @@ fn now() -> Timestamp {
     Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
 }
 
-/// How a chain is made; [`Plan::default`] is a good one.
+/// How a chain is made; [`Plan::default`] makes a valid one.
 struct Plan {
     leaf_algorithm: &'static SignatureAlgorithm,
     leaf_marker: Option<&'static [u64]>,
     intermediate_marker: Option<&'static [u64]>,
     intermediate_is_ca: IsCa,
-    /// What the intermediate's key is for; empty when it does not say.
+    /// The key usage of the intermediate; empty omits the extension.
     intermediate_usage: Vec<KeyUsagePurpose>,
     usage: Vec<ExtendedKeyUsagePurpose>,
-    /// Days from now, from and to, of the leaf, the intermediate and the root.
+    /// Validity of the leaf, the intermediate and the root, in days from now.
     leaf: (i64, i64),
     intermediate: (i64, i64),
     root: (i64, i64),
@@ -61,7 +63,7 @@ impl Default for Plan {
     }
 }
 
-/// A chain, leaf first, and what signs with it.
+/// A chain, leaf first, and the key that signs.
 struct Chain {
     der: [Vec<u8>; 3],
     key: KeyPair,
@@ -159,7 +161,7 @@ impl Chain {
             .to_vec()
     }
 
-    /// Both segments are given as they are sent.
+    /// Both segments are used as given.
     fn seal(&self, header: &str, payload: &str) -> String {
         let input = format!("{header}.{payload}");
         let signature = URL_SAFE_NO_PAD.encode(self.signature(&input));
@@ -184,7 +186,8 @@ fn parts(jws: &str) -> [String; 3] {
     parts.try_into().expect("three parts")
 }
 
-/// Turns the lowest bit of the last character's value, which belongs to no byte: another text of the same bytes.
+/// Flips the lowest bit of the last base64 character, which encodes no byte: another text for the
+/// same bytes.
 fn uncanonical(text: &str) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let (rest, last) = text.split_at(text.len() - 1);
@@ -208,7 +211,7 @@ fn a_genuine_signature_is_accepted() {
             payload()
         );
     }
-    // The third certificate is ignored, whatever it is.
+    // The third certificate is ignored, whatever it contains.
     for third in ["", "not base64", "AAAA"] {
         let mut header = chain.header();
         header["x5c"][2] = json!(third);
@@ -219,7 +222,7 @@ fn a_genuine_signature_is_accepted() {
             "third: {third}"
         );
     }
-    // What the header says beside is nobody's business.
+    // Other header fields are ignored.
     let mut header = chain.header();
     header["kid"] = json!("x");
     header["typ"] = json!("JWT");
@@ -228,7 +231,7 @@ fn a_genuine_signature_is_accepted() {
             .verify_payload(&chain.sign(&header, &payload()), now())
             .is_ok()
     );
-    // A mark of another use beside Apple's own does not harm.
+    // An additional Apple marker is harmless.
     let server = Plan {
         usage: vec![ExtendedKeyUsagePurpose::ServerAuth],
         ..Plan::default()
@@ -268,13 +271,13 @@ fn certificates_are_checked_at_the_signing_date() {
     assert_eq!(at(-801.0), Err(SignatureError::CertificateExpired));
     assert_eq!(at(-600.0), Ok(()), "a refusal does not stick to the chain");
     assert_eq!(at(0.0), Err(SignatureError::CertificateExpired));
-    // Without a date, today counts.
+    // Without a signing date, the current time counts.
     let undated = json!({ "bundleId": "com.example.app" });
     assert_eq!(
         verifier.verify_payload(&old.sign(&old.header(), &undated), now()),
         Err(SignatureError::CertificateExpired)
     );
-    // An app transaction has its own word for it.
+    // An app transaction has another name for its date.
     let app = json!({ "receiptCreationDate": now().minus(600 * DAY).as_millis() });
     assert!(
         verifier
@@ -291,7 +294,8 @@ fn every_forgery_is_refused_with_its_own_class() {
     let verifier = chain.verifier();
     let good = chain.good();
     let [header, body, signature] = parts(&good);
-    // Remembered, as it is in a process that has been running for a while: no forgery may profit from that.
+    // The chain is cached, as in a process that has been running for a while: no forgery may profit
+    // from it.
     verifier.verify_payload(&good, now()).expect("believed");
 
     let with_header = |change: &dyn Fn(&mut Value)| {
@@ -356,7 +360,7 @@ fn every_forgery_is_refused_with_its_own_class() {
     };
 
     let forgeries: Vec<(&str, String, SignatureError)> = vec![
-        // The form of the whole.
+        // The form of the JWS.
         ("empty", String::new(), SignatureError::NotAJws),
         ("one part", "abc".into(), SignatureError::NotAJws),
         (

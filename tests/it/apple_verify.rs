@@ -1,4 +1,4 @@
-//! `POST /v1/apple/verify` as a backend uses it, against the simulated App Store.
+//! `POST /v1/apple/verify` against the simulated App Store.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
-/// A month of a subscription, bought in `environment`.
+/// Buys a monthly subscription in `environment`.
 fn buys(world: &World, environment: SimulatedEnvironment) -> SimulatedTransaction {
     let new = NewTransaction {
         environment,
@@ -40,7 +40,7 @@ async fn by_jws(world: &World, tenant: &Tenant, jws: &str) -> Answer {
         .await
 }
 
-/// An answer that is a "no": which.
+/// The error code of an answer with `valid: false`.
 fn no(answer: &Answer) -> &str {
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.body["valid"], false, "{}", answer.body);
@@ -94,7 +94,7 @@ async fn a_transaction_is_answered_with_all_its_fields() {
     );
     assert_eq!(transaction.as_object().map(serde_json::Map::len), Some(23));
 
-    // The JWS Apple sent can be asked about in turn, with the same answer and no call to Apple.
+    // The JWS from Apple's answer can be verified too, with the same result and no call to Apple.
     world.simulator.clear_requests();
     let jws = transaction["signedTransactionInfo"]
         .as_str()
@@ -186,7 +186,7 @@ async fn sandbox_is_queried_when_production_does_not_know_the_transaction() {
         let seen = |place| world.simulator.count_requests_at(place);
         assert_eq!((seen("apple/production"), seen("apple/sandbox")), calls);
     }
-    // The older word for it, and an app that was never released, whose key production refuses.
+    // The older error for it, and an app that was never released, whose key production refuses.
     world
         .simulator
         .add_fault(Fault::at_place("apple/production").error_code(4_040_005))
@@ -264,8 +264,8 @@ async fn the_environment_comes_from_the_request_or_the_tenant() {
         json!({ "expected": "sandbox", "found": "production" })
     );
 
-    // Without the app's Apple id nothing of production can be verified: passed over when it is one of two, said when
-    // it is demanded.
+    // Without the app's Apple id nothing of production can be verified: skipped when both
+    // environments are allowed, reported when production is requested.
     let unnumbered = world.stranger().await;
     world
         .set_apple(&unnumbered, EnvironmentChoice::Auto, None)
@@ -496,7 +496,7 @@ async fn every_apple_response_maps_to_its_error_code() {
             "{code}"
         );
     }
-    // What may pass is tried again at once, twice.
+    // Temporary failures are retried at once, twice.
     for code in [4_040_002, 4_040_004, 4_040_006, 5_000_000, 5_000_001] {
         let answer = ask(at().error_code(code).times(2)).await;
         assert_eq!(answer.body["valid"], true, "{code} twice: {}", answer.body);
@@ -511,7 +511,7 @@ async fn every_apple_response_maps_to_its_error_code() {
             "{code}: sandbox is not asked after an error"
         );
     }
-    // What will not pass is not.
+    // Permanent failures are not.
     for code in [4_000_000, 4_000_002, 4_040_001, 4_040_003, 4_030_099] {
         let answer = ask(at().error_code(code)).await;
         assert_eq!(
@@ -521,7 +521,7 @@ async fn every_apple_response_maps_to_its_error_code() {
         );
         assert_eq!(world.simulator.count_requests_at("apple"), 1, "{code}");
     }
-    // Gateways.
+    // Error pages of gateways.
     for status in [404, 502, 503] {
         let answer = ask(at().status(status).times(3)).await;
         assert_eq!(
@@ -541,7 +541,7 @@ async fn every_apple_response_maps_to_its_error_code() {
     let cut = ask(at().cut().times(2)).await;
     assert_eq!(cut.body["valid"], true);
 
-    // Apple says when to come back as a moment in milliseconds.
+    // Apple's Retry-After is a time in milliseconds.
     let limited = ask(at().error_code(4_290_000).retry_after(90)).await;
     assert_eq!(
         (limited.status, &limited.body["error"]),
@@ -615,7 +615,7 @@ async fn a_tenant_without_credentials_gets_credentials_missing() {
         (answer.status, &answer.body["error"]),
         (400, &json!("CREDENTIALS_MISSING"))
     );
-    // And hears of new ones within a moment, though "none" is remembered too.
+    // New credentials are noticed within a moment, although their absence was cached too.
     world
         .set_apple(&stranger, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
         .await;

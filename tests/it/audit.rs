@@ -1,4 +1,5 @@
-//! The validation log: a row for each verification, and nothing in it that could be used.
+//! The validation log: one row for each verification, with nothing in it that identifies the
+//! purchase.
 
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ async fn each_verification_is_logged_and_the_last_ones_are_written_before_stoppi
         .add_fault(Fault::at_place("google").status(500).times(0))
         .unwrap();
     assert_eq!(asks_google(&world, &tenant, token).await, 502);
-    // Not a question yet.
+    // An invalid request is not a verification.
     assert_eq!(world.verify("apple", &tenant, &json!({})).await.status, 400);
     // Another tenant, the same purchase.
     assert_eq!(world.verify("apple", &stranger, &by_id).await.status, 400);
@@ -104,7 +105,7 @@ async fn each_verification_is_logged_and_the_last_ones_are_written_before_stoppi
     let two = shell.rows(&["audit", "list", tenant.id.as_str(), "--limit", "2"]);
     assert_eq!(two, rows[..2]);
 
-    // Whoever has the purchase and the key finds its rows.
+    // With the purchase and the key its rows can be found.
     let list = [
         "audit",
         "list",
@@ -115,7 +116,7 @@ async fn each_verification_is_logged_and_the_last_ones_are_written_before_stoppi
     let found = shell.run_with(&list, &format!("{token}\n")).rows();
     assert_eq!(found, rows[..2]);
 
-    // Both columns of the contract, and nothing of the purchase anywhere.
+    // Both columns of the contract are present, and nothing of the purchase.
     let row = fresh
         .database
         .pool()
@@ -167,7 +168,7 @@ async fn a_failing_validation_log_delays_no_request_and_is_written_later() {
     assert_eq!(rows.len(), 3, "{rows:?}");
 }
 
-/// Two processes that begin at once have one key, and a new encryption key changes nothing.
+/// Two processes that start at once create one key, and a new encryption key changes nothing.
 #[tokio::test]
 async fn hashes_outlive_the_encryption_key() {
     use attesto::audit::purchase_hash::{PurchaseDigest, PurchaseHashKey};
@@ -185,7 +186,7 @@ async fn hashes_outlive_the_encryption_key() {
     let before = hash(&one.unwrap());
     assert_eq!(before, hash(&two.unwrap()));
 
-    // What a rotation does: open with the old key, seal with the new one.
+    // As a rotation does: open with the old key, seal with the new one.
     let new = Keys::with_new(2);
     let sealed: Vec<u8> = sqlx::query_scalar("select key_enc from validation_audit_keys")
         .fetch_one(database.pool())
@@ -210,7 +211,7 @@ async fn hashes_outlive_the_encryption_key() {
 struct Keys;
 
 impl Keys {
-    /// A ring with one key of this id.
+    /// A keyring with one new key of this id.
     fn with_new(id: u8) -> attesto::crypto::keyring::Keyring {
         use attesto::crypto::keyring::{Keyring, MasterKey};
         use base64::Engine as _;
@@ -221,7 +222,7 @@ impl Keys {
     }
 }
 
-/// A tenant that is gone does not hold up the rows of the others.
+/// A deleted tenant does not block the rows of other tenants.
 #[tokio::test]
 async fn a_row_of_a_deleted_tenant_is_dropped() {
     use attesto::audit::VerificationOutcome;

@@ -1,4 +1,4 @@
-//! Backups: made, proven, brought back.
+//! Backups: created, verified, restored.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -15,7 +15,7 @@ use crate::world::shell::{Ran, Shell};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Everything there is to lose, and a place for backups of it.
+/// An installation with data, and a folder for its backups.
 struct Place {
     world: World,
     folder: Folder,
@@ -48,7 +48,7 @@ impl Place {
         shell.run(&["backup", "verify", &self.file(name)])
     }
 
-    /// No database is left of a trial.
+    /// No temporary database of a verification remains.
     async fn nothing_is_left(&self) {
         let left: Vec<String> = sqlx::query_scalar(
             "select datname::text from pg_database where datname like 'attesto_trial_%'",
@@ -56,7 +56,7 @@ impl Place {
         .fetch_all(self.world.database().pool())
         .await
         .unwrap();
-        // Another test of this run may be at a trial of its own.
+        // Another test of this run may be verifying too.
         let ours = left.len() <= 4;
         assert!(ours, "{left:?}");
     }
@@ -74,7 +74,7 @@ async fn a_backup_is_created_and_verified_and_needs_its_keys() {
     set_callback(&place.world, &tenant.id, &receiver.url()).await;
     events(&place.world, &tenant.id, &["1", "2", "3"]).await;
 
-    // By which a wrong key is told from a damaged value.
+    // The key canary distinguishes a wrong key from a damaged value.
     assert_eq!(
         place.world.ask("GET", "/ready", None, None).await.status,
         200
@@ -110,7 +110,7 @@ async fn a_backup_is_created_and_verified_and_needs_its_keys() {
         .unwrap();
     assert_eq!((json!(noted.0), noted.1), (manifest["id"].clone(), true));
 
-    // Never over another file.
+    // An existing file is not overwritten.
     let file = place.file("dump");
     let again = place.shell.run(&["backup", "create", "--file", &file]);
     assert_eq!(again.exit, 1);
@@ -120,7 +120,7 @@ async fn a_backup_is_created_and_verified_and_needs_its_keys() {
         again.complained
     );
 
-    // Without the key, with another key of another id, and with a wrong one under its id.
+    // Without the key, with another key of another id, and with a wrong key of the same id.
     let key = |fill: u8| STANDARD.encode([fill; 32]);
     let without = Shell::default()
         .set("PATH", "/usr/bin:/bin")
@@ -173,7 +173,7 @@ async fn a_damaged_backup_fails_verification() {
         assert_eq!(ran.exit, expected, "{}", ran.complained);
         assert!(ran.complained.contains(said), "{}", ran.complained);
     };
-    // Cut off; then with a manifest that believes it.
+    // Truncated; then with a manifest that matches the truncated file.
     let half = &bytes[..bytes.len() / 2];
     std::fs::write(&dump, half).unwrap();
     verify(1, "not the one that was made");
@@ -185,7 +185,7 @@ async fn a_damaged_backup_fails_verification() {
     verify(1, "cannot be restored");
     std::fs::write(&dump, &bytes).unwrap();
 
-    // A row that is not there.
+    // A missing row.
     let mut more: Value = serde_json::from_str(&text).unwrap();
     more["tables"]["public.tenants"] = json!(2);
     std::fs::write(&manifest, more.to_string()).unwrap();
@@ -197,7 +197,7 @@ async fn a_damaged_backup_fails_verification() {
     std::fs::write(&manifest, &text).unwrap();
     verify(0, "");
 
-    // A value that does not open, in a database that was damaged before the backup was made.
+    // A value that does not open, in a database that was damaged before the backup.
     sqlx::query(
         "update apple_credentials set private_key_enc = '\\x01' || sha256('x') || sha256('y')",
     )
@@ -239,7 +239,8 @@ async fn missing_programs_are_named() {
     );
 }
 
-/// Last night's backup, restored: what was delivered since is not sent again before somebody says so.
+/// After restoring last night's backup, events delivered since then are not sent again until an
+/// operator releases them.
 #[tokio::test]
 async fn a_restored_installation_holds_deliveries_until_released() {
     let place = Place::new().await;
@@ -288,7 +289,7 @@ async fn a_restored_installation_holds_deliveries_until_released() {
             .unwrap(),
         3
     );
-    // The same events under the same ids, so that a receiver knows them.
+    // The same events have the same ids, so that receivers recognise them.
     let all = ids(&receiver);
     let mut again = all[3..].to_vec();
     again.sort();
@@ -321,7 +322,7 @@ fn the_restore_drill_passes() {
 
 #[tokio::test]
 async fn features_that_need_a_session_bypass_the_pooler() {
-    // Two roles tell two ways apart: one is the pooler's, the other leads to the server.
+    // Two roles distinguish the two URLs: one is the pooler's, the other connects to the server.
     let fresh = crate::world::postgres::fresh_database().await;
     let role = format!("direct_of_{}", fresh.database.database_name());
     let make = format!("create role {role} login superuser");
@@ -354,7 +355,7 @@ async fn features_that_need_a_session_bypass_the_pooler() {
     stop.cancel();
     ear.await.unwrap();
 
-    // As settings say it, for commands too.
+    // As configured by settings, for commands too.
     let shell = Shell::default()
         .set(
             "DATABASE_URL",
@@ -406,7 +407,7 @@ async fn migrate_check_reports_what_a_migration_would_do() {
     assert_eq!(checked["runningReleases"], json!(["0.0.9"]));
     assert_eq!(checked["runningReleasesKeepWorking"], true);
 
-    // A role that reads and may not make tables.
+    // A role that may read but not create tables.
     let role = format!("clerk_of_{}", empty.database.database_name());
     for statement in [
         format!("create role {role} login"),

@@ -1,11 +1,11 @@
-//! Real processes, killed while notifications pour in. `bin/chaos` does the same at length.
+//! Real processes, killed while notifications are pushed. `bin/chaos` does the same at length.
 
 use std::time::Duration;
 
 use crate::chaos::trials::{self, Trial};
 use crate::chaos::{Extent, Run, run};
 
-/// Kills, terminated sessions, crashes and an exchange of keys, in brief.
+/// Kills, terminated sessions, crashes and a key rotation, in a short run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_accepted_notification_is_lost() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -26,7 +26,8 @@ async fn no_accepted_notification_is_lost() {
     assert!(verdict.is_clean(), "{verdict}");
 }
 
-/// In brief: requests that their callers give up leave no transaction open, and what was answered with 200 is there.
+/// In a short run: cancelled requests leave no open transaction, and every event answered with 200
+/// is stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_requests_leave_no_open_transaction() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -1,4 +1,5 @@
-//! What an installation is watched for: what ages, what ends, and what is no longer as it was set up.
+//! The scheduled checks: old keys, expiring certificates, configuration drift, unreachable
+//! callbacks.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::world::receiver::Receiver;
 const DAY: Duration = Duration::from_hours(24);
 
 async fn execute(world: &World, statement: &str) {
-    // Ours.
+    // The database name is ours.
     let statement = AssertSqlSafe(statement.to_owned());
     world.database().pool().execute(statement).await.unwrap();
 }
@@ -44,7 +45,7 @@ async fn keys_that_are_too_old_are_logged_once_a_day_and_counted() {
             old.id
         )
     };
-    // A world's clock is behind the database's.
+    // The clock of a `World` is behind the database's.
     execute(&world, "update api_keys set created_at = now()").await;
     execute(&world, &age("apple_credentials", 366)).await;
     execute(&world, &age("google_credentials", 89)).await;
@@ -82,7 +83,7 @@ async fn keys_that_are_too_old_are_logged_once_a_day_and_counted() {
     let command = format!("attesto apple set-credentials {}", old.id);
     assert!(advice.contains(&command), "{advice}");
 
-    // Two days later the service account's key is due too, and in ninety all are.
+    // Two days later the service account's key is due too, and after ninety days all are.
     world.pass(2 * DAY).await;
     let told = world.run_job("expiry").await;
     assert_eq!(told["due"]["google_key"], 1);
@@ -105,7 +106,7 @@ async fn keys_that_are_too_old_are_logged_once_a_day_and_counted() {
     );
     assert!(!format!("{of_keys:?}").contains(young.key.expose()));
 
-    // Metrics show what the other job counted, in every process.
+    // Every process exports what the job counted.
     assert_eq!(
         count(
             &world.metrics().await,
@@ -157,7 +158,7 @@ async fn rotation_intervals_are_settings() {
         told["due"],
         json!({"apple_key": 1, "google_key": 0, "api_key": 1})
     );
-    // Who is not active is not warned of.
+    // Inactive tenants are not warned about.
     execute(&world, "update tenants set is_active = false").await;
     let told = world.run_job("expiry").await;
     assert_eq!(
@@ -212,7 +213,7 @@ async fn each_process_checks_the_certificates_it_uses() {
     let leaf = series(&page, "apple_leaf").expect("it was seen");
     assert!(leaf > world.clock.now().as_secs());
 
-    // What processes tell is what the job looks at, whoever runs it.
+    // The job checks the certificates that processes report, whichever process runs it.
     let warnings = Warnings::listen();
     let end = |days: u32| world.clock.now().plus(DAY * days);
     let tells = |id: &str, certificates: Value| {
@@ -254,7 +255,7 @@ async fn each_process_checks_the_certificates_it_uses() {
     world.end().await;
 }
 
-/// What the job found, beside what it did not.
+/// What the job found, without zero counts.
 async fn drift(world: &World) -> Vec<(String, u64)> {
     let told = world.run_job("drift").await;
     let findings = told["findings"].as_object().unwrap();
@@ -303,7 +304,7 @@ async fn configuration_drift_is_found_and_counted() {
             "update webhook_configs set is_active = false",
             vec!["callback_off"],
         ),
-        // A week later nothing has come.
+        // A week later nothing has arrived.
         (first, vec!["apple_silent"]),
         (
             &asked("production", "NO_ADDRESS"),
@@ -313,7 +314,7 @@ async fn configuration_drift_is_found_and_counted() {
             &asked("production", "TIMED_OUT"),
             vec!["apple_silent", "apple_unreached"],
         ),
-        // Something of the sandbox's says nothing of production.
+        // Sandbox notifications do not count for production.
         (&event("sandbox"), vec!["apple_unreached"]),
         (&event("production"), vec![]),
         (&asked("sandbox", "SUCCESS"), vec![]),
@@ -362,7 +363,7 @@ async fn settings_that_differ_between_replicas_are_found_without_showing_values(
         ReplicaHeartbeat::new(world.database(), world.keyring(), &world.clock)
             .with_settings(compute_fingerprints(&settings))
     };
-    // The world's own process says so itself, within seconds: these do so now.
+    // The server of the `World` also sends heartbeats, within seconds; these heartbeats come first.
     presence("90").send_heartbeat().await.unwrap();
     presence("90").send_heartbeat().await.unwrap();
     assert_eq!(drift(&world).await, []);
@@ -379,7 +380,7 @@ async fn settings_that_differ_between_replicas_are_found_without_showing_values(
     world.end().await;
 }
 
-/// How many callbacks the job `probe` counted under this word.
+/// How many callbacks the job `probe` counted with this result.
 fn count_of(told: &Value, result: &str) -> u64 {
     told["callbacks"][result]
         .as_u64()
@@ -439,7 +440,7 @@ async fn idle_callbacks_are_probed_without_sending_a_request() {
         "{before}"
     );
 
-    // What has got something since is left alone, and what is still away has been since then.
+    // A callback that received something since is skipped, and the time since a failure is kept.
     world.pass(Duration::from_mins(31)).await;
     let health = "insert into webhook_health (tenant_id, callback_url, last_success_at)
         select tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
@@ -459,11 +460,11 @@ async fn idle_callbacks_are_probed_without_sending_a_request() {
     assert_eq!(after["probe"]["since"], before["probe"]["since"]);
     assert_ne!(after["probe"]["probedAt"], before["probe"]["probedAt"]);
 
-    // A day later its certificate is looked at all the same.
+    // A day later its certificate is checked all the same.
     world.pass(DAY + Duration::from_mins(1)).await;
     let told = world.run_job("probe").await;
     assert_eq!(count_of(&told, "reachable"), 1, "{told}");
-    // Who is switched off is nobody's business.
+    // Inactive callbacks are skipped.
     execute(&world, "update webhook_configs set is_active = false").await;
     let told = world.run_job("probe").await;
     assert_eq!(
@@ -486,7 +487,7 @@ async fn a_scheduled_probe_round_continues_where_the_last_one_ended() {
     call_back(&world, &first, &receivers[0].url()).await;
     call_back(&world, &second, &receivers[1].url()).await;
 
-    // What cannot be kept of one is no reason not to look at the next.
+    // A result that cannot be stored does not stop the round.
     let refuse = format!(
         "alter table callback_probes add constraint refused check (tenant_id <> '{first}')"
     );
@@ -506,7 +507,8 @@ async fn a_scheduled_probe_round_continues_where_the_last_one_ended() {
     )
     .await;
 
-    // What was kept is not looked at again by who takes it up, and counts as it was found.
+    // Stored results are not probed again by the process that resumes the round, and count with
+    // their result.
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "reachable"), connections()), (2, [2, 1]));
     assert_eq!(told.get("notKept"), None);
@@ -515,17 +517,17 @@ async fn a_scheduled_probe_round_continues_where_the_last_one_ended() {
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "tls"), connections()), (2, [2, 1]));
 
-    // Of another callback nothing is known.
+    // Nothing is known about another callback.
     let moved =
         "update webhook_configs set callback_url = callback_url || '/elsewhere' where tenant_id = ";
     execute(&world, &format!("{moved}'{second}'")).await;
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "tls"), connections()), (1, [2, 2]));
-    // The next round looks at all, also at what the last one came to late.
+    // The next round probes all callbacks, including those the last one did not reach.
     world.pass(Duration::from_mins(31)).await;
     let told = world.run_job("probe").await;
     assert_eq!((count_of(&told, "reachable"), connections()), (2, [3, 3]));
-    // So does who is asked to.
+    // A round on request does too.
     execute(&world, found).await;
     let shell = world.shell().set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true");
     let told = shell.rows(&["jobs", "run", "probe"]).remove(0);
@@ -552,7 +554,7 @@ async fn callbacks_are_not_probed_while_deliveries_are_held_or_disabled() {
     assert_eq!(count_of(&world.run_job("probe").await, "reachable"), 1);
     assert_eq!(receiver.connections(), 1);
 
-    // One that only receives may not be let out to where callbacks are.
+    // A replica that only receives may have no network access to callbacks.
     let every = |delivers: bool| {
         let mut settings = world.settings.clone();
         settings.webhooks.is_dispatcher_enabled = delivers;

@@ -1,4 +1,4 @@
-//! The binary, as an administrator and as a script use it.
+//! The command line, for people and for scripts.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -19,7 +19,7 @@ impl Shell {
         }
     }
 
-    /// Runs `attesto` with these words, in an environment that holds nothing else.
+    /// Runs `attesto` with these arguments, in an otherwise empty environment.
     fn attesto(&self, words: &[&str]) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
         command.env_clear().args(words);
@@ -29,7 +29,7 @@ impl Shell {
         Ran::from(command.output().expect("the binary runs"))
     }
 
-    /// What a successful command says, which is one JSON object.
+    /// The output of a successful command, which is one JSON object.
     fn answer(&self, words: &[&str]) -> Value {
         let ran = self.attesto(words);
         assert_eq!((ran.exit, ran.errors.as_str()), (0, ""), "{words:?}");
@@ -196,7 +196,7 @@ async fn all_keys_of_a_tenant_are_revoked_at_once() {
     let nobody = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
     for (exit, words) in [
         (1, vec!["--tenant", nobody, "--all"]),
-        // Nothing is revoked by half a command.
+        // An incomplete command revokes nothing.
         (2, vec!["--tenant", &other]),
         (2, vec!["--all"]),
         (2, vec![]),
@@ -295,7 +295,7 @@ fn config_check_shows_settings_before_they_are_used() {
         open.errors
     );
 
-    // Everything that is wrong, beside what is not.
+    // All problems are listed, together with the valid settings.
     mode(0o600);
     let wrong = run(
         &["--port", "99999"],

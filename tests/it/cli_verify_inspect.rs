@@ -1,5 +1,5 @@
-//! What somebody asks from a terminal: is this purchase real (`attesto verify`), what is this token (`attesto inspect`), why
-//! does this signature not fit (`attesto webhook verify-signature`); and what a shell asks.
+//! The commands `attesto verify`, `attesto inspect` and `attesto webhook verify-signature`, and
+//! shell completions.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -20,7 +20,7 @@ use tokio::process::Command;
 use crate::world::attesto::{APP, APP_APPLE_ID, World};
 use crate::world::folder::Folder;
 
-/// The world's.
+/// The encryption key of a `World`.
 const ENCRYPTION_KEY: [u8; 32] = [7; 32];
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
@@ -32,13 +32,13 @@ struct Ran {
 }
 
 impl Ran {
-    /// The one JSON line.
+    /// The only output line, as JSON.
     fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-/// Runs the binary with these variables and nothing else, given `input`.
+/// Runs the binary with these variables and nothing else, and `input` on standard input.
 async fn attesto(words: &[&str], variables: &[(&str, String)], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
         .args(words)
@@ -50,7 +50,7 @@ async fn attesto(words: &[&str], variables: &[(&str, String)], input: &str) -> R
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // Who does not read is not told.
+    // The process may end without reading.
     let _ = stdin.write_all(input.as_bytes()).await;
     drop(stdin);
     let output = child.wait_with_output().await.unwrap();
@@ -61,7 +61,7 @@ async fn attesto(words: &[&str], variables: &[(&str, String)], input: &str) -> R
     }
 }
 
-/// Without a database and a network; the simulated App Store's root stands in for Apple's.
+/// Without a database or a network; the simulated App Store's root replaces Apple's.
 async fn inspect(roots: &Path, more: &[&str], input: &str) -> Ran {
     let variables = [("APPLE_ROOT_CERTIFICATES", roots.display().to_string())];
     attesto(&[&["inspect", "-"], more].concat(), &variables, input).await
@@ -104,7 +104,7 @@ async fn inspect_decodes_a_transaction() {
     assert_eq!(chain[1]["carriesMarker"], true);
     assert_eq!(chain[0]["validWhenSigned"], true);
 
-    // As an argument, in a file, in JSON as the store, a backend and an event have it.
+    // As an argument, in a file, and in the JSON of the store, of a backend and of an event.
     let variables = [("APPLE_ROOT_CERTIFICATES", roots.display().to_string())];
     assert_eq!(
         attesto(&["inspect", &jws], &variables, "").await.exit,
@@ -123,7 +123,7 @@ async fn inspect_decodes_a_transaction() {
     assert!(person.text.contains("it would be believed"), "{person:?}");
     assert!(person.text.contains("status now   active"), "{person:?}");
 
-    // What somebody expects of it.
+    // With an expected bundle id or environment.
     for (expectation, why) in [
         (
             ["--bundle-id", "com.example.other"],
@@ -145,12 +145,13 @@ async fn inspect_decodes_a_transaction() {
     }
     let right = ["--bundle-id", APP, "--environment", "production"];
     assert_eq!(inspect(&roots, &right, &jws).await.exit, Some(0));
-    // Before it was signed, it is from the future.
+    // At a time before the signing date it is from the future.
     let early = inspect(&roots, &["--at", "2020-01-01T00:00:00Z"], &jws)
         .await
         .json();
     assert_eq!(early["class"], "signed_in_the_future");
-    // Long after the certificates ended it is believed, unless the service asks who revoked what: then today counts.
+    // Long after the certificates have expired it is accepted, unless OCSP is on: then the current
+    // time counts.
     let late = ["inspect", "-", "--at", "2070-01-01T00:00:00Z"];
     let roots = variables[0].1.clone();
     for (ocsp, exit, class) in [
@@ -164,7 +165,7 @@ async fn inspect_decodes_a_transaction() {
         let judged = attesto(&late, &variables, &jws).await;
         assert_eq!((judged.exit, &judged.json()["class"]), (exit, &class));
     }
-    // Apple's own root knows nothing of it.
+    // Apple's own root did not issue it.
     let real = attesto(&["inspect", "-"], &[], &jws).await;
     assert_eq!(
         (real.exit, &real.json()["class"]),
@@ -293,7 +294,7 @@ async fn inspect_decodes_a_notification_and_its_parts() {
     world.end().await;
 }
 
-/// The variables of a service that asks the simulated stores.
+/// The settings of a server that uses the simulated stores.
 fn variables(world: &World, folder: &Folder) -> Vec<(&'static str, String)> {
     let mut variables: Vec<_> = world
         .simulator
@@ -307,7 +308,7 @@ fn variables(world: &World, folder: &Folder) -> Vec<(&'static str, String)> {
     variables
 }
 
-/// Without what a store signs anew in each answer.
+/// Without the parts that a store signs anew in each answer.
 fn unsigned(mut answer: Value) -> Value {
     for field in ["signedTransactionInfo", "rawDecodedPayload"] {
         answer["transaction"][field].take();
@@ -391,7 +392,7 @@ async fn verify_google_answers_as_the_service_does() {
         attesto(&[&start, more].concat(), &variables, token).await
     };
     let subscription = ["--type", "subscription"];
-    // As an editor leaves it.
+    // With the newline that an editor adds.
     let ran = ask(&subscription, &format!("{token}\n")).await;
     assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
     let question = json!({ "packageName": APP, "purchaseToken": token, "type": "subscription" });
@@ -420,7 +421,7 @@ async fn verify_signature_names_the_mistake() {
         std::fs::write(&path, content).unwrap();
         path.display().to_string()
     };
-    // As an editor leaves it.
+    // With the newline that an editor adds.
     let secret = write("secret", &format!("{}\n", mine.expose()));
     let body = "{\"event\":\"test\",\"n\":1.0}";
     let path = write("body", body);
@@ -485,7 +486,7 @@ async fn completions_and_man_pages_are_generated() {
     let ran = attesto(&["completions", "bash"], &[], "").await;
     assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
     let script = folder.join("completion.bash");
-    // What the shell offers behind `attesto key `.
+    // What the shell suggests after `attesto key `.
     let asking = "\ncomplete -p attesto >/dev/null; COMP_WORDS=(attesto key ''); COMP_CWORD=2; _attesto attesto '' key; echo \"${COMPREPLY[*]}\"\n";
     std::fs::write(&script, ran.text + asking).unwrap();
     if let Ok(output) = Command::new("bash")

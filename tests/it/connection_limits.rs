@@ -1,4 +1,5 @@
-//! How the server treats connections: the slow, the endless, the malformed, and those it has to leave.
+//! How the server handles slow, endless and malformed connections, and connections that are open at
+//! shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +18,9 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Patience of the server under test.
+/// Timeouts of the server under test.
 const SHORT: Duration = Duration::from_millis(300);
-/// By when whatever must happen has happened, on a busy machine too.
+/// Everything expected must have happened by then, on a busy machine too.
 const SOON: Duration = Duration::from_secs(4);
 
 const MANNERS: ConnectionLimits = ConnectionLimits {
@@ -37,7 +38,7 @@ impl FromJson for Named {
     }
 }
 
-/// What the handlers share with the test.
+/// State shared by the handlers and the test.
 #[derive(Clone, Default)]
 struct Desk {
     begun: Arc<Notify>,
@@ -79,7 +80,7 @@ async fn connect(running: &RunningServer) -> TcpStream {
         .expect("it takes connections")
 }
 
-/// Everything that comes until the server ends the connection.
+/// Reads until the server closes the connection.
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     timeout(SOON, stream.read_to_end(&mut bytes))
@@ -89,7 +90,7 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
     String::from_utf8(bytes).expect("answers are text")
 }
 
-/// One answer on a connection that stays open.
+/// Reads one answer from a connection that stays open.
 async fn read_answer(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = async {
@@ -197,7 +198,7 @@ async fn malformed_and_ambiguous_requests_are_refused_and_the_connection_is_clos
     ] {
         let mut stream = connect(&running).await;
         stream.write_all(request.as_bytes()).await.unwrap();
-        // What follows must not be taken for a request of its own.
+        // What follows must not be parsed as another request.
         let _ = stream.write_all(then.as_bytes()).await;
         let text = read_to_end(&mut stream).await;
         assert_eq!(statuses(&text), ["400"], "{request:?} gives {text}");
@@ -335,7 +336,7 @@ async fn connections_over_the_limit_wait() {
         .write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
         .await
         .unwrap();
-    // The two that hold the places say nothing and are closed, which makes room.
+    // The two connections that hold the places send nothing and are closed, which frees the places.
     let text = read_answer(&mut third).await;
     assert_eq!(statuses(&text), ["200"]);
     drop((one, two));

@@ -1,4 +1,4 @@
-//! Store credentials that are tried before they are stored, and gone back from when they were wrong all the same.
+//! Store credentials are checked before they are stored, and can be rolled back.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -73,7 +73,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -110,7 +110,8 @@ impl Desk {
         self.blocking(&[&words, more].concat(), &key.private_key, variables)
     }
 
-    /// The simulated stores live in this very runtime: it must go on turning while the command waits for them.
+    /// The simulated stores run in this runtime, which must not be blocked while the command waits
+    /// for them.
     fn blocking(&self, words: &[&str], file: &str, more: &[(&str, &str)]) -> Ran {
         tokio::task::block_in_place(|| self.run(words, file, more))
     }
@@ -159,7 +160,7 @@ async fn apple_credentials_roll_back_and_forward() {
         (0, &Value::Null),
         "{first:?}"
     );
-    // The same again is no change.
+    // Storing the same credentials again is no change.
     let same = desk.apple(&keys[0], &[], &[]);
     assert_eq!(same.said["previous"], Value::Null);
     let second = desk.apple(&keys[1], &["--environment", "sandbox"], &[]);
@@ -268,7 +269,7 @@ async fn rollback_is_refused_after_the_grace_period() {
     desk.blocking(&["prune"], "", &[]);
     assert_eq!(count().await, 0);
 
-    // Nobody wants it: what was kept before goes too.
+    // On request the previous credentials are deleted too.
     desk.apple(&keys[0], &[], &[]);
     assert_eq!(count().await, 1);
     let dropped = desk.apple(&keys[1], &[], &[("CREDENTIAL_GRACE_HOURS", "0")]);
@@ -391,7 +392,7 @@ async fn credentials_are_checked_with_the_store_before_they_are_stored() {
     );
     assert_eq!(stored.said["keyFingerprint"], taken.said["keyFingerprint"]);
 
-    // A store that gives no answer says nothing about a key, and nothing is stored on a guess.
+    // Without an answer from the store the key is unverified, and nothing is stored.
     let away = [
         ("APPLE_PRODUCTION_URL", "http://127.0.0.1:1"),
         ("APPLE_SANDBOX_URL", "http://127.0.0.1:1"),

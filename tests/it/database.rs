@@ -1,4 +1,4 @@
-//! The pool: clean connections only, and a word for why there is none.
+//! The connection pool: connections are clean, and failures have a named cause.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -12,7 +12,8 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use crate::world::postgres::{empty_database, fresh_database, pass_time};
 
-/// Polls a future at most so many times and then drops it: a caller that gave up at exactly that point.
+/// Polls a future at most this many times and then drops it: a caller that cancels at exactly that
+/// point.
 async fn given_up_after<F: Future>(polls: u32, future: F) {
     let mut future = pin!(future);
     let mut polled = 0;
@@ -26,10 +27,11 @@ async fn given_up_after<F: Future>(polls: u32, future: F) {
     .await;
 }
 
-/// Inserts through the pool after a `begin` was given up, and counts how often nobody else sees the row.
+/// Inserts through the pool after a cancelled `begin`, and counts how often another session does
+/// not see the row.
 async fn lost_inserts(pool: &PgPool, other: &PgPool) -> usize {
     let mut lost = 0;
-    // How many polls it takes until `begin` is sent and not yet answered depends on the moment.
+    // How many polls it takes until `begin` is sent but not answered varies.
     for attempt in 0..300 {
         given_up_after(1 + attempt % 5, pool.begin()).await;
         let page: i64 = sqlx::query_scalar("insert into pages default values returning number")
@@ -90,7 +92,8 @@ async fn a_hanging_statement_is_cancelled() {
     }
 }
 
-/// One that a failover has left behind with a server that only reads would fail every claim until somebody restarts us.
+/// After a failover, a connection to a server that is now read-only would fail every claim until a
+/// restart.
 #[tokio::test]
 async fn reserved_delivery_connections_are_replaced_when_old() {
     let fresh = empty_database().await;
@@ -114,7 +117,7 @@ async fn the_database_url_configures_the_pool() {
     let fresh = empty_database().await;
     let url = fresh.url.replace("max=5", "max=3&idle_timeout=1");
     let shaped = Database::open(&ConnectSettings::from_url(&url).unwrap());
-    // Over no pool, which may have more connections than are in use.
+    // Opened directly: a pool may keep more connections than are in use.
     let mut observer = fresh.database.connect_directly("observer").await.unwrap();
     let mut connections = async || {
         let count = "select count(*) from pg_stat_activity \
@@ -154,11 +157,11 @@ async fn a_failed_ping_names_the_cause() {
         SchemaState::UpToDate
     );
 
-    // A port that nothing listens on: it was free a moment ago.
+    // A port without a listener: it was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let refusing = free.local_addr().unwrap();
     drop(free);
-    // A server that takes connections and says nothing.
+    // A server that accepts connections and sends nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap();
     let missing = fresh.url.replace("test_", "no_such_");
@@ -199,8 +202,8 @@ async fn a_failed_ping_names_the_cause() {
     );
 }
 
-/// Every statement asks `attesto_now()` for the time, which must cost nothing: the planner puts its body in place of the call,
-/// and searches an index by it.
+/// Every statement gets the time from `attesto_now()`, which must cost nothing: the planner inlines
+/// its body and can use an index with it.
 #[tokio::test]
 async fn the_planner_inlines_the_time_function() {
     let fresh = fresh_database().await;

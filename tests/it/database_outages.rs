@@ -1,6 +1,7 @@
-//! Somebody forgets a transaction, a clock is wrong, the server has no connection
-//! left, the connection that hears of work dies without a word.
-//! What takes minutes in life is made short by making what those minutes leave behind.
+//! Long transactions, wrong clocks, exhausted connections, and lost notifications of the listening
+//! connection.
+//!
+//! Conditions that take minutes in production are created directly, with the rows they would leave.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const OPEN: [(&str, &str); 4] = [
-    // Whoever missed the word that there is work looks soon.
+    // Polling finds work within this time when a notification was missed.
     ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "1"),
     ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
     ("METRICS_ADDRESS", "127.0.0.1:0"),
@@ -36,7 +37,7 @@ fn value(page: &str, series: &str) -> f64 {
     line.trim().parse().unwrap()
 }
 
-/// Eventually, and within this time.
+/// Waits until the condition holds, at most this long.
 async fn until(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
@@ -45,7 +46,7 @@ async fn until(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> boo
     }
 }
 
-/// Events, and the word that there is work, as when they come in by the door.
+/// Records events and notifies the dispatchers, as the endpoints do.
 async fn work(world: &World, tenant: &TenantId, names: &[&str]) {
     events(world, tenant, names).await;
     say_so(world.database()).await;
@@ -58,7 +59,7 @@ async fn say_so(database: &Database) {
     told.await.unwrap();
 }
 
-/// From here on it hears that there is work.
+/// Waits until the listening connection is established.
 async fn until_it_hears(world: &World) {
     until("listening", Duration::from_secs(10), async || {
         let ears = "select count(*) from pg_stat_activity \
@@ -69,7 +70,8 @@ async fn until_it_hears(world: &World) {
     .await;
 }
 
-/// How long it takes from an event to its arrival, one after the other; the longest but `spared` of them.
+/// Records events one after the other, and returns the longest time until arrival, without the
+/// `spared` longest.
 async fn lag(
     world: &World,
     receiver: &Receiver,
@@ -89,8 +91,8 @@ async fn lag(
     lags[lags.len() - 1 - spared]
 }
 
-/// Two minutes of a hundred events a second leave 12,000 deliveries that were pending, claimed and done, and none of
-/// what they were may be cleaned up.
+/// Two minutes of a hundred events a second leave 12,000 deliveries that were pending, claimed and
+/// done; vacuum may remove none of the old row versions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_transaction_does_not_stop_deliveries() {
     let world = World::with(&OPEN).await;
@@ -101,7 +103,7 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
     work(&world, &tenant, &["first"]).await;
     receiver.until(1).await;
 
-    // One that writes, so that it holds everybody's dead rows back.
+    // A writing transaction, so that no dead row of any session can be removed.
     let mut forgotten = world
         .database()
         .connect_directly("forgetful")
@@ -116,7 +118,8 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
              decoded_payload, body)
          select 'evt_' || n, t.id, 'google', n, 'test', 'google.test', '{}', '{}', '{}'
          from generate_series(1, 12000) n, tenants t",
-        // Far enough in the future that the dispatcher leaves them alone, and as far apart as they would have been.
+        // Far enough in the future that the dispatcher ignores them, and spaced as they would have
+        // been.
         "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, next_attempt_at)
          select 'del_' || n, 'evt_' || n, c.tenant_id, c.callback_url, now() + interval '1 hour' + n * interval '10 ms'
          from generate_series(1, 12000) n, webhook_configs c",
@@ -142,7 +145,7 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
     let slowest = lag(&world, &receiver, &tenant, "meanwhile", 1).await;
     assert!(slowest < Duration::from_millis(250), "p99 {slowest:?}");
 
-    // What the alarm looks at, which is looked for every so often.
+    // The metrics of the alert, which are refreshed periodically.
     let age = value(&world.metrics().await, "attesto_db_oldest_xmin_age_seconds");
     assert!(age > 0.5, "{age}");
     let alerts = include_str!("../../docs/monitoring/alerts.yml");
@@ -171,7 +174,8 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
     assert!(age < 0.5, "{age}");
 }
 
-/// Nothing that is due or leased depends on the clock of the process; what does, says so.
+/// No due time and no lease depends on the clock of the process; what does depend on it reports the
+/// difference.
 #[tokio::test]
 async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
     const TEN_MINUTES: i64 = 600_000;
@@ -182,7 +186,7 @@ async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
     set_callback(&world, &tenant, &receiver.url()).await;
     let skew = async || value(&world.metrics().await, "attesto_db_clock_skew_seconds");
     let (mut wrong, mut sent) = (0, 0);
-    // Ahead, and in the middle of everything back by twenty minutes.
+    // Ahead, and then suddenly back by twenty minutes.
     for jump in [TEN_MINUTES, -2 * TEN_MINUTES] {
         clock.skew_by(jump);
         wrong += jump;
@@ -223,7 +227,7 @@ async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
             "{told}"
         );
     }
-    // Each at once, none twice, and on the database's time.
+    // Each at once, none twice, and at the database's time.
     let rows: (i64, bool, bool) = sqlx::query_as(
         "select sum(attempt_count), bool_and(status = 'delivered'),
              bool_and(delivered_at between created_at and now() and created_at > now() - interval '2 minutes')
@@ -236,7 +240,8 @@ async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
     assert_eq!(receiver.requests().len(), sent);
 }
 
-/// Whoever may connect no more waits three seconds and is told so; deliveries have what they need already.
+/// Without a free connection a request waits three seconds and gets 503; deliveries have their
+/// reserved connections already.
 #[tokio::test]
 async fn without_free_connections_requests_get_503_quickly_and_deliveries_continue() {
     let owner = fresh_database().await;
@@ -291,7 +296,7 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
         connections("attesto-deliveries").await == 3 && connections("attesto-changes").await == 1
     })
     .await;
-    // Somebody else has taken all others: this role gets four, which it has.
+    // Another session has taken all the others: this role may have four connections, which it has.
     execute(format!("alter role {clerk} connection limit 4")).await;
     until("closed", Duration::from_secs(10), async || {
         execute(format!(
@@ -315,7 +320,7 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
         assert!(answer.headers.contains_key("retry-after"));
     }
 
-    // What came in by another door is delivered meanwhile.
+    // Meanwhile, events recorded by another process are delivered.
     let record = EventRecorder::new(&owner.database, &clock, || {});
     record_events(&record, &tenant.id, &["1", "2", "3"]).await;
     say_so(&owner.database).await;
@@ -331,8 +336,8 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
     execute(format!("drop owned by {clerk}; drop role {clerk}")).await;
 }
 
-/// Packets of the connection that hears of work are dropped: nobody is told that it is dead, and the word that there
-/// is work is lost. It is found by looking, as often as it is looked.
+/// Packets of the listening connection are dropped without an error, so that notifications of new
+/// work are lost. Polling finds the work at its interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deliveries_are_found_by_polling_when_notifications_are_lost() {
     let direct = fresh_database().await;
@@ -349,7 +354,7 @@ async fn deliveries_are_found_by_polling_when_notifications_are_lost() {
     let receiver = Receiver::answering(OK).await;
     let tenant = world.stranger().await.id;
     set_callback(&world, &tenant, &receiver.url()).await;
-    // Another process takes it in and says so.
+    // Another process records and notifies.
     let record = EventRecorder::new(&direct.database, &clock, || {});
     let arrives = async |number: usize| {
         let begun = Instant::now();
@@ -365,8 +370,8 @@ async fn deliveries_are_found_by_polling_when_notifications_are_lost() {
     for number in 2..=4 {
         lags.push(arrives(number).await);
     }
-    // Each look is at most 1.2 s after the last; a busy machine may be late with one of them. The dead connection is noticed
-    // much later.
+    // Each poll is at most 1.2 s after the last; on a busy machine one may be late. The dead
+    // connection is detected much later.
     let soon = Duration::from_millis(1700);
     let late = lags.iter().filter(|lag| **lag >= soon).count();
     assert!(

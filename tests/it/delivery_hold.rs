@@ -1,4 +1,4 @@
-//! Nothing is sent until somebody says so.
+//! The delivery hold: nothing is sent until an operator releases it.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,13 @@ use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Events of a tenant, each to be delivered at once.
+/// Records events of a tenant, each with a delivery that is due now.
 pub(crate) async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
     let record = EventRecorder::new(world.database(), &world.clock, || {});
     record_events(&record, tenant, names).await;
 }
 
-/// The same, by whoever writes them down.
+/// The same with a given recorder.
 pub(crate) async fn record_events(record: &EventRecorder, tenant: &TenantId, names: &[&str]) {
     for name in names {
         let event = test_event(tenant, name);
@@ -45,12 +45,12 @@ pub(crate) async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
         .unwrap();
 }
 
-/// A process that delivers, as another replica would.
+/// A dispatcher, as another replica would run it.
 fn dispatcher(world: &World) -> Dispatcher {
     dispatcher_on(world, world.database())
 }
 
-/// One that delivers what is in another database.
+/// A dispatcher on another database.
 pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();
@@ -92,7 +92,7 @@ async fn held_deliveries_are_not_sent_until_released() {
     assert_eq!(shown["heldBy"], attesto::replicas::host_name());
     assert!(shown["heldAt"].is_string());
 
-    // Another process, which was not told anything, finds nothing to do.
+    // Another process, which got no notification, finds nothing to do.
     assert_eq!(dispatcher(&world).run_until_idle().await.unwrap(), 0);
     let again = shell.run(&["deliveries", "hold"]);
     assert_eq!((again.exit, again.said.as_str()), (1, ""));
@@ -104,7 +104,7 @@ async fn held_deliveries_are_not_sent_until_released() {
         (&released["held"], &released["due"]),
         (&false.into(), &3.into())
     );
-    // It hears of it, and needs no restart.
+    // It is notified, and needs no restart.
     receiver.until(3).await;
     let twice = shell.run(&["deliveries", "release"]);
     assert_eq!(twice.exit, 1);
@@ -155,7 +155,7 @@ async fn the_hold_counts_what_a_release_would_send() {
     shell.rows(&["deliveries", "release"]);
     assert_eq!(dispatcher(&world).run_until_idle().await.unwrap(), 2);
 
-    // Every hold and release is on record.
+    // Every hold and release is recorded.
     let noted: Vec<String> = sqlx::query_scalar(
         "select action from operator_audit where object = 'delivery_holds' order by seq",
     )

@@ -1,8 +1,8 @@
-//! The files that Attesto is deployed with: their settings are settings, with values it takes, and their ports, paths, commands and
-//! patience fit what they deploy.
+//! The deployment files: their settings exist and have valid values, and their ports, paths,
+//! commands and timeouts match the server.
 //!
-//! They are read as lines of text: each has its own format, and what is looked for looks alike in all of them. Whether they are well
-//! formed is for tools that know (`bin/check-deploy`).
+//! The files are read as lines of text: each has its own format, but the settings look alike in all
+//! of them. `bin/check-deploy` checks their syntax with the proper tools.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ fn read(name: &str) -> String {
     read.unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What follows `start` in each line that begins with it, blanks and a list's dash aside.
+/// What follows `start` in each line that begins with it, ignoring blanks and the dash of a list.
 fn after<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
     text.lines()
         .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(start))
@@ -54,9 +54,9 @@ fn is_variable(name: &str) -> bool {
     name.len() > 1 && name.bytes().all(letters) && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// What a file gives Attesto: names of variables, and their values where they stand in the file.
+/// The settings that a file sets: names of variables, with their values if the file contains them.
 fn given(file: &str) -> BTreeMap<String, String> {
-    /// Not ours: another program's, the image's own, or of the time of its building.
+    /// Not settings of Attesto: variables of another program, of the image itself, or of the build.
     const OTHERS: [&str; 10] = [
         "POSTGRES_PASSWORD_FILE",
         "VERSION",
@@ -76,7 +76,8 @@ fn given(file: &str) -> BTreeMap<String, String> {
         if line.starts_with('#') {
             continue;
         }
-        // `- name: X` and the line after it; `X: value`, `X = "value"`, `X=value`, with what a format puts before it.
+        // `- name: X` and the line after it; `X: value`, `X = "value"`, `X=value`, with the
+        // prefixes of the format.
         let (name, value) = if let Some(name) = line.strip_prefix("- name: ") {
             let next = lines.peek().copied().unwrap_or_default();
             (name, next.strip_prefix("value:").unwrap_or_default())
@@ -106,7 +107,7 @@ fn given(file: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// Whether Attesto starts with these, given files where they name files.
+/// Attesto accepts these settings; values that name files get real files.
 fn assert_taken(file: &str, given: &BTreeMap<String, String>) {
     let folder = Folder::new();
     let secret = |name: &str, content: &str| {
@@ -156,7 +157,7 @@ const SECTIONS: [(&str, &str); 10] = [
     ("Both stores", "UPSTREAM_TIMEOUT_SECONDS"),
 ];
 
-/// `.env.example`, made from the settings.
+/// `.env.example`, generated from the settings.
 fn env_example() -> String {
     let mut text = "\
 # Every setting of Attesto with its default. Copy this file to .env, which is never committed, and remove the # from what
@@ -170,11 +171,11 @@ fn env_example() -> String {
         if let Some((heading, _)) = SECTIONS.iter().find(|(_, first)| *first == name) {
             text.push_str(&format!("\n### {heading}\n"));
         }
-        // A secret's help is that of its flag, which names a file.
+        // A secret is documented at its flag, which names a file.
         let help = setting.help.strip_prefix("A file with ");
         let help = help.unwrap_or(setting.help);
         let (first, rest) = help.split_at(1);
-        // The words of `LOG_LEVEL` and the like are values.
+        // The values of `LOG_LEVEL` and the like are placeholders.
         let first = match setting.kind {
             SettingKind::Secret => first.to_uppercase(),
             SettingKind::Plain | SettingKind::Switch => first.to_owned(),
@@ -213,7 +214,7 @@ fn the_example_is_made_from_the_settings() {
         );
     }
 
-    // What it says holds is what is taken.
+    // The values that the file states are accepted.
     let defaults = SETTINGS
         .iter()
         .filter(|setting| setting.kind != SettingKind::Secret)
@@ -249,7 +250,7 @@ fn every_deployment_file_uses_valid_settings() {
         );
         assert_taken(file, &given);
     }
-    // The pieces of a compose file hold together: an overlay is added to what is below it.
+    // The parts of a compose file belong together: an overlay is merged into its base.
     for overlay in ["replicas", "simulated"] {
         let mut together = given("docker-compose.yml");
         together.extend(given(&format!("docs/deploy/compose/{overlay}.yml")));
@@ -257,7 +258,7 @@ fn every_deployment_file_uses_valid_settings() {
     }
 }
 
-/// The lines at the head of a file that can be typed, without what is said of them.
+/// The commands in the comment at the top of a file.
 fn head(file: &str) -> Vec<String> {
     let text = read(file);
     let lines = text.lines().filter_map(|line| line.strip_prefix("#     "));
@@ -265,7 +266,7 @@ fn head(file: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// `bin/check-compose` types them on a real engine.
+/// `bin/check-compose` runs them with a real engine.
 #[test]
 fn the_deployment_page_repeats_the_commands_of_the_compose_file() {
     let page = read("docs/deployment.md");
@@ -293,13 +294,13 @@ fn the_compose_file_header_creates_every_secret() {
                 "{file} does not say how secrets/{secret} is made"
             );
         }
-        // Attesto itself warns of what everybody may read.
+        // Attesto itself warns about files that every user may read.
         assert!(head.contains("chmod 600 secrets/"), "{file}");
     }
 }
 
-/// While the database is made there is a server that answers on its socket, and ends again: whoever takes it for the one that serves
-/// migrates into nothing.
+/// While the database is initialised, a temporary server answers on its socket and stops again:
+/// migrations must not run against it.
 #[test]
 fn the_postgres_health_check_uses_the_network() {
     let compose = read("docker-compose.yml");
@@ -310,7 +311,8 @@ fn the_postgres_health_check_uses_the_network() {
     }
 }
 
-/// Without the second URL, what needs a session of its own goes through a pooler that gives it none.
+/// Without the second URL, features that need a database session would use a pooler that gives them
+/// none.
 #[test]
 fn replicas_use_the_pooler_and_have_a_direct_url() {
     let replicas = read("docs/deploy/compose/replicas.yml");
@@ -323,7 +325,8 @@ fn replicas_use_the_pooler_and_have_a_direct_url() {
     );
 }
 
-/// Read from the registry, before a build begins, by builders that heed it; where no registry can be reached nothing is built then.
+/// A `syntax=` line makes builders download an image before the build; without access to its
+/// registry nothing can be built.
 #[test]
 fn the_dockerfile_needs_no_syntax_image() {
     let dockerfile = read("Dockerfile");
@@ -332,12 +335,12 @@ fn the_dockerfile_needs_no_syntax_image() {
         "{}",
         dockerfile.lines().next().unwrap()
     );
-    // And both bases can be given.
+    // Both base images can be replaced.
     let bases = after(&dockerfile, "FROM ");
     assert_eq!(bases, ["${BUILD_IMAGE} AS build", "${RUNTIME_IMAGE}"]);
 }
 
-/// Each platform of the image is built where it is at home, and gives the binary of the same name.
+/// Each platform is built on a machine of its own kind, and produces the binary of the same name.
 #[test]
 fn releases_are_built_natively_for_every_platform() {
     let release = read(".github/workflows/release.yml");
@@ -359,13 +362,14 @@ fn releases_are_built_natively_for_every_platform() {
     for ((_, platform), _) in expected {
         assert!(page.contains(&format!("`{platform}`")), "{platform}");
     }
-    // It is tried before, for the one that is built nowhere else.
+    // Also the one that is built only here is tested before the release.
     assert!(read("bin/check-arm64").contains("target=aarch64-unknown-linux-gnu"));
-    // The base may say nothing of what it runs; nothing is run of it.
+    // The base image may have a default command; it is not used.
     assert!(release.contains("docker create attesto:build nothing"));
 }
 
-/// What the workflows run is there and may be run, and the one that needs an engine is run where there is one.
+/// The scripts in the workflows exist and are executable, and the one that needs a container engine
+/// runs where there is one.
 #[test]
 fn the_workflows_run_existing_scripts() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -450,7 +454,7 @@ fn fly_health_checks_use_served_paths_at_the_agreed_intervals() {
     }
 }
 
-/// The two differ only in what they must.
+/// The two differ only where they must.
 #[test]
 fn staging_differs_from_production_only_in_size() {
     let lines = |file: &str| -> Vec<String> {
@@ -519,7 +523,7 @@ fn ports_probes_and_commands_match_the_service() {
     assert_eq!(only(&kubernetes, "runAsUser:"), user);
 }
 
-/// What is needed to build must reach the builder, and nothing that lies around may.
+/// The build context has every file the build needs, and no untracked file.
 #[test]
 fn the_image_is_built_from_tracked_files() {
     let ignore = read(".dockerignore");
@@ -538,7 +542,8 @@ fn the_image_is_built_from_tracked_files() {
     ] {
         assert!(kept.contains(&needed), "{needed}");
     }
-    // Cargo refuses a manifest whose targets are not there: all of them are known to the layer of the dependencies too.
+    // Cargo refuses a manifest whose target files are missing, so the dependency layer must create
+    // all of them.
     let manifest = read("Cargo.toml");
     for target in after(&manifest, "path = ") {
         let folder = target.trim_matches('"').split('/').next().unwrap();
@@ -546,8 +551,8 @@ fn the_image_is_built_from_tracked_files() {
     }
 }
 
-/// Cargo refuses a manifest with a target whose file is missing, in the layer of the dependencies too, where nothing is there
-/// but what the Dockerfile puts there.
+/// Cargo refuses a manifest whose target files are missing. The dependency layer has only the files
+/// that the Dockerfile creates.
 #[test]
 fn the_dependency_layer_has_every_cargo_target() {
     let file = read("Dockerfile");
@@ -599,7 +604,7 @@ fn git(folder: &Path, words: &[&str]) {
     );
 }
 
-/// Exit code and what it complains of.
+/// Exit code and error output.
 fn check_secrets(folder: &Path) -> (Option<i32>, String) {
     let script = root().join("bin/check-secrets");
     let ran = Command::new(script)
@@ -654,7 +659,7 @@ fn files_with_secrets_are_refused_by_the_commit_check() {
     }
 }
 
-/// `mise run …` names only scripts that are there, and commands that Attesto has.
+/// `mise run …` uses only existing scripts and existing commands of Attesto.
 #[test]
 fn every_mise_task_runs_an_existing_script() {
     let tasks = read("mise.toml");
@@ -681,7 +686,7 @@ fn every_mise_task_runs_an_existing_script() {
             "{script}"
         );
     }
-    // What `db:up` starts is what `db:migrate` finds, and needs nothing that is not in the repository.
+    // `db:up` starts the database that `db:migrate` uses, with files of the repository alone.
     assert!(tasks.contains("docker compose --file docs/deploy/compose/database.yml up"));
     let url = "postgres://attesto@127.0.0.1:5432/attesto?sslmode=disable";
     assert!(tasks.contains(&format!("get_env(name='DATABASE_URL', default='{url}')")));
@@ -693,7 +698,8 @@ fn every_mise_task_runs_an_existing_script() {
     assert!(!database.contains("file: ./"));
 }
 
-/// README says more of a setting than `--help`, for some of them together; what it says of defaults is checked here.
+/// README describes settings in more detail than `--help`, some of them together; this test checks
+/// the defaults it states.
 #[test]
 fn readme_has_every_setting_with_its_default() {
     let readme = read("README.md");
@@ -711,7 +717,7 @@ fn readme_has_every_setting_with_its_default() {
             let own = defaults.get(at).filter(|_| defaults.len() == names.len());
             found.insert((*name).to_owned(), own.map(|it| (*it).to_owned()));
         }
-        // Settings that stand in the text of another's row.
+        // Settings described in the row of another one.
         for name in cells[3].split('`').filter(|name| is_variable(name)) {
             found.entry(name.to_owned()).or_insert(None);
         }
@@ -724,7 +730,7 @@ fn readme_has_every_setting_with_its_default() {
                 setting.help
             );
         };
-        // LOG_FORMAT and the stores' addresses are put into words.
+        // The defaults of LOG_FORMAT and the store URLs are described in words.
         let is_worded = name == "LOG_FORMAT" || setting.default.starts_with("https://");
         if let (Some(default), false) = (default, is_worded || setting.default.is_empty()) {
             assert_eq!(default, setting.default, "README.md: {name}");

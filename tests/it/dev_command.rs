@@ -1,4 +1,4 @@
-//! `attesto dev` as somebody who has just cloned it uses it.
+//! `attesto dev` as a new user runs it.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -54,7 +54,7 @@ fn curl_lines(said: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Runs a printed line exactly as printed.
+/// Runs a printed line unchanged.
 fn paste(line: &str) -> Value {
     let output = Command::new("sh")
         .args(["-c", line])
@@ -68,11 +68,12 @@ fn paste(line: &str) -> Value {
     })
 }
 
-/// Whether an answer is as a page tells it: what the page leaves out (`…`) may be anything, and a moment is any moment.
+/// Whether an answer matches the documentation: text left out there (`…`) may be anything, and so
+/// may times.
 fn is_told(told: &Value, answer: &Value) -> bool {
     match (told, answer) {
         (Value::Object(told), Value::Object(answer)) => told.iter().all(|(name, value)| {
-            // A release need not touch every page.
+            // The version on the pages may be older.
             ["…", "version"].contains(&name.as_str())
                 || answer.get(name).is_some_and(|found| is_told(value, found))
         }),
@@ -85,7 +86,7 @@ fn is_told(told: &Value, answer: &Value) -> bool {
     }
 }
 
-/// Asks what the first pages ask, and compares the answers with those that stand there.
+/// Sends the requests of the first pages, and compares the answers with those on the pages.
 fn ask_as_told(service: &str, stores: &str, key: &str) {
     for name in ["README.md", "docs/quickstart.md"] {
         let (blocks, _) = blocks(&read_page(name));
@@ -116,7 +117,7 @@ fn ask_as_told(service: &str, stores: &str, key: &str) {
     }
 }
 
-/// Stops the process in order, whatever the test does.
+/// Stops the process, also when the test fails.
 struct Running(Child);
 
 impl Drop for Running {
@@ -141,8 +142,8 @@ fn dev_verifies_and_delivers_twice_in_a_row() {
                 .map(|key| key.trim().to_owned())
         })
     };
-    // What somebody has in the environment who also runs a service, and what a compose file leaves there, is for no private
-    // database.
+    // The settings of a server in the same environment, or from a compose file, do not apply to the
+    // private database.
     let second = once(
         &folder,
         &[
@@ -180,7 +181,7 @@ fn dev_verifies_and_delivers_twice_in_a_row() {
 #[test]
 fn the_printed_commands_work() {
     if Command::new("curl").arg("--version").output().is_err() {
-        // The product does not need curl; its README does.
+        // Attesto does not need curl, but its README uses it.
         println!("curl is not installed: the printed lines were not run");
         return;
     }
@@ -217,7 +218,7 @@ fn the_printed_commands_work() {
     assert_eq!(answers[3]["error"], "SIGNATURE_INVALID");
     assert_eq!(answers[4]["error"], "TRANSACTION_NOT_FOUND");
 
-    // The command line finds this database, whatever else is in the environment of who types.
+    // Commands find this database, whatever else is in the environment.
     let exports: Vec<_> = said
         .lines()
         .filter(|line| line.starts_with("unset ") || line.starts_with("export "))
@@ -235,7 +236,7 @@ fn the_printed_commands_work() {
     let tenants = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert_eq!(tenants.lines().count(), 1, "{listed:?}");
 
-    // What the first pages ask is asked here, and answered as they say.
+    // The requests of the first pages are sent here, with the documented answers.
     let base = |line: &str, end: &str| {
         let from = line.find("http://").expect("an address");
         line[from..]
@@ -251,7 +252,7 @@ fn the_printed_commands_work() {
     let refund_line = said.lines().rfind(|line| line.ends_with("/refund"));
     let stores = base(refund_line.expect("a line that refunds"), "/control");
     ask_as_told(&service, &stores, key);
-    // And what they show of the callback is what is shown.
+    // And the callback gets what the pages show.
     let renew =
         format!("curl -s -X POST {stores}/control/apple/transactions/2000000000000001/renew");
     paste(&renew);
@@ -277,7 +278,7 @@ fn the_printed_commands_work() {
         .expect("a line that refunds");
     paste(refund);
     assert_eq!(paste(curl_lines(&said)[0])["status"], "refunded");
-    // And whoever looks on sees the event come.
+    // And `attesto tail` shows the event.
     let shown = lines
         .find(|line| line.starts_with("callback <- subscription.refunded"))
         .expect("it is shown");
@@ -285,7 +286,7 @@ fn the_printed_commands_work() {
     drop(running);
 }
 
-/// Somebody's database is at work for somebody.
+/// A database with tenants of its own is in use.
 #[tokio::test]
 async fn dev_refuses_a_database_with_other_tenants() {
     let fresh = crate::world::postgres::fresh_database().await;

@@ -1,8 +1,8 @@
-//! The database has no room left: what arrives is not said to be taken, nothing is sent that could not be written
-//! down, nobody falls over, and all of it goes on by itself.
+//! The database has no space left: notifications are not acknowledged, no delivery is sent whose
+//! result could not be stored, no process ends, and everything resumes by itself.
 //!
-//! Here Postgres refuses as it does then, with its class 53, so that this runs anywhere. `bin/chaos --long` fills a real
-//! volume.
+//! Here Postgres fails with the same error class, 53, so that the test runs anywhere. `bin/chaos
+//! --long` fills a real volume.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// No row of events or deliveries is written any more.
+/// Fails every insert and update of events and deliveries.
 const FULL: &str = "
     create function full_disk() returns trigger language plpgsql as $$
     begin
@@ -52,7 +52,7 @@ async fn with_a_full_disk_nothing_is_accepted_and_nothing_is_sent() {
     events(&world, &tenant.id, &["1", "2", "3"]).await;
 
     sql(&world, FULL).await;
-    // Three are due, and it cannot be noted that anybody has them in hand.
+    // Three are due, and their claim cannot be stored.
     shell.rows(&["deliveries", "release"]);
     let payload = json!({
         "notificationType": "TEST",
@@ -73,12 +73,12 @@ async fn with_a_full_disk_nothing_is_accepted_and_nothing_is_sent() {
         assert_eq!(answer.body["error"], "UNAVAILABLE");
         assert!(answer.headers.contains_key("retry-after"));
     }
-    // Longer than it is looked for work.
+    // Longer than the polling interval.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(receiver.connections(), 0);
     assert_eq!(world.ask("GET", "/health", None, None).await.status, 200);
 
-    // Room again: nobody has to do anything.
+    // There is space again: no action is needed.
     sql(&world, "drop function full_disk cascade").await;
     receiver.until(3).await;
     let answer = world.ask("POST", &path, None, Some(&body)).await;

@@ -1,5 +1,5 @@
-//! The documentation, held to what it speaks of: links lead somewhere, commands and flags are there, JSON is JSON, and no word of
-//! the vocabulary and no error code is left out.
+//! The documentation is checked: links have targets, commands and flags exist, JSON parses, and
+//! every event type and error code is documented.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -60,7 +60,7 @@ pub(crate) fn blocks(text: &str) -> (Vec<(String, String)>, String) {
     (blocks, outside)
 }
 
-/// What stands between single backticks.
+/// The text between single backticks.
 fn spans(outside: &str) -> Vec<String> {
     let lines = outside.split("\n\n");
     lines
@@ -137,7 +137,7 @@ const OUR_FOLDERS: [&str; 8] = [
     "tests/",
 ];
 
-/// Files of ours that a sentence names.
+/// Files of this repository that a sentence names.
 #[test]
 fn every_mentioned_file_exists() {
     let mut count = 0;
@@ -186,7 +186,7 @@ fn the_map_has_every_room_in_the_order_that_is_checked() {
     assert_eq!(rooms, crate::tidy::ROOMS);
 }
 
-/// Each answer names a file, and what it says is in that file is there.
+/// Each answer names a file, and that file contains the names in the answer.
 #[test]
 fn every_question_of_a_newcomer_is_answered_by_a_path() {
     let page = architecture();
@@ -248,7 +248,8 @@ fn the_book_has_every_page() {
     }
 }
 
-/// The words of one command line, as a shell parts them. What a shell would do between commands is a word of its own.
+/// The words of a command line, split as a shell does. Operators between commands are words of
+/// their own.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut letters = line.chars().peekable();
@@ -261,7 +262,7 @@ fn words(line: &str) -> Vec<String> {
             }
             (None, '#') if word.is_none() => break,
             (None, letter) if letter.is_whitespace() => words.extend(word.take()),
-            // `<tenant>` is to be filled in, and sends nothing anywhere.
+            // `<tenant>` is a placeholder, not a redirection.
             (None, '>') if word.as_ref().is_some_and(|word| word.contains('<')) => {
                 word.get_or_insert_default().push(letter);
             }
@@ -279,14 +280,14 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The commands of ours among the words, each without the program's name.
+/// The `attesto` commands among the words, each without the program's name.
 fn ours(words: &[String]) -> Vec<Vec<String>> {
     let ends = |word: &str| ["|", ";", ">", "&", "(", ")", "<"].contains(&word);
     let mut found = Vec::new();
     for (at, word) in words.iter().enumerate() {
         let program = matches!(word.as_str(), "attesto" | "/usr/local/bin/attesto");
         let before = at.checked_sub(1).map(|before| words[before].as_str());
-        // First of its command, after variables, or told to somebody who runs it.
+        // At the start of a command, after variables, or as an argument of a program that runs it.
         let leads = match before {
             None => true,
             Some(before) => {
@@ -307,10 +308,11 @@ fn ours(words: &[String]) -> Vec<Vec<String>> {
     found
 }
 
-/// What a reader puts in: an id for `tenant_…` and `<tenant>`, something for other words in angle brackets.
+/// Fills in a placeholder: an id for `tenant_…` and `<tenant>`, some text for other words in angle
+/// brackets.
 fn filled(word: &str) -> String {
     const RANDOM: &str = "01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
-    // `[--limit N]` may be left out, and has to be right all the same.
+    // `[--limit N]` is optional, and must be valid all the same.
     let word = word
         .trim_matches(['[', ']'])
         .replace("<tenant>", "tenant_…");
@@ -322,7 +324,7 @@ fn filled(word: &str) -> String {
     word
 }
 
-/// Whether the tree of commands has it. `whole` when nothing may be missing either.
+/// Whether the command parses. With `whole`, required arguments must be present too.
 fn judge(command: &[String], whole: bool) -> Result<(), String> {
     let mut tree = Cli::command();
     tree.build();
@@ -414,7 +416,7 @@ fn an_invalid_documented_command_is_found() {
     assert!(!refused("key list <tenant>") && !refused("key:revoke key_…"));
 }
 
-/// Blocks that are neither of a shell nor JSON: what holds them to what they speak of.
+/// Blocks that are neither shell nor JSON, and the test that checks them.
 const OTHERS: [(&str, &str, &str); 7] = [
     (
         "docs/bi.md",
@@ -437,7 +439,7 @@ const OTHERS: [(&str, &str, &str); 7] = [
         "mermaid",
         "docs: the files in it are there",
     ),
-    // Not held to anything.
+    // Not checked.
     (
         "README.md",
         "mermaid",
@@ -456,7 +458,8 @@ fn every_block_is_run_or_checked() {
     for (name, text) in pages() {
         for (language, _) in blocks(&text).0 {
             match language.as_str() {
-                // `runbooks` types every page that has one; `every_json_block_matches_the_api` judges all of it.
+                // `runbooks` runs every page that has one; `every_json_block_matches_the_api`
+                // checks all of it.
                 "sh" | "console" | "json" => {}
                 language => {
                     others.insert((name.display().to_string(), language.to_owned()));
@@ -468,13 +471,14 @@ fn every_block_is_run_or_checked() {
     assert_eq!(others, known.into());
 }
 
-/// Each is what the description of the API, a running service or its log says.
+/// Each matches the OpenAPI description, a running server or its log.
 #[test]
 fn every_json_block_matches_the_api() {
     let description = attesto::app::openapi_document();
     for (name, text) in pages() {
         let name = name.display().to_string();
-        // Made from the description, or asked of `attesto dev`: `openapi` and `dev`.
+        // Generated from the description, or compared with `attesto dev`, by the tests `openapi`
+        // and `dev_command`.
         if ["docs/api.md", "README.md", "docs/quickstart.md"].contains(&name.as_str()) {
             continue;
         }
@@ -485,7 +489,7 @@ fn every_json_block_matches_the_api() {
             } else if told.get("valid").is_some() {
                 "ErrorBody"
             } else if told.get("event").is_some() && name == "docs/events.md" {
-                // Held to a delivery by `runbooks`.
+                // Compared with a delivery by `runbooks`.
                 let word = told["event"].as_str().unwrap();
                 assert!(
                     EventType::ALL.iter().any(|known| known.as_str() == word),
@@ -493,7 +497,7 @@ fn every_json_block_matches_the_api() {
                 );
                 continue;
             } else if told.get("msg").is_some() && name == "docs/operations.md" {
-                // Held to a line of the log by `watch`.
+                // Compared with a log line by `checks`.
                 continue;
             } else {
                 panic!("{name}: nothing says whether this is right: {block}");
@@ -515,7 +519,7 @@ fn every_json_block_parses() {
             if language == "json" {
                 texts.push(block);
             } else {
-                // What `curl -d` sends, where the shell puts nothing in.
+                // The body of `curl -d`, if the shell substitutes nothing in it.
                 for word in block.replace("\\\n", " ").lines().flat_map(words) {
                     if word.starts_with('{') && word.ends_with('}') && !word.contains('$') {
                         texts.push(word);
@@ -549,7 +553,7 @@ fn every_documented_variable_is_a_setting() {
                 count += 1;
                 let plain = variable.strip_suffix("_FILE").unwrap_or(variable);
                 let is_used = block.contains(&format!("${variable}"));
-                // What the receivers read is theirs.
+                // Settings of the example receivers.
                 let is_known =
                     find_setting(plain).is_some() || variable == "ATTESTO_WEBHOOK_SECRET";
                 assert!(is_known || is_used, "{}: {variable}", name.display());
@@ -559,7 +563,7 @@ fn every_documented_variable_is_a_setting() {
     assert!(count > 8, "only {count} were found");
 }
 
-/// What programs are built from, as one text.
+/// All source files as one text.
 fn source() -> String {
     fn collect(folder: &Path, found: &mut String) {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -567,7 +571,7 @@ fn source() -> String {
             if path.is_dir() {
                 collect(&path, found);
             } else {
-                // Certificates are no text.
+                // Certificates are binary.
                 found.push_str(&String::from_utf8_lossy(&std::fs::read(path).unwrap()));
             }
         }
@@ -588,9 +592,9 @@ fn source() -> String {
     found
 }
 
-/// Names on pages that are other programs'.
+/// Names of other programs on the pages.
 const NAMES_OF_OTHERS: [&str; 18] = [
-    // What receipts and services call things that are called otherwise here.
+    // Names in receipts and other services.
     "verifyReceipt",
     "cancellation_date_ms",
     "cancellation_reason",
@@ -603,7 +607,7 @@ const NAMES_OF_OTHERS: [&str; 18] = [
     "SUBSCRIPTION_PAUSED",
     "SUBSCRIPTION_EXTENDED",
     "NON_RENEWING_PURCHASE",
-    // Settings of Google Cloud's, of Postgres and of PgBouncer.
+    // Settings of Google Cloud, Postgres and PgBouncer.
     "iam.allowedPolicyMemberDomains",
     "checkpoint_timeout",
     "log_statement",
@@ -612,14 +616,15 @@ const NAMES_OF_OTHERS: [&str; 18] = [
     "default_pool_size",
 ];
 
-/// Settings, fields, words of the log, metrics, columns: whatever has a name of several words is there under this name.
+/// Settings, fields, log names, metrics, columns: every name with an underscore exists in the
+/// source.
 #[test]
 fn every_documented_name_exists_in_the_source() {
     let source = source();
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let mut names: BTreeSet<&str> = source.split(|letter| !is_name(letter)).collect();
     names.extend(NAMES_OF_OTHERS);
-    // Made from the names of variants.
+    // Generated from the names of variants.
     names.extend(OutcomeClass::VARIANTS.iter().map(|class| class.as_str()));
     let in_snakes = |name: &str| {
         let letter = |letter: char| match letter {
@@ -657,7 +662,7 @@ fn every_documented_name_exists_in_the_source() {
     assert!(unused.is_empty(), "{unused:?} are on no page any more");
 }
 
-/// Who looks for what a program said finds it.
+/// The error messages in the documentation can be found by searching for them.
 #[test]
 fn every_documented_start_error_exists() {
     let pages = pages();
@@ -667,7 +672,7 @@ fn every_documented_start_error_exists() {
     let (source, mut count) = (source(), 0);
     for row in rows.lines().filter(|line| line.starts_with("| `")) {
         let said = row.split('`').nth(1).unwrap();
-        // That one is Postgres' own.
+        // That one is a message of Postgres.
         for part in said
             .split('…')
             .filter(|_| !said.contains("prepared statement"))
@@ -688,10 +693,10 @@ pub(crate) fn first_cells(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Words in capitals with the given ends, in a source file.
+/// The words in capitals in a source file that start like this.
 fn codes(file: &str, start: &str) -> BTreeSet<String> {
     let source = std::fs::read_to_string(root().join(file)).unwrap();
-    // Tests use words that are none.
+    // Tests contain words that are no codes.
     let source = source.split("#[cfg(test)]").next().unwrap();
     source
         .split(start)
@@ -768,7 +773,7 @@ fn every_event_type_is_documented_with_its_action() {
     let table = table.split_once("## Reasons").unwrap().0;
     assert_eq!(first_cells(table), words);
 
-    // The other page says the same.
+    // The other page lists the same.
     let decided: BTreeMap<String, String> = table
         .lines()
         .filter(|row| row.starts_with("| `"))

@@ -1,4 +1,4 @@
-//! Installations that are broken in one way each, and what the doctor says of them.
+//! `attesto doctor` on installations with one fault each.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,12 +19,12 @@ use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
 use crate::world::shell::Shell;
 
-/// The world's encryption key.
+/// The encryption key of a `World`.
 const WORLDS_KEY: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
-/// Another one.
+/// A key with another content.
 const OTHER_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
-/// One that is well until somebody breaks it.
+/// A healthy installation; a test breaks it.
 struct Install {
     world: World,
     tenant: Tenant,
@@ -32,7 +32,7 @@ struct Install {
     folder: Folder,
 }
 
-/// What the doctor said.
+/// The doctor's output.
 struct Said {
     exit: i32,
     tree: Value,
@@ -40,7 +40,7 @@ struct Said {
 }
 
 impl Said {
-    /// Everything but what is well, as `name: status`.
+    /// All findings except `ok`, as `name: status`.
     fn findings(&self) -> Vec<String> {
         fn walk(check: &Value, found: &mut Vec<String>) {
             match check["checks"].as_array() {
@@ -58,15 +58,15 @@ impl Said {
         }
         let mut found = Vec::new();
         walk(&self.tree, &mut found);
-        // As it was asked to.
+        // Skipped on request.
         let left_out = ["stores.reachable: skipped", "logs.backups: skipped"];
         found.retain(|finding| !left_out.contains(&finding.as_str()));
-        // That is this machine's own.
+        // This depends on the machine.
         found.retain(|finding| !finding.starts_with("database.disk"));
         found
     }
 
-    /// Exactly this is wrong, and the exit code says how bad it is.
+    /// Exactly this finding, and the exit code for its severity.
     fn is_only(&self, name: &str, status: &str, message: &str) {
         let text = self.tree.to_string();
         assert_eq!(self.findings(), [format!("{name}: {status}")], "{text}");
@@ -99,14 +99,14 @@ fn examined(shell: &Shell, words: &[&str]) -> Said {
     }
 }
 
-/// The same, while the stores answer.
+/// The same while the simulated stores answer.
 async fn examined_online(shell: &Shell) -> Said {
     let shell = shell.clone();
     let examining = tokio::task::spawn_blocking(move || examined(&shell, &[]));
     examining.await.unwrap()
 }
 
-/// A role that owns nothing, as it should be.
+/// A role that owns nothing, as recommended.
 async fn clerk(fresh: &Fresh) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let role = format!(
@@ -120,7 +120,7 @@ async fn clerk(fresh: &Fresh) -> String {
         format!("grant select, insert, update, delete on all tables in schema public to {role}"),
         format!("grant pg_read_all_stats to {role}"),
     ] {
-        // The name is ours.
+        // The role name is ours.
         fresh
             .database
             .pool()
@@ -171,7 +171,7 @@ impl Install {
     }
 
     async fn run(&self, statements: &str) {
-        // Ours.
+        // The role name is ours.
         let pool = self.world.database().pool();
         pool.execute(AssertSqlSafe(statements.to_owned()))
             .await
@@ -230,7 +230,7 @@ async fn a_healthy_installation_passes_every_check() {
         "{}",
         people.said
     );
-    // It looks and changes nothing: no canary of a key that is new here, no row about anything.
+    // The doctor changes nothing: it adds no canary for a new key and no row.
     let written = async || -> (i64, i64) {
         let statement = "select (select count(*) from encryption_canaries), (select max(seq) from operator_audit)";
         let pool = install.world.database().pool();
@@ -308,7 +308,7 @@ async fn checks_of_unused_features_are_skipped() {
         .set_apple(&install.tenant, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
         .await;
 
-    // Sealed well, and no key.
+    // Validly sealed, but not a key.
     let place = APPLE_PRIVATE_KEY.context_for(install.tenant.id.as_str());
     sqlx::query("update apple_credentials set private_key_enc = $1")
         .bind(install.world.keyring().seal(place, b"not a key"))
@@ -380,7 +380,7 @@ async fn the_listeners_own_certificate() {
     })
     .await;
     said.is_only("files.secret", "warn", "TLS_KEY_PATH");
-    // Whoever runs it behind a proxy does nothing wrong.
+    // Behind a proxy this is correct.
     let said = Install::with(|shell, _| shell.set("BIND_ADDRESS", "0.0.0.0")).await;
     assert_eq!(said.findings(), Vec::<String>::new(), "{}", said.tree);
     assert!(said.tree.to_string().contains("Plain HTTP on 0.0.0.0:8080"));
@@ -388,18 +388,20 @@ async fn the_listeners_own_certificate() {
 
 /// How an installation is broken.
 enum By {
-    /// By what is in its database.
+    /// By SQL in its database.
     Rows(&'static str),
-    /// By variables; `-` takes one away.
+    /// By variables; `-` removes one.
     Settings(&'static [(&'static str, &'static str)]),
-    /// By the mode of the file with the encryption key. 0: there is no such file.
+    /// By the mode of the encryption key file. 0: the file does not exist.
     KeyFile(u32),
 }
 
-/// What is broken, exactly what the doctor finds (of which `…` is more that follows from it), and a part of what it says.
+/// The fault, exactly the doctor's findings (`…` stands for consequences), and a part of its
+/// output.
 type Broken = (By, &'static [&'static str], &'static str);
 
-/// One that serves nobody any more, to be copied and broken. It has a tenant with everything, and a callback.
+/// A stopped installation to be copied and broken. It has a fully configured tenant with a
+/// callback.
 struct Model {
     fresh: Fresh,
     shell: Shell,
@@ -438,15 +440,15 @@ impl Model {
         }
     }
 
-    /// What the doctor says of a copy that is broken like this.
+    /// The doctor's output for a copy with this fault.
     async fn broken(&self, by: &By) -> Said {
         let copy = self.fresh.copy().await;
         let run = async |statements: &str| {
-            // Ours.
+            // The database name is ours.
             let statements = AssertSqlSafe(statements.to_owned());
             copy.database.pool().execute(statements).await.unwrap();
         };
-        // As if somebody served here all the time.
+        // As if a replica had been running all the time.
         run("update replicas set seen_at = now()").await;
         let database = |fresh: &Fresh| fresh.url.split('?').next().unwrap().to_owned();
         let mut shell =
@@ -509,12 +511,12 @@ impl Model {
     }
 }
 
-/// A database that is not there.
+/// A database that cannot be reached.
 const NOWHERE: [(&str, &str); 1] = [(
     "DATABASE_URL",
     "postgres://a:hunter2@127.0.0.1:1/x?sslmode=disable&connect_timeout=1",
 )];
-/// What cannot be looked at without a database.
+/// Checks that need the database.
 const UNUSABLE: [&str; 6] = [
     "keys",
     "processes",
@@ -778,7 +780,7 @@ async fn missing_replicas_and_incomplete_tenants_are_reported() {
     model.each(all).await;
 }
 
-/// An event and a delivery of it, beside what the model has.
+/// An event and its delivery, in addition to those of the model.
 macro_rules! delivery {
     ($status:literal, $columns:literal, $values:literal) => {
         concat!(
@@ -843,7 +845,7 @@ async fn problems_with_deliveries_and_records_are_reported() {
             "(dns)",
         ),
         (
-            // Of another URL than the one that is configured now, or before the last success: nothing to say.
+            // Of another URL than the one configured now, or before the last success: no finding.
             By::Rows(
                 "insert into callback_probes (tenant_id, callback_key, probed_at, result, since)
                     select tenant_id, 1, now(), 'dns', now() from webhook_configs",

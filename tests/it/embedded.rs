@@ -1,4 +1,4 @@
-//! The private Postgres: started, stopped, adopted, shared and refused.
+//! The embedded Postgres: start, stop, adoption, sharing and refusal.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -78,7 +78,7 @@ async fn within_seconds(what: impl Fn() -> bool) -> bool {
     false
 }
 
-/// A process of its own that owns a private Postgres until it is killed.
+/// A separate process that runs a private Postgres until it is killed.
 struct OtherProcess(std::process::Child);
 
 impl OtherProcess {
@@ -150,7 +150,7 @@ async fn it_starts_in_an_empty_folder_stops_and_keeps_its_data() {
     )
     .await;
 
-    // The URL means the same database, to us and to others.
+    // The URL works in this process and in others.
     let url = Database::open(&ConnectSettings::from_url(&embedded.connection_url()).unwrap());
     let word: String = sqlx::query_scalar("select word from kept")
         .fetch_one(url.pool())
@@ -158,7 +158,7 @@ async fn it_starts_in_an_empty_folder_stops_and_keeps_its_data() {
         .unwrap();
     assert_eq!(word, "here");
 
-    // A client that is still connected does not keep it from stopping.
+    // A client that is still connected does not prevent the stop.
     embedded.stop().await;
     assert_eq!(server(&folder), None);
 
@@ -198,7 +198,7 @@ async fn a_command_starts_postgres_and_its_stop_waits_for_other_users() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!stopping.is_finished(), "the second still needs it");
     tell(&second, "select 1").await;
-    // A service waits for commands, too.
+    // A server waits for commands, too.
     let path = folder.to_owned();
     let service = tokio::spawn(async move { start(&path).await });
     second.stop().await;
@@ -254,7 +254,8 @@ async fn a_killed_postgres_comes_back_with_everything_committed() {
 async fn a_stale_pid_file_is_ignored() {
     let folder = Folder::new();
     start(&folder).await.stop().await;
-    // A machine that lost power: the note is there, and its process id now means another program of the same user.
+    // After a power failure: the pid file remains, and its process id belongs to another program of
+    // the same user.
     let data = folder.join("pg");
     let owner = data.metadata().unwrap();
     let mut stranger = Command::new("sleep");
@@ -307,7 +308,7 @@ async fn a_long_path_puts_the_socket_elsewhere() {
     );
     tell(&embedded, "select 1").await;
     embedded.stop().await;
-    // The fallback is the same again, and it is ours.
+    // The fallback path is always the same, and belongs to us.
     let again = start(&deep).await;
     let url = again.connection_url();
     again.stop().await;

@@ -1,4 +1,5 @@
-//! Master keys: made, counted, rotated while everybody works, and never confused with damage.
+//! Encryption keys: generated, counted, rotated while secrets are in use, and a wrong key is never
+//! confused with damaged data.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -25,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::world::attesto::{APP, World};
 use crate::world::postgres::{Fresh, fresh_database};
 
-/// `<id>:<base64>` of a key whose 32 bytes are all the id.
+/// `<id>:<base64>` of a key whose 32 bytes all equal the id.
 fn text(id: u8) -> String {
     format!("{id}:{}", STANDARD.encode([id; 32]))
 }
@@ -41,7 +42,7 @@ struct Vault {
     tenants: Vec<TenantId>,
 }
 
-/// What each secret says.
+/// The plaintext of each secret.
 fn said(tenant: &TenantId, column: &str) -> String {
     format!("{column} of {tenant}: {}", "x".repeat(32))
 }
@@ -115,8 +116,8 @@ impl Vault {
         self.tenants.push(id);
     }
 
-    /// Every secret of the tenants, by where it stands: which key it is sealed with, and whether it opens to what was
-    /// sealed.
+    /// Every secret of the tenants by its place: the id of its key, and whether it opens to its
+    /// plaintext.
     async fn opened(&self, ring: &Keyring) -> Vec<(String, u8, bool)> {
         let mut all = Vec::new();
         for column in sealed_columns::secret_columns().filter(|column| column.row == "tenant_id") {
@@ -137,7 +138,7 @@ impl Vault {
         all
     }
 
-    /// Somebody sets a secret anew.
+    /// Replaces a secret.
     async fn set_some_secret(&self, ring: &Keyring) {
         let tenant = &self.tenants[fastrand::usize(..self.tenants.len())];
         let column = sealed_columns::GOOGLE_SERVICE_ACCOUNT;
@@ -223,7 +224,7 @@ fn a_key_is_made_without_a_database_and_printed_once() {
     assert!(!first.errors.contains(&key[2..]), "only once: {first:?}");
     assert_ne!(run(&[], &[]).text, first.text);
 
-    // The next free id of those that are configured.
+    // The next free id among the configured ones.
     let next = run(
         &[],
         &[
@@ -246,7 +247,7 @@ fn a_key_is_made_without_a_database_and_printed_once() {
 #[tokio::test]
 async fn a_key_is_rotated_step_by_step() {
     let vault = Vault::filled(3, &ring(1, &[])).await;
-    // One whose row is no tenant's.
+    // A value in a row without a tenant.
     let place = sealed_columns::VALIDATION_AUDIT_KEY.context_for("1");
     sqlx::query("insert into validation_audit_keys (number, key_enc) values (1, $1)")
         .bind(ring(1, &[]).seal(place, b"audit"))
@@ -286,7 +287,7 @@ async fn a_key_is_rotated_step_by_step() {
         (&last["resealed"], &last["remaining"]),
         (&json!(16), &json!(0))
     );
-    // The old key is not needed any more, for anything.
+    // The old key is not needed any more.
     let after = vault.opened(&ring(2, &[])).await;
     assert!(
         after.iter().all(|(_, id, right)| *id == 2 && *right),
@@ -321,7 +322,7 @@ async fn a_key_is_rotated_step_by_step() {
 #[tokio::test]
 async fn a_key_in_use_cannot_be_omitted_and_is_named() {
     let vault = Vault::filled(1, &ring(1, &[])).await;
-    // Not even where nobody knows that it was ever used here.
+    // Even if no canary records that the key was ever used here.
     sqlx::query("delete from encryption_canaries")
         .execute(vault.database().pool())
         .await
@@ -388,7 +389,7 @@ async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
     let vault = Vault::filled(3, &ring(1, &[])).await;
     let [a, b, c] = [0, 1, 2].map(|at| vault.tenants[at].as_str());
     for (statement, tenants) in [
-        // Moved from one row to another: the right key, the wrong place.
+        // Moved to another row: the right key, the wrong place.
         (
             "update apple_credentials set private_key_enc =
                 (select private_key_enc from apple_credentials where tenant_id = $2) where tenant_id = $1",
@@ -439,7 +440,7 @@ async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
         ran.errors
     );
 
-    // The third kind, which `rotate` does not get to: it refuses to begin.
+    // The third kind, on which `rotate` refuses to start.
     let unknown = reseal::reseal_values(
         vault.database(),
         &ring(3, &[2]),
@@ -463,7 +464,7 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     let database = vault.database();
     let both = ring(2, &[1]);
     let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // Operators go on setting secrets, in processes of both configurations.
+    // Operators continue to set secrets, with both configurations.
     let operators = async {
         let rings = [ring(1, &[2]), ring(2, &[1])];
         while !stop.load(Ordering::Relaxed) {
@@ -472,7 +473,7 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
         }
     };
     let rotation = async {
-        // Twice at once does no harm.
+        // Two rotations at once do no harm.
         let (one, two) = tokio::join!(rotate(database, &both), rotate(database, &both));
         stop.store(true, Ordering::Relaxed);
         (one, two)
@@ -483,13 +484,13 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     let opened = vault.opened(&both).await;
     assert_eq!(opened.len(), 5 * 250);
     assert!(opened.iter().all(|(_, _, right)| *right));
-    // What was written with the old key meanwhile is found the next time.
+    // Values written with the old key meanwhile are found by the next run.
     assert_eq!(rotate(database, &both).await.remaining, 0);
     assert!(vault.opened(&ring(2, &[])).await.iter().all(|it| it.2));
 }
 
-/// Killed in the middle, again and again, from key to key and on, while secrets are being set: none is lost, each rotation comes to
-/// its end, and before that nobody can go on without the old key.
+/// Killed in the middle, repeatedly, over several keys, while secrets are set: no secret is lost,
+/// each rotation completes, and before that no process can start without the old key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_rotation_is_resumed() {
     const KILLS: u32 = 5;
@@ -499,7 +500,7 @@ async fn a_killed_rotation_is_resumed() {
         let operators = {
             let (vault, writes) = (vault.clone(), writes.clone());
             tokio::spawn(async move {
-                // By now everybody seals with the new key.
+                // By now every process seals with the new key.
                 let ring = ring(new, &[old]);
                 loop {
                     vault.set_some_secret(&ring).await;
@@ -526,7 +527,7 @@ async fn a_killed_rotation_is_resumed() {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            // After the first batch or so: a pause follows each.
+            // After about one batch: a pause follows each.
             let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
             let mut line = String::new();
             std::io::BufRead::read_line(&mut said, &mut line).unwrap();
@@ -550,7 +551,7 @@ async fn a_killed_rotation_is_resumed() {
         assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
         retired(0);
     }
-    // What a killed run had done is noted as much as what the last one did.
+    // Secrets resealed by a killed run are recorded like those of the last run.
     let (noted, rows): (i64, i64) = sqlx::query_as(
         "select sum((after ->> 'resealed')::bigint)::bigint, count(*) from operator_audit where action = 'reseal'",
     )
@@ -563,8 +564,9 @@ async fn a_killed_rotation_is_resumed() {
     );
 }
 
-/// Two key rings, as two processes would have them, are led from one key to the next, whichever of them changes first: what one seals the other opens at
-/// every step, and a process that leaves out a key too early does not start.
+/// Two keyrings, as two processes would have them, change from one key to the next, in either
+/// order: each opens what the other seals at every step, and a process that drops a key too early
+/// does not start.
 #[tokio::test]
 async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
     let vault = Vault::filled(2, &ring(1, &[])).await;
@@ -574,7 +576,7 @@ async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
         let mut keys = BTreeMap::from([("east", (from, vec![])), ("west", (from, vec![]))]);
         for step in [(from, vec![to]), (to, vec![from]), (to, vec![])] {
             if step.1.is_empty() {
-                // Too early: not before everything is sealed anew.
+                // Too early: not everything has been resealed.
                 let refused = vault.attesto(&["serve", "--port=0"], &text(to), &[]);
                 assert_eq!(refused.exit, 2, "{refused:?}");
                 let named = format!("encryption key {from}, which is not configured");
@@ -607,7 +609,7 @@ async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
     }
 }
 
-/// What is sealed for one place opens in no other, whichever table, column or tenant.
+/// A value sealed for one place opens in no other, whatever the table, column or tenant.
 #[tokio::test]
 async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
     let ring = ring(1, &[]);
@@ -641,8 +643,8 @@ async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
     }
 }
 
-/// Every sealed column is filled as the service and its commands fill it, and holds what opens there: one that is written by any
-/// other way, or that is added and not filled here, is found.
+/// Every sealed column is filled as the server and its commands fill it, and its value opens there:
+/// a column written in another way, or added and not filled here, is found.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_sealed_column_is_written_sealed() {
     let world = World::today_with(&[("ENABLE_VALIDATION_AUDIT_LOG", "true")]).await;
@@ -694,7 +696,7 @@ async fn every_sealed_column_is_written_sealed() {
         ];
         assert_eq!(shell.run_with(&words, &letter.repeat(40)).exit, 0);
     }
-    // The key of the log of verifications is made when there is something to log; the canary when somebody asks.
+    // The key of the validation log is created with the first entry; the canary on the first check.
     world
         .verify("apple", &tenant, &json!({ "transactionId": "1" }))
         .await;
@@ -737,7 +739,7 @@ async fn rotation_stops_between_two_batches() {
 }
 
 impl Vault {
-    /// A process that serves, as far as others can tell.
+    /// Registers a replica, as other processes see it.
     async fn replica(&self, host: &str, sealing: i16, opening: &[i16]) {
         sqlx::query(
             "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
@@ -779,7 +781,8 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
     let untouched = vault.opened(&ring(1, &[])).await;
     assert!(untouched.iter().all(|it| it.1 == 1 && it.2));
 
-    // They can open it, and still seal with the old one: the job waits for the end of the roll-out, a person need not.
+    // All replicas can open the new key but still seal with the old one: the job waits for the end
+    // of the rollout, a person need not.
     vault.replica("east", 1, &[1, 2]).await;
     vault.replica("west", 2, &[1, 2]).await;
     let job = ["jobs", "run", "reseal"];
@@ -790,7 +793,7 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
         told["waits"].as_str().unwrap().starts_with("east seal"),
         "{told}"
     );
-    // Nor does the other one take everything back to the old key.
+    // Nor does a replica with the old key reseal everything back.
     let back = vault.attesto(&job, &text(1), &[2]);
     assert!(back.lines[0]["told"]["waits"].is_string());
     let status = vault.attesto(&["encryption", "status"], &text(2), &[1]);
@@ -821,7 +824,7 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
     let opened = vault.opened(&ring(2, &[])).await;
     assert!(opened.iter().all(|it| it.1 == 2 && it.2));
 
-    // Whoever was killed is gone after a while.
+    // The registration of a killed replica expires.
     vault.replica("gone", 1, &[1]).await;
     sqlx::query("update replicas set seen_at = now() - interval '46 seconds' where id = 'gone'")
         .execute(vault.database().pool())

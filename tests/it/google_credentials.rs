@@ -1,4 +1,4 @@
-//! `attesto google set-credentials` and `get-credentials`, as an administrator uses them.
+//! `attesto google set-credentials` and `get-credentials` from the command line.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -54,7 +54,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
         let output = child.wait_with_output().unwrap();
         let ran = Ran {
@@ -131,7 +131,7 @@ async fn stored_credentials_are_shown_without_the_key() {
         })
     );
     assert_eq!(shown["keyFingerprint"].as_str().unwrap().len(), 16);
-    // No encryption key is needed to look.
+    // Showing the credentials needs no encryption key.
     assert_eq!(desk.attesto(&get, "", &[]).said, set.said);
 
     let again = desk.set(&key_file("key-2"), &["--package-name", "com.example.new"]);

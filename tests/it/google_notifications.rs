@@ -1,4 +1,4 @@
-//! `POST /v1/webhooks/google/{tenantId}` as Pub/Sub uses it, and what is stored of each message.
+//! `POST /v1/webhooks/google/{tenantId}`, and what is stored of each message.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::world::attesto::{APP, Answer, Tenant, World};
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
-/// A tenant whose app's notifications are pushed, one by one, when a test says so.
+/// A tenant whose notifications are pushed one by one when the test asks for it.
 struct Shop {
     world: World,
     tenant: Tenant,
@@ -34,7 +34,7 @@ impl Shop {
         shop
     }
 
-    /// One that has not said yet who pushes.
+    /// A tenant without a configured push account.
     async fn unnamed() -> Self {
         let world = World::new().await;
         let tenant = world.tenant().await;
@@ -79,7 +79,7 @@ impl Shop {
             .expect("something was published")
     }
 
-    /// Pushes the newest message and reads what was stored of it.
+    /// Pushes the newest message and reads the stored event.
     async fn push(&self) -> Event {
         let message = self.newest();
         let pushed = self.play().push_message(&message.message_id).await.unwrap();
@@ -101,7 +101,7 @@ impl Shop {
             .unwrap();
         let body: String = row.get("body");
         let body: Value = serde_json::from_str(&body).unwrap();
-        // What is sent and what is stored for queries are one thing.
+        // The delivered body and the columns for queries agree.
         for (column, found) in [
             ("event_type", &body["event"]),
             ("reason", &body["reason"]),
@@ -131,7 +131,7 @@ impl Shop {
             .unwrap()
     }
 
-    /// Sends a body of our own with a token that convinces.
+    /// Sends a body made by the test with a valid token.
     async fn send(&self, body: &Value) -> Answer {
         let token = self.play().push_token(APP, None).unwrap();
         let path = format!("/v1/webhooks/google/{}", self.tenant.id);
@@ -259,7 +259,7 @@ async fn subscription_notifications_map_to_our_event_types() {
             SubscriptionChange::Expire {},
             vec![("subscription.expired", Some("voluntary"))],
         ),
-        // A refund is told in two messages, of which the second is the newest.
+        // A refund is reported in two messages; the second is the newest.
         (
             SubscriptionChange::Revoke {},
             vec![("subscription.refunded", Some("full"))],
@@ -319,7 +319,7 @@ async fn every_notification_block_sets_the_event_subject() {
         (&Value::Null, &json!(USER))
     );
 
-    // A number Google has not given yet still has its subject, and a block it has not invented yet none.
+    // An unknown notification number still has its subject; an unknown block has none.
     let subscription = shop.subscribe();
     let token = &subscription.purchase_token;
     let new = json!({ "notificationType": 99, "purchaseToken": token });
@@ -374,7 +374,7 @@ async fn an_unreadable_message_is_stored_as_unknown() {
         assert_eq!(event.word(), ("unknown", None));
         assert_eq!(event.0["timestamp"], "2026-04-10T14:00:00.500Z");
     }
-    // What Postgres cannot store is replaced in the columns, and reaches the callback as it was sent.
+    // Text that Postgres cannot store is replaced in the columns, and is delivered as it was sent.
     let odd = json!({ "testNotification": { "version": "a\u{0}b" } });
     let body =
         json!({ "message": { "message_id": "4", "data": STANDARD.encode(odd.to_string()) } });
@@ -407,7 +407,7 @@ async fn unauthenticated_pushes_get_one_answer() {
         );
         sentences.insert(pushed.body["message"].to_string());
     }
-    // An API key is no token, and a tenant that does not exist is nobody's: the same sentence.
+    // An API key is no push token, and an unknown tenant gets the same answer.
     let path = format!("/v1/webhooks/google/{}", shop.tenant.id);
     let with_key = shop
         .world
@@ -420,7 +420,7 @@ async fn unauthenticated_pushes_get_one_answer() {
     let pushed = shop.play().push_message(&id).await.unwrap();
     assert_eq!(pushed.status, 401);
     sentences.insert(pushed.body["message"].to_string());
-    // Neither is a token for one tenant good for another, who trusts the same account.
+    // Nor is a token for one tenant valid for another one that trusts the same account.
     let other = shop.world.tenant().await;
     let path = format!("/v1/webhooks/google/{}", other.id);
     shop.push_to(shop.tenant.id.as_str());
@@ -456,7 +456,7 @@ async fn pushes_are_refused_until_a_service_account_is_configured() {
             }
         }
     };
-    // Another audience than the one set.
+    // Another audience than the configured one.
     assert_eq!(shop.play().push_message(&id).await.unwrap().status, 401);
     let endpoint = shop
         .world
@@ -647,7 +647,7 @@ async fn googles_public_keys_are_cached_and_survive_an_outage() {
     let (play, simulator, clock) = (shop.play(), &shop.world.simulator, &shop.world.clock);
     let status = async || play.push_message(&id).await.unwrap().status;
 
-    // Nothing at hand and nobody to ask: neither yes nor no.
+    // Without cached keys and without an answer from Google: neither valid nor invalid.
     simulator
         .add_fault(Fault::at_place("google/certs").status(503).times(0))
         .unwrap();
@@ -668,12 +668,12 @@ async fn googles_public_keys_are_cached_and_survive_an_outage() {
     assert_eq!(status().await, 200);
     assert_eq!(shop.certs_asked(), 2);
 
-    // Fresh for the six hours that Google says.
+    // Fresh for the six hours that Google states.
     clock.advance(Duration::from_hours(5));
     assert_eq!(status().await, 200);
     assert_eq!(shop.certs_asked(), 2);
 
-    // An outage after that is survived, and not made worse.
+    // A later outage is survived, without extra requests.
     simulator
         .add_fault(Fault::at_place("google/certs").status(500).times(0))
         .unwrap();
@@ -682,7 +682,7 @@ async fn googles_public_keys_are_cached_and_survive_an_outage() {
         assert_eq!(status().await, 200);
     }
     assert_eq!(shop.certs_asked(), 3);
-    // A key that is not at hand may be a new one of Google's: nobody can tell now.
+    // A key id that is not cached may be a new key of Google's: this cannot be decided now.
     play.rotate_keys(false);
     assert_eq!(status().await, 503);
     simulator.clear_faults();
@@ -694,7 +694,7 @@ async fn googles_public_keys_are_cached_and_survive_an_outage() {
     );
     assert_eq!(shop.certs_asked(), 4);
 
-    // Bad tokens make no calls: one a minute at most.
+    // Invalid tokens cause at most one request a minute.
     for _ in 0..5 {
         let pushed = play
             .push_message_with_flaw(&id, PushTokenFlaw::UnknownKey)
@@ -713,7 +713,7 @@ async fn googles_public_keys_are_cached_and_survive_an_outage() {
     }
     assert_eq!(shop.certs_asked(), 5);
 
-    // What Google no longer publishes is no longer believed, at the latest when the old set is over.
+    // A key that Google no longer publishes is refused, at the latest when the old set has expired.
     let old = play.push_token(APP, None).unwrap();
     play.rotate_keys(true);
     clock.advance(Duration::from_mins(2));
@@ -740,7 +740,7 @@ async fn linked_purchase_tokens_share_one_subject() {
             .replace_subscription(&token, by)
             .unwrap()
             .purchase_token;
-        // The middle one is never told of: the chain is walked through it all the same.
+        // The middle purchase was never reported: the chain is followed through it all the same.
         if product != "team_yearly" {
             let event = shop.push().await;
             assert_eq!(event.word(), ("subscription.upgraded", None));
@@ -750,7 +750,7 @@ async fn linked_purchase_tokens_share_one_subject() {
             );
         }
     }
-    // Two months later Google has forgotten what was replaced.
+    // Two months later Google no longer knows the replaced purchase.
     shop.world.clock.advance(Duration::from_hours(24 * 70));
     shop.play()
         .change_subscription(&token, &SubscriptionChange::Renew {})
@@ -778,7 +778,8 @@ async fn linked_purchase_tokens_share_one_subject() {
     );
     assert_eq!(event.0["appUserId"], USER);
 
-    // What came before is kept for each tenant: another one, who comes late, learns only what Google still tells.
+    // The history is kept for each tenant: another tenant, which starts late, learns only what
+    // Google still reports.
     let links: i64 = sqlx::query_scalar("select count(*) from purchase_links where tenant_id = $1")
         .bind(shop.tenant.id.as_str())
         .fetch_one(shop.world.database().pool())
@@ -811,7 +812,7 @@ async fn broken_and_circular_purchase_links_end() {
         let event = shop.notify("subscriptionNotification", fields).await;
         assert_eq!(event.key(), "circle-one", "all agree");
     }
-    // The earlier purchase is one that Google does not know.
+    // Google does not know the earlier purchase.
     sell("first-heard-of", "never-heard-of");
     let event = shop.push().await;
     assert_eq!(event.key(), "never-heard-of");
@@ -819,7 +820,7 @@ async fn broken_and_circular_purchase_links_end() {
         event.word(),
         ("subscription.purchased", Some("resubscribe"))
     );
-    // It ran out, and then somebody came back.
+    // The subscription expired, and the user subscribed again later.
     let old = shop.subscribe().purchase_token;
     shop.play()
         .change_subscription(&old, &SubscriptionChange::Expire {})
@@ -863,7 +864,7 @@ async fn when_google_does_not_answer_the_event_is_stored_without_state() {
         (&Value::Null, &Value::Null)
     );
     simulator.clear_faults();
-    // A repeat changes nothing of what was stored and sent.
+    // A repeated message changes nothing stored or sent.
     let pushed = shop.play().push_message(&upgrade).await.unwrap();
     assert_eq!((pushed.status, &pushed.body["isNew"]), (200, &json!(false)));
     let renewed = shop
@@ -876,7 +877,8 @@ async fn when_google_does_not_answer_the_event_is_stored_without_state() {
         "learned as soon as it can be"
     );
 
-    // The product is named by the message where Google cannot be asked; the root stays known.
+    // Without Google the product comes from the message; the first purchase of the chain stays
+    // known.
     for fault in [
         Fault::at_place("google/play").reason("permissionDenied"),
         Fault::at_place("google/play").reason("quotaExceeded"),
@@ -895,7 +897,7 @@ async fn when_google_does_not_answer_the_event_is_stored_without_state() {
         simulator.clear_faults();
     }
 
-    // A Google that hangs is given three seconds, all questions together.
+    // A hanging Google gets three seconds for all requests together.
     simulator
         .add_fault(
             Fault::at_place("google/play")

@@ -1,5 +1,5 @@
-//! `POST /v1/google/verify` as a backend uses it, against a Google that plays a script: what the simulated store does
-//! not do of itself (a gateway's page, nonsense with status 200) can be played too.
+//! `POST /v1/google/verify` against a scripted Google: it can give answers that the simulated store
+//! does not, such as a gateway's error page or invalid JSON with status 200.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -38,7 +38,7 @@ use crate::world::postgres::fresh_database;
 const PACKAGE: &str = "com.example.app";
 const PURCHASE_TOKEN: &str = "token/with:odd?characters";
 
-/// An Attesto with one tenant, and the Google it asks.
+/// A server with one tenant, and the Google it calls.
 struct Shop {
     database: Database,
     keyring: Arc<Keyring>,
@@ -50,7 +50,7 @@ struct Shop {
     _serving: AbortOnDropHandle<()>,
 }
 
-/// What Google answers next, and what it was asked.
+/// Google's next answers, and the requests it got.
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<(u16, String)>>,
@@ -101,7 +101,7 @@ impl Script {
         (script, url, AbortOnDropHandle::new(serving))
     }
 
-    /// Google will answer `body` with `status`, as often as a failure is tried.
+    /// Google will answer `body` with `status`, for every retry of a failure.
     fn will_answer(&self, status: u16, body: &str) {
         let times = if status >= 500 { 3 } else { 1 };
         let answers = std::iter::repeat_n((status, body.to_owned()), times);
@@ -121,7 +121,7 @@ fn keyring(fill: u8) -> Arc<Keyring> {
     Arc::new(Keyring::new(key, vec![]).unwrap())
 }
 
-/// A service account's key file, with a key of its own.
+/// A service account's key file with a new key.
 pub(crate) fn key_file(key_id: &str) -> String {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
@@ -131,7 +131,7 @@ pub(crate) fn key_file(key_id: &str) -> String {
         "private_key_id": key_id,
         "private_key": format!("-----BEGIN {0}-----\n{base64}\n-----END {0}-----\n", "PRIVATE KEY"),
         "client_email": "attesto@project.iam.example",
-        // Whatever is written here is not called.
+        // This URL is never called.
         "token_uri": "http://127.0.0.1:1/steered-elsewhere",
     })
     .to_string()
@@ -537,7 +537,7 @@ async fn invalid_requests_are_not_sent_to_google() {
         let (status, _, answer) = shop.ask_with(authorization, &subscription()).await;
         assert_eq!((status, &answer["error"]), (401, &json!("UNAUTHENTICATED")));
     }
-    // A segment of dots cannot be written into a URL; nothing is called that.
+    // A segment of dots cannot be part of a URL; no request is sent.
     let (status, _, answer) = shop.ask(&with(subscription(), "purchaseToken", "..")).await;
     assert_eq!(
         (status, &answer["error"]),

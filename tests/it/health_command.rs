@@ -1,4 +1,4 @@
-//! `attesto health`, as a container's health check uses it.
+//! `attesto health`, the health check of the container.
 
 use tokio::process::Command;
 
@@ -11,7 +11,7 @@ struct Ran {
     errors: String,
 }
 
-/// In an environment that holds nothing else, as in the image: no shell, no variable, no file.
+/// In an empty environment, as in the image: no shell, no variable, no file.
 async fn health(words: &[&str], environment: &[(&str, &str)]) -> Ran {
     let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
         .arg("health")
@@ -33,7 +33,7 @@ async fn health_reports_a_running_and_an_unready_server() {
     let world = World::new().await;
     let here = world.url("/");
     let port = here.trim_end_matches('/').rsplit_once(':').unwrap().1;
-    // As the health check of the image asks.
+    // As the health check of the image runs it.
     let ran = health(&[], &[("PORT", port)]).await;
     assert_eq!((ran.exit, ran.errors.as_str()), (Some(0), ""));
     let said: serde_json::Value = serde_json::from_str(&ran.text).unwrap();
@@ -51,7 +51,7 @@ async fn health_reports_a_running_and_an_unready_server() {
     let ready = format!("ready (version {})\n", attesto::VERSION);
     assert_eq!((ran.exit, ran.text), (Some(0), ready), "{}", ran.errors);
 
-    // The database goes; the process lives.
+    // The database stops; the process keeps running.
     world.database().close_connections().await;
     assert_eq!(health(&["--url", &here], &[]).await.exit, Some(0));
     let ran = health(&["--ready", "--url", &here], &[]).await;

@@ -1,4 +1,4 @@
-//! What runs periodically: by whom, when, and what becomes of it when its process dies or is to stop.
+//! Scheduled jobs: which process runs them, when, and what happens when it dies or stops.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -22,7 +22,7 @@ use crate::world::postgres::{Fresh, fresh_database, pass_time};
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// A database, and a clock that a test moves.
+/// A database and a clock that the test moves.
 struct Office {
     fresh: Fresh,
     tools: JobContext,
@@ -68,7 +68,7 @@ impl Office {
         }
     }
 
-    /// A job that counts how often it ran, and fails when told to.
+    /// A job that counts its runs, and fails if `fails`.
     fn job(&self, fails: bool) -> Job {
         let count = self.count.clone();
         Job {
@@ -167,7 +167,7 @@ async fn a_running_job_is_not_started_elsewhere_until_its_process_is_dead() {
     let office = Office::open().await;
     let database = &office.fresh.database;
     let stop = CancellationToken::new();
-    // One that was begun by a process which was killed then.
+    // A run of a process that was killed meanwhile.
     sqlx::query(
         "insert into job_runs (job, host, interval_seconds, started_at, lease_until)
          values ('counting', 'elsewhere', 3600, now(), now() + interval '60 seconds')",
@@ -228,7 +228,7 @@ async fn a_job_stops_with_its_process_and_is_resumed_by_the_next() {
     assert_eq!(last.outcome.as_deref(), Some("stopped"));
     assert_eq!(last.summary, Some(json!("as far as it came")));
 
-    // Not after an hour: at the next look.
+    // Not after an hour: at the next check.
     let another = office.job(false);
     office
         .jobs(&another)

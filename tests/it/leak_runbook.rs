@@ -1,4 +1,5 @@
-//! The first hour of a leak, typed as docs/leak.md has it, section by section, and obeyed by two processes within a second.
+//! The runbook docs/leak.md, executed section by section; two replicas must follow each step within
+//! a second.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Two processes, a tenant whose secret leaked, and one that has nothing to do with it.
+/// Two replicas, a tenant whose secret leaked, and an unaffected tenant.
 struct Scene {
     world: World,
     other: RunningApp,
@@ -53,7 +54,7 @@ impl Scene {
         scene
     }
 
-    /// Both listen, so that what follows is believed to be heard of.
+    /// Waits until both replicas listen for changes, so that they use their caches.
     async fn both_hear(&self) {
         let begun = Instant::now();
         let listening = async || -> i64 {
@@ -78,7 +79,7 @@ impl Scene {
         [self.world.url(path), other]
     }
 
-    /// What both processes answer to a question in the name of this key.
+    /// The status of both replicas for a request with this key.
     async fn statuses(&self, key: &str, path: &str, body: &Value) -> [u16; 2] {
         let [one, two] = self.urls(path);
         let (key, body) = (Some(key), Some(body));
@@ -88,7 +89,7 @@ impl Scene {
         [one.status, two.status]
     }
 
-    /// Whether both let the key in, and not only one of them.
+    /// Whether each replica accepts the key.
     async fn let_in(&self, key: &str) -> [bool; 2] {
         let body = json!({});
         let statuses = self.statuses(key, "/v1/apple/verify", &body).await;
@@ -99,7 +100,7 @@ impl Scene {
         })
     }
 
-    /// Asks both until they answer so; a second after the command ended at the latest.
+    /// Repeats the request until both replicas answer so, for a second at most.
     async fn within_a_second<T: PartialEq + std::fmt::Debug>(
         &self,
         wanted: T,
@@ -118,12 +119,12 @@ impl Scene {
         }
     }
 
-    /// Types the commands of a section of the page.
+    /// Runs the commands of a section of the page.
     fn follows(&self, section: &str) -> String {
         self.types(&commands(section))
     }
 
-    /// Like a person at a shell, with what stands for something of theirs filled in.
+    /// Runs a script in a shell, with the placeholders of the page filled in.
     fn types(&self, script: &str) -> String {
         let bin = self.folder.join("bin");
         if !bin.exists() {
@@ -146,7 +147,7 @@ impl Scene {
             .env("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
             .env("ATTESTO_ENCRYPTION_KEY", STANDARD.encode([7; 32]))
             .stdin(Stdio::null());
-        // The simulated stores and both processes live in this very runtime, which must go on turning.
+        // The simulated stores and both replicas run in this runtime, which must not be blocked.
         let output = tokio::task::block_in_place(|| command.output().unwrap());
         let said = String::from_utf8(output.stdout).unwrap();
         let complained = String::from_utf8(output.stderr).unwrap();
@@ -176,7 +177,7 @@ impl Scene {
     }
 }
 
-/// The sections of the page that have something to type; each is typed by one of these tests.
+/// The sections of the page with commands; each is run by one of these tests.
 const TYPED: [&str; 10] = [
     "The brake",
     "An API key",
@@ -190,7 +191,7 @@ const TYPED: [&str; 10] = [
     "How to know that it took effect",
 ];
 
-/// What each section of the page has to type.
+/// The commands of each section of the page.
 fn page() -> Vec<(String, String)> {
     let page = std::fs::read_to_string(root().join("docs/leak.md")).unwrap();
     let sections = page.split("\n## ").skip(1).map(|section| {
@@ -271,7 +272,7 @@ async fn a_deactivated_tenant_is_refused_by_every_replica_within_a_second() {
     let scene = Scene::new().await;
     let (leaked, others) = (scene.tenant.key.expose(), scene.witness.key.expose());
     assert_eq!(scene.let_in(leaked).await, [true; 2]);
-    // Something that waits: what comes for a tenant that is not active is not taken in.
+    // Waiting deliveries exist; notifications for an inactive tenant are refused.
     scene.types("attesto deliveries hold");
     events(&scene.world, &scene.tenant.id, &["1"]).await;
     scene.follows("The brake");
@@ -287,7 +288,7 @@ async fn a_deactivated_tenant_is_refused_by_every_replica_within_a_second() {
         })
         .await;
     assert_eq!(scene.let_in(others).await, [true; 2]);
-    // Nothing is sent to its callback either, by anybody.
+    // No replica sends anything to its callback either.
     scene.types("attesto deliveries release");
     assert_eq!(scene.let_in(others).await, [true; 2]);
     assert_eq!(scene.receiver.connections(), 0);
@@ -303,7 +304,7 @@ async fn a_deactivated_tenant_is_refused_by_every_replica_within_a_second() {
 async fn a_replaced_webhook_secret_no_longer_signs() {
     let scene = Scene::new().await;
     let held = scene.folder.join("held");
-    // The page removes the file at its end; the receiver has its own copy.
+    // The page deletes the file at its end; the receiver has its own copy.
     let kept = format!("mv new-secret {}", held.display());
     let script = commands("A webhook secret").replace("rm new-secret", &kept);
     scene.types(&script);
@@ -312,7 +313,8 @@ async fn a_replaced_webhook_secret_no_longer_signs() {
     let secrets = SigningSecrets::from(newest);
     let pinged = scene.receiver.requests().len();
     events(&scene.world, &scene.tenant.id, &["1", "2", "3", "4"]).await;
-    // They were stored without a word to anybody; a change of the tenant's has everybody look.
+    // The events were recorded without a notification; a change of the tenant wakes the
+    // dispatchers.
     scene.types("attesto tenant rename tenant_… Renamed");
     scene.receiver.until(pinged + 4).await;
     for request in &scene.receiver.requests()[pinged..] {
@@ -349,7 +351,7 @@ async fn store_credentials_are_replaced_in_every_replica_within_a_second() {
     let key = scene.tenant.key.expose();
     let ask_apple = async || scene.statuses(key, "/v1/apple/verify", &apple_body).await;
     let ask_google = async || scene.statuses(key, "/v1/google/verify", &google_body).await;
-    // Both have opened the old ones by now, and remember them.
+    // Both replicas have loaded and cached the old ones.
     assert_eq!(
         (ask_apple().await, ask_google().await),
         ([200; 2], [200; 2])
@@ -383,7 +385,7 @@ async fn store_credentials_are_replaced_in_every_replica_within_a_second() {
         .unwrap();
     scene.within_a_second([200; 2], ask_google).await;
 
-    // What is left of the page.
+    // The rest of the page.
     let status = Scene::rows(&scene.follows("The encryption key")).remove(0);
     assert_eq!(status["toReseal"], 0);
     scene.end().await;

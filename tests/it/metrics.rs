@@ -1,4 +1,4 @@
-//! The page of numbers: what is on it, what is not, and what it costs.
+//! The metrics page: what is on it, what is not, and what it costs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn value(page: &str, series: &str) -> f64 {
     line.trim().parse().unwrap()
 }
 
-/// A count, which is whole: `3` of a counter, `3.0` of a gauge.
+/// A whole number: `3` of a counter, `3.0` of a gauge.
 pub(crate) fn count(page: &str, series: &str) -> u64 {
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
@@ -122,7 +122,7 @@ async fn requests_and_verifications_are_counted_without_tenant_labels() {
     ] {
         assert_eq!(count(&page, series), expected, "{series}");
     }
-    // The tenant's two secrets, once they were counted.
+    // The tenant's two secrets, after they were counted.
     assert_eq!(count(&page, r#"attesto_sealed_values{key_id="1"}"#), 0);
     world.run_job("statistics").await;
     let page = world.metrics().await;
@@ -141,8 +141,8 @@ async fn requests_and_verifications_are_counted_without_tenant_labels() {
     world.end().await;
 }
 
-/// What was moved from one tenant to another, what was written by hand and what nobody here has the key of: each is
-/// refused and counted for what it is, and an alert looks at that.
+/// Sealed values moved to another tenant, written by hand, or sealed with an unknown key are
+/// refused, and counted by cause for an alert.
 #[tokio::test]
 async fn secrets_that_cannot_be_decrypted_are_counted() {
     let world = World::with(&SHOWN).await;
@@ -160,7 +160,7 @@ async fn secrets_that_cannot_be_decrypted_are_counted() {
         let pool = world.database().pool();
         pool.execute(statement).await.unwrap();
     };
-    // Between two rows, and between two columns.
+    // Swapped between two rows, and between two columns.
     write(
         "update apple_credentials it set private_key_enc = others.private_key_enc
            from apple_credentials others where others.tenant_id <> it.tenant_id;
@@ -183,7 +183,7 @@ async fn secrets_that_cannot_be_decrypted_are_counted() {
     write("update apple_credentials set private_key_enc = '\\x09' || sha256('a')").await;
     world.verify("apple", &one, &apple).await;
     assert_eq!(refused().await, [1, 4, 1]);
-    // A key of long ago, with which nothing is sealed any more, is not missed.
+    // An old key that no value is sealed with is not missed.
     write(
         "insert into encryption_canaries (key_id, canary_enc) values (9, '\\x09' || sha256('a'))",
     )
@@ -219,13 +219,13 @@ async fn the_metrics_port_serves_only_metrics() {
     world.end().await;
 }
 
-/// Whoever scrapes asks the database nothing: it is away here.
+/// A scrape sends no query: the database is unreachable here.
 #[tokio::test]
 async fn a_scrape_needs_no_database() {
     let world = World::with(&SHOWN).await;
     assert_eq!(count(&world.metrics().await, "attesto_db_up"), 1);
     world.database().close_connections().await;
-    // Not one statement could be run.
+    // No statement could be run.
     let client = attesto::outbound::build_http_client().unwrap();
     for _ in 0..100 {
         let answer = client.get(world.metrics_url()).send().await.unwrap();
@@ -281,7 +281,7 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
         (r#"attesto_endpoints{state="paused"}"#, 1),
         (r#"attesto_endpoints{state="open"}"#, 0),
         (r#"attesto_endpoints{state="disabled"}"#, 2),
-        // Each of the four tenants, four callbacks.
+        // Four tenants with a callback each.
         ("attesto_operator_audit_last_seq", 8),
     ] {
         assert_eq!(count(&page, series), expected, "{series}");
@@ -289,7 +289,7 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
     let oldest = value(&page, "attesto_queue_oldest_due_seconds");
     assert!((90.0..150.0).contains(&oldest), "{oldest}");
 
-    // Somebody forgets a transaction.
+    // A transaction is left open.
     let mut forgotten = pool.begin().await.unwrap();
     forgotten
         .execute("update tenants set name = 'X' where id = 'a'")
@@ -302,7 +302,7 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
     let page = world.metrics().await;
     assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05);
 
-    // Nobody is woken by what has to take long, as long as it only reads.
+    // Long reads cause no alert, because they only read.
     for name in ["pg_dump", "attesto-backup", "attesto-export", "report"] {
         let mut snapshot = world.database().connect_directly(name).await.unwrap();
         snapshot
@@ -370,7 +370,7 @@ async fn dispatcher_activity_is_counted() {
         (r#"attesto_delivery_attempts_total{outcome="success"}"#, 0),
         ("attesto_delivery_duration_seconds_count", 1),
         ("attesto_leases_lost_total", 0),
-        // It was due for seven seconds.
+        // It had been due for seven seconds.
         (r#"attesto_delivery_lag_seconds_bucket{le="5.0"}"#, 0),
         (r#"attesto_delivery_lag_seconds_bucket{le="15.0"}"#, 1),
     ] {
@@ -393,7 +393,7 @@ async fn configure(world: &World, tenant: &TenantId, url: &str) {
         .unwrap();
 }
 
-/// Names of ours in a text.
+/// Names of Attesto's metrics in a text.
 fn names(text: &str) -> BTreeSet<&str> {
     text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
         .filter(|word| word.starts_with("attesto_") || word.starts_with("process_"))

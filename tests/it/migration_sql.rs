@@ -1,10 +1,11 @@
-//! What a migration's SQL does to tables and to older releases: what its header is held against.
+//! Classifies the SQL of a migration: what it does to tables and to the previous release. Migration
+//! headers are compared with this.
 
 use std::collections::BTreeSet;
 
 use attesto::db::migration_header::TableImpact;
 
-/// What is added to a table that is no column begins with one of these.
+/// Words that start an addition to a table that is not a column.
 const CONSTRAINT_KEYWORDS: [&str; 6] = [
     "constraint",
     "primary",
@@ -14,7 +15,8 @@ const CONSTRAINT_KEYWORDS: [&str; 6] = [
     "exclude",
 ];
 
-/// What a migration does to which table, worst last. Tables that it makes itself are only made.
+/// The impact of a migration on each table, worst last. Tables that the migration creates are only
+/// "creates".
 pub(crate) fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
     let mut found = BTreeSet::new();
     for statement in split_statements(sql) {
@@ -36,8 +38,8 @@ pub(crate) fn table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
     touches
 }
 
-/// What of a migration a process of the release before would trip over, in words. `false` beside it: unless there is a
-/// reason why not.
+/// What in a migration would break a process of the previous release, in words; `false` if it is
+/// accepted with a reason.
 pub(crate) fn find_incompatibilities(sql: &str) -> Vec<(String, bool)> {
     let made: BTreeSet<_> = table_impacts(sql)
         .into_iter()
@@ -73,7 +75,7 @@ pub(crate) fn find_incompatibilities(sql: &str) -> Vec<(String, bool)> {
     found
 }
 
-/// What one action of `alter table` puts in the way of rows that an older release writes.
+/// How an action of `alter table` can reject rows of the previous release.
 fn action_incompatibility(action: &[&str]) -> Option<(String, bool)> {
     let has = |word| action.contains(&word);
     let says = |words: [&str; 2]| action.windows(2).any(|pair| pair == words);
@@ -97,7 +99,7 @@ fn action_incompatibility(action: &[&str]) -> Option<(String, bool)> {
     Some((what.to_owned(), certain))
 }
 
-/// What a migration takes away for good.
+/// What a migration deletes permanently.
 pub(crate) fn list_destructive_operations(sql: &str) -> Vec<&'static str> {
     let statements = split_statements(sql).into_iter();
     let taken = statements.filter_map(|statement| {
@@ -107,8 +109,8 @@ pub(crate) fn list_destructive_operations(sql: &str) -> Vec<&'static str> {
     taken.collect()
 }
 
-/// What a statement takes away for good, if anything. What is only a rule may go; what holds data or is called by name may
-/// not.
+/// What a statement deletes permanently, if anything. Rules may be dropped; things that hold data
+/// or are called by name may not.
 fn destructive_operation(words: &[&str]) -> Option<&'static str> {
     match words {
         ["truncate", ..] => return Some("truncate"),
@@ -197,7 +199,7 @@ fn statement_impacts(statement: &[String]) -> Vec<(String, TableImpact)> {
     found
 }
 
-/// What one action of `alter table` does to the table.
+/// The impact of one action of `alter table` on the table.
 fn action_impact(action: &[&str]) -> TableImpact {
     const VOLATILE: [&str; 7] = [
         "bigserial",
@@ -221,7 +223,7 @@ fn action_impact(action: &[&str]) -> TableImpact {
     }
 }
 
-/// The table of `alter table`, and what is done to it, an action each.
+/// The table of `alter table`, and its actions.
 fn split_actions<'a>(rest: &'a [&'a str]) -> (&'a str, Vec<Vec<&'a str>>) {
     let skipped = rest
         .iter()
@@ -242,13 +244,14 @@ fn split_actions<'a>(rest: &'a [&'a str]) -> (&'a str, Vec<Vec<&'a str>>) {
     (table, actions)
 }
 
-/// The table that comes after `on`.
+/// The table named after `on`.
 fn table_after_on<'a>(words: &[&'a str]) -> Option<&'a str> {
     let position = words.iter().position(|word| *word == "on")?;
     words.get(position + 1).copied()
 }
 
-/// The statements, each as its words in lower case, without comments, texts and bodies of functions.
+/// The statements, each as its words in lower case, without comments, string literals and function
+/// bodies.
 fn split_statements(sql: &str) -> Vec<Vec<String>> {
     let (mut statements, mut words) = (Vec::new(), Vec::new());
     let mut rest = sql;

@@ -1,4 +1,4 @@
-//! The database's tables: forward only, one at a time, never a newer database under an older binary.
+//! Migrations: forward only, one at a time, and an older binary never runs on a newer database.
 
 use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState, migration_header};
 use sqlx::Executor as _;
@@ -6,8 +6,8 @@ use sqlx::Executor as _;
 use crate::migration_sql;
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
 
-/// Rows that exist before the migrations that come after the file's number. Add a file with a migration whose tables
-/// later ones will change.
+/// Rows that exist before the migrations after the file's number. Add a file together with a
+/// migration whose tables later ones will change.
 const SAMPLE_ROWS: [(i64, &str); 11] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
@@ -148,7 +148,7 @@ async fn migrations_apply_over_existing_rows() {
         if let Some((_, rows)) = rows {
             execute(&empty, rows).await;
         }
-        // Nothing that was there before is gone.
+        // No existing row is lost.
         for (table, before) in &counted {
             let now = count(&empty.database, table).await;
             assert!(now >= *before, "{table} after {}", migration.version);
@@ -174,7 +174,8 @@ async fn count(database: &Database, table: &str) -> i64 {
         .expect("a statement of our own succeeds")
 }
 
-/// An older release goes on running while a newer one migrates, and may have to come back: what it reads must stay.
+/// An older release runs while a newer one migrates, and may be started again: what it reads must
+/// stay.
 #[test]
 fn no_migration_is_destructive() {
     for migration in MIGRATOR.iter() {
@@ -188,7 +189,7 @@ fn no_migration_is_destructive() {
     }
 }
 
-/// What is said to whoever upgrades, and to an older release that is started again.
+/// The messages for an upgrade, and for an older release that is started again.
 #[test]
 fn every_migration_header_matches_its_sql() {
     for migration in MIGRATOR.iter() {

@@ -1,4 +1,4 @@
-//! What operators change leaves a row, and the rows leave no gap.
+//! The operator audit log: every change is recorded, and the records form a gapless chain.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn shell(fresh: &Fresh) -> Shell {
     )
 }
 
-/// Oldest first.
+/// The records, oldest first.
 fn operations(shell: &Shell) -> Vec<Value> {
     let mut rows = shell.rows(&["audit", "operators", "list", "--limit", "500"]);
     rows.reverse();
@@ -32,7 +32,7 @@ async fn execute(database: &Database, statement: &'static str) {
     database.pool().execute(statement).await.unwrap();
 }
 
-/// Some changes, and who made them.
+/// An installation with some changes, each by a named operator.
 async fn history() -> (Fresh, Shell) {
     let fresh = fresh_database().await;
     let shell = shell(&fresh);
@@ -80,7 +80,7 @@ async fn every_change_records_actor_host_command_and_target() {
         "1",
     ];
     shell.rows(&apple);
-    // Once more the same: it is a change all the same, for somebody did it.
+    // The same again: it is recorded as a change all the same.
     shell.rows(&apple);
     let google = [
         "google",
@@ -110,7 +110,7 @@ async fn every_change_records_actor_host_command_and_target() {
     shell.rows(&["webhook", "allow", tenant, "10.1.0.0/16:443"]);
     shell.rows(&["webhook", "disallow", tenant, "10.1.0.0/16:443"]);
     shell.rows(&["tenant", "deactivate", tenant]);
-    // These look.
+    // These only read.
     shell.rows(&["tenant", "list"]);
     shell.rows(&["webhook", "get", tenant]);
 
@@ -243,7 +243,7 @@ async fn a_redelivery_request_leaves_one_row() {
     assert_eq!(rows[before + 1]["object"], "webhook_redeliveries");
 }
 
-/// What serving does is no operator's doing.
+/// Changes made while serving requests are not an operator's.
 #[tokio::test]
 async fn serving_requests_leaves_no_row() {
     let world = World::with(&[("ENABLE_VALIDATION_AUDIT_LOG", "true")]).await;
@@ -260,7 +260,8 @@ async fn serving_requests_leaves_no_row() {
     assert_eq!(operations(&shell).len(), before);
 }
 
-/// A change by hand is noted too, and nobody's name is borrowed from a connection that was somebody else's before.
+/// A change made with psql is recorded too, and takes no name from an earlier user of the
+/// connection.
 #[tokio::test]
 async fn changes_made_with_psql_record_the_database_role() {
     let (fresh, shell) = history().await;
@@ -302,7 +303,7 @@ async fn a_change_that_cannot_be_audited_is_rolled_back() {
     execute(&fresh.database, "alter table away rename to operator_audit").await;
     assert_eq!(shell.rows(&["tenant", "list"]).len(), 5);
     assert_eq!(operations(&shell).len(), 5);
-    // The same the other way round: a change that is taken back leaves no row.
+    // And the reverse: a change that is rolled back leaves no row.
     let mut transaction = fresh.database.pool().begin().await.unwrap();
     transaction
         .execute("update tenants set name = 'X' where name = 'One'")
@@ -312,7 +313,7 @@ async fn a_change_that_cannot_be_audited_is_rolled_back() {
     assert_eq!(operations(&shell).len(), 5);
 }
 
-/// O6
+/// Tampering is reported at the first row that does not match.
 #[tokio::test]
 async fn the_first_broken_link_is_found() {
     for (change, at, says) in [
@@ -356,7 +357,7 @@ async fn removed_newest_rows_are_detected_with_a_kept_head() {
         "{}",
         ran.complained
     );
-    // The next row takes its place, and is another.
+    // The next row gets its number, but another hash.
     shell.rows(&["tenant", "create", "--name", "Six"]);
     assert_eq!(shell.run(&["audit:verify", "--expect", &head]).exit, 1);
     assert_eq!(shell.run(&["audit", "verify", "--expect", "5:xyz"]).exit, 2);
@@ -372,7 +373,7 @@ async fn pruned_rows_leave_a_row_that_keeps_the_chain_valid() {
             .unwrap(),
         0
     );
-    // All five are older than no time at all; the newest stays.
+    // All five are older than zero days; the newest stays.
     assert_eq!(
         operator_audit::prune_operator_audit(&fresh.database, Duration::ZERO)
             .await
@@ -393,7 +394,7 @@ async fn pruned_rows_leave_a_row_that_keeps_the_chain_valid() {
         (&json!(7), &json!(2))
     );
     assert_eq!(operations(&shell)[1]["action"], "prune");
-    // Somebody else takes one more.
+    // Another operator makes a change.
     execute(&fresh.database, "delete from operator_audit where seq = 7").await;
     let ran = shell.run(&["audit", "verify"]);
     assert!(
@@ -442,7 +443,7 @@ async fn an_encryption_rotation_leaves_one_row() {
     drop(fresh);
 }
 
-/// Whoever adds a table says whether an operator's change of it is noted.
+/// For each new table it must be decided whether an operator's changes are recorded.
 #[tokio::test]
 async fn every_table_is_audited_or_has_a_reason_not_to_be() {
     let not_noted = [

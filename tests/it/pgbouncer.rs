@@ -1,4 +1,4 @@
-//! Behind a pooler in transaction mode, a real one: everything works, and nothing relies on a session.
+//! Behind a real pooler in transaction mode everything works, and nothing depends on a session.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,12 @@ use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Asks a dozen different questions, from as many tasks at once, and returns what went wrong.
+/// Runs a dozen different statements from as many concurrent tasks, and returns the failures.
 async fn questions(database: &Database) -> Vec<String> {
     let ask = async |task: i32| {
         for round in 0..20 {
-            // Different texts, so that each is prepared under a number that other connections use for another text.
+            // Different texts, so that each is prepared under a number that other connections use
+            // for another text.
             let text = format!("select $1::int + {}", (task + round) % 12);
             let asked = sqlx::query_scalar::<_, i32>(sqlx::AssertSqlSafe(text)).bind(task);
             let sum = asked.fetch_one(database.pool()).await;
@@ -43,7 +44,7 @@ async fn prepared_statements_work_through_the_pooler() {
     let wrong = questions(&through.database).await;
     assert!(wrong.is_empty(), "{wrong:?}");
 
-    // Otherwise this test would say nothing: the same without being told of the pooler.
+    // Proof that this test can fail: the same without the pooler setting.
     let unaware = ConnectSettings::from_url(&pooler.url(&fresh)).unwrap();
     let wrong = questions(&Database::open(&unaware)).await;
     assert!(
@@ -61,7 +62,7 @@ async fn every_statement_has_its_timeouts() {
             .bind(setting)
             .fetch_one(fresh.database.pool())
     };
-    // More often than there are sessions, so that each is met.
+    // More often than there are sessions, so that each is used.
     for _ in 0..4 * SESSIONS {
         let found = tokio::join!(
             ask("statement_timeout"),
@@ -71,7 +72,7 @@ async fn every_statement_has_its_timeouts() {
         let found = [found.0.unwrap(), found.1.unwrap(), found.2.unwrap()];
         assert_eq!(found, ["15s", "5s", "10s"]);
     }
-    // And they stay in no session, for whoever else comes through the pooler.
+    // And they do not stay set in a session for other clients of the pooler.
     let left: Vec<String> = sqlx::raw_sql("show statement_timeout")
         .fetch_all(fresh.database.pool().sqlx_pool())
         .await
@@ -82,8 +83,8 @@ async fn every_statement_has_its_timeouts() {
     assert_eq!(left, ["0"]);
 }
 
-/// The pooler lets in whoever comes, and gives out its sessions one after the other: who gets none waits no longer than for a
-/// connection.
+/// The pooler accepts every client and hands out its sessions one by one: a client without a
+/// session waits no longer than for a connection.
 #[tokio::test]
 async fn waiting_for_a_pooler_session_times_out() {
     let pooler = Pooler::start();
@@ -118,7 +119,7 @@ async fn migrations_and_commands_use_the_direct_url() {
     assert_ne!(migrated[0]["applied"], json!([]));
     let tenant = shell.rows(&["tenant", "create", "--name", "Acme"]);
     assert_eq!(tenant[0]["name"], "Acme");
-    // The log knows whose session it was.
+    // The log names the session's process.
     let noted = shell.rows(&["audit", "operators", "list"]);
     assert_eq!(noted[0]["command"], "tenant create");
 }
@@ -140,7 +141,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
     let ready = world.ask("GET", "/ready", None, None).await;
     assert_eq!(ready.status, 200, "{}", ready.body);
 
-    // Notifications in, deliveries out, and questions meanwhile.
+    // Notifications in, deliveries out, and verifications meanwhile.
     let tenant = world.tenant().await;
     let receiver = Receiver::answering(OK).await;
     set_callback(&world, &tenant.id, &receiver.url()).await;
@@ -192,7 +193,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
     }
     receiver.until(61).await;
 
-    // The server never had more sessions of the pooler's than it was to have.
+    // The pooler never had more server sessions than configured.
     let sessions: i64 = sqlx::query_scalar(
         "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'attesto'",
     )
@@ -201,7 +202,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
     .unwrap();
     assert!(sessions <= i64::try_from(SESSIONS).unwrap(), "{sessions}");
 
-    // A key that is revoked elsewhere is refused within a second.
+    // A key revoked by another process is refused within a second.
     let keys = shell.rows(&["key", "list", &tenant.id.to_string()]);
     assert_eq!(world.verify("google", &tenant, &question).await.status, 200);
     let revoked = shell.run(&["key", "revoke", keys[0]["id"].as_str().unwrap()]);
@@ -211,7 +212,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
         assert!(begun.elapsed() < Duration::from_secs(1), "still let in");
     }
 
-    // Jobs, by hand; those of the service have a quarter of a minute.
+    // Jobs run by a command; those of the server start after a quarter of a minute.
     let ran = shell.rows(&["jobs", "run", "retention"]);
     assert_eq!(ran[0]["outcome"], "done", "{ran:?}");
     let listed: Vec<Value> = shell.rows(&["webhook", "list-deliveries", &tenant.id.to_string()]);

@@ -1,4 +1,4 @@
-//! A role for statistics: the queries of docs/bi.md, and nothing that is nobody's business.
+//! A read-only role for statistics: it runs the queries of docs/bi.md and sees nothing private.
 
 use attesto::credentials::sealed_columns;
 use attesto::db::{ConnectSettings, Database};
@@ -28,18 +28,18 @@ async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private
     let owner = fresh.database.pool();
     owner.execute(FILLING).await.unwrap();
     let shell = Shell::default().set("DATABASE_URL", &fresh.url);
-    // Roles are the server's, and other tests share it.
+    // Roles belong to the server, which other tests share.
     let role = format!("bi_of_{}", fresh.database.database_name());
     let words = ["db", "grant-readonly", "--user", &role];
     let printed = shell.run(&words);
     assert_eq!((printed.exit, printed.complained.as_str()), (0, ""));
-    // As it is, for `psql`.
+    // Used as printed, with `psql`.
     let script = printed.said;
     assert!(!script.contains("_enc\""), "{script}");
     let known = "select count(*) from pg_roles where rolname = $1";
     let known = sqlx::query_scalar::<_, i64>(known).bind(&role);
     assert_eq!(known.fetch_one(owner).await.unwrap(), 0, "only printed");
-    // Printed or run, twice, it is the same.
+    // Printed or executed, repeated: the result is the same.
     owner.execute(AssertSqlSafe(script)).await.unwrap();
     let run = [&words[..], &["--run"]].concat();
     shell.rows(&run);
@@ -87,7 +87,7 @@ async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private
     let odd = shell.run(&["db", "grant-readonly", "--user", "x\"; drop role y"]);
     assert_eq!(odd.exit, 2);
     reader.close_connections().await;
-    // A role that owns rights cannot be dropped before they are.
+    // A role cannot be dropped before its rights are revoked.
     owner
         .execute(AssertSqlSafe(format!(
             "drop owned by {role}; drop role {role}"

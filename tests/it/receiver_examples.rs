@@ -1,8 +1,8 @@
-//! The receivers that others copy (`docs/receivers`), run and sent what Attesto sends: by its own sender, signed by its
-//! own signer.
+//! The example receivers (`docs/receivers`), run and sent deliveries by Attesto's own sender and
+//! signer.
 //!
-//! The one in Rust is compiled into this file. Each of the others needs its language on this machine; where that is
-//! missing, the test says so on stderr and passes.
+//! The one in Rust is compiled into this file. Each of the others needs its language on this
+//! machine; if it is missing, the test says so on stderr and passes.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
@@ -31,13 +31,14 @@ use crate::world::receiver::Receiver;
 #[path = "../../docs/receivers/rust/src/main.rs"]
 mod rust;
 
-/// For those who copy it.
+/// The example is a complete program.
 const _: fn() -> std::io::Result<()> = rust::main;
 
-/// The first line of a receiver says where it is. A Java that compiles its source takes its time.
+/// A receiver prints its address on the first line. Java compiles its source first, which takes
+/// long.
 const STARTING: Duration = Duration::from_mins(1);
 
-/// Starts `$@` and ends it when we let go of the pipe, however we end.
+/// Starts `$@` and stops it when our end of the pipe closes, however this process ends.
 const KEEPER: &str = r#"
 "$@" 2>&1 </dev/null &
 pid=$!
@@ -46,15 +47,15 @@ kill "$pid"
 wait "$pid" 2>/dev/null
 "#;
 
-/// A language.
+/// How the receiver of a language is built and run.
 struct Language {
     name: &'static str,
-    /// Succeeds where the receiver can run.
+    /// Succeeds if the receiver can run.
     probe: &'static [&'static str],
-    /// The command that runs it. `{file}` is the receiver, `{folder}` one for what is built, `{host}` and `{port}` are
-    /// for who does not read them from the environment.
+    /// The command that runs it. `{file}` is the receiver, `{folder}` a folder for build output;
+    /// `{host}` and `{port}` are for those that do not read them from the environment.
     run: &'static [&'static str],
-    /// The command that builds it before.
+    /// The command that builds it first.
     build: &'static [&'static str],
     file: &'static str,
 }
@@ -104,14 +105,14 @@ const PHP: Language = Language {
 };
 const JAVA: Language = Language {
     name: "java",
-    // Only a JDK has it; it refuses a release it does not know.
+    // Only a JDK has it; it refuses an unknown release.
     probe: &["javac", "--release", "17", "--version"],
     run: &["java", "-XX:TieredStopAtLevel=1", "{file}"],
     build: &[],
     file: "Receiver.java",
 };
 
-/// A receiver that runs, and where it keeps what it was sent. It ends when dropped.
+/// A running receiver and the folder of its data. It stops when dropped.
 struct Running {
     url: String,
     events: Folder,
@@ -120,7 +121,7 @@ struct Running {
     _task: Option<AbortOnDropHandle<()>>,
 }
 
-/// Made anew for every run.
+/// The secrets the receiver knows, new in every run.
 struct Known {
     current: SigningSecret,
     previous: SigningSecret,
@@ -129,7 +130,8 @@ struct Known {
 
 impl Known {
     fn new() -> Self {
-        // One as Attesto makes it, one as somebody may choose it, with all that an environment can hold.
+        // One as Attesto generates it, and one as a person may choose it, with every character that
+        // an environment allows.
         let chosen = format!("{}=, ü \"'$x\\ %s", EventId::mint(now()));
         Self {
             current: SigningSecret::generate(),
@@ -144,7 +146,7 @@ fn now() -> Timestamp {
 }
 
 impl Language {
-    /// `None` where the language is missing.
+    /// `None` if the language is missing.
     async fn start(&self, known: &Known) -> Option<Running> {
         let probed = Command::new(self.probe[0])
             .args(&self.probe[1..])
@@ -153,7 +155,7 @@ impl Language {
             .stderr(Stdio::null())
             .status();
         if !probed.await.is_ok_and(|status| status.success()) {
-            // Past the capture of a test's output: a test that did not run should be seen.
+            // Not captured with the test's output: a skipped test should be visible.
             let _ = writeln!(
                 std::io::stderr(),
                 "SKIPPED receiver_examples::{}: `{}` is missing or too old on this machine",
@@ -212,7 +214,7 @@ impl Language {
         timeout(STARTING, listening)
             .await
             .expect("it says where it listens");
-        // It must be able to go on speaking.
+        // It must be able to write further output.
         let task = tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
         Some(Running {
             url: format!("{here}/hooks/attesto"),
@@ -224,7 +226,7 @@ impl Language {
     }
 }
 
-/// A port that is free at an address of its own, where nobody takes it before the receiver does.
+/// A free port on a separate address, so that no other process takes it before the receiver does.
 fn free_address() -> (Ipv4Addr, u16) {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     let own = Ipv4Addr::new(127, 64 | (a & 63), b, c.max(1));
@@ -258,7 +260,8 @@ async fn start_rust(known: &Known) -> Running {
 }
 
 impl Running {
-    /// Sends as the dispatcher does, at that moment; gives the status and whether the receiver calls the event new.
+    /// Sends as the dispatcher does, at this time; returns the status and whether the receiver
+    /// calls the event new.
     async fn send(
         &self,
         secrets: &SigningSecrets,
@@ -290,7 +293,7 @@ impl Running {
         (code, said["isNew"].as_bool())
     }
 
-    /// Sends with this signature as it is, and gives the status.
+    /// Sends with exactly this signature, and returns the status.
     async fn send_signed(&self, signature: Option<&[u8]>, body: &[u8]) -> u16 {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let mut request = client.post(&self.url).body(body.to_vec());
@@ -300,7 +303,7 @@ impl Running {
         request.send().await.unwrap().status().as_u16()
     }
 
-    /// What it keeps, by name.
+    /// The files it stored, by name.
     fn kept(&self) -> Vec<(String, String)> {
         let files = std::fs::read_dir(&*self.events).unwrap();
         let mut kept: Vec<_> = files
@@ -341,9 +344,9 @@ fn event() -> (EventId, String) {
     (id, body)
 }
 
-/// Everything that a receiver must take, and everything that it must not.
+/// Everything that a receiver must accept, and everything that it must refuse.
 async fn examine(receiver: &Running, known: &Known) {
-    // Only the first of all tests installs it.
+    // Only the first test installs it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut expected = takes_what_is_ours_once(receiver, known).await;
     refuses_strangers(receiver, known).await;
@@ -351,7 +354,7 @@ async fn examine(receiver: &Running, known: &Known) {
     expected.sort();
     assert_eq!(receiver.kept(), expected);
 
-    // What cannot be kept is not taken for received.
+    // An event that cannot be stored is not acknowledged.
     let (id, body) = event();
     std::fs::remove_dir_all(&*receiver.events).unwrap();
     std::fs::write(&*receiver.events, "in the way").unwrap();
@@ -361,7 +364,7 @@ async fn examine(receiver: &Running, known: &Known) {
     std::fs::remove_file(&*receiver.events).unwrap();
 }
 
-/// Gives what it must have kept then.
+/// Returns the files it must have stored then.
 async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(String, String)> {
     let now = now();
     let alone = |secret: &SigningSecret| SigningSecrets::from(secret.clone());
@@ -370,7 +373,7 @@ async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(Stri
         previous: vec![previous.clone()],
     };
     let mut expected = Vec::new();
-    // By what it knows, alone or beside what it does not know, well within five minutes.
+    // Signed with a known secret, alone or beside an unknown one, well within five minutes.
     let window = Duration::from_mins(4);
     let current = alone(&known.current);
     for (secrets, at) in [
@@ -391,7 +394,7 @@ async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(Stri
         expected.push((format!("{id}.json"), body));
     }
 
-    // One that comes several times at once is new once.
+    // Several concurrent copies are new once.
     let (id, body) = event();
     let repeats = (0..8).map(|_| receiver.send(&current, now, &id, &body));
     let answers = futures_util::future::join_all(repeats).await;
@@ -402,7 +405,7 @@ async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(Stri
     expected
 }
 
-/// Signed by nobody it knows, too old, too new; and what somebody in between changed or made up.
+/// Signed with an unknown secret, too old, too new, or altered on the way.
 async fn refuses_strangers(receiver: &Running, known: &Known) {
     let (now, beyond) = (now(), Duration::from_secs(400));
     let current = SigningSecrets::from(known.current.clone());
@@ -460,7 +463,7 @@ async fn refuses_strangers(receiver: &Running, known: &Known) {
     }
 }
 
-/// Well signed, and no event.
+/// Validly signed, but not an event.
 async fn refuses_the_malformed(receiver: &Running, known: &Known) {
     let secrets = SigningSecrets::from(known.current.clone());
     for body in [
@@ -523,8 +526,8 @@ async fn java_accepts_each_genuine_delivery_once() {
     run(JAVA).await;
 }
 
-/// The libraries of Standard Webhooks in Python and JavaScript, each with what its own users would write. On stdin: what
-/// arrived.
+/// The Standard Webhooks libraries in Python and JavaScript, each with the code its users would
+/// write. The delivery is on stdin.
 const LIBRARIES: [(&str, &[&str]); 2] = [
     (
         "python",
@@ -554,7 +557,7 @@ console.log(new Webhook(given.secret).verify(given.body, given.headers).eventId)
     ),
 ];
 
-/// `bin/test-standard-webhooks` fetches the libraries and runs this.
+/// `bin/test-standard-webhooks` downloads the libraries and runs this test.
 #[tokio::test]
 #[ignore = "needs packages of other languages; bin/test-standard-webhooks fetches them and runs it"]
 async fn standard_webhooks_libraries_accept_our_deliveries() {
@@ -573,7 +576,7 @@ async fn standard_webhooks_libraries_accept_our_deliveries() {
         previous: vec![known.previous.clone()],
     };
     let (id, body) = event();
-    // What a library is given for a secret that somebody chose.
+    // How a library gets a secret that a person chose.
     let chosen = format!("whsec_{}", STANDARD.encode(known.previous.expose()));
     let stranger = known.stranger.expose().to_owned();
     for (secret, at, changed, accepted) in [

@@ -1,4 +1,4 @@
-//! What is kept only for a time, and what stays whatever its age.
+//! Retention: what is deleted after a time, and what stays whatever its age.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -48,7 +48,7 @@ impl Archive {
         .await;
     }
 
-    /// A delivery of the event that its id begins with.
+    /// A delivery of the event whose id its own id starts with.
     async fn delivery(&self, id: &str, days: i32, status: &'static str) {
         let statement = match status {
             "delivered" => {
@@ -87,7 +87,7 @@ impl Archive {
         .await;
     }
 
-    /// A change by an operator. Its hash is of today, which is another test's affair.
+    /// An operator's change. Its hash is not valid, which another test checks.
     async fn operation(&self, days: i32) {
         let statement = "with noted as (select note_operation('test', 'test', $1, $2, null, null))
             select count(*) from noted";
@@ -117,7 +117,7 @@ impl Archive {
         self.ids("select id from webhook_events order by id").await
     }
 
-    /// What each kind says: how many rows.
+    /// The number of deleted rows of each kind.
     fn prune(&self, variables: &[(&str, &str)], words: &[&str]) -> Value {
         let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
             .env_clear()
@@ -185,7 +185,7 @@ async fn old_rows_are_deleted_and_undelivered_events_stay() {
     });
     assert_eq!(archive.prune(&[], &["--dry-run"]), expected);
     assert_eq!(archive.events().await.len(), 7, "it was only counted");
-    // The details of two deliveries went with their events.
+    // The attempts of two deliveries were deleted with their events.
     let mut removed = expected;
     removed["attemptDetails"] = json!(2);
     assert_eq!(archive.prune(&[], &[]), removed);
@@ -253,7 +253,7 @@ async fn many_rows_are_deleted_in_batches_around_kept_ones() {
             '{}'
          from generate_series(1, 2300) number";
     archive.run(many, "e", 100).await;
-    // More than a batch in a row stays.
+    // More than a batch of consecutive rows stays.
     archive
         .run(
             "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status)
@@ -338,7 +338,7 @@ async fn an_event_with_an_uncommitted_redelivery_stays() {
     .execute(&mut *asking)
     .await
     .unwrap();
-    // Not committed yet, and neither waited for nor overlooked.
+    // Not committed yet: it is neither waited for nor ignored.
     assert_eq!(archive.prune(&[], &[])["events"], 1);
     asking.commit().await.unwrap();
     assert_eq!(archive.events().await, ["again"]);

@@ -1,6 +1,7 @@
-//! The pages, typed as they stand: every line of their shell blocks is run, in the order of the page, by [`Desk`].
+//! The documentation pages, executed: every line of their shell blocks is run, in the order of the
+//! page, by [`DocRunner`].
 //!
-//! docs/leak.md is typed by `leak`, section by section, beside two processes.
+//! docs/leak.md is run by `leak_runbook`, section by section, with two replicas.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -15,12 +16,12 @@ use crate::world::doc_runner::{
 };
 use crate::world::receiver::Received;
 
-/// What comes due, and what happens at night.
+/// Scheduled maintenance.
 const MAINTENANCE: [&str; 1] = ["docs/maintenance.md"];
 const OPERATIONS: [&str; 1] = ["docs/operations.md"];
 const RECOVERY: [&str; 1] = ["docs/recovery.md"];
 const MOVING: [&str; 1] = ["docs/moving.md"];
-/// From nothing to a tenant that is told what happens.
+/// From installation to a tenant that receives events.
 const BEGIN: [&str; 7] = [
     "README.md",
     "docs/quickstart.md",
@@ -30,13 +31,13 @@ const BEGIN: [&str; 7] = [
     "docs/receivers/README.md",
     "docs/clients/README.md",
 ];
-/// What is looked up.
+/// Pages for reference.
 const LOOK_UP: [&str; 3] = [
     "docs/apple-notifications.md",
     "docs/google-notifications.md",
     "docs/simulator.md",
 ];
-/// What whoever runs it reads.
+/// Pages for operators.
 const RUN: [&str; 7] = [
     "docs/deployment.md",
     "docs/migrating.md",
@@ -109,7 +110,7 @@ async fn operating() {
     let lines: Vec<_> = lines.collect();
     let page = read_page(OPERATIONS[0]);
 
-    // What the doctor looks at is what the page says.
+    // The page lists exactly the doctor's checks.
     let doctor = lines.iter().find(|line| line["name"] == "doctor").unwrap();
     let groups = doctor["checks"].as_array().unwrap().iter();
     let groups = groups.map(|group| group["name"].as_str().unwrap().to_owned());
@@ -117,7 +118,7 @@ async fn operating() {
     let table = table.split("\n\n").next().unwrap();
     assert_eq!(first_cells(table), groups.collect());
 
-    // The jobs, and how often they run by themselves, are those of the table.
+    // The table lists exactly the jobs, with their intervals.
     let listed = lines
         .iter()
         .filter(|line| line.get("intervalSeconds").is_some());
@@ -158,7 +159,7 @@ async fn beginning() {
     for page in BEGIN {
         desk.run_page(page);
     }
-    // Where Pub/Sub was told to push is where pushes are taken in: without a token it is refused, and not unknown.
+    // The configured push endpoint accepts pushes: without a token it answers 401, not 404.
     let told = desk.read_note("gcloud");
     let endpoint = told.split("--push-endpoint ").nth(1).unwrap();
     let endpoint = endpoint.split(' ').next().unwrap();
@@ -167,7 +168,7 @@ async fn beginning() {
     assert_eq!(answer.await.body["error"], "UNAUTHENTICATED", "{endpoint}");
     for (language, block) in blocks(&read_page("docs/integrate.md")).0 {
         if language == "sql" {
-            // What has parameters cannot be run without.
+            // Queries with parameters cannot be run without them.
             let start = if block.contains("$1") {
                 "prepare told as "
             } else {
@@ -192,7 +193,7 @@ fn block(name: &str, language: &str) -> String {
     one
 }
 
-/// The pages show the headers and the fields of a delivery as they are.
+/// The headers and the fields of a delivery match the pages.
 fn delivered_as_told(delivery: &Received) {
     let told = block("docs/webhooks.md", "http");
     let mut lines = told.lines();
@@ -224,7 +225,7 @@ fn delivered_as_told(delivery: &Received) {
     assert_eq!(fields(&told), fields(&sent));
 }
 
-/// The few lines of Python believe what was delivered, and nothing else.
+/// The Python example accepts the delivery, and nothing else.
 fn believed_as_told(delivery: &Received, secret: &str) {
     let signature = &delivery.headers["x-attesto-signature"];
     let (timestamp, values) = signature
@@ -264,7 +265,8 @@ async fn looking_up() {
     for page in LOOK_UP {
         desk.run_page(page);
     }
-    // Beside a ping: Apple's test, three purchases and a question, and a subscription of Google's.
+    // Besides a ping: Apple's test notification, three purchases and a verification, and a Google
+    // subscription.
     desk.receiver.until(7).await;
     let events = desk.receiver.requests();
     let events = events.iter().map(|it| serde_json::from_slice(&it.body));
@@ -274,7 +276,7 @@ async fn looking_up() {
             |it: &&Value| it["source"] == source && it["event"] == "subscription.purchased";
         events.iter().find(bought).unwrap()
     };
-    // Until when something is granted is where the page says.
+    // The end of access is where the page says.
     let places: Vec<_> = read_page("docs/integrate.md")
         .split('`')
         .filter(|span| span.starts_with("data."))
@@ -287,7 +289,7 @@ async fn looking_up() {
         } else {
             "google"
         };
-        // Only a grace period has its own end.
+        // Only a grace period has a separate end.
         let (place, own) = place.rsplit_once('.').unwrap();
         let found = about(source).pointer(&format!("/{}", place.replace('.', "/")));
         let found = found.unwrap_or_else(|| panic!("{place} of {source}"));
@@ -304,7 +306,7 @@ async fn running() {
     follows(&RUN).await;
 }
 
-/// Each of its blocks is another way to move the same tenant.
+/// Each of its blocks transfers the same tenant in another way.
 #[tokio::test(flavor = "multi_thread")]
 async fn moving() {
     let desk = DocRunner::new().await;

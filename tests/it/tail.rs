@@ -1,4 +1,4 @@
-//! `attesto tail`: what happens to a tenant, as it happens.
+//! `attesto tail` shows the changes of a tenant.
 
 use attesto::events::{EventRecorder, EventSubject, EventType, NewEvent, SubjectType};
 use attesto::tail::TailWatcher;
@@ -57,7 +57,7 @@ impl Watched {
             .unwrap();
     }
 
-    /// What is new, as JSON, without moments and ids.
+    /// New changes as JSON, without times and ids.
     async fn news(&mut self) -> Vec<Value> {
         let lines = self
             .watcher
@@ -129,7 +129,7 @@ async fn each_change_is_shown_once() {
     watched.world.end().await;
 }
 
-/// A delivery that is older than all that is looked at is followed for as long as it is tried.
+/// A delivery that is older than the watched window is followed as long as it is retried.
 #[tokio::test]
 async fn an_old_delivery_is_followed_until_it_ends() {
     let mut watched = Watched::new().await;
@@ -150,7 +150,7 @@ async fn an_old_delivery_is_followed_until_it_ends() {
     watched.world.end().await;
 }
 
-/// With more of them waiting than are looked at, the older ones move unseen: that is said, once.
+/// If more deliveries wait than are followed, the older ones are not shown; this is reported once.
 #[tokio::test]
 async fn too_many_waiting_deliveries_are_reported_once() {
     let mut watched = Watched::new().await;

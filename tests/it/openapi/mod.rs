@@ -1,4 +1,4 @@
-//! `/openapi.json` as a generator of clients reads it, and as a person does.
+//! `/openapi.json` as a client generator reads it, and as a page for people.
 
 mod page;
 pub(crate) mod schema;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use self::schema::objections;
 use crate::world::attesto::{APP, World};
 
-/// Which errors each route may answer, by the contract.
+/// The error codes that each route may answer, by the contract.
 const ERRORS: [(&str, &[&str]); 7] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
@@ -66,7 +66,7 @@ const ERRORS: [(&str, &[&str]); 7] = [
     ),
 ];
 
-/// Every operation: what it is called here, its path, and itself.
+/// Every operation: its name here, its path, and its description.
 fn operations(description: &Value) -> Vec<(String, &str, &Value)> {
     let paths = description["paths"].as_object().expect("paths");
     let of_path = |(path, item): (&'_ String, &'_ Value)| {
@@ -142,7 +142,7 @@ fn the_description_is_whole() {
         let expected = match path {
             "/v1/apple/verify" | "/v1/google/verify" => "apiKey",
             "/v1/webhooks/google/{tenantId}" => "googlePush",
-            // Apple has no key either; it signs what it posts.
+            // Apple has no API key either; it signs what it posts.
             _ => {
                 assert_eq!(security, &Value::Null, "{what}");
                 continue;
@@ -153,7 +153,7 @@ fn the_description_is_whole() {
     }
 }
 
-/// Notes what lacks words.
+/// Collects elements without a description.
 struct Silent(Vec<String>);
 
 impl Silent {
@@ -212,7 +212,7 @@ fn everything_is_described() {
             let mut targets = choices
                 .chain([property])
                 .filter_map(|it| it["$ref"].as_str());
-            // What is referred to is described where it stands.
+            // References are described where they are used.
             if targets.next().is_none() {
                 silent.look(&format!("{name}.{field}"), property, &["description"]);
             }
@@ -311,7 +311,7 @@ fn every_answer_has_an_example_and_every_example_is_true() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Whatever is answered is described field by field, and nothing that is described is left out.
+/// Every answer is described field by field, and every described field is answered.
 #[tokio::test]
 async fn what_is_answered_is_as_described() {
     let world = World::new().await;

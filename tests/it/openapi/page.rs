@@ -1,4 +1,4 @@
-//! The description as a page to read: docs/api.md.
+//! The OpenAPI description as a page: docs/api.md.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{fields, operations};
 
-/// The whole page, in Markdown.
+/// The whole page as Markdown.
 pub(crate) fn page(description: &Value) -> String {
     let mut page = String::from(
         "<!-- Made from the description of the API: attesto openapi. A test keeps it so. -->\n\n# The API\n\n",
@@ -124,7 +124,8 @@ fn route(title: &str, operation: &Value, description: &Value) -> String {
             kind(&content["schema"]),
             text(answer, "description")
         );
-        // A "no" is told by its word in the table of shapes; one shows what it looks like.
+        // A refusal is identified by its error code in the table of answers; one example shows its
+        // shape.
         let mut noes = 0;
         page.push_str(&examples(&content["examples"], |value| {
             noes += usize::from(value["valid"] == false);
@@ -138,7 +139,7 @@ fn route(title: &str, operation: &Value, description: &Value) -> String {
     page
 }
 
-/// Those examples that are wanted, yes before no.
+/// The selected examples, valid ones before refusals.
 fn examples(examples: &Value, mut wanted: impl FnMut(&Value) -> bool) -> String {
     let mut page = String::new();
     let (noes, others): (Vec<_>, Vec<_>) =
@@ -185,7 +186,7 @@ fn shape(name: &str, schema: &Value, description: &Value) -> String {
     page
 }
 
-/// What is said of a field: of one that is described elsewhere the beginning.
+/// The description of a field; for a referenced type its first sentence.
 fn about(property: &Value, description: &Value) -> String {
     let choices = property["oneOf"].as_array().into_iter().flatten();
     let target = choices
@@ -199,13 +200,13 @@ fn about(property: &Value, description: &Value) -> String {
     }
 }
 
-/// What kind of value it is, in a few words.
+/// The type of a value, in a few words.
 fn kind(schema: &Value) -> String {
     if let Some(name) = text(schema, "$ref").strip_prefix("#/components/schemas/") {
         return format!("[`{name}`](#{})", slug(name));
     }
     if let Some(choices) = schema["oneOf"].as_array() {
-        // null stands first, and reads better last.
+        // null is first in the schema, and reads better last.
         let kinds: Vec<_> = choices.iter().rev().map(kind).collect();
         return kinds.join(" or ");
     }

@@ -1,10 +1,11 @@
-//! As much of JSON Schema as the description uses, for judging examples and answers by it. A word of JSON Schema that it
-//! does not know is an error, so that nothing passes unjudged.
+//! The part of JSON Schema that the description uses, to validate examples and answers. An unknown
+//! keyword is an error, so that nothing passes unchecked.
 
 use serde_json::{Map, Value};
 
-/// What is wrong with `value` where `schema` is asked for, each with its place; `document` holds what is referred to. A field
-/// that is not described is wrong too, unless the object is described without any.
+/// The violations of `schema` in `value`, each with its path; references are looked up in
+/// `document`. A field that is not described is a violation too, unless the object describes no
+/// fields.
 pub(crate) fn objections(schema: &Value, value: &Value, document: &Value) -> Vec<String> {
     let mut found = Vec::new();
     judge(schema, value, document, "", &mut found);
@@ -87,7 +88,7 @@ fn judge(schema: &Value, value: &Value, document: &Value, at: &str, found: &mut 
                 }
                 true
             }
-            // Regular expressions are left to bin/check-api.
+            // bin/check-api checks regular expressions.
             "description" | "examples" | "pattern" | "propertyNames" => true,
             unknown => panic!("{at}: this judge does not know {unknown}"),
         };
