@@ -1,11 +1,13 @@
-//! The leak hunt: more than forty secrets are planted, everything is done that Attesto can do and everything is made to
-//! go wrong, and then every place is searched in which a secret might have been left.
+//! Searches for leaked secrets: more than forty secrets are planted, every feature is used and
+//! every failure provoked, and then every place is searched where a secret could remain.
 //!
-//! Real processes, a real Postgres that logs every statement with its parameters, simulated stores behind a wiretap (so
-//! that what Attesto itself makes up, such as access tokens, is known too). What is a secret must be nowhere. What is
-//! data, such as a purchase token, may be in the tables that are there to keep it, and so in Postgres' log of this test.
+//! Real processes, a real Postgres that logs every statement with its parameters, and simulated
+//! stores behind a proxy (so that secrets which Attesto creates itself, such as access tokens, are
+//! known too). A secret must be nowhere. Data such as a purchase token may be in the tables that
+//! keep it, and therefore in the Postgres log of this test.
 //!
-//! [`crate::secrets`] does less and does it in this process, with a log at every level; here the walls are looked at.
+//! [`crate::secrets_in_output`] covers less, in this process, with a log at every level; this test
+//! searches the whole environment.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -45,35 +47,35 @@ use crate::world::secret_search::Needles;
 
 /// Long enough for everything that happens soon.
 const SOON: Duration = Duration::from_secs(30);
-/// The app of the tenant for whom all is well.
+/// The app of the tenant whose requests succeed.
 const APP: &str = "com.example.app";
 const APP_APPLE_ID: i64 = 1_234_567_890;
-/// Where what the stores send is kept.
+/// The tables that keep the stores' messages.
 const EVENTS: &[&str] = &["webhook_events"];
-/// Where purchase tokens are kept.
+/// The tables that keep purchase tokens.
 const PURCHASES: &[&str] = &["webhook_events", "purchase_links"];
-/// Where a callback's address is kept.
+/// The tables that keep a callback's URL.
 const CALLBACKS: &[&str] = &["webhook_configs", "webhook_deliveries", "webhook_health"];
-/// Where a callback's answer is kept.
+/// The tables that keep a callback's answer.
 const ANSWERS: &[&str] = &["webhook_deliveries"];
 
-/// Something that was planted.
+/// A planted secret or datum.
 struct Plant {
     name: String,
     secret: Vec<u8>,
-    /// The tables that are there to keep it; none keeps a secret.
+    /// The tables that may keep it; empty for a secret.
     kept_in: &'static [&'static str],
 }
 
-/// Something that was said, and where.
+/// Recorded output and its place.
 struct Said {
     place: String,
     what: Vec<u8>,
-    /// The plants that belong there, by their names.
+    /// The names of the plants that may be there.
     may_show: Vec<String>,
 }
 
-/// What was planted and what was said.
+/// The plants and the recorded output.
 #[derive(Clone, Default)]
 struct Hunt(Arc<Mutex<(Vec<Plant>, Vec<Said>)>>);
 
@@ -87,7 +89,7 @@ impl Hunt {
         self.0.lock().unwrap().0.push(plant);
     }
 
-    /// A text that nobody else would write by chance, too long to be taken for an id.
+    /// A text that does not occur by chance, too long to be mistaken for an id.
     fn secret(&self, name: &str) -> String {
         self.data(name, &[])
     }
@@ -98,7 +100,7 @@ impl Hunt {
         text
     }
 
-    /// What is secret of a PEM file: its content, and so every line of it.
+    /// The secret of a PEM file: its content, line by line.
     fn pem(&self, name: &str, pem: &str) {
         let lines = pem.lines().filter(|line| !line.starts_with("-----"));
         let der = STANDARD.decode(lines.collect::<String>()).unwrap();
@@ -111,7 +113,7 @@ impl Hunt {
         self.plant(name, rest, &[]);
     }
 
-    /// The signature: what it signs is what this is all about.
+    /// The signature; its payload is data.
     fn signed(&self, name: &str, jws: &str, kept_in: &'static [&'static str]) {
         let (_, signature) = jws.rsplit_once('.').unwrap();
         self.plant(name, signature, kept_in);
@@ -123,7 +125,7 @@ impl Hunt {
         STANDARD.encode(bytes)
     }
 
-    /// Not the part of it that is shown in lists.
+    /// Without the prefix that is shown in lists.
     fn api_key(&self, name: &str, raw: &str) {
         self.plant(name, &raw["attesto_live_".len() + 8..], &[]);
     }
@@ -140,7 +142,7 @@ impl Hunt {
         });
     }
 
-    /// Everything that is where it does not belong.
+    /// Every plant found where it does not belong.
     fn leaks(&self) -> Vec<String> {
         let (plants, said) = &*self.0.lock().unwrap();
         let mut needles = Needles::default();
@@ -168,7 +170,7 @@ impl Hunt {
         leaks
     }
 
-    /// How much was said there, and whether this was in it.
+    /// Whether recorded output of this place contains the text.
     fn has(&self, place: &str, what: &str) -> bool {
         let said = &self.0.lock().unwrap().1;
         said.iter().any(|said| {
@@ -178,11 +180,11 @@ impl Hunt {
 }
 
 const POSTGRES_LOG: &str = "Postgres' log";
-/// Where traces go, and what is shown there and nowhere else.
+/// The trace collector, which may be sent what is shown nowhere else.
 const COLLECTOR: &str = "what a collector of traces is sent";
 const COLLECTORS_PASSWORD: &str = "the password of a collector of traces";
 
-/// Listens to all that is said between Attesto and the stores.
+/// Records all traffic between Attesto and the stores.
 struct Tap {
     address: String,
     heard: Arc<Mutex<Vec<u8>>>,
@@ -213,7 +215,8 @@ impl Tap {
         }
     }
 
-    /// What follows these words, wherever they were said, up to the first character that is in no token.
+    /// The texts that follow these words in the traffic, up to the first character that cannot be
+    /// part of a token.
     fn after(&self, words: &str) -> BTreeSet<String> {
         let heard = self.heard.lock().unwrap();
         let text = String::from_utf8_lossy(&heard);
@@ -242,7 +245,7 @@ async fn listen(
     }
 }
 
-/// A process that serves; what it says goes to a file.
+/// A server process whose output goes to a file.
 struct Server {
     child: tokio::process::Child,
     pid: u32,
@@ -256,7 +259,7 @@ impl Server {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Asks it to end, waits, and hands over what it said.
+    /// Stops it, waits for its end, and records its output.
     async fn end(mut self, hunt: &Hunt, log: &str, may_show: &[&str]) {
         self.look(hunt);
         kill_process(Pid::from_raw(self.pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
@@ -265,33 +268,33 @@ impl Server {
         hunt.hear_with(log, self.said(), may_show);
     }
 
-    /// What anybody sees of it.
+    /// Records what other users see of the process.
     fn look(&self, hunt: &Hunt) {
         let of = |name: &str| fs::read(format!("/proc/{}/{name}", self.pid));
         hunt.hear("the command line of a service", of("cmdline").unwrap());
-        // Only root may look, which is what is wanted.
+        // Only root may read these files, as intended.
         if let Ok(environment) = of("environ") {
             hunt.hear("the environment of a service", environment);
         }
     }
 }
 
-/// Everything that stands.
+/// The whole environment.
 struct Scene {
     hunt: Hunt,
     folder: Folder,
     postgres: Postgres,
     simulator: Simulator,
     tap: Tap,
-    /// Of traces.
+    /// The collector of traces.
     collector: Receiver,
-    /// Of an administrator, and of a service.
+    /// The environment of an administrator, and of a server.
     environment: Vec<(String, String)>,
     client: reqwest::Client,
     servers: usize,
 }
 
-/// What a command said.
+/// The output of a command.
 #[derive(Debug)]
 struct Ran {
     exit: Option<i32>,
@@ -402,11 +405,11 @@ impl Scene {
         path.display().to_string()
     }
 
-    /// `pg_dump` and `pg_restore` that note how they were called before they do their work.
+    /// Wrappers of `pg_dump` and `pg_restore` that record their arguments.
     fn programs(&self) -> String {
         let folder = self.folder.join("bin");
         fs::create_dir(&folder).unwrap();
-        // Beside the server itself, and not beside a link to it.
+        // Next to the real binary, not next to a link to it.
         let named = read_env_var("ATTESTO_PG_BIN").map(PathBuf::from);
         let server = PostgresBinaries::find_all(named.as_deref(), read_env_var("PATH").as_deref())
             .unwrap()
@@ -428,7 +431,7 @@ impl Scene {
         folder.display().to_string()
     }
 
-    /// Runs a command, hears what it says, and what may be said there.
+    /// Runs a command and records its output, with the plants that may be in it.
     async fn run_as(
         &self,
         words: &[&str],
@@ -456,7 +459,7 @@ impl Scene {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child
             .stdin
             .take()
@@ -488,7 +491,7 @@ impl Scene {
         let log = self.folder.join(format!("log-{}", self.servers));
         let mut command = tokio::process::Command::new("/bin/sh");
         command
-            // As somebody would who wants to see a crash.
+            // As a person would who debugs a crash.
             .args(["-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""])
             .arg(env!("CARGO_BIN_EXE_attesto"))
             .args(["serve", "--port=0", "--bind-address=127.0.0.1"])
@@ -540,7 +543,7 @@ impl Scene {
         rows.unwrap()
     }
 
-    /// Asks a service, and hears what it answers.
+    /// Sends a request and records the answer.
     async fn ask(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
         let (status, text) = self.ask_with(request, &[]).await;
         (status, serde_json::from_str(&text).unwrap_or_default())
@@ -565,12 +568,12 @@ impl Scene {
     }
 }
 
-/// As much of a word as can be no secret.
+/// A prefix that is too short to be a secret.
 fn short(word: &str) -> &str {
     &word[..word.floor_char_boundary(24)]
 }
 
-/// Waits until there is something.
+/// Waits until `look` finds something.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -582,7 +585,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
-/// A tenant, with its key.
+/// A tenant and its API key.
 struct Tenant {
     id: String,
     key: String,
@@ -599,7 +602,7 @@ impl Scene {
         Tenant { id, key, app }
     }
 
-    /// A new key, which is shown once, and so known from then on.
+    /// A new API key, printed once, and a plant from then on.
     async fn api_key(&self, tenant: &str, environment: &str, name: &str) -> String {
         let words = ["key", "create", tenant, "--env", environment];
         let made = self.run_as(&words, "", &[], &[name]).await.ok();
@@ -652,7 +655,7 @@ impl Scene {
         self.run_as(&words, "", sealing, &[]).await
     }
 
-    /// Store credentials: good ones, and those they replaced.
+    /// Store credentials: valid ones, and those they replaced.
     async fn credentials(&self, tenant: &Tenant, sealing: &[(&str, &str)]) {
         let apple = self.simulator.apple();
         for (name, key) in [
@@ -690,7 +693,7 @@ impl Scene {
         new.to_key_file(self.simulator.google_token_url().as_str())
     }
 
-    /// What is refused is as secret as what is not.
+    /// Refused credentials are as secret as accepted ones.
     async fn refused_credentials(&self, tenant: &Tenant) {
         const IDS: [&str; 2] = ["2X9R4HXF34", "57246542-96fe-1a63-e053-0824d011072a"];
         let p8 = self.simulator.apple().create_api_key().unwrap().private_key;
@@ -715,7 +718,7 @@ impl Scene {
                 .await;
             assert_eq!(refused.exit, Some(2), "{refused:?}");
         }
-        // The secret itself where its file's path belongs.
+        // The secret itself instead of the path of its file.
         for secret in [&p8, &p8.replace('\n', ""), &account] {
             for refused in [
                 self.set_apple(tenant, secret, IDS, &[]).await,
@@ -726,7 +729,7 @@ impl Scene {
         }
     }
 
-    /// A callback, with a secret in its address and five that sign or signed.
+    /// A callback with a secret in its URL, and five current or former signing secrets.
     async fn callback(&self, tenant: &Tenant, address: &str, sealing: &[(&str, &str)]) {
         let of = |what: &str| format!("{what} of {}", tenant.app);
         let query = self
@@ -752,7 +755,7 @@ impl Scene {
             let path = self.file("secret", &self.hunt.secret(&of(what)));
             set(&["--secret-path", &path], &[]).await.ok();
             if what.starts_with("the previous") {
-                // Three sign at once, at most.
+                // At most three sign at once.
                 let words = ["webhook", "retire-secret", &tenant.id, "--number", "2"];
                 self.run_as(&words, "", sealing, &[]).await.ok();
             }
@@ -789,7 +792,7 @@ impl Scene {
         }
     }
 
-    /// Verifications, good and bad, and requests that are none.
+    /// Verifications, valid and invalid, and malformed requests.
     async fn questions(&self, server: &Server, tenant: &Tenant, others: &[String]) {
         let key = tenant.key.as_str();
         let apple = self.simulator.apple();
@@ -838,7 +841,7 @@ impl Scene {
         ] {
             let url = format!("{}/v1/{store}/verify", server.url);
             let request = self.client.post(url).bearer_auth(key).json(&body);
-            // Whoever asks knows these, and gets what the store says with them.
+            // The caller knows these, and gets them back with the store's answer.
             let may_show = [
                 "a purchase token",
                 "the purchase token of an upgrade",
@@ -885,7 +888,7 @@ impl Scene {
         self.strangers(server, others).await;
     }
 
-    /// Requests of nobody in particular, each with something in it that is nobody's business.
+    /// Unauthenticated requests, each with a secret in it.
     async fn strangers(&self, server: &Server, keys: &[String]) {
         let url = |path: &str| format!("{}{path}", server.url);
         let post = |path: &str| self.client.post(url(path));
@@ -956,7 +959,7 @@ impl Scene {
         }
     }
 
-    /// What the stores push, and what pretends to be that.
+    /// Store notifications, genuine and forged.
     async fn notifications(&self, server: &Server, tenant: &Tenant) {
         let play = self.simulator.google();
         let at = format!("{}/v1/webhooks/google/{}", server.url, tenant.id);
@@ -987,7 +990,7 @@ impl Scene {
                 "message": { "data": message.data, "messageId": message.message_id },
                 "subscription": "projects/x/subscriptions/y",
             });
-            // The genuine one last, so that all of them are looked at.
+            // The genuine one last, so that all of them are processed.
             let flaws = PushTokenFlaw::ALL.into_iter().map(Some);
             for flaw in flaws.chain([None]) {
                 let mut request = self.client.post(&at).json(&body);
@@ -1050,7 +1053,7 @@ impl Scene {
         }
     }
 
-    /// The stores refuse, break, and say what they were asked.
+    /// The stores refuse, fail, and repeat requests in their error messages.
     async fn mishaps(&self, server: &Server, tenant: &Tenant) {
         let key = tenant.key.as_str();
         let unlucky = self
@@ -1109,7 +1112,7 @@ impl Scene {
 }
 
 impl Scene {
-    /// Every command that can be used in earnest.
+    /// Every command with valid arguments.
     #[expect(clippy::too_many_lines, reason = "a long list of commands")]
     async fn commands(&self, server: &Server, good: &Tenant, bad: &Tenant) {
         let id = good.id.as_str();
@@ -1241,7 +1244,7 @@ impl Scene {
             &["backup", "verify", &file],
             &["db", "grant-readonly", "--user", "reader"],
         ] {
-            // An operator sees what there is in a tenant's events, and what a question is answered with.
+            // An operator sees a tenant's events, and the answer to a verification.
             let may_show: &[&str] = match words[0] {
                 "webhook" | "tail" => &shown,
                 "verify" => &["a transaction that is inspected"],
@@ -1284,7 +1287,7 @@ impl Scene {
         self.hunt.hear("the command line of pg_dump", called);
     }
 
-    /// A tenant is packed, and unpacked with the right secret, with a wrong one and with none.
+    /// Exports a tenant, and imports it with the right secret, with a wrong one and without one.
     async fn moves(&self, tenant: &Tenant) {
         let at = |name: &str| self.folder.join(name).display().to_string();
         let phrase = self.file("phrase", &self.hunt.secret("the passphrase of an export"));
@@ -1327,7 +1330,7 @@ impl Scene {
         }
     }
 
-    /// Secrets where something else belongs, in every command there is, without a database to do harm in.
+    /// Secrets in place of other arguments, in every command, without a database they could damage.
     #[expect(clippy::too_many_lines, reason = "a long list of slips")]
     async fn slips(&self) {
         let password = self.hunt.secret("the password of a database that is away");
@@ -1374,14 +1377,14 @@ impl Scene {
                 .into_iter()
                 .chain(words.iter().map(String::as_str));
             let arguments = colon_aliases::expand_colon_aliases(all.map(OsString::from), &tree);
-            // What the parser refuses need not be run: the program says what is said here.
+            // Arguments the parser refuses need no process: the message is the same here.
             match Cli::command().try_get_matches_from(&arguments) {
                 Err(refused) => {
                     let said = refused.render().to_string();
                     let said = colon_aliases::redact_secrets(&said, &arguments);
                     self.hunt.hear("what the parser says", said);
                 }
-                // Once each, with whatever comes first.
+                // Once each, with the first other argument.
                 Ok(_) if known.insert(words.iter().take(2).cloned().collect::<Vec<_>>()) => {
                     let words: Vec<&str> = words.iter().map(String::as_str).collect();
                     self.run_as(&words, "", &away, &[]).await;
@@ -1429,7 +1432,7 @@ impl Scene {
                 assert_ne!(ran.exit, Some(0), "{words:?} {changes:?}: {ran:?}");
             }
         }
-        // Keys that are none of this database's, under the ids of those that are.
+        // Unknown keys with the ids of known ones.
         let other = self.hunt.key("an encryption key of another database");
         let wrong = self.file("wrong", &format!("2:{other}"));
         let wrong = [("ATTESTO_ENCRYPTION_KEY_FILE", wrong.as_str())];
@@ -1461,7 +1464,7 @@ impl Scene {
         }
     }
 
-    /// One with a certificate of its own, which is exchanged for one that is no good while it runs.
+    /// A server with its own certificate, which is replaced by an invalid one while it runs.
     async fn behind_tls(&mut self) {
         let made = rcgen::generate_simple_self_signed(vec!["attesto.test".to_owned()]).unwrap();
         let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
@@ -1486,13 +1489,13 @@ impl Scene {
             .await;
     }
 
-    /// What can be seen of the database from inside and outside, until this is dropped.
+    /// Samples what is visible of the database and the processes, until dropped.
     fn watch(&self) -> AbortOnDropHandle<()> {
         let (url, hunt) = (self.postgres.url(), self.hunt.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
             let mut known = BTreeSet::new();
-            // A session shows its last statement until the next one: looking more often finds little more, and takes a
-            // third of this test's time on a processor.
+            // A session shows its last statement until the next one: sampling more often finds
+            // little more, and takes a third of this test's CPU time.
             let mut looks = 0_u32;
             loop {
                 let mut seen = Vec::new();
@@ -1512,7 +1515,7 @@ impl Scene {
                             .map(query)
                             .filter(|row| known.insert(row.clone()));
                         seen.extend(new);
-                        // Whoever serves has a title for as long as it serves.
+                        // A serving process keeps its title as long as it serves.
                         if looks.is_multiple_of(10) {
                             for title in titles() {
                                 if known.insert(title.clone()) {
@@ -1532,7 +1535,7 @@ impl Scene {
         }))
     }
 
-    /// Every table as it stands, and what the database has said.
+    /// Records every table, and the log of the database.
     async fn look_at_the_database(&self) {
         let tables = "select table_name::text from information_schema.tables
                        where table_schema = 'public' and table_type = 'BASE TABLE'";
@@ -1546,7 +1549,7 @@ impl Scene {
     }
 }
 
-/// How processes of Postgres call themselves.
+/// The process titles of Postgres.
 fn titles() -> Vec<String> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
@@ -1575,7 +1578,7 @@ fn leaves() -> Vec<(Vec<String>, Vec<String>)> {
     }
     let mut all = Vec::new();
     walk(&Cli::command(), &[], &mut all);
-    // These serve until they are told to stop, and the manual makes the folder it is told to.
+    // These serve until they are stopped, and the manual command creates the folder it is given.
     let others = ["serve", "dev", "simulator", "help", "man"];
     all.retain(|(words, _)| !others.contains(&words[0].as_str()));
     all
@@ -1589,7 +1592,7 @@ async fn no_planted_secret_leaks() {
     scene.run(&["migrate"]).await.ok();
     let watching = scene.watch();
 
-    // Sealed with a key that is retired before anything is served.
+    // Sealed with a key that is retired before the server starts.
     let retired = fs::read_to_string(scene.folder.join("ATTESTO_ENCRYPTION_KEYS_RETIRED")).unwrap();
     let (retired, _) = retired.split_once(',').unwrap();
     let retired = scene.file("retired", retired);
@@ -1632,7 +1635,7 @@ async fn no_planted_secret_leaks() {
     let newest = keys.json()["id"].as_str().unwrap().to_owned();
     scene.run(&["key", "revoke", &newest]).await.ok();
 
-    // One that is told everything and one that is told nothing; only the first delivers.
+    // One replica logs everything, the other nothing; only the first one delivers.
     let open = scene
         .serve(&[
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
@@ -1687,7 +1690,7 @@ async fn no_planted_secret_leaks() {
         hunt.hear("the metrics", page.text().await.unwrap());
         server.look(&hunt);
     }
-    // The database goes away, is asked all the same, and comes back.
+    // The database stops, is used all the same, and comes back.
     tokio::task::block_in_place(|| scene.postgres.crash());
     for (server, key) in [(&open, &good.key), (&closed, &away.key)] {
         for store in ["apple", "google"] {
@@ -1714,7 +1717,7 @@ async fn no_planted_secret_leaks() {
     let unending = "update webhook_deliveries set last_response_body = last_response_body";
     scene.sql(&format!("{unending} returning id")).await;
     scene.look_at_the_database().await;
-    // In development the cause of a failure is told in the words of whoever failed.
+    // In development the log contains the full text of errors.
     open.end(
         &hunt,
         "the log of a service",
@@ -1727,12 +1730,12 @@ async fn no_planted_secret_leaks() {
     drop(watching);
     for sent in scene.collector.requests() {
         let head = format!("{}\n{:?}\n", sent.request_line, sent.headers);
-        // Protobuf: text is in it as it is.
+        // Protobuf contains text unchanged.
         let all = [head.into_bytes(), sent.body].concat();
         hunt.hear_with(COLLECTOR, all, &[COLLECTORS_PASSWORD]);
     }
 
-    // What was made up on the way.
+    // Secrets created on the way.
     for (name, words) in [
         ("an access token", "\"access_token\":\""),
         ("a bearer of Google's or Apple's", "authorization: Bearer "),
@@ -1800,7 +1803,7 @@ async fn no_planted_secret_leaks() {
     prove(&hunt);
 }
 
-/// The same hunt finds each of them when it is where it does not belong.
+/// The search finds each plant when it is where it does not belong.
 fn prove(hunt: &Hunt) {
     let all: Vec<(String, Vec<u8>, bool)> = {
         let plants = &hunt.0.lock().unwrap().0;
@@ -1833,8 +1836,8 @@ fn prove(hunt: &Hunt) {
     }
 }
 
-/// A process that crashes leaves no image of its memory, in which every opened secret is, however much the machine would
-/// like one.
+/// A crashing process writes no core dump, which would contain every opened secret, even where core
+/// dumps are enabled.
 #[tokio::test]
 async fn a_crash_writes_no_core_dump() {
     let mut scene = Scene::set().await;

@@ -1,5 +1,5 @@
-//! Secrets with recognisable words in them, everything done with them that can go wrong, and then: are they anywhere in
-//! the log, in an answer that is not a yes, in what a command says, or in its help?
+//! Secrets with recognisable words: after every failure they must not be in the log, in an error
+//! response, in command output, or in help texts.
 
 use std::io;
 use std::process::{Command, Stdio};
@@ -26,10 +26,10 @@ use crate::world::postgres::fresh_database;
 const PURCHASE_TOKEN: &str = "planted-purchase-token.0123456789";
 const ACCESS_TOKEN: &str = "planted-access-token";
 const DATABASE_PASSWORD: &str = "planted-database-password";
-/// The world's encryption key.
+/// The encryption key of a `World`.
 const KEY_BYTES: [u8; 32] = [7; 32];
 
-/// What must be nowhere, each with its name.
+/// The planted secrets, each with its name.
 struct Planted(Vec<(&'static str, String)>);
 
 impl Planted {
@@ -44,7 +44,7 @@ impl Planted {
                 format!("{:?}", &KEY_BYTES[..8]),
             ),
         ]);
-        // Not its first eight characters, which are no secret.
+        // Without its first eight characters, which are no secret.
         let random = &tenant.key.expose()["attesto_live_".len()..];
         planted.0.push(("an API key", random[8..].to_owned()));
         for part in jws.split('.').skip(1) {
@@ -84,7 +84,7 @@ fn subscription(token: &str) -> Value {
     json!({ "packageName": APP, "type": "subscription", "purchaseToken": token })
 }
 
-/// Everything the service can be made to say that is not a yes, and what it is asked.
+/// Requests for every error response of the server, and their expected answers.
 async fn mishaps(world: &World, tenant: &Tenant, jws: &str, forged: &str) -> Vec<Answer> {
     let key = tenant.key.expose();
     let faults = [
@@ -110,7 +110,7 @@ async fn mishaps(world: &World, tenant: &Tenant, jws: &str, forged: &str) -> Vec
         answers.push(asks(world, tenant, "google", subscription(PURCHASE_TOKEN)).await);
     }
     world.simulator.clear_faults();
-    // Play refuses this access token, and a new one is bought, and refused too.
+    // Play refuses this access token; a new one is requested, and refused too.
     world.simulator.google().expire_access_tokens();
     let bought = json!({ "access_token": ACCESS_TOKEN, "expires_in": 3600 }).to_string();
     let token = Fault::at_place("google/token").times(2).body(&bought);
@@ -152,7 +152,7 @@ async fn mishaps(world: &World, tenant: &Tenant, jws: &str, forged: &str) -> Vec
     answers
 }
 
-/// A Google that repeats what it was asked.
+/// A Google that repeats the request in its error.
 fn echo(status: u16) -> String {
     let message = format!("No purchase {PURCHASE_TOKEN}; asked with a token of planted words.");
     json!({ "error": { "code": status, "message": message, "errors": [{ "reason": "odd" }] } })
@@ -185,7 +185,7 @@ async fn no_secret_is_in_the_log_or_in_an_error_response() {
         let planted = Planted::in_world(&world, &tenant, &jws);
 
         let answers = mishaps(&world, &tenant, &jws, &forged).await;
-        // And all is well, which is logged too.
+        // Successful requests are logged too.
         let new = NewSubscription {
             purchase_token: Some(PURCHASE_TOKEN.to_owned()),
             ..NewSubscription::default()
@@ -203,7 +203,7 @@ async fn no_secret_is_in_the_log_or_in_an_error_response() {
             let answer = asks(&world, &tenant, store, body).await;
             assert_eq!(answer.body["valid"], true, "{}", answer.body);
         }
-        // What is stored was changed by another hand.
+        // A stored value was changed outside Attesto.
         for table in ["apple_credentials", "google_credentials"] {
             let column = if table.starts_with("apple") {
                 "private_key_enc"
@@ -258,7 +258,7 @@ async fn no_secret_is_in_the_log_or_in_an_error_response() {
     }
 }
 
-/// Everything a command says: what it writes to standard output and standard error.
+/// The standard output and standard error of a command.
 struct Said {
     exit: Option<i32>,
     results: String,
@@ -273,10 +273,10 @@ struct Shell {
 impl Shell {
     fn in_world(world: &World, mode: &str) -> Self {
         let key = STANDARD.encode(KEY_BYTES);
-        // The database trusts everybody; the password is only ours to keep.
+        // The database accepts any password; this one is only a planted secret.
         let url = format!("{}&password={DATABASE_PASSWORD}", world.fresh.url);
         let mut variables = Vec::new();
-        // Production takes no simulated store; nothing listens where it asks.
+        // Production refuses simulated stores; nothing listens at their addresses.
         for (name, value) in world.simulator.environment_variables() {
             match (mode, name) {
                 (_, "APPLE_ROOT_CERTIFICATES") => {}
@@ -311,7 +311,7 @@ impl Shell {
         self.says_with(words, &[])
     }
 
-    /// With some variables given other values, or, with an empty one, taken away.
+    /// With other values for some variables; an empty value removes the variable.
     fn says_with(&self, words: &[&str], variables: &[(&str, &str)]) -> Said {
         let mut command = self.command(words);
         for (name, value) in variables {
@@ -398,12 +398,12 @@ async fn no_secret_is_in_command_output() {
         (2, set_google(&cut_account)),
         (2, set_google(&odd_account)),
         (2, set_google(&good_p8)),
-        // The secret itself, where its file's path belongs.
+        // The secret itself, instead of the path of its file.
         (1, set_apple(&p8)),
         (1, set_apple(&p8.replace('\n', ""))),
         (1, set_google(&account)),
     ];
-    // A secret where anything else belongs.
+    // A secret instead of another argument.
     let url = format!("postgres://attesto:{DATABASE_PASSWORD}@127.0.0.1:1/x");
     for secret in [key, &*url, &*p8, &*account, &*jws] {
         for words in [
@@ -461,7 +461,7 @@ async fn no_secret_is_in_command_output() {
         assert_eq!(said.exit, Some(*exit), "{all}");
     }
 
-    // A new key is shown once, and in the one place.
+    // A new key is printed once, in one place.
     let made = shell.says(&["key", "create", id]);
     let shown: Value = serde_json::from_str(&made.results).expect("JSON");
     assert!(shown["rawKey"].is_string() && made.errors.is_empty());
@@ -529,7 +529,7 @@ async fn no_secret_is_in_server_output() {
                 planted.is_not_in(&answer, "an answer");
             }
         }
-        // The database is gone, and what is said of that is no secret either.
+        // The database stops; messages about that contain no secret either.
         world.end().await;
         kill_process(Pid::from_child(&child), Signal::TERM).expect("it is there");
         io::Read::read_to_string(&mut log, &mut said).expect("text");
@@ -543,7 +543,7 @@ async fn no_secret_is_in_server_output() {
     }
 }
 
-/// In production a cause is told by its class only, also beside the requests.
+/// In production the cause of an error is logged only by its class, also outside requests.
 #[tokio::test]
 async fn in_production_no_log_line_repeats_a_database_message() {
     let page = Page::default();

@@ -1,4 +1,4 @@
-//! `attesto serve` as a process: what it needs, what it says, and how it ends.
+//! `attesto serve` as a process: what it needs, what it prints, and how it ends.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,10 +18,10 @@ use crate::tls::{DAY, Made};
 use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
 
-/// By when whatever must happen has happened, on a busy machine too.
+/// Everything expected must have happened by then, on a busy machine too.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A process that serves.
+/// A server process.
 pub(crate) struct Served {
     child: Child,
     log: Arc<Mutex<Vec<Value>>>,
@@ -51,7 +51,7 @@ impl Served {
         Self::running(command.env("DATABASE_URL", database_url))
     }
 
-    /// The same as somebody else put it together.
+    /// The same with a prepared command.
     pub(crate) fn running(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
@@ -75,7 +75,7 @@ impl Served {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// The first line of that message, as soon as there is one.
+    /// Waits for the first log line with this message.
     pub(crate) async fn line(&self, message: &str) -> Value {
         let start = Instant::now();
         loop {
@@ -107,7 +107,7 @@ impl Served {
         )
     }
 
-    /// Asks a question with a key.
+    /// Sends a request with a key.
     pub(crate) async fn ask(&self, path: &str, key: &str, question: &Value) -> (u16, Value) {
         let port = self.line("listening").await["port"].clone();
         let client = attesto::outbound::build_http_client().expect("a client can be made");
@@ -125,7 +125,7 @@ impl Served {
         )
     }
 
-    /// Asks for `/ready` until it says this status.
+    /// Polls `/ready` until it answers this status.
     pub(crate) async fn ready(&self, status: u16) -> Value {
         let start = Instant::now();
         loop {
@@ -175,7 +175,7 @@ async fn serve_migrates_an_empty_database_serves_and_stops() {
     );
     served.signal(Signal::TERM);
     assert!(served.end().await.success());
-    // Whoever reads the log may be a moment behind.
+    // The thread that reads the log may be a moment behind.
     served.line("stopped").await;
     let lines = served.lines();
     let last: Vec<_> = lines[lines.len() - 2..]
@@ -205,7 +205,7 @@ async fn serve_with_tls_is_healthy_and_reloads_on_sighup() {
     let line = served.line("listening").await;
     let pair = TlsCertificate::from_files(&files, Clock::system().now()).expect("a good pair");
     assert_eq!(line["certificateNotAfter"], pair.not_after().to_string());
-    // The job `expiry` and the doctor, wherever they run, are told when it ends.
+    // The job `expiry` and the doctor, in any process, get the expiry date.
     let start = Instant::now();
     let told = "select certificates ->> 'listener' from replicas";
     while sqlx::query_scalar::<_, String>(told)
@@ -218,7 +218,7 @@ async fn serve_with_tls_is_healthy_and_reloads_on_sighup() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
-    // As the image's health check asks, while the certificate is new, and once the other one is no good.
+    // As the image's health check does, with the new certificate and after the invalid one.
     let port = line["port"].to_string();
     let health = |port: &str| {
         let ran = attesto(&["health"], &given).env("PORT", port).output();
@@ -261,7 +261,7 @@ async fn serve_with_tls_is_healthy_and_reloads_on_sighup() {
 async fn serve_waits_for_an_unreachable_database() {
     let database = fresh_database().await;
     let socket = socket_of(&database.url);
-    // A port where nobody listens yet.
+    // A port without a listener yet.
     let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = reserved.local_addr().expect("it has an address");
     drop(reserved);
@@ -285,7 +285,7 @@ async fn serve_waits_for_an_unreachable_database() {
         (405, &json!("METHOD_NOT_ALLOWED"))
     );
 
-    // Here it comes: what arrives at the port goes to the socket.
+    // Now the database becomes available: the port is forwarded to the socket.
     let listener = TcpListener::bind(address).await.expect("the port is free");
     tokio::spawn(async move {
         loop {
@@ -322,7 +322,7 @@ async fn a_wrong_encryption_key_is_detected() {
         let served = Served::start(&database.url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
         served.ready(200).await;
     }
-    // Something to deliver, which it must not even take in hand.
+    // A due delivery, which this process must not even claim.
     for statement in [
         "insert into tenants (id, name) values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'Acme')",
         "insert into webhook_configs (tenant_id, callback_url, secret_enc)
@@ -544,7 +544,7 @@ async fn metrics_are_served_at_the_logged_address_or_not_at_all() {
         "{page}"
     );
 
-    // Somebody else's.
+    // Another program's.
     let ran = attesto(
         &["serve", "--port=0", "--metrics-address", &address],
         &[settings[0], ("DATABASE_URL", &database.url)],
@@ -567,7 +567,7 @@ async fn a_second_signal_stops_immediately() {
         &[
             ("ATTESTO_ENCRYPTION_KEY", &key(1)),
             ("SHUTDOWN_GRACE_SECONDS", "600"),
-            // Leaves time to notice, a fifth of the above but no more than five seconds.
+            // Allows time to detect the stop: a fifth of the above, at most five seconds.
             ("ATTESTO_ENV", "production"),
         ],
     );

@@ -1,4 +1,4 @@
-//! One tenant, packed here and unpacked there.
+//! Exports one tenant and imports it into another installation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -38,20 +38,20 @@ use crate::world::shell::{Ran, Shell};
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const PASSPHRASE: &str = "correct horse battery staple";
 
-/// Key 2, and other bytes than those of the worlds' key 1.
+/// Key 2, with other bytes than key 1 of a `World`.
 fn other_key() -> String {
     format!("2:{}", STANDARD.encode([9; 32]))
 }
 
-/// Where a tenant is, and where it goes.
+/// The old and the new installation of a tenant.
 struct Move {
     old: World,
     new: World,
     folder: Folder,
     receiver: Receiver,
     tenant: Tenant,
-    /// For whom files are sealed, or under the passphrase, which takes half a second each time. The file `opener` opens
-    /// them.
+    /// The recipient that files are sealed for, or `None` for the passphrase, which takes half a
+    /// second each time. The file `opener` opens them.
     recipient: Option<Recipient>,
 }
 
@@ -60,7 +60,8 @@ fn secret(letter: &str) -> SigningSecret {
 }
 
 impl Move {
-    /// The old installation has a tenant with a bit of everything; the new one knows nothing and has another key.
+    /// The old installation has a tenant with data in every table; the new one is empty and has
+    /// another key.
     async fn prepared() -> Self {
         Box::pin(Self::made()).await
     }
@@ -74,7 +75,7 @@ impl Move {
         ])
         .await;
         let tenant = old.tenant().await;
-        // Each store's credentials with some before them.
+        // Credentials of each store, and previous ones.
         for environment in [EnvironmentChoice::Sandbox, EnvironmentChoice::Auto] {
             old.set_apple(&tenant, environment, Some(APP_APPLE_ID))
                 .await;
@@ -141,7 +142,7 @@ impl Move {
         }
     }
 
-    /// The same, and files are sealed under the passphrase.
+    /// The same, with files sealed by the passphrase.
     fn with_passphrase(self) -> Self {
         std::fs::write(self.file("opener"), format!("{PASSPHRASE}\n")).unwrap();
         Self {
@@ -150,7 +151,7 @@ impl Move {
         }
     }
 
-    /// What opens a file.
+    /// The options that open a file.
     fn opener(&self) -> [String; 2] {
         let flag = match self.recipient {
             Some(_) => "--identity-file",
@@ -159,7 +160,7 @@ impl Move {
         [flag.to_owned(), self.file("opener")]
     }
 
-    /// The same, in this process.
+    /// The same for calls in this process.
     fn with(&self) -> OpeningSecret {
         let text = std::fs::read_to_string(self.file("opener")).unwrap();
         match self.recipient {
@@ -200,7 +201,7 @@ impl Move {
             .unwrap();
     }
 
-    /// Nothing of anybody is in the new installation.
+    /// The new installation has no rows of any tenant.
     async fn nothing_arrived(&self) {
         for table in ["tenants", "api_keys", "webhook_events", "operator_audit"] {
             assert_eq!(count(self.new.database(), table).await, 0, "{table}");
@@ -225,7 +226,7 @@ fn told(ran: &Ran) -> Value {
     serde_json::from_str(ran.said.lines().next().unwrap()).unwrap()
 }
 
-/// What is in a table of a tenant, without what is sealed: each row as JSON.
+/// The rows of a table of a tenant as JSON, without sealed columns.
 async fn rows(database: &Database, table: &str, key: &str, tenant: &TenantId) -> Vec<Value> {
     let statement = format!(
         "select to_jsonb(line) - array['private_key_enc', 'service_account_enc', 'secret_enc'] from {table} line \
@@ -287,7 +288,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
         (&imported["kept"], &imported["active"]),
         (&json!({}), &json!(false))
     );
-    // Every column of every row is as it was.
+    // Every column of every row is unchanged.
     for part in &TRANSFERRED_TABLES {
         let there = rows(new.database(), part.name, part.tenant_column, id).await;
         let here = rows(old.database(), part.name, part.tenant_column, id).await;
@@ -295,7 +296,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
         assert_eq!(json!(there.len()), exported["rows"][part.name]);
     }
 
-    // Inactive as it was; then both processes, which run all the time, hear of it at once.
+    // Inactive as before; then activated, and both running processes notice it at once.
     let key = Some(moved.tenant.key.expose());
     let body = json!({ "transactionId": "1" });
     assert_eq!(
@@ -317,7 +318,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
         "{answer:?}"
     );
 
-    // Each once, signed by the secrets it was signed by.
+    // Each once, signed with the same secrets as before.
     let requests = moved.receiver.requests();
     let ids: BTreeSet<_> = requests
         .iter()
@@ -346,7 +347,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
         0
     );
 
-    // What was sealed opens with the other key, and with that alone.
+    // Sealed values open with the other key, and with no other.
     let there = apple::store::load_credentials(new.database(), new.keyring(), id)
         .await
         .unwrap()
@@ -370,7 +371,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
             .await
             .is_err()
     );
-    // And what was before it: one goes back, there as here.
+    // And the previous credentials: rollback works in both installations.
     let grace = Duration::from_hours(1);
     apple::store::rollback_credentials(new.database(), new.keyring(), id, grace)
         .await
@@ -395,7 +396,7 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
         1
     );
 
-    // A repeat of what was taken in before is known.
+    // A repeated notification is recognised as a duplicate.
     events(new, id, &["1"]).await;
     assert_eq!(count(new.database(), "webhook_events").await, 3);
     for (shell, action) in [(old.shell(), "export"), (moved.new_shell(), "import")] {
@@ -434,7 +435,7 @@ async fn a_damaged_export_is_refused_and_nothing_is_written() {
         let ends = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
         ends.map(|(at, _)| at).nth(number).unwrap()
     };
-    // Each of the lines, the first piece, the last byte.
+    // In each line, in the first chunk, in the last byte.
     for (at, said) in [
         (0, "not a file that Attesto sealed"),
         (line(0) + 30, "was changed"),
@@ -463,7 +464,7 @@ async fn a_damaged_export_is_refused_and_nothing_is_written() {
     assert!(short.complained.contains("12 characters"), "{short:?}");
     moved.nothing_arrived().await;
 
-    // No secret is said, and none is readable in the file.
+    // No secret is printed, and none is readable in the file.
     let p8 = moved.old.simulator.apple().api_key().private_key;
     let account = moved.old.simulator.google_service_account();
     let in_file = |text: &str| {
@@ -489,7 +490,7 @@ async fn a_damaged_export_is_refused_and_nothing_is_written() {
     }
 }
 
-/// What is in an export.
+/// The lines of an export.
 fn lines(moved: &Move, name: &str) -> Vec<Value> {
     let file = File::open(moved.file(name)).unwrap();
     let opener = SealedFileReader::new(file, &moved.with()).unwrap();
@@ -551,7 +552,7 @@ async fn an_export_covers_every_table_and_column() {
         .await
         .unwrap();
         assert_eq!(json!(found[part.name]), json!(columns), "{}", part.name);
-        // And so is a row of each.
+        // And a row of each.
         let expected: BTreeSet<String> = columns
             .into_iter()
             .map(|name| {
@@ -587,7 +588,7 @@ async fn an_export_without_history_contains_what_is_still_needed() {
           where event_id in (select id from webhook_events where external_id in ('old and delivered', 'young'))",
         "update webhook_deliveries set status = 'failed', failed_at = now()
           where event_id in (select id from webhook_events where external_id = 'old and failed')",
-        // Somebody died over it.
+        // A worker crashed on it.
         "update webhook_deliveries set lease_until = now() + interval '1 minute', lease_no = 4 where status = 'pending'",
     ] {
         moved.execute(statement).await;
@@ -625,7 +626,7 @@ async fn an_export_without_history_contains_what_is_still_needed() {
     .unwrap();
     assert_eq!((lease, no), (true, 4));
 
-    // One that is not through needs the history.
+    // An event with a delivery that is not finished needs the history.
     moved
         .execute(&format!(
             "insert into webhook_redeliveries (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at)
@@ -651,7 +652,8 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     let shell = moved.old.shell();
     events(&moved.old, &moved.tenant.id, &["1"]).await;
     told(&moved.export("export", &[]));
-    // Since then: a key is revoked and another made, the credentials are somebody else's, an event came and one was delivered.
+    // Since then: a key was revoked and another created, the credentials were replaced, an event
+    // arrived and one was delivered.
     let apple = |database: &Database| {
         let (keyring, id) = (moved.old.keyring().clone(), moved.tenant.id.clone());
         let database = database.clone();
@@ -771,7 +773,7 @@ async fn an_export_for_a_recipient_opens_only_with_the_identity() {
     assert_eq!(told(&import(&identity))["active"], true);
 }
 
-/// Somebody who knows a recipient, and writes what they like.
+/// An attacker who knows a recipient and writes arbitrary exports.
 struct Forger {
     moved: Move,
     recipient: Recipient,
@@ -785,7 +787,7 @@ impl Forger {
         Self { moved, recipient }
     }
 
-    /// What becomes of these lines.
+    /// The result of importing these lines.
     fn import(&self, lines: &[Value]) -> Ran {
         self.import_with(lines, &[])
     }
@@ -897,7 +899,7 @@ async fn an_export_cannot_touch_another_tenants_events() {
     };
     let ends = |rows: Value| vec![end(&rows)];
     for (lines, said) in [
-        // A delivery of what was received for somebody else.
+        // A delivery of another tenant's event.
         (
             [
                 &tenant()[..],
@@ -907,7 +909,7 @@ async fn an_export_cannot_touch_another_tenants_events() {
             .concat(),
             "1 rows of webhook_deliveries",
         ),
-        // An event called as somebody else's is, with a delivery of it and without.
+        // An event with the id of another tenant's event, with a delivery and without.
         (
             [
                 &tenant()[..],
@@ -1018,7 +1020,7 @@ async fn unknown_content_of_an_export_is_refused() {
     forger.moved.nothing_arrived().await;
 }
 
-/// A transaction that may be idle for as long as a test takes.
+/// A transaction without an idle timeout.
 async fn patient(database: &Database) -> attesto::db::DbTransaction {
     let begun = database
         .pool()
@@ -1026,7 +1028,7 @@ async fn patient(database: &Database) -> attesto::db::DbTransaction {
     begun.await.unwrap()
 }
 
-/// Waits until this is so.
+/// Waits until the query returns true.
 async fn until_so(database: &Database, question: &str) {
     let begun = std::time::Instant::now();
     loop {
@@ -1042,7 +1044,7 @@ async fn until_so(database: &Database, question: &str) {
     }
 }
 
-/// Waits until somebody waits for a lock on this table.
+/// Waits until a session waits for a lock on this table.
 async fn until_awaited(database: &Database, table: &str) {
     let question = format!(
         "select exists (select from pg_locks where relation = to_regclass('{table}') and not granted
@@ -1069,7 +1071,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
         )
     };
 
-    // One statement took an event in, another claimed a delivery, and neither has committed.
+    // One statement recorded an event, another claimed a delivery, and neither has committed.
     let mut taking = patient(database).await;
     sqlx::query(
         "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
@@ -1086,7 +1088,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
         .unwrap();
     moved.deactivate();
 
-    // It is not waited for without end.
+    // The wait has a limit.
     let refused = export().await.unwrap_err();
     assert!(
         refused.to_string().contains("somebody is still writing"),
@@ -1107,7 +1109,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
         .await;
     let exported = export().await.unwrap();
     assert_eq!(exported.rows["webhook_events"], 2);
-    // Who began while it was active and comes to writing now is told so.
+    // A writer that started while the tenant was active is refused when it writes now.
     let event = test_event(id, "too late");
     let stored = EventRecorder::new(database, &moved.old.clock, || {})
         .record_event(&event)
@@ -1118,8 +1120,8 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     );
 }
 
-/// A program that was stopped, or whose disk hangs, keeps Postgres from cleaning up. Two minutes are not waited for: that
-/// they are the limit is one half, and what follows when they are over the other.
+/// A process that is stopped, or whose disk hangs, keeps Postgres from vacuuming. The test does not
+/// wait two minutes: it checks that the limit is set, and separately what follows when it expires.
 #[tokio::test]
 async fn a_stalled_export_is_cancelled() {
     let moved = Move::prepared().await;
@@ -1147,7 +1149,7 @@ async fn a_stalled_export_is_cancelled() {
             ended = &mut export => panic!("{ended:?}"),
             () = until_awaited(database, "webhook_configs") => {}
         }
-        // From here on nobody moves the export on, and Postgres has said all that it was asked.
+        // From here on the export is not polled, and Postgres has sent every answer.
         lock.commit().await.unwrap();
         let session = "application_name = 'attesto-export' and datname = current_database() \
              and state = 'idle in transaction'";
@@ -1156,7 +1158,7 @@ async fn a_stalled_export_is_cancelled() {
             &format!("select exists (select from pg_stat_activity where {session})"),
         )
         .await;
-        // As Postgres does of itself when the time is over.
+        // As Postgres does by itself when the timeout expires.
         let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where {session}");
         until_so(database, &end).await;
         let given_up = export.await.unwrap_err();
@@ -1173,7 +1175,7 @@ async fn a_stalled_export_is_cancelled() {
     let noted = "select not exists (select from operator_audit where action = 'export')";
     until_so(database, noted).await;
 
-    // While it waits for the program, and not only for a statement.
+    // While it waits for the process, and not only for a statement.
     moved
         .execute("alter table webhook_configs rename to kept")
         .await;
@@ -1209,7 +1211,7 @@ async fn an_export_larger_than_one_batch_is_complete() {
 }
 
 impl Move {
-    /// Imports over the very tenant that was exported.
+    /// Imports over the tenant that was exported.
     fn restore(&self, more: &[&str]) -> Ran {
         let (file, [flag, opener]) = (self.file("export"), self.opener());
         let words = [
@@ -1245,7 +1247,7 @@ async fn a_restored_tenant_keeps_its_state_and_networks() {
     let tenants = "tenants where not is_active and name <> 'Another' and rate_limit_per_second = 7";
     assert_eq!(count(database, tenants).await, 1);
     assert_eq!(count(database, "webhook_allowed_networks").await, 2);
-    // Into a place where it was not, none are opened either.
+    // Into an installation without that tenant, no network is allowed either.
     told(&moved.import("export", &[]));
     let there = moved.new.database();
     assert_eq!(count(there, "webhook_allowed_networks").await, 0);
@@ -1258,7 +1260,8 @@ async fn waiting_deliveries_survive_when_the_event_id_differs() {
     events(&moved.old, id, &["1", "2", "3"]).await;
     let exported = told(&moved.export("export", &[]));
     assert_eq!(exported["waiting"], 3);
-    // All is lost; then the store reports two of the three once more, one of them while there was no callback.
+    // All rows are lost; then the store repeats two of the three notifications, one of them while
+    // there was no callback.
     moved.execute("delete from webhook_deliveries").await;
     moved.execute("delete from webhook_events").await;
     events(&moved.old, id, &["1", "2"]).await;
@@ -1294,7 +1297,7 @@ async fn other_changes_proceed_during_a_long_import() {
         .unwrap();
     let database = moved.new.database();
     let stranger = moved.new.stranger().await.id;
-    // The import comes to the history, and waits there for somebody.
+    // The import reaches the history, and waits there for a lock.
     let mut writing = patient(database).await;
     sqlx::query(
         "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
@@ -1329,7 +1332,7 @@ async fn other_changes_proceed_during_a_long_import() {
     };
     let (imported, ()) = tokio::join!(import, meanwhile);
     imported.unwrap();
-    // Each change is noted all the same, and by whom.
+    // Each change is recorded all the same, with its author.
     let shell = moved.new_shell();
     let audit = shell.rows(&[
         "audit",
@@ -1352,7 +1355,7 @@ async fn other_changes_proceed_during_a_long_import() {
     }
     assert_eq!(shell.run(&["audit", "verify"]).exit, 0);
 
-    // Who waits too long for somebody is told what to do.
+    // A command that waits too long for the lock gets an explanation.
     let mut noting = patient(database).await;
     sqlx::query("select note_operation('a', 'b', 'c', null, null, null)")
         .execute(&mut *noting)

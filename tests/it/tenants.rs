@@ -1,4 +1,5 @@
-//! Who is let in, and how soon a change of that is known; what is remembered, and when it is not believed.
+//! Authentication: which keys are accepted, how soon changes take effect, what is cached, and when
+//! the cache is not used.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -30,7 +31,7 @@ const LIMIT: RateLimit = RateLimit {
     burst: 1_000_000,
 };
 
-/// A process that knows who is calling, and a database of its own.
+/// The authentication of one process, with its own database.
 struct Office {
     database: Database,
     clock: Clock,
@@ -41,7 +42,7 @@ struct Office {
 }
 
 impl Office {
-    /// One whose process hears of changes.
+    /// With a listener for changes.
     async fn open() -> Self {
         let mut office = Self::deaf(LIMIT).await;
         office.listen();
@@ -49,7 +50,7 @@ impl Office {
         office
     }
 
-    /// One that never began to listen.
+    /// Without a listener for changes.
     async fn deaf(limit: RateLimit) -> Self {
         Self::at(&fresh_database().await.url, limit).await
     }
@@ -128,7 +129,7 @@ impl Office {
         }
     }
 
-    /// What a second after the change the latest must hold.
+    /// Waits until the change takes effect, at most a second.
     async fn within_a_second(&self, key: &RawApiKey, let_in: bool) {
         let what = if let_in { "let in" } else { "refused" };
         eventually(what, Duration::from_secs(1), async || {
@@ -137,7 +138,7 @@ impl Office {
         .await;
     }
 
-    /// Changes something without telling anybody, as a test of what is remembered.
+    /// Changes rows without a notification, to test the cache.
     async fn secretly(&self, sql: &'static str) {
         let mut connection = self.database.pool().sqlx_pool().acquire().await.unwrap();
         for statement in [
@@ -171,7 +172,7 @@ impl Office {
     }
 }
 
-/// Asks until it is so.
+/// Polls until the condition holds.
 async fn eventually(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
@@ -229,7 +230,7 @@ async fn api_keys_are_cached_and_changes_take_effect_within_a_second() {
     let office = Office::open().await;
     let (id, raw) = office.key().await;
     eventually("remembered", Duration::from_secs(5), async || {
-        // Remembered: the database says no by now, but nobody has told us.
+        // Cached: the database would refuse it now, but no notification was sent.
         office.secretly("update tenants set is_active = true").await;
         assert!(office.is_let_in(&raw).await);
         office
@@ -252,7 +253,7 @@ async fn api_keys_are_cached_and_changes_take_effect_within_a_second() {
     store::revoke_api_key(database, &id, now).await.unwrap();
     office.within_a_second(&raw, false).await;
 
-    // A key that was unknown a moment ago, and is remembered as unknown.
+    // A key that was unknown a moment ago, and is cached as unknown.
     let raw = RawApiKey::generate(ApiKeyEnvironment::Live);
     assert!(!office.is_let_in(&raw).await);
     office.store(&raw).await;
@@ -505,7 +506,7 @@ async fn missing_credentials_are_cached_briefly_and_errors_never() {
     let value = cached.get_or_load(tenant, async { Ok(Some(1)) }).await;
     assert_eq!(value, Ok(Some(Arc::new(1))));
 
-    // Plaintext does not wait for somebody to ask.
+    // Plaintext is removed from memory without a further lookup.
     let value = Arc::downgrade(&value.unwrap().unwrap());
     assert!(value.upgrade().is_some());
     office.clock.advance(Duration::from_mins(5));

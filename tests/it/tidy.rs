@@ -1,10 +1,12 @@
-//! The shape of the code: which room may see which, and which crates are at home where. `src/lib.rs` says it in words.
+//! The structure of the code: which module may use which, and which crates belong to which module.
+//! `src/lib.rs` describes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every room of `src/`, from the ground up. A room may use those before it in this list, and none after it.
+/// Every room of `src/`, from the lowest layer up. A room may use those before it in this list, and
+/// none after it.
 pub(crate) const ROOMS: [&str; 28] = [
     // Tools.
     "base",
@@ -46,7 +48,7 @@ struct Source {
 }
 
 impl Source {
-    /// The first part of its path, or the first two of a store: the room it is in.
+    /// The first part of its path, or the first two for a store: the room it is in.
     fn room(&self) -> &str {
         let parts = if self.path.starts_with("stores/") {
             2
@@ -58,7 +60,7 @@ impl Source {
         room.strip_suffix(".rs").unwrap_or(room)
     }
 
-    /// Whether one of its lines names `word` as a crate: before `::`, or alone behind `use`.
+    /// Whether a line names `word` as a crate: before `::`, or alone after `use`.
     fn names_crate(&self, word: &str) -> bool {
         let (path, alone) = (format!("{word}::"), format!("use {word};"));
         self.text.lines().any(|line| {
@@ -72,7 +74,7 @@ impl Source {
         })
     }
 
-    /// The rooms it names.
+    /// The rooms it uses.
     fn uses(&self) -> BTreeSet<String> {
         let named = self.text.split("crate::").skip(1).flat_map(|rest| {
             let list = rest.strip_prefix('{').map(|list| {
@@ -88,7 +90,7 @@ impl Source {
     }
 }
 
-/// The room that a path behind `crate::` names.
+/// The room that a path after `crate::` names.
 fn room_in_path(path: &str) -> String {
     match path.strip_prefix("stores::") {
         Some(store) => format!("stores/{}", word(store)),
@@ -96,13 +98,13 @@ fn room_in_path(path: &str) -> String {
     }
 }
 
-/// The name that a text begins with.
+/// The identifier that a text starts with.
 fn word(text: &str) -> String {
     let ends = |c: char| !(c.is_alphanumeric() || c == '_');
     text.split(ends).next().unwrap().to_owned()
 }
 
-/// Without comments, and without the tests, which stand at the end of a file.
+/// Without comments, and without the tests at the end of a file.
 fn code(text: &str) -> String {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let lines = code

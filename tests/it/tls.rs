@@ -1,4 +1,4 @@
-//! The listener's own certificate: used, exchanged, and kept when what comes later is no good.
+//! The listener's own certificate: it is used, reloaded, and kept when its replacement is invalid.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -31,17 +31,17 @@ use crate::world::attesto::World;
 use crate::world::folder::Folder;
 use crate::world::shell::Shell;
 
-/// In seconds.
+/// A day, in seconds.
 pub(crate) const DAY: u32 = 24 * 60 * 60;
-/// By when whatever must happen has happened, on a busy machine too.
+/// Everything expected must have happened by then, on a busy machine too.
 const SOON: Duration = Duration::from_secs(20);
-/// For a test that waits for each look.
+/// For tests that wait for each reload.
 const OFTEN: ReloadIntervals = ReloadIntervals {
     poll_interval: Duration::from_millis(20),
     settle_interval: Duration::from_millis(20),
 };
 
-/// A certificate with its chain, and its key, as whoever renews it makes them.
+/// A certificate with its chain, and its key, as a renewal tool creates them.
 pub(crate) struct Made {
     certificate: CertificateDer<'static>,
     issuer: CertificateDer<'static>,
@@ -51,7 +51,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// That ends so many seconds from now, and began a hundred days ago.
+    /// It expires this many seconds from now, and has been valid for a hundred days.
     pub(crate) fn today(ends_in: u32) -> Self {
         let now = Clock::system().now();
         let day = Duration::from_secs(DAY.into());
@@ -90,7 +90,7 @@ impl Made {
         }
     }
 
-    /// Into both files of a folder.
+    /// Writes both files into a folder.
     pub(crate) fn write(&self, folder: &Path) -> TlsFiles {
         let files = TlsFiles {
             certificate: folder.join("cert.pem"),
@@ -109,12 +109,12 @@ impl Made {
     }
 }
 
-/// A service with a certificate, its numbers shown.
+/// A server with a certificate and its metrics.
 struct Place {
     serving: RunningApp,
     files: TlsFiles,
     tls: ReloadableTls,
-    /// Of the certificate it began with.
+    /// The issuer of the first certificate.
     issuer: CertificateDer<'static>,
 }
 
@@ -157,7 +157,7 @@ impl Place {
         self.serving.address()
     }
 
-    /// Shakes hands as somebody who trusts the issuer, offering these protocols.
+    /// Connects with TLS, trusting the issuer and offering these protocols.
     async fn connect(&self, protocols: &[&str]) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = rustls::RootCertStore::empty();
@@ -174,7 +174,7 @@ impl Place {
         connector.connect(name, stream).await.unwrap()
     }
 
-    /// Whether it serves with exactly this certificate.
+    /// Whether the server uses exactly this certificate.
     async fn has(&self, made: &Made) -> bool {
         let only = CertificateTrust::Pinned(made.certificate.clone());
         let client = build_local_http_client(only).unwrap();
@@ -202,7 +202,7 @@ impl Place {
         number.strip_suffix(".0").unwrap_or(number).parse().unwrap()
     }
 
-    /// How many pairs were not taken.
+    /// How many certificates were refused.
     async fn refused(&self) -> i64 {
         self.number("attesto_tls_pairs_refused_total").await
     }
@@ -220,10 +220,10 @@ async fn until(happened: impl AsyncFn() -> bool) {
     }
 }
 
-/// What is done to the files, in words and in deed.
+/// A change of the files, and its description.
 type Spoil<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
-/// Scenario O1.
+/// Invalid files keep the running certificate, and a valid pair replaces it.
 #[tokio::test]
 async fn a_valid_certificate_is_loaded_and_an_invalid_one_is_not() {
     let world = World::new().await;
@@ -305,15 +305,15 @@ async fn a_valid_certificate_is_loaded_and_an_invalid_one_is_not() {
         spoil();
         place.until_refused(before).await;
         assert!(place.has(&good).await, "{what}: the good one is kept");
-        // And taken again without a word once it is back.
+        // And it is used again, without a log line, once it is back.
         good.write(&folder);
     }
     assert_eq!(shown().await, ends(&place.tls.current_certificate()));
 
-    // Whoever mends what was bad need not restart anything.
+    // Correcting the files is enough; no restart is needed.
     other.write(&folder);
     until(async || place.has(&other).await).await;
-    // In use, its time passes: there is nothing better.
+    // The loaded certificate expires: there is nothing better.
     clock.advance(95 * day);
     assert!(place.has(&other).await);
     place.serving.stop(Duration::from_secs(5)).await;
@@ -329,7 +329,7 @@ async fn sighup_reloads_the_certificate() {
         ..ReloadIntervals::default()
     };
     let place = Place::new(&world, &Clock::system(), &folder, rarely).await;
-    // From a connection that exists nothing is taken away.
+    // Existing connections are not affected.
     let mut existing = place.connect(&[]).await;
     let good = Made::today(90 * DAY);
     good.write(&folder);
@@ -409,7 +409,7 @@ async fn slow_tls_handshakes_time_out() {
     };
     let clock = Clock::system();
     let place = Place::with(&world, &clock, &folder, ReloadIntervals::default(), manners).await;
-    // The head of a record that would be a greeting of 512 bytes.
+    // The header of a TLS record announcing a ClientHello of 512 bytes.
     let greeting = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc];
     for (what, sent) in [
         ("says nothing", &[][..]),
@@ -421,7 +421,7 @@ async fn slow_tls_handshakes_time_out() {
         let mut stream = TcpStream::connect(place.address()).await.unwrap();
         stream.write_all(sent).await.unwrap();
         if sent == greeting {
-            // Until the other side is tired of it.
+            // Until the other side closes the connection.
             until(async || {
                 let mut peeked = [0];
                 let mut stream_ended = false;
@@ -490,7 +490,7 @@ fn invalid_tls_files_prevent_the_start() {
             assert!(ran.complained.contains(complaint), "{}", ran.complained);
         }
     }
-    // What is wrong elsewhere does not hide it.
+    // Other invalid settings do not hide it.
     let both = shell
         .clone()
         .set("TLS_KEY_PATH", &path(&files.certificate))
@@ -507,7 +507,7 @@ fn invalid_tls_files_prevent_the_start() {
             .contains("the file in TLS_KEY_PATH must be PEM")
     );
 
-    // Whoever puts the key itself where its path belongs does not find it in a log.
+    // A key given instead of its path is not logged.
     let key = std::fs::read_to_string(&files.key).unwrap();
     let ran = shell
         .clone()

@@ -1,4 +1,4 @@
-//! What a collector of traces is told, by the program as it is run.
+//! Traces as an OpenTelemetry collector gets them from the running binary.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,11 +33,11 @@ use crate::world::folder::Folder;
 use crate::world::postgres::fresh_database;
 use crate::world::receiver::Receiver;
 
-/// By when whatever must happen has happened, on a busy machine too.
+/// Everything expected must have happened by then, on a busy machine too.
 const SOON: Duration = Duration::from_secs(20);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Takes what it is sent, or answers as it was told to.
+/// Records what it is sent, and answers as configured.
 struct Collector {
     url: String,
     took: Arc<Took>,
@@ -46,7 +46,7 @@ struct Collector {
 
 #[derive(Default)]
 struct Took {
-    /// 0 is 200.
+    /// The status to answer; 0 means 200.
     answer: AtomicU16,
     asked: AtomicU16,
     messages: Mutex<Vec<(HeaderMap, ExportTraceServiceRequest)>>,
@@ -187,12 +187,12 @@ async fn a_request_span_joins_the_callers_trace() {
         );
     }
 
-    // Whose caller is not traced, whom nobody looks for, and who asks for what there is not.
+    // With an unsampled trace, of a health probe, for an unknown path, with an invalid traceparent.
     ask("/openapi.json", "unsampled", parent("00")).await;
     ask("/health", "probe", parent("01")).await;
     ask("/hunter2?key=hunter2", "unknown", None).await;
     ask("/openapi.json", "garbled", Some("hunter2".to_owned())).await;
-    // What ends in the last moment is sent before the process goes.
+    // Spans that end at the last moment are exported before the process ends.
     served.signal(Signal::TERM);
     assert!(served.end().await.success());
     served.line("stopped").await;
@@ -228,7 +228,7 @@ async fn a_request_span_joins_the_callers_trace() {
     assert!(!log.contains("c2VjcmV0") && !log.contains("vendor"));
 }
 
-/// The span begins before anybody knows whose request it is.
+/// The span starts before the tenant is known.
 #[tokio::test]
 async fn a_traceparent_without_a_valid_key_is_ignored() {
     let (database, collector) = (fresh_database().await, Collector::new().await);
@@ -251,7 +251,7 @@ async fn a_traceparent_without_a_valid_key_is_ignored() {
     assert!(served.end().await.success());
     served.line("stopped").await;
     assert!(collector.spans().is_empty(), "{:?}", collector.spans());
-    // Lines of the log lead to the caller's trace all the same.
+    // Log lines still contain the caller's trace id.
     let lines = served.lines();
     let line = lines.iter().find(|line| line["reqId"] == "stranger");
     assert_eq!(line.unwrap()["traceId"], trace);
@@ -276,7 +276,7 @@ async fn store_request_spans_are_children_without_purchase_data() {
         ("WEBHOOK_DISPATCHER_DISABLED".to_owned(), "true".to_owned()),
     ];
     let simulated = world.simulator.environment_variables().into_iter();
-    // Ours win.
+    // Attesto's own attributes take precedence.
     variables.splice(
         0..0,
         simulated.map(|(name, value)| (name.to_owned(), value)),
@@ -311,7 +311,7 @@ async fn store_request_spans_are_children_without_purchase_data() {
             statuses.push(value(&inner.attributes, "http.response.status_code"));
         }
     }
-    // A purchase of the sandbox is looked for in production first.
+    // A sandbox purchase is looked up in production first.
     assert_eq!(statuses, [404, 200]);
     assert_eq!(
         value(&outer.attributes, "attesto.tenant_id"),
@@ -410,7 +410,7 @@ async fn a_failing_collector_is_logged_once_and_counted() {
         let line = lines.find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().parse().unwrap()
     };
-    // Whoever has no time for a moment is asked again, and nobody notices.
+    // After a temporary failure the export is retried without a log line.
     collector.took.answer.store(503, Ordering::SeqCst);
     ask().await;
     until(async || asked() == 1, "a try").await;
@@ -445,7 +445,7 @@ async fn a_failing_collector_is_logged_once_and_counted() {
 #[tokio::test]
 async fn a_hanging_collector_delays_nothing() {
     let database = fresh_database().await;
-    // Connections are taken by the system, and nobody reads.
+    // The operating system accepts connections, and no program reads from them.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let variables = [

@@ -1,8 +1,9 @@
-//! Two releases on one database: the one that serves goes on while the next one migrates, and can be started again
-//! afterwards; or nothing is changed and a sentence says why.
+//! Two releases on one database: the running one continues while the next one migrates, and can be
+//! started again afterwards; or nothing is changed and a message says why.
 //!
-//! What comes after this release is made up: migrations that it does not know. The release before it is the program that
-//! `ATTESTO_PREVIOUS_BINARY` names (`bin/test-upgrade`), and as long as there is none, this one.
+//! The next release is simulated with migrations that this one does not know. The previous release
+//! is the program in `ATTESTO_PREVIOUS_BINARY` (`bin/test-upgrade`), or this one as long as there
+//! is none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::world::attesto::World;
 use crate::world::postgres::{Fresh, empty_database, fresh_database, set_time_ahead};
 use crate::world::shell::Shell;
 
-/// What a release may do to tables that are in use.
+/// A migration that is allowed for tables in use.
 const ADDS: &str = "-- What a later release may need.
 -- previous release: works
 -- tables: creates flavours; reads_all webhook_events
@@ -29,14 +30,14 @@ alter table webhook_events add column flavour text not null default 'plain';
 create index webhook_events_by_flavour on webhook_events (flavour);
 create table flavours (name text primary key);
 ";
-/// And what it may not.
+/// And one that is not.
 const NARROWS: &str = "-- Something that an older release cannot live with.
 -- previous release: stops, it leaves the column empty
 -- tables: locks webhook_events
 alter table webhook_events add column flavour text;
 ";
 
-/// A database as the next release sees it, whose last migration this is.
+/// The database as the next release sees it, with this last migration.
 fn of_the_next_release(database: Database, sql: &'static str) -> Database {
     let migration = Migration::new(
         9001,
@@ -50,7 +51,7 @@ fn of_the_next_release(database: Database, sql: &'static str) -> Database {
     database.with_migrator(migrator)
 }
 
-/// Somebody of an older release serves.
+/// Registers a replica of an older release.
 async fn an_older_release_serves(fresh: &Fresh) {
     sqlx::query(
         "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
@@ -126,7 +127,8 @@ async fn the_running_release_serves_while_the_next_one_migrates() {
             .unwrap();
     assert_eq!(kept, stored + 1);
 
-    // Who served goes on, and is let in again when it is started anew. Who has the migration is at home.
+    // The running release continues, and can be restarted. A release that has the migration has no
+    // restrictions.
     assert_eq!(world.ask("GET", "/ready", None, None).await.status, 200);
     let again = Database::open(&world.fresh.settings);
     assert_eq!(
@@ -158,7 +160,7 @@ async fn a_migration_that_stops_old_replicas_needs_confirmation() {
         "migration 9001 (flavours) would stop processes of release 0.0.9 on elsewhere: it leaves the column empty. \
          Stop those processes first (one that was killed counts for another 45 s); nothing has been changed"
     );
-    // It adds something: nobody is asked.
+    // It only adds something: no confirmation is needed.
     let harmless = of_the_next_release(fresh.database.clone(), ADDS);
     assert_eq!(
         MigrationBlockedError::check_replicas(&harmless)
@@ -167,7 +169,7 @@ async fn a_migration_that_stops_old_replicas_needs_confirmation() {
         Ok(())
     );
 
-    // When the other one is gone, it goes on; and this release does not come back.
+    // When the other replica is gone, it continues; and this release cannot be started again.
     set_time_ahead(&fresh.database, Duration::from_mins(2)).await;
     assert_eq!(
         MigrationBlockedError::check_replicas(&next).await.unwrap(),
@@ -180,7 +182,7 @@ async fn a_migration_that_stops_old_replicas_needs_confirmation() {
     );
 }
 
-/// As the program meets it: started on tables that a newer release left.
+/// Started on tables that a newer release has migrated.
 #[tokio::test]
 async fn an_old_release_starts_only_when_the_migration_allows_it() {
     for (promised, works) in [(true, true), (false, false)] {
@@ -211,7 +213,7 @@ async fn an_old_release_starts_only_when_the_migration_allows_it() {
     }
 }
 
-/// The two programs, with no time between them.
+/// Both programs on one database at the same time.
 #[tokio::test]
 async fn the_release_before_and_this_one_share_a_database() {
     let previous = read_env_var("ATTESTO_PREVIOUS_BINARY").filter(|path| !path.is_empty());
@@ -238,7 +240,8 @@ async fn the_release_before_and_this_one_share_a_database() {
     let tenant = shell(&before).rows(&["tenant", "create", "--name", "Acme"]);
     let tenant = tenant[0]["id"].as_str().unwrap().to_owned();
 
-    // What this release says beforehand is what happens: it may migrate while the old one serves, or refuses.
+    // The announcement of this release is correct: either it may migrate while the old one serves,
+    // or it refuses.
     let checked = shell(&this).run(&["migrate", "--check"]);
     let migrated = shell(&this).run(&["migrate"]);
     assert_eq!(
@@ -256,7 +259,7 @@ async fn the_release_before_and_this_one_share_a_database() {
     new.ready(200).await;
     old.ready(200).await;
 
-    // Each understands what the other one writes.
+    // Each release reads what the other one writes.
     for (writer, reader, server) in [(&before, &this, &new), (&this, &before, &old)] {
         let made = shell(writer).rows(&["key", "create", &tenant]);
         let raw = made[0]["rawKey"].as_str().unwrap();

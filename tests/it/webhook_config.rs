@@ -1,4 +1,4 @@
-//! A tenant's callback, as an administrator sets it up: `attesto webhook …`, and the secrets behind it.
+//! A tenant's callback on the command line: `attesto webhook …`, and its signing secrets.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -23,10 +23,11 @@ use crate::world::receiver::Receiver;
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-/// At this address nobody is asked for anything: it is a literal, and public.
+/// No DNS query is needed for this address: it is a literal, and public.
 const CALLBACK: &str = "https://93.184.216.34/hook?key=1";
 const HOUR: Duration = Duration::from_hours(1);
-/// How often a secret is changed, and how much time passes between: two more still sign when the next one comes.
+/// How often a secret is changed, and the time between changes: two older ones still sign at the
+/// next change.
 const ROTATIONS: usize = 60;
 const STEP: Duration = Duration::from_hours(13);
 
@@ -75,7 +76,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let output = child.wait_with_output().unwrap();
         Ran {
@@ -89,14 +90,14 @@ impl Desk {
         self.run(words, "", &[])
     }
 
-    /// What a successful command says, which is one JSON object.
+    /// The output of a successful command, which is one JSON object.
     fn answer(&self, words: &[&str]) -> Value {
         let ran = self.webhook(words);
         assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{words:?}");
         serde_json::from_str(&ran.said).unwrap()
     }
 
-    /// As the administrator of a developer's machine, where callbacks may be on it.
+    /// With the settings of a development machine, where callbacks may be local.
     async fn develop(self: &Arc<Self>, words: &[&str], environment: &[(&str, &str)]) -> Ran {
         let desk = self.clone();
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
@@ -117,7 +118,7 @@ impl Desk {
         tokio::task::spawn_blocking(run).await.unwrap()
     }
 
-    /// So long after now.
+    /// The endpoint as it will be after this time.
     async fn endpoint_after(&self, time: Duration) -> WebhookEndpoint {
         set_time_ahead(&self.fresh.database, time).await;
         let endpoint = self.endpoint().await;
@@ -149,7 +150,7 @@ impl Desk {
         store::change_endpoint(database, &self.keyring, &self.tenant, &change).await
     }
 
-    /// Three events, a second apart, that stand where events can stand.
+    /// Three events, a second apart, with deliveries in different states.
     async fn receive_three(&self) {
         for (number, status) in [(1, "delivered"), (2, "pending"), (3, "failed")] {
             let statement = format!(
@@ -180,7 +181,7 @@ fn secret(name: impl std::fmt::Display) -> SigningSecret {
     SigningSecret::parse(&format!("{name:-<40}")).unwrap()
 }
 
-/// The texts that sign, newest first.
+/// The secrets that sign, newest first.
 fn texts(secrets: &SigningSecrets) -> Vec<String> {
     secrets
         .iter()
@@ -211,7 +212,7 @@ async fn a_generated_secret_is_printed_once() {
     let endpoint = desk.endpoint().await;
     assert_eq!(endpoint.secrets.newest.expose(), made);
 
-    // A second time keeps it, and says nothing of it.
+    // A second call keeps the secret, and does not print it.
     let again = desk.answer(&[
         "set-config",
         "--callback-url",
@@ -232,7 +233,7 @@ async fn a_generated_secret_is_printed_once() {
     assert_eq!(shown["secrets"][0]["expiresAt"], Value::Null);
     let endpoint = desk.endpoint().await;
     assert_eq!(endpoint.secrets.newest.expose(), made);
-    // And at rest it is sealed.
+    // In the database it is sealed.
     let stored: Vec<u8> = sqlx::query_scalar("select secret_enc from webhook_configs")
         .fetch_one(desk.fresh.database.pool())
         .await
@@ -284,7 +285,7 @@ async fn a_new_secret_signs_in_addition_to_the_previous_one() {
         ["two"]
     );
 
-    // The same again is nothing new.
+    // Setting the same secret again changes nothing.
     let same = desk.answer(&[
         "set-config",
         "--callback-url",
@@ -294,7 +295,7 @@ async fn a_new_secret_signs_in_addition_to_the_previous_one() {
     ]);
     assert_eq!(same["secrets"], rotated["secrets"]);
 
-    // From a file, which nobody sees in the list of processes; an editor ends it with a line end.
+    // From a file, so that it is not in the process list; an editor adds a newline.
     let input = format!("{}\n", three.expose());
     let words = ["set-config", "--secret-path", "-", "--overlap", "2h"];
     let ran = desk.run(&words, &input, &[]);
@@ -308,7 +309,7 @@ async fn a_new_secret_signs_in_addition_to_the_previous_one() {
         ["three", "one"]
     );
 
-    // Three sign, and each was promised its time.
+    // Three secrets sign, and each has time left.
     let refused = desk.webhook(&["set-config", "--secret", four.expose()]);
     assert_eq!(refused.exit, 1);
     assert!(
@@ -316,14 +317,14 @@ async fn a_new_secret_signs_in_addition_to_the_previous_one() {
         "{refused:?}"
     );
     assert!(!refused.complained.contains("four"), "{refused:?}");
-    // Back to one that still signs: it moves to the front.
+    // Setting one that still signs moves it to the front.
     desk.answer(&["set-config", "--secret", one.expose()]);
     assert_eq!(
         texts(&desk.endpoint().await.secrets),
         ["one", "three", "two"]
     );
 
-    // A leak.
+    // After a leak the secret is retired.
     let retired = desk.answer(&["retire-secret", "--number", "2"]);
     assert_eq!(retired["retired"], json!([2]));
     assert_eq!(texts(&desk.endpoint().await.secrets), ["one", "three"]);
@@ -344,13 +345,13 @@ async fn a_new_secret_signs_in_addition_to_the_previous_one() {
     assert_eq!(desk.count("webhook_previous_secrets").await, 0);
 }
 
-/// However fast secrets change, whoever holds the newest or the one before it can verify.
+/// However often secrets change, receivers with the newest or the previous one can verify.
 #[tokio::test]
 async fn receivers_with_the_newest_or_previous_secret_can_always_verify() {
     let desk = Arc::new(Desk::open().await);
     let time_of = |number: usize| STEP * u32::try_from(number).unwrap();
     desk.set_secret(&secret(0), 24 * HOUR).await.unwrap();
-    // What is committed: a delivery that begins after this was written sees it.
+    // The committed state: a delivery that starts later reads it.
     let committed = Arc::new(AtomicUsize::new(0));
     let checked = Arc::new(AtomicUsize::new(0));
     let signing: Vec<_> = (0..4)
@@ -361,12 +362,13 @@ async fn receivers_with_the_newest_or_previous_secret_can_always_verify() {
                     let newest = committed.load(Ordering::SeqCst);
                     let endpoint = desk.endpoint().await;
                     if committed.load(Ordering::SeqCst) != newest {
-                        // Days have passed meanwhile, in which a secret may have ended.
+                        // Days have passed, in which a secret may have expired.
                         continue;
                     }
                     let live = texts(&endpoint.secrets);
                     assert!(live.len() <= 3, "{live:?}");
-                    // As receivers check it that hold one secret alone: the newest, or the one before it.
+                    // As receivers verify that hold only one secret: the newest or the previous
+                    // one.
                     let signed = signature::sign_delivery(&endpoint.secrets, "evt", 1, b"{}");
                     for held in newest.saturating_sub(1)..=newest {
                         let alone = signature::sign_delivery(&secret(held).into(), "evt", 1, b"{}");
@@ -580,7 +582,7 @@ async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
     let ran = desk.develop(&words, &[]).await;
     assert_eq!(ran.exit, 0, "{ran:?}");
 
-    // A proxy of the environment is not asked.
+    // A proxy in the environment is not used.
     let proxy = Receiver::answering(OK).await;
     let at = format!("http://{}", proxy.address);
     let proxies = [
@@ -646,7 +648,7 @@ async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
         assert_eq!(desk.count(table).await, 0, "{table}");
     }
 
-    // Whoever does not take it is shown too.
+    // A refused ping is shown too.
     let busy = Receiver::answering(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nwait").await;
     desk.develop(&["set-config", "--callback-url", &busy.url()], &[])
         .await;
@@ -659,7 +661,7 @@ async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
     );
     assert_eq!(echo["body"], "wait");
     assert!(ran.complained.contains("503"), "{ran:?}");
-    // Without the developer's leave nothing is sent at all.
+    // Without the development setting nothing is sent at all.
     let count = busy.connections();
     let strict = desk.clone();
     let ran = tokio::task::spawn_blocking(move || strict.webhook(&["ping"]))
@@ -742,7 +744,7 @@ async fn events_are_redelivered_on_request() {
             "they lost it".into()
         )
     );
-    // One is on its way again, so none has failed any more.
+    // One is pending again, so none is failed any more.
     let health = &desk.answer(&["get"])["health"];
     assert_eq!(
         (&health["state"], &health["pending"]),

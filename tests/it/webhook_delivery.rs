@@ -1,5 +1,5 @@
-//! How events reach callbacks: the schedule, leases, fairness, health, redelivery. No network: the sender is a function
-//! that plays the receivers. Time is moved, not waited for.
+//! Deliveries: the retry schedule, leases, fairness, health, redelivery. No network: the sender is
+//! a function that plays the receivers. Time is moved, not waited for.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,13 +30,13 @@ fn start() -> Timestamp {
     Timestamp::parse("2026-04-20T00:00:00Z").unwrap()
 }
 
-/// A database, and a time that every dispatcher made here shares.
+/// A database, and the clock shared by every dispatcher made here.
 struct World {
     fresh: Fresh,
     clock: Clock,
 }
 
-/// One row of `webhook_deliveries`.
+/// A row of `webhook_deliveries`.
 #[derive(Debug, sqlx::FromRow)]
 struct Row {
     id: String,
@@ -49,7 +49,7 @@ struct Row {
     last_response_code: Option<i32>,
     last_outcome: Option<String>,
     settled_by: Option<String>,
-    /// Seconds from the world's now.
+    /// Seconds from the current time.
     due_in: Option<f64>,
 }
 
@@ -103,7 +103,7 @@ impl World {
         tenants
     }
 
-    /// Events of a tenant with a delivery each, due now.
+    /// Events of a tenant with one delivery each, due now.
     async fn events(&self, tenant: &TenantId, count: usize) -> Vec<EventId> {
         let events: Vec<_> = (0..count)
             .map(|_| EventId::mint(self.clock.now()))
@@ -141,7 +141,7 @@ impl World {
         self.events(tenant, 1).await.remove(0)
     }
 
-    /// The callback answered well before: it gets eight requests at once.
+    /// Callbacks that answered successfully before, and so get eight concurrent requests.
     async fn well_known(&self, tenants: &[TenantId]) {
         let ids: Vec<String> = tenants.iter().map(ToString::to_string).collect();
         let statement = "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at) \
@@ -197,7 +197,7 @@ impl World {
         self.rows().await.remove(0)
     }
 
-    /// How many deliveries stand where.
+    /// The number of deliveries by status.
     async fn standing(&self) -> BTreeMap<String, i64> {
         let rows: Vec<(String, i64)> =
             sqlx::query_as("select status, count(*) from webhook_deliveries group by status")
@@ -244,10 +244,10 @@ fn nobody_answers() -> AttemptOutcome {
     }
 }
 
-/// How a receiver answers a job.
+/// How a receiver answers a delivery.
 type Reply = dyn Fn(&DeliveryJob) -> BoxFuture<'static, AttemptOutcome> + Send + Sync;
 
-/// A receiver that remembers what it was sent.
+/// A receiver that records what it was sent.
 #[derive(Clone)]
 struct Receiver {
     seen: Arc<Mutex<Vec<DeliveryJob>>>,
@@ -363,7 +363,7 @@ async fn a_delivery_accepted_on_the_third_attempt_was_sent_three_times() {
     }
 }
 
-/// D5, and the end of the schedule.
+/// Failed attempts are retried until the schedule ends; a 410 ends it at once.
 #[tokio::test]
 async fn retries_end_with_the_schedule_or_at_once_on_410() {
     let world = World::new().await;
@@ -384,7 +384,7 @@ async fn retries_end_with_the_schedule_or_at_once_on_410() {
         pauses.push(pause);
         world.pass(Duration::from_secs_f64(pause + 0.1)).await;
     }
-    // The first was lengthened by what the receiver asked for.
+    // The first delay was extended by the receiver's Retry-After.
     for (pause, expected) in pauses.iter().zip([3000.0, 120.0, 600.0, 3600.0, 21_600.0]) {
         let ratio = pause / expected;
         assert!((0.89..=1.11).contains(&ratio), "{pause} of {expected}");
@@ -423,7 +423,7 @@ async fn an_internal_error_costs_no_attempt() {
     assert_eq!(row.last_outcome.as_deref(), Some("dns"));
 }
 
-/// Several dispatchers, in turns that overlap at random.
+/// Several dispatchers, in rounds that overlap at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_dispatchers_never_send_the_same_delivery() {
     const EACH: usize = 50;
@@ -476,7 +476,7 @@ async fn concurrent_dispatchers_never_send_the_same_delivery() {
     assert_eq!(usize::try_from(counted).unwrap(), attempts);
 }
 
-/// Stopped past its lease, a process comes back with a result that is nobody's business any more.
+/// A process that was stopped for longer than its lease reports an outdated result.
 #[tokio::test]
 async fn a_late_result_changes_nothing() {
     let world = World::new().await;
@@ -521,7 +521,7 @@ async fn a_late_result_changes_nothing() {
     assert_eq!(before, after);
 }
 
-/// Killed between the receiver's 200 and our commit.
+/// Killed between the receiver's 200 and the commit.
 #[tokio::test]
 async fn a_success_that_was_not_recorded_is_sent_once_more_as_the_same_event() {
     let world = World::new().await;
@@ -582,7 +582,7 @@ async fn a_delivery_that_crashes_workers_is_parked() {
     );
 }
 
-/// An attempt that panics is an interruption, not the end of the dispatcher.
+/// A panicking attempt counts as interrupted, and does not end the dispatcher.
 #[tokio::test]
 async fn a_panic_counts_as_an_interruption() {
     let world = World::new().await;
@@ -600,7 +600,8 @@ async fn a_panic_counts_as_an_interruption() {
     assert_eq!(world.row().await.interruptions, 1);
 }
 
-/// What can end in time ends, the rest is given back and taken over at once; nothing new begins.
+/// Attempts that can finish in time do so; the others are released and claimed by another process
+/// at once; no attempt starts.
 #[tokio::test]
 async fn a_graceful_stop_releases_unfinished_deliveries() {
     let world = World::new().await;
@@ -643,14 +644,14 @@ async fn a_graceful_stop_releases_unfinished_deliveries() {
         "{rows:?}"
     );
 
-    // No time passes: due at once, to anybody.
+    // No time passes: due at once, for any dispatcher.
     let mut other = world.dispatcher(fine().sender());
     assert_eq!(other.run_until_idle().await.unwrap(), 2);
     let delivered = BTreeMap::from([("delivered".to_owned(), 3)]);
     assert_eq!(world.standing().await, delivered);
 }
 
-/// A backlog of one tenant is nobody else's.
+/// A backlog of one tenant does not affect other tenants.
 #[tokio::test]
 async fn a_backlog_of_one_tenant_delays_no_other() {
     const FLOOD: usize = 100_000;
@@ -673,14 +674,14 @@ async fn a_backlog_of_one_tenant_delays_no_other() {
     assert_eq!(receiver.seen().len(), 180);
 }
 
-/// Fifty callbacks hang, and one tenant has a flood for each of them; others hardly notice, although there are
-/// fewer slots than hanging requests.
+/// Fifty callbacks hang, and one tenant has a backlog for each of them; other tenants are hardly
+/// delayed, although there are fewer slots than hanging requests.
 #[tokio::test]
 async fn hanging_callbacks_do_not_block_others() {
     let world = World::new().await;
     let tenants = world.tenants(51).await;
     let (healthy, hanging) = tenants.split_last().unwrap();
-    // As bad as can be: they were well until now.
+    // The worst case: the callbacks were healthy until now.
     world.well_known(&tenants).await;
     for tenant in hanging {
         world.events(tenant, 20).await;
@@ -714,7 +715,7 @@ async fn hanging_callbacks_do_not_block_others() {
     running.await.unwrap();
 }
 
-/// The limits hold over all processes: eight of a callback, thirty-two of a tenant.
+/// The limits hold across all processes: eight per callback, thirty-two per tenant.
 #[tokio::test]
 async fn concurrency_limits_hold_across_replicas() {
     let world = World::new().await;
@@ -765,11 +766,11 @@ async fn concurrency_limits_hold_across_replicas() {
         of_tenant,
         HashMap::from([(one.clone(), 8), (many.clone(), 32)])
     );
-    // And inside the tenant, every callback has its share.
+    // And within the tenant, every callback has its share.
     assert_eq!(of_callback.len(), 21);
 }
 
-/// Nobody is served twice before everybody was served once, whoever comes first in the alphabet.
+/// Every tenant is served once before any is served twice, regardless of the order of ids.
 #[tokio::test]
 async fn tenants_are_served_round_robin() {
     let world = World::new().await;
@@ -810,7 +811,8 @@ async fn a_disabled_callback_gets_its_events_later() {
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
 }
 
-/// Nobody answers for two hours. What waits keeps its attempts; when it is back, it is not overrun.
+/// All callbacks are down for two hours. Waiting deliveries keep their attempts, and afterwards the
+/// rate rises gradually.
 #[tokio::test]
 async fn an_outage_costs_no_attempts_and_recovery_is_gradual() {
     const QUEUED: usize = 500;
@@ -886,7 +888,7 @@ async fn after_a_day_without_success_a_callback_is_paused_and_keeps_its_events()
     assert_eq!(world.standing().await.get("delivered"), Some(&17));
 }
 
-/// The claim says in SQL what `Health::admits` says in Rust.
+/// The SQL of the claim agrees with `Health::admits`.
 #[tokio::test]
 async fn the_claim_sql_agrees_with_the_health_rules() {
     for (closed_until, allowed, admitted) in [
@@ -914,7 +916,7 @@ async fn the_claim_sql_agrees_with_the_health_rules() {
     }
 }
 
-/// D6: asked for twice while the automatic retry waits.
+/// Requested twice while the automatic retry waits.
 #[tokio::test]
 async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
     let world = World::new().await;
@@ -964,7 +966,7 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
     assert_eq!(kept, vec![("ada".to_owned(), "they asked".to_owned()); 2]);
 }
 
-/// D7, and the other half of D6: the automatic attempt is under way while the redelivery succeeds.
+/// The automatic attempt is running while the redelivery succeeds.
 #[tokio::test]
 async fn a_redelivery_does_not_change_automatic_retries() {
     let world = World::new().await;
@@ -997,7 +999,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
         .collect();
     assert_eq!(counts, vec![("pending".to_owned(), 2); 2]);
 
-    // Only the automatic one is due, and it hangs while a new redelivery succeeds.
+    // Only the automatic delivery is due, and it hangs while a new redelivery succeeds.
     world
         .execute("delete from webhook_deliveries where requested_by is not null")
         .await;
@@ -1030,7 +1032,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
     assert!(rows.iter().all(|row| row.status == "delivered"), "{rows:?}");
 }
 
-/// D8: by a filter, at a rate, by one process after another that is killed in the middle.
+/// By filter, at a limited rate, by several processes that are killed one after the other.
 #[tokio::test]
 async fn a_redelivery_by_filter_covers_each_event_once() {
     const FAILED: usize = 2_000;
@@ -1089,18 +1091,18 @@ async fn a_redelivery_by_filter_covers_each_event_once() {
         .redeliver_matching(&filter, &request)
         .await
         .unwrap();
-    // What fails from now on is not part of it.
+    // Deliveries that fail from now on are not part of it.
     let receiver = fine();
     let (mut seconds, begun) = (0_u32, Instant::now());
     while receiver.seen().len() < FAILED {
-        // Each second a new process; the one before it was killed, its requests under way.
+        // Each second a new process; the previous one was killed with requests running.
         let mut dispatcher = world.dispatcher(receiver.sender());
         dispatcher.run_until_idle().await.unwrap();
         world.pass(Duration::from_secs(1)).await;
         seconds += 1;
         assert!(seconds <= 22, "{} after {seconds} s", receiver.seen().len());
     }
-    // The database's clock goes on by itself, beside what the test moves it.
+    // The database's clock runs by itself, in addition to the time the test adds.
     let took = Duration::from_secs(seconds.into()) + begun.elapsed();
     assert!(took >= Duration::from_secs(19), "{took:?} for 2,000");
     world.pass(Duration::from_secs(10)).await;
@@ -1157,7 +1159,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
         .await;
     assert!(matches!(refused, Err(RedeliveryError::NoActiveCallback(_))));
 
-    // Switched off in the middle, a request waits.
+    // While the callback is disabled, a request waits.
     world
         .execute("update webhook_configs set is_active = true")
         .await;
@@ -1178,7 +1180,8 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
     assert_eq!(redeliveries.enqueue_next_batch().await.unwrap().enqueued, 1);
 }
 
-/// A process that only receives wakes one that delivers, which otherwise would look in ten seconds.
+/// A process that only receives notifies one that delivers, which otherwise would poll only every
+/// ten seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_created_by_another_process_starts_at_once() {
     let world = World::new().await;
@@ -1200,7 +1203,7 @@ async fn work_created_by_another_process_starts_at_once() {
         async move { here.run_remote_notifications(&database, stop).await }
     });
 
-    // The first may have to wait until the other listens.
+    // The first may have to wait until the other process listens.
     for count in 1..=5 {
         let event = world.event(&tenant).await;
         let begun = Instant::now();
@@ -1217,7 +1220,8 @@ async fn work_created_by_another_process_starts_at_once() {
     there.close_connections().await;
 }
 
-/// A database that comes back after longer than a lease: what was answered meanwhile counts, and is not sent again.
+/// The database is down for longer than a lease: answers received meanwhile count, and nothing is
+/// sent again.
 #[tokio::test]
 async fn results_that_arrive_during_a_database_outage_are_recorded() {
     let world = World::new().await;
@@ -1241,7 +1245,7 @@ async fn results_that_arrive_during_a_database_outage_are_recorded() {
     assert_eq!(receiver.seen().len(), 1);
 }
 
-/// However busy a dispatcher is, what somebody asked for begins.
+/// Requested redeliveries start, however busy a dispatcher is.
 #[tokio::test]
 async fn a_backlog_does_not_delay_a_redelivery() {
     let world = World::new().await;
@@ -1284,7 +1288,7 @@ async fn a_backlog_does_not_delay_a_redelivery() {
     running.await.unwrap();
 }
 
-/// A queue that cannot be sent is not walked through at full speed.
+/// Deliveries that cannot be sent are not retried in a tight loop.
 #[tokio::test]
 async fn an_internal_error_pauses_its_callback_briefly() {
     let world = World::new().await;
@@ -1300,13 +1304,13 @@ async fn an_internal_error_pauses_its_callback_briefly() {
     world.pass(Duration::from_secs(16)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     assert_eq!(world.health(&tenants[0]).await.0, "active");
-    // Mended, it goes on at once.
+    // After the repair they continue at once.
     world.pass(Duration::from_secs(31)).await;
     let mut mended = world.dispatcher(fine().sender());
     assert_eq!(mended.run_until_idle().await.unwrap(), 100);
 }
 
-/// A retry begins when it is due, not when the next look would be.
+/// A retry starts when it is due, not at the next poll.
 #[tokio::test]
 async fn a_running_dispatcher_wakes_up_for_due_deliveries() {
     let world = World::new().await;

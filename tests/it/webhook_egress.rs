@@ -1,4 +1,4 @@
-//! What a callback can do to us, and what it can make us do: nothing but answer.
+//! Hostile receivers: what a callback can do to Attesto, and what connections it can cause.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use tokio::time::sleep;
 use crate::world::receiver::{Manner, Place, Receiver, Wire, certificate, say};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-/// How long an attempt may take here, and how much later it may be over.
+/// The timeout of an attempt here, and how much later it may end.
 const TIMEOUT: Duration = Duration::from_millis(800);
 const MARGIN: Duration = Duration::from_millis(500);
-/// The address at which the good receivers of these tests are; a name that moves to 127.0.0.1 has moved away.
+/// The address of the allowed receivers; a name that changes to 127.0.0.1 points to a refused one.
 const GOOD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const BAD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -42,7 +42,7 @@ fn sender_with(guard: EgressPolicy, resolver: Resolver, trust: TlsTrust) -> Send
     Sender::new(settings, &Clock::fixed(now())).unwrap()
 }
 
-/// One that may call this machine, and knows no name.
+/// A sender that may connect to this machine, without DNS.
 fn developer() -> Sender {
     let trust = TlsTrust::OnlyRoots(rustls::RootCertStore::empty());
     sender_with(EgressPolicy::new(true), nobody(), trust)
@@ -56,7 +56,7 @@ fn secret(letter: &str) -> SigningSecret {
     SigningSecret::parse(&letter.repeat(40)).unwrap()
 }
 
-/// A job and the endpoint that it is sent to.
+/// A job and its endpoint.
 #[derive(Clone)]
 struct Attempt {
     job: DeliveryJob,
@@ -146,7 +146,7 @@ async fn a_delivery_has_the_documented_headers_and_body() {
     }
 }
 
-/// How one kind of receiver misbehaves.
+/// One kind of hostile receiver.
 struct Hostile {
     name: &'static str,
     manner: Arc<Manner>,
@@ -170,7 +170,7 @@ fn hostile(
     }
 }
 
-/// Says something, then goes on and on with something else.
+/// Sends a beginning, then repeats another text endlessly.
 fn endlessly(
     first: &'static [u8],
     then: &'static [u8],
@@ -191,7 +191,7 @@ fn endlessly(
     }
 }
 
-/// Says something and hangs up.
+/// Sends a text and closes the connection.
 fn and_leave(
     answer: impl Into<Vec<u8>>,
 ) -> impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync {
@@ -201,7 +201,7 @@ fn and_leave(
         Box::pin(async move {
             wire.write_all(&answer).await.ok()?;
             wire.flush().await.ok()?;
-            // Long enough for what was said to arrive before a reset does.
+            // Long enough for the text to arrive before a reset does.
             sleep(Duration::from_millis(50)).await;
             None
         })
@@ -278,7 +278,7 @@ fn large() -> Vec<Hostile> {
         &ZEROS,
         AT_ONCE,
     );
-    // What it would unpack to does not matter: nothing is unpacked.
+    // The decompressed size does not matter: nothing is decompressed.
     let gzip = endlessly(
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08",
         &ZEROS,
@@ -388,7 +388,7 @@ fn odd() -> Vec<Hostile> {
     ]
 }
 
-/// Sends to each of them, `copies` times at once, each no longer than this.
+/// Sends to each of them, `copies` times concurrently, with a limit for each attempt.
 async fn endure(sender: &Sender, copies: usize, most: Duration) {
     let hostiles = hostiles();
     let all = join_all(hostiles.iter().map(async |hostile| {
@@ -425,7 +425,7 @@ async fn an_attempt_ends_in_time_whatever_the_receiver_does() {
     endure(&developer(), 1, TIMEOUT + MARGIN).await;
 }
 
-/// In a process of its own, where nobody else takes memory.
+/// In a separate process, so that other tests do not allocate memory.
 #[tokio::test]
 async fn two_hundred_hostile_receivers_cost_no_memory() {
     let output = tokio::process::Command::new(std::env::current_exe().unwrap())
@@ -446,10 +446,10 @@ async fn two_hundred_hostile_receivers_cost_no_memory() {
 #[tokio::test]
 #[ignore = "run by another test, in a process of its own"]
 async fn memory() {
-    // So many at once, in one thread, beside other tests: this one is not about time.
+    // Many attempts in one thread, beside other tests: this test does not measure time.
     const BUSY: Duration = Duration::from_secs(30);
     let sender = developer();
-    // What is there once and for all: code, buffers of the runtime, of the allocator.
+    // The constant part: code, buffers of the runtime and of the allocator.
     endure(&sender, 2, BUSY).await;
     let before = resident();
     let copies = 200 / hostiles().len() + 1;
@@ -527,7 +527,7 @@ async fn a_large_event_is_sent_whole() {
 
 #[tokio::test]
 async fn a_closed_keep_alive_connection_is_replaced_without_an_attempt() {
-    // Answers once on each connection, promises to stay, and leaves.
+    // Answers once on each connection, promises keep-alive, and closes it.
     let receiver = Receiver::new(Place::loopback(), Arc::new(and_leave(OK))).await;
     let sender = developer();
     for count in 1..=3 {
@@ -581,7 +581,8 @@ async fn retry_after_is_reported() {
     }
 }
 
-/// Receivers at the same port of a good and of a bad address, and a strict sender to which only the good one is open.
+/// Receivers at the same port of an allowed and of a refused address, and a strict sender that may
+/// connect only to the allowed one.
 struct Trap {
     good: Receiver,
     bad: Receiver,
@@ -687,7 +688,7 @@ async fn a_probe_completes_the_handshake_and_sends_nothing() {
     );
 }
 
-/// A name that has these addresses, one after the other, for ever.
+/// A name that resolves to these addresses, one after the other, endlessly.
 fn flipping(answers: Vec<Vec<IpAddr>>) -> Resolver {
     let asked = Arc::new(AtomicUsize::new(0));
     Resolver::from_fn(move |_| {
@@ -702,7 +703,7 @@ async fn dns_rebinding_never_reaches_a_refused_address() {
     let trap = Trap::set().await;
     let sender = trap.sender(flipping(vec![vec![GOOD], vec![BAD]]));
     let attempt = trap.attempt();
-    // Ten thousand questions, a thousand of them by attempts at the same time.
+    // Ten thousand lookups, a thousand of them by concurrent attempts.
     let guard = EgressPolicy::new(false);
     let target = guard
         .parse_target(&attempt.job.callback_url, &attempt.endpoint.allow_list)
@@ -807,7 +808,7 @@ async fn unusual_dns_answers() {
         assert_eq!(outcome.class(), class, "{outcome:?}");
         assert!(!matches!(outcome, AttemptOutcome::NotAttempted { .. }));
     }
-    // Nobody answers: that is not the callback's fault.
+    // The DNS server does not answer: that is not the callback's fault.
     for (answer, delay) in [
         (Err(LookupError::ResolverUnavailable), at_once),
         (Ok(vec![GOOD]), Duration::from_secs(10)),
@@ -853,7 +854,7 @@ async fn no_spelling_of_a_local_address_is_connected_to() {
         "hooks.example.com",
     ] {
         let mut attempt = attempt(&format!("https://{host}:{port}/"));
-        // For one tenant another network is open, which changes nothing.
+        // Another network is allowed for one tenant, which changes nothing.
         for allowed in [AllowList::default(), trap.allowed.clone()] {
             attempt.endpoint.allow_list = allowed;
             let outcome = attempt.send(&sender).await;
@@ -880,7 +881,7 @@ async fn a_network_allowed_for_one_tenant_stays_closed_for_others() {
         },
         "what an inner network answers is not kept"
     );
-    // While a kept connection waits, too.
+    // Also while a keep-alive connection is idle.
     let mut other = allowed.clone();
     other.endpoint.allow_list = AllowList::default();
     let outcome = other.send(&sender).await;
@@ -918,7 +919,7 @@ async fn certificates_are_verified() {
             tls,
             ..Place::at(GOOD, 0)
         };
-        // Where no TLS is spoken, whatever is said is not TLS.
+        // A peer without TLS, whatever it sends.
         let place_is_plain = place.tls.is_none();
         let receiver = if place_is_plain {
             let listener = TcpListener::bind((GOOD, 0)).await.unwrap();

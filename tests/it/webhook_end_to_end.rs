@@ -1,4 +1,4 @@
-//! From what a store reports to what a callback receives, with everything in between as it is in service.
+//! From a store notification to the delivery at the callback, with all production parts in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,7 +54,7 @@ pub(crate) async fn set_callback(
         .unwrap();
 }
 
-/// Whether a holder of these secrets is convinced by both signatures, as its own code would compute them.
+/// Whether both signatures verify with these secrets, as a receiver would compute them.
 fn convinces(request: &Received, secrets: &SigningSecrets) -> bool {
     let timestamp = request.headers["x-attesto-timestamp"].parse().unwrap();
     let id = &request.headers["webhook-id"];
@@ -126,7 +126,7 @@ async fn every_attempt_sends_the_stored_body_with_current_signatures() {
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
     pass_time(database, &clock, Duration::from_secs(33)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
-    // Between two attempts the secret changes.
+    // The secret changes between two attempts.
     set_callback(database, &keyring, &tenant, &receiver.url(), &secret("n")).await;
     pass_time(database, &clock, Duration::from_secs(132)).await;
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -159,7 +159,8 @@ async fn every_attempt_sends_the_stored_body_with_current_signatures() {
     assert_eq!((status.as_str(), excerpt.as_str()), ("delivered", "ok"));
 }
 
-/// A secret that cannot be opened is nobody's fault but the operator's: nothing is sent, and no attempt is counted.
+/// A secret that cannot be opened is the operator's problem: nothing is sent, and no attempt is
+/// counted.
 #[tokio::test]
 async fn a_delivery_that_cannot_be_signed_waits() {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;

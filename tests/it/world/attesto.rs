@@ -1,4 +1,5 @@
-//! A whole Attesto in this process: a fresh database, a clock that stands still, simulated stores, real HTTP.
+//! A complete Attesto server in the test process: a fresh database, a fixed clock, simulated
+//! stores, real HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -27,25 +28,25 @@ use super::pgbouncer::Pooler;
 use super::postgres::{Fresh, fresh_database, pass_time};
 use super::shell::Shell;
 
-/// The app of every tenant that is not given another, in both stores.
+/// The app of every tenant, in both stores, unless a test sets another one.
 pub(crate) const APP: &str = "com.example.app";
-/// Its number.
+/// The Apple id of [`APP`].
 pub(crate) const APP_APPLE_ID: i64 = 1_234_567_890;
 
-/// Making keys takes a second; one identity serves every world of this run. Its certificates are good for years around
-/// [`START`].
+/// Generating keys takes a second, so all worlds of a run share one identity. Its certificates are
+/// valid for years around [`start`].
 static IDENTITY: LazyLock<SimulatorIdentity> = LazyLock::new(|| SimulatorIdentity::new(start()));
 
-/// The same for the worlds that live now.
+/// The same for worlds in real time.
 static IDENTITY_OF_TODAY: LazyLock<SimulatorIdentity> =
     LazyLock::new(|| SimulatorIdentity::new(Clock::system().now()));
 
-/// What time it is when a world begins.
+/// The time of a new world's clock.
 pub(crate) fn start() -> Timestamp {
     Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
 }
 
-/// A whole Attesto.
+/// A complete server with its database, clock and simulated stores.
 pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) simulator: Simulator,
@@ -62,7 +63,7 @@ pub(crate) struct Tenant {
     pub(crate) key: RawApiKey,
 }
 
-/// What came back.
+/// An HTTP answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -71,29 +72,29 @@ pub(crate) struct Answer {
 }
 
 impl World {
-    /// One with every setting at its default.
+    /// With every setting at its default.
     pub(crate) async fn new() -> Self {
         Self::with(&[]).await
     }
 
-    /// One with some settings, by the names of their variables.
+    /// With some settings, by the names of their variables.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
         let fresh = fresh_database().await;
         Self::on(fresh, Clock::fixed(start()), IDENTITY.clone(), settings).await
     }
 
-    /// One on this database, whose clock shows this.
+    /// On this database, with this clock.
     pub(crate) async fn upon(fresh: Fresh, clock: Clock, settings: &[(&str, &str)]) -> Self {
         Self::on(fresh, clock, IDENTITY.clone(), settings).await
     }
 
-    /// One whose database is behind a pooler.
+    /// With its database behind a pooler.
     pub(crate) async fn behind(pooler: &Pooler, settings: &[(&str, &str)]) -> Self {
         let fresh = pooler.before(&fresh_database().await);
         Self::on(fresh, Clock::fixed(start()), IDENTITY.clone(), settings).await
     }
 
-    /// One that lives now, for a test of what cannot be told another time: a program of its own.
+    /// In real time, for tests that run the binary, whose clock cannot be changed.
     pub(crate) async fn today() -> Self {
         Self::today_with(&[]).await
     }
@@ -110,7 +111,7 @@ impl World {
         identity: SimulatorIdentity,
         settings: &[(&str, &str)],
     ) -> Self {
-        // Only the first of all worlds installs it.
+        // Only the first world installs it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let options = SimulatorOptions {
             identity: Some(identity),
@@ -134,7 +135,7 @@ impl World {
         );
         given.insert("DATABASE_URL".to_owned(), fresh.url.clone());
         given.insert("ATTESTO_ENV".to_owned(), "test".to_owned());
-        // A world's clock is far behind the database's, by which things grow old.
+        // Jobs compare ages with the database's time, which is far ahead of a world's clock.
         given.insert("JOBS_DISABLED".to_owned(), "1".to_owned());
         given.extend(
             settings
@@ -176,17 +177,17 @@ impl World {
         }
     }
 
-    /// Moves time, also for the statements in the database.
+    /// Moves the clock, and the time that SQL statements use.
     pub(crate) async fn pass(&self, by: Duration) {
         pass_time(self.database(), &self.clock, by).await;
     }
 
-    /// Where the service is.
+    /// The URL of a path on the server.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.serving.address())
     }
 
-    /// Another process of this Attesto, as far as one can tell: its own pool, its own memory, its own listener.
+    /// Another replica: with its own connection pool, caches and listener.
     pub(crate) async fn replica(&self) -> RunningApp {
         let database = Database::open(&self.fresh.settings);
         let service = App::build(&self.settings, &database, &self.clock);
@@ -197,14 +198,14 @@ impl World {
         serving.expect("the service serves")
     }
 
-    /// What is shown of its numbers, after looking for those that are looked for now and then.
+    /// The metrics page, after refreshing the gauges.
     pub(crate) async fn metrics(&self) -> String {
         self.serving.refresh_gauges().await;
         let page = self.client.get(self.metrics_url()).send();
         page.await.expect("an answer").text().await.expect("a page")
     }
 
-    /// Runs a job as a process with this one's settings does. What it told.
+    /// Runs a job as a server with these settings does, and returns its report.
     pub(crate) async fn run_job(&self, name: &str) -> Value {
         let tools = attesto::app::build_job_tools(&self.settings, self.database(), &self.clock);
         let jobs = attesto::app::all_jobs(&tools);
@@ -214,7 +215,7 @@ impl World {
         ran.await.expect("it runs").result.expect("it succeeds")
     }
 
-    /// Where they are shown.
+    /// The URL of the metrics page.
     pub(crate) fn metrics_url(&self) -> String {
         let address = self.serving.metrics_address();
         format!(
@@ -223,12 +224,12 @@ impl World {
         )
     }
 
-    /// The database.
+    /// The connection pool of the server.
     pub(crate) fn database(&self) -> &Database {
         &self.fresh.database
     }
 
-    /// The keys that seal.
+    /// The encryption keys of the server.
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.settings.keyring
     }
@@ -264,7 +265,7 @@ impl World {
         tenant
     }
 
-    /// Gives a tenant the simulated team's Apple key.
+    /// Sets the simulated team's Apple key for a tenant.
     pub(crate) async fn set_apple(
         &self,
         tenant: &Tenant,
@@ -289,7 +290,7 @@ impl World {
             .expect("credentials");
     }
 
-    /// Gives a tenant the simulated service account.
+    /// Sets the simulated service account for a tenant.
     pub(crate) async fn set_google(&self, tenant: &Tenant) {
         let file = self.simulator.google_service_account().to_string();
         let account =
@@ -307,7 +308,7 @@ impl World {
             .expect("credentials");
     }
 
-    /// Asks with a key, or as nobody.
+    /// Sends a request, with an API key or without.
     pub(crate) async fn ask(
         &self,
         method: &str,
@@ -318,7 +319,7 @@ impl World {
         self.ask_at(&self.url(path), method, key, body).await
     }
 
-    /// The same of another process.
+    /// The same to another process.
     pub(crate) async fn ask_at(
         &self,
         url: &str,
@@ -345,7 +346,7 @@ impl World {
         }
     }
 
-    /// Asks whether a purchase is real.
+    /// Sends a verify request.
     pub(crate) async fn verify(&self, store: &str, tenant: &Tenant, body: &Value) -> Answer {
         self.ask(
             "POST",
@@ -356,7 +357,7 @@ impl World {
         .await
     }
 
-    /// Deactivates a tenant as if the connection that hears of changes had just died without a sound.
+    /// Deactivates a tenant without a notification, as if the listening connection had just died.
     pub(crate) async fn deactivate_unheard(&self, tenant: &attesto::base::id::TenantId) {
         let mut transaction = self.database().pool().begin().await.unwrap();
         sqlx::query("set local session_replication_role = replica")
@@ -371,7 +372,7 @@ impl World {
         transaction.commit().await.unwrap();
     }
 
-    /// An administrator of this Attesto.
+    /// A shell with the settings of this server.
     pub(crate) fn shell(&self) -> Shell {
         let shell = Shell::default()
             .set("DATABASE_URL", &self.fresh.url)
@@ -382,7 +383,7 @@ impl World {
         }
     }
 
-    /// Ends it in order; its database stays.
+    /// Stops the server and the stores; the database stays.
     pub(crate) async fn end(self) -> Fresh {
         self.serving.stop(Duration::from_secs(5)).await;
         self.simulator.stop().await;

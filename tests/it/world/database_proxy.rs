@@ -1,4 +1,5 @@
-//! A wire to the database that can go silent, or lose notifications as a pooler in transaction mode does.
+//! A proxy to the database that can stall, or drop notifications as a pooler in transaction mode
+//! does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,14 +9,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
 use tokio_util::task::AbortOnDropHandle;
 
-/// What begins the answer that nobody asked for.
+/// The type of Postgres' NotificationResponse message.
 const NOTIFICATION: u8 = b'A';
-/// How a process calls its connection that hears of changes.
+/// The application name of the listening connection.
 const EAR: &[u8] = b"attesto-changes";
 
-/// See the module.
 pub(crate) struct Wire {
-    /// The database's URL over it.
+    /// The URL of the database through the proxy.
     pub(crate) url: String,
     manners: Arc<Manners>,
     _carrying: AbortOnDropHandle<()>,
@@ -26,12 +26,12 @@ struct Manners {
     frozen: AtomicBool,
     ears_frozen: AtomicBool,
     swallowing: AtomicBool,
-    /// Notifications that did not arrive.
+    /// How many notifications were dropped or delayed.
     unheard: AtomicUsize,
 }
 
 impl Wire {
-    /// To a database behind a Unix socket, as the throw-away one is.
+    /// To a database on a Unix socket, such as the test Postgres.
     pub(crate) async fn to(url: &str) -> Self {
         let target = url::Url::parse(url).expect("our own URL");
         let folder = target.query_pairs().find(|(name, _)| name == "host");
@@ -64,17 +64,17 @@ impl Wire {
         }
     }
 
-    /// No answer arrives any more, and nobody is told.
+    /// Stops forwarding the database's messages, without closing connections.
     pub(crate) fn freeze(&self) {
         self.manners.frozen.store(true, Ordering::SeqCst);
     }
 
-    /// The same for connections that hear of changes alone.
+    /// The same for listening connections only.
     pub(crate) fn freeze_ears(&self) {
         self.manners.ears_frozen.store(true, Ordering::SeqCst);
     }
 
-    /// No notification arrives any more.
+    /// Drops all notifications.
     pub(crate) fn swallow_notifications(&self) {
         self.manners.swallowing.store(true, Ordering::SeqCst);
     }
@@ -93,7 +93,7 @@ async fn carry_questions(
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let said = &buffer[..count];
-        // The first thing that is said names whoever says it.
+        // The startup message contains the application name.
         if said.windows(EAR.len()).any(|words| words == EAR) {
             is_ear.store(true, Ordering::SeqCst);
         }
@@ -103,7 +103,7 @@ async fn carry_questions(
     }
 }
 
-/// Message by message: a type, a length that counts itself, and what it counts.
+/// Forwards message by message: a type, a length that includes itself, and the content.
 async fn carry_answers(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

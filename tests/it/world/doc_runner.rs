@@ -1,9 +1,10 @@
-//! Somebody who follows a page: its shell blocks are typed as they stand, one block after the other, beside a whole Attesto with
-//! simulated stores.
+//! Runs the shell blocks of a documentation page, one after the other, next to a complete server
+//! with simulated stores.
 //!
-//! What stands for something of the reader's (`tenant_…`, a key, an address) is filled in. A program that is neither ours nor
-//! everywhere, or that would not come back, has a stand-in, with the reason: [`STAND_INS`]. Whatever else is left out (`…`,
-//! `<name>`) fails, and so does a line that ends with another code than 0.
+//! Placeholders of the reader's own values (`tenant_…`, a key, an address) are filled in. A program
+//! that is neither ours nor available everywhere, or that would not end, is replaced by a stub,
+//! with the reason: [`STUBBED_PROGRAMS`]. Any other placeholder (`…`, `<name>`) fails, and so does
+//! a line with an exit code other than 0.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -25,7 +26,8 @@ use super::postgres::{empty_database, fresh_database};
 use super::receiver::Receiver;
 use crate::docs::{blocks, root};
 
-/// Programs that others stand in for: what is done instead, and why. `$desk` is a folder of the desk, `$repository` this one.
+/// The stubs: program, what is run instead, and why. `$desk` is the folder of the runner,
+/// `$repository` this repository.
 pub(crate) const STUBBED_PROGRAMS: [(&str, &str, &str); 10] = [
     (
         "date",
@@ -105,7 +107,7 @@ pub(crate) const STUBBED_PROGRAMS: [(&str, &str, &str); 10] = [
     ),
 ];
 
-/// Lines that may end with something else than 0, by a part of them, and why.
+/// Lines that may end with another exit code than 0: a part of the line, the code, and why.
 pub(crate) const ALLOWED_EXIT_CODES: [(&str, i32, &str); 3] = [
     (
         "attesto doctor",
@@ -124,7 +126,7 @@ pub(crate) const ALLOWED_EXIT_CODES: [(&str, i32, &str); 3] = [
     ),
 ];
 
-/// Whether a program that pages use is not on this machine; a line says so.
+/// Whether a program that pages use is not installed; this is printed.
 fn is_program_missing(program: &str) -> bool {
     let missing = !Path::new("/usr/bin").join(program).exists();
     if missing {
@@ -133,7 +135,8 @@ fn is_program_missing(program: &str) -> bool {
     missing
 }
 
-/// `attesto`, with what a reader remembers of its answers; and it comes back where it would go on until it is interrupted.
+/// `attesto`, which stores values of its output that a reader would use later, and which ends where
+/// it would otherwise run until interrupted.
 const ATTESTO_WRAPPER: &str = r#"
 if [ -e "$desk/database" ]; then DATABASE_URL=$(cat "$desk/database"); export DATABASE_URL; fi
 # A page that makes a key means that one.
@@ -178,14 +181,15 @@ esac
 printf '%s\n' "$said"
 "#;
 
-/// `curl`, to whom an answer that is no success is none.
+/// `curl`, which fails on an error response.
 const CURL_WRAPPER: &str = r#"
 case " $* " in *" --fail "*) ;; *) set -- --fail-with-body "$@" ;; esac
 code=0
 /usr/bin/curl "$@" || code=$?
 "#;
 
-/// A page's shell blocks, each as a script: `sh` as it is, of `console` what stands behind the prompt.
+/// The shell blocks of a page, each as a script: `sh` as it is, of `console` the lines after the
+/// prompt.
 pub(crate) fn shell_scripts(page: &str) -> Vec<String> {
     let of = |(language, block): (String, String)| match language.as_str() {
         "sh" => Some(block),
@@ -206,7 +210,7 @@ pub(crate) fn shell_scripts(page: &str) -> Vec<String> {
     blocks(page).0.into_iter().filter_map(of).collect()
 }
 
-/// A page of the documentation, from the root.
+/// A documentation page, by its path from the root.
 pub(crate) fn read_page(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
@@ -217,7 +221,7 @@ pub(crate) struct DocRunner {
     pub(crate) receiver: Receiver,
     folder: Folder,
     environment: Vec<(String, String)>,
-    /// What stands on pages, and what a shell is given in its place.
+    /// Placeholders on pages, and their values.
     placeholders: Vec<(String, String)>,
 }
 
@@ -243,7 +247,7 @@ impl DocRunner {
         desk
     }
 
-    /// The programs that pages name.
+    /// Installs stubs and wrappers of the programs on the pages.
     fn install_programs(&self) {
         let start = format!(
             "#!/bin/sh\ndesk={}; repository={}; program={}\n",
@@ -277,7 +281,7 @@ impl DocRunner {
             ),
         );
 
-        // Our own scripts build and measure for minutes: a name that is none is found all the same.
+        // Our own scripts build and measure for minutes: only their names are checked.
         for script in std::fs::read_dir(root().join("bin")).unwrap() {
             let name = script.unwrap().file_name();
             symlink("/bin/true", self.folder.join("work/bin").join(name)).unwrap();
@@ -285,7 +289,7 @@ impl DocRunner {
         symlink(root().join("docs"), self.folder.join("work/docs")).unwrap();
     }
 
-    /// What a reader has at hand, and what stands for it.
+    /// Files and values that pages assume.
     async fn prepare_fixtures(&mut self) {
         self.write_note("tenant", self.tenant.id.as_str());
         self.write_note("key", self.tenant.key.expose());
@@ -302,7 +306,7 @@ impl DocRunner {
             ..SimulatedApp::for_bundle_id(APP)
         };
         simulator.apple().set_app(app).unwrap();
-        // The one that pages ask for.
+        // The app that the pages name.
         let id = "2000000000000001".to_owned();
         let bought = NewTransaction {
             transaction_id: Some(id.clone()),
@@ -356,14 +360,14 @@ impl DocRunner {
         let event = self.create_failed_event("a failure").await;
         self.add_placeholder("evt_…", &event);
 
-        // Something to go back to, for whoever sets what the pages set.
+        // Previous credentials to roll back to, after the pages set new ones.
         self.world
             .set_apple(&self.tenant, EnvironmentChoice::Sandbox, None)
             .await;
         self.run_script("attesto google set-credentials tenant_… --package-name com.example.app --service-account-path service-account.json --pubsub-topic projects/example/topics/play");
     }
 
-    /// What stands for what. `id` and `token` are of purchases.
+    /// Sets the values of the placeholders. `id` and `token` are of purchases.
     fn set_placeholders(&mut self, id: &str, token: &str) {
         let callback = self.receiver.url();
         let base = self.world.url("");
@@ -411,13 +415,13 @@ impl DocRunner {
             .into();
     }
 
-    /// Where Apple posts this tenant's notifications.
+    /// The URL for Apple's notifications of this tenant.
     pub(crate) fn apple_webhook_url(&self) -> String {
         let path = format!("/v1/webhooks/apple/{}", self.tenant.id);
         self.world.url(&path)
     }
 
-    /// From now on a tenant is imported into another empty installation.
+    /// From now on a tenant is imported into another, empty installation.
     pub(crate) async fn create_import_database(&self) {
         self.write_note("elsewhere", &fresh_database().await.url);
     }
@@ -426,28 +430,28 @@ impl DocRunner {
         std::fs::write(self.folder.join(name), content).unwrap();
     }
 
-    /// What was noted under this name.
+    /// The stored value of this name.
     pub(crate) fn read_note(&self, name: &str) -> String {
         std::fs::read_to_string(self.folder.join(name)).unwrap()
     }
 
-    /// The secret that signed what was delivered while the desk was set up.
+    /// The secret that signed the delivery made during the setup.
     pub(crate) fn webhook_secret(&self) -> String {
         self.read_note("secret")
     }
 
-    /// A file in the folder where the reader types.
+    /// Writes a file into the working folder of the scripts.
     pub(crate) fn write_work_file(&self, name: &str, content: &str) {
         std::fs::write(self.folder.join("work").join(name), content).unwrap();
     }
 
-    /// What is typed where a page says `stands`.
+    /// Adds a placeholder and its value.
     pub(crate) fn add_placeholder(&mut self, stands: &str, for_it: &str) {
         self.placeholders
             .push((stands.to_owned(), for_it.to_owned()));
     }
 
-    /// An event whose delivery was given up.
+    /// An event whose delivery failed permanently.
     async fn create_failed_event(&self, external_id: &str) -> String {
         let event = NewEvent {
             event_type: EventType::SubscriptionRenewed,
@@ -467,7 +471,7 @@ impl DocRunner {
         stored.to_string()
     }
 
-    /// The script with what is the reader's filled in, and without its comments.
+    /// The script with its placeholders filled in and without comments.
     fn fill_placeholders(&self, script: &str) -> String {
         let (mut filled, mut quote, mut rest) = (String::new(), None, script);
         while let Some(letter) = rest.chars().next() {
@@ -476,7 +480,7 @@ impl DocRunner {
                 .iter()
                 .find(|(it, _)| rest.starts_with(it));
             if let Some((stands, for_it)) = found {
-                // Nothing is substituted within single quotes.
+                // The shell substitutes nothing within single quotes.
                 match quote {
                     Some('\'') if for_it.starts_with('$') => {
                         filled.extend(["'\"", for_it, "\"'"]);
@@ -501,7 +505,7 @@ impl DocRunner {
         filled
     }
 
-    /// What the script says on standard output, when all of it ended well.
+    /// The standard output of the script, which must succeed.
     pub(crate) fn run_script(&self, script: &str) -> String {
         if script.contains("| jq ") && is_program_missing("jq") {
             return String::new();
@@ -522,7 +526,7 @@ impl DocRunner {
             .env_clear()
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
-        // The simulated stores and the service live in this very runtime, which must go on turning.
+        // The simulated stores and the server run in this runtime, which must not be blocked.
         let output = tokio::task::block_in_place(|| command.output().unwrap());
         let said = String::from_utf8(output.stdout).unwrap();
         let complained = String::from_utf8(output.stderr).unwrap();
@@ -534,9 +538,9 @@ impl DocRunner {
         said
     }
 
-    /// Types a page; what each of its blocks said.
+    /// Runs a page, and returns the output of each block.
     pub(crate) fn run_page(&self, name: &str) -> Vec<String> {
-        // Whom a page before may have left behind.
+        // An earlier page may have stored other values.
         self.write_note("tenant", self.tenant.id.as_str());
         self.write_note("key", self.tenant.key.expose());
         let scripts = shell_scripts(&read_page(name));
@@ -556,7 +560,7 @@ fn build_environment(world: &World, folder: &Folder) -> Vec<(String, String)> {
         ("PATH", path.as_str()),
         ("DATABASE_URL", &world.fresh.url),
         ("ATTESTO_ENV", "test"),
-        // Nobody is asked there, but `doctor` looks whether somebody could be.
+        // No push is received there, but `doctor` checks that the address can be reached.
         (
             "GOOGLE_PUBSUB_URL",
             world.simulator.google_play_url().as_str(),

@@ -1,10 +1,10 @@
-//! An event as it could have come, for tests to whom it does not matter which.
+//! A sample event for tests that need any event.
 
 use attesto::base::id::TenantId;
 use attesto::events::{EventSource, EventType, NewEvent};
 use serde_json::value::RawValue;
 
-/// A test notification of Google's.
+/// A test notification from Google.
 pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
     let raw = || RawValue::from_string("{}".into()).unwrap();
     NewEvent {

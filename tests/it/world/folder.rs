@@ -1,6 +1,7 @@
-//! A folder that is gone when its test is, together with a private Postgres that still runs on it.
+//! A temporary folder that is removed at the end of its test, after stopping a private Postgres
+//! that still runs in it.
 //!
-//! The same trick as in [`super::postgres`]: a shell waits for us to let go of a pipe, and tidies up.
+//! As in [`super::postgres`], a shell waits until our end of a pipe closes, and then cleans up.
 
 use std::fs::DirBuilder;
 use std::ops::Deref;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `$1` is the folder. The fifth line of Postgres' note says where its socket is, which may be elsewhere.
+/// `$1` is the folder. The fifth line of postmaster.pid says where the socket is, which may be
+/// elsewhere.
 const JANITOR: &str = r#"
 read -r _
 for note in $(find "$1" -name postmaster.pid); do
@@ -21,14 +23,15 @@ done
 rm -rf "$1"
 "#;
 
-/// A folder of one test. It may be entered by every user and read by its owner.
+/// The folder of a test. Every user may enter it; only its owner may list it.
 pub(crate) struct Folder {
     path: PathBuf,
     janitor: Child,
 }
 
 impl Folder {
-    /// An empty one. In /tmp, because a socket's path must be short and because root's Postgres runs as another user.
+    /// An empty folder. In /tmp, because a socket's path must be short and because Postgres runs as
+    /// another user if the test runs as root.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

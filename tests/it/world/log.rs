@@ -1,4 +1,4 @@
-//! What is logged while a test runs.
+//! Captures what is logged while a test runs.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tracing::Dispatch;
 use tracing::dispatcher::DefaultGuard;
 use tracing::level_filters::LevelFilter;
 
-/// What a log was told.
+/// The captured log.
 #[derive(Clone, Default)]
 pub(crate) struct Page(pub(crate) Arc<Mutex<Vec<u8>>>);
 
@@ -28,7 +28,7 @@ impl Write for Page {
     }
 }
 
-/// Logs to `page` what happens on this thread, which is all of a test.
+/// Logs this thread, which runs the whole test, to `page`.
 pub(crate) fn logging(log: &LogSettings, page: &Page) -> (LogWriter, (DefaultGuard, Dispatch)) {
     let writer = LogWriter::spawn(page.clone());
     let subscriber = || {
@@ -39,14 +39,14 @@ pub(crate) fn logging(log: &LogSettings, page: &Page) -> (LogWriter, (DefaultGua
             None,
         ))
     };
-    // As long as there is only one subscriber, a place in the source that another test's thread, which has none, is
-    // first to come by is switched off for all. So there are two.
+    // With a single subscriber, tracing disables a call site for all threads when a thread without
+    // a subscriber reaches it first. So there are two.
     let second = subscriber();
     let first = tracing::dispatcher::set_default(&subscriber());
     (writer, (first, second))
 }
 
-/// What was logged from warnings on.
+/// The captured warnings and errors.
 pub(crate) struct Warnings {
     page: Page,
     writer: LogWriter,
@@ -54,7 +54,7 @@ pub(crate) struct Warnings {
 }
 
 impl Warnings {
-    /// From now on, on this thread.
+    /// Captures from now on, on this thread.
     pub(crate) fn listen() -> Self {
         let log = LogSettings {
             level: LevelFilter::WARN,

@@ -1,4 +1,5 @@
-//! A real `PgBouncer` in transaction mode before the throw-away Postgres, with far fewer sessions than it has clients.
+//! A real `PgBouncer` in transaction mode in front of the test Postgres, with far fewer server
+//! sessions than clients.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
@@ -13,17 +14,17 @@ use attesto::embedded_postgres::system_account::SystemAccount;
 use super::folder::Folder;
 use super::postgres::{Fresh, cluster};
 
-/// How many sessions of the server it uses for one database.
+/// How many server sessions it uses for one database.
 pub(crate) const SESSIONS: usize = 3;
 
-/// It ends when it is dropped, and when this process ends.
+/// It stops when dropped, and when this process ends.
 pub(crate) struct Pooler {
     folder: Folder,
-    /// A shell that holds the other end of a pipe from us, as for Postgres.
+    /// A shell that stops it when our end of a pipe closes, as for Postgres.
     keeper: Child,
 }
 
-/// `$1` is the program, `$2` its settings.
+/// `$1` is the program, `$2` its configuration.
 const KEEPER: &str = r#"
 "$1" -q "$2" </dev/null >/dev/null 2>&1 &
 read -r _
@@ -49,7 +50,7 @@ impl Pooler {
         let users = folder.join("users");
         std::fs::write(&users, "\"attesto\" \"\"\n").expect("a file can be written");
         let settings = folder.join("pgbouncer.ini");
-        // Nothing here is friendlier to Attesto than what comes with the package.
+        // No setting is more favourable to Attesto than the defaults of the package.
         let text = format!(
             "[databases]\n* = host={server} port=5432 user=attesto\n\n\
              [pgbouncer]\nlisten_addr =\nlisten_port = 6432\nunix_socket_dir = {place}\n\
@@ -81,7 +82,7 @@ impl Pooler {
         pooler
     }
 
-    /// The same database through the pooler, and directly for what needs that.
+    /// The same database through the pooler, with the direct URL for features that need a session.
     pub(crate) fn before(&self, fresh: &Fresh) -> Fresh {
         let url = self.url(fresh);
         let pooled = ConnectSettings::from_url(&url).expect("our own URL is well formed");
@@ -94,11 +95,11 @@ impl Pooler {
         }
     }
 
-    /// Where a database is found behind it.
+    /// The URL of a database through the pooler.
     pub(crate) fn url(&self, fresh: &Fresh) -> String {
         let name = fresh.database.database_name();
         let place = self.folder.display();
-        // More clients than there are sessions.
+        // More clients than server sessions.
         format!("postgres:///{name}?host={place}&port=6432&user=attesto&sslmode=disable&max=12")
     }
 

@@ -1,12 +1,14 @@
-//! One throw-away Postgres for the whole run of this binary, and a database of its own for every test.
+//! One temporary Postgres for the whole run of this binary, and one database for each test.
 //!
-//! The first test that asks starts it: a cluster in a temporary folder, over a Unix socket only, with durability off.
-//! Every test gets a copy of one migrated template, which takes some ten milliseconds.
+//! The first test that needs it starts it: a cluster in a temporary folder, on a Unix socket only,
+//! without durability. Every test gets a copy of one migrated template, which takes about ten
+//! milliseconds.
 //!
-//! It ends with the test process, however that ends. Nothing in a test binary runs reliably at its end (a failing
-//! assertion, Ctrl-C, `kill -9`), so Postgres has a keeper: a shell that holds the other end of a pipe from us, sees it
-//! close when we are gone, stops Postgres and removes the folder. Should even the keeper be killed, the next run finds
-//! the folder, whose lock nobody holds any more, and clears it away.
+//! It stops when the test process ends, however that happens. No code in a test binary runs
+//! reliably at its end (a failing assertion, Ctrl-C, `kill -9`), so Postgres has a keeper: a shell
+//! that holds the other end of a pipe, notices when it closes, stops Postgres and removes the
+//! folder. If even the keeper is killed, the next run finds the folder with an unlocked lock file,
+//! and removes it.
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
@@ -26,20 +28,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 
-/// What the temporary folders are called.
+/// The prefix of the temporary folders' names.
 const PREFIX: &str = "attesto-tests-";
-/// The migrated database that the others are copies of.
+/// The migrated database that is copied for each test.
 const TEMPLATE: &str = "attesto_template";
 
-/// A database that nobody else uses.
+/// A database of one test.
 pub(crate) struct Fresh {
-    /// Its `postgres://` URL, for a process of its own.
+    /// Its `postgres://` URL, for other processes.
     pub(crate) url: String,
-    /// The same without a pooler between, when there is one.
+    /// The URL without the pooler, if there is one.
     pub(crate) direct: Option<String>,
-    /// The same, as the settings of a pool.
+    /// The URL as settings of a connection pool.
     pub(crate) settings: ConnectSettings,
-    /// A pool on it.
+    /// A connection pool on it.
     pub(crate) database: Database,
 }
 
@@ -54,20 +56,20 @@ pub(crate) async fn fresh_database() -> Fresh {
                 .run(&mut connection)
                 .await
                 .expect("the migrations apply to an empty database");
-            // A template is copied only while nobody is connected to it.
+            // A database can be used as a template only while no session is connected to it.
             connection.close().await.expect("the connection closes");
         })
         .await;
     create_next(TEMPLATE).await
 }
 
-/// A database with nothing in it.
+/// A database without tables.
 pub(crate) async fn empty_database() -> Fresh {
     create_next("template0").await
 }
 
 impl Fresh {
-    /// Another database that holds the same. Nobody may be connected to this one any more.
+    /// Another database with the same content. No session may be connected to this one.
     pub(crate) async fn copy(&self) -> Fresh {
         let name = self.url.trim_start_matches("postgres:///");
         let name = name.split('?').next().expect("a text has a beginning");
@@ -75,7 +77,7 @@ impl Fresh {
     }
 }
 
-/// Moves a test's time: its clock, and with it the time that the statements in its database work with.
+/// Moves a test's time: its clock, and the time that SQL statements in its database use.
 pub(crate) async fn pass_time(database: &Database, clock: &Clock, by: Duration) {
     clock.advance(by);
     let ahead = "select extract(epoch from attesto_now() - statement_timestamp())::float8";
@@ -86,8 +88,8 @@ pub(crate) async fn pass_time(database: &Database, clock: &Clock, by: Duration) 
     set_time_ahead(database, Duration::from_secs_f64(ahead) + by).await;
 }
 
-/// Sets the time that the statements in a test's database work with, as a distance from the machine's time. Prepared
-/// statements are planned anew: Postgres knows whose body they hold.
+/// Sets the time that SQL statements in a test's database use, as a distance from the machine's
+/// time. Prepared statements are planned anew, because Postgres tracks the inlined function.
 pub(crate) async fn set_time_ahead(database: &Database, by: Duration) {
     let statement = format!(
         "create or replace function attesto_now() returns timestamptz language sql stable parallel safe \
@@ -137,18 +139,18 @@ pub(crate) fn cluster() -> &'static Path {
     &Cluster::get().folder
 }
 
-/// Small pools: every test has at least one, and they share one server.
+/// With a small pool: every test has at least one, and they share one server.
 fn url(database: &str) -> String {
     let folder = Cluster::get().folder.display();
     format!("postgres:///{database}?host={folder}&user=attesto&sslmode=disable&max=5")
 }
 
-/// The throw-away Postgres of this run.
+/// The temporary Postgres of this run.
 struct Cluster {
     folder: PathBuf,
-    /// Says by its lock that we are alive.
+    /// Locked as long as this process runs.
     _lock: File,
-    /// Lives as long as the pipe that this holds open.
+    /// It runs until our end of its pipe closes.
     _keeper: Child,
 }
 
@@ -169,7 +171,8 @@ impl Cluster {
         let account = SystemAccount::choose_for_postgres(user.as_deref())
             .unwrap_or_else(|problem| panic!("{problem}"));
 
-        // Always /tmp: a socket's path must be short, and the user who runs Postgres must be able to get there.
+        // Always /tmp: a socket's path must be short, and the user who runs Postgres must have
+        // access to it.
         let folder = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)
@@ -187,7 +190,7 @@ impl Cluster {
                 .env("LC_ALL", "C")
                 .env("PATH", "/usr/bin:/bin")
                 .current_dir("/")
-                // Ctrl-C must not reach them: the keeper sees us go and tidies up after us.
+                // Ctrl-C must not reach them: the keeper notices our end and cleans up.
                 .process_group(0);
             if let Some(account) = &account {
                 command.uid(account.uid).gid(account.gid);
@@ -228,7 +231,8 @@ impl Cluster {
         cluster
     }
 
-    /// Until it takes connections: its own note says so, and asking costs less than failing to connect.
+    /// Waits until it accepts connections: its pid file says so, and reading it costs less than a
+    /// failed connection.
     fn wait(&self) {
         let begun = Instant::now();
         let note = self.folder.join("pg/postmaster.pid");
@@ -243,8 +247,9 @@ impl Cluster {
     }
 }
 
-/// `$1` is the folder, `$2` the program. `read` returns when the pipe closes, and a Postgres that died is noticed then
-/// too. The folder's content goes first: only root may remove the folder's name from a sticky /tmp that root made.
+/// `$1` is the folder, `$2` the program. `read` returns when the pipe closes, and then a Postgres
+/// that died is noticed too. The folder's content is removed first: in a sticky /tmp owned by root,
+/// only root may remove the folder itself.
 const KEEPER: &str = r#"
 "$2" -D "$1/pg" -c listen_addresses= -c port=5432 -c "unix_socket_directories=$1" \
     -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=64MB \
@@ -256,7 +261,7 @@ wait $!
 rm -rf "$1"
 "#;
 
-/// Removes what runs left behind whose keeper was killed too.
+/// Removes the folders of earlier runs whose keeper was killed too.
 fn sweep() {
     let ours = rustix::process::geteuid();
     for entry in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
@@ -264,7 +269,8 @@ fn sweep() {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
-        // Somebody else's folder is theirs to sweep. Root's folders belong to the user who runs Postgres.
+        // Folders of other users are left alone. Root's folders belong to the user who runs
+        // Postgres.
         let owned = entry
             .metadata()
             .is_ok_and(|data| data.is_dir() && data.uid() == ours.as_raw());

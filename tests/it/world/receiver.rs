@@ -1,4 +1,5 @@
-//! A tenant's callback, or somebody who pretends to be one: it reads requests and answers as it was told to.
+//! An HTTP server in the role of a tenant's callback or of another peer: it records requests and
+//! answers as the test chooses.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,16 +20,16 @@ use tokio_util::task::AbortOnDropHandle;
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
     pub(crate) request_line: String,
-    /// By name in lower case.
+    /// By lower-case name.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
 }
 
-/// What can be read from and written to.
+/// A connection, with TLS or without.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// What it does after each request; gives the connection back when another request may come on it.
+/// What it does after each request; returns the connection if another request may follow on it.
 pub(crate) type Manner =
     dyn Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync;
 
@@ -48,14 +49,14 @@ struct Seen {
     requests: Mutex<Vec<Received>>,
 }
 
-/// How a receiver is reached and how it hangs up.
+/// The address of a receiver, and how it closes connections.
 #[derive(Clone)]
 pub(crate) struct Place {
-    /// Where; port 0 takes a free one.
+    /// Port 0 takes a free port.
     pub(crate) address: SocketAddr,
-    /// With this certificate, if any.
+    /// Uses TLS with this certificate, if any.
     pub(crate) tls: Option<TlsAcceptor>,
-    /// Whether it hangs up by a reset.
+    /// Whether it closes connections with a reset.
     pub(crate) resets: bool,
 }
 
@@ -82,7 +83,7 @@ impl Place {
 }
 
 impl Receiver {
-    /// One that sends these bytes after each request and waits for the next.
+    /// Sends these bytes after each request and waits for the next one.
     pub(crate) async fn answering(answer: &'static [u8]) -> Self {
         Self::new(Place::loopback(), Arc::new(say(answer))).await
     }
@@ -105,12 +106,12 @@ impl Receiver {
         format!("http://{}/hook", self.address)
     }
 
-    /// How many connections were made to it, whatever was said on them.
+    /// How many connections were made to it, with or without requests.
     pub(crate) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits until every connection is closed from the other side, for a few seconds at most.
+    /// Waits until every connection is closed by the other side, for five seconds at most.
     pub(crate) async fn until_nobody_is_connected(&self) {
         let closed = async {
             while self.seen.open.load(Ordering::SeqCst) > 0 {
@@ -122,7 +123,7 @@ impl Receiver {
             .expect("connections are closed soon");
     }
 
-    /// Waits until so many requests have arrived, for a few seconds at most.
+    /// Waits until this many requests have arrived, for five seconds at most.
     pub(crate) async fn until(&self, count: usize) {
         let arrived = async {
             while self.requests().len() < count {
@@ -139,7 +140,7 @@ impl Receiver {
     }
 }
 
-/// Says this, and waits for the next request.
+/// Sends this answer, and waits for the next request.
 pub(crate) fn say(
     answer: &'static [u8],
 ) -> impl Fn(Box<dyn Wire>) -> BoxFuture<'static, Option<Box<dyn Wire>>> + Send + Sync {
@@ -219,7 +220,7 @@ async fn read_request(wire: &mut Box<dyn Wire>) -> Option<Received> {
     })
 }
 
-/// A certificate for these names, and the roots that it convinces.
+/// A self-signed certificate for these names, and the roots that trust it.
 pub(crate) fn certificate(names: &[&str]) -> (TlsAcceptor, rustls::RootCertStore) {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let made = rcgen::generate_simple_self_signed(names).expect("names of a certificate");

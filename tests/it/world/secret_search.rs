@@ -1,4 +1,4 @@
-//! Looks for secrets in whatever was said, however they were spelled there, and also for parts of them.
+//! Searches text for secrets in many encodings, and also for parts of them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -6,33 +6,33 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-/// The shortest part that is looked for. Half of it is how far apart parts begin, so that one and a half times as much of
-/// a secret is always found.
+/// The length of the parts that are searched for. A part starts at every half of this length, so
+/// that one and a half times this length of a secret is always found.
 const PART: usize = 24;
-/// By so many bytes needles are told apart at first sight.
+/// The length of the prefix that the first lookup compares.
 const HEAD: usize = 8;
 
-/// What is looked for.
+/// The patterns to search for.
 #[derive(Default)]
 pub(crate) struct Needles {
-    /// Each with the number of what it is a spelling of.
+    /// Each pattern, and the number of its secret.
     all: Vec<(Vec<u8>, usize)>,
     by_head: HashMap<[u8; HEAD], Vec<usize>>,
-    /// By the first two bytes: may a needle begin so? Most places are left behind by this alone.
+    /// By the first two bytes: whether a pattern starts with them. This alone skips most positions.
     beginnings: Vec<bool>,
 }
 
-/// Something that was found.
+/// A secret found in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The number under which it was added.
     pub(crate) number: usize,
-    /// It, and what stands around it.
+    /// The match, and the text around it.
     pub(crate) context: String,
 }
 
 impl Needles {
-    /// Looks for this too, which has at least eight bytes, and finds it under this number.
+    /// Adds a secret of at least eight bytes, which is reported with this number.
     pub(crate) fn add(&mut self, secret: &[u8], number: usize) {
         assert!(secret.len() >= HEAD, "too short to be told from chance");
         self.beginnings.resize(1 << 16, false);
@@ -46,7 +46,7 @@ impl Needles {
         }
     }
 
-    /// What is in it: each number once, with the first place it stands at.
+    /// The secrets in the text: each number once, with its first position.
     pub(crate) fn found_in(&self, hay: &[u8]) -> Vec<Found> {
         let (mut found, mut known) = (Vec::new(), BTreeSet::new());
         for (at, head) in hay.array_windows::<HEAD>().enumerate() {
@@ -77,7 +77,7 @@ fn parts(secret: &[u8]) -> Vec<&[u8]> {
     begins.map(|at| &secret[at..at + PART]).collect()
 }
 
-/// How it may be written by somebody who writes it at all.
+/// The encodings in which a part may appear.
 fn spellings(part: &[u8]) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::from([part.to_vec()]);
     let mut add = |text: String| all.insert(text.into_bytes());
@@ -95,7 +95,8 @@ fn spellings(part: &[u8]) -> BTreeSet<Vec<u8>> {
         let numbers: Vec<String> = part.iter().map(ToString::to_string).collect();
         add(numbers.join(between));
     }
-    // Wherever in a longer text it stands: the letters that other bytes have a share in are left out.
+    // At any offset in a longer base64 text: characters that also encode neighbouring bytes are
+    // left out.
     for before in 0..3 {
         let text = [&[0; 2][..before], part].concat();
         let shared_first = if before == 0 { 0 } else { before + 1 };
@@ -119,7 +120,7 @@ fn spellings(part: &[u8]) -> BTreeSet<Vec<u8>> {
     all
 }
 
-/// A search that finds nothing proves nothing, unless it would have found something.
+/// Proves that the search finds secrets; otherwise finding none would prove nothing.
 #[test]
 fn whatever_is_there_is_found() {
     let key: Vec<u8> = (0..32).map(|_| fastrand::u8(..)).collect();
@@ -147,7 +148,7 @@ fn whatever_is_there_is_found() {
                 around(serde_json::to_string(secret).expect("JSON").as_bytes()),
                 around(&hex::<false>(secret)),
                 around(&hex::<true>(secret)),
-                // A part of it: the first that fits in a short line, or what is left of it.
+                // A part of it: the first that fits in a short line, or the rest.
                 around(&secret[..30]),
                 around(&secret[secret.len() - 30..]),
             ];

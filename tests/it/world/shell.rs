@@ -1,4 +1,4 @@
-//! The binary, run as an administrator runs it.
+//! Runs the `attesto` binary as an administrator does.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -6,15 +6,15 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Somebody who types `attesto …` in an environment that holds nothing but what is said here.
+/// Runs `attesto …` in an environment that has only the variables set here.
 #[derive(Clone, Default)]
 pub(crate) struct Shell {
-    /// Another program than the one of this release.
+    /// Another program than this release's binary.
     program: Option<OsString>,
     environment: Vec<(String, String)>,
 }
 
-/// What a command said.
+/// The exit code and output of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) exit: i32,
@@ -23,7 +23,7 @@ pub(crate) struct Ran {
 }
 
 impl Shell {
-    /// Who runs another program.
+    /// Runs another program.
     pub(crate) fn of(program: &OsStr) -> Self {
         Self {
             program: Some(program.to_owned()),
@@ -42,7 +42,7 @@ impl Shell {
         self
     }
 
-    /// With another word in place of one in a variable that is set.
+    /// With a text replaced in the value of a variable that is set.
     pub(crate) fn replace(mut self, name: &str, from: &str, to: &str) -> Self {
         for (known, value) in &mut self.environment {
             if known == name {
@@ -68,7 +68,7 @@ impl Shell {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary runs");
-        // It may end without reading.
+        // The process may end without reading.
         let _ = child
             .stdin
             .take()
@@ -82,7 +82,7 @@ impl Shell {
         }
     }
 
-    /// What a successful command says: JSON objects, one a line.
+    /// The output of a successful command: one JSON object per line.
     pub(crate) fn rows(&self, words: &[&str]) -> Vec<Value> {
         self.run(words).rows()
     }
