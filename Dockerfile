@@ -1,18 +1,18 @@
-# The image: one binary, the certificate authorities, nothing else; nobody is root and there is no shell.
+# The image: one binary and the certificate authorities, nothing else; no root user and no shell.
 #
 #     docker build -t attesto --build-arg VERSION=1.2.3 --build-arg REVISION="$(git rev-parse HEAD)" .
 #
-# Where these bases cannot be had, any Debian will do, given twice:
+# Without access to these base images, use any Debian, given twice:
 #
 #     docker build -t attesto --build-arg BUILD_IMAGE=debian:bookworm --build-arg RUNTIME_IMAGE=debian:bookworm-slim .
 #
-# The first is given Rust when it has none. The second needs glibc and libgcc, and no older ones than the first has.
+# Rust is installed into the first if it is missing. The second needs glibc and libgcc, not older than those of the first.
 ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_IMAGE} AS build
 ARG RUST_VERSION=1.95.0
-# `dev` builds in a quarter of the time, for trying the image.
+# `dev` builds in a quarter of the time, for testing the image.
 ARG PROFILE=release
 ENV PATH=/root/.cargo/bin:/usr/local/cargo/bin:$PATH \
     SQLX_OFFLINE=true \
@@ -29,7 +29,7 @@ RUN if ! command -v cc >/dev/null || ! [ -s /etc/ssl/certs/ca-certificates.crt ]
             | sh -s -- -y --no-modify-path --profile minimal --default-toolchain "$RUST_VERSION"; \
     fi
 
-# Dependencies first, against a crate with nothing in it: this layer lasts until Cargo.lock changes.
+# Dependencies first, with an empty crate: this layer is reused until Cargo.lock changes.
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src/db benches tests/chaos; \
@@ -39,10 +39,10 @@ RUN mkdir -p src/db benches tests/chaos; \
     cargo build --locked --profile "$PROFILE" --bin attesto; \
     rm -rf src benches tests
 
-# What is built, and nothing that merely happens to lie around.
+# Only what is built.
 COPY . .
 ARG VERSION=
-# The version is that of the release which is being made. It changes no dependency, so that their layer stays.
+# The version of the release. It changes no dependency, so that their layer is reused.
 RUN if [ -n "$VERSION" ]; then \
         sed -i "0,/^version = .*/s//version = \"$VERSION\"/" Cargo.toml; \
         sed -i "/^name = \"attesto\"$/{n;s/^version = .*/version = \"$VERSION\"/}" Cargo.lock; \
@@ -65,7 +65,7 @@ LABEL org.opencontainers.image.title="Attesto" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
 COPY --from=build /image/ /
-# What a volume that is mounted here begins as: writable by the one user there is.
+# The initial state of a volume that is mounted here: writable by the image's user.
 COPY --from=build --chown=65532:65532 /data/ /var/lib/attesto/
 ENV ATTESTO_ENV=production \
     PORT=8080 \
@@ -73,7 +73,7 @@ ENV ATTESTO_ENV=production \
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 EXPOSE 8080
-# Whether it lives. Whether it can serve is `attesto health --ready`, and nothing to restart a container for.
+# Checks that the process lives. `attesto health --ready` checks that it can serve, which is no reason to restart a container.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/local/bin/attesto", "health"]
 ENTRYPOINT ["/usr/local/bin/attesto"]
 CMD ["serve"]

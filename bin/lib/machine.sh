@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# What the scripts need of this machine. Meant to be sourced, from the root of the repository; POSIX sh.
+# What the scripts need on this machine. To be sourced from the root of the repository; POSIX sh.
 #
-# Only what is missing is installed, only with the system's own packages, and never without saying so.
+# Only what is missing is installed, only from the system's packages, and never without a message.
 
 say() {
     printf '\n==> %s\n' "$*" >&2
@@ -12,7 +12,7 @@ fail() {
     exit 1
 }
 
-# Runs a command as root: as ourselves, or through sudo. Without a terminal sudo must not ask.
+# Runs a command as root: directly, or through sudo. Without a terminal sudo must not ask for a password.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
@@ -30,7 +30,7 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 </dev/null
 }
 
-# The packages on a Debian or Ubuntu, whose lists may be missing or old. $1 says what for.
+# need_packages WHAT PACKAGE...: installs packages on Debian or Ubuntu. The package lists may be missing or old.
 need_packages() {
     what=$1
     shift
@@ -54,7 +54,7 @@ postgres_programs() {
         return
     fi
     if command -v postgres >/dev/null; then
-        # Behind a link, so that psql and pg_ctl are there too.
+        # The target of the link: psql and pg_ctl are beside it.
         folder=$(dirname "$(readlink -f "$(command -v postgres)")")
         if [ -x "$folder/initdb" ]; then
             echo "$folder"
@@ -72,14 +72,14 @@ postgres_programs() {
 
 need_postgres() {
     postgres_programs >/dev/null && return
-    # Debian's package makes a cluster of its own and starts it, which nobody here asked for. The switch for that lives
-    # in a file of the package it depends on; it is put back, so that the machine behaves as ever afterwards.
+    # Debian's package would create a cluster and start it, which is not wanted here. A file of the package that it depends on
+    # switches that off; it is restored afterwards, so that the machine behaves as before.
     need_packages "Postgres (the programs; no server will be started)" postgresql-common
     switch=/etc/postgresql-common/createcluster.conf
     kept=$(mktemp)
     cat "$switch" >"$kept"
     as_root sed -i -e "\$a create_main_cluster = false" "$switch"
-    # In a shell of its own, so that the switch is put back even when this fails.
+    # In a subshell, so that the file is restored even if this fails.
     (need_packages "Postgres (the programs; no server will be started)" postgresql) && done=0 || done=1
     as_root tee "$switch" <"$kept" >/dev/null
     rm -f "$kept"
@@ -87,18 +87,18 @@ need_postgres() {
     postgres_programs >/dev/null || fail "The package postgresql is installed, and its programs are not where they belong."
 }
 
-# A test runs a real one.
+# A test runs the real program.
 need_pgbouncer() {
     if command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]; then
         return
     fi
-    # Debian's package starts a service of its own, which nobody here asked for. While this link is there it cannot.
+    # Debian's package would start a service, which is not wanted here. While this link exists it cannot.
     unit=/etc/systemd/system/pgbouncer.service
     linked=0
     if [ -d /run/systemd/system ] && [ ! -e "$unit" ] && as_root ln -s /dev/null "$unit"; then
         linked=1
     fi
-    # In a shell of its own, so that the link goes even when this fails.
+    # In a subshell, so that the link is removed even if this fails.
     (need_packages "PgBouncer (the program; it will not be started)" pgbouncer) && done=0 || done=1
     if [ "$linked" = 1 ]; then
         as_root rm -f "$unit"
@@ -116,13 +116,13 @@ need_rust() {
     fail "Rust is missing. Install it from https://rustup.rs and run this again."
 }
 
-# Our cryptography library is written in C.
+# The cryptography library is written in C.
 need_c_compiler() {
     command -v cc >/dev/null && return
     need_packages "A C compiler" gcc libc6-dev
 }
 
-# Python with what makes virtual environments, which Debian packs apart.
+# Python with virtual environments, which are a separate package on Debian.
 need_python() {
     python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
     need_packages "Python 3.11 or newer" python3 python3-venv
@@ -149,13 +149,28 @@ need_everything() {
     need_postgres
 }
 
-# Where packages of any release of Debian come from: where this machine's own do, on a Debian.
+# cargo_tool NAME VERSION: prints how to call one of cargo's tools. If it is not installed, this version is built into the
+# target folder, once.
+cargo_tool() {
+    if command -v "$1" >/dev/null; then
+        echo "$1"
+        return
+    fi
+    tools="${CARGO_TARGET_DIR:-target}/tools"
+    if ! [ -x "$tools/bin/$1" ]; then
+        say "$1 is missing: building $2 into $tools (some minutes, once)"
+        cargo install --quiet --locked --root "$tools" --version "$2" "$1" >&2
+    fi
+    echo "$tools/bin/$1"
+}
+
+# The mirror for packages of any Debian release: on Debian, the one that this machine uses.
 debian_mirror() {
     if [ -n "${ATTESTO_DEBIAN_MIRROR:-}" ]; then
         echo "$ATTESTO_DEBIAN_MIRROR"
         return
     fi
-    # shellcheck disable=SC2016 # It is apt that fills it in.
+    # shellcheck disable=SC2016 # apt expands it.
     apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -m 1 '/debian/*$' ||
         fail "apt knows no mirror of Debian's packages: name one in ATTESTO_DEBIAN_MIRROR, as http://host/debian."
 }

@@ -1,13 +1,13 @@
 # shellcheck shell=sh
-# A throw-away Postgres for a script. Meant to be sourced after machine.sh; POSIX sh.
+# A temporary Postgres for a script. To be sourced after machine.sh; POSIX sh.
 #
 # start_postgres sets POSTGRES to its folder and POSTGRES_URL to a database in it with every migration applied.
 # stop_postgres ends it and removes the folder; call it from a trap.
 
 POSTGRES=
 
-# Runs a command as a user that Postgres accepts: as ourselves, or for root as the user of Debian's package or the one
-# named by ATTESTO_PG_USER.
+# Runs a command as a user that Postgres accepts: the current one, or for root the one named by ATTESTO_PG_USER or that of
+# Debian's package.
 as_unprivileged() {
     if [ "$(id -u)" != 0 ]; then
         "$@"
@@ -36,7 +36,7 @@ start_postgres() {
             -o "-c listen_addresses= -c unix_socket_directories=$POSTGRES -c fsync=off"
     ) >"$(scratch_log)" 2>&1 </dev/null || {
         cat "$(scratch_log)" >&2
-        fail "A throw-away Postgres does not start (see above)."
+        fail "The temporary Postgres does not start (see above)."
     }
     POSTGRES_URL="postgres:///postgres?host=$POSTGRES&user=attesto&sslmode=disable"
     for migration in migrations/*.sql; do
@@ -45,7 +45,7 @@ start_postgres() {
     done
 }
 
-# Beside the folder, which on a root's machine is another user's.
+# Beside the folder, which belongs to another user if this is run by root.
 scratch_log() {
     echo "$POSTGRES.log"
 }

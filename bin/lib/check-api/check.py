@@ -71,7 +71,7 @@ def ask_everything(stage, tools):
     done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, cwd=stage.folder, timeout=240)
     if done.returncode != 0:
         raise SystemExit("The service does not do what its description says (see above).")
-    # Was anything asked that counts? A run in which every question was refused at the door would pass too.
+    # A run in which every request was refused early would pass too, so check that some were answered.
     seen = {(line["path"], line["status"]) for line in stage.requests()}
     for path, statuses in {
         "/v1/apple/verify": (200, 400, 401, 405),
@@ -99,11 +99,11 @@ def python(stage, tools, work):
     """The same in Python."""
     shutil.copy(CLIENTS / "python" / "verify.py", work)
     programs = tools / "venv" / "bin"
-    # It formats what it writes with ruff, if that is found.
+    # It formats its output with ruff, if that is found.
     path = {"PATH": f"{programs}:{os.environ['PATH']}"}
     generator = [programs / "openapi-python-client", "generate", "--path", work / "openapi.json", "--meta", "none"]
     run(*generator, "--output-path", work / "attesto_client", "--fail-on-warning", cwd=work, env=os.environ | path)
-    # What is generated is not ours to make strict.
+    # Generated code is not checked strictly.
     run(programs / "mypy", "--strict", "--follow-imports", "silent", "verify.py", cwd=work)
     return [programs / "python", "verify.py"]
 

@@ -18,14 +18,14 @@ import urllib.request
 
 APP = "com.example.app"
 AUDIENCE = "check-api"
-# Starting a Postgres for the first time takes longest.
+# The first start of Postgres takes longest.
 PATIENCE = 60
 
 
 def ask(url, body=None):
     """What a URL answers: JSON, or text where it is none. With a body it is posted."""
     data = None if body is None else json.dumps(body).encode()
-    # Whatever proxy the machine has: these are our own children.
+    # No proxy: these are local processes.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(urllib.request.Request(url, data), timeout=PATIENCE) as answer:
         text = answer.read().decode()
@@ -76,7 +76,7 @@ class Stage(contextlib.AbstractContextManager):
         self.program = pathlib.Path(program).resolve()
 
     def __enter__(self):
-        # In /tmp, since a socket's path must be short. Root's Postgres runs as another user, who has to get through.
+        # In /tmp, because a socket's path must be short. If this is run by root, Postgres runs as another user, who must be able to pass.
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="attesto-check-api-", dir="/tmp"))
         self.folder.chmod(0o711)
         self.children = []
@@ -141,7 +141,7 @@ class Stage(contextlib.AbstractContextManager):
                 *("--service-account-path", str(secrets / "google.json")),
                 *("--pubsub-service-account", pusher["account"], "--pubsub-audience", AUDIENCE),
             )
-            # What the description asks about in its examples exists, so that they are answered with a yes.
+            # The purchases in the description's examples exist, so that they are answered with `valid: true`.
             asked = self.examples("/v1/apple/verify")["byId"]["value"]
             user = asked["expectedAppUserId"]
             self.transaction = asked["transactionId"]

@@ -1,13 +1,13 @@
 #!/bin/sh
-# What the stand-in for the image of Postgres does first, as that image does it: the cluster is made once, by a server that answers on
-# its socket only, and only then the one that serves is started.
+# The entry point of the replacement for the Postgres image, which does the same as that image: a server that answers on
+# its socket only initialises the cluster, once; then the real one is started.
 set -eu
 
 bin=$(echo /usr/lib/postgresql/*/bin)
 if [ "$(id -u)" = 0 ]; then
     chown postgres: "$PGDATA"
     chmod 700 "$PGDATA"
-    # Read as root: nobody else needs to be able to.
+    # Read as root, so that other users need no permission.
     if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
         POSTGRES_PASSWORD=$(cat "$POSTGRES_PASSWORD_FILE")
         export POSTGRES_PASSWORD

@@ -35,14 +35,14 @@ from attesto_client.types import Response
 Verified = AppleVerified | GoogleVerified
 Refused = AppleRefused | GoogleRefused
 Answer = Response[AppleVerified | AppleRefused | ErrorBody] | Response[GoogleVerified | GoogleRefused | ErrorBody]
-# What to do now: "grant" the purchase or "refuse" it; or keep what the user has, and "ask again" or have somebody "mend" it.
+# What to do now: "grant" the purchase or "refuse" it; or change nothing, and "ask again" or "mend" the setup.
 Decision = dict[str, str | int | None]
 
 
 def understand(answer: Answer) -> Decision:
     if isinstance(answer.parsed, AppleVerified | GoogleVerified | AppleRefused | GoogleRefused):
         return decide(answer.parsed)
-    # Not a verdict: nothing was found out, so nothing may be taken away.
+    # No verdict: do not change what the user has.
     error = answer.parsed
     because = f"{error.error}: {error.message}" if error else f"{answer.status_code}: no answer of Attesto's"
     if answer.status_code not in (429, 500, 502, 503):
@@ -59,7 +59,7 @@ def decide(answer: Verified | Refused) -> Decision:
 
 def is_paid_for(answer: Verified) -> bool:
     if str(answer.status) == "canceled" and isinstance(answer, GoogleVerified):
-        # Will not renew, and is paid for until it ends. A product has no end, and is not paid for.
+        # A subscription that will not renew, but is paid until it expires. A canceled product is not paid for.
         end = answer.purchase.expiry_time if isinstance(answer.purchase, GoogleSubscription) else None
         return end is not None and end > datetime.now(timezone.utc)
     return str(answer.status) in ("active", "in_grace_period")

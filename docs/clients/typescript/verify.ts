@@ -1,18 +1,18 @@
-// Asks Attesto about one purchase, with types generated from its own description:
+// Verifies one purchase with Attesto, with types generated from its API description:
 //
 //     npm install openapi-fetch@0.17.0 && npm install --save-dev openapi-typescript@7.13.0 typescript@5.9.3 @types/node@22.20.5
 //     attesto openapi >openapi.json && npx openapi-typescript openapi.json --output attesto.d.ts
 //     npx tsc --strict --target es2022 --module nodenext verify.ts
 //     ATTESTO_URL=https://attesto.internal ATTESTO_API_KEY=attesto_live_… node verify.js apple 2000000123456789
 //
-// It prints what your backend should do, as a line of JSON. Copy `ask` and the two functions below it.
+// It prints what your backend should do, as one line of JSON. Copy `ask` and the two functions below it.
 import createClient from "openapi-fetch";
 import type { components, paths } from "./attesto.js";
 
 type Schemas = components["schemas"];
 type Answer = Schemas["apple.Answer"] | Schemas["google.Answer"];
 
-/** What to do now: grant the purchase or not; or keep what the user has, and ask again or have somebody look. */
+/** What to do now: grant the purchase or not; or change nothing, and ask again or correct the setup. */
 export type Decision =
   | { do: "grant" | "refuse"; because: string; user?: string | null }
   | { do: "ask again" | "mend"; because: string; afterSeconds?: number };
@@ -29,14 +29,14 @@ async function ask(
 ): Promise<Decision> {
   const { data, error, response } = await question;
   if (data !== undefined) return decide(data);
-  // Not a verdict: nothing was found out, so nothing may be taken away.
+  // No verdict: do not change what the user has.
   const because = `${error?.error ?? response.status}: ${error?.message ?? "no answer of Attesto's"}`;
   if (![429, 500, 502, 503].includes(response.status)) return { do: "mend", because };
   return { do: "ask again", because, afterSeconds: Number(response.headers.get("retry-after") ?? 5) };
 }
 
 export function decide(answer: Answer): Decision {
-  // `valid` tells a yes from a no, also to the compiler.
+  // The compiler narrows the type by `valid`.
   if (!answer.valid) return { do: "refuse", because: `${answer.error}: ${answer.message}` };
   return { do: isPaidFor(answer) ? "grant" : "refuse", because: answer.status, user: answer.appUserId };
 }
@@ -47,7 +47,7 @@ function isPaidFor(answer: Schemas["apple.Verified"] | Schemas["google.Verified"
     case "in_grace_period":
       return true;
     case "canceled":
-      // Will not renew, and is paid for until it ends. A product has no end, and is not paid for.
+      // A subscription that will not renew, but is paid until it expires. A canceled product is not paid for.
       return "purchase" in answer && "expiryTime" in answer.purchase
         && Date.parse(answer.purchase.expiryTime ?? "") > Date.now();
     default:

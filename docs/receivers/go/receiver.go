@@ -1,13 +1,13 @@
-// A receiver for Attesto's events. Go 1.19 or newer, nothing but its standard library.
+// A receiver for Attesto's events. Go 1.19 or newer, without dependencies.
 //
 //	ATTESTO_WEBHOOK_SECRET=whsec_... go run receiver.go
 //
 // Settings, from the environment:
 //
 //	ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
-//	ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
-//	EVENTS_DIR                       where events are kept for your own work (./events)
-//	HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+//	ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+//	EVENTS_DIR                       where events are stored for your own code (./events)
+//	HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 package main
 
 import (
@@ -41,7 +41,7 @@ var (
 	eventID = regexp.MustCompile(`^evt_[0-9A-Z]{26}$`)
 )
 
-// isFromAttesto says whether one of our secrets signed these bytes, within the last five minutes.
+// isFromAttesto reports whether one of our secrets signed these bytes, within the last five minutes.
 func isFromAttesto(secrets []string, header string, body []byte, now time.Time) bool {
 	var timestamp string
 	var given [][]byte
@@ -73,16 +73,16 @@ func isFromAttesto(secrets []string, header string, body []byte, now time.Time) 
 		mac.Write(body)
 		expected := mac.Sum(nil)
 		for _, value := range given {
-			// In constant time; a value of another length fits nothing.
+			// In constant time; a value of another length never matches.
 			fits = hmac.Equal(value, expected) || fits
 		}
 	}
 	return fits
 }
 
-// keep keeps an event for your own work. It says false when the event is there already.
+// keep stores an event for your own code. It returns false if the event is already stored.
 //
-// A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+// Here an event is a file that is created atomically. In your application, use a table with the event's id as its
 // primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
 func keep(folder, id string, body []byte) (isNew bool, err error) {
 	draft, err := os.CreateTemp(folder, ".draft-")
@@ -107,7 +107,7 @@ func keep(folder, id string, body []byte) (isNew bool, err error) {
 func answer(w http.ResponseWriter, status int, content any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	// Nobody is left to tell when this fails.
+	// The client has disconnected if this fails.
 	_ = json.NewEncoder(w).Encode(content)
 }
 
@@ -131,7 +131,7 @@ func receive(secrets []string, folder string) http.HandlerFunc {
 			refuse(w, http.StatusBadRequest, "broken off")
 			return
 		}
-		// The bytes as they arrived, before anything is parsed.
+		// The exact bytes that arrived, before parsing.
 		if !isFromAttesto(secrets, r.Header.Get("X-Attesto-Signature"), body, time.Now()) {
 			refuse(w, http.StatusUnauthorized, "not signed by Attesto")
 			return
@@ -145,7 +145,7 @@ func receive(secrets []string, folder string) http.HandlerFunc {
 		}
 		isNew, err := keep(folder, event.ID, body)
 		if err != nil {
-			// Attesto sends it again.
+			// Attesto will send it again.
 			log.Printf("cannot keep %s: %v", event.ID, err)
 			refuse(w, http.StatusInternalServerError, "cannot keep it")
 			return

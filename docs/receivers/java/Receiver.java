@@ -1,12 +1,12 @@
-// A receiver for Attesto's events. Java 17 or newer, nothing but the JDK.
+// A receiver for Attesto's events. Java 17 or newer, without dependencies.
 //
 //     ATTESTO_WEBHOOK_SECRET=whsec_... java Receiver.java
 //
 // Settings, from the environment:
 //     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
-//     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
-//     EVENTS_DIR                       where events are kept for your own work (./events)
-//     HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+//     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+//     EVENTS_DIR                       where events are stored for your own code (./events)
+//     HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
@@ -72,9 +72,9 @@ public final class Receiver {
     }
 
     /**
-     * Keeps an event for your own work. False when it is there already.
+     * Stores an event for your own code. False if it is already stored.
      *
-     * <p>A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+     * <p>Here an event is a file that is created atomically. In your application, use a table with the event's id as its
      * primary key, and {@code INSERT ... ON CONFLICT DO NOTHING}, in one transaction with what the event changes.
      */
     static boolean keep(Path folder, String eventId, byte[] body) throws IOException {
@@ -111,7 +111,7 @@ public final class Receiver {
         if (body.length > MAX_BODY_BYTES) {
             return Answer.refuse(413, "too long");
         }
-        // The bytes as they arrived, before anything is parsed.
+        // The exact bytes that arrived, before parsing.
         String header = Optional.ofNullable(exchange.getRequestHeaders().getFirst("X-Attesto-Signature")).orElse("");
         if (!isFromAttesto(secrets, header, body, Instant.now().getEpochSecond())) {
             return Answer.refuse(401, "not signed by Attesto");
@@ -130,7 +130,7 @@ public final class Receiver {
     }
 
     public static void main(String[] arguments) throws IOException {
-        // For a sender that says nothing; in seconds.
+        // For a sender that sends nothing; in seconds.
         System.setProperty("sun.net.httpserver.maxReqTime", "10");
         List<String> secrets = Stream.of("ATTESTO_WEBHOOK_SECRET", "ATTESTO_WEBHOOK_SECRET_PREVIOUS")
                 .map(name -> setting(name, ""))
@@ -150,7 +150,7 @@ public final class Receiver {
             try {
                 answer = receive(exchange, secrets, folder);
             } catch (IOException | UncheckedIOException | GeneralSecurityException problem) {
-                // Attesto sends it again.
+                // Attesto will send it again.
                 System.err.println("cannot keep an event: " + problem);
                 answer = Answer.refuse(500, "cannot keep it");
             }

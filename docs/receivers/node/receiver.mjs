@@ -1,12 +1,12 @@
-// A receiver for Attesto's events. Node.js 18 or newer, nothing but its own modules.
+// A receiver for Attesto's events. Node.js 18 or newer, without dependencies.
 //
 //     ATTESTO_WEBHOOK_SECRET=whsec_... node receiver.mjs
 //
 // Settings, from the environment:
 //     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
-//     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
-//     EVENTS_DIR                       where events are kept for your own work (./events)
-//     HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+//     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+//     EVENTS_DIR                       where events are stored for your own code (./events)
+//     HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { link, mkdir, open, unlink } from "node:fs/promises";
@@ -38,9 +38,9 @@ export function isFromAttesto(secrets, header, body, now = Date.now() / 1000) {
 }
 
 /**
- * Keeps an event for your own work. False when it is there already.
+ * Stores an event for your own code. False if it is already stored.
  *
- * A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+ * Here an event is a file that is created atomically. In your application, use a table with the event's id as its
  * primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
  */
 async function keep(folder, eventId, body) {
@@ -85,7 +85,7 @@ async function receive(request, secrets, folder) {
   if (request.method !== "POST" || request.url.split("?")[0] !== PATH) return [404, { error: "not here" }];
   const body = await read(request);
   if (body === undefined) return [413, { error: "too long" }];
-  // The bytes as they arrived, before anything is parsed.
+  // The exact bytes that arrived, before parsing.
   if (!isFromAttesto(secrets, request.headers["x-attesto-signature"] ?? "", body)) {
     return [401, { error: "not signed by Attesto" }];
   }
@@ -108,12 +108,12 @@ const server = createServer(async (request, response) => {
   try {
     answer = await receive(request, secrets, folder);
   } catch (problem) {
-    // Attesto sends it again.
+    // Attesto will send it again.
     console.error("cannot keep an event:", problem.message);
     answer = [500, { error: "cannot keep it" }];
   }
   const [status, content] = answer;
-  // What was not read cannot be followed by another request.
+  // After an unread body the connection cannot be used again.
   const manners = status === 413 || status === 404 ? { Connection: "close" } : {};
   response.writeHead(status, { "Content-Type": "application/json", ...manners });
   response.end(JSON.stringify(content));

@@ -1,16 +1,16 @@
 <?php
 
 /**
- * A receiver for Attesto's events. PHP 8.1 or newer, nothing but its standard extensions.
+ * A receiver for Attesto's events. PHP 8.1 or newer, with the standard extensions.
  *
  *     ATTESTO_WEBHOOK_SECRET=whsec_... php -S 127.0.0.1:3000 receiver.php
  *
- * That is PHP's own small server, for trying it; in production your web server calls this file for /hooks/attesto.
+ * This is PHP's built-in server, for testing; in production your web server calls this file for /hooks/attesto.
  *
  * Settings, from the environment:
  *     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
- *     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
- *     EVENTS_DIR                       where events are kept for your own work (./events); not below your web root
+ *     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+ *     EVENTS_DIR                       where events are stored for your own code (./events); not below your web root
  */
 
 declare(strict_types=1);
@@ -49,9 +49,9 @@ function is_from_attesto(array $secrets, string $header, string $body, ?int $now
 }
 
 /**
- * Keeps an event for your own work. False when it is there already.
+ * Stores an event for your own code. False if it is already stored.
  *
- * A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+ * Here an event is a file that is created atomically. In your application, use a table with the event's id as its
  * primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
  */
 function keep(string $folder, string $eventId, string $body): bool
@@ -86,7 +86,7 @@ function receive(array $secrets, string $folder): array
     if (($_SERVER['REQUEST_METHOD'] ?? '') !== 'POST' || $target !== PATH) {
         return [404, ['error' => 'not here']];
     }
-    // The bytes as they arrived, before anything is parsed; one more than may be, to see that there are too many.
+    // The exact bytes that arrived, before parsing; one more than allowed, to detect a body that is too large.
     $body = (string) file_get_contents('php://input', false, null, 0, MAX_BODY_BYTES + 1);
     if (strlen($body) > MAX_BODY_BYTES) {
         return [413, ['error' => 'too long']];
@@ -102,7 +102,7 @@ function receive(array $secrets, string $folder): array
     try {
         return [200, ['eventId' => $eventId, 'isNew' => keep($folder, $eventId, $body)]];
     } catch (RuntimeException $problem) {
-        // Attesto sends it again.
+        // Attesto will send it again.
         error_log("cannot keep $eventId: " . $problem->getMessage());
         return [500, ['error' => 'cannot keep it']];
     }

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A receiver for Attesto's events. Python 3.9 or newer, nothing but its standard library.
+"""A receiver for Attesto's events. Python 3.9 or newer, without dependencies.
 
     ATTESTO_WEBHOOK_SECRET=whsec_... python3 receiver.py
 
 Settings, from the environment:
     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
-    ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
-    EVENTS_DIR                       where events are kept for your own work (./events)
-    HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+    ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+    EVENTS_DIR                       where events are stored for your own code (./events)
+    HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 """
 
 import hashlib
@@ -49,9 +49,9 @@ def is_from_attesto(secrets, header, body, now=None):
 
 
 def keep(folder, event_id, body):
-    """Keeps an event for your own work. False when it is there already.
+    """Stores an event for your own code. False if it is already stored.
 
-    A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+    Here an event is a file that is created atomically. In your application, use a table with the event's id as its
     primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
     """
     handle, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
@@ -86,7 +86,7 @@ class Receiver(BaseHTTPRequestHandler):
         if len(body) < int(length):
             return self.answer(400, {"error": "broken off"}, close=True)
 
-        # The bytes as they arrived, before anything is parsed.
+        # The exact bytes that arrived, before parsing.
         header = self.headers.get("X-Attesto-Signature", "")
         if not is_from_attesto(self.secrets, header, body):
             return self.answer(401, {"error": "not signed by Attesto"})
@@ -99,7 +99,7 @@ class Receiver(BaseHTTPRequestHandler):
         try:
             is_new = keep(self.folder, event_id, body)
         except OSError as problem:
-            # Attesto sends it again.
+            # Attesto will send it again.
             self.log_error("cannot keep %s: %s", event_id, problem)
             return self.answer(500, {"error": "cannot keep it"})
         return self.answer(200, {"eventId": event_id, "isNew": is_new})

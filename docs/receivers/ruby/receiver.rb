@@ -1,18 +1,18 @@
 #!/usr/bin/env ruby
 # frozen_string_literal: true
 
-# A receiver for Attesto's events. Ruby 3.0 or newer, nothing but its standard library.
+# A receiver for Attesto's events. Ruby 3.0 or newer, without dependencies.
 #
 #     ATTESTO_WEBHOOK_SECRET=whsec_... ruby receiver.rb
 #
 # Settings, from the environment:
 #     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
-#     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (may be left out)
-#     EVENTS_DIR                       where events are kept for your own work (./events)
-#     HOST, PORT                       where to listen (127.0.0.1, 3000); let your web server do the TLS
+#     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
+#     EVENTS_DIR                       where events are stored for your own code (./events)
+#     HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 #
 # In a Rails or Sinatra application take `attesto?` and `keep` as they are, and give them `request.raw_post` or
-# `request.body.read`; the small server at the end is only there so that this file runs by itself.
+# `request.body.read`; the small server at the end is only there so that this file can run alone.
 
 require "fileutils"
 require "json"
@@ -35,16 +35,16 @@ def attesto?(secrets, header, body, now = Time.now.to_f)
 
   given = parts.filter_map { |name, value| value if name == "v1" && value&.match?(/\A[0-9a-f]{64}\z/) }
   fits = secrets.product(given).map do |secret, value|
-    # Bytes joined to bytes, so that no encoding gets in the way.
+    # Joins bytes, independent of encodings.
     expected = OpenSSL::HMAC.hexdigest("SHA256", secret, "#{timestamp}.".b + body.b)
     OpenSSL.fixed_length_secure_compare(expected, value)
   end
   fits.any?
 end
 
-# Keeps an event for your own work. False when it is there already.
+# Stores an event for your own code. False if it is already stored.
 #
-# A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+# Here an event is a file that is created atomically. In your application, use a table with the event's id as its
 # primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
 def keep(folder, event_id, body)
   draft = File.join(folder, ".draft-#{SecureRandom.hex(16)}")
@@ -77,7 +77,7 @@ def receive(method, target, headers, secrets, folder)
   return [413, { error: "too long" }] if length > MAX_BODY_BYTES
 
   body = yield length
-  # The bytes as they arrived, before anything is parsed.
+  # The exact bytes that arrived, before parsing.
   return [401, { error: "not signed by Attesto" }] unless attesto?(secrets, headers["x-attesto-signature"] || "", body)
 
   event_id = event_id_of(body)
@@ -85,12 +85,12 @@ def receive(method, target, headers, secrets, folder)
 
   [200, { eventId: event_id, isNew: keep(folder, event_id, body) }]
 rescue SystemCallError => e
-  # Attesto sends it again.
+  # Attesto will send it again.
   warn "cannot keep an event: #{e.message}"
   [500, { error: "cannot keep it" }]
 end
 
-# One request of a connection, then goodbye.
+# One request for each connection.
 def converse(socket, secrets, folder)
   request = socket.gets("\r\n", MAX_HEAD_BYTES).to_s
   headers = {}

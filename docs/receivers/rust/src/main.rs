@@ -5,9 +5,9 @@
 //! Settings, from the environment:
 //!
 //! - `ATTESTO_WEBHOOK_SECRET`: what `attesto webhook set-config` printed
-//! - `ATTESTO_WEBHOOK_SECRET_PREVIOUS`: the one before it, while you change secrets (may be left out)
-//! - `EVENTS_DIR`: where events are kept for your own work (./events)
-//! - `HOST`, `PORT`: where to listen (127.0.0.1, 3000); let your web server do the TLS
+//! - `ATTESTO_WEBHOOK_SECRET_PREVIOUS`: the one before it, while you change secrets (optional)
+//! - `EVENTS_DIR`: where events are stored for your own code (./events)
+//! - `HOST`, `PORT`: where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 
 use std::collections::HashMap;
 use std::fs::{File, create_dir_all, hard_link, remove_file};
@@ -31,7 +31,7 @@ const PATH: &str = "/hooks/attesto";
 const WINDOW_SECONDS: u64 = 300;
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
-/// What the receiver works with.
+/// The receiver's settings.
 struct Setup {
     secrets: Vec<String>,
     folder: PathBuf,
@@ -82,9 +82,9 @@ fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Keeps an event for your own work. False when it is there already.
+/// Stores an event for your own code. False if it is already stored.
 ///
-/// A file that is made in one step, or not at all, stands for what you may have: a table with the event's id as its
+/// Here an event is a file that is created atomically. In your application, use a table with the event's id as its
 /// primary key, and `INSERT ... ON CONFLICT DO NOTHING`, in one transaction with what the event changes.
 fn keep(folder: &Path, event_id: &str, body: &[u8]) -> io::Result<bool> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -124,7 +124,7 @@ async fn receive(
     body: Bytes,
 ) -> (StatusCode, Json<Value>) {
     let refuse = |status, why| (status, Json(json!({ "error": why })));
-    // The bytes as they arrived, before anything is parsed.
+    // The exact bytes that arrived, before parsing.
     let header = headers.get("x-attesto-signature");
     let header = header.and_then(|header| header.to_str().ok()).unwrap_or("");
     let now = SystemTime::UNIX_EPOCH
@@ -143,7 +143,7 @@ async fn receive(
             StatusCode::OK,
             Json(json!({ "eventId": event_id, "isNew": is_new })),
         ),
-        // Attesto sends it again.
+        // Attesto will send it again.
         Err(problem) => {
             eprintln!("cannot keep {event_id}: {problem}");
             refuse(StatusCode::INTERNAL_SERVER_ERROR, "cannot keep it")
