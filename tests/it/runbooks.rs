@@ -114,7 +114,7 @@ async fn operating() {
     let doctor = lines.iter().find(|line| line["name"] == "doctor").unwrap();
     let groups = doctor["checks"].as_array().unwrap().iter();
     let groups = groups.map(|group| group["name"].as_str().unwrap().to_owned());
-    let (_, table) = page.split_once("| group | what is looked at |").unwrap();
+    let (_, table) = page.split_once("| group | what is checked |").unwrap();
     let table = table.split("\n\n").next().unwrap();
     assert_eq!(first_cells(table), groups.collect());
 
