@@ -6,11 +6,11 @@
 create table subjects (
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
-    -- As in webhook_events.
-    subject_key text not null,
+    -- SHA-256 of webhook_events' subject_key before it was cut: a purchase token may be longer than an index entry.
+    key_hash bytea not null check (octet_length(key_hash) = 32),
     -- The number of the newest event: 1, 2, 3, …
     last_sequence bigint not null,
-    primary key (tenant_id, source, subject_key)
+    primary key (tenant_id, source, key_hash)
 );
 
 alter table webhook_events

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use super::event::{EventBody, NewEvent};
 use super::event_type::EventSource;
 use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::crypto::token::sha256;
 use crate::db::{Database, Error};
 
 /// Longer texts are truncated in indexed columns: a B-tree entry of Postgres has room for about 2,700 bytes.
@@ -53,6 +54,7 @@ pub(super) async fn insert_event(
     let reason = event.reason.as_deref().map(replace_nul);
     let platform_event = replace_nul(&event.platform_event);
     let subject = event.subject.as_ref();
+    let key_hash = subject.map(|subject| sha256(subject.key.as_bytes()));
     let subject_key = subject.map(|subject| truncate_index_key(&subject.key));
     let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(replace_nul));
     let app_user_id = event.app_user_id.as_deref().map(replace_nul);
@@ -67,12 +69,12 @@ pub(super) async fn insert_event(
                 select id from tenants where id = $2 and is_active
             ), subject as (
                 -- Locks the subject's row until the commit, so that its events are committed in the order of their numbers.
-                insert into subjects (tenant_id, source, subject_key, last_sequence)
-                select tenant.id, $3, $9, 1
+                insert into subjects (tenant_id, source, key_hash, last_sequence)
+                select tenant.id, $3, $21, 1
                 from tenant
-                where $9::text is not null
+                where $21::bytea is not null
                   and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
-                on conflict (tenant_id, source, subject_key) do update set last_sequence = subjects.last_sequence + 1
+                on conflict (tenant_id, source, key_hash) do update set last_sequence = subjects.last_sequence + 1
                 returning last_sequence
             ), event as (
                 insert into webhook_events
@@ -118,6 +120,7 @@ pub(super) async fn insert_event(
             state.as_deref(),
             event.state_error.map(super::StateError::as_str),
             &body.after_sequence,
+            key_hash.as_ref().map(|hash| hash.as_slice()),
         )
         .fetch_one(database.pool())
         .await;

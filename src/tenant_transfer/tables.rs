@@ -123,7 +123,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     },
     // The next event of a subject gets the next number.
     TransferTable {
-        match_condition: "(here.source, here.subject_key) = (line.source, line.subject_key)",
+        match_condition: "(here.source, here.key_hash) = (line.source, line.key_hash)",
         ..transfer_table("subjects", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     TransferTable {

@@ -222,7 +222,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
     for sentence in [
         "The pooler leads to the same database.",
         "Notifications arrive.",
-        "What Attesto sets on a connection stays set.",
+        "Connection settings persist.",
     ] {
         assert!(doctor.said.contains(sentence), "{}", doctor.said);
     }

@@ -129,6 +129,11 @@ impl Move {
             .await;
         moved
             .execute(&format!(
+                "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
+            ))
+            .await;
+        moved
+            .execute(&format!(
                 "insert into webhook_redeliveries
                     (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
                  values ('red_0', '{id}', now(), now(), 'me', now(), now(), now())"

@@ -174,7 +174,11 @@ fn database_and_web_crates_are_used_only_in_their_modules() {
     for source in sources() {
         let path = source.path.as_str();
         let named = |krate: &str| source.names_crate(krate);
-        let store = path.ends_with("store.rs") || path.starts_with("db/") || path == "base/id.rs";
+        let store = path.ends_with("store.rs")
+            || ["db/", "embedded_postgres/"]
+                .iter()
+                .any(|room| path.starts_with(room))
+            || path == "base/id.rs";
         let web = ["http/", "server/", "simulator/"]
             .iter()
             .any(|room| path.starts_with(room))
