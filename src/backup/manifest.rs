@@ -19,7 +19,7 @@ pub const MANIFEST_FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupManifest {
-    /// [`FORMAT`].
+    /// [`MANIFEST_FORMAT`].
     pub format: u32,
     /// `backup_…`
     pub id: String,

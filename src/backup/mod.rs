@@ -9,7 +9,7 @@
 //! - `part`: a file that has another name until it is whole
 //! - [`mod@create`]: makes a backup
 //! - [`mod@verify`]: restores it on trial
-//! - [`Report`]: what the trial found
+//! - [`BackupVerifyReport`]: what the trial found
 //! - [`mod@restore`]: brings it back into an empty database
 //! - [`error`]: what can go wrong
 

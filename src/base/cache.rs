@@ -336,8 +336,8 @@ mod tests {
         });
         assert_eq!((first, second), (Ok(1), Ok(1)));
         assert_eq!(cache.get("a"), None, "it was read before the change");
-        let (_open, closed) = oneshot::channel();
-        drop(_open);
+        let (open, closed) = oneshot::channel();
+        drop(open);
         assert_eq!(get(closed).await, Ok(2));
         assert_eq!(cache.get("a"), Some(2));
         let failed = cache.get_or_load("b", |_| TTL, async { Err("no database") });

@@ -25,21 +25,25 @@ const CALLBACK_WARNING_PERIOD: Duration = Duration::from_hours(24 * 14);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CredentialKind {
     /// A tenant's In-App Purchase key.
-    AppleKey,
+    AppleInAppPurchase,
     /// The key of a tenant's service account.
-    GoogleKey,
+    GoogleServiceAccount,
     /// An API key of Attesto's own that was not used for a while.
     ApiKey,
 }
 
 impl CredentialKind {
-    pub(super) const ALL: [Self; 3] = [Self::AppleKey, Self::GoogleKey, Self::ApiKey];
+    pub(super) const ALL: [Self; 3] = [
+        Self::AppleInAppPurchase,
+        Self::GoogleServiceAccount,
+        Self::ApiKey,
+    ];
 
     /// The word in logs and metrics.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
-            Self::AppleKey => "apple_key",
-            Self::GoogleKey => "google_key",
+            Self::AppleInAppPurchase => "apple_key",
+            Self::GoogleServiceAccount => "google_key",
             Self::ApiKey => "api_key",
         }
     }
@@ -47,8 +51,8 @@ impl CredentialKind {
     /// `None`: it is never due.
     fn max_age(self, thresholds: &ExpiryThresholds) -> Option<Duration> {
         match self {
-            Self::AppleKey => thresholds.apple_key_max_age,
-            Self::GoogleKey => thresholds.google_key_max_age,
+            Self::AppleInAppPurchase => thresholds.apple_key_max_age,
+            Self::GoogleServiceAccount => thresholds.google_key_max_age,
             Self::ApiKey => thresholds.api_key_max_unused,
         }
     }
@@ -76,10 +80,10 @@ impl DueCredential {
     pub(super) fn rotation_advice(&self) -> String {
         let Self { tenant, name, .. } = self;
         match self.kind {
-            CredentialKind::AppleKey => format!(
+            CredentialKind::AppleInAppPurchase => format!(
                 "make a new key in App Store Connect, `attesto apple set-credentials {tenant} … --check`, then revoke the old one"
             ),
-            CredentialKind::GoogleKey => format!(
+            CredentialKind::GoogleServiceAccount => format!(
                 "make a new key in Google Cloud, `attesto google set-credentials {tenant} … --check`, then delete the old one"
             ),
             CredentialKind::ApiKey => {

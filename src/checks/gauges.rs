@@ -105,7 +105,7 @@ impl DatabaseGauges {
             move |report| {
                 for (name, validity) in certificates() {
                     let seconds = u64::try_from(validity.not_after.as_secs()).unwrap_or(0);
-                    report(Some(("certificate", &name)), u64_to_f64(seconds));
+                    report(Some(("certificate", name)), u64_to_f64(seconds));
                 }
             },
             ObservableKind::Gauge,

@@ -217,17 +217,17 @@ fn tenant_checks() -> Vec<Check> {
         Check::judged(
             group,
             "tenants.apple_age",
-            |c| expiry::find_due(c, CredentialKind::AppleKey, MAX_NAMED).boxed(),
+            |c| expiry::find_due(c, CredentialKind::AppleInAppPurchase, MAX_NAMED).boxed(),
             |due, _| due.map(|due| tenants::judge_credential_age(&due)),
         )
-        .in_job(EXPIRY_JOB, CredentialKind::AppleKey.as_str()),
+        .in_job(EXPIRY_JOB, CredentialKind::AppleInAppPurchase.as_str()),
         Check::judged(
             group,
             "tenants.google_age",
-            |c| expiry::find_due(c, CredentialKind::GoogleKey, MAX_NAMED).boxed(),
+            |c| expiry::find_due(c, CredentialKind::GoogleServiceAccount, MAX_NAMED).boxed(),
             |due, _| due.map(|due| tenants::judge_credential_age(&due)),
         )
-        .in_job(EXPIRY_JOB, CredentialKind::GoogleKey.as_str()),
+        .in_job(EXPIRY_JOB, CredentialKind::GoogleServiceAccount.as_str()),
         Check::judged(
             group,
             "tenants.unused_keys",

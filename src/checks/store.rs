@@ -427,7 +427,7 @@ pub(super) async fn list_due_credentials(
     limit: i64,
 ) -> Result<(i64, Vec<DueCredential>), Error> {
     match kind {
-        CredentialKind::AppleKey => due!(
+        CredentialKind::AppleInAppPurchase => due!(
             kind,
             database,
             r#"
@@ -442,7 +442,7 @@ pub(super) async fn list_due_credentials(
             max_age,
             limit
         ),
-        CredentialKind::GoogleKey => due!(
+        CredentialKind::GoogleServiceAccount => due!(
             kind,
             database,
             r#"

@@ -23,13 +23,13 @@ pub(super) fn judge_tenant_count(count: i64) -> Judged {
 
 pub(super) fn judge_credential_age(due: &DueCredentialGroup) -> CheckResult {
     let (name, none, what, advice) = match due.kind {
-        CredentialKind::AppleKey => (
+        CredentialKind::AppleInAppPurchase => (
             "tenants.apple_age",
             "No Apple key needs to be replaced yet.",
             ("Apple key was", "Apple keys were"),
             "Create a new key in App Store Connect, `attesto apple set-credentials`, then revoke the old one.",
         ),
-        CredentialKind::GoogleKey => (
+        CredentialKind::GoogleServiceAccount => (
             "tenants.google_age",
             "No service account key needs to be replaced yet.",
             ("service account key was", "service account keys were"),

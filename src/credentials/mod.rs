@@ -4,14 +4,14 @@
 //! changes are not heard, nothing remembered is believed; plaintext leaves memory when its time is over, whether
 //! anybody asks again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
 //!
-//! - [`cached`]: a tenant's opened credential, remembered
+//! - [`tenant_cache`]: a tenant's opened credential, remembered
 //! - [`canary`]: is the configured key the one this database was sealed with
-//! - [`sealed`]: every sealed column there is
-//! - [`grace`]: credentials that were replaced, for as long as one can go back to them
-//! - [`passes`]: what a store is shown with each call, kept as long as it is good
+//! - [`sealed_columns`]: every sealed column there is
+//! - [`history`]: credentials that were replaced, for as long as one can go back to them
+//! - [`token_cache`]: what a store is shown with each call, kept as long as it is good
 //! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
-//! - [`proof`]: does what is sealed open: a few of each
-//! - [`ages`]: how long ago credentials were set
+//! - [`sealed_value_check`]: does what is sealed open: a few of each
+//! - [`age`]: how long ago credentials were set
 
 pub mod age;
 pub mod canary;

@@ -183,7 +183,7 @@ pub struct DuplicateKeyIdError(pub u8);
 pub struct Keyring {
     sealing_key_id: u8,
     keys: BTreeMap<u8, MasterKey>,
-    /// How often [`Keyring::open`] refused, by [`OpenError::number`].
+    /// How often [`Keyring::open`] refused, by [`UnsealError::class_index`].
     unseal_failures: [Counter; UnsealError::CLASSES.len()],
 }
 
@@ -255,7 +255,7 @@ impl Keyring {
         opened
     }
 
-    /// How many values did not open, by [`OpenError::class`].
+    /// How many values did not open, by [`UnsealError::class`].
     pub fn unseal_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.unseal_failures.iter().map(Counter::get);
         UnsealError::CLASSES.into_iter().zip(counts)

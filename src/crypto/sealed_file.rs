@@ -175,7 +175,7 @@ impl fmt::Debug for RecipientIdentity {
 }
 
 impl RecipientIdentity {
-    /// A new one, as the text that [`Identity::parse`] reads, and the recipient it belongs to.
+    /// A new one, as the text that [`RecipientIdentity::parse`] reads, and the recipient it belongs to.
     pub fn generate_identity() -> (SecretString, Recipient) {
         let (public, secret) = SUITE.generate_key_pair().expect("X25519 makes keys");
         let recipient = Recipient(public.0.try_into().expect("a public key is 32 bytes"));
@@ -382,7 +382,7 @@ impl ChunkCipher {
     }
 }
 
-/// Seals what is written to it. What is not [finished](Self::finish) does not open.
+/// Seals what is written to it. What is not [finished](Self::finish_file) does not open.
 pub struct SealedFileWriter<W> {
     writer: W,
     cipher: ChunkCipher,
@@ -436,7 +436,7 @@ impl<W: Write> Write for SealedFileWriter<W> {
     }
 }
 
-/// Opens what was sealed: what is read from it is what was written, or an error that holds a [`FileError`].
+/// Opens what was sealed: what is read from it is what was written, or an error that holds a [`SealedFileError`].
 pub struct SealedFileReader<R> {
     reader: BufReader<R>,
     cipher: ChunkCipher,
@@ -550,7 +550,7 @@ mod tests {
     fn a_file_that_was_sealed_with_aws_lc_opens() {
         let header = "attesto sealed file 1\n{\"passphrase\":{\"iterations\":1000000,\"salt\":\"FCZchE+wAcbPlEVVzwvUqQ==\",\
             \"key\":\"ZE1fEEjyAEXGPNppn1U96SZt1egbW2iftRviUI1NBQrvCc4Rxvu1oGMg/BWtBY85\"}}\n\
-            a91090f8b86ca5676680ea9605d8132e8c393b6e762f31945a0d0ae353367e97\n";
+            a91090f8b86ca5676680ea9605d8132e8c393b6e762f21945a0d0ae353367e97\n";
         let content = "qVJBZDW+VZy/jihokSWCDC04WHYt1QLHWZH0B63EdYQh+7I20eogzL4DYw==";
         let mut file = header.as_bytes().to_vec();
         file.extend(STANDARD.decode(content).unwrap());

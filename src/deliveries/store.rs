@@ -403,10 +403,6 @@ impl DeliveryStore {
     ///
     /// How many requests a callback may get at once is [`EndpointHealth::max_in_flight`], repeated in SQL; a test compares
     /// the two.
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one statement, easier to read in one piece"
-    )]
     async fn claim_due(
         &self,
         transaction: &mut DbTransaction,

@@ -36,14 +36,14 @@ impl WorkNotifier {
     /// configuration changes: deliveries that were kept back may be sent then.
     pub fn from_changes(changes: &ChangeListener) -> Self {
         let notifier = Self::default();
-        let notified = notifier.clone();
-        changes.on_notification(store::WORK_CHANNEL, move || notified.0.local.notify_one());
-        let changed = notifier.clone();
+        let on_work = notifier.clone();
+        changes.on_notification(store::WORK_CHANNEL, move || on_work.0.local.notify_one());
+        let on_change = notifier.clone();
         changes.subscribe(move |change| {
             if let DatabaseChange::Row { table, .. } = change
                 && matches!(table.as_str(), "tenants" | "webhook_configs")
             {
-                changed.0.local.notify_one();
+                on_change.0.local.notify_one();
             }
         });
         notifier

@@ -32,7 +32,7 @@ const MAX_LOG_BYTES: u64 = 16 * 1024 * 1024;
 /// How much of the end of the log is looked at.
 const LOG_TAIL_BYTES: u64 = 8 * 1024;
 
-/// Who holds [`Folder::own`].
+/// Who holds [`DataFolder::try_lock_owner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OwnerKind {
     /// A service: stays until it is told to stop.
@@ -52,7 +52,7 @@ impl OwnerKind {
     }
 }
 
-/// Somebody else holds [`Folder::own`].
+/// Somebody else holds [`DataFolder::try_lock_owner`].
 #[derive(Debug)]
 pub(super) struct LockOwner {
     pub(super) pid: Option<u32>,

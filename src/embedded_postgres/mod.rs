@@ -6,10 +6,10 @@
 //! leaves a Postgres that the next start adopts; every way to fail has its own sentence that says what to do.
 //!
 //! - [`binaries`]: which `postgres` and `initdb`
-//! - [`account`]: which user runs them, since Postgres refuses root
-//! - [`folder`]: where everything lies, and whose it is for now
+//! - [`system_account`]: which user runs them, since Postgres refuses root
+//! - [`data_folder`]: where everything lies, and whose it is for now
 //! - [`postmaster`]: the server process: found, started, waited for, stopped
-//! - [`cluster`]: [`Embedded`], which puts these in order
+//! - [`cluster`]: [`EmbeddedPostgres`], which puts these in order
 //! - [`error`]: what can go wrong
 
 pub mod binaries;

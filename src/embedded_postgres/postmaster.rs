@@ -136,7 +136,7 @@ impl OrphanedPostmaster {
 }
 
 impl Postmaster {
-    /// Starts Postgres on the folder's data. That it serves is another matter: see [`Postmaster::ended`].
+    /// Starts Postgres on the folder's data. That it serves is another matter: see [`Postmaster::exit_status`].
     pub(super) fn spawn(
         folder: &DataFolder,
         binaries: &PostgresBinaries,

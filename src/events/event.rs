@@ -160,6 +160,7 @@ impl EventBody {
 impl NewEvent {
     /// The JSON that is sent to callbacks. `received` is used as the timestamp when the store did not say when it happened.
     pub fn to_json_body(&self, id: &EventId, received: Timestamp) -> EventBody {
+        const WRITES: &str = "strings and JSON that was parsed before";
         let head = BodyHead {
             event: self.event_type,
             reason: self.reason.as_deref(),
@@ -180,7 +181,6 @@ impl NewEvent {
             data: &self.data,
             raw: &self.raw,
         };
-        const WRITES: &str = "strings and JSON that was parsed before";
         let mut before_sequence = serde_json::to_string(&head).expect(WRITES);
         before_sequence.pop();
         before_sequence.push_str(",\"sequence\":");

@@ -120,7 +120,7 @@ pub(super) async fn insert_event(
             state.as_deref(),
             event.state_error.map(super::StateError::as_str),
             &body.after_sequence,
-            key_hash.as_ref().map(|hash| hash.as_slice()),
+            key_hash.as_ref().map(<[u8; 32]>::as_slice),
         )
         .fetch_one(database.pool())
         .await;
@@ -153,7 +153,9 @@ pub(super) async fn insert_event(
 }
 
 fn is_repeated(error: &Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
     code.as_deref() == Some(NOTIFICATION_REPEATED)
 }
 

@@ -1,7 +1,7 @@
 //! What the API description says of errors, made from the errors themselves: their codes, statuses, sentences and details
 //! are those a caller will meet.
 //!
-//! A feature lists what can go wrong with a route as [`Described`] and gives the list to [`responses`].
+//! A feature lists what can go wrong with a route as [`DocumentedError`] and gives the list to [`error_responses`].
 
 use std::collections::BTreeMap;
 

@@ -15,7 +15,7 @@ pub const DEFAULT_MAX_BODY_BYTES: usize = 16 * 1024;
 /// How long a whole body may take where the server does not say otherwise.
 const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// How many bytes the body of this request may have. A request extension; see [`limit`].
+/// How many bytes the body of this request may have. A request extension; see [`limit_body_size`].
 #[derive(Clone, Copy, Debug)]
 struct MaxBodyBytes(usize);
 

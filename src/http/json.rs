@@ -33,7 +33,7 @@ use super::problem::{Issue, Problem};
 
 pub use super::body::limit_body_size;
 
-/// Extracts a body. A route that takes larger bodies than 16 KiB says so with the layer [`limit`].
+/// Extracts a body. A route that takes larger bodies than 16 KiB says so with the layer [`limit_body_size`].
 #[derive(Clone, Copy, Debug)]
 pub struct JsonBody<T>(pub T);
 
@@ -181,7 +181,7 @@ impl<'a> JsonFields<'a> {
         None
     }
 
-    /// A [string](Self::string) that must be there.
+    /// A [string](Self::optional_string) that must be there.
     pub fn required_string(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<String> {
         self.require_field(name)
             .then(|| self.optional_string(name, length))?
@@ -198,7 +198,7 @@ impl<'a> JsonFields<'a> {
         word
     }
 
-    /// [One of a few words](Self::one_of), which must be there.
+    /// [One of a few words](Self::optional_one_of), which must be there.
     pub fn required_one_of(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
         self.require_field(name)
             .then(|| self.optional_one_of(name, words))?

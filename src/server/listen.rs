@@ -91,7 +91,7 @@ pub enum BindError {
     Other(SocketAddr, io::Error),
 }
 
-/// Starts to listen: connections are taken by the system from now on, and served after [`start`].
+/// Starts to listen: connections are taken by the system from now on, and served after [`start_server`].
 pub async fn bind_listener(listen: ListenSettings) -> Result<TcpListener, BindError> {
     let address = listen.bind_addr();
     match TcpListener::bind(address).await {
@@ -121,7 +121,7 @@ fn to_bind_error(address: SocketAddr, problem: io::Error) -> BindError {
     }
 }
 
-/// A server that serves. Dropping it lets it go on; [`Running::stop`] ends it.
+/// A server that serves. Dropping it lets it go on; [`RunningServer::stop_redelivery`] ends it.
 #[must_use = "a running server is stopped through this"]
 pub struct RunningServer {
     address: SocketAddr,

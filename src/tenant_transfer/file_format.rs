@@ -24,7 +24,7 @@ const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportHeader {
-    /// [`FORMAT`].
+    /// [`EXPORT_FORMAT`].
     pub format: u32,
     /// Who.
     pub tenant: TenantId,

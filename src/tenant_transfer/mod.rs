@@ -5,8 +5,8 @@
 //! unpacked whole or not at all, into rows of that one tenant and of no other; nothing that was taken in and not delivered
 //! is left behind.
 //!
-//! - [`content`]: what a tenant has, and what of it goes along
-//! - [`document`]: the lines in the file
+//! - [`tables`]: what a tenant has, and what of it goes along
+//! - [`file_format`]: the lines in the file
 //! - [`mod@export`]: packs a tenant
 //! - [`mod@import`]: unpacks it
 //! - [`error`]: what can go wrong

@@ -1,4 +1,4 @@
-//! The queries of moving a tenant. They are made of the list in [`super::content`] and of the database's own catalogue, so that a
+//! The queries of moving a tenant. They are made of the list in [`super::tables`] and of the database's own catalogue, so that a
 //! column that is added is never forgotten.
 
 use std::collections::BTreeMap;

@@ -73,6 +73,10 @@ impl Stage {
     }
 
     /// The same, with extra connection parameters for the replicas.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one installation, put together in one place"
+    )]
     pub(crate) async fn set_with(replicas: usize, on_volume: bool, parameters: &str) -> Self {
         let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
         let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -169,7 +170,7 @@ fn env_example() -> String {
     for setting in SETTINGS.iter() {
         let name = setting.name;
         if let Some((heading, _)) = SECTIONS.iter().find(|(_, first)| *first == name) {
-            text.push_str(&format!("\n### {heading}\n"));
+            writeln!(text, "\n### {heading}").unwrap();
         }
         // A secret is documented at its flag, which names a file.
         let help = setting.help.strip_prefix("A file with ");
@@ -181,9 +182,9 @@ fn env_example() -> String {
             SettingKind::Plain | SettingKind::Switch => first.to_owned(),
         };
         text.push_str(&wrapped_comment(&format!("{first}{rest}")));
-        text.push_str(&format!("#{name}={}\n", setting.default));
+        writeln!(text, "#{name}={}", setting.default).unwrap();
         if setting.kind == SettingKind::Secret {
-            text.push_str(&format!("#{name}_FILE=\n"));
+            writeln!(text, "#{name}_FILE=").unwrap();
         }
     }
     text
@@ -195,7 +196,7 @@ fn wrapped_comment(text: &str) -> String {
     for word in text.split(' ') {
         let line = lines.last_mut().unwrap();
         if line.len() + word.len() < 120 {
-            line.push_str(&format!(" {word}"));
+            write!(line, " {word}").unwrap();
         } else {
             lines.push(format!("# {word}"));
         }

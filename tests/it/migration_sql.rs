@@ -183,7 +183,7 @@ fn statement_impacts(statement: &[String]) -> Vec<(String, TableImpact)> {
             }
         }
         ["update", "only", table, ..] | ["update", table, ..] => {
-            add(table, TableImpact::ChangesRows)
+            add(table, TableImpact::ChangesRows);
         }
         ["delete", "from", table, ..] | ["insert", "into", table, ..] => {
             add(table, TableImpact::ChangesRows);

@@ -704,7 +704,7 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     assert_eq!(
         restored["kept"],
         json!({
-            "api_keys": 2, "purchase_links": 1, "webhook_events": 1, "webhook_deliveries": 1
+            "api_keys": 2, "purchase_links": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
         })
     );
     assert_eq!(apple(moved.old.database()).await, "com.example.app");

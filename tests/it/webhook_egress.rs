@@ -105,7 +105,7 @@ async fn a_delivery_has_the_documented_headers_and_body() {
     for number in 1..=2 {
         attempt.job.attempt_number = number;
         assert_eq!(
-            attempt.send(&sender).await,
+            attempt.send(sender).await,
             AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: Some("ok".into())

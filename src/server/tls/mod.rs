@@ -5,8 +5,8 @@
 //! is wrong with what came later, the pair that was good goes on being used, the log says why and a number grows;
 //! connections that exist keep the pair they began with.
 //!
-//! - [`pair`]: two files, read and judged
-//! - [`rotation`]: the pair in use, and how another takes its place
+//! - [`certificate`]: two files, read and judged
+//! - [`reload`]: the pair in use, and how another takes its place
 
 pub mod certificate;
 pub mod reload;

@@ -157,7 +157,7 @@ impl ReloadableTls {
                 }
                 match self.reload_if_changed().await {
                     ReloadOutcome::Unchanged if called => {
-                        tracing::info!("tls_certificate_unchanged")
+                        tracing::info!("tls_certificate_unchanged");
                     }
                     ReloadOutcome::Unchanged => last_logged = None,
                     ReloadOutcome::Reloaded(pair) => {

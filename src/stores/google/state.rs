@@ -175,6 +175,10 @@ fn acknowledge_by(
 }
 
 /// What is known of one product of a one-time purchase, from either version of Google's API.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that Google states independently of each other"
+)]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ProductFacts {
     pub(crate) product_id: Option<String>,
