@@ -105,7 +105,7 @@ async fn a_delivery_has_the_documented_headers_and_body() {
     for number in 1..=2 {
         attempt.job.attempt_number = number;
         assert_eq!(
-            attempt.send(sender).await,
+            attempt.send(&sender).await,
             AttemptOutcome::Delivered {
                 code: 200,
                 excerpt: Some("ok".into())
@@ -400,7 +400,7 @@ async fn endure(sender: &Sender, copies: usize, most: Duration) {
         let attempt = attempt(&receiver.url());
         let sent = join_all((0..copies).map(async |_| {
             let begun = Instant::now();
-            let outcome = attempt.send(&sender).await;
+            let outcome = attempt.send(sender).await;
             let took = begun.elapsed();
             let name = hostile.name;
             assert!(took <= most, "{name}: {took:?}");
