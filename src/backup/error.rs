@@ -7,7 +7,7 @@ use crate::crypto::redact::redact_path;
 use crate::db::{Error, MigrationError};
 
 /// Why a backup was not made, or could not be judged. That it is not sound is no error: see
-/// [`Report`](super::publish_for_transaction::BackupVerifyReport).
+/// [`Report`](super::report::BackupVerifyReport).
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// A program of Postgres is not there.

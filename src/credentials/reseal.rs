@@ -87,7 +87,7 @@ pub struct UnopenedValue {
     pub column: SealedColumn,
     /// Its row: mostly a tenant.
     pub row: String,
-    /// Why, in a word: see [`UnsealError::error_class`].
+    /// Why, in a word: see [`UnsealError::class`].
     pub class: &'static str,
     /// Why.
     #[serde(skip)]

@@ -11,7 +11,7 @@ pub struct SealedColumn {
     pub table: &'static str,
     /// The column's name; every one ends in `_enc`.
     pub column: &'static str,
-    /// The column of the same table whose text names the row in [`Place::to_row`].
+    /// The column of the same table whose text names the row in [`SealContext`].
     #[serde(skip)]
     pub row: &'static str,
 }

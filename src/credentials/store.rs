@@ -1,5 +1,5 @@
 //! The canaries' rows, and what is sealed with which key. Statements over every sealed column are made from the list
-//! in [`super::sealed_values`], so that a column that is added there is never forgotten here.
+//! in [`super::sealed_columns`], so that a column that is added there is never forgotten here.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) async fn add_canary(
 /// What stands in one sealed column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SealedRow {
-    /// The row's name, as in [`crate::crypto::keyring::Place::to_row`].
+    /// The row's name, as in [`crate::crypto::keyring::SealContext`].
     pub(super) row: String,
     /// The sealed value.
     pub(super) blob: Vec<u8>,

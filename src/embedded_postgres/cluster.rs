@@ -88,7 +88,7 @@ impl EmbeddedOptions {
 }
 
 /// A private Postgres that answers, and that is started again should it end while we need it. Call
-/// [`EmbeddedPostgres::stop_redelivery`] at the end; a value that is only dropped tells Postgres to stop and does not see it happen.
+/// [`EmbeddedPostgres::stop`] at the end; a value that is only dropped tells Postgres to stop and does not see it happen.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
     folder: Arc<DataFolder>,
@@ -134,7 +134,7 @@ impl EmbeddedPostgres {
     }
 
     /// Joins it, for one command: as the guest of whoever runs it, or, when nobody does, by starting it until
-    /// [`EmbeddedPostgres::stop_redelivery`].
+    /// [`EmbeddedPostgres::stop`].
     pub async fn attach(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
         let folder = open_folder(&options)?;
         let until = Instant::now() + COMMAND_WAIT_TIMEOUT + START_TIMEOUT;
@@ -264,7 +264,7 @@ impl EmbeddedPostgres {
 }
 
 impl Drop for EmbeddedPostgres {
-    /// Does nothing more after [`EmbeddedPostgres::stop_redelivery`].
+    /// Does nothing more after [`EmbeddedPostgres::stop`].
     fn drop(&mut self) {
         if let EmbeddedOwnership::Owner { stop, .. } = &self.ownership {
             stop.cancel();

@@ -121,7 +121,7 @@ fn to_bind_error(address: SocketAddr, problem: io::Error) -> BindError {
     }
 }
 
-/// A server that serves. Dropping it lets it go on; [`RunningServer::stop_redelivery`] ends it.
+/// A server that serves. Dropping it lets it go on; [`RunningServer::stop`] ends it.
 #[must_use = "a running server is stopped through this"]
 pub struct RunningServer {
     address: SocketAddr,

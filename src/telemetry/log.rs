@@ -71,7 +71,7 @@ pub struct LogSettings {
 
 /// Logs from now on to standard output, and hands spans to `traces`, for the whole process. The second call and later ones change nothing.
 ///
-/// Keep what is returned: [`LogWriter::flush_due`] is what makes sure that the last lines are seen.
+/// Keep what is returned: [`LogWriter::flush`] is what makes sure that the last lines are seen.
 pub fn install_logging(log: &LogSettings, traces: Option<SdkTracer>) -> LogWriter {
     let for_people = match log.format {
         LogFormat::Auto => io::stdout().is_terminal(),
