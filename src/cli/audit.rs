@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::context::{CommandContext, CommandError};
+use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use super::input_file;
 use crate::audit::operator_audit::{self, AuditChainError, ChainHead};
 use crate::audit::purchase_hash::{HashKeyError, PurchaseDigest, PurchaseHashKey};
@@ -12,11 +12,10 @@ use crate::audit::store::{self, LoggedVerification};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::crypto::token::encode_hex;
-use crate::tenants::store::{TenantChangeError, find_tenant};
 
 /// The commands of `attesto audit`.
 #[derive(Debug, clap::Subcommand)]
-pub enum AuditCommand {
+pub(crate) enum AuditCommand {
     /// List a tenant's verifications, newest first; kept while `ENABLE_VALIDATION_AUDIT_LOG` is on
     List(AuditListArgs),
     /// What operators changed
@@ -33,7 +32,7 @@ pub enum AuditCommand {
 
 /// The commands of `attesto audit operators`.
 #[derive(Debug, clap::Subcommand)]
-pub enum AuditOperatorsCommand {
+pub(crate) enum AuditOperatorsCommand {
     /// List what operators changed, newest first
     List {
         /// Only what belongs to this tenant
@@ -47,7 +46,7 @@ pub enum AuditOperatorsCommand {
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-pub struct AuditListArgs {
+pub(crate) struct AuditListArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
     /// How many at most
@@ -88,7 +87,10 @@ impl AuditListRow {
 }
 
 /// Runs one of them.
-pub async fn run(command: AuditCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: AuditCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
         AuditCommand::List(arguments) => list_verifications(&arguments, context).await,
         AuditCommand::Operators(AuditOperatorsCommand::List { tenant, limit }) => {
@@ -122,9 +124,8 @@ async fn list_verifications(
         }
     };
     let rows = store::list_verifications(&database, tenant, hash.as_deref(), *limit).await?;
-    // An empty log and a mistyped tenant are different answers.
-    if rows.is_empty() && find_tenant(&database, tenant).await?.is_none() {
-        return Err(TenantChangeError::TenantNotFound(tenant.clone()).into());
+    if rows.is_empty() {
+        ensure_tenant_exists(&database, tenant).await?;
     }
     let rows: Vec<_> = rows
         .into_iter()

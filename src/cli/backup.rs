@@ -7,7 +7,7 @@ use crate::backup::{self, BackupError, BackupManifest, BackupVerifyReport, Postg
 
 /// The commands of `attesto backup`.
 #[derive(Debug, clap::Subcommand)]
-pub enum BackupCommand {
+pub(crate) enum BackupCommand {
     /// Dump the whole database, with a manifest of what is in it, while the service runs; needs `pg_dump`
     Create {
         /// The file to write, in `pg_dump`'s custom format; its manifest gets `.manifest.json` appended
@@ -30,7 +30,10 @@ pub enum BackupCommand {
 }
 
 /// Runs one of them.
-pub async fn run(command: BackupCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: BackupCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let variable = |name| {
         context
             .environment_variable(name)

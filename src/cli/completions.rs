@@ -13,7 +13,7 @@ use super::context::CommandError;
 #[command(
     after_help = "bash: attesto completions bash >/etc/bash_completion.d/attesto\nzsh:  attesto completions zsh >\"${fpath[1]}/_attesto\"\nfish: attesto completions fish >~/.config/fish/completions/attesto.fish"
 )]
-pub struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     /// For which shell
     #[arg(value_enum)]
     shell: Shell,
@@ -21,14 +21,14 @@ pub struct CompletionsArgs {
 
 /// The arguments of `attesto man`.
 #[derive(Debug, clap::Args)]
-pub struct ManArgs {
+pub(crate) struct ManArgs {
     /// Write a page for every command into this folder, instead of that of `attesto` to standard output
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
 /// Writes a shell's script for this tree of commands to standard output.
-pub fn write_completions(
+pub(crate) fn write_completions(
     args: &CompletionsArgs,
     mut tree: clap::Command,
 ) -> Result<(), CommandError> {
@@ -38,7 +38,7 @@ pub fn write_completions(
 }
 
 /// Writes pages of the manual of this tree of commands.
-pub fn write_manual(args: ManArgs, mut tree: clap::Command) -> Result<(), CommandError> {
+pub(crate) fn write_manual(args: ManArgs, mut tree: clap::Command) -> Result<(), CommandError> {
     tree.build();
     let Some(folder) = args.folder else {
         let mut page = Vec::new();

@@ -6,14 +6,14 @@ use crate::config::effective::{effective_settings, world_readable_files};
 
 /// The commands of `attesto config`.
 #[derive(Debug, clap::Subcommand)]
-pub enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Print every setting as `attesto serve` would take it, secrets by their fingerprint only, and everything that is wrong
     /// with them. Takes the flags of `serve`; asks nobody and changes nothing
     Check(serve::ServeArgs),
 }
 
 /// Runs it.
-pub fn run(command: ConfigCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) fn run(command: ConfigCommand, context: &CommandContext) -> Result<(), CommandError> {
     let ConfigCommand::Check(args) = command;
     let lookup = |name: &str| context.environment_variable(name);
     let raw = args.into_raw_settings(context, &lookup);

@@ -10,25 +10,28 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::base::clock::Clock;
-use crate::base::id::MalformedIdError;
+use crate::base::id::{MalformedIdError, TenantId};
+use crate::config::groups::WebhookSettings;
 use crate::config::{RawSettings, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Operator};
+use crate::egress::EgressPolicy;
 use crate::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{HEARTBEAT_TIMEOUT, LiveReplicas};
+use crate::tenants::store::{TenantChangeError, find_tenant};
 
 use super::operator;
 use super::output::{OutputFormat, OutputWriter};
 use crate::base::shutdown::ShutdownSignals;
 
 /// What a command may use. The database and the keys are read from the settings only when it asks for them.
-pub struct CommandContext {
+pub(crate) struct CommandContext {
     /// Where results are written.
-    pub output: OutputWriter,
+    pub(crate) output: OutputWriter,
     /// What time it is.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     command_name: String,
     database_url: Option<String>,
     environment: EnvironmentLookup,
@@ -40,7 +43,7 @@ type EnvironmentLookup = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
 
 impl CommandContext {
     /// For one run of the program. `database_url` is the flag's value; `lookup` is the environment.
-    pub fn new(
+    pub(crate) fn new(
         format: OutputFormat,
         database_url: Option<String>,
         lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static,
@@ -57,7 +60,7 @@ impl CommandContext {
 
     /// The same, running this command.
     #[must_use]
-    pub fn with_command_name(self, command: String) -> Self {
+    pub(crate) fn with_command_name(self, command: String) -> Self {
         Self {
             command_name: command,
             ..self
@@ -65,12 +68,12 @@ impl CommandContext {
     }
 
     /// One variable of the environment.
-    pub fn environment_variable(&self, name: &str) -> Option<OsString> {
+    pub(crate) fn environment_variable(&self, name: &str) -> Option<OsString> {
         (self.environment)(name)
     }
 
     /// Whether one of these variables says something. Blank is unset, as for every setting.
-    pub fn is_any_variable_set(&self, names: &[&str]) -> bool {
+    pub(crate) fn is_any_variable_set(&self, names: &[&str]) -> bool {
         let is_blank = |value: &OsStr| value.to_string_lossy().trim().is_empty();
         let mut given = names
             .iter()
@@ -79,7 +82,7 @@ impl CommandContext {
     }
 
     /// The settings of the service, as far as they are in this environment too: `read` picks those that are needed.
-    pub fn read_settings<T>(
+    pub(crate) fn read_settings<T>(
         &self,
         read: impl FnOnce(&RawSettings<'_>) -> Result<T, Vec<String>>,
     ) -> Result<T, CommandError> {
@@ -90,7 +93,7 @@ impl CommandContext {
 
     /// Is cancelled by Ctrl-C and by the signal to stop, for a command that can end in the middle. It works as long as what
     /// is returned beside it lives.
-    pub fn cancel_on_signal(
+    pub(crate) fn cancel_on_signal(
         &self,
     ) -> Result<(CancellationToken, AbortOnDropHandle<()>), CommandError> {
         let mut signals = ShutdownSignals::register_handlers().map_err(|problem| {
@@ -109,13 +112,13 @@ impl CommandContext {
     }
 
     /// The value of `--database-url`.
-    pub fn database_url(&self) -> Option<&str> {
+    pub(crate) fn database_url(&self) -> Option<&str> {
         self.database_url.as_deref()
     }
 
     /// The database, which is connected to when first asked something: the one at `DATABASE_URL`, or the private one,
     /// which is joined, or run for as long as this command needs it.
-    pub async fn open_database(&self) -> Result<Database, CommandError> {
+    pub(crate) async fn open_database(&self) -> Result<Database, CommandError> {
         let settings = admin::read_database(&*self.environment, self.database_url())
             .map_err(CommandError::invalid_settings)?;
         let settings = match settings {
@@ -155,7 +158,7 @@ impl CommandContext {
     }
 
     /// Leaves the private database, and stops it when nobody else runs it.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         if let Some(private) = self.embedded_postgres.into_inner() {
             private.stop().await;
         }
@@ -163,7 +166,7 @@ impl CommandContext {
 
     /// The encryption keys, after making sure that they are this database's and that every process that serves can open
     /// what they seal. For a command that seals.
-    pub async fn load_verified_keyring(
+    pub(crate) async fn load_verified_keyring(
         &self,
         database: &Database,
     ) -> Result<Arc<Keyring>, CommandError> {
@@ -184,12 +187,12 @@ impl CommandContext {
     }
 
     /// The encryption keys, if there are any.
-    pub fn find_configured_keyring(&self) -> Result<Option<Keyring>, CommandError> {
+    pub(crate) fn find_configured_keyring(&self) -> Result<Option<Keyring>, CommandError> {
         admin::read_keyring(&*self.environment).map_err(CommandError::invalid_settings)
     }
 
     /// The encryption keys, not compared with any database.
-    pub fn require_keyring(&self) -> Result<Arc<Keyring>, CommandError> {
+    pub(crate) fn require_keyring(&self) -> Result<Arc<Keyring>, CommandError> {
         let keyring = self.find_configured_keyring()?.ok_or_else(|| {
             CommandError::usage_error(
                 "this command seals or opens a secret: set ATTESTO_ENCRYPTION_KEY (or ATTESTO_ENCRYPTION_KEY_FILE) to the key the service runs with.",
@@ -199,18 +202,36 @@ impl CommandContext {
     }
 }
 
+/// The addresses that a callback may have: never the database's. The service also refuses its own listener, which is not
+/// known here.
+pub(super) fn build_egress_policy(webhooks: &WebhookSettings, database: &Database) -> EgressPolicy {
+    EgressPolicy::new(webhooks.is_private_callback_allowed)
+        .with_denied_addresses(database.server_addresses())
+}
+
+/// Exit 1 when there is no such tenant, so that an empty list and a mistyped tenant id have different answers.
+pub(super) async fn ensure_tenant_exists(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<(), CommandError> {
+    match find_tenant(database, tenant).await? {
+        Some(_) => Ok(()),
+        None => Err(TenantChangeError::TenantNotFound(tenant.clone()).into()),
+    }
+}
+
 /// How a command ended badly: what to say on stderr, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandError {
+pub(crate) struct CommandError {
     /// 1 or 2.
-    pub exit_status: u8,
+    pub(crate) exit_status: u8,
     /// Full sentences without a secret in them; one line a problem.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl CommandError {
     /// Exit 1: not found, already in that state, or something outside failed.
-    pub fn failed(message: impl Into<String>) -> Self {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self {
             exit_status: 1,
             message: message.into(),
@@ -218,7 +239,7 @@ impl CommandError {
     }
 
     /// Exit 2: what was asked cannot be meant.
-    pub fn usage_error(message: impl Into<String>) -> Self {
+    pub(crate) fn usage_error(message: impl Into<String>) -> Self {
         Self {
             exit_status: 2,
             message: message.into(),
@@ -230,12 +251,12 @@ impl CommandError {
         clippy::needless_pass_by_value,
         reason = "it is handed to `map_err` as it is"
     )]
-    pub fn invalid_settings(problems: Vec<String>) -> Self {
+    pub(crate) fn invalid_settings(problems: Vec<String>) -> Self {
         Self::usage_error(problems.join("\n"))
     }
 
     /// The exit code for the shell.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.exit_status)
     }
 }

@@ -10,7 +10,7 @@ use crate::credentials::sealed_columns;
 
 /// The commands of `attesto db`.
 #[derive(Debug, clap::Subcommand)]
-pub enum DatabaseCommand {
+pub(crate) enum DatabaseCommand {
     /// Print the SQL for a role that reads what statistics need: nothing sealed, no payload, no purchase token, no address
     GrantReadonly {
         /// The role's name; it is made when it is not there
@@ -24,7 +24,7 @@ pub enum DatabaseCommand {
 
 /// The name of a role, as it needs no quotes.
 #[derive(Clone, Debug)]
-pub struct DatabaseRole(String);
+pub(crate) struct DatabaseRole(String);
 
 impl FromStr for DatabaseRole {
     type Err = String;
@@ -73,7 +73,10 @@ fn is_private_column(table: &str, column: &str) -> bool {
 }
 
 /// Runs one of them.
-pub async fn run(command: DatabaseCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: DatabaseCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let DatabaseCommand::GrantReadonly { user, run } = command;
     let database = context.open_database().await?;
     let columns = database.list_columns().await?;

@@ -9,7 +9,7 @@ use crate::replicas::host_name;
 
 /// The commands of `attesto deliveries`.
 #[derive(Debug, clap::Subcommand)]
-pub enum DeliveriesCommand {
+pub(crate) enum DeliveriesCommand {
     /// Whether deliveries are held, and how many wait
     Status,
     /// Begin no delivery any more, in any process, until they are released. What arrives is stored and waits
@@ -19,7 +19,10 @@ pub enum DeliveriesCommand {
 }
 
 /// Runs one of them.
-pub async fn run(command: DeliveriesCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: DeliveriesCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     match command {
         DeliveriesCommand::Status => {}

@@ -12,7 +12,7 @@ use crate::config::{self, RawSettings};
 
 /// The arguments of `attesto doctor`.
 #[derive(Debug, clap::Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Call nobody outside: not the stores
     #[arg(long)]
     offline: bool,
@@ -28,7 +28,7 @@ struct DoctorOutput<'a> {
 }
 
 /// Runs the command: exit 0 when all is well, 1 when something should not stay as it is, 2 when something does not work.
-pub async fn run(args: DoctorArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: DoctorArgs, context: &CommandContext) -> Result<(), CommandError> {
     let lookup = |name: &str| context.environment_variable(name);
     let given = context
         .database_url()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a whole number and its unit.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let expected = || "a whole number and a unit: 90s, 30m, 24h or 7d".to_owned();
     let unit_at = text
         .find(|letter: char| !letter.is_ascii_digit())
@@ -26,7 +26,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Likewise, and at most so many days.
-pub fn parse_up_to(days: u64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+pub(crate) fn parse_up_to(days: u64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     move |text| {
         let duration = parse_duration(text)?;
         if duration > Duration::from_hours(24 * days) {

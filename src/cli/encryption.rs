@@ -25,7 +25,7 @@ use crate::replicas::{LiveReplicas, Replica};
 
 /// The commands of `attesto encryption`.
 #[derive(Debug, clap::Subcommand)]
-pub enum EncryptionCommand {
+pub(crate) enum EncryptionCommand {
     /// Make a new key and print it, once, as `<id>:<base64>`; needs no database
     GenerateKey {
         /// The key's id, 1 to 255 [default: one more than the highest that is configured here]
@@ -51,7 +51,10 @@ pub enum EncryptionCommand {
 }
 
 /// Runs one of them.
-pub async fn run(command: EncryptionCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: EncryptionCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
         EncryptionCommand::GenerateKey { id } => generate_key(id, context),
         EncryptionCommand::GenerateIdentity { file } => generate_identity(&file, context),

@@ -19,7 +19,7 @@ use crate::stores::shared::credentials::SetCredentialsError;
 
 /// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]
-pub enum GoogleCommand {
+pub(crate) enum GoogleCommand {
     /// Store what Attesto needs to ask Google Play, in place of what was stored before
     SetCredentials(SetGoogleCredentialsArgs),
     /// Print everything but the key
@@ -36,7 +36,7 @@ pub enum GoogleCommand {
 
 /// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
-pub struct SetGoogleCredentialsArgs {
+pub(crate) struct SetGoogleCredentialsArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -68,7 +68,10 @@ pub struct SetGoogleCredentialsArgs {
 }
 
 /// Runs one of them.
-pub async fn run(command: GoogleCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: GoogleCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
         GoogleCommand::SetCredentials(arguments) => set_credentials(arguments, context).await,
         GoogleCommand::GetCredentials { tenant } => get_credentials(&tenant, context).await,

@@ -20,7 +20,7 @@ const CERTIFICATE_RELOAD_GRACE: Duration = Duration::from_secs(30);
 
 /// The arguments of `attesto health`.
 #[derive(Debug, clap::Args)]
-pub struct HealthArgs {
+pub(crate) struct HealthArgs {
     /// Where the service is
     #[arg(
         long,
@@ -39,7 +39,7 @@ pub struct HealthArgs {
 }
 
 /// Runs the command: exit 0 when the service says 200, else 1 and a line that says why.
-pub async fn run(args: HealthArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: HealthArgs, context: &CommandContext) -> Result<(), CommandError> {
     let (mut url, client) = match args.url {
         Some(url) => (url, outbound::build_http_client()),
         None => local_service_client(context)?,

@@ -15,7 +15,7 @@ const MAX_INPUT_BYTES: u64 = 1024 * 1024;
 
 /// The whole content of `path`, or of standard input when `path` is `-`. What cannot be read is exit 1, what is too
 /// large is exit 2.
-pub fn read_file_or_stdin(path: &Path) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+pub(crate) fn read_file_or_stdin(path: &Path) -> Result<Zeroizing<Vec<u8>>, CommandError> {
     let name = redact::redact_path(path);
     let mut content = Zeroizing::new(Vec::new());
     let read = if path == Path::new("-") {

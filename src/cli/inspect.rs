@@ -17,7 +17,7 @@ use crate::stores::apple::trust::JwsVerifier;
 
 /// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// The JWS; or a file that holds it, or JSON around it (a notification's body, an answer of Apple's, an event of
     /// Attesto's); `-` for standard input
     #[arg(value_name = "JWS|FILE")]
@@ -70,7 +70,7 @@ fn parse_timestamp_arg(text: &str) -> Result<Timestamp, String> {
 }
 
 /// Runs the command: exit 0 when it would be believed, else 1.
-pub fn run(args: InspectArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
     let verifier = match args
         .roots

@@ -6,17 +6,16 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::context::{CommandContext, CommandError};
+use super::context::{CommandContext, CommandError, build_egress_policy};
 use crate::base::clock::Timestamp;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
 use crate::deliveries::{Sender, SenderSettings};
-use crate::egress::EgressPolicy;
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 
 /// The commands of `attesto jobs`.
 #[derive(Debug, clap::Subcommand)]
-pub enum JobsCommand {
+pub(crate) enum JobsCommand {
     /// List the jobs: how often each runs, how its last run ended, when it runs next
     List,
     /// Run one now, in this process, unless it runs already
@@ -27,7 +26,10 @@ pub enum JobsCommand {
 }
 
 /// Runs one of them.
-pub async fn run(command: JobsCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: JobsCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
         JobsCommand::List => list_jobs(context).await,
         JobsCommand::Run { name } => {
@@ -127,8 +129,7 @@ pub(super) async fn build_job_context(
 ) -> Result<JobContext, CommandError> {
     let database: Database = context.open_database().await?;
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
-    let guard = EgressPolicy::new(webhooks.is_private_callback_allowed)
-        .with_denied_addresses(database.server_addresses());
+    let guard = build_egress_policy(&webhooks, &database);
     let sending = SenderSettings::new(webhooks.callback_timeout, guard);
     Ok(JobContext {
         sender: Sender::new(sending, &context.clock).ok(),

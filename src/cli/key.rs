@@ -2,19 +2,19 @@
 
 use serde::Serialize;
 
-use super::context::{CommandContext, CommandError};
+use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, MalformedIdError, TenantId};
 use crate::db::Database;
 use crate::tenants::api_key::ApiKeyHash;
-use crate::tenants::store::{self, TenantChangeError};
+use crate::tenants::store;
 use crate::tenants::{ApiKey, ApiKeyEnvironment, DisplayName, RawApiKey};
 
 const ONE_TIME_KEY_WARNING: &str = "This is the only time the key is shown. Keep it where secrets are kept: it cannot be shown again.";
 
 /// The commands of `attesto key`.
 #[derive(Debug, clap::Subcommand)]
-pub enum KeyCommand {
+pub(crate) enum KeyCommand {
     /// Make a new key and show it, once
     Create {
         /// Whose: `tenant_…`
@@ -92,7 +92,7 @@ impl From<ApiKey> for ApiKeyView {
 }
 
 /// Runs one of them.
-pub async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let now = context.clock.now();
     let output = &context.output;
@@ -123,9 +123,8 @@ pub async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), Co
             offset,
         } => {
             let keys = store::list_api_keys(&database, &tenant, limit, offset).await?;
-            // An empty page and a mistyped tenant are different answers.
-            if keys.is_empty() && store::find_tenant(&database, &tenant).await?.is_none() {
-                return Err(TenantChangeError::TenantNotFound(tenant).into());
+            if keys.is_empty() {
+                ensure_tenant_exists(&database, &tenant).await?;
             }
             let keys: Vec<_> = keys.into_iter().map(ApiKeyView::from).collect();
             let columns = [
@@ -170,12 +169,10 @@ async fn revoke_tenant_keys(
 ) -> Result<(), CommandError> {
     let revoked = store::revoke_all_api_keys(database, tenant, context.clock.now()).await?;
     if revoked.is_empty() {
-        return Err(match store::find_tenant(database, tenant).await? {
-            Some(_) => CommandError::failed(format!(
-                "already revoked: {tenant} has no key that is let in."
-            )),
-            None => TenantChangeError::TenantNotFound(tenant.clone()).into(),
-        });
+        ensure_tenant_exists(database, tenant).await?;
+        return Err(CommandError::failed(format!(
+            "all keys of {tenant} are already revoked."
+        )));
     }
     let revoked: Vec<_> = revoked.into_iter().map(ApiKeyView::from).collect();
     let output = &context.output;

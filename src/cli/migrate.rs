@@ -14,7 +14,7 @@ use super::context::{CommandContext, CommandError};
 
 /// The arguments of `attesto migrate`.
 #[derive(Debug, clap::Args)]
-pub struct MigrateArgs {
+pub(crate) struct MigrateArgs {
     /// Only say what would be applied
     #[arg(long)]
     dry_run: bool,
@@ -130,7 +130,7 @@ async fn check_migrations(context: &CommandContext) -> Result<(), CommandError> 
 }
 
 /// Runs the command.
-pub async fn run(args: MigrateArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: MigrateArgs, context: &CommandContext) -> Result<(), CommandError> {
     if args.check {
         return check_migrations(context).await;
     }

@@ -1,67 +1,59 @@
-//! The command line: the same functions as HTTP, through another door. One file a noun.
+//! The command line: `attesto NOUN VERB`. One file or folder for each noun.
 //!
-//! Promises: results go to stdout and are one JSON object a line unless a person is watching; everything else goes to
-//! stderr; a secret is never printed, except a new API key, once. Exit codes: 0 done, 1 not found, already so, or
-//! something failed, 2 asked wrongly.
+//! Results go to stdout, as one JSON object a line unless stdout is a terminal; diagnostics go to stderr. A secret is never
+//! printed, except a new API key or a generated secret, once. Exit codes: 0 done; 1 not found, already in that state, or
+//! something outside failed; 2 wrong usage or a wrong setting.
+//!
+//! What every command uses:
 //!
 //! - [`command`]: the tree of commands, and [`run`]
-//! - [`spelling`]: `key:revoke` for `key revoke`, and `serve` when nothing is said
-//! - [`context`]: what every command is given, and how it fails
-//! - [`output`]: JSON lines, or tables and prose
-//! - [`operator`]: who is at the keyboard
-//! - [`progress`]: how far something is that takes a while
-//! - [`duration`]: how long, as people write it
-//! - [`upload`]: a secret from a file or from standard input
-//! - [`serve`], [`dev`], [`simulator`], [`migrate`]: things that run
-//! - [`health`], [`verify`], [`inspect`]: things that are asked
-//! - [`openapi`]: for those who write clients
-//! - [`completions`]: for shells, and for readers of manuals
-//! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: things that are kept
-//! - [`moving`]: a tenant, packed
-//! - [`encryption`]: what they are sealed with
-//! - [`config`]: the settings
-//! - [`jobs`], [`prune`]: what runs periodically
-//! - [`backup`]: what can be gone back to
-//! - [`database`]: who else may look into it
-//! - [`deliveries`]: whether anything is sent
-//! - [`audit`]: what was asked
-//! - [`tail`]: what happens now
+//! - [`colon_aliases`]: `key:revoke` for `key revoke`, and `serve` when no command is given
+//! - [`context`]: the settings, the database and the keys of one run, and how a command fails
+//! - [`output`]: JSON lines, or tables and text; [`progress`]: a progress bar
+//! - [`operator`]: the user name for the operator audit
+//! - [`duration`], [`input_file`]: how arguments are read
+//!
+//! The commands:
+//!
+//! - [`serve`], [`dev`], [`simulator`]: programs that run until they are stopped
+//! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: what belongs to a tenant
+//! - [`verify`], [`inspect`], [`tail`], [`audit`]: purchases and what happened to them
+//! - [`migrate`], [`database`], [`backup`], [`encryption`]: the database and its keys
+//! - [`deliveries`], [`jobs`], [`prune`]: what the service does in the background
+//! - [`doctor`], [`health`], [`config`]: diagnosis
+//! - [`openapi`], [`completions`]: the API description, shell completion, manual pages
 
-pub mod apple;
-pub mod audit;
-pub mod backup;
+mod apple;
+mod audit;
+mod backup;
 pub mod colon_aliases;
 pub mod command;
-pub mod completions;
-pub mod config;
-pub mod context;
-pub mod database;
-pub mod deliveries;
-pub mod dev;
-pub mod doctor;
-pub mod duration;
-pub mod encryption;
-pub mod google;
-pub mod health;
-pub mod input_file;
-pub mod inspect;
-pub mod jobs;
-pub mod key;
-pub mod migrate;
-pub mod openapi;
-pub mod operator;
-pub mod output;
-pub mod progress;
-pub mod prune;
-pub mod serve;
-pub mod simulator;
-pub mod tail;
-pub mod tenant;
-pub mod tenant_transfer;
-pub mod verify;
-pub mod verify_signature;
-pub mod webhook;
+mod completions;
+mod config;
+mod context;
+mod database;
+mod deliveries;
+mod dev;
+mod doctor;
+mod duration;
+mod encryption;
+mod google;
+mod health;
+mod input_file;
+mod inspect;
+mod jobs;
+mod key;
+mod migrate;
+mod openapi;
+mod operator;
+mod output;
+mod progress;
+mod prune;
+mod serve;
+mod simulator;
+mod tail;
+mod tenant;
+mod verify;
+mod webhook;
 
 pub use command::run;
-pub use context::{CommandContext, CommandError};
-pub use output::OutputWriter;

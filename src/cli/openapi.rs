@@ -3,7 +3,7 @@
 use super::context::{CommandContext, CommandError};
 
 /// Prints the description, indented.
-pub fn run(context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) fn run(context: &CommandContext) -> Result<(), CommandError> {
     let description = crate::app::openapi_document();
     let text = serde_json::to_string_pretty(&description)
         .map_err(|problem| CommandError::failed(problem.to_string()))?;

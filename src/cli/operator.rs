@@ -4,7 +4,7 @@ use rustix::process::getuid;
 
 /// The user who runs this, and on whose behalf when `sudo` says so. Of a user who is in no `/etc/passwd`, as in many
 /// containers, the number.
-pub fn current_actor(sudo: Option<&str>) -> String {
+pub(crate) fn current_actor(sudo: Option<&str>) -> String {
     let uid = getuid().as_raw();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     format_actor(&passwd, uid, sudo)

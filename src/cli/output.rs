@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum OutputFormat {
+pub(crate) enum OutputFormat {
     /// Tables and prose on a terminal, JSON lines anywhere else.
     #[default]
     Auto,
@@ -20,7 +20,7 @@ pub enum OutputFormat {
 }
 
 /// Where results go.
-pub struct OutputWriter {
+pub(crate) struct OutputWriter {
     is_human_readable: bool,
     /// Whether JSON was asked for, and not only taken for granted because nobody watches.
     is_json_requested: bool,
@@ -29,7 +29,7 @@ pub struct OutputWriter {
 
 impl OutputWriter {
     /// Standard output.
-    pub fn for_stdout(format: OutputFormat) -> Self {
+    pub(crate) fn for_stdout(format: OutputFormat) -> Self {
         let for_people = match format {
             OutputFormat::Auto => io::stdout().is_terminal(),
             OutputFormat::Json => false,
@@ -42,7 +42,10 @@ impl OutputWriter {
     }
 
     /// Any writer.
-    pub fn with_writer(is_human_readable: bool, writer: impl Write + Send + 'static) -> Self {
+    pub(crate) fn with_writer(
+        is_human_readable: bool,
+        writer: impl Write + Send + 'static,
+    ) -> Self {
         Self {
             is_human_readable,
             is_json_requested: false,
@@ -51,12 +54,12 @@ impl OutputWriter {
     }
 
     /// Whether tables and prose are wanted rather than JSON.
-    pub fn is_human_readable(&self) -> bool {
+    pub(crate) fn is_human_readable(&self) -> bool {
         self.is_human_readable
     }
 
     /// One result: a JSON line, or its fields under each other.
-    pub fn write_object<T: Serialize>(&self, result: &T) -> io::Result<()> {
+    pub(crate) fn write_object<T: Serialize>(&self, result: &T) -> io::Result<()> {
         if !self.is_human_readable {
             return self.write_json_line(result);
         }
@@ -70,7 +73,11 @@ impl OutputWriter {
     }
 
     /// One result: a JSON line, or a sentence or two that say it.
-    pub fn write_json_or_text<T: Serialize>(&self, result: &T, prose: &str) -> io::Result<()> {
+    pub(crate) fn write_json_or_text<T: Serialize>(
+        &self,
+        result: &T,
+        prose: &str,
+    ) -> io::Result<()> {
         if self.is_human_readable {
             self.write_line(&replace_control_chars(prose))
         } else {
@@ -80,7 +87,7 @@ impl OutputWriter {
 
     /// One result that is the content of a file: that text as it is, also when it is piped into one; a JSON line only when
     /// JSON was asked for.
-    pub fn write_raw_text<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
+    pub(crate) fn write_raw_text<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
         if self.is_json_requested {
             self.write_json_line(result)
         } else {
@@ -89,7 +96,7 @@ impl OutputWriter {
     }
 
     /// A line on the way to a result: a JSON line; nothing for a person, who is shown it otherwise.
-    pub fn write_progress_json<T: Serialize>(&self, step: &T) -> io::Result<()> {
+    pub(crate) fn write_progress_json<T: Serialize>(&self, step: &T) -> io::Result<()> {
         if self.is_human_readable {
             Ok(())
         } else {
@@ -99,7 +106,7 @@ impl OutputWriter {
 
     /// Several results: a JSON line each, or a table of the named fields; `when_empty` is told to a person when there
     /// are none.
-    pub fn write_rows<T: Serialize>(
+    pub(crate) fn write_rows<T: Serialize>(
         &self,
         results: &[T],
         columns: &[&str],
@@ -123,7 +130,7 @@ impl OutputWriter {
     }
 
     /// A line of prose that only a person gets; nothing in JSON.
-    pub fn write_note(&self, prose: &str) -> io::Result<()> {
+    pub(crate) fn write_note(&self, prose: &str) -> io::Result<()> {
         if self.is_human_readable {
             self.write_line(&replace_control_chars(prose))
         } else {

@@ -2,26 +2,26 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use super::OutputWriter;
+use super::output::OutputWriter;
 
 /// Characters between the brackets.
 const BAR_WIDTH: usize = 30;
 
 /// A bar that is drawn over itself. Nothing where nobody watches.
-pub struct ProgressBar {
+pub(crate) struct ProgressBar {
     is_visible: bool,
 }
 
 impl ProgressBar {
     /// One for whoever reads `output`.
-    pub fn for_output(output: &OutputWriter) -> Self {
+    pub(crate) fn for_output(output: &OutputWriter) -> Self {
         Self {
             is_visible: output.is_human_readable() && io::stderr().is_terminal(),
         }
     }
 
     /// Draws it.
-    pub fn draw_progress(&self, done: u64, total: u64, what: &str) {
+    pub(crate) fn draw_progress(&self, done: u64, total: u64, what: &str) {
         if self.is_visible {
             // Whoever closed their terminal misses nothing.
             let _ = write!(io::stderr(), "\r\x1b[2K{}", format_bar(done, total, what));
@@ -29,7 +29,7 @@ impl ProgressBar {
     }
 
     /// Wipes it.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if self.is_visible {
             let _ = write!(io::stderr(), "\r\x1b[2K");
         }

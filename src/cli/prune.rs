@@ -8,7 +8,7 @@ use crate::retention::{self, RetentionKind};
 
 /// The arguments of `attesto prune`.
 #[derive(Debug, clap::Args)]
-pub struct PruneArgs {
+pub(crate) struct PruneArgs {
     /// Only count what would go
     #[arg(long)]
     dry_run: bool,
@@ -26,7 +26,7 @@ struct PruneRow {
 }
 
 /// Runs the command.
-pub async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), CommandError> {
     let tools = jobs::build_job_context(context).await?;
     let ran = if args.dry_run {
         None

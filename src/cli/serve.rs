@@ -52,7 +52,7 @@ const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The flags of `attesto serve`: one for each setting there is.
 #[derive(Clone, Debug, Default)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// What was given, by the variable that the flag stands for.
     flag_values: BTreeMap<String, String>,
 }
@@ -158,7 +158,7 @@ pub(super) fn parse_settings(
 }
 
 /// Runs the command.
-pub async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), CommandError> {
     let lookup = |name: &str| context.environment_variable(name);
     let raw = args.into_raw_settings(context, &lookup);
     let (log, settings) = match parse_settings(&raw, context.clock.now()) {

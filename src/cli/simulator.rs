@@ -15,7 +15,7 @@ const ROOT_CERTIFICATE_FILE: &str = "root.pem";
 
 /// The arguments of `attesto simulator`.
 #[derive(Debug, clap::Args)]
-pub struct SimulatorArgs {
+pub(crate) struct SimulatorArgs {
     /// Where to listen; 0 takes any free port
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     port: u16,
@@ -31,7 +31,7 @@ pub struct SimulatorArgs {
 }
 
 /// Runs the command.
-pub async fn run(args: SimulatorArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: SimulatorArgs, context: &CommandContext) -> Result<(), CommandError> {
     let bind = SocketAddr::new(args.bind, args.port);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::context::{CommandContext, CommandError};
+use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use crate::base::id::TenantId;
 use crate::tail::TailWatcher;
-use crate::tenants::store::{TenantChangeError, find_tenant};
 
 /// How often the database is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -17,7 +16,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 #[command(
     after_help = "Verifications are seen while the service runs with ENABLE_VALIDATION_AUDIT_LOG=true. Ctrl-C ends it."
 )]
-pub struct TailArgs {
+pub(crate) struct TailArgs {
     /// Whose: the tenant's id
     #[arg(long, value_name = "ID")]
     tenant: TenantId,
@@ -30,11 +29,9 @@ pub struct TailArgs {
 }
 
 /// Shows what happens until it is interrupted.
-pub async fn run(args: TailArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: TailArgs, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    if find_tenant(&database, &args.tenant).await?.is_none() {
-        return Err(TenantChangeError::TenantNotFound(args.tenant).into());
-    }
+    ensure_tenant_exists(&database, &args.tenant).await?;
     let (stop, _listening) = context.cancel_on_signal()?;
     let mut watcher = TailWatcher::new(args.tenant);
     let mut lines = watcher.poll_lines(&database).await?;

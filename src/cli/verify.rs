@@ -26,7 +26,7 @@ use crate::stores::google::{self, GoogleVerifier};
 
 /// The commands of `attesto verify`.
 #[derive(Debug, clap::Subcommand)]
-pub enum VerifyCommand {
+pub(crate) enum VerifyCommand {
     /// Is this App Store transaction real, and what is it now?
     Apple(VerifyAppleArgs),
     /// Is this Google Play purchase real, and what is it now?
@@ -36,7 +36,7 @@ pub enum VerifyCommand {
 /// Arguments of `verify apple`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("about").required(true).multiple(false).args(["transaction_id", "signed_transaction_path"]))]
-pub struct VerifyAppleArgs {
+pub(crate) struct VerifyAppleArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -63,7 +63,7 @@ pub struct VerifyAppleArgs {
 
 /// Arguments of `verify google`.
 #[derive(Debug, clap::Args)]
-pub struct VerifyGoogleArgs {
+pub(crate) struct VerifyGoogleArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -90,7 +90,7 @@ pub struct VerifyGoogleArgs {
 
 /// What a purchase token may have bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum PurchaseTypeArg {
+pub(crate) enum PurchaseTypeArg {
     /// Something that runs for a time.
     Subscription,
     /// Something bought once.
@@ -124,7 +124,10 @@ impl VerifyDependencies {
 }
 
 /// Runs one of them: exit 0 for a yes, else 1.
-pub async fn run(command: VerifyCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: VerifyCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     match command {
         VerifyCommand::Apple(question) => verify_apple(question, context).await,
         VerifyCommand::Google(question) => verify_google(question, context).await,

@@ -2,7 +2,7 @@
 
 /// The arguments of `attesto dev`.
 #[derive(Debug, clap::Args)]
-pub struct DevArgs {
+pub(crate) struct DevArgs {
     /// The service's port. When it is taken the next free one is used, and said
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub(super) port: u16,

@@ -17,5 +17,5 @@ mod example_request;
 mod store_events;
 mod walkthrough;
 
-pub use args::DevArgs;
-pub use walkthrough::run;
+pub(crate) use args::DevArgs;
+pub(crate) use walkthrough::run;

@@ -17,7 +17,7 @@ use crate::cli::context::{CommandContext, CommandError};
 use crate::simulator::JwsForgery;
 
 /// Runs the command.
-pub async fn run(args: DevArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(args: DevArgs, context: &CommandContext) -> Result<(), CommandError> {
     let mut signals = ShutdownSignals::register_handlers()
         .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}")))?;
     let mut stage = tokio::select! {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::{CommandContext, CommandError};
-use super::input_file;
+use super::super::context::{CommandContext, CommandError};
+use super::super::input_file;
 use crate::base::id::TenantId;
 use crate::credentials::canary;
 use crate::crypto::sealed_file::{
@@ -16,7 +16,7 @@ use crate::tenant_transfer::{self, ExportReport, ImportOptions, ImportReport, Tr
 /// The arguments of `tenant export`.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "recipient"])))]
-pub struct TenantExportArgs {
+pub(crate) struct TenantExportArgs {
     /// Which: `tenant_…`
     tenant: TenantId,
     /// The file to write; never over another one
@@ -40,7 +40,7 @@ pub struct TenantExportArgs {
     reason = "each is a flag of its own, and they go with each other in any way"
 )]
 #[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "identity_file"])))]
-pub struct TenantImportArgs {
+pub(crate) struct TenantImportArgs {
     /// What `attesto tenant export` wrote
     #[arg(long, value_name = "FILE")]
     file: PathBuf,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::context::{CommandContext, CommandError};
-use super::{duration, input_file};
+use super::super::context::{CommandContext, CommandError};
+use super::super::{duration, input_file};
 use crate::base::clock::Timestamp;
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use crate::deliveries::signature::{self, SignatureHeaders};
@@ -16,7 +16,7 @@ use crate::deliveries::signature::{self, SignatureHeaders};
 /// Arguments of `verify-signature`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("header").required(true).multiple(false).args(["signature", "webhook_signature"]))]
-pub struct VerifySignatureArgs {
+pub(crate) struct VerifySignatureArgs {
     /// A file with the secret, `-` for standard input
     #[arg(long, value_name = "FILE")]
     secret_path: PathBuf,
@@ -78,7 +78,7 @@ enum SignatureHeaderFormat {
 }
 
 /// Runs the command: exit 0 when a receiver should believe it, else 1.
-pub fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result<(), CommandError> {
     let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
     if is_stdin(&args.secret_path) && is_stdin(&args.body_path) {
         return Err(CommandError::usage_error(

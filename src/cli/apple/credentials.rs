@@ -1,20 +1,14 @@
-//! `attesto apple`: a tenant's access to the App Store.
+//! `apple set-credentials`, `apple get-credentials` and `apple rollback-credentials`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Serialize;
-
-use super::context::{CommandContext, CommandError};
-use super::{duration, input_file};
-use crate::base::clock::Timestamp;
-use crate::base::id::{EventId, TenantId};
+use super::super::context::{CommandContext, CommandError};
+use super::super::input_file;
+use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::credentials::history::{PreviousOutcome, RollbackError};
-use crate::db::Database;
-use crate::events::{self, EventSource};
 use crate::outbound::{self, Upstream};
 use crate::stores::apple::account::{
     AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
@@ -22,64 +16,11 @@ use crate::stores::apple::account::{
 use crate::stores::apple::api::{self, AppStoreClient};
 use crate::stores::apple::check_credentials;
 use crate::stores::apple::store::{self, NewAppleCredentials};
-use crate::stores::apple::test_notification::{self, TestNotificationError};
-use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
-
-/// The commands of `attesto apple`.
-#[derive(Debug, clap::Subcommand)]
-pub enum AppleCommand {
-    /// Store what Attesto needs to ask the App Store, in place of what was stored before
-    SetCredentials(SetAppleCredentialsArgs),
-    /// Print everything but the key
-    GetCredentials {
-        /// Whose: the tenant's id
-        tenant: TenantId,
-    },
-    /// Go back to the credentials that were replaced last; once more leads forward again
-    RollbackCredentials {
-        /// Whose: the tenant's id
-        tenant: TenantId,
-    },
-    /// Have Apple send a test notification, wait until Apple says how that went, and print it
-    RequestTestNotification(RequestTestNotificationArgs),
-}
-
-/// Arguments of `request-test-notification`.
-#[derive(Debug, clap::Args)]
-pub struct RequestTestNotificationArgs {
-    /// Whose: the tenant's id
-    tenant: TenantId,
-
-    /// Which of the app's two addresses is tried. Left out: production, unless the tenant is set up for the sandbox only
-    #[arg(long, value_name = "ENVIRONMENT", value_enum)]
-    env: Option<TestNotificationEnvironment>,
-
-    /// How long to wait for the outcome
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_up_to(1))]
-    wait: Duration,
-}
-
-/// Where a test notification is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum TestNotificationEnvironment {
-    /// The production address
-    Production,
-    /// The sandbox address
-    Sandbox,
-}
-
-impl From<TestNotificationEnvironment> for AppleEnvironment {
-    fn from(place: TestNotificationEnvironment) -> Self {
-        match place {
-            TestNotificationEnvironment::Production => Self::Production,
-            TestNotificationEnvironment::Sandbox => Self::Sandbox,
-        }
-    }
-}
+use crate::stores::shared::credentials::SetCredentialsError;
 
 /// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
-pub struct SetAppleCredentialsArgs {
+pub(crate) struct SetAppleCredentialsArgs {
     /// Whose: the tenant's id
     tenant: TenantId,
 
@@ -112,21 +53,7 @@ pub struct SetAppleCredentialsArgs {
     check: bool,
 }
 
-/// Runs one of them.
-pub async fn run(command: AppleCommand, context: &CommandContext) -> Result<(), CommandError> {
-    match command {
-        AppleCommand::SetCredentials(arguments) => set_credentials(arguments, context).await,
-        AppleCommand::GetCredentials { tenant } => get_credentials(&tenant, context).await,
-        AppleCommand::RollbackCredentials { tenant } => {
-            rollback_credentials(&tenant, context).await
-        }
-        AppleCommand::RequestTestNotification(arguments) => {
-            request_test_notification(arguments, context).await
-        }
-    }
-}
-
-async fn set_credentials(
+pub(super) async fn set_credentials(
     arguments: SetAppleCredentialsArgs,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
@@ -178,7 +105,7 @@ async fn set_credentials(
 }
 
 /// Stores nothing when nobody at Apple takes them.
-async fn check_credentials(
+pub(super) async fn check_credentials(
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
     context: &CommandContext,
@@ -203,7 +130,7 @@ async fn check_credentials(
     Err(CommandError::failed(refusals.join("\n")))
 }
 
-async fn rollback_credentials(
+pub(super) async fn rollback_credentials(
     tenant: &TenantId,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
@@ -227,7 +154,10 @@ async fn rollback_credentials(
     Ok(())
 }
 
-async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<(), CommandError> {
+pub(super) async fn get_credentials(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let stored = store::find_credential_summary(&database, tenant)
         .await?
@@ -236,95 +166,10 @@ async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<
     Ok(())
 }
 
-/// What `request-test-notification` prints.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TestNotificationView<'a> {
-    tenant_id: &'a TenantId,
-    bundle_id: &'a str,
-    environment: AppleEnvironment,
-    /// Apple's word for how it went.
-    result: &'a str,
-    attempted_at: Option<Timestamp>,
-    #[serde(rename = "notificationUUID")]
-    notification_uuid: Option<&'a str>,
-    /// What was stored of it here.
-    event_id: Option<EventId>,
-}
-
-async fn request_test_notification(
-    arguments: RequestTestNotificationArgs,
-    context: &CommandContext,
-) -> Result<(), CommandError> {
-    let RequestTestNotificationArgs { tenant, env, wait } = arguments;
-    let database = context.open_database().await?;
-    let keyring = context.require_keyring()?;
-    let credentials = store::load_credentials(&database, &keyring, &tenant)
-        .await
-        .map_err(|error| match error {
-            LoadCredentialsError::Database(error) => error.into(),
-            sealed => CommandError::failed(format!("{sealed}.")),
-        })?
-        .ok_or_else(|| no_credentials_error(&tenant))?;
-    let environment = choose_test_environment(&tenant, &credentials, env)?;
-    let app_store = build_app_store_client(context)?;
-    let credentials = Arc::new(credentials);
-    let outcome = test_notification::request_test_notification(
-        &app_store,
-        &tenant,
-        &credentials,
-        environment,
-        wait,
-    )
-    .await;
-    // Kept, for nobody asks Apple again behind the operator's back.
-    let keep = async |said: &str| {
-        store::record_test_notification(&database, &tenant, environment, said).await
-    };
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(why) => {
-            if why == TestNotificationError::NoNotificationUrl {
-                keep(test_notification::RESULT_NO_NOTIFICATION_URL).await?;
-            }
-            return Err(no_outcome_error(&tenant, &credentials, environment, &why));
-        }
-    };
-    let uuid = outcome.notification_uuid.as_deref();
-    let event_id = find_test_event(&database, &tenant, uuid).await?;
-    keep(match event_id {
-        None if outcome.is_success() => test_notification::RESULT_RECEIVED_ELSEWHERE,
-        _ => &outcome.result,
-    })
-    .await?;
-    let tried = TestNotificationView {
-        tenant_id: &tenant,
-        bundle_id: &credentials.bundle_id,
-        environment,
-        result: &outcome.result,
-        attempted_at: outcome.attempted_at,
-        notification_uuid: uuid,
-        event_id: event_id.clone(),
-    };
-    context.output.write_object(&tried)?;
-    if !outcome.is_success() {
-        let what = explain_send_result(&outcome.result);
-        return Err(CommandError::failed(format!(
-            "Apple's test notification did not arrive ({}): {what}",
-            outcome.result
-        )));
-    }
-    if event_id.is_none() {
-        return Err(CommandError::failed(format!(
-            "somebody else took Apple's test notification: nothing of it is stored here. The {} address in App Store Connect must be https://<your host>/v1/webhooks/apple/{tenant}, and lead to a service on this database.",
-            environment.as_str()
-        )));
-    }
-    Ok(())
-}
-
 /// Apple, where the service would ask it.
-fn build_app_store_client(context: &CommandContext) -> Result<AppStoreClient, CommandError> {
+pub(super) fn build_app_store_client(
+    context: &CommandContext,
+) -> Result<AppStoreClient, CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
     let client = outbound::build_http_client()
         .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
@@ -336,66 +181,8 @@ fn build_app_store_client(context: &CommandContext) -> Result<AppStoreClient, Co
     ))
 }
 
-async fn find_test_event(
-    database: &Database,
-    tenant: &TenantId,
-    uuid: Option<&str>,
-) -> Result<Option<EventId>, CommandError> {
-    match uuid {
-        Some(uuid) => Ok(events::find_event(database, tenant, EventSource::Apple, uuid).await?),
-        None => Ok(None),
-    }
-}
-
-/// Which address is tried: one whose notifications this tenant takes.
-fn choose_test_environment(
-    tenant: &TenantId,
-    credentials: &AppleCredentials,
-    asked: Option<TestNotificationEnvironment>,
-) -> Result<AppleEnvironment, CommandError> {
-    let choice = credentials.environment;
-    let environment = match asked {
-        Some(place) => place.into(),
-        None if choice.allows_environment(AppleEnvironment::Production) => {
-            AppleEnvironment::Production
-        }
-        None => AppleEnvironment::Sandbox,
-    };
-    if !choice.allows_environment(environment) {
-        return Err(CommandError::usage_error(format!(
-            "{tenant} is set up for {} only, and refuses notifications of {}: see `attesto apple set-credentials --environment`.",
-            choice.as_str(),
-            environment.as_str()
-        )));
-    }
-    if environment == AppleEnvironment::Production && credentials.app_apple_id.is_none() {
-        return Err(CommandError::usage_error(format!(
-            "{tenant} has no app Apple id, and refuses notifications of production without it: add it with `attesto apple set-credentials --app-apple-id`, or try --env sandbox.",
-        )));
-    }
-    Ok(environment)
-}
-
-fn no_outcome_error(
-    tenant: &TenantId,
-    credentials: &AppleCredentials,
-    environment: AppleEnvironment,
-    why: &TestNotificationError,
-) -> CommandError {
-    let (app, place) = (&credentials.bundle_id, environment.as_str());
-    CommandError::failed(match why {
-        TestNotificationError::NoNotificationUrl => format!(
-            "Apple knows no {place} address for the notifications of {app}: enter https://<your host>/v1/webhooks/apple/{tenant} in App Store Connect, under App Information, App Store Server Notifications."
-        ),
-        TestNotificationError::Timeout(patience) => format!(
-            "Apple took the request and has not said within {patience:?} how sending it went. Look for it with `attesto webhook list-events {tenant}`, or wait longer with --wait."
-        ),
-        TestNotificationError::Api(failure) => describe_api_error(app, environment, failure),
-    })
-}
-
 /// What Apple's answer means to whoever set the credentials.
-fn describe_api_error(
+pub(super) fn describe_api_error(
     app: &str,
     environment: AppleEnvironment,
     failure: &api::AppleApiError,
@@ -420,30 +207,7 @@ fn describe_api_error(
     }
 }
 
-/// What Apple's word for a failed attempt means for whoever has to mend it.
-fn explain_send_result(result: &str) -> &'static str {
-    match result {
-        "TIMED_OUT" => "the server at the address did not answer in time.",
-        "TLS_ISSUE" => {
-            "no secure connection was made. The address needs TLS 1.2 or newer and a certificate that is publicly trusted, with its whole chain."
-        }
-        "CIRCULAR_REDIRECT" => {
-            "the address redirects in a circle. Enter the address that answers without redirecting."
-        }
-        "NO_RESPONSE" | "SOCKET_ISSUE" | "PREMATURE_CLOSE" => {
-            "the connection failed or broke. Is the address reachable from the internet, and is something listening there?"
-        }
-        "UNSUCCESSFUL_HTTP_RESPONSE_CODE" => {
-            "the server at the address answered with an error. If it is Attesto, its log has an http_request line for it that says why."
-        }
-        "UNSUPPORTED_CHARSET" | "INVALID_RESPONSE" => {
-            "the answer could not be read. Does the address lead to Attesto?"
-        }
-        _ => "Apple does not say more.",
-    }
-}
-
-fn no_credentials_error(tenant: &TenantId) -> CommandError {
+pub(super) fn no_credentials_error(tenant: &TenantId) -> CommandError {
     CommandError::failed(format!("{tenant} has no Apple credentials."))
 }
 

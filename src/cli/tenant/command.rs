@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::context::{CommandContext, CommandError};
-use super::tenant_transfer;
+use super::super::context::{CommandContext, CommandError};
+use super::transfer;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::tenants::store::{self, TenantChangeError};
@@ -11,7 +11,7 @@ use crate::tenants::{DisplayName, Tenant};
 
 /// The commands of `attesto tenant`.
 #[derive(Debug, clap::Subcommand)]
-pub enum TenantCommand {
+pub(crate) enum TenantCommand {
     /// Create a tenant
     Create {
         /// What people call it, 1 to 200 characters
@@ -53,14 +53,14 @@ pub enum TenantCommand {
         burst: Option<LimitOverride>,
     },
     /// Pack a tenant into a sealed file: to move it, or to be able to restore it alone
-    Export(tenant_transfer::TenantExportArgs),
+    Export(transfer::TenantExportArgs),
     /// Unpack a tenant that was exported, here or elsewhere
-    Import(tenant_transfer::TenantImportArgs),
+    Import(transfer::TenantImportArgs),
 }
 
 /// A limit of the tenant's own, or none.
 #[derive(Clone, Copy, Debug)]
-pub struct LimitOverride(Option<u32>);
+pub(crate) struct LimitOverride(Option<u32>);
 
 fn parse_limit(text: &str) -> Result<LimitOverride, String> {
     const MOST: u32 = 1_000_000;
@@ -112,7 +112,10 @@ struct TenantLimitsView {
 }
 
 /// Runs one of them.
-pub async fn run(command: TenantCommand, context: &CommandContext) -> Result<(), CommandError> {
+pub(crate) async fn run(
+    command: TenantCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let now = context.clock.now();
     let output = &context.output;
@@ -140,12 +143,8 @@ pub async fn run(command: TenantCommand, context: &CommandContext) -> Result<(),
                 "No tenants yet. Create one: attesto tenant create --name NAME",
             )?;
         }
-        TenantCommand::Export(args) => {
-            tenant_transfer::export_tenant(args, &database, context).await?
-        }
-        TenantCommand::Import(args) => {
-            tenant_transfer::import_tenant(args, &database, context).await?
-        }
+        TenantCommand::Export(args) => transfer::export_tenant(args, &database, context).await?,
+        TenantCommand::Import(args) => transfer::import_tenant(args, &database, context).await?,
         TenantCommand::Deactivate { tenant } => {
             let tenant =
                 TenantView::from(store::set_tenant_active(&database, &tenant, false, now).await?);

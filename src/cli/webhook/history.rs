@@ -1,0 +1,80 @@
+//! `webhook list-events` and `webhook list-deliveries`.
+
+use super::super::context::{CommandContext, CommandError, ensure_tenant_exists};
+use crate::base::id::TenantId;
+use crate::deliveries::history;
+use crate::deliveries::redelivery::EventStatus;
+
+/// Arguments of both lists.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HistoryListArgs {
+    /// Whose: the tenant's id
+    tenant: TenantId,
+    /// How many at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    limit: u32,
+    /// Only those that stand here
+    #[arg(long, value_enum)]
+    status: Option<EventStatus>,
+}
+
+pub(super) async fn list_events(
+    listing: &HistoryListArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let HistoryListArgs {
+        tenant,
+        limit,
+        status,
+    } = listing;
+    let events = history::store::list_events(&database, tenant, *status, *limit).await?;
+    if events.is_empty() {
+        ensure_tenant_exists(&database, tenant).await?;
+    }
+    let columns = [
+        "id",
+        "event",
+        "reason",
+        "source",
+        "environment",
+        "subject",
+        "receivedAt",
+        "status",
+    ];
+    context
+        .output
+        .write_rows(&events, &columns, "No events here.")?;
+    Ok(())
+}
+
+pub(super) async fn list_deliveries(
+    listing: &HistoryListArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let HistoryListArgs {
+        tenant,
+        limit,
+        status,
+    } = listing;
+    let deliveries =
+        history::store::list_deliveries(&database, tenant, *status, None, *limit).await?;
+    if deliveries.is_empty() {
+        ensure_tenant_exists(&database, tenant).await?;
+    }
+    let columns = [
+        "id",
+        "eventId",
+        "event",
+        "status",
+        "attemptCount",
+        "lastResponseCode",
+        "nextAttemptAt",
+        "createdAt",
+    ];
+    context
+        .output
+        .write_rows(&deliveries, &columns, "No deliveries here.")?;
+    Ok(())
+}

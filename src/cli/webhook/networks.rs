@@ -1,0 +1,68 @@
+//! `webhook allow` and `webhook disallow`.
+
+use serde::Serialize;
+
+use super::super::context::{CommandContext, CommandError, ensure_tenant_exists};
+use crate::base::id::TenantId;
+use crate::deliveries::endpoint::store;
+use crate::egress::AllowedNetwork;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AllowedNetworkRow<'a> {
+    tenant_id: &'a TenantId,
+    network: AllowedNetwork,
+}
+
+pub(super) async fn allow_network(
+    tenant: &TenantId,
+    network: Option<AllowedNetwork>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    let tenant_id = tenant;
+    let Some(network) = network else {
+        let openings = store::list_allowed_networks(&database, tenant).await?;
+        if openings.is_empty() {
+            ensure_tenant_exists(&database, tenant).await?;
+        }
+        let openings = openings
+            .into_iter()
+            .map(|network| AllowedNetworkRow { tenant_id, network });
+        let openings: Vec<_> = openings.collect();
+        context
+            .output
+            .write_rows(&openings, &["network"], "Nothing but public addresses.")?;
+        return Ok(());
+    };
+    if !store::allow_network(&database, tenant, &network).await? {
+        return Err(CommandError::failed(format!(
+            "{network} is already allowed for {tenant}."
+        )));
+    }
+    let prose = format!("Callbacks of {tenant} may be at {network}.");
+    context
+        .output
+        .write_json_or_text(&AllowedNetworkRow { tenant_id, network }, &prose)?;
+    Ok(())
+}
+
+pub(super) async fn disallow_network(
+    tenant: &TenantId,
+    network: AllowedNetwork,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    if !store::disallow_network(&database, tenant, &network).await? {
+        return Err(CommandError::failed(format!(
+            "{network} is not allowed for {tenant}; `attesto webhook allow {tenant}` lists what is."
+        )));
+    }
+    let prose = format!("Callbacks of {tenant} may be at {network} no more.");
+    let result = AllowedNetworkRow {
+        tenant_id: tenant,
+        network,
+    };
+    context.output.write_json_or_text(&result, &prose)?;
+    Ok(())
+}

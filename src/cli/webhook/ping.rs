@@ -1,0 +1,125 @@
+//! `webhook ping`.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::super::context::{CommandContext, CommandError, build_egress_policy};
+use super::config::load_endpoint_summary;
+use crate::base::clock::Timestamp;
+use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::config::groups::WebhookSettings;
+use crate::deliveries::endpoint::store::{self, EndpointChangeError};
+use crate::deliveries::{DeliveryJob, Sender, SenderSettings};
+
+/// The word that both stores' own test notifications have too: a receiver knows already that nothing has happened.
+const PING_EVENT_TYPE: &str = "test";
+
+/// What `ping` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PingResult<'a> {
+    tenant_id: &'a TenantId,
+    event_id: &'a EventId,
+    callback_url: &'a str,
+    /// In one word, as in the log and the metrics.
+    outcome: &'static str,
+    status: Option<u16>,
+    latency_ms: u128,
+    /// The first kilobyte of what the callback said.
+    body: Option<&'a str>,
+    /// What went wrong.
+    detail: Option<&'a str>,
+}
+
+pub(super) async fn ping_callback(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let webhooks = context.read_settings(WebhookSettings::from_raw)?;
+    let database = context.open_database().await?;
+    let keyring = context.require_keyring()?;
+    let summary = load_endpoint_summary(&database, tenant).await?;
+    let mut endpoints =
+        store::load_endpoints(&database, &keyring, std::slice::from_ref(tenant)).await?;
+    let endpoint = endpoints
+        .remove(tenant)
+        .ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?
+        .map_err(EndpointChangeError::from)?;
+    let settings = SenderSettings::new(
+        webhooks.callback_timeout,
+        build_egress_policy(&webhooks, &database),
+    );
+    let sender = Sender::new(settings, &context.clock)
+        .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
+    let now = context.clock.now();
+    let event = EventId::mint(now);
+    let job = DeliveryJob {
+        id: DeliveryId::mint(now),
+        event_id: event.clone(),
+        tenant_id: tenant.clone(),
+        event_type: PING_EVENT_TYPE.to_owned(),
+        attempt_number: 1,
+        callback_url: summary.callback_url.clone(),
+        body: ping_body(tenant, &event, now).into(),
+    };
+    let begun = Instant::now();
+    let outcome = sender.send(&job, &endpoint).await;
+    let latency = begun.elapsed();
+    let detail = outcome.detail();
+    let echo = PingResult {
+        tenant_id: tenant,
+        event_id: &event,
+        callback_url: &summary.callback_url,
+        outcome: outcome.class().as_str(),
+        status: outcome.status_code(),
+        latency_ms: latency.as_millis(),
+        body: outcome.body_excerpt(),
+        detail,
+    };
+    context.output.write_object(&echo)?;
+    match detail {
+        None => Ok(()),
+        Some(detail) => Err(CommandError::failed(format!(
+            "the callback did not take it: {detail}."
+        ))),
+    }
+}
+
+/// Like every event, in the order of the contract; no store said it.
+fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body<'a> {
+        event: &'static str,
+        reason: &'static str,
+        platform_event: &'static str,
+        event_id: &'a EventId,
+        external_id: &'a str,
+        timestamp: Timestamp,
+        tenant_id: &'a TenantId,
+        source: &'static str,
+        environment: Option<&'static str>,
+        subject: Option<&'static str>,
+        app_user_id: Option<&'static str>,
+        data: serde_json::Value,
+        raw: Option<&'static str>,
+    }
+    let body = Body {
+        event: PING_EVENT_TYPE,
+        reason: "ping",
+        platform_event: "attesto.ping",
+        event_id: event,
+        external_id: event.as_str(),
+        timestamp: now,
+        tenant_id: tenant,
+        source: "attesto",
+        environment: None,
+        subject: None,
+        app_user_id: None,
+        data: json!({ "message": "Sent by `attesto webhook ping`. Nothing has happened." }),
+        raw: None,
+    };
+    serde_json::to_vec(&body).expect("plain texts become JSON")
+}
