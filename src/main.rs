@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Before anything is read that is nobody's business.
+    // Before any secret is read.
     attesto::base::shutdown::disable_core_dumps();
-    // One cryptographic backend for everything that speaks TLS, chosen before anything does. It fails only when one
-    // was chosen already.
+    // One cryptographic backend for all TLS connections. It fails only when one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     attesto::cli::run(std::env::args_os()).await
 }

@@ -1,4 +1,4 @@
-//! `attesto audit`: what was asked, and what operators changed.
+//! `attesto audit`: the log of verifications, and the log of operators' changes.
 
 use std::path::PathBuf;
 
@@ -13,46 +13,43 @@ use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::crypto::token::encode_hex;
 
-/// The commands of `attesto audit`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AuditCommand {
-    /// List a tenant's verifications, newest first; kept while `ENABLE_VALIDATION_AUDIT_LOG` is on
+    /// List a tenant's verifications, newest first; they are recorded while `ENABLE_VALIDATION_AUDIT_LOG` is on
     List(AuditListArgs),
-    /// What operators changed
+    /// List operators' changes
     #[command(subcommand)]
     Operators(AuditOperatorsCommand),
-    /// Follow the chain of what operators changed, and find the first link that does not hold
+    /// Verify the hash chain of operators' changes, and find the first broken row
     Verify {
-        /// A row that must be in it, as an earlier run printed it: `SEQ:HASH`. Without one, newest rows that were taken
-        /// away are not missed
+        /// Row that must be in the chain, as an earlier run printed it; without it, the removal of the newest rows is not
+        /// detected
         #[arg(long, value_name = "SEQ:HASH", value_parser = parse_chain_head)]
         expect: Option<ChainHead>,
     },
 }
 
-/// The commands of `attesto audit operators`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AuditOperatorsCommand {
-    /// List what operators changed, newest first
+    /// List operators' changes, newest first
     List {
-        /// Only what belongs to this tenant
+        /// Only changes to this tenant
         #[arg(long)]
         tenant: Option<TenantId>,
-        /// How many at most
+        /// Maximum number of rows
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
     },
 }
 
-/// Arguments of `list`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditListArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
-    /// How many at most
+    /// Maximum number of rows
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
     limit: u32,
-    /// Only those about this purchase: a file that holds its transaction id or purchase token, `-` for standard input
+    /// Only verifications of one purchase: file with its transaction id or purchase token, `-` for standard input
     #[arg(long, value_name = "FILE")]
     identifier_path: Option<PathBuf>,
 }
@@ -86,7 +83,6 @@ impl AuditListRow {
     }
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: AuditCommand,
     context: &CommandContext,
@@ -113,13 +109,10 @@ async fn list_verifications(
     let hash = match identifier_path {
         None => None,
         Some(path) => {
-            let bytes = input_file::read_file_or_stdin(path)?;
-            let text = std::str::from_utf8(&bytes).map_err(|_| {
-                CommandError::usage_error(format!("{} is not text.", path.display()))
-            })?;
+            let text = input_file::read_text(path)?;
             let keyring = context.load_verified_keyring(&database).await?;
             let key = PurchaseHashKey::load(&database, &keyring).await?;
-            // An editor's line end is not part of it.
+            // Editors append a line end.
             Some(key.hash_purchase(tenant, PurchaseDigest::from_identifier(text.trim_end())))
         }
     };
@@ -142,7 +135,7 @@ async fn list_verifications(
     context.output.write_rows(
         &rows,
         &columns,
-        "No verifications were noted. ENABLE_VALIDATION_AUDIT_LOG=true keeps them from now on.",
+        "No verifications are recorded. ENABLE_VALIDATION_AUDIT_LOG=true records them from now on.",
     )?;
     Ok(())
 }
@@ -168,7 +161,7 @@ async fn list_operator_changes(
     ];
     context
         .output
-        .write_rows(&entries, &columns, "Nothing was changed yet.")?;
+        .write_rows(&entries, &columns, "No changes yet.")?;
     Ok(())
 }
 
@@ -177,11 +170,11 @@ async fn list_operator_changes(
 struct AuditChainView {
     valid: bool,
     rows: u64,
-    /// The first row that is there.
+    /// Sequence number of the oldest row.
     first: Option<i64>,
-    /// The last row that holds, as `--expect` takes it.
+    /// `SEQ:HASH` of the last valid row, for `--expect`.
     head: Option<String>,
-    /// The first row that does not hold.
+    /// Sequence number of the first broken row.
     broken_at: Option<i64>,
     problem: Option<String>,
 }
@@ -204,10 +197,10 @@ async fn verify_audit_chain(
     };
     let prose = match &verified.head {
         Some(head) => format!(
-            "Every link holds: {} rows. Keep this elsewhere, for `--expect`: {head}",
+            "The chain of {} rows is intact. Store this elsewhere, for `--expect`: {head}",
             verified.rows
         ),
-        None => "Nothing was changed yet.".to_owned(),
+        None => "No changes yet.".to_owned(),
     };
     match checked.error {
         None => context.output.write_json_or_text(&verified, &prose)?,
@@ -215,7 +208,7 @@ async fn verify_audit_chain(
             context
                 .output
                 .write_json_or_text(&verified, "The chain is broken.")?;
-            return Err(CommandError::failed(format!("{broken}.")));
+            return Err(CommandError::from_cause(broken));
         }
     }
     Ok(())
@@ -230,7 +223,7 @@ fn parse_chain_head(text: &str) -> Result<ChainHead, String> {
             hash,
         })
     };
-    parse().ok_or_else(|| "what `attesto audit verify` printed as head: <seq>:<hash>".to_owned())
+    parse().ok_or_else(|| "must be <seq>:<hash>, as `attesto audit verify` printed it".to_owned())
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
@@ -245,10 +238,10 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 impl From<HashKeyError> for CommandError {
-    fn from(problem: HashKeyError) -> Self {
-        match problem {
+    fn from(error: HashKeyError) -> Self {
+        match error {
             HashKeyError::Database(error) => error.into(),
-            sealed @ HashKeyError::CannotOpen(_) => Self::failed(format!("{sealed}.")),
+            sealed @ HashKeyError::CannotOpen(_) => Self::from_cause(sealed),
         }
     }
 }

@@ -1,35 +1,33 @@
-//! `attesto backup`: a dump, and the proof that it can be restored.
+//! `attesto backup`: creates, verifies and restores dumps of the database.
 
 use std::path::{Path, PathBuf};
 
 use super::context::{CommandContext, CommandError};
 use crate::backup::{self, BackupError, BackupManifest, BackupVerifyReport, PostgresPrograms};
 
-/// The commands of `attesto backup`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum BackupCommand {
-    /// Dump the whole database, with a manifest of what is in it, while the service runs; needs `pg_dump`
+    /// Create a dump of the whole database and a manifest of its content; the service may run; needs `pg_dump`
     Create {
-        /// The file to write, in `pg_dump`'s custom format; its manifest gets `.manifest.json` appended
+        /// File to write, in `pg_dump`'s custom format; the manifest is FILE.manifest.json
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
     },
-    /// Restore a backup into a database of its own on the same server, look whether everything is in it and opens, and
-    /// take that database away again; needs `pg_restore` and the encryption keys
+    /// Verify a backup: restore it into a temporary database on the same server, and check that it is complete and that its
+    /// secrets open; needs `pg_restore` and the encryption keys
     Verify {
-        /// The dump; its manifest lies beside it
+        /// The dump; its manifest must be beside it
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Restore a backup into the database, which must be empty; deliveries are held until `deliveries release`
+    /// Restore a backup into the database, which must be empty; deliveries are held until `attesto deliveries release`
     Restore {
-        /// The dump; its manifest lies beside it
+        /// The dump; its manifest must be beside it
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: BackupCommand,
     context: &CommandContext,
@@ -49,29 +47,29 @@ pub(crate) async fn run(
     match command {
         BackupCommand::Create { file } => {
             let database = context.open_database().await?;
-            let made = stop
+            let created = stop
                 .run_until_cancelled(backup::create_backup(&database, &programs, &file))
                 .await;
-            let manifest = made.unwrap_or_else(|| {
+            let manifest = created.unwrap_or_else(|| {
                 Err(BackupError::ProgramFailed {
                     program: "pg_dump",
-                    said: "it was stopped; nothing was kept".to_owned(),
+                    said: "it was stopped; no file was kept".to_owned(),
                 })
             })?;
-            let said = format_manifest(&manifest, &file);
-            context.output.write_json_or_text(&manifest, &said)?;
+            let text = format_manifest(&manifest, &file);
+            context.output.write_json_or_text(&manifest, &text)?;
             Ok(())
         }
         BackupCommand::Restore { file } => {
             let database = context.open_database().await?;
             let (manifest, problems) = backup::restore_backup(&database, &programs, &file).await?;
-            let said = format!(
-                "Restored {} rows of {} tables, the state of {}. Deliveries are held: see `attesto deliveries status`.",
+            let text = format!(
+                "Restored {} rows of {} tables as of {}. Deliveries are held; to send them: attesto deliveries release.",
                 manifest.total_rows(),
                 manifest.tables.len(),
                 manifest.created_at
             );
-            context.output.write_json_or_text(&manifest, &said)?;
+            context.output.write_json_or_text(&manifest, &text)?;
             if problems.is_empty() {
                 Ok(())
             } else {
@@ -105,15 +103,15 @@ pub(crate) async fn run(
 fn format_manifest(manifest: &BackupManifest, file: &Path) -> String {
     let keys: Vec<_> = manifest.key_ids.iter().map(ToString::to_string).collect();
     let keys = if keys.is_empty() {
-        "It holds nothing sealed.".to_owned()
+        "It holds no secrets.".to_owned()
     } else {
         format!(
-            "Without encryption key {} its secrets cannot be opened: keep that elsewhere.",
+            "Its secrets need encryption key {}: keep a copy of the key elsewhere.",
             keys.join(" and ")
         )
     };
     format!(
-        "{} rows of {} tables in {} ({} bytes). {keys} Prove it: attesto backup verify {}",
+        "{} rows of {} tables in {} ({} bytes). {keys} To verify it: attesto backup verify {}",
         manifest.total_rows(),
         manifest.tables.len(),
         file.display(),
@@ -125,12 +123,12 @@ fn format_manifest(manifest: &BackupManifest, file: &Path) -> String {
 fn format_verification(report: &BackupVerifyReport) -> String {
     if !report.sound {
         return format!(
-            "Backup {} of {} is NOT sound.",
+            "Backup {} of {} is NOT usable.",
             report.id, report.created_at
         );
     }
     format!(
-        "Backup {} is sound: {} rows of {} tables restored in {} ms, {} sealed values opened, {} migrations applied. It holds the state of {}: going back to it loses what came in the {} s since.",
+        "Backup {} is usable: {} rows of {} tables restored in {} ms, {} secrets opened, {} migrations applied. It holds the state of {}: restoring it loses the changes of the {} s since.",
         report.id,
         report.rows,
         report.tables,
@@ -147,8 +145,8 @@ impl From<BackupError> for CommandError {
         match error {
             BackupError::Database(error) => error.into(),
             BackupError::Migration(problem) => problem.into(),
-            error if error.is_usage_error() => Self::usage_error(format!("{error}.")),
-            error => Self::failed(format!("{error}.")),
+            error if error.is_usage_error() => Self::from_usage_cause(error),
+            error => Self::from_cause(error),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Two spellings of one command: `attesto key revoke …`, and `attesto key:revoke …`, which older runbooks use.
+//! Colon form of the commands: `attesto key:revoke …`, which older runbooks use, is `attesto key revoke …`.
 //!
 //! The colon form is rewritten before the arguments are parsed, so that help, errors and completion know one form.
 
@@ -8,13 +8,13 @@ use clap::Command;
 
 use crate::crypto::redact::looks_like_secret;
 
-/// What the program was asked, in the nested form, with `serve` filled in when no command is named.
+/// The arguments in the nested form, with `serve` inserted when they name no command.
 pub fn expand_colon_aliases(
     arguments: impl IntoIterator<Item = OsString>,
     tree: &Command,
 ) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    // Only the first word that is a command counts: what follows it are its own arguments, which may look like anything.
+    // Only the first command counts: what follows are its arguments, which may look like a command.
     let command = (1..arguments.len())
         .take_while(|&at| arguments[at] != "--")
         .find_map(|at| Some((at, split_colon_alias(arguments[at].to_str()?, tree)?)));
@@ -28,7 +28,7 @@ pub fn expand_colon_aliases(
     arguments
 }
 
-/// The words of a command in either spelling, as far down as there are commands; `None` for what is none.
+/// The words of a command in either form; `None` when `asked` is no command.
 fn split_colon_alias(asked: &str, tree: &Command) -> Option<Vec<OsString>> {
     let (mut words, mut rest, mut here) = (Vec::new(), asked, tree);
     while let Some((noun, verb)) = rest.split_once(':')
@@ -43,7 +43,7 @@ fn split_colon_alias(asked: &str, tree: &Command) -> Option<Vec<OsString>> {
     is_command.then_some(words)
 }
 
-/// What the parser says, without repeating an argument that [may be a secret](may_be_secret).
+/// The parser's message, in which an argument that [may be a secret](looks_like_secret) is replaced by `…`.
 pub fn redact_secrets(said: &str, arguments: &[OsString]) -> String {
     let mut secrets: Vec<_> = arguments
         .iter()
@@ -63,7 +63,7 @@ pub fn redact_secrets(said: &str, arguments: &[OsString]) -> String {
     })
 }
 
-/// Whether these arguments name no command and want none: nothing at all, or only settings of `serve`.
+/// The arguments name no command and ask for no help: there are none, or only flags of `serve`.
 fn is_implicit_serve(arguments: &[OsString]) -> bool {
     let about_us = ["-h", "--help", "-V", "--version"];
     match arguments {
@@ -145,7 +145,7 @@ mod tests {
             ("tenant:create --name a", "tenant create --name a"),
             ("apple:set-credentials t", "apple set-credentials t"),
             ("--output json key:list t", "--output json key list t"),
-            // A value is not a command, and neither is what follows a command.
+            // Neither a value nor what follows a command is a command.
             (
                 "tenant create --name key:list",
                 "tenant create --name key:list",
@@ -155,7 +155,7 @@ mod tests {
                 "tenant create --name key:list",
             ),
             ("-- key:list", "serve -- key:list"),
-            // Not ours: the parser says what is wrong, in the words that were typed.
+            // Not a command: the parser's message repeats the words as typed.
             ("keys:list", "keys:list"),
             ("serve:now", "serve:now"),
             ("key:", "key "),

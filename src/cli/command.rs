@@ -14,32 +14,32 @@ use super::{
     tail, tenant, verify, webhook,
 };
 
-/// Tells a mobile app's backend whether an in-app purchase is real.
+/// Verify App Store and Google Play purchases, and forward the stores' notifications to your backend
 #[derive(Debug, Parser)]
 #[command(
     name = "attesto",
     version,
-    after_help = "Without a command, attesto serves. Every command of two words has a second spelling: `attesto key:revoke` is `attesto key revoke`."
+    after_help = "Without a command, attesto runs `serve`. A command of two words can be written with a colon: `attesto key:revoke` is `attesto key revoke`."
 )]
 pub struct Cli {
-    /// How results are written: `auto` is a table on a terminal and JSON lines anywhere else
+    /// Output format: `auto` is a table on a terminal and JSON lines otherwise
     #[arg(
         long,
         global = true,
-        help_heading = "Everywhere",
+        help_heading = "Global options",
         value_name = "FORMAT",
         value_enum,
         default_value_t
     )]
     output: OutputFormat,
 
-    /// Where the database is
+    /// Address of the database
     #[arg(
         long,
         global = true,
-        help_heading = "Everywhere",
+        help_heading = "Global options",
         value_name = "URL",
-        help = "Where the database is: postgres://user:password@host:5432/name [env: DATABASE_URL or DATABASE_URL_FILE]"
+        help = "Address of the database: postgres://user:password@host:5432/name [env: DATABASE_URL or DATABASE_URL_FILE]"
     )]
     database_url: Option<String>,
 
@@ -49,73 +49,76 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Run the service (what happens without a command)
+    /// Run the service (the default command)
+    #[command(
+        after_help = "Examples:\n  attesto serve --embedded-postgres --encryption-key-file key.txt\n  attesto serve --database-url postgres://attesto@db/attesto --encryption-key-file key.txt"
+    )]
     Serve(serve::ServeArgs),
-    /// Try everything on this machine: a private database, simulated stores, a demo tenant
+    /// Try Attesto on this machine: a private database, simulated stores, a demo tenant
     Dev(dev::DevArgs),
-    /// Bring the database's tables to this release
+    /// Migrate the database's tables to this release
     Migrate(migrate::MigrateArgs),
-    /// Tenants: the teams whose apps Attesto answers for
+    /// Manage tenants
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
-    /// API keys of a tenant
+    /// Manage a tenant's API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// A tenant's access to the App Store
+    /// Manage a tenant's App Store credentials
     #[command(subcommand)]
     Apple(apple::AppleCommand),
-    /// A tenant's access to Google Play
+    /// Manage a tenant's Google Play credentials
     #[command(subcommand)]
     Google(google::GoogleCommand),
-    /// Where a tenant's events are sent
+    /// Manage a tenant's webhook: callback, secrets, events, deliveries
     #[command(subcommand)]
     Webhook(webhook::WebhookCommand),
-    /// Backups of the database, and the proof that they can be restored
+    /// Create, verify and restore backups of the database
     #[command(subcommand)]
     Backup(backup::BackupCommand),
-    /// Who else may look into the database
+    /// Grant read-only access to the database
     #[command(subcommand)]
     Db(database::DatabaseCommand),
-    /// Whether anything is sent to callbacks at all
+    /// Hold and release all deliveries
     #[command(subcommand)]
     Deliveries(deliveries::DeliveriesCommand),
-    /// What was asked, and what operators changed
+    /// List verifications and operators' changes
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Ask one question about a purchase, and hear the answer in words
+    /// Verify one purchase with a tenant's credentials
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
-    /// Take something that Apple signed apart: is it believed, and if not, why
+    /// Decode data that Apple signed, and check its signature
     Inspect(inspect::InspectArgs),
-    /// Watch what happens to a tenant: verifications, events, deliveries
+    /// Follow a tenant's verifications, events and deliveries
     Tail(tail::TailArgs),
-    /// Ask a running service whether it lives, or whether it can serve
+    /// Check whether a running service is alive, or ready
     Health(health::HealthArgs),
-    /// Look whether this installation is well: exit 0, 1 for what should not stay as it is, 2 for what does not work
+    /// Diagnose this installation: exit 0 for no problem, 1 for warnings, 2 for failures
     Doctor(doctor::DoctorArgs),
-    /// The keys that secrets are sealed with
+    /// Manage the encryption keys
     #[command(subcommand)]
     Encryption(encryption::EncryptionCommand),
-    /// The settings
+    /// Check the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// What runs periodically: how it went, and a run of it now
+    /// List the periodic jobs, or run one now
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
-    /// Remove now what is older than it is to be kept
+    /// Delete the data whose retention period has ended
     Prune(prune::PruneArgs),
-    /// Run only the simulated stores
+    /// Run the simulated stores alone
     Simulator(simulator::SimulatorArgs),
-    /// Print the description of the HTTP API: the OpenAPI document that a running service answers at /openapi.json
+    /// Print the OpenAPI document of the HTTP API, as a service answers it at /openapi.json
     Openapi,
-    /// Print what makes a shell complete these commands
+    /// Print a shell's completion script
     Completions(completions::CompletionsArgs),
-    /// Print the manual
+    /// Print the manual pages
     Man(completions::ManArgs),
 }
 
-/// Runs what the arguments ask, program name first; writes results to stdout, what went wrong to stderr, and gives
-/// the exit code.
+/// Runs the command that the arguments name (the first is the program's name) and returns its exit code. Results go to
+/// stdout, error messages to stderr.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut tree = Cli::command();
     tree.build();
@@ -125,13 +128,13 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, command_path(&matches))))
     {
         Ok(parsed) => parsed,
-        // Help and the version too arrive as an "error", meant for stdout and with exit code 0.
+        // clap returns --help and --version as an "error" too, with exit code 0 and meant for stdout.
         Err(error) => {
-            let said = error.render().to_string();
-            let tellable = colon_aliases::redact_secrets(&said, &arguments);
-            // Nobody is left to tell when even this cannot be written.
-            let _ = if error.use_stderr() && tellable != said {
-                write!(std::io::stderr(), "{tellable}")
+            let message = error.render().to_string();
+            let redacted = colon_aliases::redact_secrets(&message, &arguments);
+            // A failure to write the message cannot be reported either.
+            let _ = if error.use_stderr() && redacted != message {
+                write!(std::io::stderr(), "{redacted}")
             } else {
                 error.print()
             };
@@ -153,7 +156,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Which command it is, without its arguments: `key revoke`.
+/// The command's words without its arguments: `key revoke`.
 fn command_path(matches: &ArgMatches) -> String {
     let mut words = Vec::new();
     let mut level = matches.subcommand();
@@ -202,7 +205,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tree_is_sound() {
+    fn clap_accepts_the_tree() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_people_type_most_have_an_example_that_parses() {
+        for path in [
+            "serve",
+            "dev",
+            "tenant create",
+            "key create",
+            "apple set-credentials",
+            "google set-credentials",
+            "webhook set-config",
+            "webhook list-events",
+            "webhook redeliver",
+            "verify apple",
+            "verify google",
+            "doctor",
+        ] {
+            let mut command = Cli::command();
+            command.build();
+            let found = path
+                .split(' ')
+                .try_fold(&mut command, |level, word| level.find_subcommand_mut(word));
+            let help = found.expect(path).render_long_help().to_string();
+            let (_, examples) = help.split_once("Examples:\n").expect(path);
+            let examples = examples.replace("\\\n", "");
+            let lines = examples
+                .lines()
+                .filter(|line| line.starts_with("  attesto "));
+            assert_ne!(lines.clone().count(), 0, "{path}");
+            for line in lines {
+                assert!(line.starts_with(&format!("  attesto {path}")), "{line}");
+                let parsed = Cli::command().try_get_matches_from(line.split_whitespace());
+                assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
+            }
+        }
     }
 }

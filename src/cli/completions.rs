@@ -1,4 +1,4 @@
-//! `attesto completions` and `attesto man`: what a shell and a reader of manuals want, made from the tree of commands.
+//! `attesto completions` and `attesto man`: generated from the tree of commands.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -8,26 +8,24 @@ use clap_mangen::Man;
 
 use super::context::CommandError;
 
-/// The arguments of `attesto completions`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "bash: attesto completions bash >/etc/bash_completion.d/attesto\nzsh:  attesto completions zsh >\"${fpath[1]}/_attesto\"\nfish: attesto completions fish >~/.config/fish/completions/attesto.fish"
 )]
 pub(crate) struct CompletionsArgs {
-    /// For which shell
+    /// Shell to generate for
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// The arguments of `attesto man`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ManArgs {
-    /// Write a page for every command into this folder, instead of that of `attesto` to standard output
+    /// Write a page for every command into this folder, instead of one page for `attesto` to standard output
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
-/// Writes a shell's script for this tree of commands to standard output.
+/// Writes the completion script to stdout.
 pub(crate) fn write_completions(
     args: &CompletionsArgs,
     mut tree: clap::Command,
@@ -37,7 +35,7 @@ pub(crate) fn write_completions(
     ignore_broken_pipe(std::io::stdout().write_all(&script))
 }
 
-/// Writes pages of the manual of this tree of commands.
+/// Writes one manual page to stdout, or all into a folder.
 pub(crate) fn write_manual(args: ManArgs, mut tree: clap::Command) -> Result<(), CommandError> {
     tree.build();
     let Some(folder) = args.folder else {
@@ -52,14 +50,13 @@ pub(crate) fn write_manual(args: ManArgs, mut tree: clap::Command) -> Result<(),
     Ok(())
 }
 
-/// A page for a command and for each below it, named as `git` names them: `attesto-key-revoke`.
+/// One page for a command and for each below it, named as git's are: `attesto-key-revoke`.
 fn write_man_pages(
     command: &clap::Command,
     name: &str,
     write: &mut impl FnMut(&str, &[u8]) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let mut page = Vec::new();
-    // The name of a command has to be known for as long as the program runs.
     let named = command.clone().name(name.to_owned());
     Man::new(named).render(&mut page)?;
     write(name, &page)?;
@@ -71,7 +68,7 @@ fn write_man_pages(
     Ok(())
 }
 
-/// `attesto man | head`: whoever reads has seen enough.
+/// `attesto man | head` closes the pipe early, which is no failure.
 fn ignore_broken_pipe(result: std::io::Result<()>) -> Result<(), CommandError> {
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

@@ -1,18 +1,16 @@
-//! `attesto config`: the settings, before anything depends on them.
+//! `attesto config`: checks the settings without starting the service.
 
 use super::context::{CommandContext, CommandError};
 use super::serve;
 use crate::config::effective::{effective_settings, world_readable_files};
 
-/// The commands of `attesto config`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Print every setting as `attesto serve` would take it, secrets by their fingerprint only, and everything that is wrong
-    /// with them. Takes the flags of `serve`; asks nobody and changes nothing
+    /// Check the settings of `attesto serve`: print each value and its origin (secrets as fingerprints), and all problems.
+    /// Accepts the flags of `serve`; opens no connection and changes nothing
     Check(serve::ServeArgs),
 }
 
-/// Runs it.
 pub(crate) fn run(command: ConfigCommand, context: &CommandContext) -> Result<(), CommandError> {
     let ConfigCommand::Check(args) = command;
     let lookup = |name: &str| context.environment_variable(name);
@@ -23,7 +21,7 @@ pub(crate) fn run(command: ConfigCommand, context: &CommandContext) -> Result<()
     output.write_rows(&rows, &["name", "value", "origin"], "")?;
     for (name, path) in world_readable_files(&raw) {
         eprintln!(
-            "attesto: warning: {name}: everybody on this machine may read {}: chmod o-r it.",
+            "attesto: warning: {name}: every user on this machine can read {}; run chmod o-r on it.",
             path.display()
         );
     }

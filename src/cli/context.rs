@@ -1,7 +1,8 @@
-//! What every command is given, and how it fails.
+//! The settings, the database and the keys of one run of the program, and how a command fails.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -26,23 +27,21 @@ use super::operator;
 use super::output::{OutputFormat, OutputWriter};
 use crate::base::shutdown::ShutdownSignals;
 
-/// What a command may use. The database and the keys are read from the settings only when it asks for them.
+/// What a command may use. Database and keys are read from the settings when a command first needs them.
 pub(crate) struct CommandContext {
-    /// Where results are written.
     pub(crate) output: OutputWriter,
-    /// What time it is.
     pub(crate) clock: Clock,
     command_name: String,
     database_url: Option<String>,
     environment: EnvironmentLookup,
-    /// Joined when first asked for.
+    /// Started, or joined when it is running, on first use.
     embedded_postgres: OnceCell<EmbeddedPostgres>,
 }
 
 type EnvironmentLookup = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
 
 impl CommandContext {
-    /// For one run of the program. `database_url` is the flag's value; `lookup` is the environment.
+    /// `database_url` is the value of `--database-url`; `lookup` reads an environment variable.
     pub(crate) fn new(
         format: OutputFormat,
         database_url: Option<String>,
@@ -58,7 +57,7 @@ impl CommandContext {
         }
     }
 
-    /// The same, running this command.
+    /// Sets the command's words, for the operator audit.
     #[must_use]
     pub(crate) fn with_command_name(self, command: String) -> Self {
         Self {
@@ -67,12 +66,11 @@ impl CommandContext {
         }
     }
 
-    /// One variable of the environment.
     pub(crate) fn environment_variable(&self, name: &str) -> Option<OsString> {
         (self.environment)(name)
     }
 
-    /// Whether one of these variables says something. Blank is unset, as for every setting.
+    /// Whether one of these environment variables is set. Blank is unset, as for every setting.
     pub(crate) fn is_any_variable_set(&self, names: &[&str]) -> bool {
         let is_blank = |value: &OsStr| value.to_string_lossy().trim().is_empty();
         let mut given = names
@@ -81,7 +79,7 @@ impl CommandContext {
         given.any(|value| !is_blank(&value))
     }
 
-    /// The settings of the service, as far as they are in this environment too: `read` picks those that are needed.
+    /// Reads settings of the service from the environment; `read` selects the needed ones.
     pub(crate) fn read_settings<T>(
         &self,
         read: impl FnOnce(&RawSettings<'_>) -> Result<T, Vec<String>>,
@@ -91,8 +89,8 @@ impl CommandContext {
         read(&raw).map_err(CommandError::invalid_settings)
     }
 
-    /// Is cancelled by Ctrl-C and by the signal to stop, for a command that can end in the middle. It works as long as what
-    /// is returned beside it lives.
+    /// A token that SIGINT or SIGTERM cancels, for a command that can stop in the middle. It works until the returned handle
+    /// is dropped. A second signal ends the process.
     pub(crate) fn cancel_on_signal(
         &self,
     ) -> Result<(CancellationToken, AbortOnDropHandle<()>), CommandError> {
@@ -104,20 +102,18 @@ impl CommandContext {
         let waiting = tokio::spawn(async move {
             signals.next_signal().await;
             token.cancel();
-            // Whoever sends a second one does not want to wait.
             signals.next_signal().await;
             std::process::exit(130);
         });
         Ok((stop, AbortOnDropHandle::new(waiting)))
     }
 
-    /// The value of `--database-url`.
     pub(crate) fn database_url(&self) -> Option<&str> {
         self.database_url.as_deref()
     }
 
-    /// The database, which is connected to when first asked something: the one at `DATABASE_URL`, or the private one,
-    /// which is joined, or run for as long as this command needs it.
+    /// The database of `DATABASE_URL`, or the embedded Postgres, which is started until [`close`](Self::close) unless it runs
+    /// already. The connection is made with the first query.
     pub(crate) async fn open_database(&self) -> Result<Database, CommandError> {
         let settings = admin::read_database(&*self.environment, self.database_url())
             .map_err(CommandError::invalid_settings)?;
@@ -137,7 +133,7 @@ impl CommandContext {
             }
             None => {
                 return Err(CommandError::usage_error(
-                    "which database? Give --database-url postgres://… or set DATABASE_URL (or DATABASE_URL_FILE); for the private one of --embedded-postgres, set ATTESTO_EMBEDDED_POSTGRES=true.",
+                    "no database is given. Give --database-url postgres://…, or set DATABASE_URL or DATABASE_URL_FILE; for the embedded Postgres, set ATTESTO_EMBEDDED_POSTGRES=true.",
                 ));
             }
         };
@@ -147,7 +143,7 @@ impl CommandContext {
         ))
     }
 
-    /// Who is at the keyboard, for the log of changes.
+    /// For the operator audit.
     fn current_operator(&self) -> Operator {
         let sudo = self.environment_variable("SUDO_USER");
         Operator {
@@ -157,27 +153,27 @@ impl CommandContext {
         }
     }
 
-    /// Leaves the private database, and stops it when nobody else runs it.
+    /// Leaves the embedded Postgres, and stops it if this command started it.
     pub(crate) async fn close(self) {
         if let Some(private) = self.embedded_postgres.into_inner() {
             private.stop().await;
         }
     }
 
-    /// The encryption keys, after making sure that they are this database's and that every process that serves can open
-    /// what they seal. For a command that seals.
+    /// The keyring for a command that seals: verified to be this database's, and every live replica can open what it
+    /// seals.
     pub(crate) async fn load_verified_keyring(
         &self,
         database: &Database,
     ) -> Result<Arc<Keyring>, CommandError> {
         let keyring = self.require_keyring()?;
         canary::check_canaries(database, &keyring).await?;
-        let company = LiveReplicas::load(database).await?;
+        let replicas = LiveReplicas::load(database).await?;
         let key_id = keyring.sealing_key_id();
-        let without = company.hosts_without_key(key_id);
+        let without = replicas.hosts_without_key(key_id);
         if !without.is_empty() {
             return Err(CommandError::failed(format!(
-                "the service on {} cannot open what key {key_id} seals: first add that key to ATTESTO_ENCRYPTION_KEYS_RETIRED there and restart it (a process that was killed counts for {} s longer).",
+                "the service on {} cannot open what key {key_id} seals: first add that key to ATTESTO_ENCRYPTION_KEYS_RETIRED there and restart it (a killed process counts for {} s).",
                 format_name_list(&without),
                 HEARTBEAT_TIMEOUT.as_secs()
             )));
@@ -186,12 +182,12 @@ impl CommandContext {
         Ok(keyring)
     }
 
-    /// The encryption keys, if there are any.
+    /// `None` when no encryption key is set.
     pub(crate) fn find_configured_keyring(&self) -> Result<Option<Keyring>, CommandError> {
         admin::read_keyring(&*self.environment).map_err(CommandError::invalid_settings)
     }
 
-    /// The encryption keys, not compared with any database.
+    /// The keyring, not verified against the database.
     pub(crate) fn require_keyring(&self) -> Result<Arc<Keyring>, CommandError> {
         let keyring = self.find_configured_keyring()?.ok_or_else(|| {
             CommandError::usage_error(
@@ -220,12 +216,12 @@ pub(super) async fn ensure_tenant_exists(
     }
 }
 
-/// How a command ended badly: what to say on stderr, and the exit code.
+/// Why a command failed: the message for stderr, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CommandError {
     /// 1 or 2.
     pub(crate) exit_status: u8,
-    /// Full sentences without a secret in them; one line a problem.
+    /// One line for each problem, without secrets.
     pub(crate) message: String,
 }
 
@@ -238,7 +234,7 @@ impl CommandError {
         }
     }
 
-    /// Exit 2: what was asked cannot be meant.
+    /// Exit 2: wrong usage or a wrong setting.
     pub(crate) fn usage_error(message: impl Into<String>) -> Self {
         Self {
             exit_status: 2,
@@ -246,16 +242,24 @@ impl CommandError {
         }
     }
 
-    /// Exit 2, for settings that cannot be used: one line each.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "it is handed to `map_err` as it is"
-    )]
+    /// Exit 1, with `cause` as the sentence.
+    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
+    pub(crate) fn from_cause(cause: impl Display) -> Self {
+        Self::failed(format!("{cause}."))
+    }
+
+    /// Exit 2, with `cause` as the sentence.
+    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
+    pub(crate) fn from_usage_cause(cause: impl Display) -> Self {
+        Self::usage_error(format!("{cause}."))
+    }
+
+    /// Exit 2, with a line for each problem.
+    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
     pub(crate) fn invalid_settings(problems: Vec<String>) -> Self {
         Self::usage_error(problems.join("\n"))
     }
 
-    /// The exit code for the shell.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.exit_status)
     }
@@ -280,18 +284,16 @@ impl From<crate::db::Error> for CommandError {
     fn from(error: crate::db::Error) -> Self {
         if matches!(error, crate::db::Error::PoolTimedOut) {
             Self::failed(
-                "the database accepted no connection in time: is it running, and where DATABASE_URL says?",
+                "the database accepted no connection in time: is it running, and is DATABASE_URL right?",
             )
         } else if crate::db::is_unavailable(&error) {
             Self::failed(format!("the database cannot be reached: {error}"))
         } else if crate::db::is_lock_timeout(&error) {
             Self::failed(
-                "somebody else is changing the same right now (another command, a migration, an import): nothing was changed; try again in a moment.",
+                "the data is locked by another command, a migration or an import: nothing was changed. Try again in a moment.",
             )
         } else if crate::db::is_missing_table(&error) {
-            Self::failed(
-                "the database has not been prepared for this release: run `attesto migrate` first.",
-            )
+            Self::failed("the database has no tables of this release: run `attesto migrate` first.")
         } else {
             Self::failed(format!("the database refused: {error}"))
         }

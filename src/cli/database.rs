@@ -1,4 +1,4 @@
-//! `attesto db`: who else may look into the database.
+//! `attesto db`: grants read-only access to the database.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -8,21 +8,20 @@ use serde::Serialize;
 use super::context::{CommandContext, CommandError};
 use crate::credentials::sealed_columns;
 
-/// The commands of `attesto db`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DatabaseCommand {
-    /// Print the SQL for a role that reads what statistics need: nothing sealed, no payload, no purchase token, no address
+    /// Print the SQL that creates a role for statistics: it reads no secret, payload, purchase token or URL
     GrantReadonly {
-        /// The role's name; it is made when it is not there
+        /// Name of the role, which is created when it does not exist
         #[arg(long, value_name = "NAME")]
         user: DatabaseRole,
-        /// Run it as well, in one transaction. Needs a role that may make roles
+        /// Run the SQL, in one transaction; needs a role that may create roles
         #[arg(long)]
         run: bool,
     },
 }
 
-/// The name of a role, as it needs no quotes.
+/// A role name that needs no quotes in SQL.
 #[derive(Clone, Debug)]
 pub(crate) struct DatabaseRole(String);
 
@@ -40,15 +39,15 @@ impl FromStr for DatabaseRole {
             Ok(Self(text.to_owned()))
         } else {
             Err(
-                "a role's name has up to 63 of a-z, 0-9 and _, and begins with none of 0-9 and pg_"
+                "must be 1 to 63 characters of a-z, 0-9 and _, and not begin with a digit or pg_"
                     .to_owned(),
             )
         }
     }
 }
 
-/// What is not sealed and nobody's business who counts: payloads and what is in them, whatever could be asked a store
-/// about or called, and hashes that passwords are looked up by.
+/// Columns that are not sealed and still private: payloads and their parts, identifiers that a store accepts in a request,
+/// callback URLs, and the hashes that API keys are looked up by.
 const PRIVATE_COLUMNS: [&str; 12] = [
     "app_user_id",
     "before",
@@ -68,11 +67,10 @@ fn is_private_column(table: &str, column: &str) -> bool {
     let is_sealed = sealed_columns::ALL_SEALED_COLUMNS
         .iter()
         .any(|it| it.table == table && it.column == column);
-    // Every sealed column's name ends so; one that an extension or a newer release added is hidden too.
+    // By its suffix, a sealed column of an extension or a newer release is private too.
     is_sealed || column.ends_with("_enc") || PRIVATE_COLUMNS.contains(&column)
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: DatabaseCommand,
     context: &CommandContext,
@@ -103,11 +101,11 @@ pub(crate) async fn run(
             .filter(|(table, column)| !is_private_column(table, column))
             .count(),
     };
-    let said = format!(
-        "{} may read {} columns now, and write nothing. Give it a password: psql -c '\\password {}'. Run this again after an upgrade.",
+    let text = format!(
+        "{} can read {} columns and write nothing. Set its password: psql -c '\\password {}'. Run this command again after an upgrade.",
         granted.user, granted.columns, granted.user
     );
-    context.output.write_json_or_text(&granted, &said)?;
+    context.output.write_json_or_text(&granted, &text)?;
     Ok(())
 }
 
@@ -139,7 +137,7 @@ fn build_grant_statements(role: &str, database: &str, columns: &[(String, String
         ),
         format!("grant connect on database \"{database}\" to {role}"),
         format!("grant usage on schema public to {role}"),
-        // What an earlier run granted and this one would not.
+        // An earlier release may have granted more.
         format!("revoke all on all tables in schema public from {role}"),
     ];
     let mut visible: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -165,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_or_private_is_granted_to_nobody() {
+    fn sealed_and_private_columns_are_not_granted() {
         let mut columns: Vec<(String, String)> = sealed_columns::ALL_SEALED_COLUMNS
             .iter()
             .map(|it| (it.table.to_owned(), it.column.to_owned()))
@@ -179,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_needs_no_quotes() {
+    fn a_role_name_needs_no_quotes() {
         for good in ["bi", "read_only_2", "_x"] {
             assert!(good.parse::<DatabaseRole>().is_ok(), "{good}");
         }

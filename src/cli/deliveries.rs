@@ -1,24 +1,22 @@
-//! `attesto deliveries`: whether anything is sent at all.
+//! `attesto deliveries`: holds and releases all deliveries.
 
 use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
-use crate::deliveries::hold::{WaitingDeliveries, store};
+use crate::deliveries::hold::{DeliveryHold, WaitingDeliveries, store};
 use crate::replicas::host_name;
 
-/// The commands of `attesto deliveries`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DeliveriesCommand {
-    /// Whether deliveries are held, and how many wait
+    /// Show whether deliveries are held, and how many wait
     Status,
-    /// Begin no delivery any more, in any process, until they are released. What arrives is stored and waits
+    /// Hold all deliveries on every replica until they are released; new events are stored and wait
     Hold,
-    /// Send what was held: every process begins at once
+    /// Release held deliveries; every replica starts sending at once
     Release,
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: DeliveriesCommand,
     context: &CommandContext,
@@ -32,7 +30,7 @@ pub(crate) async fn run(
             }
         }
         DeliveriesCommand::Release => {
-            // Before they are gone.
+            // Counted before the release, because sending starts at once.
             let waiting = store::count_waiting_deliveries(&database).await?;
             let Some(hold) = store::release_hold(&database, &host_name()).await? else {
                 return Err(CommandError::failed("deliveries are not held."));
@@ -41,7 +39,7 @@ pub(crate) async fn run(
             context.output.write_json_or_text(
                 &released,
                 &format!(
-                    "Released what was held since {}: {}",
+                    "Released the deliveries held since {}: {}",
                     hold.held_at,
                     released.to_prose()
                 ),
@@ -68,10 +66,7 @@ struct DeliveryHoldView {
 }
 
 impl DeliveryHoldView {
-    fn new(
-        hold: Option<crate::deliveries::hold::DeliveryHold>,
-        waiting: WaitingDeliveries,
-    ) -> Self {
+    fn new(hold: Option<DeliveryHold>, waiting: WaitingDeliveries) -> Self {
         Self {
             held: hold.is_some(),
             held_at: hold.as_ref().map(|hold| hold.held_at),
@@ -89,14 +84,14 @@ impl DeliveryHoldView {
         let kept_back = match kept_back {
             0 => String::new(),
             count => format!(
-                " Another {count} wait for a person, or for a tenant or callback to be switched on."
+                " Another {count} wait until their tenant or callback is activated, or an operator acts."
             ),
         };
         match (&self.held_at, &self.held_by) {
             (Some(since), Some(by)) => format!(
                 "Held since {since} by {by}. `attesto deliveries release` would send {due} at once and {later} later.{kept_back}"
             ),
-            _ => format!("{due} are to be sent now and {later} later.{kept_back}"),
+            _ => format!("Not held: {due} are due now and {later} later.{kept_back}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `attesto doctor`: is this installation well, and what is to be done if not.
+//! `attesto doctor`: diagnoses this installation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::base::clock::Timestamp;
 use crate::checks::{CheckContext, CheckResult, CheckStatus, run_checks};
 use crate::config::{self, RawSettings};
 
-/// The arguments of `attesto doctor`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  attesto doctor\n  attesto doctor --offline --output json")]
 pub(crate) struct DoctorArgs {
-    /// Call nobody outside: not the stores
+    /// Skip the checks that send requests to the stores
     #[arg(long)]
     offline: bool,
 }
@@ -27,14 +27,14 @@ struct DoctorOutput<'a> {
     checked_at: Timestamp,
 }
 
-/// Runs the command: exit 0 when all is well, 1 when something should not stay as it is, 2 when something does not work.
+/// Exit 0 for no problem, 1 for warnings, 2 for failures.
 pub(crate) async fn run(args: DoctorArgs, context: &CommandContext) -> Result<(), CommandError> {
     let lookup = |name: &str| context.environment_variable(name);
-    let given = context
+    let database_flag = context
         .database_url()
         .map(|url| ("DATABASE_URL".to_owned(), url.to_owned()));
-    let patient = CheckContext {
-        raw: RawSettings::new(BTreeMap::from_iter(given), &lookup),
+    let check_context = CheckContext {
+        raw: RawSettings::new(BTreeMap::from_iter(database_flag), &lookup),
         variable_names: config::list_env_vars(),
         database: context
             .open_database()
@@ -48,8 +48,8 @@ pub(crate) async fn run(args: DoctorArgs, context: &CommandContext) -> Result<()
         clock: context.clock.clone(),
         is_online: !args.offline,
     };
-    let found = run_checks(&patient).await;
-    if let Ok(database) = &patient.database {
+    let found = run_checks(&check_context).await;
+    if let Ok(database) = &check_context.database {
         database.close_connections().await;
     }
     let shown = DoctorOutput {
@@ -62,7 +62,7 @@ pub(crate) async fn run(args: DoctorArgs, context: &CommandContext) -> Result<()
         .write_json_or_text(&shown, &found.to_text())?;
     match found.status {
         CheckStatus::Ok | CheckStatus::Skipped => Ok(()),
-        // Everything was said.
+        // The result names the problems already.
         CheckStatus::Warn => Err(CommandError::failed("")),
         CheckStatus::Fail => Err(CommandError::usage_error("")),
     }

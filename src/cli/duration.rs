@@ -1,10 +1,10 @@
-//! How long, as people write it: `90s`, `30m`, `24h`, `7d`.
+//! Parses durations in arguments: `90s`, `30m`, `24h`, `7d`.
 
 use std::time::Duration;
 
-/// Reads a whole number and its unit.
+/// Parses a whole number and its unit.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let expected = || "a whole number and a unit: 90s, 30m, 24h or 7d".to_owned();
+    let expected = || "must be a whole number and a unit: 90s, 30m, 24h or 7d".to_owned();
     let unit_at = text
         .find(|letter: char| !letter.is_ascii_digit())
         .unwrap_or(text.len());
@@ -14,7 +14,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60,
         "h" => 3600,
         "d" => 86_400,
-        // Nothing is nothing in every unit.
+        // Zero needs no unit.
         "" if number == "0" => 0,
         _ => return Err(expected()),
     };
@@ -25,12 +25,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(expected)
 }
 
-/// Likewise, and at most so many days.
+/// A parser that refuses more than this many days.
 pub(crate) fn parse_up_to(days: u64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     move |text| {
         let duration = parse_duration(text)?;
         if duration > Duration::from_hours(24 * days) {
-            return Err(format!("at most {days}d"));
+            return Err(format!("must be at most {days}d"));
         }
         Ok(duration)
     }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_has_a_unit() {
+    fn a_duration_needs_a_unit() {
         for (text, seconds) in [
             ("0", 0),
             ("0s", 0),

@@ -1,4 +1,4 @@
-//! `attesto encryption`: the keys that secrets are sealed with.
+//! `attesto encryption`: manages the keys that seal secrets in the database.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -23,34 +23,32 @@ use crate::crypto::sealed_file::RecipientIdentity;
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{LiveReplicas, Replica};
 
-/// The commands of `attesto encryption`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum EncryptionCommand {
-    /// Make a new key and print it, once, as `<id>:<base64>`; needs no database
+    /// Generate an encryption key and print it once, as `<id>:<base64>`; needs no database
     GenerateKey {
-        /// The key's id, 1 to 255 [default: one more than the highest that is configured here]
+        /// Id of the key, 1 to 255 [default: one more than the highest configured id]
         #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u8).range(1..))]
         id: Option<u8>,
     },
-    /// Make a pair of keys, so that `tenant export` elsewhere can seal for this installation without a passphrase; needs no
-    /// database
+    /// Generate an identity, so that `tenant export` on another installation can encrypt for this one without a
+    /// passphrase; needs no database
     GenerateIdentity {
-        /// The file to write; never over another one
+        /// File to write; must not exist
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
     },
-    /// Which keys are configured here, and how much in the database is sealed with which
+    /// Show the configured keys, and how many secrets in the database each seals
     Status,
-    /// Seal everything anew with the newest key (`ATTESTO_ENCRYPTION_KEY`), while the service runs. Can be stopped and run
-    /// again
+    /// Rotate the encryption key: reseal all secrets with `ATTESTO_ENCRYPTION_KEY` while the service runs; can be stopped
+    /// and repeated
     Rotate {
-        /// Open everything and write nothing
+        /// Open all secrets, and write nothing
         #[arg(long)]
         dry_run: bool,
     },
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: EncryptionCommand,
     context: &CommandContext,
@@ -79,25 +77,25 @@ fn generate_key(id: Option<u8>, context: &CommandContext) -> Result<(), CommandE
                 .and_then(|highest| highest.checked_add(1))
                 .ok_or_else(|| {
                     CommandError::usage_error(
-                        "key 255 is configured, which is the highest id there is: give a free one with --id.",
+                        "key id 255 is configured, which is the highest: give a free id with --id.",
                     )
                 })?,
             None => 1,
         },
     };
     let key = MasterKey::generate_key(id)
-        .ok_or_else(|| CommandError::usage_error("--id is 1 to 255."))?;
+        .ok_or_else(|| CommandError::usage_error("--id must be 1 to 255."))?;
     let key = key.expose_secret();
     context
         .output
         .write_raw_text(&GeneratedEncryptionKey { id, key }, key)?;
     eprintln!(
-        "attesto: this is the only time the key is shown. Keep a copy where backups of the database are not: whoever has both can read everything, and without the key nobody can."
+        "attesto: store this key now: it is shown only this once. Keep a copy, but not beside the database backups: both together reveal all secrets, and without the key the secrets are lost."
     );
     Ok(())
 }
 
-/// Makes a pair: what is kept, and what is given to whoever exports.
+/// Writes the identity to `path` and prints its recipient.
 fn generate_identity(path: &Path, context: &CommandContext) -> Result<(), CommandError> {
     let (identity, recipient) = RecipientIdentity::generate_identity();
     OpenOptions::new()
@@ -119,23 +117,22 @@ fn generate_identity(path: &Path, context: &CommandContext) -> Result<(), Comman
     context.output.write_json_or_text(
         &json!({ "recipient": recipient }),
         &format!(
-            "{recipient}\nGive this to whoever exports. {} opens what is sealed for it: keep it where secrets are kept.",
+            "{recipient}\nGive this recipient to the exporting installation. Keep {} secret: it opens what was encrypted for the recipient.",
             path.display()
         ),
     )?;
     Ok(())
 }
 
-/// How a key stands, as it is shown.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct EncryptionKeyRow {
     id: u8,
     /// `seals`, `opens` or `missing`.
     role: &'static str,
-    /// `right`, `wrong`, or `unused`: nothing was ever sealed with it here.
+    /// `right`, `wrong`, `unknown` (not configured), or `unused`: nothing was sealed with it here.
     canary: &'static str,
-    /// Secrets that are sealed with it.
+    /// Number of secrets sealed with it.
     rows: u64,
 }
 
@@ -144,10 +141,9 @@ struct EncryptionKeyRow {
 struct EncryptionStatusView {
     sealing_key_id: u8,
     keys: Vec<EncryptionKeyRow>,
-    /// Secrets that are sealed with another key than the one that seals.
+    /// Number of secrets sealed with another key than `sealing_key_id`.
     to_reseal: u64,
     columns: Vec<SealingKeyUsage>,
-    /// Who serves, and with which keys.
     replicas: Vec<Replica>,
 }
 
@@ -156,7 +152,7 @@ async fn print_encryption_status(context: &CommandContext) -> Result<(), Command
     let database = context.open_database().await?;
     let columns = reseal::list_key_usage(&database).await?;
     let verdicts = canary::load_canary_statuses(&database, &keyring).await?;
-    let company = LiveReplicas::load(&database).await?;
+    let live_replicas = LiveReplicas::load(&database).await?;
     let secrets = || {
         columns
             .iter()
@@ -198,7 +194,7 @@ async fn print_encryption_status(context: &CommandContext) -> Result<(), Command
             .sum(),
         keys,
         columns,
-        replicas: company.replicas.clone(),
+        replicas: live_replicas.replicas.clone(),
     };
     let output = &context.output;
     if output.is_human_readable() {
@@ -207,7 +203,7 @@ async fn print_encryption_status(context: &CommandContext) -> Result<(), Command
         output.write_rows(
             &status.columns,
             &["table", "column", "keyId", "rows"],
-            "Nothing is sealed yet.",
+            "No secrets are sealed yet.",
         )?;
         output.write_note("")?;
         output.write_rows(
@@ -220,24 +216,24 @@ async fn print_encryption_status(context: &CommandContext) -> Result<(), Command
                 "openingKeyIds",
                 "seenAt",
             ],
-            "No process serves.",
+            "No replica is running.",
         )?;
-        output.write_note(&rotation_advice(&status, &company))?;
+        output.write_note(&rotation_advice(&status, &live_replicas))?;
     } else {
         output.write_progress_json(&status)?;
     }
-    // What makes a service refuse to start, or fail, is no success here.
+    // Exit 1 for a problem that makes a service refuse to start.
     canary::check_all_key_ids(&database, &keyring).await?;
     canary::check_canaries(&database, &keyring).await?;
     Ok(())
 }
 
-fn rotation_advice(status: &EncryptionStatusView, company: &LiveReplicas) -> String {
+fn rotation_advice(status: &EncryptionStatusView, live_replicas: &LiveReplicas) -> String {
     let to_reseal = status.to_reseal;
-    let behind = company.hosts_sealing_with_other_key(status.sealing_key_id);
+    let behind = live_replicas.hosts_sealing_with_other_key(status.sealing_key_id);
     if !behind.is_empty() {
         return format!(
-            "\nThe service on {} still seals with another key than {}: see docs/operations.md for the order of a rotation.",
+            "\nThe service on {} still seals with another key than {}: docs/operations.md has the steps of a rotation.",
             format_name_list(&behind),
             status.sealing_key_id
         );
@@ -250,14 +246,17 @@ fn rotation_advice(status: &EncryptionStatusView, company: &LiveReplicas) -> Str
         .collect();
     if to_reseal > 0 {
         format!(
-            "\n{to_reseal} secrets are sealed with another key than {}: `attesto encryption rotate` seals them anew.",
+            "\n{to_reseal} secrets are sealed with another key than {}: `attesto encryption rotate` reseals them.",
             status.sealing_key_id
         )
     } else if spare.is_empty() {
-        format!("\nEverything is sealed with key {}.", status.sealing_key_id)
+        format!(
+            "\nAll secrets are sealed with key {}.",
+            status.sealing_key_id
+        )
     } else {
         format!(
-            "\nEverything is sealed with key {}. No longer needed by this database, though by older backups of it: key {}.",
+            "\nAll secrets are sealed with key {}. No longer needed by this database, only by older backups of it: key {}.",
             status.sealing_key_id,
             spare.join(", ")
         )
@@ -281,36 +280,36 @@ async fn rotate_keys(dry_run: bool, context: &CommandContext) -> Result<(), Comm
         context.load_verified_keyring(&database).await?
     };
     canary::check_all_key_ids(&database, &keyring).await?;
-    let company = LiveReplicas::load(&database).await?;
-    let behind = company.hosts_sealing_with_other_key(keyring.sealing_key_id());
+    let live_replicas = LiveReplicas::load(&database).await?;
+    let behind = live_replicas.hosts_sealing_with_other_key(keyring.sealing_key_id());
     if !behind.is_empty() {
         eprintln!(
-            "attesto: warning: the service on {} still seals with another key; what it seals from now on is for the next run.",
+            "attesto: warning: the service on {} still seals with another key; run this again after it was restarted.",
             format_name_list(&behind)
         );
     }
     let (stop, _waiting) = context.cancel_on_signal()?;
-    let run = if dry_run {
+    let mode = if dry_run {
         ResealMode::DryRun
     } else {
         ResealMode::Apply
     };
     let bar = ProgressBar::for_output(&context.output);
-    let mut heard = Ok(());
-    let outcome = reseal::reseal_values(&database, &keyring, run, &stop, |progress| {
+    let mut written = Ok(());
+    let outcome = reseal::reseal_values(&database, &keyring, mode, &stop, |progress| {
         let what = format!("{}.{}", progress.column.table, progress.column.column);
         bar.draw_progress(progress.looked_at, progress.total, &what);
-        let told = context
+        let result = context
             .output
             .write_progress_json(&RotationOutput::Progress(progress));
-        heard = std::mem::replace(&mut heard, Ok(())).and(told);
+        written = std::mem::replace(&mut written, Ok(())).and(result);
     })
     .await;
     bar.clear();
-    heard?;
+    written?;
     let report = outcome.map_err(|error| match error {
         ResealError::Database(error) => error.into(),
-        unsound @ ResealError::VerificationFailed(_) => CommandError::failed(format!("{unsound}.")),
+        error @ ResealError::VerificationFailed(_) => CommandError::from_cause(error),
     })?;
     context.output.write_json_or_text(
         &RotationOutput::Finished(&report),
@@ -318,7 +317,7 @@ async fn rotate_keys(dry_run: bool, context: &CommandContext) -> Result<(), Comm
     )?;
     if stop.is_cancelled() {
         return Err(CommandError::failed(
-            "stopped; what was sealed anew stays so. Run it again for the rest.",
+            "stopped; the secrets resealed so far are kept. Run it again for the rest.",
         ));
     }
     check_reseal_report(&report)
@@ -327,25 +326,25 @@ async fn rotate_keys(dry_run: bool, context: &CommandContext) -> Result<(), Comm
 fn format_reseal_report(report: &ResealReport) -> String {
     let (resealed, key) = (report.resealed, report.key_id);
     if report.dry_run {
-        format!("{resealed} secrets would be sealed anew with key {key}. Nothing was written.")
+        format!("{resealed} secrets would be resealed with key {key}. Nothing was written.")
     } else if report.remaining == 0 {
-        format!("Sealed {resealed} secrets anew: everything is sealed with key {key}.")
+        format!("Resealed {resealed} secrets: all are sealed with key {key}.")
     } else {
         format!(
-            "Sealed {resealed} secrets anew with key {key}; {} are still sealed with another.",
+            "Resealed {resealed} secrets with key {key}; {} are still sealed with another key.",
             report.remaining
         )
     }
 }
 
-/// Success is when nothing is left that should not be.
+/// Fails when a secret could not be opened, or is still sealed with another key.
 fn check_reseal_report(report: &ResealReport) -> Result<(), CommandError> {
     let mut problems: Vec<String> = report
         .failures
         .iter()
         .map(|it| {
             format!(
-                "{}.{} of {} was left as it is ({}): {}.",
+                "{}.{} of {} is unchanged ({}): {}.",
                 it.column.table,
                 it.column.column,
                 it.row,
@@ -356,11 +355,11 @@ fn check_reseal_report(report: &ResealReport) -> Result<(), CommandError> {
         .collect();
     let unlisted = report.failed.saturating_sub(report.failures.len() as u64);
     if unlisted > 0 {
-        problems.push(format!("{unlisted} more do not open."));
+        problems.push(format!("{unlisted} more secrets cannot be opened."));
     }
     if problems.is_empty() && !report.dry_run && report.remaining > 0 {
         problems.push(format!(
-            "{} secrets were being changed by others all the time, or are still sealed with another key by a process that was not restarted: run this again.",
+            "{} secrets are still sealed with another key: they were changed during the run, or a replica that was not restarted sealed them. Run this again.",
             report.remaining
         ));
     }

@@ -1,4 +1,4 @@
-//! `attesto google`: a tenant's access to Google Play.
+//! `attesto google`: a tenant's Google Play credentials.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,57 +17,57 @@ use crate::stores::google::check_credentials;
 use crate::stores::google::store::{self, NewGoogleCredentials};
 use crate::stores::shared::credentials::SetCredentialsError;
 
-/// The commands of `attesto google`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum GoogleCommand {
-    /// Store what Attesto needs to ask Google Play, in place of what was stored before
+    /// Set a tenant's Google Play credentials, replacing the stored ones
     SetCredentials(SetGoogleCredentialsArgs),
-    /// Print everything but the key
+    /// Show a tenant's Google Play credentials without the private key
     GetCredentials {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Go back to the credentials that were replaced last; once more leads forward again
+    /// Restore the previous Google Play credentials; a second rollback undoes the first
     RollbackCredentials {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
 }
 
-/// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto google set-credentials tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --package-name com.example.app --service-account-path service-account.json \\\n    --pubsub-service-account push@project.iam.gserviceaccount.com"
+)]
 pub(crate) struct SetGoogleCredentialsArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
-    /// The app's package name, such as com.example.app
+    /// Package name of the app, such as com.example.app
     #[arg(long, value_name = "NAME", value_parser = parse_package_name)]
     package_name: String,
 
-    /// The service account's JSON key file, `-` for standard input
+    /// JSON key file of the service account, `-` for standard input
     #[arg(long, value_name = "FILE")]
     service_account_path: PathBuf,
 
-    /// What a Pub/Sub push's token must be meant for. Left out: what is stored stays; empty: removed. Where none is
-    /// stored it must be the push endpoint's own URL, as Pub/Sub has it by default
+    /// Audience of the Pub/Sub push token; an empty value removes it [default: unchanged; without a stored one, the push
+    /// endpoint's URL, as Pub/Sub sets it]
     #[arg(long, value_name = "TEXT", value_parser = parse_pubsub_audience)]
     pubsub_audience: Option<String>,
 
-    /// The service account that Pub/Sub pushes as; without one every push is refused. Left out: what is stored stays;
-    /// empty: removed
+    /// Service account that Pub/Sub pushes as; every push is refused without one; an empty value removes it [default:
+    /// unchanged]
     #[arg(long, value_name = "EMAIL", value_parser = parse_service_account_email)]
     pubsub_service_account: Option<String>,
 
-    /// Where Google publishes notifications: projects/…/topics/…. Left out: what is stored stays; empty: removed
+    /// Topic that Google publishes notifications to, projects/…/topics/…; an empty value removes it [default: unchanged]
     #[arg(long, value_name = "TOPIC", value_parser = parse_pubsub_topic)]
     pubsub_topic: Option<String>,
 
-    /// Ask Google first whether it takes them, and store nothing when it does not
+    /// Test the credentials with Google first, and store nothing when Google refuses them
     #[arg(long)]
     check: bool,
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: GoogleCommand,
     context: &CommandContext,
@@ -110,32 +110,31 @@ async fn set_credentials(
         .await
         .map_err(|error| match error {
             SetCredentialsError::Database(error) => error.into(),
-            told => CommandError::failed(format!("{told}.")),
+            error => CommandError::from_cause(error),
         })?;
     if let PreviousOutcome::NotOpened(cause) = before {
-        eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
+        eprintln!("attesto: warning: there is no going back to the previous credentials: {cause}.");
     }
     let used = context
         .environment_variable("GOOGLE_TOKEN_URL")
         .and_then(|url| url.into_string().ok())
         .unwrap_or_else(|| TOKEN_URL.to_owned());
-    if let Some(written) = account.token_uri().filter(|written| *written != used) {
+    if let Some(uri) = account.token_uri().filter(|uri| *uri != used) {
         eprintln!(
-            "attesto: warning: the file's token_uri ({written}) is not used; access tokens are bought at {used} (GOOGLE_TOKEN_URL)."
+            "attesto: warning: the file's token_uri ({uri}) is not used; access tokens come from {used} (GOOGLE_TOKEN_URL)."
         );
     }
     let stored = store::find_credential_summary(&database, &tenant)
         .await?
-        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
+        .ok_or_else(|| no_credentials_error(&tenant))?;
     let prose = format!(
-        "{tenant} asks Google Play about {} as {} (key {}).",
+        "Stored the Google Play credentials of {tenant}: app {}, service account {} (key {}).",
         stored.package_name, stored.client_email, stored.key_fingerprint
     );
     context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
-/// Stores nothing when Google does not take them.
 async fn check_credentials(
     tenant: &TenantId,
     account: &Arc<GoogleServiceAccount>,
@@ -143,8 +142,7 @@ async fn check_credentials(
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
-    let client = outbound::build_http_client()
-        .map_err(|problem| CommandError::failed(format!("{problem}.")))?;
+    let client = outbound::build_http_client().map_err(CommandError::from_cause)?;
     let play = PlayClient::new(
         Upstream::new(client, stores.upstream_timeout),
         stores.google_play_url,
@@ -156,7 +154,7 @@ async fn check_credentials(
         .map_err(|failure| {
             let hint = match failure {
                 GoogleApiError::Unauthorized { .. } => {
-                    " Check that the key was not deleted, and that Play Console, Users and permissions, lets this service account see the app's orders and subscriptions; a permission takes up to a day to be in force."
+                    " Check that the key was not deleted, and that Play Console, Users and permissions, grants this service account the app's orders and subscriptions; a new permission takes up to a day to apply."
                 }
                 GoogleApiError::UnknownApp { .. } => " Check --package-name.",
                 _ => "",
@@ -176,13 +174,15 @@ async fn rollback_credentials(
         .await
         .map_err(|why| match why {
             RollbackError::Database(error) => error.into(),
-            why => CommandError::failed(format!("the Google credentials of {tenant} stay: {why}.")),
+            why => CommandError::failed(format!(
+                "the Google Play credentials of {tenant} are unchanged: {why}."
+            )),
         })?;
     let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
+        .ok_or_else(|| no_credentials_error(tenant))?;
     let prose = format!(
-        "{tenant} asks Google Play about {} as {} (key {}) again.",
+        "Restored the Google Play credentials of {tenant}: app {}, service account {} (key {}).",
         stored.package_name, stored.client_email, stored.key_fingerprint
     );
     context.output.write_json_or_text(&stored, &prose)?;
@@ -193,9 +193,15 @@ async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<
     let database = context.open_database().await?;
     let stored = store::find_credential_summary(&database, tenant)
         .await?
-        .ok_or_else(|| CommandError::failed(format!("{tenant} has no Google credentials.")))?;
+        .ok_or_else(|| no_credentials_error(tenant))?;
     context.output.write_object(&stored)?;
     Ok(())
+}
+
+fn no_credentials_error(tenant: &TenantId) -> CommandError {
+    CommandError::failed(format!(
+        "{tenant} has no Google Play credentials. Set them: attesto google set-credentials {tenant}"
+    ))
 }
 
 /// Google's rule: two parts or more, each beginning with a letter, made of letters, digits and underscores.
@@ -209,7 +215,7 @@ fn parse_package_name(text: &str) -> Result<String, String> {
     if text.len() <= 200 && text.contains('.') && text.split('.').all(is_part) {
         Ok(text.to_owned())
     } else {
-        Err("a package name looks like com.example.app and has at most 200 characters".to_owned())
+        Err("must look like com.example.app and have at most 200 characters".to_owned())
     }
 }
 
@@ -217,10 +223,7 @@ fn parse_pubsub_audience(text: &str) -> Result<String, String> {
     if text.len() <= 1000 && !text.contains(|one: char| one.is_whitespace() || one.is_control()) {
         Ok(text.to_owned())
     } else {
-        Err(
-            "an audience is one word, usually the push endpoint's URL, of at most 1000 bytes"
-                .to_owned(),
-        )
+        Err("must be at most 1000 bytes without blanks, usually the push endpoint's URL".to_owned())
     }
 }
 
@@ -231,10 +234,7 @@ fn parse_service_account_email(text: &str) -> Result<String, String> {
     if text.is_empty() || (is_address && text.len() <= 320) {
         Ok(text.to_owned())
     } else {
-        Err(
-            "a service account's address looks like push@project.iam.gserviceaccount.com"
-                .to_owned(),
-        )
+        Err("must look like push@project.iam.gserviceaccount.com".to_owned())
     }
 }
 
@@ -247,7 +247,7 @@ fn parse_pubsub_topic(text: &str) -> Result<String, String> {
     if text.is_empty() || (is_topic && text.len() <= 400 && !text.contains(char::is_whitespace)) {
         Ok(text.to_owned())
     } else {
-        Err("a topic looks like projects/my-project/topics/my-topic".to_owned())
+        Err("must look like projects/my-project/topics/my-topic".to_owned())
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_pubsub_is_checked_and_may_be_emptied() {
+    fn pubsub_settings_are_checked_and_may_be_empty() {
         for good in ["", "projects/p/topics/t"] {
             assert!(parse_pubsub_topic(good).is_ok(), "{good}");
         }

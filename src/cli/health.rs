@@ -1,8 +1,8 @@
-//! `attesto health`: asks a running service whether it lives, or whether it can serve.
+//! `attesto health`: checks whether a running service is alive, or ready.
 //!
-//! For where there is no `curl`: a container's health check, a unit of systemd, a script that waits. It reads neither the
-//! database nor a secret; without `--url` it asks where `PORT` and `BIND_ADDRESS` say that the service of this machine
-//! listens, and with `TLS_CERT_PATH` over TLS, believing exactly that certificate.
+//! For health checks of containers, systemd units and scripts without `curl`. It reads neither the database nor a secret.
+//! Without `--url` it uses `PORT` and `BIND_ADDRESS` of this machine, and with `TLS_CERT_PATH` it uses TLS and trusts
+//! exactly that certificate.
 
 use std::time::Duration;
 
@@ -15,54 +15,53 @@ use crate::config::{self, read_tls_files};
 use crate::outbound::{self, CertificateTrust, HttpClientError};
 use crate::server::tls::{TlsCertificate, TlsFiles};
 
-/// How long a certificate may have been in its file without being in use: the service takes it within seconds.
+/// A new certificate file may be in use only after this time; the service reloads it within seconds.
 const CERTIFICATE_RELOAD_GRACE: Duration = Duration::from_secs(30);
 
-/// The arguments of `attesto health`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
-    /// Where the service is
+    /// URL of the service
     #[arg(
         long,
         value_name = "URL",
-        help = "Where the service is [default: where PORT and BIND_ADDRESS say, on this machine]"
+        help = "URL of the service [default: PORT and BIND_ADDRESS on this machine]"
     )]
     url: Option<Url>,
 
-    /// Ask /ready instead of /health: whether it can serve, not only whether it lives
+    /// Check /ready instead of /health: whether the service can serve requests
     #[arg(long)]
     ready: bool,
 
-    /// How many seconds the answer may take
+    /// Timeout in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
 }
 
-/// Runs the command: exit 0 when the service says 200, else 1 and a line that says why.
+/// Exit 0 when the service answers 200, else 1 with the reason.
 pub(crate) async fn run(args: HealthArgs, context: &CommandContext) -> Result<(), CommandError> {
     let (mut url, client) = match args.url {
         Some(url) => (url, outbound::build_http_client()),
         None => local_service_client(context)?,
     };
-    let client = client.map_err(|problem| CommandError::failed(format!("{problem}.")))?;
-    // A password is nothing to print, and what stands behind the path belongs to another question.
+    let client = client.map_err(CommandError::from_cause)?;
+    // The URL is printed below, so it must not hold a password.
     if !matches!(url.scheme(), "http" | "https") || url.username() != "" || url.password().is_some()
     {
         return Err(CommandError::usage_error(
-            "--url is like http://127.0.0.1:8080 or https://attesto.example.com, without a user and a password.",
+            "--url must look like http://127.0.0.1:8080 or https://attesto.example.com, without user and password.",
         ));
     }
     url.set_query(None);
     url.set_fragment(None);
     let path = if args.ready { "/ready" } else { "/health" };
-    // A service may be served below a prefix; `--url …/health` is meant well too.
+    // The service may be below a path prefix, and `--url` may end in /health already.
     let prefix = url.path().trim_end_matches('/').to_owned();
     let prefix = prefix.strip_suffix(path).unwrap_or(&prefix);
     url.set_path(&format!("{prefix}{path}"));
 
-    let asking = fetch_health(&client, &url);
-    let answered = tokio::time::timeout(Duration::from_secs(args.timeout), asking).await;
-    let (status, body) = match answered {
+    let request = fetch_health(&client, &url);
+    let response = tokio::time::timeout(Duration::from_secs(args.timeout), request).await;
+    let (status, body) = match response {
         Ok(Ok(answer)) => answer,
         Ok(Err(problem)) => return Err(CommandError::failed(format!("{url}: {problem}."))),
         Err(_) => {
@@ -87,7 +86,7 @@ pub(crate) async fn run(args: HealthArgs, context: &CommandContext) -> Result<()
     Ok(())
 }
 
-/// Where the service of this machine listens, and how to speak with it.
+/// URL of the service on this machine, and a client for it.
 fn local_service_client(
     context: &CommandContext,
 ) -> Result<(Url, Result<reqwest::Client, HttpClientError>), CommandError> {
@@ -95,7 +94,7 @@ fn local_service_client(
     let tls = context.read_settings(read_tls_files)?;
     if listen.port == 0 {
         return Err(CommandError::usage_error(
-            "PORT is 0, which is another port each time: give --url.",
+            "PORT is 0, which means any free port: give --url.",
         ));
     }
     let (scheme, client) = match &tls {
@@ -109,13 +108,12 @@ fn local_service_client(
     Ok((Url::parse(&url).expect("an address is a URL"), client))
 }
 
-/// Whom to believe at this machine's own port: whoever has exactly the certificate in `TLS_CERT_PATH`. Only where that is
-/// one that the service is right not to have taken, or cannot have taken yet, another is believed too: a service that goes
-/// on with the pair that was good lives, and must not be restarted into one that is not.
+/// Trusts exactly the certificate in `TLS_CERT_PATH`, unless the service may still use its previous one: when the new one
+/// is invalid, or was written within [`CERTIFICATE_RELOAD_GRACE`]. Such a service is alive and must not be restarted.
 fn choose_server_trust(files: &TlsFiles, now: Timestamp) -> CertificateTrust {
     match TlsCertificate::from_files(files, now) {
         Err(problem) => {
-            eprintln!("attesto: warning: {problem}; the service goes on with what it had.");
+            eprintln!("attesto: warning: {problem}; the service keeps its previous certificate.");
             CertificateTrust::AnyCertificate
         }
         Ok(_) if files.changed_within(CERTIFICATE_RELOAD_GRACE, now) => {
@@ -126,14 +124,14 @@ fn choose_server_trust(files: &TlsFiles, now: Timestamp) -> CertificateTrust {
 }
 
 async fn fetch_health(client: &reqwest::Client, url: &Url) -> Result<(u16, Value), String> {
-    /// A ready answer has a few hundred bytes.
-    const MOST: usize = 64 * 1024;
+    /// An answer of /ready has a few hundred bytes.
+    const MAX_BODY_BYTES: usize = 64 * 1024;
     let broken =
         |problem: reqwest::Error| outbound::root_cause(&problem.without_url()).to_lowercase();
     let mut response = client.get(url.clone()).send().await.map_err(broken)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        if body.len() + chunk.len() > MOST {
+        if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Err("the answer is too large to be Attesto's".to_owned());
         }
         body.extend_from_slice(&chunk);
@@ -142,7 +140,7 @@ async fn fetch_health(client: &reqwest::Client, url: &Url) -> Result<(u16, Value
     Ok((response.status().as_u16(), body))
 }
 
-/// What an answer that is no 200 says, without repeating what is not ours.
+/// The failed checks in the answer, or its status; nothing else of the body is repeated.
 fn describe_failure(status: u16, body: &Value) -> String {
     let failing: Vec<String> = body["checks"]
         .as_object()
@@ -165,7 +163,7 @@ mod tests {
     use crate::base::clock::Clock;
 
     #[test]
-    fn another_certificate_is_believed_only_where_the_service_may_have_one() {
+    fn another_certificate_is_trusted_only_while_the_service_may_use_it() {
         let folder = std::env::temp_dir().join(format!("attesto-health-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let files = TlsFiles {
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_named() {
+    fn failed_checks_are_named() {
         let degraded = json!({"status": "degraded", "checks": {"db": "fail: connection refused", "encryption": "ok"}});
         assert_eq!(
             describe_failure(503, &degraded),

@@ -1,5 +1,5 @@
-//! Reads a secret that a command is given: from a file, or from standard input when the file is called `-`, so that
-//! it is never seen in the list of processes or in the shell's history.
+//! Reads a secret from a file, or from stdin when the path is `-`, so that neither the process list nor the shell's
+//! history shows it.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 use super::context::CommandError;
 use crate::crypto::redact;
 
-/// More than this is not a key file.
+/// No key file or body is larger.
 const MAX_INPUT_BYTES: u64 = 1024 * 1024;
 
-/// The whole content of `path`, or of standard input when `path` is `-`. What cannot be read is exit 1, what is too
-/// large is exit 2.
+/// The whole content of `path`, or of stdin when `path` is `-`. Exit 1 when it cannot be read, 2 when it is larger than
+/// [`MAX_INPUT_BYTES`].
 pub(crate) fn read_file_or_stdin(path: &Path) -> Result<Zeroizing<Vec<u8>>, CommandError> {
     let name = redact::redact_path(path);
     let mut content = Zeroizing::new(Vec::new());
@@ -29,8 +29,17 @@ pub(crate) fn read_file_or_stdin(path: &Path) -> Result<Zeroizing<Vec<u8>>, Comm
     read.map_err(|error| CommandError::failed(format!("cannot read {name}: {error}.")))?;
     if content.len() as u64 > MAX_INPUT_BYTES {
         return Err(CommandError::usage_error(format!(
-            "{name} is larger than {MAX_INPUT_BYTES} bytes, so it is not a key file."
+            "{name} is larger than {MAX_INPUT_BYTES} bytes."
         )));
     }
     Ok(content)
+}
+
+/// [`read_file_or_stdin`] as text; exit 2 when it is not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<Zeroizing<String>, CommandError> {
+    let bytes = read_file_or_stdin(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| {
+        CommandError::usage_error(format!("{} is not text.", redact::redact_path(path)))
+    })?;
+    Ok(Zeroizing::new(text.to_owned()))
 }

@@ -1,6 +1,6 @@
-//! `attesto inspect`: takes a signed thing of Apple's apart and says whether it would be believed, and if not, why.
+//! `attesto inspect`: decodes data that Apple signed, and says whether the service would accept it.
 //!
-//! Offline: it needs no database, no tenant, no network.
+//! It works offline: it needs no database, no tenant and no network.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,40 +15,38 @@ use crate::stores::apple::inspection::{
 };
 use crate::stores::apple::trust::JwsVerifier;
 
-/// The arguments of `attesto inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// The JWS; or a file that holds it, or JSON around it (a notification's body, an answer of Apple's, an event of
-    /// Attesto's); `-` for standard input
+    /// The JWS, or a file with it or with JSON that holds it (a notification, an answer of Apple's API, an Attesto
+    /// event); `-` for standard input
     #[arg(value_name = "JWS|FILE")]
     what: String,
 
-    /// The bundle id it must be of
+    /// Bundle ID it must have
     #[arg(long, value_name = "ID")]
     bundle_id: Option<String>,
 
-    /// The app's Apple ID it must name, if it is of production
+    /// Apple ID of the app that production data must have
     #[arg(long, value_name = "NUMBER")]
     app_apple_id: Option<i64>,
 
-    /// Where it must be
+    /// Environment it must have
     #[arg(long, value_enum)]
     environment: Option<InspectEnvironment>,
 
-    /// The roots to trust instead of Apple's: a DER or PEM file, or a folder of them
+    /// Root certificates to trust instead of Apple's: a DER or PEM file, or a folder of them
     #[arg(
         long,
         value_name = "PATH",
-        help = "The roots to trust instead of Apple's: a DER or PEM file, or a folder of them [env: APPLE_ROOT_CERTIFICATES]"
+        help = "Root certificates to trust instead of Apple's: a DER or PEM file, or a folder of them [env: APPLE_ROOT_CERTIFICATES]"
     )]
     roots: Option<PathBuf>,
 
-    /// Judge it as of this moment, such as 2026-04-10T14:22:10Z [default: now]
+    /// Check the certificates at this time, such as 2026-04-10T14:22:10Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_timestamp_arg)]
     at: Option<Timestamp>,
 }
 
-/// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum InspectEnvironment {
     Production,
@@ -56,8 +54,8 @@ enum InspectEnvironment {
 }
 
 impl From<InspectEnvironment> for AppleEnvironment {
-    fn from(place: InspectEnvironment) -> Self {
-        match place {
+    fn from(environment: InspectEnvironment) -> Self {
+        match environment {
             InspectEnvironment::Production => Self::Production,
             InspectEnvironment::Sandbox => Self::Sandbox,
         }
@@ -69,7 +67,7 @@ fn parse_timestamp_arg(text: &str) -> Result<Timestamp, String> {
         .ok_or_else(|| "must be a time like 2026-04-10T14:22:10Z (RFC 3339)".to_owned())
 }
 
-/// Runs the command: exit 0 when it would be believed, else 1.
+/// Exit 0 when the service would accept the data, else 1.
 pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
     let verifier = match args
@@ -81,7 +79,7 @@ pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), Com
         Some(path) => JwsVerifier::with_roots_from(path)
             .map_err(|problem| CommandError::usage_error(format!("--roots: {problem}.")))?,
     };
-    // As the service judges with the same settings; who revoked what only Apple's responders know, and nobody is asked here.
+    // As a service with the same settings does, except that no OCSP responder is asked.
     let verifier = if stores.is_apple_ocsp_enabled {
         verifier.check_validity_at_now()
     } else {
@@ -96,7 +94,7 @@ pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), Com
     let now = args.at.unwrap_or_else(|| context.clock.now());
     let found = inspection::inspect_signed_data(&text, &verifier, &expected, now).ok_or_else(|| {
         CommandError::usage_error(
-            "this holds no JWS of Apple's: three parts of base64url joined by dots, or JSON with one in signedPayload, signedTransaction, signedTransactionInfo, signedRenewalInfo or signedAppTransactionInfo.",
+            "no JWS found: expected three base64url parts joined by dots, or JSON with such a text in signedPayload, signedTransaction, signedTransactionInfo, signedRenewalInfo or signedAppTransactionInfo.",
         )
     })?;
     context
@@ -105,18 +103,17 @@ pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), Com
     if found.believed {
         Ok(())
     } else {
-        Err(CommandError::failed("it would be refused."))
+        Err(CommandError::failed("the service would refuse it."))
     }
 }
 
-/// The JWS itself, or the content of the file that is named.
+/// The JWS itself, or the content of the named file.
 fn read_jws_input(what: &str) -> Result<String, CommandError> {
     let is_jws = what.split('.').count() == 3 && what.starts_with("ey");
     if is_jws && !Path::new(what).exists() {
         return Ok(what.to_owned());
     }
-    let bytes = input_file::read_file_or_stdin(Path::new(what))?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| CommandError::usage_error("this is no text."))
+    Ok(input_file::read_text(Path::new(what))?.to_string())
 }
 
 fn format_inspection(found: &Inspection) -> String {
@@ -125,17 +122,17 @@ fn format_inspection(found: &Inspection) -> String {
     text.trim_end().to_owned()
 }
 
-/// Writing to a `String` cannot fail.
+// Results of `writeln!` are ignored: writing to a `String` cannot fail.
 fn write_inspection(text: &mut String, found: &Inspection, indent: &str) {
     let what = match found.kind {
         SignedDataKind::Transaction => "a transaction",
         SignedDataKind::Renewal => "renewal info",
         SignedDataKind::Notification => "a notification",
         SignedDataKind::AppTransaction => "an app transaction",
-        SignedDataKind::Unknown => "something signed",
+        SignedDataKind::Unknown => "signed data of an unknown kind",
     };
     let verdict = if found.believed {
-        "Apple signed it, and it would be believed"
+        "Apple signed it, and it would be accepted"
     } else {
         "it would be REFUSED"
     };
@@ -149,7 +146,7 @@ fn write_inspection(text: &mut String, found: &Inspection, indent: &str) {
     for remark in &found.remarks {
         let _ = writeln!(text, "{indent}  · {remark}");
     }
-    let or_none = |value: Option<String>| value.unwrap_or_else(|| "not said".to_owned());
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
     let signed_on = found.signed_on.map(|moment| moment.to_string());
     let _ = writeln!(text, "{indent}  signed       {}", or_none(signed_on));
     let _ = writeln!(
@@ -197,7 +194,7 @@ fn format_certificate_line(link: &CertificateDetails) -> String {
     )
 }
 
-/// What is signed inside is shown by itself; its text is noise here.
+/// Replaces each nested JWS, which is shown decoded below.
 fn omit_nested_jws(payload: &serde_json::Value) -> serde_json::Value {
     let mut shown = payload.clone();
     for block in ["data", "appData"] {

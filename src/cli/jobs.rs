@@ -1,4 +1,4 @@
-//! `attesto jobs`: what runs periodically.
+//! `attesto jobs`: lists the periodic jobs and runs one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +13,17 @@ use crate::db::Database;
 use crate::deliveries::{Sender, SenderSettings};
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 
-/// The commands of `attesto jobs`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum JobsCommand {
-    /// List the jobs: how often each runs, how its last run ended, when it runs next
+    /// List the periodic jobs: interval, result of the last run, time of the next
     List,
-    /// Run one now, in this process, unless it runs already
+    /// Run a job now, in this process, unless it is running elsewhere
     Run {
-        /// Which: its name, as `attesto jobs list` shows it
+        /// Name of the job, as `attesto jobs list` shows it
         name: String,
     },
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: JobsCommand,
     context: &CommandContext,
@@ -33,8 +31,8 @@ pub(crate) async fn run(
     match command {
         JobsCommand::List => list_jobs(context).await,
         JobsCommand::Run { name } => {
-            let tools = build_job_context(context).await?;
-            let ran = run_job(&tools, &name, context).await?;
+            let job_context = build_job_context(context).await?;
+            let ran = run_job(&job_context, &name, context).await?;
             print_job_run(&ran, context)
         }
     }
@@ -45,7 +43,7 @@ pub(crate) async fn run(
 struct JobListRow {
     name: &'static str,
     about: &'static str,
-    /// Of the process that ran it last; of this environment when nobody did, or when somebody asked.
+    /// From the process that ran it last; from this environment before the first run and after `jobs run`.
     interval_seconds: Option<u64>,
     last_run_at: Option<Timestamp>,
     host: Option<String>,
@@ -54,7 +52,7 @@ struct JobListRow {
     duration_ms: Option<u64>,
     told: Option<Value>,
     error: Option<String>,
-    /// `null`: only when somebody asks, or it runs.
+    /// `null`: it only runs on request, or is running now.
     next_run_at: Option<Timestamp>,
 }
 
@@ -99,9 +97,9 @@ impl JobListRow {
 }
 
 async fn list_jobs(context: &CommandContext) -> Result<(), CommandError> {
-    let tools = build_job_context(context).await?;
-    let mut last_runs = jobs::list_last_runs(&tools.database).await?;
-    let shown: Vec<_> = crate::app::all_jobs(&tools)
+    let job_context = build_job_context(context).await?;
+    let mut last_runs = jobs::list_last_runs(&job_context.database).await?;
+    let shown: Vec<_> = crate::app::all_jobs(&job_context)
         .iter()
         .map(|job| {
             let last = last_runs.iter().position(|run| run.job == job.name);
@@ -119,11 +117,11 @@ async fn list_jobs(context: &CommandContext) -> Result<(), CommandError> {
     ];
     context
         .output
-        .write_rows(&shown, &columns, "There are none.")?;
+        .write_rows(&shown, &columns, "There are no jobs.")?;
     Ok(())
 }
 
-/// What jobs work with when a command runs them. Only what seals needs the keys; a job that does and has none says so.
+/// For jobs that a command runs. The keyring may be missing: a job that needs it fails with a message.
 pub(super) async fn build_job_context(
     context: &CommandContext,
 ) -> Result<JobContext, CommandError> {
@@ -145,26 +143,25 @@ pub(super) async fn build_job_context(
     })
 }
 
-/// Runs the job of that name to its end.
 pub(super) async fn run_job(
-    tools: &JobContext,
+    job_context: &JobContext,
     name: &str,
     context: &CommandContext,
 ) -> Result<JobRun, CommandError> {
-    let jobs = crate::app::all_jobs(tools);
+    let jobs = crate::app::all_jobs(job_context);
     let job = jobs.iter().find(|job| job.name == name).ok_or_else(|| {
         let names: Vec<_> = jobs.iter().map(|job| job.name).collect();
         CommandError::usage_error(format!(
-            "there is no such job; there are {}.",
+            "there is no job {name}. The jobs are: {}.",
             names.join(", ")
         ))
     })?;
     let (stop, _waiting) = context.cancel_on_signal()?;
-    jobs::run_job_now(&tools.database, job, &stop)
+    jobs::run_job_now(&job_context.database, job, &stop)
         .await
         .map_err(|error| match error {
             JobRunError::Database(error) => error.into(),
-            runs @ JobRunError::AlreadyRunning { .. } => CommandError::failed(format!("{runs}.")),
+            running @ JobRunError::AlreadyRunning { .. } => CommandError::from_cause(running),
         })
 }
 
@@ -190,7 +187,7 @@ fn print_job_run(ran: &JobRun, context: &CommandContext) -> Result<(), CommandEr
     check_job_outcome(ran)
 }
 
-/// Success is when it was done.
+/// Exit 0 only when the job was done.
 pub(super) fn check_job_outcome(ran: &JobRun) -> Result<(), CommandError> {
     match (&ran.outcome, &ran.result) {
         (JobOutcome::Done, _) => Ok(()),
@@ -199,7 +196,7 @@ pub(super) fn check_job_outcome(ran: &JobRun) -> Result<(), CommandError> {
             ran.job
         ))),
         (_, Ok(_)) => Err(CommandError::failed(format!(
-            "{} was stopped before its end; it is taken up again by whoever runs it next.",
+            "{} was stopped before its end; the next run continues it.",
             ran.job
         ))),
     }

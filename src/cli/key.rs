@@ -1,4 +1,4 @@
-//! `attesto key`: API keys of a tenant.
+//! `attesto key`: a tenant's API keys.
 
 use serde::Serialize;
 
@@ -10,43 +10,46 @@ use crate::tenants::api_key::ApiKeyHash;
 use crate::tenants::store;
 use crate::tenants::{ApiKey, ApiKeyEnvironment, DisplayName, RawApiKey};
 
-const ONE_TIME_KEY_WARNING: &str = "This is the only time the key is shown. Keep it where secrets are kept: it cannot be shown again.";
+const ONE_TIME_KEY_WARNING: &str = "Store this key now: it is shown only this once.";
 
 /// The commands of `attesto key`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Make a new key and show it, once
+    /// Create an API key for a tenant, and show it once
+    #[command(
+        after_help = "Examples:\n  attesto key create tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --name backend\n  attesto key create tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --name ci --env test"
+    )]
     Create {
-        /// Whose: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// What people call it, 1 to 200 characters
+        /// Display name, 1 to 200 characters
         #[arg(long)]
         name: Option<DisplayName>,
-        /// What it is for
+        /// Environment the key is for
         #[arg(long, value_enum, default_value = "live")]
         env: ApiKeyEnvironment,
     },
-    /// List a tenant's keys, newest first
+    /// List a tenant's API keys, newest first
     List {
-        /// Whose: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// How many at most
+        /// Maximum number of keys
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
-        /// How many to skip
+        /// Number of keys to skip
         #[arg(long, default_value_t = 0)]
         offset: u32,
     },
-    /// End a key for good, or all keys of a tenant, everywhere within a second
+    /// Revoke an API key, or all of a tenant's, on every replica within a second
     Revoke {
-        /// Which: `key_…`, as `attesto key list` shows it; not the key itself
-        // A text, not a `KeyId`: the parser would repeat what it refuses, and that may be the key itself.
+        /// The key's id, `key_…`, as `attesto key list` shows it; not the key itself
+        // A `String`, not a `KeyId`: clap repeats a value that it refuses, and that may be the key itself.
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         key: Option<String>,
-        /// Every key of this tenant that is not revoked yet; with --all
+        /// Tenant whose keys are revoked; with --all
         #[arg(long, requires = "all")]
         tenant: Option<TenantId>,
-        /// Every key of --tenant
+        /// Revoke every key of --tenant that is not revoked yet
         #[arg(long, requires = "tenant")]
         all: bool,
     },
@@ -91,7 +94,6 @@ impl From<ApiKey> for ApiKeyView {
     }
 }
 
-/// Runs one of them.
 pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let now = context.clock.now();
@@ -136,24 +138,28 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
                 "createdAt",
                 "revokedAt",
             ];
-            output.write_rows(&keys, &columns, "No keys here.")?;
+            output.write_rows(&keys, &columns, "The tenant has no API keys.")?;
         }
         KeyCommand::Revoke {
             tenant: Some(tenant),
             ..
         } => revoke_tenant_keys(&database, &tenant, context).await?,
         KeyCommand::Revoke { key, .. } => {
-            let key = key.ok_or_else(|| CommandError::usage_error("which key?"))?;
+            let key = key.ok_or_else(|| {
+                CommandError::usage_error(
+                    "give a key id: attesto key revoke KEY, or --tenant TENANT --all.",
+                )
+            })?;
             let key: KeyId = key.parse().map_err(|problem: MalformedIdError| {
                 let hint = match ApiKeyHash::from_raw_key(&key) {
-                    Some(_) => " This is a key itself: it stands in your shell's history now.",
+                    Some(_) => " This is the key itself, and your shell's history has it now: consider revoking it.",
                     None => "",
                 };
-                CommandError::usage_error(format!("{problem}. `attesto key list` shows it.{hint}"))
+                CommandError::usage_error(format!("{problem}. `attesto key list` shows the ids.{hint}"))
             })?;
             let key = ApiKeyView::from(store::revoke_api_key(&database, &key, now).await?);
             let prose = format!(
-                "Revoked {} ({}…). It is refused everywhere within a second.",
+                "Revoked {} ({}…). Every replica refuses it within a second.",
                 key.id, key.key_prefix
             );
             output.write_json_or_text(&key, &prose)?;
@@ -177,6 +183,6 @@ async fn revoke_tenant_keys(
     let revoked: Vec<_> = revoked.into_iter().map(ApiKeyView::from).collect();
     let output = &context.output;
     output.write_rows(&revoked, &["id", "keyPrefix", "name", "revokedAt"], "")?;
-    output.write_note("\nThey are refused everywhere within a second.")?;
+    output.write_note("\nEvery replica refuses them within a second.")?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `attesto migrate`: brings the database's tables to this release.
+//! `attesto migrate`: migrates the database's tables to this release.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,15 +12,14 @@ use crate::replicas::{LiveReplicas, MigrationBlockedError};
 
 use super::context::{CommandContext, CommandError};
 
-/// The arguments of `attesto migrate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct MigrateArgs {
-    /// Only say what would be applied
+    /// Show the pending migrations, and apply none
     #[arg(long)]
     dry_run: bool,
 
-    /// Only say what would be applied and what it does to the tables, whether this role may, and whether the releases that
-    /// serve now go on working; exit 1 when it would be refused
+    /// Show the pending migrations and their effect on the tables, whether this database role may apply them, and whether
+    /// the running releases keep working; exit 1 when the migration would be refused
     #[arg(long, conflicts_with = "dry_run")]
     check: bool,
 }
@@ -30,11 +29,11 @@ pub(crate) struct MigrateArgs {
 struct MigrationCheckView {
     pending: Vec<PlannedMigration>,
     may_migrate: bool,
-    /// Of the processes that serve now.
+    /// Releases of the live replicas.
     running_releases: BTreeSet<String>,
-    /// Whether they go on working on the changed tables.
+    /// Whether they keep working on the migrated tables.
     running_releases_keep_working: bool,
-    /// Whether a process of the release before this one could be started on the changed tables.
+    /// Whether the previous release could be started on the migrated tables.
     previous_release_works: bool,
 }
 
@@ -57,9 +56,9 @@ impl MigrationCheckView {
                 let why = promise.why.as_deref();
                 let why = why.map_or(String::new(), |why| format!(": {why}"));
                 if promise.previous_works {
-                    format!("  The release before goes on working{why}.")
+                    format!("  The previous release keeps working{why}.")
                 } else {
-                    format!("  The release before stops working{why}.")
+                    format!("  The previous release stops working{why}.")
                 }
             }));
         }
@@ -68,13 +67,13 @@ impl MigrationCheckView {
         }
         let releases: Vec<_> = self.running_releases.iter().map(String::as_str).collect();
         lines.push(match releases.as_slice() {
-            [] => "No process serves.".to_owned(),
+            [] => "No replica is running.".to_owned(),
             _ if self.running_releases_keep_working => format!(
-                "Processes of release {} go on working meanwhile.",
+                "The running replicas (release {}) keep working.",
                 releases.join(", ")
             ),
             _ => format!(
-                "Processes of release {} serve now, and some would stop working.",
+                "Of the running replicas (release {}), some would stop working.",
                 releases.join(", ")
             ),
         });
@@ -82,7 +81,7 @@ impl MigrationCheckView {
     }
 }
 
-/// What is done to one table, with its size where that matters.
+/// The effect on one table, with its size unless the table is new.
 fn format_table_change(touched: &AffectedTable) -> String {
     let mut text = format!("{} {}", touched.table, touched.touch.describe_impact());
     if touched.touch != TableImpact::Creates
@@ -101,10 +100,10 @@ async fn check_migrations(context: &CommandContext) -> Result<(), CommandError> 
     let database = context.open_database().await?;
     let pending = database.plan_migrations().await?;
     let may_migrate = database.can_migrate().await?;
-    // Tables that are not there yet name nobody.
-    let company = LiveReplicas::load(&database).await;
-    let running_releases: BTreeSet<String> = company
-        .map(|company| company.replicas.into_iter().map(|it| it.version).collect())
+    // Before the first migration there is no table of replicas.
+    let replicas = LiveReplicas::load(&database).await;
+    let running_releases: BTreeSet<String> = replicas
+        .map(|live| live.replicas.into_iter().map(|it| it.version).collect())
         .unwrap_or_default();
     let obstacle = MigrationBlockedError::check_replicas(&database)
         .await?
@@ -123,13 +122,12 @@ async fn check_migrations(context: &CommandContext) -> Result<(), CommandError> 
         .write_json_or_text(&checked, &checked.to_prose())?;
     if is_stuck {
         return Err(CommandError::failed(
-            "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>`.",
+            "the database role may not create tables: have the owner of the database run `grant create on schema public to <role>`.",
         ));
     }
     obstacle.map_or(Ok(()), |obstacle| Err(obstacle.into()))
 }
 
-/// Runs the command.
 pub(crate) async fn run(args: MigrateArgs, context: &CommandContext) -> Result<(), CommandError> {
     if args.check {
         return check_migrations(context).await;
@@ -164,8 +162,8 @@ fn format_migration_report(report: &MigrationReport) -> String {
 }
 
 impl From<MigrationBlockedError> for CommandError {
-    fn from(problem: MigrationBlockedError) -> Self {
-        Self::failed(format!("{problem}."))
+    fn from(error: MigrationBlockedError) -> Self {
+        Self::from_cause(error)
     }
 }
 
@@ -173,7 +171,7 @@ impl From<MigrationError> for CommandError {
     fn from(problem: MigrationError) -> Self {
         match problem {
             MigrationError::Database(error) => error.into(),
-            problem => Self::failed(format!("{problem}.")),
+            problem => Self::from_cause(problem),
         }
     }
 }
@@ -183,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_is_told_in_a_few_lines() {
+    fn a_report_names_each_migration() {
         let step = |version, name: &str| MigrationInfo {
             version,
             name: name.into(),

@@ -1,8 +1,7 @@
-//! `attesto openapi`: what `/openapi.json` answers, without a service.
+//! `attesto openapi`: prints the OpenAPI document without a running service.
 
 use super::context::{CommandContext, CommandError};
 
-/// Prints the description, indented.
 pub(crate) fn run(context: &CommandContext) -> Result<(), CommandError> {
     let description = crate::app::openapi_document();
     let text = serde_json::to_string_pretty(&description)

@@ -1,9 +1,9 @@
-//! Who is at the keyboard, as far as this machine knows.
+//! The operator's name for the operator audit.
 
 use rustix::process::getuid;
 
-/// The user who runs this, and on whose behalf when `sudo` says so. Of a user who is in no `/etc/passwd`, as in many
-/// containers, the number.
+/// The name of the user that runs this process; with `sudo`, `ann as root`. `uid 1000` for a user that is not in
+/// `/etc/passwd`, as in many containers.
 pub(crate) fn current_actor(sudo: Option<&str>) -> String {
     let uid = getuid().as_raw();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_named_and_whoever_stands_behind() {
+    fn an_operator_is_named_also_behind_sudo() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n";
         assert_eq!(format_actor(passwd, 1000, None), "ann");
         assert_eq!(format_actor(passwd, 0, Some("ann")), "ann as root");

@@ -1,47 +1,48 @@
-//! Results on stdout: one JSON object a line, or, when a person is watching, tables and prose.
+//! Writes results to stdout: one JSON object a line, or tables and text when stdout is a terminal.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-/// How results are written.
+/// The value of `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// Tables and prose on a terminal, JSON lines anywhere else.
+    /// Tables and text on a terminal, JSON lines otherwise.
     #[default]
     Auto,
     /// One JSON object a line.
     Json,
-    /// Tables and prose.
+    /// Tables and text.
     Table,
 }
 
-/// Where results go.
+/// Writes the results of one command.
 pub(crate) struct OutputWriter {
     is_human_readable: bool,
-    /// Whether JSON was asked for, and not only taken for granted because nobody watches.
+    /// `--output json` was given; not set when JSON is only the default because stdout is no terminal.
     is_json_requested: bool,
+    /// Columns of the terminal. `None`: stdout is no terminal, lines may have any length.
+    width: Option<u16>,
     writer: Mutex<Box<dyn Write + Send>>,
 }
 
 impl OutputWriter {
-    /// Standard output.
     pub(crate) fn for_stdout(format: OutputFormat) -> Self {
-        let for_people = match format {
+        let is_human_readable = match format {
             OutputFormat::Auto => io::stdout().is_terminal(),
             OutputFormat::Json => false,
             OutputFormat::Table => true,
         };
         Self {
             is_json_requested: format == OutputFormat::Json,
-            ..Self::with_writer(for_people, io::stdout())
+            width: terminal_width(),
+            ..Self::with_writer(is_human_readable, io::stdout())
         }
     }
 
-    /// Any writer.
     pub(crate) fn with_writer(
         is_human_readable: bool,
         writer: impl Write + Send + 'static,
@@ -49,44 +50,39 @@ impl OutputWriter {
         Self {
             is_human_readable,
             is_json_requested: false,
+            width: None,
             writer: Mutex::new(Box::new(writer)),
         }
     }
 
-    /// Whether tables and prose are wanted rather than JSON.
+    /// Tables and text are wanted, not JSON.
     pub(crate) fn is_human_readable(&self) -> bool {
         self.is_human_readable
     }
 
-    /// One result: a JSON line, or its fields under each other.
+    /// Writes one result: a JSON line, or a line for each of its fields.
     pub(crate) fn write_object<T: Serialize>(&self, result: &T) -> io::Result<()> {
         if !self.is_human_readable {
             return self.write_json_line(result);
         }
-        let mut table = plain_table();
-        if let Value::Object(fields) = serde_json::to_value(result)? {
-            for (name, value) in &fields {
-                table.add_row([column_heading(name), format_cell(value)]);
-            }
-        }
-        self.write_line(&render_aligned(table))
+        self.write_line(&self.render_record(&serde_json::to_value(result)?))
     }
 
-    /// One result: a JSON line, or a sentence or two that say it.
+    /// Writes one result: a JSON line, or this text.
     pub(crate) fn write_json_or_text<T: Serialize>(
         &self,
         result: &T,
-        prose: &str,
+        text: &str,
     ) -> io::Result<()> {
         if self.is_human_readable {
-            self.write_line(&replace_control_chars(prose))
+            self.write_line(&replace_control_chars(text))
         } else {
             self.write_json_line(result)
         }
     }
 
-    /// One result that is the content of a file: that text as it is, also when it is piped into one; a JSON line only when
-    /// JSON was asked for.
+    /// Writes one result that is meant to become a file: `text` unchanged, also into a pipe; a JSON line only with
+    /// `--output json`.
     pub(crate) fn write_raw_text<T: Serialize>(&self, result: &T, text: &str) -> io::Result<()> {
         if self.is_json_requested {
             self.write_json_line(result)
@@ -95,7 +91,8 @@ impl OutputWriter {
         }
     }
 
-    /// A line on the way to a result: a JSON line; nothing for a person, who is shown it otherwise.
+    /// Writes the progress of a command as a JSON line; nothing on a terminal, where a [progress bar](super::progress)
+    /// shows it.
     pub(crate) fn write_progress_json<T: Serialize>(&self, step: &T) -> io::Result<()> {
         if self.is_human_readable {
             Ok(())
@@ -104,8 +101,8 @@ impl OutputWriter {
         }
     }
 
-    /// Several results: a JSON line each, or a table of the named fields; `when_empty` is told to a person when there
-    /// are none.
+    /// Writes several results: a JSON line for each, or a table of the named fields. Where the table is wider than the
+    /// terminal, each result becomes a block of lines. `when_empty` replaces a table without rows.
     pub(crate) fn write_rows<T: Serialize>(
         &self,
         results: &[T],
@@ -120,19 +117,49 @@ impl OutputWriter {
         if results.is_empty() {
             return self.write_line(when_empty);
         }
-        let mut table = plain_table();
-        table.set_header(columns.iter().map(|name| column_heading(name)));
-        for result in results {
-            let fields = serde_json::to_value(result)?;
-            table.add_row(columns.iter().map(|name| format_cell(&fields[*name])));
+        let results = results
+            .iter()
+            .map(serde_json::to_value)
+            .collect::<Result<Vec<_>, _>>()?;
+        let rows: Vec<Vec<String>> = results
+            .iter()
+            .map(|fields| {
+                columns
+                    .iter()
+                    .map(|name| format_value(&fields[*name]))
+                    .collect()
+            })
+            .collect();
+        let header = columns.iter().map(|name| column_heading(name)).collect();
+        if let Some(table) = render_table(Some(header), rows, self.width) {
+            return self.write_line(&table);
         }
-        self.write_line(&render_aligned(table))
+        let blocks: Vec<_> = results
+            .iter()
+            .map(|fields| {
+                let shown = columns
+                    .iter()
+                    .map(|name| ((*name).to_owned(), fields[*name].clone()));
+                self.render_record(&Value::Object(shown.collect()))
+            })
+            .collect();
+        self.write_line(&blocks.join("\n\n"))
     }
 
-    /// A line of prose that only a person gets; nothing in JSON.
-    pub(crate) fn write_note(&self, prose: &str) -> io::Result<()> {
+    /// A line for each field; the fields of a nested object follow under both names.
+    fn render_record(&self, result: &Value) -> String {
+        let mut rows = Vec::new();
+        push_record_rows(&mut rows, "", result);
+        // A word that is longer than the terminal is wide stays whole.
+        render_table(None, rows.clone(), self.width)
+            .or_else(|| render_table(None, rows, None))
+            .unwrap_or_default()
+    }
+
+    /// Writes text beside a table; nothing in JSON.
+    pub(crate) fn write_note(&self, text: &str) -> io::Result<()> {
         if self.is_human_readable {
-            self.write_line(&replace_control_chars(prose))
+            self.write_line(&replace_control_chars(text))
         } else {
             Ok(())
         }
@@ -145,25 +172,68 @@ impl OutputWriter {
     fn write_line(&self, text: &str) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match writeln!(writer, "{text}").and_then(|()| writer.flush()) {
-            // `attesto key list … | head -1`: whoever reads has seen enough.
+            // `attesto key list … | head -1` closes the pipe early, which is no failure.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             result => result,
         }
     }
 }
 
-fn plain_table() -> Table {
+fn terminal_width() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(size.ws_col).filter(|&columns| columns > 0)
+}
+
+/// Lays out a table without borders. Cells wrap between words; `None` when that is not enough for `width`.
+fn render_table(
+    header: Option<Vec<String>>,
+    rows: Vec<Vec<String>>,
+    width: Option<u16>,
+) -> Option<String> {
+    /// Blanks between two columns.
+    const GAP: u16 = 2;
+    let columns = header.as_ref().or(rows.first()).map_or(0, Vec::len);
+    let mut word_widths = vec![0_u16; columns];
+    for row in header.iter().chain(&rows) {
+        for (widest, cell) in word_widths.iter_mut().zip(row) {
+            let word = cell.split_whitespace().map(|word| word.chars().count());
+            *widest = (*widest).max(u16::try_from(word.max().unwrap_or(0)).unwrap_or(u16::MAX));
+        }
+    }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
-    table
+    if let Some(width) = width {
+        let gaps = u32::from(GAP) * columns.saturating_sub(1) as u32;
+        let needed: u32 = word_widths.iter().copied().map(u32::from).sum::<u32>() + gaps;
+        if needed > u32::from(width) {
+            return None;
+        }
+        // The gap behind the last column is trimmed below.
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width.saturating_add(GAP));
+    }
+    if let Some(header) = header {
+        table.set_header(header);
+    }
+    table.add_rows(rows);
+    for (column, word) in table.column_iter_mut().zip(word_widths) {
+        column.set_padding((0, GAP));
+        let whole_word = Width::Fixed(word.saturating_add(GAP));
+        column.set_constraint(ColumnConstraint::LowerBoundary(whole_word));
+    }
+    Some(table.trim_fmt())
 }
 
-fn render_aligned(mut table: Table) -> String {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+fn push_record_rows(rows: &mut Vec<Vec<String>>, prefix: &str, value: &Value) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let heading = format!("{prefix}{}", column_heading(name));
+        if value.as_object().is_some_and(|fields| !fields.is_empty()) {
+            push_record_rows(rows, &format!("{heading} "), value);
+        } else {
+            rows.push(vec![heading, format_value(value)]);
+        }
     }
-    table.trim_fmt()
 }
 
 /// `lastUsedAt` as `LAST USED AT`.
@@ -178,17 +248,39 @@ fn column_heading(name: &str) -> String {
     heading
 }
 
-fn format_cell(value: &Value) -> String {
+/// A value as text without JSON: `a, b` for an array, `number 1, created at …` for an object.
+fn format_value(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
         Value::String(text) => replace_control_chars(text),
-        other => other.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => {
+            let separator = if items.iter().any(Value::is_object) {
+                "\n"
+            } else {
+                ", "
+            };
+            let items: Vec<_> = items.iter().map(format_value).collect();
+            items.join(separator)
+        }
+        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) => {
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| {
+                    let name = column_heading(name).to_lowercase();
+                    format!("{name} {}", format_value(value))
+                })
+                .collect();
+            fields.join(", ")
+        }
     }
 }
 
-/// A stored name may hold what moves a terminal's cursor; a line end is kept only in our own prose.
+/// A stored name may hold control characters, which move a terminal's cursor. Line ends stay: our own texts have them.
 fn replace_control_chars(text: &str) -> String {
     text.chars()
         .map(|letter| match letter {
@@ -221,14 +313,21 @@ mod tests {
         }
     }
 
-    fn capture_output(for_people: bool, write: impl Fn(&OutputWriter) -> io::Result<()>) -> String {
-        let page = SharedBuffer::default();
-        write(&OutputWriter::with_writer(for_people, page.clone())).unwrap();
-        String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
+    fn capture_output(
+        is_human_readable: bool,
+        write: impl Fn(&OutputWriter) -> io::Result<()>,
+    ) -> String {
+        let buffer = SharedBuffer::default();
+        write(&OutputWriter::with_writer(
+            is_human_readable,
+            buffer.clone(),
+        ))
+        .unwrap();
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
     }
 
     #[test]
-    fn a_program_gets_a_json_line_each() {
+    fn a_pipe_gets_a_json_line_for_each_result() {
         let rows = [
             json!({"id": "a", "name": "x\ny"}),
             json!({"id": "b", "name": null}),
@@ -256,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_gets_tables_and_prose() {
+    fn a_terminal_gets_tables_and_text() {
         let rows = [
             json!({"id": "a", "isActive": true, "lastUsedAt": null, "hidden": 1}),
             json!({"id": "b\u{1b}[2J", "isActive": false, "lastUsedAt": "2026", "hidden": 1}),
@@ -285,5 +384,58 @@ mod tests {
             capture_output(true, |output| output.write_object(&rows[0]))
                 .contains("LAST USED AT  -")
         );
+    }
+
+    fn capture_table(width: u16, rows: &[Value], columns: &[&str]) -> String {
+        let buffer = SharedBuffer::default();
+        let output = OutputWriter {
+            width: Some(width),
+            ..OutputWriter::with_writer(true, buffer.clone())
+        };
+        output.write_rows(rows, columns, "none").unwrap();
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_table_wraps_between_words_and_never_inside_an_id() {
+        let rows = [json!({"id": "evt_01J9ZQ4T5W", "what": "one two three four five", "n": 1})];
+        let columns = ["id", "what", "n"];
+        assert_eq!(
+            capture_table(80, &rows, &columns),
+            "ID              WHAT                     N\nevt_01J9ZQ4T5W  one two three four five  1\n"
+        );
+        let narrow = capture_table(30, &rows, &columns);
+        assert!(narrow.lines().all(|line| line.len() <= 30), "{narrow}");
+        assert!(narrow.contains("evt_01J9ZQ4T5W  "), "{narrow}");
+        for word in ["one", "two", "three", "four", "five"] {
+            assert!(narrow.contains(word), "{narrow}");
+        }
+        assert_eq!(
+            capture_table(15, &rows, &["id", "n"]),
+            "ID  evt_01J9ZQ4T5W\nN   1\n",
+            "too narrow for a table: a block of lines"
+        );
+    }
+
+    #[test]
+    fn no_cell_holds_json() {
+        let record = json!({
+            "networks": ["10.0.0.0/8", "fd00::/8"],
+            "secrets": [{"number": 1, "expiresAt": null}, {"number": 2, "expiresAt": "2026"}],
+            "health": {"state": "ok", "lastStatus": 200},
+            "none": [],
+        });
+        let text = capture_output(true, |output| output.write_object(&record));
+        assert!(!text.contains(['{', '[', '"']), "{text}");
+        for line in [
+            "NETWORKS            10.0.0.0/8, fd00::/8",
+            "SECRETS             number 1, expires at -",
+            "                    number 2, expires at 2026",
+            "HEALTH STATE        ok",
+            "HEALTH LAST STATUS  200",
+            "NONE                -",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} in {text}");
+        }
     }
 }

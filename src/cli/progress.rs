@@ -1,4 +1,4 @@
-//! How far something is that takes a while: a bar on standard error, for a person at a terminal.
+//! A progress bar on stderr, when it is a terminal.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -7,28 +7,26 @@ use super::output::OutputWriter;
 /// Characters between the brackets.
 const BAR_WIDTH: usize = 30;
 
-/// A bar that is drawn over itself. Nothing where nobody watches.
+/// Draws itself over its previous state; draws nothing when stderr is no terminal or the output is JSON.
 pub(crate) struct ProgressBar {
     is_visible: bool,
 }
 
 impl ProgressBar {
-    /// One for whoever reads `output`.
     pub(crate) fn for_output(output: &OutputWriter) -> Self {
         Self {
             is_visible: output.is_human_readable() && io::stderr().is_terminal(),
         }
     }
 
-    /// Draws it.
+    /// Draws it with `done` of `total` steps; `what` is being worked on.
     pub(crate) fn draw_progress(&self, done: u64, total: u64, what: &str) {
         if self.is_visible {
-            // Whoever closed their terminal misses nothing.
+            // A closed terminal is no reason to stop the work.
             let _ = write!(io::stderr(), "\r\x1b[2K{}", format_bar(done, total, what));
         }
     }
 
-    /// Wipes it.
     pub(crate) fn clear(&self) {
         if self.is_visible {
             let _ = write!(io::stderr(), "\r\x1b[2K");
@@ -49,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_never_longer_than_it_may_be() {
+    fn a_bar_has_a_fixed_length() {
         assert_eq!(
             format_bar(0, 0, "x"),
             format!("[{}] 0 of 1  x", ".".repeat(30))

@@ -1,4 +1,4 @@
-//! `attesto prune`: what is older than it is to be kept, removed now.
+//! `attesto prune`: deletes the data whose retention period has ended.
 
 use serde::Serialize;
 
@@ -6,10 +6,9 @@ use super::context::{CommandContext, CommandError};
 use super::jobs;
 use crate::retention::{self, RetentionKind};
 
-/// The arguments of `attesto prune`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneArgs {
-    /// Only count what would go
+    /// Count the rows, and delete nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -18,29 +17,28 @@ pub(crate) struct PruneArgs {
 #[serde(rename_all = "camelCase")]
 struct PruneRow {
     kind: &'static str,
-    /// `null`: for ever.
+    /// `null`: kept forever.
     kept_days: Option<u64>,
-    /// What went, or would go.
+    /// Deleted rows; with `dry_run`, rows that would be deleted.
     rows: u64,
     dry_run: bool,
 }
 
-/// Runs the command.
 pub(crate) async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), CommandError> {
-    let tools = jobs::build_job_context(context).await?;
+    let job_context = jobs::build_job_context(context).await?;
     let ran = if args.dry_run {
         None
     } else {
-        Some(jobs::run_job(&tools, "retention", context).await?)
+        Some(jobs::run_job(&job_context, "retention", context).await?)
     };
     let mut shown = Vec::new();
     for kind in RetentionKind::ALL {
-        let kept = kind.retention_period(&tools.retention);
-        let gone = ran.as_ref().and_then(|ran| ran.result.as_ref().ok());
-        let rows = match (gone, kept) {
-            (Some(gone), _) => gone[kind.as_str()].as_u64().unwrap_or(0),
+        let kept = kind.retention_period(&job_context.retention);
+        let deleted = ran.as_ref().and_then(|ran| ran.result.as_ref().ok());
+        let rows = match (deleted, kept) {
+            (Some(deleted), _) => deleted[kind.as_str()].as_u64().unwrap_or(0),
             (None, Some(kept)) if args.dry_run => {
-                retention::count_expired(&tools.database, kind, kept).await?
+                retention::count_expired(&job_context.database, kind, kept).await?
             }
             (None, _) => 0,
         };
@@ -57,7 +55,7 @@ pub(crate) async fn run(args: PruneArgs, context: &CommandContext) -> Result<(),
         _ => output.write_rows(&shown, &["kind", "keptDays", "rows"], "")?,
     }
     if args.dry_run {
-        output.write_note("\nNothing was removed.")?;
+        output.write_note("\nNothing was deleted.")?;
     }
     ran.as_ref().map_or(Ok(()), jobs::check_job_outcome)
 }

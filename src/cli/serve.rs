@@ -1,8 +1,8 @@
-//! `attesto serve`: runs the service until a signal says stop.
+//! `attesto serve`: runs the service until SIGINT or SIGTERM.
 //!
-//! What cannot work is said before anything is served: settings, the port, a database newer than this release, a key that
-//! something is sealed with and that is not configured. A database that is away is not such a thing: the service starts, `/health` answers, `/ready` says what is missing, and
-//! it goes on trying.
+//! It refuses to start with wrong settings, a port in use, a database of a newer release, or without a key that secrets
+//! are sealed with. An unreachable database is no such reason: the service starts, `/health` answers, `/ready` names the
+//! problem, and the connection is retried.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,22 +38,21 @@ use crate::server::{ConnectionLimits, scrape};
 use crate::stores::apple::trust::JwsVerifier;
 use crate::telemetry::{self, LogSettings, LogWriter, TraceMetrics, TracePipeline};
 
-/// How long the first look at the database may delay the word that the service is there.
+/// How long preparing the database may delay the log line `listening`.
 const INITIAL_PREPARE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The first pause before the database is tried again; it doubles up to the last.
+/// The first pause before the database is tried again; it doubles up to [`MAX_RETRY_INTERVAL`].
 const INITIAL_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a production service goes on taking requests after `/ready` began to fail, because whoever sends them here
-/// needs a moment to notice. At most a fifth of the time there is to stop.
+/// How long a production service accepts requests after `/ready` began to fail, so that the load balancer can notice. At
+/// most a fifth of `SHUTDOWN_GRACE_SECONDS`.
 const MAX_DRAIN_DELAY: Duration = Duration::from_secs(5);
 
-/// How long the last spans may take to be sent.
 const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The flags of `attesto serve`: one for each setting there is.
+/// The flags of `attesto serve`: one for each setting.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ServeArgs {
-    /// What was given, by the variable that the flag stands for.
+    /// Values by the environment variable that the flag replaces.
     flag_values: BTreeMap<String, String>,
 }
 
@@ -88,21 +87,21 @@ impl clap::FromArgMatches for ServeArgs {
 }
 
 impl ServeArgs {
-    /// The flags over the environment.
+    /// The settings from the flags and, where there is none, from the environment.
     pub(super) fn into_raw_settings<'a>(
         self,
         context: &CommandContext,
         lookup: EnvLookup<'a>,
     ) -> RawSettings<'a> {
-        let mut given = self.flag_values;
+        let mut values = self.flag_values;
         if let Some(url) = context.database_url() {
-            given.insert("DATABASE_URL".to_owned(), url.to_owned());
+            values.insert("DATABASE_URL".to_owned(), url.to_owned());
         }
-        RawSettings::new(given, lookup)
+        RawSettings::new(values, lookup)
     }
 }
 
-/// The variable that a setting's flag stands for.
+/// The environment variable that a setting's flag replaces.
 fn flag_variable_name(setting: &SettingDefinition) -> String {
     match setting.kind {
         SettingKind::Secret => format!("{}_FILE", setting.name),
@@ -120,7 +119,7 @@ fn build_flag_arg(setting: &'static SettingDefinition) -> Arg {
         default => format!(" [default: {default}]"),
     };
     let help = format!("{}{default} [env: {variable}]", setting.help);
-    // The parser knows no variable and no default, so that it can show no value.
+    // clap is told neither variable nor default, so that its messages cannot show a value.
     let arg = Arg::new(setting.flag).long(setting.flag).help(help);
     match setting.kind {
         SettingKind::Switch => arg
@@ -132,32 +131,30 @@ fn build_flag_arg(setting: &'static SettingDefinition) -> Arg {
     }
 }
 
-/// The settings, and the files that they name but for those of secrets, which are part of them. Everything that is wrong with
-/// either is a line.
+/// Parses the settings, and reads the certificate files that they name. Returns a line for each problem.
 pub(super) fn parse_settings(
     raw: &RawSettings<'_>,
     now: Timestamp,
 ) -> Result<AppSettings, Vec<String>> {
     let parsed = AppSettings::parse(raw);
-    let mut wrong = Vec::new();
-    // What else is wrong must not hide what is wrong with this one.
+    let mut problems = Vec::new();
+    // Read even when other settings are wrong, so that all problems are reported at once.
     let roots = raw.find_text("APPLE_ROOT_CERTIFICATES").ok().flatten();
     if let Some(given) = roots
         && let Err(problem) = JwsVerifier::with_roots_from(Path::new(&given.text))
     {
-        wrong.push(format!("{}: {problem}.", given.origin));
+        problems.push(format!("{}: {problem}.", given.origin));
     }
     let pair = read_tls_files(raw).ok().flatten();
     if let Some(Err(problem)) = pair.map(|files| TlsCertificate::from_files(&files, now)) {
-        wrong.push(format!("{problem}."));
+        problems.push(format!("{problem}."));
     }
     match parsed {
-        Ok(settings) if wrong.is_empty() => Ok(settings),
-        parsed => Err([parsed.err().unwrap_or_default(), wrong].concat()),
+        Ok(settings) if problems.is_empty() => Ok(settings),
+        parsed => Err([parsed.err().unwrap_or_default(), problems].concat()),
     }
 }
 
-/// Runs the command.
 pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), CommandError> {
     let lookup = |name: &str| context.environment_variable(name);
     let raw = args.into_raw_settings(context, &lookup);
@@ -174,7 +171,7 @@ pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(),
     });
     let (traces, settings) = match traces.transpose() {
         Ok(traces) => (traces, settings),
-        Err(problem) => (None, Err(CommandError::failed(format!("{problem}.")))),
+        Err(problem) => (None, Err(CommandError::from_cause(problem))),
     };
     let writer = telemetry::install_logging(&log, traces.as_ref().map(TracePipeline::tracer));
     for (name, path) in world_readable_files(&raw) {
@@ -206,7 +203,7 @@ async fn serve_until_stopped(
     traces: Option<TraceMetrics>,
 ) -> Result<(), CommandError> {
     let mut signals = ShutdownSignals::register_handlers()
-        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}")))?;
+        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}.")))?;
     let started = tokio::select! {
         started = start_service(settings, clock, traces) => started?,
         signal = signals.next_signal() => {
@@ -217,8 +214,8 @@ async fn serve_until_stopped(
     let StartedService {
         serving,
         database,
-        embedded_postgres: private,
-        database_preparation: preparing,
+        embedded_postgres,
+        database_preparation,
     } = started;
 
     let outcome = tokio::select! {
@@ -226,31 +223,31 @@ async fn serve_until_stopped(
             tracing::info!(signal, "shutdown");
             Ok(())
         }
-        // The database came back, and it turns out that this release cannot use it.
-        Err(problem) = preparing => Err(problem),
+        // The database became reachable, and this release cannot use it.
+        Err(problem) = database_preparation => Err(problem),
     };
-    let impatient = tokio::spawn(exit_on_second_signal(signals, writer.clone()));
-    let _impatient = AbortOnDropHandle::new(impatient);
-    let moment = match settings.mode {
+    let second_signal = tokio::spawn(exit_on_second_signal(signals, writer.clone()));
+    let _second_signal = AbortOnDropHandle::new(second_signal);
+    let drain_delay = match settings.mode {
         DeploymentMode::Production if outcome.is_ok() => {
             MAX_DRAIN_DELAY.min(settings.shutdown_grace / 5)
         }
         _ => Duration::ZERO,
     };
     serving.start_draining();
-    tokio::time::sleep(moment).await;
+    tokio::time::sleep(drain_delay).await;
     let finished = serving
-        .stop(settings.shutdown_grace.saturating_sub(moment))
+        .stop(settings.shutdown_grace.saturating_sub(drain_delay))
         .await;
     let _ = tokio::time::timeout(MAX_RETRY_INTERVAL, database.close_connections()).await;
-    if let Some(private) = private {
-        private.stop().await;
+    if let Some(postgres) = embedded_postgres {
+        postgres.stop().await;
     }
     tracing::info!(finished, "stopped");
     outcome
 }
 
-/// A second signal: whoever sends it does not want to wait.
+/// The first signal stops the service in order; a second one ends the process at once.
 async fn exit_on_second_signal(mut signals: ShutdownSignals, writer: LogWriter) {
     let signal = signals.next_signal().await;
     tracing::warn!(signal, "shutdown_forced");
@@ -258,12 +255,11 @@ async fn exit_on_second_signal(mut signals: ShutdownSignals, writer: LogWriter) 
     std::process::exit(130);
 }
 
-/// A service that serves, and what it stands on.
 struct StartedService {
     serving: RunningApp,
     database: Database,
     embedded_postgres: Option<EmbeddedPostgres>,
-    /// Ends when the database's tables are this release's and its secrets can be opened.
+    /// Ends with an error when this release cannot use the database; pending while it is being prepared, and after.
     database_preparation: BoxFuture<'static, Result<(), CommandError>>,
 }
 
@@ -272,68 +268,66 @@ async fn start_service(
     clock: &Clock,
     traces: Option<TraceMetrics>,
 ) -> Result<StartedService, CommandError> {
-    let refused = |problem: &dyn std::fmt::Display| CommandError::failed(format!("{problem}."));
     let tls = match &settings.tls_files {
         Some(files) => Some(
-            ReloadableTls::load(files.clone(), clock)
-                .map_err(|problem| CommandError::usage_error(format!("{problem}.")))?,
+            ReloadableTls::load(files.clone(), clock).map_err(CommandError::from_usage_cause)?,
         ),
         None => None,
     };
-    // Before anything that takes time or leaves traces: a port that is taken is the likeliest obstacle.
+    // First, because a port in use is the most likely problem, and nothing has been changed yet.
     let listener = bind_listener(settings.listen)
         .await
-        .map_err(|problem| refused(&problem))?;
+        .map_err(CommandError::from_cause)?;
     let metrics = match settings.metrics_address {
         Some(address) => Some(
             scrape::bind_metrics_listener(address)
                 .await
-                .map_err(|problem| refused(&problem))?,
+                .map_err(CommandError::from_cause)?,
         ),
         None => None,
     };
-    let (private, connect) = match &settings.database {
+    let (embedded_postgres, connect) = match &settings.database {
         DatabaseSource::Url(connect) => (None, (**connect).clone()),
         DatabaseSource::Embedded(options) => {
-            let private = EmbeddedPostgres::start(options.clone())
+            let postgres = EmbeddedPostgres::start(options.clone())
                 .await
-                .map_err(|problem| refused(&problem))?;
-            let connect = private.connect_settings();
-            (Some(private), connect)
+                .map_err(CommandError::from_cause)?;
+            let connect = postgres.connect_settings();
+            (Some(postgres), connect)
         }
     };
     let database = Database::open(&connect);
     let prepared = CancellationToken::new();
     let mut service = App::build(settings, &database, clock)
-        .map_err(|problem| refused(&problem))?
+        .map_err(CommandError::from_cause)?
         .with_start_signal(prepared.clone());
     if let Some(listener) = metrics {
         service = service.with_metrics_listener(listener);
     }
-    if let Some(numbers) = traces {
-        service = service.with_trace_metrics(numbers);
+    if let Some(metrics) = traces {
+        service = service.with_trace_metrics(metrics);
     }
     let certificate = tls.as_ref().map(ReloadableTls::current_certificate);
     if let Some(tls) = tls {
         service = service.with_tls(tls);
     }
-    let manners = ConnectionLimits {
+    let limits = ConnectionLimits {
         max_connections: raise_connection_limit(),
         ..ConnectionLimits::default()
     };
     let serving = service
-        .serve(listener, manners)
-        .map_err(|problem| refused(&problem))?;
+        .serve(listener, limits)
+        .map_err(CommandError::from_cause)?;
     let address = serving.address();
 
     let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
-    let mut preparing = prepare_database(database.clone(), migrate, keyring, prepared).boxed();
-    match tokio::time::timeout(INITIAL_PREPARE_TIMEOUT, &mut preparing).await {
-        Ok(Ok(())) => preparing = std::future::pending().boxed(),
+    let mut preparation = prepare_database(database.clone(), migrate, keyring, prepared).boxed();
+    match tokio::time::timeout(INITIAL_PREPARE_TIMEOUT, &mut preparation).await {
+        Ok(Ok(())) => preparation = std::future::pending().boxed(),
         Ok(Err(problem)) => {
             serving.stop(Duration::ZERO).await;
-            if let Some(private) = private {
-                private.stop().await;
+            if let Some(postgres) = embedded_postgres {
+                postgres.stop().await;
             }
             return Err(problem);
         }
@@ -354,13 +348,13 @@ async fn start_service(
     Ok(StartedService {
         serving,
         database,
-        embedded_postgres: private,
-        database_preparation: preparing,
+        embedded_postgres,
+        database_preparation: preparation,
     })
 }
 
-/// Brings the tables to this release and looks whether what is sealed there can be opened, as soon as there is a database
-/// to do it in; then cancels `prepared`. An error is final. With a wrong key it ends without having prepared anything.
+/// Migrates the tables and verifies the encryption keys as soon as the database is reachable, then cancels `prepared`. An
+/// error is permanent. With a wrong key it returns `Ok` and does not cancel `prepared`.
 async fn prepare_database(
     database: Database,
     migrate: bool,
@@ -370,8 +364,8 @@ async fn prepare_database(
     let mut backoff = Backoff::new(INITIAL_RETRY_INTERVAL, MAX_RETRY_INTERVAL);
     loop {
         let (cause, class) = match try_prepare_database(&database, migrate, &keyring).await {
-            Ok(key) => {
-                if key == KeyringCheck::Usable {
+            Ok(check) => {
+                if check == KeyringCheck::Usable {
                     prepared.cancel();
                 }
                 return Ok(());
@@ -384,24 +378,22 @@ async fn prepare_database(
     }
 }
 
-/// Why the database cannot be served from.
 enum PrepareError {
-    /// Trying again can help.
+    /// A retry can succeed.
     Transient {
         cause: String,
-        /// What kind of trouble it is.
+        /// A short, safe description for the log.
         class: String,
     },
-    /// It cannot.
+    /// A retry cannot succeed.
     Permanent(CommandError),
 }
 
-/// What became of a look at what is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeyringCheck {
-    /// It can be opened, or there is nothing yet.
+    /// The keys open all canaries, or there are none yet.
     Usable,
-    /// It cannot.
+    /// A key does not open its canary.
     WrongKey,
 }
 
@@ -413,31 +405,30 @@ async fn try_prepare_database(
     if migrate {
         migrate_if_allowed(database).await?;
     }
-    // All of them first: canaries know only the keys that were ever configured here.
-    let looked = match canary::check_all_key_ids(database, keyring).await {
+    // All key ids first: a canary exists only for keys that were configured here once.
+    let check = match canary::check_all_key_ids(database, keyring).await {
         Ok(()) => canary::ensure_canaries(database, keyring).await,
         missing => missing,
     };
-    match looked {
-        // Somebody else migrates; until then `/ready` says what is missing.
+    match check {
+        // Migrations run elsewhere; until then `/ready` reports the missing tables.
         Err(CanaryError::Database(error)) if is_missing_table(&error) => Ok(KeyringCheck::Usable),
-        // So that nothing is sent here until it is mended, `/ready` says this too.
+        // `/ready` reports it too, so that no request is sent here until the key is corrected.
         Err(wrong @ CanaryError::WrongKey { .. }) => {
             tracing::error!(cause = %wrong, causeClass = wrong.error_class(), "wrong_encryption_key");
             Ok(KeyringCheck::WrongKey)
         }
-        looked => Ok(looked.map(|()| KeyringCheck::Usable)?),
+        check => Ok(check.map(|()| KeyringCheck::Usable)?),
     }
 }
 
 async fn migrate_if_allowed(database: &Database) -> Result<(), PrepareError> {
-    // The clock of a program is the database's, as far as who serves is concerned.
     match MigrationBlockedError::check_replicas(database).await {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => {
             return Err(PrepareError::transient_error(
                 &problem,
-                "an older release serves",
+                "an older release is running",
             ));
         }
         Err(newer @ MigrationError::DatabaseNewer { .. }) => {
@@ -489,9 +480,9 @@ impl From<CanaryError> for PrepareError {
                 DatabaseConnectError::from_error(error).to_string(),
             ),
             CanaryError::Database(_) => Self::Permanent(problem.into()),
-            // A setting is missing, as if it were missing altogether.
+            // Exit 2, as for any missing or wrong setting.
             CanaryError::MissingKey { .. } | CanaryError::WrongKey { .. } => {
-                Self::Permanent(CommandError::usage_error(format!("{problem}.")))
+                Self::Permanent(CommandError::from_usage_cause(problem))
             }
         }
     }
@@ -505,14 +496,14 @@ mod tests {
         let command = <ServeArgs as clap::Args>::augment_args(Command::new("serve"));
         let matches = command
             .try_get_matches_from(std::iter::once(&"serve").chain(arguments))
-            .expect("these are good");
+            .expect("valid flags");
         let args: ServeArgs =
-            clap::FromArgMatches::from_arg_matches(&matches).expect("and readable");
+            clap::FromArgMatches::from_arg_matches(&matches).expect("readable flags");
         args.flag_values
     }
 
     #[test]
-    fn each_flag_stands_for_its_variable() {
+    fn each_flag_replaces_its_variable() {
         let found = parse_flag_values(&[
             "--port=9000",
             "--embedded-postgres",

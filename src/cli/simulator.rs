@@ -1,4 +1,4 @@
-//! `attesto simulator`: runs only the simulated stores.
+//! `attesto simulator`: runs the simulated stores alone.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,27 +10,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::context::{CommandContext, CommandError};
 use crate::simulator::{Simulator, SimulatorOptions};
 
-/// The name of the root certificate's file in the simulator's folder.
 const ROOT_CERTIFICATE_FILE: &str = "root.pem";
 
-/// The arguments of `attesto simulator`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SimulatorArgs {
-    /// Where to listen; 0 takes any free port
+    /// Port to listen on; 0 for any free port
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     port: u16,
 
-    /// The address to listen on. Whoever reaches it controls the simulated stores
+    /// Address to listen on; every client that reaches it can control the simulated stores
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
 
-    /// Keep keys and purchases in this folder, and find them again at the next start; the root certificate to trust is put
-    /// there as root.pem
+    /// Folder to store keys and purchases in for the next start; the root certificate to trust is written there as
+    /// root.pem
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
-/// Runs the command.
 pub(crate) async fn run(args: SimulatorArgs, context: &CommandContext) -> Result<(), CommandError> {
     let bind = SocketAddr::new(args.bind, args.port);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -44,20 +41,23 @@ pub(crate) async fn run(args: SimulatorArgs, context: &CommandContext) -> Result
     let simulator = Simulator::start(options).await.map_err(|error| {
         CommandError::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!("port {} is taken; choose another with --port.", bind.port())
+                format!(
+                    "port {} is in use; choose another with --port.",
+                    bind.port()
+                )
             }
-            _ => format!("the simulated stores cannot start: {error}"),
+            _ => format!("the simulated stores cannot start: {error}."),
         })
     })?;
     if let Some(folder) = folder {
-        // No secret: it is there for an Attesto in the next container, which starts when it finds the file.
+        // For Attesto in another container, which waits for this file. It is no secret.
         std::fs::write(
             folder.join(ROOT_CERTIFICATE_FILE),
             simulator.apple_root_pem(),
         )
         .map_err(|error| {
             CommandError::failed(format!(
-                "cannot write {ROOT_CERTIFICATE_FILE} into the folder: {error}"
+                "cannot write {ROOT_CERTIFICATE_FILE} into the folder: {error}."
             ))
         })?;
     }
@@ -88,13 +88,13 @@ fn format_introduction(simulator: &Simulator) -> String {
         let _ = writeln!(settings, "  export {name}={value}");
     }
     format!(
-        "The simulated stores are running. They know only the purchases you make here, and sign for real.
+        "The simulated stores are running. They have only the purchases that you create here, and sign them with real signatures.
 
-Everything they can do, as lines to paste:
+To list all their operations, as lines to paste:
 
   curl -s {control}
 
-To point Attesto at them, trust their root and set their addresses:
+To use them with Attesto, trust their root certificate and set their addresses:
 
   curl -s {control}/apple/root.pem -o simulator-root.pem
 {settings}
@@ -104,7 +104,7 @@ To give a tenant access:
   curl -s {control}/apple/key.p8 -o simulator.p8
   curl -s {control}/google/service-account.json -o simulator-google.json
 
-To make a purchase:
+To create a purchase:
 
   curl -s -X POST {control}/apple/transactions
   curl -s -X POST {control}/google/subscriptions

@@ -1,4 +1,4 @@
-//! `attesto tail`: what happens to a tenant, as it happens.
+//! `attesto tail`: follows a tenant's verifications, events and deliveries.
 
 use std::time::Duration;
 
@@ -8,27 +8,24 @@ use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use crate::base::id::TenantId;
 use crate::tail::TailWatcher;
 
-/// How often the database is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Arguments of `tail`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Verifications are seen while the service runs with ENABLE_VALIDATION_AUDIT_LOG=true. Ctrl-C ends it."
+    after_help = "Verifications appear only while the service runs with ENABLE_VALIDATION_AUDIT_LOG=true. Ctrl-C stops the command."
 )]
 pub(crate) struct TailArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     #[arg(long, value_name = "ID")]
     tenant: TenantId,
-    /// How much of what already happened is shown first
+    /// Number of earlier lines to show first
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=500))]
     last: u16,
-    /// Show only that, and end
+    /// Show the earlier lines, and exit
     #[arg(long)]
     no_follow: bool,
 }
 
-/// Shows what happens until it is interrupted.
 pub(crate) async fn run(args: TailArgs, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     ensure_tenant_exists(&database, &args.tenant).await?;
@@ -50,9 +47,9 @@ pub(crate) async fn run(args: TailArgs, context: &CommandContext) -> Result<(), 
         }
         lines = match watcher.poll_lines(&database).await {
             Ok(lines) => lines,
-            // It is worth waiting for: whoever watches wants to see what happens then.
+            // The operator wants to see what happens when the database is back.
             Err(error) if crate::db::is_unavailable(&error) => {
-                eprintln!("attesto: the database cannot be reached; trying again.");
+                eprintln!("attesto: the database cannot be reached; retrying.");
                 Vec::new()
             }
             Err(error) => return Err(error.into()),

@@ -249,7 +249,7 @@ async fn invalid_input_is_refused_and_nothing_is_stored() {
         (desk.set(&file, &[]), 2, "--bundle-id"),
         (with("--bundle-id", "com.example_app"), 2, "com.example.app"),
         (with("--key-id", "abcde12345"), 2, "ten capital letters"),
-        (with("--issuer-id", "57246542"), 2, "an issuer id is a UUID"),
+        (with("--issuer-id", "57246542"), 2, "must be a UUID"),
         (
             desk.set(&file, &[&NAMES, &["--environment", "xcode"]]),
             2,

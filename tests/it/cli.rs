@@ -291,7 +291,7 @@ fn config_check_shows_settings_before_they_are_used() {
     let open = run(&[], &[]);
     assert_eq!(open.exit, 0);
     assert!(
-        open.errors.contains("everybody on this machine may read"),
+        open.errors.contains("every user on this machine can read"),
         "{}",
         open.errors
     );

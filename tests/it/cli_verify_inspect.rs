@@ -120,7 +120,7 @@ async fn inspect_decodes_a_transaction() {
         assert_eq!(ran.exit, Some(0), "{ran:?}");
     }
     let person = inspect(&roots, &["--output", "table"], &jws).await;
-    assert!(person.text.contains("it would be believed"), "{person:?}");
+    assert!(person.text.contains("it would be accepted"), "{person:?}");
     assert!(person.text.contains("status now   active"), "{person:?}");
 
     // With an expected bundle id or environment.
@@ -336,7 +336,7 @@ async fn verify_apple_answers_as_the_service_does() {
     let served = world.verify("apple", &tenant, &question).await;
     assert_eq!(unsigned(ran.json()), unsigned(served.body));
     let ran = ask(&[&by_id[..], &["--output", "table"]].concat()).await;
-    let told = "it is active. It is paid for: grant it.";
+    let told = "status active. It is paid: grant it.";
     assert!(
         ran.text.contains(told) && ran.text.contains(USER),
         "{ran:?}"

@@ -1369,7 +1369,7 @@ async fn other_changes_proceed_during_a_long_import() {
     let refused = shell.run(&["tenant", "create", "--name", "Late"]);
     assert_eq!(refused.exit, 1);
     assert!(
-        refused.complained.contains("try again in a moment"),
+        refused.complained.contains("Try again in a moment"),
         "{refused:?}"
     );
 }

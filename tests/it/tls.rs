@@ -527,7 +527,7 @@ fn invalid_tls_files_prevent_the_start() {
     assert_eq!(ran.exit, 0);
     assert!(
         ran.complained
-            .contains("TLS_KEY_PATH: everybody on this machine may read"),
+            .contains("TLS_KEY_PATH: every user on this machine can read"),
         "{}",
         ran.complained
     );

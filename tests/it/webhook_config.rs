@@ -202,7 +202,7 @@ async fn a_generated_secret_is_printed_once() {
         first["warning"]
             .as_str()
             .unwrap()
-            .contains("never shown again")
+            .contains("shown only this once")
     );
     assert_eq!(first["callbackUrl"], CALLBACK);
     assert_eq!(

@@ -5,26 +5,24 @@ use super::credentials::{self, SetAppleCredentialsArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
 use crate::base::id::TenantId;
 
-/// The commands of `attesto apple`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum AppleCommand {
-    /// Store what Attesto needs to ask the App Store, in place of what was stored before
+    /// Set a tenant's App Store credentials, replacing the stored ones
     SetCredentials(SetAppleCredentialsArgs),
-    /// Print everything but the key
+    /// Show a tenant's App Store credentials without the private key
     GetCredentials {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Go back to the credentials that were replaced last; once more leads forward again
+    /// Restore the previous App Store credentials; a second rollback undoes the first
     RollbackCredentials {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Have Apple send a test notification, wait until Apple says how that went, and print it
+    /// Ask Apple to send a test notification, wait for the result and show it
     RequestTestNotification(RequestTestNotificationArgs),
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: AppleCommand,
     context: &CommandContext,

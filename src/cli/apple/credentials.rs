@@ -18,37 +18,39 @@ use crate::stores::apple::check_credentials;
 use crate::stores::apple::store::{self, NewAppleCredentials};
 use crate::stores::shared::credentials::SetCredentialsError;
 
-/// Arguments of `set-credentials`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto apple set-credentials tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --bundle-id com.example.app --app-apple-id 6448311069 \\\n    --key-id 2X9R4HXF34 --issuer-id 57246542-96fe-1a63-e053-0824d011072a \\\n    --key-path SubscriptionKey_2X9R4HXF34.p8"
+)]
 pub(crate) struct SetAppleCredentialsArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
-    /// The app's bundle id, such as com.example.app
+    /// Bundle ID of the app, such as com.example.app
     #[arg(long, value_name = "ID", value_parser = parse_bundle_id)]
     bundle_id: String,
 
-    /// The key's id in App Store Connect: ten capital letters and digits
+    /// Key ID in App Store Connect: ten capital letters and digits
     #[arg(long, value_name = "ID", value_parser = parse_key_id)]
     key_id: String,
 
-    /// The issuer id in App Store Connect: a UUID
+    /// Issuer ID in App Store Connect: a UUID
     #[arg(long, value_name = "UUID", value_parser = parse_issuer_id)]
     issuer_id: String,
 
-    /// The In-App Purchase key's .p8 file, `-` for standard input
+    /// File with the In-App Purchase key (.p8), `-` for standard input
     #[arg(long, value_name = "FILE")]
     key_path: PathBuf,
 
-    /// Where transactions are looked for when a question does not say; auto: in production, then in the sandbox
+    /// Environment to search when a request names none; auto: production, then sandbox
     #[arg(long, value_enum, default_value = "auto")]
     environment: EnvironmentChoice,
 
-    /// The app's Apple ID in App Store Connect, a number. Nothing of production is verified without it
+    /// Apple ID of the app in App Store Connect, a number; production transactions cannot be verified without it
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..))]
     app_apple_id: Option<i64>,
 
-    /// Ask Apple first whether it takes them, and store nothing when it does not
+    /// Test the credentials with Apple first, and store nothing when Apple refuses them
     #[arg(long)]
     check: bool,
 }
@@ -85,10 +87,10 @@ pub(super) async fn set_credentials(
         .await
         .map_err(|error| match error {
             SetCredentialsError::Database(error) => error.into(),
-            told => CommandError::failed(format!("{told}.")),
+            error => CommandError::from_cause(error),
         })?;
     if let PreviousOutcome::NotOpened(cause) = before {
-        eprintln!("attesto: warning: there is no going back to the credentials before: {cause}.");
+        eprintln!("attesto: warning: there is no going back to the previous credentials: {cause}.");
     }
     if let Some(consequence) = missing_app_apple_id_warning(&credentials) {
         eprintln!("attesto: warning: without --app-apple-id {consequence}.");
@@ -97,32 +99,32 @@ pub(super) async fn set_credentials(
         .await?
         .ok_or_else(|| no_credentials_error(&tenant))?;
     let prose = format!(
-        "{tenant} asks the App Store about {} with key {} (fingerprint {}).",
+        "Stored the App Store credentials of {tenant}: app {}, key {} (fingerprint {}).",
         stored.bundle_id, stored.key_id, stored.key_fingerprint
     );
     context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 
-/// Stores nothing when nobody at Apple takes them.
+/// Fails when Apple accepts the credentials in no environment; warns when in one of two only.
 pub(super) async fn check_credentials(
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let app_store = build_app_store_client(context)?;
-    let said = check_credentials::check_credentials(&app_store, tenant, credentials).await;
-    let is_taken = said.iter().any(|(_, said)| said.is_ok());
+    let results = check_credentials::check_credentials(&app_store, tenant, credentials).await;
+    let is_accepted = results.iter().any(|(_, result)| result.is_ok());
     let mut refusals = Vec::new();
-    for (environment, said) in said {
-        if let Err(failure) = said {
+    for (environment, result) in results {
+        if let Err(failure) = result {
             let why = describe_api_error(&credentials.bundle_id, environment, &failure);
             refusals.push(format!("{}: {why}", environment.as_str()));
         }
     }
-    if is_taken {
+    if is_accepted {
         for refusal in refusals {
-            eprintln!("attesto: warning: not taken in {refusal}");
+            eprintln!("attesto: warning: not accepted in {refusal}");
         }
         return Ok(());
     }
@@ -141,13 +143,15 @@ pub(super) async fn rollback_credentials(
         .await
         .map_err(|why| match why {
             RollbackError::Database(error) => error.into(),
-            why => CommandError::failed(format!("the Apple credentials of {tenant} stay: {why}.")),
+            why => CommandError::failed(format!(
+                "the App Store credentials of {tenant} are unchanged: {why}."
+            )),
         })?;
     let stored = store::find_credential_summary(&database, tenant)
         .await?
         .ok_or_else(|| no_credentials_error(tenant))?;
     let prose = format!(
-        "{tenant} asks the App Store about {} with key {} (fingerprint {}) again.",
+        "Restored the App Store credentials of {tenant}: app {}, key {} (fingerprint {}).",
         stored.bundle_id, stored.key_id, stored.key_fingerprint
     );
     context.output.write_json_or_text(&stored, &prose)?;
@@ -166,13 +170,12 @@ pub(super) async fn get_credentials(
     Ok(())
 }
 
-/// Apple, where the service would ask it.
+/// A client for the same addresses as the service's.
 pub(super) fn build_app_store_client(
     context: &CommandContext,
 ) -> Result<AppStoreClient, CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
-    let client = outbound::build_http_client()
-        .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
+    let client = outbound::build_http_client().map_err(CommandError::from_cause)?;
     Ok(AppStoreClient::new(
         Upstream::new(client, stores.upstream_timeout),
         stores.apple_production_url,
@@ -181,7 +184,7 @@ pub(super) fn build_app_store_client(
     ))
 }
 
-/// What Apple's answer means to whoever set the credentials.
+/// Apple's error in terms of the credentials to correct.
 pub(super) fn describe_api_error(
     app: &str,
     environment: AppleEnvironment,
@@ -191,16 +194,16 @@ pub(super) fn describe_api_error(
         api::AppleApiError::Unauthorized { .. } => {
             let hint = match environment {
                 AppleEnvironment::Production => {
-                    " In production it also refuses an app that was never released: try --env sandbox."
+                    " In production Apple also refuses an app that was never released: try --env sandbox."
                 }
                 AppleEnvironment::Sandbox => "",
             };
             format!(
-                "Apple refuses this tenant's key. Check the key id, the issuer id and the bundle id, and that it is a key for In-App Purchase that was not revoked.{hint}"
+                "Apple refuses this tenant's key. Check the key ID, the issuer ID and the bundle ID, and that the key is for In-App Purchase and not revoked.{hint}"
             )
         }
         api::AppleApiError::RateLimited { retry_after } => format!(
-            "Apple's limit for {app} is used up. Try again in {} seconds.",
+            "Apple's rate limit for {app} is exceeded. Try again in {} seconds.",
             retry_after.as_secs().max(1)
         ),
         other => format!("{other}."),
@@ -208,10 +211,12 @@ pub(super) fn describe_api_error(
 }
 
 pub(super) fn no_credentials_error(tenant: &TenantId) -> CommandError {
-    CommandError::failed(format!("{tenant} has no Apple credentials."))
+    CommandError::failed(format!(
+        "{tenant} has no App Store credentials. Set them: attesto apple set-credentials {tenant}"
+    ))
 }
 
-/// What will not work for want of the app's Apple id. `None` when it is there, or not needed.
+/// The consequence of a missing `--app-apple-id`; `None` when it is set or not needed.
 fn missing_app_apple_id_warning(credentials: &AppleCredentials) -> Option<&'static str> {
     let is_needed = credentials
         .environment
@@ -223,20 +228,20 @@ fn missing_app_apple_id_warning(credentials: &AppleCredentials) -> Option<&'stat
                 .environment
                 .allows_environment(AppleEnvironment::Sandbox) =>
         {
-            Some("production is passed over: only sandbox transactions are found")
+            Some("production is skipped: only sandbox transactions are found")
         }
         (true, None) => Some("nothing can be verified, because production needs it"),
     }
 }
 
-/// Apple's rule: letters, digits, hyphens and periods, at most 155 of them.
+/// Apple's rule: letters, digits, hyphens and periods, at most 155.
 fn parse_bundle_id(text: &str) -> Result<String, String> {
     let is_allowed = |one: char| one.is_ascii_alphanumeric() || matches!(one, '-' | '.');
     if (1..=155).contains(&text.len()) && text.chars().all(is_allowed) {
         Ok(text.to_owned())
     } else {
         Err(
-            "a bundle id looks like com.example.app: letters, digits, hyphens and periods, at most 155"
+            "must look like com.example.app: letters, digits, hyphens and periods, at most 155"
                 .to_owned(),
         )
     }
@@ -248,13 +253,13 @@ fn parse_key_id(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err(
-            "a key id has ten capital letters and digits, like 2X9R4HXF34; it is in the file's name"
+            "must be ten capital letters and digits, like 2X9R4HXF34, as in the key file's name"
                 .to_owned(),
         )
     }
 }
 
-/// In lower case, as App Store Connect shows it and Apple expects it.
+/// Returns lower case, which App Store Connect shows and Apple expects.
 fn parse_issuer_id(text: &str) -> Result<String, String> {
     let is_uuid = text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {
@@ -264,7 +269,7 @@ fn parse_issuer_id(text: &str) -> Result<String, String> {
     if is_uuid {
         Ok(text.to_ascii_lowercase())
     } else {
-        Err("an issuer id is a UUID, like 57246542-96fe-1a63-e053-0824d011072a".to_owned())
+        Err("must be a UUID, like 57246542-96fe-1a63-e053-0824d011072a".to_owned())
     }
 }
 
@@ -284,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_key_and_issuer_have_one_form_each() {
+    fn key_ids_and_issuer_ids_are_checked() {
         assert_eq!(parse_key_id("2X9R4HXF34").as_deref(), Ok("2X9R4HXF34"));
         for bad in [
             "",

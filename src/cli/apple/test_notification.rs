@@ -17,52 +17,50 @@ use crate::stores::apple::store;
 use crate::stores::apple::test_notification::{self, TestNotificationError};
 use crate::stores::shared::credentials::LoadCredentialsError;
 
-/// Arguments of `request-test-notification`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RequestTestNotificationArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
-    /// Which of the app's two addresses is tried. Left out: production, unless the tenant is set up for the sandbox only
+    /// Environment whose notification URL is tested [default: production, unless the tenant uses the sandbox only]
     #[arg(long, value_name = "ENVIRONMENT", value_enum)]
     env: Option<TestNotificationEnvironment>,
 
-    /// How long to wait for the outcome
+    /// How long to wait for the result: 30s, 5m
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_up_to(1))]
     wait: Duration,
 }
 
-/// Where a test notification is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum TestNotificationEnvironment {
-    /// The production address
+    /// The production URL
     Production,
-    /// The sandbox address
+    /// The sandbox URL
     Sandbox,
 }
 
 impl From<TestNotificationEnvironment> for AppleEnvironment {
-    fn from(place: TestNotificationEnvironment) -> Self {
-        match place {
+    fn from(environment: TestNotificationEnvironment) -> Self {
+        match environment {
             TestNotificationEnvironment::Production => Self::Production,
             TestNotificationEnvironment::Sandbox => Self::Sandbox,
         }
     }
 }
 
-/// What `request-test-notification` prints.
+/// The output of `request-test-notification`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TestNotificationView<'a> {
     tenant_id: &'a TenantId,
     bundle_id: &'a str,
     environment: AppleEnvironment,
-    /// Apple's word for how it went.
+    /// Apple's `sendAttemptResult`.
     result: &'a str,
     attempted_at: Option<Timestamp>,
     #[serde(rename = "notificationUUID")]
     notification_uuid: Option<&'a str>,
-    /// What was stored of it here.
+    /// The stored event; `None` when the notification did not arrive here.
     event_id: Option<EventId>,
 }
 
@@ -77,7 +75,7 @@ pub(super) async fn request_test_notification(
         .await
         .map_err(|error| match error {
             LoadCredentialsError::Database(error) => error.into(),
-            sealed => CommandError::failed(format!("{sealed}.")),
+            sealed => CommandError::from_cause(sealed),
         })?
         .ok_or_else(|| no_credentials_error(&tenant))?;
     let environment = choose_test_environment(&tenant, &credentials, env)?;
@@ -91,27 +89,27 @@ pub(super) async fn request_test_notification(
         wait,
     )
     .await;
-    // Kept, for nobody asks Apple again behind the operator's back.
-    let keep = async |said: &str| {
-        store::record_test_notification(&database, &tenant, environment, said).await
+    // Stored for `attesto doctor`, which does not send a test notification itself.
+    let record = async |result: &str| {
+        store::record_test_notification(&database, &tenant, environment, result).await
     };
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(why) => {
             if why == TestNotificationError::NoNotificationUrl {
-                keep(test_notification::RESULT_NO_NOTIFICATION_URL).await?;
+                record(test_notification::RESULT_NO_NOTIFICATION_URL).await?;
             }
             return Err(no_outcome_error(&tenant, &credentials, environment, &why));
         }
     };
     let uuid = outcome.notification_uuid.as_deref();
     let event_id = find_test_event(&database, &tenant, uuid).await?;
-    keep(match event_id {
+    record(match event_id {
         None if outcome.is_success() => test_notification::RESULT_RECEIVED_ELSEWHERE,
         _ => &outcome.result,
     })
     .await?;
-    let tried = TestNotificationView {
+    let shown = TestNotificationView {
         tenant_id: &tenant,
         bundle_id: &credentials.bundle_id,
         environment,
@@ -120,7 +118,7 @@ pub(super) async fn request_test_notification(
         notification_uuid: uuid,
         event_id: event_id.clone(),
     };
-    context.output.write_object(&tried)?;
+    context.output.write_object(&shown)?;
     if !outcome.is_success() {
         let what = explain_send_result(&outcome.result);
         return Err(CommandError::failed(format!(
@@ -130,7 +128,7 @@ pub(super) async fn request_test_notification(
     }
     if event_id.is_none() {
         return Err(CommandError::failed(format!(
-            "somebody else took Apple's test notification: nothing of it is stored here. The {} address in App Store Connect must be https://<your host>/v1/webhooks/apple/{tenant}, and lead to a service on this database.",
+            "another server received Apple's test notification: it is not stored here. The {} URL in App Store Connect must be https://<your host>/v1/webhooks/apple/{tenant}, and lead to a service that uses this database.",
             environment.as_str()
         )));
     }
@@ -148,15 +146,15 @@ async fn find_test_event(
     }
 }
 
-/// Which address is tried: one whose notifications this tenant takes.
+/// `requested`, or the first environment whose notifications this tenant accepts.
 fn choose_test_environment(
     tenant: &TenantId,
     credentials: &AppleCredentials,
-    asked: Option<TestNotificationEnvironment>,
+    requested: Option<TestNotificationEnvironment>,
 ) -> Result<AppleEnvironment, CommandError> {
     let choice = credentials.environment;
-    let environment = match asked {
-        Some(place) => place.into(),
+    let environment = match requested {
+        Some(environment) => environment.into(),
         None if choice.allows_environment(AppleEnvironment::Production) => {
             AppleEnvironment::Production
         }
@@ -164,14 +162,14 @@ fn choose_test_environment(
     };
     if !choice.allows_environment(environment) {
         return Err(CommandError::usage_error(format!(
-            "{tenant} is set up for {} only, and refuses notifications of {}: see `attesto apple set-credentials --environment`.",
+            "{tenant} uses {} only and refuses notifications of {}. To change that: attesto apple set-credentials --environment.",
             choice.as_str(),
             environment.as_str()
         )));
     }
     if environment == AppleEnvironment::Production && credentials.app_apple_id.is_none() {
         return Err(CommandError::usage_error(format!(
-            "{tenant} has no app Apple id, and refuses notifications of production without it: add it with `attesto apple set-credentials --app-apple-id`, or try --env sandbox.",
+            "{tenant} has no app Apple ID and refuses production notifications without it. Add it with `attesto apple set-credentials --app-apple-id`, or try --env sandbox.",
         )));
     }
     Ok(environment)
@@ -186,34 +184,34 @@ fn no_outcome_error(
     let (app, place) = (&credentials.bundle_id, environment.as_str());
     CommandError::failed(match why {
         TestNotificationError::NoNotificationUrl => format!(
-            "Apple knows no {place} address for the notifications of {app}: enter https://<your host>/v1/webhooks/apple/{tenant} in App Store Connect, under App Information, App Store Server Notifications."
+            "Apple has no {place} notification URL for {app}: enter https://<your host>/v1/webhooks/apple/{tenant} in App Store Connect, under App Information, App Store Server Notifications."
         ),
-        TestNotificationError::Timeout(patience) => format!(
-            "Apple took the request and has not said within {patience:?} how sending it went. Look for it with `attesto webhook list-events {tenant}`, or wait longer with --wait."
+        TestNotificationError::Timeout(waited) => format!(
+            "Apple accepted the request but did not report a result within {waited:?}. Look for the event with `attesto webhook list-events {tenant}`, or wait longer with --wait."
         ),
         TestNotificationError::Api(failure) => describe_api_error(app, environment, failure),
     })
 }
 
-/// What Apple's word for a failed attempt means for whoever has to mend it.
+/// Explains a `sendAttemptResult` other than `SUCCESS`, and what to do.
 fn explain_send_result(result: &str) -> &'static str {
     match result {
-        "TIMED_OUT" => "the server at the address did not answer in time.",
+        "TIMED_OUT" => "the server at the URL did not answer in time.",
         "TLS_ISSUE" => {
-            "no secure connection was made. The address needs TLS 1.2 or newer and a certificate that is publicly trusted, with its whole chain."
+            "no TLS connection was made. The server needs TLS 1.2 or newer and a publicly trusted certificate with its whole chain."
         }
         "CIRCULAR_REDIRECT" => {
-            "the address redirects in a circle. Enter the address that answers without redirecting."
+            "the URL redirects in a circle. Enter the URL that answers without a redirect."
         }
         "NO_RESPONSE" | "SOCKET_ISSUE" | "PREMATURE_CLOSE" => {
-            "the connection failed or broke. Is the address reachable from the internet, and is something listening there?"
+            "the connection failed or broke. Check that the URL is reachable from the internet and that the service is running."
         }
         "UNSUCCESSFUL_HTTP_RESPONSE_CODE" => {
-            "the server at the address answered with an error. If it is Attesto, its log has an http_request line for it that says why."
+            "the server at the URL answered with an error. If it is Attesto, the http_request line in its log has the reason."
         }
         "UNSUPPORTED_CHARSET" | "INVALID_RESPONSE" => {
-            "the answer could not be read. Does the address lead to Attesto?"
+            "Apple could not read the answer. Check that the URL leads to Attesto."
         }
-        _ => "Apple does not say more.",
+        _ => "Apple gives no further reason.",
     }
 }

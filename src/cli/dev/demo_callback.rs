@@ -1,4 +1,4 @@
-//! The demo tenant's callback: takes what it is sent as a backend would, checks the signature first, and tells.
+//! The demo tenant's callback: receives deliveries as a backend does, and checks their signatures.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,29 +19,26 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use crate::deliveries::signature;
 
-/// No event is larger: a store's notification is at most 1 MB, and is in it twice.
+/// No event is larger: it holds a notification of at most 1 MB twice.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// How long a sender may take over its headers.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A delivery that arrived.
 #[derive(Clone, Debug)]
 pub(super) struct ReceivedDelivery {
-    /// Whether it is signed with the tenant's secret.
+    /// Whether both signature headers match the tenant's secret.
     pub(super) is_signature_valid: bool,
-    /// Which attempt it is.
+    /// Value of `X-Attesto-Attempt`.
     pub(super) attempt: String,
-    /// The event.
+    /// The event's JSON.
     pub(super) body: Value,
 }
 
 impl ReceivedDelivery {
-    /// A field of the event that is a text.
+    /// A field of the event that is a string; empty when it is missing.
     pub(super) fn event_field(&self, name: &str) -> &str {
         self.body[name].as_str().unwrap_or_default()
     }
 
-    /// In one line.
     pub(super) fn summary_line(&self) -> String {
         let signature = if self.is_signature_valid {
             "signature verified"
@@ -58,7 +55,7 @@ impl ReceivedDelivery {
     }
 }
 
-/// Listens until it is dropped.
+/// A server that listens until it is dropped.
 pub(super) struct DemoCallback {
     address: SocketAddr,
     deliveries: mpsc::UnboundedReceiver<ReceivedDelivery>,
@@ -66,20 +63,20 @@ pub(super) struct DemoCallback {
 }
 
 impl DemoCallback {
-    /// Takes deliveries that are signed with `secret`.
+    /// Answers 200 to deliveries signed with `secret`, and 401 to others.
     pub(super) fn start(listener: TcpListener, secret: SigningSecret) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
-        let (tell, arrivals) = mpsc::unbounded_channel();
+        let (sender, deliveries) = mpsc::unbounded_channel();
         let secrets = SigningSecrets::from(secret);
         let listening = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
                     continue;
                 };
-                let (tell, secrets) = (tell.clone(), secrets.clone());
+                let (sender, secrets) = (sender.clone(), secrets.clone());
                 let service = service_fn(move |request| {
-                    let (tell, secrets) = (tell.clone(), secrets.clone());
-                    async move { Ok::<_, Infallible>(handle_delivery(request, &secrets, &tell).await) }
+                    let (sender, secrets) = (sender.clone(), secrets.clone());
+                    async move { Ok::<_, Infallible>(handle_delivery(request, &secrets, &sender).await) }
                 });
                 tokio::spawn(
                     http1::Builder::new()
@@ -91,7 +88,7 @@ impl DemoCallback {
         });
         Ok(Self {
             address,
-            deliveries: arrivals,
+            deliveries,
             _server_task: AbortOnDropHandle::new(listening),
         })
     }
@@ -100,7 +97,7 @@ impl DemoCallback {
         format!("http://{}/", self.address)
     }
 
-    /// The next delivery. One that was waited for by somebody who gave up is not lost.
+    /// Waits for the next delivery. Cancel safe: a dropped call loses none.
     pub(super) async fn next_delivery(&mut self) -> Option<ReceivedDelivery> {
         self.deliveries.recv().await
     }
@@ -109,7 +106,7 @@ impl DemoCallback {
 async fn handle_delivery(
     request: Request<Incoming>,
     secrets: &SigningSecrets,
-    tell: &mpsc::UnboundedSender<ReceivedDelivery>,
+    sender: &mpsc::UnboundedSender<ReceivedDelivery>,
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let answer = |status| {
@@ -122,7 +119,7 @@ async fn handle_delivery(
     };
     let bytes = body.to_bytes();
     let is_signed = has_valid_signature(&head.headers, &bytes, secrets);
-    let _ = tell.send(ReceivedDelivery {
+    let _ = sender.send(ReceivedDelivery {
         is_signature_valid: is_signed,
         attempt: header_text(&head.headers, "x-attesto-attempt").to_owned(),
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
@@ -139,7 +136,6 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     value.unwrap_or_default()
 }
 
-/// Whether both signatures are those that the holder of these secrets computes.
 fn has_valid_signature(headers: &HeaderMap, body: &[u8], secrets: &SigningSecrets) -> bool {
     let Ok(timestamp) = header_text(headers, "x-attesto-timestamp").parse() else {
         return false;

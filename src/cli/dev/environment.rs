@@ -1,4 +1,4 @@
-//! What has to stand before a question can be asked: a database, the simulated stores, a tenant, the service.
+//! Starts what the example requests need: a database, the simulated stores, a demo tenant, the service.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
@@ -38,30 +38,28 @@ use crate::tenants::{ApiKeyEnvironment, DisplayName, RawApiKey, store};
 
 use super::super::context::{CommandContext, CommandError};
 
-/// The demo app, for both stores.
+/// Bundle ID and package name of the demo app.
 pub(super) const DEMO_APP_ID: &str = "com.example.demo";
-/// Its subscription.
+/// Product id of the demo subscription.
 pub(super) const DEMO_PRODUCT_ID: &str = "com.example.demo.pro.monthly";
-/// The first demo transaction's id.
 const FIRST_DEMO_TRANSACTION_ID: u64 = 2_000_000_000_000_001;
-/// A purchase that ends sooner is not asked about: its answer would change while somebody reads it.
+/// A purchase that expires sooner is not used: its answers would change during the run.
 const MIN_REMAINING_VALIDITY: Duration = Duration::from_hours(1);
-/// How many ports after a taken one are tried.
+/// How many further ports are tried when one is in use.
 const MAX_PORT_RETRIES: u16 = 50;
-/// How long what is in hand may take when stopping.
+/// For requests in progress when the service stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What an earlier run made and this one uses again. The key is a demo tenant's, of simulated stores.
+/// The demo tenant, kept for the next run. Its key gives access to simulated stores only.
 #[derive(Serialize, Deserialize)]
 struct DemoTenant {
     tenant: TenantId,
     key: String,
-    /// What signs the tenant's deliveries. Runs of earlier releases had none.
+    /// Signing secret of the deliveries. Files of earlier releases have none.
     #[serde(default)]
     secret: String,
 }
 
-/// Everything that was started.
 pub(super) struct DevEnvironment {
     embedded_postgres: Option<EmbeddedPostgres>,
     database: Database,
@@ -79,19 +77,21 @@ pub(super) struct DevEnvironment {
 }
 
 impl DevEnvironment {
-    /// Starts everything, from the bottom up.
     pub(super) async fn start(
         args: &DevArgs,
         context: &CommandContext,
     ) -> Result<Self, CommandError> {
         let mut remarks = Vec::new();
-        // The ports first: a taken one is the likeliest obstacle, and it should leave no traces.
+        // The ports first, because a port in use is the most likely problem, and nothing has been changed yet.
         let listener = bind_next_free_port(args.port, "service", &mut remarks).await?;
         let address = listener.local_addr()?;
         let callback = bind_next_free_port(args.callback_port, "callback", &mut remarks).await?;
 
         let mut options = EmbeddedOptions::from_env(|name| context.environment_variable(name));
-        let folder = options.data_folder().map_err(to_command_error)?.join("dev");
+        let folder = options
+            .data_folder()
+            .map_err(CommandError::from_cause)?
+            .join("dev");
         options.data_dir = Some(folder.join("postgres"));
         if args.fresh {
             remove_previous_data(&folder, options.clone()).await?;
@@ -99,27 +99,27 @@ impl DevEnvironment {
         create_data_dir(&folder)?;
         let log = install_file_log(&folder)?;
 
-        let given_url = context.is_any_variable_set(&["DATABASE_URL", "DATABASE_URL_FILE"])
+        let has_own_database = context.is_any_variable_set(&["DATABASE_URL", "DATABASE_URL_FILE"])
             || context.database_url().is_some();
-        let (private, database) = if given_url {
+        let (embedded_postgres, database) = if has_own_database {
             let database = context.open_database().await?;
             reject_foreign_database(&folder, &database).await?;
             (None, database)
         } else {
-            let private = EmbeddedPostgres::start(options)
+            let postgres = EmbeddedPostgres::start(options)
                 .await
-                .map_err(to_command_error)?;
-            let database = Database::open(&private.connect_settings());
-            (Some(private), database)
+                .map_err(CommandError::from_cause)?;
+            let database = Database::open(&postgres.connect_settings());
+            (Some(postgres), database)
         };
         database.migrate(false).await?;
 
         let simulator =
             start_simulator(args.simulator_port, &folder, &context.clock, &mut remarks).await?;
-        let settings = build_settings(&folder, &simulator, context, private.is_some())?;
+        let settings = build_settings(&folder, &simulator, context, embedded_postgres.is_some())?;
         canary::ensure_canaries(&database, &settings.keyring)
             .await
-            .map_err(to_command_error)?;
+            .map_err(CommandError::from_cause)?;
         let demo = ensure_demo_tenant(&folder, &database, &settings, &simulator, context).await?;
         let callback = configure_demo_callback(callback, &demo, &database, &settings).await?;
         let (transaction, subscription) = ensure_demo_purchases(&simulator, &context.clock)?;
@@ -131,27 +131,30 @@ impl DevEnvironment {
                 DEMO_APP_ID,
                 NotificationUrls::for_both_environments(&webhooks("apple")),
             )
-            .map_err(to_command_error)?;
+            .map_err(CommandError::from_cause)?;
         simulator
             .google()
             .set_push_subscription(
                 DEMO_APP_ID,
                 PushSubscription::for_endpoint(&webhooks("google")),
             )
-            .map_err(to_command_error)?;
-        let service = App::build(&settings, &database, &context.clock).map_err(to_command_error)?;
+            .map_err(CommandError::from_cause)?;
+        let service =
+            App::build(&settings, &database, &context.clock).map_err(CommandError::from_cause)?;
         let serving = service.serve(listener, ConnectionLimits::default())?;
-        let database_url = private.as_ref().map(EmbeddedPostgres::connection_url);
+        let database_url = embedded_postgres
+            .as_ref()
+            .map(EmbeddedPostgres::connection_url);
         drop(log);
         Ok(Self {
-            embedded_postgres: private,
+            embedded_postgres,
             database,
             simulator,
             serving,
             http_client: reqwest::Client::builder()
                 .no_proxy()
                 .build()
-                .map_err(to_command_error)?,
+                .map_err(CommandError::from_cause)?,
             demo_tenant: demo,
             callback,
             apple_transaction: transaction,
@@ -163,13 +166,12 @@ impl DevEnvironment {
         })
     }
 
-    /// Stops everything, from the top down.
     pub(super) async fn stop(self) {
         self.serving.stop(SHUTDOWN_TIMEOUT).await;
         self.simulator.stop().await;
         self.database.close_connections().await;
-        if let Some(private) = self.embedded_postgres {
-            private.stop().await;
+        if let Some(postgres) = self.embedded_postgres {
+            postgres.stop().await;
         }
     }
 
@@ -227,14 +229,14 @@ impl DevEnvironment {
                 "a private Postgres in {}",
                 self.data_dir.join("postgres").display()
             ),
-            None => "the one of DATABASE_URL".to_owned(),
+            None => "the database of DATABASE_URL".to_owned(),
         }
     }
 
-    /// The lines that let the command line work on this database.
+    /// Shell lines that make the command line use this database.
     pub(super) fn shell_exports(&self) -> String {
         let key = self.data_dir.join("encryption.key");
-        // What is in the environment for another database must not be taken for this one's.
+        // Variables for another database must not be used with this one.
         let others = "unset DATABASE_DIRECT_URL DATABASE_DIRECT_URL_FILE DATABASE_URL_FILE \
             ATTESTO_ENCRYPTION_KEY ATTESTO_ENCRYPTION_KEYS_RETIRED ATTESTO_ENCRYPTION_KEYS_RETIRED_FILE";
         let database = self.database_url.as_ref().map_or_else(String::new, |url| {
@@ -255,11 +257,7 @@ impl DevEnvironment {
     }
 }
 
-fn to_command_error(problem: impl std::fmt::Display) -> CommandError {
-    CommandError::failed(format!("{problem}."))
-}
-
-/// Listens on `port`, or on the next one that is free.
+/// Listens on `port`, or on the next free one, and then adds a remark.
 async fn bind_next_free_port(
     port: u16,
     what: &str,
@@ -270,21 +268,21 @@ async fn bind_next_free_port(
             Ok(listener) => {
                 if candidate != port {
                     remarks.push(format!(
-                        "Port {port} is taken: the {what} is on {candidate} instead."
+                        "Port {port} is in use: the {what} uses {candidate} instead."
                     ));
                 }
                 return Ok(listener);
             }
             Err(problem) if problem.kind() == ErrorKind::AddrInUse => {}
             Err(problem) => {
-                return Err(to_command_error(format!(
+                return Err(CommandError::from_cause(format!(
                     "cannot listen on port {candidate} for the {what}: {problem}"
                 )));
             }
         }
     }
-    Err(to_command_error(format!(
-        "port {port} and the {MAX_PORT_RETRIES} after it are all taken: choose another for the {what}"
+    Err(CommandError::from_cause(format!(
+        "port {port} and the {MAX_PORT_RETRIES} after it are in use: choose another port for the {what}"
     )))
 }
 
@@ -305,26 +303,26 @@ async fn start_simulator(
             Ok(simulator) => {
                 if candidate != port {
                     remarks.push(format!(
-                        "Port {port} is taken: the simulated stores are on {candidate} instead."
+                        "Port {port} is in use: the simulated stores use {candidate} instead."
                     ));
                 }
                 return Ok(simulator);
             }
             Err(problem) if problem.kind() == ErrorKind::AddrInUse => {}
             Err(problem) => {
-                return Err(to_command_error(format!(
+                return Err(CommandError::from_cause(format!(
                     "the simulated stores cannot start: {problem}"
                 )));
             }
         }
     }
-    Err(to_command_error(format!(
-        "ports {port} to {last} are all taken: choose another with --simulator-port"
+    Err(CommandError::from_cause(format!(
+        "ports {port} to {last} are in use: choose another with --simulator-port"
     )))
 }
 
-/// What the service runs with: everybody's defaults, and the simulated stores in place of the real ones. The private database
-/// is sealed with a key of its own, whatever is in the environment for another one.
+/// Settings of the service: the defaults, with the simulated stores instead of the real ones. The private database has an
+/// encryption key of its own, whatever the environment sets for another one.
 fn build_settings(
     folder: &Path,
     simulator: &Simulator,
@@ -334,46 +332,46 @@ fn build_settings(
     let roots = folder.join("simulator-root.pem");
     fs::write(&roots, simulator.apple_root_pem())?;
     let own_key = folder.join("encryption.key");
-    // With a database of somebody's own comes the key it is sealed with, if there is one.
+    // The user's own database may come with its encryption key.
     let has_key = !is_private
         && context.is_any_variable_set(&["ATTESTO_ENCRYPTION_KEY", "ATTESTO_ENCRYPTION_KEY_FILE"]);
     if !has_key && !own_key.exists() {
         let mut key = [0; 32];
         aws_lc_rs::rand::fill(&mut key)
-            .map_err(|_| to_command_error("no random bytes for an encryption key"))?;
+            .map_err(|_| CommandError::from_cause("no random bytes for an encryption key"))?;
         write_secret_file(&own_key, STANDARD.encode(key).as_bytes())?;
     }
-    let mut given: Vec<(String, String)> = simulator
+    let mut values: Vec<(String, String)> = simulator
         .environment_variables()
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
     let mut put = |name: &str, value: String| {
-        given.retain(|(known, _)| known != name);
-        given.push((name.to_owned(), value));
+        values.retain(|(known, _)| known != name);
+        values.push((name.to_owned(), value));
     };
     put("APPLE_ROOT_CERTIFICATES", roots.display().to_string());
     put("ATTESTO_ENV", "development".to_owned());
-    // The demo tenant's callback is on this machine.
+    // The demo tenant's callback has a private address.
     put("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned());
-    // The service is handed its database and its listener; these only complete the settings.
+    // The service gets its database and listener directly; this only makes the settings complete.
     put("ATTESTO_EMBEDDED_POSTGRES", "true".to_owned());
     if !has_key {
         put("ATTESTO_ENCRYPTION_KEY_FILE", own_key.display().to_string());
     }
-    let is_of_another =
+    let is_for_own_database =
         |name: &str| name.starts_with("ATTESTO_ENCRYPTION_KEY") || name.starts_with("DATABASE_");
     let lookup = |name: &str| {
-        let is_meant = !is_private || !is_of_another(name);
-        is_meant
+        let is_used = !is_private || !is_for_own_database(name);
+        is_used
             .then(|| context.environment_variable(name))
             .flatten()
     };
-    AppSettings::parse(&RawSettings::new(given, &lookup)).map_err(CommandError::invalid_settings)
+    AppSettings::parse(&RawSettings::new(values, &lookup)).map_err(CommandError::invalid_settings)
 }
 
-/// A database with tenants and without ours is at work for somebody: nothing may be delivered from it, let alone with
-/// private callbacks allowed.
+/// Refuses a database with tenants but without the demo tenant: it is in use, and this service would send its deliveries,
+/// even to private addresses.
 async fn reject_foreign_database(folder: &Path, database: &Database) -> Result<(), CommandError> {
     let tenants = match store::list_tenants(database).await {
         Err(error) if is_missing_table(&error) => return Ok(()),
@@ -387,19 +385,18 @@ async fn reject_foreign_database(folder: &Path, database: &Database) -> Result<(
     {
         return Ok(());
     }
-    Err(to_command_error(format!(
-        "the database of DATABASE_URL has tenants of its own ({}), whose events this would deliver. Leave DATABASE_URL out to use a private Postgres, or name an empty database",
+    Err(CommandError::from_cause(format!(
+        "the database of DATABASE_URL has tenants of its own ({}), and this command would send their events. Unset DATABASE_URL to use a private Postgres, or give an empty database",
         tenants.len()
     )))
 }
 
-/// What an earlier run kept.
 fn read_demo_tenant(folder: &Path) -> Option<DemoTenant> {
     let bytes = fs::read(folder.join("demo.json")).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
-/// The demo tenant with its key and credentials: the one of an earlier run when it is still there.
+/// The demo tenant of an earlier run, or a new one; its store credentials are set in both cases.
 async fn ensure_demo_tenant(
     folder: &Path,
     database: &Database,
@@ -421,7 +418,7 @@ async fn ensure_demo_tenant(
             let now = context.clock.now();
             let name: DisplayName = "Demo"
                 .parse()
-                .map_err(|_| to_command_error("the demo tenant's name is refused"))?;
+                .map_err(|_| CommandError::from_cause("the demo tenant's name is invalid"))?;
             let tenant = store::create_tenant(database, &name, now).await?.id;
             let raw = RawApiKey::generate(ApiKeyEnvironment::Test);
             store::create_api_key(
@@ -433,13 +430,16 @@ async fn ensure_demo_tenant(
                 now,
             )
             .await
-            .map_err(to_command_error)?;
+            .map_err(CommandError::from_cause)?;
             let demo = DemoTenant {
                 tenant,
                 key: raw.expose().to_owned(),
                 secret: SigningSecret::generate().expose().to_owned(),
             };
-            write_secret_file(&path, &serde_json::to_vec(&demo).map_err(to_command_error)?)?;
+            write_secret_file(
+                &path,
+                &serde_json::to_vec(&demo).map_err(CommandError::from_cause)?,
+            )?;
             demo
         }
     };
@@ -448,7 +448,7 @@ async fn ensure_demo_tenant(
         bundle_id: DEMO_APP_ID.to_owned(),
         key_id: key.key_id,
         issuer_id: key.issuer_id,
-        key: SigningKey::parse(key.private_key.as_bytes()).map_err(to_command_error)?,
+        key: SigningKey::parse(key.private_key.as_bytes()).map_err(CommandError::from_cause)?,
         environment: EnvironmentChoice::Auto,
         app_apple_id: i64::try_from(simulator.apple().get_app(DEMO_APP_ID).app_apple_id).ok(),
     };
@@ -458,9 +458,9 @@ async fn ensure_demo_tenant(
     };
     apple_store::set_credentials(database, &settings.keyring, &demo.tenant, &new)
         .await
-        .map_err(to_command_error)?;
+        .map_err(CommandError::from_cause)?;
     let file = simulator.google_service_account().to_string();
-    let account = GoogleServiceAccount::parse(file.as_bytes()).map_err(to_command_error)?;
+    let account = GoogleServiceAccount::parse(file.as_bytes()).map_err(CommandError::from_cause)?;
     let google = google_store::NewGoogleCredentials {
         package_name: DEMO_APP_ID,
         key_file: file.as_bytes(),
@@ -471,18 +471,18 @@ async fn ensure_demo_tenant(
     };
     google_store::set_credentials(database, &settings.keyring, &demo.tenant, &google)
         .await
-        .map_err(to_command_error)?;
+        .map_err(CommandError::from_cause)?;
     Ok(demo)
 }
 
-/// Where the demo tenant's events go, and what signs them.
+/// Starts the demo callback and makes it the tenant's.
 async fn configure_demo_callback(
     listener: TcpListener,
     demo: &DemoTenant,
     database: &Database,
     settings: &AppSettings,
 ) -> Result<DemoCallback, CommandError> {
-    let secret = SigningSecret::parse(&demo.secret).map_err(to_command_error)?;
+    let secret = SigningSecret::parse(&demo.secret).map_err(CommandError::from_cause)?;
     let callback = DemoCallback::start(listener, secret.clone())?;
     let url = callback.url();
     let change = endpoint::store::EndpointChange {
@@ -491,22 +491,21 @@ async fn configure_demo_callback(
         is_active: Some(true),
         overlap: Duration::ZERO,
     };
-    // The database's clock is the clock: nobody moves it here.
     endpoint::store::change_endpoint(database, &settings.keyring, &demo.tenant, &change)
         .await
-        .map_err(to_command_error)?;
+        .map_err(CommandError::from_cause)?;
     Ok(callback)
 }
 
-/// The demo purchases: those of an earlier run while they are worth something, else new ones. Whoever tries things out
-/// refunds and expires them, and the next run must find something good to ask about all the same.
+/// The demo purchases: those of an earlier run while they are active, else new ones, because the user may have refunded
+/// them or let them expire.
 fn ensure_demo_purchases(
     simulator: &Simulator,
     clock: &Clock,
 ) -> Result<(SimulatedTransaction, SimulatedSubscription), CommandError> {
     let now = clock.now();
     let (apple, google) = (simulator.apple(), simulator.google());
-    let is_good = |one: &SimulatedTransaction| {
+    let is_usable = |one: &SimulatedTransaction| {
         one.bundle_id == DEMO_APP_ID
             && one.revocation.is_none()
             && !one.is_upgraded
@@ -514,65 +513,69 @@ fn ensure_demo_purchases(
                 .expires_date
                 .is_some_and(|end| end > now.plus(MIN_REMAINING_VALIDITY))
     };
-    let made = apple.list_transactions();
-    let good = made.iter().rev().find(|one| is_good(one)).cloned();
-    let transaction = if let Some(good) = good {
-        good
+    let existing = apple.list_transactions();
+    let usable = existing.iter().rev().find(|one| is_usable(one)).cloned();
+    let transaction = if let Some(usable) = usable {
+        usable
     } else {
         let new = NewTransaction {
-            transaction_id: Some((FIRST_DEMO_TRANSACTION_ID + made.len() as u64).to_string()),
+            transaction_id: Some((FIRST_DEMO_TRANSACTION_ID + existing.len() as u64).to_string()),
             bundle_id: Some(DEMO_APP_ID.to_owned()),
             product_id: Some(DEMO_PRODUCT_ID.to_owned()),
             environment: SimulatedEnvironment::Production,
             ..NewTransaction::default()
         };
-        apple.create_transaction(new).map_err(to_command_error)?
+        apple
+            .create_transaction(new)
+            .map_err(CommandError::from_cause)?
     };
-    let is_good = |one: &SimulatedSubscription| {
+    let is_usable = |one: &SimulatedSubscription| {
         one.package_name == DEMO_APP_ID
             && one.state_name(now) == "SUBSCRIPTION_STATE_ACTIVE"
             && one.latest_expiry_time() > now.plus(MIN_REMAINING_VALIDITY)
     };
-    let made = google.list_subscriptions();
-    let good = made.iter().rev().find(|one| is_good(one)).cloned();
-    let subscription = if let Some(good) = good {
-        good
+    let existing = google.list_subscriptions();
+    let usable = existing.iter().rev().find(|one| is_usable(one)).cloned();
+    let subscription = if let Some(usable) = usable {
+        usable
     } else {
         let new = NewSubscription {
-            purchase_token: Some(format!("demo-purchase-token-{}", made.len() + 1)),
+            purchase_token: Some(format!("demo-purchase-token-{}", existing.len() + 1)),
             package_name: Some(DEMO_APP_ID.to_owned()),
             product_id: Some(DEMO_PRODUCT_ID.to_owned()),
             obfuscated_external_account_id: Some("demo-user-1".to_owned()),
             ..NewSubscription::default()
         };
-        google.buy_subscription(new).map_err(to_command_error)?
+        google
+            .buy_subscription(new)
+            .map_err(CommandError::from_cause)?
     };
     Ok((transaction, subscription))
 }
 
-/// Removes what earlier runs left. Never while a run goes on: its Postgres is asked for first, and refused.
+/// Deletes the data of earlier runs. Fails while another run uses it, because its Postgres cannot be started twice.
 async fn remove_previous_data(folder: &Path, options: EmbeddedOptions) -> Result<(), CommandError> {
     if !folder.exists() {
         return Ok(());
     }
     EmbeddedPostgres::start(options)
         .await
-        .map_err(to_command_error)?
+        .map_err(CommandError::from_cause)?
         .stop()
         .await;
     fs::remove_dir_all(folder).map_err(|problem| {
-        to_command_error(format!("{} cannot be removed: {problem}", folder.display()))
+        CommandError::from_cause(format!("{} cannot be deleted: {problem}", folder.display()))
     })
 }
 
-/// Root's Postgres is another user's: that user must be able to pass through.
+/// Mode 0711, because under root Postgres runs as another user, which must be able to enter the folder.
 fn create_data_dir(folder: &Path) -> Result<(), CommandError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o711)
         .create(folder)
         .map_err(|problem| {
-            to_command_error(format!("{} cannot be made: {problem}", folder.display()))
+            CommandError::from_cause(format!("{} cannot be created: {problem}", folder.display()))
         })
 }
 
@@ -586,7 +589,7 @@ fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Log lines would drown the questions: they go to a file.
+/// The log goes to a file, so that stdout has only the walkthrough.
 fn install_file_log(folder: &Path) -> Result<telemetry::LogWriter, CommandError> {
     let file = File::options()
         .append(true)

@@ -1,58 +1,47 @@
-//! One question to our own server: asked over HTTP, shown as the `curl` line that asks the same, and judged.
+//! One example request to the service: sent over HTTP, printed as a `curl` line, and its answer checked.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// A word longer than this is shortened when an answer is shown: a JWS is 4 KB of noise to a reader.
+/// Longer strings without blanks are shortened when an answer is shown: a JWS has 4 KB.
 const MAX_SHOWN_CHARS: usize = 72;
 
-/// A question and what its answer must be.
 pub(super) struct ExampleRequest {
-    /// The question in words.
     pub(super) title: String,
-    /// Where it goes.
     pub(super) url: String,
     /// Sent as a Bearer token.
     pub(super) api_key: String,
-    /// The body.
     pub(super) body: ExampleBody,
-    /// The status and the fields that make the answer the right one.
     pub(super) expected_response: ExpectedResponse,
 }
 
-/// What is sent.
 pub(super) enum ExampleBody {
-    /// A JSON text, sent and printed as it is.
+    /// JSON, sent and printed unchanged.
     Json(String),
-    /// A JSON text with a hole for something too long to print. The printed line fetches it from `url`.
+    /// JSON with a value that is too long to print. The printed line fetches it from `url`.
     Templated {
-        /// The text before the hole.
         before: String,
-        /// What `url` answered just now.
+        /// The answer of `url`.
         value: String,
-        /// Where the printed line gets it.
+        /// A word for the shell.
         url: String,
-        /// The text after the hole.
         after: String,
     },
 }
 
-/// What a right answer looks like.
 pub(super) struct ExpectedResponse {
     pub(super) status: u16,
-    /// Pointers into the answer and the value there.
+    /// JSON pointers into the body, and the value expected there.
     pub(super) fields: Vec<(&'static str, Value)>,
 }
 
-/// What came back.
 pub(super) struct ExampleResponse {
     pub(super) status: u16,
     pub(super) body: Value,
 }
 
 impl ExampleRequest {
-    /// Asks over HTTP.
     pub(super) async fn send_request(
         &self,
         client: &reqwest::Client,
@@ -80,7 +69,7 @@ impl ExampleRequest {
         Ok(ExampleResponse { status, body })
     }
 
-    /// The same question as a line for a POSIX shell that works exactly as it stands.
+    /// The same request as a line for a POSIX shell.
     pub(super) fn curl_command(&self) -> String {
         let (url, key) = (&self.url, &self.api_key);
         let mut line = format!("curl -s {url} -H 'Authorization: Bearer {key}'");
@@ -106,31 +95,31 @@ impl ExampleRequest {
         line
     }
 
-    /// What is wrong with the answer; nothing when it is the right one.
-    pub(super) fn find_mismatches(&self, answer: &ExampleResponse) -> Vec<String> {
-        let mut objections = Vec::new();
-        if answer.status != self.expected_response.status {
-            objections.push(format!(
+    /// A line for each difference between the answer and the expected one.
+    pub(super) fn find_mismatches(&self, response: &ExampleResponse) -> Vec<String> {
+        let mut mismatches = Vec::new();
+        if response.status != self.expected_response.status {
+            mismatches.push(format!(
                 "the status is {}, expected {}",
-                answer.status, self.expected_response.status
+                response.status, self.expected_response.status
             ));
         }
         for (pointer, expected) in &self.expected_response.fields {
-            let found = answer.body.pointer(pointer).unwrap_or(&Value::Null);
+            let found = response.body.pointer(pointer).unwrap_or(&Value::Null);
             if found != expected {
-                objections.push(format!("{pointer} is {found}, expected {expected}"));
+                mismatches.push(format!("{pointer} is {found}, expected {expected}"));
             }
         }
-        objections
+        mismatches
     }
 }
 
-/// A text as one word of a POSIX shell.
+/// Quotes a text as one word of a POSIX shell.
 fn shell_quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// An answer as a person reads it: indented, long texts shortened.
+/// Indented JSON with long strings shortened.
 pub(super) fn format_json_shortened(body: &Value) -> String {
     serde_json::to_string_pretty(&shorten_long_strings(body)).unwrap_or_default()
 }
@@ -143,7 +132,7 @@ fn shorten_long_strings(value: &Value) -> Value {
         }
         Value::Array(items) => items.iter().map(shorten_long_strings).collect(),
         Value::Object(fields) => {
-            // What the store sent, whole, is the least useful part to a first reader, and the longest.
+            // The store's raw answer is the longest part and the least useful to a first reader.
             let brief = |name: &str, value: &Value| match (name, value) {
                 ("rawDecodedPayload" | "rawResponse", Value::Object(raw)) => {
                     Value::String(format!("… ({} fields as the store sent them)", raw.len()))
@@ -161,10 +150,10 @@ fn shorten_long_strings(value: &Value) -> Value {
     }
 }
 
-/// Standard output is where the questions go, whoever reads it.
+/// Writes to stdout, also when it is no terminal.
 pub(super) fn print_stdout(text: &str) {
     use std::io::Write as _;
-    // Whoever reads may have read enough: `attesto dev | head`.
+    // `attesto dev | head` closes the pipe early, which is no failure.
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
@@ -207,20 +196,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_is_objected_to() {
-        let question = example_request(ExampleBody::Json(String::new()));
+    fn a_wrong_answer_is_reported() {
+        let request = example_request(ExampleBody::Json(String::new()));
         let answer = |status, body| ExampleResponse { status, body };
         assert!(
-            question
+            request
                 .find_mismatches(&answer(200, json!({"valid": true})))
                 .is_empty()
         );
         assert_eq!(
-            question.find_mismatches(&answer(200, json!({"valid": false}))),
+            request.find_mismatches(&answer(200, json!({"valid": false}))),
             ["/valid is false, expected true"]
         );
         assert_eq!(
-            question.find_mismatches(&answer(500, json!({}))),
+            request.find_mismatches(&answer(500, json!({}))),
             [
                 "the status is 500, expected 200",
                 "/valid is null, expected true"

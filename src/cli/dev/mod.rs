@@ -1,14 +1,15 @@
-//! `attesto dev`: everything on this machine, to try it. Nothing is set up by hand, nothing is real.
+//! `attesto dev`: runs everything on this machine to try Attesto, without any setup.
 //!
-//! It starts a private Postgres, the simulated stores and the service, makes a demo tenant with a callback, asks its own
-//! service what a backend asks, and shows each question as a `curl` line that works as printed, with its answer. Then
-//! something happens at the stores, and the signed event that comes of it is shown.
+//! It starts a private Postgres, the simulated stores and the service, and creates a demo tenant with a callback. It sends
+//! example requests to its service and prints each as a `curl` line that works as printed, with its answer. Then it lets
+//! the simulated stores send notifications, and prints the signed events that arrive at the callback.
 //!
-//! - [`show`]: the command: one thing after the other
-//! - [`stage`]: what has to stand before a question can be asked
-//! - [`question`]: one question: asked, printed, judged
-//! - [`callback`]: the demo tenant's callback
-//! - [`happening`]: something that happens at a store, and the event it becomes
+//! - [`args`]: the command's arguments
+//! - [`walkthrough`]: the command itself, step by step
+//! - [`environment`]: database, simulated stores, demo tenant and service
+//! - [`example_request`]: one request: sent, printed, checked
+//! - [`store_events`]: changes at a store, and the events that follow
+//! - [`demo_callback`]: the demo tenant's callback
 
 mod args;
 mod demo_callback;

@@ -1,4 +1,4 @@
-//! The show: everything is started, each question is asked and printed, then something happens at the stores.
+//! The steps of `attesto dev`: start everything, send the example requests, make changes at the stores.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -16,123 +16,126 @@ use crate::base::shutdown::ShutdownSignals;
 use crate::cli::context::{CommandContext, CommandError};
 use crate::simulator::JwsForgery;
 
-/// Runs the command.
 pub(crate) async fn run(args: DevArgs, context: &CommandContext) -> Result<(), CommandError> {
     let mut signals = ShutdownSignals::register_handlers()
-        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}")))?;
-    let mut stage = tokio::select! {
-        stage = DevEnvironment::start(&args, context) => stage?,
+        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}.")))?;
+    let mut environment = tokio::select! {
+        environment = DevEnvironment::start(&args, context) => environment?,
         _ = signals.next_signal() => return Ok(()),
     };
-    let asked = tokio::select! {
-        asked = run_walkthrough(&mut stage, args.once) => asked,
+    let outcome = tokio::select! {
+        outcome = run_walkthrough(&mut environment, args.once) => outcome,
         _ = signals.next_signal() => Ok(()),
     };
-    if asked.is_ok() && !args.once {
+    if outcome.is_ok() && !args.once {
         let signal = tokio::select! {
             signal = signals.next_signal() => signal,
-            never = print_deliveries(stage.callback()) => match never {},
+            never = print_deliveries(environment.callback()) => match never {},
         };
         print_stdout(&format!(
             "\n{signal}: stopping the service, the simulated stores and Postgres.\n"
         ));
     }
-    stage.stop().await;
-    asked
+    environment.stop().await;
+    outcome
 }
 
-/// Events as they arrive.
 async fn print_deliveries(callback: &mut DemoCallback) -> Infallible {
-    while let Some(arrival) = callback.next_delivery().await {
-        print_stdout(&format!("callback <- {}\n", arrival.summary_line()));
+    while let Some(delivery) = callback.next_delivery().await {
+        print_stdout(&format!("callback <- {}\n", delivery.summary_line()));
     }
     std::future::pending().await
 }
 
-async fn run_walkthrough(stage: &mut DevEnvironment, once: bool) -> Result<(), CommandError> {
-    print_stdout(&format_introduction(stage));
-    let asked = run_example_requests(stage).await?;
-    let happened = store_events::run_store_events(stage, asked).await?;
-    print_stdout(&format_conclusion(stage, asked, happened, once));
+async fn run_walkthrough(environment: &mut DevEnvironment, once: bool) -> Result<(), CommandError> {
+    print_stdout(&format_introduction(environment));
+    let requests = run_example_requests(environment).await?;
+    let events = store_events::run_store_events(environment, requests).await?;
+    print_stdout(&format_conclusion(environment, requests, events, once));
     Ok(())
 }
 
-/// Asks, and returns how many questions that were.
-async fn run_example_requests(stage: &DevEnvironment) -> Result<usize, CommandError> {
-    let questions = build_example_requests(stage)?;
-    let client = stage.http_client();
-    let mut objections = Vec::new();
-    for (number, question) in questions.iter().enumerate() {
+/// Sends, prints and checks the example requests. Returns their number.
+async fn run_example_requests(environment: &DevEnvironment) -> Result<usize, CommandError> {
+    let requests = build_example_requests(environment)?;
+    let client = environment.http_client();
+    let mut problems = Vec::new();
+    for (number, request) in requests.iter().enumerate() {
         print_stdout(&format!(
             "\n{}. {}\n\n{}\n\n",
             number + 1,
-            question.title,
-            question.curl_command()
+            request.title,
+            request.curl_command()
         ));
-        match question.send_request(client).await {
-            Ok(answer) => {
+        match request.send_request(client).await {
+            Ok(response) => {
                 print_stdout(&format!(
                     "HTTP {}\n{}\n",
-                    answer.status,
-                    format_json_shortened(&answer.body)
+                    response.status,
+                    format_json_shortened(&response.body)
                 ));
-                let wrong = question.find_mismatches(&answer);
-                objections.extend(
-                    wrong
+                let mismatches = request.find_mismatches(&response);
+                problems.extend(
+                    mismatches
                         .into_iter()
-                        .map(|wrong| format!("question {}: {wrong}", number + 1)),
+                        .map(|it| format!("request {}: {it}.", number + 1)),
                 );
             }
-            Err(problem) => objections.push(format!("question {}: {problem}", number + 1)),
+            Err(problem) => problems.push(format!("request {}: {problem}.", number + 1)),
         }
     }
-    if !objections.is_empty() {
-        return Err(CommandError::failed(objections.join("\n")));
+    if !problems.is_empty() {
+        return Err(CommandError::failed(problems.join("\n")));
     }
-    Ok(questions.len())
+    Ok(requests.len())
 }
 
-fn format_introduction(stage: &DevEnvironment) -> String {
+fn format_introduction(environment: &DevEnvironment) -> String {
     let mut text = format!(
-        "Attesto {} is running in development mode. Everything is on this machine; nothing is real.\n\n",
+        "Attesto {} is running in development mode. Everything runs on this machine; no purchase is real.\n\n",
         crate::VERSION
     );
     let control = format!(
         "{} (what they can do: curl -s {})",
-        stage.simulator_url(),
-        stage.control_url()
+        environment.simulator_url(),
+        environment.control_url()
     );
     for (name, value) in [
-        ("service", stage.service_url().to_owned()),
+        ("service", environment.service_url().to_owned()),
         ("simulated stores", control),
-        ("database", stage.database_description()),
-        ("tenant", stage.tenant_id().to_string()),
-        ("its callback", stage.callback_url()),
+        ("database", environment.database_description()),
+        ("tenant", environment.tenant_id().to_string()),
+        ("its callback", environment.callback_url()),
     ] {
         let _ = writeln!(text, "  {name:<18}{value}");
     }
-    for remark in stage.remarks() {
+    for remark in environment.remarks() {
         let _ = writeln!(text, "\n{remark}");
     }
     text
 }
 
-/// What a backend asks, and what it must hear.
-fn build_example_requests(stage: &DevEnvironment) -> Result<Vec<ExampleRequest>, CommandError> {
-    let (apple, google) = (stage.apple_transaction(), stage.google_subscription());
-    let (id, control) = (&apple.transaction_id, stage.control_url());
-    let refused =
+/// The requests of a backend, and the answers it must get.
+fn build_example_requests(
+    environment: &DevEnvironment,
+) -> Result<Vec<ExampleRequest>, CommandError> {
+    let (apple, google) = (
+        environment.apple_transaction(),
+        environment.google_subscription(),
+    );
+    let (id, control) = (&apple.transaction_id, environment.control_url());
+    let failed =
         |problem: crate::simulator::SimulatorError| CommandError::failed(problem.to_string());
-    let jws = stage
+    let jws = environment
         .simulator()
         .apple()
         .sign_transaction(id)
-        .map_err(refused)?;
-    let forged = stage
+        .map_err(failed)?;
+    let forged = environment
         .simulator()
         .apple()
         .forge_transaction(id, JwsForgery::AlteredPayload)
-        .map_err(refused)?;
+        .map_err(failed)?;
     let signed = |value: String, path: String| ExampleBody::Templated {
         before: "{\"signedTransaction\":\"".to_owned(),
         value,
@@ -141,8 +144,8 @@ fn build_example_requests(stage: &DevEnvironment) -> Result<Vec<ExampleRequest>,
     };
     let ask = |store: &str, title: &str, body: ExampleBody, fields| ExampleRequest {
         title: title.to_owned(),
-        url: format!("{}/v1/{store}/verify", stage.service_url()),
-        api_key: stage.api_key().to_owned(),
+        url: format!("{}/v1/{store}/verify", environment.service_url()),
+        api_key: environment.api_key().to_owned(),
         body,
         expected_response: ExpectedResponse {
             status: 200,
@@ -154,7 +157,7 @@ fn build_example_requests(stage: &DevEnvironment) -> Result<Vec<ExampleRequest>,
     Ok(vec![
         ask(
             "apple",
-            "Is this App Store transaction real? Attesto asks Apple, and checks what Apple signed.",
+            "Is this App Store transaction real? Attesto asks Apple, and verifies what Apple signed.",
             ExampleBody::Json(json!({ "transactionId": id }).to_string()),
             vec![
                 ("/valid", json!(true)),
@@ -166,7 +169,7 @@ fn build_example_requests(stage: &DevEnvironment) -> Result<Vec<ExampleRequest>,
         ),
         ask(
             "apple",
-            "The same transaction as the app holds it: a JWS, checked here without asking anyone.",
+            "The same transaction as the app has it: a JWS, verified without a request to Apple.",
             signed(jws, format!("transactions/{id}/jws")),
             vec![
                 ("/valid", json!(true)),
@@ -201,30 +204,35 @@ fn build_example_requests(stage: &DevEnvironment) -> Result<Vec<ExampleRequest>,
     ])
 }
 
-fn format_conclusion(stage: &DevEnvironment, asked: usize, happened: usize, once: bool) -> String {
+fn format_conclusion(
+    environment: &DevEnvironment,
+    requests: usize,
+    events: usize,
+    once: bool,
+) -> String {
     let mut text = format!(
-        "\nAll {asked} answers are right, and all {happened} events arrived, signed.\n\n  API key   {}\n",
-        stage.api_key()
+        "\nAll {requests} answers are right, and all {events} events arrived, signed.\n\n  API key   {}\n",
+        environment.api_key()
     );
     if once {
         return text;
     }
     let (control, id) = (
-        stage.control_url(),
-        &stage.apple_transaction().transaction_id,
+        environment.control_url(),
+        &environment.apple_transaction().transaction_id,
     );
     let _ = write!(
         text,
-        "\nPaste any line above into another terminal. To see an answer change, refund the purchase and ask again;\n\
-         the event arrives at the callback and is shown here:\n\n\
+        "\nPaste any line above into another terminal. To see an answer change, refund the purchase and repeat the request;\n\
+         the event is sent to the callback and shown here:\n\n\
          curl -s -X POST {control}/apple/transactions/{id}/refund\n"
     );
     let _ = write!(
         text,
-        "\nTo use the command line on this database, in another terminal:\n\n{}\n\
-         Log lines go to {}. Ctrl-C stops everything; the data stays for the next run.\n",
-        stage.shell_exports(),
-        stage.log_path().display()
+        "\nTo use the command line with this database, in another terminal:\n\n{}\n\
+         The log is in {}. Ctrl-C stops everything; the data is kept for the next run.\n",
+        environment.shell_exports(),
+        environment.log_path().display()
     );
     text
 }

@@ -1,4 +1,4 @@
-//! `attesto tenant`: the teams whose apps Attesto answers for.
+//! The commands of `attesto tenant`.
 
 use serde::Serialize;
 
@@ -13,65 +13,66 @@ use crate::tenants::{DisplayName, Tenant};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TenantCommand {
     /// Create a tenant
+    #[command(after_help = "Examples:\n  attesto tenant create --name Acme")]
     Create {
-        /// What people call it, 1 to 200 characters
+        /// Display name, 1 to 200 characters
         #[arg(long)]
         name: DisplayName,
     },
     /// List tenants, newest first
     List,
-    /// Refuse a tenant's keys and webhooks from now on, without deleting anything
+    /// Deactivate a tenant: its API keys and notifications are refused, nothing is deleted
     Deactivate {
-        /// Which: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Let a deactivated tenant in again
+    /// Activate a deactivated tenant
     Activate {
-        /// Which: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Give a tenant another name
+    /// Rename a tenant
     Rename {
-        /// Which: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// What people call it from now on, 1 to 200 characters
+        /// New display name, 1 to 200 characters
         #[arg(required_unless_present = "name", conflicts_with = "name")]
         new_name: Option<DisplayName>,
-        /// The same, as `tenant create` takes it
+        /// The same as NEW_NAME
         #[arg(long)]
         name: Option<DisplayName>,
     },
-    /// Give a tenant limits of its own, or show those it has
+    /// Set a tenant's rate limits, or show them when no limit is given
     SetLimits {
-        /// Which: `tenant_…`
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// Requests a second: a number, or `default` for the service's
+        /// Requests per second: a number, or `default` for the service's setting
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
         per_second: Option<LimitOverride>,
-        /// Requests at once after a pause: a number, or `default` for the service's
+        /// Requests in one burst: a number, or `default` for the service's setting
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
         burst: Option<LimitOverride>,
     },
-    /// Pack a tenant into a sealed file: to move it, or to be able to restore it alone
+    /// Export a tenant into an encrypted file, to move or to restore it
     Export(transfer::TenantExportArgs),
-    /// Unpack a tenant that was exported, here or elsewhere
+    /// Import a tenant from the file that `tenant export` wrote
     Import(transfer::TenantImportArgs),
 }
 
-/// A limit of the tenant's own, or none.
+/// `None`: the service's setting applies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LimitOverride(Option<u32>);
 
 fn parse_limit(text: &str) -> Result<LimitOverride, String> {
-    const MOST: u32 = 1_000_000;
+    const MAX_LIMIT: u32 = 1_000_000;
     if text == "default" {
         return Ok(LimitOverride(None));
     }
     text.parse()
         .ok()
-        .filter(|limit| (1..=MOST).contains(limit))
+        .filter(|limit| (1..=MAX_LIMIT).contains(limit))
         .map(|limit| LimitOverride(Some(limit)))
-        .ok_or_else(|| format!("a whole number from 1 to {MOST}, or `default`"))
+        .ok_or_else(|| format!("must be a whole number from 1 to {MAX_LIMIT}, or `default`"))
 }
 
 #[derive(Serialize)]
@@ -106,12 +107,11 @@ impl From<Tenant> for TenantView {
 #[serde(rename_all = "camelCase")]
 struct TenantLimitsView {
     id: TenantId,
-    /// `null`: the service's own.
+    /// `null`: the service's setting applies.
     rate_limit_per_second: Option<u32>,
     rate_limit_burst: Option<u32>,
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: TenantCommand,
     context: &CommandContext,
@@ -149,7 +149,7 @@ pub(crate) async fn run(
             let tenant =
                 TenantView::from(store::set_tenant_active(&database, &tenant, false, now).await?);
             let prose = format!(
-                "Deactivated {} ({}). Its keys are refused from now on.",
+                "Deactivated {} ({}). Its API keys and notifications are refused from now on.",
                 tenant.id, tenant.name
             );
             output.write_json_or_text(&tenant, &prose)?;
@@ -165,9 +165,11 @@ pub(crate) async fn run(
             new_name,
             name,
         } => {
-            let name = new_name
-                .or(name)
-                .ok_or_else(|| CommandError::usage_error("which name?"))?;
+            let name = new_name.or(name).ok_or_else(|| {
+                CommandError::usage_error(
+                    "give the new name: attesto tenant rename TENANT NEW_NAME.",
+                )
+            })?;
             let tenant =
                 TenantView::from(store::rename_tenant(&database, &tenant, &name, now).await?);
             let prose = format!("{} is now called {}.", tenant.id, tenant.name);
@@ -187,12 +189,12 @@ pub(crate) async fn run(
                 store::set_rate_limits(&database, &id, per_second, burst, now).await?
             };
             let words = |limit: Option<u32>| {
-                limit.map_or("the service's default".to_owned(), |limit| {
+                limit.map_or("the service's setting".to_owned(), |limit| {
                     limit.to_string()
                 })
             };
             let prose = format!(
-                "Limits of {}: requests a second: {}; at once after a pause: {}.",
+                "Rate limits of {}: requests per second: {}; requests in one burst: {}.",
                 tenant.id,
                 words(tenant.limits.per_second),
                 words(tenant.limits.burst),
@@ -214,7 +216,7 @@ impl From<TenantChangeError> for CommandError {
     fn from(error: TenantChangeError) -> Self {
         match error {
             TenantChangeError::Database(error) => error.into(),
-            told => Self::failed(format!("{told}.")),
+            error => Self::from_cause(error),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `attesto tenant export` and `import`: one tenant in a sealed file.
+//! `tenant export` and `tenant import`: one tenant in an encrypted file.
 
 use std::path::{Path, PathBuf};
 
@@ -13,73 +13,61 @@ use crate::db::Database;
 use crate::tenant_transfer::tables::HistoryScope;
 use crate::tenant_transfer::{self, ExportReport, ImportOptions, ImportReport, TransferError};
 
-/// The arguments of `tenant export`.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "recipient"])))]
 pub(crate) struct TenantExportArgs {
-    /// Which: `tenant_…`
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
-    /// The file to write; never over another one
+    /// File to write; must not exist
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
-    /// Seal it under the passphrase in this file, or on standard input when it is `-`; at least 12 characters
+    /// File with the passphrase to encrypt with, `-` for standard input; at least 12 characters
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// Seal it for this recipient: what `attesto encryption generate-identity` printed where it is to be imported
+    /// Recipient to encrypt for: printed by `attesto encryption generate-identity` on the importing installation
     #[arg(long, value_name = "RECIPIENT")]
     recipient: Option<String>,
-    /// Take along every event and delivery, not only those that are not delivered or of the last 7 days
+    /// Export all events and deliveries, not only the undelivered ones and those of the last 7 days
     #[arg(long)]
     with_history: bool,
 }
 
-/// The arguments of `tenant import`.
 #[derive(Debug, clap::Args)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a flag of its own, and they go with each other in any way"
+    reason = "each is a flag of its own, and any may be combined"
 )]
 #[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "identity_file"])))]
 pub(crate) struct TenantImportArgs {
-    /// What `attesto tenant export` wrote
+    /// File that `attesto tenant export` wrote
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
-    /// The passphrase it was sealed under is in this file, or on standard input when it is `-`
+    /// File with the passphrase it was encrypted with, `-` for standard input
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// The identity it was sealed for is in this file
+    /// File with the identity it was encrypted for
     #[arg(long, value_name = "FILE")]
     identity_file: Option<PathBuf>,
-    /// Leave the tenant inactive, whatever it was
+    /// Import the tenant as inactive, whatever it was
     #[arg(long)]
     as_inactive: bool,
-    /// Also when the tenant is here: its settings and credentials become those of the file; its keys and its history stay, and
-    /// get what is missing
+    /// Import although the tenant exists here: its settings and credentials are replaced by those in the file; missing API
+    /// keys and history are added
     #[arg(long)]
     replace: bool,
-    /// Open the networks too that `attesto webhook allow` opened to the tenant's callback where it was: they may be others here
+    /// Import the networks that `attesto webhook allow` allowed; on this installation they may be other networks
     #[arg(long)]
     with_networks: bool,
-    /// Do all of it and take it back again
+    /// Run the whole import, and roll it back
     #[arg(long)]
     dry_run: bool,
 }
 
-/// A secret from a file, as text.
-fn read_text_file(path: &Path) -> Result<zeroize::Zeroizing<String>, CommandError> {
-    let bytes = input_file::read_file_or_stdin(path)?;
-    let text = std::str::from_utf8(&bytes);
-    let text =
-        text.map_err(|_| CommandError::usage_error(format!("{} is not text.", path.display())))?;
-    Ok(zeroize::Zeroizing::new(text.to_owned()))
-}
-
 fn read_passphrase(path: &Path) -> Result<Passphrase, CommandError> {
-    Passphrase::parse(&read_text_file(path)?)
-        .map_err(|short| CommandError::usage_error(format!("{}: {short}.", path.display())))
+    Passphrase::parse(&input_file::read_text(path)?)
+        .map_err(|problem| CommandError::usage_error(format!("{}: {problem}.", path.display())))
 }
 
-/// Packs.
 pub(super) async fn export_tenant(
     args: TenantExportArgs,
     database: &Database,
@@ -93,7 +81,11 @@ pub(super) async fn export_tenant(
                 .map_err(|problem| CommandError::usage_error(format!("--recipient: {problem}.")))?;
             SealTarget::Recipient(recipient)
         }
-        (None, None) => return Err(CommandError::usage_error("sealed how?")),
+        (None, None) => {
+            return Err(CommandError::usage_error(
+                "give --passphrase-file or --recipient.",
+            ));
+        }
     };
     let keyring = context.require_keyring()?;
     canary::check_canaries(database, &keyring).await?;
@@ -110,7 +102,7 @@ pub(super) async fn export_tenant(
         .write_json_or_text(&exported, &format_export(&exported, file))?;
     if exported.label.is_active {
         eprintln!(
-            "attesto: warning: the tenant is active: what arrives from now on is not in the file, and what waits would be delivered by both. To move it, deactivate it first; docs/moving.md has the order."
+            "attesto: warning: the tenant is active: events that arrive from now on are not in the file, and both installations would send the waiting deliveries. To move it, deactivate it first; docs/moving.md has the steps."
         );
     }
     Ok(())
@@ -119,7 +111,7 @@ pub(super) async fn export_tenant(
 fn format_export(exported: &ExportReport, file: &Path) -> String {
     let rows: u64 = exported.rows.values().sum();
     format!(
-        "{} ({}) as of {}: {rows} rows, {} deliveries among them still to be sent, in {} ({} bytes), sealed for {}.\nSHA-256: {}",
+        "Exported {} ({}) as of {}: {rows} rows, of which {} are waiting deliveries, to {} ({} bytes), encrypted for {}.\nSHA-256: {}",
         exported.label.tenant,
         exported.label.name,
         exported.label.exported_at,
@@ -131,7 +123,6 @@ fn format_export(exported: &ExportReport, file: &Path) -> String {
     )
 }
 
-/// Unpacks.
 pub(super) async fn import_tenant(
     args: TenantImportArgs,
     database: &Database,
@@ -140,13 +131,17 @@ pub(super) async fn import_tenant(
     let with = match (&args.passphrase_file, &args.identity_file) {
         (Some(path), _) => OpeningSecret::Passphrase(read_passphrase(path)?),
         (None, Some(path)) => {
-            let identity = RecipientIdentity::parse(&read_text_file(path)?);
+            let identity = RecipientIdentity::parse(&input_file::read_text(path)?);
             let identity = identity.map_err(|problem| {
                 CommandError::usage_error(format!("{}: {problem}.", path.display()))
             })?;
             OpeningSecret::Identity(identity)
         }
-        (None, None) => return Err(CommandError::usage_error("opened with what?")),
+        (None, None) => {
+            return Err(CommandError::usage_error(
+                "give --passphrase-file or --identity-file.",
+            ));
+        }
     };
     let keyring = if args.dry_run {
         let keyring = context.require_keyring()?;
@@ -187,15 +182,17 @@ fn format_import(imported: &ImportReport) -> String {
         String::new()
     } else {
         format!(
-            " {} deliveries were left out: their events are here under other ids, with deliveries of their own.",
+            " {} deliveries were skipped: their events exist here under other ids, with deliveries of their own.",
             imported.superseded
         )
     };
     let networks = match imported.networks.as_slice() {
         [] => String::new(),
-        all if imported.networks_opened => format!("Open to its callback: {}\n", all.join(", ")),
+        all if imported.networks_opened => {
+            format!("Networks allowed for its callback: {}\n", all.join(", "))
+        }
         all => format!(
-            "Not opened to its callback, since --with-networks was not given: {}\n",
+            "Networks not allowed for its callback, because --with-networks was not given: {}\n",
             all.join(", ")
         ),
     };
@@ -203,12 +200,12 @@ fn format_import(imported: &ImportReport) -> String {
         String::new()
     } else {
         format!(
-            "\nIt is inactive. When everybody calls here: attesto tenant activate {}",
+            "\nIt is inactive. When its backend and the stores use this installation: attesto tenant activate {}",
             label.tenant
         )
     };
     format!(
-        "{verb} {} ({}) as of {}:\n{}{kept} rows were here already.{superseded} {} deliveries are still to be sent.\n{networks}SHA-256 of the file: {}{next}",
+        "{verb} {} ({}) as of {}:\n{}{kept} rows existed already.{superseded} {} deliveries are waiting.\n{networks}SHA-256 of the file: {}{next}",
         label.tenant,
         label.name,
         label.exported_at,
@@ -222,7 +219,7 @@ impl From<TransferError> for CommandError {
     fn from(error: TransferError) -> Self {
         match error {
             TransferError::Database(error) => error.into(),
-            told => Self::failed(format!("{told}.")),
+            error => Self::from_cause(error),
         }
     }
 }

@@ -10,61 +10,62 @@ use super::signature::{self, VerifySignatureArgs};
 use crate::base::id::{RedeliveryId, TenantId};
 use crate::egress::{AllowedNetwork, AllowedNetworkError};
 
-/// The commands of `attesto webhook`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum WebhookCommand {
-    /// Say where a tenant's events are sent and what signs them
+    /// Set a tenant's callback URL and signing secret
     SetConfig(SetWebhookArgs),
-    /// Print everything but the secrets
+    /// Show a tenant's webhook configuration without its secrets
     Get {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// End the overlap of previous secrets now, as after a leak
+    /// Retire previous signing secrets now, for example after a leak
     RetireSecret {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// Only this one, by its number in `webhook get`. Left out: all but the newest
+        /// Number of the secret in `webhook get` [default: all but the newest]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
         number: Option<i32>,
     },
-    /// Let a tenant's callback be at an address that is not public
+    /// Allow a tenant's callback in a private network, or list the allowed networks
     Allow {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// A network and a port, like 10.1.0.0/16:443. Left out: what is allowed is listed
+        /// Network and port, such as 10.1.0.0/16:443 [default: list the allowed networks]
         #[arg(value_parser = parse_network)]
         network: Option<AllowedNetwork>,
     },
-    /// Take that back
+    /// Remove a network that `webhook allow` added
     Disallow {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
-        /// A network and a port, as `webhook allow` lists them
+        /// Network and port, as `webhook allow` lists them
         #[arg(value_parser = parse_network)]
         network: AllowedNetwork,
     },
-    /// Send one signed event to the callback now and show what it answers; nothing is stored
+    /// Send a signed test event to the callback now and show its answer; stores nothing
     Ping {
-        /// Whose: the tenant's id
+        /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Check a signature as a receiver does, and say why it does not fit. Needs no database
+    /// Check a delivery's signature as a receiver does, and explain a mismatch; needs no database
     VerifySignature(VerifySignatureArgs),
-    /// Deliver one event again, or all that a filter finds
+    /// Redeliver one event, or all events that match a filter
     Redeliver(RedeliverArgs),
-    /// Stop a redelivery of many: what it has not reached stays as it is
+    /// Stop a running redelivery; events it has not reached are not sent
     StopRedelivery {
-        /// Which: `red_…`, as `webhook redeliver` printed it
+        /// The redelivery's id, `red_…`, as `webhook redeliver` printed it
         redelivery: RedeliveryId,
     },
     /// List a tenant's events, newest first
+    #[command(
+        after_help = "Examples:\n  attesto webhook list-events tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --status failed"
+    )]
     ListEvents(HistoryListArgs),
     /// List a tenant's deliveries, newest first
     ListDeliveries(HistoryListArgs),
 }
 
-/// Runs one of them.
 pub(crate) async fn run(
     command: WebhookCommand,
     context: &CommandContext,

@@ -21,48 +21,48 @@ use crate::deliveries::history;
 use crate::deliveries::probe;
 use crate::egress::{AllowList, EgressError, EgressPolicy, LookupError, Resolver};
 
-
-/// How long a name may take to resolve when a callback is configured.
+/// For resolving the callback's host when it is configured.
 const DNS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a previous secret goes on signing where nobody says otherwise.
+/// How long the previous secret signs beside a new one, without `--overlap`.
 const DEFAULT_SECRET_OVERLAP: Duration = Duration::from_hours(24);
 
-/// The longest overlap, in days.
 const MAX_SECRET_OVERLAP_DAYS: u64 = 90;
 
-/// Said beside a secret that was made here.
-const ONE_TIME_SECRET_WARNING: &str = "Keep this secret now: it is stored sealed and never shown again. The receiver checks signatures with it.";
+const ONE_TIME_SECRET_WARNING: &str =
+    "Store this secret now: it is shown only this once. Your backend checks signatures with it.";
 
-/// Arguments of `set-config`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --callback-url https://example.com/attesto\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --secret-path new-secret.txt --overlap 7d"
+)]
 pub(crate) struct SetWebhookArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
-    /// Where events are sent: https://…. Left out: what is stored stays
+    /// URL that events are sent to, https://… [default: unchanged]
     #[arg(long, value_name = "URL")]
     callback_url: Option<String>,
 
-    /// What signs deliveries from now on, 32 to 512 characters. Left out: what is stored stays, and a tenant without one gets one that is made here and printed once
-    // Not checked by the parser, which would repeat what it refuses.
+    /// New signing secret, 32 to 512 characters [default: unchanged; a tenant without a secret gets a generated one, printed once]
+    // Not checked by clap, which repeats a value that it refuses.
     #[arg(long, value_name = "TEXT", value_parser = ValueParser::from(parse_hidden_secret))]
     secret: Option<SecretString>,
 
-    /// The same from a file, `-` for standard input, which the list of processes does not show
+    /// File with the new signing secret, `-` for standard input; unlike --secret it does not appear in the process list
     #[arg(long, value_name = "FILE", conflicts_with = "secret")]
     secret_path: Option<PathBuf>,
 
-    /// Whether new events are sent at all
+    /// Whether new events are sent to the callback [default: unchanged]
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     is_active: Option<bool>,
 
-    /// How long the previous secret goes on signing beside a new one: 90s, 30m, 24h, 7d; 0s ends it at once [default: 24h]
+    /// How long the previous secret signs beside the new one: 90s, 30m, 24h, 7d; 0s retires it at once [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_up_to(MAX_SECRET_OVERLAP_DAYS))]
     overlap: Option<Duration>,
 }
 
-/// What `set-config` prints: the endpoint, and a secret that was made here.
+/// The output of `set-config`. `secret` is set when one was generated.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WebhookConfigView<'a> {
@@ -81,7 +81,7 @@ pub(super) async fn set_webhook_config(
     let secret = read_given_secret(&arguments)?;
     if arguments.overlap.is_some() && secret.is_none() {
         return Err(CommandError::usage_error(
-            "--overlap says how long the previous secret goes on signing beside a new one: give the new one with --secret-path or --secret. To end previous secrets now: attesto webhook retire-secret.",
+            "--overlap needs a new secret: give it with --secret-path or --secret. To retire previous secrets now: attesto webhook retire-secret.",
         ));
     }
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
@@ -98,12 +98,11 @@ pub(super) async fn set_webhook_config(
         is_active: arguments.is_active,
         overlap: arguments.overlap.unwrap_or(DEFAULT_SECRET_OVERLAP),
     };
-    let changed = match store::change_endpoint(&database, &keyring, tenant, &change).await
-    {
+    let changed = match store::change_endpoint(&database, &keyring, tenant, &change).await {
         Err(EndpointChangeError::EndpointNotFound(_)) => {
             ensure_tenant_exists(&database, tenant).await?;
             return Err(CommandError::usage_error(format!(
-                "{tenant} has no webhook configuration yet: say where events are sent with --callback-url."
+                "{tenant} has no webhook configuration yet: give --callback-url."
             )));
         }
         changed => changed?,
@@ -129,12 +128,12 @@ fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> Stri
     let mut prose = if endpoint.is_active {
         format!("Events of {tenant} are sent to {}.", endpoint.callback_url)
     } else {
-        format!("Events of {tenant} are stored and not sent: the callback is not active.")
+        format!("Events of {tenant} are stored and not sent: the callback is inactive.")
     };
     for secret in &endpoint.secrets {
         let line = match secret.expires_at {
-            None => format!("\nSecret {} signs.", secret.number),
-            Some(end) => format!("\nSecret {} signs beside it until {end}.", secret.number),
+            None => format!("\nSecret {} signs deliveries.", secret.number),
+            Some(end) => format!("\nSecret {} signs too, until {end}.", secret.number),
         };
         prose.push_str(&line);
     }
@@ -147,17 +146,14 @@ fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> Stri
     prose
 }
 
-/// The secret that was given, by whichever way.
+/// The value of `--secret` or the content of `--secret-path`.
 fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>, CommandError> {
     let from_file = match &arguments.secret_path {
         None => None,
         Some(path) => {
-            let bytes = input_file::read_file_or_stdin(path)?;
-            let text = std::str::from_utf8(&bytes).map_err(|_| {
-                CommandError::usage_error(format!("{} is not text.", path.display()))
-            })?;
-            // An editor's line end is not part of it.
-            let text = text.strip_suffix('\n').unwrap_or(text);
+            let text = input_file::read_text(path)?;
+            // Editors append a line end.
+            let text = text.strip_suffix('\n').unwrap_or(&text);
             let text = text.strip_suffix('\r').unwrap_or(text);
             Some(SecretString::from(text))
         }
@@ -165,17 +161,17 @@ fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>
     let Some(text) = from_file.as_ref().or(arguments.secret.as_ref()) else {
         return Ok(None);
     };
-    let secret = SigningSecret::parse(text.expose_secret())
-        .map_err(|problem| CommandError::usage_error(format!("{problem}.")))?;
+    let secret =
+        SigningSecret::parse(text.expose_secret()).map_err(CommandError::from_usage_cause)?;
     if secret.is_malformed_whsec() {
         eprintln!(
-            "attesto: warning: the secret begins with whsec_ and the rest is not base64, so libraries of Standard Webhooks will not take it; its plain bytes sign both headers."
+            "attesto: warning: the secret begins with whsec_ but the rest is not base64, so Standard Webhooks libraries will reject it; its bytes as written sign both headers."
         );
     }
     Ok(Some(secret))
 }
 
-/// Says now what every delivery would say later. A name that does not resolve yet is only remarked: it may be on its way.
+/// Refuses now what every delivery would refuse. A host that does not resolve is only a warning: its DNS record may follow.
 async fn check_callback_url(
     url: &str,
     guard: &EgressPolicy,
@@ -183,14 +179,14 @@ async fn check_callback_url(
 ) -> Result<(), CommandError> {
     let target = guard
         .parse_target(url, allowed)
-        .map_err(|problem| CommandError::usage_error(format!("{problem}.")))?;
+        .map_err(CommandError::from_usage_cause)?;
     let admitted = guard
         .resolve_and_check(&target, allowed, &Resolver::from_system(), DNS_TIMEOUT)
         .await;
     match admitted {
         Ok(_) => Ok(()),
         Err(EgressError::Rejected(refusal)) => Err(CommandError::usage_error(format!(
-            "the callback must not be called: {refusal}. An operator can allow a private network for one tenant (attesto webhook allow); a developer sets WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true, here and for the service."
+            "the callback URL is refused: {refusal}. To allow a private network for this tenant: attesto webhook allow. In development, set WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true here and for the service."
         ))),
         Err(EgressError::Lookup(problem)) => {
             let problem = match problem {
@@ -200,20 +196,20 @@ async fn check_callback_url(
                 problem => problem.to_string(),
             };
             eprintln!(
-                "attesto: warning: the callback's host does not resolve now ({problem}); it is stored, and nothing arrives before it does."
+                "attesto: warning: the callback's host does not resolve now ({problem}). The URL is stored; deliveries fail until the host resolves."
             );
             Ok(())
         }
     }
 }
 
-/// What `get` prints.
+/// The output of `get`.
 #[derive(Serialize)]
 struct WebhookView<'a> {
     #[serde(flatten)]
     endpoint: &'a EndpointSummary,
     health: Option<history::CallbackRow>,
-    /// What was found when it was last connected to without sending anything.
+    /// The last test of the connection, which sends no event.
     probe: Option<probe::LastProbe>,
 }
 
@@ -242,8 +238,8 @@ pub(super) async fn retire_secrets(
     let retired = store::retire_secrets(&database, tenant, number).await?;
     let numbers: Vec<_> = retired.iter().map(ToString::to_string).collect();
     let prose = format!(
-        "Retired of {tenant}: secret {}. Nothing is signed with it any more.",
-        numbers.join(", secret ")
+        "Retired secret {} of {tenant}. It signs nothing from now on.",
+        numbers.join(", ")
     );
     let result = json!({ "tenantId": tenant, "retired": retired });
     context.output.write_json_or_text(&result, &prose)?;
@@ -259,13 +255,13 @@ pub(super) async fn load_endpoint_summary(
     }
     ensure_tenant_exists(database, tenant).await?;
     Err(CommandError::failed(format!(
-        "{tenant} has no webhook configuration: attesto webhook set-config {tenant} --callback-url URL"
+        "{tenant} has no webhook configuration. Create one: attesto webhook set-config {tenant} --callback-url URL"
     )))
 }
 
 #[expect(
     clippy::unnecessary_wraps,
-    reason = "a value's parser may fail; this one must not, because the error would show the value"
+    reason = "clap expects a Result; an error would show the value"
 )]
 fn parse_hidden_secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
     Ok(SecretString::from(text))
@@ -275,10 +271,8 @@ impl From<EndpointChangeError> for CommandError {
     fn from(error: EndpointChangeError) -> Self {
         match error {
             EndpointChangeError::Database(error) => error.into(),
-            newest @ EndpointChangeError::NewestSecret(_) => {
-                Self::usage_error(format!("{newest}."))
-            }
-            told => Self::failed(format!("{told}.")),
+            newest @ EndpointChangeError::NewestSecret(_) => Self::from_usage_cause(newest),
+            error => Self::from_cause(error),
         }
     }
 }

@@ -5,15 +5,15 @@ use crate::base::id::TenantId;
 use crate::deliveries::history;
 use crate::deliveries::redelivery::EventStatus;
 
-/// Arguments of both lists.
+/// The arguments of both lists.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HistoryListArgs {
-    /// Whose: the tenant's id
+    /// The tenant's id, `tenant_…`
     tenant: TenantId,
-    /// How many at most
+    /// Maximum number of rows
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
     limit: u32,
-    /// Only those that stand here
+    /// Only rows with this delivery status
     #[arg(long, value_enum)]
     status: Option<EventStatus>,
 }
@@ -42,9 +42,7 @@ pub(super) async fn list_events(
         "receivedAt",
         "status",
     ];
-    context
-        .output
-        .write_rows(&events, &columns, "No events here.")?;
+    context.output.write_rows(&events, &columns, "No events.")?;
     Ok(())
 }
 
@@ -75,6 +73,6 @@ pub(super) async fn list_deliveries(
     ];
     context
         .output
-        .write_rows(&deliveries, &columns, "No deliveries here.")?;
+        .write_rows(&deliveries, &columns, "No deliveries.")?;
     Ok(())
 }

@@ -22,17 +22,17 @@ pub(super) async fn allow_network(
     let database = context.open_database().await?;
     let tenant_id = tenant;
     let Some(network) = network else {
-        let openings = store::list_allowed_networks(&database, tenant).await?;
-        if openings.is_empty() {
+        let networks = store::list_allowed_networks(&database, tenant).await?;
+        if networks.is_empty() {
             ensure_tenant_exists(&database, tenant).await?;
         }
-        let openings = openings
+        let networks = networks
             .into_iter()
             .map(|network| AllowedNetworkRow { tenant_id, network });
-        let openings: Vec<_> = openings.collect();
+        let networks: Vec<_> = networks.collect();
         context
             .output
-            .write_rows(&openings, &["network"], "Nothing but public addresses.")?;
+            .write_rows(&networks, &["network"], "No private network is allowed.")?;
         return Ok(());
     };
     if !store::allow_network(&database, tenant, &network).await? {
@@ -40,7 +40,7 @@ pub(super) async fn allow_network(
             "{network} is already allowed for {tenant}."
         )));
     }
-    let prose = format!("Callbacks of {tenant} may be at {network}.");
+    let prose = format!("Callbacks of {tenant} in {network} are allowed.");
     context
         .output
         .write_json_or_text(&AllowedNetworkRow { tenant_id, network }, &prose)?;
@@ -55,10 +55,10 @@ pub(super) async fn disallow_network(
     let database = context.open_database().await?;
     if !store::disallow_network(&database, tenant, &network).await? {
         return Err(CommandError::failed(format!(
-            "{network} is not allowed for {tenant}; `attesto webhook allow {tenant}` lists what is."
+            "{network} is not allowed for {tenant}; `attesto webhook allow {tenant}` lists the allowed networks."
         )));
     }
-    let prose = format!("Callbacks of {tenant} may be at {network} no more.");
+    let prose = format!("Callbacks of {tenant} in {network} are no longer allowed.");
     let result = AllowedNetworkRow {
         tenant_id: tenant,
         network,

@@ -13,23 +13,23 @@ use crate::config::groups::WebhookSettings;
 use crate::deliveries::endpoint::store::{self, EndpointChangeError};
 use crate::deliveries::{DeliveryJob, Sender, SenderSettings};
 
-/// The word that both stores' own test notifications have too: a receiver knows already that nothing has happened.
+/// The event type of the stores' own test notifications, which receivers ignore already.
 const PING_EVENT_TYPE: &str = "test";
 
-/// What `ping` prints.
+/// The output of `ping`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PingResult<'a> {
     tenant_id: &'a TenantId,
     event_id: &'a EventId,
     callback_url: &'a str,
-    /// In one word, as in the log and the metrics.
+    /// The same word as in logs and metrics.
     outcome: &'static str,
     status: Option<u16>,
     latency_ms: u128,
-    /// The first kilobyte of what the callback said.
+    /// The first kilobyte of the callback's answer.
     body: Option<&'a str>,
-    /// What went wrong.
+    /// Why the delivery failed.
     detail: Option<&'a str>,
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn ping_callback(
         build_egress_policy(&webhooks, &database),
     );
     let sender = Sender::new(settings, &context.clock)
-        .map_err(|problem| CommandError::failed(format!("cannot call anybody: {problem}.")))?;
+        .map_err(|problem| CommandError::failed(format!("cannot send: {problem}.")))?;
     let now = context.clock.now();
     let event = EventId::mint(now);
     let job = DeliveryJob {
@@ -64,11 +64,11 @@ pub(super) async fn ping_callback(
         callback_url: summary.callback_url.clone(),
         body: ping_body(tenant, &event, now).into(),
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     let outcome = sender.send(&job, &endpoint).await;
-    let latency = begun.elapsed();
+    let latency = started.elapsed();
     let detail = outcome.detail();
-    let echo = PingResult {
+    let result = PingResult {
         tenant_id: tenant,
         event_id: &event,
         callback_url: &summary.callback_url,
@@ -78,16 +78,16 @@ pub(super) async fn ping_callback(
         body: outcome.body_excerpt(),
         detail,
     };
-    context.output.write_object(&echo)?;
+    context.output.write_object(&result)?;
     match detail {
         None => Ok(()),
         Some(detail) => Err(CommandError::failed(format!(
-            "the callback did not take it: {detail}."
+            "the callback did not accept the test event: {detail}."
         ))),
     }
 }
 
-/// Like every event, in the order of the contract; no store said it.
+/// An event body with its fields in the documented order and no store data.
 fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -121,5 +121,5 @@ fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
         data: json!({ "message": "Sent by `attesto webhook ping`. Nothing has happened." }),
         raw: None,
     };
-    serde_json::to_vec(&body).expect("plain texts become JSON")
+    serde_json::to_vec(&body).expect("strings serialize")
 }

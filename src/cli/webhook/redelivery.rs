@@ -12,31 +12,32 @@ use crate::deliveries::redelivery::{
     self, EventStatus, Redeliveries, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
 };
 
-/// How far back a redelivery may be asked for, in days.
 const MAX_REDELIVERY_SINCE_DAYS: u64 = 3650;
 
-/// Arguments of `redeliver`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto webhook redeliver evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E\n  attesto webhook redeliver --tenant tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --status failed --since 24h --dry-run"
+)]
 pub(crate) struct RedeliverArgs {
-    /// One event: `evt_…`
+    /// The event's id, `evt_…`
     #[arg(conflicts_with_all = ["status", "since", "event_type", "tenant"], required_unless_present = "tenant")]
     event: Option<EventId>,
-    /// Or of this tenant, every event that the other arguments leave
+    /// Redeliver the events of this tenant that match the filters below
     #[arg(long)]
     tenant: Option<TenantId>,
-    /// Only those that stand here, all of their deliveries considered
+    /// Only events with this delivery status
     #[arg(long, value_enum)]
     status: Option<EventStatus>,
-    /// Only those received within this time: 90s, 30m, 24h, 7d
+    /// Only events received within this time: 90s, 30m, 24h, 7d
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_up_to(MAX_REDELIVERY_SINCE_DAYS))]
     since: Option<Duration>,
-    /// Only those with this word, such as subscription.renewed
-    #[arg(long, value_name = "WORD")]
+    /// Only events of this type, such as subscription.renewed
+    #[arg(long, value_name = "TYPE")]
     event_type: Option<String>,
-    /// Why, to be kept with the deliveries
+    /// Reason, stored with the deliveries
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Say how many that are, and do nothing
+    /// Count the events, and redeliver nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -63,19 +64,19 @@ pub(super) async fn redeliver_events(
         if arguments.dry_run {
             let result =
                 json!({ "tenantId": tenant, "eventId": event, "count": 1, "dryRun": true });
-            let prose = format!("{event} would be delivered again.");
+            let prose = format!("{event} would be redelivered.");
             output.write_json_or_text(&result, &prose)?;
             return Ok(());
         }
         let delivery = redeliveries.redeliver_event(&event, &request).await?;
         let result = json!({ "tenantId": tenant, "eventId": event, "deliveryId": delivery });
-        let prose = format!("{event} is delivered again: {delivery}.");
+        let prose = format!("{event} will be redelivered, as {delivery}.");
         output.write_json_or_text(&result, &prose)?;
         return Ok(());
     }
     let tenant = arguments
         .tenant
-        .ok_or_else(|| CommandError::usage_error("which event, or which --tenant?"))?;
+        .ok_or_else(|| CommandError::usage_error("give an event id, or --tenant TENANT."))?;
     ensure_tenant_exists(&database, &tenant).await?;
     let filter = RedeliveryFilter {
         tenant: tenant.clone(),
@@ -85,14 +86,14 @@ pub(super) async fn redeliver_events(
     };
     let found = redeliveries.preview_matching(&filter).await?;
     let (count, oldest) = (found.count, found.oldest);
-    let since = oldest.map_or(String::new(), |oldest| format!(", the first of {oldest}"));
+    let since = oldest.map_or(String::new(), |oldest| format!(", the oldest of {oldest}"));
     if arguments.dry_run || count == 0 {
         let result = json!({
             "tenantId": tenant, "count": count, "oldest": oldest, "dryRun": arguments.dry_run,
         });
         let prose = match count {
-            0 => "No event is like that.".to_owned(),
-            count => format!("{count} events would be delivered again{since}."),
+            0 => "No event matches.".to_owned(),
+            count => format!("{count} events would be redelivered{since}."),
         };
         output.write_json_or_text(&result, &prose)?;
         return Ok(());
@@ -102,7 +103,7 @@ pub(super) async fn redeliver_events(
         "tenantId": tenant, "count": count, "oldest": oldest, "redeliveryId": id,
     });
     let prose = format!(
-        "{count} events are delivered again{since}: {id}. Whoever serves works them off, {} a second.",
+        "{count} events will be redelivered{since}, as {id}, at {} a second.",
         redelivery::REDELIVERIES_PER_SECOND
     );
     output.write_json_or_text(&result, &prose)?;
@@ -118,21 +119,21 @@ pub(super) async fn stop_redelivery(
     match redeliveries.stop_redelivery(id).await? {
         Some(enqueued) => {
             let result = json!({ "redeliveryId": id, "enqueued": enqueued, "stopped": true });
-            let prose = format!("{id} is stopped; {enqueued} events had been enqueued by then.");
+            let prose = format!("{id} is stopped; {enqueued} events were enqueued before.");
             context.output.write_json_or_text(&result, &prose)?;
             Ok(())
         }
         None => Err(CommandError::failed(format!(
-            "there is no redelivery {id} that is still going on."
+            "there is no running redelivery {id}."
         ))),
     }
 }
 
 impl From<RedeliveryError> for CommandError {
-    fn from(refused: RedeliveryError) -> Self {
-        match refused {
+    fn from(error: RedeliveryError) -> Self {
+        match error {
             RedeliveryError::Database(error) => error.into(),
-            told => Self::failed(format!("{told}.")),
+            error => Self::from_cause(error),
         }
     }
 }

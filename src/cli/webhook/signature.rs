@@ -1,7 +1,7 @@
-//! `attesto webhook verify-signature`: for whoever writes a receiver and wonders why a signature does not fit.
+//! `webhook verify-signature`: helps to debug a receiver that rejects a signature.
 //!
-//! Offline. It signs the body anew, with the signer that deliveries go through, and compares. When nothing fits it tries
-//! the mistakes that receivers make, and says which it was.
+//! It works offline: it signs the body with the code that signs deliveries, and compares. When no value matches, it tries
+//! the usual mistakes of receivers and names the one that explains the mismatch.
 
 use std::path::PathBuf;
 
@@ -13,71 +13,67 @@ use crate::base::clock::Timestamp;
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use crate::deliveries::signature::{self, SignatureHeaders};
 
-/// Arguments of `verify-signature`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("header").required(true).multiple(false).args(["signature", "webhook_signature"]))]
 pub(crate) struct VerifySignatureArgs {
-    /// A file with the secret, `-` for standard input
+    /// File with the signing secret, `-` for standard input
     #[arg(long, value_name = "FILE")]
     secret_path: PathBuf,
 
-    /// A file with the body, byte for byte as it arrived, `-` for standard input
+    /// File with the body, byte for byte as it arrived, `-` for standard input
     #[arg(long, value_name = "FILE")]
     body_path: PathBuf,
 
-    /// The header X-Attesto-Signature
+    /// Value of the header X-Attesto-Signature
     #[arg(long, value_name = "T=…,V1=…")]
     signature: Option<String>,
 
-    /// The header webhook-signature, of Standard Webhooks
+    /// Value of the header webhook-signature (Standard Webhooks)
     #[arg(long, value_name = "V1,…", requires_all = ["webhook_id", "webhook_timestamp"])]
     webhook_signature: Option<String>,
 
-    /// The header webhook-id
+    /// Value of the header webhook-id
     #[arg(long, value_name = "ID", requires = "webhook_signature")]
     webhook_id: Option<String>,
 
-    /// The header webhook-timestamp
+    /// Value of the header webhook-timestamp
     #[arg(long, value_name = "SECONDS", requires = "webhook_signature")]
     webhook_timestamp: Option<i64>,
 
-    /// How old a delivery may be: 90s, 5m, 24h
+    /// Maximum age of a delivery: 90s, 5m, 24h
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse_up_to(3650))]
     tolerance: std::time::Duration,
 }
 
-/// What was found.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SignatureCheckView {
-    /// Whether a receiver should believe it.
+    /// Whether a receiver should accept the delivery.
     valid: bool,
-    /// Which value of the header fits, counted from one.
+    /// Position of the matching value in the header, counted from one.
     fits: Option<usize>,
-    /// How many values the header has.
+    /// Number of values in the header.
     values: usize,
-    /// When it was signed.
     signed_at: Timestamp,
-    /// How long ago; negative when it is from the future.
+    /// Seconds since it was signed; negative for a time in the future.
     age_seconds: i64,
-    /// Why not, in full sentences.
+    /// Full sentences; empty when `valid`.
     problems: Vec<String>,
 }
 
-/// What a header says.
 #[derive(Debug, PartialEq, Eq)]
 struct ParsedSignatureHeader {
     timestamp: i64,
     values: Vec<String>,
 }
 
-/// Which of the two is looked at.
+/// The header that is checked.
 enum SignatureHeaderFormat {
     Attesto,
     StandardWebhooks { id: String },
 }
 
-/// Runs the command: exit 0 when a receiver should believe it, else 1.
+/// Exit 0 when a receiver should accept the delivery, else 1.
 pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result<(), CommandError> {
     let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
     if is_stdin(&args.secret_path) && is_stdin(&args.body_path) {
@@ -85,11 +81,8 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
             "the secret and the body cannot both come from standard input.",
         ));
     }
-    let secret = input_file::read_file_or_stdin(&args.secret_path)?;
-    let secret = std::str::from_utf8(&secret)
-        .map_err(|_| CommandError::usage_error("the secret is no text."))?
-        .trim_end_matches(['\r', '\n']);
-    let secret = SigningSecret::parse(secret)
+    let secret = input_file::read_text(&args.secret_path)?;
+    let secret = SigningSecret::parse(secret.trim_end_matches(['\r', '\n']))
         .map_err(|problem| CommandError::usage_error(format!("the secret: {problem}.")))?;
     let body = input_file::read_file_or_stdin(&args.body_path)?;
     let (form, header) = match (args.signature, args.webhook_signature) {
@@ -108,7 +101,7 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
     };
     let header = header.ok_or_else(|| {
         CommandError::usage_error(
-            "--signature: this is no X-Attesto-Signature, which is like t=1775830930,v1=<64 hexadecimal digits>.",
+            "--signature is not an X-Attesto-Signature header, which looks like t=1775830930,v1=<64 hexadecimal digits>.",
         )
     })?;
 
@@ -127,7 +120,7 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
             "in the future"
         };
         problems.push(format!(
-            "It was signed {} s {when}, and {tolerance} s are tolerated: a repeat by somebody else, or a clock that is wrong.",
+            "It was signed {} s {when}, and {tolerance} s are tolerated: it is a replay, or a clock is wrong.",
             age_seconds.saturating_abs()
         ));
     }
@@ -141,7 +134,7 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
     };
     let prose = if let Some(fits) = found.fits.filter(|_| found.valid) {
         format!(
-            "The signature fits: value {fits} of {}, signed {age_seconds} s ago.",
+            "The signature matches: value {fits} of {}, signed {age_seconds} s ago.",
             found.values
         )
     } else {
@@ -152,12 +145,12 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
         Ok(())
     } else {
         Err(CommandError::failed(
-            "a receiver should not believe this delivery.",
+            "a receiver should reject this delivery.",
         ))
     }
 }
 
-/// `t=…,v1=…[,v1=…]`. `None` when that is not what it is.
+/// Parses `t=…,v1=…[,v1=…]`.
 fn parse_attesto_header(header: &str) -> Option<ParsedSignatureHeader> {
     let (mut timestamp, mut values) = (None, Vec::new());
     for part in header.split(',') {
@@ -180,7 +173,7 @@ fn parse_standard_header(timestamp: i64, header: &str) -> ParsedSignatureHeader 
     }
 }
 
-/// Which value of the header is this secret's, counted from one.
+/// Position of the header value that this secret makes over the body, counted from one.
 fn find_matching_value(
     form: &SignatureHeaderFormat,
     header: &ParsedSignatureHeader,
@@ -200,12 +193,12 @@ fn find_matching_value(
             .map(|(_, value)| value.to_owned()),
         SignatureHeaderFormat::StandardWebhooks { .. } => Some(standard),
     }?;
-    // Whoever runs this has the secret: nothing is given away by how long a comparison takes.
+    // Not in constant time: the user of this command has the secret.
     let at = header.values.iter().position(|value| *value == expected)?;
     Some(at + 1)
 }
 
-/// Why nothing fits, as far as that can be found out.
+/// The most likely reason why no value matches.
 fn diagnose_mismatch(
     form: &SignatureHeaderFormat,
     header: &ParsedSignatureHeader,
@@ -218,14 +211,14 @@ fn diagnose_mismatch(
     if let Some(shorter) = body.strip_suffix(b"\n") {
         let shorter = shorter.strip_suffix(b"\r").unwrap_or(shorter);
         if fits(secret, shorter) {
-            return "It fits without the line end at the body's end, which did not arrive: an editor or `echo` added it.";
+            return "It matches without the line end at the end of the body: an editor or `echo` added it.";
         }
     }
     if let Ok(read) = serde_json::from_slice::<serde_json::Value>(body)
         && let Ok(written) = serde_json::to_vec(&read)
         && fits(secret, &written)
     {
-        return "It fits the same JSON written compactly: this body was parsed and written anew. Check the bytes as they arrived.";
+        return "It matches the same JSON in compact form: this body was parsed and serialized again. Check the bytes as they arrived.";
     }
     let text = secret.expose();
     let others = [
@@ -235,10 +228,10 @@ fn diagnose_mismatch(
     ];
     for other in others.into_iter().flatten() {
         if SigningSecret::parse(&other).is_ok_and(|other| fits(&other, body)) {
-            return "It fits the secret with or without `whsec_`, or without the blanks around it: take the secret exactly as it was printed.";
+            return "It matches a variant of the secret (with or without `whsec_`, or without surrounding blanks): use the secret exactly as it was printed.";
         }
     }
-    "No value of the header is this secret's over this body: it is another secret, or the body is not what arrived."
+    "No value in the header matches this secret and this body: it is another secret, or the body was changed."
 }
 
 #[cfg(test)]
@@ -263,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_deliveries_carry_fits() {
+    fn the_signature_of_a_delivery_matches() {
         let mine = SigningSecret::generate();
         let (ours, theirs) = signed(&mine, BODY);
         let standard = SignatureHeaderFormat::StandardWebhooks { id: "evt_1".into() };
@@ -288,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_apart() {
+    fn usual_mistakes_are_named() {
         let mine = SigningSecret::generate();
         let (header, _) = signed(&mine, BODY);
         let why = |header: &ParsedSignatureHeader, secret: &SigningSecret, body: &[u8]| {
@@ -297,18 +290,18 @@ mod tests {
         let ended = [BODY, b"\n"].concat();
         assert!(why(&header, &mine, &ended).contains("line end"));
         let compact = br#"{"event":"test","n":[1,2]}"#;
-        let (of_compact, _) = signed(&mine, compact);
+        let (compact_header, _) = signed(&mine, compact);
         let pretty = serde_json::from_slice::<serde_json::Value>(compact).unwrap();
         let pretty = serde_json::to_vec_pretty(&pretty).unwrap();
-        assert!(why(&of_compact, &mine, &pretty).contains("as they arrived"));
+        assert!(why(&compact_header, &mine, &pretty).contains("as they arrived"));
         let bare = secret(mine.expose().strip_prefix("whsec_").unwrap());
         assert!(why(&header, &bare, BODY).contains("whsec_"));
-        let stranger = SigningSecret::generate();
-        assert!(why(&header, &stranger, BODY).contains("another secret"));
+        let other = SigningSecret::generate();
+        assert!(why(&header, &other, BODY).contains("another secret"));
     }
 
     #[test]
-    fn a_header_that_is_none_is_refused() {
+    fn a_malformed_header_is_refused() {
         for text in ["", "t=1", "v1=ab", "nonsense", "t=x,v1=ab", "t=1;v1=ab"] {
             assert_eq!(parse_attesto_header(text), None, "{text}");
         }
