@@ -51,7 +51,7 @@ pub struct Cli {
 enum CliCommand {
     /// Run the service (the default command)
     #[command(
-        after_help = "Examples:\n  attesto serve --embedded-postgres --encryption-key-file key.txt\n  attesto serve --database-url postgres://attesto@db/attesto --encryption-key-file key.txt"
+        after_help = "Examples:\n  attesto serve --embedded-postgres --encryption-key-file key.txt\n  attesto serve --database-url postgres://attesto@db/attesto \\\n    --encryption-key-file key.txt"
     )]
     Serve(serve::ServeArgs),
     /// Try Attesto on this machine: a private database, simulated stores, a demo tenant
@@ -232,6 +232,10 @@ mod tests {
                 .try_fold(&mut command, |level, word| level.find_subcommand_mut(word));
             let help = found.expect(path).render_long_help().to_string();
             let (_, examples) = help.split_once("Examples:\n").expect(path);
+            assert!(
+                examples.lines().all(|line| line.len() < 80),
+                "{path}: an example that a terminal of 80 columns would wrap"
+            );
             let examples = examples.replace("\\\n", "");
             let lines = examples
                 .lines()

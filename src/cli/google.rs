@@ -35,7 +35,7 @@ pub(crate) enum GoogleCommand {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto google set-credentials tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --package-name com.example.app --service-account-path service-account.json \\\n    --pubsub-service-account push@project.iam.gserviceaccount.com"
+    after_help = "Examples:\n  attesto google set-credentials tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --package-name com.example.app \\\n    --service-account-path service-account.json \\\n    --pubsub-service-account push@project.iam.gserviceaccount.com"
 )]
 pub(crate) struct SetGoogleCredentialsArgs {
     /// The tenant's id, `tenant_…`

@@ -34,7 +34,7 @@ pub(crate) enum VerifyCommand {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto verify apple tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --transaction-id 2000000123456789"
+    after_help = "Examples:\n  attesto verify apple tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --transaction-id 2000000123456789"
 )]
 #[command(group = clap::ArgGroup::new("about").required(true).multiple(false).args(["transaction_id", "signed_transaction_path"]))]
 pub(crate) struct VerifyAppleArgs {
@@ -64,7 +64,7 @@ pub(crate) struct VerifyAppleArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto verify google tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --type subscription --purchase-token-path token.txt"
+    after_help = "Examples:\n  attesto verify google tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --type subscription --purchase-token-path token.txt"
 )]
 pub(crate) struct VerifyGoogleArgs {
     /// The tenant's id, `tenant_…`

@@ -34,7 +34,7 @@ const ONE_TIME_SECRET_WARNING: &str =
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --callback-url https://example.com/attesto\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --secret-path new-secret.txt --overlap 7d"
+    after_help = "Examples:\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --callback-url https://example.com/attesto\n  attesto webhook set-config tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --secret-path new-secret.txt --overlap 7d"
 )]
 pub(crate) struct SetWebhookArgs {
     /// The tenant's id, `tenant_…`

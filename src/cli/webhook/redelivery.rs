@@ -16,7 +16,7 @@ const MAX_REDELIVERY_SINCE_DAYS: u64 = 3650;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto webhook redeliver evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E\n  attesto webhook redeliver --tenant tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --status failed --since 24h --dry-run"
+    after_help = "Examples:\n  attesto webhook redeliver evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E\n  attesto webhook redeliver --tenant tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --status failed --since 24h --dry-run"
 )]
 pub(crate) struct RedeliverArgs {
     /// The event's id, `evt_…`
