@@ -10,6 +10,7 @@
 //! | `GET …/purchases/products/{productId}/tokens/{token}` | the product; the same for a subscription's token |
 //! | `GET …/purchases/productsv2/tokens/{token}` | the product, by its token alone; the same for a subscription's token |
 //! | `GET …/orders/{orderId}` | the order of a purchase or a renewal; 404 `orderNotFound` for one that is not known |
+//! | `GET …/purchases/voidedpurchases` | the refunds, all on one page; `type=1` with subscriptions |
 //! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible |
 //! | a malformed purchase token | 400 `invalid` |
 //! | an unknown one | 404 `purchaseTokenNotFound` |
@@ -31,6 +32,7 @@ use super::context::SimulatorContext;
 use super::request::{SimulatorRequest, SimulatorResponse};
 use super::state::fault::{Fault, StoreCall};
 use super::state::google::{GoneReason, ProductChange, SubscriptionChange, is_purchase_token};
+use super::state::google_orders::VoidedQuery;
 use super::state::{SimulatorError, random_letters};
 
 /// The required `scope` of an assertion.
@@ -182,7 +184,7 @@ fn route_api_request(
         return error_for_reason("permissionDenied");
     }
     let Some(purchase) = purchase else {
-        return SimulatorResponse::not_simulated();
+        return list_voided(context, request).unwrap_or_else(SimulatorResponse::not_simulated);
     };
     if !is_purchase_token(purchase.id) {
         return error_for_reason("invalid");
@@ -269,6 +271,39 @@ fn get_product(
         _ => product.to_api_response(),
     };
     Ok(SimulatorResponse::json(200, &answer))
+}
+
+/// `None` for another path.
+fn list_voided(
+    context: &SimulatorContext,
+    request: &SimulatorRequest,
+) -> Option<SimulatorResponse> {
+    let below = request.segments_below_store();
+    let [
+        "androidpublisher",
+        "v3",
+        "applications",
+        package,
+        "purchases",
+        "voidedpurchases",
+    ] = below.as_slice()
+    else {
+        return None;
+    };
+    let number = |name: &str| request.query_parameter(name)?.parse().ok();
+    let query = VoidedQuery {
+        start: number("startTime"),
+        end: number("endTime"),
+        with_subscriptions: request.query_parameter("type") == Some("1"),
+        with_partial_refunds: request.query_parameter("includeQuantityBasedPartialRefund")
+            == Some("true"),
+    };
+    let list = context
+        .lock_state()
+        .stores
+        .google
+        .list_voided(package, query);
+    Some(SimulatorResponse::json(200, &list))
 }
 
 fn get_order(

@@ -86,6 +86,11 @@ impl OperationTable {
             .example(Method::POST, path, body, description)
     }
 
+    /// Adds one more example of a `POST`.
+    pub(super) fn more(self, path: &str, body: &'static str, description: &'static str) -> Self {
+        self.example(Method::POST, path, body, description)
+    }
+
     /// Adds a `POST` whose path ends in `{action}`, documented once for each `(action, body, description)`.
     pub(super) fn post_actions<T: 'static>(
         self,

@@ -35,6 +35,8 @@ const TRANSACTION_ACTIONS: &[(&str, &str, &str)] = &[
     ("downgrade", r#"{"productId":"com.example.app.lite.monthly"}"#,
         "replace the product at the next renewal"),
     ("extend", r#"{"days":30}"#, "extend the period"),
+    ("set", r#"{"fields":{"offerType":4},"renewalFields":{"priceIncreaseStatus":0}}"#,
+        "change what the App Store says of it, without a notification"),
     ("forget", "", "delete it: the store does not know it any more"),
 ];
 

@@ -10,8 +10,9 @@ use crate::simulator::identity::{GoogleSigningKey, SimulatedServiceAccount};
 use crate::simulator::pubsub::{self, PUSH_SERVICE_ACCOUNT, PushResponse, PushTokenFlaw};
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::google::{
-    GoogleState, NewProduct, NewSubscription, ProductChange, ServiceAccountState,
+    GoogleState, NewProduct, NewSubscription, ProductChange, Resubscription, ServiceAccountState,
     SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
+    purchase_not_found,
 };
 use crate::simulator::state::google_notifications::{
     self as notices, PublishedMessage, PushSubscription,
@@ -71,18 +72,45 @@ impl GoogleScenario {
         Ok(changed)
     }
 
-    /// Changes the plan: sells a new subscription, linked to the old one, which ends now. Published as a purchase.
+    /// Sells a subscription again after its end, and publishes its notification.
+    pub fn resubscribe(
+        &self,
+        token: &str,
+        again: Resubscription,
+    ) -> Result<SimulatedSubscription, SimulatorError> {
+        let sold = self.0.update_and_save(|state, now, random| {
+            state.google.resubscribe(token, again, now, random)
+        })?;
+        self.publish_notifications([notices::subscription_notification(&sold, 4, self.0.now())]);
+        Ok(sold)
+    }
+
+    /// Publishes the end of a subscription that was replaced: Play does 2 to 4 seconds after the purchase of the new one.
+    pub fn publish_end_of_replaced(&self, token: &str) -> Result<(), SimulatorError> {
+        let old = self
+            .find_subscription(token)
+            .ok_or_else(|| purchase_not_found("subscriptions", token))?;
+        self.publish_notifications([notices::subscription_notification(&old, 13, self.0.now())]);
+        Ok(())
+    }
+
+    /// Changes the plan: sells a new subscription, linked to the old one, which ends now. Published as a purchase, unless it
+    /// is pending; [`Self::publish_end_of_replaced`] publishes the end of the old one.
     pub fn replace_subscription(
         &self,
         token: &str,
         replacement: SubscriptionReplacement,
     ) -> Result<SimulatedSubscription, SimulatorError> {
+        let pending = replacement.pending;
         let sold = self.0.update_and_save(|state, now, random| {
             state
                 .google
                 .replace_subscription(token, replacement, now, random)
         })?;
-        self.publish_notifications([notices::subscription_notification(&sold, 4, self.0.now())]);
+        if !pending {
+            let now = self.0.now();
+            self.publish_notifications([notices::subscription_notification(&sold, 4, now)]);
+        }
         Ok(sold)
     }
 

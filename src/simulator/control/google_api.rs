@@ -10,7 +10,7 @@ use super::api::{
 };
 use crate::base::clock::Timestamp;
 use crate::simulator::state::google::{
-    NewProduct, NewSubscription, SimulatedProductPurchase, SimulatedSubscription,
+    NewProduct, NewSubscription, Resubscription, SimulatedProductPurchase, SimulatedSubscription,
     SubscriptionReplacement, purchase_not_found,
 };
 use crate::simulator::state::google_notifications::{self as notifications, PushSubscription};
@@ -34,6 +34,8 @@ const SUBSCRIPTION_ACTIONS: &[(&str, &str, &str)] = &[
     ("acknowledge", "", "acknowledge it"),
     ("complete", "", "pay a pending purchase"),
     ("decline", "", "cancel a pending purchase"),
+    ("set", r#"{"itemFields":{"signupPromotion":{"oneTimeCode":{}}}}"#,
+        "change what Play says of it, without a notification; fields are those of the whole"),
     ("gone", r#"{"how":"no-longer-valid"}"#,
         "answer 410, or 400; how is no-longer-valid, no-longer-available or expired-too-long"),
     ("forget", "", "delete it: the store does not know it any more"),
@@ -46,6 +48,7 @@ const PRODUCT_ACTIONS: &[(&str, &str, &str)] = &[
     ("refund", "", "refund it"),
     ("refund-quantity", r#"{"quantity":1}"#, "refund some of a quantity"),
     ("complete", "", "pay a pending purchase"),
+    ("set", r#"{"fieldsV2":{"regionCode":null}}"#, "change what Play says of it, without a notification"),
     ("gone", "", "answer 410"),
     ("forget", "", "delete it: the store does not know it any more"),
 ];
@@ -66,7 +69,13 @@ fn add_purchases(table: OperationTable) -> OperationTable {
         .post_actions("/control/google/subscriptions/{subscription}/{action}", change_subscription,
             SUBSCRIPTION_ACTIONS)
         .post("/control/google/subscriptions/{subscription}/replace", replace_subscription,
-            r#"{"productId":"pro_yearly","period":"P1Y"}"#, "change plans: a new token, linked to this one")
+            r#"{"productId":"pro_yearly","period":"P1Y"}"#,
+            "change plans: a new token, linked to this one, which ends; publishes 4 for the new and 13 for the old")
+        .more("/control/google/subscriptions/{subscription}/replace",
+            r#"{"productId":"basic_monthly","deferred":true}"#,
+            "the same at the next renewal; pending waits for complete; a prepaid plan without productId is topped up")
+        .post("/control/google/subscriptions/{subscription}/resubscribe", resubscribe, r#"{"inApp":false}"#,
+            "buy it again after its end: in Play, which names the lapsed purchase until the new one is acknowledged, or in the app")
         .heading("Play one-time products")
         .post(products, buy_product,
             r#"{"packageName":"com.example.app","productId":"coins_100","quantity":2}"#,
@@ -185,7 +194,20 @@ async fn replace_subscription(
     token: Path<String>,
     Body(replacement): Body<SubscriptionReplacement>,
 ) -> ControlResult {
+    let pending = replacement.pending;
     let subscription = google.replace_subscription(&token, replacement)?;
+    if !pending {
+        google.publish_end_of_replaced(&token)?;
+    }
+    created(subscription_details(&subscription, google.now()))
+}
+
+async fn resubscribe(
+    google: Google,
+    token: Path<String>,
+    Body(again): Body<Resubscription>,
+) -> ControlResult {
+    let subscription = google.resubscribe(&token, again)?;
     created(subscription_details(&subscription, google.now()))
 }
 

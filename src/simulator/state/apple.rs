@@ -126,6 +126,8 @@ pub struct NewTransaction {
     pub fractional_dates: bool,
     /// Fields to add to the payload or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
+    /// The same for the renewal information.
+    pub renewal_fields: Map<String, Value>,
 }
 
 /// A transaction of the simulated App Store.
@@ -257,6 +259,15 @@ pub enum TransactionChange {
     Extend {
         /// 1 to 90.
         days: u32,
+    },
+    /// Changes what the App Store says of it, without a notification.
+    Set {
+        /// Fields of this transaction's payload; `null` removes one.
+        #[serde(default)]
+        fields: Map<String, Value>,
+        /// Fields of the renewal information, for the latest transaction.
+        #[serde(default)]
+        renewal_fields: Map<String, Value>,
     },
     /// Deletes the transaction and all others of its subscription: the App Store does not know them any more.
     Forget {},
@@ -473,6 +484,14 @@ impl AppleState {
             TransactionChange::ReverseRefund {} => {
                 self.update_transaction(id, |transaction| transaction.revocation = None)
             }
+            TransactionChange::Set {
+                fields,
+                renewal_fields,
+            } => self.update_transaction(id, |transaction| {
+                transaction.bought.fields.extend(fields.clone());
+                let renewal = &mut transaction.bought.renewal_fields;
+                renewal.extend(renewal_fields.clone());
+            }),
             TransactionChange::Revoke {} => revoke(0, "FAMILY_REVOKE", None),
             TransactionChange::Forget {} => {
                 let original = &named.original_transaction_id;
@@ -588,6 +607,7 @@ impl AppleState {
             TransactionChange::Refund { .. }
             | TransactionChange::ReverseRefund {}
             | TransactionChange::Revoke {}
+            | TransactionChange::Set { .. }
             | TransactionChange::Forget {} => latest,
         };
         self.renewals.insert(original, renewal);
@@ -688,7 +708,7 @@ impl AppleState {
     ) -> Option<Map<String, Value>> {
         let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
-        Some(object(json!({
+        let mut payload = object(json!({
             "originalTransactionId": original,
             "autoRenewProductId": renewal.auto_renew_product_id,
             "productId": latest.product_id,
@@ -704,7 +724,9 @@ impl AppleState {
             "expirationIntent": renewal.expiration_intent,
             "gracePeriodExpiresDate": renewal.grace_expires.map(Timestamp::as_millis),
             "appAccountToken": latest.bought.app_account_token,
-        })))
+        }));
+        override_fields(&mut payload, &latest.bought.renewal_fields);
+        Some(payload)
     }
 }
 

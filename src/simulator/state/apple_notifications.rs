@@ -344,7 +344,7 @@ pub(crate) fn notification_after_change(
         }
         TransactionChange::Downgrade { .. } => ("DID_CHANGE_RENEWAL_PREF", Some("DOWNGRADE")),
         TransactionChange::Extend { .. } => ("RENEWAL_EXTENDED", None),
-        TransactionChange::Forget {} => return None,
+        TransactionChange::Set { .. } | TransactionChange::Forget {} => return None,
     })
 }
 

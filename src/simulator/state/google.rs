@@ -13,6 +13,8 @@ use crate::base::clock::Timestamp;
 
 /// Play does not answer for a subscription that expired longer ago than this.
 const EXPIRED_SUBSCRIPTION_RETENTION: Duration = Duration::from_hours(60 * 24);
+/// Play says so long what item a purchase replaced.
+const ITEM_REPLACEMENT_SHOWN: Duration = Duration::from_hours(60 * 24);
 /// Unless `days` is given.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// Unless `days` is given.
@@ -64,8 +66,13 @@ pub struct NewSubscription {
     pub prepaid: bool,
     /// Acknowledged from the start.
     pub acknowledged: bool,
+    /// The phase of the first period: `freeTrial`, `introductoryPrice` or `prorationPeriod`; `introductoryPrice` with an
+    /// offer and `basePrice` without when left out.
+    pub offer_phase: Option<String>,
     /// Fields to add to the API's answer or to replace in it; `null` removes one.
     pub fields: Map<String, Value>,
+    /// The same for the first line item.
+    pub item_fields: Map<String, Value>,
 }
 
 /// One more product under the same purchase token.
@@ -101,10 +108,28 @@ pub struct SimulatedSubscription {
     #[serde(rename = "standing")]
     phase: SubscriptionPhase,
     canceled: Option<Cancellation>,
+    /// The plan that the next renewal changes to.
+    #[serde(default)]
+    deferred: Option<DeferredPlan>,
+    /// What Play says of the item that this purchase replaced.
+    #[serde(default)]
+    replaced_item: Option<Value>,
+    /// What Play says of the purchase that lapsed before this one, until this one is acknowledged.
+    #[serde(default)]
+    out_of_app_context: Option<Value>,
     pub(super) renewals: u32,
     pub(super) order_id: String,
     gone: Option<GoneReason>,
     pub(super) sold: NewSubscription,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DeferredPlan {
+    product_id: String,
+    base_plan_id: Option<String>,
+    period: BillingPeriod,
+    price_amount_micros: Option<i64>,
 }
 
 /// A line item of a subscription.
@@ -221,6 +246,15 @@ pub enum SubscriptionChange {
         #[serde(default)]
         how: GoneReason,
     },
+    /// Changes what Play says of it, without a notification: a price change, installments.
+    Set {
+        /// Fields of the API's answer; `null` removes one.
+        #[serde(default)]
+        fields: Map<String, Value>,
+        /// Fields of the first line item.
+        #[serde(default)]
+        item_fields: Map<String, Value>,
+    },
     /// Deletes it: Play does not know the token any more.
     Forget {},
 }
@@ -239,6 +273,25 @@ pub struct SubscriptionReplacement {
     pub period: Option<BillingPeriod>,
     /// The old one's when left out.
     pub price_amount_micros: Option<i64>,
+    /// The old one's when left out. The same prepaid plan again, while it runs, is a top-up: the time is added.
+    pub prepaid: Option<bool>,
+    /// At the next renewal: until then the new token sells the old product.
+    pub deferred: bool,
+    /// The payment is pending; until it is paid the old purchase goes on.
+    pub pending: bool,
+    /// Google's `replacementMode`; `WITH_TIME_PRORATION` when left out.
+    pub replacement_mode: Option<String>,
+}
+
+/// A subscription that is bought again after its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resubscription {
+    /// Generated when left out.
+    pub purchase_token: Option<String>,
+    /// Bought in the app, which names the user. Else in Play's own: then Play names the lapsed purchase and its user until
+    /// the new one is acknowledged.
+    pub in_app: bool,
 }
 
 /// A one-time product to sell. Every field has a default; together they are one paid `coins_100`.
@@ -329,6 +382,15 @@ pub enum ProductChange {
     Acknowledge {},
     /// Play refunds it, or cancels a pending purchase.
     Refund {},
+    /// Changes what Play says of it, without a notification.
+    Set {
+        /// Fields of the answer of `products.get`; `null` removes one.
+        #[serde(default)]
+        fields: Map<String, Value>,
+        /// Fields of the answer of `productsv2`.
+        #[serde(default)]
+        fields_v2: Map<String, Value>,
+    },
     /// Play refunds some of a quantity; the rest stays with the user.
     RefundQuantity {
         /// How many of them.
@@ -437,6 +499,9 @@ impl GoogleState {
             start_time: start,
             acknowledged: new.acknowledged,
             items,
+            deferred: None,
+            replaced_item: None,
+            out_of_app_context: None,
             phase: if new.pending {
                 SubscriptionPhase::Pending
             } else {
@@ -468,10 +533,63 @@ impl GoogleState {
             return Ok(forgotten);
         }
         subscription.apply_change(change, now)?;
-        Ok(subscription.clone())
+        let changed = subscription.clone();
+        if let (SubscriptionChange::Complete {}, Some(old)) =
+            (change, &changed.linked_purchase_token)
+        {
+            self.end_replaced(old, now);
+        }
+        Ok(changed)
     }
 
-    /// Sells a subscription that replaces another, which ends now.
+    /// Sells a subscription again after its end.
+    pub(crate) fn resubscribe(
+        &mut self,
+        token: &str,
+        again: Resubscription,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+    ) -> Result<SimulatedSubscription, SimulatorError> {
+        let old = self
+            .subscriptions
+            .get(token)
+            .cloned()
+            .ok_or_else(|| purchase_not_found("subscriptions", token))?;
+        if old.state_name(now) != "EXPIRED" {
+            return Err(SimulatorError::invalid_request(
+                "Only a subscription that has ended is bought again: replace one that has not.",
+            ));
+        }
+        let ids = old.external_ids();
+        let mut new = old.sold_again(again.purchase_token);
+        if !again.in_app {
+            new.obfuscated_external_account_id = None;
+            new.obfuscated_external_profile_id = None;
+        }
+        let mut sold = self.buy_subscription(new, now, random)?;
+        if !again.in_app {
+            sold.out_of_app_context = Some(Value::Object(object(json!({
+                "expiredPurchaseToken": token,
+                "expiredExternalAccountIdentifiers": (!ids.is_empty()).then_some(ids),
+            }))));
+        }
+        self.subscriptions
+            .insert(sold.purchase_token.clone(), sold.clone());
+        Ok(sold)
+    }
+
+    fn end_replaced(&mut self, token: &str, now: Timestamp) {
+        if let Some(old) = self.subscriptions.get_mut(token) {
+            old.canceled = Some(Cancellation {
+                by: CanceledBy::Replacement,
+                at: now,
+            });
+            old.phase = SubscriptionPhase::Running;
+            old.expire_by(now);
+        }
+    }
+
+    /// Sells a subscription that replaces another, which ends now, or when the new one is paid.
     pub(crate) fn replace_subscription(
         &mut self,
         token: &str,
@@ -484,30 +602,20 @@ impl GoogleState {
             .get(token)
             .cloned()
             .ok_or_else(|| purchase_not_found("subscriptions", token))?;
-        let new = NewSubscription {
-            purchase_token: by.purchase_token,
-            product_id: by.product_id.or(old.sold.product_id.clone()),
-            base_plan_id: by.base_plan_id.or(old.sold.base_plan_id.clone()),
-            period: by.period.or(old.sold.period.clone()),
-            price_amount_micros: by.price_amount_micros.or(old.sold.price_amount_micros),
-            offer_id: None,
-            add_ons: Vec::new(),
-            start_time: None,
-            expiry_time: None,
-            pending: false,
-            acknowledged: false,
-            ..old.sold
-        };
+        let pending = by.pending;
+        let deferred = by.deferred.then(|| old.deferred_plan(&by));
+        let mode = by.replacement_mode.clone();
+        let new = old.replaced_by(by, now);
         let mut sold = self.buy_subscription(new, now, random)?;
         sold.linked_purchase_token = Some(token.to_owned());
+        if deferred.is_none() {
+            sold.replaced_item = Some(old.item_replacement(mode.as_deref()));
+        }
+        sold.deferred = deferred;
         self.subscriptions
             .insert(sold.purchase_token.clone(), sold.clone());
-        if let Some(old) = self.subscriptions.get_mut(token) {
-            old.canceled = Some(Cancellation {
-                by: CanceledBy::Replacement,
-                at: now,
-            });
-            old.expire_by(now);
+        if !pending {
+            self.end_replaced(token, now);
         }
         Ok(sold)
     }
@@ -578,6 +686,10 @@ impl GoogleState {
                     "Only a pending purchase can be paid.",
                 ));
             }
+            ProductChange::Set { fields, fields_v2 } => {
+                product.sold.fields.extend(fields.clone());
+                product.sold.fields_v2.extend(fields_v2.clone());
+            }
             ProductChange::Gone { how } => product.gone = Some(*how),
             ProductChange::Forget {} => {
                 let forgotten = product.clone();
@@ -647,11 +759,12 @@ impl SimulatedSubscription {
             .unwrap_or(self.start_time)
     }
 
-    /// Whether Play has refunded the last period.
-    pub(super) fn is_refunded(&self) -> bool {
-        self.canceled
-            .is_some_and(|canceled| canceled.by == CanceledBy::Developer)
-            && self.latest_expiry_time() <= self.canceled.map_or(self.start_time, |it| it.at)
+    /// The time at which Play refunded the last period and ended access.
+    pub(super) fn refunded_at(&self) -> Option<Timestamp> {
+        let canceled = self.canceled?;
+        let is_refund =
+            canceled.by == CanceledBy::Developer && self.latest_expiry_time() <= canceled.at;
+        is_refund.then_some(canceled.at)
     }
 
     /// The error with which Play refuses the token, if it does.
@@ -668,6 +781,91 @@ impl SimulatedSubscription {
             0 => self.order_id.clone(),
             more => format!("{}..{}", self.order_id, more - 1),
         }
+    }
+
+    /// The same purchase once more, from now on.
+    fn sold_again(&self, purchase_token: Option<String>) -> NewSubscription {
+        NewSubscription {
+            purchase_token,
+            offer_id: None,
+            offer_phase: None,
+            add_ons: Vec::new(),
+            start_time: None,
+            expiry_time: None,
+            pending: false,
+            acknowledged: false,
+            ..self.sold.clone()
+        }
+    }
+
+    fn deferred_plan(&self, by: &SubscriptionReplacement) -> DeferredPlan {
+        let item = &self.items[0];
+        DeferredPlan {
+            product_id: by.product_id.clone().unwrap_or(item.product_id.clone()),
+            base_plan_id: by.base_plan_id.clone().or(self.sold.base_plan_id.clone()),
+            period: by.period.clone().unwrap_or(item.period.clone()),
+            price_amount_micros: by.price_amount_micros.or(self.sold.price_amount_micros),
+        }
+    }
+
+    /// The purchase that takes this one's place.
+    fn replaced_by(&self, by: SubscriptionReplacement, now: Timestamp) -> NewSubscription {
+        let item = &self.items[0];
+        let mut new = self.sold_again(by.purchase_token);
+        new.pending = by.pending;
+        new.product_id = Some(item.product_id.clone());
+        new.period = Some(item.period.clone());
+        if by.deferred {
+            new.expiry_time = Some(item.expiry_time);
+            return new;
+        }
+        let is_other_product = by
+            .product_id
+            .as_ref()
+            .is_some_and(|it| *it != item.product_id);
+        new.prepaid = by.prepaid.unwrap_or(item.prepaid);
+        new.product_id = by.product_id.or(new.product_id);
+        new.base_plan_id = by.base_plan_id.or(new.base_plan_id);
+        new.period = by.period.or(new.period);
+        new.price_amount_micros = by.price_amount_micros.or(new.price_amount_micros);
+        let is_top_up = item.prepaid && new.prepaid && !is_other_product;
+        if is_top_up && item.expiry_time > now {
+            new.expiry_time = new
+                .period
+                .as_ref()
+                .map(|period| period.end_from(item.expiry_time));
+        }
+        new
+    }
+
+    /// What Play says for 60 days of the item that was replaced.
+    fn item_replacement(&self, mode: Option<&str>) -> Value {
+        Value::Object(object(json!({
+            "productId": self.items[0].product_id,
+            "basePlanId": self.sold.base_plan_id.as_deref().unwrap_or("monthly"),
+            "offerId": self.sold.offer_id,
+            "replacementMode": mode.unwrap_or("WITH_TIME_PRORATION"),
+        })))
+    }
+
+    fn external_ids(&self) -> Map<String, Value> {
+        object(json!({
+            "obfuscatedExternalAccountId": self.sold.obfuscated_external_account_id,
+            "obfuscatedExternalProfileId": self.sold.obfuscated_external_profile_id,
+        }))
+    }
+
+    /// A deferred change of plan takes effect with a renewal.
+    fn begin_deferred_plan(&mut self) {
+        let Some(plan) = self.deferred.take() else {
+            return;
+        };
+        self.replaced_item = Some(self.item_replacement(Some("DEFERRED")));
+        let item = &mut self.items[0];
+        item.product_id = plan.product_id;
+        item.period = plan.period;
+        self.sold.base_plan_id = plan.base_plan_id;
+        self.sold.price_amount_micros = plan.price_amount_micros;
     }
 
     fn apply_change(
@@ -689,6 +887,7 @@ impl SimulatedSubscription {
         }
         match change {
             SubscriptionChange::Renew {} | SubscriptionChange::Resume {} => {
+                self.begin_deferred_plan();
                 for item in &mut self.items {
                     let paid_ahead =
                         self.phase == SubscriptionPhase::Running && item.expiry_time > now;
@@ -768,6 +967,13 @@ impl SimulatedSubscription {
                 ));
             }
             SubscriptionChange::Gone { how } => self.gone = Some(*how),
+            SubscriptionChange::Set {
+                fields,
+                item_fields,
+            } => {
+                self.sold.fields.extend(fields.clone());
+                self.sold.item_fields.extend(item_fields.clone());
+            }
             SubscriptionChange::Forget {} => {}
         }
         Ok(())
@@ -783,10 +989,7 @@ impl SimulatedSubscription {
     pub fn to_api_response(&self, now: Timestamp) -> Value {
         let state = self.state_name(now);
         let is_pending = self.is_pending();
-        let ids = object(json!({
-            "obfuscatedExternalAccountId": self.sold.obfuscated_external_account_id,
-            "obfuscatedExternalProfileId": self.sold.obfuscated_external_profile_id,
-        }));
+        let ids = self.external_ids();
         let declined = || json!({ "renewalDeclined": { "pendingOrderId": format!("{}..{}", self.order_id, self.renewals) } });
         let resumes = match self.phase {
             SubscriptionPhase::Paused { resumes } => Some(resumes),
@@ -806,10 +1009,11 @@ impl SimulatedSubscription {
                 "ACKNOWLEDGEMENT_STATE_PENDING"
             },
             "etag": format!("\"{}\"", self.renewals + 1),
-            "lineItems": self.items.iter().map(|item| self.line_item_json(item, is_pending)).collect::<Vec<_>>(),
+            "lineItems": self.line_items_json(now),
             "startTime": (!is_pending).then(|| rfc3339_json(self.start_time)),
             "linkedPurchaseToken": self.linked_purchase_token,
             "testPurchase": self.sold.test_purchase.then(|| json!({})),
+            "outOfAppPurchaseContext": self.out_of_app_context.as_ref().filter(|_| !self.acknowledged),
             "externalAccountIdentifiers": (!ids.is_empty()).then_some(ids),
             "pausedStateContext": resumes.map(|time| json!({ "autoResumeTime": rfc3339_json(time) })),
             "inGracePeriodStateContext": (state == "IN_GRACE_PERIOD").then(declined),
@@ -834,6 +1038,42 @@ impl SimulatedSubscription {
         )
     }
 
+    fn line_items_json(&self, now: Timestamp) -> Vec<Value> {
+        let is_pending = self.is_pending();
+        let mut lines: Vec<Value> = self
+            .items
+            .iter()
+            .map(|item| self.line_item_json(item, is_pending))
+            .collect();
+        let age = now.duration_since(self.start_time);
+        if let Some(replaced) = &self.replaced_item
+            && age < ITEM_REPLACEMENT_SHOWN
+        {
+            lines[0]["itemReplacement"] = replaced.clone();
+        }
+        if let Some(plan) = &self.deferred {
+            lines[0]["deferredItemReplacement"] = json!({ "productId": plan.product_id });
+            if let Some(running) = lines[0]["autoRenewingPlan"].as_object_mut() {
+                running.remove("autoRenewEnabled");
+            }
+            let (micros, currency) = self.price();
+            let micros = plan.price_amount_micros.unwrap_or(micros);
+            let mut next = json!({
+                "productId": plan.product_id,
+                "autoRenewingPlan": { "recurringPrice": money_json(micros, currency) },
+                "offerDetails": { "basePlanId": plan.base_plan_id.as_deref().unwrap_or("monthly") },
+            });
+            if self.canceled.is_none() {
+                next["autoRenewingPlan"]["autoRenewEnabled"] = json!(true);
+            }
+            lines.push(next);
+        }
+        if let Some(first) = lines[0].as_object_mut() {
+            override_fields(first, &self.sold.item_fields);
+        }
+        lines
+    }
+
     fn line_item_json(&self, item: &SubscriptionItem, is_pending: bool) -> Value {
         let (micros, currency) = self.price();
         let mut line = json!({
@@ -844,7 +1084,11 @@ impl SimulatedSubscription {
         });
         if let Some(offer) = &self.sold.offer_id {
             line["offerDetails"]["offerId"] = json!(offer);
-            line["offerPhase"] = json!({ "introductoryPrice": {} });
+        }
+        let default_phase = self.sold.offer_id.as_ref().map(|_| "introductoryPrice");
+        let phase = self.sold.offer_phase.as_deref().or(default_phase);
+        if let Some(phase) = phase.filter(|_| self.renewals == 0) {
+            line["offerPhase"] = json!({ phase: {} });
         }
         if !is_pending {
             line["expiryTime"] = rfc3339_json(item.expiry_time);

@@ -188,6 +188,7 @@ pub(crate) fn notifications_after_change(
         SubscriptionChange::Expire {} => 13,
         SubscriptionChange::Decline {} => 20,
         SubscriptionChange::Acknowledge {}
+        | SubscriptionChange::Set { .. }
         | SubscriptionChange::Gone { .. }
         | SubscriptionChange::Forget {} => return Vec::new(),
     };

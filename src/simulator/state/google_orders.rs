@@ -113,25 +113,25 @@ impl SimulatedSubscription {
                 })),
             })
         };
-        let is_refunded = self.is_refunded() && number == self.renewals;
+        let refunded = self.refunded_at().filter(|_| number == self.renewals);
         let parts = OrderParts {
             order_id: id.to_owned(),
             purchase_token: &self.purchase_token,
             state: match self.state_name(now) {
                 "PENDING" => "PENDING",
                 "PENDING_PURCHASE_CANCELED" => "CANCELED",
-                _ if is_refunded => "REFUNDED",
+                _ if refunded.is_some() => "REFUNDED",
                 _ => "PROCESSED",
             },
             created_at: self.start_time,
-            changed_at: None,
+            changed_at: refunded,
             country: self.sold.region_code.as_deref().unwrap_or("US"),
             line_items: self
                 .items
                 .iter()
                 .map(|item| line(&item.product_id, item.expiry_time))
                 .collect(),
-            refund: is_refunded.then(|| refund_event("refundEvent", self.latest_expiry_time())),
+            refund: refunded.map(|at| refund_event("refundEvent", at)),
         };
         Some(parts.into_json())
     }
@@ -152,6 +152,63 @@ impl GoogleState {
                 .find_map(|one| one.find_order(id, now))
         })
     }
+}
+
+/// Which refunds `voidedpurchases.list` is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VoidedQuery {
+    pub(crate) start: Option<i64>,
+    pub(crate) end: Option<i64>,
+    pub(crate) with_subscriptions: bool,
+    pub(crate) with_partial_refunds: bool,
+}
+
+impl GoogleState {
+    /// The answer of Play's `purchases.voidedpurchases.list`, the oldest refund first, all on one page.
+    pub(crate) fn list_voided(&self, package: &str, query: VoidedQuery) -> Value {
+        let products = self.list_products().into_iter().filter_map(|one| {
+            let at = one.refunded_at.filter(|_| one.package_name == package)?;
+            let is_partial = one.purchase_state == 0;
+            if is_partial && !query.with_partial_refunds {
+                return None;
+            }
+            let id = one.order_id.clone();
+            let mut voided = voided_json(&one.purchase_token, &id, one.purchase_time, at);
+            if is_partial {
+                voided["voidedQuantity"] = json!(one.refunded_quantity);
+            }
+            Some((at, voided))
+        });
+        let subscriptions = self.list_subscriptions().into_iter().filter_map(|one| {
+            let at = one.refunded_at().filter(|_| one.package_name == package)?;
+            let id = one.latest_order_id();
+            let voided = voided_json(&one.purchase_token, &id, one.start_time, at);
+            query.with_subscriptions.then_some((at, voided))
+        });
+        let is_wanted = |at: Timestamp| {
+            let at = at.as_millis();
+            query.start.is_none_or(|start| at >= start) && query.end.is_none_or(|end| at <= end)
+        };
+        let mut voided: Vec<(Timestamp, Value)> = products
+            .chain(subscriptions)
+            .filter(|(at, _)| is_wanted(*at))
+            .collect();
+        voided.sort_by_key(|(at, _)| *at);
+        let voided: Vec<Value> = voided.into_iter().map(|(_, voided)| voided).collect();
+        json!({ "voidedPurchases": voided })
+    }
+}
+
+fn voided_json(token: &str, order_id: &str, bought: Timestamp, voided: Timestamp) -> Value {
+    json!({
+        "kind": "androidpublisher#voidedPurchase",
+        "purchaseToken": token,
+        "orderId": order_id,
+        "purchaseTimeMillis": bought.as_millis().to_string(),
+        "voidedTimeMillis": voided.as_millis().to_string(),
+        "voidedSource": 1,
+        "voidedReason": 0,
+    })
 }
 
 /// What the orders of both kinds of product have.

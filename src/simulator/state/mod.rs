@@ -19,7 +19,7 @@ mod error;
 pub mod fault;
 pub mod google;
 pub mod google_notifications;
-mod google_orders;
+pub(in crate::simulator) mod google_orders;
 pub(in crate::simulator) mod json;
 pub mod period;
 mod store_state;

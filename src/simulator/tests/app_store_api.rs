@@ -21,6 +21,11 @@ async fn get_with_token(world: &TestSimulator, token: &str) -> (u16, Value) {
     .await
 }
 
+fn payload_of(jws: &Value) -> Value {
+    let part = jws.as_str().unwrap().split('.').nth(1).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+}
+
 #[tokio::test]
 async fn an_id_without_a_transaction_has_its_own_error() {
     let world = start_simulator().await;
@@ -151,10 +156,6 @@ async fn the_statuses_hold_the_newest_period_whichever_is_asked_about() {
     let third = change(id, json!({"action": "renew"})).transaction_id;
     change(id, json!({"action": "refund"}));
     change(id, json!({"action": "downgrade", "productId": "lite"}));
-    let payload = |jws: &Value| -> Value {
-        let part = jws.as_str().unwrap().split('.').nth(1).unwrap();
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
-    };
     for asked in [id, &second, &third] {
         let (status, body) = world
             .get_apple("sandbox", &format!("subscriptions/{asked}"))
@@ -162,9 +163,9 @@ async fn the_statuses_hold_the_newest_period_whichever_is_asked_about() {
         let last = &body["data"][0]["lastTransactions"][0];
         assert_eq!((status, &last["status"]), (200, &json!(1)));
         assert_eq!(last["originalTransactionId"], id);
-        let transaction = payload(&last["signedTransactionInfo"]);
+        let transaction = payload_of(&last["signedTransactionInfo"]);
         assert_eq!(transaction["transactionId"], json!(third));
-        let renewal = payload(&last["signedRenewalInfo"]);
+        let renewal = payload_of(&last["signedRenewalInfo"]);
         assert_eq!(renewal["autoRenewProductId"], "lite");
     }
     assert_eq!(
@@ -315,4 +316,25 @@ async fn a_subscription_goes_through_its_states() {
     let lifetime = world.buy(json!({"type": "non-consumable"})).transaction_id;
     assert!(world.change(&lifetime, json!({"action": "renew"})).is_err());
     assert!(world.change(&lifetime, json!({"action": "refund"})).is_ok());
+}
+
+#[tokio::test]
+async fn renewal_information_and_a_transaction_can_be_changed() {
+    let world = start_simulator().await;
+    let bought =
+        world.buy(json!({"appAccountToken": "", "renewalFields": {"appAccountToken": "user"}}));
+    let id = bought.transaction_id.as_str();
+    let set =
+        json!({"action": "set", "fields": {"bundleId": null}, "renewalFields": {"offerType": 4}});
+    let changed = world.change(id, set).unwrap().to_payload(world.clock.now());
+    assert!(!changed.contains_key("bundleId"));
+    assert_eq!(changed["appAccountToken"], "");
+    let (_, body) = world
+        .get_apple("sandbox", &format!("subscriptions/{id}"))
+        .await;
+    let renewal = payload_of(&body["data"][0]["lastTransactions"][0]["signedRenewalInfo"]);
+    assert_eq!(
+        (&renewal["appAccountToken"], &renewal["offerType"]),
+        (&json!("user"), &json!(4))
+    );
 }

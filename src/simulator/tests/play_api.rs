@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -9,7 +11,9 @@ use super::{
 };
 use crate::simulator::Fault;
 use crate::simulator::identity::SimulatedServiceAccount;
-use crate::simulator::state::google::SubscriptionReplacement;
+use crate::simulator::state::google::{
+    Resubscription, SimulatedSubscription, SubscriptionReplacement,
+};
 
 const APP: &str = "com.example.app";
 const DAY: Duration = Duration::from_hours(24);
@@ -524,4 +528,195 @@ async fn a_fault_can_say_what_play_says_of_a_fresh_purchase_an_unknown_app_and_a
         error_reason(&world, &path).await,
         (401, "permissionDenied".to_owned())
     );
+}
+
+/// The notification types and tokens that were published since the log was cleared, oldest first.
+fn published(world: &TestSimulator) -> Vec<(u64, String)> {
+    let messages = world.google.published_messages();
+    let decoded = messages.iter().filter_map(|message| {
+        let text = STANDARD.decode(&message.data).unwrap();
+        let notification: Value = serde_json::from_slice(&text).unwrap();
+        let fields = &notification["subscriptionNotification"];
+        let number = fields["notificationType"].as_u64()?;
+        Some((number, fields["purchaseToken"].as_str().unwrap().to_owned()))
+    });
+    decoded.collect()
+}
+
+#[tokio::test]
+async fn a_plan_change_by_control_publishes_the_new_purchase_and_then_the_end_of_the_old() {
+    let world = start_simulator().await;
+    let old = world.subscribe(json!({})).purchase_token;
+    let path = format!("/google/subscriptions/{old}/replace");
+    let body = r#"{"productId":"pro_yearly","period":"P1Y","replacementMode":"CHARGE_FULL_PRICE"}"#;
+    let (status, new) = world.call_control("POST", &path, body).await;
+    assert_eq!(status, 201, "{new}");
+    let token = new["purchaseToken"].as_str().unwrap().to_owned();
+    let expected = [(4, old.clone()), (4, token), (13, old)];
+    assert_eq!(published(&world), expected);
+    let replaced = &new["answer"]["lineItems"][0]["itemReplacement"];
+    assert_eq!(replaced["productId"], "pro_monthly");
+    assert_eq!(replaced["replacementMode"], "CHARGE_FULL_PRICE");
+    world.clock.advance(61 * DAY);
+    let token = new["purchaseToken"].as_str().unwrap();
+    let later = world.google.find_subscription(token).unwrap();
+    let later = later.to_api_response(world.clock.now());
+    assert!(later["lineItems"][0].get("itemReplacement").is_none());
+}
+
+#[tokio::test]
+async fn a_deferred_plan_change_begins_with_the_next_renewal() {
+    let world = start_simulator().await;
+    let old = world.subscribe(json!({"productId": "pro"}));
+    world.clock.advance(DAY);
+    let by = SubscriptionReplacement {
+        product_id: Some("basic".to_owned()),
+        deferred: true,
+        ..SubscriptionReplacement::default()
+    };
+    let new = world
+        .google
+        .replace_subscription(&old.purchase_token, by)
+        .unwrap();
+    let items = &new.to_api_response(world.clock.now())["lineItems"];
+    assert_eq!(items[0]["productId"], "pro");
+    assert_eq!(items[0]["expiryTime"], "2026-05-10T12:00:00Z");
+    assert_eq!(items[0]["deferredItemReplacement"]["productId"], "basic");
+    assert_eq!(items[1]["productId"], "basic");
+    assert!(items[1].get("expiryTime").is_none());
+    world.clock.advance(29 * DAY);
+    let renewed = world
+        .change_subscription(&new.purchase_token, json!({"action": "renew"}))
+        .unwrap();
+    let items = &renewed.to_api_response(world.clock.now())["lineItems"];
+    assert_eq!(items[0]["productId"], "basic");
+    assert_eq!(items[0]["expiryTime"], "2026-06-10T12:00:00Z");
+    assert!(items.get(1).is_none());
+    assert!(items[0].get("deferredItemReplacement").is_none());
+}
+
+#[tokio::test]
+async fn a_pending_plan_change_ends_the_old_purchase_once_it_is_paid() {
+    let world = start_simulator().await;
+    let old = world.subscribe(json!({})).purchase_token;
+    let by = SubscriptionReplacement {
+        pending: true,
+        ..SubscriptionReplacement::default()
+    };
+    let new = world.google.replace_subscription(&old, by).unwrap();
+    let state_of_old = || {
+        let old = world.google.find_subscription(&old).unwrap();
+        old.state_name(world.clock.now())
+    };
+    assert_eq!(state_of_old(), "ACTIVE");
+    world
+        .change_subscription(&new.purchase_token, json!({"action": "complete"}))
+        .unwrap();
+    assert_eq!(state_of_old(), "EXPIRED");
+}
+
+#[tokio::test]
+async fn a_prepaid_plan_is_topped_up() {
+    let world = start_simulator().await;
+    let old = world.subscribe(json!({"prepaid": true, "period": "P7D"}));
+    world.clock.advance(2 * DAY);
+    let new = world
+        .google
+        .replace_subscription(&old.purchase_token, SubscriptionReplacement::default())
+        .unwrap();
+    let answer = new.to_api_response(world.clock.now());
+    let item = &answer["lineItems"][0];
+    assert!(item["prepaidPlan"].is_object());
+    assert_eq!(
+        item["expiryTime"], "2026-04-24T12:00:00Z",
+        "twice seven days"
+    );
+    assert_eq!(answer["linkedPurchaseToken"], json!(old.purchase_token));
+}
+
+#[tokio::test]
+async fn a_purchase_made_in_play_names_the_lapsed_one_until_it_is_acknowledged() {
+    let world = start_simulator().await;
+    let old = world.subscribe(json!({"obfuscatedExternalAccountId": "user-7"}));
+    let again = |in_app| Resubscription {
+        in_app,
+        ..Resubscription::default()
+    };
+    let token = &old.purchase_token;
+    assert!(
+        world.google.resubscribe(token, again(false)).is_err(),
+        "it runs"
+    );
+    world
+        .change_subscription(token, json!({"action": "expire"}))
+        .unwrap();
+    let new = world.google.resubscribe(token, again(false)).unwrap();
+    let answer = new.to_api_response(world.clock.now());
+    assert!(answer.get("externalAccountIdentifiers").is_none());
+    assert!(answer.get("linkedPurchaseToken").is_none());
+    let context = &answer["outOfAppPurchaseContext"];
+    assert_eq!(context["expiredPurchaseToken"], json!(token));
+    let ids = &context["expiredExternalAccountIdentifiers"];
+    assert_eq!(ids["obfuscatedExternalAccountId"], "user-7");
+    let acknowledged = world
+        .change_subscription(&new.purchase_token, json!({"action": "acknowledge"}))
+        .unwrap();
+    let answer = acknowledged.to_api_response(world.clock.now());
+    assert!(answer.get("outOfAppPurchaseContext").is_none());
+
+    let in_app = world.google.resubscribe(token, again(true)).unwrap();
+    let answer = in_app.to_api_response(world.clock.now());
+    assert!(answer.get("outOfAppPurchaseContext").is_none());
+    let ids = &answer["externalAccountIdentifiers"];
+    assert_eq!(ids["obfuscatedExternalAccountId"], "user-7");
+}
+
+#[tokio::test]
+async fn what_play_says_can_be_changed_and_an_offer_ends_with_a_renewal() {
+    let world = start_simulator().await;
+    let bought = world.subscribe(json!({"offerId": "o", "offerPhase": "freeTrial"}));
+    let token = bought.purchase_token.as_str();
+    let phase = |bought: &SimulatedSubscription| {
+        bought.to_api_response(world.clock.now())["lineItems"][0]["offerPhase"].clone()
+    };
+    assert_eq!(phase(&bought), json!({"freeTrial": {}}));
+    let renewed = world.change_subscription(token, json!({"action": "renew"}));
+    assert_eq!(phase(&renewed.unwrap()), json!({"basePrice": {}}));
+    let set = json!({"action": "set", "fields": {"regionCode": "DE"}, "itemFields": {"signupPromotion": {}}});
+    let changed = world.change_subscription(token, set).unwrap();
+    let answer = changed.to_api_response(world.clock.now());
+    assert_eq!(answer["regionCode"], "DE");
+    assert_eq!(answer["lineItems"][0]["signupPromotion"], json!({}));
+}
+
+#[tokio::test]
+async fn refunds_are_listed() {
+    let world = start_simulator().await;
+    let full = world.buy_product(json!({})).purchase_token;
+    let part = world.buy_product(json!({"quantity": 3})).purchase_token;
+    let subscription = world.subscribe(json!({})).purchase_token;
+    world.change_product(&full, json!({"action": "refund"}));
+    world.clock.advance(DAY);
+    world.change_product(&part, json!({"action": "refund-quantity", "quantity": 2}));
+    world
+        .change_subscription(&subscription, json!({"action": "revoke"}))
+        .unwrap();
+    let now = world.clock.now().as_millis();
+    let partial = "includeQuantityBasedPartialRefund=true";
+    for (query, expected) in [
+        (String::new(), vec![&full]),
+        (partial.to_owned(), vec![&full, &part]),
+        (
+            format!("type=1&{partial}"),
+            vec![&full, &part, &subscription],
+        ),
+        (format!("type=1&startTime={now}"), vec![&subscription]),
+    ] {
+        let path = format!("{APP}/purchases/voidedpurchases?{query}");
+        let (status, answer) = world.get_play(&path).await;
+        assert_eq!(status, 200);
+        let listed = answer["voidedPurchases"].as_array().unwrap();
+        let tokens: Vec<&Value> = listed.iter().map(|it| &it["purchaseToken"]).collect();
+        assert_eq!(json!(tokens), json!(expected), "{query}");
+    }
 }
