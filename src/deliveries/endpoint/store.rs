@@ -443,7 +443,7 @@ async fn update_endpoint(
 ) -> Result<Option<SecretChange>, EndpointChangeError> {
     let updated = sqlx::query!(
         "update webhook_configs \
-            set callback_url = coalesce($2, callback_url), is_active = coalesce($3, is_active), updated_at = now() \
+            set callback_url = coalesce($2, callback_url), is_active = coalesce($3, is_active), updated_at = attesto_now() \
           where tenant_id = $1",
         tenant.as_str(),
         change.callback_url,
@@ -498,10 +498,10 @@ async fn rotate_secret(
         update webhook_configs
            set secret_enc = $7,
                secret_number = secret_number + 1,
-               secret_created_at = now(),
+               secret_created_at = attesto_now(),
                callback_url = coalesce($8, callback_url),
                is_active = coalesce($9, is_active),
-               updated_at = now()
+               updated_at = attesto_now()
          where tenant_id = (select tenant_id from current)
         "#,
         tenant.as_str(),
