@@ -21,12 +21,12 @@ const ENCRYPTION_KEY: [u8; 32] = [7; 32];
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
 /// A tenant, and notifications built by the test.
-struct Shop {
-    world: World,
-    tenant: Tenant,
+pub(crate) struct Shop {
+    pub(crate) world: World,
+    pub(crate) tenant: Tenant,
 }
 
-fn object(value: Value) -> Map<String, Value> {
+pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(fields) => fields,
         other => panic!("no object: {other}"),
@@ -34,7 +34,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// A copy of an object with some fields replaced; `null` removes a field.
-fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
+pub(crate) fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
     let mut fields = fields.clone();
     for (name, value) in changes {
         if value.is_null() {
@@ -47,22 +47,22 @@ fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let world = World::new().await;
         let tenant = world.tenant().await;
         Self { world, tenant }
     }
 
-    fn apple(&self) -> attesto::simulator::control::AppleScenario {
+    pub(crate) fn apple(&self) -> attesto::simulator::control::AppleScenario {
         self.world.simulator.apple()
     }
 
-    fn sign(&self, payload: &Value) -> String {
+    pub(crate) fn sign(&self, payload: &Value) -> String {
         self.apple().sign_payload(&object(payload.clone()))
     }
 
     /// The block of a purchase: both parts signed, and the app named.
-    fn data(&self, kind: ProductType, environment: SimulatedEnvironment) -> Value {
+    pub(crate) fn data(&self, kind: ProductType, environment: SimulatedEnvironment) -> Value {
         let new = NewTransaction {
             kind,
             environment,
@@ -94,7 +94,13 @@ impl Shop {
     }
 
     /// A complete notification; the digits of its id come from `count`.
-    fn notification(&self, kind: &str, count: u32, block: &str, fields: &Value) -> Value {
+    pub(crate) fn notification(
+        &self,
+        kind: &str,
+        count: u32,
+        block: &str,
+        fields: &Value,
+    ) -> Value {
         json!({
             "notificationType": kind,
             "notificationUUID": format!("00000000-0000-4000-8000-{count:012}"),
@@ -104,18 +110,18 @@ impl Shop {
         })
     }
 
-    async fn post(&self, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, body: &Value) -> Answer {
         let path = format!("/v1/webhooks/apple/{}", self.tenant.id);
         self.world.ask("POST", &path, None, Some(body)).await
     }
 
-    async fn send(&self, payload: &Value) -> Answer {
+    pub(crate) async fn send(&self, payload: &Value) -> Answer {
         self.post(&json!({ "signedPayload": self.sign(payload) }))
             .await
     }
 
     /// Sends a notification that must be accepted, and reads the stored event.
-    async fn stored(&self, payload: &Value) -> Event {
+    pub(crate) async fn stored(&self, payload: &Value) -> Event {
         let answer = self.send(payload).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert_eq!(answer.body["externalId"], payload["notificationUUID"]);
@@ -127,7 +133,7 @@ impl Shop {
         refused(&self.send(payload).await)
     }
 
-    async fn event(&self, id: &str) -> Event {
+    pub(crate) async fn event(&self, id: &str) -> Event {
         let row = sqlx::query("select * from webhook_events where id = $1")
             .bind(id)
             .fetch_one(self.world.database().pool())
@@ -186,7 +192,7 @@ impl Shop {
 impl Shop {
     /// From now on the simulated App Store posts to this tenant, either at once or when the test
     /// asks for it.
-    fn report_here(&self, manual: bool) {
+    pub(crate) fn report_here(&self, manual: bool) {
         let app = SimulatedApp {
             app_apple_id: APP_APPLE_ID.try_into().unwrap(),
             ..SimulatedApp::for_bundle_id(APP)
@@ -201,7 +207,7 @@ impl Shop {
     }
 
     /// Posts the newest notification and reads the stored event.
-    async fn push(&self) -> Event {
+    pub(crate) async fn push(&self) -> Event {
         let newest = self.apple().list_notifications().pop().unwrap();
         let uuid = newest.notification_uuid;
         let pushed = self.apple().push_notification(&uuid).await.unwrap();
@@ -223,10 +229,10 @@ fn refused(answer: &Answer) -> String {
 }
 
 /// The body of a delivery.
-struct Event(Value);
+pub(crate) struct Event(pub(crate) Value);
 
 impl Event {
-    fn word(&self) -> (&str, Option<&str>) {
+    pub(crate) fn word(&self) -> (&str, Option<&str>) {
         (self.0["event"].as_str().unwrap(), self.0["reason"].as_str())
     }
 }
@@ -265,8 +271,31 @@ async fn a_renewal_is_stored_with_our_event_type_and_the_full_signed_payload() {
                 "key": bought.original_transaction_id,
                 "productId": "com.example.app.pro.monthly",
                 "type": "subscription",
+                "current": true,
+                "supersededBy": null,
             },
             "appUserId": USER,
+            "appUserIdSource": "purchase",
+            "sequence": 1,
+            "state": {
+                "status": "active",
+                "entitled": true,
+                "entitledUntil": "2026-05-10T14:22:10.000Z",
+                "productId": "com.example.app.pro.monthly",
+                "basePlanId": null,
+                "offerId": null,
+                "period": "regular",
+                "willRenew": true,
+                "renewsAs": "com.example.app.pro.monthly",
+                "renewsAt": "2026-05-10T14:22:10.000Z",
+                "ownership": "purchased",
+                "quantity": 1,
+                "refundableQuantity": null,
+                "acknowledgeBy": null,
+                "basis": "store",
+                "asOf": "2026-04-10T14:22:10.000Z",
+            },
+            "stateError": null,
             "data": event["data"],
             "raw": { "signedPayload": shop.sign(&sent).rsplit_once('.').map(|(signed, _)| {
                 // No two ECDSA signatures are equal.

@@ -7,6 +7,7 @@ mod apple_credentials;
 mod apple_notifications;
 mod apple_ocsp;
 mod apple_signatures;
+mod apple_state;
 mod apple_verify;
 mod audit;
 mod backup_restore;

@@ -6,7 +6,7 @@
 //!
 //! | status | `errorCode` | meaning |
 //! |---|---|---|
-//! | 200 | | the transaction, as Apple signed it |
+//! | 200 | | the transaction or the statuses of the subscription, as Apple signed them |
 //! | 404 | 4040010 `TransactionIdNotFound`, 4040005 `OriginalTransactionIdNotFound` | [`AppleNotFound::Unknown`] |
 //! | 400 | 4000006 `InvalidTransactionId`, 4000008 `InvalidOriginalTransactionId` | [`AppleNotFound::MalformedId`] |
 //! | 400 | 4000048 `AppTransactionIdNotSupported` | [`AppleNotFound::AppTransactionId`] |
@@ -33,7 +33,7 @@ use url::Url;
 use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
 use super::payload::{
     AppleErrorBody, CheckTestNotificationResponse, SendTestNotificationResponse,
-    TransactionInfoResponse,
+    SubscriptionStatusesResponse, TransactionInfoResponse,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -167,20 +167,61 @@ impl AppStoreClient {
         environment: AppleEnvironment,
         transaction_id: &str,
     ) -> Result<String, TransactionLookupError> {
-        let url = endpoint_url(self.base_url(environment), "transactions", transaction_id);
+        let body = self
+            .look_up(
+                tenant,
+                credentials,
+                environment,
+                "transactions",
+                transaction_id,
+            )
+            .await?;
+        Ok(parse_transaction_info(body.as_bytes())?)
+    }
+
+    /// Get All Subscription Statuses, by the id of any transaction of the subscription. The signatures in the answer are not
+    /// checked here.
+    pub(super) async fn get_subscription_statuses(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+    ) -> Result<SubscriptionStatusesResponse, TransactionLookupError> {
+        let body = self
+            .look_up(
+                tenant,
+                credentials,
+                environment,
+                "subscriptions",
+                transaction_id,
+            )
+            .await?;
+        let parsed = serde_json::from_str(&body);
+        Ok(parsed.map_err(|error| AppleApiError::Unreadable(describe_json_error(&error)))?)
+    }
+
+    /// The body of a success. Identical calls that run at the same time are sent once.
+    async fn look_up(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        what: &str,
+        id: &str,
+    ) -> Result<Arc<str>, TransactionLookupError> {
+        let url = endpoint_url(self.base_url(environment), what, id);
         let url = url.ok_or(AppleNotFound::MalformedId)?;
         let key = call_key(tenant, credentials.identity_digest(), &url);
         let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
-        let signed = self
-            .in_flight
+        self.in_flight
             .share_call(key, move || async move {
                 let answer = store
                     .send_request(&tenant, &credentials, Method::GET, url)
                     .await?;
-                interpret_response(&answer, store.clock.now()).map(Arc::from)
+                interpret_response(&answer, store.clock.now())
             })
-            .await?;
-        Ok(signed.as_ref().to_owned())
+            .await
     }
 
     /// Request a Test Notification: returns the token for [`Self::get_test_notification_status`]. `None` when Apple has
@@ -279,14 +320,16 @@ fn classify_response(answer: &UpstreamResponse) -> RetryDecision {
     }
 }
 
-/// The JWS of a success, or why there is none: the table at the top of this file.
+/// The body of a success, or why there is none: the table at the top of this file.
 fn interpret_response(
     answer: &UpstreamResponse,
     now: Timestamp,
-) -> Result<String, TransactionLookupError> {
+) -> Result<Arc<str>, TransactionLookupError> {
     let status = answer.status.as_u16();
     if status == 200 {
-        return Ok(parse_transaction_info(&answer.body)?);
+        let body = std::str::from_utf8(&answer.body)
+            .map_err(|_| AppleApiError::Unreadable("it is not UTF-8".to_owned()))?;
+        return Ok(body.into());
     }
     Err(match (status, parse_error_body(answer).error_code) {
         (404, Some(4_040_005 | 4_040_010)) => AppleNotFound::Unknown.into(),
@@ -518,6 +561,10 @@ mod tests {
         let body = r#"{"signedTransactionInfo":"a.b.c","new":1}"#;
         assert_eq!(
             interpret_response(&answer(200, body), now()).as_deref(),
+            Ok(body)
+        );
+        assert_eq!(
+            parse_transaction_info(body.as_bytes()).as_deref(),
             Ok("a.b.c")
         );
         for bad in [
@@ -530,14 +577,8 @@ mod tests {
             r#"{"signedTransactionInfo":7}"#,
             r#"{"errorCode":4040010,"errorMessage":"Transaction id not found."}"#,
         ] {
-            let found = interpret_response(&answer(200, bad), now());
-            assert!(
-                matches!(
-                    found,
-                    Err(TransactionLookupError::Api(AppleApiError::Unreadable(_)))
-                ),
-                "{bad}"
-            );
+            let found = parse_transaction_info(bad.as_bytes());
+            assert!(matches!(found, Err(AppleApiError::Unreadable(_))), "{bad}");
         }
     }
 

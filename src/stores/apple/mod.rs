@@ -9,6 +9,7 @@
 //! - [`ocsp`]: whether a certificate was revoked, with `APPLE_OCSP=on`
 //! - [`translate`]: from Apple's types and statuses to the event vocabulary
 //! - [`state`]: what a purchase is worth, as one pure function
+//! - `subscription`: asks Apple about a whole subscription
 //! - [`account`]: environments, the tenant's signing key, and the tokens for Apple's API
 //! - [`store`]: the tenant's credentials in the database
 //! - [`api`]: calls to the App Store Server API, and the meaning of each response
@@ -32,12 +33,9 @@ mod openapi;
 pub mod payload;
 mod request_body;
 pub mod routes;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the answers and events that carry it follow")
-)]
 pub(crate) mod state;
 pub mod store;
+mod subscription;
 pub mod test_notification;
 pub mod translate;
 pub mod trust;

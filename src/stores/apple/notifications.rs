@@ -10,8 +10,11 @@
 //! stays as Apple wrote it.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -19,16 +22,18 @@ use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::error::{AppleNotificationError, NotificationRejection};
 use super::payload::{
     self, Millis, NotificationBlock, NotificationPart, NotificationPayload, OrderedObject,
-    SignedPart,
+    RenewalInfoPayload, SignedPart, TransactionPayload,
 };
+use super::state::{PurchaseFacts, SubscriptionStatus, is_earlier_period, purchase_state};
 use super::translate;
 use super::trust::SignatureError;
 use super::verify::AppleVerifier;
+use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     self, AcceptedNotification, AppUserIdSource, EventRecorder, EventSource, EventSubject,
-    NewEvent, SubjectType,
+    EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
 use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
@@ -36,6 +41,8 @@ use crate::stores::shared::notifications::{ActiveTenants, is_representable_time}
 const MAX_CONCURRENT_LOOKUPS: usize = 8;
 /// The longest id of a notification, in characters. Apple's are UUIDs.
 const MAX_NOTIFICATION_ID_CHARS: usize = 256;
+/// How long a notification waits for Apple's answer about the whole subscription. It is stored without one.
+const MAX_STATE_WAIT: Duration = Duration::from_secs(2);
 
 /// Accepts Apple's notifications. Clones share the caches.
 #[derive(Clone)]
@@ -65,6 +72,67 @@ struct VerifiedPart {
     part: NotificationPart,
     content: SignedPart,
     raw: Box<RawValue>,
+}
+
+impl VerifiedPart {
+    /// The content with all its fields. `None` when one that decides is of another kind than expected.
+    fn decode<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_str(self.raw.get()).ok()
+    }
+}
+
+fn find_part(parts: &[VerifiedPart], wanted: NotificationPart) -> Option<&VerifiedPart> {
+    parts.iter().find(|opened| opened.part == wanted)
+}
+
+/// What is known of a notification's purchase.
+#[derive(Default)]
+struct KnownState {
+    state: Option<PurchaseState>,
+    state_error: Option<StateError>,
+    /// Whether the notification's transaction is the newest of its subscription, as far as is known.
+    is_current: bool,
+    /// Whether the notification's transaction is an earlier period that was taken back.
+    is_earlier_period: bool,
+}
+
+impl KnownState {
+    fn unavailable() -> Self {
+        Self {
+            state_error: Some(StateError::StoreUnavailable),
+            is_current: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// What the purchase is worth by what the notification says. `None` where that does not decide.
+fn state_of_notification(
+    block: &NotificationBlock,
+    parts: &[VerifiedPart],
+    now: Timestamp,
+) -> Option<KnownState> {
+    let transaction: TransactionPayload =
+        find_part(parts, NotificationPart::Transaction)?.decode()?;
+    let renewal: Option<RenewalInfoPayload> =
+        find_part(parts, NotificationPart::RenewalInfo).and_then(VerifiedPart::decode);
+    let mut facts = PurchaseFacts {
+        transaction: &transaction,
+        renewal: renewal.as_ref(),
+        status: block.status.and_then(SubscriptionStatus::from_number),
+        is_newest: false,
+        stated_at: now,
+    };
+    // Of anything but a subscription that renews there is one transaction.
+    facts.is_newest = !facts.is_auto_renewable();
+    let state = purchase_state(&facts, now).filter(|_| facts.notification_decides(now))?;
+    let is_earlier_period = is_earlier_period(&transaction, &state);
+    Some(KnownState {
+        is_current: !is_earlier_period && transaction.is_upgraded != Some(true),
+        is_earlier_period,
+        state: Some(state),
+        state_error: None,
+    })
 }
 
 impl AppleNotifications {
@@ -114,7 +182,7 @@ impl AppleNotifications {
     async fn build_event(
         &self,
         tenant: TenantId,
-        credentials: &AppleCredentials,
+        credentials: &Arc<AppleCredentials>,
         message: SignedNotification,
     ) -> Result<NewEvent, AppleNotificationError> {
         let has_id = credentials.app_apple_id.is_some();
@@ -143,39 +211,107 @@ impl AppleNotifications {
             .filter(|id| (1..=MAX_NOTIFICATION_ID_CHARS).contains(&id.chars().count()))
             .ok_or(AppleNotificationError::NoNotificationUuid)?;
 
-        let part = |wanted: NotificationPart| {
-            let found = parts.iter().find(|opened| opened.part == wanted);
-            found.map(|opened| &opened.content)
-        };
+        let part =
+            |wanted: NotificationPart| find_part(&parts, wanted).map(|opened| &opened.content);
         let (transaction, renewal) = (
             part(NotificationPart::Transaction),
             part(NotificationPart::RenewalInfo),
         );
         let translation = translate::translate_notification(&notification, transaction);
+        let known = self
+            .find_state(&tenant, credentials, environment, &block, &parts)
+            .await;
+        let reason = match translation.event_type {
+            EventType::SubscriptionRefunded if known.is_earlier_period => {
+                Some("earlier_period".into())
+            }
+            _ => translation.reason,
+        };
         let signed_date = notification.signed_date.map(|Millis(moment)| moment);
         let app_user_id = [transaction, renewal]
             .into_iter()
             .flatten()
-            .find_map(|part| part.app_account_token.clone());
+            .find_map(|part| translate::app_user(part.app_account_token.as_deref()))
+            .map(str::to_owned);
         Ok(NewEvent {
             tenant,
             source: EventSource::Apple,
             external_id,
             event_type: translation.event_type,
-            reason: translation.reason,
+            reason,
             platform_event: translation.platform_event,
             occurred_at: signed_date.filter(|date| is_representable_time(*date)),
             environment: Some(match environment {
                 AppleEnvironment::Production => events::EventEnvironment::Production,
                 AppleEnvironment::Sandbox => events::EventEnvironment::Sandbox,
             }),
-            subject: transaction.and_then(event_subject),
+            subject: transaction.and_then(|part| event_subject(part, known.is_current)),
             app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
             app_user_id,
-            state: None,
-            state_error: None,
+            state: known.state,
+            state_error: known.state_error,
             data: insert_decoded_parts(&raw, &name, &parts),
             raw: message.raw,
+        })
+    }
+
+    /// What the purchase is worth: by what the notification says, and where that does not decide, by Apple's answer.
+    async fn find_state(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        block: &NotificationBlock,
+        parts: &[VerifiedPart],
+    ) -> KnownState {
+        let Some(part) = find_part(parts, NotificationPart::Transaction) else {
+            return KnownState::default();
+        };
+        if let Some(known) = state_of_notification(block, parts, self.apple.clock.now()) {
+            return known;
+        }
+        self.ask_for_state(tenant, credentials, environment, part)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::warn!(
+                    tenantId = tenant.as_str(),
+                    error,
+                    hint = "the event is stored with state null; a receiver keeps the state that it has",
+                    "apple_state_not_known"
+                );
+                KnownState::unavailable()
+            })
+    }
+
+    async fn ask_for_state(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        part: &VerifiedPart,
+    ) -> Result<KnownState, String> {
+        let content = &part.content;
+        let id = content.original_transaction_id.as_deref();
+        let id = id.or(content.transaction_id.as_deref());
+        let question = self.apple.fetch_subscription(
+            tenant,
+            credentials,
+            environment,
+            id.ok_or("the transaction has no id")?,
+        );
+        let whole = tokio::time::timeout(MAX_STATE_WAIT, question)
+            .await
+            .map_err(|_| "Apple did not answer in time".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let now = self.apple.clock.now();
+        let state = purchase_state(&whole.facts(now), now);
+        let state = state.ok_or("Apple's answer does not decide")?;
+        let own: Option<TransactionPayload> = part.decode();
+        Ok(KnownState {
+            is_earlier_period: own.is_some_and(|own| is_earlier_period(&own, &state)),
+            is_current: whole.transaction.transaction_id == content.transaction_id,
+            state: Some(state),
+            state_error: None,
         })
     }
 
@@ -314,7 +450,7 @@ fn insert_decoded_parts(payload: &RawValue, block: &str, parts: &[VerifiedPart])
 }
 
 /// The subscription or purchase that a transaction belongs to.
-fn event_subject(transaction: &SignedPart) -> Option<EventSubject> {
+fn event_subject(transaction: &SignedPart, current: bool) -> Option<EventSubject> {
     let first = transaction.original_transaction_id.clone();
     Some(EventSubject {
         key: first.or_else(|| transaction.transaction_id.clone())?,
@@ -324,7 +460,7 @@ fn event_subject(transaction: &SignedPart) -> Option<EventSubject> {
         } else {
             SubjectType::Product
         },
-        current: true,
+        current,
         superseded_by: None,
     })
 }

@@ -160,6 +160,38 @@ pub struct TransactionInfoResponse {
     pub signed_transaction_info: String,
 }
 
+/// Apple's answer to Get All Subscription Statuses, as far as it is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SubscriptionStatusesResponse {
+    /// By subscription group.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) data: Vec<SubscriptionGroupItem>,
+}
+
+/// The customer's subscriptions in one group.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SubscriptionGroupItem {
+    /// The newest transaction of each.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) last_transactions: Vec<LastTransactionsItem>,
+}
+
+/// The newest transaction of a subscription, and the subscription's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct LastTransactionsItem {
+    /// The first transaction of the subscription.
+    pub(super) original_transaction_id: Option<String>,
+    /// 1 to 5.
+    pub(super) status: Option<i64>,
+    /// The transaction as a JWS.
+    pub(super) signed_transaction_info: Option<String>,
+    /// The renewal info as a JWS.
+    pub(super) signed_renewal_info: Option<String>,
+}
+
 /// The one field of Apple's answer to a request for a test notification.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -264,6 +296,9 @@ pub struct NotificationBlock {
     /// The app transaction as a JWS.
     #[serde(deserialize_with = "patient")]
     pub signed_app_transaction_info: Option<String>,
+    /// Apple's status of an auto-renewable subscription when the notification was signed: 1 to 5.
+    #[serde(deserialize_with = "patient")]
+    pub status: Option<i64>,
     /// Why a refund is asked for: `UNINTENDED_PURCHASE` and the like.
     #[serde(deserialize_with = "patient")]
     pub consumption_request_reason: Option<String>,
@@ -323,6 +358,21 @@ pub struct SignedPart {
     /// The same of an app transaction.
     #[serde(deserialize_with = "patient")]
     pub receipt_type: Option<String>,
+    /// Of a subscription that is billed monthly for a commitment of a year: where it stands.
+    #[serde(deserialize_with = "patient")]
+    pub commitment_info: Option<CommitmentInfo>,
+}
+
+/// Which of a commitment's payments a transaction is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CommitmentInfo {
+    /// Counted from 1.
+    #[serde(deserialize_with = "patient")]
+    pub billing_period_number: Option<i64>,
+    /// How many there are.
+    #[serde(deserialize_with = "patient")]
+    pub total_billing_periods: Option<i64>,
 }
 
 /// A value if it is of the kind that is expected.
@@ -521,6 +571,8 @@ impl NotificationPart {
         }
     }
 
+    /// Whether `content` is of the app and the environment of the notification around it. Apple leaves both out of some old
+    /// purchases; then the notification's own word counts, which is signed as well and holds this part.
     pub(super) fn is_of_app_and_environment(
         self,
         content: &SignedPart,
@@ -533,7 +585,10 @@ impl NotificationPart {
             Self::RenewalInfo => (Some(bundle_id), &content.environment),
             Self::AppTransaction => (content.bundle_id.as_deref(), &content.receipt_type),
         };
-        app == Some(bundle_id) && found.as_deref() == Some(environment.as_apple_str())
+        app.is_none_or(|app| app == bundle_id)
+            && found
+                .as_deref()
+                .is_none_or(|found| found == environment.as_apple_str())
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct PurchaseFacts<'a> {
 }
 
 impl PurchaseFacts<'_> {
-    fn is_auto_renewable(&self) -> bool {
+    pub(crate) fn is_auto_renewable(&self) -> bool {
         // Apple leaves the type out of nothing it signs today; old non-consumables have been seen without one.
         match self.transaction.r#type.as_deref() {
             Some(kind) => kind == "Auto-Renewable Subscription",
@@ -75,6 +75,15 @@ impl PurchaseFacts<'_> {
     pub(crate) fn transaction_decides(&self, now: Timestamp) -> bool {
         !self.is_auto_renewable()
             || transaction_status(self.transaction, now) == TransactionStatus::Active
+    }
+
+    /// Whether what a notification says decides: the same, and Apple's status of the subscription where the notification
+    /// holds it, or a renewal info that tells of failed payments.
+    pub(crate) fn notification_decides(&self, now: Timestamp) -> bool {
+        let is_retried = self
+            .renewal
+            .is_some_and(|renewal| renewal.is_in_billing_retry_period == Some(true));
+        self.transaction_decides(now) || self.status.is_some() || is_retried
     }
 
     /// The newest `signedDate` of what the state is made of.
@@ -106,6 +115,8 @@ pub(crate) fn purchase_state(facts: &PurchaseFacts<'_>, now: Timestamp) -> Optio
     let is_current = !facts.is_auto_renewable()
         || entitled_until.is_none()
         || status == StateStatus::InGracePeriod
+            && transaction.is_upgraded != Some(true)
+            && transaction.revocation_date.is_none()
         || entitled_until <= end_of_period(transaction)
             && transaction.is_upgraded != Some(true)
             && transaction.revocation_date.is_none()
@@ -299,13 +310,12 @@ fn price_period(transaction: &TransactionPayload) -> PricePeriod {
     }
 }
 
-/// Whether what was taken back is an earlier period of a subscription whose current period goes on.
-pub(crate) fn is_earlier_period(facts: &PurchaseFacts<'_>) -> bool {
-    let is_entitled = matches!(
-        facts.status,
-        Some(SubscriptionStatus::Active | SubscriptionStatus::GracePeriod)
-    );
-    facts.is_auto_renewable() && facts.transaction.revocation_date.is_some() && is_entitled
+/// Whether what was taken back is an earlier period of a subscription that goes on, by its current `state`. The current
+/// period goes on too where only the rest of it is given back, until that begins.
+pub(crate) fn is_earlier_period(transaction: &TransactionPayload, state: &PurchaseState) -> bool {
+    transaction.revocation_date.is_some()
+        && state.entitled
+        && (state.entitled_until.is_none() || state.entitled_until != prorated_end(transaction))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 //! |---|---|---|---|
 //! | `SUBSCRIBED` | `INITIAL_BUY` or none, `RESUBSCRIBE` | `purchased` | `initial`, `resubscribe` |
 //! | `DID_RENEW` | none; `BILLING_RECOVERY` | `renewed`; `recovered` | |
-//! | `DID_CHANGE_RENEWAL_STATUS` | `AUTO_RENEW_DISABLED`; `AUTO_RENEW_ENABLED`; any other | `cancellation_scheduled`; `cancellation_revoked`; `renewal_status_changed` | |
+//! | `DID_CHANGE_RENEWAL_STATUS` | `AUTO_RENEW_DISABLED`; `AUTO_RENEW_ENABLED`; any other | `cancellation_scheduled`; `cancellation_revoked`; `renewal_status_changed` | `installment` for a commitment with payments to come |
 //! | `DID_CHANGE_RENEWAL_PREF` | `UPGRADE`; `DOWNGRADE`, none | `upgraded`; `renewal_pref_changed` | `downgrade`, `reverted` |
 //! | `DID_FAIL_TO_RENEW` | none; `GRACE_PERIOD` | `in_billing_retry`; `in_grace_period` | |
 //! | `GRACE_PERIOD_EXPIRED`, `RENEWAL_EXTENDED`, `METADATA_UPDATE`, `MIGRATION` | | `grace_period_expired`, `renewal_extended`, `metadata_updated`, `migrated` | |
@@ -24,6 +24,7 @@
 //! | `PRICE_INCREASE` | `PENDING` or none; `ACCEPTED` | `price_change_pending`; `price_change_accepted` | |
 //! | `PRICE_CHANGE` | | `price_change_updated` | |
 //! | `RENEWAL_EXTENSION` | `SUMMARY`; `FAILURE` | `renewal_extension_complete`; `renewal_extension_failed` | |
+//! | `REFUND` of a period that is not the current one | | `refunded` | `earlier_period`, which [`super::notifications`] adds |
 //! | `REFUND`, `REFUND_DECLINED`, `REFUND_REVERSED`, `REVOKE` | | `refunded`, `refund_declined`, `refund_reversed`, `revoked`, of a subscription or a product | |
 //! | `CONSUMPTION_REQUEST` | | `consumption_request`, of a subscription or a product | why the refund is asked for |
 //! | `ONE_TIME_CHARGE` | | `product.purchased` | |
@@ -106,6 +107,23 @@ pub fn is_subscription(transaction: &SignedPart) -> bool {
     )
 }
 
+/// Whether a commitment of a year that is billed monthly has more payments to come.
+fn has_payments_to_come(transaction: &SignedPart) -> bool {
+    let commitment = transaction.commitment_info.as_ref();
+    let numbers = commitment.and_then(|it| it.billing_period_number.zip(it.total_billing_periods));
+    numbers.is_some_and(|(number, total)| number < total)
+}
+
+/// The app's user, if the token names one. An empty token and one of zeros alone, which some apps hand to StoreKit for a
+/// customer who is not signed in, name no user.
+pub(super) fn app_user(token: Option<&str>) -> Option<&str> {
+    token.filter(|token| {
+        token
+            .bytes()
+            .any(|byte| !matches!(byte, b'0' | b'-' | b' '))
+    })
+}
+
 /// What a notification says; `transaction` is the one inside of it. The table stands at the top of this file.
 pub fn translate_notification(
     notification: &NotificationPayload,
@@ -157,7 +175,11 @@ fn map_event_type(
         ("DID_RENEW", Some("BILLING_RECOVERY")) => EventType::SubscriptionRecovered,
         ("DID_RENEW", _) => EventType::SubscriptionRenewed,
         ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_DISABLED")) => {
-            EventType::SubscriptionCancellationScheduled
+            let is_committed = transaction.is_some_and(has_payments_to_come);
+            return (
+                EventType::SubscriptionCancellationScheduled,
+                is_committed.then_some("installment".into()),
+            );
         }
         ("DID_CHANGE_RENEWAL_STATUS", Some("AUTO_RENEW_ENABLED")) => {
             EventType::SubscriptionCancellationRevoked
@@ -581,6 +603,50 @@ mod tests {
             Some("Non-Renewing Subscription"),
         );
         assert_eq!(bought.event_type, EventType::ProductPurchased);
+    }
+
+    #[test]
+    fn an_empty_token_and_one_of_zeros_name_no_user() {
+        for (token, user) in [
+            (None, None),
+            (Some(""), None),
+            (Some(" "), None),
+            (Some("00000000-0000-0000-0000-000000000000"), None),
+            (
+                Some("00000000-0000-0000-0000-000000000001"),
+                Some("00000000-0000-0000-0000-000000000001"),
+            ),
+            (Some("someone"), Some("someone")),
+        ] {
+            assert_eq!(app_user(token), user, "{token:?}");
+        }
+    }
+
+    #[test]
+    fn a_commitment_with_payments_to_come_is_an_installment() {
+        for (info, reason) in [
+            (
+                json!({"billingPeriodNumber": 3, "totalBillingPeriods": 12}),
+                Some("installment"),
+            ),
+            (
+                json!({"billingPeriodNumber": 12, "totalBillingPeriods": 12}),
+                None,
+            ),
+            (json!({"billingPeriodNumber": "3"}), None),
+            (json!(null), None),
+        ] {
+            let body = json!({
+                "notificationType": "DID_CHANGE_RENEWAL_STATUS", "subtype": "AUTO_RENEW_DISABLED",
+            });
+            let notification: NotificationPayload = serde_json::from_value(body).expect("readable");
+            let transaction: SignedPart = serde_json::from_value(json!({
+                "type": "Auto-Renewable Subscription", "commitmentInfo": info,
+            }))
+            .expect("readable");
+            let found = translate_notification(&notification, Some(&transaction));
+            assert_eq!(found.reason.as_deref(), reason, "{info}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct AppleVerifier {
     pub(super) database: Database,
     keyring: Arc<Keyring>,
     credential_cache: TenantCache<AppleCredentials, LoadCredentialsError>,
-    app_store: AppStoreClient,
+    pub(super) app_store: AppStoreClient,
     jws_verifier: JwsVerifier,
     revocation_checker: Option<RevocationChecker>,
     pub(super) clock: Clock,
