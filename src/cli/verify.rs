@@ -174,6 +174,7 @@ async fn verify_apple(args: VerifyAppleArgs, context: &CommandContext) -> Result
         purchase,
         environment: args.environment,
         expected_app_user_id: args.expected_app_user_id,
+        refresh: false,
     };
     match apple.verify_purchase(&args.tenant, &request).await {
         Ok(found) => print_verified(context, &found, "transaction", "expiresDate"),

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use attesto::simulator::Fault;
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
 };
+use attesto::simulator::{Fault, JwsForgery};
+use attesto::telemetry::{LogFormat, LogSettings};
 use serde_json::{Value, json};
+use tracing::level_filters::LevelFilter;
 
 use crate::apple_notifications::{Event, Shop, altered};
+use crate::world::attesto::{APP, Answer};
+use crate::world::log::{Page, logging};
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 const ZEROS: &str = "00000000-0000-0000-0000-000000000000";
@@ -189,5 +193,246 @@ async fn an_event_is_stored_without_a_state_while_apple_does_not_answer() {
     let event = receive_undecided(&shop, 1).await;
     assert_eq!(event["state"], Value::Null);
     assert_eq!(event["stateError"], "store_unavailable");
+    shop.world.end().await;
+}
+
+/// The answer to a question about this transaction, and how many calls of Apple's API it took.
+async fn verify(shop: &Shop, question: &Value) -> (Answer, usize) {
+    shop.world.simulator.clear_requests();
+    let answer = shop.world.verify("apple", &shop.tenant, question).await;
+    (answer, shop.world.simulator.count_requests_at("apple"))
+}
+
+/// A subscription that was renewed once and runs: its first transaction.
+fn buy_and_renew(shop: &Shop) -> String {
+    let first = buy(shop);
+    shop.world.clock.advance(Duration::from_hours(24 * 30));
+    let renewal = TransactionChange::Renew {};
+    shop.apple().change_transaction(&first, &renewal).unwrap();
+    shop.world.clock.advance(Duration::from_hours(24 * 5));
+    first
+}
+
+#[tokio::test]
+async fn a01_an_older_period_is_answered_with_the_running_subscription() {
+    let shop = Shop::open().await;
+    let first = buy_and_renew(&shop);
+    let newest = shop.apple().list_transactions().pop().unwrap();
+    let (answer, calls) = verify(&shop, &json!({ "transactionId": first })).await;
+    assert_eq!(
+        answer.body["transaction"]["transactionId"],
+        json!(first),
+        "{}",
+        answer.body
+    );
+    assert_eq!(answer.body["status"], "expired", "of that one period");
+    let state = &answer.body["state"];
+    assert_eq!(
+        (&state["status"], &state["entitled"], &state["basis"]),
+        (&json!("active"), &json!(true), &json!("store"))
+    );
+    assert_eq!(state["entitledUntil"], json!(newest.expires_date));
+    assert_eq!(answer.body["subject"]["key"], json!(first));
+    assert_eq!(answer.body["subject"]["current"], false);
+    assert_eq!(calls, 2);
+
+    let newest = json!({ "transactionId": newest.transaction_id });
+    let (answer, calls) = verify(&shop, &newest).await;
+    assert_eq!(answer.body["state"]["basis"], "transaction");
+    assert_eq!(answer.body["state"]["entitled"], true);
+    assert_eq!(answer.body["subject"]["current"], true);
+    assert_eq!(calls, 1, "its own facts decide");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a02_a_period_in_its_grace_period_is_answered_so() {
+    let shop = Shop::open().await;
+    let first = buy(&shop);
+    shop.world.clock.advance(Duration::from_hours(24 * 31));
+    let grace = TransactionChange::Grace { days: Some(16) };
+    shop.apple().change_transaction(&first, &grace).unwrap();
+    let (answer, _) = verify(&shop, &json!({ "transactionId": first })).await;
+    let state = &answer.body["state"];
+    assert_eq!(state["status"], "in_grace_period", "{}", answer.body);
+    assert_eq!(state["entitled"], true);
+    assert!(state["entitledUntil"].is_string());
+    assert_eq!(answer.body["stateError"], Value::Null);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn refresh_asks_for_the_subscription_of_a_signed_transaction() {
+    let shop = Shop::open().await;
+    let first = buy_and_renew(&shop);
+    let jws = shop.apple().sign_transaction(&first).unwrap();
+    let (answer, calls) = verify(&shop, &json!({ "signedTransaction": jws })).await;
+    assert_eq!(answer.body["state"]["status"], "expired");
+    assert_eq!(answer.body["state"]["basis"], "transaction");
+    assert_eq!(calls, 0);
+    let question = json!({ "signedTransaction": jws, "refresh": true });
+    let (answer, calls) = verify(&shop, &question).await;
+    assert_eq!(answer.body["state"]["status"], "active", "{}", answer.body);
+    assert_eq!(answer.body["state"]["willRenew"], true);
+    assert_eq!(answer.body["state"]["basis"], "store");
+    assert_eq!(calls, 1);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a_used_up_limit_of_the_second_call_leaves_the_transactions_own_state() {
+    let shop = Shop::open().await;
+    let first = buy_and_renew(&shop);
+    let limit = Fault::at_place("apple").error_code(4_290_000).skip_calls(1);
+    shop.world.simulator.add_fault(limit.times(0)).unwrap();
+    let (answer, calls) = verify(&shop, &json!({ "transactionId": first })).await;
+    assert_eq!((answer.status, calls), (200, 2), "{}", answer.body);
+    assert_eq!(answer.body["valid"], true);
+    assert_eq!(answer.body["state"]["basis"], "transaction");
+    assert_eq!(answer.body["stateError"], "store_unavailable");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a05_a_token_of_zeros_names_no_user() {
+    let shop = Shop::open().await;
+    let id = buy(&shop);
+    let signed = signed_transaction(&shop, &id, &[("appAccountToken", json!(ZEROS))]);
+    let (answer, _) = verify(&shop, &json!({ "signedTransaction": signed })).await;
+    assert_eq!(answer.body["appUserId"], Value::Null, "{}", answer.body);
+    assert_eq!(answer.body["appUserIdSource"], Value::Null);
+    assert_eq!(answer.body["transaction"]["appAccountToken"], ZEROS);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a06_a_family_members_purchase_is_of_no_user_and_a_strangers_of_another() {
+    let shop = Shop::open().await;
+    let id = buy(&shop);
+    for (token, reason) in [
+        (Value::Null, "none"),
+        (json!("11111111-2222-3333-4444-555555555555"), "another"),
+    ] {
+        let changes = [
+            ("inAppOwnershipType", json!("FAMILY_SHARED")),
+            ("appAccountToken", token),
+        ];
+        let signed = signed_transaction(&shop, &id, &changes);
+        let question = json!({ "signedTransaction": signed, "expectedAppUserId": USER });
+        let (answer, _) = verify(&shop, &question).await;
+        assert_eq!(answer.body["error"], "APP_USER_MISMATCH");
+        assert_eq!(answer.body["details"]["reason"], reason);
+    }
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a08_a_transaction_that_names_no_app_is_said_to_name_none() {
+    let shop = Shop::open().await;
+    let id = buy(&shop);
+    for (found, words) in [
+        (Value::Null, "names no app"),
+        (json!("com.example.other"), "com.example.other"),
+    ] {
+        let signed = signed_transaction(&shop, &id, &[("bundleId", found.clone())]);
+        let (answer, _) = verify(&shop, &json!({ "signedTransaction": signed })).await;
+        assert_eq!(answer.body["error"], "BUNDLE_ID_MISMATCH");
+        assert_eq!(answer.body["details"]["found"], found);
+        let message = answer.body["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+    }
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a09_what_xcode_signed_is_said_to_be_xcodes() {
+    let shop = Shop::open().await;
+    let id = buy(&shop);
+    let forged = shop.apple().forge_transaction(&id, JwsForgery::Xcode);
+    let question = json!({ "signedTransaction": forged.unwrap() });
+    let (answer, _) = verify(&shop, &question).await;
+    assert_eq!(answer.body["error"], "SIGNATURE_INVALID");
+    let message = answer.body["message"].as_str().unwrap();
+    assert!(message.contains("Xcode"), "{message}");
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a10_what_else_apple_signs_is_no_transaction() {
+    let shop = Shop::open().await;
+    let now = shop.world.clock.now().as_millis();
+    for (payload, found) in [
+        (
+            json!({ "receiptType": "Production", "bundleId": APP, "receiptCreationDate": now }),
+            "appTransaction",
+        ),
+        (
+            json!({ "originalTransactionId": "1", "autoRenewStatus": 1, "signedDate": now }),
+            "renewal",
+        ),
+    ] {
+        let question = json!({ "signedTransaction": shop.sign(&payload) });
+        let (answer, _) = verify(&shop, &question).await;
+        assert_eq!((answer.status, &answer.body["valid"]), (200, &json!(false)));
+        assert_eq!(answer.body["error"], "NOT_A_TRANSACTION");
+        assert_eq!(answer.body["details"]["found"], found);
+    }
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a14_an_id_that_apple_does_not_know_yet_is_tried_again() {
+    let shop = Shop::open().await;
+    let id = buy(&shop);
+    // Unknown in both environments, twice.
+    let unknown = Fault::at_place("apple").error_code(4_040_010).times(4);
+    shop.world.simulator.add_fault(unknown).unwrap();
+    let (answer, calls) = verify(&shop, &json!({ "transactionId": id })).await;
+    assert_eq!(answer.body["valid"], true, "{}", answer.body);
+    assert_eq!(calls, 5);
+
+    let question = json!({ "transactionId": "1999999999999999" });
+    for expected in [6, 2] {
+        let (answer, calls) = verify(&shop, &question).await;
+        assert_eq!(answer.body["error"], "TRANSACTION_NOT_FOUND");
+        assert_eq!(answer.body["details"]["mayBeEarly"], true);
+        assert_eq!(calls, expected, "an id asked for before is tried once");
+    }
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a11_a_notification_of_version_1_is_named_in_the_answer_and_in_the_log() {
+    let shop = Shop::open().await;
+    let log = LogSettings {
+        level: LevelFilter::INFO,
+        format: LogFormat::Json,
+        is_cause_redacted: true,
+    };
+    let page = Page::default();
+    let (writer, _logging) = logging(&log, &page);
+    let body = json!({ "unified_receipt": {}, "notification_type": "DID_RENEW" });
+    let answer = shop.post(&body).await;
+    assert_eq!(
+        (answer.status, &answer.body["error"]),
+        (400, &json!("INVALID_REQUEST"))
+    );
+    assert!(
+        answer.body["message"]
+            .as_str()
+            .unwrap()
+            .contains("version 1")
+    );
+    writer.flush();
+    let written = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+    let lines = written
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let request: Value = lines
+        .into_iter()
+        .find(|line: &Value| line["msg"] == "http_request")
+        .unwrap();
+    let class = request["causeClass"].as_str().unwrap();
+    assert!(class.contains("version 1"), "{class}");
     shop.world.end().await;
 }

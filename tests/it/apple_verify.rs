@@ -66,7 +66,19 @@ async fn a_transaction_is_answered_with_all_its_fields() {
         body,
         json!({
             "valid": true, "version": attesto::VERSION, "environment": "production", "status": "active",
-            "appUserId": USER, "transaction": null,
+            "appUserId": USER, "appUserIdSource": "purchase", "transaction": null,
+            "subject": {
+                "key": id, "productId": "com.example.app.pro.monthly", "type": "subscription",
+                "current": true, "supersededBy": null,
+            },
+            "state": {
+                "status": "active", "entitled": true, "entitledUntil": "2026-05-10T14:22:10.000Z",
+                "productId": "com.example.app.pro.monthly", "basePlanId": null, "offerId": null, "period": "regular",
+                "willRenew": null, "renewsAs": null, "renewsAt": null, "ownership": "purchased", "quantity": 1,
+                "refundableQuantity": null, "acknowledgeBy": null, "basis": "transaction",
+                "asOf": "2026-04-10T14:22:10.000Z",
+            },
+            "stateError": null,
         })
     );
     let expected = json!({
@@ -648,7 +660,7 @@ async fn a_signed_payload_that_is_not_a_transaction_is_refused() {
     payload.remove("transactionId");
     let jws = world.simulator.apple().sign_payload(&payload);
     let answer = by_jws(&world, &tenant, &jws).await;
-    assert_eq!(no(&answer), "SIGNATURE_INVALID");
-    assert_eq!(answer.body["details"]["class"], "not_a_transaction");
+    assert_eq!(no(&answer), "NOT_A_TRANSACTION");
+    assert_eq!(answer.body["details"]["found"], "renewal");
     world.end().await;
 }

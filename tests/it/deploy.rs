@@ -627,7 +627,7 @@ fn files_with_secrets_are_refused_by_the_commit_check() {
     for name in [
         ".env",
         "deep/.env.production",
-        "AuthKey_2X9R4HXF34.p8",
+        "SubscriptionKey_2X9R4HXF34.p8",
         "secrets/encryption_key",
         "service-account.json",
         "tls.key",

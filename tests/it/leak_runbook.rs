@@ -360,7 +360,7 @@ async fn store_credentials_are_replaced_in_every_replica_within_a_second() {
     let (old, new) = (apple.api_key(), apple.create_api_key().unwrap());
     let file =
         |name: &str, content: &str| std::fs::write(scene.folder.join(name), content).unwrap();
-    file("AuthKey_2X9R4HXF34.p8", &new.private_key);
+    file("SubscriptionKey_2X9R4HXF34.p8", &new.private_key);
     let script = commands("An Apple key")
         .replace("--key-id 2X9R4HXF34", &format!("--key-id {}", new.key_id))
         .replace("57246542-96fe-1a63-e053-0824d011072a", &new.issuer_id);

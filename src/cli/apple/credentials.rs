@@ -1,6 +1,6 @@
 //! `apple set-credentials`, `apple get-credentials` and `apple rollback-credentials`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::context::{CommandContext, CommandError};
@@ -53,6 +53,10 @@ pub(crate) struct SetAppleCredentialsArgs {
     /// Test the credentials with Apple first, and store nothing when Apple refuses them
     #[arg(long)]
     check: bool,
+
+    /// ID of a transaction of the app: with --check Apple is asked for it, which proves the bundle ID
+    #[arg(long, value_name = "ID", requires = "check")]
+    transaction_id: Option<String>,
 }
 
 pub(super) async fn set_credentials(
@@ -64,6 +68,9 @@ pub(super) async fn set_credentials(
         let path = arguments.key_path.display();
         CommandError::usage_error(format!("{path}: {problem}."))
     })?;
+    if let Some(doubt) = key_file_name_warning(&arguments.key_path, &arguments.key_id) {
+        eprintln!("attesto: warning: {doubt}.");
+    }
     let database = context.open_database().await?;
     let keyring = context.load_verified_keyring(&database).await?;
     let tenant = arguments.tenant;
@@ -76,7 +83,8 @@ pub(super) async fn set_credentials(
         app_apple_id: arguments.app_apple_id,
     });
     if arguments.check {
-        check_credentials(&tenant, &credentials, context).await?;
+        let id = arguments.transaction_id.as_deref();
+        check_credentials(&tenant, &credentials, id, context).await?;
     }
     let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
     let new = NewAppleCredentials {
@@ -106,15 +114,48 @@ pub(super) async fn set_credentials(
     Ok(())
 }
 
-/// Fails when Apple accepts the credentials in no environment; warns when in one of two only.
+/// Why the name of the key's file, which App Store Connect chose, does not fit. `None` when it fits or was changed.
+fn key_file_name_warning(path: &Path, key_id: &str) -> Option<String> {
+    let stem = path.file_stem()?.to_str()?;
+    let (kind, id) = stem.split_once('_')?;
+    // A browser adds a number to the name of a second download.
+    let id = id.split([' ', '(']).next().unwrap_or(id);
+    match kind {
+        "AuthKey" => Some(format!(
+            "{stem} is the name of a key for the App Store Connect API, which Apple refuses here: the file of an In-App Purchase key is called SubscriptionKey_{key_id}.p8"
+        )),
+        "SubscriptionKey" if id != key_id => Some(format!(
+            "the file's name says that its key ID is {id}, and --key-id is {key_id}"
+        )),
+        _ => None,
+    }
+}
+
+/// Fails when Apple accepts the credentials in no environment, or does not know the transaction that proves the bundle ID;
+/// warns when in one environment of two only, and when nothing proves the bundle ID.
 pub(super) async fn check_credentials(
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
+    transaction_id: Option<&str>,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let app_store = build_app_store_client(context)?;
-    let results = check_credentials::check_credentials(&app_store, tenant, credentials).await;
+    let results =
+        check_credentials::check_credentials(&app_store, tenant, credentials, transaction_id).await;
     let is_accepted = results.iter().any(|(_, result)| result.is_ok());
+    let is_known = results.iter().any(|(_, result)| matches!(result, Ok(true)));
+    let app = &credentials.bundle_id;
+    match transaction_id {
+        Some(id) if is_accepted && !is_known => {
+            return Err(CommandError::failed(format!(
+                "Apple accepts the key, and knows no transaction {id} of {app}: the bundle id is wrong, or the transaction is of another app. Nothing was stored."
+            )));
+        }
+        None if is_accepted => eprintln!(
+            "attesto: warning: Apple accepts the key, which does not prove the bundle id {app}: with a wrong one Apple knows no transaction. Give the id of a transaction with --transaction-id."
+        ),
+        _ => {}
+    }
     let mut refusals = Vec::new();
     for (environment, result) in results {
         if let Err(failure) = result {

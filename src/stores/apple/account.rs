@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Serialize;
@@ -29,6 +31,8 @@ use crate::crypto::{SecretString, token};
 const CLIENT_TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
 /// The largest key file that is read. Apple's are 257 bytes.
 const MAX_FILE_BYTES: usize = 16 * 1024;
+/// The length of a line of base64 in PEM (RFC 7468).
+const PEM_LINE_CHARS: usize = 64;
 /// How long a client token is valid. Apple allows an hour, its own libraries use five minutes. With twenty, a machine
 /// whose clock is some minutes slow is not refused.
 const CLIENT_TOKEN_TTL: Duration = Duration::from_mins(20);
@@ -197,6 +201,11 @@ pub enum SigningKeyError {
         /// The command.
         how: &'static str,
     },
+    /// A PEM block without its last line.
+    #[error(
+        "the file begins like a key and has no line -----END PRIVATE KEY-----: it was cut off where it was copied. Copy the whole file again"
+    )]
+    CutOff,
     /// No PEM at all.
     #[error("the file is not a PEM block labelled PRIVATE KEY. {DOWNLOAD}")]
     NotPem,
@@ -212,23 +221,21 @@ const DECRYPT_COMMAND: &str = "openssl pkcs8 -in FILE -out key.p8";
 const FROM_DER_COMMAND: &str = "openssl pkcs8 -inform DER -nocrypt -in FILE -out key.p8";
 
 impl SigningKey {
-    /// Reads the `.p8` file that App Store Connect gives once for a key: PKCS#8 in PEM.
+    /// Reads the `.p8` file that App Store Connect gives once for a key: PKCS#8 in PEM. Read as well: what places for secrets
+    /// and editors make of it, see [`restore_pem`].
     pub fn parse(file: &[u8]) -> Result<Self, SigningKeyError> {
-        let file = file
-            .strip_prefix(b"\xEF\xBB\xBF")
-            .unwrap_or(file)
-            .trim_ascii();
-        if file.is_empty() {
-            return Err(SigningKeyError::Empty);
-        }
         if file.len() > MAX_FILE_BYTES {
             return Err(SigningKeyError::TooLarge);
         }
-        if let Some(problem) = detect_wrong_file(file) {
+        let file = restore_pem(file);
+        if file.is_empty() {
+            return Err(SigningKeyError::Empty);
+        }
+        if let Some(problem) = detect_wrong_file(&file) {
             return Err(problem);
         }
         let (kind, der) =
-            <(SectionKind, Vec<u8>)>::from_pem_slice(file).map_err(|_| SigningKeyError::NotPem)?;
+            <(SectionKind, Vec<u8>)>::from_pem_slice(&file).map_err(|_| SigningKeyError::NotPem)?;
         let der = Zeroizing::new(der);
         let what = match kind {
             SectionKind::PrivateKey => return Self::from_pkcs8(&der),
@@ -288,6 +295,76 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// The PEM file as it was before it was copied: in one line with `\\n` written out or with blanks for the line ends, in
+/// quotes, indented, in base64 once more, in UTF-16, or behind a byte order mark. Anything else stays as it is.
+fn restore_pem(file: &[u8]) -> Zeroizing<Vec<u8>> {
+    let text = Zeroizing::new(decode_utf16(file));
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
+    let is_around = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b',');
+    let start = text.iter().position(|byte| !is_around(byte));
+    let end = text.iter().rposition(|byte| !is_around(byte));
+    let Some((start, end)) = start.zip(end) else {
+        return Zeroizing::default();
+    };
+    let text = &text[start..=end];
+    if let Some(inner) = decode_wrapped_pem(text) {
+        return restore_pem(&inner);
+    }
+    match std::str::from_utf8(text).ok().and_then(rebuild_pem) {
+        Some(pem) => Zeroizing::new(pem.into_bytes()),
+        None => Zeroizing::new(text.to_vec()),
+    }
+}
+
+/// UTF-16 of either order as UTF-8; anything else as it is.
+fn decode_utf16(file: &[u8]) -> Vec<u8> {
+    let from_pair: fn([u8; 2]) -> u16 = match file {
+        [0xFF, 0xFE, ..] | [b'-', 0, ..] => u16::from_le_bytes,
+        [0xFE, 0xFF, ..] | [0, b'-', ..] => u16::from_be_bytes,
+        _ => return file.to_vec(),
+    };
+    let units = file
+        .chunks_exact(2)
+        .map(|pair| from_pair([pair[0], pair[1]]));
+    let text: String = char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect();
+    text.trim_start_matches('\u{feff}').as_bytes().to_vec()
+}
+
+/// The PEM in a base64 text.
+fn decode_wrapped_pem(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut packed = Zeroizing::new(text.to_vec());
+    packed.retain(|byte| !byte.is_ascii_whitespace());
+    let inner = Zeroizing::new(STANDARD.decode(&*packed).ok()?);
+    inner.starts_with(b"-----BEGIN").then_some(inner)
+}
+
+/// A PEM file of one block with its line ends where they belong. `None` for any other text.
+fn rebuild_pem(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("-----BEGIN ")?;
+    let (label, rest) = rest.split_once("-----")?;
+    let (body, after) = rest.split_once(&format!("-----END {label}-----"))?;
+    if after.contains("-----BEGIN ") || body.contains(':') {
+        return None;
+    }
+    let body = Zeroizing::new(body.replace("\\r", "").replace("\\n", ""));
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    let mut length = 0;
+    for letter in body.chars().filter(|letter| !letter.is_whitespace()) {
+        pem.push(letter);
+        length += 1;
+        if length % PEM_LINE_CHARS == 0 {
+            pem.push('\n');
+        }
+    }
+    if length % PEM_LINE_CHARS != 0 {
+        pem.push('\n');
+    }
+    pem.push_str(&format!("-----END {label}-----\n"));
+    Some(pem)
+}
+
 /// Detects common files that are not a plain PEM key.
 fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
     let contains = |text: &[u8]| file.windows(text.len()).any(|at| at == text);
@@ -305,10 +382,8 @@ fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
             what: "a key that is encrypted with a password",
             how: DECRYPT_COMMAND,
         })
-    } else if contains(b"\\n") {
-        Some(SigningKeyError::WrongKind(
-            "a key whose line breaks were written as \\n",
-        ))
+    } else if contains(b"-----BEGIN") && !contains(b"-----END") {
+        Some(SigningKeyError::CutOff)
     } else {
         None
     }
@@ -362,8 +437,6 @@ pub(super) mod tests {
     use aws_lc_rs::encoding::{AsBigEndian as _, EcPrivateKeyBin, Pkcs8V1Der};
     use aws_lc_rs::rsa;
     use aws_lc_rs::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
     use serde_json::Value;
 
     use super::*;
@@ -423,6 +496,42 @@ pub(super) mod tests {
         assert_eq!(parse_fingerprint(file.trim_end()), same);
     }
 
+    /// What places for secrets and editors make of the file, which App Store Connect gives only once.
+    #[test]
+    fn a_file_that_was_changed_in_copying_is_read() {
+        let file = key_file();
+        let same = parse_fingerprint(&file);
+        assert!(same.is_ok());
+        let utf16 = |to_bytes: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
+            let text = format!("{mark}{file}");
+            text.encode_utf16().flat_map(to_bytes).collect()
+        };
+        for (name, changed) in [
+            ("\\n written out", file.replace('\n', "\\n").into_bytes()),
+            (
+                "\\r\\n written out",
+                file.replace('\n', "\\r\\n").into_bytes(),
+            ),
+            ("blanks for line ends", file.replace('\n', " ").into_bytes()),
+            ("no line ends", file.replace('\n', "").into_bytes()),
+            ("in quotes", format!("\"{file}\"\n").into_bytes()),
+            (
+                "in quotes, one line",
+                format!("'{}'", file.replace('\n', "\\n")).into_bytes(),
+            ),
+            ("indented", file.replace('\n', "\n    ").into_bytes()),
+            ("base64", STANDARD.encode(&file).into_bytes()),
+            (
+                "UTF-16, little end first",
+                utf16(u16::to_le_bytes, "\u{feff}"),
+            ),
+            ("UTF-16, big end first", utf16(u16::to_be_bytes, "\u{feff}")),
+            ("UTF-16 without a mark", utf16(u16::to_le_bytes, "")),
+        ] {
+            assert_eq!(parse_fingerprint(changed), same, "{name}");
+        }
+    }
+
     /// The three ways to write the same key in PKCS#8: with the curve named twice, as Apple does; once; and without
     /// the public key.
     #[test]
@@ -466,7 +575,7 @@ pub(super) mod tests {
 
     #[test]
     fn each_wrong_file_has_its_message() {
-        use SigningKeyError::{Convertible, Damaged, Empty, NotPem, TooLarge, WrongKind};
+        use SigningKeyError::{Convertible, CutOff, Damaged, Empty, NotPem, TooLarge, WrongKind};
         let good = key_file();
         let huge = format!("{good}{}", "#".repeat(MAX_FILE_BYTES));
         let pkcs8 = generate().to_pkcs8v1().expect("encodes");
@@ -522,16 +631,12 @@ pub(super) mod tests {
             (pem("PRIVATE KEY", &altered), Damaged),
             (pem("PRIVATE KEY", &pkcs8.as_ref()[..100]), Damaged),
             (
-                good.replace('\n', "\\n"),
-                WrongKind("a key whose line breaks were written as \\n"),
-            ),
-            (
                 "{\"type\":\"service_account\"}".to_owned(),
                 WrongKind("JSON, perhaps a Google service account's key file"),
             ),
             ("garbage".to_owned(), NotPem),
             (STANDARD.encode(pkcs8.as_ref()), NotPem),
-            (good[..150].to_owned(), NotPem),
+            (good[..150].to_owned(), CutOff),
             (pem("SOMETHING", b"x"), NotPem),
         ] {
             assert_eq!(parse_fingerprint(&file), Err(expected), "{expected}");

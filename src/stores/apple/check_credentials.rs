@@ -1,6 +1,7 @@
 //! Checks whether Apple accepts credentials, before they are stored.
 //!
-//! Apple is asked for a transaction that does not exist: the answer "not found" means that it accepted the token.
+//! Apple is asked for a transaction that does not exist: the answer "not found" means that it accepted the token. It has the
+//! same answer for every transaction when the bundle id is wrong, so that only a transaction of the app proves the bundle id.
 
 use std::sync::Arc;
 
@@ -11,21 +12,25 @@ use crate::base::id::TenantId;
 /// An id that no transaction has.
 const NONEXISTENT_TRANSACTION_ID: &str = "1";
 
-/// Apple's answer in each environment that the credentials would be used in.
+/// Apple's answer in each environment that the credentials would be used in: whether it knows the transaction
+/// `of_the_app`, which is false where none is given.
 pub async fn check_credentials(
     app_store: &AppStoreClient,
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
-) -> Vec<(AppleEnvironment, Result<(), AppleApiError>)> {
+    of_the_app: Option<&str>,
+) -> Vec<(AppleEnvironment, Result<bool, AppleApiError>)> {
+    let id = of_the_app.unwrap_or(NONEXISTENT_TRANSACTION_ID);
     let mut results = Vec::new();
     for environment in environments_to_check(credentials) {
         let answer = app_store
-            .get_transaction_info(tenant, credentials, environment, NONEXISTENT_TRANSACTION_ID)
+            .get_transaction_info(tenant, credentials, environment, id)
             .await;
         results.push((
             environment,
             match answer {
-                Ok(_) | Err(TransactionLookupError::NotFound(_)) => Ok(()),
+                Ok(_) => Ok(true),
+                Err(TransactionLookupError::NotFound(_)) => Ok(false),
                 Err(TransactionLookupError::Api(failure)) => Err(failure),
             },
         ));

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::account::AppleEnvironment;
 use super::api::{AppleApiError, AppleNotFound};
+use super::inspection::SignedDataKind;
 use super::payload::NotificationPart;
 use super::trust::SignatureError;
 use crate::db;
@@ -34,6 +35,8 @@ pub enum AppleVerifyError {
     BundleIdMismatch {
         /// The tenant's bundle id.
         expected: String,
+        /// The transaction's. `None`: it names no app.
+        found: Option<String>,
     },
     /// The transaction is of another environment than the requested one.
     #[error("the transaction is of another environment")]
@@ -43,9 +46,15 @@ pub enum AppleVerifyError {
         /// The transaction's, in Apple's spelling.
         found: Option<String>,
     },
+    /// The request's `signedTransaction` is genuine, and something else than a transaction.
+    #[error("it is {0}, not a transaction")]
+    NotATransaction(SignedDataKind),
     /// The transaction has another `appAccountToken` than the expected one, or none.
     #[error("the transaction has another app account token, or none")]
-    AppUserMismatch,
+    AppUserMismatch {
+        /// Whether it names another user. False: it names none.
+        is_of_another: bool,
+    },
     /// The tenant has no Apple credentials.
     #[error("the tenant has no Apple credentials")]
     NoCredentials,
@@ -72,7 +81,10 @@ impl From<AppleVerifyError> for Problem {
             AppleVerifyError::NotFound(not_found) => {
                 let (reason, message) = match not_found {
                     AppleNotFound::Unknown => {
-                        ("unknown", "Apple knows no transaction with this id.")
+                        (
+                            "unknown",
+                            "Apple knows no transaction with this id. A purchase of the last minutes may not be there yet: ask again before you refuse it. A wrong bundle id in this tenant's credentials has the same answer.",
+                        )
                     }
                     AppleNotFound::MalformedId => (
                         "malformed",
@@ -83,7 +95,9 @@ impl From<AppleVerifyError> for Problem {
                         "This is the id of an app transaction. Send the id of the purchase's own transaction.",
                     ),
                 };
-                Self::rejection("TRANSACTION_NOT_FOUND", message).with_detail("reason", reason)
+                Self::rejection("TRANSACTION_NOT_FOUND", message)
+                    .with_detail("reason", reason)
+                    .with_detail("mayBeEarly", not_found == AppleNotFound::Unknown)
             }
             AppleVerifyError::InvalidSignature(SignatureError::OcspUnavailable { retry_after })
             | AppleVerifyError::UntrustedResponse(SignatureError::OcspUnavailable {
@@ -95,11 +109,20 @@ impl From<AppleVerifyError> for Problem {
                 format!("This is not a transaction that Apple signed: {reason}."),
             )
             .with_detail("class", reason.class()),
-            AppleVerifyError::BundleIdMismatch { expected } => Self::rejection(
-                "BUNDLE_ID_MISMATCH",
-                format!("This transaction is not of this tenant's app, {expected}."),
+            AppleVerifyError::NotATransaction(kind) => Self::rejection(
+                "NOT_A_TRANSACTION",
+                format!("Apple signed this, and it is {kind}, not a transaction. Send the transaction's own JWS: StoreKit's `VerificationResult<Transaction>.jwsRepresentation`."),
             )
-            .with_detail("expected", expected),
+            .with_detail("found", json!(kind)),
+            AppleVerifyError::BundleIdMismatch { expected, found } => {
+                let message = match &found {
+                    Some(found) => format!("This transaction is of the app {found}, not of this tenant's app, {expected}."),
+                    None => format!("This transaction names no app, so that it cannot be said to be of this tenant's app, {expected}."),
+                };
+                Self::rejection("BUNDLE_ID_MISMATCH", message)
+                    .with_detail("expected", expected)
+                    .with_detail("found", json!(found))
+            }
             AppleVerifyError::EnvironmentMismatch { expected, found } => Self::rejection(
                 "ENVIRONMENT_MISMATCH",
                 "This transaction is of another environment than the one asked about.",
@@ -109,10 +132,16 @@ impl From<AppleVerifyError> for Problem {
                 "found",
                 json!(found.map(|found| found.to_ascii_lowercase())),
             ),
-            AppleVerifyError::AppUserMismatch => Self::rejection(
+            AppleVerifyError::AppUserMismatch { is_of_another: true } => Self::rejection(
                 "APP_USER_MISMATCH",
-                "The app did not give this purchase to the expected user: its appAccountToken is another one, or there is none.",
-            ),
+                "The app gave this purchase to another user than the expected one: its appAccountToken is a different one.",
+            )
+            .with_detail("reason", "another"),
+            AppleVerifyError::AppUserMismatch { is_of_another: false } => Self::rejection(
+                "APP_USER_MISMATCH",
+                "This purchase names no user of the app: it has no appAccountToken, or an empty one. A family member's purchase and one made with an offer code have none. The app may bind it to its signed-in user.",
+            )
+            .with_detail("reason", "none"),
             AppleVerifyError::NoCredentials => {
                 Self::new(ErrorCode::CredentialsMissing, NO_CREDENTIALS_MESSAGE)
             }

@@ -4,6 +4,8 @@
 //! The verdict is the verifier's own, so that it is the service's. What stands beside it, read without believing it, is
 //! there to explain the verdict.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize as _, Serialize};
@@ -51,6 +53,18 @@ pub enum SignedDataKind {
     AppTransaction,
     /// Something else.
     Unknown,
+}
+
+impl fmt::Display for SignedDataKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transaction => "a transaction",
+            Self::Renewal => "a renewal info",
+            Self::Notification => "a notification",
+            Self::AppTransaction => "an app transaction",
+            Self::Unknown => "something that this release does not know",
+        })
+    }
 }
 
 /// What was found.
@@ -221,7 +235,7 @@ fn find_signed_parts(block: &Map<String, Value>) -> Vec<(&'static str, &str)> {
 }
 
 /// What it is, by the fields that only it has.
-fn detect_kind(object: &Map<String, Value>) -> SignedDataKind {
+pub(super) fn detect_kind(object: &Map<String, Value>) -> SignedDataKind {
     let has = |name: &str| object.get(name).is_some_and(|value| !value.is_null());
     if has("notificationType") || has("notificationUUID") {
         SignedDataKind::Notification

@@ -35,6 +35,7 @@ use crate::events::{
     self, AcceptedNotification, AppUserIdSource, EventRecorder, EventSource, EventSubject,
     EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
+use crate::http::Problem;
 use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
 /// How many tenants are looked up at once: the route can be called without authentication.
@@ -302,7 +303,7 @@ impl AppleNotifications {
         let whole = tokio::time::timeout(MAX_STATE_WAIT, question)
             .await
             .map_err(|_| "Apple did not answer in time".to_owned())?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| Problem::from(error).message)?;
         let now = self.apple.clock.now();
         let state = purchase_state(&whole.facts(now), now);
         let state = state.ok_or("Apple's answer does not decide")?;
@@ -455,7 +456,7 @@ fn event_subject(transaction: &SignedPart, current: bool) -> Option<EventSubject
     Some(EventSubject {
         key: first.or_else(|| transaction.transaction_id.clone())?,
         product_id: transaction.product_id.clone(),
-        r#type: if translate::is_subscription(transaction) {
+        r#type: if translate::is_subscription(transaction.r#type.as_deref()) {
             SubjectType::Subscription
         } else {
             SubjectType::Product

@@ -47,9 +47,11 @@ pub(super) struct VerifyByIdSchema {
     environment: Option<EnvironmentChoiceSchema>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
+    #[schema(schema_with = refresh, required = false)]
+    refresh: Option<bool>,
 }
 
-/// A question about this signed transaction. The signature is checked here, and Apple is not asked.
+/// A question about this signed transaction. The signature is checked here, and Apple is not asked, unless by `refresh`.
 #[derive(ToSchema)]
 #[schema(as = apple::VerifySigned, rename_all = "camelCase")]
 #[expect(
@@ -67,6 +69,8 @@ pub(super) struct VerifySignedSchema {
     environment: Option<EnvironmentChoiceSchema>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
+    #[schema(schema_with = refresh, required = false)]
+    refresh: Option<bool>,
 }
 
 /// Where the transaction must be. Left out: what the tenant is set up with, which is `auto` unless an operator chose
@@ -85,6 +89,19 @@ enum EnvironmentChoiceSchema {
     Production,
     Sandbox,
     Auto,
+}
+
+fn refresh() -> Schema {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::schema::SchemaType::from_iter([
+            utoipa::openapi::schema::Type::Boolean,
+            utoipa::openapi::schema::Type::Null,
+        ]))
+        .description(Some(
+            "Whether Apple is asked for the whole subscription although the transaction says enough by itself: `state` then knows of later periods, grace and renewal.",
+        ))
+        .build()
+        .into()
 }
 
 fn expected_app_user_id() -> Schema {
@@ -136,9 +153,14 @@ pub(super) struct AppleRefusedSchema {
 #[expect(dead_code, reason = "describes `Problem::details`")]
 pub(super) struct AppleRefusedDetailsSchema {
     /// With `TRANSACTION_NOT_FOUND`: `unknown`; `malformed`, it cannot be an id; `app_transaction_id`, it is the id of the
-    /// app's own transaction.
+    /// app's own transaction. With `APP_USER_MISMATCH`: `none`, it names no user and may be bound to one; `another`, it is
+    /// another user's.
     #[schema(required = false, nullable = false, examples("unknown"))]
     reason: Option<String>,
+    /// With `TRANSACTION_NOT_FOUND`: whether a purchase of the last minutes can have this answer, because Apple does not know
+    /// it yet.
+    #[schema(required = false, nullable = false, examples(true))]
+    may_be_early: Option<bool>,
     /// With `SIGNATURE_INVALID`: which check was not passed.
     #[schema(required = false, nullable = false, examples("bad_signature"))]
     class: Option<String>,
@@ -146,7 +168,8 @@ pub(super) struct AppleRefusedDetailsSchema {
     /// it was any.
     #[schema(required = false, examples("com.example.app"))]
     expected: Option<String>,
-    /// With `ENVIRONMENT_MISMATCH`: the environment that the transaction is of, in lower case; null when it does not say.
+    /// With `ENVIRONMENT_MISMATCH`: the environment that the transaction is of, in lower case; null when it does not say. With
+    /// `BUNDLE_ID_MISMATCH`: the app that it is of; null when it names none. With `NOT_A_TRANSACTION`: what it is.
     #[schema(required = false, examples("sandbox"))]
     found: Option<String>,
 }
@@ -157,7 +180,14 @@ fn refusals() -> Schema {
         &[
             ("TRANSACTION_NOT_FOUND", "Apple knows no such transaction."),
             ("SIGNATURE_INVALID", "Apple did not sign this transaction."),
-            ("BUNDLE_ID_MISMATCH", "it is genuine, and of another app."),
+            (
+                "NOT_A_TRANSACTION",
+                "Apple signed it, and it is something else than a transaction.",
+            ),
+            (
+                "BUNDLE_ID_MISMATCH",
+                "it is genuine, and of another app, or names none.",
+            ),
             (
                 "ENVIRONMENT_MISMATCH",
                 "it is genuine, and of another environment than the one asked about.",
@@ -313,6 +343,33 @@ pub(super) fn subscription_example() -> Value {
         "environment": "production",
         "status": "active",
         "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "appUserIdSource": "purchase",
+        "subject": {
+            "key": "2000000100000001",
+            "productId": "com.example.app.pro.monthly",
+            "type": "subscription",
+            "current": true,
+            "supersededBy": null
+        },
+        "state": {
+            "status": "active",
+            "entitled": true,
+            "entitledUntil": "2026-05-10T14:22:10.000Z",
+            "productId": "com.example.app.pro.monthly",
+            "basePlanId": null,
+            "offerId": null,
+            "period": "regular",
+            "willRenew": null,
+            "renewsAs": null,
+            "renewsAt": null,
+            "ownership": "purchased",
+            "quantity": 1,
+            "refundableQuantity": null,
+            "acknowledgeBy": null,
+            "basis": "transaction",
+            "asOf": "2026-04-10T14:22:11.000Z"
+        },
+        "stateError": null,
         "transaction": {
             "transactionId": "2000000123456789",
             "originalTransactionId": "2000000100000001",
@@ -351,6 +408,13 @@ pub(super) fn subscription_example() -> Value {
 pub(super) fn refunded_example() -> Value {
     let mut answer = subscription_example();
     answer["status"] = json!("refunded");
+    let state = &mut answer["state"];
+    state["status"] = json!("refunded");
+    state["entitled"] = json!(false);
+    state["willRenew"] = json!(false);
+    state["entitledUntil"] = Value::Null;
+    state["basis"] = json!("store");
+    state["asOf"] = json!("2026-04-12T08:00:01.000Z");
     answer["transaction"]["revocationDate"] = json!("2026-04-12T08:00:00.000Z");
     answer["transaction"]["revocationReason"] = json!(0);
     answer

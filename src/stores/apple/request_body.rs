@@ -16,6 +16,16 @@ pub(super) struct ApplePushBody {
 
 impl FromJson for ApplePushBody {
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let is_version_1 = ["notification_type", "unified_receipt"]
+            .iter()
+            .any(|name| body.has_field(name));
+        if is_version_1 && !body.has_field("signedPayload") {
+            body.add_issue(
+                "signedPayload",
+                "is not there: this is a notification of version 1, which Apple has deprecated; choose version 2 for this URL in App Store Connect",
+            );
+            return None;
+        }
         let signed_payload = body.required_string("signedPayload", 1..=MAX_PUSH_BYTES)?;
         Some(Self { signed_payload })
     }
@@ -38,6 +48,7 @@ impl FromJson for AppleVerifyRequest {
         }
         let environment = body.optional_one_of("environment", &["production", "sandbox", "auto"]);
         let expected_app_user_id = body.optional_uuid("expectedAppUserId");
+        let refresh = body.optional_boolean("refresh").unwrap_or_default();
         Some(Self {
             purchase: match (transaction_id, signed) {
                 (Some(id), None) => PurchaseRef::TransactionId(id),
@@ -50,6 +61,7 @@ impl FromJson for AppleVerifyRequest {
                 _ => EnvironmentChoice::Auto,
             }),
             expected_app_user_id,
+            refresh,
         })
     }
 }
@@ -78,11 +90,12 @@ mod tests {
             AppleVerifyRequest {
                 purchase: PurchaseRef::TransactionId("1".into()),
                 environment: None,
-                expected_app_user_id: None
+                expected_app_user_id: None,
+                refresh: false,
             }
         );
         let request = read(json!({
-            "signedTransaction": "a.b.c", "environment": "auto",
+            "signedTransaction": "a.b.c", "environment": "auto", "refresh": true,
             "expectedAppUserId": "11111111-2222-3333-4444-555555555555",
         }));
         assert_eq!(
@@ -90,7 +103,7 @@ mod tests {
             PurchaseRef::SignedTransaction("a.b.c".into())
         );
         assert_eq!(request.environment, Some(EnvironmentChoice::Auto));
-        assert!(request.expected_app_user_id.is_some());
+        assert!(request.expected_app_user_id.is_some() && request.refresh);
     }
 
     #[test]

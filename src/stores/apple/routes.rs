@@ -7,6 +7,7 @@ use utoipa_axum::routes;
 use super::account::AppleEnvironment;
 use super::api::AppleNotFound;
 use super::error::AppleVerifyError;
+use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::openapi::{
     self, AppleNotificationErrorResponses, AppleNotificationSchema as PushRequest,
@@ -98,9 +99,10 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotific
                 ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(openapi::refunded_example()))),
                 ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotFound(AppleNotFound::Unknown))))),
                 ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleVerifyError::InvalidSignature(SignatureError::BadSignature))))),
-                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleVerifyError::BundleIdMismatch { expected: "com.example.app".to_owned() })))),
+                ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleVerifyError::BundleIdMismatch { expected: "com.example.app".to_owned(), found: Some("com.example.other".to_owned()) })))),
+                ("NOT_A_TRANSACTION" = (summary = "Apple signed it, and it is an app transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotATransaction(SignedDataKind::AppTransaction))))),
                 ("ENVIRONMENT_MISMATCH" = (summary = "It is of the sandbox, and production was asked about.", value = json!(openapi::rejection_example(AppleVerifyError::EnvironmentMismatch { expected: Some(AppleEnvironment::Production), found: Some("Sandbox".to_owned()) })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleVerifyError::AppUserMismatch)))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(AppleVerifyError::AppUserMismatch { is_of_another: true })))),
             ),
         ),
         AppleVerifyErrorResponses,

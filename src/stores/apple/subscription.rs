@@ -10,6 +10,7 @@ use super::api::{AppleNotFound, TransactionLookupError};
 use super::error::AppleVerifyError;
 use super::payload::{LastTransactionsItem, RenewalInfoPayload, TransactionPayload};
 use super::state::{PurchaseFacts, SubscriptionStatus};
+use super::translate;
 use super::trust::SignatureError;
 use super::verify::AppleVerifier;
 use crate::base::clock::Timestamp;
@@ -23,6 +24,13 @@ pub(super) struct WholeSubscription {
 }
 
 impl WholeSubscription {
+    pub(super) fn app_user(&self) -> Option<&str> {
+        let renewal = self.renewal.as_ref();
+        translate::app_user(self.transaction.app_account_token.as_deref()).or_else(|| {
+            translate::app_user(renewal.and_then(|renewal| renewal.app_account_token.as_deref()))
+        })
+    }
+
     pub(super) fn facts(&self, now: Timestamp) -> PurchaseFacts<'_> {
         PurchaseFacts {
             transaction: &self.transaction,

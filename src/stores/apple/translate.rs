@@ -98,9 +98,8 @@ pub struct AppleTranslation {
     pub platform_event: String,
 }
 
-/// Whether a transaction is one of a subscription, renewing or not.
-pub fn is_subscription(transaction: &SignedPart) -> bool {
-    let kind = transaction.r#type.as_deref();
+/// Whether a transaction of this type is one of a subscription, renewing or not.
+pub fn is_subscription(kind: Option<&str>) -> bool {
     matches!(
         kind,
         Some("Auto-Renewable Subscription" | "Non-Renewing Subscription")
@@ -161,7 +160,7 @@ fn map_event_type(
 ) -> (EventType, Option<Cow<'static, str>>) {
     // Most of what Apple reports is about subscriptions, and where nothing says otherwise, so is this.
     let of = |subscription, product| match transaction {
-        Some(transaction) if !is_subscription(transaction) => product,
+        Some(transaction) if !is_subscription(transaction.r#type.as_deref()) => product,
         _ => subscription,
     };
     let word = match (kind, subtype) {

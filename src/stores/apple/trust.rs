@@ -34,7 +34,7 @@ use x509_cert::ext::pkix::KeyUsage;
 
 use super::chains::ChainCache;
 use super::ocsp::{ChainCertificate, RevocationError};
-use super::payload;
+use super::payload::{self, SignedPart};
 use crate::base::clock::Timestamp;
 use crate::crypto::redact;
 
@@ -71,6 +71,11 @@ pub enum SignatureError {
     /// `x5c` has another number of certificates than three.
     #[error("its header does not hold a chain of exactly three certificates")]
     WrongChainLength,
+    /// Signed on the developer's own machine, with a certificate of its own.
+    #[error(
+        "Xcode's local StoreKit signed it, with a certificate of its own; test with the sandbox or TestFlight, whose transactions Apple signs"
+    )]
+    SignedByXcode,
     /// A certificate cannot be read.
     #[error("a certificate of its chain cannot be read")]
     BadCertificate,
@@ -137,7 +142,7 @@ impl SignatureError {
             Self::NotAJws => "not_a_jws",
             Self::BadHeader => "bad_header",
             Self::WrongAlgorithm => "wrong_algorithm",
-            Self::WrongChainLength => "chain_length",
+            Self::WrongChainLength | Self::SignedByXcode => "chain_length",
             Self::BadCertificate => "bad_certificate",
             Self::UntrustedChain => "untrusted_chain",
             Self::CertificateExpired => "certificate_expired",
@@ -213,6 +218,9 @@ struct AppleJwsHeader<'a> {
     alg: std::borrow::Cow<'a, str>,
     #[serde(borrow, default)]
     x5c: Vec<std::borrow::Cow<'a, str>>,
+    /// Only what Xcode signs has one.
+    #[serde(borrow, default)]
+    kid: Option<std::borrow::Cow<'a, str>>,
     /// Anything critical is not understood here (RFC 7515, 4.1.11). Apple sends none.
     #[serde(default)]
     crit: Option<serde::de::IgnoredAny>,
@@ -228,6 +236,13 @@ pub fn root_expiries(verifier: &JwsVerifier) -> Vec<Timestamp> {
 pub fn signing_chain_expiry(verifier: &JwsVerifier) -> Option<Timestamp> {
     let chains = verifier.chain_cache.values();
     chains.iter().map(|chain| chain.not_after).max()
+}
+
+/// Whether Xcode's local StoreKit signed it, by what it says of itself.
+fn is_of_xcode(header: &AppleJwsHeader<'_>, payload: &[u8]) -> bool {
+    header.kid.as_deref() == Some("Apple_Xcode_Key")
+        || serde_json::from_slice::<SignedPart>(payload)
+            .is_ok_and(|claimed| claimed.environment.as_deref() == Some("Xcode"))
 }
 
 /// What a JWS says, with nothing checked: no more than a name to note it under.
@@ -347,7 +362,11 @@ impl JwsVerifier {
             return Err(SignatureError::WrongAlgorithm);
         }
         let [leaf, intermediate, _ignored] = header.x5c.as_slice() else {
-            return Err(SignatureError::WrongChainLength);
+            return Err(if is_of_xcode(&header, &payload) {
+                SignatureError::SignedByXcode
+            } else {
+                SignatureError::WrongChainLength
+            });
         };
         let glance = payload::peek_signed_date(&payload).ok_or(SignatureError::BadPayload)?;
         let signed_on = glance.signed_date.unwrap_or(now);

@@ -9,28 +9,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
 use url::Url;
 use utoipa::ToSchema;
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::api::{AppStoreClient, AppleApiError, AppleNotFound, TransactionLookupError};
 use super::error::AppleVerifyError;
+use super::inspection::{SignedDataKind, detect_kind};
 use super::ocsp::RevocationChecker;
 use super::payload::{self, Millis, TransactionPayload};
+use super::state::{PurchaseFacts, purchase_state};
 use super::store;
 use super::translate::{self, TransactionStatus};
 use super::trust::{self, JwsVerifier, SignatureError, VerifiedJws};
+use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
+use crate::crypto::token;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
+use crate::events::{AppUserIdSource, EventSubject, PurchaseState, StateError, SubjectType};
+use crate::http::Problem;
 use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
+
+/// When an id that Apple does not know is tried again, since the first try.
+const RETRY_UNKNOWN_AT: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(700)];
+/// An id is not tried again later than this.
+const MAX_UNKNOWN_WAIT: Duration = Duration::from_millis(750);
+/// How long it is remembered that three tries found nothing: an id that was asked for before is tried once.
+const UNKNOWN_ID_TTL: Duration = Duration::from_mins(10);
+/// How many such ids are remembered.
+const MAX_UNKNOWN_IDS: usize = 10_000;
 
 /// Verifies transactions of all tenants. Clones share the caches.
 #[derive(Clone)]
@@ -41,6 +57,8 @@ pub struct AppleVerifier {
     pub(super) app_store: AppStoreClient,
     jws_verifier: JwsVerifier,
     revocation_checker: Option<RevocationChecker>,
+    /// By a digest of tenant and id.
+    unknown_ids: Cache<[u8; 32], ()>,
     pub(super) clock: Clock,
 }
 
@@ -67,6 +85,8 @@ pub struct AppleVerifyRequest {
     pub environment: Option<EnvironmentChoice>,
     /// The `appAccountToken` it must have, compared without regard to case.
     pub expected_app_user_id: Option<String>,
+    /// Whether Apple is asked for the whole subscription although the transaction's own facts decide.
+    pub refresh: bool,
 }
 
 /// How a request names the transaction.
@@ -108,9 +128,17 @@ pub struct VerifiedTransaction {
     /// What the transaction is now.
     pub status: TransactionStatus,
     /// Whose it is: the UUID that your app gave StoreKit for its user, as in `transaction.appAccountToken`. Null when it gave
-    /// none.
+    /// none, or an empty one.
     #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub app_user_id: Option<String>,
+    /// Which purchase names that user: `purchase`. Null exactly when there is no `appUserId`.
+    pub app_user_id_source: Option<AppUserIdSource>,
+    /// The subscription or purchase, as in events.
+    pub subject: EventSubject,
+    /// What the purchase is worth now. With `basis` `transaction` it says no more than the one signed transaction.
+    pub state: Option<PurchaseState>,
+    /// Why `state` is null, or why it has the basis `transaction` although Apple was asked for the whole subscription.
+    pub state_error: Option<StateError>,
     /// The facts.
     pub transaction: TransactionDetails,
 }
@@ -225,6 +253,7 @@ impl AppleVerifier {
             app_store: AppStoreClient::new(upstream, production_url, sandbox_url, clock.clone()),
             jws_verifier,
             revocation_checker,
+            unknown_ids: Cache::new(clock.clone(), MAX_UNKNOWN_IDS),
             clock: clock.clone(),
         }
     }
@@ -266,7 +295,7 @@ impl AppleVerifier {
             .map_err(AppleVerifyError::Credentials)?
             .ok_or(AppleVerifyError::NoCredentials)?;
         let choice = request.environment.unwrap_or(credentials.environment);
-        let verified = match &request.purchase {
+        let found = match &request.purchase {
             PurchaseRef::TransactionId(id) => {
                 self.verify_by_id(tenant, &credentials, choice, id).await?
             }
@@ -274,11 +303,53 @@ impl AppleVerifier {
                 self.verify_by_jws(&credentials, choice, jws).await?
             }
         };
-        match &request.expected_app_user_id {
-            Some(expected) if !is_owned_by(&verified, expected) => {
-                Err(AppleVerifyError::AppUserMismatch)
+        let expected = request.expected_app_user_id.as_deref();
+        check_owner(found.app_user(), expected, false)?;
+        let known = self.find_state(tenant, &credentials, request, &found).await;
+        let owner = found.app_user().map(str::to_owned).or(known.app_user);
+        check_owner(owner.as_deref(), expected, true)?;
+        let subject = found.subject(known.is_current);
+        Ok(VerifiedTransaction {
+            valid: true,
+            version: crate::VERSION,
+            environment: found.environment,
+            status: translate::transaction_status(&found.transaction, self.clock.now()),
+            app_user_id_source: owner.as_ref().map(|_| AppUserIdSource::Purchase),
+            app_user_id: owner,
+            subject,
+            state: known.state,
+            state_error: known.state_error,
+            transaction: transaction_details(found.transaction, found.raw, found.jws),
+        })
+    }
+
+    /// As [`Self::look_up_id`]. Apple does not know a purchase yet that it has just sold: an id that is asked for the first
+    /// time is tried three times within 750 ms.
+    async fn verify_by_id(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        choice: EnvironmentChoice,
+        id: &str,
+    ) -> Result<CheckedTransaction, AppleVerifyError> {
+        let key = token::sha256(format!("{tenant} {id}").as_bytes());
+        let is_known_unknown = self.unknown_ids.get(&key).is_some();
+        let mut later = RETRY_UNKNOWN_AT.iter().filter(|_| !is_known_unknown);
+        let started = Instant::now();
+        loop {
+            let found = self.look_up_id(tenant, credentials, choice, id).await;
+            let Err(AppleVerifyError::NotFound(AppleNotFound::Unknown)) = found else {
+                return found;
+            };
+            match later.next() {
+                Some(at) if started.elapsed() <= MAX_UNKNOWN_WAIT => {
+                    tokio::time::sleep_until(started + *at).await;
+                }
+                _ => {
+                    self.unknown_ids.insert(key, (), UNKNOWN_ID_TTL);
+                    return found;
+                }
             }
-            _ => Ok(verified),
         }
     }
 
@@ -286,13 +357,13 @@ impl AppleVerifier {
     ///
     /// The sandbox is asked when production knows no such transaction, and also when it answers 401: for an app that was
     /// never released it does so whatever the key. The key is wrong only when every asked environment answers 401.
-    async fn verify_by_id(
+    async fn look_up_id(
         &self,
         tenant: &TenantId,
         credentials: &Arc<AppleCredentials>,
         choice: EnvironmentChoice,
         id: &str,
-    ) -> Result<VerifiedTransaction, AppleVerifyError> {
+    ) -> Result<CheckedTransaction, AppleVerifyError> {
         let mut not_found = None;
         let mut unauthorized = None;
         for environment in environments_to_query(choice, credentials.app_apple_id.is_some())? {
@@ -332,7 +403,7 @@ impl AppleVerifier {
         environment: AppleEnvironment,
         id: &str,
         jws: String,
-    ) -> Result<VerifiedTransaction, AppleVerifyError> {
+    ) -> Result<CheckedTransaction, AppleVerifyError> {
         let (transaction, raw) = self
             .read_transaction(&jws)
             .await
@@ -344,7 +415,14 @@ impl AppleVerifier {
         if !known_as.iter().any(|known| known.as_deref() == Some(id)) {
             return Err(AppleVerifyError::ResponseMismatch);
         }
-        self.check_transaction(credentials, Some(environment), transaction, raw, jws)
+        let environment = check_transaction(credentials, Some(environment), &transaction)?;
+        Ok(CheckedTransaction {
+            environment,
+            transaction,
+            raw,
+            jws,
+            is_from_store: true,
+        })
     }
 
     async fn verify_by_jws(
@@ -352,26 +430,33 @@ impl AppleVerifier {
         credentials: &AppleCredentials,
         choice: EnvironmentChoice,
         jws: &str,
-    ) -> Result<VerifiedTransaction, AppleVerifyError> {
+    ) -> Result<CheckedTransaction, AppleVerifyError> {
         let has_id = credentials.app_apple_id.is_some();
         if choice == EnvironmentChoice::Production && !has_id {
             return Err(AppleVerifyError::NoAppAppleId);
         }
-        let (transaction, raw) = self
-            .read_transaction(jws)
-            .await
-            .map_err(AppleVerifyError::InvalidSignature)?;
+        let read = self.read_transaction(jws).await;
+        let (transaction, raw) = read.map_err(|error| match error {
+            // By now the payload is known to be Apple's.
+            SignatureError::NotATransaction => AppleVerifyError::NotATransaction(signed_kind(jws)),
+            error => AppleVerifyError::InvalidSignature(error),
+        })?;
         let expected = match choice {
             EnvironmentChoice::Auto => None,
             EnvironmentChoice::Production => Some(AppleEnvironment::Production),
             EnvironmentChoice::Sandbox => Some(AppleEnvironment::Sandbox),
         };
-        let verified =
-            self.check_transaction(credentials, expected, transaction, raw, jws.to_owned())?;
-        if verified.environment == AppleEnvironment::Production && !has_id {
+        let environment = check_transaction(credentials, expected, &transaction)?;
+        if environment == AppleEnvironment::Production && !has_id {
             return Err(AppleVerifyError::NoAppAppleId);
         }
-        Ok(verified)
+        Ok(CheckedTransaction {
+            environment,
+            transaction,
+            raw,
+            jws: jws.to_owned(),
+            is_from_store: false,
+        })
     }
 
     async fn read_transaction(
@@ -389,42 +474,79 @@ impl AppleVerifier {
         Ok((transaction, raw))
     }
 
-    /// Checks the bundle id and the environment, in the order of Apple's own server libraries.
-    fn check_transaction(
+    /// What the purchase is worth. Apple is asked for the whole subscription where the transaction that it returned does not
+    /// decide, and where the request wants it fresh. Without an answer the state is that of the transaction alone.
+    async fn find_state(
         &self,
-        credentials: &AppleCredentials,
-        expected: Option<AppleEnvironment>,
-        transaction: TransactionPayload,
-        raw: Box<RawValue>,
-        jws: String,
-    ) -> Result<VerifiedTransaction, AppleVerifyError> {
-        if transaction.bundle_id.as_deref() != Some(&*credentials.bundle_id) {
-            return Err(AppleVerifyError::BundleIdMismatch {
-                expected: credentials.bundle_id.clone(),
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        request: &AppleVerifyRequest,
+        found: &CheckedTransaction,
+    ) -> VerifiedState {
+        let now = self.clock.now();
+        let facts = found.facts(now);
+        let is_fresh = found.is_from_store && !facts.is_auto_renewable();
+        let is_undecided = found.is_from_store && !facts.transaction_decides(now);
+        let mut known = VerifiedState {
+            state: purchase_state(&facts, now),
+            state_error: None,
+            is_current: found.transaction.is_upgraded != Some(true),
+            app_user: None,
+        };
+        if is_fresh || !(is_undecided || request.refresh) {
+            return known;
+        }
+        match self.ask_for_state(tenant, credentials, found).await {
+            Ok(told) => told,
+            Err(error) => {
+                let problem = Problem::from(error);
+                tracing::warn!(
+                    tenantId = tenant.as_str(),
+                    error = problem.message,
+                    hint = "the answer's state comes from the transaction alone, and stateError says so",
+                    "apple_state_not_known"
+                );
+                known.state_error = Some(StateError::StoreUnavailable);
+                known
+            }
+        }
+    }
+
+    async fn ask_for_state(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        found: &CheckedTransaction,
+    ) -> Result<VerifiedState, AppleVerifyError> {
+        let now = self.clock.now();
+        let own = found.transaction.transaction_id.as_deref();
+        let first = found.transaction.original_transaction_id.as_deref();
+        let id = first.or(own).ok_or(AppleVerifyError::ResponseMismatch)?;
+        let environment = found.environment;
+        if !found.facts(now).is_auto_renewable() {
+            let id = own.unwrap_or(id);
+            let jws = self
+                .app_store
+                .get_transaction_info(tenant, credentials, environment, id)
+                .await?;
+            let fresh = self
+                .check_api_response(credentials, environment, id, jws)
+                .await?;
+            return Ok(VerifiedState {
+                state: purchase_state(&fresh.facts(now), now),
+                state_error: None,
+                is_current: true,
+                app_user: fresh.app_user().map(str::to_owned),
             });
         }
-        let found = transaction
-            .environment
-            .as_deref()
-            .and_then(AppleEnvironment::from_apple_str);
-        let environment = match (found, expected) {
-            (Some(found), None) => found,
-            (Some(found), Some(expected)) if found == expected => found,
-            _ => {
-                return Err(AppleVerifyError::EnvironmentMismatch {
-                    expected,
-                    found: transaction.environment,
-                });
-            }
-        };
-        let status = translate::transaction_status(&transaction, self.clock.now());
-        Ok(VerifiedTransaction {
-            valid: true,
-            version: crate::VERSION,
-            environment,
-            status,
-            app_user_id: transaction.app_account_token.clone(),
-            transaction: transaction_details(transaction, raw, jws),
+        let whole = self
+            .fetch_subscription(tenant, credentials, environment, id)
+            .await?;
+        Ok(VerifiedState {
+            state: purchase_state(&whole.facts(now), now),
+            state_error: None,
+            is_current: whole.transaction.transaction_id.as_deref() == own,
+            app_user: whole.app_user().map(str::to_owned),
         })
     }
 
@@ -460,11 +582,113 @@ fn environments_to_query(
     }
 }
 
-fn is_owned_by(verified: &VerifiedTransaction, expected: &str) -> bool {
-    verified
-        .app_user_id
+/// Checks the bundle id and the environment, in the order of Apple's own server libraries.
+fn check_transaction(
+    credentials: &AppleCredentials,
+    expected: Option<AppleEnvironment>,
+    transaction: &TransactionPayload,
+) -> Result<AppleEnvironment, AppleVerifyError> {
+    if transaction.bundle_id.as_deref() != Some(&*credentials.bundle_id) {
+        return Err(AppleVerifyError::BundleIdMismatch {
+            expected: credentials.bundle_id.clone(),
+            found: transaction.bundle_id.clone(),
+        });
+    }
+    let found = transaction
+        .environment
         .as_deref()
-        .is_some_and(|found| found.eq_ignore_ascii_case(expected))
+        .and_then(AppleEnvironment::from_apple_str);
+    match (found, expected) {
+        (Some(found), None) => Ok(found),
+        (Some(found), Some(expected)) if found == expected => Ok(found),
+        _ => Err(AppleVerifyError::EnvironmentMismatch {
+            expected,
+            found: transaction.environment.clone(),
+        }),
+    }
+}
+
+/// Refuses a purchase of another user than the expected one, and if `must_have_one`, one that names none.
+fn check_owner(
+    owner: Option<&str>,
+    expected: Option<&str>,
+    must_have_one: bool,
+) -> Result<(), AppleVerifyError> {
+    match (owner, expected) {
+        (Some(owner), Some(expected)) if !owner.eq_ignore_ascii_case(expected) => {
+            Err(AppleVerifyError::AppUserMismatch {
+                is_of_another: true,
+            })
+        }
+        (None, Some(_)) if must_have_one => Err(AppleVerifyError::AppUserMismatch {
+            is_of_another: false,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What a JWS without a transaction is.
+fn signed_kind(jws: &str) -> SignedDataKind {
+    let payload = trust::decode_unverified_payload(jws);
+    let object: Option<Map<String, Value>> =
+        payload.and_then(|json| serde_json::from_slice(&json).ok());
+    object.map_or(SignedDataKind::Unknown, |object| detect_kind(&object))
+}
+
+/// A transaction that is genuine and of the tenant's app.
+struct CheckedTransaction {
+    environment: AppleEnvironment,
+    transaction: TransactionPayload,
+    raw: Box<RawValue>,
+    jws: String,
+    /// Whether Apple's API has just returned it. False: it came with the request, and can be old.
+    is_from_store: bool,
+}
+
+impl CheckedTransaction {
+    fn app_user(&self) -> Option<&str> {
+        translate::app_user(self.transaction.app_account_token.as_deref())
+    }
+
+    fn facts(&self, now: Timestamp) -> PurchaseFacts<'_> {
+        let mut facts = PurchaseFacts {
+            transaction: &self.transaction,
+            renewal: None,
+            status: None,
+            is_newest: false,
+            stated_at: now,
+        };
+        // Of anything but a subscription that renews there is one transaction.
+        facts.is_newest = self.is_from_store && !facts.is_auto_renewable();
+        facts
+    }
+
+    fn subject(&self, current: bool) -> EventSubject {
+        let transaction = &self.transaction;
+        let first = transaction.original_transaction_id.as_ref();
+        let key = first.or(transaction.transaction_id.as_ref());
+        EventSubject {
+            key: key.cloned().unwrap_or_default(),
+            product_id: transaction.product_id.clone(),
+            r#type: if translate::is_subscription(transaction.r#type.as_deref()) {
+                SubjectType::Subscription
+            } else {
+                SubjectType::Product
+            },
+            current,
+            superseded_by: None,
+        }
+    }
+}
+
+/// What is known of the purchase that a transaction belongs to.
+struct VerifiedState {
+    state: Option<PurchaseState>,
+    state_error: Option<StateError>,
+    /// Whether the transaction is the newest of its subscription, as far as is known.
+    is_current: bool,
+    /// Whose it is by the newest transaction or the renewal info.
+    app_user: Option<String>,
 }
 
 /// Writes a JWS without looking for characters to escape: it has none, and it is most of an answer's bytes.

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::FromRef;
 use axum::http::request::Parts;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::audit::{VerificationLog, VerificationOutcome};
@@ -69,11 +70,29 @@ impl<N> NotificationState<N> {
         store: EventSource,
         acceptance: impl Future<Output = Result<AcceptedNotification, Problem>>,
     ) -> Result<Json<AcceptedNotification>, Problem> {
-        let result = acceptance.await;
+        let result = acceptance.await.map_err(with_logged_cause);
         let outcome = result.as_ref().map_err(Problem::status);
         self.metrics.count_notification(store, outcome);
         result.map(Json)
     }
+}
+
+/// A notification that is malformed is answered to a store, which shows the answer to no person: what is wrong with it has to
+/// stand in the log. These texts hold nothing of the notification.
+fn with_logged_cause(problem: Problem) -> Problem {
+    if problem.status() != 400 || problem.cause.is_some() {
+        return problem;
+    }
+    let issues = problem.details.get("issues").and_then(Value::as_array);
+    let issues = issues.into_iter().flatten().filter_map(|issue| {
+        let (path, message) = (issue["path"].as_str()?, issue["message"].as_str()?);
+        Some(format!("{path} {message}").trim_start().to_owned())
+    });
+    let mut text = issues.collect::<Vec<_>>().join("; ");
+    if text.is_empty() {
+        text.clone_from(&problem.message);
+    }
+    problem.with_cause(&text).with_cause_class(text)
 }
 
 /// The tenant in the path of a notification route.

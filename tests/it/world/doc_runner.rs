@@ -297,7 +297,7 @@ impl DocRunner {
         self.create_import_database().await;
         let simulator = &self.world.simulator;
         let apple = simulator.apple().api_key();
-        self.write_work_file("AuthKey_2X9R4HXF34.p8", &apple.private_key);
+        self.write_work_file("SubscriptionKey_2X9R4HXF34.p8", &apple.private_key);
         let account = simulator.google_service_account().to_string();
         self.write_note("service-account.json", &account);
         self.write_work_file("service-account.json", &account);
