@@ -132,7 +132,7 @@ fn key_file_name_warning(path: &Path, key_id: &str) -> Option<String> {
 }
 
 /// Fails when Apple accepts the credentials in no environment, or does not know the transaction that proves the bundle ID;
-/// warns when in one environment of two only, and when nothing proves the bundle ID.
+/// warns when in one environment of two only.
 pub(super) async fn check_credentials(
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
@@ -145,16 +145,10 @@ pub(super) async fn check_credentials(
     let is_accepted = results.iter().any(|(_, result)| result.is_ok());
     let is_known = results.iter().any(|(_, result)| matches!(result, Ok(true)));
     let app = &credentials.bundle_id;
-    match transaction_id {
-        Some(id) if is_accepted && !is_known => {
-            return Err(CommandError::failed(format!(
-                "Apple accepts the key, and knows no transaction {id} of {app}: the bundle id is wrong, or the transaction is of another app. Nothing was stored."
-            )));
-        }
-        None if is_accepted => eprintln!(
-            "attesto: warning: Apple accepts the key, which does not prove the bundle id {app}: with a wrong one Apple knows no transaction. Give the id of a transaction with --transaction-id."
-        ),
-        _ => {}
+    if let Some(id) = transaction_id.filter(|_| is_accepted && !is_known) {
+        return Err(CommandError::failed(format!(
+            "Apple accepts the key, and knows no transaction {id} of {app}: the bundle id is wrong, or the transaction is of another app. Nothing was stored."
+        )));
     }
     let mut refusals = Vec::new();
     for (environment, result) in results {
