@@ -81,7 +81,7 @@ pub enum BackupError {
         "the database's role may not create a database to restore into: let a superuser run `alter role <role> createdb`, or name another server with --database-url"
     )]
     CannotCreateDatabase,
-    /// Somebody wanted it to end.
+    /// It was interrupted.
     #[error("stopped; the database that it was restored into is gone again")]
     Interrupted,
     /// The tables could not be brought to this release.

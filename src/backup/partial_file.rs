@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// The file under its other name, which is nobody else's. Only its owner can read it.
+/// The file under its temporary name, which no other file has. Only its owner can read it.
 pub(crate) struct PartialFile(PathBuf);
 
 impl PartialFile {
@@ -49,11 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_shares_it_and_what_is_there_stays() {
+    fn it_is_not_shared_and_existing_files_stay() {
         let folder = std::env::temp_dir().join(format!("attesto-part-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let (name, other) = (folder.join("dump"), folder.join("dump.part"));
-        std::fs::write(&other, "somebody's own").expect("a file");
+        std::fs::write(&other, "another file").expect("a file");
         let (one, two) = (
             PartialFile::create_for(&name).expect("one"),
             PartialFile::create_for(&name).expect("two"),

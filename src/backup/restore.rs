@@ -1,4 +1,4 @@
-//! Brings a backup back into an empty database, from which nothing is sent until somebody says so.
+//! Brings a backup back into an empty database, from which nothing is sent until an operator releases the deliveries.
 
 use std::path::Path;
 

@@ -69,7 +69,7 @@ impl BackupSnapshot {
     }
 }
 
-/// What is in a database that nobody else uses.
+/// What is in a database without other sessions.
 pub(super) async fn load_database_content(database: &Database) -> Result<DatabaseContent, Error> {
     let mut connection = connect_without_timeouts(database).await?;
     let content = read_content(&mut connection).await?;
@@ -135,7 +135,7 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
     })
 }
 
-/// Whether somebody has made tables in it.
+/// Whether it has tables.
 pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
     sqlx::query_scalar(
         "select exists (select from information_schema.tables
@@ -166,7 +166,7 @@ pub(super) async fn create_scratch_database(
     }
 }
 
-/// Takes it away again, whoever is connected to it.
+/// Drops it again, whatever sessions it has.
 pub(super) async fn drop_scratch_database(database: &Database, name: &str) -> Result<(), Error> {
     let mut connection = connect_without_timeouts(database).await?;
     connection

@@ -75,7 +75,7 @@ pub async fn verify_backup(
         ));
     }
     report.sound = report.problems.is_empty();
-    // Where this is not the database it was made of, nobody asks for the note.
+    // Where this is not the database it was made of, the note is not used.
     if let Err(error) = store::record_verified(database, &report).await {
         tracing::debug!(%error, "the trial is not noted");
     }

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// From now on a crash leaves no core, in which every opened secret would be. On Linux nobody else without privileges
+/// From now on a crash leaves no core, in which every opened secret would be. On Linux no other unprivileged process
 /// looks into this process either: at its memory, its variables, its files. Programs that it starts may leave a core when
 /// they ask for it.
 pub fn disable_core_dumps() {

@@ -254,7 +254,7 @@ impl JobGauges {
             ),
             credentials_due: registry.register_gauge_vec(
                 "attesto_credentials_due",
-                "Keys of active tenants that are older than they should be, or that nobody uses.",
+                "Keys of active tenants that are older than they should be, or unused.",
                 ["credential"],
             ),
             drift_findings: registry.register_gauge_vec(

@@ -77,7 +77,7 @@ setting_group! {
             "Deliveries under way at once")
             => max_concurrent_deliveries: usize = read_number(1..=1024);
         ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "webhook-dispatch-interval-seconds", "SECONDS", "10",
-            "How often to look for deliveries nobody announced; new ones start at once")
+            "How often to look for due deliveries without a notification; new ones start at once")
             => dispatch_interval: Duration = read_seconds(1..=3600);
         ("WEBHOOK_TIMEOUT_SECONDS", "webhook-timeout-seconds", "SECONDS", "10",
             "How long a callback may take to answer")

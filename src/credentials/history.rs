@@ -11,9 +11,9 @@ use crate::base::clock::Timestamp;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, SealContext, UnsealError};
 
-/// How long, when nobody says otherwise.
+/// The default grace period.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(72);
-/// How often a change is tried again when somebody else changes the same tenant's credentials at the same time.
+/// How often a change is tried again when another command changes the same tenant's credentials at the same time.
 pub const MAX_ROTATE_ATTEMPTS: u32 = 10;
 
 /// What may be shown of credentials that were replaced.
@@ -52,7 +52,7 @@ pub enum PreviousOutcome {
     Unchanged,
     /// They are kept for the grace.
     Retained,
-    /// Nobody wants them to be kept.
+    /// The grace period is zero: they are not kept.
     Discarded,
     /// They cannot be kept, because they do not open.
     NotOpened(UnsealError),
@@ -130,8 +130,8 @@ pub enum RollbackError {
     /// What is kept does not open.
     #[error("what is kept does not open: {0}")]
     NotOpened(UnsealError),
-    /// Somebody else changes them, again and again.
-    #[error("somebody else is changing these credentials at the same time: try again")]
+    /// Another command changed them in each of the rounds.
+    #[error("another command is changing these credentials at the same time: try again")]
     Contended,
     /// The database did not answer.
     #[error(transparent)]

@@ -2,7 +2,7 @@
 //!
 //! Promises: a credential that was changed is not used again, by any process, once the change was heard of; while
 //! changes are not heard, nothing remembered is believed; plaintext leaves memory when its time is over, whether
-//! anybody asks again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
+//! it is used again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
 //!
 //! - [`tenant_cache`]: a tenant's opened credential, remembered
 //! - [`canary`]: is the configured key the one this database was sealed with

@@ -1,7 +1,7 @@
 //! Everything sealed anew with the newest key, a few rows at a time, while every process goes on working.
 //!
 //! Promises: each value is opened before it is sealed anew, what was sealed is opened and compared before it is
-//! written, and it is written only where the value that was read still stands: whoever changes a secret meanwhile wins. Each
+//! written, and it is written only where the value that was read still stands: a secret that is changed meanwhile keeps the change. Each
 //! batch is noted in the operators' audit by a row of its own transaction.
 //! It can be stopped anywhere and run again, also twice at once. What does not open is left as it is and named with its
 //! cause, of which there are three that are never merged: its key is not configured, it does not open with the key that
@@ -25,7 +25,7 @@ use crate::db::{Database, Error};
 const BATCH_ROWS: i64 = 100;
 /// The pause between two of them, so that everybody else comes first.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// How often all columns are gone through: again when somebody else was at a row at the same moment.
+/// How often all columns are gone through: again when another transaction held a row at the same moment.
 const MAX_RESEAL_ROUNDS: u32 = 5;
 /// More values that do not open than this are counted and not listed.
 const MAX_LISTED_FAILURES: usize = 100;

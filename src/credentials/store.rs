@@ -146,7 +146,7 @@ pub(super) async fn sample_values(
 }
 
 /// Puts each new value, sealed with the key of that id, where the old one still stands, all in one short transaction with
-/// the row that notes it. A row that somebody else is just writing is left to them. Gives how many were put.
+/// the row that notes it. A row that another transaction is writing is left to it. Returns how many were written.
 pub(super) async fn replace_values(
     database: &Database,
     column: SealedColumn,

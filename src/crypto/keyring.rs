@@ -216,7 +216,7 @@ impl Keyring {
     }
 
     /// What a key can be recognised by without being shown: `<id>:` and the first 16 hex digits of a digest of it. A key is 256
-    /// random bits, so nobody finds it by its digest. `None` for an id that is not on the ring.
+    /// random bits, so it cannot be found by its digest. `None` for an id that is not on the ring.
     pub fn key_fingerprint(&self, id: u8) -> Option<String> {
         let key = self.keys.get(&id)?;
         let mut labelled = Zeroizing::new(b"attesto/fingerprint/v1/".to_vec());

@@ -1,4 +1,4 @@
-//! A file that only whoever has the passphrase, or the identity it was sealed for, can read.
+//! A file that opens only with its passphrase, or with the identity of the recipient it was sealed for.
 //!
 //! ```text
 //! attesto sealed file 1
@@ -11,9 +11,9 @@
 //! recipient (HPKE, RFC 9180: X25519, HKDF-SHA-256, AES-256-GCM). The pieces are sealed with a key made of it and of the lines
 //! above, so that no other lines lead to them. A piece's nonce is its number and whether it is the last: none can be changed,
 //! moved, left out or cut off without being noticed before anything of it is believed. The third line tells an accident from
-//! a wrong passphrase, and nothing more: whoever changes the lines on purpose can write another, and then the key does not open.
+//! a wrong passphrase, and nothing more: an attacker who changes the lines can write another sum, and then the key does not open.
 //!
-//! HPKE's base mode says nothing about who sealed a file: whoever knows a recipient can seal for it.
+//! HPKE's base mode does not authenticate the sender: a recipient's text is enough to seal for it.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -155,7 +155,7 @@ impl std::str::FromStr for Recipient {
         let public = decoded
             .filter(|bytes| bytes.len() == KEY_BYTES)
             .map(HpkePublicKey);
-        // A point of small order is nobody's key, and the one thing that HPKE refuses to seal for.
+        // A point of small order belongs to no key pair, and is the one thing that HPKE refuses to seal for.
         let public = public.filter(|public| SUITE.setup_sealer(DOMAIN_SEPARATOR, public).is_ok());
         let bytes = public.and_then(|public| public.0.try_into().ok());
         bytes.map(Self).ok_or(RecipientParseError("a recipient"))
@@ -203,9 +203,9 @@ impl RecipientIdentity {
 /// For whom a file is sealed.
 #[derive(Debug)]
 pub enum SealTarget {
-    /// Whoever has the passphrase.
+    /// Opens with the passphrase.
     Passphrase(Passphrase),
-    /// Whoever has the recipient's identity.
+    /// Opens with the recipient's identity.
     Recipient(Recipient),
 }
 
@@ -284,7 +284,7 @@ impl SealedFileKey {
                 let public = HpkePublicKey(recipient.0.to_vec());
                 let (encapsulated, key) = SUITE
                     .seal(DOMAIN_SEPARATOR, &[], key, &public)
-                    .expect("whoever is no key was refused when the text was read");
+                    .expect("a text that is no key was refused when it was parsed");
                 Self::Recipient {
                     encapsulated: STANDARD.encode(encapsulated.0),
                     key: STANDARD.encode(key),
@@ -691,10 +691,10 @@ mod tests {
             "{said}"
         );
         assert!(RecipientIdentity::parse(&recipient.to_string()).is_err());
-        let nobody = format!(
+        let small_order = format!(
             "{RECIPIENT_PREFIX}{}",
             URL_SAFE_NO_PAD.encode([0; KEY_BYTES])
         );
-        assert!(nobody.parse::<Recipient>().is_err());
+        assert!(small_order.parse::<Recipient>().is_err());
     }
 }

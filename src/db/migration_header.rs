@@ -56,10 +56,10 @@ impl TableImpact {
     pub fn describe_impact(self) -> &'static str {
         match self {
             Self::Creates => "is made",
-            Self::Locks => "is changed in a moment, as soon as nobody uses it",
+            Self::Locks => "is locked for a moment, once no transaction uses it",
             Self::ChangesRows => "has rows changed; who changes the same ones waits",
             Self::ReadsAll => "is read from end to end, and nothing is written to it meanwhile",
-            Self::Rewrites => "is written anew from end to end, and nobody uses it meanwhile",
+            Self::Rewrites => "is rewritten from end to end, and is locked meanwhile",
             Self::Unknown => "may be changed in any way",
         }
     }

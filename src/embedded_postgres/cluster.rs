@@ -133,7 +133,7 @@ impl EmbeddedPostgres {
         }
     }
 
-    /// Joins it, for one command: as the guest of whoever runs it, or, when nobody does, by starting it until
+    /// Joins it, for one command: as a guest of the process that runs it, or, when none does, by starting it until
     /// [`EmbeddedPostgres::stop`].
     pub async fn attach(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
         let folder = open_folder(&options)?;
@@ -257,7 +257,7 @@ impl EmbeddedPostgres {
         }
         stop.cancel();
         if let Some(keeper) = keeper.take() {
-            // It does not panic, and nobody aborts it.
+            // It does not panic, and is not aborted.
             let _ = keeper.await;
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data folder>/
-//!   pg/             the cluster, 0700, owned by whoever runs Postgres
+//!   pg/             the cluster, 0700, owned by the user that runs Postgres
 //!   pg.init/        a cluster in the making; renamed to pg/ when it is whole
 //!   run/            the socket, 0700 (elsewhere when the path would be too long for a socket)
 //!   postgres.log    what Postgres says
@@ -52,7 +52,7 @@ impl OwnerKind {
     }
 }
 
-/// Somebody else holds [`DataFolder::try_lock_owner`].
+/// Another process holds [`DataFolder::try_lock_owner`].
 #[derive(Debug)]
 pub(super) struct LockOwner {
     pub(super) pid: Option<u32>,
@@ -74,7 +74,7 @@ pub(super) struct DataFolder {
 }
 
 impl DataFolder {
-    /// Makes the folders that are missing. When there is data already, Postgres runs as its owner, whoever would be
+    /// Makes the folders that are missing. When there is data already, Postgres runs as its owner, whichever user would be
     /// chosen today.
     pub(super) fn prepare_folders(
         root: &Path,
@@ -302,7 +302,7 @@ impl DataFolder {
     }
 
     /// A folder that only the user who runs Postgres may enter. One that is there already must be exactly that: in
-    /// /tmp anybody may have put a trap.
+    /// /tmp another user may have put a link in the way.
     fn create_private_folder(&self, path: &Path) -> Result<(), EmbeddedError> {
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => {

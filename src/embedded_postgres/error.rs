@@ -35,13 +35,13 @@ pub enum EmbeddedError {
     /// No default place to put the data.
     #[error("neither XDG_STATE_HOME nor HOME says where data belongs: set ATTESTO_DATA_DIR")]
     NoDataDir,
-    /// We are root, and there is nobody else to be.
+    /// The process runs as root, and there is no other user to run Postgres as.
     #[error(
         "Postgres refuses to run as root, and this machine has no user `attesto` or `postgres` to run it as.\n\
          Create one with: useradd --system --no-create-home --shell /usr/sbin/nologin attesto. Or name another in ATTESTO_PG_USER."
     )]
     NoUnprivilegedAccount,
-    /// `ATTESTO_PG_USER` names nobody.
+    /// `ATTESTO_PG_USER` names no user of this machine.
     #[error("ATTESTO_PG_USER names {name}, and this machine has no such user")]
     UnknownAccount {
         /// What it names.
@@ -63,7 +63,7 @@ pub enum EmbeddedError {
         /// What the operating system said.
         cause: io::Error,
     },
-    /// The data is somebody else's.
+    /// The data belongs to another user.
     #[error(
         "{} belongs to the user with id {owner}, not to us: run as that user, or choose another folder with ATTESTO_DATA_DIR",
         path.display()

@@ -1,5 +1,5 @@
 //! A private Postgres: the programs already installed on this machine, run as a child process of ours on a folder of
-//! ours, reachable over a Unix socket by nobody else.
+//! ours, reachable over a Unix socket that no other user may open.
 //!
 //! Promises: the settings are durable (`fsync` on, checksums on); nothing that runs already is touched; nothing is ever
 //! downloaded or deleted, except half of a cluster that an interrupted first run of ours left behind; a crash of ours

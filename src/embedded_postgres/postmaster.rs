@@ -83,7 +83,7 @@ impl OrphanedPostmaster {
         if orphan.is_alive() {
             return Some(orphan);
         }
-        // Where nobody reaps orphans (we are the first process of a container), a dead one keeps its process id, and
+        // Where no process reaps orphans (this is the first process of a container), a dead one keeps its process id, and
         // Postgres would take it for a living rival. When it is no child of ours, this does nothing.
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         // After a power cut the process id may mean another program of the same user, which Postgres cannot tell from

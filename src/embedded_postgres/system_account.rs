@@ -1,4 +1,4 @@
-//! Which user runs Postgres. Usually ourselves; root may not, so root runs it as somebody with fewer rights.
+//! Which user runs Postgres. Usually our own; Postgres refuses root, so root runs it as a user with fewer rights.
 
 use std::process::{Command, Stdio};
 
@@ -21,7 +21,7 @@ pub struct SystemAccount {
 
 impl SystemAccount {
     /// Whom to become: `None` stays what we are. `named` is `ATTESTO_PG_USER`; it counts only for root, who alone can
-    /// become somebody else.
+    /// become another user.
     pub fn choose_for_postgres(named: Option<&str>) -> Result<Option<Self>, EmbeddedError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);

@@ -39,7 +39,7 @@ pub fn build_local_http_client(
 /// certificates it trusts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "nobody can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
+    "no server can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
 )]
 pub struct HttpClientError(String);
 
@@ -55,7 +55,7 @@ impl From<reqwest::Error> for HttpClientError {
 pub enum CertificateTrust {
     /// Exactly this one, to the byte.
     Pinned(CertificateDer<'static>),
-    /// Whoever is there. Nothing may be sent that is not for everybody.
+    /// Accepts any certificate. Send nothing that is secret.
     AnyCertificate,
 }
 

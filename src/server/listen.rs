@@ -68,7 +68,7 @@ impl ListenSettings {
 /// Why nothing can be listened to.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else listens there.
+    /// Another process listens there.
     #[error(
         "port {0} is already in use: stop what uses it, or choose another with --port (or PORT); 0 takes a free one"
     )]
@@ -96,7 +96,7 @@ pub async fn bind_listener(listen: ListenSettings) -> Result<TcpListener, BindEr
     let address = listen.bind_addr();
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
-        // Nobody chose an address, and this machine has no IPv6.
+        // No address was chosen, and this machine has no IPv6.
         Err(problem) if listen.address.is_none() && is_ipv6_unavailable(&problem) => {
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port));
             TcpListener::bind(address)

@@ -39,7 +39,7 @@ use crate::http::api_docs::{self, DocumentedError, ErrorBodySchema};
     tags(
         (name = "verify", description = "Is this purchase real, and what is it now? With an API key of the tenant."),
         (name = "webhooks", description = "What the stores report. For the stores."),
-        (name = "operation", description = "For whoever runs this service. Without a key."),
+        (name = "operation", description = "For operators and load balancers. Without a key."),
     ),
     modifiers(&ApiSecuritySchemes)
 )]

@@ -20,7 +20,7 @@ pub enum TransferError {
         "{0} is here already: --replace makes its settings and credentials those of the file, and adds to its keys and its history what is missing"
     )]
     TenantExists(TenantId),
-    /// Rows of the file are somebody else's here.
+    /// Rows of the file have ids that are another tenant's here.
     #[error(
         "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with whoever exported it"
     )]
@@ -32,9 +32,9 @@ pub enum TransferError {
         /// How many.
         count: u64,
     },
-    /// It is inactive, and somebody is just sending all the same.
+    /// It is inactive, and deliveries of it are being sent.
     #[error(
-        "{count} deliveries of {tenant} are just under way, and would be sent again by whoever imports this: run it again in a minute"
+        "{count} deliveries of {tenant} are being sent, and would be sent again by the installation that imports this: run it again in a minute"
     )]
     DeliveriesInProgress {
         /// Whose.
@@ -42,9 +42,9 @@ pub enum TransferError {
         /// How many.
         count: i64,
     },
-    /// Somebody is writing what they began while it was active, or something that takes long.
+    /// A transaction that began while it was active is still writing, or one that takes long.
     #[error(
-        "somebody is still writing events or deliveries, and {0} could be in it (a large import, perhaps, or a long job): run it again in a minute"
+        "a transaction is still writing events or deliveries, and {0} could be in it (a large import, perhaps, or a long job): run it again in a minute"
     )]
     WritesInProgress(TenantId),
     /// A request for redelivery is not through, and needs the history.

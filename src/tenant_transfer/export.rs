@@ -56,7 +56,7 @@ pub async fn export_tenant(
     let mut snapshot = TenantSnapshot::begin_snapshot(database, tenant).await?;
     let owner = snapshot.load_tenant(tenant).await?;
     let owner = owner.ok_or_else(|| TransferError::TenantNotFound(tenant.clone()))?;
-    // Of one that is active this is a copy, which is never complete. Of one that is not, it is all there is: nobody may still be
+    // The export of an active tenant is a copy, which is never complete. That of an inactive one is complete: no process may still be
     // sending what is in it.
     if !owner.is_active && owner.deliveries_in_progress > 0 {
         return Err(TransferError::DeliveriesInProgress {
@@ -142,7 +142,7 @@ pub async fn export_tenant(
         bytes,
         sha256,
     };
-    // Noted before there is a file by that name: one that nobody knows of is not made.
+    // Recorded in the audit before the file exists: no file is made that the audit does not know of.
     let note = json!({
         "history": history,
         "sealedFor": exported.sealed_for,

@@ -128,7 +128,7 @@ pub async fn import_tenant(
         kept: BTreeMap::new(),
     };
     unpacked.import_lines(&mut unpacking, &mut reader).await?;
-    // Whoever takes in an event for the tenant reads its row, which is not to be held all the while.
+    // A process that stores an event reads the tenant's row, which must not be locked all the while.
     if let Some(mut last) = unpacked.deferred_tenant_row.take() {
         unpacked.insert_batch(&mut unpacking, &mut last).await?;
     }
@@ -378,7 +378,7 @@ impl ImportReader<'_> {
         }
         if inserted < given {
             match part.on_conflict {
-                // Somebody else was quicker.
+                // Another transaction was faster.
                 ConflictPolicy::Overwrite => {
                     return Err(TransferError::TenantExists(self.label.tenant.clone()));
                 }

@@ -13,7 +13,7 @@ use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
 
-/// Between two batches a file is read and opened. What is noted of each change is noted at the end: whoever adds to the log of
+/// Between two batches a file is read and opened. The audit rows of the changes are written at the end: a transaction that adds to the log of
 /// changes keeps others from adding, and a history may be long.
 const IMPORT_SESSION_SQL: &str = "set local statement_timeout = '120s'; set local idle_in_transaction_session_timeout = '120s'; \
      set constraints all deferred";
@@ -24,10 +24,10 @@ const BATCH_ROWS_SQL: &str =
 /// Rows of a snapshot that are in memory at once: with the largest there can be, some 300 MB.
 const FETCH_ROWS: usize = 100;
 /// How long a snapshot waits for the program: while there is one, nothing that was deleted since is cleaned up anywhere in the
-/// database. In a statement Postgres waits for nobody, since a few rows are read whole before any is written to the file.
+/// database. A statement waits for no other transaction, since a few rows are read whole before any is written to the file.
 const EXPORT_SESSION_SQL: &str = "set statement_timeout = '120s'; set idle_in_transaction_session_timeout = '120s'; \
      set lock_timeout = '60s'";
-/// Waits for whoever was already writing, in two transactions: whoever writes takes the two tables in any order. While it
+/// Waits for transactions that were already writing, in two transactions: a writer takes the two tables in any order. While it
 /// waits, others' writing waits behind it.
 const WAIT_FOR_WRITERS_SQL: [&str; 2] = [
     "set lock_timeout = '3s'; begin; lock table webhook_events in share mode; commit",
@@ -70,7 +70,7 @@ pub(super) struct TenantSnapshot {
 pub(super) struct ExportedTenant {
     pub(super) name: String,
     pub(super) is_active: bool,
-    /// Deliveries that somebody is sending.
+    /// Deliveries that are being sent.
     pub(super) deliveries_in_progress: i64,
     /// Deliveries that are still to be sent.
     pub(super) pending_deliveries: i64,
@@ -419,7 +419,7 @@ impl TenantImport {
         Ok(rows.collect())
     }
 
-    /// Notes what waited to be noted: from here on nobody else changes anything.
+    /// Writes the deferred audit rows: from here on other transactions wait.
     pub(super) async fn check_deferred_constraints(&mut self) -> Result<(), Error> {
         self.set_row_audit(true).await?;
         sqlx::query("set constraints all immediate")
@@ -473,7 +473,7 @@ impl TenantImport {
         .await
     }
 
-    /// Makes it so. Whoever lets go of it instead has changed nothing.
+    /// Commits. A value that is dropped instead has changed nothing.
     pub(super) async fn commit(self) -> Result<(), Error> {
         self.transaction.commit().await
     }

@@ -30,7 +30,7 @@ pub struct TransferTable {
     /// What becomes of rows that are there already.
     pub on_conflict: ConflictPolicy,
     /// Of those that are kept: which row `here` of the same tenant a row `line` of the file is, as SQL. What is neither written
-    /// nor the tenant's own already is somebody else's.
+    /// nor the tenant's own already belongs to another tenant.
     pub match_condition: &'static str,
     /// Whether its rows are noted by the one row about the import, and not each by its own.
     pub is_audited_once: bool,
@@ -138,7 +138,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     },
     TransferTable {
         full_history_filter: ALL_ROWS,
-        // Whoever held it does so in the old installation.
+        // A lease is held by a process of the old installation.
         overrides: r#"{"lease_until": null}"#,
         is_audited_once: true,
         ..transfer_table(

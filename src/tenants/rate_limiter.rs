@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_as_long_as_told_is_let_in_and_no_sooner() {
+    fn a_caller_is_admitted_after_the_announced_wait_and_no_sooner() {
         for (per_second, burst) in [(1, 1), (3, 2), (7, 1), (250, 3)] {
             let limit = RateLimit { per_second, burst };
             let (limiter, clock) = limiter();

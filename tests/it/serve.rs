@@ -492,7 +492,7 @@ async fn a_machine_without_ca_certificates_gets_an_explanation() {
     assert_eq!(ran.status.code(), Some(1));
     let errors = String::from_utf8(ran.stderr).expect("text");
     assert!(
-        errors.starts_with("attesto: nobody can be called over TLS (")
+        errors.starts_with("attesto: no server can be called over TLS (")
             && errors.contains("ca-certificates")
             && errors.contains("SSL_CERT_FILE")
             && errors.ends_with(" are set.\n"),
