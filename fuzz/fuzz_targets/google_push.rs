@@ -3,7 +3,7 @@
 #![no_main]
 
 use attesto::stores::google::payload::{DeveloperNotification, SubscriptionPurchase};
-use attesto::stores::google::translate::{self, ReplacedPurchase};
+use attesto::stores::google::translate::{self, ReplacedPurchase, Replacement};
 use attesto::stores::google::trust::PushToken;
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
         let purchase: Option<SubscriptionPurchase> = serde_json::from_slice(input).ok();
         for replaced in [
             ReplacedPurchase::Nothing,
-            ReplacedPurchase::Running,
+            ReplacedPurchase::Running(Replacement::OtherPlan),
             ReplacedPurchase::Ended,
         ] {
             let meaning =

@@ -74,6 +74,14 @@ impl Clock {
         }
     }
 
+    /// Waits. A fixed clock does not wait: it moves forward instead.
+    pub async fn sleep(&self, duration: Duration) {
+        match &self.0 {
+            ClockSource::System => tokio::time::sleep(duration).await,
+            ClockSource::Fixed { .. } => self.advance(duration),
+        }
+    }
+
     /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock. The database's clock
     /// (`attesto_now()`) is moved by the test that moves this one.
     pub fn advance(&self, by: Duration) {

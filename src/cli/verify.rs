@@ -16,6 +16,7 @@ use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
+use crate::events::SubjectType;
 use crate::http::Problem;
 use crate::outbound::{self, Upstream};
 use crate::stores::apple::account::EnvironmentChoice;
@@ -209,19 +210,15 @@ async fn verify_google(
         &context.clock,
         settings,
     );
-    let product = match (args.r#type, args.product_id) {
-        (PurchaseTypeArg::Subscription, product_id) => {
-            google::verify::RequestedProduct::Subscription { product_id }
-        }
-        (PurchaseTypeArg::Product, Some(product_id)) => {
-            google::verify::RequestedProduct::Product { product_id }
-        }
-        (PurchaseTypeArg::Product, None) => unreachable!("clap requires it"),
+    let kind = match args.r#type {
+        PurchaseTypeArg::Subscription => SubjectType::Subscription,
+        PurchaseTypeArg::Product => SubjectType::Product,
     };
     let request = google::verify::GoogleVerifyRequest {
         package_name,
         purchase_token,
-        product,
+        kind: Some(kind),
+        product_id: args.product_id,
         expected_app_user_id: args.expected_app_user_id,
     };
     match google.verify_purchase(&args.tenant, &request).await {

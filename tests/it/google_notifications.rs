@@ -187,13 +187,21 @@ async fn subscription_notifications_map_to_our_event_types() {
             "tenantId": shop.tenant.id,
             "source": "google",
             "environment": "production",
-            "subject": { "key": token, "productId": "pro_monthly", "type": "subscription" },
+            "subject": {
+                "key": token, "productId": "pro_monthly", "type": "subscription", "current": true, "supersededBy": null,
+            },
             "appUserId": USER,
+            "appUserIdSource": "purchase",
+            "sequence": 1,
+            "state": first.0["state"],
+            "stateError": null,
             "data": sent,
             "raw": first.0["raw"],
         })
     );
     assert_eq!(first.0["raw"]["message"]["data"], message.data);
+    assert_eq!(first.0["state"]["status"], "active");
+    assert_eq!(first.0["state"]["asOf"], now.to_string());
     for (change, word, reason) in [
         (SubscriptionChange::Renew {}, "subscription.renewed", None),
         (
@@ -289,8 +297,11 @@ async fn every_notification_block_sets_the_event_subject() {
     assert_eq!(event.word(), ("product.purchased", None));
     assert_eq!(
         event.0["subject"],
-        json!({ "key": token, "productId": "coins_100", "type": "product" })
+        json!({
+            "key": token, "productId": "coins_100", "type": "product", "current": true, "supersededBy": null,
+        })
     );
+    let product = event.0["subject"].clone();
     assert_eq!(event.0["appUserId"], USER);
     assert_eq!(event.0["environment"], "sandbox");
     shop.play()
@@ -299,8 +310,7 @@ async fn every_notification_block_sets_the_event_subject() {
     let event = shop.push().await;
     assert_eq!(event.word(), ("product.refunded", Some("full")));
     assert_eq!(event.0["platformEvent"], "google.voided");
-    let voided = json!({ "key": token, "productId": null, "type": "product" });
-    assert_eq!(event.0["subject"], voided);
+    assert_eq!(event.0["subject"], product);
 
     shop.play().publish_test_notification(APP);
     let event = shop.push().await;
@@ -746,7 +756,9 @@ async fn linked_purchase_tokens_share_one_subject() {
             assert_eq!(event.word(), ("subscription.upgraded", None));
             assert_eq!(
                 event.0["subject"],
-                json!({ "key": root, "productId": product, "type": "subscription" })
+                json!({
+                    "key": root, "productId": product, "type": "subscription", "current": true, "supersededBy": null,
+                })
             );
         }
     }
@@ -774,7 +786,9 @@ async fn linked_purchase_tokens_share_one_subject() {
     assert_eq!(event.word(), ("subscription.refunded", Some("partial")));
     assert_eq!(
         event.0["subject"],
-        json!({ "key": root, "productId": null, "type": "subscription" })
+        json!({
+            "key": root, "productId": "team_monthly", "type": "subscription", "current": true, "supersededBy": null,
+        })
     );
     assert_eq!(event.0["appUserId"], USER);
 
@@ -892,8 +906,11 @@ async fn when_google_does_not_answer_the_event_is_stored_without_state() {
         assert_eq!(event.word(), ("subscription.expired", None), "{fault:?}");
         assert_eq!(
             event.0["subject"],
-            json!({ "key": first, "productId": "named", "type": "subscription" })
+            json!({
+                "key": first, "productId": "named", "type": "subscription", "current": true, "supersededBy": null,
+            })
         );
+        assert_eq!(event.0["stateError"], "store_unavailable", "{fault:?}");
         simulator.clear_faults();
     }
 

@@ -108,11 +108,15 @@ impl Script {
         self.answers.lock().unwrap().extend(answers);
     }
 
+    /// Google will refuse whatever it is asked next, until it [answers](Self::will_answer) something else.
     fn will_refuse(&self, status: u16, reason: &str) {
         let body = json!({ "error": {
             "code": status, "message": "planted-sentence", "errors": [{ "reason": reason }],
         } });
-        self.will_answer(status, &body.to_string());
+        self.answers.lock().unwrap().clear();
+        for _ in 0..6 {
+            self.will_answer(status, &body.to_string());
+        }
     }
 }
 
@@ -327,7 +331,8 @@ async fn a_valid_product_is_confirmed() {
 #[tokio::test]
 async fn every_google_response_maps_to_its_error_code() {
     let shop = Shop::open().await;
-    let not_found = |reason: &str| json!({ "reason": reason });
+    let not_found =
+        |reason: &str, may_be_early: bool| json!({ "reason": reason, "mayBeEarly": may_be_early });
     let google = |status: u16, reason: &str| json!({ "status": status, "googleErrorCode": reason });
     for (status, reason, expected, error, details) in [
         (
@@ -335,42 +340,42 @@ async fn every_google_response_maps_to_its_error_code() {
             "purchaseTokenNotFound",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("unknown"),
+            not_found("unknown", true),
         ),
         (
             400,
             "invalid",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("unknown"),
+            not_found("unknown", false),
         ),
         (
             400,
             "subscriptionInvalidArgument",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("other_type"),
+            not_found("other_type", false),
         ),
         (
             400,
             "failedPrecondition",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("gone"),
+            not_found("gone", false),
         ),
         (
             410,
             "subscriptionPurchaseNoLongerAvailable",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("gone"),
+            not_found("gone", false),
         ),
         (
             410,
             "purchaseTokenNoLongerValid",
             200,
             "PURCHASE_NOT_FOUND",
-            not_found("gone"),
+            not_found("gone", false),
         ),
         (
             400,
@@ -531,7 +536,7 @@ async fn invalid_requests_are_not_sent_to_google() {
         .iter()
         .map(|issue| issue["path"].as_str().unwrap())
         .collect();
-    assert_eq!(paths, ["packageName", "purchaseToken", "productId"]);
+    assert_eq!(paths, ["packageName", "purchaseToken"]);
     let nobody = RawApiKey::generate(ApiKeyEnvironment::Live);
     for authorization in ["", "Bearer", &format!("Bearer {}", nobody.expose())] {
         let (status, _, answer) = shop.ask_with(authorization, &subscription()).await;

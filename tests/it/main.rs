@@ -31,6 +31,7 @@ mod embedded;
 mod encryption;
 mod google_credentials;
 mod google_notifications;
+mod google_state;
 mod google_verify;
 mod health_command;
 mod jobs;

@@ -1096,7 +1096,9 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     // The wait has a limit.
     let refused = export().await.unwrap_err();
     assert!(
-        refused.to_string().contains("a transaction is still writing"),
+        refused
+            .to_string()
+            .contains("a transaction is still writing"),
         "{refused}"
     );
     let meanwhile = async {

@@ -25,12 +25,9 @@ from attesto_client.models import (
     GoogleRefused,
     GoogleSubscription,
     GoogleVerified,
-    GoogleVerifyProduct,
-    GoogleVerifyProductType,
-    GoogleVerifySubscription,
-    GoogleVerifySubscriptionType,
+    GoogleVerifyRequest,
 )
-from attesto_client.types import Response
+from attesto_client.types import UNSET, Response
 
 Verified = AppleVerified | GoogleVerified
 Refused = AppleRefused | GoogleRefused
@@ -77,12 +74,9 @@ def main() -> None:
     if store == "apple":
         question = AppleVerifyById(transaction_id=identifier)
         decision = understand(verify_apple.sync_detailed(client=client, body=question))
-    elif product:
-        bought = GoogleVerifyProduct(package, identifier, GoogleVerifyProductType.PRODUCT, product[0])
-        decision = understand(verify_google.sync_detailed(client=client, body=bought))
     else:
-        held = GoogleVerifySubscription(package, identifier, GoogleVerifySubscriptionType.SUBSCRIPTION)
-        decision = understand(verify_google.sync_detailed(client=client, body=held))
+        bought = GoogleVerifyRequest(package, identifier, product_id=product[0] if product else UNSET)
+        decision = understand(verify_google.sync_detailed(client=client, body=bought))
     print(json.dumps(decision))
 
 

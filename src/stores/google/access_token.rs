@@ -1,7 +1,8 @@
 //! Access tokens for the Play Developer API, exchanged for a service account's assertions.
 //!
 //! Promises: a token is requested once for all calls that need it at the same time, and renewed a minute before it
-//! expires; a token that Google refused is not used again.
+//! expires; a token that Google refused is replaced, unless Google refuses new ones too: then it is the account that is
+//! refused, and no further token is requested for some minutes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use url::Url;
 
 use super::account::GoogleServiceAccount;
 use super::api_error::{DEFAULT_RETRY_AFTER, GoogleApiError, is_error_code};
+use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::base::single_flight::SingleFlight;
@@ -28,6 +30,10 @@ const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(1);
 const DEFAULT_TOKEN_TTL_SECONDS: u64 = 300;
 /// The longest that a token is used, whatever Google says.
 const MAX_TOKEN_TTL_SECONDS: u64 = 3600;
+/// How long a token is kept that was refused when it was new.
+const REFUSED_TOKEN_TTL: Duration = Duration::from_mins(10);
+/// Far more than there are tenants whose account is refused at the same time.
+const MAX_REFUSED_TOKENS: usize = 10_000;
 
 /// Requests access tokens and keeps them until they expire. Clones share them.
 #[derive(Clone)]
@@ -36,6 +42,8 @@ pub(super) struct AccessTokenSource {
     token_url: Url,
     clock: Clock,
     token_cache: TokenCache,
+    /// Tokens that were refused when they were new.
+    refused_tokens: Cache<TokenCacheKey, AccessToken>,
     in_flight: SingleFlight<TokenCacheKey, Result<AccessToken, GoogleApiError>>,
 }
 
@@ -59,6 +67,7 @@ impl AccessTokenSource {
             upstream,
             token_url,
             token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
+            refused_tokens: Cache::new(clock.clone(), MAX_REFUSED_TOKENS),
             clock,
             in_flight: SingleFlight::default(),
         }
@@ -119,6 +128,23 @@ impl BearerTokens for AccessTokenSource {
     ) {
         let owner = (tenant.clone(), account.identity_digest());
         self.token_cache.remove_refused(&owner, token);
+    }
+
+    fn keeps_refused_token(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        token: &AccessToken,
+        is_replacement: bool,
+    ) -> bool {
+        let owner = (tenant.clone(), account.identity_digest());
+        if is_replacement {
+            self.refused_tokens
+                .insert(owner, token.clone(), REFUSED_TOKEN_TTL);
+            return true;
+        }
+        let refused = self.refused_tokens.get(&owner);
+        refused.is_some_and(|refused| refused.secret() == token.secret())
     }
 }
 

@@ -8,19 +8,20 @@
 //! | status | reason | meaning |
 //! |---|---|---|
 //! | 200 | | the purchase |
-//! | 404 | `applicationNotFound`, `packageNotFound` | [`UnknownApp`](GoogleApiError::UnknownApp) |
+//! | 404 | `applicationNotFound`, `packageNotFound`; the message says "Package not found" | [`UnknownApp`](GoogleApiError::UnknownApp) |
 //! | 400, 404 | the message says "expired for too long" | [`Gone`](GoogleNotFound::Gone) |
 //! | 404 | any other of Google's | [`Unknown`](GoogleNotFound::Unknown) |
 //! | 404 | none: not Google's body | [`Unexpected`](GoogleApiError::Unexpected) |
 //! | 410 | any | [`Gone`](GoogleNotFound::Gone) |
 //! | 400 | `purchaseTokenNoLongerValid`, `subscriptionPurchaseNoLongerAvailable` | [`Gone`](GoogleNotFound::Gone) |
 //! | 400 | `failedPrecondition`, or status `FAILED_PRECONDITION` | [`Gone`](GoogleNotFound::Gone): expired too long ago |
-//! | 400 | `invalid`, `invalidPurchaseToken`, `purchaseTokenNotFound`; `invalidValue` | [`Unknown`](GoogleNotFound::Unknown): not a token |
-//! | 400 | status `INVALID_ARGUMENT`, no reason, message "Invalid Value" | [`Unknown`](GoogleNotFound::Unknown): not a token |
+//! | 400 | `invalid`, `invalidPurchaseToken`, `invalidValue` | [`Malformed`](GoogleNotFound::Malformed) |
+//! | 400 | `purchaseTokenNotFound` | [`Unknown`](GoogleNotFound::Unknown) |
+//! | 400 | status `INVALID_ARGUMENT`, no reason, message "Invalid Value" | [`Malformed`](GoogleNotFound::Malformed) |
 //! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`OtherApp`](PurchaseLookupError::OtherApp) |
 //! | 400 | `purchaseTokenDoesNotMatchProductId` | [`OtherProduct`](PurchaseLookupError::OtherProduct) |
 //! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`OtherType`](GoogleNotFound::OtherType) |
-//! | 401 | any | one more try with a new token, then [`Unauthorized`](GoogleApiError::Unauthorized) |
+//! | 401 | any | one more try with a new token unless the last new one was refused too, then [`Unauthorized`](GoogleApiError::Unauthorized) |
 //! | 429 from the token endpoint | any | [`RateLimited`](GoogleApiError::RateLimited) |
 //! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`RateLimited`](GoogleApiError::RateLimited) |
 //! | 403 | any other | [`Unauthorized`](GoogleApiError::Unauthorized) |
@@ -38,7 +39,9 @@ use super::account::GoogleServiceAccount;
 use super::api_error::{
     DEFAULT_RETRY_AFTER, GoogleApiError, GoogleNotFound, PurchaseLookupError, is_error_code,
 };
-use super::payload::{GoogleErrorBody, ProductPurchase, SubscriptionPurchase};
+use super::payload::{
+    GoogleErrorBody, Order, ProductPurchase, ProductPurchaseV2, SubscriptionPurchase,
+};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::base::single_flight::SingleFlight;
@@ -54,8 +57,11 @@ pub(crate) struct PlayClient {
     api: StoreApi<AccessTokenSource>,
     base_url: Url,
     clock: Clock,
-    in_flight: SingleFlight<CallKey, Result<Arc<[u8]>, PurchaseLookupError>>,
+    in_flight: SingleFlight<CallKey, Result<FetchedBody, PurchaseLookupError>>,
 }
+
+/// The body of a success, and when it was asked for: what it says was true then or later.
+type FetchedBody = (Arc<[u8]>, Timestamp);
 
 /// A purchase as Google answered.
 #[derive(Clone, Debug)]
@@ -63,6 +69,8 @@ pub(crate) struct PurchaseResponse<T> {
     pub(crate) purchase: T,
     /// The whole answer, byte for byte.
     pub(crate) raw: Box<RawValue>,
+    /// When Google was asked.
+    pub(crate) fetched_at: Timestamp,
 }
 
 impl PlayClient {
@@ -85,9 +93,8 @@ impl PlayClient {
         package_name: &str,
         purchase_token: &str,
     ) -> Result<PurchaseResponse<SubscriptionPurchase>, PurchaseLookupError> {
-        let path = ["subscriptionsv2", "tokens", purchase_token];
-        self.get_purchase(tenant, account, package_name, &path)
-            .await
+        let path = ["purchases", "subscriptionsv2", "tokens", purchase_token];
+        self.get_json(tenant, account, package_name, &path).await
     }
 
     /// `purchases.products.get`
@@ -99,13 +106,48 @@ impl PlayClient {
         product_id: &str,
         purchase_token: &str,
     ) -> Result<PurchaseResponse<ProductPurchase>, PurchaseLookupError> {
-        let path = ["products", product_id, "tokens", purchase_token];
-        self.get_purchase(tenant, account, package_name, &path)
-            .await
+        let path = [
+            "purchases",
+            "products",
+            product_id,
+            "tokens",
+            purchase_token,
+        ];
+        self.get_json(tenant, account, package_name, &path).await
     }
 
-    /// `path` ends with the purchase token.
-    async fn get_purchase<T: DeserializeOwned>(
+    /// `purchases.productsv2.getproductpurchasev2`, which needs no product.
+    pub(crate) async fn get_product_v2(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        purchase_token: &str,
+    ) -> Result<PurchaseResponse<ProductPurchase>, PurchaseLookupError> {
+        let path = ["purchases", "productsv2", "tokens", purchase_token];
+        let response: PurchaseResponse<ProductPurchaseV2> =
+            self.get_json(tenant, account, package_name, &path).await?;
+        Ok(PurchaseResponse {
+            purchase: response.purchase.into(),
+            raw: response.raw,
+            fetched_at: response.fetched_at,
+        })
+    }
+
+    /// `orders.get`
+    pub(crate) async fn get_order(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        order_id: &str,
+    ) -> Result<PurchaseResponse<Order>, PurchaseLookupError> {
+        let path = ["orders", order_id];
+        self.get_json(tenant, account, package_name, &path).await
+    }
+
+    /// `path` ends with the purchase token or the order's id.
+    async fn get_json<T: DeserializeOwned>(
         &self,
         tenant: &TenantId,
         account: &Arc<GoogleServiceAccount>,
@@ -113,19 +155,21 @@ impl PlayClient {
         path: &[&str],
     ) -> Result<PurchaseResponse<T>, PurchaseLookupError> {
         let url =
-            endpoint_url(&self.base_url, package_name, path).ok_or(GoogleNotFound::Unknown)?;
+            endpoint_url(&self.base_url, package_name, path).ok_or(GoogleNotFound::Malformed)?;
         let key = call_key(tenant, account.identity_digest(), &url);
         let (play, tenant, account) = (self.clone(), tenant.clone(), account.clone());
-        let body = self
+        let (body, fetched_at) = self
             .in_flight
             .share_call(key, move || async move {
-                play.send_request(&tenant, &account, url).await
+                let asked_at = play.clock.now();
+                let body = play.send_request(&tenant, &account, url).await?;
+                Ok((body, asked_at))
             })
             .await
             .map_err(|error| {
                 error.redact_purchase_token(path.last().copied().unwrap_or_default())
             })?;
-        Ok(parse_purchase(&body)?)
+        Ok(parse_purchase(&body, fetched_at)?)
     }
 
     /// The body of a success.
@@ -150,7 +194,6 @@ fn endpoint_url(base: &Url, package_name: &str, path: &[&str]) -> Option<Url> {
     let mut text = base.as_str().trim_end_matches('/').to_owned();
     text.push_str("/androidpublisher/v3/applications/");
     push_path_segment(&mut text, package_name)?;
-    text.push_str("/purchases");
     for part in path {
         text.push('/');
         push_path_segment(&mut text, part)?;
@@ -196,12 +239,10 @@ fn interpret_response(
             .is_some_and(|message| message.contains(words))
     };
     Err(match (status, reason) {
-        (404, "applicationNotFound" | "packageNotFound") => GoogleApiError::UnknownApp {
-            reason: reason.to_owned(),
-        }
-        .into(),
+        (404, "applicationNotFound" | "packageNotFound") => unknown_app(reason),
+        (404, _) if contains("Package not found") => unknown_app(reason),
         (400 | 404, _) if contains("expired for too long") => GoogleNotFound::Gone.into(),
-        (400, "INVALID_ARGUMENT") if contains("Invalid Value") => GoogleNotFound::Unknown.into(),
+        (400, "INVALID_ARGUMENT") if contains("Invalid Value") => GoogleNotFound::Malformed.into(),
         (404, _) if is_from_google => GoogleNotFound::Unknown.into(),
         (410, _)
         | (
@@ -211,9 +252,10 @@ fn interpret_response(
             | "failedPrecondition",
         ) => GoogleNotFound::Gone.into(),
         (400, _) if is_precondition => GoogleNotFound::Gone.into(),
-        (400, "invalid" | "invalidValue" | "invalidPurchaseToken" | "purchaseTokenNotFound") => {
-            GoogleNotFound::Unknown.into()
+        (400, "invalid" | "invalidValue" | "invalidPurchaseToken") => {
+            GoogleNotFound::Malformed.into()
         }
+        (400, "purchaseTokenNotFound") => GoogleNotFound::Unknown.into(),
         (400, "purchaseTokenDoesNotMatchPackageName") => PurchaseLookupError::OtherApp,
         (400, "purchaseTokenDoesNotMatchProductId") => PurchaseLookupError::OtherProduct,
         (400, reason) if is_wrong_purchase_type(reason) => GoogleNotFound::OtherType.into(),
@@ -246,6 +288,13 @@ fn interpret_response(
     })
 }
 
+fn unknown_app(reason: &str) -> PurchaseLookupError {
+    GoogleApiError::UnknownApp {
+        reason: reason.to_owned(),
+    }
+    .into()
+}
+
 /// `subscriptionInvalidArgument` was observed; the others follow the same pattern.
 fn is_wrong_purchase_type(reason: &str) -> bool {
     reason.strip_suffix("InvalidArgument").is_some_and(|what| {
@@ -256,7 +305,10 @@ fn is_wrong_purchase_type(reason: &str) -> bool {
     })
 }
 
-fn parse_purchase<T: DeserializeOwned>(body: &[u8]) -> Result<PurchaseResponse<T>, GoogleApiError> {
+fn parse_purchase<T: DeserializeOwned>(
+    body: &[u8],
+    fetched_at: Timestamp,
+) -> Result<PurchaseResponse<T>, GoogleApiError> {
     let unreadable =
         |error: serde_json::Error| GoogleApiError::Unreadable(describe_json_error(&error));
     let raw: Box<RawValue> = serde_json::from_slice(body).map_err(unreadable)?;
@@ -266,7 +318,11 @@ fn parse_purchase<T: DeserializeOwned>(body: &[u8]) -> Result<PurchaseResponse<T
         ));
     }
     let purchase = serde_json::from_str(raw.get()).map_err(unreadable)?;
-    Ok(PurchaseResponse { purchase, raw })
+    Ok(PurchaseResponse {
+        purchase,
+        raw,
+        fetched_at,
+    })
 }
 
 #[cfg(test)]
@@ -334,9 +390,10 @@ mod tests {
         for (status, reason, expected) in [
             (404, "purchaseTokenNotFound", Unknown.into()),
             (404, "notFound", Unknown.into()),
-            (400, "invalid", Unknown.into()),
-            (400, "invalidValue", Unknown.into()),
-            (400, "invalidPurchaseToken", Unknown.into()),
+            (400, "invalid", Malformed.into()),
+            (400, "invalidValue", Malformed.into()),
+            (400, "invalidPurchaseToken", Malformed.into()),
+            (400, "purchaseTokenNotFound", Unknown.into()),
             (400, "subscriptionInvalidArgument", OtherType.into()),
             (400, "productInvalidArgument", OtherType.into()),
             (
@@ -441,7 +498,7 @@ mod tests {
                 400,
                 "INVALID_ARGUMENT",
                 "Invalid Value",
-                GoogleNotFound::Unknown,
+                GoogleNotFound::Malformed,
             ),
             (400, "INVALID_ARGUMENT", expired, GoogleNotFound::Gone),
             (404, "NOT_FOUND", expired, GoogleNotFound::Gone),
@@ -449,6 +506,14 @@ mod tests {
             let found = interpret_response(answer(status, &body(word, sentence)), now());
             assert_eq!(found, Err(expected.into()), "{status} {sentence}");
         }
+        let package = json!({ "error": {
+            "message": "Package not found: com.example.app.", "errors": [{ "reason": "notFound" }],
+        } });
+        let reason = "notFound".to_owned();
+        assert_eq!(
+            interpret_response(answer(404, &package.to_string()), now()),
+            Err(GoogleApiError::UnknownApp { reason }.into())
+        );
         let with_reason =
             json!({ "error": { "message": expired, "errors": [{ "reason": "somethingNew" }] } });
         assert_eq!(
@@ -557,7 +622,7 @@ mod tests {
     fn an_answer_is_kept_byte_for_byte() {
         let body = "{ \"b\": 1.0,\n \"a\" : \"\\u0041\", \"lineItems\":[] }";
         let known: PurchaseResponse<SubscriptionPurchase> =
-            parse_purchase(body.as_bytes()).expect("readable");
+            parse_purchase(body.as_bytes(), now()).expect("readable");
         assert_eq!(known.raw.get(), body);
         for bad in [
             "",
@@ -568,7 +633,7 @@ mod tests {
             "{\"lineItems\":7}",
             "{\"startTime\":\"soon\"}",
         ] {
-            let found = parse_purchase::<SubscriptionPurchase>(bad.as_bytes());
+            let found = parse_purchase::<SubscriptionPurchase>(bad.as_bytes(), now());
             assert!(matches!(found, Err(GoogleApiError::Unreadable(_))), "{bad}");
         }
     }
@@ -583,7 +648,7 @@ mod tests {
             text(
                 &google,
                 "com.example.app",
-                &["subscriptionsv2", "tokens", "abc.AO-J1_x~"]
+                &["purchases", "subscriptionsv2", "tokens", "abc.AO-J1_x~"]
             )
             .as_deref(),
             Some(
@@ -591,13 +656,25 @@ mod tests {
             )
         );
         assert_eq!(
-            text(&under, "p", &["products", "a/b:c?d#e%2e", "tokens", "é"]).as_deref(),
+            text(
+                &under,
+                "p",
+                &["purchases", "products", "a/b:c?d#e%2e", "tokens", "é"]
+            )
+            .as_deref(),
             Some(
                 "http://127.0.0.1:9/google/play/androidpublisher/v3/applications/p/purchases/products/a%2Fb%3Ac%3Fd%23e%252e/tokens/%C3%A9"
             )
         );
         for dots in ["", ".", ".."] {
-            assert_eq!(text(&google, "p", &["products", dots, "tokens", "x"]), None);
+            assert_eq!(
+                text(
+                    &google,
+                    "p",
+                    &["purchases", "products", dots, "tokens", "x"]
+                ),
+                None
+            );
         }
     }
 
@@ -713,6 +790,14 @@ mod tests {
             GoogleApiError::Unauthorized { status: 401, .. }
         ));
         assert_eq!(google.issued_and_called(), (3, 5), "and not a third time");
+        for _ in 0..9 {
+            google.call("a").await.expect_err("the account is refused");
+        }
+        let no_more_tokens = (3, 14);
+        assert_eq!(google.issued_and_called(), no_more_tokens);
+        google.clock.advance(Duration::from_mins(10));
+        google.call("a").await.expect_err("it is still refused");
+        assert_eq!(google.issued_and_called(), (4, 16), "tried again later");
     }
 
     #[tokio::test]
@@ -779,7 +864,7 @@ mod tests {
         #[test]
         fn no_id_changes_which_address_is_called(product in ".{1,40}", token in ".{1,40}") {
             let base = Url::parse("https://play.example/base").expect("a URL");
-            if let Some(url) = endpoint_url(&base, "com.example", &["products", &product, "tokens", &token]) {
+            if let Some(url) = endpoint_url(&base, "com.example", &["purchases", "products", &product, "tokens", &token]) {
                 prop_assert_eq!(url.host_str(), Some("play.example"));
                 prop_assert_eq!(url.query(), None);
                 prop_assert_eq!(url.fragment(), None);

@@ -33,9 +33,12 @@ pub(crate) enum PurchaseLookupError {
 /// In which way there is no such purchase, as a sentence for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GoogleNotFound {
-    /// Google never saw the token, or it is not a token at all.
+    /// Google does not know the token, or not yet: for some 100 ms after a purchase it does not know what it has sold.
     #[error("Google knows no purchase with this token.")]
     Unknown,
+    /// It is not a token.
+    #[error("Google knows no purchase with this token.")]
+    Malformed,
     /// Replaced by another purchase, or expired for so long that Google has deleted it.
     #[error(
         "This purchase is gone: Google knew it, but it was replaced, or it ended so long ago that Google no longer tells."

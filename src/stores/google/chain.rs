@@ -3,15 +3,75 @@
 //! Every change of plan makes a new purchase token that names the one it replaces. The first token of the chain stands for
 //! the whole subscription.
 
+use super::payload::{ExternalAccountIdentifiers, SubscriptionPurchase};
+
 /// The most purchases that one chain is followed through.
 const MAX_CHAIN_LENGTH: usize = 1000;
 
 /// Which purchase another one replaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PurchaseLink {
     pub(super) token: String,
     /// The replaced purchase. `None`: `token` is the first, as far as Google still knows.
     pub(super) replaces: Option<String>,
+    /// Whether `token` was ever paid for. `None`: not known.
+    pub(super) is_paid: Option<bool>,
+    /// The app's user of `token`, or of the purchase that it follows: Google forgets the latter.
+    pub(super) app_user_id: Option<String>,
+}
+
+impl PurchaseLink {
+    /// What Google's record of the purchase `token` says.
+    pub(super) fn from_purchase(token: &str, purchase: &SubscriptionPurchase) -> Self {
+        Self {
+            token: token.to_owned(),
+            replaces: earlier_token(purchase).map(str::to_owned),
+            is_paid: Some(is_paid(purchase)),
+            app_user_id: own_user(purchase)
+                .or_else(|| earlier_user(purchase))
+                .map(str::to_owned),
+        }
+    }
+
+    /// The purchase `token` is the first that Google still knows.
+    fn first(token: &str) -> Self {
+        Self {
+            token: token.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// The purchase that this one replaces, or follows after it had lapsed.
+pub(super) fn earlier_token(purchase: &SubscriptionPurchase) -> Option<&str> {
+    let lapsed = || {
+        let context = purchase.out_of_app_purchase_context.as_ref()?;
+        context.expired_purchase_token.as_deref()
+    };
+    purchase.linked_purchase_token.as_deref().or_else(lapsed)
+}
+
+/// The app's user as this purchase names them.
+pub(super) fn own_user(purchase: &SubscriptionPurchase) -> Option<&str> {
+    user_of(purchase.external_account_identifiers.as_ref())
+}
+
+/// The app's user of the lapsed purchase that this one follows. Google tells until this one is acknowledged.
+fn earlier_user(purchase: &SubscriptionPurchase) -> Option<&str> {
+    let context = purchase.out_of_app_purchase_context.as_ref()?;
+    user_of(context.expired_external_account_identifiers.as_ref())
+}
+
+fn user_of(identifiers: Option<&ExternalAccountIdentifiers>) -> Option<&str> {
+    identifiers?.obfuscated_external_account_id.as_deref()
+}
+
+/// Whether a purchase was ever paid for. One that is pending, or was declined while it was pending, replaces nothing.
+pub(super) fn is_paid(purchase: &SubscriptionPurchase) -> bool {
+    !matches!(
+        purchase.subscription_state.as_deref(),
+        Some("SUBSCRIPTION_STATE_PENDING" | "SUBSCRIPTION_STATE_PENDING_PURCHASE_CANCELED")
+    )
 }
 
 /// A chain of purchases, followed from the newest to the first.
@@ -24,6 +84,8 @@ pub(super) struct PurchaseChain {
     cycle_start: Option<usize>,
     /// The links that Google named and the database does not have yet.
     new_links: Vec<PurchaseLink>,
+    /// The app's user as the newest purchase names them that names one.
+    app_user_id: Option<String>,
 }
 
 impl PurchaseChain {
@@ -33,6 +95,7 @@ impl PurchaseChain {
             is_complete: false,
             cycle_start: None,
             new_links: Vec::new(),
+            app_user_id: None,
         }
     }
 
@@ -47,6 +110,9 @@ impl PurchaseChain {
         if self.next_token() != Some(link.token.as_str()) {
             return;
         }
+        if self.app_user_id.is_none() {
+            self.app_user_id.clone_from(&link.app_user_id);
+        }
         let Some(earlier) = &link.replaces else {
             self.is_complete = true;
             return;
@@ -59,18 +125,24 @@ impl PurchaseChain {
     }
 
     /// The same for a link that Google named just now.
-    pub(super) fn follow_new_link(&mut self, token: &str, replaces: Option<&str>) {
-        let link = PurchaseLink {
-            token: token.to_owned(),
-            replaces: replaces.map(str::to_owned),
-        };
+    pub(super) fn follow_new_link(&mut self, link: PurchaseLink) {
         self.follow_link(&link);
         self.new_links.push(link);
+    }
+
+    /// The same for a purchase of which Google no longer tells what it replaced.
+    pub(super) fn end_at(&mut self, token: &str) {
+        self.follow_new_link(PurchaseLink::first(token));
     }
 
     /// The links that [`follow_new_link`](Self::follow_new_link) was given.
     pub(super) fn new_links(&self) -> &[PurchaseLink] {
         &self.new_links
+    }
+
+    /// The app's user as the newest purchase of the chain names them that names one.
+    pub(super) fn app_user_id(&self) -> Option<&str> {
+        self.app_user_id.as_deref()
     }
 
     /// The first purchase that was reached. In a cycle, where none is the first, the same one for all its members.
@@ -100,6 +172,7 @@ mod tests {
             let link = PurchaseLink {
                 token: next.to_owned(),
                 replaces: replaces.clone(),
+                ..PurchaseLink::default()
             };
             chain.follow_link(&link);
             steps += 1;
@@ -155,6 +228,7 @@ mod tests {
         let other = PurchaseLink {
             token: "b".to_owned(),
             replaces: Some("c".to_owned()),
+            ..PurchaseLink::default()
         };
         chain.follow_link(&other);
         assert_eq!((chain.next_token(), chain.first_token()), (Some("a"), "a"));

@@ -22,8 +22,12 @@ const TOO_MANY_RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum GoogleVerifyError {
     /// Google knows no such purchase, knows it no more, or knows it as another type.
-    #[error("{0}")]
-    NotFound(#[from] GoogleNotFound),
+    #[error("{reason}")]
+    NotFound {
+        reason: GoogleNotFound,
+        /// The token was first seen a moment ago: Google may not know it yet.
+        may_be_early: bool,
+    },
     #[error("the purchase is of another app")]
     PackageNameMismatch {
         /// The tenant's package name.
@@ -36,7 +40,10 @@ pub(crate) enum GoogleVerifyError {
     },
     /// The purchase has another obfuscated account id than the expected one, or none.
     #[error("the purchase is of another user, or of none")]
-    AppUserMismatch,
+    AppUserMismatch {
+        /// It is another user's, not nobody's.
+        is_anothers: bool,
+    },
     #[error("the tenant has no Google credentials")]
     NoCredentials,
     #[error("{0}")]
@@ -50,7 +57,10 @@ impl GoogleVerifyError {
     /// `package_name` is the tenant's.
     pub(super) fn from_lookup(error: PurchaseLookupError, package_name: &str) -> Self {
         match error {
-            PurchaseLookupError::NotFound(reason) => Self::NotFound(reason),
+            PurchaseLookupError::NotFound(reason) => Self::NotFound {
+                reason,
+                may_be_early: false,
+            },
             PurchaseLookupError::OtherApp => Self::PackageNameMismatch {
                 expected: package_name.to_owned(),
             },
@@ -63,16 +73,19 @@ impl GoogleVerifyError {
 impl From<GoogleVerifyError> for Problem {
     fn from(error: GoogleVerifyError) -> Self {
         match error {
-            GoogleVerifyError::NotFound(reason) => {
-                Self::rejection("PURCHASE_NOT_FOUND", reason.to_string()).with_detail(
+            GoogleVerifyError::NotFound {
+                reason,
+                may_be_early,
+            } => Self::rejection("PURCHASE_NOT_FOUND", reason.to_string())
+                .with_detail(
                     "reason",
                     match reason {
-                        GoogleNotFound::Unknown => "unknown",
+                        GoogleNotFound::Unknown | GoogleNotFound::Malformed => "unknown",
                         GoogleNotFound::Gone => "gone",
                         GoogleNotFound::OtherType => "other_type",
                     },
                 )
-            }
+                .with_detail("mayBeEarly", may_be_early),
             GoogleVerifyError::PackageNameMismatch { expected } => Self::rejection(
                 "PACKAGE_NAME_MISMATCH",
                 format!("This purchase is not of this tenant's app, {expected}."),
@@ -83,10 +96,16 @@ impl From<GoogleVerifyError> for Problem {
                 "This purchase is of another product than the one asked about.",
             )
             .with_detail("found", found),
-            GoogleVerifyError::AppUserMismatch => Self::rejection(
+            GoogleVerifyError::AppUserMismatch { is_anothers: true } => Self::rejection(
                 "APP_USER_MISMATCH",
-                "The app did not give this purchase to the expected user: its obfuscated account id is another one, or there is none.",
-            ),
+                "The app gave this purchase to another user than the expected one: its obfuscated account id is another.",
+            )
+            .with_detail("reason", "another"),
+            GoogleVerifyError::AppUserMismatch { is_anothers: false } => Self::rejection(
+                "APP_USER_MISMATCH",
+                "The app gave this purchase to no user: it has no obfuscated account id. It may be bound to the expected user.",
+            )
+            .with_detail("reason", "none"),
             GoogleVerifyError::NoCredentials => Self::new(
                 ErrorCode::CredentialsMissing,
                 "This tenant has no Google credentials. An operator sets them with `attesto google set-credentials`.",
@@ -230,21 +249,30 @@ mod tests {
         let found = vec!["a".to_owned()];
         for (error, code, details, text) in [
             (
-                NotFound(GoogleNotFound::Unknown),
+                NotFound {
+                    reason: GoogleNotFound::Unknown,
+                    may_be_early: true,
+                },
                 "PURCHASE_NOT_FOUND",
-                json!({ "reason": "unknown" }),
+                json!({ "reason": "unknown", "mayBeEarly": true }),
                 "Google knows no purchase with this token.",
             ),
             (
-                NotFound(GoogleNotFound::Gone),
+                NotFound {
+                    reason: GoogleNotFound::Gone,
+                    may_be_early: false,
+                },
                 "PURCHASE_NOT_FOUND",
-                json!({ "reason": "gone" }),
+                json!({ "reason": "gone", "mayBeEarly": false }),
                 "This purchase is gone:",
             ),
             (
-                NotFound(GoogleNotFound::OtherType),
+                NotFound {
+                    reason: GoogleNotFound::OtherType,
+                    may_be_early: false,
+                },
                 "PURCHASE_NOT_FOUND",
-                json!({ "reason": "other_type" }),
+                json!({ "reason": "other_type", "mayBeEarly": false }),
                 "is it of the other type?",
             ),
             (
@@ -260,10 +288,16 @@ mod tests {
                 "another product",
             ),
             (
-                AppUserMismatch,
+                AppUserMismatch { is_anothers: true },
                 "APP_USER_MISMATCH",
-                json!({}),
-                "expected user",
+                json!({ "reason": "another" }),
+                "another user",
+            ),
+            (
+                AppUserMismatch { is_anothers: false },
+                "APP_USER_MISMATCH",
+                json!({ "reason": "none" }),
+                "no user",
             ),
         ] {
             let problem = Problem::from(error);
@@ -280,10 +314,13 @@ mod tests {
         let error = |error: PurchaseLookupError| GoogleVerifyError::from_lookup(error, app);
         for reason in [
             GoogleNotFound::Unknown,
+            GoogleNotFound::Malformed,
             GoogleNotFound::Gone,
             GoogleNotFound::OtherType,
         ] {
-            assert!(matches!(error(reason.into()), NotFound(found) if found == reason));
+            assert!(
+                matches!(error(reason.into()), NotFound { reason: found, .. } if found == reason)
+            );
         }
         let other_app = error(PurchaseLookupError::OtherApp);
         assert!(matches!(other_app, PackageNameMismatch { expected } if expected == app));

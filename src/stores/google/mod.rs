@@ -17,7 +17,7 @@
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
 //! - [`notifications`]: a use case: something happened to a purchase
-//! - [`purchase_lookup`]: what Google says of the purchase that a notification is about
+//! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: the first two in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
 //!   sent
@@ -37,10 +37,6 @@ mod purchase_lookup;
 mod request_body;
 mod response_body;
 mod routes;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the answers and events that carry it follow")
-)]
 pub(crate) mod state;
 pub mod store;
 pub mod translate;

@@ -20,9 +20,10 @@ use serde_json::value::RawValue;
 
 use super::error_response::GoogleNotificationError;
 use super::payload::{DeveloperNotification, Int64};
-use super::purchase_lookup::{PurchaseContext, PurchaseLookup};
+use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
+use super::state::{self, ProductFacts};
 use super::store::GoogleCredentials;
-use super::translate::{self, ReplacedPurchase};
+use super::translate::{self, GoogleTranslation, ReplacedPurchase};
 use super::trust::{GoogleKeys, PushToken, PushTokenError};
 use super::verify::GoogleVerifier;
 use crate::base::clock::Timestamp;
@@ -30,7 +31,7 @@ use crate::base::id::TenantId;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     AcceptedNotification, AppUserIdSource, EventEnvironment, EventRecorder, EventSource,
-    EventSubject, NewEvent, SubjectType,
+    EventSubject, EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
 use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
 
@@ -163,17 +164,18 @@ fn build_event(
     purchase: &PurchaseContext,
 ) -> NewEvent {
     let DecodedMessage { notification, json } = decoded;
-    let replaced = match purchase {
-        PurchaseContext::Subscription { replaced, .. } => *replaced,
-        PurchaseContext::Unknown | PurchaseContext::Product(_) => ReplacedPurchase::Unknown,
+    let translation = translate_event(&notification, purchase);
+    let subject = event_subject(&notification, purchase);
+    let (state, state_error) = match event_state(&notification, purchase) {
+        Some(Ok(state)) if subject.is_some() => (Some(state), None),
+        Some(Err(error)) if subject.is_some() => (None, Some(error)),
+        _ => (None, None),
     };
-    let translation =
-        translate::translate_notification(&notification, purchase.subscription(), replaced);
     let event_time = notification
         .event_time_millis
         .map(|Int64(millis)| Timestamp::from_millis(millis))
         .filter(|time| is_representable_time(*time));
-    let app_user_id = app_user_id(&notification, purchase);
+    let (app_user_id, app_user_id_source) = app_user(&notification, purchase).unzip();
     NewEvent {
         tenant,
         source: EventSource::Google,
@@ -183,24 +185,95 @@ fn build_event(
         platform_event: translation.platform_event,
         occurred_at: event_time.or(message.publish_time),
         environment: event_environment(purchase),
-        subject: event_subject(&notification, purchase),
-        app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
+        subject,
         app_user_id,
-        state: None,
-        state_error: None,
+        app_user_id_source,
+        state,
+        state_error,
         data: json,
         raw: message.raw,
+    }
+}
+
+/// The event's type. News about a purchase that another one replaced says so, whatever it is: it says nothing about access.
+fn translate_event(
+    notification: &DeveloperNotification,
+    purchase: &PurchaseContext,
+) -> GoogleTranslation {
+    let (replaced, is_outdated) = match purchase {
+        PurchaseContext::Subscription {
+            replaced, standing, ..
+        } => (
+            *replaced,
+            matches!(standing.role, PurchaseRole::Replaced { .. }),
+        ),
+        PurchaseContext::None | PurchaseContext::Product { .. } => {
+            (ReplacedPurchase::Unknown, false)
+        }
+    };
+    let translation =
+        translate::translate_notification(notification, purchase.subscription(), replaced);
+    let is_about_access = !matches!(
+        translation.event_type,
+        EventType::ProductRefundReview | EventType::SubscriptionPendingPurchaseCanceled
+    ) && translation.platform_event != "google.subscription.4";
+    if is_outdated && is_about_access {
+        GoogleTranslation {
+            event_type: EventType::SubscriptionReplaced,
+            reason: None,
+            ..translation
+        }
+    } else {
+        translation
+    }
+}
+
+/// What the subscription or product is worth, or why that is not known.
+fn event_state(
+    notification: &DeveloperNotification,
+    purchase: &PurchaseContext,
+) -> Option<Result<PurchaseState, StateError>> {
+    match purchase {
+        PurchaseContext::Subscription { standing, .. } => Some(standing.state.clone()),
+        PurchaseContext::Product { fetched, .. } => {
+            let Some(Fetched {
+                purchase,
+                fetched_at,
+            }) = fetched
+            else {
+                return Some(Err(StateError::StoreUnavailable));
+            };
+            let mut facts = ProductFacts::from(&**purchase);
+            if facts.product_id.is_none() {
+                let details = notification.one_time_product_notification.as_ref();
+                facts.product_id = details.and_then(|details| details.sku.clone());
+            }
+            let state = state::product_state(&facts, *fetched_at);
+            // Google's record may not show it yet.
+            let is_voided = notification
+                .voided_purchase_notification
+                .as_ref()
+                .is_some_and(|details| details.refund_type == Some(Int64(1)));
+            Some(Ok(if is_voided {
+                state::refunded_state(state)
+            } else {
+                state
+            }))
+        }
+        PurchaseContext::None => None,
     }
 }
 
 /// `None` when Google did not say.
 fn event_environment(purchase: &PurchaseContext) -> Option<EventEnvironment> {
     let is_test_purchase = match purchase {
-        PurchaseContext::Subscription { purchase, .. } => {
-            purchase.as_ref()?.test_purchase.is_some()
+        PurchaseContext::Subscription { fetched, .. } => {
+            fetched.as_ref()?.purchase.test_purchase.is_some()
         }
-        PurchaseContext::Product(purchase) => purchase.purchase_type == Some(Int64(0)),
-        PurchaseContext::Unknown => return None,
+        PurchaseContext::Product { fetched, .. } => {
+            fetched.as_ref()?.purchase.purchase_type == Some(Int64(0))
+        }
+        PurchaseContext::None => return None,
     };
     Some(if is_test_purchase {
         EventEnvironment::Sandbox
@@ -214,62 +287,59 @@ fn event_subject(
     notification: &DeveloperNotification,
     purchase: &PurchaseContext,
 ) -> Option<EventSubject> {
-    let first_token = || match purchase {
-        PurchaseContext::Subscription { first_token, .. } => Some(first_token.clone()),
-        PurchaseContext::Unknown | PurchaseContext::Product(_) => None,
-    };
-    if let Some(details) = &notification.subscription_notification {
-        let product_id = purchase.subscription().and_then(|purchase| {
-            translate::select_line_item(purchase, None)?
-                .product_id
-                .clone()
-        });
-        return Some(EventSubject {
-            key: first_token()?,
-            product_id: product_id.or_else(|| details.subscription_id.clone()),
-            r#type: SubjectType::Subscription,
-            current: true,
-            superseded_by: None,
-        });
+    match purchase {
+        PurchaseContext::Subscription { standing, .. } => {
+            let product_id = purchase.subscription().and_then(|purchase| {
+                translate::select_line_item(purchase, None)?
+                    .product_id
+                    .clone()
+            });
+            let details = notification.subscription_notification.as_ref();
+            Some(EventSubject {
+                key: standing.first_token.clone(),
+                product_id: product_id
+                    .or_else(|| details.and_then(|details| details.subscription_id.clone())),
+                r#type: SubjectType::Subscription,
+                current: standing.role == PurchaseRole::Current,
+                superseded_by: standing.role.superseded_by(),
+            })
+        }
+        PurchaseContext::Product {
+            purchase_token,
+            fetched,
+        } => {
+            let details = notification.one_time_product_notification.as_ref();
+            let product_id = fetched
+                .as_ref()
+                .and_then(|fetched| fetched.purchase.product_id.clone());
+            Some(EventSubject {
+                key: purchase_token.clone(),
+                product_id: product_id.or_else(|| details.and_then(|details| details.sku.clone())),
+                r#type: SubjectType::Product,
+                current: true,
+                superseded_by: None,
+            })
+        }
+        PurchaseContext::None => None,
     }
-    if let Some(details) = &notification.one_time_product_notification {
-        return Some(EventSubject {
-            key: details.purchase_token.clone()?,
-            product_id: details.sku.clone(),
-            r#type: SubjectType::Product,
-            current: true,
-            superseded_by: None,
-        });
-    }
-    let details = notification.voided_purchase_notification.as_ref()?;
-    let (key, r#type) = match details.product_type? {
-        Int64(1) => (first_token()?, SubjectType::Subscription),
-        Int64(2) => (details.purchase_token.clone()?, SubjectType::Product),
-        _ => return None,
-    };
-    Some(EventSubject {
-        key,
-        product_id: None,
-        r#type,
-        current: true,
-        superseded_by: None,
-    })
 }
 
-/// The obfuscated account id, from the notification where it has one, else from the purchase.
-fn app_user_id(notification: &DeveloperNotification, purchase: &PurchaseContext) -> Option<String> {
-    if let Some(details) = &notification.pending_refund_review_notification {
-        return details.obfuscated_account_id.clone();
+/// The obfuscated account id, from the notification where it has one, else from the purchase; and which purchase has it.
+fn app_user(
+    notification: &DeveloperNotification,
+    purchase: &PurchaseContext,
+) -> Option<(String, AppUserIdSource)> {
+    let details = notification.pending_refund_review_notification.as_ref();
+    if let Some(user) = details.and_then(|details| details.obfuscated_account_id.clone()) {
+        return Some((user, AppUserIdSource::Purchase));
     }
     match purchase {
-        PurchaseContext::Subscription { purchase, .. } => purchase
-            .as_ref()?
-            .external_account_identifiers
-            .as_ref()?
-            .obfuscated_external_account_id
-            .clone(),
-        PurchaseContext::Product(purchase) => purchase.obfuscated_external_account_id.clone(),
-        PurchaseContext::Unknown => None,
+        PurchaseContext::Subscription { standing, .. } => standing.app_user.clone(),
+        PurchaseContext::Product { fetched, .. } => {
+            let user = &fetched.as_ref()?.purchase.obfuscated_external_account_id;
+            Some((user.clone()?, AppUserIdSource::Purchase))
+        }
+        PurchaseContext::None => None,
     }
 }
 

@@ -22,27 +22,14 @@ use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
 use crate::tenants::caller;
 
-/// A question about a Google Play purchase: a subscription's, or a one-time product's.
+/// A question about a Google Play purchase: a subscription's, or a one-time product's. The token is enough.
 #[derive(ToSchema)]
-#[schema(as = google::VerifyRequest)]
-#[serde(untagged)]
+#[schema(as = google::VerifyRequest, rename_all = "camelCase")]
 #[expect(
     dead_code,
     reason = "describes what `GoogleVerifyRequest::from_json` reads"
 )]
-pub(super) enum GoogleVerifyRequestSchema {
-    Subscription(VerifySubscriptionSchema),
-    Product(VerifyProductSchema),
-}
-
-/// A question about a subscription.
-#[derive(ToSchema)]
-#[schema(as = google::VerifySubscription, rename_all = "camelCase")]
-#[expect(
-    dead_code,
-    reason = "describes what `GoogleVerifyRequest::from_json` reads"
-)]
-pub(super) struct VerifySubscriptionSchema {
+pub(super) struct GoogleVerifyRequestSchema {
     /// The app's package name; it must be the one that this tenant is set up with.
     #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
     package_name: String,
@@ -53,53 +40,28 @@ pub(super) struct VerifySubscriptionSchema {
         examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
     )]
     purchase_token: String,
-    #[schema(schema_with = subscription_type)]
-    r#type: String,
-    /// The product that must be among the subscription's. Left out: the answer is about the one that lasts longest.
+    #[schema(schema_with = purchase_type, required = false)]
+    r#type: Option<String>,
+    /// The product that must be among those of the purchase. Left out: the answer about a subscription is about the one that
+    /// lasts longest.
     #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
     product_id: Option<String>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
 }
 
-/// A question about a one-time product.
-#[derive(ToSchema)]
-#[schema(as = google::VerifyProduct, rename_all = "camelCase")]
-#[expect(
-    dead_code,
-    reason = "describes what `GoogleVerifyRequest::from_json` reads"
-)]
-pub(super) struct VerifyProductSchema {
-    /// The app's package name; it must be the one that this tenant is set up with.
-    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
-    package_name: String,
-    /// What Play gave your app: `Purchase.getPurchaseToken()`.
-    #[schema(
-        min_length = 1,
-        max_length = 4096,
-        examples("nopqrstuvwxyzabcdefghijk.AO-J1Oyy")
-    )]
-    purchase_token: String,
-    #[schema(schema_with = product_type)]
-    r#type: String,
-    /// The product; Google cannot be asked without it.
-    #[schema(min_length = 1, max_length = 200, examples("coins_100"))]
-    product_id: String,
-    #[schema(schema_with = expected_app_user_id, required = false)]
-    expected_app_user_id: Option<String>,
-}
-
-fn subscription_type() -> Schema {
-    string_enum_schema("What was bought.", &[("subscription", "a subscription.")])
-}
-
-fn product_type() -> Schema {
-    string_enum_schema("What was bought.", &[("product", "a one-time product.")])
+fn purchase_type() -> Schema {
+    api_docs::optional_string_schema(
+        "What was bought: it saves a call to Google. Google is asked about the other kind too before the answer is no.",
+    )
+    .enum_values(Some([json!("subscription"), json!("product"), Value::Null]))
+    .build()
+    .into()
 }
 
 fn expected_app_user_id() -> Schema {
     api_docs::optional_string_schema(
-        "Whose purchase it must be: what your app gave Google with `setObfuscatedAccountId`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without.",
+        "Whose purchase it must be: what your app gave Google with `setObfuscatedAccountId`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without; `details.reason` says which.",
     )
     .min_length(Some(1))
     .max_length(Some(200))
@@ -145,9 +107,13 @@ pub(super) struct GoogleRejectionSchema {
 #[schema(as = google::RefusedDetails, rename_all = "camelCase")]
 #[expect(dead_code, reason = "describes `Problem::details`")]
 pub(super) struct GoogleRejectionDetailsSchema {
-    /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of the other `type`.
+    /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of another type. With
+    /// `APP_USER_MISMATCH`: `none`, it is nobody's and may be bound; `another`, it is another user's.
     #[schema(required = false, nullable = false, examples("gone"))]
     reason: Option<String>,
+    /// With `PURCHASE_NOT_FOUND`: Google may not know the token yet, because it was sold a moment ago. Ask again in a minute.
+    #[schema(required = false, nullable = false, examples(true))]
+    may_be_early: Option<bool>,
     /// With `PACKAGE_NAME_MISMATCH`: the tenant's package name.
     #[schema(required = false, nullable = false, examples("com.example.app"))]
     expected: Option<String>,
@@ -174,7 +140,7 @@ fn rejection_codes() -> Schema {
             ),
             (
                 "APP_USER_MISMATCH",
-                "it is genuine, and of another user than `expectedAppUserId`, or of none.",
+                "it is genuine, and of another user than `expectedAppUserId`, or of none; `details.reason` says which.",
             ),
         ],
     )
@@ -213,7 +179,7 @@ pub(super) struct GoogleVerifyErrorResponses;
 impl IntoResponses for GoogleVerifyErrorResponses {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         let wait = Duration::from_mins(1);
-        let malformed = br#"{"packageName":"com.example.app","type":"product"}"#;
+        let malformed = br#"{"packageName":"com.example.app","type":"gift"}"#;
         let own = [
             DocumentedError::new(
                 "the body is malformed; `details.issues` lists everything that is wrong with it",
@@ -317,6 +283,33 @@ pub(super) fn subscription_example() -> Value {
         "version": crate::VERSION,
         "status": "active",
         "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "appUserIdSource": "purchase",
+        "subject": {
+            "key": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+            "productId": "pro_monthly",
+            "type": "subscription",
+            "current": true,
+            "supersededBy": null
+        },
+        "state": {
+            "status": "active",
+            "entitled": true,
+            "entitledUntil": "2026-05-10T14:22:10.000Z",
+            "productId": "pro_monthly",
+            "basePlanId": "monthly",
+            "offerId": null,
+            "period": "regular",
+            "willRenew": true,
+            "renewsAs": "pro_monthly",
+            "renewsAt": "2026-05-10T14:22:10.000Z",
+            "ownership": "purchased",
+            "quantity": 1,
+            "refundableQuantity": null,
+            "acknowledgeBy": "2026-04-13T14:22:10.000Z",
+            "basis": "store",
+            "asOf": "2026-04-10T14:25:00.000Z"
+        },
+        "stateError": null,
         "purchase": {
             "kind": "androidpublisher#subscriptionPurchaseV2",
             "packageName": "com.example.app",
@@ -350,6 +343,33 @@ pub(super) fn product_example() -> Value {
         "version": crate::VERSION,
         "status": "consumed",
         "appUserId": null,
+        "appUserIdSource": null,
+        "subject": {
+            "key": "nopqrstuvwxyzabcdefghijk.AO-J1Oyy",
+            "productId": "coins_100",
+            "type": "product",
+            "current": true,
+            "supersededBy": null
+        },
+        "state": {
+            "status": "consumed",
+            "entitled": false,
+            "entitledUntil": null,
+            "productId": "coins_100",
+            "basePlanId": null,
+            "offerId": null,
+            "period": null,
+            "willRenew": false,
+            "renewsAs": null,
+            "renewsAt": null,
+            "ownership": "purchased",
+            "quantity": 1,
+            "refundableQuantity": null,
+            "acknowledgeBy": null,
+            "basis": "store",
+            "asOf": "2026-04-10T14:25:00.000Z"
+        },
+        "stateError": null,
         "purchase": {
             "kind": "androidpublisher#productPurchase",
             "packageName": "com.example.app",

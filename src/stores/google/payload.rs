@@ -212,8 +212,134 @@ pub struct ProductPurchase {
     pub product_id: Option<String>,
     /// How many; absent means one.
     pub quantity: Option<Int64>,
+    /// How many of them can still be refunded.
+    pub refundable_quantity: Option<Int64>,
     /// What the app passed as `obfuscatedAccountId` when it started the purchase.
     pub obfuscated_external_account_id: Option<String>,
+    /// The offer it was sold with; only version 2 has it.
+    #[serde(skip)]
+    pub offer_id: Option<String>,
+    /// Ordered before its release; only version 2 has it.
+    #[serde(skip)]
+    pub is_preorder: bool,
+}
+
+/// An answer to `purchases.productsv2.getproductpurchasev2`, whose states are words.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProductPurchaseV2 {
+    /// `androidpublisher#productPurchaseV2`
+    pub kind: Option<String>,
+    /// What was bought; in practice one product.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub product_line_item: Vec<ProductLineItem>,
+    /// How far the purchase has come.
+    pub purchase_state_context: Option<PurchaseStateContext>,
+    /// Present when a licence tester bought it.
+    pub test_purchase_context: Option<PresenceMarker>,
+    /// The order's id.
+    pub order_id: Option<String>,
+    /// What the app passed as `obfuscatedAccountId` when it started the purchase.
+    pub obfuscated_external_account_id: Option<String>,
+    /// When it was paid; absent while it is pending.
+    pub purchase_completion_time: Option<Timestamp>,
+    /// `ACKNOWLEDGEMENT_STATE_…`
+    pub acknowledgement_state: Option<String>,
+}
+
+/// How far a purchase has come.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PurchaseStateContext {
+    /// `PURCHASED`, `CANCELLED`, `PENDING`
+    pub purchase_state: Option<String>,
+}
+
+/// One product of a purchase.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProductLineItem {
+    /// The product's id in the Play Console.
+    pub product_id: Option<String>,
+    /// The offer, and what became of it.
+    pub product_offer_details: Option<ProductOfferDetails>,
+}
+
+/// The offer of a product, and what became of it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProductOfferDetails {
+    /// The offer's id, if there was one.
+    pub offer_id: Option<String>,
+    /// How many; absent means one.
+    pub quantity: Option<Int64>,
+    /// How many of them can still be refunded.
+    pub refundable_quantity: Option<Int64>,
+    /// `CONSUMPTION_STATE_…`
+    pub consumption_state: Option<String>,
+    /// Present when it was ordered before its release.
+    pub preorder_offer_details: Option<PresenceMarker>,
+}
+
+impl From<ProductPurchaseV2> for ProductPurchase {
+    /// The same facts in the numbers of version 1.
+    fn from(purchase: ProductPurchaseV2) -> Self {
+        let item = purchase.product_line_item.into_iter().next();
+        let item = item.unwrap_or_default();
+        let offer = item.product_offer_details.unwrap_or_default();
+        let context = purchase.purchase_state_context.unwrap_or_default();
+        let state = context.purchase_state.unwrap_or_default();
+        let purchase_state = match state.trim_start_matches("PURCHASE_STATE_") {
+            "PURCHASED" => Some(Int64(0)),
+            "CANCELLED" | "CANCELED" => Some(Int64(1)),
+            "PENDING" => Some(Int64(2)),
+            _ => None,
+        };
+        let is = |word: Option<String>, expected: &str| {
+            Some(Int64(i64::from(word.as_deref() == Some(expected))))
+        };
+        Self {
+            kind: purchase.kind,
+            purchase_time_millis: purchase
+                .purchase_completion_time
+                .map(|time| Int64(time.as_millis())),
+            purchase_state,
+            consumption_state: is(offer.consumption_state, "CONSUMPTION_STATE_CONSUMED"),
+            acknowledgement_state: is(
+                purchase.acknowledgement_state,
+                "ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED",
+            ),
+            purchase_type: purchase.test_purchase_context.map(|_| Int64(0)),
+            order_id: purchase.order_id,
+            product_id: item.product_id,
+            quantity: offer.quantity,
+            refundable_quantity: offer.refundable_quantity,
+            obfuscated_external_account_id: purchase.obfuscated_external_account_id,
+            offer_id: offer.offer_id,
+            is_preorder: offer.preorder_offer_details.is_some(),
+        }
+    }
+}
+
+/// An answer to `orders.get`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Order {
+    /// The token of the purchase that was paid with it.
+    pub purchase_token: Option<String>,
+    /// What was paid for.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub line_items: Vec<OrderLineItem>,
+}
+
+/// One product of an order.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OrderLineItem {
+    /// The product's id in the Play Console.
+    pub product_id: Option<String>,
+    /// Present for a subscription.
+    pub subscription_details: Option<PresenceMarker>,
 }
 
 /// The message that is inside a Pub/Sub push: what Google calls a real-time developer notification. Exactly one of the
@@ -277,6 +403,8 @@ pub struct VoidedPurchaseNotification {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PendingRefundReviewNotification {
+    /// The order that is to be refunded.
+    pub order_id: Option<String>,
     /// What the app passed as `obfuscatedAccountId` when it started the purchase.
     pub obfuscated_account_id: Option<String>,
 }

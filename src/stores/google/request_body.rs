@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::verify::{GoogleVerifyRequest, RequestedProduct};
+use super::verify::GoogleVerifyRequest;
 use crate::base::clock::Timestamp;
+use crate::events::SubjectType;
 use crate::http::json::{FromJson, JsonFields};
 
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
@@ -47,25 +48,18 @@ impl FromJson for GoogleVerifyRequest {
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
         let package_name = body.required_string("packageName", 1..=200);
         let purchase_token = body.required_string("purchaseToken", 1..=4096);
-        let kind = body.required_one_of("type", &["subscription", "product"]);
+        let kind = body.optional_one_of("type", &["subscription", "product"]);
         let product_id = body.optional_string("productId", 1..=200);
-        if kind == Some("product") && !body.has_field("productId") {
-            body.add_issue(
-                "productId",
-                "is missing; a product is asked about by its id",
-            );
-        }
         let expected_app_user_id = body.optional_string("expectedAppUserId", 1..=200);
-        let product = match kind? {
-            "product" => RequestedProduct::Product {
-                product_id: product_id?,
-            },
-            _ => RequestedProduct::Subscription { product_id },
-        };
+        let kind = kind.map(|kind| match kind {
+            "product" => SubjectType::Product,
+            _ => SubjectType::Subscription,
+        });
         Some(Self {
             package_name: package_name?,
             purchase_token: purchase_token?,
-            product,
+            kind,
+            product_id,
             expected_app_user_id,
         })
     }
@@ -100,29 +94,25 @@ mod tests {
         let request = read(json!({
             "packageName": "com.example.app", "purchaseToken": "t", "type": "subscription", "more": 1,
         }));
-        assert_eq!(
-            request.product,
-            RequestedProduct::Subscription { product_id: None }
-        );
+        assert_eq!(request.kind, Some(SubjectType::Subscription));
+        assert_eq!(request.product_id, None);
         assert_eq!(request.expected_app_user_id, None);
         let request = read(json!({
             "packageName": "com.example.app", "purchaseToken": "é".repeat(4096), "type": "product",
             "productId": "coins", "expectedAppUserId": "user-1",
         }));
-        let product_id = "coins".to_owned();
-        assert_eq!(request.product, RequestedProduct::Product { product_id });
+        assert_eq!(request.kind, Some(SubjectType::Product));
+        assert_eq!(request.product_id.as_deref(), Some("coins"));
         assert_eq!(request.expected_app_user_id.as_deref(), Some("user-1"));
+        let request = read(json!({ "packageName": "com.example.app", "purchaseToken": "t" }));
+        assert_eq!((request.kind, request.product_id), (None, None));
     }
 
     #[test]
     fn all_issues_of_a_request_are_reported_at_once() {
         assert_eq!(
             issues(&json!({})),
-            [
-                "packageName: is missing",
-                "purchaseToken: is missing",
-                "type: is missing"
-            ]
+            ["packageName: is missing", "purchaseToken: is missing"]
         );
         assert_eq!(
             issues(&json!({
@@ -131,7 +121,6 @@ mod tests {
             [
                 "packageName: must have 1 to 200 characters",
                 "purchaseToken: must have 1 to 4096 characters",
-                "productId: is missing; a product is asked about by its id",
                 "expectedAppUserId: must be a string",
             ]
         );

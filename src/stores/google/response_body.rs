@@ -9,6 +9,7 @@ use utoipa::openapi::schema::Schema;
 use super::payload::Int64;
 use super::translate::PurchaseStatus;
 use crate::base::clock::Timestamp;
+use crate::events::{AppUserIdSource, EventSubject, PurchaseState, StateError};
 use crate::http::api_docs::{always_true, string_enum_schema};
 
 /// A yes: Google knows this purchase, and it is of this tenant's app. What it is worth now is in `status`.
@@ -28,6 +29,16 @@ pub(crate) struct VerifiedPurchase {
     /// nothing.
     #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
     pub(crate) app_user_id: Option<String>,
+    /// Which purchase names that user: this one, or an earlier one of the same subscription, where it was bought again outside
+    /// the app. Null when `appUserId` is null.
+    pub(crate) app_user_id_source: Option<AppUserIdSource>,
+    /// What the answer is about, as in events.
+    pub(crate) subject: EventSubject,
+    /// What the whole subscription or purchase is worth now: this decides about access. Null where that is not known;
+    /// `stateError` says why.
+    pub(crate) state: Option<PurchaseState>,
+    /// Why there is no `state`.
+    pub(crate) state_error: Option<StateError>,
     /// The facts.
     pub(crate) purchase: PurchaseDetails,
 }
@@ -111,7 +122,7 @@ pub(crate) struct SubscriptionDetails {
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Product)]
 pub(crate) struct ProductDetails {
-    /// Always `androidpublisher#productPurchase`.
+    /// `androidpublisher#productPurchase`; `androidpublisher#productPurchaseV2` when it was asked about without its product.
     #[schema(schema_with = product_kind)]
     pub(crate) kind: String,
     /// The app's package name.
@@ -167,6 +178,12 @@ fn product_kind() -> Schema {
     let meaning = "a one-time product.";
     string_enum_schema(
         "What Google calls it.",
-        &[("androidpublisher#productPurchase", meaning)],
+        &[
+            ("androidpublisher#productPurchase", meaning),
+            (
+                "androidpublisher#productPurchaseV2",
+                "the same, from version 2 of Google's API.",
+            ),
+        ],
     )
 }

@@ -90,6 +90,10 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifi
                 "type": "product",
                 "productId": "coins_100",
             }))),
+            ("token" = (summary = "Either, by its token alone", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+            }))),
         ),
     ),
     responses(
@@ -100,11 +104,11 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifi
             examples(
                 ("subscription" = (summary = "A subscription that is paid for, and has to be acknowledged.", value = json!(openapi::subscription_example()))),
                 ("product" = (summary = "A product that was used up.", value = json!(openapi::product_example()))),
-                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound(GoogleNotFound::Unknown))))),
-                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound(GoogleNotFound::Gone))))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knows no such purchase.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound { reason: GoogleNotFound::Unknown, may_be_early: true })))),
+                ("PURCHASE_NOT_FOUND_gone" = (summary = "Google knew it once.", value = json!(openapi::rejection_example(GoogleVerifyError::NotFound { reason: GoogleNotFound::Gone, may_be_early: false })))),
                 ("PACKAGE_NAME_MISMATCH" = (summary = "It is not of this tenant's app.", value = json!(openapi::rejection_example(GoogleVerifyError::PackageNameMismatch { expected: "com.example.app".to_owned() })))),
                 ("PRODUCT_ID_MISMATCH" = (summary = "It is of another product.", value = json!(openapi::rejection_example(GoogleVerifyError::ProductIdMismatch { found: vec!["pro_yearly".to_owned()] })))),
-                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleVerifyError::AppUserMismatch)))),
+                ("APP_USER_MISMATCH" = (summary = "It is of another user.", value = json!(openapi::rejection_example(GoogleVerifyError::AppUserMismatch { is_anothers: true })))),
             ),
         ),
         GoogleVerifyErrorResponses,

@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use super::payload::{LineItem, SubscriptionPurchase};
+use super::payload::{Int64, LineItem, ProductPurchase, SubscriptionPurchase};
 use super::translate::{ACKNOWLEDGEMENT_PERIOD, subscription_acknowledgement};
 use crate::base::clock::Timestamp;
 use crate::events::{Ownership, PricePeriod, PurchaseState, StateBasis, StateStatus};
@@ -174,6 +174,12 @@ fn acknowledge_by(
     Some(start.plus(period))
 }
 
+/// Whether the length of the purchase decides until when it must be acknowledged: then the purchase that it extends matters.
+pub(super) fn owes_by_length(purchase: &SubscriptionPurchase) -> bool {
+    subscription_acknowledgement(purchase) == 0
+        && current_line_item(purchase).is_some_and(|item| item.prepaid_plan.is_some())
+}
+
 /// What is known of one product of a one-time purchase, from either version of Google's API.
 #[expect(
     clippy::struct_excessive_bools,
@@ -192,6 +198,32 @@ pub(crate) struct ProductFacts {
     pub(crate) purchased_at: Option<Timestamp>,
     pub(crate) quantity: i64,
     pub(crate) refundable_quantity: Option<i64>,
+}
+
+impl From<&ProductPurchase> for ProductFacts {
+    fn from(purchase: &ProductPurchase) -> Self {
+        let progress = match purchase.purchase_state {
+            Some(Int64(0)) => ProductProgress::Purchased,
+            Some(Int64(1)) => ProductProgress::Canceled,
+            Some(Int64(2)) => ProductProgress::Pending,
+            _ => ProductProgress::Unknown,
+        };
+        Self {
+            product_id: purchase.product_id.clone(),
+            offer_id: purchase.offer_id.clone(),
+            progress,
+            is_consumed: purchase.consumption_state == Some(Int64(1)),
+            is_acknowledged: purchase.acknowledgement_state == Some(Int64(1)),
+            is_test: purchase.purchase_type == Some(Int64(0)),
+            // Paid for on the day of its release.
+            is_preorder: purchase.is_preorder && progress != ProductProgress::Purchased,
+            purchased_at: purchase
+                .purchase_time_millis
+                .map(|Int64(millis)| Timestamp::from_millis(millis)),
+            quantity: purchase.quantity.map_or(1, |Int64(quantity)| quantity),
+            refundable_quantity: purchase.refundable_quantity.map(|Int64(quantity)| quantity),
+        }
+    }
 }
 
 /// How far a one-time purchase has come.
@@ -244,6 +276,16 @@ pub(crate) fn product_state(facts: &ProductFacts, fetched_at: Timestamp) -> Purc
             .map(|at| at.plus(period)),
         basis: StateBasis::Store,
         as_of: fetched_at,
+    }
+}
+
+/// The state of a product that Google says was refunded, whatever its record says still.
+pub(super) fn refunded_state(state: PurchaseState) -> PurchaseState {
+    PurchaseState {
+        status: StateStatus::Refunded,
+        entitled: false,
+        acknowledge_by: None,
+        ..state
     }
 }
 

@@ -389,17 +389,17 @@ pub(super) async fn list_purchase_links(
         PurchaseLink,
         r#"
         with recursive chain as (
-            select token, replaces, 1 as depth
+            select token, replaces, is_paid, app_user_id, 1 as depth
             from purchase_links
             where tenant_id = $1 and token_hash = $2
             union all
-            select link.token, link.replaces, chain.depth + 1
+            select link.token, link.replaces, link.is_paid, link.app_user_id, chain.depth + 1
             from chain
             join purchase_links as link
                 on link.tenant_id = $1 and link.token_hash = sha256(convert_to(chain.replaces, 'UTF8'))
             where chain.depth < $3
         )
-        select token as "token!", replaces from chain order by depth
+        select token as "token!", replaces, is_paid, app_user_id from chain order by depth
         "#,
         tenant.as_str(),
         hash.as_slice(),
@@ -409,7 +409,42 @@ pub(super) async fn list_purchase_links(
     .await
 }
 
-/// A link that is stored already stays as it is: which purchase another one replaces does not change.
+/// The stored links of the purchases that replace `purchase_token`, that replace those, and so on: newest first, at most
+/// `limit` steps away. In a cycle links repeat.
+pub(super) async fn list_later_purchase_links(
+    database: &Database,
+    tenant: &TenantId,
+    purchase_token: &str,
+    limit: i32,
+) -> Result<Vec<PurchaseLink>, db::Error> {
+    let hash = token::sha256(purchase_token.as_bytes());
+    sqlx::query_as!(
+        PurchaseLink,
+        r#"
+        with recursive later as (
+            select token_hash, token, replaces, is_paid, app_user_id, recorded_at, 1 as depth
+            from purchase_links
+            where tenant_id = $1 and replaces is not null and purchase_token_hash(replaces) = $2
+            union all
+            select link.token_hash, link.token, link.replaces, link.is_paid, link.app_user_id, link.recorded_at,
+                later.depth + 1
+            from later
+            join purchase_links as link
+                on link.tenant_id = $1 and link.replaces is not null
+                and purchase_token_hash(link.replaces) = later.token_hash
+            where later.depth < $3
+        )
+        select token as "token!", replaces, is_paid, app_user_id from later order by depth desc, recorded_at desc
+        "#,
+        tenant.as_str(),
+        hash.as_slice(),
+        limit,
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
+/// What is stored already stays as it is, except for what was not known then, and for a purchase that was paid since.
 pub(super) async fn insert_purchase_links(
     database: &Database,
     tenant: &TenantId,
@@ -421,14 +456,31 @@ pub(super) async fn insert_purchase_links(
         .collect();
     let tokens: Vec<&str> = links.iter().map(|link| link.token.as_str()).collect();
     let replaces: Vec<Option<&str>> = links.iter().map(|link| link.replaces.as_deref()).collect();
+    let paid: Vec<Option<bool>> = links.iter().map(|link| link.is_paid).collect();
+    let users: Vec<Option<&str>> = links
+        .iter()
+        .map(|link| link.app_user_id.as_deref())
+        .collect();
     sqlx::query!(
-        "insert into purchase_links (tenant_id, token_hash, token, replaces) \
-         select $1, * from unnest($2::bytea[], $3::text[], $4::text[]) \
-         on conflict (tenant_id, token_hash) do nothing",
+        "insert into purchase_links as stored (tenant_id, token_hash, token, replaces, is_paid, app_user_id) \
+         select distinct on (hash) $1, hash, token, replaces, paid, app_user_id \
+           from unnest($2::bytea[], $3::text[], $4::text[], $5::bool[], $6::text[]) \
+                as new (hash, token, replaces, paid, app_user_id) \
+          order by hash, paid desc nulls last \
+         on conflict (tenant_id, token_hash) do update \
+            set replaces = coalesce(stored.replaces, excluded.replaces), \
+                is_paid = case when excluded.is_paid then true else coalesce(stored.is_paid, excluded.is_paid) end, \
+                app_user_id = coalesce(stored.app_user_id, excluded.app_user_id) \
+          where (stored.replaces is null and excluded.replaces is not null) \
+             or (stored.is_paid is null and excluded.is_paid is not null) \
+             or (not stored.is_paid and excluded.is_paid) \
+             or (stored.app_user_id is null and excluded.app_user_id is not null)",
         tenant.as_str(),
         &hashes,
         &tokens as &[&str],
         &replaces as &[Option<&str>],
+        &paid as &[Option<bool>],
+        &users as &[Option<&str>],
     )
     .execute(database.pool())
     .await?;

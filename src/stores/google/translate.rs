@@ -25,7 +25,12 @@
 //! | Google notifies of | event | reason |
 //! |---|---|---|
 //! | subscription 1, 2, 3, 5, 6, 7 | `recovered`, `renewed`, `cancellation_scheduled`, `on_hold`, `in_grace_period`, `cancellation_revoked` | |
-//! | subscription 4 | `purchased`; `upgraded` when it replaces one that was still running | `initial`, `resubscribe` |
+//! | subscription 4, the first, or after the last one had ended | `purchased` | `initial`, `resubscribe` |
+//! | subscription 4, replaces one that was running, same product and base plan | `purchased` | `resubscribe` |
+//! | subscription 4, replaces one that was running, same product, both prepaid | `renewed` | `top_up` |
+//! | subscription 4, replaces one that was running, another plan | `upgraded` | |
+//! | subscription 4, another plan follows at the next renewal | `renewal_pref_changed` | `downgrade` |
+//! | any but 4 and 20, of a purchase that another one replaced | `replaced` | |
 //! | subscription 8, 9, 10, 11, 12 | `price_change_accepted`, `deferred`, `paused`, `pause_schedule_changed`, `revoked` | |
 //! | subscription 13 | `expired` | `voluntary`, `billing_retry`, `developer`, `replaced` |
 //! | subscription 17, 19, 20 | `items_changed`, `price_change_updated`, `pending_purchase_canceled` | |
@@ -48,6 +53,7 @@ use super::payload::{
     DeveloperNotification, Int64, LineItem, Money, ProductPurchase, SubscriptionPurchase,
     VoidedPurchaseNotification,
 };
+use super::state;
 use crate::base::clock::Timestamp;
 use crate::events::EventType;
 
@@ -181,29 +187,6 @@ pub fn product_acknowledgement(purchase: &ProductPurchase) -> u8 {
     u8::from(purchase.acknowledgement_state == Some(Int64(1)))
 }
 
-/// Until when a subscription must be acknowledged. `None` once it is, and as long as it is not paid for: Google
-/// counts from the payment.
-pub fn subscription_acknowledge_by(
-    purchase: &SubscriptionPurchase,
-    status: PurchaseStatus,
-) -> Option<Timestamp> {
-    let waiting = subscription_acknowledgement(purchase) == 0 && status != PurchaseStatus::Pending;
-    purchase
-        .start_time
-        .filter(|_| waiting)
-        .map(|start| start.plus(ACKNOWLEDGEMENT_PERIOD))
-}
-
-/// Until when a product must be acknowledged or consumed. `None` once it is, and as long as it is not paid for.
-pub fn product_acknowledge_by(purchase: &ProductPurchase) -> Option<Timestamp> {
-    let waiting = product_acknowledgement(purchase) == 0
-        && product_status(purchase) == PurchaseStatus::Active;
-    purchase
-        .purchase_time_millis
-        .filter(|_| waiting)
-        .map(|Int64(millis)| Timestamp::from_millis(millis).plus(ACKNOWLEDGEMENT_PERIOD))
-}
-
 /// An amount in millionths of a unit, rounded towards zero. `None` when it does not fit 64 bits, which no price does.
 pub fn to_micros(money: &Money) -> Option<Int64> {
     let Int64(units) = money.units.unwrap_or(Int64(0));
@@ -232,9 +215,45 @@ pub enum ReplacedPurchase {
     /// The purchase replaces no other.
     Nothing,
     /// The other purchase was still running.
-    Running,
+    Running(Replacement),
     /// The other purchase had ended before.
     Ended,
+}
+
+/// In which way a purchase replaced another one that was still running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replacement {
+    /// By another product or base plan.
+    OtherPlan,
+    /// By the same product and base plan.
+    SamePlan,
+    /// More time was paid in advance.
+    TopUp,
+}
+
+/// In which way `purchase` replaced `earlier`.
+pub(super) fn replacement_kind(
+    purchase: &SubscriptionPurchase,
+    earlier: &SubscriptionPurchase,
+) -> Replacement {
+    fn base_plan(item: &LineItem) -> Option<&str> {
+        item.offer_details.as_ref()?.base_plan_id.as_deref()
+    }
+    let (Some(new), Some(old)) = (
+        state::current_line_item(purchase),
+        state::current_line_item(earlier),
+    ) else {
+        return Replacement::OtherPlan;
+    };
+    if new.product_id != old.product_id {
+        Replacement::OtherPlan
+    } else if new.prepaid_plan.is_some() && old.prepaid_plan.is_some() {
+        Replacement::TopUp
+    } else if base_plan(new) == base_plan(old) {
+        Replacement::SamePlan
+    } else {
+        Replacement::OtherPlan
+    }
 }
 
 /// What a notification means. `purchase` is the subscription it is about, as it is now, if Google could be asked;
@@ -328,8 +347,24 @@ fn purchase_event(
 ) -> (EventType, Option<&'static str>) {
     // Bought outside the app after the last one had expired: Google links those in another way.
     let again = purchase.is_some_and(|purchase| purchase.out_of_app_purchase_context.is_some());
+    let is_deferred = purchase.is_some_and(|purchase| {
+        let mut items = purchase.line_items.iter();
+        purchase.linked_purchase_token.is_some()
+            && items.any(|item| item.deferred_item_replacement.is_some())
+    });
     match replaced {
-        ReplacedPurchase::Running => (EventType::SubscriptionUpgraded, None),
+        ReplacedPurchase::Running(_) | ReplacedPurchase::Unknown if is_deferred => {
+            (EventType::SubscriptionRenewalPrefChanged, Some("downgrade"))
+        }
+        ReplacedPurchase::Running(Replacement::OtherPlan) => {
+            (EventType::SubscriptionUpgraded, None)
+        }
+        ReplacedPurchase::Running(Replacement::SamePlan) => {
+            (EventType::SubscriptionPurchased, Some("resubscribe"))
+        }
+        ReplacedPurchase::Running(Replacement::TopUp) => {
+            (EventType::SubscriptionRenewed, Some("top_up"))
+        }
         ReplacedPurchase::Ended => (EventType::SubscriptionPurchased, Some("resubscribe")),
         ReplacedPurchase::Nothing if again => {
             (EventType::SubscriptionPurchased, Some("resubscribe"))
@@ -355,13 +390,16 @@ fn expiry_reason(purchase: &SubscriptionPurchase) -> Option<&'static str> {
     }
 }
 
+/// Whether a purchase says that another one took its place.
+pub(super) fn is_replaced(purchase: &SubscriptionPurchase) -> bool {
+    let context = purchase.canceled_state_context.as_ref();
+    context.is_some_and(|context| context.replacement_cancellation.is_some())
+}
+
 /// Whether a purchase was still running when another took its place at `moment`. By the time of the notification
 /// Google has ended it already, so its state now is not enough.
 pub(super) fn was_running(replaced: &SubscriptionPurchase, moment: Timestamp) -> bool {
-    let is_replaced = replaced
-        .canceled_state_context
-        .as_ref()
-        .is_some_and(|context| context.replacement_cancellation.is_some());
+    let is_replaced = is_replaced(replaced);
     let lasts = select_line_item(replaced, None)
         .and_then(|item| item.expiry_time)
         .is_some_and(|expiry| expiry > moment);
@@ -544,54 +582,52 @@ mod tests {
             let case = format!("{purchased:?} {consumed:?} {acknowledged:?}");
             assert_eq!(product_status(&purchase), status, "{case}");
             let by = due.then(|| now().plus(Duration::from_hours(72)));
-            assert_eq!(product_acknowledge_by(&purchase), by, "{case}");
+            let state = state::product_state(&state::ProductFacts::from(&purchase), now());
+            assert_eq!(state.acknowledge_by, by, "{case}");
         }
     }
 
     #[test]
-    fn a_subscription_is_to_be_acknowledged_within_three_days_of_being_paid_for() {
-        let by = Some(Timestamp::from_millis(NOW - 1000).plus(Duration::from_hours(72)));
-        for (acknowledgement, status, number, due) in [
-            (
-                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
-                PurchaseStatus::Active,
-                0,
-                by,
-            ),
-            (
-                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
-                PurchaseStatus::Canceled,
-                0,
-                by,
-            ),
-            (
-                Some("ACKNOWLEDGEMENT_STATE_UNSPECIFIED"),
-                PurchaseStatus::Active,
-                0,
-                by,
-            ),
-            (None, PurchaseStatus::Active, 0, by),
-            (
-                Some("ACKNOWLEDGEMENT_STATE_PENDING"),
-                PurchaseStatus::Pending,
-                0,
-                None,
-            ),
-            (
-                Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"),
-                PurchaseStatus::Active,
-                1,
-                None,
-            ),
+    fn an_acknowledgement_is_a_number() {
+        for (acknowledgement, number) in [
+            (Some("ACKNOWLEDGEMENT_STATE_PENDING"), 0),
+            (Some("ACKNOWLEDGEMENT_STATE_UNSPECIFIED"), 0),
+            (None, 0),
+            (Some("ACKNOWLEDGEMENT_STATE_ACKNOWLEDGED"), 1),
         ] {
             let mut purchase = subscription("ACTIVE", vec![]);
             purchase.acknowledgement_state = acknowledgement.map(str::to_owned);
             assert_eq!(subscription_acknowledgement(&purchase), number);
-            assert_eq!(
-                subscription_acknowledge_by(&purchase, status),
-                due,
-                "{acknowledgement:?}"
-            );
+        }
+    }
+
+    #[test]
+    fn a_replacement_is_another_plan_the_same_or_more_time() {
+        let purchase = |product: &str, plan: &str, is_prepaid: bool| {
+            let kind = if is_prepaid {
+                "prepaidPlan"
+            } else {
+                "autoRenewingPlan"
+            };
+            serde_json::from_value::<SubscriptionPurchase>(json!({ "lineItems": [
+                { "productId": product, "offerDetails": { "basePlanId": plan }, kind: {} },
+            ] }))
+            .expect("readable")
+        };
+        let old = purchase("a", "monthly", false);
+        let old_prepaid = purchase("a", "week", true);
+        for (earlier, product, plan, is_prepaid, expected) in [
+            (&old, "a", "monthly", false, Replacement::SamePlan),
+            (&old, "a", "yearly", false, Replacement::OtherPlan),
+            (&old, "b", "monthly", false, Replacement::OtherPlan),
+            (&old, "a", "week", true, Replacement::OtherPlan),
+            (&old_prepaid, "a", "week", true, Replacement::TopUp),
+            (&old_prepaid, "a", "month", true, Replacement::TopUp),
+            (&old_prepaid, "b", "week", true, Replacement::OtherPlan),
+            (&old_prepaid, "a", "monthly", false, Replacement::OtherPlan),
+        ] {
+            let found = replacement_kind(&purchase(product, plan, is_prepaid), earlier);
+            assert_eq!(found, expected, "{product} {plan}");
         }
     }
 
@@ -799,7 +835,21 @@ mod tests {
         for (replaced, word, reason) in [
             (Nothing, "subscription.purchased", Some("initial")),
             (Ended, "subscription.purchased", Some("resubscribe")),
-            (Running, "subscription.upgraded", None),
+            (
+                Running(Replacement::OtherPlan),
+                "subscription.upgraded",
+                None,
+            ),
+            (
+                Running(Replacement::SamePlan),
+                "subscription.purchased",
+                Some("resubscribe"),
+            ),
+            (
+                Running(Replacement::TopUp),
+                "subscription.renewed",
+                Some("top_up"),
+            ),
             (Unknown, "subscription.purchased", None),
         ] {
             assert_eq!(event(&purchase, replaced), (word, reason), "{replaced:?}");

@@ -2,6 +2,9 @@
 //!
 //! The checks, in this order: does the tenant have credentials; is it the tenant's app; does Google know the purchase; is it
 //! of the requested product; is it of the expected user. The first "no" is the answer, and the later checks are not made.
+//!
+//! For some 100 ms after a purchase Google does not know what it has sold. So a token that this process has not seen before is
+//! asked about up to three times before the answer is "no".
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +12,38 @@ use std::time::Duration;
 use url::Url;
 
 use super::api::{PlayClient, PurchaseResponse};
+use super::api_error::{GoogleApiError, GoogleNotFound, PurchaseLookupError};
+use super::chain;
 use super::error_response::GoogleVerifyError;
 use super::payload::{Int64, ProductPurchase, SubscriptionPurchase};
+use super::purchase_lookup::{Fetched, PurchaseLookup, PurchaseRole, SubscriptionStanding};
 use super::response_body::{
     ProductDetails, PurchaseDetails, SubscriptionDetails, VerifiedPurchase,
 };
+use super::state::{self, ProductFacts};
 use super::store::{self, GoogleCredentials};
-use super::translate::{self, PurchaseStatus};
+use super::translate;
+use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
+use crate::crypto::token;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
+use crate::events::{AppUserIdSource, EventSubject, SubjectType};
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
+
+/// When a token that Google does not know is asked about again, counted from the first time.
+const FRESH_TOKEN_TRIES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(600)];
+/// No try begins later, counted from the first.
+const FRESH_TOKEN_TIMEOUT: Duration = Duration::from_millis(750);
+/// How long after a token was first seen Google may still not know it.
+const MAX_EARLY_TIME: Duration = Duration::from_mins(1);
+/// How long it is remembered when an unknown token was first seen.
+const UNKNOWN_TOKEN_TTL: Duration = Duration::from_mins(10);
+const MAX_UNKNOWN_TOKENS: usize = 100_000;
 
 /// Asks Google Play about purchases, for all tenants of one process. Clones share the caches.
 #[derive(Clone)]
@@ -33,6 +53,8 @@ pub struct GoogleVerifier {
     credential_cache: TenantCache<GoogleCredentials, LoadCredentialsError>,
     pub(super) play: PlayClient,
     pub(super) clock: Clock,
+    /// When a token that Google did not know was first seen, by a digest of tenant and token.
+    unknown_tokens: Cache<[u8; 32], Timestamp>,
 }
 
 /// Google's addresses, and how long a tenant's credentials are cached.
@@ -51,18 +73,46 @@ pub struct GoogleSettings {
 pub struct GoogleVerifyRequest {
     pub(crate) package_name: String,
     pub(crate) purchase_token: String,
-    pub(crate) product: RequestedProduct,
+    /// Which kind of purchase is asked about first. `None`: a subscription.
+    pub(crate) kind: Option<SubjectType>,
+    /// The purchase must be of this product.
+    pub(crate) product_id: Option<String>,
     /// The obfuscated account id that the purchase must have, compared byte by byte.
     pub(crate) expected_app_user_id: Option<String>,
 }
 
-/// The type of the purchase, and its product.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RequestedProduct {
-    /// With a product id, one of the subscription's line items must have it.
-    Subscription { product_id: Option<String> },
-    /// A one-time product.
-    Product { product_id: String },
+/// One way to ask Google about a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PurchaseQuestion<'a> {
+    Subscription,
+    /// A one-time product of which the caller knows the id, in version 1 of Google's API.
+    Product {
+        product_id: &'a str,
+    },
+    /// A one-time product by its token alone.
+    ProductByToken,
+}
+
+/// A purchase as Google answered.
+enum FoundPurchase {
+    Subscription(PurchaseResponse<SubscriptionPurchase>),
+    Product(PurchaseResponse<ProductPurchase>),
+}
+
+impl GoogleVerifyRequest {
+    /// The ways to ask Google, the likeliest first. Only the first `.1` of them are asked again about a fresh token.
+    fn questions(&self) -> (Vec<PurchaseQuestion<'_>>, usize) {
+        use PurchaseQuestion::*;
+        match (self.kind, self.product_id.as_deref()) {
+            (Some(SubjectType::Product), Some(product_id)) => (
+                vec![Product { product_id }, ProductByToken, Subscription],
+                1,
+            ),
+            (Some(SubjectType::Product), None) => (vec![ProductByToken, Subscription], 1),
+            (Some(SubjectType::Subscription), _) => (vec![Subscription, ProductByToken], 1),
+            (None, _) => (vec![Subscription, ProductByToken], 2),
+        }
+    }
 }
 
 impl GoogleVerifier {
@@ -90,6 +140,7 @@ impl GoogleVerifier {
                 settings.token_url,
                 clock.clone(),
             ),
+            unknown_tokens: Cache::new(clock.clone(), MAX_UNKNOWN_TOKENS),
             clock: clock.clone(),
         }
     }
@@ -104,37 +155,151 @@ impl GoogleVerifier {
             .await
             .map_err(GoogleVerifyError::Credentials)?
             .ok_or(GoogleVerifyError::NoCredentials)?;
-        let (account, package_name) = (&credentials.account, &credentials.package_name);
-        if request.package_name != *package_name {
+        if request.package_name != credentials.package_name {
             return Err(GoogleVerifyError::PackageNameMismatch {
-                expected: package_name.clone(),
+                expected: credentials.package_name.clone(),
             });
         }
-        let lookup_error = |error| GoogleVerifyError::from_lookup(error, package_name);
-        let token = &request.purchase_token;
-        let verified = match &request.product {
-            RequestedProduct::Subscription { product_id } => {
-                let response = self
-                    .play
-                    .get_subscription(tenant, account, package_name, token)
-                    .await
-                    .map_err(lookup_error)?;
-                verify_subscription(request, product_id.as_deref(), response, self.clock.now())?
+        let verified = match self.find_purchase(tenant, &credentials, request).await? {
+            FoundPurchase::Subscription(response) => {
+                let fetched = Fetched {
+                    purchase: Arc::new(response.purchase.clone()),
+                    fetched_at: response.fetched_at,
+                };
+                let verified = verify_subscription(request, response, self.clock.now())?;
+                let standing = PurchaseLookup::new(self, tenant, &credentials)
+                    .load_standing_of(&request.purchase_token, fetched)
+                    .await;
+                with_standing(verified, standing)
             }
-            RequestedProduct::Product { product_id } => {
-                let response = self
-                    .play
-                    .get_product(tenant, account, package_name, product_id, token)
-                    .await
-                    .map_err(lookup_error)?;
-                verify_product(request, product_id, response)?
-            }
+            FoundPurchase::Product(response) => verify_product(request, response)?,
         };
-        match &request.expected_app_user_id {
-            Some(expected) if verified.app_user_id.as_ref() != Some(expected) => {
-                Err(GoogleVerifyError::AppUserMismatch)
+        match (&request.expected_app_user_id, &verified.app_user_id) {
+            (Some(expected), found) if found.as_ref() != Some(expected) => {
+                Err(GoogleVerifyError::AppUserMismatch {
+                    is_anothers: found.is_some(),
+                })
             }
             _ => Ok(verified),
+        }
+    }
+
+    /// Asks Google in every way that the request leaves open, and again about a token that may be too fresh.
+    async fn find_purchase(
+        &self,
+        tenant: &TenantId,
+        credentials: &GoogleCredentials,
+        request: &GoogleVerifyRequest,
+    ) -> Result<FoundPurchase, GoogleVerifyError> {
+        let started_at = self.clock.uptime();
+        let (mut questions, repeated) = request.questions();
+        let mut tries = FRESH_TOKEN_TRIES.into_iter();
+        loop {
+            let asked = self.ask(tenant, credentials, request, &questions).await;
+            let reason = match asked? {
+                Ok(found) => return Ok(found),
+                Err(reason) => reason,
+            };
+            let elapsed = self.clock.uptime().saturating_sub(started_at);
+            let (may_be_early, is_fresh) = match reason {
+                GoogleNotFound::Unknown => self.note_unknown_token(tenant, request, elapsed),
+                _ => (false, false),
+            };
+            let next = tries.next().filter(|_| is_fresh);
+            let Some(next) = next.filter(|_| elapsed < FRESH_TOKEN_TIMEOUT) else {
+                return Err(GoogleVerifyError::NotFound {
+                    reason,
+                    may_be_early,
+                });
+            };
+            self.clock.sleep(next.saturating_sub(elapsed)).await;
+            questions.truncate(repeated);
+        }
+    }
+
+    /// Remembers a token that Google does not know. Whether Google may know it soon; whether no request before this one,
+    /// which began `elapsed` ago, was about it.
+    fn note_unknown_token(
+        &self,
+        tenant: &TenantId,
+        request: &GoogleVerifyRequest,
+        elapsed: Duration,
+    ) -> (bool, bool) {
+        let now = self.clock.now();
+        let name = format!("{tenant} {}", request.purchase_token);
+        let key = token::sha256(name.as_bytes());
+        let Some(first_seen) = self.unknown_tokens.get(&key) else {
+            self.unknown_tokens.insert(key, now, UNKNOWN_TOKEN_TTL);
+            return (true, true);
+        };
+        let age = now.duration_since(first_seen);
+        (age < MAX_EARLY_TIME, age <= elapsed)
+    }
+
+    /// Asks Google in each of these ways until one of them finds the purchase. The inner error is what Google says when none
+    /// does.
+    async fn ask(
+        &self,
+        tenant: &TenantId,
+        credentials: &GoogleCredentials,
+        request: &GoogleVerifyRequest,
+        questions: &[PurchaseQuestion<'_>],
+    ) -> Result<Result<FoundPurchase, GoogleNotFound>, GoogleVerifyError> {
+        let mut verdict = None;
+        for question in questions {
+            let answer = self
+                .ask_once(tenant, credentials, &request.purchase_token, *question)
+                .await;
+            let reason = match answer {
+                Ok(found) => return Ok(Ok(found)),
+                Err(PurchaseLookupError::NotFound(GoogleNotFound::Gone)) => {
+                    return Ok(Err(GoogleNotFound::Gone));
+                }
+                Err(PurchaseLookupError::NotFound(reason)) => reason,
+                Err(error) => {
+                    return Err(GoogleVerifyError::from_lookup(
+                        error,
+                        &credentials.package_name,
+                    ));
+                }
+            };
+            // A token that one API does not know may yet become known.
+            verdict = match (verdict, reason) {
+                (None, reason) | (_, reason @ GoogleNotFound::Unknown) => Some(reason),
+                (earlier, _) => earlier,
+            };
+        }
+        Ok(Err(verdict.unwrap_or(GoogleNotFound::Unknown)))
+    }
+
+    async fn ask_once(
+        &self,
+        tenant: &TenantId,
+        credentials: &GoogleCredentials,
+        token: &str,
+        question: PurchaseQuestion<'_>,
+    ) -> Result<FoundPurchase, PurchaseLookupError> {
+        let GoogleCredentials {
+            account,
+            package_name: app,
+            ..
+        } = credentials;
+        let play = &self.play;
+        match question {
+            PurchaseQuestion::Subscription => {
+                let response = play.get_subscription(tenant, account, app, token).await?;
+                Ok(FoundPurchase::Subscription(response))
+            }
+            PurchaseQuestion::Product { product_id } => {
+                let response = play
+                    .get_product(tenant, account, app, product_id, token)
+                    .await?;
+                Ok(FoundPurchase::Product(response))
+            }
+            PurchaseQuestion::ProductByToken => {
+                let response = play.get_product_v2(tenant, account, app, token).await?;
+                Ok(FoundPurchase::Product(response))
+            }
         }
     }
 
@@ -152,13 +317,18 @@ impl GoogleVerifier {
     }
 }
 
+/// The purchase by its own record alone.
 fn verify_subscription(
     request: &GoogleVerifyRequest,
-    product_id: Option<&str>,
     response: PurchaseResponse<SubscriptionPurchase>,
     now: Timestamp,
 ) -> Result<VerifiedPurchase, GoogleVerifyError> {
-    let PurchaseResponse { purchase, raw } = response;
+    let PurchaseResponse {
+        purchase,
+        raw,
+        fetched_at,
+    } = response;
+    let product_id = request.product_id.as_deref();
     let item = translate::select_line_item(&purchase, product_id);
     if product_id.is_some() && item.is_none() {
         let found = purchase
@@ -169,13 +339,11 @@ fn verify_subscription(
         return Err(GoogleVerifyError::ProductIdMismatch { found });
     }
     let status = translate::subscription_status(&purchase, item, now);
+    let state = state::subscription_state(&purchase, None, fetched_at, now);
     let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
     let price = plan.and_then(|plan| plan.recurring_price.as_ref());
     let order_id = item.and_then(|item| item.latest_successful_order_id.clone());
-    let app_user_id = purchase
-        .external_account_identifiers
-        .as_ref()
-        .and_then(|ids| ids.obfuscated_external_account_id.clone());
+    let app_user_id = chain::own_user(&purchase).map(str::to_owned);
     let details = SubscriptionDetails {
         kind: kind_or_default(
             purchase.kind.as_ref(),
@@ -192,77 +360,130 @@ fn verify_subscription(
         country_code: purchase.region_code.clone(),
         payment_state: translate::payment_state(status, item),
         acknowledgement_state: translate::subscription_acknowledgement(&purchase),
-        acknowledge_by: translate::subscription_acknowledge_by(&purchase, status),
+        acknowledge_by: state.acknowledge_by,
         order_id: order_id.or_else(|| purchase.latest_order_id.clone()),
         obfuscated_external_account_id: app_user_id.clone(),
         linked_purchase_token: purchase.linked_purchase_token.clone(),
         test_purchase: purchase.test_purchase.is_some(),
         raw_response: raw,
     };
-    Ok(verified_purchase(
+    Ok(VerifiedPurchase {
+        valid: true,
+        version: crate::VERSION,
         status,
+        app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
         app_user_id,
-        PurchaseDetails::Subscription(details),
-    ))
+        subject: EventSubject {
+            key: request.purchase_token.clone(),
+            product_id: state.product_id.clone(),
+            r#type: SubjectType::Subscription,
+            current: true,
+            superseded_by: None,
+        },
+        state: Some(state),
+        state_error: None,
+        purchase: PurchaseDetails::Subscription(details),
+    })
+}
+
+/// The same with what is known of the other purchases of its subscription.
+fn with_standing(verified: VerifiedPurchase, standing: SubscriptionStanding) -> VerifiedPurchase {
+    let (state, state_error) = match standing.state {
+        Ok(state) if matches!(standing.role, PurchaseRole::Replaced { .. }) => {
+            (Some(state::replaced_state(state)), None)
+        }
+        Ok(state) => (Some(state), None),
+        Err(error) => (None, Some(error)),
+    };
+    let mut purchase = verified.purchase;
+    if standing.role == PurchaseRole::Current
+        && let PurchaseDetails::Subscription(details) = &mut purchase
+    {
+        details.acknowledge_by = state.as_ref().and_then(|state| state.acknowledge_by);
+    }
+    let (app_user_id, app_user_id_source) = standing.app_user.unzip();
+    VerifiedPurchase {
+        app_user_id,
+        app_user_id_source,
+        subject: EventSubject {
+            key: standing.first_token,
+            current: standing.role == PurchaseRole::Current,
+            superseded_by: standing.role.superseded_by(),
+            ..verified.subject
+        },
+        state,
+        state_error,
+        purchase,
+        ..verified
+    }
 }
 
 fn verify_product(
     request: &GoogleVerifyRequest,
-    product_id: &str,
     response: PurchaseResponse<ProductPurchase>,
 ) -> Result<VerifiedPurchase, GoogleVerifyError> {
-    let PurchaseResponse { purchase, raw } = response;
+    let PurchaseResponse {
+        purchase,
+        raw,
+        fetched_at,
+    } = response;
     // Google checks this itself for most apps, and does not always name the product.
-    if purchase
-        .product_id
-        .as_deref()
-        .is_some_and(|found| found != product_id)
-    {
-        let found = purchase.product_id.into_iter().collect();
-        return Err(GoogleVerifyError::ProductIdMismatch { found });
-    }
+    let product_id = match (&request.product_id, &purchase.product_id) {
+        (Some(asked), Some(found)) if asked != found => {
+            let found = vec![found.clone()];
+            return Err(GoogleVerifyError::ProductIdMismatch { found });
+        }
+        (Some(known), _) | (None, Some(known)) => known.clone(),
+        (None, None) => {
+            let missing = "it names no product".to_owned();
+            return Err(GoogleApiError::Unreadable(missing).into());
+        }
+    };
+    let facts = ProductFacts {
+        product_id: Some(product_id.clone()),
+        ..ProductFacts::from(&purchase)
+    };
+    let state = state::product_state(&facts, fetched_at);
     let status = translate::product_status(&purchase);
     let app_user_id = purchase.obfuscated_external_account_id.clone();
     let number = |number: Option<Int64>| number.map(|Int64(number)| number);
     let details = ProductDetails {
         kind: kind_or_default(purchase.kind.as_ref(), "androidpublisher#productPurchase"),
         package_name: request.package_name.clone(),
-        product_id: product_id.to_owned(),
+        product_id: product_id.clone(),
         purchase_token: request.purchase_token.clone(),
         purchase_time_millis: purchase.purchase_time_millis,
         purchase_state: number(purchase.purchase_state),
         consumption_state: number(purchase.consumption_state),
         acknowledgement_state: translate::product_acknowledgement(&purchase),
-        acknowledge_by: translate::product_acknowledge_by(&purchase),
+        acknowledge_by: state.acknowledge_by,
         order_id: purchase.order_id,
-        quantity: number(purchase.quantity).unwrap_or(1),
+        quantity: facts.quantity,
         obfuscated_external_account_id: app_user_id.clone(),
-        test_purchase: purchase.purchase_type == Some(Int64(0)),
+        test_purchase: facts.is_test,
         raw_response: raw,
     };
-    Ok(verified_purchase(
+    Ok(VerifiedPurchase {
+        valid: true,
+        version: crate::VERSION,
         status,
+        app_user_id_source: app_user_id.as_ref().map(|_| AppUserIdSource::Purchase),
         app_user_id,
-        PurchaseDetails::Product(details),
-    ))
+        subject: EventSubject {
+            key: request.purchase_token.clone(),
+            product_id: Some(product_id),
+            r#type: SubjectType::Product,
+            current: true,
+            superseded_by: None,
+        },
+        state: Some(state),
+        state_error: None,
+        purchase: PurchaseDetails::Product(details),
+    })
 }
 
 fn kind_or_default(found: Option<&String>, expected: &str) -> String {
     found.map_or(expected, String::as_str).to_owned()
-}
-
-fn verified_purchase(
-    status: PurchaseStatus,
-    app_user_id: Option<String>,
-    purchase: PurchaseDetails,
-) -> VerifiedPurchase {
-    VerifiedPurchase {
-        valid: true,
-        version: crate::VERSION,
-        status,
-        app_user_id,
-        purchase,
-    }
 }
 
 #[cfg(test)]
@@ -275,11 +496,12 @@ mod tests {
         Timestamp::parse("2026-04-20T00:00:00Z").expect("a time")
     }
 
-    fn request(product: RequestedProduct) -> GoogleVerifyRequest {
+    fn request(product_id: Option<&str>) -> GoogleVerifyRequest {
         GoogleVerifyRequest {
             package_name: "com.example.app".to_owned(),
             purchase_token: "token".to_owned(),
-            product,
+            kind: None,
+            product_id: product_id.map(str::to_owned),
             expected_app_user_id: None,
         }
     }
@@ -289,6 +511,45 @@ mod tests {
         PurchaseResponse {
             purchase: serde_json::from_str(raw.get()).expect("reads"),
             raw,
+            fetched_at: now(),
+        }
+    }
+
+    #[test]
+    fn every_request_is_asked_about_in_both_ways() {
+        use PurchaseQuestion::*;
+        let product_id = "coins";
+        for (kind, product, expected) in [
+            (None, None, (vec![Subscription, ProductByToken], 2)),
+            (
+                None,
+                Some(product_id),
+                (vec![Subscription, ProductByToken], 2),
+            ),
+            (
+                Some(SubjectType::Subscription),
+                Some(product_id),
+                (vec![Subscription, ProductByToken], 1),
+            ),
+            (
+                Some(SubjectType::Product),
+                None,
+                (vec![ProductByToken, Subscription], 1),
+            ),
+            (
+                Some(SubjectType::Product),
+                Some(product_id),
+                (
+                    vec![Product { product_id }, ProductByToken, Subscription],
+                    1,
+                ),
+            ),
+        ] {
+            let request = GoogleVerifyRequest {
+                kind,
+                ..request(product)
+            };
+            assert_eq!(request.questions(), expected, "{kind:?} {product:?}");
         }
     }
 
@@ -331,8 +592,7 @@ mod tests {
 
     #[test]
     fn without_a_product_id_the_answer_is_about_the_item_that_lasts_longest() {
-        let product = RequestedProduct::Subscription { product_id: None };
-        let verified = verify_subscription(&request(product), None, response(&two_items()), now());
+        let verified = verify_subscription(&request(None), response(&two_items()), now());
         assert_eq!(
             as_json(&verified.expect("yes")),
             json!({
@@ -340,6 +600,18 @@ mod tests {
                 "version": crate::VERSION,
                 "status": "active",
                 "appUserId": "user-1",
+                "appUserIdSource": "purchase",
+                "subject": {
+                    "key": "token", "productId": "premium", "type": "subscription", "current": true, "supersededBy": null,
+                },
+                "state": {
+                    "status": "active", "entitled": true, "entitledUntil": "2026-05-10T14:22:10.000Z",
+                    "productId": "premium", "basePlanId": null, "offerId": null, "period": "regular",
+                    "willRenew": true, "renewsAs": "premium", "renewsAt": "2026-05-10T14:22:10.000Z",
+                    "ownership": "purchased", "quantity": 1, "refundableQuantity": null,
+                    "acknowledgeBy": "2026-04-10T14:25:10.123Z", "basis": "store", "asOf": now(),
+                },
+                "stateError": null,
                 "purchase": {
                     "kind": "androidpublisher#subscriptionPurchaseV2",
                     "packageName": "com.example.app",
@@ -353,7 +625,7 @@ mod tests {
                     "countryCode": "US",
                     "paymentState": 1,
                     "acknowledgementState": 0,
-                    "acknowledgeBy": "2026-04-13T14:22:10.123Z",
+                    "acknowledgeBy": "2026-04-10T14:25:10.123Z",
                     "orderId": "GPA.1..3",
                     "obfuscatedExternalAccountId": "user-1",
                     "linkedPurchaseToken": "earlier",
@@ -367,9 +639,7 @@ mod tests {
     #[test]
     fn with_a_product_id_the_answer_is_about_its_item() {
         let verify = |product: &str| {
-            let product_id = Some(product.to_owned());
-            let request = request(RequestedProduct::Subscription { product_id });
-            verify_subscription(&request, Some(product), response(&two_items()), now())
+            verify_subscription(&request(Some(product)), response(&two_items()), now())
         };
         let answer = as_json(&verify("add-on").expect("yes"));
         let purchase = &answer["purchase"];
@@ -384,20 +654,14 @@ mod tests {
 
     #[test]
     fn google_may_leave_out_everything() {
-        let product = RequestedProduct::Subscription { product_id: None };
-        let verified = verify_subscription(&request(product), None, response(&json!({})), now());
+        let verified = verify_subscription(&request(None), response(&json!({})), now());
         let answer = as_json(&verified.expect("yes"));
         assert_eq!(answer["status"], "unknown");
         assert_eq!(answer["appUserId"], Value::Null);
         assert_eq!(answer["purchase"]["autoRenewing"], false);
         assert_eq!(answer["purchase"]["testPurchase"], false);
         assert_eq!(answer["purchase"]["productId"], Value::Null);
-        let product_id = "coins".to_owned();
-        let verified = verify_product(
-            &request(RequestedProduct::Product { product_id }),
-            "coins",
-            response(&json!({})),
-        );
+        let verified = verify_product(&request(Some("coins")), response(&json!({})));
         let answer = as_json(&verified.expect("yes"));
         assert_eq!(answer["status"], "unknown");
         assert_eq!(answer["purchase"]["purchaseState"], Value::Null);
@@ -419,10 +683,7 @@ mod tests {
             "regionCode": "DE",
         });
         let verify = |product_id: &str, body: &Value| {
-            let product = RequestedProduct::Product {
-                product_id: product_id.to_owned(),
-            };
-            verify_product(&request(product), product_id, response(body))
+            verify_product(&request(Some(product_id)), response(body))
         };
         assert_eq!(
             as_json(&verify("coins", &body).expect("yes")),
@@ -431,6 +692,18 @@ mod tests {
                 "version": crate::VERSION,
                 "status": "active",
                 "appUserId": "user-1",
+                "appUserIdSource": "purchase",
+                "subject": {
+                    "key": "token", "productId": "coins", "type": "product", "current": true, "supersededBy": null,
+                },
+                "state": {
+                    "status": "active", "entitled": true, "entitledUntil": null,
+                    "productId": "coins", "basePlanId": null, "offerId": null, "period": null,
+                    "willRenew": false, "renewsAs": null, "renewsAt": null,
+                    "ownership": "purchased", "quantity": 2, "refundableQuantity": null,
+                    "acknowledgeBy": "2026-04-10T14:25:10.000Z", "basis": "store", "asOf": now(),
+                },
+                "stateError": null,
                 "purchase": {
                     "kind": "androidpublisher#productPurchase",
                     "packageName": "com.example.app",
@@ -440,7 +713,7 @@ mod tests {
                     "purchaseState": 0,
                     "consumptionState": 0,
                     "acknowledgementState": 0,
-                    "acknowledgeBy": "2026-04-13T14:22:10.000Z",
+                    "acknowledgeBy": "2026-04-10T14:25:10.000Z",
                     "orderId": "GPA.2",
                     "quantity": 2,
                     "obfuscatedExternalAccountId": "user-1",
@@ -452,6 +725,15 @@ mod tests {
         let mut named = body;
         named["productId"] = json!("coins");
         assert!(verify("coins", &named).is_ok());
+        let by_token = verify_product(&request(None), response(&named)).expect("yes");
+        assert_eq!(as_json(&by_token)["purchase"]["productId"], "coins");
+        named["productId"] = json!(null);
+        let unnamed = verify_product(&request(None), response(&named));
+        assert!(matches!(
+            unnamed,
+            Err(GoogleVerifyError::Api(GoogleApiError::Unreadable(_)))
+        ));
+        named["productId"] = json!("coins");
         let found = vec!["coins".to_owned()];
         assert_eq!(found_products(verify("gems", &named)), found);
     }

@@ -31,6 +31,18 @@ pub(crate) trait BearerTokens {
 
     /// Removes `token` from the cache, because the store refused it. A newer one of the same tenant stays.
     fn evict_token(&self, tenant: &TenantId, credentials: &Self::Credentials, token: &AccessToken);
+
+    /// Whether to keep a token that the store has just refused, because another one would be refused too.
+    /// `is_replacement`: it was requested because the one before it was refused.
+    fn keeps_refused_token(
+        &self,
+        _tenant: &TenantId,
+        _credentials: &Self::Credentials,
+        _token: &AccessToken,
+        _is_replacement: bool,
+    ) -> bool {
+        false
+    }
 }
 
 /// [`MAX_CALLS_PER_TENANT`] calls of the tenant are running, and none of them ended in time.
@@ -63,7 +75,7 @@ impl<T: BearerTokens> StoreApi<T> {
     }
 
     /// Sends the request that `build` makes, with a token. An answer of status 401 removes the token, and the request
-    /// is sent once more with a new one.
+    /// is sent once more with a new one, unless that would be refused too.
     pub(crate) async fn send_request(
         &self,
         tenant: &TenantId,
@@ -88,9 +100,13 @@ impl<T: BearerTokens> StoreApi<T> {
                 )
                 .await?;
             if response.status.as_u16() == 401 {
-                self.tokens.evict_token(tenant, credentials, &token);
-                if tries_left > 0 {
-                    continue;
+                let is_replacement = tries_left == 0;
+                let tokens = &self.tokens;
+                if !tokens.keeps_refused_token(tenant, credentials, &token, is_replacement) {
+                    tokens.evict_token(tenant, credentials, &token);
+                    if tries_left > 0 {
+                        continue;
+                    }
                 }
             }
             return Ok(response);
