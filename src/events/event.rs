@@ -82,6 +82,9 @@ pub struct EventSubject {
 }
 
 /// Which purchase names the app's user.
+///
+/// - `purchase`: the purchase itself.
+/// - `earlier_purchase`: an earlier purchase of the same subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AppUserIdSource {
@@ -92,6 +95,9 @@ pub enum AppUserIdSource {
 }
 
 /// The kind of a purchase.
+///
+/// - `subscription`: a subscription, including a non-renewing one.
+/// - `product`: a one-time product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]

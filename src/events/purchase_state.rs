@@ -55,6 +55,22 @@ pub struct PurchaseState {
 }
 
 /// What a purchase is now. Entitled are `active` and `in_grace_period`, and `canceled` until its end.
+///
+/// - `active`: paid for.
+/// - `canceled`: paid for until its end, and will not renew. Of a one-time product: canceled or refunded, without access.
+/// - `in_grace_period`: a renewal failed; access goes on while the store tries again.
+/// - `in_billing_retry`: a renewal failed, and the store tries again without access (Apple).
+/// - `on_hold`: a renewal failed, and the store tries again without access (Google).
+/// - `paused`: paused by the subscriber; no access.
+/// - `pending`: not paid yet; no access.
+/// - `scheduled`: bought, and has not begun; no access yet.
+/// - `expired`: over, or never began.
+/// - `refunded`: the money was given back.
+/// - `revoked`: taken back without a refund, or no longer shared by the family.
+/// - `upgraded`: another product took its place at once. Only where one signed transaction is all there is.
+/// - `replaced`: another purchase took its place; the rest of the state is that purchase's.
+/// - `consumed`: a one-time product that was used up.
+/// - `unknown`: the store uses a word that this release does not know; no access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StateStatus {
@@ -91,6 +107,12 @@ pub enum StateStatus {
 }
 
 /// Which price applies to a period.
+///
+/// - `trial`: free at the beginning.
+/// - `introductory`: a lower price at the beginning.
+/// - `promotional`: an offer for present or former subscribers, an offer code, a win-back offer.
+/// - `regular`: the full price.
+/// - `prepaid`: paid in advance, without renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PricePeriod {
@@ -107,6 +129,9 @@ pub enum PricePeriod {
 }
 
 /// Whose purchase it is.
+///
+/// - `purchased`: bought by this customer.
+/// - `family_shared`: shared by a family member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ownership {
@@ -117,6 +142,9 @@ pub enum Ownership {
 }
 
 /// What a state was made of.
+///
+/// - `store`: the store was asked about, or reported, the whole purchase.
+/// - `transaction`: one signed transaction alone, which says nothing of later periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StateBasis {
@@ -127,6 +155,9 @@ pub enum StateBasis {
 }
 
 /// Why there is no state.
+///
+/// - `store_unavailable`: the store did not answer in time. An event `purchase.state` follows as soon as it does.
+/// - `replaced_by_unknown`: the purchase was replaced by another that has not been seen yet.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr,
 )]

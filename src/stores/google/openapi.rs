@@ -52,7 +52,7 @@ pub(super) struct GoogleVerifyRequestSchema {
 
 fn purchase_type() -> Schema {
     api_docs::optional_string_schema(
-        "What was bought: it saves a call to Google. Google is asked about the other kind too before the answer is no.",
+        "What was bought: it saves a call to Google. Google is asked about the other kind too before the answer is no.\n\n- `subscription`: a subscription.\n- `product`: a one-time product.",
     )
     .enum_values(Some([json!("subscription"), json!("product"), Value::Null]))
     .build()
