@@ -151,8 +151,9 @@ pub(super) async fn run_job(
     let jobs = crate::app::all_jobs(job_context);
     let job = jobs.iter().find(|job| job.name == name).ok_or_else(|| {
         let names: Vec<_> = jobs.iter().map(|job| job.name).collect();
+        // What was typed is not repeated: it may be a secret in the wrong place.
         CommandError::usage_error(format!(
-            "there is no job {name}. The jobs are: {}.",
+            "there is no job of that name. The jobs are: {}.",
             names.join(", ")
         ))
     })?;

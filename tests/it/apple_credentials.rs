@@ -112,7 +112,10 @@ async fn stored_credentials_are_shown_without_the_key() {
     let get = ["apple:get-credentials", desk.tenant.as_str()];
     let none = desk.attesto(&get, "", &[]);
     assert_eq!((none.exit, none.said.as_str()), (1, ""));
-    assert!(none.complained.contains("no Apple credentials"), "{none:?}");
+    assert!(
+        none.complained.contains("no App Store credentials"),
+        "{none:?}"
+    );
 
     let file = key_file();
     let set = desk.set(&file, &[&NAMES, &APP_APPLE_ID]);

@@ -1047,7 +1047,10 @@ async fn request_test_notification_reports_the_arrival() {
     let shop = Shop::open_today().await;
     let complaint = shop.complaint(&[], 1).await;
     let wanted = format!("/v1/webhooks/apple/{}", shop.tenant.id);
-    assert!(complaint.contains("no production address"), "{complaint}");
+    assert!(
+        complaint.contains("no production notification URL"),
+        "{complaint}"
+    );
     assert!(complaint.contains(&wanted), "{complaint}");
     assert_eq!(shop.kept_answers().await, ["production: NO_ADDRESS"]);
 
@@ -1149,7 +1152,7 @@ async fn request_test_notification_explains_each_failure() {
     let set = async |choice, number| shop.world.set_apple(&shop.tenant, choice, number).await;
     set(EnvironmentChoice::Sandbox, None).await;
     let complaint = shop.complaint(&["--env", "production"], 2).await;
-    assert!(complaint.contains("set up for sandbox only"), "{complaint}");
+    assert!(complaint.contains("uses sandbox only"), "{complaint}");
     set(EnvironmentChoice::Auto, None).await;
     let complaint = shop.complaint(&[], 2).await;
     assert!(complaint.contains("--app-apple-id"), "{complaint}");

@@ -513,7 +513,7 @@ fn every_forgery_is_refused_with_its_own_class() {
         (
             "Xcode's one certificate",
             xcode[0].clone(),
-            SignatureError::WrongChainLength,
+            SignatureError::SignedByXcode,
         ),
         (
             "a chain that is a text",

@@ -310,6 +310,8 @@ fn variables(world: &World, folder: &Folder) -> Vec<(&'static str, String)> {
 
 /// Without the parts that a store signs anew in each answer.
 fn unsigned(mut answer: Value) -> Value {
+    // Signed anew for each request.
+    answer["state"]["asOf"].take();
     for field in ["signedTransactionInfo", "rawDecodedPayload"] {
         answer["transaction"][field].take();
     }

@@ -95,7 +95,7 @@ async fn stored_credentials_are_shown_without_the_key() {
     let none = desk.attesto(&get, "", &[]);
     assert_eq!((none.exit, none.said.as_str()), (1, ""));
     assert!(
-        none.complained.contains("no Google credentials"),
+        none.complained.contains("no Google Play credentials"),
         "{none:?}"
     );
 

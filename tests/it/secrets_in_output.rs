@@ -185,6 +185,8 @@ async fn no_secret_is_in_the_log_or_in_an_error_response() {
         let planted = Planted::in_world(&world, &tenant, &jws);
 
         let answers = mishaps(&world, &tenant, &jws, &forged).await;
+        // An access token that was refused when it was new is kept for ten minutes.
+        world.pass(Duration::from_mins(10)).await;
         // Successful requests are logged too.
         let new = NewSubscription {
             purchase_token: Some(PURCHASE_TOKEN.to_owned()),

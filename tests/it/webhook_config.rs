@@ -512,7 +512,7 @@ async fn missing_objects_exit_with_code_1() {
         let words: Vec<&str> = asked.split(' ').collect();
         let ran = nobody.webhook(&words);
         assert_eq!(ran.exit, 1, "{asked}: {ran:?}");
-        let refusal = "there is no tenant";
+        let refusal = "no such tenant";
         assert!(ran.complained.contains(refusal), "{asked}: {ran:?}");
     }
 }
