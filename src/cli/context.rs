@@ -91,6 +91,7 @@ impl CommandContext {
 
     /// A token that SIGINT or SIGTERM cancels, for a command that can stop in the middle. It works until the returned handle
     /// is dropped. A second signal ends the process.
+    #[expect(clippy::unused_self, reason = "every command has the context at hand")]
     pub(crate) fn cancel_on_signal(
         &self,
     ) -> Result<(CancellationToken, AbortOnDropHandle<()>), CommandError> {
@@ -243,19 +244,16 @@ impl CommandError {
     }
 
     /// Exit 1, with `cause` as the sentence.
-    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
     pub(crate) fn from_cause(cause: impl Display) -> Self {
         Self::failed(format!("{cause}."))
     }
 
     /// Exit 2, with `cause` as the sentence.
-    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
     pub(crate) fn from_usage_cause(cause: impl Display) -> Self {
         Self::usage_error(format!("{cause}."))
     }
 
     /// Exit 2, with a line for each problem.
-    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
     pub(crate) fn invalid_settings(problems: Vec<String>) -> Self {
         Self::usage_error(problems.join("\n"))
     }

@@ -17,6 +17,10 @@ use crate::stores::google::check_credentials;
 use crate::stores::google::store::{self, NewGoogleCredentials};
 use crate::stores::shared::credentials::SetCredentialsError;
 
+#[expect(
+    clippy::enum_variant_names,
+    reason = "the names are those of the commands"
+)]
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum GoogleCommand {
     /// Set a tenant's Google Play credentials, replacing the stored ones

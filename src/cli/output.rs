@@ -204,7 +204,8 @@ fn render_table(
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
     if let Some(width) = width {
-        let gaps = u32::from(GAP) * columns.saturating_sub(1) as u32;
+        let gaps =
+            u32::from(GAP) * u32::try_from(columns.saturating_sub(1)).unwrap_or(u32::MAX >> 8);
         let needed: u32 = word_widths.iter().copied().map(u32::from).sum::<u32>() + gaps;
         if needed > u32::from(width) {
             return None;

@@ -166,6 +166,10 @@ impl Event {
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one whole event, and a table of types"
+)]
 #[tokio::test]
 async fn subscription_notifications_map_to_our_event_types() {
     let shop = Shop::open().await;

@@ -135,6 +135,7 @@ fn yearly() -> SubscriptionReplacement {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "called with `json!`")]
 fn fields(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }

@@ -182,10 +182,10 @@ fn statement_impacts(statement: &[String]) -> Vec<(String, TableImpact)> {
                 add(table, action_impact(&action));
             }
         }
-        ["update", "only", table, ..] | ["update", table, ..] => {
-            add(table, TableImpact::ChangesRows);
-        }
-        ["delete", "from", table, ..] | ["insert", "into", table, ..] => {
+        ["update", "only", table, ..]
+        | ["update", table, ..]
+        | ["delete", "from", table, ..]
+        | ["insert", "into", table, ..] => {
             add(table, TableImpact::ChangesRows);
         }
         [

@@ -1,8 +1,8 @@
 //! `attesto apple`: a tenant's App Store credentials.
 //!
 //! - [`command`]: the list of commands, and the dispatch to them
-//! - [`credentials`]: `set-credentials`, `get-credentials`, `rollback-credentials`
-//! - [`test_notification`]: `request-test-notification`
+//! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
+//! - [`mod@test_notification`] has `request-test-notification`
 
 mod command;
 mod credentials;

@@ -38,7 +38,7 @@ pub(crate) enum TenantCommand {
         /// New display name, 1 to 200 characters
         #[arg(required_unless_present = "name", conflicts_with = "name")]
         new_name: Option<DisplayName>,
-        /// The same as NEW_NAME
+        /// The same as `NEW_NAME`
         #[arg(long)]
         name: Option<DisplayName>,
     },

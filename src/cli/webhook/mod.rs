@@ -1,12 +1,12 @@
 //! `attesto webhook`: a tenant's callback, its secrets, its events and its deliveries.
 //!
 //! - [`command`]: the list of commands, and the dispatch to them
-//! - [`config`]: `set-config`, `get`, `retire-secret`
-//! - [`networks`]: `allow`, `disallow`
-//! - [`ping`]: `ping`
-//! - [`signature`]: `verify-signature`
-//! - [`redelivery`]: `redeliver`, `stop-redelivery`
-//! - [`history`]: `list-events`, `list-deliveries`
+//! - [`mod@config`] has `set-config`, `get`, `retire-secret`
+//! - [`mod@networks`] has `allow`, `disallow`
+//! - [`mod@ping`] has `ping`
+//! - [`mod@signature`] has `verify-signature`
+//! - [`mod@redelivery`] has `redeliver`, `stop-redelivery`
+//! - [`mod@history`] has `list-events`, `list-deliveries`
 
 mod command;
 mod config;

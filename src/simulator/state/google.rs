@@ -868,6 +868,7 @@ impl SimulatedSubscription {
         self.sold.price_amount_micros = plan.price_amount_micros;
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each change")]
     fn apply_change(
         &mut self,
         change: &SubscriptionChange,

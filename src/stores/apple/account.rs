@@ -361,7 +361,9 @@ fn rebuild_pem(text: &str) -> Option<String> {
     if length % PEM_LINE_CHARS != 0 {
         pem.push('\n');
     }
-    pem.push_str(&format!("-----END {label}-----\n"));
+    pem.push_str("-----END ");
+    pem.push_str(label);
+    pem.push_str("-----\n");
     Some(pem)
 }
 

@@ -303,12 +303,12 @@ impl Inspection {
                 refuse(format!(
                     "It is of the environment {place}, and {} was expected.",
                     environment.as_apple_str()
-                ))
+                ));
             }
             (Some(place), None) if AppleEnvironment::from_apple_str(place).is_none() => {
                 refuse(format!(
                     "It is of the environment {place}, which is never believed: only Production and Sandbox are."
-                ))
+                ));
             }
             _ => {}
         }

@@ -465,7 +465,7 @@ pub(super) struct PayloadPeek {
 /// anybody may send a payload.
 const MAX_PAYLOAD_FIELDS: usize = 256;
 
-/// One look over a payload. `None` when it is not one JSON object with at most [`MOST_FIELDS`] fields, or when its date
+/// One look over a payload. `None` when it is not one JSON object with at most [`MAX_PAYLOAD_FIELDS`] fields, or when its date
 /// is none.
 pub(super) fn peek_signed_date(json: &[u8]) -> Option<PayloadPeek> {
     struct Looking;

@@ -143,7 +143,7 @@ fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
     }
 }
 
-/// Stores credentials in place of those there were, every field of them, and keeps those for [`GRACE`]. Setting the same
+/// Stores credentials in place of those there were, every field of them, and keeps those for the grace period. Setting the same
 /// twice is the same as once.
 pub async fn set_credentials(
     database: &Database,

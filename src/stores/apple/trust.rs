@@ -8,8 +8,8 @@
 //! - The day that counts is the payload's `signedDate`, not today: what a device kept since before Apple changed its
 //!   signing certificate is still genuine.
 //!
-//! With `APPLE_OCSP=on`, both differ as in Apple's libraries: today counts ([`Verifier::judging_by_today`]), and whoever
-//! verifies asks [`super::ocsp`] about the chain's certificates afterwards. Here nothing waits for anything.
+//! With `APPLE_OCSP=on`, both differ as in Apple's libraries: today counts ([`JwsVerifier::check_validity_at_now`]), and the caller
+//! asks [`super::ocsp`] about the chain's certificates afterwards. Here nothing waits for anything.
 //!
 //! The chain is judged once and remembered with the window in which it holds; the signature is checked every time,
 //! over the bytes as they were sent.

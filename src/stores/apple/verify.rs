@@ -378,7 +378,7 @@ impl AppleVerifier {
                         .await;
                 }
                 Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
-                    not_found = Some(AppleNotFound::Unknown)
+                    not_found = Some(AppleNotFound::Unknown);
                 }
                 // A malformed id is malformed in the other environment too.
                 Err(TransactionLookupError::NotFound(reason)) => {

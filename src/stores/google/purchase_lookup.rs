@@ -195,15 +195,12 @@ impl<'a> PurchaseLookup<'a> {
             ..
         } = self.credentials;
         let (play, tenant) = (&self.google.play, self.tenant);
-        let fetched = match sku {
-            Some(sku) => {
-                let call = play.get_product(tenant, account, package_name, sku, token);
-                self.run_lookup(call).await
-            }
-            None => {
-                let call = play.get_product_v2(tenant, account, package_name, token);
-                self.run_lookup(call).await
-            }
+        let fetched = if let Some(sku) = sku {
+            let call = play.get_product(tenant, account, package_name, sku, token);
+            self.run_lookup(call).await
+        } else {
+            let call = play.get_product_v2(tenant, account, package_name, token);
+            self.run_lookup(call).await
         };
         PurchaseContext::Product {
             purchase_token: token.to_owned(),

@@ -102,7 +102,7 @@ enum FoundPurchase {
 impl GoogleVerifyRequest {
     /// The ways to ask Google, the likeliest first. Only the first `.1` of them are asked again about a fresh token.
     fn questions(&self) -> (Vec<PurchaseQuestion<'_>>, usize) {
-        use PurchaseQuestion::*;
+        use PurchaseQuestion::{Product, ProductByToken, Subscription};
         match (self.kind, self.product_id.as_deref()) {
             (Some(SubjectType::Product), Some(product_id)) => (
                 vec![Product { product_id }, ProductByToken, Subscription],
@@ -517,7 +517,7 @@ mod tests {
 
     #[test]
     fn every_request_is_asked_about_in_both_ways() {
-        use PurchaseQuestion::*;
+        use PurchaseQuestion::{Product, ProductByToken, Subscription};
         let product_id = "coins";
         for (kind, product, expected) in [
             (None, None, (vec![Subscription, ProductByToken], 2)),

@@ -1,8 +1,8 @@
 //! Asks responders, remembers what they said, and asks again.
 //!
-//! | last believed answer | what is done |
+//! | last valid answer | what is done |
 //! |---|---|
-//! | none | asked, and waited for; without an answer: [`NotGood::Unanswered`] |
+//! | none | asked, and waited for; without an answer: [`RevocationError::OcspUnavailable`] |
 //! | "good", not older than a quarter of an hour | it counts |
 //! | "good", older, its responder still vouches for it | it counts; asked in the background |
 //! | not vouched for any longer, for less than a day | asked, and waited for; without an answer it still counts |
