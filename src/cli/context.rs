@@ -254,6 +254,7 @@ impl CommandError {
     }
 
     /// Exit 2, with a line for each problem.
+    #[expect(clippy::needless_pass_by_value, reason = "passed to `map_err`")]
     pub(crate) fn invalid_settings(problems: Vec<String>) -> Self {
         Self::usage_error(problems.join("\n"))
     }

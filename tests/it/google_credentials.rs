@@ -229,5 +229,5 @@ async fn invalid_input_is_refused_and_nothing_is_stored() {
     };
     let ran = stranger.set(&file, &package);
     assert_eq!(ran.exit, 1);
-    assert!(ran.complained.contains("there is no tenant"), "{ran:?}");
+    assert!(ran.complained.contains("no such tenant"), "{ran:?}");
 }

@@ -66,7 +66,7 @@ pub enum SecretChange {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointChangeError {
     /// The tenant does not exist.
-    #[error("there is no tenant {0}")]
+    #[error("no such tenant: {0}")]
     TenantNotFound(TenantId),
     /// The tenant has no webhook configuration.
     #[error("{0} has no webhook configuration")]

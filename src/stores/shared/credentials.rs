@@ -46,7 +46,7 @@ impl From<&LoadCredentialsError> for Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum SetCredentialsError {
     /// There is no tenant with this id.
-    #[error("there is no tenant {0}")]
+    #[error("no such tenant: {0}")]
     UnknownTenant(TenantId),
     /// Another command changed the same credentials at every attempt.
     #[error(
