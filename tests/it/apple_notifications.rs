@@ -1164,7 +1164,10 @@ async fn request_test_notification_explains_each_failure() {
         world: shop.world,
     };
     let complaint = stranger.complaint(&[], 1).await;
-    assert!(complaint.contains("no App Store credentials"), "{complaint}");
+    assert!(
+        complaint.contains("no App Store credentials"),
+        "{complaint}"
+    );
     stranger.world.end().await;
 }
 

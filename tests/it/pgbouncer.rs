@@ -191,6 +191,11 @@ async fn a_complete_server_works_behind_pgbouncer() {
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert_eq!(answer.body["valid"], true);
     }
+    // The events were written beside the server: its dispatcher is woken as by another process.
+    sqlx::query("select pg_notify('attesto_work', '')")
+        .execute(world.database().pool())
+        .await
+        .unwrap();
     receiver.until(61).await;
 
     // The pooler never had more server sessions than configured.

@@ -444,7 +444,8 @@ pub(super) async fn list_later_purchase_links(
     .await
 }
 
-/// What is stored already stays as it is, except for what was not known then, and for a purchase that was paid since.
+/// What is stored already stays as it is, except for what was not known then, and for a purchase that was paid since. A row
+/// without news is not even locked: many verifications of one purchase would wait for each other.
 pub(super) async fn insert_purchase_links(
     database: &Database,
     tenant: &TenantId,
@@ -466,6 +467,12 @@ pub(super) async fn insert_purchase_links(
          select distinct on (hash) $1, hash, token, replaces, paid, app_user_id \
            from unnest($2::bytea[], $3::text[], $4::text[], $5::bool[], $6::text[]) \
                 as new (hash, token, replaces, paid, app_user_id) \
+          where not exists (select from purchase_links as known \
+                             where known.tenant_id = $1 and known.token_hash = new.hash \
+                               and (known.replaces is not null or new.replaces is null) \
+                               and (known.is_paid is not null or new.paid is null) \
+                               and (known.is_paid or not coalesce(new.paid, false)) \
+                               and (known.app_user_id is not null or new.app_user_id is null)) \
           order by hash, paid desc nulls last \
          on conflict (tenant_id, token_hash) do update \
             set replaces = coalesce(stored.replaces, excluded.replaces), \
