@@ -3,14 +3,14 @@
 //! What a field may be stands once, in the [`FromJson`] of the type it becomes:
 //!
 //! ```
-//! use attesto::http::json::{Fields, FromJson};
+//! use attesto::http::json::{JsonFields, FromJson};
 //!
 //! struct Greeting { name: String, loud: bool }
 //!
 //! impl FromJson for Greeting {
-//!     fn from_json(body: &mut Fields<'_>) -> Option<Self> {
+//!     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
 //!         let name = body.required_string("name", 1..=40);
-//!         let volume = body.one_of("volume", &["normal", "loud"]);
+//!         let volume = body.optional_one_of("volume", &["normal", "loud"]);
 //!         // Only now, when every field has been looked at, may a missing one end the reading.
 //!         Some(Self { name: name?, loud: volume == Some("loud") })
 //!     }
