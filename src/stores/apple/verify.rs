@@ -11,7 +11,6 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use tokio::time::Instant;
 use url::Url;
 use utoipa::ToSchema;
 
@@ -25,12 +24,10 @@ use super::state::{PurchaseFacts, purchase_state};
 use super::store;
 use super::translate::{self, TransactionStatus};
 use super::trust::{self, JwsVerifier, SignatureError, VerifiedJws};
-use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
-use crate::crypto::token;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{AppUserIdSource, EventSubject, PurchaseState, StateError, SubjectType};
@@ -38,15 +35,7 @@ use crate::http::Problem;
 use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
-
-/// When an id that Apple does not know is tried again, since the first try.
-const RETRY_UNKNOWN_AT: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(700)];
-/// An id is not tried again later than this.
-const MAX_UNKNOWN_WAIT: Duration = Duration::from_millis(750);
-/// How long it is remembered that three tries found nothing: an id that was asked for before is tried once.
-const UNKNOWN_ID_TTL: Duration = Duration::from_mins(10);
-/// How many such ids are remembered.
-const MAX_UNKNOWN_IDS: usize = 10_000;
+use crate::stores::shared::fresh_ids::{FreshIds, UnknownId};
 
 /// Verifies transactions of all tenants. Clones share the caches.
 #[derive(Clone)]
@@ -57,8 +46,7 @@ pub struct AppleVerifier {
     pub(super) app_store: AppStoreClient,
     jws_verifier: JwsVerifier,
     revocation_checker: Option<RevocationChecker>,
-    /// By a digest of tenant and id.
-    unknown_ids: Cache<[u8; 32], ()>,
+    fresh_ids: FreshIds,
     pub(super) clock: Clock,
 }
 
@@ -79,7 +67,7 @@ pub struct AppleSettings {
 /// The body of a verify request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppleVerifyRequest {
-    /// Which transaction.
+    /// A transaction's id, or a transaction that Apple signed.
     pub purchase: PurchaseRef,
     /// The environment it must be of. `None`: the tenant's setting.
     pub environment: Option<EnvironmentChoice>,
@@ -139,7 +127,7 @@ pub struct VerifiedTransaction {
     pub state: Option<PurchaseState>,
     /// Why `state` is null, or why it has the basis `transaction` although Apple was asked for the whole subscription.
     pub state_error: Option<StateError>,
-    /// The facts.
+    /// What Apple says of the transaction.
     pub transaction: TransactionDetails,
 }
 
@@ -253,7 +241,7 @@ impl AppleVerifier {
             app_store: AppStoreClient::new(upstream, production_url, sandbox_url, clock.clone()),
             jws_verifier,
             revocation_checker,
-            unknown_ids: Cache::new(clock.clone(), MAX_UNKNOWN_IDS),
+            fresh_ids: FreshIds::new(clock),
             clock: clock.clone(),
         }
     }
@@ -332,23 +320,15 @@ impl AppleVerifier {
         choice: EnvironmentChoice,
         id: &str,
     ) -> Result<CheckedTransaction, AppleVerifyError> {
-        let key = token::sha256(format!("{tenant} {id}").as_bytes());
-        let is_known_unknown = self.unknown_ids.get(&key).is_some();
-        let mut later = RETRY_UNKNOWN_AT.iter().filter(|_| !is_known_unknown);
-        let started = Instant::now();
+        let mut tries = self.fresh_ids.start_tries(tenant, id);
         loop {
             let found = self.look_up_id(tenant, credentials, choice, id).await;
-            let Err(AppleVerifyError::NotFound(AppleNotFound::Unknown)) = found else {
+            let is_unknown = matches!(
+                found,
+                Err(AppleVerifyError::NotFound(AppleNotFound::Unknown))
+            );
+            if !is_unknown || tries.wait_for_retry().await != UnknownId::TryAgain {
                 return found;
-            };
-            match later.next() {
-                Some(at) if started.elapsed() <= MAX_UNKNOWN_WAIT => {
-                    tokio::time::sleep_until(started + *at).await;
-                }
-                _ => {
-                    self.unknown_ids.insert(key, (), UNKNOWN_ID_TTL);
-                    return found;
-                }
             }
         }
     }

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use url::Url;
 
 use super::api::{PlayClient, PurchaseResponse};
@@ -23,27 +24,16 @@ use super::response_body::{
 use super::state::{self, ProductFacts};
 use super::store::{self, GoogleCredentials};
 use super::translate;
-use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
-use crate::crypto::token;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{AppUserIdSource, EventSubject, SubjectType};
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
-
-/// When a token that Google does not know is asked about again, counted from the first time.
-const FRESH_TOKEN_TRIES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(600)];
-/// No try begins later, counted from the first.
-const FRESH_TOKEN_TIMEOUT: Duration = Duration::from_millis(750);
-/// How long after a token was first seen Google may still not know it.
-const MAX_EARLY_TIME: Duration = Duration::from_mins(1);
-/// How long it is remembered when an unknown token was first seen.
-const UNKNOWN_TOKEN_TTL: Duration = Duration::from_mins(10);
-const MAX_UNKNOWN_TOKENS: usize = 100_000;
+use crate::stores::shared::fresh_ids::{FreshIds, UnknownId};
 
 /// Asks Google Play about purchases, for all tenants of one process. Clones share the caches.
 #[derive(Clone)]
@@ -53,8 +43,7 @@ pub struct GoogleVerifier {
     credential_cache: TenantCache<GoogleCredentials, LoadCredentialsError>,
     pub(super) play: PlayClient,
     pub(super) clock: Clock,
-    /// When a token that Google did not know was first seen, by a digest of tenant and token.
-    unknown_tokens: Cache<[u8; 32], Timestamp>,
+    fresh_tokens: FreshIds,
 }
 
 /// Google's addresses, and how long a tenant's credentials are cached.
@@ -140,7 +129,7 @@ impl GoogleVerifier {
                 settings.token_url,
                 clock.clone(),
             ),
-            unknown_tokens: Cache::new(clock.clone(), MAX_UNKNOWN_TOKENS),
+            fresh_tokens: FreshIds::new(clock),
             clock: clock.clone(),
         }
     }
@@ -163,10 +152,11 @@ impl GoogleVerifier {
         let verified = match self.find_purchase(tenant, &credentials, request).await? {
             FoundPurchase::Subscription(response) => {
                 let fetched = Fetched {
-                    purchase: Arc::new(response.purchase.clone()),
+                    purchase: Arc::new(response.purchase),
                     fetched_at: response.fetched_at,
                 };
-                let verified = verify_subscription(request, response, self.clock.now())?;
+                let now = self.clock.now();
+                let verified = verify_subscription(request, &fetched, response.raw, now)?;
                 let standing = PurchaseLookup::new(self, tenant, &credentials)
                     .load_standing_of(&request.purchase_token, fetched)
                     .await;
@@ -191,49 +181,31 @@ impl GoogleVerifier {
         credentials: &GoogleCredentials,
         request: &GoogleVerifyRequest,
     ) -> Result<FoundPurchase, GoogleVerifyError> {
-        let started_at = self.clock.uptime();
         let (mut questions, repeated) = request.questions();
-        let mut tries = FRESH_TOKEN_TRIES.into_iter();
+        let mut tries = self
+            .fresh_tokens
+            .start_tries(tenant, &request.purchase_token);
         loop {
             let asked = self.ask(tenant, credentials, request, &questions).await;
             let reason = match asked? {
                 Ok(found) => return Ok(found),
                 Err(reason) => reason,
             };
-            let elapsed = self.clock.uptime().saturating_sub(started_at);
-            let (may_be_early, is_fresh) = match reason {
-                GoogleNotFound::Unknown => self.note_unknown_token(tenant, request, elapsed),
-                _ => (false, false),
+            let may_be_early = match reason {
+                GoogleNotFound::Unknown => match tries.wait_for_retry().await {
+                    UnknownId::TryAgain => {
+                        questions.truncate(repeated);
+                        continue;
+                    }
+                    UnknownId::GiveUp { may_be_early } => may_be_early,
+                },
+                _ => false,
             };
-            let next = tries.next().filter(|_| is_fresh);
-            let Some(next) = next.filter(|_| elapsed < FRESH_TOKEN_TIMEOUT) else {
-                return Err(GoogleVerifyError::NotFound {
-                    reason,
-                    may_be_early,
-                });
-            };
-            self.clock.sleep(next.saturating_sub(elapsed)).await;
-            questions.truncate(repeated);
+            return Err(GoogleVerifyError::NotFound {
+                reason,
+                may_be_early,
+            });
         }
-    }
-
-    /// Remembers a token that Google does not know. Whether Google may know it soon; whether no request before this one,
-    /// which began `elapsed` ago, was about it.
-    fn note_unknown_token(
-        &self,
-        tenant: &TenantId,
-        request: &GoogleVerifyRequest,
-        elapsed: Duration,
-    ) -> (bool, bool) {
-        let now = self.clock.now();
-        let name = format!("{tenant} {}", request.purchase_token);
-        let key = token::sha256(name.as_bytes());
-        let Some(first_seen) = self.unknown_tokens.get(&key) else {
-            self.unknown_tokens.insert(key, now, UNKNOWN_TOKEN_TTL);
-            return (true, true);
-        };
-        let age = now.duration_since(first_seen);
-        (age < MAX_EARLY_TIME, age <= elapsed)
     }
 
     /// Asks Google in each of these ways until one of them finds the purchase. The inner error is what Google says when none
@@ -320,30 +292,27 @@ impl GoogleVerifier {
 /// The purchase by its own record alone.
 fn verify_subscription(
     request: &GoogleVerifyRequest,
-    response: PurchaseResponse<SubscriptionPurchase>,
+    fetched: &Fetched<SubscriptionPurchase>,
+    raw: Box<RawValue>,
     now: Timestamp,
 ) -> Result<VerifiedPurchase, GoogleVerifyError> {
-    let PurchaseResponse {
-        purchase,
-        raw,
-        fetched_at,
-    } = response;
+    let purchase = &*fetched.purchase;
     let product_id = request.product_id.as_deref();
-    let item = translate::select_line_item(&purchase, product_id);
+    let item = translate::select_line_item(purchase, product_id);
     if product_id.is_some() && item.is_none() {
         let found = purchase
             .line_items
-            .into_iter()
-            .filter_map(|item| item.product_id)
+            .iter()
+            .filter_map(|item| item.product_id.clone())
             .collect();
         return Err(GoogleVerifyError::ProductIdMismatch { found });
     }
-    let status = translate::subscription_status(&purchase, item, now);
-    let state = state::subscription_state(&purchase, None, fetched_at, now);
+    let status = translate::subscription_status(purchase, item, now);
+    let state = state::subscription_state(purchase, None, fetched.fetched_at, now);
     let plan = item.and_then(|item| item.auto_renewing_plan.as_ref());
     let price = plan.and_then(|plan| plan.recurring_price.as_ref());
     let order_id = item.and_then(|item| item.latest_successful_order_id.clone());
-    let app_user_id = chain::own_user(&purchase).map(str::to_owned);
+    let app_user_id = chain::own_user(purchase).map(str::to_owned);
     let details = SubscriptionDetails {
         kind: kind_or_default(
             purchase.kind.as_ref(),
@@ -359,7 +328,7 @@ fn verify_subscription(
         price_amount_micros: price.and_then(translate::to_micros),
         country_code: purchase.region_code.clone(),
         payment_state: translate::payment_state(status, item),
-        acknowledgement_state: translate::subscription_acknowledgement(&purchase),
+        acknowledgement_state: translate::subscription_acknowledgement(purchase),
         acknowledge_by: state.acknowledge_by,
         order_id: order_id.or_else(|| purchase.latest_order_id.clone()),
         obfuscated_external_account_id: app_user_id.clone(),
@@ -515,6 +484,22 @@ mod tests {
         }
     }
 
+    fn verified_subscription(
+        request: &GoogleVerifyRequest,
+        body: &Value,
+    ) -> Result<VerifiedPurchase, GoogleVerifyError> {
+        let PurchaseResponse {
+            purchase,
+            raw,
+            fetched_at,
+        } = response(body);
+        let fetched = Fetched {
+            purchase: Arc::new(purchase),
+            fetched_at,
+        };
+        verify_subscription(request, &fetched, raw, now())
+    }
+
     #[test]
     fn every_request_is_asked_about_in_both_ways() {
         use PurchaseQuestion::{Product, ProductByToken, Subscription};
@@ -592,7 +577,7 @@ mod tests {
 
     #[test]
     fn without_a_product_id_the_answer_is_about_the_item_that_lasts_longest() {
-        let verified = verify_subscription(&request(None), response(&two_items()), now());
+        let verified = verified_subscription(&request(None), &two_items());
         assert_eq!(
             as_json(&verified.expect("yes")),
             json!({
@@ -638,9 +623,7 @@ mod tests {
 
     #[test]
     fn with_a_product_id_the_answer_is_about_its_item() {
-        let verify = |product: &str| {
-            verify_subscription(&request(Some(product)), response(&two_items()), now())
-        };
+        let verify = |product: &str| verified_subscription(&request(Some(product)), &two_items());
         let answer = as_json(&verify("add-on").expect("yes"));
         let purchase = &answer["purchase"];
         assert_eq!(purchase["productId"], "add-on");
@@ -654,7 +637,7 @@ mod tests {
 
     #[test]
     fn google_may_leave_out_everything() {
-        let verified = verify_subscription(&request(None), response(&json!({})), now());
+        let verified = verified_subscription(&request(None), &json!({}));
         let answer = as_json(&verified.expect("yes"));
         assert_eq!(answer["status"], "unknown");
         assert_eq!(answer["appUserId"], Value::Null);

@@ -4,10 +4,12 @@
 //!
 //! - [`client`]: calls to a store's API
 //! - [`credentials`]: a tenant's credentials: loaded, cached, or why not
+//! - [`fresh_ids`]: asking again about a purchase that its store does not know yet
 //! - [`notifications`]: which tenants receive notifications
 //! - [`routes`]: the parts of the verify and notification routes that are the same for both stores
 
 pub(crate) mod client;
 pub mod credentials;
+pub(crate) mod fresh_ids;
 pub(crate) mod notifications;
 pub(crate) mod routes;
