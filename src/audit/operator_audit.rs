@@ -40,7 +40,7 @@ pub struct OperatorAuditEntry {
     pub command: String,
     /// `insert`, `update`, `delete`, or a job's own word.
     pub action: String,
-    /// The table.
+    /// The table of the changed row.
     pub object: String,
     /// The key of the changed row.
     pub target: String,
@@ -100,9 +100,9 @@ impl OperatorAuditEntry {
 /// The number and the hash of a row, which identify the chain up to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainHead {
-    /// Its number.
+    /// The sequence number of the row.
     pub seq: i64,
-    /// Its hash.
+    /// The hash of the row, over its content and its predecessor's hash.
     pub hash: Vec<u8>,
 }
 

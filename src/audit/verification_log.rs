@@ -400,7 +400,7 @@ mod tests {
     /// Nothing listens there.
     fn log_without_database() -> VerificationLog {
         let settings = ConnectSettings::from_url(
-            "postgres://nobody@127.0.0.1:1/nothing?sslmode=disable&connect_timeout=1",
+            "postgres://unknown@127.0.0.1:1/nothing?sslmode=disable&connect_timeout=1",
         )
         .expect("a good URL");
         let key = MasterKey::parse(&STANDARD.encode([7; 32]), Some(1)).expect("a good key");

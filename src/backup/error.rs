@@ -15,7 +15,7 @@ pub enum BackupError {
         "`{program}` is not installed on this machine, or not where ATTESTO_PG_BIN and PATH say: install the client programs of Postgres {server} (Debian: postgresql-client-{server})"
     )]
     ProgramNotInstalled {
-        /// Which.
+        /// The Postgres program, such as `pg_dump`.
         program: &'static str,
         /// The server's major version.
         server: u32,
@@ -25,7 +25,7 @@ pub enum BackupError {
         "`{program}` on this machine is of Postgres {found}, and the server is Postgres {server}, which it cannot read: install the client programs of Postgres {server}, or name their folder in ATTESTO_PG_BIN"
     )]
     ProgramTooOld {
-        /// Which.
+        /// The Postgres program, such as `pg_dump`.
         program: &'static str,
         /// The newest that was found.
         found: u32,
@@ -35,7 +35,7 @@ pub enum BackupError {
     /// A program ended badly.
     #[error("`{program}` failed: {said}")]
     ProgramFailed {
-        /// Which.
+        /// The Postgres program, such as `pg_dump`.
         program: &'static str,
         /// What it said last.
         said: String,
@@ -46,7 +46,7 @@ pub enum BackupError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", redact_path(path))]
     FileIo {
-        /// The file.
+        /// The backup's file.
         path: PathBuf,
         /// What the operating system said.
         cause: io::Error,
@@ -57,7 +57,7 @@ pub enum BackupError {
         redact_path(path)
     )]
     InvalidManifest {
-        /// The file.
+        /// The backup's file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
@@ -72,7 +72,7 @@ pub enum BackupError {
     DatabaseNotEmpty,
     /// Keys that the backup needs were not offered.
     #[error(
-        "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they cannot be opened by anybody",
+        "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they cannot be opened at all",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     MissingKeys(Vec<u8>),
@@ -87,7 +87,7 @@ pub enum BackupError {
     /// The tables could not be brought to this release.
     #[error(transparent)]
     Migration(#[from] MigrationError),
-    /// The database.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] Error),
 }

@@ -28,7 +28,7 @@ pub struct CheckContext<'a> {
     pub database: Result<Database, String>,
     /// The encryption keys. `None` when there are none or they cannot be read, which the check of the settings reports.
     pub keyring: Option<Arc<Keyring>>,
-    /// The time.
+    /// The clock that ages are judged by.
     pub clock: Clock,
     /// Whether the stores may be called.
     pub is_online: bool,

@@ -13,7 +13,7 @@ use super::secret_file::is_blank;
 use super::settings::{AppSettings, DatabaseSource};
 use crate::crypto::redact;
 
-/// One setting.
+/// One setting as the service would use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveSetting {

@@ -31,7 +31,7 @@ pub struct RawSettings<'a> {
 /// A text that was given, and how to name where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GivenValue {
-    /// The text.
+    /// The value, not parsed yet.
     pub text: String,
     /// `--port` or `PORT`.
     pub origin: String,

@@ -21,7 +21,7 @@ pub enum SecretReadError {
     /// Both ways are used at once.
     #[error("{name} and {name}_FILE are both set: remove one of them")]
     BothSet {
-        /// The variable.
+        /// The variable that names the file.
         name: String,
     },
     /// The file is there, with nothing in it.
@@ -41,7 +41,7 @@ pub enum SecretReadError {
     UnreadableFile {
         /// The variable, without `_FILE`.
         name: String,
-        /// The file.
+        /// The path that the variable names.
         path: PathBuf,
         /// The error of the operating system.
         cause: std::io::Error,

@@ -4,7 +4,7 @@ use super::store;
 pub use super::store::OldestCredentials;
 use crate::db::{Database, Error};
 
-/// Looks.
+/// The age of the credentials of each store that were set longest ago.
 pub async fn load_oldest_credentials(database: &Database) -> Result<OldestCredentials, Error> {
     store::load_oldest_credentials(database).await
 }

@@ -34,12 +34,12 @@ const MAX_LISTED_FAILURES: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SealingKeyUsage {
-    /// Which column.
+    /// The column that holds the values.
     #[serde(flatten)]
     pub column: SealedColumn,
     /// The key. `None`: what stands there names none.
     pub key_id: Option<u8>,
-    /// How many.
+    /// The number of values that are sealed with this key.
     pub rows: u64,
 }
 
@@ -59,7 +59,7 @@ pub async fn list_key_usage(database: &Database) -> Result<Vec<SealingKeyUsage>,
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResealMode {
-    /// Seal anew.
+    /// Seal every value with the current key.
     Apply,
     /// Open everything and write nothing.
     DryRun,
@@ -82,14 +82,14 @@ pub struct ResealProgress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnopenedValue {
-    /// Its column.
+    /// The column of the value.
     #[serde(flatten)]
     pub column: SealedColumn,
     /// Its row: mostly a tenant.
     pub row: String,
     /// Why, in a word: see [`UnsealError::class`].
     pub class: &'static str,
-    /// Why.
+    /// The reason it does not open.
     #[serde(skip)]
     pub cause: UnsealError,
 }
@@ -122,7 +122,7 @@ pub enum ResealError {
         .0.column
     )]
     VerificationFailed(SealedColumn),
-    /// The database.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] Error),
 }

@@ -9,7 +9,7 @@ use crate::db::{Database, Error};
 /// What was found in one column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedColumnCheck {
-    /// Which.
+    /// The column that was checked.
     pub column: SealedColumn,
     /// Values that opened.
     pub opened: u64,

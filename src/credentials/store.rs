@@ -193,7 +193,7 @@ pub(super) async fn replace_values(
 /// The age of the oldest of each store. `None`: there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OldestCredentials {
-    /// Apple's keys.
+    /// The age of the oldest In-App Purchase key.
     pub apple: Option<Duration>,
     /// Google's service accounts.
     pub google: Option<Duration>,

@@ -34,9 +34,8 @@ pub fn redact_path(path: &Path) -> String {
     }
 }
 
-/// What is wrong with a setting that names a file which cannot be read, to be said after the setting's name. Whoever puts
-/// the secret itself where its file's path belongs must not find it in the log: only what leads into a folder that exists
-/// is repeated.
+/// What is wrong with a setting that names a file which cannot be read, to be said after the setting's name. A secret that
+/// was put where its file's path belongs must not reach the log: a path is repeated only if its folder exists.
 pub fn unreadable_file_message(path: &Path) -> String {
     if has_existing_parent(path) {
         format!("names {}, which cannot be read", path.display())

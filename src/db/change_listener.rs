@@ -37,14 +37,14 @@ pub const LISTEN_LEASE: Duration = Duration::from_secs(5);
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);
 
-/// What changed.
+/// A committed change to what processes cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseChange {
     /// A row of one tenant.
     Row {
         /// The table's name.
         table: String,
-        /// Whose row.
+        /// The tenant of the row.
         tenant: TenantId,
     },
     /// Anything may have changed: listening has just started or just ended.
@@ -311,7 +311,7 @@ mod tests {
                 tenant
             }
         );
-        for odd in ["", "api_keys", "api_keys:", "api_keys:somebody"] {
+        for odd in ["", "api_keys", "api_keys:", "api_keys:not-an-id"] {
             assert_eq!(
                 DatabaseChange::parse_payload(odd),
                 DatabaseChange::Everything,

@@ -73,7 +73,7 @@ pub enum DatabaseConnectError {
     Starting,
     /// TLS is required and not available, or the certificate is not trusted.
     Tls,
-    /// Anything else.
+    /// None of the causes above.
     Other,
 }
 
@@ -311,7 +311,7 @@ impl Database {
         u64::from(self.settings.max_connections)
     }
 
-    /// The pool.
+    /// The connection pool of `DATABASE_URL`.
     pub fn pool(&self) -> &DbPool {
         &self.pool
     }

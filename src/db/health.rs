@@ -35,7 +35,7 @@ const SNAPSHOT_APPLICATIONS: [&str; 4] =
 const HIGH_CHURN_TABLES: [&str; 3] = ["webhook_deliveries", "webhook_health", "api_keys"];
 
 impl Database {
-    /// Reads it.
+    /// Queries the server's statistics.
     pub async fn load_health(&self, clock: &Clock) -> Result<DatabaseHealth, Error> {
         let mut connection = self.pool().begin().await?;
         let asked = clock.now();
@@ -87,7 +87,7 @@ impl Database {
 /// The size of a table with all of its partitions and indexes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableSize {
-    /// Its name.
+    /// The table's name.
     pub name: String,
     /// Number of rows, from the statistics.
     pub rows: i64,

@@ -50,7 +50,7 @@ impl From<&Migration> for MigrationInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMigration {
-    /// The migration.
+    /// The migration that would run.
     #[serde(flatten)]
     pub step: MigrationInfo,
     /// Its purpose, from its header.
@@ -121,7 +121,7 @@ pub enum MigrationError {
         "the database has migration {found}, which this release of Attesto never had: is this Attesto's database, and an official release? Nothing has been changed"
     )]
     UnknownMigration {
-        /// Its number.
+        /// The number of the unknown migration.
         found: i64,
     },
     /// A migration was applied from another text than this release's.
@@ -154,7 +154,7 @@ pub enum MigrationError {
     /// Postgres refused a statement of a migration.
     #[error("migration {version} ({name}) failed and was rolled back: {cause}", version = step.version, name = step.name)]
     StatementFailed {
-        /// The migration.
+        /// The migration that failed.
         step: MigrationInfo,
         /// The error of Postgres.
         cause: Error,

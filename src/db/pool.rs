@@ -171,7 +171,7 @@ type QueryItem = Either<PgQueryResult, PgRow>;
 pub struct DbTransaction(DbSession);
 
 impl DbTransaction {
-    /// Commits it.
+    /// Commits the transaction and gives the connection back.
     pub async fn commit(self) -> Result<(), Error> {
         self.0.inner.commit().await
     }

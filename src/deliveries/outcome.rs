@@ -36,7 +36,7 @@ pub enum OutcomeClass {
 }
 
 impl OutcomeClass {
-    /// The word.
+    /// The name in logs, metrics and the database.
     pub fn as_str(self) -> &'static str {
         self.into()
     }

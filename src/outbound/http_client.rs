@@ -35,8 +35,8 @@ pub fn build_local_http_client(
     Ok(client_builder().tls_backend_preconfigured(tls).build()?)
 }
 
-/// Why no client can be made. In practice there is one reason: a machine, most often a small image, without anybody whose
-/// certificates it trusts.
+/// Why no client can be made. In practice there is one reason: a machine, most often a small image, without root
+/// certificates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no server can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"

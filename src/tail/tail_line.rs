@@ -126,7 +126,7 @@ impl TailLine {
         }
     }
 
-    /// For people.
+    /// One line of text for a terminal.
     pub(crate) fn to_text(&self) -> String {
         let what = match self {
             Self::Verification {

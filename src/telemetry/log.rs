@@ -54,7 +54,7 @@ pub enum LogFormat {
     Auto,
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// One short line of text, for terminals.
     Pretty,
 }
 

@@ -22,14 +22,14 @@ pub enum TransferError {
     TenantExists(TenantId),
     /// Rows of the file have ids that are another tenant's here.
     #[error(
-        "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with whoever exported it"
+        "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with that of the export"
     )]
     RowsOfOtherTenant {
         /// Whose the file is.
         tenant: TenantId,
-        /// Which table.
+        /// The first table with such rows.
         table: &'static str,
-        /// How many.
+        /// The number of such rows.
         count: u64,
     },
     /// It is inactive, and deliveries of it are being sent.
@@ -37,9 +37,9 @@ pub enum TransferError {
         "{count} deliveries of {tenant} are being sent, and would be sent again by the installation that imports this: run it again in a minute"
     )]
     DeliveriesInProgress {
-        /// Whose.
+        /// The exported tenant.
         tenant: TenantId,
-        /// How many.
+        /// The number of deliveries that are being sent.
         count: i64,
     },
     /// A transaction that began while it was active is still writing, or one that takes long.
@@ -58,7 +58,7 @@ pub enum TransferError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", redact_path(path))]
     FileIo {
-        /// The file.
+        /// The file of the export.
         path: PathBuf,
         /// What the operating system said.
         cause: io::Error,
@@ -74,7 +74,7 @@ pub enum TransferError {
         "the file was made by Attesto {attesto}, whose tables are newer than these: bring this installation to that release, run `attesto migrate`, and import again"
     )]
     NewerRelease {
-        /// The release.
+        /// The release that wrote the file.
         attesto: String,
     },
     /// A secret does not open.
@@ -82,12 +82,12 @@ pub enum TransferError {
     SecretNotOpened {
         /// Which: table and column.
         column: String,
-        /// Whose.
+        /// The exported tenant.
         tenant: TenantId,
-        /// Why.
+        /// The reason it does not open.
         cause: UnsealError,
     },
-    /// The database.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] Error),
 }

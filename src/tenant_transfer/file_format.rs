@@ -26,7 +26,7 @@ const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
 pub struct ExportHeader {
     /// [`EXPORT_FORMAT`].
     pub format: u32,
-    /// Who.
+    /// The exported tenant.
     pub tenant: TenantId,
     /// What people call it.
     pub name: String,
@@ -66,7 +66,7 @@ impl Drop for EncodedSecret {
     }
 }
 
-/// One line.
+/// One line of the file's content.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum ExportLine {

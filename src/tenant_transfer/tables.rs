@@ -188,7 +188,7 @@ pub const EXCLUDED_TABLES: [(&str, &str); 13] = [
 pub enum HistoryScope {
     /// What is not delivered, and what a store may report again.
     Needed,
-    /// Everything.
+    /// All events and deliveries.
     Whole,
 }
 

@@ -11,7 +11,7 @@ use crate::base::id::TenantId;
 pub struct Tenant {
     /// `tenant_…`
     pub id: TenantId,
-    /// Given by the operator.
+    /// The display name that the operator gave it.
     pub name: String,
     /// Whether its API keys work and its notifications are accepted.
     pub is_active: bool,

@@ -719,7 +719,11 @@ mod tests {
         assert_eq!(apple.tokens_and_asked(), (2, 3));
         let nothing = apple.ask("..").await;
         assert_eq!(nothing, Err(AppleNotFound::MalformedId.into()));
-        assert_eq!(apple.tokens_and_asked(), (2, 3), "nobody was asked");
+        assert_eq!(
+            apple.tokens_and_asked(),
+            (2, 3),
+            "the App Store was not asked"
+        );
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ const SIGNED_FIELDS: [(&str, SignedDataKind); 5] = [
     ("signedAppTransactionInfo", SignedDataKind::AppTransaction),
 ];
 
-/// What somebody expects of it. What is left out is not compared.
+/// The app and environment it is expected to be of. What is left out is not compared.
 #[derive(Clone, Debug, Default)]
 pub struct ExpectedAppIdentity {
     /// The app.
@@ -51,7 +51,7 @@ pub enum SignedDataKind {
     Notification,
     /// That the app itself was bought.
     AppTransaction,
-    /// Something else.
+    /// None of the types that Apple signs today.
     Unknown,
 }
 
@@ -113,7 +113,7 @@ pub struct CertificateDetails {
     pub serial_number: Option<String>,
     /// From when it is valid.
     pub not_before: Option<Timestamp>,
-    /// Until when.
+    /// The end of its validity.
     pub not_after: Option<Timestamp>,
     /// Whether it was valid when the thing says it was signed.
     pub valid_when_signed: Option<bool>,
@@ -267,7 +267,7 @@ fn find_environment(object: &Map<String, Value>) -> Option<String> {
 }
 
 impl Inspection {
-    /// What it says, beside what somebody expects of it.
+    /// Compares what it says with what is expected of it.
     fn check_expected(&mut self, object: &Map<String, Value>, expected: &ExpectedAppIdentity) {
         let identity = app_identity_block(object);
         let text = |name: &str| identity.get(name).and_then(Value::as_str);
@@ -330,7 +330,7 @@ impl Inspection {
         }
         if key_id.is_some_and(|key_id| key_id != "Apple_Xcode_Key") && self.certificates.is_empty()
         {
-            remark("It has a key id and no certificates: it looks like a token that somebody made for Apple's API, not one that Apple made.".into());
+            remark("It has a key id and no certificates: it looks like a token made for Apple's API, not one made by Apple.".into());
         }
         for link in &self.certificates {
             let name = link.subject.as_deref().unwrap_or("a certificate");

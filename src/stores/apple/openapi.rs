@@ -194,7 +194,7 @@ fn refusals() -> Schema {
             ),
             (
                 "APP_USER_MISMATCH",
-                "it is genuine, and of another user than `expectedAppUserId`, or of nobody.",
+                "it is genuine, and of another user than `expectedAppUserId`, or of none.",
             ),
         ],
     )

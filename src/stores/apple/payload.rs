@@ -24,14 +24,14 @@ use crate::base::clock::Timestamp;
 pub struct TransactionPayload {
     /// The first transaction of the subscription, or this one.
     pub original_transaction_id: Option<String>,
-    /// This transaction.
+    /// The id of this transaction; each renewal has its own.
     pub transaction_id: Option<String>,
     /// The subscription's purchase event across devices.
     #[serde(deserialize_with = "patient")]
     pub web_order_line_item_id: Option<String>,
-    /// The app.
+    /// The bundle id of the app.
     pub bundle_id: Option<String>,
-    /// The product.
+    /// The id of the product in App Store Connect.
     pub product_id: Option<String>,
     /// When this was paid.
     #[serde(deserialize_with = "patient")]
@@ -66,10 +66,10 @@ pub struct TransactionPayload {
     /// 1 introductory, 2 promotional, 3 offer code, 4 win-back.
     #[serde(deserialize_with = "patient")]
     pub offer_type: Option<Number>,
-    /// Which offer.
+    /// The id of the promotional offer, or the offer code's reference name.
     #[serde(deserialize_with = "patient")]
     pub offer_identifier: Option<String>,
-    /// `Production` or `Sandbox`; `Xcode` and `LocalTesting` are nobody's signature.
+    /// `Production` or `Sandbox`; `Xcode` and `LocalTesting` are not signed by Apple.
     pub environment: Option<String>,
     /// ISO 3166-1 alpha-3.
     #[serde(deserialize_with = "patient")]
@@ -80,7 +80,7 @@ pub struct TransactionPayload {
     /// `PURCHASE` or `RENEWAL`
     #[serde(deserialize_with = "patient")]
     pub transaction_reason: Option<String>,
-    /// ISO 4217.
+    /// The currency of `price`, ISO 4217.
     #[serde(deserialize_with = "patient")]
     pub currency: Option<String>,
     /// Thousandths of a currency unit.
@@ -98,7 +98,7 @@ pub struct TransactionPayload {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RenewalInfoPayload {
-    /// The subscription.
+    /// The first transaction of the subscription.
     #[serde(deserialize_with = "patient")]
     pub original_transaction_id: Option<String>,
     /// The product of the current period.
@@ -215,7 +215,7 @@ pub struct CheckTestNotificationResponse {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SendAttemptItem {
-    /// When.
+    /// The time of the attempt.
     pub attempt_date: Option<Millis>,
     /// `SUCCESS`, `TIMED_OUT` and the like.
     pub send_attempt_result: Option<String>,
@@ -275,7 +275,7 @@ pub struct NotificationPayload {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NotificationBlock {
-    /// The app.
+    /// The bundle id of the app.
     #[serde(deserialize_with = "patient")]
     pub bundle_id: Option<String>,
     /// Its number; may be absent in the sandbox.
@@ -343,7 +343,7 @@ pub struct SignedPart {
     /// The app; a renewal info has none.
     #[serde(deserialize_with = "patient")]
     pub bundle_id: Option<String>,
-    /// The product.
+    /// The id of the product in App Store Connect.
     #[serde(deserialize_with = "patient")]
     pub product_id: Option<String>,
     /// What kind of product.
@@ -462,7 +462,7 @@ pub(super) struct PayloadPeek {
 }
 
 /// More fields than Apple signs, by far. Looking for one given twice takes time that grows with the square of this, and
-/// anybody may send a payload.
+/// a payload can come from any client.
 const MAX_PAYLOAD_FIELDS: usize = 256;
 
 /// One look over a payload. `None` when it is not one JSON object with at most [`MAX_PAYLOAD_FIELDS`] fields, or when its date
@@ -512,7 +512,7 @@ pub(super) fn peek_signed_date(json: &[u8]) -> Option<PayloadPeek> {
 #[derive(Deserialize)]
 struct FieldName<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 
-/// A payload as it was signed, for whoever wants what is not understood here.
+/// A payload as it was signed, for callers who want the fields that are not read here.
 pub(super) fn to_raw_json(json: Vec<u8>) -> Option<Box<RawValue>> {
     let text = String::from_utf8(json).ok()?;
     RawValue::from_string(text).ok()

@@ -21,7 +21,7 @@ use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsErr
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AppleCredentialSummary {
-    /// Whose.
+    /// The tenant that they belong to.
     pub tenant_id: TenantId,
     /// The tenant's app.
     pub bundle_id: String,
@@ -203,7 +203,7 @@ pub async fn replace_credentials(
     })
 }
 
-/// Whether nobody was first.
+/// False when another command inserted a row first.
 async fn insert_credentials(
     database: &Database,
     keyring: &Keyring,
@@ -235,7 +235,7 @@ async fn insert_credentials(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Whether nobody was first. Both tables are one statement: there is no moment at which neither value is there.
+/// False when another command changed the row since it was read. Both tables are one statement: there is no moment at which neither value is there.
 async fn update_credentials(
     database: &Database,
     keyring: &Keyring,

@@ -90,7 +90,7 @@ pub fn transaction_status(transaction: &TransactionPayload, now: Timestamp) -> T
 /// What a notification says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppleTranslation {
-    /// What happened.
+    /// The event, in the words of both stores.
     pub event_type: EventType,
     /// The finer intent.
     pub reason: Option<Cow<'static, str>>,

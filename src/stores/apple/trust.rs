@@ -101,7 +101,7 @@ pub enum SignatureError {
     #[error("it says it was signed in the future")]
     SignedInTheFuture,
     /// The signature is not by the leaf's key over these bytes.
-    #[error("its signature does not match: it was altered, or signed by somebody else")]
+    #[error("its signature does not match: it was altered, or signed with another key")]
     BadSignature,
     /// Apple revoked a certificate of the chain.
     #[error("a certificate of its chain was revoked")]
@@ -169,7 +169,7 @@ pub(super) struct CertificateChain {
     pub(super) certificates: [ChainCertificate; 2],
 }
 
-/// What is believed as far as can be told without asking anybody.
+/// A verified JWS whose certificates were not checked for revocation yet.
 pub(super) struct VerifiedJws {
     /// The payload's JSON.
     pub(super) payload: Vec<u8>,
@@ -198,7 +198,7 @@ pub enum RootCertificatesError {
     /// A file or folder cannot be read.
     #[error("{path} cannot be read: {cause}")]
     Unreadable {
-        /// Which.
+        /// The file or folder that was given.
         path: String,
         /// What the operating system said.
         cause: std::io::Error,
@@ -206,7 +206,7 @@ pub enum RootCertificatesError {
     /// A file holds no certificate.
     #[error("{path} holds no certificate: give DER or PEM files, or a folder of them")]
     NoCertificate {
-        /// Which.
+        /// The file or folder that was given.
         path: String,
     },
 }

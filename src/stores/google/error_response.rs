@@ -41,7 +41,7 @@ pub(crate) enum GoogleVerifyError {
     /// The purchase has another obfuscated account id than the expected one, or none.
     #[error("the purchase is of another user, or of none")]
     AppUserMismatch {
-        /// It is another user's, not nobody's.
+        /// Whether it names another user, and not none.
         is_anothers: bool,
     },
     #[error("the tenant has no Google credentials")]

@@ -108,7 +108,7 @@ pub(super) struct GoogleRejectionSchema {
 #[expect(dead_code, reason = "describes `Problem::details`")]
 pub(super) struct GoogleRejectionDetailsSchema {
     /// With `PURCHASE_NOT_FOUND`: `unknown`; `gone`, Google knew it once; `other_type`, it is of another type. With
-    /// `APP_USER_MISMATCH`: `none`, it is nobody's and may be bound; `another`, it is another user's.
+    /// `APP_USER_MISMATCH`: `none`, it names no user and may be bound; `another`, it is another user's.
     #[schema(required = false, nullable = false, examples("gone"))]
     reason: Option<String>,
     /// With `PURCHASE_NOT_FOUND`: Google may not know the token yet, because it was sold a moment ago. Ask again in a minute.

@@ -101,7 +101,7 @@ type Lookup<T> = Result<Fetched<T>, Option<GoogleNotFound>>;
 
 /// The newest purchase of those that replace another one.
 enum NewestPurchase {
-    /// None does.
+    /// No later purchase was paid.
     None,
     Found(String, Fetched<SubscriptionPurchase>),
     /// It is known by its token only.

@@ -39,7 +39,7 @@ pub(crate) struct VerifiedPurchase {
     pub(crate) state: Option<PurchaseState>,
     /// Why there is no `state`.
     pub(crate) state_error: Option<StateError>,
-    /// The facts.
+    /// What Google says of the purchase.
     pub(crate) purchase: PurchaseDetails,
 }
 

@@ -1,7 +1,7 @@
 //! Was a certificate of the chain revoked? Asked of Apple's responders with `APPLE_OCSP=on` (RFC 6960).
 //!
 //! Promises: only a responder's signed word makes a certificate good or bad; whatever else comes back, or nothing, means
-//! "ask again later" and never "false", because anybody on the way can answer plain HTTP with anything. A certificate
+//! "ask again later" and never "false", because any host on the way can answer plain HTTP with anything. A certificate
 //! that was said to be good stays good through an outage of its responder, for a day longer than the responder
 //! vouched for. A responder is asked about one certificate once at a time, however many verifications wait for it.
 //!

@@ -32,7 +32,7 @@ const OID_KP_OCSP_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0
 pub enum RevocationStatus {
     /// It was not revoked.
     Good,
-    /// It was.
+    /// The certificate was revoked.
     Revoked,
     /// The responder knows no such certificate.
     Unknown,
@@ -73,13 +73,13 @@ pub enum OcspResponseError {
     /// Not an OCSP response.
     #[error("it is no OCSP response")]
     NotAResponse,
-    /// The responder did not answer the question, and nobody signs that.
+    /// The responder did not answer the question, and such an answer is not signed.
     #[error("the responder did not answer: {0}")]
     ErrorStatus(&'static str),
     /// It has an extension that must be understood, and is not.
     #[error("it has a critical extension that is not understood")]
     CriticalExtension,
-    /// It is said to be signed by somebody whose certificate is not at hand.
+    /// The certificate of its signer is neither the issuer's nor in the response.
     #[error("its signer is neither the issuer of the certificate nor in the response")]
     UnknownSigner,
     /// The signer has no certificate of the issuer's for this, or none that is valid now.
@@ -233,7 +233,7 @@ fn is_authorized_responder(
         u64::try_from(now.as_millis()).unwrap_or(0),
     ));
     let usage = KeyUsage::required(OID_KP_OCSP_SIGNING);
-    // Without intermediates, nobody stands between the two.
+    // Without intermediates, the responder must be issued by the anchor itself.
     let anchors = [anchor];
     let path = responder.verify_for_usage(OCSP_ALGORITHMS, &anchors, &[], now, usage, None, None);
     path.is_ok()

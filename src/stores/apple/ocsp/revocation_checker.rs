@@ -36,7 +36,7 @@ const NOT_GOOD_STATUS_TTL: Duration = Duration::from_mins(1);
 const STALE_STATUS_TTL: Duration = Duration::from_hours(24);
 /// The pause after an attempt that brought nothing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a question may take. Somebody waits for it, Apple for one.
+/// A verify request or Apple itself waits for the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// An answer with the responder's certificate is some two kilobytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
@@ -84,13 +84,13 @@ pub struct RevocationChecker {
 struct CachedRevocationStatus {
     /// The last answer that was believed, and this process' uptime then.
     response: Option<(VerifiedOcspResponse, Duration)>,
-    /// When, by uptime, an attempt was made that nobody waited for or that brought nothing.
+    /// The uptime of the last attempt in the background, or of the last one that failed.
     attempted_at: Option<Duration>,
 }
 
 /// What to do about a certificate.
 enum RevocationLookup {
-    /// This counts.
+    /// A cached status that is still valid.
     Cached(RevocationStatus),
     /// This counts, and a new answer is due.
     Refresh(RevocationStatus),
@@ -180,7 +180,7 @@ impl RevocationChecker {
         match self.decide_lookup(subject) {
             RevocationLookup::Cached(status) => Ok(status),
             RevocationLookup::Refresh(status) => {
-                // Whoever comes meanwhile has nothing to begin.
+                // Requests that come meanwhile start no second attempt.
                 self.record_attempt(subject);
                 let (this, subject, url) = (self.clone(), subject.clone(), url.clone());
                 tokio::spawn(async move { this.query_responder(&subject, &url).await });
@@ -240,7 +240,7 @@ impl RevocationChecker {
         let (this, whom) = (self.clone(), (subject.clone(), url.clone()));
         let asked = move || async move {
             let (subject, url) = whom;
-            // Somebody may have brought it since this caller looked.
+            // Another request may have stored it since this one looked.
             let known = this.cached_status(&subject).response;
             if let Some((answer, _)) =
                 known.filter(|(answer, answered)| this.is_fresh(*answer, *answered))
@@ -320,7 +320,7 @@ impl RevocationChecker {
     }
 
     /// What counts from now on: what was said last, even when an older answer comes later, which is what a cache on the
-    /// way may do, or somebody who kept one from before a revocation.
+    /// way may do, or an attacker who kept one from before a revocation.
     fn store_response(
         &self,
         subject: &ChainCertificate,

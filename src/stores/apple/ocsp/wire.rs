@@ -54,7 +54,7 @@ pub(super) struct OcspResponse {
     pub(super) response: Option<ResponseBytes>,
 }
 
-/// Whether the responder answers at all. Nobody signs this.
+/// Whether the responder answers at all. It is not signed.
 #[derive(Clone, Copy, Debug, Enumerated, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum ResponseStatus {
@@ -93,7 +93,7 @@ pub(super) struct ResponseData {
     pub(super) extensions: Option<Extensions>,
 }
 
-/// Who signed.
+/// The signer of a response, by name or by the SHA-1 of its key.
 #[derive(Clone, Debug, Choice)]
 pub(super) enum ResponderId {
     #[asn1(context_specific = "1", tag_mode = "EXPLICIT", constructed = "true")]
