@@ -18,9 +18,9 @@ create table tenants (
 create table api_keys (
     id text primary key,
     tenant_id text not null references tenants (id),
-    -- SHA-256 of the whole key. The key itself is shown once and kept nowhere.
+    -- SHA-256 of the whole key. The key itself is shown once and not stored.
     key_hash bytea not null unique check (octet_length(key_hash) = 32),
-    -- The first 8 of the 43 random characters, so that a person can tell keys apart.
+    -- The first 8 of the 43 random characters, by which an operator tells keys apart.
     key_prefix text not null check (char_length(key_prefix) = 8),
     name text check (char_length(name) between 1 and 200),
     environment text not null default 'live' check (environment in ('live', 'test')),
@@ -39,10 +39,10 @@ create table apple_credentials (
     issuer_id text not null,
     -- The .p8 file: a PKCS#8 P-256 key in PEM.
     private_key_enc bytea not null,
-    -- First 16 hex digits of the SHA-256 of the public key, to compare without opening.
+    -- The first 16 hex digits of the public key's SHA-256, to compare keys without decrypting them.
     key_fingerprint text not null,
     environment text not null default 'auto' check (environment in ('auto', 'production', 'sandbox')),
-    -- Needed by Apple's rules for production; null leaves sandbox only.
+    -- Apple requires it in production; null: sandbox only.
     app_apple_id bigint check (app_apple_id > 0),
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
@@ -62,17 +62,17 @@ create table google_credentials (
     updated_at timestamptz not null default now()
 );
 
--- One row a sealing key: a known text sealed with it. Opening it proves that the key configured under that id is
--- the key that sealed the rest of the database.
+-- For each encryption key a known text sealed with it. If it can be decrypted, the key configured under that id is the key
+-- that sealed the rest of the database.
 create table encryption_canaries (
     key_id smallint primary key check (key_id between 1 and 255),
     canary_enc bytea not null,
     created_at timestamptz not null default now()
 );
 
--- Every process caches keys and credentials, and listens on this channel to forget what changed. A trigger rather
--- than the service's own NOTIFY, so that a change made by hand in psql is noticed too. These tables change rarely;
--- nothing on a hot path notifies inside its transaction. Payload: table:tenant_id.
+-- Every process caches API keys and credentials and listens on this channel to drop what changed. A trigger instead of a
+-- NOTIFY by the service, so that a change made in psql is noticed too. These tables change rarely; no statement of a request
+-- notifies. Payload: table:tenant_id.
 create function notify_change() returns trigger language plpgsql as $$
 begin
     perform pg_notify('attesto_changes', tg_table_name || ':' || case
@@ -85,7 +85,7 @@ $$;
 
 create trigger notify_change after insert or delete or update on tenants
     for each row execute function notify_change();
--- Not on last_used_at, which changes all the time and changes no answer.
+-- Not on last_used_at, which changes often and affects no answer.
 create trigger notify_change after insert or delete or update of tenant_id, key_hash, environment, revoked_at on api_keys
     for each row execute function notify_change();
 create trigger notify_change after insert or delete or update on apple_credentials

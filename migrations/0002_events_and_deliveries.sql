@@ -1,4 +1,4 @@
--- What the stores reported, on its way to the tenants' callbacks; and the optional log of verifications.
+-- Events from the stores' notifications, their deliveries to the tenants' callbacks, and the optional log of verifications.
 -- tables: creates validation_audit, webhook_configs, webhook_deliveries, webhook_events; locks tenants
 
 create table webhook_configs (
@@ -20,13 +20,13 @@ create table webhook_events (
     source text not null check (source in ('apple', 'google')),
     -- Apple's notificationUUID, Pub/Sub's messageId: the same on every repeat of one notification.
     external_id text not null,
-    -- The store-neutral word, as in docs: subscription.renewed, product.refunded, unknown, …
+    -- The event type, the same for both stores: subscription.renewed, product.refunded, unknown, …
     event_type text not null,
     reason text,
     -- The store's own name: apple.did_renew, google.subscription.2, …
     platform_event text not null,
     environment text,
-    -- What the event is about: originalTransactionId, or the first purchase token of the chain.
+    -- The purchase: its originalTransactionId, or the first purchase token of the subscription.
     subject_key text,
     subject_product_id text,
     subject_type text check (subject_type in ('subscription', 'product')),
@@ -46,7 +46,7 @@ create table webhook_deliveries (
     id text primary key,
     event_id text not null references webhook_events (id),
     tenant_id text not null references tenants (id),
-    -- Frozen when the event is stored: a later change of the configuration does not redirect what was already promised.
+    -- Set when the event is stored: a later change of the configuration does not redirect it.
     callback_url text not null,
     status text not null default 'pending' check (status in ('pending', 'delivered', 'failed')),
     attempt_count integer not null default 0,
@@ -66,13 +66,13 @@ create table validation_audit (
     id text primary key,
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
-    -- A keyed hash: the log can be joined on it and not turned back into a purchase token.
+    -- A keyed hash: equal for the same purchase, and the purchase token cannot be computed from it.
     identifier_hash bytea not null,
     valid boolean not null,
     error_code text,
     latency_ms integer not null,
     occurred_at timestamptz not null default now(),
-    -- The same moment, under the name that every other table uses.
+    -- The same time as occurred_at, under the name that the other tables use.
     created_at timestamptz not null generated always as (occurred_at) stored
 );
 

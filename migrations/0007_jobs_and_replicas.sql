@@ -1,23 +1,23 @@
--- What runs periodically and when it did, which processes are there, and what it takes to find old rows.
+-- Runs of periodic jobs, the running processes, and indexes by age for retention.
 -- tables: creates job_runs, replicas; reads_all validation_audit, webhook_deliveries, webhook_events
 
--- One row a run, whoever started it. A run that has the job for itself says so again and again; when it no longer does,
--- its process died, and the next one begins.
+-- One row for each run. A run renews its lease; when the lease has expired, its process died, and another process runs the
+-- job.
 create table job_runs (
     id bigint generated always as identity primary key,
     job text not null,
-    -- The machine it runs on.
+    -- The name of the machine.
     host text not null,
-    -- How often that process runs the job. Null: somebody asked for this run, or the job runs only when asked for.
+    -- How often that process runs the job. Null: an operator asked for this run, or the job runs only on request.
     interval_seconds bigint,
     started_at timestamptz not null,
     lease_until timestamptz not null,
-    -- Null: it runs, or its process died.
+    -- Null: it is running, or its process died.
     finished_at timestamptz,
     outcome text check (outcome in ('done', 'failed', 'stopped', 'interrupted')),
-    -- What it did, in numbers and a word or two.
+    -- What it did, with counts.
     told json,
-    -- Why it failed.
+    -- The error, if it failed.
     error text,
     check ((finished_at is null) = (outcome is null))
 );
@@ -25,7 +25,7 @@ create table job_runs (
 create unique index job_runs_one_at_a_time on job_runs (job) where finished_at is null;
 create index job_runs_by_job on job_runs (job, id desc);
 
--- Every process that serves. One that has not been seen for a minute is gone.
+-- The processes that run `attesto serve`. One that was not seen for a minute is not running.
 create table replicas (
     id text primary key,
     host text not null,
@@ -38,7 +38,7 @@ create table replicas (
     opening_key_ids smallint[] not null
 ) with (fillfactor = 50);
 
--- Rows in the order of their age, for those that are kept only for a time.
+-- For the retention of rows by age.
 create index webhook_events_by_age on webhook_events (received_at, id);
 create index validation_audit_by_age on validation_audit (occurred_at);
 create index webhook_deliveries_with_details on webhook_deliveries ((coalesce(delivered_at, failed_at, created_at)), id)

@@ -1,34 +1,32 @@
--- The key of the validation log's hashes, the log of what operators changed, and what counting needs.
+-- The key of the hashes in the log of verifications, the log of operators' changes, and an index for counts.
 -- tables: creates operator_audit, validation_audit_keys; locks api_keys, apple_credentials, google_credentials, tenants, webhook_allowed_networks, webhook_configs, webhook_previous_secrets, webhook_redeliveries; reads_all webhook_deliveries
 
--- Identifiers in validation_audit are hashed with a key that is made once and never changes, so that hashes of this
--- year and of the next can be compared. The key is random and sealed: rotating the encryption key seals it anew and
--- leaves it what it is.
+-- Identifiers in validation_audit are hashed with a key that is generated once and never changes, so that hashes stay
+-- comparable. The key is random and sealed: a rotation of the encryption key seals it again and does not change it.
 create table validation_audit_keys (
     number integer primary key check (number = 1),
     key_enc bytea not null,
     created_at timestamptz not null default now()
 );
 
--- One row a change, whoever made it and by whichever door: the triggers below write it in the change's own
--- transaction. Each row holds the hash of the one before it, so that a row which was edited or taken away is missed:
--- `attesto audit verify`.
+-- One row for each change, made by Attesto or by another client: the triggers below write it in the transaction of the change.
+-- Each row holds the hash of the row before it, so that `attesto audit verify` finds rows that were edited or deleted.
 create table operator_audit (
     -- 1, 2, 3 and so on, without a gap.
     seq bigint primary key check (seq > 0),
     occurred_at timestamptz not null,
-    -- The user of the operating system; without Attesto between, the database's.
+    -- The user of the operating system; for a change not made by Attesto, the database's role.
     actor text not null,
     host text not null,
-    -- Which command: `key revoke`; without Attesto between, the program's own name for itself.
+    -- The command, such as `key revoke`; for a change not made by Attesto, the client's application_name.
     command text not null,
-    -- insert, update or delete; or a word of a job's own.
+    -- insert, update or delete; or a job's own word.
     action text not null,
-    -- The table, and which of its rows.
+    -- The table, and the row.
     object text not null,
     target text not null,
     tenant_id text,
-    -- Of an update only what changed. Secrets are there as fingerprints. json and not jsonb: the text is hashed.
+    -- Of an update only what changed. Secrets are fingerprints. json and not jsonb, since the text is hashed.
     before json,
     after json,
     previous_hash bytea not null check (octet_length(previous_hash) = 32),
@@ -37,8 +35,8 @@ create table operator_audit (
 
 create index operator_audit_by_tenant on operator_audit (tenant_id, seq desc);
 
--- What a row's hash is made of: the hash before it, then each field as `length:text`, `-` where there is none, with
--- commas between. src/audit/operators.rs makes the same.
+-- A row's hash is over the previous row's hash and each field as `length:text`, `-` for null, separated by commas.
+-- src/audit/operator_audit.rs computes the same.
 create function operator_audit_hash(entry operator_audit) returns bytea language sql stable as $$
     select sha256(entry.previous_hash || convert_to(
         string_agg(coalesce(octet_length(convert_to(field, 'UTF8')) || ':' || field, '-'), ',' order by position),
@@ -51,11 +49,11 @@ create function operator_audit_hash(entry operator_audit) returns bytea language
     ]) with ordinality as fields (field, position)
 $$;
 
--- Adds a row to the chain. Whoever adds one waits for whoever is adding one.
+-- Adds a row to the chain. Concurrent transactions that add rows wait for each other.
 --
--- Who it is stands in settings of the session, together with the name that the connection has. Behind a pooler that
--- shares connections the settings may be somebody else's; the name is not, so that where the two differ, nobody's
--- change is put down to another.
+-- The actor is read from settings of the session, which also hold the connection's application_name. Behind a pooler that
+-- shares connections the settings can be those of another client, but the application_name is not; where the two differ, the
+-- settings are not used.
 create function note_operation(
     action text, object text, target text, tenant_id text, before jsonb, after jsonb
 ) returns void language plpgsql as $$
@@ -86,8 +84,8 @@ begin
 end
 $$;
 
--- A row as it may be shown: what is sealed or hashed by its fingerprint, addresses without their query, and without
--- what changes by itself.
+-- A row as it may be shown: sealed and hashed values as fingerprints, URLs without their query, and without the columns that
+-- change without an operator.
 create function auditable(line jsonb) returns jsonb language sql immutable as $$
     select coalesce(jsonb_object_agg(key, case
         when value = 'null' then value
@@ -100,7 +98,7 @@ create function auditable(line jsonb) returns jsonb language sql immutable as $$
     where key not in ('last_used_at', 'callback_key')
 $$;
 
--- Its arguments are the columns that say which row it is.
+-- Its arguments are the columns that identify the row.
 create function audit_change() returns trigger language plpgsql
     set bytea_output = 'hex' set timezone = 'UTC' as $$
 declare
@@ -112,7 +110,7 @@ begin
     if tg_op = 'UPDATE' then
         select coalesce(array_agg(key), '{}') into changed
             from jsonb_each(is_now) where value is distinct from was -> key;
-        -- Sealed anew with another key, and nothing else: that is nobody's change.
+        -- Only sealed again with another key: no operator's change.
         if not exists (select from unnest(changed) as name where name not like '%\_enc') then
             return null;
         end if;
@@ -132,7 +130,7 @@ $$;
 
 create trigger audit_change after insert or delete or update on tenants
     for each row execute function audit_change('id');
--- Not on last_used_at, which is no operator's doing.
+-- Not on last_used_at, which no operator changes.
 create trigger audit_change
     after insert or delete or update of tenant_id, key_hash, name, environment, revoked_at on api_keys
     for each row execute function audit_change('id');
@@ -146,14 +144,14 @@ create trigger audit_change after insert or delete or update on webhook_previous
     for each row execute function audit_change('tenant_id', 'number');
 create trigger audit_change after insert or delete or update on webhook_allowed_networks
     for each row execute function audit_change('tenant_id', 'network', 'port');
--- The rest of its life is the dispatcher's.
+-- Later changes are the dispatcher's.
 create trigger audit_change after insert or delete on webhook_redeliveries
     for each row execute function audit_change('id');
--- One delivery that an operator asked for. Those that a request for many brings are the request's.
+-- A redelivery of one event. Redeliveries of many are logged by their row in webhook_redeliveries.
 create trigger audit_change after insert on webhook_deliveries
     for each row
     when (new.requested_by is not null and coalesce(current_setting('attesto.session', true), '') <> '')
     execute function audit_change('id');
 
--- The few deliveries that wait for a person, to be counted without looking at the others.
+-- Deliveries that wait for an operator, to be counted without reading the others.
 create index webhook_deliveries_parked on webhook_deliveries (parked_at) where parked_at is not null;

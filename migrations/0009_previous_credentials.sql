@@ -1,4 +1,4 @@
--- The store credentials that were replaced last, for a while: what `rollback-credentials` brings back.
+-- The store credentials before the present ones, for a limited time: `rollback-credentials` restores them.
 -- tables: creates apple_previous_credentials, google_previous_credentials; locks tenants
 
 create table apple_previous_credentials (
@@ -11,7 +11,7 @@ create table apple_previous_credentials (
     environment text not null,
     app_apple_id bigint,
     replaced_at timestamptz not null,
-    -- From then on it is as if this row were not here; the job `retention` removes it.
+    -- After this time the row is not used; the job `retention` deletes it.
     expires_at timestamptz not null
 );
 

@@ -1,11 +1,11 @@
--- A system that was restored does not send anything before somebody says so; and which backups there are.
+-- Holds, with which a restored system sends nothing until an operator releases them; and the list of backups.
 -- tables: creates backups, delivery_holds
 
--- While a row has no release, no process begins a delivery.
+-- While one row is not released, no process begins a delivery.
 create table delivery_holds (
     id bigint generated always as identity primary key,
     held_at timestamptz not null default now(),
-    -- The machine that asked for it.
+    -- The machine on which it was requested.
     held_by text not null,
     released_at timestamptz,
     released_by text,
@@ -17,7 +17,7 @@ create unique index delivery_holds_one_at_a_time on delivery_holds ((true)) wher
 create trigger audit_change after insert or delete or update on delivery_holds
     for each row execute function audit_change('id');
 
--- Each backup that was made of this database, and when it was last proven that it can be restored.
+-- The backups of this database, and when each was last restored as a test.
 create table backups (
     -- As in the backup's manifest.
     id text primary key,
@@ -26,7 +26,7 @@ create table backups (
     host text not null,
     bytes bigint not null,
     verified_at timestamptz,
-    -- Whether everything was found that was to be found.
+    -- Whether the test restore had every row of the manifest.
     sound boolean,
     check ((verified_at is null) = (sound is null))
 );

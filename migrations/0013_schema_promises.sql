@@ -1,9 +1,9 @@
--- What each migration promises to releases that do not know it, so that one of them can be started again.
+-- Whether each migration is compatible with releases that do not know it, so that an older release can be started again.
 -- previous release: works
 -- tables: creates schema_promises
 
--- A release that meets migrations it does not know serves if all of them say that it may. A row is written with the
--- migration itself; one without a row promises nothing.
+-- A release serves with migrations that it does not know if all of them have a row here that allows it. The row is written
+-- with the migration.
 create table schema_promises (
     version bigint primary key,
     previous_works boolean not null,

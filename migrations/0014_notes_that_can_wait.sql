@@ -1,9 +1,9 @@
--- What is noted of a change can wait for the end of its transaction, where one asks for it: `attesto tenant import` writes a long
--- history and lets others make their changes meanwhile, since whoever adds to the log of changes waits for whoever is adding.
+-- A transaction can defer its rows of the log of changes to its end. `attesto tenant import` does, because it writes for a long
+-- time, and other transactions that add to the log would wait for it.
 -- previous release: works
 -- tables: locks api_keys, apple_credentials, google_credentials, tenants, webhook_allowed_networks, webhook_configs, webhook_previous_secrets, webhook_redeliveries
 
--- Nobody else asks, and for them nothing changes: the row is written with the change itself.
+-- In all other transactions the row is written at once.
 drop trigger audit_change on tenants;
 create constraint trigger audit_change after insert or delete or update on tenants
     deferrable initially immediate for each row execute function audit_change('id');

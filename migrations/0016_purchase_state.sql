@@ -1,4 +1,4 @@
--- What a purchase is worth stands in every event, and the events of one purchase are numbered.
+-- The state of the purchase in each event, and sequence numbers of the events of one purchase.
 -- previous release: works
 -- tables: creates subjects; locks tenants, webhook_events
 
@@ -16,12 +16,12 @@ create table subjects (
 alter table webhook_events
     -- The event's number among those of its subject. Null where there is no subject.
     add column sequence bigint,
-    -- What the purchase was worth when the event was stored, as the callback is told. Null where that was not known.
+    -- The `state` that the callback gets. Null where it was not known when the event was stored.
     add column state jsonb,
-    -- Why it was not known: store_unavailable, replaced_by_unknown.
+    -- Why it was not known: store_unavailable or replaced_by_unknown.
     add column state_error text;
 
--- Takes back the whole statement that calls it: another process stored the same notification meanwhile.
+-- Rolls back the statement that calls it: another process stored the same notification meanwhile.
 create function raise_notification_repeated() returns boolean language plpgsql volatile as $$
 begin
     raise exception 'the notification is stored already' using errcode = 'AT001';

@@ -69,7 +69,7 @@ pub fn secret_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     files.chain(key).collect()
 }
 
-/// Those of them that everybody on this machine may read.
+/// Files with secrets that every user of this machine can read, each with its setting's name.
 pub fn world_readable_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     let mut files = secret_files(raw);
     files.retain(|(_, path)| {

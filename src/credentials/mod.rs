@@ -9,7 +9,7 @@
 //! - [`sealed_columns`]: every sealed column there is
 //! - [`history`]: credentials that were replaced, for as long as one can go back to them
 //! - [`token_cache`]: what a store is shown with each call, kept as long as it is good
-//! - [`reseal`]: everything sealed anew with the newest key, while everybody goes on working
+//! - [`reseal`]: seals every secret again with the newest key, while the service runs
 //! - [`sealed_value_check`]: does what is sealed open: a few of each
 //! - [`age`]: how long ago credentials were set
 

@@ -23,7 +23,7 @@ use crate::db::{Database, Error};
 
 /// Rows in one transaction. It holds their locks for a few milliseconds.
 const BATCH_ROWS: i64 = 100;
-/// The pause between two of them, so that everybody else comes first.
+/// The pause between two of them, in which other transactions get the locks.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often all columns are gone through: again when another transaction held a row at the same moment.
 const MAX_RESEAL_ROUNDS: u32 = 5;

@@ -105,7 +105,7 @@ pub(crate) fn distribution_folders(program: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
         {
-            // Alpine keeps the programs in the folder itself, everybody else in its bin.
+            // Alpine has the programs in the folder itself, other distributions in its `bin`.
             places.push(entry.path().join("bin"));
             places.push(entry.path());
         }

@@ -4,8 +4,8 @@ use std::process::{Command, Stdio};
 
 use super::error::EmbeddedError;
 
-/// Tried in this order. The second comes with Debian's package. Never `nobody`: whatever else runs as nobody could read
-/// the data.
+/// Tried in this order. The second comes with Debian's package. Never `nobody`: other services that run as `nobody` could
+/// read the data.
 const DEFAULT_ACCOUNTS: [&str; 2] = ["attesto", "postgres"];
 
 /// A user of this machine other than ourselves.
