@@ -20,13 +20,13 @@ const USER: &str = "user-7";
 const DAY: Duration = Duration::from_hours(24);
 
 /// A tenant whose app's notifications are pushed when a test says so.
-struct Shop {
-    world: World,
+pub(crate) struct Shop {
+    pub(crate) world: World,
     tenant: Tenant,
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let world = World::new().await;
         let tenant = world.tenant().await;
         let play = world.simulator.google();
@@ -51,7 +51,7 @@ impl Shop {
         Self { world, tenant }
     }
 
-    fn play(&self) -> GoogleScenario {
+    pub(crate) fn play(&self) -> GoogleScenario {
         self.world.simulator.google()
     }
 
@@ -64,7 +64,7 @@ impl Shop {
     }
 
     /// Pushes a subscription's notification, and returns what the callback is sent.
-    async fn notify(&self, number: u8, token: &str) -> Value {
+    pub(crate) async fn notify(&self, number: u8, token: &str) -> Value {
         let fields = json!({ "notificationType": number, "purchaseToken": token });
         self.push("subscriptionNotification", fields).await
     }
@@ -99,13 +99,13 @@ impl Shop {
     }
 
     /// Asks about the token alone.
-    async fn verify_token(&self, token: &str) -> Value {
+    pub(crate) async fn verify_token(&self, token: &str) -> Value {
         let answer = self.verify(token, &json!({})).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer.body
     }
 
-    fn subscribe(&self, new: NewSubscription) -> String {
+    pub(crate) fn subscribe(&self, new: NewSubscription) -> String {
         self.play().buy_subscription(new).unwrap().purchase_token
     }
 

@@ -34,6 +34,8 @@ mod google_notifications;
 mod google_state;
 mod google_verify;
 mod health_command;
+#[path = "../histories/mod.rs"]
+mod histories;
 mod jobs;
 mod leak_runbook;
 mod metrics;
@@ -44,6 +46,7 @@ mod operators;
 mod pgbouncer;
 mod read_only_role;
 mod receiver_examples;
+mod reference_receiver;
 mod retention;
 mod runbooks;
 mod secret_leaks;
