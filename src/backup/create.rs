@@ -1,4 +1,4 @@
-//! Makes a backup: the dump and its manifest, of one snapshot.
+//! Makes a backup: a dump and its manifest, both from one snapshot.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -15,8 +15,8 @@ use crate::base::id::BackupId;
 use crate::db::Database;
 use crate::replicas::host_name;
 
-/// Dumps the whole database into `output` and writes the manifest beside it. Neither may be there already; only their
-/// owner can read them. The service goes on meanwhile.
+/// Dumps the whole database into `output` and writes the manifest beside it. Neither file may exist already. Both are
+/// readable only by their owner. Other processes can use the database meanwhile.
 pub async fn create_backup(
     database: &Database,
     programs: &PostgresPrograms,
@@ -61,7 +61,7 @@ pub async fn create_backup(
         bytes,
         sha256,
     };
-    // The manifest last: where there is one, there is a whole dump.
+    // The manifest is written last: if it exists, the dump is complete.
     part.persist_as(output).map_err(file_error(output))?;
     write_manifest(&manifest_path, &manifest)?;
     store::record_created(database, &manifest.id, taken_at, &host_name(), bytes).await?;

@@ -1,4 +1,4 @@
-//! What can go wrong with a backup, each with a sentence that says what to do.
+//! Why a backup cannot be made, verified or restored. Each message says what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use crate::crypto::redact::redact_path;
 use crate::db::{Error, MigrationError};
 
-/// Why a backup was not made, or could not be judged. That it is not sound is no error: see
-/// [`Report`](super::report::BackupVerifyReport).
+/// Why a backup was not made, verified or restored. A backup that was verified and found damaged is not an error: see
+/// [`BackupVerifyReport`](super::report::BackupVerifyReport).
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// A program of Postgres is not there.
+    /// A Postgres client program was not found.
     #[error(
-        "`{program}` is not installed on this machine, or not where ATTESTO_PG_BIN and PATH say: install the client programs of Postgres {server} (Debian: postgresql-client-{server})"
+        "`{program}` is not installed on this machine, or not in the folders that ATTESTO_PG_BIN or PATH names: install the client programs of Postgres {server} (Debian: postgresql-client-{server})"
     )]
     ProgramNotInstalled {
         /// The Postgres program, such as `pg_dump`.
@@ -20,71 +20,71 @@ pub enum BackupError {
         /// The server's major version.
         server: u32,
     },
-    /// Every one found is older than the server.
+    /// Every version found of this program is older than the server.
     #[error(
-        "`{program}` on this machine is of Postgres {found}, and the server is Postgres {server}, which it cannot read: install the client programs of Postgres {server}, or name their folder in ATTESTO_PG_BIN"
+        "`{program}` on this machine is of Postgres {found}, which cannot read the server's Postgres {server}: install the client programs of Postgres {server}, or name their folder in ATTESTO_PG_BIN"
     )]
     ProgramTooOld {
         /// The Postgres program, such as `pg_dump`.
         program: &'static str,
-        /// The newest that was found.
+        /// The newest version that was found.
         found: u32,
         /// The server's major version.
         server: u32,
     },
-    /// A program ended badly.
-    #[error("`{program}` failed: {said}")]
+    /// The program could not be started, or exited with an error.
+    #[error("`{program}` failed: {reason}")]
     ProgramFailed {
         /// The Postgres program, such as `pg_dump`.
         program: &'static str,
-        /// What it said last.
-        said: String,
+        /// The error lines of its standard error output, shortened.
+        reason: String,
     },
-    /// The file is there already.
-    #[error("{} exists already: a backup is never written over", redact_path(.0))]
+    /// The output file exists already.
+    #[error("{} exists already, and a backup is never overwritten: choose another file", redact_path(.0))]
     FileExists(PathBuf),
     /// A file cannot be read or written.
     #[error("{}: {cause}", redact_path(path))]
     FileIo {
-        /// The backup's file.
+        /// The dump or its manifest.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: io::Error,
     },
-    /// The manifest is not one.
+    /// The manifest cannot be parsed, or has a format that this release does not know.
     #[error(
         "{} is not the manifest of a backup that this release can read: {why}",
         redact_path(path)
     )]
     InvalidManifest {
-        /// The backup's file.
+        /// The manifest's path.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// It is not the dump that was made.
-    #[error("{} is not the dump that its manifest was written for: it was changed or cut off", redact_path(.0))]
+    /// The dump's length or SHA-256 differs from the manifest.
+    #[error("{} is not the dump that its manifest was written for: it was changed or truncated", redact_path(.0))]
     DumpMismatch(PathBuf),
-    /// There is something in the way.
+    /// The target database of a restore has tables already.
     #[error(
-        "the database has tables already: a backup is restored into an empty database, never over another one; make one with `createdb`"
+        "the database has tables already: a backup is only restored into an empty one; create it with `createdb`"
     )]
     DatabaseNotEmpty,
-    /// Keys that the backup needs were not offered.
+    /// Encryption keys that the backup needs are not configured. The ids, ascending.
     #[error(
-        "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they cannot be opened at all",
+        "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they can never be decrypted",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     MissingKeys(Vec<u8>),
-    /// The role may not make a database to restore into.
+    /// The role may not create the scratch database that a backup is verified in.
     #[error(
         "the database's role may not create a database to restore into: let a superuser run `alter role <role> createdb`, or name another server with --database-url"
     )]
     CannotCreateDatabase,
-    /// It was interrupted.
-    #[error("stopped; the database that it was restored into is gone again")]
+    /// The verification was interrupted. Its scratch database was dropped.
+    #[error("stopped; the temporary database that it was restored into was dropped")]
     Interrupted,
-    /// The tables could not be brought to this release.
+    /// The migrations of this release could not be applied.
     #[error(transparent)]
     Migration(#[from] MigrationError),
     /// A query failed.
@@ -93,7 +93,7 @@ pub enum BackupError {
 }
 
 impl BackupError {
-    /// Whether the cause is how it was asked: something that is not installed, not configured or not there.
+    /// Whether the caller can fix the cause: a missing or old program, a file, or a missing encryption key.
     pub fn is_usage_error(&self) -> bool {
         matches!(
             self,

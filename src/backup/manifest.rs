@@ -1,5 +1,5 @@
-//! What a dump must hold. It lies beside the dump, under the same name with `.manifest.json` appended, and has nothing
-//! secret in it.
+//! The manifest says what a dump must contain. It is a JSON file beside the dump, with the dump's name and
+//! `.manifest.json` appended, and contains no secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,44 +12,44 @@ use sha2::{Digest as _, Sha256};
 use super::error::BackupError;
 use crate::crypto::token::encode_hex;
 
-/// The shape of the manifests that this release writes and reads.
+/// The version of the manifest's format that this release writes and reads.
 pub const MANIFEST_FORMAT: u32 = 1;
 
-/// What a dump must hold.
+/// What a dump must contain. The JSON file beside the dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupManifest {
-    /// [`MANIFEST_FORMAT`].
+    /// The version of the format: [`MANIFEST_FORMAT`].
     pub format: u32,
-    /// `backup_…`
+    /// The id of the backup, such as `backup_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E`.
     pub id: String,
-    /// The moment whose state it holds, as RFC 3339.
+    /// When the snapshot was taken, in RFC 3339.
     pub created_at: String,
-    /// The release of Attesto that made it.
+    /// The release of Attesto that made the backup.
     pub attesto: String,
-    /// The major version of the server it was made of.
+    /// The major version of the database server.
     pub postgres: u32,
-    /// The newest migration of its tables.
+    /// The number of the newest migration that had been applied.
     pub schema_version: i64,
-    /// The encryption keys that something in it is sealed with.
+    /// The ids of the encryption keys that values in the dump are sealed with.
     pub key_ids: BTreeSet<u8>,
-    /// Rows of each table, by its full name.
+    /// The number of rows of each table, by its name with its schema.
     pub tables: BTreeMap<String, i64>,
-    /// The dump's length.
+    /// The size of the dump in bytes.
     pub bytes: u64,
-    /// The dump's SHA-256, in hex.
+    /// The SHA-256 of the dump, in hex.
     pub sha256: String,
 }
 
 impl BackupManifest {
-    /// Where the manifest of a dump is.
+    /// The path of a dump's manifest.
     pub fn path_for(dump: &Path) -> PathBuf {
         let mut name = dump.as_os_str().to_owned();
         name.push(".manifest.json");
         PathBuf::from(name)
     }
 
-    /// Reads the manifest of a dump.
+    /// Reads and checks the manifest of a dump.
     pub fn read_for(dump: &Path) -> Result<Self, BackupError> {
         let path = Self::path_for(dump);
         let text = std::fs::read(&path).map_err(|cause| BackupError::FileIo {
@@ -71,13 +71,13 @@ impl BackupManifest {
         Ok(manifest)
     }
 
-    /// Rows in all tables.
+    /// The number of rows in all tables.
     pub fn total_rows(&self) -> i64 {
         self.tables.values().sum()
     }
 }
 
-/// A file's length and SHA-256.
+/// The size in bytes and the SHA-256 of a file, in hex.
 pub fn fingerprint_dump(path: &Path) -> Result<(u64, String), BackupError> {
     hash_file(path).map_err(|cause| BackupError::FileIo {
         path: path.to_owned(),

@@ -1,17 +1,17 @@
-//! Backups that are proven: a dump, what it must hold, and whether that comes back out of it.
+//! Backups that are verified: a dump, a manifest of what it must contain, and a test restore that compares the two.
 //!
-//! Promises: what the manifest counts is exactly what the dump holds, since both are taken of one snapshot; a backup is
-//! written beside its name and gets it when it is whole; a proof restores into a database of its own on the same server
-//! and takes it away again, whatever happens; no secret is in a command line.
+//! Guarantees: the manifest and the dump describe the same data, because both are read from one snapshot. A dump gets
+//! its final name only when it is complete. A verification restores into a scratch database on the same server, and
+//! drops that database whether it succeeds, fails or is interrupted. No secret is in a command line.
 //!
-//! - [`manifest`]: what a dump must hold
-//! - [`programs`]: `pg_dump` and `pg_restore`: found and run
-//! - `part`: a file that has another name until it is whole
+//! - [`manifest`]: what a dump must contain
+//! - [`programs`]: finds and runs `pg_dump` and `pg_restore`
+//! - `partial_file`: a file with a temporary name until it is complete
 //! - [`mod@create`]: makes a backup
-//! - [`mod@verify`]: restores it on trial
-//! - [`BackupVerifyReport`]: what the trial found
-//! - [`mod@restore`]: brings it back into an empty database
-//! - [`error`]: what can go wrong
+//! - [`mod@verify`]: restores a backup into a scratch database and checks it
+//! - [`BackupVerifyReport`]: the result of a verification
+//! - [`mod@restore`]: restores a backup into an empty database
+//! - [`error`]: why a backup cannot be made, verified or restored
 
 pub mod create;
 pub mod error;

@@ -1,16 +1,16 @@
-//! A file that has another name until it is whole, and goes away again unless it is kept.
+//! A file that has a temporary name until it is complete. It is removed unless it was given its final name.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// The file under its temporary name, which no other file has. Only its owner can read it.
+/// The temporary file, readable only by its owner. Dropping it removes the temporary name.
 pub(crate) struct PartialFile(PathBuf);
 
 impl PartialFile {
-    /// An empty one for what is to be `name`, called `<name>.<16 digits>.part`. It is made anew and never found: what is there
-    /// may be another run's.
+    /// Creates an empty file named `<name>.<16 hex digits>.part`. An existing file is never reused: another process may
+    /// be writing it.
     pub(crate) fn create_for(name: &Path) -> io::Result<Self> {
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random).map_err(io::Error::other)?;
@@ -25,15 +25,15 @@ impl PartialFile {
         Ok(Self(path))
     }
 
-    /// Where it is for now.
+    /// The temporary path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Gives it its name, where nothing is by that name.
+    /// Gives the file its final name. Fails if a file of that name exists.
     pub(crate) fn persist_as(&self, name: &Path) -> io::Result<()> {
         File::open(&self.0)?.sync_all()?;
-        // Unlike a rename, a link never replaces what came there meanwhile.
+        // A hard link, because a rename would replace a file that was created under this name meanwhile.
         std::fs::hard_link(&self.0, name)
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_not_shared_and_existing_files_stay() {
+    fn each_file_is_new_and_existing_files_are_not_replaced() {
         let folder = std::env::temp_dir().join(format!("attesto-part-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let (name, other) = (folder.join("dump"), folder.join("dump.part"));

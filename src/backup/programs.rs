@@ -1,5 +1,5 @@
-//! `pg_dump` and `pg_restore`, of the server's own release where there are several: a newer one writes dumps that an older
-//! server does not take back.
+//! Finds and runs `pg_dump` and `pg_restore`. The version of the server is preferred over newer ones, because a newer
+//! `pg_dump` can write dumps that an older server cannot restore.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -11,21 +11,22 @@ use super::error::BackupError;
 use crate::db::Database;
 use crate::embedded_postgres::binaries::{distribution_folders, parse_major_version};
 
-/// Where the programs are looked for.
+/// Where the Postgres client programs are looked for.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresPrograms {
-    /// `ATTESTO_PG_BIN`: this folder and no other.
+    /// The value of `ATTESTO_PG_BIN`: if set, no other folder is used.
     pub bin_folder: Option<PathBuf>,
-    /// `PATH`.
+    /// The value of `PATH`.
     pub search_path: Option<OsString>,
     /// `HOME`, where libpq looks for passwords and certificates.
     pub home: Option<OsString>,
-    /// `PGPASSFILE`.
+    /// The value of `PGPASSFILE`.
     pub password_file: Option<OsString>,
 }
 
 impl PostgresPrograms {
-    /// Runs one of them against this database, with the password in its environment.
+    /// Runs a program against this database. The password is passed in the environment, because a command line can be
+    /// read by every user of the machine.
     pub(super) async fn run_program<Word: AsRef<OsStr>>(
         &self,
         program: &'static str,
@@ -34,7 +35,7 @@ impl PostgresPrograms {
         arguments: impl IntoIterator<Item = Word>,
     ) -> Result<(), BackupError> {
         let path = self.find_program(program, server)?;
-        let failed = |said: String| BackupError::ProgramFailed { program, said };
+        let failed = |reason: String| BackupError::ProgramFailed { program, reason };
         let mut command = Command::new(&path);
         command
             .args(arguments)
@@ -54,15 +55,15 @@ impl PostgresPrograms {
                 command.env(name, value);
             }
         }
-        let ran = command
+        let output = command
             .output()
             .await
             .map_err(|cause| failed(format!("it cannot be run: {cause}")))?;
-        if ran.status.success() {
+        if output.status.success() {
             return Ok(());
         }
         Err(failed(summarize_stderr(&String::from_utf8_lossy(
-            &ran.stderr,
+            &output.stderr,
         ))))
     }
 
@@ -88,7 +89,7 @@ impl PostgresPrograms {
     }
 }
 
-/// The server's own, else the oldest that is newer. An error names the newest there is.
+/// Chooses the version of the server, or else the oldest newer one. An error has the newest version that was found.
 fn choose_version(mut found: Vec<(u32, PathBuf)>, server: u32) -> Result<PathBuf, Option<u32>> {
     found.sort_by_key(|(major, _)| *major);
     let newest = found.last().map(|(major, _)| *major);
@@ -101,7 +102,7 @@ fn find_program_version(folder: &Path, program: &str) -> Option<(u32, PathBuf)> 
     if folder.as_os_str().is_empty() || !path.is_file() {
         return None;
     }
-    let asked = std::process::Command::new(&path)
+    let output = std::process::Command::new(&path)
         .arg("--version")
         .env_clear()
         .env("LC_ALL", "C")
@@ -111,27 +112,29 @@ fn find_program_version(folder: &Path, program: &str) -> Option<(u32, PathBuf)> 
         .output()
         .ok()?;
     Some((
-        parse_major_version(&String::from_utf8_lossy(&asked.stdout))?,
+        parse_major_version(&String::from_utf8_lossy(&output.stdout))?,
         path,
     ))
 }
 
-/// What a program said at the end, in one line that is not too long. Statements, which may hold rows, are left out.
-fn summarize_stderr(said: &str) -> String {
-    const MOST: usize = 500;
-    let lines = said.lines().map(str::trim).filter(|line| {
+/// The error lines of a program's standard error output, in one line. Other lines are left out: they can contain SQL
+/// with the values of rows.
+fn summarize_stderr(stderr: &str) -> String {
+    const MAX_CHARS: usize = 500;
+    let lines = stderr.lines().map(str::trim).filter(|line| {
         line.contains("error:") || line.contains("detail:") || line.contains("hint:")
     });
     let joined = lines.collect::<Vec<_>>().join("; ");
     let text = if joined.is_empty() {
-        said.lines()
+        stderr
+            .lines()
             .next_back()
             .unwrap_or("it gave no reason")
             .trim()
     } else {
         &joined
     };
-    text.chars().take(MOST).collect()
+    text.chars().take(MAX_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_servers_own_release_is_best_and_an_older_one_is_none() {
+    fn the_version_of_the_server_is_preferred_and_older_ones_are_not_used() {
         let of = |majors: &[u32]| {
             let found = majors
                 .iter()
@@ -153,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_reason_is_repeated() {
-        let said = "pg_restore: while PROCESSING TOC:\npg_restore: error: could not execute query: ERROR:  no\n\
+    fn only_error_lines_are_repeated() {
+        let stderr = "pg_restore: while PROCESSING TOC:\npg_restore: error: could not execute query: ERROR:  no\n\
                     Command was: COPY secrets FROM stdin;\n";
         assert_eq!(
-            summarize_stderr(said),
+            summarize_stderr(stderr),
             "pg_restore: error: could not execute query: ERROR:  no"
         );
         assert_eq!(summarize_stderr(""), "it gave no reason");

@@ -1,29 +1,29 @@
-//! What a trial of a backup found.
+//! The result of verifying a backup.
 
 use serde::Serialize;
 
-/// What a trial found.
+/// The result of verifying a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupVerifyReport {
     /// The backup's id.
     pub id: String,
-    /// The moment whose state it holds.
+    /// When the backup's snapshot was taken, in RFC 3339.
     pub created_at: String,
-    /// Whether everything is as it should be.
+    /// Whether no problem was found.
     pub sound: bool,
-    /// What would be lost by going back to it: seconds since it was made.
+    /// The age of the backup in seconds: restoring it would lose the changes since then.
     pub age_seconds: u64,
     /// How long restoring took, in milliseconds.
     pub restored_in_ms: u64,
-    /// Tables in it.
+    /// The number of tables in the manifest.
     pub tables: usize,
-    /// Rows in it.
+    /// The number of rows in the manifest.
     pub rows: i64,
-    /// Migrations that this release added.
+    /// The number of migrations of this release that the backup did not have.
     pub migrations_applied: usize,
-    /// Sealed values that were opened.
+    /// The number of sampled sealed values that were unsealed.
     pub opened: u64,
-    /// What is wrong with it, in sentences.
+    /// Every problem that was found, each as a sentence.
     pub problems: Vec<String>,
 }

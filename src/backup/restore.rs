@@ -1,4 +1,4 @@
-//! Brings a backup back into an empty database, from which nothing is sent until an operator releases the deliveries.
+//! Restores a backup into an empty database. All deliveries are held until an operator releases them.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::db::Database;
 use crate::deliveries::hold;
 use crate::replicas::host_name;
 
-/// Restores the dump into the database, which must have no tables, brings them to this release, and holds deliveries.
-/// Gives the manifest and whatever is not as it says.
+/// Restores the dump into a database without tables, applies the migrations of this release, and holds all deliveries.
+/// Returns the manifest and every difference between it and the restored data, as sentences.
 pub async fn restore_backup(
     database: &Database,
     programs: &PostgresPrograms,

@@ -1,4 +1,5 @@
-//! What a backup asks the database. Connections of its own: counting a large table takes longer than any request may.
+//! The SQL of backups. It uses connections of its own without a statement timeout: counting the rows of a large table
+//! takes longer than a request may.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,16 +11,17 @@ use super::report::BackupVerifyReport;
 use crate::credentials::sealed_columns;
 use crate::db::{Database, Error};
 
-/// One state of the database, which does not change while this lives.
+/// A `repeatable read` transaction whose snapshot is exported. The snapshot does not change while the transaction is
+/// open.
 pub(super) struct BackupSnapshot {
     connection: PgConnection,
-    /// By this name another session sees the same state.
+    /// The name of the exported snapshot, with which `pg_dump` reads the same state.
     pub(super) name: String,
-    /// When it was taken, by the database's clock.
+    /// When the snapshot was taken, by the database's clock.
     pub(super) taken_at: time::OffsetDateTime,
 }
 
-/// What is in a database.
+/// What a manifest says about a database.
 pub(super) struct DatabaseContent {
     pub(super) tables: BTreeMap<String, i64>,
     pub(super) schema_version: i64,
@@ -34,7 +36,7 @@ async fn connect_without_timeouts(database: &Database) -> Result<PgConnection, E
     Ok(connection)
 }
 
-/// The server's major version.
+/// The major version of the server.
 pub(super) async fn server_major_version(database: &Database) -> Result<u32, Error> {
     let number: i32 =
         sqlx::query_scalar("select current_setting('server_version_num')::int / 10000")
@@ -69,7 +71,7 @@ impl BackupSnapshot {
     }
 }
 
-/// What is in a database without other sessions.
+/// The same for a database that no other session writes to.
 pub(super) async fn load_database_content(database: &Database) -> Result<DatabaseContent, Error> {
     let mut connection = connect_without_timeouts(database).await?;
     let content = read_content(&mut connection).await?;
@@ -89,7 +91,7 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
     .await?;
     let mut tables = BTreeMap::new();
     for name in names {
-        // The name comes from the catalogue, quoted.
+        // The name comes from the catalogue and is quoted by `format('%I')`.
         let count = format!("select count(*) from {name}");
         let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count))
             .fetch_one(&mut *connection)
@@ -102,7 +104,7 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
             .await?;
     let mut key_ids = BTreeSet::new();
     for column in sealed_columns::secret_columns() {
-        // A backup of an older release has fewer of them.
+        // A backup of an older release does not have every sealed column.
         let is_there: bool = sqlx::query_scalar(
             "select exists (select from information_schema.columns
               where table_schema = 'public' and table_name = $1 and column_name = $2)",
@@ -121,7 +123,8 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
         let ids: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(ids))
             .fetch_all(&mut *connection)
             .await?;
-        // 0 is no key: what names it is not a sealed value, and found when it is opened.
+        // No key has the id 0. A value with this id is not a sealed value, and is reported when sealed values are
+        // checked.
         key_ids.extend(
             ids.into_iter()
                 .filter_map(|id| u8::try_from(id).ok())
@@ -135,7 +138,7 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
     })
 }
 
-/// Whether it has tables.
+/// Whether the database has any tables outside the system schemas.
 pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
     sqlx::query_scalar(
         "select exists (select from information_schema.tables
@@ -145,7 +148,7 @@ pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
     .await
 }
 
-/// Makes an empty database on the same server.
+/// Creates an empty database on the same server.
 pub(super) async fn create_scratch_database(
     database: &Database,
     name: &str,
@@ -166,7 +169,7 @@ pub(super) async fn create_scratch_database(
     }
 }
 
-/// Drops it again, whatever sessions it has.
+/// Drops the scratch database and ends its sessions.
 pub(super) async fn drop_scratch_database(database: &Database, name: &str) -> Result<(), Error> {
     let mut connection = connect_without_timeouts(database).await?;
     connection
@@ -177,7 +180,7 @@ pub(super) async fn drop_scratch_database(database: &Database, name: &str) -> Re
     connection.close().await
 }
 
-/// Constraints that were not checked, and indexes that are not whole.
+/// Describes every constraint that was not validated and every index that is invalid.
 pub(super) async fn list_invalid_objects(database: &Database) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "select format('constraint %s of %s was not checked', conname, conrelid::regclass)
@@ -190,7 +193,7 @@ pub(super) async fn list_invalid_objects(database: &Database) -> Result<Vec<Stri
     .await
 }
 
-/// Notes in the database that this backup of it was made.
+/// Records in the database that this backup of it was made.
 pub(super) async fn record_created(
     database: &Database,
     id: &str,
@@ -210,7 +213,7 @@ pub(super) async fn record_created(
     Ok(())
 }
 
-/// Notes what a trial of it found, where this database knows of it.
+/// Records the result of a verification. Returns false if this database has no row for the backup.
 pub(super) async fn record_verified(
     database: &Database,
     report: &BackupVerifyReport,

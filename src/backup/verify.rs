@@ -1,4 +1,4 @@
-//! Restores a backup on trial and looks whether everything is in it.
+//! Verifies a backup: restores it into a scratch database and compares it with its manifest.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,12 +18,12 @@ use crate::credentials::sealed_value_check;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 
-/// So many values of every sealed column are opened, chosen at random.
+/// How many values of each sealed column are unsealed, chosen at random.
 const SAMPLE_ROWS: i64 = 20;
 
-/// Restores the dump into a database of its own, compares it with its manifest, brings its tables to this release, and
-/// opens a sample of everything sealed. The database is gone again when this returns. Nothing else on the server is
-/// touched and nothing is sent anywhere.
+/// Restores the dump into a scratch database, compares it with its manifest, applies the migrations of this release,
+/// and unseals a sample of the sealed values. The scratch database is dropped before this returns. Nothing else on the
+/// server is changed, and nothing is sent to callbacks or stores.
 pub async fn verify_backup(
     database: &Database,
     keyring: Option<&Keyring>,
@@ -33,23 +33,24 @@ pub async fn verify_backup(
     stop: &CancellationToken,
 ) -> Result<BackupVerifyReport, BackupError> {
     let manifest = BackupManifest::read_for(dump)?;
-    let offered = |id: &u8| keyring.is_some_and(|ring| ring.key_ids().any(|known| known == *id));
+    let is_configured =
+        |id: &u8| keyring.is_some_and(|ring| ring.key_ids().any(|known| known == *id));
     let missing: Vec<u8> = manifest
         .key_ids
         .iter()
         .copied()
-        .filter(|id| !offered(id))
+        .filter(|id| !is_configured(id))
         .collect();
     if !missing.is_empty() {
         return Err(BackupError::MissingKeys(missing));
     }
     let now = clock.now();
-    let made = Timestamp::parse(&manifest.created_at);
+    let created_at = Timestamp::parse(&manifest.created_at);
     let mut report = BackupVerifyReport {
         id: manifest.id.clone(),
         created_at: manifest.created_at.clone(),
         sound: false,
-        age_seconds: made.map_or(0, |made| now.duration_since(made).as_secs()),
+        age_seconds: created_at.map_or(0, |moment| now.duration_since(moment).as_secs()),
         restored_in_ms: 0,
         tables: manifest.tables.len(),
         rows: manifest.total_rows(),
@@ -63,8 +64,8 @@ pub async fn verify_backup(
         let name = name.replace(BackupId::PREFIX, "attesto_trial_");
         store::create_scratch_database(database, &name).await?;
         let scratch = database.sibling_database(&name);
-        let trial = restore_and_check(&scratch, keyring, programs, dump, &manifest, &mut report);
-        let outcome = stop.run_until_cancelled(trial).await;
+        let check = restore_and_check(&scratch, keyring, programs, dump, &manifest, &mut report);
+        let outcome = stop.run_until_cancelled(check).await;
         scratch.close_connections().await;
         store::drop_scratch_database(database, &name).await?;
         outcome.unwrap_or(Err(BackupError::Interrupted))?;
@@ -75,7 +76,8 @@ pub async fn verify_backup(
         ));
     }
     report.sound = report.problems.is_empty();
-    // Where this is not the database it was made of, the note is not used.
+    // The result is not needed: verifying on another server than the one that was backed up is normal, and only the
+    // database that the backup was made of has a row for it.
     if let Err(error) = store::record_verified(database, &report).await {
         tracing::debug!(%error, "the trial is not noted");
     }
@@ -90,17 +92,17 @@ async fn restore_and_check(
     manifest: &BackupManifest,
     report: &mut BackupVerifyReport,
 ) -> Result<(), BackupError> {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     match restore_dump_into(scratch, programs, dump).await {
         Ok(()) => {}
-        Err(BackupError::ProgramFailed { said, .. }) => {
-            let problem = format!("It cannot be restored: {said}.");
+        Err(BackupError::ProgramFailed { reason, .. }) => {
+            let problem = format!("It cannot be restored: {reason}.");
             report.problems.push(problem);
             return Ok(());
         }
         Err(error) => return Err(error),
     }
-    report.restored_in_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    report.restored_in_ms = u64::try_from(started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
 
     let found = store::load_database_content(scratch).await?;
     report
@@ -116,9 +118,9 @@ async fn restore_and_check(
             Err(CanaryError::Database(error)) => return Err(error.into()),
             Err(wrong) => report.problems.push(format!("{wrong}.")),
         }
-        for proof in sealed_value_check::check_sealed_values(scratch, keyring, SAMPLE_ROWS).await? {
-            report.opened += proof.opened;
-            report.problems.extend(proof.failures.iter().map(|it| {
+        for check in sealed_value_check::check_sealed_values(scratch, keyring, SAMPLE_ROWS).await? {
+            report.opened += check.opened;
+            report.problems.extend(check.failures.iter().map(|it| {
                 format!(
                     "{}.{} of {}: {}.",
                     it.column.table, it.column.column, it.row, it.cause
@@ -129,7 +131,8 @@ async fn restore_and_check(
     Ok(())
 }
 
-/// Restores a dump into a database without tables.
+/// Restores a dump into a database without tables. See [`BackupError::ProgramFailed`] for a dump that cannot be
+/// restored.
 pub(super) async fn restore_dump_into(
     database: &Database,
     programs: &PostgresPrograms,
@@ -150,7 +153,7 @@ pub(super) async fn restore_dump_into(
         .await
 }
 
-/// How what was found differs from what must be there, in sentences.
+/// Every difference between the manifest and the restored database, as sentences.
 pub(super) fn compare_with_manifest(
     manifest: &BackupManifest,
     found: &store::DatabaseContent,

@@ -1,10 +1,10 @@
-//! Growing pauses between attempts.
+//! Exponential backoff and jitter.
 
 use std::time::Duration;
 
-/// Exponential backoff: the first pause, then twice as long after each further failure, up to a maximum.
+/// Exponential backoff: a delay that doubles after each failure, up to a maximum.
 ///
-/// The jitter is passed in, so that this stays a pure function of its inputs and a test can choose it.
+/// The caller passes the jitter in, so that this is a pure function and a test can choose it.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     initial: Duration,
@@ -13,7 +13,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Starts at `initial` and never exceeds `max` (before jitter).
+    /// Starts at `initial`. No delay exceeds `max`, before jitter.
     pub const fn new(initial: Duration, max: Duration) -> Self {
         Self {
             initial,
@@ -22,21 +22,21 @@ impl Backoff {
         }
     }
 
-    /// The pause after one more failure. `jitter` is a random number from 0 to 1; see [`spread`].
+    /// The delay after another failure. `jitter` is a random number from 0 to 1; see [`spread`].
     pub fn next_delay(&mut self, jitter: f64) -> Duration {
         let delay = self.next.min(self.max);
         self.next = delay.saturating_mul(2).min(self.max);
         spread(delay, jitter)
     }
 
-    /// Starts again at the first pause, after a success.
+    /// Starts again at the initial delay. Call this after a success.
     pub fn reset(&mut self) {
         self.next = self.initial;
     }
 }
 
-/// Spreads a pause over 75 % to 125 % of its length, so that processes which started together do not act together.
-/// `jitter` is a random number from 0 to 1.
+/// Multiplies a delay by 0.75 to 1.25, so that processes that started together do not act at the same times. `jitter`
+/// is a random number from 0 to 1.
 pub fn spread(delay: Duration, jitter: f64) -> Duration {
     delay.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
 }

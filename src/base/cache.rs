@@ -1,8 +1,8 @@
-//! The one in-memory cache: entries with a lifetime, one load for callers who ask at the same time, invalidation, and
-//! a bound on the number of entries.
+//! The in-memory cache: entries with a time to live, one shared load for concurrent callers, invalidation, and a
+//! maximum number of entries.
 //!
-//! Built on a plain map and not on `moka`, because lifetimes are measured by [`Clock`], which a test moves, and because
-//! expired values must leave memory within seconds: some of them are opened credentials.
+//! Uses a plain map and not `moka`: times to live are measured by [`Clock`], which a test can move, and expired values
+//! must be removed from memory within seconds, because some of them are unsealed credentials.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -18,9 +18,9 @@ use super::single_flight::SingleFlight;
 /// How often [`Cache::sweep_in_background`] drops expired entries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Values by key, each until its time to live is over. Clones share the entries.
+/// Values by key, each with a time to live. Clones share the entries.
 ///
-/// `E` is what can go wrong in a load; errors are never cached. Values are cloned out, so `V` is usually an `Arc`.
+/// `E` is the error of a load; errors are never cached. `get` returns a clone, so `V` is usually an `Arc`.
 pub struct Cache<K, V, E = std::convert::Infallible>
 where
     V: Clone,
@@ -29,7 +29,7 @@ where
     inner: Arc<Inner<K, V, E>>,
 }
 
-/// Identifies the invalidations so far: a value that was read before one of them must not be cached after it.
+/// Counts invalidations. A value that was read before an invalidation must not be cached after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(u64);
 
@@ -47,7 +47,7 @@ struct Entries<K, V> {
 
 struct Entry<V> {
     value: V,
-    /// By [`Clock::uptime`]: setting the machine's clock must not prolong anything.
+    /// Measured by [`Clock::uptime`], so that setting the machine's clock does not prolong an entry's life.
     expires_at: Duration,
 }
 
@@ -59,18 +59,18 @@ impl<K, V: Clone, E: Clone> Clone for Cache<K, V, E> {
     }
 }
 
-/// Reaches a [`Cache`] without keeping it alive; for a callback that outlives it.
+/// A reference to a [`Cache`] that does not keep it alive, for a callback that may outlive the cache.
 pub struct WeakCache<K, V: Clone, E: Clone>(Weak<Inner<K, V, E>>);
 
 impl<K, V: Clone, E: Clone> WeakCache<K, V, E> {
-    /// The cache, while it is still used elsewhere.
+    /// The cache, or `None` if it was dropped.
     pub fn upgrade(&self) -> Option<Cache<K, V, E>> {
         self.0.upgrade().map(|inner| Cache { inner })
     }
 }
 
 impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
-    /// An empty cache. When it is full, expired entries make room, and if there are none, all entries are dropped.
+    /// An empty cache. When it is full, expired entries are dropped; if none has expired, all entries are dropped.
     pub fn new(clock: Clock, max_entries: usize) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -100,7 +100,7 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
         entry.map(|entry| entry.value.clone())
     }
 
-    /// Stores a value for `ttl`, in place of the one under the same key.
+    /// Stores a value for `ttl` and replaces one under the same key.
     pub fn insert(&self, key: K, value: V, ttl: Duration) {
         let now = self.inner.clock.uptime();
         self.inner.entries.write().insert(
@@ -114,7 +114,7 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
         );
     }
 
-    /// Stores a value that was read after [`Cache::epoch`] returned `epoch`, unless something was invalidated since.
+    /// Stores a value that was read after [`Cache::epoch`] returned `epoch`, unless anything was invalidated since.
     pub fn insert_if_current(&self, epoch: Epoch, key: K, value: V, ttl: Duration) {
         let now = self.inner.clock.uptime();
         let mut entries = self.inner.entries.write();
@@ -125,12 +125,12 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
         }
     }
 
-    /// Read this before reading a value that goes to [`Cache::insert_if_current`].
+    /// The current epoch. Take it before reading a value that will be passed to [`Cache::insert_if_current`].
     pub fn epoch(&self) -> Epoch {
         self.inner.entries.read().epoch
     }
 
-    /// Drops the entries that `is_affected` selects; loads that are running now will not be cached.
+    /// Drops the entries for which `is_affected` returns true. The results of running loads are not cached.
     pub fn invalidate(&self, is_affected: impl Fn(&K, &V) -> bool) {
         let mut entries = self.inner.entries.write();
         entries.epoch.0 += 1;
@@ -139,12 +139,12 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
             .retain(|key, entry| !is_affected(key, &entry.value));
     }
 
-    /// Drops the entry under `key`; loads that are running now will not be cached.
+    /// Drops the entry under `key`. The results of running loads are not cached.
     pub fn invalidate_key(&self, key: &K) {
         self.invalidate_key_if(key, |_| true);
     }
 
-    /// The same, if the entry has the value that is meant.
+    /// Like [`Cache::invalidate_key`], but drops the entry only if `is_meant` returns true for its value.
     pub fn invalidate_key_if(&self, key: &K, is_meant: impl FnOnce(&V) -> bool) {
         let mut entries = self.inner.entries.write();
         entries.epoch.0 += 1;
@@ -157,12 +157,12 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
         }
     }
 
-    /// Drops all entries; loads that are running now will not be cached.
+    /// Drops all entries. The results of running loads are not cached.
     pub fn clear(&self) {
         self.invalidate(|_, _| true);
     }
 
-    /// Drops the expired entries, and with them what they held in memory.
+    /// Drops expired entries, which frees their values.
     pub fn remove_expired(&self) {
         self.inner.remove_expired();
     }
@@ -172,7 +172,7 @@ impl<K: Eq + Hash, V: Clone, E: Clone> Cache<K, V, E> {
         WeakCache(Arc::downgrade(&self.inner))
     }
 
-    /// How many entries there are, expired ones included.
+    /// The number of entries, including expired ones.
     #[cfg(test)]
     fn len(&self) -> usize {
         self.inner.entries.read().by_key.len()
@@ -185,9 +185,9 @@ where
     V: Clone + Send + Sync + 'static,
     E: Clone + Send + Sync + 'static,
 {
-    /// The cached value, or what `load` returns, which is then cached for as long as `ttl` says, counted from the start
-    /// of the load. Callers who ask for the same key at the same time share one load; `load` is not polled when it
-    /// is not needed.
+    /// The cached value, or the result of `load`. A result is cached for the duration that `ttl` returns, counted from
+    /// the start of the load. Concurrent callers with the same key share one load. `load` is not polled if a cached
+    /// value is used.
     pub async fn get_or_load(
         &self,
         key: K,
@@ -203,7 +203,8 @@ where
         let value = self.inner.loads.share_call(flight, || load).await?;
         let now = self.inner.clock.uptime();
         let mut entries = self.inner.entries.write();
-        // A caller who shared the load and returns second must not prolong the entry.
+        // Of several callers that shared a load, only the first caches its result, so that the others do not prolong
+        // the entry's life.
         let is_cached = |entry: &Entry<V>| now < entry.expires_at;
         if entries.epoch == epoch && !entries.by_key.get(&key).is_some_and(is_cached) {
             let entry = Entry {
@@ -215,8 +216,8 @@ where
         Ok(value)
     }
 
-    /// Drops expired entries every few seconds for as long as the cache lives, also when they are not asked for. Must
-    /// be called within a Tokio runtime.
+    /// Starts a task that drops expired entries every [`SWEEP_INTERVAL`] for as long as the cache exists. Must be
+    /// called within a Tokio runtime.
     pub fn sweep_in_background(&self) {
         tokio::spawn(sweep_periodically(Arc::downgrade(&self.inner)));
     }
@@ -245,7 +246,7 @@ impl<K: Eq + Hash, V> Entries<K, V> {
     }
 }
 
-/// Holds no reference to the cache between two rounds, so that it ends when the cache is dropped.
+/// Holds only a weak reference between two sweeps, so that the task ends when the cache is dropped.
 async fn sweep_periodically<K: Eq + Hash, V: Clone, E: Clone>(cache: Weak<Inner<K, V, E>>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;

@@ -1,7 +1,7 @@
-//! The one source of "now", and the one way a moment is written.
+//! The source of the current time, and the text format of a moment.
 //!
-//! Pure functions take the time as a value; everything else asks a [`Clock`] it was given, so that a test moves
-//! time instead of waiting for it.
+//! Pure functions take the time as a parameter. Other code asks the [`Clock`] that it was given, so that a test moves
+//! the time instead of waiting.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Tells the time: the system's, or one that stands still until a test moves it.
+/// A clock: the system's, or a fixed one that only moves when a test moves it.
 #[derive(Clone, Debug)]
 pub struct Clock(ClockSource);
 
@@ -22,7 +22,7 @@ enum ClockSource {
     /// Milliseconds since the Unix epoch.
     Fixed {
         now: Arc<AtomicI64>,
-        /// The same, had it never been set wrong.
+        /// Like `now`, without the changes by [`Clock::skew_by`].
         uptime: Arc<AtomicI64>,
     },
 }
@@ -33,7 +33,7 @@ impl Clock {
         Self(ClockSource::System)
     }
 
-    /// A clock that shows `start` until it is [advanced](Clock::advance).
+    /// A clock that stands at `start` until it is [advanced](Clock::advance).
     pub fn fixed(start: Timestamp) -> Self {
         let start = start.as_millis();
         Self(ClockSource::Fixed {
@@ -42,7 +42,7 @@ impl Clock {
         })
     }
 
-    /// The moment it is now, to the millisecond.
+    /// The current time, in milliseconds.
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             #[expect(
@@ -54,8 +54,7 @@ impl Clock {
         }
     }
 
-    /// How long this clock has been running, for measuring waits: it never goes back, even when the system's wall
-    /// clock is set.
+    /// A monotonic time for measuring durations. It never goes back, even when the system's wall clock is set.
     pub fn uptime(&self) -> Duration {
         static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         match &self.0 {
@@ -66,15 +65,15 @@ impl Clock {
         }
     }
 
-    /// Sets a fixed clock wrong by so many milliseconds more, as if the machine's clock had been set. No time passes:
-    /// [`Clock::uptime`] stays.
+    /// Changes what a fixed clock shows by `by` milliseconds, as if the machine's clock had been set. [`Clock::uptime`]
+    /// does not change.
     pub fn skew_by(&self, by: i64) {
         if let ClockSource::Fixed { now, .. } = &self.0 {
             now.fetch_add(by, Ordering::SeqCst);
         }
     }
 
-    /// Waits. A fixed clock does not wait: it moves forward instead.
+    /// Sleeps. A fixed clock advances by `duration` instead and returns at once.
     pub async fn sleep(&self, duration: Duration) {
         match &self.0 {
             ClockSource::System => tokio::time::sleep(duration).await,
@@ -82,8 +81,8 @@ impl Clock {
         }
     }
 
-    /// Moves a fixed clock forward; every clone sees it. Does nothing to the system's clock. The database's clock
-    /// (`attesto_now()`) is moved by the test that moves this one.
+    /// Moves a fixed clock and all its clones forward. Has no effect on the system's clock. The database's clock
+    /// (`attesto_now()`) is separate: a test must move it too.
     pub fn advance(&self, by: Duration) {
         if let ClockSource::Fixed { now, uptime } = &self.0 {
             let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -93,9 +92,9 @@ impl Clock {
     }
 }
 
-/// A moment in UTC to the millisecond, which is the resolution both stores speak.
+/// A moment in UTC in milliseconds, which is the resolution of both stores.
 ///
-/// Written as RFC 3339 with exactly three decimals and `Z`: `2026-04-10T14:22:10.000Z`.
+/// Its text format is RFC 3339 with exactly three decimals and `Z`: `2026-04-10T14:22:10.000Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
@@ -115,12 +114,12 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
-    /// Reads RFC 3339 in any offset; what is finer than a millisecond is cut off.
+    /// Reads RFC 3339 with any offset. Digits beyond milliseconds are cut off.
     pub fn parse(text: &str) -> Option<Self> {
         OffsetDateTime::parse(text, &Rfc3339).ok().map(Self::from)
     }
 
-    /// This moment moved forward, saturating at the ends of time.
+    /// This moment plus `by`, saturating.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         Self(
@@ -129,7 +128,7 @@ impl Timestamp {
         )
     }
 
-    /// This moment moved back, saturating at the ends of time.
+    /// This moment minus `by`, saturating.
     #[must_use]
     pub fn minus(self, by: Duration) -> Self {
         Self(
@@ -138,7 +137,7 @@ impl Timestamp {
         )
     }
 
-    /// How long after `earlier` this is; zero when it is not after.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub fn duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }

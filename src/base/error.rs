@@ -1,8 +1,8 @@
-//! Errors of others, in few words.
+//! Shortens errors of libraries.
 
 use std::error::Error;
 
-/// The message of the innermost cause: it says "connection refused" where the outer ones say "error sending request".
+/// The message of the innermost cause, such as "connection refused" where the outer error says "error sending request".
 pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {

@@ -1,7 +1,7 @@
-//! Identifiers: a prefix that says what the thing is, and a ULID.
+//! Identifiers: a prefix that names the kind, and a ULID.
 //!
-//! One type a kind, so that a tenant's id can never stand where a key's is meant. Parsing accepts exactly what
-//! minting produces.
+//! Each kind has a type of its own, so that ids of different kinds cannot be confused. Only ids in the exact form that
+//! `mint` writes can be parsed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use ulid::Ulid;
 
 use crate::base::clock::Timestamp;
 
-/// Why a text is not an identifier of the wanted kind.
+/// A text is not an identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an id of this kind looks like {prefix}01J9ZQ4T5W6X7Y8Z9A0B1C2D3E: the prefix and a ULID of 26 characters"
@@ -29,17 +29,17 @@ macro_rules! define_id {
         pub struct $name(String);
 
         impl $name {
-            /// What every id of this kind begins with.
+            /// The prefix of every id of this kind, with its underscore.
             pub const PREFIX: &'static str = $prefix;
 
-            /// A new id whose order follows `now`.
+            /// A new id. Ids sort by `now`, in milliseconds.
             pub fn mint(now: Timestamp) -> Self {
                 let moment = std::time::SystemTime::UNIX_EPOCH
                     + std::time::Duration::from_millis(u64::try_from(now.as_millis()).unwrap_or(0));
                 Self(format!("{}{}", $prefix, Ulid::from_datetime(moment)))
             }
 
-            /// What is wrong with a text that is no id of this kind.
+            /// The error for a text that is not an id of this kind.
             pub fn malformed() -> MalformedIdError {
                 MalformedIdError { prefix: $prefix }
             }
@@ -55,7 +55,8 @@ macro_rules! define_id {
 
             fn from_str(text: &str) -> Result<Self, MalformedIdError> {
                 let ulid = text.strip_prefix($prefix).ok_or_else(Self::malformed)?;
-                // The decoder forgives lower case and look-alike letters; one thing must have one spelling.
+                // The decoder accepts lower case and look-alike letters. They are refused, so that an id has only one
+                // spelling.
                 match Ulid::from_string(ulid) {
                     Ok(parsed) if parsed.to_string() == ulid => Ok(Self(text.to_owned())),
                     _ => Err(Self::malformed()),
@@ -92,7 +93,7 @@ macro_rules! define_id {
 }
 
 define_id!(
-    /// A tenant: one team whose apps Attesto answers for.
+    /// A tenant: one team whose purchases Attesto verifies.
     TenantId,
     "tenant_"
 );

@@ -1,12 +1,12 @@
-//! Small tools without knowledge of purchases.
+//! Small tools that know nothing about purchases.
 //!
-//! - [`clock`]: the time, and how a moment is written
-//! - [`error`]: what an error of a library comes down to
+//! - [`clock`]: the current time, and the text format of a moment
+//! - [`error`]: shortens errors of libraries
 //! - [`id`]: a type for each kind of identifier
-//! - [`backoff`]: growing pauses between attempts
-//! - [`cache`]: values with a lifetime, loaded once for all who ask, invalidated by key
-//! - [`single_flight`]: one call for callers who ask the same at the same time
-//! - [`shutdown`]: the signal that ends the process
+//! - [`backoff`]: growing delays between attempts
+//! - [`cache`]: values with a time to live, shared loads, invalidation by key
+//! - [`single_flight`]: concurrent callers share one call
+//! - [`shutdown`]: the signals that stop the process, and core dumps
 
 pub mod backoff;
 pub mod cache;

@@ -1,5 +1,5 @@
-//! One signal to stop: finish what is in hand, and leave. A second one: leave now. However a process ends, it leaves no
-//! image of its memory.
+//! The signals that ask a process to stop. The first one asks it to finish the work in progress; after a second one it
+//! stops at once. Core dumps are disabled, because they would contain secrets.
 
 use std::io;
 
@@ -7,18 +7,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// From now on a crash leaves no core, in which every opened secret would be. On Linux no other unprivileged process
-/// looks into this process either: at its memory, its variables, its files. Programs that it starts may leave a core when
-/// they ask for it.
+/// Disables core dumps, which would contain every unsealed secret. On Linux this process also becomes non-dumpable: no
+/// other unprivileged process can read its memory, environment or open files through `/proc`. Child processes can raise
+/// their own limit again.
 pub fn disable_core_dumps() {
     let limit = getrlimit(Resource::Core);
     let none = Rlimit {
         current: Some(0),
         maximum: limit.maximum,
     };
-    // Neither can be refused: less is always granted.
+    // Lowering the soft limit cannot fail.
     let _ = setrlimit(Resource::Core, none);
-    // Where the machine hands a core to a program, the limit means nothing.
+    // The limit has no effect where `core_pattern` pipes core dumps to a program.
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -33,7 +33,7 @@ pub struct ShutdownSignals {
 }
 
 impl ShutdownSignals {
-    /// Takes both signals over: from now on neither ends the process by itself.
+    /// Installs handlers for both signals. From then on neither of them ends the process by default.
     pub fn register_handlers() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -41,7 +41,7 @@ impl ShutdownSignals {
         })
     }
 
-    /// Waits for the next one and tells its name.
+    /// Waits for the next signal and returns its name.
     pub async fn next_signal(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

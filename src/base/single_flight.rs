@@ -1,4 +1,4 @@
-//! One call for callers who ask for the same thing at the same time.
+//! Concurrent callers with the same key share one call.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,10 +9,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use parking_lot::Mutex;
 
-/// Callers who ask for the same thing at the same time share one call.
+/// Concurrent callers with the same key share one call.
 ///
-/// A caller who arrives while the call runs gets its result; one who arrives later starts a new call. The call goes on
-/// as long as one of its callers still waits, whichever of them started it.
+/// A caller that arrives while the call runs gets its result; one that arrives later starts a new call. The call runs
+/// as long as any of its callers waits for it, even if the one that started it was cancelled.
 pub struct SingleFlight<K, V: Clone> {
     running_calls: Arc<Mutex<HashMap<K, WeakShared<BoxFuture<'static, V>>>>>,
 }
@@ -34,14 +34,14 @@ impl<K, V: Clone> Default for SingleFlight<K, V> {
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> SingleFlight<K, V> {
-    /// Joins the call under `key`, or starts `call`.
+    /// Waits for the running call under `key`, or starts `call`.
     pub async fn share_call<F>(&self, key: K, call: impl FnOnce() -> F) -> V
     where
         F: Future<Output = V> + Send + 'static,
     {
         let shared: Shared<BoxFuture<'static, V>> = {
             let mut running = self.running_calls.lock();
-            // A finished or abandoned call is not joined: its result is old.
+            // A call that has finished or was abandoned is not joined, because its result is out of date.
             let joined = running
                 .get(&key)
                 .and_then(WeakShared::upgrade)
@@ -62,7 +62,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
     }
 }
 
-/// Removes a call's entry when its last waiter leaves, also when that waiter is cancelled.
+/// Removes the call's entry when its last waiter is dropped, also by cancellation.
 struct CallCleanup<'a, K: Eq + Hash, V: Clone> {
     running_calls: &'a Mutex<HashMap<K, WeakShared<BoxFuture<'static, V>>>>,
     key: &'a K,

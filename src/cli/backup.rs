@@ -53,7 +53,7 @@ pub(crate) async fn run(
             let manifest = created.unwrap_or_else(|| {
                 Err(BackupError::ProgramFailed {
                     program: "pg_dump",
-                    said: "it was stopped; no file was kept".to_owned(),
+                    reason: "it was stopped; no file was kept".to_owned(),
                 })
             })?;
             let text = format_manifest(&manifest, &file);

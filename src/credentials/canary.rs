@@ -1,8 +1,9 @@
-//! Is the configured encryption key the one this database was sealed with?
+//! Checks that the configured encryption keys are the ones that this database was sealed with.
 //!
-//! One row a key: a known text, sealed. It is written when a key is first used against this database and opened at
-//! every check after that. A process with another key under the same id is noticed here, before it seals something
-//! that the others cannot open and before it serves with nothing that opens.
+//! The table has one row for each key: a known text, sealed with that key. The row is written when the key is first
+//! used with this database, and unsealed at every later check. A process that has another key under the same id is
+//! noticed by that, before it seals a value that other processes cannot unseal, and before it serves without being able
+//! to unseal anything.
 
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
@@ -10,21 +11,21 @@ use crate::db::{Database, Error};
 
 use super::{reseal, sealed_columns, store};
 
-/// What every canary says.
+/// The plaintext of every canary.
 const CANARY_TEXT: &[u8] = b"attesto canary";
 
-/// Why the keys cannot be trusted with this database.
+/// Why the configured keys cannot be used with this database.
 #[derive(Debug, thiserror::Error)]
 pub enum CanaryError {
-    /// A configured key is another one than this database was sealed with.
+    /// A configured key has the id of a key of this database and is a different key.
     #[error(
         "encryption key {id} is not the key this database was sealed with: check ATTESTO_ENCRYPTION_KEY and its id"
     )]
     WrongKey {
-        /// The id it is configured under.
+        /// The id of the key.
         id: u8,
     },
-    /// Something is sealed with a key that is not configured.
+    /// A value is sealed with a key that is not configured.
     #[error(
         "this database holds values sealed with encryption key {}, which is not configured: add it to ATTESTO_ENCRYPTION_KEYS_RETIRED until `attesto encryption status` counts nothing that needs it",
         join_key_ids(ids)
@@ -39,7 +40,7 @@ pub enum CanaryError {
 }
 
 impl CanaryError {
-    /// A few words for `/ready`: no host name, no SQL, nothing of a key.
+    /// The class for `/ready`, without host names, SQL or anything of a key.
     pub fn error_class(&self) -> &'static str {
         match self {
             Self::WrongKey { .. } => "wrong encryption key",
@@ -49,7 +50,7 @@ impl CanaryError {
     }
 }
 
-/// `1`, `1 and 3`, `1, 2 and 3`.
+/// Joins ids as `1`, `1 and 3` or `1, 2 and 3`.
 fn join_key_ids(ids: &[u8]) -> String {
     let mut text = String::new();
     for (position, id) in ids.iter().enumerate() {
@@ -63,18 +64,18 @@ fn join_key_ids(ids: &[u8]) -> String {
     text
 }
 
-/// What a key's canary says of the key that is configured under its id.
+/// Whether the key that is configured under a canary's id can unseal the canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CanaryStatus {
-    /// It is the one.
+    /// The configured key is the one that the canary was sealed with.
     Matches,
-    /// It is another one.
+    /// The configured key is a different key, or the canary was changed.
     Mismatch,
-    /// None is configured.
+    /// No key is configured under this id.
     NotConfigured,
 }
 
-/// The verdict on every key that ever sealed here, by ascending id. Writes nothing.
+/// The status of every key that has a canary, by ascending id. Writes nothing.
 pub async fn load_canary_statuses(
     database: &Database,
     keyring: &Keyring,
@@ -88,17 +89,16 @@ pub async fn load_canary_statuses(
 
 fn check_canary(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, CanaryStatus) {
     let row = id.to_string();
-    let verdict = match keyring.try_open(sealed_columns::ENCRYPTION_CANARY.context_for(&row), blob)
-    {
-        Ok(song) if song.expose_secret() == CANARY_TEXT => CanaryStatus::Matches,
+    let status = match keyring.try_open(sealed_columns::ENCRYPTION_CANARY.context_for(&row), blob) {
+        Ok(text) if text.expose_secret() == CANARY_TEXT => CanaryStatus::Matches,
         Err(UnsealError::UnknownKey { .. }) => CanaryStatus::NotConfigured,
         Ok(_) | Err(_) => CanaryStatus::Mismatch,
     };
-    (*id, verdict)
+    (*id, status)
 }
 
-/// Opens the canary of every configured key, after writing that of the sealing key if it is the first time. Call it
-/// before sealing, and from `/ready`.
+/// Checks the canary of every configured key. Writes that of the sealing key first if it has none. Called before a
+/// value is sealed, and by `/ready`.
 pub async fn ensure_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
     let mut canaries = store::load_canaries(database).await?;
     let sealing = keyring.sealing_key_id();
@@ -109,13 +109,13 @@ pub async fn ensure_canaries(database: &Database, keyring: &Keyring) -> Result<(
             CANARY_TEXT,
         );
         store::add_canary(database, sealing, &blob).await?;
-        // Another process may have been first, with another key: what counts is what is there.
+        // Another process may have written the canary first, with another key: check the row that was stored.
         canaries = store::load_canaries(database).await?;
     }
     check_loaded_canaries(database, keyring, &canaries).await
 }
 
-/// The same without writing anything.
+/// Like [`ensure_canaries`], without writing anything.
 pub async fn check_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
     let canaries = store::load_canaries(database).await?;
     check_loaded_canaries(database, keyring, &canaries).await
@@ -126,20 +126,20 @@ async fn check_loaded_canaries(
     keyring: &Keyring,
     canaries: &[(u8, Vec<u8>)],
 ) -> Result<(), CanaryError> {
-    let verdicts: Vec<_> = canaries
+    let statuses: Vec<_> = canaries
         .iter()
         .map(|it| check_canary(keyring, it))
         .collect();
-    if let Some((id, _)) = verdicts
+    if let Some((id, _)) = statuses
         .iter()
         .find(|(_, it)| *it == CanaryStatus::Mismatch)
     {
         return Err(CanaryError::WrongKey { id: *id });
     }
     let mut ids = Vec::new();
-    for (id, verdict) in verdicts {
-        // A key of long ago, which nothing is sealed with any more, need not be configured.
-        if verdict == CanaryStatus::NotConfigured && store::is_key_in_use(database, id).await? {
+    for (id, status) in statuses {
+        // A retired key that no value is sealed with any more need not be configured.
+        if status == CanaryStatus::NotConfigured && store::is_key_in_use(database, id).await? {
             ids.push(id);
         }
     }
@@ -150,14 +150,14 @@ async fn check_loaded_canaries(
     }
 }
 
-/// Whether every sealed value names a configured key, canary or not, by reading the first byte of each. For start-up:
-/// too much for every `/ready`.
+/// Checks that the key of every sealed value is configured, with or without a canary. Reads the first byte of each
+/// value, which takes too long for every `/ready`; it is done at start-up.
 pub async fn check_all_key_ids(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
-    let held = reseal::list_key_usage(database).await?;
-    let mut ids: Vec<u8> = held
+    let usage = reseal::list_key_usage(database).await?;
+    let mut ids: Vec<u8> = usage
         .iter()
-        .filter(|held| held.column != sealed_columns::ENCRYPTION_CANARY)
-        .filter_map(|held| held.key_id)
+        .filter(|usage| usage.column != sealed_columns::ENCRYPTION_CANARY)
+        .filter_map(|usage| usage.key_id)
         .filter(|id| !keyring.key_ids().any(|known| known == *id))
         .collect();
     ids.sort_unstable();

@@ -1,7 +1,7 @@
-//! Credentials that were replaced, for as long as one can go back to them.
+//! Credentials that were replaced, kept for the grace period so that the replacement can be rolled back.
 //!
-//! The stores of both twins keep them sealed, in tables of their own: a value that is moved from one table to another does
-//! not open, so it is opened and sealed anew.
+//! Both stores keep them sealed, in tables of their own. A sealed value is bound to its table, so it is unsealed and
+//! sealed again when it moves from one table to the other.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use crate::base::clock::Timestamp;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, SealContext, UnsealError};
 
-/// The default grace period.
+/// The default grace period, during which a replacement can be rolled back.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(72);
-/// How often a change is tried again when another command changes the same tenant's credentials at the same time.
+/// How many times a change is attempted when other commands change the same tenant's credentials at the same time.
 pub const MAX_ROTATE_ATTEMPTS: u32 = 10;
 
-/// What may be shown of credentials that were replaced.
+/// The public facts about credentials that were replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PreviousCredentials {
-    /// First 16 hex digits of the SHA-256 of the public key.
+    /// The first 16 hex digits of the SHA-256 of the public key.
     pub key_fingerprint: String,
     /// When they were replaced.
     pub replaced_at: Timestamp,
-    /// Until when one can go back to them.
+    /// When the grace period ends: a rollback is possible until then.
     pub expires_at: Timestamp,
 }
 
 impl PreviousCredentials {
-    /// From the columns of an outer join: all of them or none.
+    /// From the columns of an outer join, which are all null if there are none.
     pub fn from_columns(
         key_fingerprint: Option<String>,
         replaced_at: Option<time::OffsetDateTime>,
@@ -43,32 +43,33 @@ impl PreviousCredentials {
     }
 }
 
-/// What became of the credentials there were before.
+/// What happened to the replaced credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PreviousOutcome {
-    /// There were none.
+    /// No credentials were stored before.
     None,
-    /// They were the same. What could be gone back to still can.
+    /// The new credentials are those that were stored. The previous ones, if any, can still be rolled back to.
     Unchanged,
-    /// They are kept for the grace.
+    /// They are kept for the grace period.
     Retained,
-    /// The grace period is zero: they are not kept.
+    /// They were not kept, because the grace period is zero.
     Discarded,
-    /// They cannot be kept, because they do not open.
+    /// They were not kept, because they could not be unsealed.
     NotOpened(UnsealError),
 }
 
-/// Where a store keeps a tenant's credentials, and where those before them.
+/// Where a store keeps a tenant's current credentials, and where the previous ones.
 #[derive(Clone, Copy, Debug)]
 pub struct CredentialHistory<'a> {
-    /// Those that are used.
+    /// The seal context of the credentials in use.
     pub current: SealContext<'a>,
-    /// Those that were replaced.
+    /// The seal context of the credentials they replaced.
     pub previous: SealContext<'a>,
 }
 
 impl CredentialHistory<'_> {
-    /// What becomes of the stored value when others are set, and the same value, sealed for where it is kept.
+    /// Decides what happens to the stored value when it is replaced. Returns the value sealed for the table of previous
+    /// credentials if it is to be kept.
     pub fn rotate(
         self,
         keyring: &Keyring,
@@ -83,57 +84,58 @@ impl CredentialHistory<'_> {
             return (PreviousOutcome::Discarded, None);
         }
         match keyring.open(self.current, stored) {
-            Ok(file) => {
-                let kept = keyring.seal(self.previous, file.expose_secret());
-                (PreviousOutcome::Retained, Some(kept))
+            Ok(secret) => {
+                let retained = keyring.seal(self.previous, secret.expose_secret());
+                (PreviousOutcome::Retained, Some(retained))
             }
             Err(cause) => (PreviousOutcome::NotOpened(cause), None),
         }
     }
 
-    /// Each value sealed for the other's place: the previous one to be used, and the stored one to be kept, unless it does not
-    /// open.
+    /// Swaps the two values: returns the previous one sealed as the current one, and the stored one sealed as the
+    /// previous one. The latter is `None` if the stored value cannot be unsealed.
     pub fn rollback(
         self,
         keyring: &Keyring,
         stored: &[u8],
         previous: &[u8],
     ) -> Result<(Vec<u8>, Option<Vec<u8>>), RollbackError> {
-        let back = keyring
+        let restored = keyring
             .open(self.previous, previous)
             .map_err(RollbackError::NotOpened)?;
-        let left = keyring.open(self.current, stored).ok();
-        let left = left.map(|file| keyring.seal(self.previous, file.expose_secret()));
-        Ok((keyring.seal(self.current, back.expose_secret()), left))
+        let replaced = keyring.open(self.current, stored).ok();
+        let replaced = replaced.map(|secret| keyring.seal(self.previous, secret.expose_secret()));
+        let current = keyring.seal(self.current, restored.expose_secret());
+        Ok((current, replaced))
     }
 }
 
-/// What an update knows of the credentials it replaces.
+/// The values that an update of credentials needs of those it replaces.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplacedCredentials<'a> {
-    /// The sealed value that was read: what stands there now must still be this.
+    /// The sealed value that was read. The update fails if the stored value is no longer this one.
     pub expected_blob: &'a [u8],
-    /// What becomes of it.
+    /// What happens to the replaced value.
     pub outcome: &'a PreviousOutcome,
-    /// The same, sealed for where it is kept.
+    /// The replaced value, sealed for the table of previous credentials, if it is kept.
     pub retained_blob: Option<&'a [u8]>,
-    /// For how long.
+    /// How long it is kept.
     pub grace_period: Duration,
 }
 
-/// Why there is no going back.
+/// Why a rollback is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum RollbackError {
-    /// Nothing is kept.
-    #[error("nothing to go back to is kept")]
+    /// No previous credentials are kept.
+    #[error("there is nothing to go back to, because no previous credentials are kept")]
     NothingRetained,
-    /// What is kept does not open.
-    #[error("what is kept does not open: {0}")]
+    /// The previous credentials cannot be unsealed.
+    #[error("the previous credentials cannot be decrypted: {0}")]
     NotOpened(UnsealError),
-    /// Another command changed them in each of the rounds.
+    /// Other commands changed the credentials at each of [`MAX_ROTATE_ATTEMPTS`] attempts.
     #[error("another command is changing these credentials at the same time: try again")]
     Contended,
-    /// The database did not answer.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] crate::db::Error),
 }

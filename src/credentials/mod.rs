@@ -1,17 +1,17 @@
-//! What is sealed, bound to what; and the cache of what was opened.
+//! Stored secrets: which columns are sealed, whether the keys are the right ones, and caches of unsealed values.
 //!
-//! Promises: a credential that was changed is not used again, by any process, once the change was heard of; while
-//! changes are not heard, nothing remembered is believed; plaintext leaves memory when its time is over, whether
-//! it is used again or not; a process with the wrong encryption key is noticed before it seals or serves anything.
+//! Guarantees: a process stops using a changed credential when the notification of the change arrives. While
+//! notifications do not arrive, no cached credential is used. A plaintext is wiped from memory when its time to live is
+//! over, used or not. A process with a wrong encryption key is noticed before it seals or serves anything.
 //!
-//! - [`tenant_cache`]: a tenant's opened credential, remembered
-//! - [`canary`]: is the configured key the one this database was sealed with
-//! - [`sealed_columns`]: every sealed column there is
-//! - [`history`]: credentials that were replaced, for as long as one can go back to them
-//! - [`token_cache`]: what a store is shown with each call, kept as long as it is good
-//! - [`reseal`]: seals every secret again with the newest key, while the service runs
-//! - [`sealed_value_check`]: does what is sealed open: a few of each
-//! - [`age`]: how long ago credentials were set
+//! - [`tenant_cache`]: caches a tenant's unsealed credential
+//! - [`canary`]: checks that the configured keys are those of this database
+//! - [`sealed_columns`]: the list of all sealed columns
+//! - [`history`]: replaced credentials, kept so that the replacement can be rolled back
+//! - [`token_cache`]: caches access tokens for the stores until shortly before they expire
+//! - [`reseal`]: seals all values again with the current key, while other processes work
+//! - [`sealed_value_check`]: checks that a sample of the sealed values can be unsealed
+//! - [`age`]: the age of the stored credentials
 
 pub mod age;
 pub mod canary;

@@ -1,13 +1,13 @@
-//! Everything sealed anew with the newest key, a few rows at a time, while every process goes on working.
+//! Seals all values again with the current key, a few rows at a time, while every process goes on working.
 //!
-//! Promises: each value is opened before it is sealed anew, what was sealed is opened and compared before it is
-//! written, and it is written only where the value that was read still stands: a secret that is changed meanwhile keeps the change. Each
-//! batch is noted in the operators' audit by a row of its own transaction.
-//! It can be stopped anywhere and run again, also twice at once. What does not open is left as it is and named with its
-//! cause, of which there are three that are never merged: its key is not configured, it does not open with the key that
-//! it names, it is not a sealed value.
+//! Guarantees: each value is unsealed, sealed with the current key, unsealed again and compared before it is written.
+//! It is written only if the stored value is still the one that was read, so that a concurrent change is never
+//! overwritten. Each batch is recorded in the operators' audit within its own transaction. A run can be stopped at any
+//! time and repeated, and several can run at once. A value that cannot be unsealed is left unchanged and listed with
+//! its cause: its key is not configured, decryption with that key fails, or it is not a sealed value. These three
+//! causes are always reported separately.
 //!
-//! Canaries keep their key for ever: they are what tells a wrong key from a damaged value.
+//! Canaries are never sealed again: they show whether a key is wrong or a value is damaged.
 
 use std::time::Duration;
 
@@ -21,13 +21,14 @@ use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{Database, Error};
 
-/// Rows in one transaction. It holds their locks for a few milliseconds.
+/// Rows in one transaction. Their locks are held for a few milliseconds.
 const BATCH_ROWS: i64 = 100;
-/// The pause between two of them, in which other transactions get the locks.
+/// The pause between two batches, so that a run does not slow down other work on the database.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// How often all columns are gone through: again when another transaction held a row at the same moment.
+/// How many times all columns are processed. Another round is needed when rows were locked or changed by other
+/// transactions.
 const MAX_RESEAL_ROUNDS: u32 = 5;
-/// More values that do not open than this are counted and not listed.
+/// The report lists this many values that cannot be unsealed, and only counts the others.
 const MAX_LISTED_FAILURES: usize = 100;
 
 /// How many values of a column are sealed with one key.
@@ -37,87 +38,87 @@ pub struct SealingKeyUsage {
     /// The column that holds the values.
     #[serde(flatten)]
     pub column: SealedColumn,
-    /// The key. `None`: what stands there names none.
+    /// The id of the key. `None`: the values are too short to name a key, or name the id 0.
     pub key_id: Option<u8>,
     /// The number of values that are sealed with this key.
     pub rows: u64,
 }
 
-/// What is sealed with which key, canaries too. Reads the first byte of every sealed value.
+/// Counts the values of each column by key, canaries included. Reads the first byte of every sealed value.
 pub async fn list_key_usage(database: &Database) -> Result<Vec<SealingKeyUsage>, Error> {
     let found = store::count_values_by_key(database, &sealed_columns::ALL_SEALED_COLUMNS).await?;
-    let holdings = found
+    let usage = found
         .into_iter()
         .map(|(column, key_id, rows)| SealingKeyUsage {
             column,
             key_id,
             rows,
         });
-    Ok(holdings.collect())
+    Ok(usage.collect())
 }
 
-/// What is to be done.
+/// Whether a run writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResealMode {
     /// Seal every value with the current key.
     Apply,
-    /// Open everything and write nothing.
+    /// Unseal every value and write nothing.
     DryRun,
 }
 
-/// How far it is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResealProgress {
-    /// The column that is gone through.
+    /// The column that is being processed.
     #[serde(flatten)]
     pub column: SealedColumn,
-    /// Values looked at so far, in all columns.
+    /// Values read so far in this round, in all columns.
     pub looked_at: u64,
-    /// Values that were to be looked at when it began.
+    /// Values to read, counted when the run began.
     pub total: u64,
 }
 
-/// A value that does not open.
+/// A value that cannot be unsealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnopenedValue {
     /// The column of the value.
     #[serde(flatten)]
     pub column: SealedColumn,
-    /// Its row: mostly a tenant.
+    /// The row's key as text: a tenant's id in most tables.
     pub row: String,
-    /// Why, in a word: see [`UnsealError::class`].
+    /// The class of the cause: see [`UnsealError::class`].
     pub class: &'static str,
     /// The reason it does not open.
     #[serde(skip)]
     pub cause: UnsealError,
 }
 
-/// What was done.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResealReport {
-    /// The key that everything is to be sealed with.
+    /// The id of the key that values were sealed with.
     pub key_id: u8,
-    /// Whether it was only looked.
+    /// Whether the run was a dry run, which writes nothing.
     pub dry_run: bool,
-    /// Values sealed anew; in a dry run, those that would have been.
+    /// Values that were sealed again; in a dry run, values that would have been.
     pub resealed: u64,
-    /// Values that do not open.
+    /// Values that could not be unsealed.
     pub failed: u64,
-    /// The first of them.
+    /// The first [`MAX_LISTED_FAILURES`] of the values that could not be unsealed.
     pub failures: Vec<UnopenedValue>,
-    /// Values that are still sealed with another key, those that do not open among them.
+    /// Values that are still sealed with another key, including those that could not be unsealed.
     pub remaining: u64,
 }
 
-/// Why it did not run to its end.
+/// Why a run was aborted.
 #[derive(Debug, thiserror::Error)]
 pub enum ResealError {
-    /// What was sealed anew does not open to what was sealed: nothing of it was written.
+    /// A value was sealed and could not be unsealed to the same plaintext. Nothing of its batch was written.
     #[error(
-        "a value of {}.{} was sealed anew and does not open to what it was; nothing was written: is this machine's memory sound?",
+        "a value of {}.{} was sealed with the current key and could not be decrypted to the same plaintext; its batch was not written: test this machine's memory",
         .0.table,
         .0.column
     )]
@@ -127,18 +128,18 @@ pub enum ResealError {
     Database(#[from] Error),
 }
 
-/// Seals every value with the key that seals, until all is done or `stop` is cancelled. The caller has made sure that the
-/// keys are this database's ([`super::canary`]). `told` hears of every batch.
+/// Seals every value with the current key, until all are done or `stop` is cancelled. The caller must check first that
+/// the keys are those of this database ([`super::canary`]). `on_progress` is called after every batch.
 pub async fn reseal_values(
     database: &Database,
     keyring: &Keyring,
-    run: ResealMode,
+    mode: ResealMode,
     stop: &CancellationToken,
-    mut told: impl FnMut(&ResealProgress) + Send,
+    mut on_progress: impl FnMut(&ResealProgress) + Send,
 ) -> Result<ResealReport, ResealError> {
     let mut report = ResealReport {
         key_id: keyring.sealing_key_id(),
-        dry_run: run == ResealMode::DryRun,
+        dry_run: mode == ResealMode::DryRun,
         ..ResealReport::default()
     };
     let total = count_remaining(database, keyring).await?;
@@ -146,7 +147,7 @@ pub async fn reseal_values(
         report.failed = 0;
         report.failures.clear();
         let mut looked_at = 0;
-        let mut overtaken = 0;
+        let mut skipped = 0;
         for column in sealed_columns::secret_columns() {
             let mut after: Option<SealedRow> = None;
             while !stop.is_cancelled() {
@@ -164,7 +165,7 @@ pub async fn reseal_values(
                 let is_full = rows.len() as u64 == BATCH_ROWS.unsigned_abs();
                 let changes = reseal_rows(keyring, column, rows, &mut report)?;
                 let wanted = changes.len() as u64;
-                let done = match run {
+                let done = match mode {
                     ResealMode::DryRun => wanted,
                     ResealMode::Apply if changes.is_empty() => 0,
                     ResealMode::Apply => {
@@ -172,8 +173,8 @@ pub async fn reseal_values(
                     }
                 };
                 report.resealed += done;
-                overtaken += wanted - done.min(wanted);
-                told(&ResealProgress {
+                skipped += wanted - done.min(wanted);
+                on_progress(&ResealProgress {
                     column,
                     looked_at,
                     total: total.max(looked_at),
@@ -181,12 +182,12 @@ pub async fn reseal_values(
                 if !is_full {
                     break;
                 }
-                if run == ResealMode::Apply {
+                if mode == ResealMode::Apply {
                     let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
                 }
             }
         }
-        if overtaken == 0 || stop.is_cancelled() {
+        if skipped == 0 || stop.is_cancelled() {
             break;
         }
     }
@@ -194,7 +195,7 @@ pub async fn reseal_values(
     Ok(report)
 }
 
-/// The rows with what is to be written in each. Those that do not open are noted and left out.
+/// Seals each row's value again and returns it with its row. Adds rows that cannot be unsealed to the report.
 fn reseal_rows(
     keyring: &Keyring,
     column: SealedColumn,
@@ -207,8 +208,10 @@ fn reseal_rows(
         match keyring.open(place, &row.blob) {
             Ok(secret) => {
                 let sealed = keyring.seal(place, secret.expose_secret());
-                let again = keyring.open(place, &sealed);
-                if !again.is_ok_and(|again| again.expose_secret() == secret.expose_secret()) {
+                let unsealed = keyring.open(place, &sealed);
+                if !unsealed
+                    .is_ok_and(|unsealed| unsealed.expose_secret() == secret.expose_secret())
+                {
                     return Err(ResealError::VerificationFailed(column));
                 }
                 changes.push((row, sealed));
@@ -229,7 +232,7 @@ fn reseal_rows(
     Ok(changes)
 }
 
-/// How many values are sealed with another key than the one that seals.
+/// How many values are sealed with a key other than the current one.
 pub async fn count_remaining(database: &Database, keyring: &Keyring) -> Result<u64, Error> {
     let columns: Vec<_> = sealed_columns::secret_columns().collect();
     let found = store::count_values_by_key(database, &columns).await?;

@@ -1,4 +1,4 @@
-//! Every sealed column there is. What is not in this list cannot be found when keys are rotated.
+//! The list of all sealed columns. A column that is missing here would be missed when keys are rotated.
 
 use serde::Serialize;
 
@@ -9,15 +9,15 @@ use crate::crypto::keyring::SealContext;
 pub struct SealedColumn {
     /// The table's name.
     pub table: &'static str,
-    /// The column's name; every one ends in `_enc`.
+    /// The column's name, which ends in `_enc`.
     pub column: &'static str,
-    /// The column of the same table whose text names the row in [`SealContext`].
+    /// The column of the same table whose value, as text, is the row's name in [`SealContext`].
     #[serde(skip)]
     pub row: &'static str,
 }
 
 impl SealedColumn {
-    /// The place of one row: `row` is what stands in the column that [`SealedColumn::row`] names.
+    /// The seal context of one row. `row` is the value of the column that [`SealedColumn::row`] names.
     pub fn context_for(self, row: &str) -> SealContext<'_> {
         SealContext {
             table: self.table,
@@ -27,7 +27,7 @@ impl SealedColumn {
     }
 }
 
-/// Of a table whose rows are tenants'.
+/// A column of a table that has one row for each tenant.
 const fn tenant_column(table: &'static str, column: &'static str) -> SealedColumn {
     SealedColumn {
         table,
@@ -36,36 +36,36 @@ const fn tenant_column(table: &'static str, column: &'static str) -> SealedColum
     }
 }
 
-/// A tenant's `.p8` file.
+/// A tenant's In-App Purchase key: the `.p8` file.
 pub const APPLE_PRIVATE_KEY: SealedColumn = tenant_column("apple_credentials", "private_key_enc");
-/// A tenant's service-account JSON.
+/// A tenant's service account: the JSON key file.
 pub const GOOGLE_SERVICE_ACCOUNT: SealedColumn =
     tenant_column("google_credentials", "service_account_enc");
-/// The `.p8` file that was replaced last.
+/// The `.p8` file that was last replaced.
 pub const APPLE_PREVIOUS_KEY: SealedColumn =
     tenant_column("apple_previous_credentials", "private_key_enc");
-/// The service-account JSON that was replaced last.
+/// The JSON key file that was last replaced.
 pub const GOOGLE_PREVIOUS_ACCOUNT: SealedColumn =
     tenant_column("google_previous_credentials", "service_account_enc");
-/// What signs a tenant's deliveries.
+/// The secret that signs a tenant's deliveries.
 pub const WEBHOOK_SECRET: SealedColumn = tenant_column("webhook_configs", "secret_enc");
-/// What signed them before, and still does for a while.
+/// The secret that was last replaced; it signs deliveries too until its grace period ends.
 pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn =
     tenant_column("webhook_previous_secrets", "secret_enc");
-/// What the identifiers of the validation log are hashed with; the row is named by the key's number.
+/// The key that the validation audit hashes purchase ids with. The row is named by the key's number.
 pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
     table: "validation_audit_keys",
     column: "key_enc",
     row: "number",
 };
-/// A known text; the row is named by the key's id.
+/// A known text. The row is named by the encryption key's id.
 pub const ENCRYPTION_CANARY: SealedColumn = SealedColumn {
     table: "encryption_canaries",
     column: "canary_enc",
     row: "key_id",
 };
 
-/// All of them. A test compares this with the database's own catalogue.
+/// All sealed columns. A test compares this with the database's catalogue.
 pub const ALL_SEALED_COLUMNS: [SealedColumn; 8] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
@@ -77,7 +77,7 @@ pub const ALL_SEALED_COLUMNS: [SealedColumn; 8] = [
     ENCRYPTION_CANARY,
 ];
 
-/// All but the canaries: what becomes unreadable without its key.
+/// All sealed columns except canaries: the values that are lost if their key is lost.
 pub fn secret_columns() -> impl Iterator<Item = SealedColumn> {
     ALL_SEALED_COLUMNS
         .into_iter()

@@ -1,4 +1,4 @@
-//! Does what is sealed open? A few values of every sealed column, chosen at random.
+//! Checks that sealed values can be unsealed, with a random sample of every sealed column.
 
 use super::reseal::UnopenedValue;
 use super::sealed_columns::{self, SealedColumn};
@@ -6,34 +6,34 @@ use super::store;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error};
 
-/// What was found in one column.
+/// The result for one column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedColumnCheck {
     /// The column that was checked.
     pub column: SealedColumn,
-    /// Values that opened.
+    /// How many values were unsealed.
     pub opened: u64,
-    /// Those that did not.
+    /// The values that could not be unsealed.
     pub failures: Vec<UnopenedValue>,
 }
 
-/// Opens up to `most` values of each sealed column, canaries aside.
+/// Unseals up to `limit` values of each sealed column except canaries.
 pub async fn check_sealed_values(
     database: &Database,
     keyring: &Keyring,
-    most: i64,
+    limit: i64,
 ) -> Result<Vec<SealedColumnCheck>, Error> {
-    let mut proofs = Vec::new();
+    let mut checks = Vec::new();
     for column in sealed_columns::secret_columns() {
-        let mut proof = SealedColumnCheck {
+        let mut check = SealedColumnCheck {
             column,
             opened: 0,
             failures: Vec::new(),
         };
-        for row in store::sample_values(database, column, most).await? {
+        for row in store::sample_values(database, column, limit).await? {
             match keyring.open(column.context_for(&row.row), &row.blob) {
-                Ok(_) => proof.opened += 1,
-                Err(cause) => proof.failures.push(UnopenedValue {
+                Ok(_) => check.opened += 1,
+                Err(cause) => check.failures.push(UnopenedValue {
                     column,
                     row: row.row,
                     class: cause.class(),
@@ -41,7 +41,7 @@ pub async fn check_sealed_values(
                 }),
             }
         }
-        proofs.push(proof);
+        checks.push(check);
     }
-    Ok(proofs)
+    Ok(checks)
 }

@@ -1,5 +1,5 @@
-//! The canaries' rows, and what is sealed with which key. Statements over every sealed column are made from the list
-//! in [`super::sealed_columns`], so that a column that is added there is never forgotten here.
+//! The SQL of canaries, and of counting and replacing sealed values. Statements over all sealed columns are built from
+//! the list in [`super::sealed_columns`], so that a column that is added there is included everywhere.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use sqlx::AssertSqlSafe;
 use super::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, Error};
 
-/// Every canary: the key's id and the sealed text.
+/// Every canary: the id of its key, and the sealed text.
 pub(super) async fn load_canaries(database: &Database) -> Result<Vec<(u8, Vec<u8>)>, Error> {
     let rows = sqlx::query!("select key_id, canary_enc from encryption_canaries order by key_id")
         .fetch_all(database.pool())
         .await?;
-    // The column's check constraint keeps ids from 1 to 255.
+    // A check constraint of the column limits ids to 1 to 255.
     Ok(rows
         .into_iter()
         .filter_map(|row| Some((u8::try_from(row.key_id).ok()?, row.canary_enc)))
         .collect())
 }
 
-/// Adds the canary of a key that has none yet; leaves one that is there.
+/// Inserts the canary of a key, unless the key has one already.
 pub(super) async fn add_canary(
     database: &Database,
     key_id: u8,
@@ -36,7 +36,7 @@ pub(super) async fn add_canary(
     Ok(())
 }
 
-/// What stands in one sealed column.
+/// A sealed value and the name of its row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SealedRow {
     /// The row's name, as in [`crate::crypto::keyring::SealContext`].
@@ -45,20 +45,20 @@ pub(super) struct SealedRow {
     pub(super) blob: Vec<u8>,
 }
 
-/// How many values are sealed with which key, by column. The key's id is a sealed value's first byte; `None` for a
-/// value that is too short to have one, or has the id that no key has.
+/// How many values of each column are sealed with which key. The key's id is the first byte of a sealed value. It is
+/// `None` for values that are empty or have the id 0, which no key has.
 pub(super) async fn count_values_by_key(
     database: &Database,
     columns: &[SealedColumn],
 ) -> Result<Vec<(SealedColumn, Option<u8>, u64)>, Error> {
-    let mut holdings = Vec::new();
+    let mut counts = Vec::new();
     for column in columns {
         let SealedColumn {
             table,
             column: name,
             ..
         } = column;
-        // The names come from our own list.
+        // The names come from the list in `sealed_columns`, not from input.
         let statement = format!(
             "select case when octet_length({name}) > 0 then nullif(get_byte({name}, 0), 0) end, count(*) \
                from {table} group by 1 order by 1"
@@ -66,15 +66,15 @@ pub(super) async fn count_values_by_key(
         let rows: Vec<(Option<i32>, i64)> = sqlx::query_as(AssertSqlSafe(statement))
             .fetch_all(database.pool())
             .await?;
-        holdings.extend(rows.into_iter().map(|(id, rows)| {
+        counts.extend(rows.into_iter().map(|(id, rows)| {
             let id = id.and_then(|id| u8::try_from(id).ok());
             (*column, id, u64::try_from(rows).unwrap_or(0))
         }));
     }
-    Ok(holdings)
+    Ok(counts)
 }
 
-/// Whether anything is sealed with this key, canaries aside.
+/// Whether any value other than a canary is sealed with this key.
 pub(super) async fn is_key_in_use(database: &Database, key_id: u8) -> Result<bool, Error> {
     for column in sealed_columns::secret_columns() {
         let SealedColumn {
@@ -96,7 +96,7 @@ pub(super) async fn is_key_in_use(database: &Database, key_id: u8) -> Result<boo
     Ok(false)
 }
 
-/// The next rows after `after` whose value is not sealed with this key, in the order of their names.
+/// The next rows after `after` whose value is not sealed with this key, ordered by row name.
 pub(super) async fn list_values_of_other_keys(
     database: &Database,
     column: SealedColumn,
@@ -125,7 +125,7 @@ pub(super) async fn list_values_of_other_keys(
     Ok(rows.collect())
 }
 
-/// Any few rows of a column.
+/// A random sample of a column's rows.
 pub(super) async fn sample_values(
     database: &Database,
     column: SealedColumn,
@@ -145,8 +145,9 @@ pub(super) async fn sample_values(
     Ok(rows.collect())
 }
 
-/// Puts each new value, sealed with the key of that id, where the old one still stands, all in one short transaction with
-/// the row that notes it. A row that another transaction is writing is left to it. Returns how many were written.
+/// Writes the new values, all sealed with the key `key_id`, in one statement together with a row of the operators'
+/// audit. A row is skipped if its value has changed or another transaction has locked it. Returns how many rows were
+/// written.
 pub(super) async fn replace_values(
     database: &Database,
     column: SealedColumn,
@@ -159,17 +160,17 @@ pub(super) async fn replace_values(
         row,
     } = column;
     let statement = format!(
-        "with change as (select * from unnest($1::text[], $2::bytea[], $3::bytea[]) as change (row_name, was, is_now)), \
+        "with change as (select * from unnest($1::text[], $2::bytea[], $3::bytea[]) as change (row_name, old_value, new_value)), \
               free as ( \
-                  select holder.{row} as row_name, change.was, change.is_now from {table} holder \
-                    join change on change.row_name = holder.{row}::text and change.was = holder.{name} \
+                  select holder.{row} as row_name, change.old_value, change.new_value from {table} holder \
+                    join change on change.row_name = holder.{row}::text and change.old_value = holder.{name} \
                    order by 1, 2 for no key update of holder skip locked \
               ), \
-              put as ( \
-                  update {table} holder set {name} = free.is_now from free \
-                   where holder.{row} = free.row_name and holder.{name} = free.was returning 1 \
+              written as ( \
+                  update {table} holder set {name} = free.new_value from free \
+                   where holder.{row} = free.row_name and holder.{name} = free.old_value returning 1 \
               ), \
-              counted as (select count(*) as rows from put), \
+              counted as (select count(*) as rows from written), \
               noted as ( \
                   select note_operation('reseal', 'encryption', 'key ' || $4, null, null, \
                       jsonb_build_object('table', '{table}', 'column', '{name}', 'resealed', rows)) \
@@ -178,28 +179,28 @@ pub(super) async fn replace_values(
          select (select rows from counted) from (select count(*) from noted) as noted"
     );
     let rows: Vec<&str> = changes.iter().map(|(row, _)| row.row.as_str()).collect();
-    let was: Vec<&[u8]> = changes.iter().map(|(row, _)| row.blob.as_slice()).collect();
-    let is_now: Vec<&[u8]> = changes.iter().map(|(_, new)| new.as_slice()).collect();
-    let put: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+    let old_values: Vec<&[u8]> = changes.iter().map(|(row, _)| row.blob.as_slice()).collect();
+    let new_values: Vec<&[u8]> = changes.iter().map(|(_, new)| new.as_slice()).collect();
+    let written: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
         .bind(rows)
-        .bind(was)
-        .bind(is_now)
+        .bind(old_values)
+        .bind(new_values)
         .bind(key_id.to_string())
         .fetch_one(database.pool())
         .await?;
-    Ok(u64::try_from(put).unwrap_or(0))
+    Ok(u64::try_from(written).unwrap_or(0))
 }
 
-/// The age of the oldest of each store. `None`: there are none.
+/// The age of each store's oldest credentials. `None`: no tenant has any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OldestCredentials {
     /// The age of the oldest In-App Purchase key.
     pub apple: Option<Duration>,
-    /// Google's service accounts.
+    /// The age of the oldest service account of Google Play.
     pub google: Option<Duration>,
 }
 
-/// The age of the oldest credentials of each store.
+/// The age of each store's oldest credentials.
 pub(super) async fn load_oldest_credentials(
     database: &Database,
 ) -> Result<OldestCredentials, Error> {

@@ -1,4 +1,4 @@
-//! A tenant's opened credential, cached.
+//! Caches a tenant's unsealed credential.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use crate::base::clock::Clock;
 use crate::base::id::TenantId;
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
 
-/// How long a missing credential is cached. Short, although a change is notified: after a credential was added by hand
-/// in the database, the tenant waits no longer than this.
+/// How long the absence of a credential is cached. Short, although a trigger on the table notifies of an insert: it
+/// bounds the wait when no notification is sent, for example because triggers are disabled.
 const ABSENT_TTL: Duration = Duration::from_secs(5);
 const MAX_CACHED_TENANTS: usize = 10_000;
 
-/// One value for each tenant, loaded when it is first asked for.
+/// One value for each tenant, loaded when it is first needed.
 ///
-/// A value is dropped when its time is over, when its row changes, and when notifications of changes no longer arrive;
-/// until they do again, every call loads anew. `E` is what can go wrong in a load; an error is never cached.
+/// A value is dropped when its time to live is over, when its row changes, and when notifications of changes stop
+/// arriving. While they do not arrive, every call loads. `E` is the error of a load; errors are never cached.
 pub struct TenantCache<T, E> {
     ttl: Duration,
     changes: ChangeListener,
@@ -34,8 +34,8 @@ impl<T, E> Clone for TenantCache<T, E> {
 }
 
 impl<T: Send + Sync + 'static, E: Send + Sync + 'static> TenantCache<T, E> {
-    /// Caches for `ttl` what is loaded from `table`. Must be called within a Tokio runtime: expired values are wiped in
-    /// the background for as long as the cache lives.
+    /// Caches values loaded from `table` for `ttl`. Must be called within a Tokio runtime, because a background task
+    /// wipes expired values for as long as the cache exists.
     pub fn new(table: &'static str, ttl: Duration, clock: Clock, changes: &ChangeListener) -> Self {
         let entries = Cache::new(clock, MAX_CACHED_TENANTS);
         entries.sweep_in_background();
@@ -60,7 +60,7 @@ impl<T: Send + Sync + 'static, E: Send + Sync + 'static> TenantCache<T, E> {
         cache
     }
 
-    /// The tenant's value: the cached one, or what `load` returns. `load` is not polled when it is not needed.
+    /// The tenant's value: the cached one, or the result of `load`. `load` is not polled if the cached value is used.
     pub async fn get_or_load(
         &self,
         tenant: &TenantId,
@@ -71,18 +71,20 @@ impl<T: Send + Sync + 'static, E: Send + Sync + 'static> TenantCache<T, E> {
             Ok(value.map(Arc::new))
         };
         if !self.changes.is_listening() {
-            // Not shared either: a load that runs already may have begun before a change that this caller has seen.
+            // The load is not shared with other callers: one that is running may have begun before a change that this
+            // caller knows of.
             return load.await;
         }
         let ttl = |value: &Option<Arc<T>>| match value {
             Some(_) => self.ttl,
             None => ABSENT_TTL.min(self.ttl),
         };
-        // When notifications stop, the listener clears the cache, so that a load from before is not kept.
+        // When notifications stop, the listener clears the cache, so that the result of a load that began before is not
+        // cached.
         self.entries.get_or_load(tenant.clone(), ttl, load).await
     }
 
-    /// Wipes what has expired. Happens by itself every few seconds.
+    /// Wipes expired values. A background task does this every few seconds too.
     pub fn remove_expired(&self) {
         self.entries.remove_expired();
     }

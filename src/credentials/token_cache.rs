@@ -1,4 +1,5 @@
-//! Access tokens for the stores: made with a tenant's credential, sent with each call, valid for less than an hour.
+//! Access tokens for the stores. A token is made with a tenant's credential, sent with each call, and valid for up to
+//! an hour.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, SecretString};
 
-/// Far more than there are tenants with a call in an hour.
+/// Far more than the tenants that make calls within an hour.
 const MAX_CACHED_TOKENS: usize = 100_000;
 
-/// The tenant, and a digest of the key or account the token was made with, so that no token outlives those.
+/// The tenant, and a digest of the key or account that the token was made with, so that a replaced credential's token
+/// is not used.
 pub type TokenCacheKey = (TenantId, [u8; 32]);
 
 /// A bearer token for a store's API.
@@ -31,7 +33,7 @@ impl AccessToken {
         }
     }
 
-    /// For the `Authorization` header.
+    /// The token, for the `Authorization` header.
     pub fn secret(&self) -> &str {
         self.secret.expose_secret()
     }
@@ -57,7 +59,7 @@ pub struct TokenCache {
 }
 
 impl TokenCache {
-    /// An empty cache. A token is not used any more from `renew_before_expiry` before its expiry on.
+    /// An empty cache. A token is no longer used once it expires within `renew_before_expiry`.
     pub fn new(clock: Clock, renew_before_expiry: Duration) -> Self {
         Self {
             tokens: Cache::new(clock.clone(), MAX_CACHED_TOKENS),
@@ -66,15 +68,16 @@ impl TokenCache {
         }
     }
 
-    /// The token under `key`, if it is valid for a while.
+    /// The token under `key`, unless it expires within `renew_before_expiry`.
     pub fn get(&self, key: &TokenCacheKey) -> Option<AccessToken> {
         let usable_until = self.clock.now().plus(self.renew_before_expiry);
         let token = self.tokens.get(key);
-        // The cache measures elapsed time; this holds also after the machine's clock was set forward.
+        // The cache measures elapsed time. This check also covers a machine clock that was set forward.
         token.filter(|token| usable_until < token.expires_at)
     }
 
-    /// Caches a token, and drops expired ones: this happens a few times an hour for each tenant.
+    /// Caches a token. Also drops expired tokens, which costs little: a token is cached a few times an hour for each
+    /// tenant.
     pub fn insert(&self, key: TokenCacheKey, token: &AccessToken) {
         let lifetime = token.expires_at.duration_since(self.clock.now());
         let ttl = lifetime.saturating_sub(self.renew_before_expiry);
@@ -82,7 +85,7 @@ impl TokenCache {
         self.tokens.insert(key, token.clone(), ttl);
     }
 
-    /// Drops a token that the store refused. A newer one under the same key stays.
+    /// Drops a token that the store refused, unless a newer one is cached under the same key.
     pub fn remove_refused(&self, key: &TokenCacheKey, refused: &AccessToken) {
         self.tokens
             .invalidate_key_if(key, |cached| Arc::ptr_eq(&cached.secret, &refused.secret));

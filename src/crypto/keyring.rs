@@ -1,9 +1,9 @@
-//! Seals secrets before they reach the database, and opens them again only where they belong.
+//! Seals secrets before they are stored, and unseals them only in the context they were sealed for.
 //!
-//! A sealed value is `key id (1 byte) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`, AES-256-GCM. The sealing key is derived
-//! from the master key by HKDF-SHA-256 for each table and column, and table, column and tenant are authenticated
-//! with the value: a blob copied to another row, column or table does not open. The first key of the ring seals,
-//! every key of the ring opens.
+//! A sealed value is `key id (1 byte) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`, AES-256-GCM. The encryption key is derived
+//! from the master key by HKDF-SHA-256 for each table and column. Table, column and row are authenticated with the
+//! value: a value that was copied to another row, column or table cannot be unsealed. The keyring seals with its first
+//! key and unseals with any of its keys.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,26 +21,26 @@ use zeroize::Zeroizing;
 use super::token;
 use crate::telemetry::metrics::Counter;
 
-/// Bytes of a master key, and of each key derived from it.
+/// The length of a master key, and of each key derived from it.
 pub const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
-/// The shortest sealed value: an empty secret.
+/// The length of an empty secret, sealed.
 const MIN_SEALED_BYTES: usize = 1 + NONCE_BYTES + TAG_BYTES;
 
-/// Where a sealed value lives. It opens there and nowhere else.
+/// Where a sealed value is stored. It can only be unsealed with the context it was sealed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealContext<'a> {
     /// The table's name.
     pub table: &'static str,
     /// The column's name.
     pub column: &'static str,
-    /// Whose row it is: the tenant's id, or another name that is fixed for the row.
+    /// The row's name: the tenant's id, or another name that never changes for the row.
     pub row: &'a str,
 }
 
 impl SealContext<'_> {
-    /// Length before each part, so that no two places are written alike.
+    /// Each part is preceded by its length, so that different contexts never give the same bytes.
     fn associated_data(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for part in [self.table, self.column, self.row] {
@@ -51,13 +51,13 @@ impl SealContext<'_> {
     }
 }
 
-/// A master key and the id that sealed values carry in their first byte.
+/// A master key and its id, which is the first byte of the values sealed with it.
 pub struct MasterKey {
     id: u8,
     bytes: SecretBox<[u8; KEY_BYTES]>,
 }
 
-/// Why a text is not a master key. Never repeats the text.
+/// Why a text is not a master key. The message never repeats the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MasterKeyError {
     /// The part before the colon is not a number from 1 to 255.
@@ -68,7 +68,7 @@ pub enum MasterKeyError {
         "the key must be standard base64 with padding (make one with: openssl rand -base64 32)"
     )]
     Base64,
-    /// The decoded key has another length than 32 bytes.
+    /// The decoded key is not 32 bytes long.
     #[error(
         "the key must decode to exactly 32 bytes, this one decodes to {0} (make one with: openssl rand -base64 32)"
     )]
@@ -76,12 +76,12 @@ pub enum MasterKeyError {
 }
 
 impl MasterKey {
-    /// Reads `<base64 of 32 bytes>`, optionally with `<id>:` before it; without one the id is `default_id`.
+    /// Reads `<base64 of 32 bytes>`, optionally with `<id>:` before it. Without an id, `default_id` is used.
     pub fn parse(text: &str, default_id: Option<u8>) -> Result<Self, MasterKeyError> {
         let text = text.trim();
         let (id, encoded) = match text.split_once(':') {
             Some((id, encoded)) => {
-                // Digits only: `u8::from_str` also takes a leading plus.
+                // Only digits: `u8::from_str` also accepts a leading plus.
                 let digits = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
                 let id = digits.then(|| id.parse::<u8>().ok()).flatten();
                 (id.filter(|id| *id != 0).ok_or(MasterKeyError::Id)?, encoded)
@@ -103,12 +103,12 @@ impl MasterKey {
         })
     }
 
-    /// The id sealed values carry.
+    /// The id, from 1 to 255.
     pub fn id(&self) -> u8 {
         self.id
     }
 
-    /// A new random key, as the text that [`MasterKey::parse`] reads: `<id>:<base64>`. `None` for the id zero.
+    /// Generates a random key, as the text that [`MasterKey::parse`] reads: `<id>:<base64>`. `None` if the id is 0.
     pub fn generate_key(id: u8) -> Option<SecretString> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
@@ -123,10 +123,10 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// Why a sealed value does not open. Three causes that need three different remedies, never merged.
+/// Why a sealed value cannot be unsealed. The three causes need different actions and are always reported separately.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsealError {
-    /// It was sealed with a key this process was not given.
+    /// It was sealed with a key that is not configured.
     #[error(
         "it was sealed with encryption key {id}, which is not configured (add it to ATTESTO_ENCRYPTION_KEYS_RETIRED)"
     )]
@@ -134,7 +134,7 @@ pub enum UnsealError {
         /// The id in the value's first byte.
         id: u8,
     },
-    /// The key of that id is another key, or the value was changed or moved.
+    /// Decryption failed: the configured key of that id is a different key, or the value was changed or moved.
     #[error(
         "it does not open with encryption key {id}: the configured key is not the one it was sealed with, or the value was changed or moved"
     )]
@@ -142,7 +142,7 @@ pub enum UnsealError {
         /// The id in the value's first byte.
         id: u8,
     },
-    /// It is too short to be a sealed value, or names no key.
+    /// It is too short to be a sealed value, or its key id is 0.
     #[error("it is not a sealed value")]
     NotSealed,
 }
@@ -158,12 +158,12 @@ impl UnsealError {
         }
     }
 
-    /// The cause in a word, for lists, logs and metrics: `key_unknown`, `does_not_open` or `not_sealed`.
+    /// The class of the cause for lists, logs and metrics: `key_unknown`, `does_not_open` or `not_sealed`.
     pub fn class(&self) -> &'static str {
         Self::CLASSES[self.class_index()]
     }
 
-    /// The cause where the key itself is known to be the right one, because its canary opens.
+    /// The message if the configured key is known to be the right one, because its canary could be unsealed.
     pub fn message_with_valid_canary(&self) -> String {
         match self {
             Self::DecryptionFailed { id } => format!(
@@ -174,21 +174,21 @@ impl UnsealError {
     }
 }
 
-/// Two keys were given the same id.
+/// Two configured keys have the same id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("encryption key id {0} is given twice: each key needs an id of its own")]
 pub struct DuplicateKeyIdError(pub u8);
 
-/// The master keys of this process: one seals, all open.
+/// The master keys of this process: one seals, and all unseal.
 pub struct Keyring {
     sealing_key_id: u8,
     keys: BTreeMap<u8, MasterKey>,
-    /// How often [`Keyring::open`] refused, by [`UnsealError::class_index`].
+    /// How many times [`Keyring::open`] failed, by [`UnsealError::class_index`].
     unseal_failures: [Counter; UnsealError::CLASSES.len()],
 }
 
 impl Keyring {
-    /// A ring that seals with `sealing` and also opens what the `retired` keys sealed.
+    /// A keyring that seals with `sealing`, and unseals with that and the `retired` keys.
     pub fn new(sealing: MasterKey, retired: Vec<MasterKey>) -> Result<Self, DuplicateKeyIdError> {
         let id = sealing.id;
         let mut keys = BTreeMap::from([(id, sealing)]);
@@ -210,13 +210,13 @@ impl Keyring {
         self.sealing_key_id
     }
 
-    /// Every id that can open, ascending.
+    /// The ids of all keys, ascending.
     pub fn key_ids(&self) -> impl Iterator<Item = u8> {
         self.keys.keys().copied()
     }
 
-    /// What a key can be recognised by without being shown: `<id>:` and the first 16 hex digits of a digest of it. A key is 256
-    /// random bits, so it cannot be found by its digest. `None` for an id that is not on the ring.
+    /// A public fingerprint of a key: `<id>:` and the first 16 hex digits of a SHA-256 over a label and the key. The
+    /// key has 256 random bits, so it cannot be guessed from its digest. `None` for an id that is not on the keyring.
     pub fn key_fingerprint(&self, id: u8) -> Option<String> {
         let key = self.keys.get(&id)?;
         let mut labelled = Zeroizing::new(b"attesto/fingerprint/v1/".to_vec());
@@ -224,7 +224,7 @@ impl Keyring {
         Some(format!("{id}:{}", token::sha256_fingerprint(&labelled)))
     }
 
-    /// Seals `secret` for `place`.
+    /// Seals `secret` with the current key, bound to `place`.
     pub fn seal(&self, place: SealContext<'_>, secret: &[u8]) -> Vec<u8> {
         let cipher = derive_cipher(&self.keys[&self.sealing_key_id], place);
         let mut nonce = [0; NONCE_BYTES];
@@ -241,8 +241,8 @@ impl Keyring {
         blob
     }
 
-    /// Opens a value that was sealed for `place`. One that does not open is counted: where keys and values are as they
-    /// should be, there is none.
+    /// Unseals a value that was sealed for `place`. Failures are counted in [`Keyring::unseal_failures`], because none
+    /// is expected.
     pub fn open(
         &self,
         place: SealContext<'_>,
@@ -255,14 +255,13 @@ impl Keyring {
         opened
     }
 
-    /// How many values did not open, by [`UnsealError::class`].
+    /// How many values could not be unsealed, by [`UnsealError::class`].
     pub fn unseal_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.unseal_failures.iter().map(Counter::get);
         UnsealError::CLASSES.into_iter().zip(counts)
     }
 
-    /// The same as [`Keyring::open`], for who wants to know whether it opens: nothing is wrong, and nothing is counted,
-    /// when it does not.
+    /// Like [`Keyring::open`], but failures are not counted. For callers that test whether a value can be unsealed.
     pub fn try_open(
         &self,
         place: SealContext<'_>,
@@ -341,7 +340,7 @@ mod tests {
         Keyring::new(key(id, fill), vec![]).expect("one id")
     }
 
-    /// A test vector: made with AWS-LC before RustCrypto took over, with a key generated for it and used for nothing else.
+    /// A test vector. It was made with AWS-LC, which earlier releases sealed with; its key was generated for this test.
     #[test]
     fn what_was_sealed_with_aws_lc_opens() {
         const KEY: &str = "f3f98aeb5548abfa199a73670855967a0137a2713a9bbf1c0dd649788478c284";

@@ -1,13 +1,14 @@
-//! Secrets: how they are held, sealed, made and compared.
+//! Secrets: how they are held in memory, sealed, generated and compared.
 //!
-//! Promises: a secret never prints (its types have no `Display`, and a `Debug` without content), is wiped when
-//! dropped, and opens only in the place it was sealed for. RustCrypto seals, signs deliveries and hashes; AWS-LC makes
-//! random bytes and does TLS, ECDSA, RSA and X.509, where it is several times faster.
+//! Guarantees: a secret is never printed, because its types have no `Display` and their `Debug` has no content. It is
+//! wiped from memory when dropped. It can only be unsealed in the context it was sealed for. RustCrypto seals, signs
+//! deliveries and hashes; AWS-LC generates random bytes and is used for TLS, ECDSA, RSA and X.509, where it is several
+//! times faster.
 //!
-//! - [`keyring`]: seal and open, bound to a table, a column and a tenant
-//! - [`sealed_file`]: a file that opens with a passphrase or an identity
-//! - [`redact`]: removes secrets that were entered where something else belongs
-//! - [`token`]: random secrets, and the digests they are recognised by
+//! - [`keyring`]: seals and unseals values, bound to a table, a column and a row
+//! - [`sealed_file`]: files sealed with a passphrase or for a recipient
+//! - [`redact`]: keeps secrets that were entered in the wrong place out of messages
+//! - [`token`]: random secrets, and digests to recognise them by
 
 pub mod keyring;
 pub mod redact;

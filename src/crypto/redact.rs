@@ -1,10 +1,10 @@
-//! A secret that was put where something else belongs: an API key for a tenant's id, a key for the path of its file. It
-//! must not be found in what is said about that.
+//! Keeps secrets out of messages when they were entered in the place of something else: an API key in the place of a
+//! tenant's id, or the content of a key file in the place of its path.
 
 use std::path::Path;
 
-/// Whether a text that was given for something else may be a secret: an API key, a URL with a password, the content of a
-/// key file. Longer than every id of ours, or of a shape that secrets have.
+/// Whether an argument may be a secret: an API key, a URL with a password, the content of a key file. True if it is
+/// longer than every id of Attesto, or looks like one of these.
 pub fn looks_like_secret(text: &str) -> bool {
     const LONGEST_HARMLESS: usize = 40;
     text.chars().count() > LONGEST_HARMLESS
@@ -13,18 +13,18 @@ pub fn looks_like_secret(text: &str) -> bool {
         || ["://", "-----BEGIN"].iter().any(|part| text.contains(part))
 }
 
-/// Whether a path may be repeated: it leads into a folder that exists, or cannot be taken for a secret.
+/// Whether a path may be shown: its parent folder exists, or it does not look like a secret.
 pub fn is_safe_to_show(path: &Path) -> bool {
     has_existing_parent(path) || !looks_like_secret(&path.to_string_lossy())
 }
 
-/// Whether a path leads into a folder that exists, other than the root: no secret does.
+/// Whether the path's parent folder exists and is not the root folder. This is not true of any secret.
 fn has_existing_parent(path: &Path) -> bool {
     let folder = path.parent().filter(|folder| folder.parent().is_some());
     folder.is_some_and(Path::is_dir)
 }
 
-/// A path as it may be repeated.
+/// The path, or a placeholder if it may be a secret.
 pub fn redact_path(path: &Path) -> String {
     if is_safe_to_show(path) {
         path.display().to_string()
@@ -34,8 +34,8 @@ pub fn redact_path(path: &Path) -> String {
     }
 }
 
-/// What is wrong with a setting that names a file which cannot be read, to be said after the setting's name. A secret that
-/// was put where its file's path belongs must not reach the log: a path is repeated only if its folder exists.
+/// The problem with a setting that names an unreadable file, to be printed after the setting's name. The path is shown
+/// only if its parent folder exists, because a secret may have been entered in its place.
 pub fn unreadable_file_message(path: &Path) -> String {
     if has_existing_parent(path) {
         format!("names {}, which cannot be read", path.display())

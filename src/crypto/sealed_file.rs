@@ -1,19 +1,21 @@
-//! A file that opens only with its passphrase, or with the identity of the recipient it was sealed for.
+//! Files that are sealed with a passphrase or for a recipient, whose identity unseals them.
 //!
 //! ```text
 //! attesto sealed file 1
 //! {"passphrase":{"iterations":…,"salt":…,"key":…}}     or {"recipient":{"encapsulated":…,"key":…}}
 //! SHA-256 of the two lines above, in hexadecimal
-//! pieces: 64 KiB each but the last, AES-256-GCM, each with its tag of 16 bytes
+//! chunks: 64 KiB each except the last, AES-256-GCM, each followed by its tag of 16 bytes
 //! ```
 //!
-//! Every file has a random key of its own. It is sealed under the passphrase (PBKDF2-HMAC-SHA-256, then AES-256-GCM) or for the
-//! recipient (HPKE, RFC 9180: X25519, HKDF-SHA-256, AES-256-GCM). The pieces are sealed with a key made of it and of the lines
-//! above, so that no other lines lead to them. A piece's nonce is its number and whether it is the last: none can be changed,
-//! moved, left out or cut off without being noticed before anything of it is believed. The third line tells an accident from
-//! a wrong passphrase, and nothing more: an attacker who changes the lines can write another sum, and then the key does not open.
+//! Every file has a random key of its own. That key is sealed with the passphrase (PBKDF2-HMAC-SHA-256, then
+//! AES-256-GCM) or for the recipient (HPKE, RFC 9180: X25519, HKDF-SHA-256, AES-256-GCM). The chunks are encrypted with
+//! a key that is derived from the file's key and the first two lines, so they cannot be decrypted if these lines were
+//! changed. A chunk's nonce has its number and whether it is the last. A chunk that was changed, moved, removed or
+//! truncated is therefore detected before any of its content is used. The third line only distinguishes accidental
+//! damage from a wrong passphrase. An attacker who changes the lines can also write a matching sum; the chunks then
+//! cannot be decrypted.
 //!
-//! HPKE's base mode does not authenticate the sender: a recipient's text is enough to seal for it.
+//! HPKE's base mode does not authenticate the sender: any person who has the recipient's text can seal a file for it.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -36,49 +38,51 @@ use super::token;
 
 /// The first line.
 const MAGIC: &str = "attesto sealed file 1\n";
-/// What the first line of every version begins with.
+/// The beginning of the first line in every version of the format.
 const MAGIC_PREFIX: &str = "attesto sealed file ";
-/// The first lines are no longer than this.
+/// The maximum length of each of the first three lines.
 const MAX_HEADER_LINE_BYTES: u64 = 4096;
-/// Bytes in a piece.
+/// The length of a chunk's plaintext, except the last.
 const CHUNK_BYTES: usize = 64 * 1024;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 const KEY_BYTES: usize = 32;
-/// Rounds of PBKDF2. A guess costs what this costs; see OWASP's advice on storing passwords, which asks for 600 000.
+/// Iterations of PBKDF2, which set the cost of one guess. OWASP's advice on storing passwords asks for at least 600
+/// 000.
 const PBKDF2_ITERATIONS: u32 = 1_000_000;
-/// A file that asks for more than this wants to keep us busy; one that asks for less was not made here.
+/// A file with more iterations is refused because it could keep a CPU busy for a long time, and one with fewer than
+/// [`PBKDF2_ITERATIONS`] because Attesto does not write it.
 const MAX_PBKDF2_ITERATIONS: u32 = 20_000_000;
-/// Characters of a passphrase: what is shorter is guessed, whatever a guess costs.
+/// A shorter passphrase can be guessed, whatever the cost of one guess.
 const MIN_PASSPHRASE_CHARS: usize = 12;
-/// What the sealed keys are for, so that they are good for nothing else.
+/// Bound to every sealed key, so that it cannot be used for another purpose.
 const DOMAIN_SEPARATOR: &[u8] = b"attesto/sealed-file/v1";
 
-/// Why a file does not open.
+/// Why a file cannot be unsealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealedFileError {
-    /// It does not begin as one.
+    /// The file does not begin with the first line of a sealed file.
     #[error("it is not a file that Attesto sealed")]
     NotSealed,
-    /// It is of another version.
+    /// The file has a newer version of the format.
     #[error("it was sealed by a newer release: read it with that release")]
     NewerVersion,
-    /// It was changed, or it is not whole.
-    #[error("it was changed, or cut off, or is not whole: nothing in it can be trusted")]
+    /// The file was changed or truncated.
+    #[error("it was changed or truncated: nothing in it can be trusted")]
     Damaged,
-    /// The passphrase does not open it.
+    /// The file's key cannot be decrypted with the passphrase.
     #[error("the passphrase is wrong")]
     WrongPassphrase,
-    /// The identity does not open it.
+    /// The file's key cannot be decrypted with the identity.
     #[error("it was sealed for another recipient than this identity's")]
     WrongIdentity,
-    /// A passphrase is needed.
+    /// The file was sealed with a passphrase, and an identity was given.
     #[error("it was sealed under a passphrase, and an identity was given")]
     NeedsPassphrase,
-    /// An identity is needed.
+    /// The file was sealed for a recipient, and a passphrase was given.
     #[error("it was sealed for a recipient, and a passphrase was given")]
     NeedsIdentity,
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Io(io::Error),
 }
@@ -86,7 +90,7 @@ pub enum SealedFileError {
 impl From<io::Error> for SealedFileError {
     fn from(error: io::Error) -> Self {
         match error.downcast::<Self>() {
-            Ok(told) => told,
+            Ok(error) => error,
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Self::Damaged,
             Err(error) => Self::Io(error),
         }
@@ -99,11 +103,11 @@ impl From<SealedFileError> for io::Error {
     }
 }
 
-/// Something a person remembers, or a password store does.
+/// A passphrase of at least [`MIN_PASSPHRASE_CHARS`] characters.
 #[derive(Debug)]
 pub struct Passphrase(SecretString);
 
-/// A passphrase is too short.
+/// A passphrase has fewer than [`MIN_PASSPHRASE_CHARS`] characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a passphrase has at least {MIN_PASSPHRASE_CHARS} characters (make one with: openssl rand -base64 24)"
@@ -111,7 +115,7 @@ pub struct Passphrase(SecretString);
 pub struct PassphraseTooShortError;
 
 impl Passphrase {
-    /// Without the line end that editors leave.
+    /// Removes line ends at the end of the text, because editors add them to files.
     pub fn parse(text: &str) -> Result<Self, PassphraseTooShortError> {
         let text = text.trim_end_matches(['\r', '\n']);
         if text.chars().count() < MIN_PASSPHRASE_CHARS {
@@ -121,14 +125,14 @@ impl Passphrase {
     }
 }
 
-/// Who can read what was sealed for them. Public.
+/// The public key that a file is sealed for. It need not be kept secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient([u8; KEY_BYTES]);
 
-/// What opens what was sealed for its recipient. Secret.
+/// The private key that unseals files sealed for its recipient.
 pub struct RecipientIdentity(SecretSlice<u8>);
 
-/// A text is not a recipient, or not an identity. Never repeats the text.
+/// A text is not a recipient, or not an identity. The message never repeats the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is `{prefix}` and 43 characters: `attesto encryption generate-identity` makes one", prefix = self.expected_prefix())]
 pub struct RecipientParseError(&'static str);
@@ -155,7 +159,7 @@ impl std::str::FromStr for Recipient {
         let public = decoded
             .filter(|bytes| bytes.len() == KEY_BYTES)
             .map(HpkePublicKey);
-        // A point of small order belongs to no key pair, and is the one thing that HPKE refuses to seal for.
+        // A public key of small order belongs to no private key, and HPKE refuses to seal for it.
         let public = public.filter(|public| SUITE.setup_sealer(DOMAIN_SEPARATOR, public).is_ok());
         let bytes = public.and_then(|public| public.0.try_into().ok());
         bytes.map(Self).ok_or(RecipientParseError("a recipient"))
@@ -175,7 +179,7 @@ impl fmt::Debug for RecipientIdentity {
 }
 
 impl RecipientIdentity {
-    /// A new one, as the text that [`RecipientIdentity::parse`] reads, and the recipient it belongs to.
+    /// Generates an identity, as the text that [`RecipientIdentity::parse`] reads, and its recipient.
     pub fn generate_identity() -> (SecretString, Recipient) {
         let (public, secret) = SUITE.generate_key_pair().expect("X25519 makes keys");
         let recipient = Recipient(public.0.try_into().expect("a public key is 32 bytes"));
@@ -187,7 +191,7 @@ impl RecipientIdentity {
         (SecretString::from(text), recipient)
     }
 
-    /// Reads an identity's file: lines that begin with `#` are for people.
+    /// Reads the text of an identity's file. Empty lines and lines that begin with `#` are ignored.
     pub fn parse(text: &str) -> Result<Self, RecipientParseError> {
         let mut lines = text.lines().map(str::trim);
         let line = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
@@ -200,12 +204,12 @@ impl RecipientIdentity {
     }
 }
 
-/// For whom a file is sealed.
+/// What a file is sealed with.
 #[derive(Debug)]
 pub enum SealTarget {
-    /// Opens with the passphrase.
+    /// The passphrase also unseals the file.
     Passphrase(Passphrase),
-    /// Opens with the recipient's identity.
+    /// The recipient's identity unseals the file.
     Recipient(Recipient),
 }
 
@@ -218,16 +222,16 @@ impl fmt::Display for SealTarget {
     }
 }
 
-/// What opens a file.
+/// What a file is unsealed with.
 #[derive(Debug)]
 pub enum OpeningSecret {
-    /// The passphrase it was sealed under.
+    /// The passphrase that the file was sealed with.
     Passphrase(Passphrase),
-    /// The identity it was sealed for.
+    /// The identity whose recipient the file was sealed for.
     Identity(RecipientIdentity),
 }
 
-/// The second line: the file's key, sealed.
+/// The second line of a file: the file's key, sealed.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum SealedFileKey {
@@ -248,7 +252,7 @@ fn random_bytes<const LENGTH: usize>() -> Zeroizing<[u8; LENGTH]> {
     bytes
 }
 
-/// The key that a passphrase gives with a salt. It seals one thing, so its nonce never comes twice.
+/// Derives a key from a passphrase and a random salt. It encrypts one value only, so a constant nonce is never reused.
 fn derive_passphrase_key(
     passphrase: &Passphrase,
     salt: &[u8],
@@ -261,7 +265,7 @@ fn derive_passphrase_key(
     Aes256Gcm::new((&*key).into())
 }
 
-/// For a key that seals one thing.
+/// The nonce for keys that encrypt one value only.
 const SINGLE_USE_NONCE: [u8; NONCE_BYTES] = [0; NONCE_BYTES];
 
 impl SealedFileKey {
@@ -340,7 +344,7 @@ impl SealedFileKey {
     }
 }
 
-/// Seals or opens one piece after the other.
+/// Encrypts or decrypts the chunks in order.
 struct ChunkCipher {
     cipher: Aes256Gcm,
     next_chunk_number: u64,
@@ -358,7 +362,7 @@ impl ChunkCipher {
         }
     }
 
-    /// Eleven bytes of its number and one that says whether it is the last.
+    /// Bytes 3 to 10 are the chunk's number, big-endian; byte 11 is 1 for the last chunk.
     fn next_nonce(&mut self, is_last: bool) -> [u8; NONCE_BYTES] {
         let mut nonce = [0; NONCE_BYTES];
         nonce[3..11].copy_from_slice(&self.next_chunk_number.to_be_bytes());
@@ -367,22 +371,22 @@ impl ChunkCipher {
         nonce
     }
 
-    fn seal_chunk(&mut self, piece: &mut Vec<u8>, is_last: bool) {
+    fn seal_chunk(&mut self, chunk: &mut Vec<u8>, is_last: bool) {
         let nonce = self.next_nonce(is_last);
         self.cipher
-            .encrypt_in_place(&nonce.into(), &[], piece)
+            .encrypt_in_place(&nonce.into(), &[], chunk)
             .expect("AES-GCM seals 64 KiB");
     }
 
-    fn open_chunk(&mut self, piece: &mut Vec<u8>, is_last: bool) -> Result<(), SealedFileError> {
+    fn open_chunk(&mut self, chunk: &mut Vec<u8>, is_last: bool) -> Result<(), SealedFileError> {
         let nonce = self.next_nonce(is_last);
         self.cipher
-            .decrypt_in_place(&nonce.into(), &[], piece)
+            .decrypt_in_place(&nonce.into(), &[], chunk)
             .map_err(|_| SealedFileError::Damaged)
     }
 }
 
-/// Seals what is written to it. What is not [finished](Self::finish_file) does not open.
+/// Seals what is written to it. The file cannot be unsealed until it is [finished](Self::finish_file).
 pub struct SealedFileWriter<W> {
     writer: W,
     cipher: ChunkCipher,
@@ -390,7 +394,7 @@ pub struct SealedFileWriter<W> {
 }
 
 impl<W: Write> SealedFileWriter<W> {
-    /// Writes the first lines.
+    /// Writes the first three lines.
     pub fn new(mut writer: W, to: &SealTarget) -> io::Result<Self> {
         let key = random_bytes::<KEY_BYTES>();
         let sealed = serde_json::to_string(&SealedFileKey::seal_key(&key, to))?;
@@ -412,7 +416,7 @@ impl<W: Write> SealedFileWriter<W> {
         Ok(())
     }
 
-    /// Seals what is left as the last piece and gives the writer back.
+    /// Seals the remaining bytes as the last chunk and returns the writer.
     pub fn finish_file(mut self) -> io::Result<W> {
         self.write_chunk(true)?;
         self.writer.flush()?;
@@ -422,7 +426,7 @@ impl<W: Write> SealedFileWriter<W> {
 
 impl<W: Write> Write for SealedFileWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A full piece is put when there is more: the last one may be full.
+        // A full chunk is kept until more bytes follow, because it may be the last one.
         if self.chunk.len() == CHUNK_BYTES && !bytes.is_empty() {
             self.write_chunk(false)?;
         }
@@ -436,7 +440,8 @@ impl<W: Write> Write for SealedFileWriter<W> {
     }
 }
 
-/// Opens what was sealed: what is read from it is what was written, or an error that holds a [`SealedFileError`].
+/// Unseals a file while it is read. A read returns authenticated bytes, or an error that contains a
+/// [`SealedFileError`].
 pub struct SealedFileReader<R> {
     reader: BufReader<R>,
     cipher: ChunkCipher,
@@ -446,7 +451,7 @@ pub struct SealedFileReader<R> {
 }
 
 impl<R: Read> SealedFileReader<R> {
-    /// Reads the first lines and opens the key.
+    /// Reads the first three lines and unseals the file's key.
     pub fn new(reader: R, with: &OpeningSecret) -> Result<Self, SealedFileError> {
         let mut reader = BufReader::with_capacity(CHUNK_BYTES + TAG_BYTES, reader);
         let mut line = || -> Result<String, SealedFileError> {
@@ -545,7 +550,8 @@ mod tests {
         Ok(content)
     }
 
-    /// A test vector: made with AWS-LC before RustCrypto took over, under a passphrase used for nothing else.
+    /// A test vector. It was made with AWS-LC, which earlier releases sealed with, and with a passphrase chosen for
+    /// this test.
     #[test]
     fn a_file_that_was_sealed_with_aws_lc_opens() {
         let header = "attesto sealed file 1\n{\"passphrase\":{\"iterations\":1000000,\"salt\":\"FCZchE+wAcbPlEVVzwvUqQ==\",\
@@ -621,14 +627,14 @@ mod tests {
         let content = vec![b'x'; 2 * CHUNK_BYTES + 100];
         let file = sealed(&content, &SealTarget::Recipient(recipient));
         let begin = file.len() - (content.len() + 3 * TAG_BYTES);
-        // Every byte before the pieces, and some of each piece.
+        // Every byte of the first lines, and some bytes of each chunk.
         let some = (begin..file.len()).step_by(4099).chain([file.len() - 1]);
         for at in (0..begin).chain(some) {
             let mut other = file.clone();
             other[at] ^= 1;
             assert!(opened(&other, &with).is_err(), "byte {at}");
         }
-        // Cut off anywhere: also where a piece ends.
+        // Truncated, also at the end of a chunk.
         for length in [
             0,
             5,
@@ -639,7 +645,7 @@ mod tests {
         ] {
             assert!(opened(&file[..length], &with).is_err(), "{length} bytes");
         }
-        // A piece twice, one left out, something after the last.
+        // A chunk twice, a chunk removed, bytes after the last chunk.
         let (first, second) = (
             begin..begin + CHUNK_BYTES + TAG_BYTES,
             begin + CHUNK_BYTES + TAG_BYTES..begin + 2 * (CHUNK_BYTES + TAG_BYTES),

@@ -1,4 +1,4 @@
-//! Secrets made of random bytes, and the digests they are recognised by.
+//! Generates random secrets, and computes the digests they are recognised by.
 
 use std::fmt::Write as _;
 
@@ -10,19 +10,19 @@ use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-/// 32 random bytes as 43 characters of base64url.
+/// Generates 32 random bytes, encoded as 43 characters of base64url.
 pub fn generate_token() -> SecretString {
     let mut bytes = Zeroizing::new([0_u8; 32]);
     rand::fill(bytes.as_mut_slice()).expect("the operating system gives random bytes");
     SecretString::from(URL_SAFE_NO_PAD.encode(*bytes))
 }
 
-/// SHA-256. Enough to recognise a secret of 256 random bits by; not for passwords.
+/// SHA-256. Suitable for recognising a secret of 256 random bits, and not for passwords.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// HMAC-SHA-256 over the parts as if they were one message.
+/// HMAC-SHA-256 over the concatenated parts.
 pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     for part in parts {
@@ -31,7 +31,7 @@ pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// Lower-case hexadecimal.
+/// Encodes bytes as lower-case hexadecimal digits.
 pub fn encode_hex(bytes: &[u8]) -> String {
     bytes
         .iter()
@@ -42,7 +42,7 @@ pub fn encode_hex(bytes: &[u8]) -> String {
         })
 }
 
-/// A short name for a key or certificate by which two people can compare it: the first 16 hex digits of its SHA-256.
+/// The fingerprint of a key or certificate, by which two people can compare it: the first 16 hex digits of its SHA-256.
 pub fn sha256_fingerprint(bytes: &[u8]) -> String {
     encode_hex(&sha256(bytes)[..8])
 }
