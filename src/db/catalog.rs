@@ -1,4 +1,4 @@
-//! Reads the database's catalog.
+//! Reads the database's catalogue.
 
 use sqlx::{AssertSqlSafe, Executor as _};
 

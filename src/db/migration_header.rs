@@ -1,5 +1,5 @@
-//! What the header of a migration's file states: its purpose, what it does to tables, and whether the release before it goes
-//! on working.
+//! Parses the header of a migration's file: its purpose, its effect on tables, and whether the previous release can
+//! still work.
 //!
 //! ```sql
 //! -- What it is for, in a sentence or two.
@@ -7,26 +7,27 @@
 //! -- tables: creates flavours; reads_all webhook_events, webhook_deliveries
 //! ```
 //!
-//! `tables` names the worst that is done to each table, in the words of [`TableImpact`]; tables that the migration itself
-//! makes are only made; `none` if there are none. `previous release`, from the first release on, is `works`, `works, <why>`
-//! where the SQL alone does not show it, or `stops, <why>`. It is kept in the database with the migration
-//! (`schema_promises`), where a release that does not know the migration finds it.
+//! The line `tables` names the strongest effect on each table, in the words of [`TableImpact`]. For a table that the
+//! migration creates, that is `creates`. If it affects none, the line says `none`. The line `previous release` is
+//! required after the first release. It says `works`, or `works, <why>` if the SQL alone does not show it, or `stops,
+//! <why>`. It is stored in the table `schema_promises` with the migration, where a release that does not know the
+//! migration finds it.
 //!
 //! A test compares each header with its SQL (`tests/it/migrations.rs`).
 
 use serde::Serialize;
 use strum::{EnumString, IntoStaticStr};
 
-/// The last migration of the first release: no release lacks one of these.
+/// The last migration of the first release. Every release has these migrations.
 pub const FIRST_RELEASE_VERSION: i64 = 13;
 
-/// Whether a process of the release before a migration goes on working.
+/// Whether a process of the previous release can still work after a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Compatibility {
-    /// Whether it goes on working.
+    /// Whether it can still work.
     pub previous_works: bool,
-    /// The reason, where the SQL alone does not show it.
+    /// The reason, if the SQL alone does not show it.
     pub why: Option<String>,
 }
 
@@ -39,7 +40,7 @@ pub struct Compatibility {
 pub enum TableImpact {
     /// Creates the table.
     Creates,
-    /// Needs the table exclusively for a moment.
+    /// Locks the table exclusively for a moment.
     Locks,
     /// Changes some of its rows.
     ChangesRows,
@@ -47,12 +48,12 @@ pub enum TableImpact {
     ReadsAll,
     /// Rewrites the whole table, which blocks reads and writes meanwhile.
     Rewrites,
-    /// Not known without running it.
+    /// Cannot be known in advance.
     Unknown,
 }
 
 impl TableImpact {
-    /// A predicate for a sentence whose subject is the table.
+    /// The predicate of a sentence whose subject is the table.
     pub fn describe_impact(self) -> &'static str {
         match self {
             Self::Creates => "is made",
@@ -68,7 +69,7 @@ impl TableImpact {
 const COMPATIBILITY_PREFIX: &str = "-- previous release: ";
 const TABLES_PREFIX: &str = "-- tables: ";
 
-/// Whether the release before goes on working; `None` if the header does not state it.
+/// Whether the previous release can still work. `None` if the header does not state it.
 pub fn parse_compatibility(sql: &str) -> Option<Compatibility> {
     let stated = sql
         .lines()
@@ -88,7 +89,7 @@ pub fn parse_compatibility(sql: &str) -> Option<Compatibility> {
     })
 }
 
-/// What a migration is for: the comment at the top of its file.
+/// The purpose of a migration: the comment at the top of its file.
 pub fn parse_purpose(sql: &str) -> String {
     let lines = sql.lines().take_while(|line| line.starts_with("--"));
     let is_statement =
@@ -98,8 +99,8 @@ pub fn parse_purpose(sql: &str) -> String {
     lines.join(" ").trim().to_owned()
 }
 
-/// What a migration does to which table, worst last. A header without the line, or one that cannot be read, states that
-/// anything may happen.
+/// The affected tables and the effect on each, in the header's order. A missing or unreadable line gives
+/// [`TableImpact::Unknown`].
 pub fn parse_table_impacts(sql: &str) -> Vec<(String, TableImpact)> {
     let stated = sql
         .lines()

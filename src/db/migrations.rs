@@ -1,5 +1,5 @@
-//! Brings the tables to this release: forward only, each migration in a transaction of its own together with the row that
-//! records it, and never in two processes at once.
+//! Applies missing migrations: forward only, each in a transaction of its own together with the row that records it,
+//! and never in two processes at once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,16 +13,17 @@ use tokio::time::timeout;
 use super::migration_header::{self, Compatibility, FIRST_RELEASE_VERSION, TableImpact};
 use super::{Database, Error, MIN_POSTGRES_MAJOR};
 
-/// Every migration, embedded in the binary.
+/// All migrations of this release. They are compiled into the binary.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// sqlx's table of applied migrations.
+/// The table in which sqlx records applied migrations.
 const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
-/// The key of the advisory lock, unique within the database. The lock ends with the transaction, so neither a pooler nor a
-/// process that was cancelled or killed can keep it.
+/// The key of the advisory lock, unique within the database. It is a transaction lock, so it is released even if the
+/// process is killed, and it works through a pooler.
 const ADVISORY_LOCK_KEY: i64 = i64::from_be_bytes(*b"\0attesto");
-/// For one migration: how long to wait for another process that is migrating; then, how long its statements may wait for a
-/// table in use, while other sessions queue behind them. How long the statements may run is not limited.
+/// The first timeout limits how long a migration waits for another process that migrates; the second, how long its
+/// statements wait for a table lock, while other sessions wait behind them. The duration of the statements themselves
+/// is not limited.
 const MIGRATION_LOCK_TIMEOUT_SQL: &str =
     "set local statement_timeout = 0; set local lock_timeout = '60s'";
 const TABLE_LOCK_TIMEOUT_SQL: &str = "set local lock_timeout = '5s'";
@@ -31,9 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A migration of this release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MigrationInfo {
-    /// The number its file begins with.
+    /// The number at the beginning of its file's name.
     pub version: i64,
-    /// The rest of its file's name, with spaces.
+    /// The rest of its file's name, with spaces instead of underscores.
     pub name: String,
 }
 
@@ -46,7 +47,7 @@ impl From<&Migration> for MigrationInfo {
     }
 }
 
-/// A migration that is not applied yet, and what it would do.
+/// A migration that has not been applied, and its effects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMigration {
@@ -57,7 +58,7 @@ pub struct PlannedMigration {
     pub purpose: String,
     /// What it does to tables; those that it creates come first.
     pub tables: Vec<AffectedTable>,
-    /// Whether the release before it goes on working. `None`: it belongs to the first release.
+    /// Whether the previous release can still work. `None`: the migration belongs to the first release.
     #[serde(flatten)]
     pub promise: Option<Compatibility>,
 }
@@ -93,13 +94,13 @@ pub struct MigrationReport {
 pub enum SchemaState {
     /// The schema of this release.
     UpToDate,
-    /// So many migrations are missing.
+    /// This many migrations are missing.
     Behind(usize),
-    /// A newer release migrated the database, and this one does not work with its schema.
+    /// A newer release migrated the database, and this release cannot work with the new schema.
     Ahead,
-    /// A newer release migrated the database, and its migrations state that this one goes on working.
+    /// A newer release migrated the database, and its migrations state that this release can still work.
     AheadAndCompatible,
-    /// A migration was applied whose text differs from this release's, or that this release does not know.
+    /// An applied migration is unknown to this release, or its checksum differs.
     Diverged,
 }
 
@@ -113,7 +114,7 @@ pub enum MigrationError {
     DatabaseNewer {
         /// The newest migration in the database.
         found: i64,
-        /// The newest of ours.
+        /// The newest migration of this release.
         known: i64,
     },
     /// A migration was applied that this release does not know.
@@ -124,7 +125,7 @@ pub enum MigrationError {
         /// The number of the unknown migration.
         found: i64,
     },
-    /// A migration was applied from another text than this release's.
+    /// The text of an applied migration differs from that of this release.
     #[error(
         "migration {version} ({name}) was applied to this database from a different text than this release holds. Migrations never change after a release, so one of the two is not an official one. Nothing has been changed",
         version = .0.version,
@@ -134,12 +135,12 @@ pub enum MigrationError {
     /// The server is too old.
     #[error("the server is Postgres {0}, and Attesto needs {MIN_POSTGRES_MAJOR} or newer")]
     ServerTooOld(u32),
-    /// Another process has been migrating for a minute.
+    /// Another process held the migration lock for a minute.
     #[error(
         "another process is changing this database's tables and has not finished within a minute: try again when it has"
     )]
     AlreadyRunning,
-    /// A table is in use.
+    /// A table lock was not granted within 5 seconds.
     #[error(
         "migration {version} ({name}) could not get hold of a table within 5 s, because another session uses it in a long transaction. It was rolled back: try again",
         version = .0.version,
@@ -265,9 +266,9 @@ impl Database {
     }
 }
 
-/// Whether releases without this migration go on working. `None`: there is no such release.
+/// Whether releases without this migration can still work. `None`: there is no such release.
 fn migration_compatibility(migration: &Migration) -> Option<Compatibility> {
-    // A test makes sure that every header states it.
+    // A test checks that every header states it.
     let nothing = || Compatibility {
         previous_works: false,
         why: None,
@@ -360,7 +361,7 @@ struct AppliedMigration {
     previous_works: bool,
 }
 
-/// The applied migrations by number. Unnamed statements, because of poolers: see [`mod@super::pool`].
+/// The applied migrations by number. Statements are unnamed, because of poolers: see [`mod@super::pool`].
 async fn load_applied_migrations(
     connection: &mut PgConnection,
 ) -> Result<HashMap<i64, AppliedMigration>, Error> {
@@ -394,7 +395,7 @@ async fn load_applied_migrations(
     Ok(rows.collect())
 }
 
-/// The missing migrations in order; an error if what was applied is not a prefix of ours.
+/// The missing migrations in order. An error if the applied migrations are not the first ones of this release.
 fn pending_migrations(
     migrator: &'static Migrator,
     applied: &HashMap<i64, AppliedMigration>,

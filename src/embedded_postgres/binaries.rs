@@ -1,5 +1,6 @@
-//! Which `postgres` and `initdb`: the folder the operator names, else one on `PATH`, else the newest of the places where
-//! distributions put them. Debian and its kin keep them off `PATH` on purpose.
+//! Finds the programs `postgres` and `initdb`: in the folder that the operator names, or else in a folder of `PATH`, or
+//! else in the folders that distributions use, newest version first. Debian and its derivatives keep these programs out
+//! of `PATH`.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 use super::error::EmbeddedError;
 use crate::db::MIN_POSTGRES_MAJOR;
 
-/// A folder that holds the programs of one Postgres.
+/// A folder that has the programs of one Postgres version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresBinaries {
     folder: PathBuf,
@@ -16,8 +17,8 @@ pub struct PostgresBinaries {
 }
 
 impl PostgresBinaries {
-    /// Everything usable on this machine, best first. `named` is `ATTESTO_PG_BIN` and shuts out everything else;
-    /// `search_path` is `PATH`.
+    /// Every usable installation of this machine, the preferred one first. `named` is `ATTESTO_PG_BIN`: if set, no
+    /// other folder is searched. `search_path` is `PATH`.
     pub fn find_all(
         named: Option<&Path>,
         search_path: Option<&OsStr>,
@@ -57,7 +58,7 @@ impl PostgresBinaries {
         if folder.as_os_str().is_empty() || !folder.join("initdb").is_file() {
             return None;
         }
-        let asked = Command::new(folder.join("postgres"))
+        let output = Command::new(folder.join("postgres"))
             .arg("--version")
             .env_clear()
             .env("LC_ALL", "C")
@@ -67,22 +68,23 @@ impl PostgresBinaries {
             .ok()?;
         Some(Self {
             folder: std::path::absolute(folder).ok()?,
-            major_version: parse_major_version(&String::from_utf8_lossy(&asked.stdout))?,
+            major_version: parse_major_version(&String::from_utf8_lossy(&output.stdout))?,
         })
     }
 
-    /// The major version: 15 of 15.18.
+    /// The major version, such as 15 for 15.18.
     pub fn major_version(&self) -> u32 {
         self.major_version
     }
 
-    /// The path of one of the programs.
+    /// The path of one of the installation's programs.
     pub fn program_path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }
 
-/// 15 of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, 18 of `postgres (PostgreSQL) 18beta1`.
+/// Reads the major version: 15 from `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, 18 from `postgres
+/// (PostgreSQL) 18beta1`.
 pub(crate) fn parse_major_version(version: &str) -> Option<u32> {
     let (_, number) = version.split_once("(PostgreSQL) ")?;
     let digits = number
@@ -91,7 +93,8 @@ pub(crate) fn parse_major_version(version: &str) -> Option<u32> {
     number[..digits].parse().ok()
 }
 
-/// Where distributions and Homebrew put the programs of each release, as far as this one is there.
+/// The folders in which distributions and Homebrew install the programs of each version, as far as they contain
+/// `program`.
 pub(crate) fn distribution_folders(program: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     for (parent, prefix) in [
@@ -105,7 +108,7 @@ pub(crate) fn distribution_folders(program: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
         {
-            // Alpine has the programs in the folder itself, other distributions in its `bin`.
+            // Alpine has the programs in the folder itself, the others in its `bin` folder.
             places.push(entry.path().join("bin"));
             places.push(entry.path());
         }

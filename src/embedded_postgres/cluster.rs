@@ -1,4 +1,4 @@
-//! [`EmbeddedPostgres`]: a private Postgres from nothing to its end.
+//! [`EmbeddedPostgres`]: creates, starts, supervises and stops a private Postgres.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,42 +20,43 @@ use super::system_account::SystemAccount;
 use crate::base::backoff::Backoff;
 use crate::db::ConnectSettings;
 
-/// The database's only role, and the owner of everything in it.
+/// The database's only role, which owns everything in it.
 const ROLE: &str = "attesto";
-/// The database, which every cluster has from the start.
+/// The database. `initdb` creates it in every cluster.
 const DATABASE: &str = "postgres";
-/// How long Postgres may take until it answers; recovery after a crash counts.
+/// How long Postgres may take until it accepts connections, including recovery after a crash.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the remains of a killed Postgres may stand in the way of the next.
+/// How long a start is retried while processes of a killed Postgres still use the data.
 const STALE_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long one command waits for another to be done with Postgres.
+/// How long a command waits for another command to stop using Postgres.
 const COMMAND_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The pauses between attempts to start a Postgres that ended by itself.
+/// The delays between attempts to restart a Postgres that exited unexpectedly.
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(200);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
-/// How often to look again.
+/// The interval at which locks and the socket are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Where a private Postgres is and what it runs with. The default of each is found on the machine.
+/// The settings of a private Postgres. Each has a default that depends on the machine.
 #[derive(Clone, Debug, Default)]
 pub struct EmbeddedOptions {
-    /// `ATTESTO_DATA_DIR`: the data folder. Default: /var/lib/attesto for root, else `attesto` in the user's state
+    /// `ATTESTO_DATA_DIR`: the data folder. Default: `/var/lib/attesto` for root, else `attesto` in the user's state
     /// folder.
     pub data_dir: Option<PathBuf>,
     /// `ATTESTO_PG_BIN`: the folder of the programs `postgres` and `initdb`.
     pub pg_bin: Option<PathBuf>,
-    /// `ATTESTO_PG_USER`: who runs Postgres when we are root. Default: `attesto`, then `postgres`.
+    /// `ATTESTO_PG_USER`: the user that runs Postgres if this process runs as root. Default: `attesto`, then
+    /// `postgres`.
     pub user: Option<String>,
-    /// `PATH`: where the programs are looked for first.
+    /// `PATH`: searched for the programs before the folders of distributions.
     pub search_path: Option<OsString>,
-    /// `XDG_STATE_HOME`: the user's state folder. Default: .local/state in `home`.
+    /// `XDG_STATE_HOME`: the user's state folder. Default: `.local/state` in `home`.
     pub state_home: Option<PathBuf>,
-    /// `HOME`.
+    /// `HOME`: the user's home folder.
     pub home: Option<PathBuf>,
 }
 
 impl EmbeddedOptions {
-    /// The options as the environment gives them; an empty variable counts as none.
+    /// Reads the options from environment variables. An empty variable counts as unset.
     pub fn from_env(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let given = |name| variable(name).filter(|value| !value.is_empty());
         let path = |name| given(name).map(PathBuf::from);
@@ -64,13 +65,13 @@ impl EmbeddedOptions {
             pg_bin: path("ATTESTO_PG_BIN"),
             user: given("ATTESTO_PG_USER").map(|name| name.to_string_lossy().into_owned()),
             search_path: given("PATH"),
-            // The specification of these folders: one that is not absolute is to be ignored.
+            // The XDG Base Directory Specification says that relative paths are to be ignored.
             state_home: path("XDG_STATE_HOME").filter(|path| path.is_absolute()),
             home: path("HOME"),
         }
     }
 
-    /// The data folder these options mean. Nothing is created.
+    /// The path of the data folder. Creates nothing.
     pub fn data_folder(&self) -> Result<PathBuf, EmbeddedError> {
         if let Some(folder) = &self.data_dir {
             return Ok(folder.clone());
@@ -87,32 +88,33 @@ impl EmbeddedOptions {
     }
 }
 
-/// A private Postgres that answers, and that is started again should it end while we need it. Call
-/// [`EmbeddedPostgres::stop`] at the end; a value that is only dropped tells Postgres to stop and does not see it happen.
+/// A private Postgres that accepts connections, and that is restarted if it exits unexpectedly. Call
+/// [`EmbeddedPostgres::stop`] when it is no longer needed. A value that is only dropped signals Postgres to stop and
+/// does not wait for its exit.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
     folder: Arc<DataFolder>,
     ownership: EmbeddedOwnership,
 }
 
-/// By what right we use it.
+/// Whether this process stops Postgres.
 #[derive(Debug)]
 enum EmbeddedOwnership {
-    /// It is ours to stop.
+    /// This process started or adopted Postgres and stops it.
     Owner {
-        keeper: Option<JoinHandle<()>>,
+        supervisor: Option<JoinHandle<()>>,
         stop: CancellationToken,
-        tenure: OwnerKind,
+        kind: OwnerKind,
         _lock: FileLock,
     },
-    /// Another process stops it.
+    /// Another process owns Postgres and stops it.
     Shared { _lock: FileLock },
 }
 
 impl EmbeddedPostgres {
-    /// Starts it, for a service that owns it until it stops. Makes the cluster when there is none, and adopts a
-    /// Postgres that a killed process of ours left running. Refuses while another service owns it; waits for a
-    /// command to be done.
+    /// Starts Postgres for a service, which owns it until the service stops. Creates the cluster if there is none, and
+    /// adopts a Postgres that a killed process of Attesto left running. Fails if another service owns the data folder.
+    /// If a command owns it, waits until the command has finished.
     pub async fn start(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
         let folder = open_folder(&options)?;
         let until = Instant::now() + COMMAND_WAIT_TIMEOUT + START_TIMEOUT;
@@ -133,7 +135,7 @@ impl EmbeddedPostgres {
         }
     }
 
-    /// Joins it, for one command: as a guest of the process that runs it, or, when none does, by starting it until
+    /// Uses Postgres for one command. If another process owns Postgres, shares it; otherwise starts it until
     /// [`EmbeddedPostgres::stop`].
     pub async fn attach(options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
         let folder = open_folder(&options)?;
@@ -145,7 +147,7 @@ impl EmbeddedPostgres {
                 }
                 Err(owner) => owner,
             };
-            // First the lock and then the question: while the lock is ours, a command that owns it will not stop it.
+            // The lock must be taken before the check: while it is held, a command that owns Postgres does not stop it.
             if let Some(lock) = folder.try_lock_shared()?
                 && is_accepting_connections(&folder).await
             {
@@ -167,10 +169,10 @@ impl EmbeddedPostgres {
     async fn start_as_owner(
         folder: DataFolder,
         lock: FileLock,
-        tenure: OwnerKind,
+        owner_kind: OwnerKind,
         options: &EmbeddedOptions,
     ) -> Result<Self, EmbeddedError> {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let binaries =
             PostgresBinaries::find_all(options.pg_bin.as_deref(), options.search_path.as_deref())?;
         let is_new = !folder.has_cluster();
@@ -192,35 +194,32 @@ impl EmbeddedPostgres {
             kind,
             folder = %folder.cluster_path().display(),
             version = binaries.major_version(),
-            after = ?begun.elapsed(),
+            after = ?started_at.elapsed(),
             "the private Postgres answers"
         );
         let (folder, stop) = (Arc::new(folder), CancellationToken::new());
-        let keeper = supervise_postmaster(
+        let supervisor = supervise_postmaster(
             Arc::clone(&folder),
             binaries.clone(),
             postmaster,
             stop.clone(),
         );
-        let hold = EmbeddedOwnership::Owner {
-            keeper: Some(tokio::spawn(keeper)),
+        let ownership = EmbeddedOwnership::Owner {
+            supervisor: Some(tokio::spawn(supervisor)),
             stop,
-            tenure,
+            kind: owner_kind,
             _lock: lock,
         };
-        Ok(Self {
-            folder,
-            ownership: hold,
-        })
+        Ok(Self { folder, ownership })
     }
 
-    /// How to connect.
+    /// The settings to connect with.
     pub fn connect_settings(&self) -> ConnectSettings {
         ConnectSettings::with_options(connect_options(&self.folder))
     }
 
-    /// The same as a `postgres://` URL that other programs understand, `psql` among them. Nothing in it is secret: who
-    /// may connect is who may enter the folder of the socket.
+    /// The same as a `postgres://` URL for `psql` and other programs. It contains no secret: access is limited by the
+    /// permissions of the socket's folder.
     pub fn connection_url(&self) -> String {
         format!(
             "postgres:///{DATABASE}?host={}&user={ROLE}&sslmode=disable",
@@ -228,43 +227,43 @@ impl EmbeddedPostgres {
         )
     }
 
-    /// Whether it is ours to stop, rather than another process'.
+    /// Whether this process stops Postgres.
     pub fn is_owner(&self) -> bool {
         matches!(self.ownership, EmbeddedOwnership::Owner { .. })
     }
 
-    /// Stops it when it is ours, and returns when it has stopped. A command first waits for the other commands that
-    /// use it; a service is the last to need it.
+    /// Stops Postgres if this process owns it, and returns when Postgres has exited. A command first waits for the
+    /// commands that share it. A service does not wait for them.
     pub async fn stop(mut self) {
         let EmbeddedOwnership::Owner {
-            keeper,
+            supervisor,
             stop,
-            tenure,
+            kind,
             ..
         } = &mut self.ownership
         else {
             return;
         };
-        let mut closed = None;
-        if *tenure == OwnerKind::Command {
+        let mut exclusive_lock = None;
+        if *kind == OwnerKind::Command {
             let until = Instant::now() + COMMAND_WAIT_TIMEOUT;
-            while closed.is_none() && Instant::now() < until {
-                closed = self.folder.try_lock_exclusive().ok().flatten();
-                if closed.is_none() {
+            while exclusive_lock.is_none() && Instant::now() < until {
+                exclusive_lock = self.folder.try_lock_exclusive().ok().flatten();
+                if exclusive_lock.is_none() {
                     sleep(POLL_INTERVAL).await;
                 }
             }
         }
         stop.cancel();
-        if let Some(keeper) = keeper.take() {
-            // It does not panic, and is not aborted.
-            let _ = keeper.await;
+        if let Some(supervisor) = supervisor.take() {
+            // The task does not panic and is not aborted.
+            let _ = supervisor.await;
         }
     }
 }
 
 impl Drop for EmbeddedPostgres {
-    /// Does nothing more after [`EmbeddedPostgres::stop`].
+    /// Has no effect after [`EmbeddedPostgres::stop`].
     fn drop(&mut self) {
         if let EmbeddedOwnership::Owner { stop, .. } = &self.ownership {
             stop.cancel();
@@ -272,7 +271,7 @@ impl Drop for EmbeddedPostgres {
     }
 }
 
-/// Starts Postgres again whenever it ends by itself, until `stop`; then stops it.
+/// Restarts Postgres each time it exits unexpectedly, until `stop` is cancelled; then stops it.
 async fn supervise_postmaster(
     folder: Arc<DataFolder>,
     binaries: PostgresBinaries,
@@ -306,7 +305,7 @@ fn open_folder(options: &EmbeddedOptions) -> Result<DataFolder, EmbeddedError> {
     DataFolder::prepare_folders(&options.data_folder()?, account)
 }
 
-/// The programs that can read the data.
+/// The installation whose major version is that of the data.
 fn find_matching_binaries<'a>(
     folder: &DataFolder,
     binaries: &'a [PostgresBinaries],
@@ -323,17 +322,17 @@ fn find_matching_binaries<'a>(
     })
 }
 
-/// Runs `initdb` beside the place of the data, and moves the result there when it is whole: an interrupted first run
-/// leaves nothing that looks like a cluster.
+/// Runs `initdb` in a staging folder and renames the result when it is complete. If the first run is interrupted, no
+/// incomplete cluster is left under the final name.
 async fn create_cluster(
     folder: &DataFolder,
     binaries: &PostgresBinaries,
 ) -> Result<(), EmbeddedError> {
-    let making = folder.create_staging_cluster()?;
+    let staging = folder.create_staging_cluster()?;
     let program = binaries.program_path("initdb");
-    let ran = postmaster::build_command(folder, &program)
+    let initdb_output = postmaster::build_command(folder, &program)
         .arg("-D")
-        .arg(&making)
+        .arg(&staging)
         .args(["-U", ROLE, "-E", "UTF8", "--locale=C"])
         .args(["--auth-local=trust", "--auth-host=reject"])
         .args(["--data-checksums", "--no-instructions"])
@@ -342,7 +341,7 @@ async fn create_cluster(
         .kill_on_drop(true)
         .output()
         .await;
-    let ran = ran.map_err(|cause| {
+    let initdb_output = initdb_output.map_err(|cause| {
         folder
             .find_inaccessible_folder(&program)
             .unwrap_or_else(|| EmbeddedError::CannotRun {
@@ -351,33 +350,33 @@ async fn create_cluster(
                 cause,
             })
     })?;
-    if ran.status.success() {
-        return folder.promote_staging_cluster(&making);
+    if initdb_output.status.success() {
+        return folder.promote_staging_cluster(&staging);
     }
-    let output = [ran.stdout, ran.stderr].concat();
+    let output = [initdb_output.stdout, initdb_output.stderr].concat();
     let output = String::from_utf8_lossy(&output);
     if output.contains("could not look up effective user ID") {
         let uid = rustix::process::geteuid().as_raw();
         return Err(EmbeddedError::UnnamedUser { uid });
     }
     if output.contains("ermission denied")
-        && let Some(obstacle) = folder.find_inaccessible_folder(&making)
+        && let Some(obstacle) = folder.find_inaccessible_folder(&staging)
     {
         return Err(obstacle);
     }
     Err(EmbeddedError::InitdbFailed {
-        folder: making,
-        status: ran.status,
+        folder: staging,
+        status: initdb_output.status,
         output: last_lines(&output),
     })
 }
 
-/// Postgres on the folder's data, answering: the one that runs already, or a new one.
+/// Returns a Postgres that accepts connections: an orphaned one that runs on this data, or a new one.
 async fn start_postmaster(
     folder: &DataFolder,
     binaries: &PostgresBinaries,
 ) -> Result<Postmaster, EmbeddedError> {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let (log, _) = folder.open_log()?;
     loop {
         if let Some(orphan) = OrphanedPostmaster::find_running(folder) {
@@ -385,40 +384,40 @@ async fn start_postmaster(
             if wait_until_ready(folder, &mut orphan).await {
                 return Ok(orphan);
             }
-            // It was on its way out, or it is stuck: a fresh one will do better.
+            // The orphan was shutting down or does not respond: stop it and start a new one.
             orphan.stop().await;
         }
-        let said_before = log.metadata().map_or(0, |data| data.len());
+        let length_before = log.metadata().map_or(0, |data| data.len());
         let mut postmaster = Postmaster::spawn(folder, binaries, &log)?;
         if wait_until_ready(folder, &mut postmaster).await {
             return Ok(postmaster);
         }
-        let said = folder.log_since(said_before);
+        let output = folder.log_since(length_before);
         let Some(status) = postmaster.exit_status() else {
             postmaster.stop().await;
             return Err(EmbeddedError::StartTimeout {
                 socket: folder.socket_path(),
                 seconds: START_TIMEOUT.as_secs(),
                 log: folder.log_path(),
-                tail: last_lines(&said),
+                tail: last_lines(&output),
             });
         };
-        // After a `kill -9` of Postgres, its last processes hold the data for a moment longer.
-        let remains = ["lock file \"", "pre-existing shared memory block"]
+        // After Postgres was killed with SIGKILL, its child processes use the data for a moment longer.
+        let is_data_in_use = ["lock file \"", "pre-existing shared memory block"]
             .iter()
-            .any(|sign| said.contains(sign));
-        if !remains || begun.elapsed() > STALE_PROCESS_TIMEOUT {
+            .any(|message| output.contains(message));
+        if !is_data_in_use || started_at.elapsed() > STALE_PROCESS_TIMEOUT {
             return Err(EmbeddedError::ExitedAtStart {
                 status,
                 log: folder.log_path(),
-                tail: last_lines(&said),
+                tail: last_lines(&output),
             });
         }
         sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Whether it answers before it ends and before our patience does.
+/// Waits until Postgres accepts connections. False if it exited or [`START_TIMEOUT`] has passed.
 async fn wait_until_ready(folder: &DataFolder, postmaster: &mut Postmaster) -> bool {
     let until = Instant::now() + START_TIMEOUT;
     while Instant::now() < until {
@@ -439,7 +438,7 @@ async fn is_accepting_connections(folder: &DataFolder) -> bool {
     }
     match timeout(START_TIMEOUT, connect_options(folder).connect()).await {
         Ok(Ok(connection)) => {
-            // It answered; how the farewell goes says nothing about that.
+            // Postgres answered. A failed disconnect does not change that.
             let _ = connection.close().await;
             true
         }
@@ -448,7 +447,7 @@ async fn is_accepting_connections(folder: &DataFolder) -> bool {
 }
 
 fn connect_options(folder: &DataFolder) -> PgConnectOptions {
-    // Every value that sqlx would otherwise take from the environment or from ~/.pgpass.
+    // Sets every value that sqlx would otherwise read from the environment or from `~/.pgpass`.
     PgConnectOptions::new_without_pgpass()
         .socket(folder.socket_folder())
         .port(5432)
@@ -463,7 +462,7 @@ fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
-/// For the value of a URL's parameter, as both libpq and sqlx read it.
+/// Encodes a path as the value of a URL parameter, as both libpq and sqlx read it.
 fn percent_encode_path(path: &Path) -> String {
     use std::fmt::Write as _;
 

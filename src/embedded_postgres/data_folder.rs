@@ -1,16 +1,16 @@
-//! Where a private Postgres keeps everything, and whose it is for now.
+//! The data folder of a private Postgres: its files, permissions and locks.
 //!
 //! ```text
 //! <data folder>/
 //!   pg/             the cluster, 0700, owned by the user that runs Postgres
-//!   pg.init/        a cluster in the making; renamed to pg/ when it is whole
-//!   run/            the socket, 0700 (elsewhere when the path would be too long for a socket)
-//!   postgres.log    what Postgres says
-//!   owner.lock      locked by the one process that starts and stops Postgres; its text says which and of what kind
-//!   guests.lock     locked, shared, by every command that uses a Postgres which another process owns
+//!   pg.init/        the cluster while `initdb` runs; renamed to pg/ when it is complete
+//!   run/            the socket, 0700 (in /tmp if the path would be too long for a socket)
+//!   postgres.log    the log of Postgres
+//!   owner.lock      locked by the one process that starts and stops Postgres; contains its process id and kind
+//!   guests.lock     a shared lock, held by every command that uses a Postgres which another process owns
 //! ```
 //!
-//! The locks belong to open files, so they end with their process however it ends.
+//! A lock belongs to an open file, so the kernel releases it when its process ends for any reason.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -23,21 +23,21 @@ use super::error::EmbeddedError;
 use super::system_account::SystemAccount;
 use crate::crypto::token;
 
-/// The longest path of a socket, with its final zero left out.
+/// The maximum length of a socket's path in bytes, without the terminating zero.
 const MAX_SOCKET_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
-/// The name Postgres gives its socket, which holds its port.
+/// The file name that Postgres gives its socket. It contains the port.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
-/// A log longer than this is put aside before the next start.
+/// A log that is longer is renamed before the next start.
 const MAX_LOG_BYTES: u64 = 16 * 1024 * 1024;
-/// How much of the end of the log is looked at.
+/// The maximum number of bytes that are read from the end of the log.
 const LOG_TAIL_BYTES: u64 = 8 * 1024;
 
-/// Who holds [`DataFolder::try_lock_owner`].
+/// The kind of the process that holds the lock of [`DataFolder::try_lock_owner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OwnerKind {
-    /// A service: stays until it is told to stop.
+    /// A service, which holds the lock until it is stopped.
     Service,
-    /// One command: soon gone.
+    /// A command, which holds the lock for a short time.
     Command,
 }
 
@@ -52,20 +52,20 @@ impl OwnerKind {
     }
 }
 
-/// Another process holds [`DataFolder::try_lock_owner`].
+/// What the lock file says about the process that holds [`DataFolder::try_lock_owner`].
 #[derive(Debug)]
 pub(super) struct LockOwner {
     pub(super) pid: Option<u32>,
     pub(super) kind: Option<OwnerKind>,
 }
 
-/// A lock on a file; ends when dropped.
+/// A lock on a file. Dropping it releases the lock.
 #[derive(Debug)]
 pub(super) struct FileLock(
     #[expect(dead_code, reason = "held, never read: the lock ends with the file")] File,
 );
 
-/// The data folder and who runs Postgres on it.
+/// The data folder, and the user that runs Postgres on it.
 #[derive(Debug)]
 pub(super) struct DataFolder {
     root: PathBuf,
@@ -74,15 +74,14 @@ pub(super) struct DataFolder {
 }
 
 impl DataFolder {
-    /// Makes the folders that are missing. When there is data already, Postgres runs as its owner, whichever user would be
-    /// chosen today.
+    /// Creates missing folders. If there is a cluster already, Postgres runs as its owner, whatever `account` says.
     pub(super) fn prepare_folders(
         root: &Path,
         account: Option<SystemAccount>,
     ) -> Result<Self, EmbeddedError> {
-        // Postgres changes its working directory and compares paths as texts.
+        // Postgres changes its working directory and compares paths as text.
         let root = std::path::absolute(root).map_err(filesystem_error("find", root))?;
-        // Root's data is another user's: that user must be able to pass through.
+        // If this process is root, the cluster belongs to another user, who must be able to enter this folder.
         create_folder(&root, if account.is_some() { 0o711 } else { 0o700 })?;
         let root = root
             .canonicalize()
@@ -120,27 +119,27 @@ impl DataFolder {
         Ok(folder)
     }
 
-    /// The cluster.
+    /// The cluster's folder, whether or not it exists.
     pub(super) fn cluster_path(&self) -> PathBuf {
         self.root.join("pg")
     }
 
-    /// Where the socket is.
+    /// The folder of the socket.
     pub(super) fn socket_folder(&self) -> &Path {
         &self.socket_folder
     }
 
-    /// The socket.
+    /// The path of the socket.
     pub(super) fn socket_path(&self) -> PathBuf {
         self.socket_folder.join(SOCKET_NAME)
     }
 
-    /// Who runs Postgres when it is not ourselves.
+    /// The user that runs Postgres, if other than the user of this process.
     pub(super) fn account(&self) -> Option<&SystemAccount> {
         self.account.as_ref()
     }
 
-    /// The user id that runs Postgres.
+    /// The user id that Postgres runs with.
     fn postgres_uid(&self) -> u32 {
         self.account.as_ref().map_or_else(
             || rustix::process::geteuid().as_raw(),
@@ -148,12 +147,12 @@ impl DataFolder {
         )
     }
 
-    /// Whether there is a cluster.
+    /// Whether the cluster's folder exists.
     pub(super) fn has_cluster(&self) -> bool {
         self.cluster_path().exists()
     }
 
-    /// The major version of the cluster.
+    /// The major version of the cluster, from its file `PG_VERSION`.
     pub(super) fn cluster_major_version(&self) -> Result<u32, EmbeddedError> {
         std::fs::read_to_string(self.cluster_path().join("PG_VERSION"))
             .ok()
@@ -163,33 +162,36 @@ impl DataFolder {
             })
     }
 
-    /// An empty place for a cluster in the making. What an interrupted attempt left there is removed.
+    /// Creates an empty folder for `initdb`. Removes what an interrupted attempt left.
     pub(super) fn create_staging_cluster(&self) -> Result<PathBuf, EmbeddedError> {
-        let making = self.root.join("pg.init");
-        match std::fs::remove_dir_all(&making) {
+        let staging = self.root.join("pg.init");
+        match std::fs::remove_dir_all(&staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(filesystem_error("remove", &making)(error));
+                return Err(filesystem_error("remove", &staging)(error));
             }
             _ => {}
         }
-        self.create_private_folder(&making)?;
-        Ok(making)
+        self.create_private_folder(&staging)?;
+        Ok(staging)
     }
 
-    /// Makes a whole cluster the cluster, for good: also after a power cut.
-    pub(super) fn promote_staging_cluster(&self, making: &Path) -> Result<(), EmbeddedError> {
-        std::fs::rename(making, self.cluster_path()).map_err(filesystem_error("rename", making))?;
+    /// Renames the complete cluster to its final name, and syncs the parent folder so that the rename survives a power
+    /// failure.
+    pub(super) fn promote_staging_cluster(&self, staging: &Path) -> Result<(), EmbeddedError> {
+        std::fs::rename(staging, self.cluster_path())
+            .map_err(filesystem_error("rename", staging))?;
         File::open(&self.root)
             .and_then(|folder| folder.sync_all())
             .map_err(filesystem_error("write to disk", &self.root))
     }
 
-    /// Where Postgres' log is.
+    /// The path of Postgres' log.
     pub(super) fn log_path(&self) -> PathBuf {
         self.root.join("postgres.log")
     }
 
-    /// The log, to be appended to, and how long it is now.
+    /// Opens the log for appending and returns its current length. A log longer than [`MAX_LOG_BYTES`] is renamed
+    /// first.
     pub(super) fn open_log(&self) -> Result<(File, u64), EmbeddedError> {
         let path = self.log_path();
         let open = || {
@@ -210,7 +212,7 @@ impl DataFolder {
         Ok((log, now))
     }
 
-    /// What was written to the log since it was `from` bytes long, at most the last few lines of it.
+    /// The text that was written to the log since its length was `from`, at most the last [`LOG_TAIL_BYTES`].
     pub(super) fn log_since(&self, from: u64) -> String {
         let read = || -> io::Result<String> {
             let mut log = File::open(self.log_path())?;
@@ -225,26 +227,27 @@ impl DataFolder {
         read().unwrap_or_else(|error| format!("(the log cannot be read: {error})"))
     }
 
-    /// Becomes the one process that starts and stops Postgres here, or says who is.
+    /// Locks the data folder for the one process that starts and stops Postgres. The inner error says which process
+    /// holds the lock.
     pub(super) fn try_lock_owner(
         &self,
-        tenure: OwnerKind,
+        kind: OwnerKind,
     ) -> Result<Result<FileLock, LockOwner>, EmbeddedError> {
         let path = self.root.join("owner.lock");
         let mut file = open_lock_file(&path)?;
         match file.try_lock() {
             Ok(()) => {
-                let card = format!("{} {}\n", std::process::id(), tenure.as_str());
+                let text = format!("{} {}\n", std::process::id(), kind.as_str());
                 file.set_len(0)
-                    .and_then(|()| file.write_all(card.as_bytes()))
+                    .and_then(|()| file.write_all(text.as_bytes()))
                     .map_err(filesystem_error("write", &path))?;
                 Ok(Ok(FileLock(file)))
             }
             Err(TryLockError::WouldBlock) => {
-                let mut card = String::new();
-                // A card that is being written just now is as good as none.
-                let _ = file.read_to_string(&mut card);
-                let mut words = card.split_whitespace();
+                let mut text = String::new();
+                // An empty or incomplete file means that the owner is writing it now. The owner is then unknown.
+                let _ = file.read_to_string(&mut text);
+                let mut words = text.split_whitespace();
                 Ok(Err(LockOwner {
                     pid: words.next().and_then(|pid| pid.parse().ok()),
                     kind: words.next().and_then(|word| {
@@ -256,12 +259,14 @@ impl DataFolder {
         }
     }
 
-    /// Keeps an owner that is only a command from stopping Postgres. `None` while it is about to.
+    /// Takes the guests' lock, which keeps a command that owns Postgres from stopping it. `None` while the owner is
+    /// stopping it.
     pub(super) fn try_lock_shared(&self) -> Result<Option<FileLock>, EmbeddedError> {
         self.lock_guests_file(File::try_lock_shared)
     }
 
-    /// Keeps guests out. `None` while there are any.
+    /// Takes the guests' lock exclusively, so that no other command can begin to use Postgres. `None` while a command
+    /// uses it.
     pub(super) fn try_lock_exclusive(&self) -> Result<Option<FileLock>, EmbeddedError> {
         self.lock_guests_file(File::try_lock)
     }
@@ -279,8 +284,8 @@ impl DataFolder {
         }
     }
 
-    /// The nearest folder above `path`, or `path` itself, that the user who runs Postgres may not enter: the usual
-    /// cause of a "permission denied" from a process that is not ours to ask.
+    /// The nearest ancestor of `path`, or `path` itself, that the user who runs Postgres may not enter. This is the
+    /// usual cause when a program that runs as that user reports "permission denied".
     pub(super) fn find_inaccessible_folder(&self, path: &Path) -> Option<EmbeddedError> {
         let account = self.account.as_ref()?;
         let blocked = path.ancestors().find(|folder| {
@@ -301,8 +306,8 @@ impl DataFolder {
         })
     }
 
-    /// A folder that only the user who runs Postgres may enter. One that is there already must be exactly that: in
-    /// /tmp another user may have put a link in the way.
+    /// Creates a folder that only the user who runs Postgres may enter. An existing folder must have exactly this owner
+    /// and mode: in `/tmp`, another user may have created a symbolic link of this name.
     fn create_private_folder(&self, path: &Path) -> Result<(), EmbeddedError> {
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => {
@@ -334,7 +339,7 @@ impl DataFolder {
     }
 }
 
-/// Makes a folder with exactly this mode, whatever the umask says; one that is there already stays as it is.
+/// Creates a folder with exactly this mode, independent of the umask. The mode of an existing folder is not changed.
 fn create_folder(path: &Path, mode: u32) -> Result<(), EmbeddedError> {
     if path.is_dir() {
         return Ok(());

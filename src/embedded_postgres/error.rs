@@ -1,38 +1,38 @@
-//! Every way a private Postgres can fail to be there, and what to do about each.
+//! Why a private Postgres is not available. Each message says what to do.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// Why there is no private Postgres. Full sentences for the person who started us.
+/// Why a private Postgres is not available. The messages are full sentences for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// No `postgres` and `initdb` on this machine.
+    /// The programs `postgres` and `initdb` were not found.
     #[error(
         "no Postgres is installed here: no folder of PATH and none of the usual places holds both `postgres` and `initdb`.\n\
          Debian, Ubuntu: sudo apt install postgresql. Fedora: sudo dnf install postgresql-server. Alpine: apk add postgresql. macOS: brew install postgresql@17.\n\
          Installed elsewhere: set ATTESTO_PG_BIN to the folder of the programs. A database of your own: set DATABASE_URL."
     )]
     NotInstalled,
-    /// `ATTESTO_PG_BIN` names the wrong folder.
+    /// The folder that `ATTESTO_PG_BIN` names does not have the programs.
     #[error("ATTESTO_PG_BIN names {}, which does not hold both `postgres` and `initdb`", folder.display())]
     MissingPrograms {
-        /// What it names.
+        /// The value of `ATTESTO_PG_BIN`.
         folder: PathBuf,
     },
-    /// Only releases are installed that lack what we need.
+    /// Every installed version is too old.
     #[error(
         "Postgres {major} in {} is too old: Attesto needs {} or newer",
         folder.display(),
         crate::db::MIN_POSTGRES_MAJOR
     )]
     TooOld {
-        /// Where it is.
+        /// The folder of the preferred installation.
         folder: PathBuf,
         /// Its major version.
         major: u32,
     },
-    /// No default place to put the data.
+    /// No data folder is set, and there is no default for it.
     #[error("neither XDG_STATE_HOME nor HOME says where data belongs: set ATTESTO_DATA_DIR")]
     NoDataDir,
     /// The process runs as root, and there is no other user to run Postgres as.
@@ -44,94 +44,94 @@ pub enum EmbeddedError {
     /// `ATTESTO_PG_USER` names no user of this machine.
     #[error("ATTESTO_PG_USER names {name}, and this machine has no such user")]
     UnknownAccount {
-        /// What it names.
+        /// The value of `ATTESTO_PG_USER`.
         name: String,
     },
     /// `ATTESTO_PG_USER` names root.
     #[error("ATTESTO_PG_USER names {name}, which is root: Postgres refuses to run as root")]
     RootAccount {
-        /// What it names.
+        /// The value of `ATTESTO_PG_USER`.
         name: String,
     },
-    /// A folder or file of ours cannot be made, read or locked.
+    /// An operation on a file or folder of the data folder failed.
     #[error("cannot {action} {}: {cause}", path.display())]
     FileSystem {
-        /// What was tried: create, open, …
+        /// The operation as a verb, such as `create` or `open`.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: io::Error,
     },
-    /// The data belongs to another user.
+    /// A folder belongs to a user other than the one that runs Postgres.
     #[error(
         "{} belongs to the user with id {owner}, not to us: run as that user, or choose another folder with ATTESTO_DATA_DIR",
         path.display()
     )]
     WrongOwner {
-        /// The folder.
+        /// The folder of the other user.
         path: PathBuf,
-        /// The id of its owner.
+        /// The user id of its owner.
         owner: u32,
     },
-    /// A folder that must be private is not.
+    /// Users other than the owner may enter a folder that must be private.
     #[error("{} must be a folder that only its owner may enter: remove it, or choose another data folder with ATTESTO_DATA_DIR", path.display())]
     NotPrivate {
-        /// The folder.
+        /// The folder that must be private.
         path: PathBuf,
     },
-    /// The user that runs Postgres may not reach the data or the programs.
+    /// The user that runs Postgres may not enter a folder that it needs.
     #[error(
         "the user {account}, who runs Postgres because root must not, may not enter {}: choose a data folder elsewhere with ATTESTO_DATA_DIR (programs: ATTESTO_PG_BIN), for example below /var/lib",
         path.display()
     )]
     AccessDenied {
-        /// The folder that stands in the way.
+        /// The folder whose permissions deny access.
         path: PathBuf,
-        /// Who may not enter.
+        /// The name of the user that runs Postgres.
         account: String,
     },
-    /// A program does not start at all.
+    /// A program could not be started.
     #[error("cannot run {}{}: {cause}", program.display(), account.as_ref().map(|name| format!(" as the user {name}")).unwrap_or_default())]
     CannotRun {
-        /// The program.
+        /// The program's path.
         program: PathBuf,
-        /// As whom, when not as ourselves.
+        /// The user it was to run as, if other than the user of this process.
         account: Option<String>,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: io::Error,
     },
-    /// Our own user id has no name.
+    /// The user id of this process has no entry in the user database, which `initdb` requires.
     #[error(
         "this process runs as the user id {uid}, which has no entry in /etc/passwd, and initdb wants one: add an entry, or use a database of your own (DATABASE_URL)"
     )]
     UnnamedUser {
-        /// Our user id.
+        /// The user id of this process.
         uid: u32,
     },
-    /// `initdb` failed.
+    /// The program `initdb` exited with an error.
     #[error("initdb could not make a database cluster in {} ({status}):\n{output}", folder.display())]
     InitdbFailed {
-        /// Where.
+        /// The folder of the new cluster.
         folder: PathBuf,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// The end of what it said.
+        /// The last lines of its output.
         output: String,
     },
-    /// Another of our processes owns the folder.
+    /// Another process of Attesto owns the data folder.
     #[error(
         "another attesto ({}) keeps its database in {}: stop it first, or choose another folder with ATTESTO_DATA_DIR",
         pid.map_or_else(|| "of unknown process id".to_owned(), |pid| format!("process {pid}")),
         folder.display()
     )]
     InUse {
-        /// The folder.
+        /// The cluster's folder.
         folder: PathBuf,
-        /// Who, as far as it says.
+        /// The process id of the owner, if it can be read from the lock file.
         pid: Option<u32>,
     },
-    /// The data is of another major version than any program here.
+    /// No installed version can read the data, because its major version differs.
     #[error(
         "the data in {} was written by Postgres {found}, and only {} is installed. Either install Postgres {found} again (it is found by itself), or move the data over:\n\
          with Postgres {found}: pg_dumpall > attesto.sql; then move the folder away, start Attesto once with the new Postgres, and feed it: psql < attesto.sql. Nothing has been changed",
@@ -141,37 +141,37 @@ pub enum EmbeddedError {
     MajorVersionMismatch {
         /// The data folder.
         data: PathBuf,
-        /// Its major version.
+        /// The major version that wrote the data.
         found: u32,
         /// The major versions installed here.
         installed: Vec<u32>,
     },
-    /// The data folder does not look like one.
+    /// The cluster's folder has no readable `PG_VERSION`.
     #[error("{} is not a Postgres data folder (no readable PG_VERSION): move it away, or choose another data folder with ATTESTO_DATA_DIR", data.display())]
     NotACluster {
-        /// The folder.
+        /// The folder without a cluster.
         data: PathBuf,
     },
-    /// Postgres ended instead of serving.
+    /// Postgres exited before it accepted connections.
     #[error("Postgres ended instead of serving ({status}). The end of {}:\n{tail}", log.display())]
     ExitedAtStart {
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// Where the whole log is.
+        /// The path of Postgres' log.
         log: PathBuf,
-        /// The last lines.
+        /// The last lines of the log.
         tail: String,
     },
-    /// Postgres runs and does not answer.
+    /// Postgres runs but does not accept connections.
     #[error("Postgres did not answer on {} within {seconds} s. The end of {}:\n{tail}", socket.display(), log.display())]
     StartTimeout {
-        /// Where it should have answered.
+        /// The path of the socket.
         socket: PathBuf,
-        /// How long we waited.
+        /// How long the start was waited for, in seconds.
         seconds: u64,
-        /// Where the whole log is.
+        /// The path of Postgres' log.
         log: PathBuf,
-        /// The last lines.
+        /// The last lines of the log.
         tail: String,
     },
 }

@@ -1,16 +1,17 @@
-//! A private Postgres: the programs already installed on this machine, run as a child process of ours on a folder of
-//! ours, reachable over a Unix socket that no other user may open.
+//! A private Postgres: runs the Postgres programs that are installed on this machine as a child process, on a data
+//! folder of Attesto, reachable over a Unix socket that no other user may open.
 //!
-//! Promises: the settings are durable (`fsync` on, checksums on); nothing that runs already is touched; nothing is ever
-//! downloaded or deleted, except half of a cluster that an interrupted first run of ours left behind; a crash of ours
-//! leaves a Postgres that the next start adopts; every way to fail has its own sentence that says what to do.
+//! Guarantees: the settings are durable (`fsync` and checksums are on). No other Postgres is touched. Nothing is
+//! downloaded, and nothing is deleted except an incomplete cluster that an interrupted first run left. If this process
+//! is killed, Postgres keeps running and the next start adopts it. Each cause of failure has a message of its own that
+//! says what to do.
 //!
-//! - [`binaries`]: which `postgres` and `initdb`
-//! - [`system_account`]: which user runs them, since Postgres refuses root
-//! - [`data_folder`]: where everything lies, and whose it is for now
-//! - [`postmaster`]: the server process: found, started, waited for, stopped
-//! - [`cluster`]: [`EmbeddedPostgres`], which puts these in order
-//! - [`error`]: what can go wrong
+//! - [`binaries`]: finds `postgres` and `initdb`
+//! - [`system_account`]: the user that runs them, because Postgres refuses to run as root
+//! - [`data_folder`]: the data folder, its permissions and its locks
+//! - [`postmaster`]: the server process: finds, starts, waits for and stops it
+//! - [`cluster`]: [`EmbeddedPostgres`], which combines these
+//! - [`error`]: why a private Postgres is not available
 
 pub mod binaries;
 pub mod cluster;

@@ -1,4 +1,4 @@
-//! The server process itself: found, started, waited for, stopped.
+//! The server process of Postgres: finds, starts, waits for and stops it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,15 +14,15 @@ use super::binaries::PostgresBinaries;
 use super::data_folder::DataFolder;
 use super::error::EmbeddedError;
 
-/// How long a fast shutdown may take before it becomes an immediate one.
+/// How long a fast shutdown may take before an immediate shutdown follows.
 const FAST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long an immediate shutdown may take. It writes nothing, so this is plenty.
+/// How long an immediate shutdown may take. It writes nothing and takes far less.
 const IMMEDIATE_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a process that is not our child is looked at.
+/// How often a process that is not a child of this process is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The settings of a private Postgres. Given as arguments rather than in its file, so that data of an older release of
-/// ours follows a newer one.
+/// The settings of a private Postgres. They are passed as arguments and not stored in the cluster, so that a cluster
+/// that an older release created runs with the settings of this release.
 const POSTGRES_SETTINGS: [&str; 17] = [
     "listen_addresses=",
     "port=5432",
@@ -43,12 +43,12 @@ const POSTGRES_SETTINGS: [&str; 17] = [
     "log_min_messages=warning",
 ];
 
-/// A running Postgres. Dropped, it is told to stop and not waited for, whatever was cancelled or went wrong.
+/// A running Postgres. Dropping it sends the signal for a fast shutdown and does not wait for the exit.
 #[derive(Debug)]
 pub(super) enum Postmaster {
-    /// Our child.
+    /// A child process of this process.
     Child(Child),
-    /// Left behind by an earlier process of ours that was killed.
+    /// A Postgres that a killed process of Attesto left running.
     Orphaned(OrphanedPostmaster),
 }
 
@@ -60,7 +60,7 @@ impl Drop for Postmaster {
     }
 }
 
-/// A Postgres on our data that is not our child.
+/// A running Postgres on this data that is not a child of this process.
 #[derive(Debug)]
 pub(super) struct OrphanedPostmaster {
     pid: Pid,
@@ -68,13 +68,13 @@ pub(super) struct OrphanedPostmaster {
 }
 
 impl OrphanedPostmaster {
-    /// The Postgres that runs on the folder's data, if any does. When none does, a note that would keep the next one
-    /// from starting is corrected.
+    /// The Postgres that runs on the folder's data, if there is one. If there is none, corrects a stale
+    /// `postmaster.pid` that would prevent the next start.
     pub(super) fn find_running(folder: &DataFolder) -> Option<Self> {
         let data = folder.cluster_path();
         let path = data.join("postmaster.pid");
-        let note = std::fs::read_to_string(&path).ok()?;
-        let (first, rest) = note.split_once('\n').unwrap_or((&note, ""));
+        let content = std::fs::read_to_string(&path).ok()?;
+        let (first, rest) = content.split_once('\n').unwrap_or((&content, ""));
         let pid = Pid::from_raw(first.trim().parse().ok()?)?;
         let orphan = Self {
             pid,
@@ -83,18 +83,22 @@ impl OrphanedPostmaster {
         if orphan.is_alive() {
             return Some(orphan);
         }
-        // Where no process reaps orphans (this is the first process of a container), a dead one keeps its process id, and
-        // Postgres would take it for a living rival. When it is no child of ours, this does nothing.
+        // If this is the first process of a container, no other process reaps orphans: a dead Postgres stays as a
+        // zombie with its process id, and the next one would take it for a running server. This has no effect if the
+        // process is not a child of this one.
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-        // After a power cut the process id may mean another program of the same user, which Postgres cannot tell from
-        // a rival either. It never takes its parent for one, so that is what the note gets to say. The rest of it
-        // stays: by that, Postgres still finds processes of the old one that hold on to the data.
-        let other = read_command_line(pid).unwrap_or_default();
+        // After a power failure, the process id may belong to another program of the same user, which Postgres would
+        // also take for a running server. Postgres ignores the id of its own parent process, so that id is written in
+        // its place. The other lines are kept: Postgres finds processes of the old server by the shared memory that
+        // they name.
+        let command_line = read_command_line(pid).unwrap_or_default();
         let is_postgres = |program: &str| {
             let name = program.as_bytes();
-            other.windows(name.len()).any(|window| window == name)
+            command_line
+                .windows(name.len())
+                .any(|window| window == name)
         };
-        if !other.is_empty() && !is_postgres("postgres") && !is_postgres("postmaster") {
+        if !command_line.is_empty() && !is_postgres("postgres") && !is_postgres("postmaster") {
             tracing::warn!(%pid, "the note of Postgres' process id is from before a crash: corrected");
             if let Err(error) = std::fs::write(&path, format!("{}\n{rest}", std::process::id())) {
                 tracing::warn!(%error, "cannot correct the note");
@@ -103,7 +107,7 @@ impl OrphanedPostmaster {
         None
     }
 
-    /// Whether the process id still means that Postgres. Process ids are given again to others.
+    /// Whether the process id still belongs to that Postgres. The system reuses process ids.
     fn is_alive(&self) -> bool {
         let data = self.cluster_path.as_os_str().as_bytes();
         match read_command_line(self.pid) {
@@ -114,14 +118,14 @@ impl OrphanedPostmaster {
                     .any(|pair| pair[0] == b"-D" && pair[1] == data)
             }
             None if Path::new("/proc/self/cmdline").exists() => false,
-            // No /proc: macOS and the BSDs.
+            // There is no /proc on macOS and the BSDs.
             None => {
-                let asked = std::process::Command::new("ps")
+                let output = std::process::Command::new("ps")
                     .args(["-ww", "-o", "args=", "-p", &self.pid.to_string()])
                     .stdin(Stdio::null())
                     .output();
-                asked.is_ok_and(|asked| {
-                    let mut windows = asked.stdout.windows(data.len());
+                output.is_ok_and(|output| {
+                    let mut windows = output.stdout.windows(data.len());
                     windows.any(|window| window == data)
                 })
             }
@@ -136,7 +140,8 @@ impl OrphanedPostmaster {
 }
 
 impl Postmaster {
-    /// Starts Postgres on the folder's data. That it serves is another matter: see [`Postmaster::exit_status`].
+    /// Starts Postgres on the folder's data. Does not wait until it accepts connections; it may also exit: see
+    /// [`Postmaster::exit_status`].
     pub(super) fn spawn(
         folder: &DataFolder,
         binaries: &PostgresBinaries,
@@ -156,7 +161,7 @@ impl Postmaster {
         for setting in POSTGRES_SETTINGS {
             command.args(["-c", setting]);
         }
-        // A list of folders, in which commas part and double quotes hold together.
+        // The setting is a list of folders, separated by commas. Double quotes protect commas in a folder's name.
         let run = folder.socket_folder().as_os_str().as_bytes();
         let mut sockets = b"unix_socket_directories=\"".to_vec();
         sockets.extend(
@@ -168,13 +173,13 @@ impl Postmaster {
 
         let log = || log.try_clone().map(Stdio::from).map_err(cannot_run);
         command.stdout(log()?).stderr(log()?);
-        // A process group of its own: Ctrl-C in a terminal reaches every process of its group, and Postgres would end
-        // under the requests that we are still answering.
+        // A process group of its own: Ctrl-C in a terminal signals every process of the foreground group, and Postgres
+        // would stop while this process still answers requests.
         command.process_group(0);
         Ok(Self::Child(command.spawn().map_err(cannot_run)?))
     }
 
-    /// Its process id, while there is one.
+    /// The process id, while the process runs.
     fn process_id(&self) -> Option<Pid> {
         match self {
             Self::Child(child) => child
@@ -184,7 +189,8 @@ impl Postmaster {
         }
     }
 
-    /// How it ended, when it has. Of a process that is not our child only that it has.
+    /// The exit status, if the process has exited. For an orphaned Postgres the status itself is not known and is the
+    /// default.
     pub(super) fn exit_status(&mut self) -> Option<ExitStatus> {
         match self {
             Self::Child(child) => child.try_wait().ok().flatten(),
@@ -192,10 +198,11 @@ impl Postmaster {
         }
     }
 
-    /// Ends it: fast (clients are cut off, everything is written), and after 20 s at once (the next start recovers).
-    /// Never the smart way, which waits for every client.
+    /// Stops Postgres: a fast shutdown, which disconnects clients and writes everything to disk; after
+    /// [`FAST_SHUTDOWN_TIMEOUT`] an immediate one, after which the next start runs a recovery. The smart shutdown is
+    /// not used, because it waits for every client.
     pub(super) async fn stop(&mut self) {
-        for (signal, patience) in [
+        for (signal, max_wait) in [
             (Signal::INT, FAST_SHUTDOWN_TIMEOUT),
             (Signal::QUIT, IMMEDIATE_SHUTDOWN_TIMEOUT),
         ] {
@@ -203,20 +210,20 @@ impl Postmaster {
             if let Err(error) = kill_process(pid, signal) {
                 tracing::warn!(%error, "cannot tell Postgres to stop");
             }
-            let begun = Instant::now();
-            if timeout(patience, self.wait_for_exit()).await.is_ok() {
-                tracing::debug!(after = ?begun.elapsed(), "Postgres has stopped");
+            let started_at = Instant::now();
+            if timeout(max_wait, self.wait_for_exit()).await.is_ok() {
+                tracing::debug!(after = ?started_at.elapsed(), "Postgres has stopped");
                 return;
             }
-            tracing::warn!(after = ?patience, "Postgres has not stopped");
+            tracing::warn!(after = ?max_wait, "Postgres has not stopped");
         }
     }
 
-    /// Until it has ended, by our doing or another's.
+    /// Waits until the process has exited, for any reason.
     pub(super) async fn wait_for_exit(&mut self) {
         match self {
             Self::Child(child) => {
-                // It fails only when there is no such child, which is as gone as can be.
+                // An error means that there is no such child process, so it has exited.
                 let _ = child.wait().await;
             }
             Self::Orphaned(orphan) => orphan.wait_for_exit().await,
@@ -224,19 +231,19 @@ impl Postmaster {
     }
 }
 
-/// The arguments of a process, each ended by a zero; empty for one that has ended and was not reaped.
+/// The arguments of a process, each followed by a zero byte. Empty for a zombie process.
 fn read_command_line(pid: Pid) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
-/// One of Postgres' programs, run as the user it must run as and with nothing of our environment, which may hold
-/// settings of libpq and secrets of ours.
+/// A command that runs a program of Postgres as the user that must run it. Its environment is empty, because ours may
+/// contain settings of libpq and secrets.
 pub(super) fn build_command(folder: &DataFolder, program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
         .env("LC_ALL", "C")
-        // The current folder may be one that the other user cannot enter.
+        // The other user may not be allowed to enter the current folder.
         .current_dir("/")
         .stdin(Stdio::null());
     if let Some(account) = folder.account() {

@@ -1,17 +1,18 @@
-//! Which user runs Postgres. Usually our own; Postgres refuses root, so root runs it as a user with fewer rights.
+//! The user that runs Postgres: the user of this process, or an unprivileged one if this process runs as root, because
+//! Postgres refuses to run as root.
 
 use std::process::{Command, Stdio};
 
 use super::error::EmbeddedError;
 
-/// Tried in this order. The second comes with Debian's package. Never `nobody`: other services that run as `nobody` could
-/// read the data.
+/// Tried in this order. Debian's package creates the second one. The user `nobody` is not used, because other programs
+/// that run as that user could read the data.
 const DEFAULT_ACCOUNTS: [&str; 2] = ["attesto", "postgres"];
 
-/// A user of this machine other than ourselves.
+/// A user of this machine other than the one that this process runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SystemAccount {
-    /// How messages call it.
+    /// The name for messages. It may be the user id.
     pub name: String,
     /// Its user id, never 0.
     pub uid: u32,
@@ -20,8 +21,8 @@ pub struct SystemAccount {
 }
 
 impl SystemAccount {
-    /// Whom to become: `None` stays what we are. `named` is `ATTESTO_PG_USER`; it counts only for root, who alone can
-    /// become another user.
+    /// The user to run Postgres as; `None` for the user of this process. `named` is `ATTESTO_PG_USER`. It only has an
+    /// effect for root, because no other user can change its user id.
     pub fn choose_for_postgres(named: Option<&str>) -> Result<Option<Self>, EmbeddedError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -43,16 +44,16 @@ impl SystemAccount {
         Ok(Some(account))
     }
 
-    /// Asks `id`, which knows every directory of users this machine uses, not only /etc/passwd.
+    /// Runs the program `id`, which reads every user database of the machine and not only `/etc/passwd`.
     fn find_by_name(name: &str) -> Option<Self> {
         let ask = |what| {
-            let asked = Command::new("id")
+            let output = Command::new("id")
                 .args([what, "--", name])
                 .stdin(Stdio::null())
                 .stderr(Stdio::null())
                 .output()
                 .ok()?;
-            String::from_utf8(asked.stdout).ok()?.trim().parse().ok()
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
         };
         Some(Self {
             name: name.to_owned(),

@@ -1,12 +1,12 @@
 //! The job `retention`: removes rows that are past their retention period.
 //!
-//! Promises: an event with a delivery that has not ended, parked ones included, stays whatever its age; a
-//! setting of zero keeps rows for ever; rows are removed a few hundred at a time, oldest first, so that no lock is held for long
-//! and a process that is asked to stop can stop.
+//! Guarantees: an event is kept, whatever its age, while one of its deliveries is pending; a parked delivery is
+//! pending. A retention period of zero keeps rows for ever. Rows are removed a few hundred at a time, oldest first, so
+//! that locks are held for a short time only, and the job can stop between two batches.
 //!
 //! Running it twice is harmless: removed rows are not found again, and rows that another run has locked are skipped.
 //!
-//! - [`retention_kind`]: what is removed, and after how long
+//! - [`retention_kind`]: the kinds of rows that are removed, and their retention periods
 //! - [`mod@prune`]: the job, and the same for `attesto prune`
 //! - `store`: the SQL
 

@@ -13,7 +13,7 @@ use super::store::{self, BATCH_SIZE};
 use crate::db::{Database, Error};
 use crate::jobs::{Job, JobContext};
 
-/// The pause between two batches, so that requests and deliveries come first.
+/// The pause between two batches, so that the job does not slow down requests and deliveries.
 const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(crate) fn retention_job(tools: &JobContext) -> Job {
@@ -38,28 +38,28 @@ async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow
     Ok(removed.into())
 }
 
-/// Removes all rows of this kind that are older than `kept`, until `stop`, and returns how many it removed.
+/// Removes all rows of this kind that are older than `kept`, until `stop` is cancelled. Returns how many were removed.
 pub async fn prune_expired(
     database: &Database,
     kind: RetentionKind,
     kept: Duration,
     stop: &CancellationToken,
 ) -> Result<u64, Error> {
-    let mut gone = 0;
+    let mut removed = 0;
     let mut after = None;
     while !stop.is_cancelled() {
         let batch = store::prune_batch(database, kind, kept, after).await?;
-        gone += batch.removed;
+        removed += batch.removed;
         if batch.scanned < BATCH_SIZE.unsigned_abs() {
             break;
         }
         after = batch.cursor;
         let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
     }
-    Ok(gone)
+    Ok(removed)
 }
 
-/// How many rows of this kind [`prune_expired`] would remove. Reads them all.
+/// How many rows of this kind [`prune_expired`] would remove. Reads all of them.
 pub(crate) async fn count_expired(
     database: &Database,
     kind: RetentionKind,

@@ -1,4 +1,4 @@
-//! What is removed, and after how long.
+//! The kinds of rows that are removed, and their retention periods.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use crate::config::groups::RetentionSettings;
 /// Rows with a retention period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetentionKind {
-    /// `webhook_events` with their `webhook_deliveries`, once every delivery has ended.
+    /// Rows of `webhook_events` with their `webhook_deliveries`, once no delivery is pending.
     Events,
-    /// `validation_audit`.
+    /// Rows of `validation_audit`.
     ValidationAudit,
-    /// `operator_audit`; its newest row always stays.
+    /// Rows of `operator_audit`. Its newest row is always kept.
     OperatorAudit,
-    /// `webhook_deliveries.last_response_body`: the beginning of the callback's answer.
+    /// The column `webhook_deliveries.last_response_body`: the beginning of the callback's response.
     AttemptDetails,
-    /// `webhook_redeliveries` that have ended. Kept as long as the events they are about.
+    /// Rows of `webhook_redeliveries` that have finished. Kept as long as events.
     Redeliveries,
-    /// `job_runs`.
+    /// Rows of `job_runs`.
     JobRuns,
-    /// `webhook_previous_secrets` that no longer sign.
+    /// Rows of `webhook_previous_secrets` whose grace period has ended.
     RetiredSecrets,
-    /// `apple_previous_credentials` and `google_previous_credentials` that can no longer be rolled back to.
+    /// Rows of `apple_previous_credentials` and `google_previous_credentials` whose grace period has ended.
     ReplacedCredentials,
 }
 
-/// The last run of each job is kept for ever.
+/// How long runs of jobs are kept. The newest run of each job is always kept.
 const JOB_RUNS_TTL: Duration = Duration::from_hours(30 * 24);
 
 impl RetentionKind {
-    /// In the order in which they are removed and shown.
+    /// All kinds, in the order in which they are removed and listed.
     pub(crate) const ALL: [Self; 8] = [
         Self::Events,
         Self::Redeliveries,
@@ -41,7 +41,7 @@ impl RetentionKind {
         Self::JobRuns,
     ];
 
-    /// The word in the job's report and in `attesto prune`.
+    /// The name in the job's report and in `attesto prune`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Events => "events",
@@ -55,7 +55,7 @@ impl RetentionKind {
         }
     }
 
-    /// `None`: for ever.
+    /// The retention period. `None`: rows are kept for ever.
     pub(crate) fn retention_period(self, settings: &RetentionSettings) -> Option<Duration> {
         match self {
             Self::Events | Self::Redeliveries => settings.events,

@@ -1,4 +1,4 @@
-//! The SQL of retention. Only the database's clock decides what is old.
+//! The SQL of retention. Ages are computed with the database's clock.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::RetentionKind;
 use crate::audit::operator_audit;
 use crate::db::{Database, Error};
 
-/// The most rows that one transaction removes.
+/// The maximum number of rows that one transaction removes.
 pub(super) const BATCH_SIZE: i64 = 500;
 
 #[derive(Debug, Default)]
 pub(super) struct PrunedBatch {
     pub(super) removed: u64,
-    /// Rows that were read: fewer than [`BATCH_SIZE`] when none are left.
+    /// Rows that were examined: fewer than [`BATCH_SIZE`] if no more are left.
     pub(super) scanned: u64,
-    /// The last event that was read. The next batch begins after it, because some events stay.
+    /// The last event that was examined. The next batch begins after it, because events with pending deliveries stay.
     pub(super) cursor: Option<(OffsetDateTime, String)>,
 }
 
@@ -123,15 +123,15 @@ pub(super) async fn prune_batch(
     })
 }
 
-/// In larger batches than the others: each batch adds a row that records it.
+/// Batches of the operators' audit are larger, because each batch adds an audit row that records it.
 async fn prune_operator_audit_batch(
     database: &Database,
     kept: Duration,
 ) -> Result<PrunedBatch, Error> {
-    let gone = operator_audit::prune_operator_audit(database, kept).await?;
+    let removed = operator_audit::prune_operator_audit(database, kept).await?;
     Ok(PrunedBatch {
-        removed: gone,
-        scanned: if gone == 0 {
+        removed,
+        scanned: if removed == 0 {
             0
         } else {
             BATCH_SIZE.unsigned_abs()
@@ -140,7 +140,7 @@ async fn prune_operator_audit_batch(
     })
 }
 
-/// All at once: there is at most one row for each tenant.
+/// Removes all rows at once: there is at most one for each tenant and store.
 async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
     let apple = sqlx::query!(
         "delete from apple_previous_credentials \
@@ -162,10 +162,11 @@ async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<Pru
     })
 }
 
-/// Two statements: the first locks the events, so that no delivery can be added to them; the second then sees every
-/// delivery that was added before.
+/// Uses two statements: the first one locks the events, so that no delivery can be added to them; the second one then
+/// sees every delivery that was added before.
 ///
-/// Must not be cancelled in the middle: see [`crate::db::database`]. A job is not; a command ends with its process.
+/// Must not be cancelled between them: see [`crate::db::database`]. Jobs are not cancelled, and a command ends with its
+/// process.
 async fn prune_events(
     database: &Database,
     age: f64,
@@ -173,7 +174,7 @@ async fn prune_events(
 ) -> Result<PrunedBatch, Error> {
     let (after_at, after_id) = after.unzip();
     let mut transaction = database.pool().begin().await?;
-    let looked_at = sqlx::query!(
+    let examined = sqlx::query!(
         "
         select id, received_at from webhook_events
         where received_at < attesto_now() - make_interval(secs => $1)
@@ -188,12 +189,12 @@ async fn prune_events(
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let Some(last) = looked_at.last() else {
+    let Some(last) = examined.last() else {
         return Ok(PrunedBatch::default());
     };
     let last = Some((last.received_at, last.id.clone()));
-    let ids: Vec<String> = looked_at.iter().map(|row| row.id.clone()).collect();
-    let gone = sqlx::query!(
+    let ids: Vec<String> = examined.iter().map(|row| row.id.clone()).collect();
+    let removed = sqlx::query!(
         "
         with done as (
             select id from unnest($1::text[]) as event (id)
@@ -212,8 +213,8 @@ async fn prune_events(
     .await?;
     transaction.commit().await?;
     Ok(PrunedBatch {
-        removed: gone.rows_affected(),
-        scanned: looked_at.len() as u64,
+        removed: removed.rows_affected(),
+        scanned: examined.len() as u64,
         cursor: last,
     })
 }
@@ -256,7 +257,7 @@ pub(super) async fn count_expired_rows(
            from (select attesto_now() - make_interval(secs => $1) as cutoff) clock"
     );
     let mut transaction = database.pool().begin().await?;
-    // It reads every old row.
+    // The statement reads every old row, which can take minutes.
     sqlx::query("set local statement_timeout = '10min'")
         .execute(&mut *transaction)
         .await?;

@@ -1,4 +1,4 @@
-//! What can go wrong in moving a tenant, each with a sentence that says what to do.
+//! Why an export or import failed. Each message says what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,30 +9,30 @@ use crate::crypto::redact::redact_path;
 use crate::crypto::sealed_file::SealedFileError;
 use crate::db::Error;
 
-/// Why a tenant was not packed or unpacked. Nothing was changed, then.
+/// Why a tenant was not exported or imported. The database was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// There is no such tenant.
+    /// There is no tenant with this id.
     #[error("no such tenant: {0}")]
     TenantNotFound(TenantId),
-    /// It is there already.
+    /// The tenant exists and `--replace` was not given.
     #[error(
-        "{0} is here already: --replace makes its settings and credentials those of the file, and adds to its keys and its history what is missing"
+        "{0} exists already: with --replace, its settings and credentials are replaced by those of the file, and missing keys and history are added"
     )]
     TenantExists(TenantId),
-    /// Rows of the file have ids that are another tenant's here.
+    /// Rows of the file have ids that belong to another tenant in this database.
     #[error(
-        "{count} rows of {table} in the file cannot be {tenant}'s here: what they are called by, or the events that they deliver, is not. Nothing was imported; compare the file's SHA-256 with that of the export"
+        "{count} rows of {table} in the file conflict with rows of other tenants in this database, by their ids or by the events that they deliver, and cannot be imported for {tenant}. Nothing was imported; compare the file's SHA-256 with that of the export"
     )]
     RowsOfOtherTenant {
-        /// Whose the file is.
+        /// The tenant of the file.
         tenant: TenantId,
         /// The first table with such rows.
         table: &'static str,
         /// The number of such rows.
         count: u64,
     },
-    /// It is inactive, and deliveries of it are being sent.
+    /// The tenant is inactive, and processes are still sending deliveries of it.
     #[error(
         "{count} deliveries of {tenant} are being sent, and would be sent again by the installation that imports this: run it again in a minute"
     )]
@@ -42,34 +42,35 @@ pub enum TransferError {
         /// The number of deliveries that are being sent.
         count: i64,
     },
-    /// A transaction that began while it was active is still writing, or one that takes long.
+    /// A transaction was still writing events or deliveries when the lock timeout ended. It may have begun while the
+    /// tenant was active.
     #[error(
-        "a transaction is still writing events or deliveries, and {0} could be in it (a large import, perhaps, or a long job): run it again in a minute"
+        "a transaction is still writing events or deliveries, and may contain some of {0} (it may be a large import or a long job): run the export again in a minute"
     )]
     WritesInProgress(TenantId),
-    /// A request for redelivery is not through, and needs the history.
+    /// A redelivery has not finished. It needs the history, which was not to be exported.
     #[error(
-        "a redelivery of {0} is not through yet: wait until it is, stop it (`attesto webhook stop-redelivery`), or take it along with --with-history"
+        "a redelivery of {0} has not finished: wait until it has, stop it (`attesto webhook stop-redelivery`), or export it too with --with-history"
     )]
     RedeliveryInProgress(TenantId),
-    /// The file is there already.
-    #[error("{} exists already: an export is never written over", redact_path(.0))]
+    /// The output file exists already.
+    #[error("{} exists already, and an export is never overwritten: choose another file", redact_path(.0))]
     FileExists(PathBuf),
     /// A file cannot be read or written.
     #[error("{}: {cause}", redact_path(path))]
     FileIo {
-        /// The file of the export.
+        /// The exported file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: io::Error,
     },
-    /// The file does not open.
+    /// The file cannot be unsealed.
     #[error(transparent)]
     SealedFile(#[from] SealedFileError),
-    /// It opens, and what is in it is not what this release knows.
-    #[error("the file opens, and is not an export that this release can read: {0}")]
+    /// The file was unsealed, and its content is not in a format that this release knows.
+    #[error("the file was decrypted, and is not an export that this release can read: {0}")]
     InvalidContent(String),
-    /// It is of a release that knows more.
+    /// The file was written by a release with newer migrations.
     #[error(
         "the file was made by Attesto {attesto}, whose tables are newer than these: bring this installation to that release, run `attesto migrate`, and import again"
     )]
@@ -77,14 +78,14 @@ pub enum TransferError {
         /// The release that wrote the file.
         attesto: String,
     },
-    /// A secret does not open.
-    #[error("{column} of {tenant} does not open: {cause}")]
+    /// A sealed value of the tenant cannot be unsealed.
+    #[error("{column} of {tenant} cannot be decrypted: {cause}")]
     SecretNotOpened {
-        /// Which: table and column.
+        /// The table and the column, joined by a dot.
         column: String,
         /// The exported tenant.
         tenant: TenantId,
-        /// The reason it does not open.
+        /// Why it cannot be unsealed.
         cause: UnsealError,
     },
     /// A query failed.

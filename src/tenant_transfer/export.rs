@@ -1,4 +1,4 @@
-//! Packs a tenant.
+//! Exports a tenant to a file.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -21,27 +21,28 @@ use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
 use crate::db::Database;
 
-/// What was packed.
+/// The result of an export.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportReport {
-    /// Whose it is, and of when.
+    /// The first line of the file.
     #[serde(flatten)]
     pub label: ExportHeader,
-    /// Rows, by their tables.
+    /// The number of exported rows, by table.
     pub rows: BTreeMap<String, u64>,
-    /// Deliveries among them that are still to be sent.
+    /// How many of the exported deliveries are pending.
     pub waiting: i64,
-    /// For whom it is sealed.
+    /// What the file is sealed with: the recipient, or "a passphrase".
     pub sealed_for: String,
-    /// Of the file.
+    /// The size of the file in bytes.
     pub bytes: u64,
-    /// Of the file, in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
-/// Writes the tenant into `file`, which must not be there and which only its owner can read. `keyring` opens what the database
-/// holds; the caller has made sure that it is this database's. The service goes on meanwhile.
+/// Exports the tenant to `file`, which must not exist and is readable only by its owner. `keyring` unseals the stored
+/// values; the caller must check first that its keys are those of this database. Other processes can use the database
+/// meanwhile.
 pub async fn export_tenant(
     database: &Database,
     keyring: &Keyring,
@@ -56,8 +57,8 @@ pub async fn export_tenant(
     let mut snapshot = TenantSnapshot::begin_snapshot(database, tenant).await?;
     let owner = snapshot.load_tenant(tenant).await?;
     let owner = owner.ok_or_else(|| TransferError::TenantNotFound(tenant.clone()))?;
-    // The export of an active tenant is a copy, which is never complete. That of an inactive one is complete: no process may still be
-    // sending what is in it.
+    // The export of an active tenant is a copy, which misses later events. The export of an inactive tenant is
+    // complete, so no process may still be sending its deliveries.
     if !owner.is_active && owner.deliveries_in_progress > 0 {
         return Err(TransferError::DeliveriesInProgress {
             tenant: tenant.clone(),
@@ -97,10 +98,10 @@ pub async fn export_tenant(
             columns: columns.clone(),
         };
         heading.write_to(&mut sealer).map_err(failed)?;
-        let hidden = store::sealed_column(part.name);
+        let sealed_column = store::sealed_column(part.name);
         let mut count = 0;
         let each = |fields, blob: Option<Vec<u8>>| {
-            let secret = match hidden.zip(blob) {
+            let secret = match sealed_column.zip(blob) {
                 None => None,
                 Some((column, blob)) => {
                     let opened = keyring.open(column.context_for(tenant.as_str()), &blob);
@@ -142,7 +143,7 @@ pub async fn export_tenant(
         bytes,
         sha256,
     };
-    // Recorded in the audit before the file exists: no file is made that the audit does not know of.
+    // The audit row is written before the file gets its name, so that every file has an audit row.
     let note = json!({
         "history": history,
         "sealedFor": exported.sealed_for,

@@ -1,5 +1,5 @@
-//! What is in the sealed file: JSON lines. First who it is, then each table with its columns and its rows, last the count of
-//! all, without which the file is not whole.
+//! The content of the sealed file, as JSON lines: first a header, then each table with its columns and rows, and last
+//! the number of rows of every table. A file without the last line is incomplete.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -15,35 +15,35 @@ use super::tables::HistoryScope;
 use crate::base::id::TenantId;
 use crate::crypto::sealed_file::SealedFileError;
 
-/// The shape of the lines that this release writes and reads.
+/// The version of the format that this release writes and reads.
 pub const EXPORT_FORMAT: u32 = 1;
-/// No line is longer: an event is of at most a megabyte, and is in its row three times.
+/// The maximum length of a line. An event is at most 1 MB, and its row has it three times.
 const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// The first line: whose it is, and of when.
+/// The first line of the file: which tenant was exported, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportHeader {
-    /// [`EXPORT_FORMAT`].
+    /// The version of the format: [`EXPORT_FORMAT`].
     pub format: u32,
     /// The exported tenant.
     pub tenant: TenantId,
-    /// What people call it.
+    /// The tenant's name.
     pub name: String,
-    /// Whether it was active.
+    /// Whether the tenant was active.
     #[serde(rename = "wasActive")]
     pub is_active: bool,
-    /// The moment whose state it is, as RFC 3339.
+    /// When the snapshot was taken, in RFC 3339.
     pub exported_at: String,
-    /// The release of Attesto that made it.
+    /// The release of Attesto that wrote the file.
     pub attesto: String,
-    /// The newest migration of the database it is from.
+    /// The number of the newest migration of the exported database.
     pub schema_version: i64,
-    /// How much of what was received.
+    /// Which events and deliveries were exported.
     pub history: HistoryScope,
 }
 
-/// What a secret says, between two installations.
+/// The plaintext of a sealed value, in base64.
 #[derive(Serialize, Deserialize)]
 pub(super) struct EncodedSecret(String);
 
@@ -75,7 +75,8 @@ pub(super) enum ExportLine {
         name: String,
         columns: Vec<String>,
     },
-    /// A row of the table that was named last, as Postgres writes it; beside it what stood sealed in its one sealed column.
+    /// A row of the last table line, as Postgres encodes it in JSON. `secret` is the unsealed value of the table's
+    /// sealed column.
     Row {
         fields: Box<RawValue>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -93,7 +94,7 @@ impl ExportLine {
         into.write_all(&line)
     }
 
-    /// The next one, with how long it was. `None` at the end.
+    /// Reads the next line and returns it with its length in bytes. `None` at the end of the file.
     pub(super) fn read_from(
         from: &mut impl BufRead,
     ) -> Result<Option<(Self, usize)>, TransferError> {
@@ -106,10 +107,10 @@ impl ExportLine {
             return Ok(None);
         }
         let parsed = serde_json::from_slice(&line);
-        // What is wrong is told without what is there, which may be a secret.
+        // The message does not repeat the line, which may contain a secret.
         let parsed = parsed.map_err(|error| {
             TransferError::InvalidContent(format!(
-                "a line is none of this release's ({:?} at column {})",
+                "a line has a form that this release does not know ({:?} at column {})",
                 error.classify(),
                 error.column()
             ))

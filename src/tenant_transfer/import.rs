@@ -1,4 +1,4 @@
-//! Unpacks a tenant.
+//! Imports a tenant from a file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -17,65 +17,66 @@ use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{OpeningSecret, SealedFileReader};
 use crate::db::Database;
 
-/// Rows that are written at once.
+/// The maximum number of rows in one insert.
 const MAX_BATCH_ROWS: usize = 200;
-/// Or this much of the file.
+/// The number of bytes of the file after which the collected rows are inserted.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// How to unpack.
+/// The flags of an import.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a flag of the command's, and they go with each other in any way"
+    reason = "each is an independent flag of the command"
 )]
 pub struct ImportOptions {
-    /// Whatever it was, it is inactive here.
+    /// Make the tenant inactive, whatever the file says.
     pub as_inactive: bool,
-    /// Also over the same tenant.
+    /// Import over the same tenant if it exists.
     pub replace: bool,
-    /// Open the networks too that were open to its callback. They are of the old installation's surroundings.
+    /// Also import the private networks that the callback was allowed to reach. They describe the surroundings of the
+    /// exporting installation.
     pub with_networks: bool,
-    /// Do everything, and then nothing.
+    /// Run the whole import and roll it back.
     pub dry_run: bool,
 }
 
-/// What was unpacked.
+/// The result of an import.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "what is said of an import, each for itself"
+    reason = "each is an independent fact about the import"
 )]
 pub struct ImportReport {
-    /// Whose it is, and of when.
+    /// The first line of the file.
     #[serde(flatten)]
     pub label: ExportHeader,
-    /// Rows that were written, by their tables.
+    /// The number of rows written, by table.
     pub rows: BTreeMap<String, u64>,
-    /// Rows that were there already, by their tables.
+    /// The number of rows that existed already, by table.
     pub kept: BTreeMap<String, u64>,
-    /// Events that are here under another id, as their store reported them here too.
+    /// Events that exist here with another id, because their store reported them to this installation too.
     pub known: u64,
-    /// Deliveries that were left out, since their event is here under another id and has its own.
+    /// Deliveries that were left out, because their event exists here with another id and has deliveries of its own.
     pub superseded: u64,
-    /// The networks in the file, as `network:port`.
+    /// The allowed networks in the file, as `network:port`.
     pub networks: Vec<String>,
-    /// Whether they are open here now.
+    /// Whether those networks were imported.
     pub networks_opened: bool,
-    /// Deliveries of the tenant that are still to be sent, here.
+    /// The tenant's pending deliveries after the import.
     pub waiting: i64,
-    /// Whether it is active here.
+    /// Whether the tenant is active after the import.
     pub active: bool,
-    /// Whether the tenant was here before.
+    /// Whether the tenant existed before the import.
     pub replaced: bool,
-    /// Whether nothing was written after all.
+    /// Whether the import was rolled back because it was a dry run.
     pub dry_run: bool,
-    /// Of the file, in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
-/// Reads `file` and writes the tenant in one transaction, secrets sealed by `keyring`; the caller has made sure that it is this
-/// database's.
+/// Reads `file` and writes the tenant in one transaction. `keyring` seals its secrets; the caller must check first that
+/// its keys are those of this database.
 pub async fn import_tenant(
     database: &Database,
     keyring: &Keyring,
@@ -92,7 +93,7 @@ pub async fn import_tenant(
     let mut reader = BufReader::new(opener);
     let Some((ExportLine::Label(label), _)) = ExportLine::read_from(&mut reader)? else {
         return Err(TransferError::InvalidContent(
-            "it does not say whose it is".into(),
+            "it does not say which tenant it has".into(),
         ));
     };
     if label.format != EXPORT_FORMAT {
@@ -128,14 +129,15 @@ pub async fn import_tenant(
         kept: BTreeMap::new(),
     };
     unpacked.import_lines(&mut unpacking, &mut reader).await?;
-    // A process that stores an event reads the tenant's row, which must not be locked all the while.
+    // The tenant's row is updated last, because other processes read it when they store an event and would wait for its
+    // lock.
     if let Some(mut last) = unpacked.deferred_tenant_row.take() {
         unpacked.insert_batch(&mut unpacking, &mut last).await?;
     }
     let ImportReader {
         rows,
         kept,
-        existing_events: elsewhere,
+        existing_events,
         superseded,
         networks,
         ..
@@ -163,7 +165,7 @@ pub async fn import_tenant(
         label,
         rows,
         kept,
-        known: elsewhere.len() as u64,
+        known: existing_events.len() as u64,
         superseded,
         networks_opened: options.with_networks && !networks.is_empty(),
         networks,
@@ -179,7 +181,7 @@ struct ImportReader<'a> {
     label: &'a ExportHeader,
     with_networks: bool,
     replaced: bool,
-    /// The tenant's own row, where it is there already.
+    /// The row of table `tenants`, if the tenant exists already: it is written last.
     deferred_tenant_row: Option<TableBatch>,
     existing_events: HashMap<String, ExistingEvent>,
     superseded: u64,
@@ -188,7 +190,7 @@ struct ImportReader<'a> {
     kept: BTreeMap<String, u64>,
 }
 
-/// A network as the file has it.
+/// A row of table `webhook_allowed_networks`.
 #[derive(Deserialize)]
 struct NetworkRow {
     network: String,
@@ -196,7 +198,8 @@ struct NetworkRow {
 }
 
 impl NetworkRow {
-    /// As it is said, where nothing in it could be anything else than an address.
+    /// The network as `network:port`. `None` if it has characters that no network has, so that nothing else is ever
+    /// shown.
     fn parse_network(fields: &str) -> Option<String> {
         let it: Self = serde_json::from_str(fields).ok()?;
         let is_plain =
@@ -208,7 +211,7 @@ impl NetworkRow {
     }
 }
 
-/// The table whose rows are being read.
+/// The table that is being read, and its rows that are not written yet.
 struct TableBatch {
     table: &'static TransferTable,
     columns: Vec<String>,
@@ -228,7 +231,7 @@ impl TableBatch {
 }
 
 impl ImportReader<'_> {
-    /// Every line but the first. The last one must say what all the others said.
+    /// Reads every line after the first. The last line must have the number of rows of every table.
     async fn import_lines(
         &mut self,
         unpacking: &mut TenantImport,
@@ -244,12 +247,13 @@ impl ImportReader<'_> {
             match line {
                 ExportLine::Label(_) => {
                     return Err(TransferError::InvalidContent(
-                        "it says twice whose it is".into(),
+                        "it has a second header".into(),
                     ));
                 }
                 ExportLine::Table { name, columns } => {
                     self.write_batch(unpacking, open.as_mut()).await?;
-                    // In our order, which is that of their references; one of an older release has fewer.
+                    // The tables must be in the order of the list, which is that of their references. A file of an
+                    // older release has fewer.
                     let part = tables.find(|part| part.name == name);
                     let part = part.ok_or_else(|| {
                         TransferError::InvalidContent(format!(
@@ -268,7 +272,9 @@ impl ImportReader<'_> {
                 }
                 ExportLine::Row { fields, secret } => {
                     let Some(open) = open.as_mut() else {
-                        return Err(TransferError::InvalidContent("a row is of no table".into()));
+                        return Err(TransferError::InvalidContent(
+                            "a row precedes the first table".into(),
+                        ));
                     };
                     let column = store::sealed_column(open.table.name);
                     let sealed = match column.zip(secret) {
@@ -294,14 +300,14 @@ impl ImportReader<'_> {
                     self.write_batch(unpacking, open.as_mut()).await?;
                     if rows != read || reader.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
                         return Err(TransferError::InvalidContent(
-                            "it counts other rows than it has".into(),
+                            "the numbers of rows in its last line differ from its rows".into(),
                         ));
                     }
-                    // The very end is proven by reading it.
+                    // The sealed file is only known to be complete when its end was read.
                     return match ExportLine::read_from(reader)? {
                         None => Ok(()),
                         Some(_) => Err(TransferError::InvalidContent(
-                            "it goes on after its end".into(),
+                            "it has lines after its last line".into(),
                         )),
                     };
                 }
@@ -330,33 +336,36 @@ impl ImportReader<'_> {
         }
     }
 
-    /// The row as it is to be written, if it is: without networks where they were not asked for, and a delivery for the event as
-    /// it is called here.
+    /// The row to write, or `None` for a row to leave out: a network unless networks are to be imported, or a delivery
+    /// whose event exists here with deliveries of its own. A delivery of an event that has another id here gets that
+    /// id.
     fn map_row(
         &mut self,
         part: &TransferTable,
         fields: String,
     ) -> Result<Option<String>, TransferError> {
-        let odd = || TransferError::InvalidContent(format!("a row of {} is odd", part.name));
+        let invalid_row = || {
+            TransferError::InvalidContent(format!("a row of {} has an unexpected form", part.name))
+        };
         if part.name == NETWORKS_TABLE {
             self.networks
-                .push(NetworkRow::parse_network(&fields).ok_or_else(odd)?);
+                .push(NetworkRow::parse_network(&fields).ok_or_else(invalid_row)?);
             return Ok(self.with_networks.then_some(fields));
         }
         if part.name != "webhook_deliveries" || self.existing_events.is_empty() {
             return Ok(Some(fields));
         }
         let mut row: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&fields).map_err(|_| odd())?;
+            serde_json::from_str(&fields).map_err(|_| invalid_row())?;
         let event = row.get("event_id").and_then(serde_json::Value::as_str);
         match event.and_then(|event| self.existing_events.get(event)) {
             None => Ok(Some(fields)),
-            Some(there) if there.has_deliveries => {
+            Some(existing) if existing.has_deliveries => {
                 self.superseded += 1;
                 Ok(None)
             }
-            Some(there) => {
-                row.insert("event_id".to_owned(), there.event_id.clone().into());
+            Some(existing) => {
+                row.insert("event_id".to_owned(), existing.event_id.clone().into());
                 let row = serde_json::Value::Object(row);
                 Ok(Some(row.to_string()))
             }
@@ -378,19 +387,19 @@ impl ImportReader<'_> {
         }
         if inserted < given {
             match part.on_conflict {
-                // Another transaction was faster.
+                // Another transaction created the tenant meanwhile.
                 ConflictPolicy::Overwrite => {
                     return Err(TransferError::TenantExists(self.label.tenant.clone()));
                 }
                 ConflictPolicy::DeleteFirst => {}
                 ConflictPolicy::KeepExisting => {
-                    let strangers =
+                    let rows_of_others =
                         given - unpacking.count_existing_rows(part, batch).await?.min(given);
-                    if strangers > 0 {
+                    if rows_of_others > 0 {
                         return Err(TransferError::RowsOfOtherTenant {
                             tenant: self.label.tenant.clone(),
                             table,
-                            count: strangers,
+                            count: rows_of_others,
                         });
                     }
                 }

@@ -1,16 +1,16 @@
-//! One tenant, packed into a file and unpacked elsewhere: to move it to another installation, or to restore it alone.
+//! Exports a tenant to a file and imports it: to move it to another installation, or to restore one tenant.
 //!
-//! Promises: the file is sealed, always; it holds one state of the database; whatever a tenant has is in it or is named here
-//! with a reason why not, column by column; what was sealed under one installation's key is sealed anew under the other's; it is
-//! unpacked whole or not at all, into rows of that one tenant and of no other; nothing that was taken in and not delivered
-//! is left behind.
+//! Guarantees: the file is always sealed. It holds the state of one snapshot. Every table of a tenant is exported, or
+//! excluded in the code with a reason, and a test checks this for every column. A value that was sealed with a key of
+//! one installation is sealed again with the key of the other. An import writes everything or nothing, and only rows of
+//! this tenant. Events that were received and not delivered are always exported.
 //!
-//! - [`tables`]: what a tenant has, and what of it goes along
-//! - [`file_format`]: the lines in the file
-//! - [`mod@export`]: packs a tenant
-//! - [`mod@import`]: unpacks it
-//! - [`error`]: what can go wrong
-//! - `store`: the queries
+//! - [`tables`]: the tables of a tenant, and which of their rows are exported
+//! - [`file_format`]: the lines of the file
+//! - [`mod@export`]: exports a tenant
+//! - [`mod@import`]: imports a tenant
+//! - [`error`]: why an export or import failed
+//! - `store`: the SQL
 
 pub mod error;
 pub mod export;

@@ -1,5 +1,5 @@
-//! The queries of moving a tenant. They are made of the list in [`super::tables`] and of the database's own catalogue, so that a
-//! column that is added is never forgotten.
+//! The SQL of exports and imports. Statements are built from the list in [`super::tables`] and from the database's
+//! catalogue, so that a new column is included everywhere.
 
 use std::collections::BTreeMap;
 
@@ -13,33 +13,35 @@ use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
 
-/// Between two batches a file is read and opened. The audit rows of the changes are written at the end: a transaction that adds to the log of
-/// changes keeps others from adding, and a history may be long.
+/// The idle timeout is long because the file is read and unsealed between two batches. The audit rows of the changes
+/// are deferred to the end: a transaction that adds to the operators' audit blocks others that add to it, and a history
+/// may be long.
 const IMPORT_SESSION_SQL: &str = "set local statement_timeout = '120s'; set local idle_in_transaction_session_timeout = '120s'; \
      set constraints all deferred";
-/// A batch, as rows of its table.
+/// A batch, converted to rows of its table.
 const BATCH_ROWS_SQL: &str =
     "unnest($1::text[]) as given (fields) cross join lateral jsonb_populate_record(null::";
 
-/// Rows of a snapshot that are in memory at once: with the largest there can be, some 300 MB.
+/// The number of rows that are fetched at once. If all had the maximum size, they would need about 300 MB of memory.
 const FETCH_ROWS: usize = 100;
-/// How long a snapshot waits for the program: while there is one, nothing that was deleted since is cleaned up anywhere in the
-/// database. A statement waits for no other transaction, since a few rows are read whole before any is written to the file.
+/// The idle timeout limits how long the snapshot is kept: while it exists, vacuum cannot remove rows that were deleted
+/// since anywhere in the database. The statement timeout can be short, because each fetch reads few rows and no
+/// statement waits for row locks.
 const EXPORT_SESSION_SQL: &str = "set statement_timeout = '120s'; set idle_in_transaction_session_timeout = '120s'; \
      set lock_timeout = '60s'";
-/// Waits for transactions that were already writing, in two transactions: a writer takes the two tables in any order. While it
-/// waits, others' writing waits behind it.
+/// Waits for transactions that are writing to the two tables. One transaction for each table, because writers lock the
+/// tables in either order. New writers wait meanwhile too.
 const WAIT_FOR_WRITERS_SQL: [&str; 2] = [
     "set lock_timeout = '3s'; begin; lock table webhook_events in share mode; commit",
     "begin; lock table webhook_deliveries in share mode; commit; set lock_timeout = '60s'",
 ];
 
-/// The column of a table that holds what is sealed. A table has one at most.
+/// The table's column with sealed values. No table has two.
 pub(super) fn sealed_column(table: &str) -> Option<SealedColumn> {
     sealed_columns::secret_columns().find(|column| column.table == table)
 }
 
-/// The columns of a table that are not made by the database itself, in their order.
+/// The columns of a table in order, without generated ones.
 async fn list_table_columns(with: impl PgExecutor<'_>, table: &str) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "select attname::text from pg_attribute
@@ -57,30 +59,31 @@ async fn load_schema_version(with: impl PgExecutor<'_>) -> Result<i64, Error> {
         .await
 }
 
-/// One state of the database, which does not change while this lives.
+/// A `repeatable read` transaction, whose view of the database does not change.
 pub(super) struct TenantSnapshot {
     connection: PgConnection,
-    /// When it was taken, by the database's clock.
+    /// When the snapshot was taken, by the database's clock.
     pub(super) taken_at: time::OffsetDateTime,
-    /// The newest migration.
+    /// The number of the newest migration.
     pub(super) schema_version: i64,
 }
 
-/// The tenant as far as an export asks.
+/// What an export needs to know about a tenant.
 pub(super) struct ExportedTenant {
     pub(super) name: String,
     pub(super) is_active: bool,
-    /// Deliveries that are being sent.
+    /// Deliveries that a process is sending: their lease has not expired.
     pub(super) deliveries_in_progress: i64,
-    /// Deliveries that are still to be sent.
+    /// Deliveries with status `pending`.
     pub(super) pending_deliveries: i64,
-    /// Whether a redelivery of many is not through.
+    /// Whether a redelivery has not finished.
     pub(super) has_open_redelivery: bool,
 }
 
 impl TenantSnapshot {
-    /// Of a tenant that is not active it is all there is: who took in an event or claimed a delivery while the tenant was
-    /// active has committed, and who comes later finds it inactive in the very statement that would write.
+    /// The snapshot of an inactive tenant is complete. Every transaction that stored an event or claimed a delivery
+    /// while the tenant was active has committed before; every later one sees that the tenant is inactive in the
+    /// statement that would write.
     pub(super) async fn begin_snapshot(
         database: &Database,
         tenant: &TenantId,
@@ -154,7 +157,8 @@ impl TenantSnapshot {
         list_table_columns(&mut self.connection, table).await
     }
 
-    /// The tenant's rows of a table, one after the other: the fields of `columns` that are not sealed, and what stands sealed.
+    /// Calls `each` for each of the tenant's rows of a table, with the columns that are not sealed and the sealed
+    /// value.
     pub(super) async fn for_each_row<E: From<Error>>(
         &mut self,
         part: &TransferTable,
@@ -169,7 +173,7 @@ impl TenantSnapshot {
             .filter(|name| sealed != Some(name.as_str()))
             .map(|name| format!("line.{name}"))
             .collect();
-        // The names come from our own list and from the catalogue; none needs quotes.
+        // The names come from the list of tables and from the catalogue. None of them needs quotes.
         let statement = format!(
             "declare moved no scroll cursor for \
              select to_json(shown)::text as fields, {sealed} as secret from {table} line \
@@ -213,32 +217,32 @@ fn split_row(row: &PgRow) -> Result<(Box<RawValue>, Option<Vec<u8>>), Error> {
     Ok((fields, row.try_get(1)?))
 }
 
-/// Where an event is that the file calls by another id.
+/// An event of the file that exists here with another id.
 #[derive(Clone, Debug)]
 pub(super) struct ExistingEvent {
-    /// Its id here.
+    /// Its id in this database.
     pub(super) event_id: String,
-    /// Whether it has deliveries here, which are what is to become of it.
+    /// Whether it has deliveries here. If so, those of the file are left out.
     pub(super) has_deliveries: bool,
 }
 
-/// The networks that are open to a tenant's callback.
+/// The table of the networks that a tenant's callback is allowed to reach.
 pub(super) const NETWORKS_TABLE: &str = "webhook_allowed_networks";
 
-/// Rows of one table on their way in.
+/// Rows of one table that are to be inserted.
 #[derive(Default)]
 pub(super) struct RowBatch {
-    /// Each as JSON.
+    /// Each row as JSON, without the sealed value.
     pub(super) rows: Vec<String>,
-    /// What stands sealed in each.
+    /// The sealed value of each row.
     pub(super) secrets: Vec<Option<Vec<u8>>>,
 }
 
-/// A tenant that is being unpacked: all of it, or nothing.
+/// The transaction of an import.
 pub(super) struct TenantImport {
     transaction: DbTransaction,
     tenant: TenantId,
-    /// Who is at the keyboard, as the session says it.
+    /// The operator, as the session variable `attesto.session` names them.
     audit_session: Option<String>,
     pub(super) schema_version: i64,
 }
@@ -275,7 +279,7 @@ impl TenantImport {
         list_table_columns(&mut *self.transaction, table).await
     }
 
-    /// Takes away what the file is to say instead, but for the networks where those are not asked for.
+    /// Deletes the rows that the file replaces. Allowed networks are only deleted if they are to be imported.
     pub(super) async fn delete_replaced_rows(&mut self, with_networks: bool) -> Result<(), Error> {
         let removed = TRANSFERRED_TABLES.iter().rev();
         let removed = removed
@@ -294,7 +298,7 @@ impl TenantImport {
         Ok(())
     }
 
-    /// Whether the rows that follow leave rows in the log of changes, each its own.
+    /// Sets whether each of the following changes writes a row of the operators' audit.
     pub(super) async fn set_row_audit(&mut self, each: bool) -> Result<(), Error> {
         let session = self.audit_session.as_deref().filter(|_| each).unwrap_or("");
         sqlx::query("select set_config('attesto.session', $1, true)")
@@ -304,8 +308,8 @@ impl TenantImport {
             .map(drop)
     }
 
-    /// Writes rows, whatever tenant they name as this one's. Gives how many were not there already. Only where the tenant is to be
-    /// `replaced` does its own row become what the file says; whether it is active stays as it is here.
+    /// Inserts rows and returns how many did not exist. They become rows of this tenant, whatever tenant they name. The
+    /// tenant's own row is updated only if the tenant is to be `replaced`; its column `is_active` is not changed then.
     pub(super) async fn insert_rows(
         &mut self,
         part: &TransferTable,
@@ -315,7 +319,7 @@ impl TenantImport {
     ) -> Result<u64, Error> {
         let table = part.name;
         let names = columns.join(", ");
-        // A delivery goes nowhere without its event, and not with another tenant's.
+        // A delivery is inserted only if its event exists and belongs to this tenant.
         let which = if table == "webhook_deliveries" {
             "exists (select from webhook_events event where event.id = given.event_id and event.tenant_id = $5)"
         } else {
@@ -370,7 +374,7 @@ impl TenantImport {
         Ok(done.rows_affected())
     }
 
-    /// How many of these rows are there as this tenant's.
+    /// How many of these rows exist and belong to this tenant.
     pub(super) async fn count_existing_rows(
         &mut self,
         part: &TransferTable,
@@ -391,8 +395,8 @@ impl TenantImport {
         Ok(count.unsigned_abs())
     }
 
-    /// Those of these events that are there under another id, since their store reported them here too: by the id that the file
-    /// calls each by.
+    /// Finds the events of this batch that exist here with another id, because their store reported them to this
+    /// installation too. Returns the id in the file and the event found.
     pub(super) async fn find_existing_events(
         &mut self,
         batch: &RowBatch,
@@ -410,16 +414,16 @@ impl TenantImport {
             .fetch_all(&mut *self.transaction)
             .await?;
         let rows = rows.into_iter().map(|(id, event, has_deliveries)| {
-            let elsewhere = ExistingEvent {
+            let existing = ExistingEvent {
                 event_id: event,
                 has_deliveries,
             };
-            (id, elsewhere)
+            (id, existing)
         });
         Ok(rows.collect())
     }
 
-    /// Writes the deferred audit rows: from here on other transactions wait.
+    /// Writes the deferred audit rows. From here on, other transactions that write audit rows wait for this one.
     pub(super) async fn check_deferred_constraints(&mut self) -> Result<(), Error> {
         self.set_row_audit(true).await?;
         sqlx::query("set constraints all immediate")
@@ -428,7 +432,7 @@ impl TenantImport {
             .map(drop)
     }
 
-    /// Whether the tenant is active here, after it was made inactive where that was asked for. `None`: the file had none.
+    /// Makes the tenant inactive if `as_inactive`. Returns whether it is active; `None`: the file has no tenant.
     pub(super) async fn set_and_load_active(
         &mut self,
         as_inactive: bool,
@@ -449,7 +453,7 @@ impl TenantImport {
         .await
     }
 
-    /// Deliveries of the tenant that are still to be sent.
+    /// The number of the tenant's pending deliveries.
     pub(super) async fn count_pending_deliveries(&mut self) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"select count(*) as "count!" from webhook_deliveries where tenant_id = $1 and status = 'pending'"#,
@@ -459,7 +463,7 @@ impl TenantImport {
         .await
     }
 
-    /// The row about the import.
+    /// Writes the audit row of the import.
     pub(super) async fn record_import(&mut self, after: &serde_json::Value) -> Result<(), Error> {
         let (tenant, transaction) = (&self.tenant, &mut self.transaction);
         crate::audit::store::record_operation(
@@ -473,13 +477,13 @@ impl TenantImport {
         .await
     }
 
-    /// Commits. A value that is dropped instead has changed nothing.
+    /// Commits the import. If the value is dropped instead, everything is rolled back.
     pub(super) async fn commit(self) -> Result<(), Error> {
         self.transaction.commit().await
     }
 }
 
-/// The row about an export.
+/// Writes the audit row of an export.
 pub(super) async fn record_export(
     database: &Database,
     tenant: &TenantId,

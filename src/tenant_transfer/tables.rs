@@ -1,64 +1,69 @@
-//! What a tenant has, and what of it goes along. A test compares this with the database's own catalogue: a table that is
-//! added is found there to be missing here. Columns need no list: all go along that are not made by the database itself.
+//! The tables of a tenant, and which of their rows are exported. A test compares the list with the database's
+//! catalogue, so that a new table cannot be forgotten. Columns are not listed: all are exported, except those that
+//! Postgres generates.
 
 use serde::{Deserialize, Serialize};
 
-/// What to do with rows that are there already when a tenant is restored over itself.
+/// What an import with `--replace` does with existing rows of the tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConflictPolicy {
-    /// They become what the file says.
+    /// They are updated from the file.
     Overwrite,
-    /// They go, also those that the file knows nothing of.
+    /// They are deleted first, including rows that are not in the file.
     DeleteFirst,
-    /// They stay: a key that was revoked since stays revoked, and what was delivered since is delivered.
+    /// They are kept: a key that was revoked since the export stays revoked, and a delivery that was delivered since
+    /// stays delivered.
     KeepExisting,
 }
 
-/// One table's share of a tenant.
+/// A table of the exported tenant.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferTable {
     /// The table's name.
     pub name: &'static str,
-    /// The column with the tenant's id.
+    /// The column that has the tenant's id.
     pub tenant_column: &'static str,
-    /// Which of the tenant's rows go along, as SQL over `line`.
+    /// Which of the tenant's rows are exported, as an SQL condition on `line`.
     pub row_filter: &'static str,
-    /// The same, with the whole history.
+    /// The same condition with `--with-history`.
     pub full_history_filter: &'static str,
-    /// What is written in place of what was, as JSON: what was true of the old installation only.
+    /// Columns that are written with these values instead of the exported ones, as a JSON object: their values are only
+    /// meaningful in the exporting installation.
     pub overrides: &'static str,
-    /// What becomes of rows that are there already.
+    /// What an import does with existing rows.
     pub on_conflict: ConflictPolicy,
-    /// Of those that are kept: which row `here` of the same tenant a row `line` of the file is, as SQL. What is neither written
-    /// nor the tenant's own already belongs to another tenant.
+    /// For rows that are kept: whether the row `here` of the same tenant is the row `line` of the file, as an SQL
+    /// condition. A row of the file that was neither inserted nor matches a row of this tenant belongs to another
+    /// tenant.
     pub match_condition: &'static str,
-    /// Whether its rows are noted by the one row about the import, and not each by its own.
+    /// Whether the import's own audit row covers the rows of this table, instead of one audit row for each.
     pub is_audited_once: bool,
 }
 
 const fn transfer_table(
     table: &'static str,
-    which: &'static str,
-    present: ConflictPolicy,
+    row_filter: &'static str,
+    on_conflict: ConflictPolicy,
 ) -> TransferTable {
     TransferTable {
         name: table,
         tenant_column: "tenant_id",
-        row_filter: which,
-        full_history_filter: which,
+        row_filter,
+        full_history_filter: row_filter,
         overrides: "{}",
-        on_conflict: present,
+        on_conflict,
         match_condition: "here.id = line.id",
         is_audited_once: false,
     }
 }
 
 const ALL_ROWS: &str = "true";
-/// What is still good for something.
+/// Rows that have not expired.
 const NOT_EXPIRED: &str = "line.expires_at > now()";
 
-/// An event that is not delivered, or so young that its store may report it once more: it has to be recognised. Apple sends
-/// six times within about six and a half days; Pub/Sub keeps what was not taken for seven, unless told otherwise.
+/// An event that was not delivered, or that is so recent that its store may send the notification again, which must
+/// then be recognised as known. Apple sends it up to six times within about six and a half days; Pub/Sub retains
+/// unacknowledged messages for seven days by default.
 macro_rules! needed_event_filter {
     ($event:literal) => {
         concat!(
@@ -77,13 +82,13 @@ macro_rules! needed_event_filter {
     };
 }
 
-/// What goes along, in the order in which it can be unpacked.
+/// The exported tables, in the order in which their references allow to import them.
 pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
     },
-    // As they are kept: hashes. The keys themselves are nowhere, and go on working.
+    // The table has hashes of the keys. The keys themselves are not stored, and remain valid.
     transfer_table("api_keys", ALL_ROWS, ConflictPolicy::KeepExisting),
     transfer_table("apple_credentials", ALL_ROWS, ConflictPolicy::DeleteFirst),
     transfer_table("google_credentials", ALL_ROWS, ConflictPolicy::DeleteFirst),
@@ -116,12 +121,12 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
             ConflictPolicy::KeepExisting,
         )
     },
-    // Google forgets a purchase token after 60 days; what was learned of it is nowhere else.
+    // Google deletes a purchase token after 60 days, so what was learned about it cannot be requested again.
     TransferTable {
         match_condition: "here.token_hash = line.token_hash",
         ..transfer_table("purchase_links", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
-    // The next event of a subject gets the next number.
+    // The number of a subject's next event continues from this row.
     TransferTable {
         match_condition: "(here.source, here.key_hash) = (line.source, line.key_hash)",
         ..transfer_table("subjects", ALL_ROWS, ConflictPolicy::KeepExisting)
@@ -138,7 +143,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     },
     TransferTable {
         full_history_filter: ALL_ROWS,
-        // A lease is held by a process of the old installation.
+        // A lease belongs to a process of the exporting installation.
         overrides: r#"{"lease_until": null}"#,
         is_audited_once: true,
         ..transfer_table(
@@ -153,7 +158,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     },
 ];
 
-/// What stays, and why.
+/// The tables that are not exported, and why.
 pub const EXCLUDED_TABLES: [(&str, &str); 13] = [
     (
         "apple_test_notifications",
@@ -182,18 +187,18 @@ pub const EXCLUDED_TABLES: [(&str, &str); 13] = [
     ("schema_promises", "is the installation's"),
 ];
 
-/// How much of what was received goes along.
+/// Which events and deliveries are exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HistoryScope {
-    /// What is not delivered, and what a store may report again.
+    /// Those that were not delivered, and those that a store may report again.
     Needed,
     /// All events and deliveries.
     Whole,
 }
 
 impl TransferTable {
-    /// Which of the tenant's rows go along.
+    /// Which of the tenant's rows are exported, as an SQL condition on `line`.
     pub fn filter_for(&self, history: HistoryScope) -> &'static str {
         match history {
             HistoryScope::Needed => self.row_filter,

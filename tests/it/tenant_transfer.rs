@@ -452,8 +452,8 @@ async fn a_damaged_export_is_refused_and_nothing_is_written() {
         other[at] ^= 1;
         refused(&other, said);
     }
-    refused(&whole[..whole.len() - 1], "cut off");
-    refused(&whole[..=line(2)], "cut off");
+    refused(&whole[..whole.len() - 1], "truncated");
+    refused(&whole[..=line(2)], "truncated");
     refused(b"", "not a file that Attesto sealed");
 
     std::fs::write(moved.file("opener"), "correct horse battery stapler").unwrap();
@@ -641,7 +641,7 @@ async fn an_export_without_history_contains_what_is_still_needed() {
     let refused = moved.export("more", &[]);
     assert_eq!(refused.exit, 1);
     assert!(
-        refused.complained.contains("not through yet"),
+        refused.complained.contains("has not finished"),
         "{refused:?}"
     );
     assert_eq!(
@@ -684,10 +684,7 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     let import = ["tenant", "import", "--file", &file, &flag, &opener];
     let refused = shell.run(&import);
     assert_eq!(refused.exit, 1);
-    assert!(
-        refused.complained.contains("is here already"),
-        "{refused:?}"
-    );
+    assert!(refused.complained.contains("exists already"), "{refused:?}");
     let restored = told(
         &shell.run(
             &[
@@ -940,7 +937,7 @@ async fn an_export_cannot_touch_another_tenants_events() {
         ),
         (
             [&tenant()[..], &tenant()[2..], &ends(json!({"tenants": 2}))].concat(),
-            "is here already",
+            "exists already",
         ),
     ] {
         let refused = forger.import(&lines);
@@ -1006,13 +1003,16 @@ async fn unknown_content_of_an_export_is_refused() {
         (vec![label(), tenants()], "its end is missing"),
         (
             vec![label(), end(&json!({"tenants": 1}))],
-            "counts other rows",
+            "differ from its rows",
         ),
         (
             vec![label(), end(&json!({})), row(&json!({}))],
-            "counts other rows",
+            "differ from its rows",
         ),
-        (vec![json!({"odd": 1})], "none of this release's"),
+        (
+            vec![json!({"odd": 1})],
+            "form that this release does not know",
+        ),
     ] {
         let refused = forger.import(&lines);
         assert_eq!(
