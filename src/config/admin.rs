@@ -1,6 +1,6 @@
-//! What an administrator's command needs: where the database is and, when it touches something sealed, the keys.
+//! The settings that administrative commands need: the database, and the keys if the command uses sealed values.
 //!
-//! Each is read only when a command asks for it, so that `attesto tenant list` needs no encryption key.
+//! Each is read only when a command needs it, so that `attesto tenant list` works without an encryption key.
 
 use secrecy::ExposeSecret;
 
@@ -8,12 +8,12 @@ use super::secret_file::{self, EnvLookup};
 use crate::crypto::keyring::{Keyring, MasterKey};
 use crate::db::ConnectSettings;
 
-/// The id of an encryption key that is given without one.
+/// The id of a sealing key that is given without an id.
 const DEFAULT_KEY_ID: u8 = 1;
 
-/// Where the database is: `flag` when given, else `DATABASE_URL` or the file named by `DATABASE_URL_FILE`, with what
-/// `DATABASE_DIRECT_URL` says. `None` when
-/// nothing says it. Every problem is one line that never repeats the URL.
+/// The database's connection settings: `flag` if given, or else `DATABASE_URL` or the file that `DATABASE_URL_FILE`
+/// names, together with `DATABASE_DIRECT_URL`. `None` if none of them is set. Each problem is one line, which never
+/// repeats the URL.
 pub fn read_database(
     lookup: EnvLookup<'_>,
     flag: Option<&str>,
@@ -45,7 +45,7 @@ pub fn read_database(
     }
 }
 
-/// Whether the private database is meant where no URL is given: `ATTESTO_EMBEDDED_POSTGRES`.
+/// Whether to run a private database if no URL is given: `ATTESTO_EMBEDDED_POSTGRES`.
 pub fn read_embedded_flag(lookup: EnvLookup<'_>) -> Result<bool, Vec<String>> {
     const NAME: &str = "ATTESTO_EMBEDDED_POSTGRES";
     let given = lookup(NAME).unwrap_or_default();
@@ -56,8 +56,9 @@ pub fn read_embedded_flag(lookup: EnvLookup<'_>) -> Result<bool, Vec<String>> {
     }
 }
 
-/// The encryption keys: `ATTESTO_ENCRYPTION_KEY` seals and opens, those of `ATTESTO_ENCRYPTION_KEYS_RETIRED` only
-/// open; either may come from a `_FILE`. `None` when neither is set. All problems at once, none repeats a key.
+/// The encryption keys: `ATTESTO_ENCRYPTION_KEY` seals and unseals, those in `ATTESTO_ENCRYPTION_KEYS_RETIRED` only
+/// unseal. Either can come from a `_FILE`. `None` if neither is set. Returns all problems at once; no problem repeats a
+/// key.
 pub fn read_keyring(lookup: EnvLookup<'_>) -> Result<Option<Keyring>, Vec<String>> {
     const KEY: &str = "ATTESTO_ENCRYPTION_KEY";
     const RETIRED: &str = "ATTESTO_ENCRYPTION_KEYS_RETIRED";
@@ -80,7 +81,7 @@ pub fn read_keyring(lookup: EnvLookup<'_>) -> Result<Option<Keyring>, Vec<String
     let mut retired = Vec::new();
     if let Some(list) = retired_list {
         let entries = list.expose_secret().split(',').enumerate();
-        // A list that is put together of variables, one of which says nothing, is still a list.
+        // Empty entries are ignored: the list may be composed of variables of which one is empty.
         for (position, key) in entries.filter(|(_, key)| !key.trim().is_empty()) {
             match MasterKey::parse(key, None) {
                 Ok(key) => retired.push(key),

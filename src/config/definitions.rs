@@ -1,4 +1,4 @@
-//! The list of settings, from which the flags of `serve`, their help and the defaults come.
+//! The list of all settings. The flags of `attesto serve`, their help and the defaults come from it.
 
 use std::sync::LazyLock;
 
@@ -6,32 +6,32 @@ use super::groups::{
     ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings, WebhookSettings,
 };
 
-/// A setting as it is given.
+/// The definition of a setting.
 #[derive(Clone, Copy, Debug)]
 pub struct SettingDefinition {
     /// The environment variable.
     pub name: &'static str,
-    /// The flag without its dashes. The flag of a secret names a file.
+    /// The flag without its dashes. For a secret, the flag's value is the path of a file.
     pub flag: &'static str,
     /// The placeholder of the value in `--help`; empty for a switch.
     pub value_name: &'static str,
-    /// The default as text; empty where there is none, or where it depends on the machine.
+    /// The default as text. Empty if there is none, or if it depends on the machine.
     pub default: &'static str,
-    /// The meaning, in a sentence without a full stop.
+    /// The meaning, as a sentence without a full stop.
     pub help: &'static str,
-    /// How the value is given.
+    /// The form in which the value is given.
     pub kind: SettingKind,
 }
 
-/// How a setting's value is given.
+/// The form in which a setting's value is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingKind {
-    /// A text, in the variable or behind the flag.
+    /// A text, in the variable or after the flag.
     Plain,
-    /// `1`, `true`, `0` or `false`; the flag alone means true.
+    /// `1`, `true`, `0` or `false`. The flag without a value means true.
     Switch,
-    /// A text that never stands in a command line: it is in the variable, or in the file that the variable with `_FILE`
-    /// names.
+    /// A text that is never given in a command line. It is in the variable, or in a file that the variable with `_FILE`
+    /// appended names.
     Secret,
 }
 
@@ -102,7 +102,7 @@ const BASIC: &[SettingDefinition] = &[
         "tls-cert-path",
         "FILE",
         "",
-        "The listener's certificate and those between it and the root, in PEM; without one, it speaks plain HTTP",
+        "The listener's certificate and its intermediate certificates, in PEM; without one, it uses plain HTTP",
     ),
     plain_setting(
         "TLS_KEY_PATH",
@@ -114,12 +114,12 @@ const BASIC: &[SettingDefinition] = &[
     secret_setting(
         "DATABASE_URL",
         "database-url-file",
-        "A file with the database's URL: postgres://user:password@host:5432/name, Postgres 14 or newer; its parameters max, idle_timeout and connect_timeout (seconds) shape the pool",
+        "A file with the database's URL: postgres://user:password@host:5432/name, Postgres 14 or newer; its parameters max, idle_timeout and connect_timeout (seconds) configure the pool",
     ),
     secret_setting(
         "DATABASE_DIRECT_URL",
         "database-direct-url-file",
-        "A file with the URL of the same database without a pooler between, where DATABASE_URL leads to one in transaction mode: for listening, migrations and backups",
+        "A file with a URL of the same database that bypasses the pooler, if DATABASE_URL names a pooler in transaction mode: for notifications, migrations and backups",
     ),
     switch_setting(
         "ATTESTO_EMBEDDED_POSTGRES",
@@ -131,28 +131,28 @@ const BASIC: &[SettingDefinition] = &[
         "data-dir",
         "FOLDER",
         "",
-        "Where the private Postgres keeps its data [default: /var/lib/attesto for root, else ~/.local/state/attesto]",
+        "The folder of the private Postgres' data [default: /var/lib/attesto for root, else ~/.local/state/attesto]",
     ),
     plain_setting(
         "ATTESTO_PG_BIN",
         "pg-bin",
         "FOLDER",
         "",
-        "Where the private Postgres' programs are [default: the newest ones found]",
+        "The folder of the private Postgres' programs [default: the newest ones found]",
     ),
     plain_setting(
         "ATTESTO_PG_USER",
         "pg-user",
         "USER",
         "",
-        "Who runs the private Postgres when this process is root [default: attesto if there is such a user, else postgres]",
+        "The user that runs the private Postgres if this process runs as root [default: attesto if there is such a user, else postgres]",
     ),
     plain_setting(
         "ATTESTO_MIGRATE_ON_START",
         "migrate-on-start",
         "BOOL",
         "true",
-        "Bring the database's tables to this release when starting; safe when several processes start at once",
+        "Apply missing migrations to the database at the start; safe if several processes start at once",
     ),
     secret_setting(
         "ATTESTO_ENCRYPTION_KEY",
@@ -162,14 +162,14 @@ const BASIC: &[SettingDefinition] = &[
     secret_setting(
         "ATTESTO_ENCRYPTION_KEYS_RETIRED",
         "encryption-keys-retired-file",
-        "A file with keys that still open secrets and seal no more: <id>:<base64>, separated by commas",
+        "A file with retired keys, which still unseal secrets and no longer seal: <id>:<base64>, separated by commas",
     ),
     plain_setting(
         "ATTESTO_ENV",
         "env",
         "ENV",
         "development",
-        "development, production or test (NODE_ENV is accepted too); production refuses what only development may do",
+        "development, production or test (NODE_ENV is accepted too); production refuses settings that are for development only",
     ),
     plain_setting(
         "LOG_LEVEL",
@@ -204,7 +204,7 @@ const BASIC: &[SettingDefinition] = &[
         "credential-cache-ttl-seconds",
         "SECONDS",
         "300",
-        "How long a tenant's opened store credentials are kept in memory",
+        "How long a tenant's unsealed store credentials are kept in memory",
     ),
 ];
 
@@ -219,7 +219,7 @@ const VALIDATION_AUDIT: &[SettingDefinition] = &[
         "credential-grace-hours",
         "HOURS",
         "72",
-        "How long store credentials that were replaced are kept sealed, to go back to; 0 keeps none. Read by the commands",
+        "How long replaced store credentials are kept, sealed, so that they can be restored; 0 keeps none. Read by the commands",
     ),
 ];
 
@@ -229,7 +229,7 @@ const OPERATION: &[SettingDefinition] = &[
         "shutdown-grace-seconds",
         "SECONDS",
         "25",
-        "How long requests in hand may take to finish after a signal to stop",
+        "How long requests in progress may take to finish after a signal to stop",
     ),
     plain_setting(
         "METRICS_ADDRESS",
@@ -248,25 +248,25 @@ const OPERATION: &[SettingDefinition] = &[
     secret_setting(
         "OTEL_EXPORTER_OTLP_HEADERS",
         "otlp-headers-file",
-        "A file with headers that the collector wants: name=value, separated by commas, values percent-encoded",
+        "A file with headers that the collector requires: name=value, separated by commas, values percent-encoded",
     ),
     plain_setting(
         "OTEL_SERVICE_NAME",
         "otlp-service-name",
         "NAME",
         "attesto",
-        "What this service is called in traces",
+        "The name of this service in traces",
     ),
     plain_setting(
         "OTEL_TRACES_SAMPLER_ARG",
         "otlp-share",
         "SHARE",
         "1",
-        "How much is traced, from 0 to 1, whatever a caller's traceparent says",
+        "The share of requests that is traced, from 0 to 1, whatever a caller's traceparent says",
     ),
 ];
 
-/// Every setting of `serve`, in the order in which help shows them.
+/// Every setting of `attesto serve`, in the order of its help.
 pub static SETTINGS: LazyLock<Vec<SettingDefinition>> = LazyLock::new(|| {
     [
         BASIC,
@@ -281,7 +281,7 @@ pub static SETTINGS: LazyLock<Vec<SettingDefinition>> = LazyLock::new(|| {
     .concat()
 });
 
-/// The setting with this environment variable.
+/// The definition of the setting with this environment variable.
 pub fn find_setting(name: &str) -> Option<&'static SettingDefinition> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }

@@ -1,4 +1,4 @@
-//! The settings in force, as they may be shown: a secret by its fingerprint or the like, never by its value.
+//! The settings in force, in a form that may be shown: a secret by a fingerprint or a summary, never by its value.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -13,20 +13,20 @@ use super::secret_file::is_blank;
 use super::settings::{AppSettings, DatabaseSource};
 use crate::crypto::redact;
 
-/// One setting as the service would use it.
+/// A setting with the value that the service would use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveSetting {
     /// The environment variable.
     pub name: &'static str,
-    /// The value in force. `None`: there is none, or it is a secret that cannot be read.
+    /// The value. `None`: there is none, it is invalid, or it is a secret that may not be shown.
     pub value: Option<String>,
-    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    /// The source of the value: `flag`, `environment`, `file` or `default`.
     pub origin: &'static str,
 }
 
-/// Every setting, in the order of `--help`. `settings` is the result of reading them. A value that is not valid is not
-/// repeated: it may be a secret in the wrong place.
+/// Every setting, in the order of `--help`. `settings` is the result of parsing `raw`. An invalid value is not shown,
+/// because it may be a secret in the wrong place.
 pub fn effective_settings(
     raw: &RawSettings<'_>,
     settings: &Result<AppSettings, Vec<String>>,
@@ -54,7 +54,7 @@ pub fn effective_settings(
     each.collect()
 }
 
-/// The files with secrets that are named, each with the setting that names it.
+/// The files that contain secrets, each with the setting that names it.
 pub fn secret_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     let secrets = SETTINGS.iter().filter(|it| it.kind == SettingKind::Secret);
     let files = secrets.filter_map(|setting| {
@@ -69,7 +69,7 @@ pub fn secret_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     files.chain(key).collect()
 }
 
-/// Files with secrets that every user of this machine can read, each with its setting's name.
+/// Those files with secrets that every user of this machine may read.
 pub fn world_readable_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     let mut files = secret_files(raw);
     files.retain(|(_, path)| {
@@ -99,7 +99,7 @@ fn setting_origin(raw: &RawSettings<'_>, setting: &SettingDefinition) -> &'stati
     }
 }
 
-/// `NODE_ENV`, where it stands for `ATTESTO_ENV`.
+/// The value of `NODE_ENV`, which is used if `ATTESTO_ENV` is not set.
 fn node_env_alias(raw: &RawSettings<'_>, setting: &SettingDefinition) -> Option<String> {
     if setting.name != "ATTESTO_ENV" {
         return None;
@@ -121,11 +121,11 @@ fn plain_value(raw: &RawSettings<'_>, setting: &SettingDefinition) -> Option<Str
     (!text.is_empty()).then(|| redact_password(&text))
 }
 
-/// Hides a password in a URL. Such URLs are refused, and still shown by `config check`.
+/// Replaces a password in a URL. URLs with passwords are refused, but `config check` shows them.
 fn redact_password(text: &str) -> String {
     match Url::parse(text) {
         Ok(mut url) if url.password().is_some() => {
-            // Only an address without a host has no place for one.
+            // This can only fail for a URL without a host.
             let _ = url.set_password(Some("…"));
             url.to_string()
         }
@@ -133,8 +133,8 @@ fn redact_password(text: &str) -> String {
     }
 }
 
-/// A secret by its fingerprint. The database's address without its password, of which not even a fingerprint is shown:
-/// people choose passwords, and what is chosen can be guessed and compared.
+/// A summary of a secret: the fingerprint of a key, or the database's URL without its password. No fingerprint of the
+/// password is shown: a chosen password can be guessed and compared with it.
 fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
     let keyring = &settings.keyring;
     match (name, &settings.database) {
@@ -149,7 +149,7 @@ fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
                 .collect();
             (!retired.is_empty()).then(|| retired.join(","))
         }
-        // Only the names of the headers: their values are secrets.
+        // Only the names of the headers are shown, because their values are secrets.
         ("OTEL_EXPORTER_OTLP_HEADERS", _) => {
             let headers = &settings.traces.as_ref()?.headers;
             let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();

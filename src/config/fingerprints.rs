@@ -1,16 +1,16 @@
-//! Fingerprints of the settings that should be the same in every process, so that processes can compare them without telling
-//! each other the values.
+//! Fingerprints of the settings that should be the same in all processes. Processes compare them without sharing the
+//! values.
 //!
-//! Left out are settings that may differ (where a process listens, whether it delivers or runs jobs, how much at once, how it
-//! logs) and every secret: the ids of the encryption keys and the canary tell whether those fit. An entry in
-//! [`groups`](super::groups) names its fingerprint itself.
+//! Two kinds of settings have no fingerprint. The first may differ: the listening address, whether a process delivers
+//! or runs jobs, concurrency, and logging. The second are secrets: the ids of the encryption keys and the canaries show
+//! whether keys match. An entry in [`groups`](super::groups) names its fingerprint itself.
 
 use std::collections::BTreeMap;
 
 use super::settings::AppSettings;
 use crate::crypto::token;
 
-/// The fingerprint of each group of settings. Two releases may give the same settings different fingerprints.
+/// The fingerprint of each group of settings. Another release may compute other fingerprints for the same settings.
 pub fn compute_fingerprints(settings: &AppSettings) -> BTreeMap<&'static str, String> {
     let mut groups = BTreeMap::from([
         ("environment", format!("{:?}", settings.mode)),

@@ -1,9 +1,10 @@
-//! The settings that are read alike, in groups: each setting is one entry here.
+//! Settings of common types, in groups. Each setting is one entry.
 //!
-//! An entry gives the variable, the flag, what its value looks like in `--help` (empty for a switch), the default, and the
-//! meaning; then the group of its fingerprint if it should be the same in every process, its field with the type, and the
-//! function of [`SettingsReader`] that reads it. The struct, its reader, the flags of `serve`, `--help`, `config check` and the
-//! fingerprints come from the entry; a test says what to add to `.env.example` and README.
+//! An entry has the variable, the flag, the placeholder of its value in `--help` (empty for a switch), the default and
+//! the meaning. If the value should be the same in all processes, the group of its fingerprint follows. Then come its
+//! field with the type, and the function of [`SettingsReader`] that reads it. The struct, its reader, the flags of
+//! `attesto serve`, `--help`, `config check` and the fingerprints are made from the entry. A test says what to add to
+//! `.env.example` and the README.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -43,7 +44,7 @@ macro_rules! setting_group {
                 },
             )*];
 
-            /// These settings alone, for a command that does not serve.
+            /// Reads only these settings, for a command that does not serve.
             pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
                 SettingsReader::read_single(raw, Self::read)
             }
@@ -52,7 +53,7 @@ macro_rules! setting_group {
                 Self { $($field: reader.$read($name $(, $argument)?),)* }
             }
 
-            /// Adds the values that should be the same in every process to the texts of their fingerprints.
+            /// Appends the values that should be the same in all processes to the texts of their fingerprints.
             pub(super) fn add_compared_values(&self, groups: &mut BTreeMap<&'static str, String>) {
                 $($(
                     let text = groups.entry($fingerprint).or_default();
@@ -68,22 +69,22 @@ setting_group! {
     #[derive(Copy)]
     WebhookSettings {
         ("WEBHOOK_DISPATCHER_DISABLED", "webhook-dispatcher-disabled", "", "false",
-            "This process only receives; another one delivers")
+            "This process does not deliver events; another one must")
             => is_dispatcher_enabled: bool = read_negated_switch();
         ("ATTESTO_HOLD_DELIVERIES", "hold-deliveries", "", "false",
-            "Before anything is sent, hold deliveries in all processes until `attesto deliveries release`: for a system that was restored")
+            "Hold all deliveries in all processes, from the start, until `attesto deliveries release`: for a system that was restored")
             => is_hold_requested: bool = read_switch();
         ("WEBHOOK_DISPATCH_CONCURRENCY", "webhook-dispatch-concurrency", "N", "64",
-            "Deliveries under way at once")
+            "Maximum number of deliveries in flight at once")
             => max_concurrent_deliveries: usize = read_number(1..=1024);
         ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "webhook-dispatch-interval-seconds", "SECONDS", "10",
-            "How often to look for due deliveries without a notification; new ones start at once")
+            "How often to look for due deliveries that no notification has announced; new ones start at once")
             => dispatch_interval: Duration = read_seconds(1..=3600);
         ("WEBHOOK_TIMEOUT_SECONDS", "webhook-timeout-seconds", "SECONDS", "10",
             "How long a callback may take to answer")
             in "deliveries" => callback_timeout: Duration = read_seconds(1..=120);
         ("WEBHOOK_MAX_RETRIES", "webhook-max-retries", "N", "5",
-            "How often a delivery is tried again")
+            "How many times a delivery is retried")
             in "deliveries" => max_retries: u32 = read_number(0..=20);
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "webhook-allow-private-callbacks", "", "false",
             "Callbacks may be at private addresses; refused in production")
@@ -92,20 +93,20 @@ setting_group! {
 }
 
 setting_group! {
-    /// When a credential or a certificate is warned of. `None`: never.
+    /// When to warn of credentials and certificates. `None`: never.
     #[derive(Copy)]
     ExpiryThresholds {
         ("CREDENTIAL_APPLE_MAX_AGE_DAYS", "credential-apple-max-age-days", "DAYS", "365",
-            "After how long an Apple key is to be exchanged, which is then warned of; 0: never")
+            "Age of an Apple key from which on there is a warning to replace it; 0: never")
             in "credentials" => apple_key_max_age: Option<Duration> = read_days();
         ("CREDENTIAL_GOOGLE_MAX_AGE_DAYS", "credential-google-max-age-days", "DAYS", "90",
-            "After how long a service account's key is to be exchanged, which is then warned of; 0: never")
+            "Age of a service account's key from which on there is a warning to replace it; 0: never")
             in "credentials" => google_key_max_age: Option<Duration> = read_days();
         ("CREDENTIAL_API_KEY_UNUSED_DAYS", "credential-api-key-unused-days", "DAYS", "90",
-            "After how long without use an API key is warned of; 0: never")
+            "Time without use after which there is a warning about an API key; 0: never")
             in "credentials" => api_key_max_unused: Option<Duration> = read_days();
         ("CERTIFICATE_WARNING_DAYS", "certificate-warning-days", "DAYS", "30",
-            "How long before its end a certificate is warned of: Apple's and callbacks'")
+            "How long before the expiry of a certificate there is a warning, for Apple's and callbacks' certificates")
             in "credentials" => certificate_warning_period: Duration = read_days_in(0..=3650);
     }
 }
@@ -118,47 +119,47 @@ setting_group! {
             "How long events and their deliveries are kept, once every delivery has ended; 0 keeps them for ever")
             in "retention" => events: Option<Duration> = read_days();
         ("RETENTION_VALIDATION_AUDIT_DAYS", "retention-validation-audit-days", "DAYS", "30",
-            "How long the rows of verifications are kept; 0 keeps them for ever")
+            "How long rows of the validation audit are kept; 0 keeps them for ever")
             in "retention" => validation_audit: Option<Duration> = read_days();
         ("RETENTION_OPERATOR_AUDIT_DAYS", "retention-operator-audit-days", "DAYS", "400",
-            "How long it is kept what operators changed; 0 keeps it for ever")
+            "How long rows of the operator audit are kept; 0 keeps them for ever")
             in "retention" => operator_audit: Option<Duration> = read_days();
         ("RETENTION_ATTEMPT_DETAILS_DAYS", "retention-attempt-details-days", "DAYS", "30",
-            "How long it is kept what callbacks answered; 0 keeps it as long as the events")
+            "How long the bodies of callbacks' answers are kept; 0 keeps them as long as the events")
             in "retention" => attempt_details: Option<Duration> = read_days();
     }
 }
 
 setting_group! {
-    /// How often each job runs. `None`: only when a command asks for it.
+    /// How often each job runs. `None`: only on command.
     #[derive(Copy)]
     JobIntervals {
         ("JOBS_DISABLED", "jobs-disabled", "", "false",
-            "This process runs no periodic jobs; another one does")
+            "This process runs no periodic jobs; another one must")
             => is_enabled: bool = read_negated_switch();
         ("JOBS_RETENTION_INTERVAL_SECONDS", "jobs-retention-interval-seconds", "SECONDS", "3600",
-            "How often what is too old is removed; 0: only by `attesto prune`")
+            "How often data whose retention period has ended is removed; 0: only by `attesto prune`")
             in "jobs" => retention: Option<Duration> = read_interval();
         ("JOBS_RESEAL_INTERVAL_SECONDS", "jobs-reseal-interval-seconds", "SECONDS", "900",
-            "How often it is looked for secrets that are sealed with an older key; 0: only by `attesto encryption rotate`")
+            "How often secrets that are sealed with an older key are sealed again; 0: only by `attesto encryption rotate`")
             in "jobs" => reseal: Option<Duration> = read_interval();
         ("JOBS_EXPIRY_INTERVAL_SECONDS", "jobs-expiry-interval-seconds", "SECONDS", "86400",
-            "How often credentials that are too old and certificates that end soon are warned of; 0: only when asked")
+            "How often to warn of old credentials and of certificates that expire soon; 0: only on command")
             in "jobs" => expiry: Option<Duration> = read_interval();
         ("JOBS_DRIFT_INTERVAL_SECONDS", "jobs-drift-interval-seconds", "SECONDS", "3600",
-            "How often what is set up is compared with what is there; 0: only when asked")
+            "How often the configuration is compared with what is in use; 0: only on command")
             in "jobs" => drift: Option<Duration> = read_interval();
         ("JOBS_PROBE_INTERVAL_SECONDS", "jobs-probe-interval-seconds", "SECONDS", "3600",
-            "How often callbacks that got nothing since are connected to, sending nothing; 0: only when asked")
+            "How often to connect to callbacks that got no delivery since, without sending anything; 0: only on command")
             in "jobs" => probe: Option<Duration> = read_interval();
         ("JOBS_STATISTICS_INTERVAL_SECONDS", "jobs-statistics-interval-seconds", "SECONDS", "300",
-            "How often is counted, for metrics, what takes long to count; 0: only when asked")
+            "How often to count values for metrics that take long to count; 0: only on command")
             in "jobs" => statistics: Option<Duration> = read_interval();
     }
 }
 
 setting_group! {
-    /// Where the stores' APIs are, and how they are called.
+    /// The URLs of the stores' APIs, and how they are called.
     StoreSettings {
         ("APPLE_PRODUCTION_URL", "apple-production-url", "URL", "https://api.storekit.apple.com",
             "Apple's server API")
@@ -170,7 +171,7 @@ setting_group! {
             "A DER or PEM file, or a folder of them, instead of Apple's roots [default: built in]; refused in production")
             => apple_root_certificates: Option<PathBuf> = read_development_path();
         ("APPLE_OCSP", "apple-ocsp", "MODE", "off",
-            "off or on: whether Apple's responders are asked if a certificate was revoked")
+            "off or on: whether Apple's OCSP responders are asked if a certificate was revoked")
             in "stores" => is_apple_ocsp_enabled: bool = read_off_or_on();
         ("GOOGLE_PLAY_URL", "google-play-url", "URL", "https://androidpublisher.googleapis.com",
             "Google's Play Developer API")
@@ -185,14 +186,14 @@ setting_group! {
             "Google's Pub/Sub API")
             in "stores" => google_pubsub_url: Url = read_url();
         ("UPSTREAM_TIMEOUT_SECONDS", "upstream-timeout-seconds", "SECONDS", "10",
-            "How long one question to a store may take, quick retries included")
+            "How long one request to a store may take, quick retries included")
             in "stores" => upstream_timeout: Duration = read_seconds(1..=60);
     }
 }
 
 impl JobIntervals {
-    /// The same, with the job that connects to callbacks only in a process that also delivers: another one may not be
-    /// allowed to reach them, and would report all of them as unreachable.
+    /// Disables the job that connects to callbacks in a process that does not deliver. Such a process may not be
+    /// allowed to reach callbacks, and would report all of them as unreachable.
     #[must_use]
     pub fn with_probe_only_if_delivering(mut self, delivers: bool) -> Self {
         self.probe = self.probe.filter(|_| delivers);

@@ -1,16 +1,16 @@
-//! Every setting, once: its flag, its variable, its default, what it means.
+//! All settings. Each is defined once: its flag, variable, default and meaning.
 //!
-//! A flag wins over a variable, a variable over the default. Parsing is pure and reports every problem at once. No message
-//! repeats a value, which may be a secret in the wrong place. Only this room reads the environment.
+//! A flag takes precedence over a variable, and a variable over the default. Parsing is pure and reports all problems
+//! at once. No message repeats a value, which may be a secret in the wrong place. Only this room reads the environment.
 //!
-//! - [`groups`]: settings that are read alike; to add a setting, add an entry there
+//! - [`groups`]: settings of common types; a new setting is usually an entry there
 //! - [`definitions`]: the list of all settings, from which the flags and their help are made
-//! - [`raw`]: the texts as they were given
-//! - `reader`: reads each kind of value, and collects the problems
-//! - [`settings`]: what the service runs with
-//! - [`effective`]: the settings in force, as they may be shown
-//! - [`mod@fingerprints`]: which settings should be the same in every process
-//! - [`admin`]: the database and the keys, which administrators' commands need too
+//! - [`raw`]: the values as text, from flags and variables
+//! - `reader`: parses each type of value, and collects the problems
+//! - [`settings`]: the parsed settings of the service
+//! - [`effective`]: the settings in force, in a form that may be shown
+//! - [`mod@fingerprints`]: compares settings that should be the same in all processes
+//! - [`admin`]: the database and the keys, which administrative commands need too
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
 
 pub mod admin;

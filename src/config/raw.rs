@@ -1,4 +1,4 @@
-//! The settings as they were given: texts, and where each came from.
+//! The values of settings as text, and where each came from.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use super::definitions::{SettingKind, find_setting};
 use super::secret_file::EnvLookup;
 
-/// The process' environment. Everything else is handed what was read from it.
+/// Reads a variable of the process environment. Other code gets values from here.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that reads the environment"
@@ -15,31 +15,31 @@ pub fn read_env_var(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// The names of all variables there are.
+/// The names of all environment variables that are valid UTF-8.
 pub fn list_env_vars() -> Vec<String> {
     std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
         .collect()
 }
 
-/// Flags over variables.
+/// The flags and the environment. A flag takes precedence over its variable.
 pub struct RawSettings<'a> {
     flags: BTreeMap<String, String>,
     environment: EnvLookup<'a>,
 }
 
-/// A text that was given, and how to name where it came from.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GivenValue {
-    /// The value, not parsed yet.
+    /// The value as text, without surrounding white space.
     pub text: String,
-    /// `--port` or `PORT`.
+    /// The name of the flag or variable for messages, such as `--port` or `PORT`.
     pub origin: String,
 }
 
 impl<'a> RawSettings<'a> {
-    /// `flags` by the variable each stands for: `--port 1` is `PORT`, `--encryption-key-file f` is
-    /// `ATTESTO_ENCRYPTION_KEY_FILE`.
+    /// `flags` has the values of flags by the variable that each stands for: `--port 1` is `PORT`, and
+    /// `--encryption-key-file f` is `ATTESTO_ENCRYPTION_KEY_FILE`.
     pub fn new(
         flags: impl IntoIterator<Item = (String, String)>,
         environment: EnvLookup<'a>,
@@ -50,7 +50,7 @@ impl<'a> RawSettings<'a> {
         }
     }
 
-    /// What is given under a variable's name, the flag before the variable.
+    /// The value for a variable: that of its flag if given, or else that of the variable.
     pub fn find_os_value(&self, name: &str) -> Option<OsString> {
         self.flags
             .get(name)
@@ -58,13 +58,14 @@ impl<'a> RawSettings<'a> {
             .or_else(|| (self.environment)(name))
     }
 
-    /// The value of a flag, by the variable it stands for.
+    /// The value of the flag that stands for a variable.
     pub fn find_flag(&self, name: &str) -> Option<&str> {
         self.flags.get(name).map(String::as_str)
     }
 
-    /// What is given under a variable's name, trimmed. Nothing but blanks is nothing: compose files set variables to
-    /// the empty text when they mean to leave them out. `Err` names the variable whose bytes are no text.
+    /// The value for a variable as trimmed text. `None` if it is empty or only white space, because Compose files set
+    /// variables to the empty text when they mean to leave them unset. `Err` if the value is not valid UTF-8; the
+    /// message names the variable.
     pub fn find_text(&self, name: &str) -> Result<Option<GivenValue>, String> {
         let (text, origin) = match self.flags.get(name) {
             Some(text) => (text.clone(), flag_name(name)),

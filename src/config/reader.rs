@@ -1,4 +1,4 @@
-//! Reads settings from the texts that were given, and collects the problems.
+//! Parses the values of settings, and collects all problems.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -21,8 +21,8 @@ use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
 use crate::telemetry::{LogFormat, LogSettings, TraceSettings, trace_settings};
 
-/// Reads settings one by one and keeps a line for each problem. After a problem it goes on with the default, so that all
-/// problems are found; the result is not used then.
+/// Reads settings one by one and collects a line for each problem. After a problem it continues with the default, so
+/// that all problems are found; the parsed settings are not used then.
 pub(super) struct SettingsReader<'a> {
     raw: &'a RawSettings<'a>,
     mode: Option<DeploymentMode>,
@@ -38,7 +38,7 @@ impl<'a> SettingsReader<'a> {
         }
     }
 
-    /// What `read` reads, or the problems it found.
+    /// The result of `read`, or the problems that it found.
     pub(super) fn read_single<T>(
         raw: &'a RawSettings<'a>,
         read: impl FnOnce(&mut Self) -> T,
@@ -65,7 +65,7 @@ impl SettingsReader<'_> {
         })
     }
 
-    /// The value that was given, or the default. A text that `parse` does not accept is a problem: "must be `expected`".
+    /// The parsed value, or the default. If `parse` returns `None`, the problem is "must be `expected`".
     fn read_or_default<T>(
         &mut self,
         name: &str,
@@ -85,7 +85,7 @@ impl SettingsReader<'_> {
         })
     }
 
-    /// The value that was given, if any.
+    /// The parsed value, if one was given.
     fn read_optional<T>(
         &mut self,
         name: &str,
@@ -121,13 +121,13 @@ impl SettingsReader<'_> {
         Duration::from_hours(24 * self.read_number(name, range))
     }
 
-    /// A number of days; 0 is `None`.
+    /// A number of days. 0 is `None`.
     pub(super) fn read_days(&mut self, name: &str) -> Option<Duration> {
         let days = self.read_days_in(name, 0..=36_500);
         (!days.is_zero()).then_some(days)
     }
 
-    /// A number of seconds, up to a year; 0 is `None`.
+    /// A number of seconds, up to a year. 0 is `None`.
     pub(super) fn read_interval(&mut self, name: &str) -> Option<Duration> {
         let interval = self.read_seconds(name, 0..=31_536_000);
         (!interval.is_zero()).then_some(interval)
@@ -152,7 +152,7 @@ impl SettingsReader<'_> {
         !self.read_switch(name)
     }
 
-    /// A switch that production refuses.
+    /// A switch that may not be on in production.
     pub(super) fn read_development_switch(&mut self, name: &str) -> bool {
         let is_on = self.read_switch(name);
         if is_on {
@@ -161,7 +161,7 @@ impl SettingsReader<'_> {
         is_on
     }
 
-    /// A path that production refuses.
+    /// A path that may not be set in production.
     pub(super) fn read_development_path(&mut self, name: &str) -> Option<PathBuf> {
         let path = self.read_optional(name, "a path", |text| Some(PathBuf::from(text)))?;
         self.reject_in_production(name);
@@ -176,7 +176,7 @@ impl SettingsReader<'_> {
         })
     }
 
-    /// Without an endpoint the other variables are not read: they may be meant for other programs on the machine.
+    /// Without an endpoint the other variables are not read, because they may be meant for other programs.
     pub(super) fn read_traces(&mut self) -> Option<TraceSettings> {
         const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
@@ -212,7 +212,7 @@ impl SettingsReader<'_> {
         let service = self.read_or_default("OTEL_SERVICE_NAME", "1 to 100 characters", |text| {
             (1..=100).contains(&text.len()).then(|| text.to_owned())
         });
-        // Another sampler's argument may be anything, such as an address.
+        // The argument of another sampler may have any form, such as an address.
         let sampler = self.raw.find_text("OTEL_TRACES_SAMPLER").ok().flatten();
         let is_ours = sampler.is_none_or(|sampler| {
             matches!(&*sampler.text, "traceidratio" | "parentbased_traceidratio")
@@ -255,7 +255,7 @@ impl SettingsReader<'_> {
         }
     }
 
-    /// `ATTESTO_ENV`, read once, so that a problem with it is reported once.
+    /// The value of `ATTESTO_ENV`. It is read once, so that a problem is reported once.
     pub(super) fn mode(&mut self) -> DeploymentMode {
         if let Some(mode) = self.mode {
             return mode;
@@ -419,7 +419,7 @@ fn parse_store_url(text: &str, mode: DeploymentMode) -> Result<Url, &'static str
     if url.query().is_some() || url.fragment().is_some() {
         return Err("must be a URL without ? and #");
     }
-    // What stays on this machine, for example a call to a proxy beside this process, crosses no network.
+    // A connection to this machine itself, for example to a local proxy, does not cross a network.
     if mode == DeploymentMode::Production && url.scheme() != "https" && !is_loopback(&url) {
         return Err(
             "must be an https:// URL when ATTESTO_ENV is production, or http:// to this machine itself",

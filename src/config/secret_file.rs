@@ -1,8 +1,8 @@
-//! A setting from its variable, or from the file that the same variable with `_FILE` appended names.
+//! Reads a secret from its variable, or from the file that the variable with `_FILE` appended names.
 //!
-//! Docker and Swarm hand secrets over as files. One of the two may be set, never both: which of them is meant must
-//! not depend on an order that is hard to remember. A blank variable is not set, as for every other setting: compose files set
-//! variables to nothing when they mean to leave them out. A file that is blank is a mistake.
+//! Docker and Swarm pass secrets as files. Setting both variables is an error, because an order of precedence would be
+//! hard to remember. A blank variable counts as unset, as for every other setting, because Compose files set variables
+//! to the empty text when they mean to leave them unset. A blank file is an error.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,31 +12,31 @@ use zeroize::Zeroizing;
 
 use crate::crypto::redact::unreadable_file_message;
 
-/// Where settings come from: a variable's name in, its value out. The process' environment, or a test's table.
+/// Looks up an environment variable: in the process environment, or in the table of a test.
 pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// Why a setting cannot be read. Never repeats the value.
+/// Why a secret cannot be read. The message never repeats the value.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretReadError {
-    /// Both ways are used at once.
+    /// Both variables are set.
     #[error("{name} and {name}_FILE are both set: remove one of them")]
     BothSet {
-        /// The variable that names the file.
+        /// The variable, without `_FILE`.
         name: String,
     },
-    /// The file is there, with nothing in it.
+    /// The file is empty or contains only white space.
     #[error("{name}_FILE names an empty file: put the value there or remove the variable")]
     EmptyFile {
         /// The variable, without `_FILE`.
         name: String,
     },
-    /// Bytes that are no text.
+    /// The value is not valid UTF-8.
     #[error("{name} is not valid UTF-8")]
     NotUtf8 {
-        /// The variable, with `_FILE` when the file is meant.
+        /// The variable, with `_FILE` if the value came from the file.
         name: String,
     },
-    /// The file is not there or may not be read.
+    /// The file does not exist or cannot be read.
     #[error("{name}_FILE {}: {cause}", unreadable_file_message(path))]
     UnreadableFile {
         /// The variable, without `_FILE`.
@@ -48,8 +48,8 @@ pub enum SecretReadError {
     },
 }
 
-/// Reads `name`, or the file that `name`_FILE names, without the one line end that editors and `echo` leave behind.
-/// `None` when neither is set.
+/// Reads `name`, or the file that `name`_FILE names, without one line end at the end of the file. `None` if neither is
+/// set.
 pub fn read_secret(
     lookup: EnvLookup<'_>,
     name: &str,
@@ -86,7 +86,7 @@ pub fn read_secret(
     }
 }
 
-/// Nothing but white space, which means that nothing is set.
+/// Whether a text is empty or only white space, which counts as unset.
 pub fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }

@@ -1,4 +1,4 @@
-//! The settings that the service runs with. Those that are read alike are in [`groups`](super::groups).
+//! The settings that the service runs with. Settings of common types are in [`groups`](super::groups).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::server::tls::TlsFiles;
 use crate::telemetry::{LogSettings, TraceSettings};
 use crate::tenants::RateLimit;
 
-/// The kind of installation, `ATTESTO_ENV`. Production refuses settings that are for development only.
+/// The kind of installation, from `ATTESTO_ENV`. Production refuses settings that are only for development.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeploymentMode {
     /// A developer's machine.
@@ -39,7 +39,7 @@ impl DeploymentMode {
     }
 }
 
-/// Only where the service listens, for a command that calls a service on this machine.
+/// Reads only the listening address, for a command that calls a service on this machine.
 pub fn read_listen_settings(raw: &RawSettings<'_>) -> Result<ListenSettings, Vec<String>> {
     SettingsReader::read_single(raw, SettingsReader::read_listen)
 }
@@ -47,62 +47,63 @@ pub fn read_listen_settings(raw: &RawSettings<'_>) -> Result<ListenSettings, Vec
 /// The database to use.
 #[derive(Clone)]
 pub enum DatabaseSource {
-    /// A Postgres that runs already: `DATABASE_URL`.
+    /// A server that runs already: `DATABASE_URL`.
     Url(Box<ConnectSettings>),
-    /// A private Postgres, run as a child process: `ATTESTO_EMBEDDED_POSTGRES`.
+    /// A private Postgres that runs as a child process: `ATTESTO_EMBEDDED_POSTGRES`.
     Embedded(EmbeddedOptions),
 }
 
-/// `CREDENTIAL_GRACE_HOURS`: how long replaced store credentials can be restored. Zero: not at all.
+/// The value of `CREDENTIAL_GRACE_HOURS`: how long a replacement of store credentials can be rolled back. Zero: not at
+/// all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CredentialGracePeriod(pub Duration);
 
-/// Everything `serve` runs with.
+/// All settings of `attesto serve`.
 #[derive(Clone)]
 pub struct AppSettings {
-    /// `ATTESTO_ENV`
+    /// The value of `ATTESTO_ENV`.
     pub mode: DeploymentMode,
-    /// `PORT` and `BIND_ADDRESS`
+    /// The values of `PORT` and `BIND_ADDRESS`.
     pub listen: ListenSettings,
-    /// `DATABASE_URL`, or a private one
+    /// From `DATABASE_URL` and `DATABASE_DIRECT_URL`, or the options of a private Postgres.
     pub database: DatabaseSource,
-    /// `ATTESTO_MIGRATE_ON_START`
+    /// The value of `ATTESTO_MIGRATE_ON_START`.
     pub migrate_on_start: bool,
-    /// `ATTESTO_ENCRYPTION_KEY` and `ATTESTO_ENCRYPTION_KEYS_RETIRED`
+    /// The keys in `ATTESTO_ENCRYPTION_KEY` and `ATTESTO_ENCRYPTION_KEYS_RETIRED`.
     pub keyring: Arc<Keyring>,
-    /// `LOG_LEVEL` and `LOG_FORMAT`
+    /// The values of `LOG_LEVEL` and `LOG_FORMAT`.
     pub log: LogSettings,
-    /// `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`
+    /// The values of `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`.
     pub rate_limit: RateLimit,
-    /// `CREDENTIAL_CACHE_TTL_SECONDS`
+    /// The value of `CREDENTIAL_CACHE_TTL_SECONDS`.
     pub credential_cache_ttl: Duration,
-    /// `CREDENTIAL_GRACE_HOURS`
+    /// The value of `CREDENTIAL_GRACE_HOURS`.
     pub credential_grace: CredentialGracePeriod,
-    /// The ages and remaining lifetimes that are warned of
+    /// The thresholds for warnings about credentials and certificates.
     pub expiry_thresholds: ExpiryThresholds,
-    /// The `WEBHOOK_…` settings
+    /// The values of the `WEBHOOK_…` settings.
     pub webhooks: WebhookSettings,
-    /// `ENABLE_VALIDATION_AUDIT_LOG`
+    /// The value of `ENABLE_VALIDATION_AUDIT_LOG`.
     pub is_validation_audit_enabled: bool,
-    /// The `RETENTION_…` settings
+    /// The values of the `RETENTION_…` settings.
     pub retention: RetentionSettings,
-    /// The `JOBS_…` settings
+    /// The values of the `JOBS_…` settings.
     pub job_intervals: JobIntervals,
-    /// `SHUTDOWN_GRACE_SECONDS`
+    /// The value of `SHUTDOWN_GRACE_SECONDS`.
     pub shutdown_grace: Duration,
-    /// `TLS_CERT_PATH` and `TLS_KEY_PATH`
+    /// The paths in `TLS_CERT_PATH` and `TLS_KEY_PATH`.
     pub tls_files: Option<TlsFiles>,
-    /// The `OTEL_…` settings, when there is a collector
+    /// The `OTEL_…` settings. `None` without a collector.
     pub traces: Option<TraceSettings>,
-    /// `METRICS_ADDRESS`
+    /// The value of `METRICS_ADDRESS`.
     pub metrics_address: Option<SocketAddr>,
-    /// Where the stores are
+    /// The URLs of the stores' APIs.
     pub stores: StoreSettings,
 }
 
 impl AppSettings {
-    /// Reads them all. Every problem is a line that names the flag or variable and says what it must be; none repeats
-    /// a value.
+    /// Parses all settings. Each problem is a line that names the flag or variable and says what it must be. No problem
+    /// repeats a value.
     pub fn parse(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
         let mut reader = SettingsReader::new(raw);
         // Every setting is read before a missing one is reported, so that all problems are found at once.
@@ -155,7 +156,7 @@ impl AppSettings {
     }
 }
 
-/// Without secrets.
+/// Prints only settings that are not secret.
 impl std::fmt::Debug for AppSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AppSettings")
@@ -165,13 +166,13 @@ impl std::fmt::Debug for AppSettings {
     }
 }
 
-/// `TLS_CERT_PATH` and `TLS_KEY_PATH` alone, for a command that calls a service on this machine.
+/// Reads only `TLS_CERT_PATH` and `TLS_KEY_PATH`, for a command that calls a service on this machine.
 pub fn read_tls_files(raw: &RawSettings<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
     SettingsReader::read_single(raw, SettingsReader::read_tls_files)
 }
 
 impl LogSettings {
-    /// Reads what it can from settings of which others may be wrong: for logging that they are.
+    /// Reads the settings of the log, even if other settings are invalid: needed to log that they are.
     pub fn best_effort(raw: &RawSettings<'_>) -> Self {
         let mut reader = SettingsReader::new(raw);
         reader.read_log()
@@ -179,7 +180,7 @@ impl LogSettings {
 }
 
 impl CredentialGracePeriod {
-    /// This alone, for a command that replaces credentials.
+    /// Reads only this setting, for a command that replaces credentials.
     pub fn from_raw(raw: &RawSettings<'_>) -> Result<Self, Vec<String>> {
         SettingsReader::read_single(raw, SettingsReader::read_credential_grace)
     }

@@ -1,11 +1,12 @@
-//! The log: JSON lines for machines, one short line for people, and nothing secret in either.
+//! The log: JSON lines for machines, or one short line for each event for people. Neither contains secrets.
 //!
-//! Promises: a line has `ts` (RFC 3339, milliseconds, `Z`), `level`, `msg`, and then its fields, flat; a slow or stuck
-//! reader of standard output never holds up a request; in production an unexpected error appears by its class only.
+//! Guarantees: a line has `ts` (RFC 3339, milliseconds, `Z`), `level`, `msg`, and then its fields, not nested. A slow
+//! or blocked reader of standard output never delays a request. In production, an unexpected error is logged by its
+//! class only.
 //!
-//! Three names of fields mean something here: `fatal = true` raises an error's level to `fatal`; `cause` is left out
-//! in production, its companion `causeClass` is not. A line that is written while a request is answered carries that
-//! request's `reqId`, and where there are traces the `traceId` of what it belongs to.
+//! Three fields have a special meaning. `fatal = true` raises the level of an error to `fatal`. `cause` is omitted in
+//! production, where `causeClass` remains. A line that is logged while a request is answered has the request's `reqId`
+//! and, if traces are on, its `traceId`.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _, Write};
@@ -24,13 +25,13 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use super::request_span::current_trace_id;
 use crate::base::clock::Clock;
 
-/// Lines waiting to be written. When the reader of standard output is that far behind, lines are dropped and counted.
+/// The maximum number of lines that wait to be written. Further lines are dropped and counted.
 const MAX_QUEUED_LINES: usize = 8192;
-/// The most that is written in one go.
+/// The length after which collected lines are written, in bytes.
 const MAX_WRITE_BYTES: usize = 64 * 1024;
-/// How long a line may wait for others to be written with.
+/// How long the writer waits after a write, so that further lines are written together.
 const BATCH_INTERVAL: Duration = Duration::from_millis(2);
-/// How long the last lines may take to be written.
+/// How long a flush waits for the queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
@@ -42,7 +43,7 @@ pub fn scope_request_id<F: Future>(id: Arc<str>, work: F) -> impl Future<Output 
     REQUEST_ID.scope(id, work)
 }
 
-/// The id of the request that this task is answering.
+/// The id of the request that the current task is answering.
 pub fn current_request_id() -> Option<Arc<str>> {
     REQUEST_ID.try_with(Clone::clone).ok()
 }
@@ -52,7 +53,7 @@ pub fn current_request_id() -> Option<Arc<str>> {
 pub enum LogFormat {
     /// Pretty on a terminal, JSON lines anywhere else.
     Auto,
-    /// One JSON object a line.
+    /// One JSON object for each line.
     Json,
     /// One short line of text, for terminals.
     Pretty,
@@ -61,50 +62,51 @@ pub enum LogFormat {
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSettings {
-    /// The least serious level that is written.
+    /// The least severe level that is logged.
     pub level: tracing::level_filters::LevelFilter,
-    /// `LOG_FORMAT`
+    /// The value of `LOG_FORMAT`.
     pub format: LogFormat,
-    /// Whether unexpected errors are logged by their class only, as in production.
+    /// Whether the field `cause` is omitted, as in production.
     pub is_cause_redacted: bool,
 }
 
-/// Logs from now on to standard output, and hands spans to `traces`, for the whole process. The second call and later ones change nothing.
+/// Logs to standard output and passes spans to `traces` from now on, in the whole process. Only the first call has an
+/// effect.
 ///
-/// Keep what is returned: [`LogWriter::flush`] is what makes sure that the last lines are seen.
+/// Keep the returned writer and call [`LogWriter::flush`] before the process ends, so that the last lines are written.
 pub fn install_logging(log: &LogSettings, traces: Option<SdkTracer>) -> LogWriter {
-    let for_people = match log.format {
+    let is_pretty = match log.format {
         LogFormat::Auto => io::stdout().is_terminal(),
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    install_with(log, for_people, traces, io::stdout())
+    install_with(log, is_pretty, traces, io::stdout())
 }
 
-/// Logs from now on to `destination`, as JSON lines, for the whole process; otherwise like [`install_logging`].
+/// Like [`install_logging`], but writes JSON lines to `destination`.
 pub fn install_to(log: &LogSettings, destination: impl Write + Send + 'static) -> LogWriter {
     install_with(log, false, None, destination)
 }
 
 fn install_with(
     log: &LogSettings,
-    for_people: bool,
+    is_pretty: bool,
     traces: Option<SdkTracer>,
     destination: impl Write + Send + 'static,
 ) -> LogWriter {
     let writer = LogWriter::spawn(destination);
-    let subscriber = build_subscriber(log, for_people, writer.clone(), traces);
+    let subscriber = build_subscriber(log, is_pretty, writer.clone(), traces);
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         std::panic::set_hook(Box::new(log_panic));
     }
     writer
 }
 
-/// A subscriber that writes lines to `writer`, and hands spans to `traces`. Without that, every span is switched off where it
-/// is made.
+/// A subscriber that writes log lines to `writer` and passes spans to `traces`. Without `traces`, all spans are
+/// disabled when they are made.
 pub fn build_subscriber(
     log: &LogSettings,
-    for_people: bool,
+    is_pretty: bool,
     writer: LogWriter,
     traces: Option<SdkTracer>,
 ) -> impl Subscriber + Send + Sync + 'static {
@@ -112,24 +114,24 @@ pub fn build_subscriber(
     let targets = Targets::new()
         .with_default(dependencies)
         .with_target("attesto", log.level)
-        // Slow statements, with their SQL. The request's own line has the latency.
+        // sqlx logs slow statements with their SQL. The line of each request has its duration.
         .with_target("sqlx::query", LevelFilter::OFF);
     let lines = LogLayer {
         writer,
         clock: Clock::system(),
-        is_pretty: for_people,
+        is_pretty,
         is_cause_redacted: log.is_cause_redacted,
         has_traces: traces.is_some(),
     };
     let lines = lines
         .with_filter(targets.and(filter_fn(is_log_event).with_max_level_hint(LevelFilter::TRACE)));
-    // Ours only, and no events: what a line of the log may hold is not what a span may. The filter is around the option: a
-    // layer that is not there would otherwise want everything.
-    let (wants_spans, most) = match &traces {
+    // Only spans of this crate and no events, because log lines may contain what spans must not. The filter is applied
+    // to the option: a layer that is `None` would otherwise enable every span.
+    let (wants_spans, max_level) = match &traces {
         Some(_) => (true, LevelFilter::INFO),
         None => (false, LevelFilter::OFF),
     };
-    let wanted = filter_fn(move |metadata| wants_spans && is_own_span(metadata));
+    let span_filter = filter_fn(move |metadata| wants_spans && is_own_span(metadata));
     let spans = traces.map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
@@ -138,7 +140,7 @@ pub fn build_subscriber(
             .with_target(false)
             .with_tracked_inactivity(false)
     });
-    let spans = spans.with_filter(wanted.with_max_level_hint(most));
+    let spans = spans.with_filter(span_filter.with_max_level_hint(max_level));
     tracing_subscriber::registry().with(lines).with(spans)
 }
 
@@ -150,7 +152,7 @@ fn is_own_span(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target().starts_with("attesto")
 }
 
-/// What a panic says goes where other causes go. Where it happened is no secret.
+/// The panic's message is logged as `cause`, which production omits. Its location is not secret.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let cause = panic.payload_as_str().unwrap_or("not a text");
     let place = panic.location().map(ToString::to_string);
@@ -162,11 +164,11 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     );
 }
 
-/// Writes lines on a thread of its own, so that no work waits for a slow reader of the log.
+/// Writes lines in a thread of its own, so that no task waits for a slow reader of the log.
 ///
-/// `tracing-appender` is not used: it can be flushed only by ending it, and when its queue is full at that moment it prints
-/// to standard output, which never returns if the reader of standard output is what is stuck; and it wakes its thread for
-/// every line, where this one lets lines gather for 2 ms.
+/// `tracing-appender` is not used. It can only be flushed by ending it; if its queue is full then, it prints to
+/// standard output, which blocks if the reader of standard output is blocked. It also wakes its thread for every line,
+/// where this writer collects lines for 2 ms.
 #[derive(Clone, Debug)]
 pub struct LogWriter {
     sender: SyncSender<WriterMessage>,
@@ -176,12 +178,12 @@ pub struct LogWriter {
 #[derive(Debug)]
 enum WriterMessage {
     Line(String),
-    /// Answered when everything before it was written.
+    /// Answered when all earlier lines are written.
     Flush(SyncSender<()>),
 }
 
 impl LogWriter {
-    /// A writer to `destination`. Its thread ends with the last clone.
+    /// Starts a thread that writes to `destination`. The thread ends when the last clone is dropped.
     pub fn spawn(destination: impl Write + Send + 'static) -> Self {
         let (sender, receiver) = sync_channel(MAX_QUEUED_LINES);
         let spawned = std::thread::Builder::new()
@@ -194,7 +196,7 @@ impl LogWriter {
         }
     }
 
-    /// Waits until every line so far was written, but not for ever.
+    /// Waits until all earlier lines are written, for at most [`FLUSH_TIMEOUT`].
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.sender.try_send(WriterMessage::Flush(done)).is_ok() {
@@ -202,7 +204,7 @@ impl LogWriter {
         }
     }
 
-    /// Whether the line was taken.
+    /// Returns false if the queue was full and the line was dropped.
     fn enqueue_line(&self, line: String) -> bool {
         let taken = self.sender.try_send(WriterMessage::Line(line)).is_ok();
         if !taken {
@@ -212,7 +214,7 @@ impl LogWriter {
     }
 }
 
-/// A broken pipe is no reason to stop serving, so what cannot be written is let go.
+/// Write errors are ignored: a closed pipe must not stop the service.
 fn write_lines(mut destination: impl Write, messages: &Receiver<WriterMessage>) {
     let mut batch = String::new();
     while let Ok(first) = messages.recv() {
@@ -233,7 +235,7 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<WriterMessage>) 
         let _ = destination.flush();
         batch.clear();
         if waiting.is_empty() {
-            // Under load the next lines gather meanwhile, so that this thread is not woken for each of them.
+            // Under load, further lines are queued during this pause, so that the thread is not woken for each of them.
             std::thread::sleep(BATCH_INTERVAL);
         }
         for done in waiting {
@@ -242,13 +244,13 @@ fn write_lines(mut destination: impl Write, messages: &Receiver<WriterMessage>) 
     }
 }
 
-/// Makes a line of each event.
+/// Formats each event as a line.
 struct LogLayer {
     writer: LogWriter,
     clock: Clock,
     is_pretty: bool,
     is_cause_redacted: bool,
-    /// Whether there are traces, whose ids are worth a field.
+    /// Whether traces are on, so that `traceId` is logged.
     has_traces: bool,
 }
 
@@ -260,7 +262,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
             message: String::new(),
             fields: String::new(),
             is_pretty: self.is_pretty,
-            // What a dependency puts into its fields is not known, so it stays out like a cause.
+            // The content of a dependency's fields is not known, so they are omitted like a cause.
             hide_cause: self.is_cause_redacted,
             hide_fields: self.is_cause_redacted && !is_ours,
             is_fatal: false,
@@ -300,7 +302,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         } else {
             self.format_json(level, &line)
         };
-        // The number of dropped lines was not logged either: keep it for the next line.
+        // The count of dropped lines was dropped with this line: keep it for the next one.
         if !self.writer.enqueue_line(text) {
             self.writer.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
@@ -342,14 +344,14 @@ impl LogLayer {
     }
 }
 
-/// A line being made.
+/// A line that is being formatted.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a plain yes or no of its own"
 )]
 struct LogLine {
     message: String,
-    /// Written already, each with what stands before it.
+    /// The fields as formatted text, each with its separator.
     fields: String,
     is_pretty: bool,
     hide_cause: bool,
@@ -363,7 +365,7 @@ impl LogLine {
         if self.is_pretty {
             let _ = write!(self.fields, " \x1b[2m{name}=\x1b[0m");
         } else {
-            // A field's name is an identifier of the source, or a dependency's: it may hold dots, and no quotes.
+            // A field's name is an identifier of this code or of a dependency. It may contain dots, but no quotes.
             let _ = write!(self.fields, r#","{name}":"#);
         }
     }
@@ -437,7 +439,7 @@ impl Visit for LogLine {
     }
 }
 
-/// A JSON string, control characters and quotes escaped, so that nothing can end a line early.
+/// Writes a JSON string. Quotes and control characters are escaped, so that no text can end a line.
 fn push_json_string(into: &mut String, text: &str) {
     into.push('"');
     for letter in text.chars() {
@@ -480,10 +482,10 @@ mod tests {
         }
     }
 
-    fn capture_lines(log: &LogSettings, for_people: bool, events: impl FnOnce()) -> Vec<String> {
+    fn capture_lines(log: &LogSettings, is_pretty: bool, events: impl FnOnce()) -> Vec<String> {
         let kept = CapturedOutput::default();
         let writer = LogWriter::spawn(kept.clone());
-        let subscriber = build_subscriber(log, for_people, writer.clone(), None);
+        let subscriber = build_subscriber(log, is_pretty, writer.clone(), None);
         tracing::subscriber::with_default(subscriber, events);
         writer.flush();
         let bytes = kept.0.lock().unwrap();

@@ -1,7 +1,8 @@
-//! The metrics of this process, on top of `prometheus-client`.
+//! The metrics of this process, with `prometheus-client`.
 //!
-//! Names in this code are the complete names of the series: a counter's ends in `_total`, which the OpenMetrics text
-//! format adds again when it is written, and a description ends in a full stop, which it adds too.
+//! Names in this code are the complete names of the series. A counter's name ends in `_total`, which is removed here
+//! because the OpenMetrics text format adds it again. In the same way, the full stop at the end of a description is
+//! removed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,11 +26,11 @@ pub type Histogram = histogram::Histogram;
 /// The `Content-Type` of [`MetricsRegistry::render_text`].
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds in seconds for what a caller waits for.
+/// Upper bounds in seconds for durations that a caller waits for.
 pub const DURATION_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-/// Upper bounds in seconds for what may wait in a queue.
+/// Upper bounds in seconds for times in a queue.
 pub const LONG_DURATION_BUCKETS: &[f64] = &[
     0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0,
 ];
@@ -46,8 +47,8 @@ pub struct MetricVec<const N: usize, M> {
 }
 
 impl<const N: usize, M: Clone> MetricVec<N, M> {
-    /// The metric with these label values. A caller of Attesto must not be able to choose them: each combination is kept
-    /// and shown until the process ends.
+    /// The metric with these label values. The values must not be chosen by callers of Attesto: each combination is
+    /// kept until the process ends.
     pub fn with_label_values(&self, values: [&str; N]) -> M {
         let labels = std::array::from_fn(|at| (self.label_names[at], values[at].to_owned()));
         self.family.get_or_create_owned(&labels)
@@ -118,8 +119,9 @@ impl MetricsRegistry {
         self.add_vec(name, help, label_names, family)
     }
 
-    /// Adds values that are read while the text is written: `observe` calls its argument once for each value, with a label
-    /// and its value if there is one. It must be quick and must not wait. Counters are whole numbers.
+    /// Adds values that are read when the text is written. `observe` calls its argument once for each value, with the
+    /// label's name and value if there is one. It must return quickly and must not block. Values of counters are whole
+    /// numbers.
     pub fn register_observable(
         &self,
         name: &'static str,
@@ -166,10 +168,10 @@ impl MetricsRegistry {
     }
 }
 
-/// Takes one value of a metric, with its label's name and value if it has one.
+/// Records one value of a metric, with a label's name and value if it has one.
 pub type RecordValue<'a> = dyn FnMut(Option<(&str, &str)>, f64) + 'a;
 
-/// Whether values that are read while the text is written only grow.
+/// The type of a metric whose values are read when the text is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObservableKind {
     /// The value only grows.
@@ -202,7 +204,7 @@ impl Collector for Observable {
         let mut outcome = Ok(());
         (self.observe)(&mut |label, value| {
             let mut encode = || match label {
-                // Without labels `encode_family` would write empty braces.
+                // Without a label, `encode_family` would write empty braces.
                 None => encode_value(&mut metric, self.kind, value),
                 Some(label) => encode_value(&mut metric.encode_family(&[label])?, self.kind, value),
             };
@@ -221,12 +223,12 @@ fn encode_value(metric: &mut MetricEncoder<'_>, kind: ObservableKind, value: f64
     }
 }
 
-/// A counter's name without `_total`: the text format adds it to the series, not to the family.
+/// A counter's name without `_total`: in the text format, only the series has the suffix, and the family does not.
 fn family_name(name: &'static str) -> &'static str {
     name.strip_suffix("_total").unwrap_or(name)
 }
 
-/// A count as a gauge shows it; past 2^53 it is rounded.
+/// A count as the value of a gauge. Above 2^53 it is rounded.
 #[expect(clippy::cast_precision_loss, reason = "no count here gets that far")]
 pub fn u64_to_f64(count: u64) -> f64 {
     count as f64

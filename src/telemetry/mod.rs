@@ -1,20 +1,21 @@
-//! What this process reports about itself: its log, its metrics, its traces.
+//! What this process reports about itself: log lines, metrics and traces.
 //!
-//! - `log`: JSON lines for machines, one short line for people; nothing secret in either
+//! - `log`: JSON lines for machines, or short lines for people; neither contains secrets
 //! - [`metrics`]: counters, gauges and histograms, and their OpenMetrics text
-//! - [`process_metrics`]: memory, files and threads, as the operating system counts them
-//! - [`trace_settings`], `trace_pipeline`, `span_queue`, `span_exporter`: spans, from where they end to an OpenTelemetry
+//! - [`process_metrics`]: memory, open files and threads, as the operating system counts them
+//! - [`trace_settings`], `trace_pipeline`, `span_queue`, `span_exporter`: sends ended spans to an OpenTelemetry
 //!   collector, as OTLP over HTTP in protobuf
-//! - [`request_span`]: the span around the answer to a request, and whose trace it continues
+//! - [`request_span`]: the span of a request, and the trace that it belongs to
 //!
-//! Metrics: counting is an atomic addition and never waits for a scrape; a scrape is written from memory and asks the
-//! database nothing; no label has a value that a caller may choose, so the number of series is bounded.
+//! Metrics: counting is an atomic addition and never waits for a scrape. A scrape is written from memory and queries no
+//! database. No label has a value that a caller can choose, so the number of series is bounded.
 //!
-//! Traces: without `OTEL_EXPORTER_OTLP_ENDPOINT` a span costs a look at one flag. With it, neither a request nor a delivery
-//! waits for the collector, memory is bounded, and a collector that is away costs one line of the log and a counter. No span
-//! holds a secret, a purchase, a path as it was requested, or a query. A span is one of `tracing`, made with `info_span!`
-//! where the work is; only this room names OpenTelemetry. Attributes are named by its semantic conventions where these have
-//! a name, else they begin with `attesto.`; whole numbers are `i64`, the only kind there is.
+//! Traces: without `OTEL_EXPORTER_OTLP_ENDPOINT`, a span costs the check of one flag. With it, no request or delivery
+//! waits for the collector, and memory is bounded. If the collector is not reachable, spans are dropped and counted,
+//! and one line is logged. No span contains a secret, a purchase, a requested path or a query. Spans are made with
+//! `info_span!` of `tracing` where the work is done; only this room uses OpenTelemetry. Attributes have the names of
+//! its semantic conventions, or else begin with `attesto.`. Whole numbers are `i64`, because OTLP has no other integer
+//! type.
 
 mod log;
 pub mod metrics;

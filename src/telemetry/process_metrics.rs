@@ -1,12 +1,12 @@
-//! Metrics of the operating system about this process, under the names that every Prometheus client uses. A system without
-//! `/proc` has none of them but the start time.
+//! Metrics of this process from the operating system, with the names that all Prometheus clients use. On a system
+//! without `/proc`, only the start time is reported.
 
 use std::fs;
 
 use super::metrics::{MetricsRegistry, ObservableKind};
 use crate::base::clock::Clock;
 
-/// Adds them to `registry`.
+/// Adds the metrics to `registry`.
 pub fn register_process_metrics(registry: &MetricsRegistry, clock: &Clock) {
     let started_at = clock.now().as_millis();
     registry.register_observable(
@@ -36,7 +36,7 @@ pub fn register_process_metrics(registry: &MetricsRegistry, clock: &Clock) {
         "Files and connections that this process has open.",
         |record| {
             if let Ok(files) = fs::read_dir("/proc/self/fd") {
-                // One of them is the folder itself.
+                // One of the entries is the folder that is being read.
                 let count = files.count().saturating_sub(1);
                 record(None, f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
             }
@@ -55,7 +55,7 @@ pub fn register_process_metrics(registry: &MetricsRegistry, clock: &Clock) {
     );
 }
 
-/// The first number behind `field` in `/proc/self/status`.
+/// The first number after `field` in `/proc/self/status`.
 fn read_proc_status(field: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;

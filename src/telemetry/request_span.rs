@@ -1,4 +1,4 @@
-//! The span around an answer.
+//! The span of a request.
 
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
@@ -10,27 +10,27 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// W3C Trace Context's header. `tracestate`, which vendors use, is not read: nothing here passes it on.
+/// The header of W3C Trace Context. Its companion `tracestate` is not read, because nothing here passes it on.
 const TRACEPARENT: &str = "traceparent";
 
 /// The outcome of a request.
 pub struct RequestOutcome<'a> {
-    /// `POST`, or `other`.
+    /// The method, such as `POST`, or `other` for an unknown one.
     pub method: &'static str,
-    /// The route's pattern, never the path.
+    /// The pattern of the route, never the requested path.
     pub route: &'a str,
-    /// The status of the answer.
+    /// The status of the response.
     pub status: StatusCode,
-    /// The tenant that made the request, if it is known.
+    /// The id of the tenant, if the caller was authenticated.
     pub tenant: Option<&'a str>,
     /// The request id.
     pub request_id: &'a str,
-    /// The error's code, if it is one.
+    /// The error code, if the response is an error.
     pub error: Option<&'static str>,
 }
 
-/// A span for an answer to a request with these headers: a part of the trace that its `traceparent` names, or the first
-/// of a new one. A disabled span when traces are off.
+/// Starts the span of a request with these headers. It belongs to the trace that the header `traceparent` names, or
+/// begins a new trace. The span is disabled if traces are off.
 pub fn start_request_span(headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
@@ -48,14 +48,14 @@ pub fn start_request_span(headers: &HeaderMap) -> Span {
         let known = TraceContextPropagator::new()
             .extract_with_context(&Context::new(), &TraceparentHeader(headers));
         if known.has_active_span() {
-            // It fails only once the span has begun.
+            // This can only fail after the span has started.
             let _ = span.set_parent(known);
         }
     }
     span
 }
 
-/// Writes the outcome of a request into the current span.
+/// Records the outcome of a request in the current span.
 pub fn record_outcome(ended: &RequestOutcome<'_>) {
     let span = Span::current();
     if span.is_disabled() {
@@ -77,14 +77,14 @@ pub fn record_outcome(ended: &RequestOutcome<'_>) {
     if ended.status.is_server_error() {
         span.record("otel.status_code", "ERROR");
     }
-    // Its name is known only now.
+    // The span's name contains the route, which is only known now.
     Context::map_current(|context| {
         let name = format!("{} {}", ended.method, ended.route);
         context.span().update_name(name);
     });
 }
 
-/// The trace that what runs now belongs to.
+/// The id of the trace that the current span belongs to.
 pub fn current_trace_id() -> Option<TraceId> {
     Context::map_current(|context| {
         let span = context.span();
@@ -93,7 +93,7 @@ pub fn current_trace_id() -> Option<TraceId> {
     })
 }
 
-/// A request's `traceparent`, when there is exactly one.
+/// Reads the `traceparent` of a request, if it has exactly one.
 struct TraceparentHeader<'a>(&'a HeaderMap);
 
 impl Extractor for TraceparentHeader<'_> {

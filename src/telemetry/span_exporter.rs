@@ -1,9 +1,10 @@
 //! Sends batches of spans to the collector, as OTLP over HTTP in protobuf.
 //!
-//! Messages and their encoding are `opentelemetry-proto`'s. `opentelemetry-otlp` is not used: it reads the headers, the
-//! protocol and the compression from environment variables by itself, even when they are given to it, where ours may come
-//! from a file or a flag; it does not say how many spans of a batch the collector refused, which we count; and its retries do
-//! not end when the process stops. The SDK's batch processor does not tell either how many spans it dropped.
+//! Messages and their encoding are those of `opentelemetry-proto`. `opentelemetry-otlp` is not used, for three reasons.
+//! It reads headers, protocol and compression from environment variables even if they are passed to it, where ours can
+//! come from a file or a flag. It does not report how many spans of a batch the collector refused, which a counter here
+//! shows. Its retries do not end when the process stops. The SDK's batch processor is not used because it does not
+//! report dropped spans either.
 
 use std::time::Duration;
 
@@ -25,28 +26,28 @@ use super::span_queue::TraceMetrics;
 use super::trace_settings::TraceSettings;
 use crate::base::error::root_cause;
 
-/// The most spans in one message.
+/// The maximum number of spans in one request.
 const MAX_BATCH_SPANS: usize = 512;
-/// How long a span waits for others to be sent with.
+/// How long a span waits for further spans of its batch.
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the collector may take to answer.
+/// The time limit for the collector's response.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait before each retry of a batch; after the last it is dropped.
+/// The delays before the retries of a batch. After the last retry it is dropped.
 const RETRY_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// The part of a response that is read.
+/// The number of bytes of a response that are read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// Sends spans that ended to the collector.
+/// Sends ended spans to the collector.
 pub(super) struct OtlpExporter {
     settings: TraceSettings,
     client: reqwest::Client,
     resource: ResourceAttributesWithSchema,
     metrics: TraceMetrics,
-    /// Whether the last batch was dropped, which was logged then.
+    /// Whether the last batch was dropped. This is logged when it begins.
     is_unreachable: bool,
 }
 
-/// Why the collector did not take a batch.
+/// Why the collector did not accept a batch.
 struct ExportError {
     reason: String,
     /// Whether a retry may succeed.
@@ -69,7 +70,7 @@ impl OtlpExporter {
         }
     }
 
-    /// Sends spans until `stop` is cancelled, then the remaining ones, each batch without retries.
+    /// Sends spans until `stop` is cancelled. Then sends the spans that remain, without retries.
     pub(super) async fn export_until_stopped(
         mut self,
         mut spans: Receiver<SpanData>,
@@ -124,7 +125,7 @@ impl OtlpExporter {
             }
             Err(why) => {
                 self.metrics.dropped.inc_by(count);
-                // Logged once until the collector is back.
+                // Logged once, until the collector is reachable again.
                 if !std::mem::replace(&mut self.is_unreachable, true) {
                     let collector = self.settings.url.as_str();
                     tracing::warn!(collector, error = why, "traces_not_exported");
@@ -133,8 +134,8 @@ impl OtlpExporter {
         }
     }
 
-    /// Sends a batch, with retries unless the process stops. Returns how many of its spans the collector refused, or why it
-    /// took none.
+    /// Sends a batch, with retries unless the process stops. Returns how many of its spans the collector refused, or
+    /// why it accepted none.
     async fn send_with_retry(
         &self,
         message: &Bytes,
@@ -150,7 +151,7 @@ impl OtlpExporter {
                     is_retryable: true,
                 },
             };
-            // There is no retry while the collector is known to be away.
+            // There are no retries while the collector is known to be unreachable.
             let pause = pauses
                 .next()
                 .filter(|_| refused.is_retryable && !self.is_unreachable);
@@ -192,7 +193,7 @@ impl OtlpExporter {
                 let refused = partly.map_or(0, |partly| partly.rejected_spans);
                 Ok(u64::try_from(refused).unwrap_or(0))
             }
-            // The statuses that OTLP declares retryable.
+            // The status codes that OTLP defines as retryable.
             429 | 502..=504 => Err(ExportError {
                 reason: format!("it answers {status}"),
                 is_retryable: true,

@@ -1,4 +1,4 @@
-//! The bounded queue of spans that ended and wait to be sent.
+//! The bounded queue of ended spans.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::metrics::{Counter, MetricsRegistry};
 
-/// Spans in the queue. When it is full, further spans are dropped and counted.
+/// The maximum number of spans in the queue. Further spans are dropped and counted.
 const MAX_QUEUED_SPANS: usize = 4096;
 
 /// Counters of spans. Clones share them.
@@ -20,22 +20,22 @@ pub struct TraceMetrics {
 }
 
 impl TraceMetrics {
-    /// Adds them to `registry`.
+    /// Adds the counters to `registry`.
     pub fn register_in(&self, registry: &MetricsRegistry) {
         registry.register_existing_counter(
             "attesto_spans_exported_total",
-            "Spans of traces that the collector took.",
+            "Spans of traces that the collector accepted.",
             &self.exported,
         );
         registry.register_existing_counter(
             "attesto_spans_dropped_total",
-            "Spans of traces that found no room while they waited, or that the collector did not take.",
+            "Spans of traces that were dropped because the queue was full, or that the collector did not accept.",
             &self.dropped,
         );
     }
 }
 
-/// Puts spans that end into the queue, and never waits.
+/// Puts ended spans into the queue without waiting.
 #[derive(Debug)]
 pub(super) struct SpanQueue {
     sender: Sender<SpanData>,
@@ -43,7 +43,7 @@ pub(super) struct SpanQueue {
 }
 
 impl SpanQueue {
-    /// A queue and its receiver.
+    /// A queue, and the receiver of its spans.
     pub(super) fn new(metrics: &TraceMetrics) -> (Self, Receiver<SpanData>) {
         let (sender, receiver) = channel(MAX_QUEUED_SPANS);
         let metrics = metrics.clone();
@@ -60,7 +60,7 @@ impl SpanProcessor for SpanQueue {
         }
     }
 
-    // The pipeline sends what is left when it ends.
+    // The exporter sends the remaining spans when the pipeline shuts down.
     fn force_flush(&self) -> OTelSdkResult {
         Ok(())
     }
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_finds_no_room_is_counted_and_what_is_not_sampled_is_not() {
+    fn a_dropped_span_is_counted_unless_it_was_not_sampled() {
         let metrics = TraceMetrics::default();
         let (queue, spans) = SpanQueue::new(&metrics);
         let provider = |sampler, queue| {

@@ -26,10 +26,11 @@ pub struct TracePipeline {
 }
 
 impl TracePipeline {
-    /// Starts to export the spans of this process on `host`, through `client`. Call it within a Tokio runtime.
+    /// Starts to export the spans of this process. `host` is its host name, and `client` sends the requests. Must be
+    /// called within a Tokio runtime.
     pub fn start(settings: TraceSettings, client: reqwest::Client, host: &str) -> Self {
         let metrics = TraceMetrics::default();
-        // Nothing is read from the environment, where secrets are.
+        // The resource is not detected from the environment, which contains secrets.
         let resource = Resource::builder_empty()
             .with_service_name(settings.service_name.clone())
             .with_attributes([
@@ -65,7 +66,7 @@ impl TracePipeline {
         self.metrics.clone()
     }
 
-    /// Sends the remaining spans, for up to `wait_limit`.
+    /// Sends the remaining spans, and stops after `wait_limit` in any case.
     pub async fn shut_down(self, wait_limit: Duration) {
         self.stop.cancel();
         let mut export_task = self.export_task;
@@ -75,9 +76,9 @@ impl TracePipeline {
     }
 }
 
-/// Samples by the configured share, both traces that begin here and traces that continue a caller's. A request's span begins
-/// before the caller is authenticated, so `traceparent` may come from anyone: neither its flag nor its trace id may cause or
-/// prevent sampling. Spans within a request follow the request's.
+/// Samples the configured share of traces, both those that begin here and those that continue a caller's. The span of a
+/// request begins before the caller is authenticated, so `traceparent` may be forged: neither its flag nor its trace id
+/// may cause or prevent sampling. Spans within a request are sampled if the request's span is.
 fn build_sampler(share: f64) -> ParentBasedSampler {
     let share = RatioSampler(Sampler::TraceIdRatioBased(share));
     Sampler::parent_based(share.clone())
@@ -85,7 +86,7 @@ fn build_sampler(share: f64) -> ParentBasedSampler {
         .with_remote_parent_not_sampled(share)
 }
 
-/// Samples by an id that is drawn for the purpose, instead of by the trace id, which the caller may have chosen.
+/// Samples by a random id instead of the trace id, which a caller may have chosen.
 #[derive(Clone, Debug)]
 struct RatioSampler(Sampler);
 
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a span is traced whose parent is remote or not, and sampled or not.
+    /// Whether a span is sampled whose parent is remote or local, and sampled or not.
     fn is_traced(share: f64, id: TraceId, is_remote: bool, flags: TraceFlags) -> bool {
         let span = SpanId::from_bytes([1; 8]);
         let parent = SpanContext::new(id, span, flags, is_remote, TraceState::NONE);
@@ -124,12 +125,12 @@ mod tests {
 
     #[test]
     fn neither_a_callers_flag_nor_the_id_it_chose_decides_anything() {
-        // By a trace's own id, the first is always traced and the last never.
+        // If the trace id decided, the first one would always be sampled and the last one never.
         let ids = [1, u128::from(u64::MAX / 2), u128::MAX];
         for (share, least, most) in [(0.0, 0, 0), (0.5, 400, 600), (1.0, 1000, 1000)] {
             for flags in [TraceFlags::SAMPLED, TraceFlags::default()] {
                 for id in ids.map(|id| TraceId::from_bytes(id.to_be_bytes())) {
-                    // More than six standard deviations to either side.
+                    // More than six standard deviations in both directions.
                     let traced = (0..1000).filter(|_| is_traced(share, id, true, flags));
                     let traced = traced.count();
                     assert!(
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_a_request_follows_it() {
+    fn a_span_within_a_request_is_sampled_if_the_requests_span_is() {
         let id = TraceId::from_bytes([7; 16]);
         assert!(is_traced(0.0, id, false, TraceFlags::SAMPLED));
         assert!(!is_traced(1.0, id, false, TraceFlags::default()));

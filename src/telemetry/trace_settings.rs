@@ -1,30 +1,31 @@
-//! The settings of traces: the collector, and the share that is sampled.
+//! The settings of traces: the collector, and the share of requests that is traced.
 
 use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-/// Where spans are sent, and how many.
+/// Where spans are sent, and the share of requests that is traced.
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`, and below it `/v1/traces`, as OTLP has it.
+    /// The value of `OTEL_EXPORTER_OTLP_ENDPOINT` with `/v1/traces` appended, as OTLP specifies.
     pub url: Url,
-    /// `OTEL_EXPORTER_OTLP_HEADERS`
+    /// The headers in `OTEL_EXPORTER_OTLP_HEADERS`. Their values are marked as sensitive.
     pub headers: HeaderMap,
-    /// `OTEL_SERVICE_NAME`
+    /// The value of `OTEL_SERVICE_NAME`.
     pub service_name: String,
-    /// `OTEL_TRACES_SAMPLER_ARG`: the share of requests that are traced, from 0 to 1, regardless of `traceparent`.
+    /// The value of `OTEL_TRACES_SAMPLER_ARG`: the share of requests that is traced, from 0 to 1, independent of
+    /// `traceparent`.
     pub sample_ratio: f64,
 }
 
-/// The URL for traces below an OTLP endpoint.
+/// The URL for traces at an OTLP endpoint.
 pub fn traces_url(mut endpoint: Url) -> Url {
     let path = format!("{}/v1/traces", endpoint.path().trim_end_matches('/'));
     endpoint.set_path(&path);
     endpoint
 }
 
-/// Reads `name=value,name=value`, values percent-encoded. `None` when it is anything else.
+/// Parses `name=value,name=value` with percent-encoded values. `None` if the text has another form or no header.
 pub fn parse_headers(text: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
