@@ -1,19 +1,19 @@
-//! Classifies addresses.
+//! Classifies IP addresses.
 //!
-//! The networks are those of the IANA special-purpose registries, read strictly: an IPv6 address outside of the range that is
-//! assigned for the Internet is refused. IPv6 can contain an IPv4 address in many forms, and a translator on the way may
-//! accept any of them: each form is classified by the IPv4 address inside, or refused.
+//! The networks are those of the IANA special-purpose registries, applied strictly: an IPv6 address outside the range
+//! that is assigned for the Internet is refused. IPv6 addresses can contain an IPv4 address in many forms, and a
+//! translator in the network may accept any of them. Each form is classified by the contained IPv4 address, or refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether a callback may be at an address. The text completes "this is …".
+/// Whether a callback may be at an address. The text completes "this is …" in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AddressClass {
-    /// On the Internet.
+    /// An address of the Internet.
     Public,
     /// This machine or a private network: an operator may allow it for a tenant, or for development for all tenants.
     Private(&'static str),
-    /// Never called.
+    /// An address that is never called, even if an operator allowed its network.
     Forbidden(&'static str),
 }
 
@@ -31,9 +31,9 @@ const PRIVATE: AddressClass = AddressClass::Private("a private address");
 const CARRIER_NAT: AddressClass =
     AddressClass::Private("an address shared behind a carrier's translator");
 
-/// The first network that contains an address decides: single addresses come before the networks around them.
+/// The first network that contains an address decides, so single addresses come before the networks that contain them.
 const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
-    // Alibaba, Oracle, and Azure's, which looks public.
+    // The metadata services of Alibaba and Oracle, and of Azure, whose address is in a public network.
     ([100, 100, 100, 200], 32, METADATA),
     ([192, 0, 0, 192], 32, METADATA),
     ([168, 63, 129, 16], 32, METADATA),
@@ -46,7 +46,7 @@ const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
     ([0, 0, 0, 0], 8, UNSPECIFIED),
     ([192, 0, 0, 0], 24, RESERVED),
     ([192, 0, 2, 0], 24, DOCUMENTATION),
-    // Once the relays from IPv6.
+    // Formerly the relays for 6to4.
     ([192, 88, 99, 0], 24, RESERVED),
     ([198, 18, 0, 0], 15, BENCHMARK),
     ([198, 51, 100, 0], 24, DOCUMENTATION),
@@ -55,9 +55,9 @@ const IPV4_NETWORKS: &[([u8; 4], u32, AddressClass)] = &[
     ([240, 0, 0, 0], 4, RESERVED),
 ];
 
-/// Likewise. An address in none of them is public inside `2000::/3` and refused outside it.
+/// The same for IPv6. An address in none of these networks is public inside `2000::/3` and refused outside.
 const IPV6_NETWORKS: &[([u16; 8], u32, AddressClass)] = &[
-    // Amazon's, which has more than one there, and Google's.
+    // The metadata services of Amazon, which has several in this network, and Google.
     ([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0], 32, METADATA),
     ([0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0], 32, METADATA),
     ([0, 0, 0, 0, 0, 0, 0, 1], 128, LOOPBACK),
@@ -66,7 +66,7 @@ const IPV6_NETWORKS: &[([u16; 8], u32, AddressClass)] = &[
     ([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, PRIVATE),
     ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, MULTICAST),
     ([0x2001, 0x0db8, 0, 0, 0, 0, 0, 0], 32, DOCUMENTATION),
-    // Teredo, benchmarks, identifiers that are no addresses.
+    // Teredo, benchmarks, and identifiers that are not addresses.
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23, RESERVED),
     // 6to4
     ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, EMBEDDED_IPV4),
@@ -91,8 +91,9 @@ fn classify_v4(address: Ipv4Addr) -> AddressClass {
 }
 
 fn classify_v6(address: Ipv6Addr) -> AddressClass {
-    // ::ffff:a.b.c.d is how operating systems show an IPv4 address on an IPv6 socket. A callback has no reason to use it
-    // except to get around this check, so a public one is refused. A private one can be allowed like the IPv4 address.
+    // Operating systems show an IPv4 address on an IPv6 socket as ::ffff:a.b.c.d. The only reason to use this form in a
+    // URL is to get around this check, so a public address in it is refused. A private one can be allowed like the IPv4
+    // address.
     if let Some(inner) = address.to_ipv4_mapped() {
         return match classify_v4(inner) {
             AddressClass::Public => EMBEDDED_IPV4,
@@ -101,14 +102,14 @@ fn classify_v6(address: Ipv6Addr) -> AddressClass {
     }
     let segments = address.segments();
     let last = Ipv4Addr::from_bits((u32::from(segments[6]) << 16) | u32::from(segments[7]));
-    // NAT64, by which a machine without IPv4 reaches the rest of the Internet.
+    // NAT64, with which a machine without IPv4 reaches IPv4 addresses. A private address behind it is refused.
     if segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
         return match classify_v4(last) {
             AddressClass::Private(what) => AddressClass::Forbidden(what),
             kind => kind,
         };
     }
-    // ISATAP: a tunnel inside a site, to the IPv4 address at the end.
+    // ISATAP, a tunnel inside a site: the last 32 bits are the IPv4 address.
     let is_isatap = matches!(segments[4], 0 | 0x0200) && segments[5] == 0x5efe;
     if is_isatap && classify_v4(last) != AddressClass::Public {
         return EMBEDDED_IPV4;
@@ -132,7 +133,7 @@ mod tests {
         AddressClass::from_ip(text.parse().expect("an address"))
     }
 
-    /// First and last address of each network, and its neighbours where those are public.
+    /// The first and last address of each network, and the addresses beside it if they are public.
     const EDGES: &str = "
         0.0.0.0 0.255.255.255 - 1.0.0.0
         10.0.0.0 10.255.255.255 9.255.255.255 11.0.0.0
@@ -169,7 +170,7 @@ mod tests {
         }
     }
 
-    /// What other guards' own tests refuse: Smokescreen's, Svix's and hook0's lists.
+    /// Addresses that the tests of other projects refuse: Smokescreen, Svix and hook0.
     #[test]
     fn what_others_refuse_is_refused() {
         for refused in [
@@ -268,7 +269,7 @@ mod tests {
         }
     }
 
-    /// Calls `property` with as many random addresses; says with which it failed.
+    /// Calls `property` with random addresses. Prints the address for which it fails.
     fn for_random(property: impl Fn(u128)) {
         let mut random = fastrand::Rng::new();
         for _ in 0..1_000_000 {

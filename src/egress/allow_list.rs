@@ -50,12 +50,12 @@ impl AllowedNetwork {
         self.network.to_string()
     }
 
-    /// The port.
+    /// The port, from 1 to 65535.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From the SQL expression `network::text || ' ' || port`. The value was checked before it was stored.
+    /// From the SQL expression `network::text || ' ' || port`. The value was validated before it was stored.
     pub(crate) fn from_column(text: &str) -> Option<Self> {
         let (network, port) = text.split_once(' ')?;
         Some(Self {
@@ -82,7 +82,7 @@ impl FromStr for AllowedNetwork {
             .and_then(|rest| rest.strip_suffix(']'))
         {
             Some(inside) => inside,
-            // Without brackets the port is ambiguous.
+            // Without brackets, the port could be a part of the address.
             None if is_v6 => return Err(AllowedNetworkError::Malformed),
             None => network,
         };

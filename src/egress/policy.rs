@@ -1,4 +1,4 @@
-//! The policy itself.
+//! Decides which addresses may be called.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::resolver::{LookupError, Resolver};
 use super::target::{CallbackHost, CallbackTarget};
 use super::{AddressClass, AllowList};
 
-/// Of a host with more addresses only the first ones are connected to. All of them are checked.
+/// If a host has more addresses, only this many are tried. All of them are checked.
 const MAX_DIALLED_ADDRESSES: usize = 16;
 
 /// Decides which addresses may be called. Clones are cheap.
@@ -23,8 +23,8 @@ pub struct EgressPolicy {
 pub struct AllowedAddresses {
     /// At least one, in the order in which they are tried.
     pub addresses: Vec<SocketAddr>,
-    /// Whether an operator has allowed one of them for the tenant. Answers from there are not stored: otherwise a tenant
-    /// could read a private network through its deliveries.
+    /// Whether one of the addresses is private and allowed by an operator for the tenant. The content of responses from
+    /// such addresses is not stored: otherwise a tenant could read a private network through its deliveries.
     pub is_allow_listed: bool,
 }
 
@@ -32,9 +32,9 @@ pub struct AllowedAddresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is {what}")]
 pub struct AddressRejection {
-    /// The address.
+    /// The address as it was resolved or given.
     pub address: IpAddr,
-    /// Completes "this is …".
+    /// What the address is, as a text that completes "this is …".
     pub what: &'static str,
 }
 
@@ -44,7 +44,7 @@ pub enum EgressError {
     /// One of its addresses must not be called.
     #[error(transparent)]
     Rejected(#[from] AddressRejection),
-    /// The name does not resolve.
+    /// The name could not be resolved.
     #[error(transparent)]
     Lookup(#[from] LookupError),
 }
@@ -59,8 +59,8 @@ impl EgressPolicy {
         }
     }
 
-    /// Never allows these, such as Attesto's own listeners and the database. An unspecified address stands for the loopback
-    /// addresses; the other addresses of this machine are checked like any other.
+    /// Denies these addresses, such as Attesto's own listeners and the database, in any case. An unspecified address
+    /// stands for the loopback addresses. Other addresses of this machine are checked like any other address.
     #[must_use]
     pub fn with_denied_addresses(
         mut self,
@@ -114,7 +114,7 @@ impl EgressPolicy {
                 self.check_addresses(&[*address], target.port, allowed)
             }
             CallbackHost::Name(name) => {
-                // The trailing dot keeps the resolver from trying its search domains first. Where private networks are
+                // A trailing dot keeps the resolver from trying its search domains first. If private networks are
                 // allowed, the search domains may be meant.
                 let is_inner = self.allow_private || !allowed.is_empty();
                 let name = if is_inner || name.ends_with('.') {

@@ -15,14 +15,15 @@ use tokio::time::Instant;
 use crate::base::cache::Cache;
 use crate::base::clock::Clock;
 
-/// The system's resolver does not tell the TTL of a record. A callback that moves is found after this time, and many
-/// deliveries at once need one lookup.
+/// The system's resolver does not report the TTL of a record. With this TTL, a callback that moves is found again soon,
+/// and many deliveries at the same time need only one lookup.
 const DNS_CACHE_TTL: Duration = Duration::from_secs(5);
 const MAX_CACHED_NAMES: usize = 10_000;
-/// A lookup uses a thread until it ends, even after its timeout. One tenant with slow name servers can use as many threads
-/// as it has deliveries in flight.
+/// A lookup occupies a thread until it ends, even after its timeout. A tenant with slow name servers can occupy as many
+/// threads as it has deliveries in flight.
 const MAX_LOOKUP_THREADS: usize = 256;
-/// When another name was resolved within this time, a lookup that times out is the fault of its own name servers.
+/// If another name was resolved within this time, the name servers of the name itself are the cause of a lookup that
+/// times out.
 const RESOLVER_ALIVE_WINDOW: Duration = Duration::from_mins(1);
 
 /// Why a name has no addresses.
@@ -34,7 +35,7 @@ pub enum LookupError {
     /// Its name servers do not answer, while those of other names do.
     #[error("the name's own servers do not answer")]
     NameServerUnresponsive,
-    /// No lookup is answered, so the fault is on our side.
+    /// No lookup is answered, so the cause is on our side.
     #[error("no answer from our own resolver")]
     ResolverUnavailable,
 }
@@ -42,7 +43,7 @@ pub enum LookupError {
 type LookupFn = dyn Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync;
 type LookupResult = Result<Vec<IpAddr>, LookupError>;
 
-/// Clones share the cache.
+/// Resolves host names. Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
     lookup_fn: Arc<LookupFn>,
@@ -57,7 +58,7 @@ impl Resolver {
         Self::from_fn(move |name| system.clone().resolve_cached(name).boxed())
     }
 
-    /// A function, without a cache. For tests.
+    /// A resolver that calls a function and does not cache. For tests.
     pub fn from_fn(
         lookup: impl Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync + 'static,
     ) -> Self {
@@ -131,8 +132,8 @@ async fn query_system_resolver(name: String, threads: Arc<Semaphore>) -> LookupR
     }
 }
 
-/// The standard library keeps only the message of an error of `getaddrinfo`. These are the messages of glibc and musl for
-/// `EAI_AGAIN`.
+/// The standard library keeps only the message of an error from `getaddrinfo`. These are the messages of glibc and musl
+/// for `EAI_AGAIN`.
 fn is_temporary(problem: &io::Error) -> bool {
     let words = problem.to_string();
     words.contains("Temporary failure") || words.contains("Try again")

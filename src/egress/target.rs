@@ -10,19 +10,19 @@ use super::{AllowList, EgressPolicy};
 
 const MAX_URL_BYTES: usize = 2048;
 
-/// A parsed callback URL. The request is built from this and never from the text again: two parsers could read it
-/// differently.
+/// A parsed callback URL. Requests are built from this and the text is not parsed again, because two parsers could
+/// disagree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallbackTarget {
-    /// False for http.
+    /// Whether the scheme is https; otherwise it is http.
     pub is_https: bool,
-    /// A name is in ASCII and lower case.
+    /// The host. A name is in ASCII and lower case.
     pub host: CallbackHost,
     /// The port of the URL, or the scheme's default.
     pub port: u16,
-    /// For the header `Host`: the host, and the port unless it is the scheme's default.
+    /// The value of the header `Host`: the host, and the port unless it is the scheme's default.
     pub authority: HeaderValue,
-    /// For the request line.
+    /// The path and query for the request line.
     pub path_and_query: PathAndQuery,
 }
 
@@ -41,7 +41,7 @@ pub enum CallbackUrlError {
     /// Longer than the limit.
     #[error("the callback URL is longer than {MAX_URL_BYTES} bytes")]
     TooLong,
-    /// It cannot be parsed.
+    /// The text is not a URL.
     #[error("the callback URL cannot be read: it looks like https://example.com/webhooks/attesto")]
     Malformed,
     /// The scheme is not https.
@@ -130,7 +130,7 @@ impl EgressPolicy {
     }
 }
 
-/// Whether the name is not part of the public DNS.
+/// Whether the name is not part of the public DNS: it has no dot, or a top-level domain for private use.
 fn is_private_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let last = name.rsplit('.').next().unwrap_or_default();
@@ -230,7 +230,7 @@ mod tests {
             let address = CallbackHost::Address(address.parse().unwrap());
             assert_eq!(target.host, address, "{host}");
         }
-        // What stands before the @ is never mistaken for the host.
+        // The part before the @ is the user name and never the host.
         for decoy in [
             "https://example.com@127.0.0.1/",
             "https://example.com:443@127.0.0.1/",

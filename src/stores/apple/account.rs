@@ -1,12 +1,12 @@
 //! A tenant's credentials for Apple's API, and the tokens signed with them.
 //!
-//! Promises: a key file is checked completely when it is set, so that later only Apple can refuse it; the private key is
-//! wiped when it is dropped and never printed; a token is signed once, cached, renewed early, and not used with another
-//! key, key id, issuer or app than it was signed for.
+//! Guarantees: a key file is validated completely when it is set, so that later only Apple can refuse it. The private
+//! key is never printed, and is wiped from memory when it is dropped. A token is cached and renewed before it expires.
+//! It is only used with the key, key id, issuer and app that it was signed for.
 //!
 //! - [`AppleCredentials`], with its [`SigningKey`]
-//! - [`AppleEnvironment`], and a tenant's [`EnvironmentChoice`] among them
-//! - [`ClientTokenSource`]: signs tokens and caches them
+//! - [`AppleEnvironment`], and [`EnvironmentChoice`]: the environments that a tenant accepts
+//! - [`ClientTokenSource`]: signs and caches tokens
 
 use std::fmt;
 use std::time::Duration;
@@ -27,16 +27,16 @@ use crate::base::id::TenantId;
 use crate::credentials::token_cache::{AccessToken, TokenCache};
 use crate::crypto::{SecretString, token};
 
-/// The `aud` of a client token.
+/// The claim `aud` of a client token.
 const CLIENT_TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
-/// The largest key file that is read. Apple's are 257 bytes.
+/// The maximum size of a key file in bytes. Apple's files have 257 bytes.
 const MAX_FILE_BYTES: usize = 16 * 1024;
 /// The length of a line of base64 in PEM (RFC 7468).
 const PEM_LINE_CHARS: usize = 64;
-/// How long a client token is valid. Apple allows an hour, its own libraries use five minutes. With twenty, a machine
-/// whose clock is some minutes slow is not refused.
+/// How long a client token is valid. Apple allows an hour; its own libraries use five minutes. With twenty minutes,
+/// tokens of a machine whose clock is some minutes slow are still accepted.
 const CLIENT_TOKEN_TTL: Duration = Duration::from_mins(20);
-/// How much earlier than now the `iat` of a token is, so that a clock that is a little fast is not refused.
+/// How long before now the claim `iat` is set, so that tokens of a machine whose clock is slightly fast are accepted.
 const ISSUED_AT_BACKDATE: Duration = Duration::from_mins(1);
 /// A cached token that expires within this time is replaced.
 const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
@@ -46,7 +46,7 @@ const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
 const OID_RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 const OID_EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const OID_PRIME256V1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-/// How far from the beginning of a PKCS#8 key they can be.
+/// Object identifiers are looked for in this many bytes at the beginning of a PKCS#8 key.
 const MAX_PKCS8_HEADER_BYTES: usize = 32;
 
 /// Where a transaction is.
@@ -72,7 +72,7 @@ impl AppleEnvironment {
         }
     }
 
-    /// As in what Apple signs: `Production` or `Sandbox`.
+    /// Apple's name in signed data: `Production` or `Sandbox`.
     pub fn as_apple_str(self) -> &'static str {
         match self {
             Self::Production => "Production",
@@ -80,7 +80,7 @@ impl AppleEnvironment {
         }
     }
 
-    /// From Apple's spelling. `None` for `Xcode` and `LocalTesting`, which are never accepted, and for any other word.
+    /// Parses Apple's name. `None` for `Xcode` and `LocalTesting`, which are never accepted, and for any other name.
     pub fn from_apple_str(word: &str) -> Option<Self> {
         [Self::Production, Self::Sandbox]
             .into_iter()
@@ -101,7 +101,7 @@ pub enum EnvironmentChoice {
 }
 
 impl EnvironmentChoice {
-    /// As it is stored and shown: `auto`, `production` or `sandbox`.
+    /// The stored name: `auto`, `production` or `sandbox`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -110,7 +110,7 @@ impl EnvironmentChoice {
         }
     }
 
-    /// From that spelling.
+    /// Parses the stored name.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Auto, Self::Production, Self::Sandbox]
             .into_iter()
@@ -140,14 +140,15 @@ pub struct AppleCredentials {
     pub key: SigningKey,
     /// The accepted environments, unless a request names one.
     pub environment: EnvironmentChoice,
-    /// The app's number in App Store Connect. Without it nothing of production is verified.
+    /// The app's Apple id, a number in App Store Connect. Without it, no production transaction is verified.
     pub app_apple_id: Option<i64>,
 }
 
 impl AppleCredentials {
-    /// A digest of everything in a client token and of its key. With the same digest Apple gives the same answers.
+    /// A digest of all claims of a client token and of its key. Credentials with the same digest get the same answers
+    /// from Apple.
     pub fn identity_digest(&self) -> [u8; 32] {
-        // None of the parts can hold a line break; two different lists never join to the same text.
+        // No part can contain a line break, so two different lists never give the same text.
         let parts = [
             &*self.issuer_id,
             &self.key_id,
@@ -157,7 +158,7 @@ impl AppleCredentials {
         token::sha256(parts.join("\n").as_bytes())
     }
 
-    /// The bearer token of Apple's API: a JWT with ES256. Source: "Generating JSON Web Tokens for API requests".
+    /// Signs a bearer token for Apple's API: a JWT with ES256. Source: "Generating JSON Web Tokens for API requests".
     fn sign_client_token(&self, now: Timestamp) -> SecretString {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.key_id.clone());
@@ -174,42 +175,42 @@ impl AppleCredentials {
     }
 }
 
-/// A team's In-App Purchase key, P-256. Wiped when dropped.
+/// A team's In-App Purchase key, on curve P-256. It is wiped from memory when dropped.
 pub struct SigningKey {
     encoding_key: EncodingKey,
     fingerprint: String,
 }
 
-/// Why a file is not an In-App Purchase key. Names what the file is instead where that can be detected, and never
+/// Why a file is not an In-App Purchase key. The message names the kind of file where it can be detected, and never
 /// repeats its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SigningKeyError {
-    /// No bytes, or only blanks.
+    /// The file is empty or contains only white space.
     #[error("the file is empty")]
     Empty,
-    /// Larger than any key file.
+    /// The file is larger than [`MAX_FILE_BYTES`].
     #[error("the file is larger than {MAX_FILE_BYTES} bytes, so it is not an In-App Purchase key")]
     TooLarge,
-    /// Something else, or in another form.
+    /// The file is of another kind.
     #[error("this is {0}. {DOWNLOAD}")]
     WrongKind(&'static str),
-    /// The right key in a form that is not read here, and how it becomes readable.
+    /// The right key in a format that is not supported, with a command that converts it.
     #[error("this is {what}. Convert it: {how}")]
     Convertible {
-        /// What it is.
+        /// The format of the file.
         what: &'static str,
-        /// The command.
+        /// The command that converts it.
         how: &'static str,
     },
-    /// A PEM block without its last line.
+    /// A PEM block without its END line.
     #[error(
         "the file begins like a key and has no line -----END PRIVATE KEY-----: it was cut off where it was copied. Copy the whole file again"
     )]
     CutOff,
-    /// No PEM at all.
+    /// The file contains no PEM block.
     #[error("the file is not a PEM block labelled PRIVATE KEY. {DOWNLOAD}")]
     NotPem,
-    /// The right kind, but it does not hold together.
+    /// The file has the right format, but the key is not valid.
     #[error("the key is damaged. Use the file exactly as App Store Connect gave it")]
     Damaged,
 }
@@ -221,8 +222,8 @@ const DECRYPT_COMMAND: &str = "openssl pkcs8 -in FILE -out key.p8";
 const FROM_DER_COMMAND: &str = "openssl pkcs8 -inform DER -nocrypt -in FILE -out key.p8";
 
 impl SigningKey {
-    /// Reads the `.p8` file that App Store Connect gives once for a key: PKCS#8 in PEM. Read as well: what places for secrets
-    /// and editors make of it, see [`restore_pem`].
+    /// Parses the `.p8` file that App Store Connect offers once for a key: PKCS#8 in PEM. Also accepts files that
+    /// secret stores and editors have changed, see [`restore_pem`].
     pub fn parse(file: &[u8]) -> Result<Self, SigningKeyError> {
         if file.len() > MAX_FILE_BYTES {
             return Err(SigningKeyError::TooLarge);
@@ -282,8 +283,8 @@ impl SigningKey {
         })
     }
 
-    /// A short name for the key: the first 16 hex digits of the SHA-256 of the public key in DER, which is what
-    /// `openssl pkey -in key.p8 -pubout -outform DER | sha256sum` begins with.
+    /// The key's fingerprint: the first 16 hex digits of the SHA-256 of the public key in DER. `openssl pkey -in key.p8
+    /// -pubout -outform DER | sha256sum` prints a digest that begins with it.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -295,8 +296,9 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// The PEM file as it was before it was copied: in one line with `\\n` written out or with blanks for the line ends, in
-/// quotes, indented, in base64 once more, in UTF-16, or behind a byte order mark. Anything else stays as it is.
+/// Restores a PEM file that was changed when it was copied: joined to one line with `\\n` or spaces as line ends,
+/// quoted, indented, encoded in base64 again, encoded in UTF-16, or with a byte order mark. Other files are returned
+/// unchanged.
 fn restore_pem(file: &[u8]) -> Zeroizing<Vec<u8>> {
     let text = Zeroizing::new(decode_utf16(file));
     let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
@@ -316,7 +318,7 @@ fn restore_pem(file: &[u8]) -> Zeroizing<Vec<u8>> {
     }
 }
 
-/// UTF-16 of either order as UTF-8; anything else as it is.
+/// Converts UTF-16 of either byte order to UTF-8. Other files are returned unchanged.
 fn decode_utf16(file: &[u8]) -> Vec<u8> {
     let from_pair: fn([u8; 2]) -> u16 = match file {
         [0xFF, 0xFE, ..] | [b'-', 0, ..] => u16::from_le_bytes,
@@ -332,7 +334,7 @@ fn decode_utf16(file: &[u8]) -> Vec<u8> {
     text.trim_start_matches('\u{feff}').as_bytes().to_vec()
 }
 
-/// The PEM in a base64 text.
+/// Decodes a PEM file that was encoded in base64 again.
 fn decode_wrapped_pem(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut packed = Zeroizing::new(text.to_vec());
     packed.retain(|byte| !byte.is_ascii_whitespace());
@@ -340,7 +342,7 @@ fn decode_wrapped_pem(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     inner.starts_with(b"-----BEGIN").then_some(inner)
 }
 
-/// A PEM file of one block with its line ends where they belong. `None` for any other text.
+/// Rebuilds the line ends of a PEM file with one block. `None` for any other text.
 fn rebuild_pem(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("-----BEGIN ")?;
     let (label, rest) = rest.split_once("-----")?;
@@ -391,7 +393,7 @@ fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
     }
 }
 
-/// Signs client tokens and caches them until they are about to expire. Clones share the cache.
+/// Signs client tokens, and caches each until shortly before it expires. Clones share the cache.
 #[derive(Clone)]
 pub struct ClientTokenSource {
     clock: Clock,
@@ -399,7 +401,7 @@ pub struct ClientTokenSource {
 }
 
 impl ClientTokenSource {
-    /// `clock` dates the tokens.
+    /// `clock` gives the time of signing.
     pub fn new(clock: Clock) -> Self {
         Self {
             token_cache: TokenCache::new(clock.clone(), TOKEN_RENEWAL_MARGIN),
@@ -407,8 +409,8 @@ impl ClientTokenSource {
         }
     }
 
-    /// A token that is valid for at least another two minutes. Signing takes microseconds, so two concurrent callers may
-    /// both do it.
+    /// A token that is valid for at least two more minutes. Signing takes microseconds, so it does not matter if two
+    /// concurrent callers both sign.
     pub fn get_token(&self, tenant: &TenantId, credentials: &AppleCredentials) -> AccessToken {
         let owner = (tenant.clone(), credentials.identity_digest());
         self.token_cache.get(&owner).unwrap_or_else(|| {
@@ -422,7 +424,7 @@ impl ClientTokenSource {
         })
     }
 
-    /// Removes `token` from the cache, because Apple refused it. A newer one stays.
+    /// Removes `token` from the cache because Apple refused it. A newer token is kept.
     pub fn evict_token(
         &self,
         tenant: &TenantId,

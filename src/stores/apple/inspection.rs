@@ -1,8 +1,8 @@
-//! A signed thing of Apple's, taken apart for a person: what it is, what it says, who signed it, and whether it is
-//! believed. No database, no network, no tenant.
+//! Decodes data that Apple signed, for an operator: its kind, its content, its certificates, and whether it would be
+//! accepted. Needs no database, network or tenant.
 //!
-//! The verdict is the verifier's own, so that it is the service's. What stands beside it, read without believing it, is
-//! there to explain the verdict.
+//! The verdict comes from the verifier that the service uses. The other fields are decoded without verification, to
+//! explain the verdict.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use super::translate::{self, TransactionStatus};
 use super::trust::{self, JwsVerifier};
 use crate::base::clock::Timestamp;
 
-/// The fields that hold something signed, and what each holds.
+/// The fields that contain a JWS, and the kind of each.
 const SIGNED_FIELDS: [(&str, SignedDataKind); 5] = [
     ("signedPayload", SignedDataKind::Notification),
     ("signedTransaction", SignedDataKind::Transaction),
@@ -28,30 +28,30 @@ const SIGNED_FIELDS: [(&str, SignedDataKind); 5] = [
     ("signedAppTransactionInfo", SignedDataKind::AppTransaction),
 ];
 
-/// The app and environment it is expected to be of. What is left out is not compared.
+/// The expected app and environment. Fields that are `None` are not compared.
 #[derive(Clone, Debug, Default)]
 pub struct ExpectedAppIdentity {
-    /// The app.
+    /// The bundle id of the app.
     pub bundle_id: Option<String>,
-    /// Its number, compared in production.
+    /// The app's Apple id. A production payload without one is refused.
     pub app_apple_id: Option<i64>,
-    /// Where it must be.
+    /// The expected environment.
     pub environment: Option<AppleEnvironment>,
 }
 
-/// What a signed thing is.
+/// The kind of the signed data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SignedDataKind {
-    /// `StoreKit` 2's transaction, and the server API's.
+    /// A transaction, from `StoreKit` 2 or the App Store Server API.
     Transaction,
-    /// How a subscription goes on.
+    /// Renewal info of a subscription.
     Renewal,
-    /// A notification of the App Store's.
+    /// A notification of the App Store.
     Notification,
-    /// That the app itself was bought.
+    /// An app transaction: the purchase of the app itself.
     AppTransaction,
-    /// None of the types that Apple signs today.
+    /// A kind that this release does not know.
     Unknown,
 }
 
@@ -67,64 +67,64 @@ impl fmt::Display for SignedDataKind {
     }
 }
 
-/// What was found.
+/// The result of an inspection.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inspection {
-    /// Which field it stood in; null when it was given by itself.
+    /// The field that contained the JWS; null if the JWS was given by itself.
     pub field: Option<&'static str>,
-    /// What it is, by what it says.
+    /// The kind, detected by the payload's fields.
     pub kind: SignedDataKind,
-    /// Whether Apple signed it, and nothing in it is other than expected.
+    /// Whether Apple signed it, and it is of the expected app and environment.
     pub believed: bool,
-    /// The verifier's word for why not.
+    /// The class of the verifier's error: see [`SignatureError::class`](super::trust::SignatureError::class).
     pub class: Option<&'static str>,
-    /// Everything for which it would be refused, the verifier's reason first; full sentences.
+    /// Every reason to refuse it, the verifier's first; full sentences.
     pub refusals: Vec<String>,
-    /// What may explain it; full sentences.
+    /// Hints that may explain the refusal; full sentences.
     pub remarks: Vec<String>,
-    /// The header's algorithm.
+    /// The algorithm in the header.
     pub algorithm: Option<String>,
-    /// When it says it was signed. The certificates must be valid then.
+    /// The date of signing in the payload. The certificates must have been valid then.
     pub signed_on: Option<Timestamp>,
-    /// `Production`, `Sandbox`, or what else it says.
+    /// The environment in the payload, such as `Production` or `Sandbox`.
     pub environment: Option<String>,
-    /// Of a transaction: what it is at this moment.
+    /// The status of a transaction, computed now.
     pub status: Option<TransactionStatus>,
-    /// The chain as it stands in the header, leaf first.
+    /// The certificates in the header, leaf first.
     pub certificates: Vec<CertificateDetails>,
-    /// What it says.
+    /// The payload as JSON, not verified.
     pub payload: Option<Value>,
-    /// What is signed inside of it.
+    /// The JWS inside the payload.
     pub parts: Vec<Inspection>,
 }
 
-/// A certificate of a chain.
+/// A certificate of the chain.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateDetails {
-    /// `leaf`, `intermediate`, `root (ignored)`.
+    /// `leaf`, `intermediate`, `root (ignored)`, or `superfluous`.
     pub role: &'static str,
-    /// Whose it is; null when it cannot be read.
+    /// The subject's distinguished name; null if the certificate cannot be parsed.
     pub subject: Option<String>,
-    /// Who signed it.
+    /// The issuer's distinguished name.
     pub issuer: Option<String>,
-    /// Its number, in hexadecimal.
+    /// The serial number, in hexadecimal.
     pub serial_number: Option<String>,
-    /// From when it is valid.
+    /// The beginning of its validity.
     pub not_before: Option<Timestamp>,
     /// The end of its validity.
     pub not_after: Option<Timestamp>,
-    /// Whether it was valid when the thing says it was signed.
+    /// Whether it was valid on the date of signing, or now if the payload has no such date.
     pub valid_when_signed: Option<bool>,
-    /// Apple's marker extension that it must carry; null for the root.
+    /// The marker extension of Apple that it must have; null for the root.
     pub marker: Option<String>,
-    /// Whether it carries it.
+    /// Whether it has that extension.
     pub carries_marker: Option<bool>,
 }
 
-/// Takes `text` apart: a JWS, or JSON that holds one where Apple, or a question to Attesto, puts it. `None` when there is
-/// none in it.
+/// Inspects `text`: a JWS, or JSON that contains one in a field that Apple or Attesto's API uses. `None` if there is
+/// none.
 pub fn inspect_signed_data(
     text: &str,
     verifier: &JwsVerifier,
@@ -137,18 +137,18 @@ pub fn inspect_signed_data(
         let (field, jws) = find_signed_field(&body)?;
         return Some(inspect_jws(Some(field), jws, verifier, expected, now));
     }
-    // Three parts of base64url: anything else is told apart from a forgery.
+    // A text that does not have three parts of base64url is not reported as a bad signature, because it is not a JWS.
     let parts: Vec<_> = text.split('.').collect();
     let is_jws = parts.len() == 3 && URL_SAFE_NO_PAD.decode(parts[0]).is_ok();
     is_jws.then(|| inspect_jws(None, text, verifier, expected, now))
 }
 
-/// The first signed field, at the top or in what is wrapped around it.
+/// The first field with a JWS, at the top level or inside `raw` or `transaction`.
 fn find_signed_field(body: &Value) -> Option<(&'static str, &str)> {
     let here = SIGNED_FIELDS
         .iter()
         .find_map(|(name, _)| Some((*name, body.get(*name)?.as_str()?)));
-    // An event's `raw` is what the store sent; an answer of Attesto's has `transaction`.
+    // The field `raw` of an event has what the store sent; an answer of Attesto has `transaction`.
     here.or_else(|| find_signed_field(body.get("raw").or_else(|| body.get("transaction"))?))
 }
 
@@ -196,7 +196,7 @@ fn inspect_jws(
         payload: payload.clone(),
         parts: Vec::new(),
     };
-    // A notification holds others of its kind and may be larger than any of them.
+    // A notification contains other JWS, so it may be longer than the limit for one of them.
     let verdict = verifier.verify_jws_any_length(jws, now);
     if let Err(why) = verdict {
         found.class = Some(why.class());
@@ -234,7 +234,7 @@ fn find_signed_parts(block: &Map<String, Value>) -> Vec<(&'static str, &str)> {
         .collect()
 }
 
-/// What it is, by the fields that only it has.
+/// Detects the kind by fields that only one kind has.
 pub(super) fn detect_kind(object: &Map<String, Value>) -> SignedDataKind {
     let has = |name: &str| object.get(name).is_some_and(|value| !value.is_null());
     if has("notificationType") || has("notificationUUID") {
@@ -250,7 +250,7 @@ pub(super) fn detect_kind(object: &Map<String, Value>) -> SignedDataKind {
     }
 }
 
-/// The part of a notification that says whose it is, or the whole of anything else.
+/// The block of a notification that names the app, or the whole payload of other kinds.
 fn app_identity_block(object: &Map<String, Value>) -> &Map<String, Value> {
     ["data", "summary", "externalPurchaseToken", "appData"]
         .iter()
@@ -267,14 +267,14 @@ fn find_environment(object: &Map<String, Value>) -> Option<String> {
 }
 
 impl Inspection {
-    /// Compares what it says with what is expected of it.
+    /// Compares the payload with the expected app and environment, and adds the differences to `refusals`.
     fn check_expected(&mut self, object: &Map<String, Value>, expected: &ExpectedAppIdentity) {
         let identity = app_identity_block(object);
         let text = |name: &str| identity.get(name).and_then(Value::as_str);
         let number = identity.get("appAppleId").and_then(Value::as_i64);
         let place = self.environment.as_deref();
         let mut refuse = |why: String| self.refusals.push(why);
-        // Renewal info names no app.
+        // Renewal info does not name the app.
         if let Some(bundle_id) = &expected.bundle_id
             && self.kind != SignedDataKind::Renewal
             && text("bundleId") != Some(bundle_id)
@@ -321,7 +321,7 @@ impl Inspection {
         }
     }
 
-    /// What an experienced reader would see.
+    /// Adds hints for common mistakes.
     fn add_remarks(&mut self, header: Option<&Value>, now: Timestamp) {
         let mut remark = |text: String| self.remarks.push(text);
         let key_id = header.and_then(|header| header.get("kid")?.as_str());
@@ -393,7 +393,7 @@ fn describe_certificates(texts: &[&str], signed_on: Timestamp) -> Vec<Certificat
         .collect()
 }
 
-/// A date as Apple writes it: milliseconds, sometimes with a fraction.
+/// Converts a date as Apple writes it: milliseconds, sometimes with a fraction.
 fn timestamp_from_millis(millis: f64) -> Timestamp {
     #[expect(
         clippy::cast_possible_truncation,
@@ -402,7 +402,7 @@ fn timestamp_from_millis(millis: f64) -> Timestamp {
     Timestamp::from_millis(millis as i64)
 }
 
-/// A clause as a sentence.
+/// Makes a sentence of a clause: capital first letter, full stop.
 fn to_sentence(clause: &str) -> String {
     let mut letters = clause.chars();
     match letters.next() {

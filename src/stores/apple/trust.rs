@@ -1,18 +1,18 @@
-//! Why a signed thing of Apple's is believed, or refused.
+//! Verifies that data was signed by Apple.
 //!
-//! A JWS is believed when its signature is by a key whose certificate chain leads to a pinned root, the chain carries
-//! Apple's two marker extensions, and every certificate was valid on the day the payload says it was signed. The rules
-//! and their order are those of Apple's own server libraries. Two things that are easily got wrong:
+//! A JWS is accepted if its signature was made with the key of a certificate whose chain leads to a pinned root, the
+//! chain has Apple's two marker extensions, and every certificate was valid on the day the payload says it was signed.
+//! The rules and their order are those of Apple's own server libraries. Two of them are easily got wrong:
 //!
-//! - `x5c` has three certificates and the third is ignored. Trust comes from the pinned roots alone.
-//! - The day that counts is the payload's `signedDate`, not today: what a device kept since before Apple changed its
-//!   signing certificate is still genuine.
+//! - `x5c` has three certificates and the third is ignored. Only the pinned roots are trusted.
+//! - Validity is checked at the payload's `signedDate`, not now: a transaction that a device has kept since before
+//!   Apple changed its signing certificate is still genuine.
 //!
-//! With `APPLE_OCSP=on`, both differ as in Apple's libraries: today counts ([`JwsVerifier::check_validity_at_now`]), and the caller
-//! asks [`super::ocsp`] about the chain's certificates afterwards. Here nothing waits for anything.
+//! With `APPLE_OCSP=on`, as in Apple's libraries, validity is checked now ([`JwsVerifier::check_validity_at_now`]), and
+//! the caller checks afterwards whether the certificates were revoked ([`super::ocsp`]). The functions here do no I/O.
 //!
-//! The chain is judged once and remembered with the window in which it holds; the signature is checked every time,
-//! over the bytes as they were sent.
+//! A chain is verified once and cached with the period in which all its certificates are valid. The signature is
+//! verified every time, over the bytes as they were received.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,31 +38,31 @@ use super::payload::{self, SignedPart};
 use crate::base::clock::Timestamp;
 use crate::crypto::redact;
 
-/// Marks the leaf that signs for the App Store.
+/// The extension of the leaf certificate that signs for the App Store.
 pub(super) const LEAF_MARKER: ObjectIdentifier =
     ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.11.1");
-/// Marks Apple's Worldwide Developer Relations intermediate.
+/// The extension of the intermediate certificate of Apple's Worldwide Developer Relations.
 pub(super) const INTERMEDIATE_MARKER: ObjectIdentifier =
     ObjectIdentifier::new_unwrap("1.2.840.113635.100.6.2.1");
-/// Real transactions are 5 to 6 KB; renewal and offer details may grow.
+/// Real transactions have 5 to 6 KB. Renewal and offer details may grow.
 const MAX_JWS_BYTES: usize = 128 * 1024;
-/// How far ahead of our clock Apple's may be.
+/// How far Apple's clock may be ahead of ours.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
-/// What stands before the 65 bytes of a P-256 point in a `SubjectPublicKeyInfo` of 91 bytes.
+/// The bytes before the 65 bytes of a P-256 point in a `SubjectPublicKeyInfo` of 91 bytes.
 const P256_SPKI_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
-/// Apple's roots, as published. A list, so that a successor can stand beside it before it is used.
+/// Apple's roots, as published. A list, so that a successor can be added before Apple uses it.
 const APPLE_ROOT_CERTIFICATES: [&[u8]; 1] = [include_bytes!("roots/AppleRootCA-G3.cer")];
 
-/// Why a JWS is not believed.
+/// Why a JWS is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum SignatureError {
-    /// Not three parts of base64url, or larger than anything Apple signs.
+    /// Not three parts of base64url, or longer than [`MAX_JWS_BYTES`].
     #[error("it is not a compact JWS: three parts of base64url without padding, joined by dots")]
     NotAJws,
-    /// The header is not the JSON of a JWS header.
+    /// The header is not valid JSON of a JWS header.
     #[error("its header is not readable")]
     BadHeader,
     /// `alg` is not ES256.
@@ -71,50 +71,50 @@ pub enum SignatureError {
     /// `x5c` has another number of certificates than three.
     #[error("its header does not hold a chain of exactly three certificates")]
     WrongChainLength,
-    /// Signed on the developer's own machine, with a certificate of its own.
+    /// Xcode signed it on a developer's machine, with a certificate of its own.
     #[error(
         "Xcode's local StoreKit signed it, with a certificate of its own; test with the sandbox or TestFlight, whose transactions Apple signs"
     )]
     SignedByXcode,
-    /// A certificate cannot be read.
+    /// A certificate cannot be parsed.
     #[error("a certificate of its chain cannot be read")]
     BadCertificate,
-    /// The chain does not lead to a trusted root, or one of its certificates may not do what it does.
+    /// The chain does not lead to a trusted root, or a certificate is used for something that it is not allowed for.
     #[error("its certificates do not lead to a trusted Apple root")]
     UntrustedChain,
     /// A certificate was not valid on the day of signing.
     #[error("a certificate of its chain was not valid on the day it says it was signed")]
     CertificateExpired,
-    /// The leaf lacks Apple's marker.
+    /// The leaf certificate lacks Apple's marker extension.
     #[error("its signing certificate is not one for App Store receipts")]
     MissingLeafMarker,
-    /// The intermediate lacks Apple's marker.
+    /// The intermediate certificate lacks Apple's marker extension.
     #[error("its intermediate certificate is not Apple's Worldwide Developer Relations")]
     MissingIntermediateMarker,
-    /// The payload is not readable JSON.
+    /// The payload cannot be parsed as JSON.
     #[error("its payload is not readable")]
     BadPayload,
-    /// It is genuine, and something else than a transaction.
+    /// It was signed by Apple, and is not a transaction.
     #[error("it names no transaction: it is something else of Apple's")]
     NotATransaction,
-    /// It says it was signed in the future.
+    /// Its `signedDate` is more than five minutes in the future.
     #[error("it says it was signed in the future")]
     SignedInTheFuture,
-    /// The signature is not by the leaf's key over these bytes.
+    /// The signature was not made with the leaf's key over these bytes.
     #[error("its signature does not match: it was altered, or signed with another key")]
     BadSignature,
     /// Apple revoked a certificate of the chain.
     #[error("a certificate of its chain was revoked")]
     CertificateRevoked,
-    /// Apple's responder knows nothing of a certificate of the chain.
+    /// Apple's OCSP responder does not know a certificate of the chain.
     #[error("Apple's responder knows nothing of a certificate of its chain")]
     CertificateUnknown,
-    /// A certificate of the chain names no responder that may be asked.
+    /// A certificate of the chain names no OCSP responder that may be called.
     #[error(
         "a certificate of its chain names no responder of Apple's that could be asked about it"
     )]
     NoOcspResponder,
-    /// The responder cannot be asked now whether a certificate of the chain was revoked. Nothing is wrong so far.
+    /// The OCSP responder gave no valid answer. The certificates may still be good.
     #[error("Apple's responder does not say whether the certificates were revoked")]
     OcspUnavailable {
         /// How long to wait before the next attempt.
@@ -136,7 +136,7 @@ impl From<RevocationError> for SignatureError {
 }
 
 impl SignatureError {
-    /// A short word for programs and tables.
+    /// The class of the error for programs and metrics.
     pub fn class(self) -> &'static str {
         match self {
             Self::NotAJws => "not_a_jws",
@@ -160,24 +160,24 @@ impl SignatureError {
     }
 }
 
-/// A chain that was judged good: the key that signs, and the window in which every certificate of it is valid.
+/// A verified chain: the leaf's key, and the period in which every certificate is valid.
 pub(super) struct CertificateChain {
     key: ParsedPublicKey,
     not_before: Timestamp,
     not_after: Timestamp,
-    /// The leaf and the intermediate, to be asked about.
+    /// The leaf and the intermediate certificate, to be checked for revocation.
     pub(super) certificates: [ChainCertificate; 2],
 }
 
-/// A verified JWS whose certificates were not checked for revocation yet.
+/// A verified JWS. Its certificates have not been checked for revocation.
 pub(super) struct VerifiedJws {
-    /// The payload's JSON.
+    /// The payload as JSON.
     pub(super) payload: Vec<u8>,
-    /// What it was signed under.
+    /// The chain of the certificate that signed it.
     pub(super) chain: Arc<CertificateChain>,
 }
 
-/// Decides whether something signed is Apple's. Clones share what was judged already.
+/// Verifies data that Apple signed. Clones share the cache of verified chains.
 #[derive(Clone)]
 pub struct JwsVerifier {
     roots: Arc<Vec<RootCertificate>>,
@@ -200,10 +200,10 @@ pub enum RootCertificatesError {
     Unreadable {
         /// The file or folder that was given.
         path: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         cause: std::io::Error,
     },
-    /// A file holds no certificate.
+    /// A file contains no certificate.
     #[error("{path} holds no certificate: give DER or PEM files, or a folder of them")]
     NoCertificate {
         /// The file or folder that was given.
@@ -211,47 +211,49 @@ pub enum RootCertificatesError {
     },
 }
 
-/// What is needed of the header. Borrowed: a chain seen before is found by its text, without decoding it.
+/// The fields of the header that are needed. They are borrowed, so that a cached chain is found by its text without
+/// decoding it.
 #[derive(Deserialize)]
 struct AppleJwsHeader<'a> {
     #[serde(borrow)]
     alg: std::borrow::Cow<'a, str>,
     #[serde(borrow, default)]
     x5c: Vec<std::borrow::Cow<'a, str>>,
-    /// Only what Xcode signs has one.
+    /// The key id. Apple sends none; Xcode does.
     #[serde(borrow, default)]
     kid: Option<std::borrow::Cow<'a, str>>,
-    /// Anything critical is not understood here (RFC 7515, 4.1.11). Apple sends none.
+    /// Extensions that a recipient must understand (RFC 7515, 4.1.11). None is supported, and Apple sends none.
     #[serde(default)]
     crit: Option<serde::de::IgnoredAny>,
 }
 
-/// When each root that is trusted ends.
+/// When each trusted root certificate expires.
 pub fn root_expiries(verifier: &JwsVerifier) -> Vec<Timestamp> {
     let roots = verifier.roots.iter();
     roots.map(|root| root.not_after).collect()
 }
 
-/// When the chain ends that Apple signs with, the newest of those that were seen. `None`: nothing signed was seen yet.
+/// When the chain that Apple signs with expires: the latest expiry of the cached chains. `None`: no chain was verified
+/// yet.
 pub fn signing_chain_expiry(verifier: &JwsVerifier) -> Option<Timestamp> {
     let chains = verifier.chain_cache.values();
     chains.iter().map(|chain| chain.not_after).max()
 }
 
-/// Whether Xcode's local StoreKit signed it, by what it says of itself.
-fn is_of_xcode(header: &AppleJwsHeader<'_>, payload: &[u8]) -> bool {
+/// Whether the header or payload says that Xcode's local StoreKit signed it.
+fn is_signed_by_xcode(header: &AppleJwsHeader<'_>, payload: &[u8]) -> bool {
     header.kid.as_deref() == Some("Apple_Xcode_Key")
         || serde_json::from_slice::<SignedPart>(payload)
             .is_ok_and(|claimed| claimed.environment.as_deref() == Some("Xcode"))
 }
 
-/// What a JWS says, with nothing checked: no more than a name to note it under.
+/// The payload of a JWS without any verification. Only to be used as a name in logs.
 pub(super) fn decode_unverified_payload(jws: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()
 }
 
 impl JwsVerifier {
-    /// Trusts Apple's own roots.
+    /// Trusts only Apple's own roots.
     pub fn with_apple_roots() -> Self {
         let roots = APPLE_ROOT_CERTIFICATES
             .iter()
@@ -259,7 +261,7 @@ impl JwsVerifier {
         Self::new(roots.collect())
     }
 
-    /// Trusts only the certificates of `path`: a DER or PEM file, or a folder of them.
+    /// Trusts only the certificates in `path`: a DER or PEM file, or a folder of such files.
     pub fn with_roots_from(path: &Path) -> Result<Self, RootCertificatesError> {
         let unreadable = |path: &Path| {
             let path = redact::redact_path(path);
@@ -296,7 +298,7 @@ impl JwsVerifier {
         Ok(Self::new(roots))
     }
 
-    /// Trusts one root certificate in DER. `None` when it is not a certificate.
+    /// Trusts only one root certificate, given in DER. `None` if it cannot be parsed.
     pub fn with_root(der: &[u8]) -> Option<Self> {
         Some(Self::new(vec![parse_root(der)?]))
     }
@@ -309,8 +311,8 @@ impl JwsVerifier {
         }
     }
 
-    /// The same, and certificates must be valid today instead of on the day of signing: whether one was revoked is only
-    /// known of today.
+    /// Requires certificates to be valid now instead of on the day of signing. Needed with OCSP, because responders
+    /// only tell whether a certificate is revoked now.
     #[must_use]
     pub fn check_validity_at_now(self) -> Self {
         Self {
@@ -319,14 +321,14 @@ impl JwsVerifier {
         }
     }
 
-    /// The payload's JSON, when `jws` is Apple's. `now` is used to refuse what claims to be from the future, and as the
-    /// day of signing when the payload has none.
+    /// Verifies `jws` and returns its payload as JSON. `now` is used to refuse a `signedDate` in the future, and in
+    /// place of a missing `signedDate`.
     pub fn verify_payload(&self, jws: &str, now: Timestamp) -> Result<Vec<u8>, SignatureError> {
-        let believed = self.verify_jws(jws, now)?;
-        Ok(believed.payload)
+        let verified = self.verify_jws(jws, now)?;
+        Ok(verified.payload)
     }
 
-    /// The same, with the chain.
+    /// Like [`JwsVerifier::verify_payload`], but also returns the certificate chain.
     pub(super) fn verify_jws(
         &self,
         jws: &str,
@@ -338,7 +340,8 @@ impl JwsVerifier {
         self.verify_jws_any_length(jws, now)
     }
 
-    /// The same for what holds others of its kind, by a caller who bounds it.
+    /// Like [`JwsVerifier::verify_jws`] without a limit on the length, for a notification, which contains other JWS.
+    /// The caller limits its length.
     pub(super) fn verify_jws_any_length(
         &self,
         jws: &str,
@@ -362,37 +365,37 @@ impl JwsVerifier {
             return Err(SignatureError::WrongAlgorithm);
         }
         let [leaf, intermediate, _ignored] = header.x5c.as_slice() else {
-            return Err(if is_of_xcode(&header, &payload) {
+            return Err(if is_signed_by_xcode(&header, &payload) {
                 SignatureError::SignedByXcode
             } else {
                 SignatureError::WrongChainLength
             });
         };
-        let glance = payload::peek_signed_date(&payload).ok_or(SignatureError::BadPayload)?;
-        let signed_on = glance.signed_date.unwrap_or(now);
+        let date_claim = payload::peek_signed_date(&payload).ok_or(SignatureError::BadPayload)?;
+        let signed_on = date_claim.signed_date.unwrap_or(now);
         if signed_on > now.plus(MAX_CLOCK_SKEW) {
             return Err(SignatureError::SignedInTheFuture);
         }
-        let day = if self.is_validity_checked_now {
+        let validity_date = if self.is_validity_checked_now {
             now
         } else {
             signed_on
         };
-        let known = self.chain_cache.get(leaf, intermediate);
-        let chain = if let Some(known) = known {
-            known
+        let cached = self.chain_cache.get(leaf, intermediate);
+        let chain = if let Some(cached) = cached {
+            cached
         } else {
-            let judged = self.verify_chain(leaf, intermediate, day)?;
-            self.chain_cache.insert(leaf, intermediate, judged)
+            let verified = self.verify_chain(leaf, intermediate, validity_date)?;
+            self.chain_cache.insert(leaf, intermediate, verified)
         };
-        if day < chain.not_before || day > chain.not_after {
+        if validity_date < chain.not_before || validity_date > chain.not_after {
             return Err(SignatureError::CertificateExpired);
         }
         chain
             .key
             .verify_sig(signed.as_bytes(), &signature)
             .map_err(|_| SignatureError::BadSignature)?;
-        if !glance.is_unambiguous {
+        if !date_claim.is_unambiguous {
             return Err(SignatureError::BadPayload);
         }
         Ok(VerifiedJws { payload, chain })
@@ -402,7 +405,7 @@ impl JwsVerifier {
         &self,
         leaf: &str,
         intermediate: &str,
-        day: Timestamp,
+        validity_date: Timestamp,
     ) -> Result<CertificateChain, SignatureError> {
         let der = |text: &str| {
             STANDARD
@@ -419,7 +422,7 @@ impl JwsVerifier {
         let end_entity =
             EndEntityCert::try_from(&leaf).map_err(|_| SignatureError::BadCertificate)?;
         let at = UnixTime::since_unix_epoch(Duration::from_millis(
-            u64::try_from(day.as_millis()).unwrap_or(0),
+            u64::try_from(validity_date.as_millis()).unwrap_or(0),
         ));
         let anchors: Vec<_> = self.roots.iter().map(|root| root.anchor.clone()).collect();
         let intermediates = [intermediate];
@@ -442,7 +445,8 @@ impl JwsVerifier {
                 }
                 _ => SignatureError::UntrustedChain,
             })?;
-        // A chain that leads straight from the leaf to a root is not Apple's: the intermediate must be part of it.
+        // Apple's chains have an intermediate certificate. A chain that leads from the leaf directly to a root is
+        // refused.
         if path.intermediate_certificates().count() != 1
             || !can_issue_certificates(&intermediate_facts)
         {
@@ -454,7 +458,7 @@ impl JwsVerifier {
         if !has_extension(&intermediate_facts, INTERMEDIATE_MARKER) {
             return Err(SignatureError::MissingIntermediateMarker);
         }
-        // webpki does not look at an anchor's dates; Apple's rule does.
+        // webpki does not check the validity period of an anchor. Apple's rules require it.
         let anchor = path.anchor();
         let root = self
             .roots
@@ -494,7 +498,7 @@ impl std::fmt::Debug for JwsVerifier {
     }
 }
 
-/// Apple's real chain is ECDSA with SHA-384 throughout; its test vectors mix P-256 keys with SHA-384.
+/// Apple's real chain uses ECDSA with SHA-384 throughout. Its test vectors combine P-256 keys with SHA-384.
 const CHAIN_ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,
@@ -502,7 +506,7 @@ const CHAIN_ALGORITHMS: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm
     algorithms::ECDSA_P384_SHA384,
 ];
 
-/// Apple's leaf names no extended usage, so none is asked for; the marker extensions say what it is for.
+/// Apple's leaf certificate has no extended key usage, so none is required. The marker extension states its purpose.
 struct AnyKeyUsage;
 
 impl ExtendedKeyUsageValidator for AnyKeyUsage {
@@ -516,8 +520,8 @@ pub(super) fn has_extension(certificate: &Certificate, marker: ObjectIdentifier)
     extensions.is_some_and(|all| all.iter().any(|extension| extension.extn_id == marker))
 }
 
-/// Whether a certificate that says what its key is for says that it is for certificates too (RFC 5280, 4.2.1.3). webpki, which
-/// looks at whether it is an authority, does not look at this.
+/// Whether the certificate's key usage, if it has one, includes signing certificates (RFC 5280, 4.2.1.3). webpki checks
+/// that the certificate is a CA, and does not check this.
 fn can_issue_certificates(certificate: &Certificate) -> bool {
     match certificate.tbs_certificate().get_extension::<KeyUsage>() {
         Ok(usage) => usage.is_none_or(|(_, usage)| usage.key_cert_sign()),
@@ -547,7 +551,7 @@ fn parse_root(der: &[u8]) -> Option<RootCertificate> {
     })
 }
 
-/// Every certificate of a PEM file, or the one of a DER file.
+/// The certificates of a PEM file, or the certificate of a DER file.
 fn parse_roots(bytes: &[u8]) -> Vec<RootCertificate> {
     use rustls::pki_types::pem::PemObject as _;
 

@@ -1,8 +1,8 @@
-//! The tenant's identity at Google: a service account's key file.
+//! A tenant's Google service account, from its JSON key file.
 //!
-//! Promises: a key file is checked completely when it is set, so that later only Google can refuse it; the private key
-//! never prints and is wiped from memory when the account is dropped; an assertion goes to the configured token endpoint
-//! and nowhere else, whatever the file says.
+//! Guarantees: a key file is validated completely when it is set, so that later only Google can refuse it. The private
+//! key is never printed, and is wiped from memory when the account is dropped. Assertions are only sent to the
+//! configured token endpoint, whatever the file names.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::crypto::{SecretString, token};
 /// Google's token endpoint: the default of `GOOGLE_TOKEN_URL`.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 
-/// A key file is 2.4 KB.
+/// The maximum size of a key file in bytes. Google's files have about 2.4 KB.
 const MAX_FILE_BYTES: usize = 64 * 1024;
 /// How long an assertion is valid: the longest that Google allows.
 const ASSERTION_TTL: Duration = Duration::from_hours(1);
@@ -40,27 +40,27 @@ pub struct GoogleServiceAccount {
     token_uri: Option<String>,
 }
 
-/// Why a file is not a service account's key file. The message says what the file is instead when that can be seen, and
+/// Why a file is not a service account's key file. The message names the kind of file where it can be detected, and
 /// never repeats its content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceAccountError {
-    /// No bytes, or only white space.
+    /// The file is empty or contains only white space.
     #[error("the file is empty")]
     Empty,
-    /// A key file has about 2.4 KB.
+    /// The file is larger than [`MAX_FILE_BYTES`].
     #[error(
         "the file is larger than {MAX_FILE_BYTES} bytes, so it is not a service account's key file"
     )]
     TooLarge,
-    /// Another kind of file, named.
+    /// The file is of another kind, which is named.
     #[error("this is {0}. {DOWNLOAD}")]
     WrongKind(&'static str),
-    /// Reading stopped at a place that is not JSON.
+    /// The file is not valid JSON.
     #[error("the file is not JSON (line {line}, column {column}). {DOWNLOAD}")]
     NotJson {
-        /// Where reading stopped, counted from 1.
+        /// The line of the syntax error, counted from 1.
         line: usize,
-        /// Where in the line, counted from 1.
+        /// The column of the syntax error, counted from 1.
         column: usize,
     },
     /// Its `type` is not `service_account`.
@@ -71,7 +71,7 @@ pub enum ServiceAccountError {
         "the file has no usable \"{0}\". Use the file exactly as Google Cloud gave it, or download a new one"
     )]
     InvalidField(&'static str),
-    /// The private key is not an RSA key in PKCS#8 and PEM, or not intact.
+    /// The private key is not an RSA key in PKCS#8 and PEM, or is damaged.
     #[error(
         "the file's \"private_key\" {0}. Use the file exactly as Google Cloud gave it, or download a new one"
     )]
@@ -81,7 +81,7 @@ pub enum ServiceAccountError {
 const DOWNLOAD: &str = "What is needed is a service account's key file: Google Cloud console, IAM & Admin, Service \
     Accounts, Keys, Add key, JSON";
 
-/// The fields of a key file that are used, and those by which other files are recognised.
+/// The fields of a key file that are used, and fields by which other files are recognised.
 #[derive(Deserialize)]
 struct ServiceAccountFile {
     r#type: Option<Value>,
@@ -160,26 +160,27 @@ impl GoogleServiceAccount {
         &self.client_email
     }
 
-    /// A short name for the key: the first 16 hex digits of the SHA-256 of the public key (PKCS#1, DER).
+    /// The key's fingerprint: the first 16 hex digits of the SHA-256 of the public key (PKCS#1, DER).
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// A digest of all that an assertion says of the account and of the key that signs it. One key may belong to several
-    /// accounts; two files with the same identity get the same answers.
+    /// A digest of the claims of an assertion that identify the account, and of the key that signs it. A key may belong
+    /// to several accounts. Two files with the same digest get the same answers from Google.
     pub(super) fn identity_digest(&self) -> [u8; 32] {
-        // JSON, so that two different lists are never written alike.
+        // Encoded as JSON, so that two different lists never give the same text.
         let parts = json!([self.client_email, self.key_id, self.fingerprint]);
         token::sha256(parts.to_string().as_bytes())
     }
 
-    /// The token endpoint that the file names. For a warning only: it is never called, because then the author of a file
-    /// could choose where signed assertions go.
+    /// The token endpoint that the file names. It is only compared for a warning and never called: otherwise the author
+    /// of a file could choose where signed assertions are sent.
     pub(crate) fn token_uri(&self) -> Option<&str> {
         self.token_uri.as_deref()
     }
 
-    /// A signed request of this account for an access token with `scope`, addressed to `audience` (RFC 7523, RS256).
+    /// Signs an assertion with which this account requests an access token for `scope` from `audience` (RFC 7523,
+    /// RS256).
     pub(super) fn sign_assertion(
         &self,
         scope: &str,
@@ -213,7 +214,7 @@ impl fmt::Debug for GoogleServiceAccount {
     }
 }
 
-/// What a file is that is not JSON, by its first bytes.
+/// Detects the kind of a file that is not JSON by its first bytes.
 fn detect_wrong_file(file: &[u8]) -> Option<&'static str> {
     if file.starts_with(b"-----BEGIN") {
         Some("a bare key or certificate")
@@ -233,7 +234,7 @@ fn require_text(name: &'static str, value: Option<Value>) -> Result<String, Serv
     }
 }
 
-/// The key, and the first 16 hex digits of the SHA-256 of its public key.
+/// Parses the key and computes its fingerprint.
 fn parse_private_key(pem: &str) -> Result<(EncodingKey, String), &'static str> {
     if pem.contains("\\n") {
         return Err("has its line breaks escaped twice");
@@ -258,14 +259,14 @@ fn parse_private_key(pem: &str) -> Result<(EncodingKey, String), &'static str> {
     Ok((key, token::sha256_fingerprint(pair.public_key().as_ref())))
 }
 
-/// The PKCS#1 key inside of a PKCS#8 one (RFC 5208), which is the form that `jsonwebtoken` takes. Nothing is copied, so
-/// that no copy of the key stays in memory.
+/// The PKCS#1 key inside a PKCS#8 key (RFC 5208), which is the form that `jsonwebtoken` needs. The key is borrowed, so
+/// that no copy stays in memory.
 fn unwrap_pkcs8(der: &[u8]) -> der::Result<&[u8]> {
     SliceReader::new(der)?.sequence(|fields| {
         u8::decode(fields)?;
         AlgorithmIdentifierRef::decode(fields)?;
         let key = <&OctetStringRef>::decode(fields)?;
-        // Attributes, which some tools add.
+        // Skips attributes, which some tools add.
         fields.read_slice(fields.remaining_len())?;
         Ok(key.as_bytes())
     })

@@ -1,14 +1,15 @@
-//! Is a push from Google, and from the account that the tenant named?
+//! Verifies that a push message comes from Google, and from the service account that the tenant has named.
 //!
-//! Promises: only a token that a key of Google's signed (RS256 and nothing else) is read further. That alone is not enough,
-//! because every owner of a Google Cloud project can have Google sign a token for any audience: the token must be meant
-//! for this tenant and carry the one verified address that the tenant named. Bad tokens cannot be turned into calls to
-//! Google. An outage of Google's key endpoint is survived with the cached keys, and no token is called false for want of a
-//! key.
+//! Guarantees: a token is only used if a key of Google signed it, with RS256. That alone is not enough, because every
+//! owner of a Google Cloud project can have Google sign a token for any audience: the token must also have this
+//! tenant's audience and the one verified address that the tenant has named. Invalid tokens cannot cause calls to
+//! Google beyond one fetch of the keys a minute. During an outage of Google's key endpoint the cached keys are used,
+//! and no token is refused as invalid because its key could not be fetched.
 //!
-//! - [`PushToken`]: a token whose header is read; [`PushToken::verify_token`] makes a [`PushIdentity`] of it
-//! - [`PushIdentity`]: who pushes, and for whom; [`PushIdentity::check_push_settings`] compares with what the tenant named
-//! - [`GoogleKeys`]: Google's keys, cached
+//! - [`PushToken`]: a token with a parsed header; [`PushToken::verify_token`] returns its [`PushIdentity`]
+//! - [`PushIdentity`]: the sender and the audience; [`PushIdentity::check_push_settings`] compares them with the
+//!   tenant's settings
+//! - [`GoogleKeys`]: Google's public keys, cached
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,27 +32,27 @@ use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::outbound::{RetryDecision, Upstream};
 
-/// A token has about 900 bytes.
+/// The maximum length of a token. Real tokens have about 900 bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
-/// How far Google's clock and ours may differ.
+/// How far Google's clock and ours may differ, in seconds.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
-/// Google's tokens live for an hour. A token that claims more than a day is refused.
+/// The maximum lifetime of a token in seconds. Google's tokens are valid for an hour.
 const MAX_TOKEN_TTL_SECONDS: i64 = 86_400;
-/// The issuer of Google's tokens, in both spellings that Google uses.
+/// The issuer of Google's tokens, in both forms that Google uses.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
-/// Google's keys are fetched at most this often, whatever the tokens say.
+/// The minimum time between two fetches of Google's keys, whatever the tokens say.
 const FETCH_INTERVAL: Duration = Duration::from_mins(1);
-/// A push must be answered within ten seconds, and the purchase has to be looked up too.
+/// Short, because a push must be answered within ten seconds and the purchase has to be looked up too.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long keys are fresh when Google does not say.
+/// How long keys are fresh if Google's response does not say.
 const DEFAULT_KEY_TTL: Duration = Duration::from_hours(1);
 const MIN_KEY_TTL: Duration = Duration::from_mins(1);
 const MAX_KEY_TTL: Duration = Duration::from_hours(24);
-/// How long keys that are no longer fresh are used while Google's endpoint does not answer.
+/// How long keys that are no longer fresh are used while Google's endpoint does not respond.
 const STALE_KEY_TTL: Duration = Duration::from_hours(24);
 
-/// Why a push is not authenticated. The message goes to the log and holds nothing of the token.
+/// Why a push was not authenticated. The message is logged and contains nothing of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushTokenError {
     /// There is no token, or more than one.
@@ -63,11 +64,11 @@ pub enum PushTokenError {
     /// The header names another algorithm than RS256.
     #[error("not signed with RS256")]
     WrongAlgorithm,
-    /// The key is not among Google's.
+    /// The key that the header names is not one of Google's.
     #[error("signed with a key that is not Google's")]
     UnknownKey,
-    /// Google's key endpoint does not answer, and the key is not cached.
-    #[error("Google's keys cannot be had right now")]
+    /// Google's key endpoint does not respond, and the key is not cached.
+    #[error("Google's keys cannot be fetched now")]
     KeysUnavailable,
     /// The signature was not made by the key that the header names.
     #[error("the signature is wrong")]
@@ -76,12 +77,12 @@ pub enum PushTokenError {
     #[error("not issued by accounts.google.com")]
     WrongIssuer,
     /// Expired, not yet valid, or valid for longer than a day.
-    #[error("expired, or not yet good: are the clocks right?")]
+    #[error("expired, or not yet valid: check this machine's clock")]
     OutsideValidity,
     /// The tenant does not exist or has no Google credentials.
     #[error("the tenant has no Google credentials")]
     NoCredentials,
-    /// The tenant named no account that may push.
+    /// The tenant has not named the service account that may push.
     #[error(
         "the tenant has named no account that pushes: set it with `attesto google set-credentials --pubsub-service-account`"
     )]
@@ -121,7 +122,7 @@ struct PushTokenClaims {
 }
 
 impl<'a> PushToken<'a> {
-    /// Reads the header only.
+    /// Parses the header. Does not verify anything.
     pub fn parse(text: &'a str) -> Result<Self, PushTokenError> {
         if text.len() > MAX_TOKEN_BYTES {
             return Err(PushTokenError::Malformed);
@@ -135,7 +136,7 @@ impl<'a> PushToken<'a> {
         if header.alg != "RS256" {
             return Err(PushTokenError::WrongAlgorithm);
         }
-        // Extensions that must be understood, of which none is known here: RFC 7515, 4.1.11.
+        // The header has critical extensions, and none is supported (RFC 7515, 4.1.11).
         if header.crit.is_some() {
             return Err(PushTokenError::Malformed);
         }
@@ -148,13 +149,14 @@ impl<'a> PushToken<'a> {
         &self.key_id
     }
 
-    /// Who pushes, if `key` signed this token, Google issued it, and it is valid at `now`.
+    /// Verifies the signature with `key`, the issuer, and the validity at `now`, and returns the identity in the
+    /// claims.
     pub(super) fn verify_token(
         &self,
         key: &DecodingKey,
         now: Timestamp,
     ) -> Result<PushIdentity, PushTokenError> {
-        // The claims are checked below, by our own clock and against the tenant's settings.
+        // The claims are checked below, with this process's clock and the tenant's settings.
         let mut signature_only = Validation::new(Algorithm::RS256);
         signature_only.validate_exp = false;
         signature_only.validate_aud = false;
@@ -183,7 +185,7 @@ impl<'a> PushToken<'a> {
     }
 }
 
-/// Who pushes and for whom, as Google signed it.
+/// The sender and the audience of a push, from verified claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PushIdentity {
     pub(super) audience: String,
@@ -191,17 +193,17 @@ pub(super) struct PushIdentity {
     pub(super) account: Option<String>,
 }
 
-/// Which pushes a tenant accepts.
+/// The pushes that a tenant accepts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushSettings {
-    /// The audience of their tokens. `None`: the address they are pushed to, which is Pub/Sub's default.
+    /// The required audience. `None`: the URL of the tenant's webhook, which is Pub/Sub's default.
     pub audience: Option<String>,
-    /// The service account in their tokens. `None`: every push is refused.
+    /// The required service account. `None`: every push is refused.
     pub account: Option<String>,
 }
 
 impl PushIdentity {
-    /// Whether `tenant` accepts pushes of this identity.
+    /// Checks that `tenant` accepts pushes with this identity.
     pub(super) fn check_push_settings(
         &self,
         tenant: &TenantId,
@@ -230,8 +232,8 @@ impl PushIdentity {
     }
 }
 
-/// Whether an audience is the address that this tenant's pushes go to. The public name of this service is not known here,
-/// and a proxy may add a path in front; no other tenant's address contains the tenant's id.
+/// Whether an audience is the URL of this tenant's webhook. The public host name of this service is not known here, and
+/// a proxy may add a path prefix. No other tenant's URL contains this tenant's id.
 fn is_webhook_url_of(tenant: &TenantId, audience: &str) -> bool {
     let Ok(url) = Url::parse(audience) else {
         return false;
@@ -242,37 +244,38 @@ fn is_webhook_url_of(tenant: &TenantId, audience: &str) -> bool {
             .ends_with(&format!("/v1/webhooks/google/{tenant}"))
 }
 
-/// Google's keys, cached by this process. Clones share the cache.
+/// Google's public keys, cached in this process. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct GoogleKeys {
     upstream: Upstream,
     url: Url,
     clock: Clock,
     cache: Arc<Mutex<CachedKeys>>,
-    /// Held while the keys are fetched, so that one caller does it for all.
+    /// Held during a fetch, so that concurrent callers share it.
     fetch_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// All times by [`Clock::uptime`].
+/// The cached keys. Times are measured by [`Clock::uptime`].
 #[derive(Default)]
 struct CachedKeys {
     keys: HashMap<String, Arc<DecodingKey>>,
     fresh_until: Duration,
     fetched_at: Option<Duration>,
-    /// Whether Google answered the last fetch.
+    /// Whether the last fetch returned keys.
     is_answered: bool,
 }
 
-/// What the cache knows of a key.
+/// The result of a lookup in the cache.
 enum KeyLookup {
     Found(Arc<DecodingKey>),
-    /// The keys should be fetched; until then there is this one, or none.
+    /// The keys should be fetched. The cached key, if any, can be used if that fails.
     Fetch(Option<Arc<DecodingKey>>),
     NotFound(PushTokenError),
 }
 
 impl GoogleKeys {
-    /// The keys that are published at `url`, fetched through the client of `upstream` when the first is needed.
+    /// The keys that are published at `url`. They are fetched through the client of `upstream` when the first one is
+    /// needed.
     pub(crate) fn new(upstream: &Upstream, url: Url, clock: Clock) -> Self {
         Self {
             upstream: Upstream::new(upstream.client().clone(), FETCH_TIMEOUT),
@@ -288,14 +291,14 @@ impl GoogleKeys {
         match self.lookup_cached(id) {
             KeyLookup::Found(key) => return Ok(key),
             KeyLookup::Fetch(Some(key)) => {
-                // One caller refreshes; the others go on with the cached key.
+                // One caller fetches; the others use the cached key.
                 let Ok(_lock) = self.fetch_lock.try_lock() else {
                     return Ok(key);
                 };
                 self.fetch_keys().await;
             }
             KeyLookup::Fetch(None) | KeyLookup::NotFound(_) => {
-                // The holder of the lock may be fetching this key.
+                // The caller that holds the lock may be fetching this key.
                 let _lock = self.fetch_lock.lock().await;
                 if matches!(self.lookup_cached(id), KeyLookup::Fetch(_)) {
                     self.fetch_keys().await;
@@ -324,13 +327,13 @@ impl GoogleKeys {
         match key {
             Some(key) if is_fresh || !may_fetch => KeyLookup::Found(key),
             key if may_fetch => KeyLookup::Fetch(key),
-            // The last fetch was answered, and this key was not in the answer.
+            // The last fetch was successful and did not return this key.
             _ if cached.is_answered => KeyLookup::NotFound(PushTokenError::UnknownKey),
             _ => KeyLookup::NotFound(PushTokenError::KeysUnavailable),
         }
     }
 
-    /// Notes the fetch before it begins, so that it counts even when the caller is cancelled meanwhile.
+    /// Fetches the keys. The time of the fetch is stored first, so that a cancelled fetch counts too.
     async fn fetch_keys(&self) {
         {
             let mut cached = self.cache.lock();
@@ -379,7 +382,7 @@ fn parse_key_set(body: &[u8]) -> HashMap<String, Arc<DecodingKey>> {
         .collect()
 }
 
-/// The id and the key, if it can have signed with RS256; a set may contain others.
+/// The id and the key, if it can verify RS256. A key set may contain other keys.
 fn rs256_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
     let is_rs256 = matches!(jwk.algorithm, AlgorithmParameters::RSA(_))
         && matches!(jwk.common.key_algorithm, None | Some(KeyAlgorithm::RS256))
@@ -391,7 +394,7 @@ fn rs256_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
     Some((jwk.common.key_id.clone()?, Arc::new(key)))
 }
 
-/// How long an answer is fresh (RFC 9111: `max-age` less `Age`), within our own bounds.
+/// How long a response is fresh (RFC 9111: `max-age` minus `Age`), within our limits.
 fn cache_ttl(headers: &HeaderMap) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let max_age = text(CACHE_CONTROL).and_then(|value| {
@@ -513,7 +516,7 @@ mod tests {
                 claims_with("email_verified", false),
                 Ok(without_account.clone()),
             ),
-            // Only the JSON value `true` counts.
+            // Only the JSON value `true` means verified.
             (claims_with("email_verified", "true"), Err(Malformed)),
             (without("email_verified"), Ok(without_account.clone())),
             (without("email"), Ok(without_account)),

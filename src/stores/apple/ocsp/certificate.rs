@@ -1,4 +1,4 @@
-//! A certificate that can be asked about, and the question.
+//! A certificate of a verified chain, and the OCSP request about it.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use x509_cert::spki::AlgorithmIdentifierOwned;
 use super::wire::{CertId, OID_SHA1, OID_SHA256, OcspRequest, SingleRequest, TbsRequest};
 use crate::crypto::token;
 
-/// `id-ad-ocsp`: where a responder is.
+/// The access method `id-ad-ocsp`, whose location is the URL of a responder.
 const OID_AD_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 
-/// A certificate of a chain that was judged, and who issued it. Clones are cheap.
+/// A certificate of a verified chain, and the certificate of its issuer. Clones are cheap.
 #[derive(Clone)]
 pub struct ChainCertificate(Arc<ChainCertificateData>);
 
@@ -34,7 +34,7 @@ struct ChainCertificateData {
 }
 
 impl ChainCertificate {
-    /// The certificate `der`, which `issuer` issued. `None` when one of them cannot be read.
+    /// The certificate `der`, which `issuer` issued. `None` if one of them cannot be parsed.
     pub fn new(der: &[u8], issuer: &[u8]) -> Option<Self> {
         let certificate = Certificate::from_der(der).ok()?;
         let facts = certificate.tbs_certificate();
@@ -58,32 +58,32 @@ impl ChainCertificate {
         Some(Self(Arc::new(facts)))
     }
 
-    /// What it is known by here: SHA-256 of the certificate.
+    /// The SHA-256 of the certificate, which identifies it in caches.
     pub fn digest(&self) -> [u8; 32] {
         self.0.digest
     }
 
-    /// Its number, in hexadecimal with colons.
+    /// The serial number, in hexadecimal with colons.
     pub fn serial_number(&self) -> String {
         self.0.serial_number.to_string()
     }
 
-    /// Where the certificate says its responder is.
+    /// The URL of the responder, if the certificate has one.
     pub fn responder_url(&self) -> Option<&Url> {
         self.0.responder_url.as_ref()
     }
 
-    /// The question, in DER.
+    /// The OCSP request about this certificate, in DER.
     pub fn request_der(&self) -> &[u8] {
         &self.0.request_der
     }
 
-    /// The issuer's certificate, read and as bytes.
+    /// The certificate of the issuer, parsed and in DER.
     pub(super) fn issuer(&self) -> (&Certificate, &CertificateDer<'static>) {
         (&self.0.issuer, &self.0.issuer_der)
     }
 
-    /// Whether `id` means this certificate, in whichever of the two digests.
+    /// Whether `id` identifies this certificate, with SHA-1 or SHA-256.
     pub(super) fn is_identified_by(&self, id: &CertId) -> bool {
         self.0.cert_id(id.hash_algorithm.oid).is_some_and(|own| {
             own.serial_number == id.serial_number
@@ -95,7 +95,7 @@ impl ChainCertificate {
 
 impl ChainCertificateData {
     fn cert_id(&self, algorithm: ObjectIdentifier) -> Option<CertId> {
-        let of = match algorithm {
+        let digest_algorithm = match algorithm {
             OID_SHA256 => &SHA256,
             OID_SHA1 => &SHA1_FOR_LEGACY_USE_ONLY,
             _ => return None,
@@ -105,8 +105,8 @@ impl ChainCertificateData {
                 oid: algorithm,
                 parameters: Some(Any::null()),
             },
-            issuer_name_hash: hash_bytes(of, &self.issuer_name)?,
-            issuer_key_hash: hash_bytes(of, public_key_bits(&self.issuer)?)?,
+            issuer_name_hash: hash_bytes(digest_algorithm, &self.issuer_name)?,
+            issuer_key_hash: hash_bytes(digest_algorithm, public_key_bits(&self.issuer)?)?,
             serial_number: self.serial_number.clone(),
         })
     }
@@ -122,13 +122,13 @@ fn hash_bytes(algorithm: &'static Algorithm, bytes: &[u8]) -> Option<OctetString
     OctetString::new(digest(algorithm, bytes).as_ref()).ok()
 }
 
-/// A certificate's public key, without its algorithm.
+/// The public key of a certificate, without its algorithm.
 pub(super) fn public_key_bits(certificate: &Certificate) -> Option<&[u8]> {
     let key = certificate.tbs_certificate().subject_public_key_info();
     key.subject_public_key.as_bytes()
 }
 
-/// The first responder that is asked over HTTP.
+/// The first responder with an HTTP or HTTPS URL.
 fn find_responder_url(certificate: &Certificate) -> Option<Url> {
     let access = certificate.tbs_certificate().get_extension();
     let (_, AuthorityInfoAccessSyntax(access)) = access.ok()??;

@@ -1,18 +1,18 @@
-//! Was a certificate of the chain revoked? Asked of Apple's responders with `APPLE_OCSP=on` (RFC 6960).
+//! Checks with Apple's OCSP responders whether certificates were revoked. Used with `APPLE_OCSP=on` (RFC 6960).
 //!
-//! Promises: only a responder's signed word makes a certificate good or bad; whatever else comes back, or nothing, means
-//! "ask again later" and never "false", because any host on the way can answer plain HTTP with anything. A certificate
-//! that was said to be good stays good through an outage of its responder, for a day longer than the responder
-//! vouched for. A responder is asked about one certificate once at a time, however many verifications wait for it.
+//! Guarantees: a certificate is only treated as good or revoked because of a signed response. Any other response, or
+//! none, means "try again later" and never "not valid", because requests are plain HTTP and any host in the path can
+//! answer. A certificate that was good stays good during an outage of its responder, until a day after the validity of
+//! the last response. At most one request about a certificate is sent at a time, and concurrent verifications share it.
 //!
-//! Which addresses are asked: the one in the certificate, which is signed by the issuer of the certificate, and only
-//! after the chain was found to lead to a trusted root. With Apple's own roots it must be a host of apple.com as well.
-//! With roots of an operator's own, which production refuses, it may be any: a simulated responder is at loopback.
+//! The responder's URL is the one in the certificate, which the issuer signed. It is only called after the chain was
+//! verified up to a trusted root. With Apple's own roots, it must also be a host of apple.com. With an operator's
+//! roots, which production refuses, it may be any host: a simulated responder is at a loopback address.
 //!
-//! - [`wire`]: requests and responses in DER, no meaning
-//! - [`certificate`]: a certificate that can be asked about
-//! - [`response`]: what a response says about it, and why it is refused
-//! - [`revocation_checker`]: asks the responder, and caches its answers
+//! - [`wire`]: requests and responses in DER, without interpretation
+//! - [`certificate`]: a certificate of a chain, with the request about it
+//! - [`response`]: verifies a response
+//! - [`revocation_checker`]: calls responders and caches their responses
 
 pub mod certificate;
 pub mod response;

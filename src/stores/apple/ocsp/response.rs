@@ -1,8 +1,8 @@
-//! What a response says about a certificate, and every reason not to believe it.
+//! Verifies an OCSP response about a certificate.
 //!
-//! The signature is by the issuer of the certificate, or by a responder to which the issuer itself gave a certificate for
-//! signing OCSP responses. The one answer that counts is about this very certificate, and of today. The rules are those
-//! of Apple's server libraries; a response without `nextUpdate` is refused as well (RFC 5019, 2.2.4).
+//! The response must be signed by the issuer of the certificate, or by a responder with a certificate from that issuer
+//! for signing OCSP responses. It must be about this certificate and currently valid. The rules are those of Apple's
+//! server libraries. In addition, a response without `nextUpdate` is refused (RFC 5019, 2.2.4).
 
 use std::time::Duration;
 
@@ -22,24 +22,24 @@ use super::wire::{
 };
 use crate::base::clock::Timestamp;
 
-/// How far the responder's clock and ours may be apart.
+/// How far the responder's clock and ours may differ.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
-/// `id-kp-OCSPSigning`, 1.3.6.1.5.5.7.3.9
+/// `id-kp-OCSPSigning`, 1.3.6.1.5.5.7.3.9, in DER without tag and length.
 const OID_KP_OCSP_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x09];
 
-/// What a responder says of a certificate.
+/// The status of a certificate in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevocationStatus {
-    /// It was not revoked.
+    /// The certificate was not revoked.
     Good,
     /// The certificate was revoked.
     Revoked,
-    /// The responder knows no such certificate.
+    /// The responder does not know the certificate.
     Unknown,
 }
 
 impl RevocationStatus {
-    /// A word for programs and tables.
+    /// The name for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -49,57 +49,57 @@ impl RevocationStatus {
     }
 }
 
-/// A believed answer.
+/// The content of a verified response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedOcspResponse {
-    /// What it says.
+    /// The status of the certificate.
     pub status: RevocationStatus,
-    /// Since when that is so, for all the responder knows.
+    /// The time at which the status was known to be correct.
     pub this_update: Timestamp,
-    /// Until when the responder vouches for it.
+    /// The time until which the response is valid.
     pub next_update: Timestamp,
 }
 
 impl VerifiedOcspResponse {
-    /// Whether the responder stands by it at `now`.
+    /// Whether the response is valid at `now`.
     pub fn is_current(&self, now: Timestamp) -> bool {
         now <= self.next_update.plus(MAX_CLOCK_SKEW)
     }
 }
 
-/// Why a response is as good as none.
+/// Why a response is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OcspResponseError {
-    /// Not an OCSP response.
-    #[error("it is no OCSP response")]
+    /// It cannot be parsed as an OCSP response.
+    #[error("it is not an OCSP response")]
     NotAResponse,
-    /// The responder did not answer the question, and such an answer is not signed.
+    /// It has an error status. Such responses are not signed.
     #[error("the responder did not answer: {0}")]
     ErrorStatus(&'static str),
-    /// It has an extension that must be understood, and is not.
+    /// It has a critical extension, and none is supported.
     #[error("it has a critical extension that is not understood")]
     CriticalExtension,
-    /// The certificate of its signer is neither the issuer's nor in the response.
+    /// The certificate of its signer is neither that of the issuer nor in the response.
     #[error("its signer is neither the issuer of the certificate nor in the response")]
     UnknownSigner,
-    /// The signer has no certificate of the issuer's for this, or none that is valid now.
+    /// The signer's certificate was not issued by the issuer for this purpose, or is not valid now.
     #[error("its signer holds no valid certificate of the issuer's for signing OCSP responses")]
     SignerNotAuthorized,
-    /// The signature is wrong.
+    /// The signature does not match.
     #[error("its signature does not match")]
     BadSignature,
-    /// It says nothing about this certificate.
+    /// It has no entry about this certificate.
     #[error("it is about another certificate")]
     CertificateMismatch,
-    /// It is of the future.
-    #[error("it is of the future: are the clocks right?")]
+    /// Its `thisUpdate` is in the future.
+    #[error("it is from the future: check this machine's clock")]
     NotYetValid,
-    /// It is out of date, or does not say until when it is not.
+    /// Its `nextUpdate` has passed or is missing.
     #[error("it is out of date")]
     Expired,
 }
 
-/// What the response `der` says about `subject`, when it is believed at `now`.
+/// Verifies the response `der` about `subject` at `now`.
 pub fn verify_response(
     der: &[u8],
     subject: &ChainCertificate,
@@ -121,12 +121,12 @@ pub fn verify_response(
 
     let certificates = basic.certificates.unwrap_or_default();
     let certificates = certificates.iter().filter_map(|one| one.to_der().ok());
-    let by = find_signer(&data.responder, subject, certificates, now)?;
+    let signer = find_signer(&data.responder, subject, certificates, now)?;
     let signature = basic
         .signature
         .as_bytes()
         .ok_or(OcspResponseError::BadSignature)?;
-    if !is_signature_valid(&by, &basic.signature_algorithm, &signed, signature) {
+    if !is_signature_valid(&signer, &basic.signature_algorithm, &signed, signature) {
         return Err(OcspResponseError::BadSignature);
     }
 
@@ -183,7 +183,7 @@ fn to_timestamp(time: GeneralizedTime) -> Timestamp {
     Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
-/// The certificate of who signed: the issuer's, or one that it issued for this.
+/// The certificate of the response's signer: the issuer's, or one that the issuer issued for signing responses.
 fn find_signer(
     id: &ResponderId,
     subject: &ChainCertificate,
@@ -194,7 +194,7 @@ fn find_signer(
     if is_responder(id, issuer) {
         return Ok(issuer.clone());
     }
-    let mut why_not = OcspResponseError::UnknownSigner;
+    let mut error = OcspResponseError::UnknownSigner;
     for der in certificates {
         let Ok(certificate) = Certificate::from_der(&der) else {
             continue;
@@ -203,10 +203,10 @@ fn find_signer(
             if is_authorized_responder(&CertificateDer::from(der), issuer_der, now) {
                 return Ok(certificate);
             }
-            why_not = OcspResponseError::SignerNotAuthorized;
+            error = OcspResponseError::SignerNotAuthorized;
         }
     }
-    Err(why_not)
+    Err(error)
 }
 
 fn is_responder(id: &ResponderId, certificate: &Certificate) -> bool {
@@ -217,7 +217,7 @@ fn is_responder(id: &ResponderId, certificate: &Certificate) -> bool {
     }
 }
 
-/// Issued by the issuer itself, valid now, and for this purpose.
+/// Whether `issuer` issued the certificate for signing OCSP responses, and it is valid now.
 fn is_authorized_responder(
     responder: &CertificateDer<'_>,
     issuer: &CertificateDer<'_>,
@@ -263,14 +263,14 @@ fn is_signature_valid(
         .any(|known| known.verify_signature(bits, message, signature).is_ok())
 }
 
-/// What is inside of an algorithm's identifier in DER: the form that webpki names algorithms in.
+/// The content of an algorithm identifier's sequence in DER, which is the form that webpki compares.
 fn sequence_contents(algorithm: &AlgorithmIdentifierOwned) -> Option<Vec<u8>> {
     let der = algorithm.to_der().ok()?;
     let inside = <&SequenceRef>::from_der(&der).ok()?;
     Some(inside.as_bytes().to_vec())
 }
 
-/// Apple's chain is ECDSA throughout; a responder's own key may be RSA.
+/// Apple's chain uses ECDSA throughout. A responder's own key may be RSA.
 const OCSP_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,

@@ -1,16 +1,16 @@
-//! Asks responders, remembers what they said, and asks again.
+//! Calls OCSP responders and caches their responses.
 //!
-//! | last valid answer | what is done |
+//! | last valid response | action |
 //! |---|---|
-//! | none | asked, and waited for; without an answer: [`RevocationError::OcspUnavailable`] |
-//! | "good", not older than a quarter of an hour | it counts |
-//! | "good", older, its responder still vouches for it | it counts; asked in the background |
-//! | not vouched for any longer, for less than a day | asked, and waited for; without an answer it still counts |
-//! | not vouched for for longer | as if there were none |
-//! | "revoked", "unknown" | it counts for a minute, then asked, and waited for; without an answer it still counts |
+//! | none | wait for a new one; if there is none: [`RevocationError::OcspUnavailable`] |
+//! | "good", received less than 15 minutes ago, before `nextUpdate` | use it |
+//! | "good", older, before `nextUpdate` | use it, and refresh it in the background |
+//! | "good", less than a day after `nextUpdate` | wait for a new one; if there is none, use it |
+//! | any, more than a day after `nextUpdate` | as if there were none |
+//! | "revoked" or "unknown" | use it for a minute, then wait for a new one; if there is none, use it |
 //!
-//! Of two answers the one that was true later counts. After an attempt that brought nothing, none is made about the same
-//! certificate for ten seconds.
+//! Of two responses, the one with the later `thisUpdate` is kept. After a failed attempt, no request about the same
+//! certificate is sent for ten seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,47 +28,48 @@ use crate::base::single_flight::SingleFlight;
 use crate::outbound::{RetryDecision, Upstream, UpstreamError};
 use crate::telemetry::metrics::{Counter, MetricVec, MetricsRegistry};
 
-/// How long an answer counts without a new question: what Apple's own libraries do.
+/// How long a response "good" is used without a new request, as in Apple's own libraries.
 const GOOD_STATUS_TTL: Duration = Duration::from_mins(15);
-/// The same for a "no", which may be mended.
+/// The same for "revoked" and "unknown", which Apple may correct.
 const NOT_GOOD_STATUS_TTL: Duration = Duration::from_mins(1);
-/// How long an answer counts after the responder ceased to vouch for it, while there is no new one.
+/// How long after its `nextUpdate` a response is still used while there is no new one.
 const STALE_STATUS_TTL: Duration = Duration::from_hours(24);
-/// The pause after an attempt that brought nothing.
+/// The delay after a failed attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// A verify request or Apple itself waits for the answer.
+/// Short, because the caller of a verification or Apple waits for the result.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// An answer with the responder's certificate is some two kilobytes.
+/// A response with the responder's certificate has about 2 KB.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// How many certificates are remembered. Only ones of chains that lead to a trusted root are asked about at all.
+/// The maximum number of certificates with a cached status. Only certificates of chains that lead to a trusted root are
+/// checked.
 const MAX_CACHED_CERTIFICATES: usize = 64;
 
-/// Which responders are asked.
+/// Which responders may be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponderPolicy {
-    /// Only hosts of apple.com: the roots are Apple's.
+    /// Only hosts of apple.com, for Apple's own roots.
     AppleHosts,
-    /// Whatever the certificate says: the roots are the operator's own.
+    /// Any host that a certificate names, for an operator's roots.
     AnyHost,
 }
 
 /// Why a certificate is not known to be good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevocationError {
-    /// It was revoked.
+    /// The certificate was revoked.
     Revoked,
-    /// Its responder knows no such certificate.
+    /// The responder does not know the certificate.
     Unknown,
-    /// It names no responder, or none that may be asked.
+    /// The certificate names no responder, or only one that may not be called.
     NoResponder,
-    /// There is no answer to believe. Nothing is said about the certificate.
+    /// No response could be verified. The certificate may be good.
     OcspUnavailable {
-        /// When another attempt may be made.
+        /// When to try again.
         retry_after: Duration,
     },
 }
 
-/// What is known of certificates. Clones share it.
+/// Checks certificates for revocation. Clones share the cache.
 #[derive(Clone)]
 pub struct RevocationChecker {
     upstream: Upstream,
@@ -79,28 +80,28 @@ pub struct RevocationChecker {
     outcome_counter: MetricVec<1, Counter>,
 }
 
-/// What is known of one certificate.
+/// The cached status of a certificate.
 #[derive(Clone, Copy, Default)]
 struct CachedRevocationStatus {
-    /// The last answer that was believed, and this process' uptime then.
+    /// The last verified response, and the uptime of this process when it was received.
     response: Option<(VerifiedOcspResponse, Duration)>,
-    /// The uptime of the last attempt in the background, or of the last one that failed.
+    /// The uptime at the last background refresh or failed attempt.
     attempted_at: Option<Duration>,
 }
 
-/// What to do about a certificate.
+/// How the status of a certificate is determined.
 enum RevocationLookup {
     /// A cached status that is still valid.
     Cached(RevocationStatus),
-    /// This counts, and a new answer is due.
+    /// This status is used, and a new one is requested in the background.
     Refresh(RevocationStatus),
-    /// Ask; without an answer this counts.
+    /// A new response is requested. Without one, this status is used.
     Query(Option<RevocationStatus>),
-    /// Nothing is known, and it is too soon to ask again.
+    /// There is no status, and the next attempt is only allowed after this time.
     WaitToRetry(Duration),
 }
 
-/// Why an attempt brought nothing.
+/// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 enum OcspRequestError {
     #[error("{0}")]
@@ -121,7 +122,7 @@ impl OcspRequestError {
 }
 
 impl RevocationChecker {
-    /// Asks responders within `reach`, through the client of `upstream`.
+    /// A checker that may call the responders of `responder_policy`, through the client of `upstream`.
     pub fn new(upstream: &Upstream, clock: &Clock, responder_policy: ResponderPolicy) -> Self {
         Self {
             upstream: upstream.with_limits(REQUEST_TIMEOUT, MAX_RESPONSE_BYTES),
@@ -133,7 +134,7 @@ impl RevocationChecker {
         }
     }
 
-    /// The same, and every question to a responder is counted into `registry`.
+    /// Counts requests to responders in `registry`.
     #[must_use]
     pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
         Self {
@@ -142,7 +143,8 @@ impl RevocationChecker {
         }
     }
 
-    /// Whether all of `subjects` are good. What is certain about one goes before what is not known of another.
+    /// Checks that all of `subjects` are good. A definite error for one certificate takes precedence over an unknown
+    /// status of another.
     pub async fn check_certificates(
         &self,
         subjects: &[ChainCertificate],
@@ -180,7 +182,7 @@ impl RevocationChecker {
         match self.decide_lookup(subject) {
             RevocationLookup::Cached(status) => Ok(status),
             RevocationLookup::Refresh(status) => {
-                // Requests that come meanwhile start no second attempt.
+                // Recorded before the task starts, so that concurrent requests start no second refresh.
                 self.record_attempt(subject);
                 let (this, subject, url) = (self.clone(), subject.clone(), url.clone());
                 tokio::spawn(async move { this.query_responder(&subject, &url).await });
@@ -222,7 +224,7 @@ impl RevocationChecker {
         }
     }
 
-    /// Whether an answer need not be asked for again yet.
+    /// Whether the response is used without a new request.
     fn is_fresh(&self, answer: VerifiedOcspResponse, answered: Duration) -> bool {
         let lasts = match answer.status {
             RevocationStatus::Good => GOOD_STATUS_TTL,
@@ -231,16 +233,16 @@ impl RevocationChecker {
         answer.is_current(self.clock.now()) && self.clock.uptime().saturating_sub(answered) < lasts
     }
 
-    /// Asks, or waits for who is asking.
+    /// Calls the responder, or waits for a running call about the same certificate.
     async fn query_responder(
         &self,
         subject: &ChainCertificate,
         url: &Url,
     ) -> Option<RevocationStatus> {
-        let (this, whom) = (self.clone(), (subject.clone(), url.clone()));
-        let asked = move || async move {
-            let (subject, url) = whom;
-            // Another request may have stored it since this one looked.
+        let (this, subject_and_url) = (self.clone(), (subject.clone(), url.clone()));
+        let call = move || async move {
+            let (subject, url) = subject_and_url;
+            // Another call may have stored a response since the lookup.
             let known = this.cached_status(&subject).response;
             if let Some((answer, _)) =
                 known.filter(|(answer, answered)| this.is_fresh(*answer, *answered))
@@ -277,7 +279,7 @@ impl RevocationChecker {
                 }
             }
         };
-        self.in_flight.share_call(subject.digest(), asked).await
+        self.in_flight.share_call(subject.digest(), call).await
     }
 
     async fn fetch_response(
@@ -319,8 +321,8 @@ impl RevocationChecker {
         known.get(&subject.digest()).copied().unwrap_or_default()
     }
 
-    /// What counts from now on: what was said last, even when an older answer comes later, which is what a cache on the
-    /// way may do, or an attacker who kept one from before a revocation.
+    /// Stores a response and returns the status to use. If the stored response has a later `thisUpdate`, it is kept: a
+    /// cache in the network may serve old responses, and an attacker may replay one from before a revocation.
     fn store_response(
         &self,
         subject: &ChainCertificate,
@@ -367,7 +369,7 @@ impl RevocationChecker {
 }
 
 impl ResponderPolicy {
-    /// What may be asked when the roots are the operator's own, or Apple's.
+    /// The policy for an operator's own roots, or else for Apple's.
     pub fn for_roots(own_roots: bool) -> Self {
         if own_roots {
             Self::AnyHost
@@ -376,7 +378,7 @@ impl ResponderPolicy {
         }
     }
 
-    /// Whether the responder at `url` may be asked.
+    /// Whether the responder at `url` may be called.
     pub fn allows_url(self, url: &Url) -> bool {
         match (self, url.host()) {
             (Self::AnyHost, _) => true,
@@ -400,7 +402,7 @@ fn register_outcome_counter(registry: &MetricsRegistry) -> MetricVec<1, Counter>
         "Questions to Apple's responders about a certificate, by what came back.",
         ["outcome"],
     );
-    // There from the beginning: an alert that compares with 0 needs a 0.
+    // All series exist from the start, because an alert needs a 0 to detect an increase.
     for outcome in ["good", "revoked", "unknown", "unusable", "unreachable"] {
         outcomes.with_label_values([outcome]);
     }

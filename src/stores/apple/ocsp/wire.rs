@@ -1,6 +1,6 @@
-//! OCSP's messages in DER (RFC 6960, 4.1 and 4.2), as far as they are needed. No meaning.
+//! The messages of OCSP in DER (RFC 6960, 4.1 and 4.2), as far as they are needed, without interpretation.
 //!
-//! What is signed, and certificates, stay bytes: a signature is over what was sent.
+//! Signed parts and certificates are kept as bytes, because a signature is over the bytes that were sent.
 
 #![expect(clippy::unnested_or_patterns, reason = "what der writes for a choice")]
 
@@ -11,16 +11,16 @@ use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
-/// `id-pkix-ocsp-basic`: the one kind of response there is.
+/// `id-pkix-ocsp-basic`: the only type of response.
 pub(super) const OID_OCSP_BASIC: ObjectIdentifier =
     ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
-/// `id-sha1`
+/// The algorithm identifier `id-sha1`.
 pub(super) const OID_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
-/// `id-sha256`
+/// The algorithm identifier `id-sha256`.
 pub(super) const OID_SHA256: ObjectIdentifier =
     ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
 
-/// A request, unsigned and without extensions.
+/// A request without a signature or extensions.
 #[derive(Debug, Sequence)]
 pub(super) struct OcspRequest {
     pub(super) tbs_request: TbsRequest,
@@ -36,13 +36,13 @@ pub(super) struct SingleRequest {
     pub(super) certificate: CertId,
 }
 
-/// Which certificate: digests of its issuer, and its number.
+/// Identifies a certificate by digests of its issuer and its serial number.
 #[derive(Clone, Debug, Sequence)]
 pub(super) struct CertId {
     pub(super) hash_algorithm: AlgorithmIdentifierOwned,
-    /// Of the issuer's name in DER.
+    /// The digest of the issuer's name in DER.
     pub(super) issuer_name_hash: OctetString,
-    /// Of the issuer's public key, without its algorithm.
+    /// The digest of the issuer's public key, without its algorithm.
     pub(super) issuer_key_hash: OctetString,
     pub(super) serial_number: SerialNumber,
 }
@@ -54,7 +54,7 @@ pub(super) struct OcspResponse {
     pub(super) response: Option<ResponseBytes>,
 }
 
-/// Whether the responder answers at all. It is not signed.
+/// The status of the response itself, which is not signed.
 #[derive(Clone, Copy, Debug, Enumerated, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum ResponseStatus {
@@ -74,7 +74,7 @@ pub(super) struct ResponseBytes {
 
 #[derive(Debug, Sequence)]
 pub(super) struct BasicResponse {
-    /// A [`ResponseData`]: what is signed.
+    /// The signed part: a [`ResponseData`] in DER.
     pub(super) signed: Any,
     pub(super) signature_algorithm: AlgorithmIdentifierOwned,
     pub(super) signature: BitString,
@@ -98,7 +98,7 @@ pub(super) struct ResponseData {
 pub(super) enum ResponderId {
     #[asn1(context_specific = "1", tag_mode = "EXPLICIT", constructed = "true")]
     Name(Name),
-    /// SHA-1 of the public key, without its algorithm.
+    /// The SHA-1 of the public key, without its algorithm.
     #[asn1(context_specific = "2", tag_mode = "EXPLICIT", constructed = "true")]
     KeyHash(OctetString),
 }
@@ -114,7 +114,7 @@ pub(super) struct SingleResponse {
     pub(super) extensions: Option<Extensions>,
 }
 
-/// The responder's word.
+/// The status of a certificate.
 #[derive(Clone, Debug, Choice)]
 pub(super) enum CertStatus {
     #[asn1(context_specific = "0", tag_mode = "IMPLICIT")]
@@ -128,7 +128,7 @@ pub(super) enum CertStatus {
 #[derive(Clone, Debug, Sequence)]
 pub(super) struct RevokedInfo {
     pub(super) revoked_at: GeneralizedTime,
-    /// A number of RFC 5280, 5.3.1, and no reason to doubt the rest when it is a new one.
+    /// The reason (RFC 5280, 5.3.1). It is not interpreted, so an unknown value is no error.
     #[asn1(context_specific = "0", optional = "true", tag_mode = "EXPLICIT")]
     pub(super) reason: Option<Any>,
 }
