@@ -1,8 +1,8 @@
 //! The log of verifications, and the operator audit log.
 //!
-//! Promises: a change by an operator is logged in its own transaction or not made; logging never delays a verification
-//! or makes it fail; memory stays bounded however long the database is unreachable, and dropped rows are counted and
-//! reported; of a purchase only a keyed hash is stored, which can be compared and not reversed.
+//! Guarantees: a change by an operator is logged in its own transaction, or not made. Logging never delays a
+//! verification or makes it fail. Memory stays bounded however long the database is unreachable; dropped rows are
+//! counted and logged. Of a purchase only a keyed hash is stored, which can be compared and not reversed.
 //!
 //! - [`verification_log`]: a row for each verification, written after the answer was sent
 //! - [`purchase_hash`]: the hash of a transaction id or purchase token

@@ -1,11 +1,11 @@
-//! The operator audit log: a chain of rows, each holding the hash of the row before it.
+//! The operator audit log: a chain of rows, each with the hash of the previous row.
 //!
-//! The rows are written by triggers (`migrations/0008_audit.sql`), in the change's own transaction, whether it is made
-//! by a command or by SQL: a change that cannot be logged is not made. This module reads and verifies them, with hashes
-//! computed by this program and not by the database.
+//! The rows are written by triggers (`migrations/0008_audit.sql`) in the transaction of the change, whether the change
+//! is made by a command or by SQL. If the row cannot be written, the change fails. This module reads and verifies the
+//! rows. It computes the hashes itself and does not ask the database to.
 //!
-//! The chain reveals rows that were edited, added, or removed from the middle. When the newest rows are removed, or
-//! the whole chain is rewritten, only a comparison with a [`ChainHead`] that was stored elsewhere reveals it.
+//! The chain reveals rows that were edited, added, or removed from the middle. If the newest rows were removed or the
+//! whole chain was rewritten, only a comparison with a [`ChainHead`] that was stored elsewhere reveals it.
 
 use std::time::Duration;
 
@@ -17,28 +17,28 @@ use super::store;
 use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
-/// The rows of one query.
+/// The number of rows that one query reads.
 const PAGE_SIZE: i64 = 1000;
-/// The previous hash of the first row.
+/// The `previous_hash` of the first row.
 const GENESIS_HASH: [u8; 32] = [0; 32];
-/// The action of the row that records which rows were removed because they were old.
+/// The action of the row that records which rows retention removed.
 pub const PRUNE_ACTION: &str = "prune";
 
 /// One change by an operator.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OperatorAuditEntry {
-    /// 1, 2, 3 and so on.
+    /// The number of the row: 1, 2, 3 and so on.
     pub seq: i64,
-    /// By the database's clock.
+    /// The time of the change, by the database's clock.
     pub occurred_at: Timestamp,
-    /// The user of the operating system, or of the database for changes by SQL.
+    /// The user of the operating system, or the database role for changes by SQL.
     pub actor: String,
     /// The host name.
     pub host: String,
     /// The command, or the `application_name` of another program.
     pub command: String,
-    /// `insert`, `update`, `delete`, or a job's own word.
+    /// `insert`, `update`, `delete`, or the name of another operation, such as `prune`.
     pub action: String,
     /// The table of the changed row.
     pub object: String,
@@ -46,11 +46,11 @@ pub struct OperatorAuditEntry {
     pub target: String,
     /// The tenant that the row belongs to.
     pub tenant_id: Option<String>,
-    /// The old values; of an update only those that changed.
+    /// The old values. For an update, only those that changed.
     pub before: Option<Box<RawValue>>,
-    /// The new values.
+    /// The new values. For an update, only those that changed.
     pub after: Option<Box<RawValue>>,
-    /// The hash of the row before.
+    /// The hash of the previous row.
     #[serde(skip)]
     pub previous_hash: Vec<u8>,
     /// The hash of this row.
@@ -59,8 +59,8 @@ pub struct OperatorAuditEntry {
 }
 
 impl OperatorAuditEntry {
-    /// SHA-256 of the previous hash, then each field as `length:text`, `-` where there is none,
-    /// with commas between.
+    /// SHA-256 of the previous hash and the fields. Each field is written as `length:text`, or as `-` if it is null,
+    /// with commas between them.
     fn compute_hash(&self) -> Vec<u8> {
         let (seq, moment) = (
             self.seq.to_string(),
@@ -106,16 +106,16 @@ pub struct ChainHead {
     pub hash: Vec<u8>,
 }
 
-/// What is wrong with the first row that does not fit.
+/// Why the chain is not intact, with the number of the first row concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditChainError {
     /// Its hash does not match its fields.
     #[error("row {0} was changed after it was written")]
     RowModified(i64),
-    /// It holds another hash than that of the row before it.
+    /// Its `previous_hash` is not the hash of the previous row.
     #[error("row {0} does not follow the row before it, which was changed or replaced")]
     PreviousHashMismatch(i64),
-    /// Numbers are missing.
+    /// Rows are missing in the middle or at the beginning.
     #[error("rows are missing: {from} to {to}")]
     RowsMissing {
         /// The first missing number.
@@ -131,7 +131,7 @@ pub enum AuditChainError {
 }
 
 impl AuditChainError {
-    /// The number of the first row concerned.
+    /// The number of the first row that is wrong or missing.
     pub fn seq(self) -> i64 {
         match self {
             Self::RowModified(seq) | Self::PreviousHashMismatch(seq) | Self::HeadMismatch(seq) => {
@@ -145,28 +145,28 @@ impl AuditChainError {
 /// The result of [`verify_chain`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainReport {
-    /// How many rows were read.
+    /// The number of rows that were read.
     pub rows: u64,
     /// The number of the oldest row.
     pub first_seq: Option<i64>,
     /// The newest row.
     pub head: Option<ChainHead>,
-    /// `None` when the chain is intact.
+    /// The first problem. `None` if the chain is intact.
     pub error: Option<AuditChainError>,
 }
 
-/// Verifies rows in their order.
+/// Verifies rows in order.
 #[derive(Debug, Default)]
 struct ChainVerifier {
     report: ChainReport,
-    /// The previous hash that the first row holds.
+    /// The `previous_hash` of the first row that was read.
     first_previous_hash: Vec<u8>,
-    /// Whether a row records that the rows missing at the beginning were removed by retention.
+    /// Whether a row records that retention removed the rows before the first one.
     is_prune_recorded: bool,
 }
 
 impl ChainVerifier {
-    /// `false` when this row or an earlier one does not fit.
+    /// Returns false if the row is not valid, which ends the verification.
     fn check_entry(&mut self, entry: &OperatorAuditEntry, expected: Option<&ChainHead>) -> bool {
         let error = self.find_error(entry, expected);
         self.report.rows += 1;
@@ -217,7 +217,7 @@ impl ChainVerifier {
         None
     }
 
-    /// Whether this row records that everything before the first row was removed by retention.
+    /// Whether this row records that retention removed everything before the first row.
     fn records_prune(&self, entry: &OperatorAuditEntry) -> bool {
         let before = entry.before.as_deref().map(RawValue::get);
         let record: Option<PruneRecord> =
@@ -247,16 +247,16 @@ impl ChainVerifier {
     }
 }
 
-/// `before` of a row with [`PRUNE_ACTION`].
+/// The column `before` of a row with [`PRUNE_ACTION`].
 #[derive(serde::Deserialize)]
 struct PruneRecord {
     /// The number of the last removed row.
     through: i64,
-    /// Its hash, in hexadecimal.
+    /// The hash of the last removed row, in hexadecimal.
     hash: String,
 }
 
-/// Reads the chain up to the first row that does not fit. With `expected`, that row must be in it.
+/// Reads and verifies the chain up to the first invalid row. If `expected` is given, that row must be in the chain.
 pub async fn verify_chain(
     database: &Database,
     expected: Option<&ChainHead>,
@@ -277,8 +277,8 @@ pub async fn verify_chain(
     }
 }
 
-/// Removes rows that are older than `kept`, and adds a row that records it. The newest row always stays. Returns how
-/// many were removed; a few thousand at most, so it has to be called until it returns 0.
+/// Removes the oldest rows that are older than `kept`, and adds a row that records it. The newest row is always kept.
+/// Returns how many rows were removed, at most a few thousand: call it until it returns 0.
 pub async fn prune_operator_audit(database: &Database, kept: Duration) -> Result<u64, Error> {
     store::delete_old_operator_audit(database, kept).await
 }

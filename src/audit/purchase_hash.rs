@@ -1,9 +1,9 @@
-//! The hash of a transaction id or purchase token: equal only for equal purchases of one tenant.
+//! Hashes transaction ids and purchase tokens. Hashes are equal only for the same purchase of the same tenant.
 //!
-//! HMAC-SHA-256 with a key of each tenant, derived from a random key that is created once for the database and stored
-//! sealed (`validation_audit_keys`). Rotating the encryption key seals it again and does not change it, so hashes stay
-//! comparable for as long as the database exists; without the encryption key, nothing in the database allows trying
-//! which purchase a hash is of.
+//! HMAC-SHA-256 with a key for each tenant. That key is derived from a random key, which is created once for each
+//! database and stored sealed (`validation_audit_keys`). A rotation of the encryption key seals the random key again
+//! and does not change it, so hashes stay comparable as long as the database exists. Without the encryption key, the
+//! database's content is not sufficient to test which purchase a hash belongs to.
 
 use zeroize::Zeroizing;
 
@@ -15,9 +15,9 @@ use crate::crypto::token::{self, hmac_sha256};
 use crate::crypto::{ExposeSecret as _, SecretSlice};
 use crate::db::{Database, Error};
 
-/// There is one key.
+/// There is only one key, with this number.
 const HASH_KEY_NUMBER: i32 = 1;
-/// Separates the derived keys from those of any other purpose.
+/// Used to derive the tenants' keys, so that they differ from keys that are derived for other purposes.
 const HASH_KEY_CONTEXT: &[u8] = b"attesto/validation_audit/v1/";
 
 /// Why the key cannot be loaded.
@@ -26,12 +26,13 @@ pub enum HashKeyError {
     /// The key could not be read or written.
     #[error(transparent)]
     Database(#[from] Error),
-    /// It cannot be opened with the configured encryption keys.
+    /// The key cannot be unsealed with the configured encryption keys.
     #[error("the key of the validation log's hashes cannot be opened: {0}")]
     CannotOpen(UnsealError),
 }
 
-/// SHA-256 of a transaction id or purchase token: 32 bytes however long it is, and useless for a call to the store.
+/// SHA-256 of a transaction id or purchase token: always 32 bytes, and unlike the identifier itself not usable in a
+/// request to the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PurchaseDigest([u8; 32]);
 
@@ -48,11 +49,11 @@ impl std::fmt::Debug for PurchaseDigest {
     }
 }
 
-/// The key of the database.
+/// The random key that tenants' keys are derived from.
 pub struct PurchaseHashKey(SecretSlice<u8>);
 
 impl PurchaseHashKey {
-    /// Creates the key when the database has none yet.
+    /// Loads the key. Creates it if the database has none.
     pub async fn load(database: &Database, keyring: &Keyring) -> Result<Self, HashKeyError> {
         let row = HASH_KEY_NUMBER.to_string();
         let place = VALIDATION_AUDIT_KEY.context_for(&row);
@@ -60,7 +61,7 @@ impl PurchaseHashKey {
             sealed
         } else {
             let fresh = keyring.seal(place, token::generate_token().expose_secret().as_bytes());
-            // Of several processes, the first one's key is stored, and returned to all.
+            // If several processes create a key at once, the first one is stored and returned to all.
             store::insert_hash_key(database, HASH_KEY_NUMBER, &fresh).await?
         };
         let key = keyring
@@ -69,7 +70,7 @@ impl PurchaseHashKey {
         Ok(Self(key))
     }
 
-    /// As stored in `validation_audit.identifier_hash`.
+    /// The hash for `validation_audit.identifier_hash`: 32 bytes.
     pub fn hash_purchase(&self, tenant: &TenantId, identifier: PurchaseDigest) -> Vec<u8> {
         let context = [HASH_KEY_CONTEXT, tenant.as_str().as_bytes()];
         let tenant_key = Zeroizing::new(hmac_sha256(self.0.expose_secret(), &context));

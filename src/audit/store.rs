@@ -10,7 +10,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::{AuditId, TenantId};
 use crate::db::{Database, Error};
 
-/// The most rows that one statement removes.
+/// The maximum number of rows that one statement removes.
 const MAX_PRUNE_BATCH: i64 = 5000;
 
 pub(super) async fn find_hash_key(
@@ -58,7 +58,7 @@ pub(super) struct VerificationRow {
     pub(super) occurred_at: Timestamp,
 }
 
-/// A row that is already there, because the answer to an earlier attempt was lost, is not inserted again.
+/// Inserts the rows. A row that exists already is skipped: the response to an earlier attempt may have been lost.
 pub(super) async fn insert_verifications(
     database: &Database,
     rows: &[VerificationRow],
@@ -111,19 +111,19 @@ pub struct LoggedVerification {
     pub id: String,
     /// `apple` or `google`.
     pub source: String,
-    /// See [`purchase_hash`](super::purchase_hash).
+    /// The hash of the transaction id or purchase token: see [`purchase_hash`](super::purchase_hash).
     pub identifier_hash: Vec<u8>,
     /// Whether the store confirmed the purchase.
     pub valid: bool,
-    /// The code of the answer, when it is not valid.
+    /// The error code of the answer, if the purchase is not valid.
     pub error_code: Option<String>,
-    /// From the request to the answer.
+    /// The time from the request to the answer, in milliseconds.
     pub latency_ms: i32,
     /// When the request was received.
     pub occurred_at: Timestamp,
 }
 
-/// A tenant's verifications, newest first; only those of `hash` when one is given.
+/// A tenant's verifications, newest first. If `hash` is given, only those of this purchase.
 pub async fn list_verifications(
     database: &Database,
     tenant: &TenantId,
@@ -156,14 +156,14 @@ pub async fn list_verifications(
         .collect())
 }
 
-/// The number of the newest row of `operator_audit`; zero when there is none.
+/// The number of the newest row of `operator_audit`; 0 if there is none.
 pub async fn last_operator_audit_seq(database: &Database) -> Result<i64, Error> {
     sqlx::query_scalar!(r#"select coalesce(max(seq), 0) as "seq!" from operator_audit"#)
         .fetch_one(database.pool())
         .await
 }
 
-/// Rows of `operator_audit` with numbers above `after`, in their order.
+/// The rows of `operator_audit` with numbers above `after`, in order.
 pub(super) async fn list_chain_page(
     database: &Database,
     after: i64,
@@ -187,7 +187,7 @@ pub(super) async fn list_chain_page(
     Ok(rows.into_iter().map(OperatorAuditEntry::from).collect())
 }
 
-/// Rows of `operator_audit`, newest first; only those of `tenant` when one is given.
+/// Rows of `operator_audit`, newest first. If `tenant` is given, only those of this tenant.
 pub async fn list_operator_audit(
     database: &Database,
     tenant: Option<&TenantId>,
@@ -229,7 +229,7 @@ struct OperatorAuditRow {
 
 impl From<OperatorAuditRow> for OperatorAuditEntry {
     fn from(row: OperatorAuditRow) -> Self {
-        // The column's type is JSON.
+        // The column has a JSON type, so the text is valid JSON.
         let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
         Self {
             seq: row.seq,
@@ -249,8 +249,8 @@ impl From<OperatorAuditRow> for OperatorAuditEntry {
     }
 }
 
-/// Adds a row about something that is not a change of a table row, such as the work of a job. `with` is the pool, or the transaction
-/// that the row should be part of.
+/// Adds an audit row about an operation that is not a change of a table row, such as a run of a job. `with` is the
+/// pool, or the transaction that the row should belong to.
 pub async fn record_operation(
     with: impl sqlx::PgExecutor<'_>,
     action: &str,
@@ -277,8 +277,8 @@ pub(super) async fn delete_old_operator_audit(
     database: &Database,
     kept: Duration,
 ) -> Result<u64, Error> {
-    // One statement, so that rows are never removed without the row that records it.
-    let gone = sqlx::query_scalar!(
+    // A single statement, so that rows are never removed without the row that records it.
+    let removed = sqlx::query_scalar!(
         r#"
         with old as (
             select seq, hash
@@ -304,5 +304,5 @@ pub(super) async fn delete_old_operator_audit(
     )
     .fetch_one(database.pool())
     .await?;
-    Ok(u64::try_from(gone).unwrap_or(0))
+    Ok(u64::try_from(removed).unwrap_or(0))
 }

@@ -1,7 +1,7 @@
-//! A row for each verification, written after the answer was sent.
+//! A row for each verification, written to the database after the answer was sent.
 //!
-//! Recording pushes into a bounded queue and never waits; [`VerificationLog::run_writer`] writes the queue in
-//! batches. While the database is unreachable, what does not fit is dropped and counted: the oldest are kept.
+//! Recording puts the row into a bounded queue and never waits. [`VerificationLog::run_writer`] writes the queue in
+//! batches. While the database is unreachable and the queue is full, new rows are dropped and counted.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,20 +23,20 @@ use crate::events::EventSource;
 use crate::telemetry::metrics::{Counter, Histogram, MetricVec, MetricsRegistry};
 use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 
-/// About two megabytes, or ten seconds without a database at a thousand verifications a second.
+/// About 2 MB, or ten seconds without a database at a thousand verifications per second.
 const MAX_QUEUED: usize = 10_000;
-/// The most rows that one statement inserts.
+/// The maximum number of rows that one statement inserts.
 const BATCH_SIZE: usize = 500;
-/// How long a first row waits for others, to be written with them.
+/// How long the first row of a batch waits for further rows.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
-/// How long the database may take for one batch.
+/// The time limit for writing one batch.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last writes may take when the process ends.
+/// The time limit for the last writes when the process stops.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The pause while the database does not answer; it doubles up to the last.
+/// The delay between attempts while the database does not respond. It doubles up to the maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Dropped rows are logged at most this often.
+/// The minimum time between two warnings about dropped rows.
 const DROPPED_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The result of a verification.
@@ -44,9 +44,9 @@ const DROPPED_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 pub enum VerificationOutcome {
     /// The purchase is real.
     Valid,
-    /// The store does not confirm it; the code of the answer.
+    /// The store does not confirm the purchase. Contains the code of the answer.
     Invalid(&'static str),
-    /// It could not be verified; the code of the error.
+    /// The purchase could not be verified. Contains the code of the error.
     Error(&'static str),
 }
 
@@ -76,7 +76,7 @@ pub struct VerificationLog {
     queue: Option<Arc<VerificationQueue>>,
 }
 
-/// A verification that is under way. Dropping it, when the client has disconnected, records nothing.
+/// A verification in progress. If it is dropped because the client disconnected, nothing is recorded.
 #[derive(Debug)]
 pub struct PendingVerification<'a> {
     log: &'a VerificationLog,
@@ -96,15 +96,15 @@ struct VerificationQueue {
 /// The state of the writer.
 struct QueueWriter {
     receiver: mpsc::Receiver<QueuedVerification>,
-    /// Taken from the queue and not written yet.
+    /// Rows that were taken from the queue and are not written yet.
     batch: Vec<QueuedVerification>,
     hash_key: Option<PurchaseHashKey>,
-    /// How many drops have been logged, and when.
+    /// The number of dropped rows when the last warning was logged, and when that was.
     reported_drops: u64,
     reported_at: Option<Instant>,
 }
 
-/// A row in the queue: of fixed size, and without the purchase token itself.
+/// A row in the queue. It has a fixed size and does not contain the purchase token itself.
 struct QueuedVerification {
     id: AuditId,
     tenant: TenantId,
@@ -127,7 +127,7 @@ enum VerificationWriteError {
 }
 
 impl VerificationWriteError {
-    /// For the log, without the database's own message.
+    /// The class of the error for the log, without the database's message.
     fn cause_class(&self) -> String {
         match self {
             Self::HashKey(HashKeyError::CannotOpen(_)) => "the hash key does not open".to_owned(),
@@ -140,7 +140,7 @@ impl VerificationWriteError {
 }
 
 impl VerificationLog {
-    /// Counts verifications, and writes no rows.
+    /// A log that updates the metrics and writes no rows.
     pub fn disabled(clock: &Clock) -> Self {
         Self::new(clock, None)
     }
@@ -155,17 +155,17 @@ impl VerificationLog {
         }
     }
 
-    /// Registers the metrics, which count every verification whether rows are written or not.
+    /// Registers the metrics. They count every verification, whether rows are written or not.
     #[must_use]
     pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
         let (results, took) = register_metrics(registry);
         let log = self.queue.clone();
         registry.register_observable(
             "attesto_validation_audit_dropped_total",
-            "Rows of the validation log that found no room while the database could not be written.",
-            move |tell| {
+            "Rows of the validation log that were dropped because the queue was full or the process stopped.",
+            move |record| {
                 let dropped = log.as_ref();
-                tell(None, u64_to_f64(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
+                record(None, u64_to_f64(dropped.map_or(0, |log| log.dropped.load(Ordering::Relaxed))));
             },
             ObservableKind::Counter,
         );
@@ -176,7 +176,7 @@ impl VerificationLog {
         }
     }
 
-    /// Writes into `validation_audit` while [`run_writer`](Self::run_writer) runs.
+    /// A log whose rows are written to `validation_audit` while [`run_writer`](Self::run_writer) runs.
     pub fn for_database(database: &Database, keyring: &Arc<Keyring>, clock: &Clock) -> Self {
         let (sender, waiting) = mpsc::channel(MAX_QUEUED);
         let log = Arc::new(VerificationQueue {
@@ -195,7 +195,7 @@ impl VerificationLog {
         Self::new(clock, Some(log))
     }
 
-    /// Starts measuring the latency.
+    /// Starts a verification and the measurement of its duration.
     pub fn start_verification(&self, source: EventSource) -> PendingVerification<'_> {
         PendingVerification {
             log: self,
@@ -205,14 +205,15 @@ impl VerificationLog {
         }
     }
 
-    /// How many rows were dropped since the process started, for want of space or of time at its end.
+    /// The number of rows that were dropped since the process started, because the queue was full or the process
+    /// stopped.
     pub fn dropped_count(&self) -> u64 {
         self.queue
             .as_ref()
             .map_or(0, |log| log.dropped.load(Ordering::Relaxed))
     }
 
-    /// Writes the queue until `stop`, and then what is left in it.
+    /// Writes queued rows until `stop` is cancelled, and then the rows that remain in the queue.
     pub async fn run_writer(&self, stop: CancellationToken) {
         let Some(log) = &self.queue else { return };
         let mut written = log.writer.lock().await;
@@ -261,8 +262,8 @@ impl VerificationLog {
 }
 
 impl PendingVerification<'_> {
-    /// Never waits: when the queue is full, the row is dropped and counted. `identifier` is the transaction id or the
-    /// purchase token.
+    /// Records the outcome. Never waits: if the queue is full, the row is dropped and counted. `identifier` returns the
+    /// transaction id or purchase token.
     pub fn record_outcome<'t>(
         self,
         tenant: &TenantId,
@@ -322,7 +323,7 @@ fn register_metrics(
 }
 
 impl VerificationQueue {
-    /// A batch that could not be written is kept for the next call.
+    /// Takes rows from the queue and writes them. If that fails, they are kept for the next call.
     async fn write_batch(&self, written: &mut QueueWriter) -> Result<(), VerificationWriteError> {
         while written.batch.len() < BATCH_SIZE {
             match written.receiver.try_recv() {
@@ -397,7 +398,7 @@ mod tests {
     use crate::crypto::keyring::MasterKey;
     use crate::db::ConnectSettings;
 
-    /// Nothing listens there.
+    /// A log whose database does not exist.
     fn log_without_database() -> VerificationLog {
         let settings = ConnectSettings::from_url(
             "postgres://unknown@127.0.0.1:1/nothing?sslmode=disable&connect_timeout=1",
@@ -424,7 +425,7 @@ mod tests {
             );
         }
         assert_eq!(noted.dropped_count(), 7);
-        // It ends although nothing can be written, and counts what is lost with it.
+        // The writer stops although nothing can be written, and counts the rows that are lost.
         let stop = CancellationToken::new();
         stop.cancel();
         timeout(

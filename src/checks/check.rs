@@ -1,4 +1,4 @@
-//! A check: a query, and a judgement of what the query found.
+//! A check: a query, and a judgement of its result.
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, LocalBoxFuture};
@@ -38,7 +38,7 @@ impl CheckGroup {
         Self::Stores,
     ];
 
-    /// The name in JSON, and the title in the text for people.
+    /// The name in JSON, and the title in text output.
     pub(super) fn name_and_title(self) -> (&'static str, &'static str) {
         match self {
             Self::Settings => ("settings", "Settings"),
@@ -67,48 +67,48 @@ impl CheckGroup {
 /// One check. All of them are in [`all_checks`](super::list::all_checks).
 pub(super) struct Check {
     pub(super) group: CheckGroup,
-    /// Stays the same in every release: `deliveries.lag`. Names the failure when the query fails. A query that is judged
-    /// in several ways has results under further names.
+    /// The name in results, such as `deliveries.lag`. It never changes between releases. It is also the name of the
+    /// failure if the query fails. A check with several judgements has results with further names.
     pub(super) name: &'static str,
-    /// The job that also runs it, as often as that job's setting says. `None`: only `attesto doctor` does.
+    /// The job that also runs the check, at the interval of that job's setting. `None`: only `attesto doctor` runs it.
     pub(super) job: Option<CheckJob>,
     pub(super) query: CheckQuery,
 }
 
-/// How a check appears in a job's report and in the metrics made from it.
+/// How the check appears in a job's summary and in the metrics made from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CheckJob {
     /// The job's name.
     pub(super) name: &'static str,
-    /// The label of this check's count.
+    /// The label of the check's count.
     pub(super) label: &'static str,
 }
 
 pub(super) enum CheckQuery {
-    /// Looks at this machine or at the stores, not at the database.
+    /// Checks this machine or the stores, and not the database.
     Local(LocalQuery),
-    /// Reads the database and judges what it found.
+    /// Reads the database and judges the result.
     Judged(JudgedQuery),
-    /// Counts what is not as it should be.
+    /// Counts findings. A count of zero is `ok`.
     Counted {
         query: CountQuery,
-        /// How `attesto doctor` prints the count. `None`: another check prints it, and this one is only counted.
+        /// The texts with which `attesto doctor` prints the count. `None`: another check prints it.
         wording: Option<CountWording>,
     },
 }
 
-/// Not `Send`: a job runs none of these.
+/// The future is not `Send`: jobs do not run these checks.
 type LocalQuery = for<'a> fn(&'a CheckContext<'_>) -> LocalBoxFuture<'a, Judged>;
 
 type JudgedQuery =
     Box<dyn for<'a> Fn(&'a DatabaseContext) -> BoxFuture<'a, Result<Judged, Error>> + Send + Sync>;
 
-/// A query of the type `T`.
+/// A query on the database with a result of type `T`.
 pub(super) type Query<T> = for<'a> fn(&'a DatabaseContext) -> BoxFuture<'a, Result<T, Error>>;
 
 pub(super) type CountQuery = Query<CountWithNames>;
 
-/// How many there are, and the names of the first few.
+/// A count, and the names of the first few items.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct CountWithNames {
     pub(super) count: i64,
@@ -133,13 +133,13 @@ pub(super) struct CountWording {
     pub(super) advice: &'static str,
 }
 
-/// What a check found, and what that means for the other checks of its group.
+/// The results of a check, and their consequences for the other checks of its group.
 #[derive(Debug)]
 pub(super) enum Judged {
     Results(Vec<CheckResult>),
-    /// The checks after this one would have nothing to look at.
+    /// The group's remaining checks are not run, because they would have nothing to check.
     LastResults(Vec<CheckResult>),
-    /// The whole group is skipped, for this reason.
+    /// The whole group is skipped. Contains the reason.
     GroupSkipped(&'static str),
 }
 
@@ -207,7 +207,7 @@ impl Check {
         }
     }
 
-    /// A count that `attesto doctor` does not print, because another check says the same in more detail.
+    /// A count that `attesto doctor` does not print, because another check prints it in more detail.
     pub(super) fn only_counted(group: CheckGroup, name: &'static str, query: CountQuery) -> Self {
         Self {
             group,
@@ -220,13 +220,13 @@ impl Check {
         }
     }
 
-    /// Makes a job run it too.
+    /// Makes the job `name` run the check too.
     pub(super) fn in_job(mut self, name: &'static str, label: &'static str) -> Self {
         self.job = Some(CheckJob { name, label });
         self
     }
 
-    /// What `attesto doctor` prints of a check that reads the database.
+    /// The results that `attesto doctor` prints for a check that reads the database.
     pub(super) async fn run(&self, context: &DatabaseContext) -> Judged {
         let judged = match &self.query {
             CheckQuery::Judged(query) => query(context).await,

@@ -1,22 +1,22 @@
-//! The tree that `attesto doctor` prints: checks in groups, each group as bad as its worst check.
+//! The tree that `attesto doctor` prints: checks in groups. The status of a group is that of its worst check.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// How many names a message lists; the others are counted.
+/// The number of names that a message lists. The others are only counted.
 pub(super) const MAX_NAMED: i64 = 5;
 
-/// From the least to the most serious.
+/// Ordered from the least to the most serious.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CheckStatus {
     /// It could not be checked.
     Skipped,
     Ok,
-    /// It works, and should not stay as it is.
+    /// It works now, and should be corrected.
     Warn,
-    /// It does not work, or will soon stop working.
+    /// It does not work, or will stop working soon.
     Fail,
 }
 
@@ -34,9 +34,9 @@ impl CheckStatus {
 /// The result of one check, or of a group of checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckResult {
-    /// Stays the same in every release: `keys.canary`.
+    /// The name, such as `keys.canary`. It never changes between releases.
     pub(crate) name: &'static str,
-    /// Of a group, the worst of its checks.
+    /// For a group, the status of its worst check.
     pub(crate) status: CheckStatus,
     /// What was found, in a sentence.
     pub(crate) message: String,
@@ -99,7 +99,8 @@ impl CheckResult {
         }
     }
 
-    /// For people: a line for each check, the checks of a group indented under it, advice under the check it is for.
+    /// Formats the tree as text: a line for each check, the checks of a group indented below it, and advice below its
+    /// check.
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         self.write_tree(&mut text, 0);
@@ -120,12 +121,12 @@ impl CheckResult {
     }
 }
 
-/// `3 callbacks`, `1 callback`.
+/// Formats `3 callbacks` or `1 callback`.
 pub(super) fn pluralize_count(count: i64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// `a, b and 3 more`, where `count` includes those that are not in `names`.
+/// Formats `a, b and 3 more`. `count` includes items whose names are not in `names`.
 pub(super) fn format_names(names: &[String], count: i64) -> String {
     let shown = names.join(", ");
     let more = count - i64::try_from(names.len()).unwrap_or(0);
@@ -136,7 +137,7 @@ pub(super) fn format_names(names: &[String], count: i64) -> String {
     }
 }
 
-/// The result of a check whose query failed. Nothing of the database's own message is in it.
+/// The result of a check whose query failed. It does not contain the database's message.
 pub(super) fn query_failed(name: &'static str, error: &crate::db::Error) -> CheckResult {
     CheckResult::fail(
         name,

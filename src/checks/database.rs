@@ -1,4 +1,4 @@
-//! The group `database`: whether the server is reachable, ours, and healthy.
+//! The group `database`: whether the server is reachable, suitable and healthy.
 
 use std::time::Duration;
 
@@ -10,24 +10,25 @@ use crate::db::health::DatabaseHealth;
 use crate::db::{Database, DatabaseConnectError, Error, MIN_POSTGRES_MAJOR, SchemaState};
 use crate::telemetry::metrics::u64_to_f64;
 
-/// How long the server may take to answer at all.
+/// How long the server may take to answer.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// In seconds.
+/// The difference of the clocks in seconds from which on there is a warning.
 const CLOCK_SKEW_WARNING_THRESHOLD: f64 = 1.0;
-/// In seconds. Beyond this, receivers refuse what we sign.
+/// The difference of the clocks in seconds from which on there is a failure: receivers refuse signatures that are
+/// older.
 const CLOCK_SKEW_FAILURE_THRESHOLD: f64 = 60.0;
-/// A transaction that is open longer was most likely forgotten.
+/// A transaction that is open longer was probably forgotten.
 const MAX_TRANSACTION_AGE: Duration = Duration::from_mins(1);
-/// The same for the snapshot of a backup or an export.
+/// The same for the transaction of a backup or an export.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_hours(1);
-/// Dead rows in one table; with more, vacuum does not keep up.
+/// The number of dead rows in a table above which vacuum does not keep up.
 const MAX_DEAD_ROWS: i64 = 20_000;
 const MEBIBYTE: i64 = 1024 * 1024;
 /// A replication slot that keeps more of the write-ahead log has fallen behind.
 const MAX_SLOT_WAL_BYTES: i64 = 5 * 1024 * MEBIBYTE;
-/// Of the server's `max_connections`.
+/// The percentage of the server's `max_connections` that may be in use.
 const MAX_CONNECTIONS_PERCENT: i64 = 85;
-/// The last day on which each major version gets fixes; <https://www.postgresql.org/support/versioning/>.
+/// The last day on which each major version gets fixes. Source: <https://www.postgresql.org/support/versioning/>.
 const POSTGRES_END_OF_LIFE: [(u32, &str); 5] = [
     (14, "2026-11-12T23:59:59Z"),
     (15, "2027-11-11T23:59:59Z"),
@@ -48,7 +49,7 @@ pub(super) fn judge_reachable(answer: Result<(), DatabaseConnectError>) -> Judge
     }
 }
 
-/// `None` when the tables are not this release's: then there is nothing to compare.
+/// `None` if the schema is not this release's: privileges on other tables cannot be judged.
 pub(super) async fn list_tables_without_privileges(
     database: &Database,
 ) -> Result<Option<Vec<String>>, Error> {
@@ -76,7 +77,7 @@ pub(super) fn judge_privileges(tables: &[String]) -> CheckResult {
     }
 }
 
-/// A slot that nothing uses, or that falls behind, keeps the write-ahead log until the disk is full.
+/// A slot that is unused or falls behind keeps the write-ahead log, which can fill the disk.
 pub(super) fn judge_replication_slots(slots: &[ReplicationSlot]) -> Option<CheckResult> {
     const NAME: &str = "database.slots";
     let describe = |slot: &&ReplicationSlot| {
@@ -107,7 +108,7 @@ pub(super) fn judge_replication_slots(slots: &[ReplicationSlot]) -> Option<Check
     }
 }
 
-/// `None` where this process may not look at the folder.
+/// `None` if this process may not read the file system.
 pub(super) fn check_disk(folder: &str) -> Option<CheckResult> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
@@ -245,7 +246,7 @@ pub(super) fn judge_migrations(schema: SchemaState) -> CheckResult {
     }
 }
 
-/// `attesto doctor`, like every command, connects without the pooler that the service uses.
+/// `attesto doctor`, like every command, uses the direct connection. This check uses the pooler.
 pub(super) fn judge_pooler(answer: Result<bool, DatabaseConnectError>) -> CheckResult {
     const NAME: &str = "database.pooler";
     match answer {

@@ -1,4 +1,4 @@
-//! The group `deliveries`: what waits, what failed, and which callbacks cannot be reached.
+//! The group `deliveries`: waiting and failed deliveries, and callbacks that cannot be reached.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::deliveries::hold::store::DeliveryHold;
 use crate::deliveries::probe::store::{self as probes, AffectedTenants};
 use crate::deliveries::queue_stats::QueueStats;
 
-/// In a healthy installation no delivery that could be sent waits longer.
+/// In a healthy installation, no delivery that could be sent waits longer.
 const LAG_WARNING_THRESHOLD: Duration = Duration::from_mins(1);
-/// When one waits longer, no process delivers.
+/// If a delivery that could be sent waits longer, no process delivers.
 const LAG_FAILURE_THRESHOLD: Duration = Duration::from_mins(15);
 
 impl From<AffectedTenants> for CountWithNames {
-    /// The names are `tenant_a (dns)`.
+    /// The names have the form `tenant_a (dns)`.
     fn from(found: AffectedTenants) -> Self {
         let names = found.first.iter();
         Self {
@@ -70,7 +70,7 @@ pub(super) fn judge_hold(hold: &DeliveryHold) -> CheckResult {
     )
 }
 
-/// The count is of deliveries, the names are of tenants.
+/// The count is that of deliveries; the names are those of tenants.
 pub(super) fn judge_recent_failures(failures: &CountWithNames) -> CheckResult {
     const NAME: &str = "deliveries.failed";
     if failures.count == 0 {
@@ -90,7 +90,7 @@ pub(super) fn judge_recent_failures(failures: &CountWithNames) -> CheckResult {
     )
 }
 
-/// `None` when the settings cannot be read.
+/// `None` if the settings cannot be read.
 pub(super) async fn list_expiring_certificates(
     context: &DatabaseContext,
 ) -> Result<Option<CountWithNames>, Error> {

@@ -1,8 +1,8 @@
-//! The group `drift`: what is no longer as it was set up.
+//! The group `drift`: configuration that no longer matches what is in use.
 //!
-//! Apple says whether it knows a notification URL only when asked to send a test notification. No check does that without an
-//! operator: what counts is what Apple answered when an operator last asked, and whether an event from Apple
-//! is still stored.
+//! Apple only tells whether it knows a notification URL when it is asked to send a test notification. No check does
+//! that without an operator. The checks use the last result that an operator asked for, and whether any event from
+//! Apple is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::db::{Error, SchemaState};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{LiveReplicas, Replica};
 
-/// The check that decides whether the others of the job `drift` can run at all.
+/// The name of the check that decides whether the other checks of the job `drift` can run.
 pub(super) const MIGRATIONS: &str = "drift.migrations";
-/// How long after it was set up a callback or a credential may be without events.
+/// How long after its setup a callback or a credential may be without events.
 pub(super) const SETUP_GRACE_PERIOD: Duration = Duration::from_hours(24 * 7);
 
 /// Whether this release can read and write the tables.
@@ -50,9 +50,11 @@ pub(super) async fn find_differing_settings(
     Ok(CountWithNames::from_names(compare_settings(&live.replicas)))
 }
 
-/// `retention on b`: each group of settings that differs, and the hosts where it is not what most processes have.
+/// Returns texts such as `retention on b`: each group of settings that differs, and the hosts where it differs from
+/// most processes.
 fn compare_settings(replicas: &[Replica]) -> Vec<String> {
-    // Another release may compute other fingerprints. That there are two is reported by `processes.releases`.
+    // Processes are only compared within a release, because another release may compute other fingerprints. Different
+    // releases are reported by `processes.releases`.
     let mut by_group: BTreeMap<(&str, &str), BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
     for replica in replicas {
         for (group, fingerprint) in &replica.settings {
@@ -75,7 +77,7 @@ fn compare_settings(replicas: &[Replica]) -> Vec<String> {
     found
 }
 
-/// The ids of encryption keys in use that this process, or another one that serves, does not have.
+/// The ids of encryption keys in use that are not configured in this process or in a process that serves.
 pub(super) async fn find_missing_keys(context: &DatabaseContext) -> Result<CountWithNames, Error> {
     let live = LiveReplicas::load(&context.database).await?;
     let usage = reseal::list_key_usage(&context.database).await?;

@@ -1,7 +1,7 @@
-//! The age of credentials, and the end of certificates.
+//! The age of credentials, and the expiry of certificates.
 //!
-//! A store credential counts as old as the day on which it was last set here. The stores do not say when a key was made, so a key
-//! that is set again without being replaced looks new.
+//! The age of a store credential is counted from the day it was last set here. The stores do not tell when a key was
+//! created, so setting the same key again makes it look new.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use crate::replicas::{CertificateValidity, Replica};
 use crate::server::tls;
 
 pub(super) const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
-/// A new root comes with a new release, which takes longer than replacing a file.
+/// A new root certificate comes with a new release, which takes longer than replacing a file.
 pub(super) const APPLE_ROOT_WARNING_PERIOD: Duration = Duration::from_hours(24 * 180);
-/// A callback's certificate is usually renewed by a program a month before its end.
+/// A callback's certificate is usually renewed automatically a month before it expires.
 const CALLBACK_WARNING_PERIOD: Duration = Duration::from_hours(24 * 14);
 
-/// A credential that should be replaced regularly, or that is out of use.
+/// A kind of credential that should be replaced regularly, or revoked if it is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CredentialKind {
     /// A tenant's In-App Purchase key.
     AppleInAppPurchase,
     /// The key of a tenant's service account.
     GoogleServiceAccount,
-    /// An API key of Attesto's own that was not used for a while.
+    /// An API key of Attesto that has not been used for a while.
     ApiKey,
 }
 
@@ -39,7 +39,7 @@ impl CredentialKind {
         Self::ApiKey,
     ];
 
-    /// The word in logs and metrics.
+    /// The name in logs and metrics.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::AppleInAppPurchase => "apple_key",
@@ -48,7 +48,7 @@ impl CredentialKind {
         }
     }
 
-    /// `None`: it is never due.
+    /// The maximum age. `None`: the credential is never due.
     fn max_age(self, thresholds: &ExpiryThresholds) -> Option<Duration> {
         match self {
             Self::AppleInAppPurchase => thresholds.apple_key_max_age,
@@ -58,16 +58,16 @@ impl CredentialKind {
     }
 }
 
-/// A credential that is due for replacement.
+/// A credential that is due for replacement or revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DueCredential {
     pub(super) kind: CredentialKind,
     pub(super) tenant: TenantId,
-    /// As commands name it: Apple's key id, the service account's address, the API key's id.
+    /// The name that commands use: Apple's key id, the service account's address, or the API key's id.
     pub(super) name: String,
-    /// A fingerprint, or the beginning of an API key.
+    /// The fingerprint of a key, or the first characters of an API key.
     pub(super) fingerprint: String,
-    /// Since it was set, or last used.
+    /// The time since it was set or last used.
     pub(super) age: Duration,
 }
 
@@ -76,7 +76,7 @@ impl DueCredential {
         self.age.as_secs() / SECONDS_PER_DAY
     }
 
-    /// The commands to type.
+    /// The steps of the replacement, with the commands.
     pub(super) fn rotation_advice(&self) -> String {
         let Self { tenant, name, .. } = self;
         match self.kind {
@@ -95,18 +95,18 @@ impl DueCredential {
     }
 }
 
-/// What is due of one kind.
+/// The due credentials of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DueCredentialGroup {
     pub(super) kind: CredentialKind,
-    /// From which age on it is due. Zero when this kind never is.
+    /// The age from which on credentials of this kind are due. Zero if they never are.
     pub(super) max_age: Duration,
     pub(super) count: i64,
-    /// The oldest first, at most as many as were asked for.
+    /// The oldest ones first, at most as many as were requested.
     pub(super) oldest: Vec<DueCredential>,
 }
 
-/// The credentials of active tenants that are due. `None` when the settings cannot be read.
+/// The due credentials of active tenants. `None` if the settings cannot be read.
 pub(super) async fn find_due(
     context: &DatabaseContext,
     kind: CredentialKind,
@@ -132,15 +132,16 @@ pub(super) async fn find_due(
 
 /// The names under which processes report their certificates.
 pub(crate) mod certificate_name {
-    /// The last of Apple's trusted roots.
+    /// The trusted root certificate of Apple that expires last.
     pub(crate) const APPLE_ROOT: &str = "apple_root";
-    /// Apple's signing certificate, once the process has seen a signature.
+    /// Apple's signing certificate, once the process has verified a signature.
     pub(crate) const APPLE_LEAF: &str = "apple_leaf";
-    /// The one in `TLS_CERT_PATH`.
+    /// The certificate in `TLS_CERT_PATH`.
     pub(crate) const LISTENER: &str = "listener";
 }
 
-/// By name, the certificate that expires first; of Apple's signing certificate, the newest that any process has seen.
+/// For each name, the certificate that expires first. For Apple's signing certificate, the newest one that any process
+/// has seen.
 pub(super) fn earliest_certificate_expiries(
     replicas: &[Replica],
 ) -> BTreeMap<String, CertificateValidity> {
@@ -155,7 +156,7 @@ pub(super) fn earliest_certificate_expiries(
     found
 }
 
-/// Whether the certificate with this name is due for replacement.
+/// Whether the certificate with this name should be replaced now.
 pub(super) fn is_expiring_soon(
     name: &str,
     validity: CertificateValidity,
@@ -168,13 +169,13 @@ pub(super) fn is_expiring_soon(
         certificate_name::APPLE_ROOT => {
             end < now.plus(warning_period.max(APPLE_ROOT_WARNING_PERIOD))
         }
-        // An expired one signed something that a device kept: by now Apple signs with another.
+        // An expired one belongs to an old transaction that a device kept; Apple signs with another one now.
         certificate_name::APPLE_LEAF => end > now && end < now.plus(warning_period),
         _ => tls::is_renewal_due(validity.not_before, end, now),
     }
 }
 
-/// Certificates of callbacks that expire before this are reported.
+/// Certificates of callbacks that expire before this time are reported.
 pub(super) fn callback_expiry_cutoff(now: Timestamp, thresholds: &ExpiryThresholds) -> Timestamp {
     now.plus(
         thresholds

@@ -1,4 +1,4 @@
-//! The group `files`: files that hold secrets, and the limit on open files.
+//! The group `files`: the permissions of files with secrets, and the limit on open files.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::check_result::CheckResult;
 use crate::config::RawSettings;
 use crate::config::effective::secret_files;
 
-/// With fewer, only few clients can be connected at once.
+/// With a lower limit, only few clients can be connected at once.
 const MIN_OPEN_FILES: u64 = 1024;
 
 pub(super) fn check_files(raw: &RawSettings<'_>) -> Judged {
@@ -24,7 +24,7 @@ pub(super) fn check_files(raw: &RawSettings<'_>) -> Judged {
 
 fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
     const NAME: &str = "files.secret";
-    // The path is not repeated: it may be the secret itself, set in the wrong variable.
+    // The path is not shown, because it may be the secret itself, entered in the wrong variable.
     let Ok(data) = std::fs::metadata(path) else {
         return CheckResult::fail(
             NAME,

@@ -1,7 +1,8 @@
-//! Metrics about what is in the database, which cannot be counted as it happens: read every few seconds. A scrape shows what was
-//! read last and reads nothing.
+//! Metrics about the database's content. They are read from the database at an interval, because no single process sees
+//! every change. A scrape returns the values that were read last, and reads nothing.
 //!
-//! What takes long to count is counted by a job, in one process; every process shows the result of the job's last run.
+//! Values that take long to count are counted by a job in one process. Every process shows the result of the job's last
+//! run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::telemetry::metrics::{Gauge, MetricVec, MetricsRegistry};
 use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 use crate::telemetry::process_metrics::register_process_metrics;
 
-/// How often the database is read.
+/// The interval at which the database is read.
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,7 +49,7 @@ pub struct DatabaseGauges {
     job_gauges: JobGauges,
 }
 
-/// From the rows of the jobs' last runs.
+/// The gauges whose values are in the summaries of the jobs' last runs.
 struct JobGauges {
     keyring: Arc<Keyring>,
     last_success: MetricVec<1, Gauge>,
@@ -63,7 +64,7 @@ struct JobGauges {
 }
 
 impl DatabaseGauges {
-    /// Also registers what is known without a query: this release, the process, the pool, the certificates.
+    /// Also registers the metrics that need no query: the release, the process, the pool and the certificates.
     pub fn new(
         database: &Database,
         keyring: &Arc<Keyring>,
@@ -74,7 +75,7 @@ impl DatabaseGauges {
         registry
             .register_gauge_vec(
                 "attesto_build_info",
-                "Always 1; which release this is.",
+                "Always 1; the label is the release of this process.",
                 ["version"],
             )
             .with_label_values([crate::VERSION])
@@ -84,10 +85,10 @@ impl DatabaseGauges {
         registry.register_observable(
             "attesto_db_pool_connections",
             "Connections of this process' pool.",
-            move |report| {
+            move |record| {
                 let (used, idle) = pool.connection_counts();
-                report(Some(("state", "used")), u64_to_f64(used));
-                report(Some(("state", "idle")), u64_to_f64(idle));
+                record(Some(("state", "used")), u64_to_f64(used));
+                record(Some(("state", "idle")), u64_to_f64(idle));
             },
             ObservableKind::Gauge,
         );
@@ -95,17 +96,17 @@ impl DatabaseGauges {
         registry.register_observable(
             "attesto_db_pool_connections_max",
             "Connections that this process' pool may have.",
-            move |report| report(None, u64_to_f64(pool.max_connections())),
+            move |record| record(None, u64_to_f64(pool.max_connections())),
             ObservableKind::Gauge,
         );
         let certificates = certificates.clone();
         registry.register_observable(
             "attesto_certificate_expiry_timestamp_seconds",
-            "When a certificate ends that this process lives by, in seconds since the Unix epoch.",
-            move |report| {
+            "When a certificate that this process uses expires, in seconds since the Unix epoch.",
+            move |record| {
                 for (name, validity) in certificates() {
                     let seconds = u64::try_from(validity.not_after.as_secs()).unwrap_or(0);
-                    report(Some(("certificate", name)), u64_to_f64(seconds));
+                    record(Some(("certificate", name)), u64_to_f64(seconds));
                 }
             },
             ObservableKind::Gauge,
@@ -121,13 +122,13 @@ impl DatabaseGauges {
             ),
             queue_depth: registry.register_gauge_vec(
                 "attesto_queue_depth",
-                "Deliveries that are not done: due, scheduled for later, leased, parked for a person. At most 100000 due \
+                "Deliveries that have not ended: due, scheduled for later, leased, or parked until an operator acts. At most 100000 due \
                  and scheduled ones are counted.",
                 ["state"],
             ),
             oldest_due: registry.register_gauge(
                 "attesto_queue_oldest_due_seconds",
-                "How long the delivery has been due that could be sent and waits longest.",
+                "How long the oldest delivery that could be sent has been due.",
             ),
             endpoints_by_state: registry.register_gauge_vec(
                 "attesto_endpoints",
@@ -140,7 +141,7 @@ impl DatabaseGauges {
             ),
             oldest_transaction: registry.register_gauge(
                 "attesto_db_oldest_xmin_age_seconds",
-                "How long the oldest transaction has been open that keeps dead rows from being cleaned up; backups and exports are left out.",
+                "Age of the oldest transaction that keeps dead rows from being cleaned up; backups and exports are not counted.",
             ),
             dead_rows: registry.register_gauge_vec(
                 "attesto_db_dead_rows",
@@ -149,7 +150,7 @@ impl DatabaseGauges {
             ),
             credential_ages: registry.register_gauge_vec(
                 "attesto_credential_oldest_age_seconds",
-                "How long ago the store credentials were set that were set first.",
+                "Age of the oldest store credentials, counted from when they were last set.",
                 ["store"],
             ),
             last_audit_seq: registry.register_gauge(
@@ -158,24 +159,24 @@ impl DatabaseGauges {
             ),
             deliveries_held: registry.register_gauge(
                 "attesto_deliveries_held",
-                "Whether nothing is sent until an operator releases it.",
+                "Whether all deliveries are held until an operator releases them.",
             ),
             job_gauges: JobGauges::new(keyring, registry),
         }
     }
 
-    /// Refreshes now and every [`REFRESH_INTERVAL`], until `stop`.
+    /// Refreshes now and at every [`REFRESH_INTERVAL`], until `stop` is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
-        let looking = async {
+        let refresh_loop = async {
             loop {
                 self.refresh_gauges().await;
                 sleep(REFRESH_INTERVAL).await;
             }
         };
-        stop.run_until_cancelled(looking).await;
+        stop.run_until_cancelled(refresh_loop).await;
     }
 
-    /// Refreshes once. One refresh runs at a time, so that an earlier result never overwrites a later one.
+    /// Refreshes once. Only one refresh runs at a time, so that an older result never overwrites a newer one.
     pub async fn refresh_gauges(&self) {
         let _guard = self.refresh_lock.lock().await;
         let found = timeout(REFRESH_TIMEOUT, self.load_and_set_gauges()).await;
@@ -239,7 +240,7 @@ impl DatabaseGauges {
 }
 
 impl JobGauges {
-    /// Registers each label from the start, so that alerts find the series before the first run.
+    /// Sets every label to 0 from the start, so that alerts find the series before the first run.
     fn new(keyring: &Arc<Keyring>, registry: &MetricsRegistry) -> Self {
         let runs = Self {
             keyring: keyring.clone(),
@@ -259,7 +260,7 @@ impl JobGauges {
             ),
             drift_findings: registry.register_gauge_vec(
                 "attesto_drift_findings",
-                "What is no longer as it was set up, as the job drift counted it.",
+                "Findings of the job drift: configuration that no longer matches what is in use.",
                 ["kind"],
             ),
             callbacks_probed: registry.register_gauge_vec(
@@ -274,7 +275,7 @@ impl JobGauges {
             ),
             table_bytes: registry.register_gauge_vec(
                 "attesto_db_table_bytes",
-                "What a table takes on disk, with its indexes.",
+                "Size of a table on disk, with its indexes.",
                 ["table"],
             ),
             last_success: registry.register_gauge_vec(
@@ -308,10 +309,10 @@ impl JobGauges {
         let keys = keyring.clone();
         registry.register_observable(
             "attesto_sealed_values_refused_total",
-            "Sealed values that did not open: their key is not configured, they were changed or moved, or are none.",
-            move |report| {
+            "Sealed values that could not be decrypted: their key is not configured, they were changed or moved, or they are not sealed values.",
+            move |record| {
                 for (class, count) in keys.unseal_failures() {
-                    report(Some(("class", class)), u64_to_f64(count));
+                    record(Some(("class", class)), u64_to_f64(count));
                 }
             },
             ObservableKind::Counter,
@@ -370,7 +371,7 @@ impl JobGauges {
     }
 }
 
-/// The keys are label values that Attesto's jobs write.
+/// Label values come from the summaries of Attesto's jobs, so their number is bounded.
 fn set_labelled_counts(gauges: &MetricVec<1, Gauge>, counts: &Value) {
     for (name, count) in object_entries(counts) {
         gauges

@@ -1,4 +1,5 @@
-//! The jobs that run checks: `drift`, `expiry` and `statistics`. They change nothing, so running one twice is harmless.
+//! The jobs `drift`, `expiry` and `statistics`, which run checks. They change nothing, so running one twice is
+//! harmless.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +25,10 @@ use crate::replicas::LiveReplicas;
 pub(super) const DRIFT_JOB: &str = "drift";
 pub(super) const EXPIRY_JOB: &str = "expiry";
 
-/// Of each kind this many are logged with their names; the others are counted.
+/// The number of items of each kind that are logged by name. The others are only counted.
 const MAX_LOGGED: i64 = 50;
 
-/// The jobs of this module, in alphabetical order.
+/// The jobs of this file, in alphabetical order.
 pub(crate) fn check_jobs(tools: &JobContext) -> [Job; 3] {
     [
         check_job(
@@ -70,7 +71,7 @@ fn check_job(
     }
 }
 
-/// The labels of `attesto_drift_findings`.
+/// The labels of the metric `attesto_drift_findings`.
 pub(super) fn drift_labels() -> Vec<&'static str> {
     let jobs = all_checks().into_iter().filter_map(|check| check.job);
     jobs.filter(|job| job.name == DRIFT_JOB)
@@ -78,7 +79,8 @@ pub(super) fn drift_labels() -> Vec<&'static str> {
         .collect()
 }
 
-/// Counts every check of the job. On tables of another release only that is counted, and everything else is zero.
+/// Runs every check of the job `drift`. If the schema is not this release's, only that is counted, and all other counts
+/// are zero.
 async fn run_drift_job(context: DatabaseContext) -> anyhow::Result<Value> {
     let is_usable = drift::is_schema_usable(&context).await?;
     let (mut counts, mut names) = (Map::new(), Map::new());
@@ -121,7 +123,7 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
     let cutoff = expiry::callback_expiry_cutoff(now, thresholds);
     let callbacks = list_expiring_certificates(database, cutoff, MAX_LOGGED).await?;
 
-    // Every query comes before the first log line: a run that fails and is repeated logs nothing twice.
+    // All queries run before the first log line, so that a run that fails and is repeated logs nothing twice.
     let mut due = Map::new();
     for group in groups {
         due.insert(group.kind.as_str().to_owned(), group.count.into());
@@ -175,12 +177,12 @@ fn log_due_credentials(kind: CredentialKind, count: i64, oldest: &[DueCredential
     }
 }
 
-/// Every process shows these counts in its metrics, from the row of the run.
+/// The counts are stored in the run's summary, from which every process sets its metrics.
 async fn run_statistics_job(context: DatabaseContext) -> anyhow::Result<Value> {
     let mut sealed: Map<String, Value> = Map::new();
     for column in reseal::list_key_usage(&context.database).await? {
         if column.column != ENCRYPTION_CANARY {
-            // 0 is not the id of any key: these values are not sealed values.
+            // No key has the id 0: these values are not sealed values.
             let key_id = column.key_id.unwrap_or(0).to_string();
             let sum = sealed.get(&key_id).and_then(Value::as_u64).unwrap_or(0);
             sealed.insert(key_id, (sum + column.rows).into());

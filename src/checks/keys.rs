@@ -1,4 +1,4 @@
-//! The group `keys`: whether each encryption key that is needed is configured, and sealed values open.
+//! The group `keys`: whether every key in use is configured, and sealed values can be unsealed.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::credentials::sealed_value_check::{self, SealedColumnCheck};
 use crate::crypto::keyring::Keyring;
 use crate::db::Error;
 
-/// How many values of each column are opened.
+/// The number of values of each column that are unsealed.
 const SAMPLE_SIZE: i64 = 20;
 
-/// `None` without a keyring: then the group is skipped.
+/// `None` without a keyring, which makes the group be skipped.
 pub(super) async fn load_canary_statuses(
     context: &DatabaseContext,
 ) -> Result<Option<Vec<(u8, CanaryStatus)>>, Error> {

@@ -1,4 +1,4 @@
-//! All checks. A new one is an entry here, a query in `store.rs` and, where counting is not enough, a judgement.
+//! All checks. A new check is an entry here, a query in `store.rs` and, if a count is not sufficient, a judgement.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::deliveries::queue_stats::QueueStats;
 use crate::deliveries::{hold, probe};
 use crate::replicas::LiveReplicas;
 
-/// How long the test of `LISTEN` and `NOTIFY` waits for its own notification.
+/// How long the check of `LISTEN` and `NOTIFY` waits for its own notification.
 const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// In the order in which they run and are printed within their group.
+/// In the order in which they run and are printed within their groups.
 pub(super) fn all_checks() -> Vec<Check> {
     let mut checks = vec![
         Check::local(CheckGroup::Settings, "settings.read", |c| {
@@ -308,7 +308,7 @@ fn delivery_checks() -> [Check; 7] {
     ]
 }
 
-/// What is no longer as it was set up, as far as no check of another group covers it.
+/// Configuration that no longer matches what is in use, as far as no check of another group covers it.
 fn drift_checks() -> [Check; 9] {
     let group = CheckGroup::Drift;
     [

@@ -1,4 +1,4 @@
-//! The group `listener`: where the service listens, and with which certificate.
+//! The group `listener`: the listening address, and the certificate.
 
 use super::check_result::CheckResult;
 use crate::base::clock::Timestamp;
@@ -6,7 +6,7 @@ use crate::config::{self, RawSettings, read_tls_files};
 use crate::server::ListenSettings;
 use crate::server::tls::{TlsCertificate, TlsCertificateError};
 
-/// `None` when the settings do not say where, which their own check reports.
+/// `None` if the settings cannot be read, which another check reports.
 pub(super) fn check_listener(raw: &RawSettings<'_>, now: Timestamp) -> Option<CheckResult> {
     let listen = config::read_listen_settings(raw).ok()?;
     Some(match read_tls_files(raw).ok()? {
@@ -38,7 +38,7 @@ fn check_listener_certificate(
     }
 }
 
-/// Usually a proxy in front terminates TLS, which cannot be seen from here, so this is never a warning.
+/// Usually a proxy in front terminates TLS. That cannot be detected from here, so plain HTTP is never a warning.
 fn check_plain_http(listen: ListenSettings) -> CheckResult {
     const NAME: &str = "listener.tls";
     if listen.bind_addr().ip().is_loopback() {

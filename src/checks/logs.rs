@@ -1,4 +1,4 @@
-//! The group `logs`: whether the operator audit log is intact, and whether there is a recent backup that can be restored.
+//! The group `logs`: whether the operator audit log is intact, and whether there is a recent backup that was verified.
 
 use super::check_result::CheckResult;
 use super::store::LatestBackup;
@@ -6,11 +6,11 @@ use crate::audit::operator_audit::ChainReport;
 use crate::audit::{operator_audit, store};
 use crate::db::{Database, Error};
 
-/// A longer chain is left to `attesto audit verify`.
+/// A longer chain is not verified here; `attesto audit verify` does that.
 const MAX_CHAIN_ROWS: i64 = 200_000;
-/// In days; an older backup is a warning.
+/// In days. If the newest backup is older, there is a warning.
 const MAX_BACKUP_AGE_DAYS: i32 = 7;
-/// In days; when no backup was verified within this time, that is a warning.
+/// In days. If no backup was verified within this time, there is a warning.
 const MAX_VERIFIED_BACKUP_AGE_DAYS: i32 = 30;
 
 pub(super) enum AuditChain {

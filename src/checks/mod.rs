@@ -1,15 +1,15 @@
-//! Whether this installation is healthy: one list of checks, read by `attesto doctor`, by jobs and by the metrics.
+//! Whether this installation is healthy: one list of checks, which `attesto doctor`, jobs and metrics use.
 //!
-//! Promises: a check reads and changes nothing; `attesto doctor` ends within a few minutes whatever is broken, because each
-//! group has a time limit; each warning and failure carries one line that says what to do; a check that another failure makes impossible
-//! is reported as skipped; no secret, no purchase and no query string of a callback is in any message; the costs do not
-//! grow with the history of events.
+//! Guarantees: a check only reads. `attesto doctor` ends within a few minutes even if services hang, because each group
+//! has a time limit. Each warning and each failure has one line that says what to do. A check that cannot run because
+//! another one failed is reported as skipped. No message contains a secret, a purchase, or the query of a callback URL.
+//! The cost of the checks does not grow with the history of events.
 //!
-//! - [`check`]: the type; [`list`]: all checks, in the order in which they are printed
-//! - [`runner`]: what `attesto doctor` does with the list; [`check_result`]: the tree that it prints
+//! - [`check`]: the type of a check; [`list`]: all checks, in the order in which they are printed
+//! - [`runner`]: runs the list for `attesto doctor`; [`check_result`]: the tree that it prints
 //! - [`settings`], [`files`], [`listener`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`],
 //!   [`drift`], [`logs`], [`stores`]: queries and judgements of one group each
-//! - [`expiry`]: the age of keys and the end of certificates
+//! - [`expiry`]: the age of credentials and the expiry of certificates
 //! - [`jobs`]: the jobs `drift`, `expiry` and `statistics`
 //! - [`gauges`]: the metrics that are read from the database
 //! - `store`: the SQL

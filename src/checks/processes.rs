@@ -1,4 +1,4 @@
-//! The group `processes`: which processes serve on this database, and whether the jobs run.
+//! The group `processes`: the processes that serve with this database, and whether the jobs run.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::jobs::{LastJobRun, list_last_runs};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{LiveReplicas, Replica};
 
-/// Beyond twice its interval; a job that is later than that no longer runs.
+/// A job that was last run more than twice its interval plus this time ago no longer runs.
 const MAX_JOB_DELAY: Duration = Duration::from_mins(10);
 
 pub(super) async fn load_job_runs(
@@ -97,8 +97,8 @@ fn judge_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
     checks
 }
 
-/// The certificates that the processes report, except Apple's root: `stores.roots` checks that with the settings of this
-/// machine.
+/// Judges the certificates that processes report, except Apple's root: `stores.roots` checks that with the settings of
+/// this machine.
 fn judge_certificates(
     replicas: &[Replica],
     now: Timestamp,

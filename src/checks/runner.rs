@@ -1,4 +1,4 @@
-//! What `attesto doctor` does with the list of checks.
+//! Runs the list of checks for `attesto doctor`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,32 +15,32 @@ use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::jobs::JobContext;
 
-/// How long the checks of one group may take together.
+/// The time limit for all checks of one group together.
 const CHECK_GROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What `attesto doctor` looks at.
+/// The input of `attesto doctor`.
 pub struct CheckContext<'a> {
-    /// The settings as they were given.
+    /// The settings, not parsed.
     pub raw: RawSettings<'a>,
-    /// The names of all variables in the environment.
+    /// The names of all environment variables.
     pub variable_names: Vec<String>,
     /// The database, or why `DATABASE_URL` cannot be used.
     pub database: Result<Database, String>,
-    /// The encryption keys. `None` when there are none or they cannot be read, which the check of the settings reports.
+    /// The encryption keys. `None` if there are none or they cannot be read, which the check of the settings reports.
     pub keyring: Option<Arc<Keyring>>,
-    /// The clock that ages are judged by.
+    /// The clock that ages are computed with.
     pub clock: Clock,
     /// Whether the stores may be called.
     pub is_online: bool,
 }
 
-/// What a check of the database works with.
+/// The input of checks that read the database.
 pub(super) struct DatabaseContext {
     pub(super) database: Database,
-    /// `None` when there are no keys or they cannot be read.
+    /// `None` if there are no keys or they cannot be read.
     pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) clock: Clock,
-    /// `None` when the settings cannot be read.
+    /// `None` if the settings cannot be read.
     pub(super) thresholds: Option<ExpiryThresholds>,
 }
 
@@ -55,7 +55,7 @@ impl DatabaseContext {
     }
 }
 
-/// Runs every check, group by group, and never fails itself: what cannot be checked is a failed or skipped result.
+/// Runs every check, group by group. Never fails: a check that cannot run gives a failed or skipped result.
 pub async fn run_checks(context: &CheckContext<'_>) -> CheckResult {
     let checks = all_checks();
     let mut database = match &context.database {
@@ -98,7 +98,7 @@ pub async fn run_checks(context: &CheckContext<'_>) -> CheckResult {
     )
 }
 
-/// `None` when there is nothing to check in this group.
+/// `None` if the group has no results.
 async fn run_group(
     group: CheckGroup,
     checks: &[Check],
@@ -134,7 +134,7 @@ async fn run_group(
     })
 }
 
-/// Whether the database answers and has this release's tables, whatever else is wrong with it.
+/// Whether the database is reachable and has this release's schema. Other failures do not count.
 fn is_database_usable(group: &CheckResult) -> bool {
     let has_passed = |name| {
         let mut checks = group.checks.iter();

@@ -1,13 +1,13 @@
-//! The group `settings`: whether `attesto serve` could read the settings here.
+//! The group `settings`: whether `attesto serve` could read its settings here.
 
 use super::check::Judged;
 use super::check_result::CheckResult;
 use crate::config::definitions::{SETTINGS, SettingKind, find_setting};
 use crate::config::{AppSettings, DeploymentMode, RawSettings};
 
-/// Variables with these prefixes are meant for Attesto.
+/// Variables with these prefixes are probably meant for Attesto.
 const SETTING_PREFIXES: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
-/// Except these: Kubernetes sets them in every container when a service is called attesto.
+/// Exceptions: Kubernetes sets these variables in every container if a service is named `attesto`.
 const KUBERNETES_PREFIXES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
 
 pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Judged {
@@ -58,7 +58,7 @@ pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Jud
     checks.into()
 }
 
-/// Other processes of the same user can read a process's environment.
+/// A process's environment can be read by other processes of the same user.
 fn check_environment_secrets(raw: &RawSettings<'_>) -> CheckResult {
     let open: Vec<_> = SETTINGS
         .iter()
@@ -92,7 +92,7 @@ fn is_unknown_setting(name: &str) -> bool {
     ours && !not_ours && find_setting(name).is_none() && !file
 }
 
-/// The setting whose name differs by at most three letters.
+/// The setting with the most similar name, if it differs by at most three letters.
 fn nearest_setting(name: &str) -> Option<&'static str> {
     let distances = SETTINGS
         .iter()
@@ -101,7 +101,7 @@ fn nearest_setting(name: &str) -> Option<&'static str> {
     (letters <= 3).then_some(near)
 }
 
-/// The number of letters to add, remove or change: the Levenshtein distance.
+/// The Levenshtein distance: the number of letters to add, remove or change.
 fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

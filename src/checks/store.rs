@@ -1,4 +1,4 @@
-//! The queries of the checks that belong to no other room. All only read.
+//! The SQL of checks that belong to no other room. All statements only read.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::db::{Database, Error};
 
 #[derive(Clone, Debug)]
 pub(super) struct PostgresServer {
-    /// As in `server_version_num`: 150004 is 15.4.
+    /// The value of `server_version_num`: 150004 is 15.4.
     pub(super) version: i32,
     pub(super) encoding: String,
     pub(super) is_superuser: bool,
-    /// On this connection.
+    /// The value on this connection.
     pub(super) statement_timeout: String,
     pub(super) autovacuum: bool,
     pub(super) connections: i64,
@@ -46,7 +46,7 @@ pub(super) async fn load_postgres_server(database: &Database) -> Result<Postgres
     })
 }
 
-/// Tables that the role may not read and write.
+/// The tables that the role may not read or may not write.
 pub(super) async fn list_tables_without_privileges(
     database: &Database,
 ) -> Result<Vec<String>, Error> {
@@ -96,7 +96,7 @@ pub(super) async fn list_replication_slots(
     Ok(slots.collect())
 }
 
-/// Where the server keeps its data, on its own machine. `None` when the role lacks `pg_read_all_settings`.
+/// The data directory on the server's machine. `None` if the role lacks `pg_read_all_settings`.
 pub(super) async fn find_data_directory(database: &Database) -> Result<Option<String>, Error> {
     sqlx::query_scalar!(
         r#"select setting as "setting!" from pg_settings where name = 'data_directory' and setting is not null"#
@@ -105,7 +105,7 @@ pub(super) async fn find_data_directory(database: &Database) -> Result<Option<St
     .await
 }
 
-/// Runs a query for `name` and `count`, where `count` is of all rows and the query has a limit.
+/// Runs a query with columns `name` and `count`. The query has a limit, and `count` is the number of all rows.
 macro_rules! few {
     ($database:expr, $statement:literal $(, $argument:expr)*) => {{
         let rows = sqlx::query!($statement $(, $argument)*)
@@ -174,7 +174,7 @@ pub(super) async fn list_tenants_without_app_apple_id(
     )
 }
 
-/// Deliveries whose lease expired more than a minute ago. A process that delivers takes them within seconds.
+/// Deliveries whose lease expired more than a minute ago. If any process delivers, it claims them within seconds.
 pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWithNames, Error> {
     let count = sqlx::query_scalar!(
         r#"
@@ -191,7 +191,8 @@ pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWit
     })
 }
 
-/// How many deliveries of events of the last 24 hours failed permanently, and the tenants with the most of them.
+/// The number of deliveries of events of the last 24 hours that failed permanently, and the tenants with the most of
+/// them.
 pub(super) async fn list_recent_failures(
     database: &Database,
     limit: i64,
@@ -215,9 +216,9 @@ pub(super) async fn list_recent_failures(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LatestBackup {
     pub(super) age_days: i32,
-    /// Days since a backup was restored and found intact. `None` when none ever was.
+    /// Days since a backup was restored and found intact. `None` if that never happened.
     pub(super) verified_days: Option<i32>,
-    /// Of the newest backup. `None` when it was not verified.
+    /// Whether the newest backup was found intact. `None` if it was not verified.
     pub(super) is_restorable: Option<bool>,
 }
 
@@ -298,8 +299,8 @@ pub(super) async fn list_closed_callbacks(
     )
 }
 
-/// Callbacks older than `grace` without any stored delivery. Retention may have removed earlier ones. Tenants with an Apple
-/// key are left to [`list_tenants_without_apple_events`].
+/// Callbacks older than `grace` without a stored delivery; retention may have removed earlier ones. Tenants with an
+/// Apple key are covered by [`list_tenants_without_apple_events`].
 pub(super) async fn list_unused_callbacks(
     database: &Database,
     grace: Duration,
@@ -323,8 +324,9 @@ pub(super) async fn list_unused_callbacks(
     )
 }
 
-/// Apps whose last test notification failed: because Apple knew no URL, or, with `is_url_missing` false, because Apple could
-/// not deliver it. Once a notification arrives, Apple must know a URL that works. Only the newest 1,000 events of a tenant are searched.
+/// Apps whose last test notification failed: because Apple knew no URL, or, with `is_url_missing` false, because Apple
+/// could not deliver it. An app with a later event from Apple is not listed, because its URL works. Only the newest
+/// 1,000 events of a tenant are searched.
 pub(super) async fn list_failed_test_notifications(
     database: &Database,
     is_url_missing: bool,
@@ -355,8 +357,8 @@ pub(super) async fn list_failed_test_notifications(
     )
 }
 
-/// Tenants who have had an Apple key and a callback for `grace` and no stored event from Apple. Retention may have removed
-/// earlier ones.
+/// Tenants that have had an Apple key and a callback for `grace`, and have no stored event from Apple. Retention may
+/// have removed earlier ones.
 pub(super) async fn list_tenants_without_apple_events(
     database: &Database,
     grace: Duration,
@@ -382,8 +384,8 @@ pub(super) async fn list_tenants_without_apple_events(
     )
 }
 
-/// Tenants with a Google service account and a callback for whom the account of the push subscription is not set: every push
-/// is refused. The audience may be missing, its default is as safe.
+/// Tenants with a Google service account and a callback for which the service account of the push subscription is not
+/// set: every push is refused. A missing audience is not reported, because its default is equally safe.
 pub(super) async fn list_tenants_without_push_account(
     database: &Database,
     limit: i64,
@@ -419,7 +421,7 @@ macro_rules! due {
     }};
 }
 
-/// How many credentials of active tenants are older than `max_age`, and the oldest of them.
+/// The number of credentials of active tenants that are older than `max_age`, and the oldest of them.
 pub(super) async fn list_due_credentials(
     database: &Database,
     kind: CredentialKind,

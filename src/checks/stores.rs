@@ -1,4 +1,5 @@
-//! The group `stores`: whether the stores can be reached from here, and whether Apple's root certificates are still valid.
+//! The group `stores`: whether the stores can be reached from here, and whether Apple's root certificates are still
+//! valid.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 const STORE_TIMEOUT: Duration = Duration::from_secs(8);
 const SETTINGS_UNREADABLE: &str = "stores: skipped because of the settings";
 
-/// `attesto doctor --offline` calls none of them.
+/// With `attesto doctor --offline`, no store is called.
 pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: bool) -> Judged {
     let Ok(stores) = StoreSettings::from_raw(raw) else {
         return Judged::GroupSkipped(SETTINGS_UNREADABLE);
@@ -39,7 +40,7 @@ pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: boo
         .into()
 }
 
-/// Any HTTP answer will do: this checks the name, the connection and the certificate.
+/// Any HTTP response is sufficient: this checks name resolution, the connection and the certificate.
 async fn check_store_reachable(what: &str, url: &Url) -> CheckResult {
     const NAME: &str = "stores.reachable";
     let host = url.host_str().unwrap_or_default();
@@ -97,7 +98,7 @@ fn judge_apple_roots(stores: &StoreSettings, now: Timestamp) -> CheckResult {
             );
         }
     };
-    // One is enough; Apple starts to use another one long before.
+    // One valid root is sufficient, because Apple starts to use a new one long before the old one expires.
     let last = expiries.into_iter().max().unwrap_or(now);
     let message = format!("The last trusted root certificate of Apple ends on {last}.");
     if last <= now {

@@ -9,7 +9,7 @@ use crate::db::Error;
 use crate::stores::apple;
 use crate::stores::google;
 
-/// The credentials of at most this many tenants are opened.
+/// The maximum number of tenants whose credentials are unsealed.
 const MAX_TENANTS_OPENED: i64 = 500;
 
 pub(super) fn judge_tenant_count(count: i64) -> Judged {
@@ -63,7 +63,8 @@ pub(super) fn judge_credential_age(due: &DueCredentialGroup) -> CheckResult {
     CheckResult::warn(name, format!("{count} {when}: {names}."), advice)
 }
 
-/// Opens and parses the stored credentials, and returns what is wrong with them. `None` without a keyring.
+/// Unseals and parses the stored credentials, and returns a message for each that cannot be used. `None` without a
+/// keyring.
 pub(super) async fn open_credentials(
     context: &DatabaseContext,
 ) -> Result<Option<Vec<String>>, Error> {

@@ -60,7 +60,7 @@ struct AuditListRow {
     id: String,
     tenant_id: TenantId,
     source: String,
-    /// In hexadecimal.
+    /// The hash of the transaction id or purchase token, in hexadecimal.
     identifier_hash: String,
     valid: bool,
     error_code: Option<String>,

@@ -44,7 +44,7 @@ fn split_colon_alias(asked: &str, tree: &Command) -> Option<Vec<OsString>> {
 }
 
 /// The parser's message, in which an argument that [may be a secret](looks_like_secret) is replaced by `…`.
-pub fn redact_secrets(said: &str, arguments: &[OsString]) -> String {
+pub fn redact_secrets(message: &str, arguments: &[OsString]) -> String {
     let mut secrets: Vec<_> = arguments
         .iter()
         .skip(1)
@@ -56,10 +56,10 @@ pub fn redact_secrets(said: &str, arguments: &[OsString]) -> String {
         .flatten()
         .filter(|argument| looks_like_secret(argument))
         .collect();
-    // A shorter one may be part of a longer one.
+    // The longest first, because a shorter one may be part of a longer one.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets.iter().fold(said.to_owned(), |said, secret| {
-        said.replace(secret.as_str(), "…")
+    secrets.iter().fold(message.to_owned(), |message, secret| {
+        message.replace(secret.as_str(), "…")
     })
 }
 

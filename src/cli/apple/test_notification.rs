@@ -55,7 +55,7 @@ struct TestNotificationView<'a> {
     tenant_id: &'a TenantId,
     bundle_id: &'a str,
     environment: AppleEnvironment,
-    /// Apple's `sendAttemptResult`.
+    /// The value of `sendAttemptResult` in Apple's answer.
     result: &'a str,
     attempted_at: Option<Timestamp>,
     #[serde(rename = "notificationUUID")]

@@ -150,7 +150,7 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
     }
 }
 
-/// Parses `t=…,v1=…[,v1=…]`.
+/// Parses the value of `X-Attesto-Signature`: `t=…,v1=…[,v1=…]`.
 fn parse_attesto_header(header: &str) -> Option<ParsedSignatureHeader> {
     let (mut timestamp, mut values) = (None, Vec::new());
     for part in header.split(',') {

@@ -1,6 +1,6 @@
-//! What was received, and what became of it: for people who look.
+//! The stored events and deliveries, and the health of callbacks, for operators.
 //!
-//! - [`store`]: the queries
+//! - [`store`]: the SQL
 
 pub mod store;
 

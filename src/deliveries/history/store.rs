@@ -1,4 +1,4 @@
-//! The queries. All of them are read-only; lists are sorted newest first and have a limit.
+//! The SQL. All statements only read; lists are sorted newest first and have a limit.
 
 use serde::Serialize;
 
@@ -12,29 +12,30 @@ use crate::deliveries::redelivery::EventStatus;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventRow {
-    /// `evt_…`
+    /// The event's id, `evt_…`.
     pub id: EventId,
-    /// Its name, the same for both stores: see [`EventType`](crate::events::EventType).
+    /// The event's type, the same for both stores: see [`EventType`](crate::events::EventType).
     pub event: String,
-    /// A more precise reason, where there is one.
+    /// A more precise reason, if the type has one.
     pub reason: Option<String>,
-    /// The store's own name of the event.
+    /// The store's name of the notification's type.
     pub platform_event: String,
-    /// `apple` or `google`
+    /// The store: `apple` or `google`.
     pub source: String,
     /// The store's id of the notification.
     pub external_id: String,
-    /// `production` or `sandbox`, where the store says so.
+    /// `production` or `sandbox`, if the store names the environment.
     pub environment: Option<String>,
-    /// The key of the subscription or purchase that it is about.
+    /// The key of the subscription or purchase that the event is about.
     pub subject: Option<String>,
-    /// The app's own id of the user, where the app sent one to the store.
+    /// The app's id of the user, if the app passed one to the store.
     pub app_user_id: Option<String>,
-    /// When it happened, according to the store.
+    /// When the event happened, according to the store.
     pub occurred_at: Option<Timestamp>,
     /// When Attesto received it.
     pub received_at: Timestamp,
-    /// Its [`EventStatus`]. `None`: it has no deliveries, because there was no active callback when it was received.
+    /// The event's [`EventStatus`]. `None`: it has no deliveries, because there was no active callback when it was
+    /// received.
     pub status: Option<String>,
 }
 
@@ -42,19 +43,19 @@ pub struct EventRow {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryRow {
-    /// `del_…`
+    /// The delivery's id, `del_…`.
     pub id: DeliveryId,
     /// The event that is delivered.
     pub event_id: EventId,
     /// The name of the event.
     pub event: String,
-    /// The callback, fixed when the delivery was enqueued.
+    /// The callback's URL when the delivery was enqueued.
     pub callback_url: String,
-    /// `pending`, `delivered` or `failed`
+    /// The status: `pending`, `delivered` or `failed`.
     pub status: String,
     /// The number of attempts that were counted.
     pub attempt_count: i32,
-    /// When the next attempt is due.
+    /// When the next attempt is due. `None` if none is planned.
     pub next_attempt_at: Option<Timestamp>,
     /// When the last attempt ended.
     pub last_attempt_at: Option<Timestamp>,
@@ -64,9 +65,9 @@ pub struct DeliveryRow {
     pub last_response_code: Option<i32>,
     /// The first kilobyte of the body of the last answer.
     pub last_response_body: Option<String>,
-    /// When it was delivered.
+    /// When the event was delivered.
     pub delivered_at: Option<Timestamp>,
-    /// When it failed for good.
+    /// When the delivery failed permanently.
     pub failed_at: Option<Timestamp>,
     /// When it was parked for an operator, because its lease expired several times in a row.
     pub parked_at: Option<Timestamp>,
@@ -94,13 +95,13 @@ pub struct CallbackRow {
     pub last_success_at: Option<Timestamp>,
     /// When the last failure was.
     pub last_failure_at: Option<Timestamp>,
-    /// Nothing is sent before this time.
+    /// While the callback is closed: nothing is sent before this time.
     pub closed_until: Option<Timestamp>,
-    /// Deliveries that are not finished, also to earlier callbacks of the tenant.
+    /// Pending deliveries, including those to earlier callbacks of the tenant.
     pub pending: i64,
-    /// How many of them are parked.
+    /// How many of the pending deliveries are parked.
     pub parked: i64,
-    /// When the oldest of them was enqueued.
+    /// When the oldest pending delivery was enqueued.
     pub oldest_pending_at: Option<Timestamp>,
 }
 
@@ -201,7 +202,7 @@ pub async fn list_deliveries(
         event_id: row.event_id,
         event: row.event_type,
         callback_url: row.callback_url,
-        // The column may still hold a time when no further attempt is made.
+        // The column keeps its value when no further attempt is planned.
         next_attempt_at: row
             .next_attempt_at
             .filter(|_| row.status == EventStatus::Pending.as_str() && row.parked_at.is_none())
@@ -222,7 +223,7 @@ pub async fn list_deliveries(
     Ok(rows.collect())
 }
 
-/// The health of the callback that the tenant has now. `None`: it has none.
+/// The health of the tenant's current callback. `None`: it has none.
 pub async fn load_callback(
     database: &Database,
     tenant: &TenantId,
