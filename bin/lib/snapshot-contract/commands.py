@@ -340,7 +340,7 @@ class Dev:
         """Records and ends it. Returns where it logged."""
         self.process.wait_for_line("Ctrl-C stops everything")
         environment = self.environment()
-        # A process tells every ten seconds how it is.
+        # A process updates its row in `replicas` every ten seconds.
         time.sleep(max(0.0, self.begun + 15 - time.monotonic()))
 
         def all_jobs_ran():
@@ -412,6 +412,6 @@ def unavailable(recorder, installation):
         Commands(recorder, installation, form).run("doctor-database-away", "doctor", environment=away)
         Commands(recorder, installation, form).run("tenant-list-database-away", "tenant", "list", environment=away)
         Commands(recorder, installation, form).run("health-ready-degraded", "health", "--ready", "--url", running.url)
-    # So that everything that works with the database has said that it is away.
+    # Every component that uses the database logs within this time that it is unreachable.
     time.sleep(max(0.0, begun + 12 - time.monotonic()))
     running.process.stop()

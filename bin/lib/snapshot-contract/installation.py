@@ -184,14 +184,14 @@ class Installation(contextlib.AbstractContextManager):
         self.given = pathlib.Path(program).resolve()
 
     def __enter__(self):
-        # In /tmp, since a socket's path must be short. Root's Postgres runs as another user, who has to get through.
+        # In /tmp, because a socket's path must be short. If root runs this, Postgres runs as another user, who must be able to enter.
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="attesto-snapshot-", dir="/tmp"))
         self.folder.chmod(0o711)
-        # Under its own name, whatever the file is called, since help begins with that.
+        # A link with a fixed name, because help texts begin with the program's name.
         self.program = self.folder / "attesto"
         self.program.symlink_to(self.given)
         self.processes = []
-        # What services logged that did not start.
+        # The log lines of services that did not start.
         self.logged = ""
         self.base = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
             "LANG": "C.UTF-8",

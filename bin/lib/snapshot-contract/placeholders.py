@@ -18,7 +18,7 @@ IDS = {
     "red": "redelivery id",
     "rep": "process id",
 }
-# In this order: the first rule that matches at a place is the one that is used.
+# The first rule that matches at a position is used.
 RULES = {
     "jws": r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*",
     "pem": r"-----BEGIN [A-Z ]+-----[\s\S]+?-----END [A-Z ]+-----",
@@ -108,7 +108,7 @@ class Placeholders:
         if isinstance(value, dict):
             replaced = {self.text(key): self.json(below, key) for key, below in value.items()}
             if "<size>" in str(replaced.get("message")):
-                # Whether there is enough room on the disk is a matter of the machine.
+                # Whether there is enough free space on the disk depends on the machine.
                 replaced["status"] = "<status>"
                 replaced.pop("advice", None)
             return replaced

@@ -10,11 +10,11 @@ import socket
 from installation import ask
 from placeholders import Placeholders
 
-# Headers that say nothing of the contract. Whether a connection is closed depends on how much of a request had arrived.
+# Headers that are not part of the contract. Whether a connection is closed depends on how much of a request had arrived.
 UNINTERESTING = {"date", "content-length", "host", "accept", "connection"}
-# Longer bodies of requests are written by their length.
+# Of longer request bodies, only the length is written.
 LONGEST_BODY = 6000
-# Fields whose value differs from run to run without a form of its own.
+# Fields whose value differs from run to run, and that cannot be recognised by their format.
 FIELDS = {
     "latencyMs": "milliseconds",
     "durationMs": "milliseconds",
@@ -126,7 +126,7 @@ class Recorder:
         placeholders = self.placeholders()
         shown = placeholders.table if is_table else placeholders.any
         parts = [placeholders.text("$ attesto " + " ".join(arguments)) + f"\n=> exit code {done.returncode}"]
-        # What a library logs about a connection that ends depends on the moment.
+        # A library's lines about a closed connection depend on timing.
         lines = [line for line in done.stdout.splitlines() if '"target":"sqlx' not in line]
         if lines:
             parts.append(shown("\n".join(lines)))

@@ -119,7 +119,7 @@ def log_lines(recorder, installation, other_files):
     files = [process.log for process in installation.processes if process.command[1] == "serve"]
     logged = [installation.logged, *(file.read_text() for file in [*files, *other_files])]
     for line in "\n".join(logged).splitlines():
-        # What a library logs about a connection that ends depends on the moment.
+        # A library's lines about a closed connection depend on timing.
         if not line or '"target":"sqlx' in line:
             continue
         try:
@@ -219,7 +219,7 @@ def take(installation, recorder):
         "WEBHOOK_ALLOW_PRIVATE_CALLBACKS": "true",
         "ENABLE_VALIDATION_AUDIT_LOG": "true",
         "UPSTREAM_TIMEOUT_SECONDS": "3",
-        # So that nothing is waiting for another attempt while commands count deliveries.
+        # Otherwise deliveries could be waiting for another attempt while commands count them.
         "WEBHOOK_MAX_RETRIES": "1",
         "GOOGLE_PUBSUB_URL": installation.environment["GOOGLE_PLAY_URL"],
     }
@@ -230,7 +230,7 @@ def take(installation, recorder):
         say("a service")
         done = installation.run("migrate", "--output", "json")
         recorder.command("commands/json/migrate-first.txt", done, ("migrate", "--output", "json"))
-        # Jobs run when they are asked to: what they log and count is always the same then.
+        # Jobs only run on command, so that their log lines and counts are the same in every run.
         main = installation.serve("main", METRICS_ADDRESS="127.0.0.1:0", JOBS_DISABLED="true")
         tenants = make_tenants(installation, receiver)
         google = Google(recorder, main, installation, tenants, receiver)
@@ -273,7 +273,7 @@ def take(installation, recorder):
 
 
 def main():
-    # So that what was started is ended then too.
+    # Exit through SystemExit, so that the processes that were started are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     program, psql, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
