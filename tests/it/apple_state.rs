@@ -155,7 +155,7 @@ async fn a15_cancelling_within_a_commitment_is_an_installment() {
 }
 
 /// A notification as in the years before `data.status`: of a period that is over, without a renewal info.
-async fn receive_undecided(shop: &Shop, number: u32) -> Value {
+pub(crate) async fn receive_undecided(shop: &Shop, number: u32) -> Value {
     let mut data = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
     let bought = shop.apple().list_transactions().pop().unwrap();
     shop.world.clock.advance(Duration::from_hours(24 * 30));
@@ -398,6 +398,12 @@ async fn a14_an_id_that_apple_does_not_know_yet_is_tried_again() {
         assert_eq!(answer.body["details"]["mayBeEarly"], true);
         assert_eq!(calls, expected, "an id asked for before is tried once");
     }
+    shop.world.clock.advance(Duration::from_mins(1));
+    let (answer, _) = verify(&shop, &question).await;
+    assert_eq!(
+        answer.body["details"],
+        json!({ "reason": "unknown", "mayBeEarly": false })
+    );
     shop.world.end().await;
 }
 

@@ -25,8 +25,13 @@ const OCSP_UNAVAILABLE_MESSAGE: &str = "Apple's responder does not say right now
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppleVerifyError {
     /// Apple knows no such transaction.
-    #[error("{0}")]
-    NotFound(AppleNotFound),
+    #[error("{reason}")]
+    NotFound {
+        /// In which way.
+        reason: AppleNotFound,
+        /// The id was first seen a moment ago: Apple may not know it yet.
+        may_be_early: bool,
+    },
     /// The request's `signedTransaction` is not accepted, or not now.
     #[error("{0}")]
     InvalidSignature(SignatureError),
@@ -75,11 +80,23 @@ pub enum AppleVerifyError {
     ResponseMismatch,
 }
 
+impl From<AppleNotFound> for AppleVerifyError {
+    fn from(reason: AppleNotFound) -> Self {
+        Self::NotFound {
+            reason,
+            may_be_early: false,
+        }
+    }
+}
+
 impl From<AppleVerifyError> for Problem {
     fn from(error: AppleVerifyError) -> Self {
         match error {
-            AppleVerifyError::NotFound(not_found) => {
-                let (reason, message) = match not_found {
+            AppleVerifyError::NotFound {
+                reason,
+                may_be_early,
+            } => {
+                let (reason, message) = match reason {
                     AppleNotFound::Unknown => {
                         (
                             "unknown",
@@ -97,7 +114,7 @@ impl From<AppleVerifyError> for Problem {
                 };
                 Self::rejection("TRANSACTION_NOT_FOUND", message)
                     .with_detail("reason", reason)
-                    .with_detail("mayBeEarly", not_found == AppleNotFound::Unknown)
+                    .with_detail("mayBeEarly", may_be_early)
             }
             AppleVerifyError::InvalidSignature(SignatureError::OcspUnavailable { retry_after })
             | AppleVerifyError::UntrustedResponse(SignatureError::OcspUnavailable {

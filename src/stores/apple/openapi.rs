@@ -157,8 +157,8 @@ pub(super) struct AppleRefusedDetailsSchema {
     /// another user's.
     #[schema(required = false, nullable = false, examples("unknown"))]
     reason: Option<String>,
-    /// With `TRANSACTION_NOT_FOUND`: whether a purchase of the last minutes can have this answer, because Apple does not know
-    /// it yet.
+    /// With `TRANSACTION_NOT_FOUND`: Apple may not know the id yet, because it was first asked for less than a minute ago. Ask
+    /// again in a minute.
     #[schema(required = false, nullable = false, examples(true))]
     may_be_early: Option<bool>,
     /// With `SIGNATURE_INVALID`: which check was not passed.

@@ -97,7 +97,7 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotific
             examples(
                 ("active" = (summary = "A subscription that is paid for.", value = json!(openapi::subscription_example()))),
                 ("refunded" = (summary = "The same, after Apple gave the money back.", value = json!(openapi::refunded_example()))),
-                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotFound(AppleNotFound::Unknown))))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotFound { reason: AppleNotFound::Unknown, may_be_early: true })))),
                 ("SIGNATURE_INVALID" = (summary = "Apple did not sign this transaction.", value = json!(openapi::rejection_example(AppleVerifyError::InvalidSignature(SignatureError::BadSignature))))),
                 ("BUNDLE_ID_MISMATCH" = (summary = "It is of another app.", value = json!(openapi::rejection_example(AppleVerifyError::BundleIdMismatch { expected: "com.example.app".to_owned(), found: Some("com.example.other".to_owned()) })))),
                 ("NOT_A_TRANSACTION" = (summary = "Apple signed it, and it is an app transaction.", value = json!(openapi::rejection_example(AppleVerifyError::NotATransaction(SignedDataKind::AppTransaction))))),

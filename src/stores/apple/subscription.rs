@@ -45,7 +45,7 @@ impl WholeSubscription {
 impl From<TransactionLookupError> for AppleVerifyError {
     fn from(error: TransactionLookupError) -> Self {
         match error {
-            TransactionLookupError::NotFound(reason) => Self::NotFound(reason),
+            TransactionLookupError::NotFound(reason) => reason.into(),
             TransactionLookupError::Api(failure) => failure.into(),
         }
     }
@@ -70,7 +70,7 @@ impl AppleVerifier {
             .into_iter()
             .flat_map(|group| group.last_transactions)
             .find(|item| item.original_transaction_id.as_deref() == Some(original_id))
-            .ok_or(AppleVerifyError::NotFound(AppleNotFound::Unknown))?;
+            .ok_or(AppleNotFound::Unknown)?;
         self.read_subscription(credentials, environment, original_id, &item)
             .await
     }

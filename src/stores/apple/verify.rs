@@ -323,12 +323,18 @@ impl AppleVerifier {
         let mut tries = self.fresh_ids.start_tries(tenant, id);
         loop {
             let found = self.look_up_id(tenant, credentials, choice, id).await;
-            let is_unknown = matches!(
-                found,
-                Err(AppleVerifyError::NotFound(AppleNotFound::Unknown))
-            );
-            if !is_unknown || tries.wait_for_retry().await != UnknownId::TryAgain {
+            let Err(AppleVerifyError::NotFound {
+                reason: reason @ AppleNotFound::Unknown,
+                ..
+            }) = found
+            else {
                 return found;
+            };
+            if let UnknownId::GiveUp { may_be_early } = tries.wait_for_retry().await {
+                return Err(AppleVerifyError::NotFound {
+                    reason,
+                    may_be_early,
+                });
             }
         }
     }
@@ -362,7 +368,7 @@ impl AppleVerifier {
                 }
                 // A malformed id is malformed in the other environment too.
                 Err(TransactionLookupError::NotFound(reason)) => {
-                    return Err(AppleVerifyError::NotFound(reason));
+                    return Err(reason.into());
                 }
                 Err(TransactionLookupError::Api(failure @ AppleApiError::Unauthorized { .. })) => {
                     unauthorized = Some(failure);
@@ -371,7 +377,7 @@ impl AppleVerifier {
             }
         }
         Err(match (not_found, unauthorized) {
-            (Some(reason), _) => AppleVerifyError::NotFound(reason),
+            (Some(reason), _) => reason.into(),
             (None, Some(failure)) => failure.into(),
             (None, None) => AppleVerifyError::NoAppAppleId,
         })
