@@ -575,6 +575,23 @@ async fn g14_a_refused_account_costs_at_most_two_access_tokens() {
 }
 
 #[tokio::test]
+async fn g14_a_refused_access_token_is_not_taken_for_a_refused_account() {
+    let shop = Shop::open().await;
+    let token = shop.subscribe(users());
+    let fault = Fault::at_place("google/play").reason("authError");
+    shop.world
+        .simulator
+        .add_fault(fault.status(401).times(2))
+        .unwrap();
+    assert_eq!(shop.verify(&token, &json!({})).await.status, 502);
+    assert_eq!(shop.count_calls_at("google/token"), 2);
+    assert_eq!(shop.verify_token(&token).await["valid"], true);
+    let calls = shop.count_calls_at("google/token");
+    assert_eq!(calls, 3, "a token that Google refused is not used again");
+    shop.world.end().await;
+}
+
+#[tokio::test]
 async fn g15_a_token_is_enough() {
     let shop = Shop::open().await;
     let subscription = shop.subscribe(users());

@@ -1,8 +1,8 @@
 //! Access tokens for the Play Developer API, exchanged for a service account's assertions.
 //!
 //! Promises: a token is requested once for all calls that need it at the same time, and renewed a minute before it
-//! expires; a token that Google refused is replaced, unless Google refuses new ones too: then it is the account that is
-//! refused, and no further token is requested for some minutes.
+//! expires; a token that Google refused is replaced, unless Google says of a new one too that the account lacks the
+//! permission: then no further token is requested for some minutes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use url::Url;
 
 use super::account::GoogleServiceAccount;
 use super::api_error::{DEFAULT_RETRY_AFTER, GoogleApiError, is_error_code};
+use super::payload::GoogleErrorBody;
 use crate::base::cache::Cache;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -30,7 +31,7 @@ const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(1);
 const DEFAULT_TOKEN_TTL_SECONDS: u64 = 300;
 /// The longest that a token is used, whatever Google says.
 const MAX_TOKEN_TTL_SECONDS: u64 = 3600;
-/// How long a token is kept that was refused when it was new.
+/// How long a token is kept that was refused when it was new, for its account.
 const REFUSED_TOKEN_TTL: Duration = Duration::from_mins(10);
 /// Far more than there are tenants whose account is refused at the same time.
 const MAX_REFUSED_TOKENS: usize = 10_000;
@@ -42,7 +43,7 @@ pub(super) struct AccessTokenSource {
     token_url: Url,
     clock: Clock,
     token_cache: TokenCache,
-    /// Tokens that were refused when they were new.
+    /// Tokens that were refused when they were new, for their accounts.
     refused_tokens: Cache<TokenCacheKey, AccessToken>,
     in_flight: SingleFlight<TokenCacheKey, Result<AccessToken, GoogleApiError>>,
 }
@@ -135,8 +136,12 @@ impl BearerTokens for AccessTokenSource {
         tenant: &TenantId,
         account: &Arc<GoogleServiceAccount>,
         token: &AccessToken,
+        response: &UpstreamResponse,
         is_replacement: bool,
     ) -> bool {
+        if !is_account_refused(&response.body) {
+            return false;
+        }
         let owner = (tenant.clone(), account.identity_digest());
         if is_replacement {
             self.refused_tokens
@@ -146,6 +151,22 @@ impl BearerTokens for AccessTokenSource {
         let refused = self.refused_tokens.get(&owner);
         refused.is_some_and(|refused| refused.secret() == token.secret())
     }
+}
+
+/// Whether an answer of status 401 refuses the account, and not the token: `authError` is said of one that expired or was
+/// revoked, and a new one may be good.
+fn is_account_refused(body: &[u8]) -> bool {
+    let error = serde_json::from_slice::<GoogleErrorBody>(body)
+        .ok()
+        .and_then(|body| body.error)
+        .unwrap_or_default();
+    let codes = error.errors.into_iter().filter_map(|error| error.reason);
+    codes
+        .chain(error.status)
+        .any(|code| matches!(&*code, "permissionDenied" | "PERMISSION_DENIED"))
+        || error
+            .message
+            .is_some_and(|message| message.contains("Package not found"))
 }
 
 fn classify_response(response: &UpstreamResponse) -> RetryDecision {
@@ -257,6 +278,29 @@ mod tests {
             assert!(kept.get(&owner).is_some());
             clock.advance(Duration::from_secs(1));
             assert!(kept.get(&owner).is_none());
+        }
+    }
+
+    #[test]
+    fn only_a_missing_permission_refuses_the_account() {
+        for (body, expected) in [
+            (
+                r#"{"error":{"errors":[{"reason":"permissionDenied"}]}}"#,
+                true,
+            ),
+            (r#"{"error":{"status":"PERMISSION_DENIED"}}"#, true),
+            (
+                r#"{"error":{"message":"Package not found: com.example.app."}}"#,
+                true,
+            ),
+            (
+                r#"{"error":{"status":"UNAUTHENTICATED","errors":[{"reason":"authError"}]}}"#,
+                false,
+            ),
+            (r#"{"error":{}}"#, false),
+            ("<html>", false),
+        ] {
+            assert_eq!(is_account_refused(body.as_bytes()), expected, "{body}");
         }
     }
 

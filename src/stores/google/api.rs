@@ -21,7 +21,7 @@
 //! | 400 | `purchaseTokenDoesNotMatchPackageName` | [`OtherApp`](PurchaseLookupError::OtherApp) |
 //! | 400 | `purchaseTokenDoesNotMatchProductId` | [`OtherProduct`](PurchaseLookupError::OtherProduct) |
 //! | 400 | `subscriptionInvalidArgument`, `productInvalidArgument`, … | [`OtherType`](GoogleNotFound::OtherType) |
-//! | 401 | any | one more try with a new token unless the last new one was refused too, then [`Unauthorized`](GoogleApiError::Unauthorized) |
+//! | 401 | any | one more try with a new token unless the account lacks the permission by the answer to the last new one, then [`Unauthorized`](GoogleApiError::Unauthorized) |
 //! | 429 from the token endpoint | any | [`RateLimited`](GoogleApiError::RateLimited) |
 //! | 429, 403 | `quotaExceeded`, `rateLimitExceeded`, `userRateLimitExceeded`, `dailyLimitExceeded` | [`RateLimited`](GoogleApiError::RateLimited) |
 //! | 403 | any other | [`Unauthorized`](GoogleApiError::Unauthorized) |

@@ -32,13 +32,14 @@ pub(crate) trait BearerTokens {
     /// Removes `token` from the cache, because the store refused it. A newer one of the same tenant stays.
     fn evict_token(&self, tenant: &TenantId, credentials: &Self::Credentials, token: &AccessToken);
 
-    /// Whether to keep a token that the store has just refused, because another one would be refused too.
+    /// Whether to keep a token that the store has just refused with `_response`, because another one would be refused too.
     /// `is_replacement`: it was requested because the one before it was refused.
     fn keeps_refused_token(
         &self,
         _tenant: &TenantId,
         _credentials: &Self::Credentials,
         _token: &AccessToken,
+        _response: &UpstreamResponse,
         _is_replacement: bool,
     ) -> bool {
         false
@@ -102,7 +103,14 @@ impl<T: BearerTokens> StoreApi<T> {
             if response.status.as_u16() == 401 {
                 let is_replacement = tries_left == 0;
                 let tokens = &self.tokens;
-                if !tokens.keeps_refused_token(tenant, credentials, &token, is_replacement) {
+                let is_kept = tokens.keeps_refused_token(
+                    tenant,
+                    credentials,
+                    &token,
+                    &response,
+                    is_replacement,
+                );
+                if !is_kept {
                     tokens.evict_token(tenant, credentials, &token);
                     if tries_left > 0 {
                         continue;
