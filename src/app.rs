@@ -49,6 +49,7 @@ use crate::stores::apple::trust::{
 use crate::stores::apple::{self, AppleVerifier};
 use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
+use crate::stores::shared::state_completer::{StateCompleter, StateSources};
 use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::MetricsRegistry;
 use crate::tenants::Authenticator;
@@ -85,6 +86,7 @@ pub struct App {
     google: GoogleVerifier,
     apple_notifications: apple::AppleNotifications,
     google_notifications: google::GoogleNotifications,
+    recorder: EventRecorder,
     verifications: VerificationLog,
     notification_metrics: NotificationMetrics,
     delivery_metrics: DeliveryMetrics,
@@ -171,7 +173,7 @@ impl App {
         )?;
         let apple_notifications = apple::AppleNotifications::new(&apple, record.clone(), &changes);
         let google_notifications =
-            google::GoogleNotifications::new(&google, google_keys, record, &changes);
+            google::GoogleNotifications::new(&google, google_keys, record.clone(), &changes);
         let callers = Authenticator::new(database, &changes, clock, settings.rate_limit);
         Ok(Self {
             database: database.clone(),
@@ -183,6 +185,7 @@ impl App {
             google,
             apple_notifications,
             google_notifications,
+            recorder: record,
             verifications: build_verifications(settings, database, clock).with_metrics(&registry),
             notification_metrics: NotificationMetrics::new(&registry),
             delivery_metrics: DeliveryMetrics::new(&registry),
@@ -292,7 +295,7 @@ impl App {
         })
     }
 
-    /// Deliveries and jobs, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
+    /// Deliveries, jobs and what completes states, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
     /// where that is asked for, deliveries are held: one of the jobs connects to callbacks.
     fn delivery_tasks(&mut self, stop: &CancellationToken) -> Vec<NamedTask> {
         let start = CancellationToken::new();
@@ -304,7 +307,9 @@ impl App {
         }
         if let Some(jobs) = self.jobs.take() {
             let run = jobs.run(stop.clone());
-            tasks.push(("jobs", run_after(start, stop.clone(), run)));
+            tasks.push(("jobs", run_after(start.clone(), stop.clone(), run)));
+            let run = self.build_state_completer().run(stop.clone());
+            tasks.push(("state_completer", run_after(start, stop.clone(), run)));
         }
         tasks
     }
@@ -400,6 +405,15 @@ impl App {
         };
         Dispatcher::new(&database, &self.clock, sender, self.wake.clone(), settings)
             .with_metrics(self.delivery_metrics.clone())
+    }
+
+    /// What tells the states that were not known when their events were stored. It runs where the periodic jobs do.
+    pub fn build_state_completer(&self) -> StateCompleter {
+        let sources = StateSources {
+            apple: Arc::new(apple::AppleStates::new(&self.apple)),
+            google: Arc::new(google::GoogleStates::new(&self.google)),
+        };
+        StateCompleter::new(&self.database, &self.clock, self.recorder.clone(), sources)
     }
 
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.

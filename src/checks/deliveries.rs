@@ -10,11 +10,15 @@ use crate::db::Error;
 use crate::deliveries::hold::store::DeliveryHold;
 use crate::deliveries::probe::store::{self as probes, AffectedTenants};
 use crate::deliveries::queue_stats::QueueStats;
+use crate::events::unresolved::store::UnresolvedStats;
 
 /// In a healthy installation, no delivery that could be sent waits longer.
 const LAG_WARNING_THRESHOLD: Duration = Duration::from_mins(1);
 /// If a delivery that could be sent waits longer, no process delivers.
 const LAG_FAILURE_THRESHOLD: Duration = Duration::from_mins(15);
+
+/// A store that answers tells a state within a minute.
+const MAX_STATE_WAIT: Duration = Duration::from_hours(1);
 
 impl From<AffectedTenants> for CountWithNames {
     /// The names have the form `tenant_a (dns)`.
@@ -90,6 +94,30 @@ pub(super) fn judge_recent_failures(failures: &CountWithNames) -> CheckResult {
     )
 }
 
+pub(super) fn judge_unresolved_states(stats: UnresolvedStats) -> CheckResult {
+    const NAME: &str = "deliveries.states";
+    let count = stats.apple + stats.google;
+    if count == 0 {
+        return CheckResult::ok(NAME, "No event waits for the state of its purchase.");
+    }
+    let message = format!(
+        "{} for the state of the purchase ({} of Apple, {} of Google), the oldest for {} min.",
+        pluralize_count(count, "event waits", "events wait"),
+        stats.apple,
+        stats.google,
+        stats.oldest.as_secs() / 60
+    );
+    if stats.oldest > MAX_STATE_WAIT {
+        CheckResult::warn(
+            NAME,
+            message,
+            "The log says why: `purchase_state_not_read` names the store's answer. Is JOBS_DISABLED set in every process? Of a replaced purchase the store has not reported the new one.",
+        )
+    } else {
+        CheckResult::ok(NAME, message)
+    }
+}
+
 /// `None` if the settings cannot be read.
 pub(super) async fn list_expiring_certificates(
     context: &DatabaseContext,
@@ -141,5 +169,20 @@ mod tests {
         assert_eq!(judged(0, 0), (CheckStatus::Ok, CheckStatus::Ok));
         assert_eq!(judged(61, 1), (CheckStatus::Warn, CheckStatus::Warn));
         assert_eq!(judged(901, 0), (CheckStatus::Fail, CheckStatus::Ok));
+    }
+
+    #[test]
+    fn a_state_that_waits_for_more_than_an_hour_is_a_warning() {
+        let judged = |google, seconds| {
+            let stats = UnresolvedStats {
+                apple: 0,
+                google,
+                oldest: Duration::from_secs(seconds),
+            };
+            judge_unresolved_states(stats).status
+        };
+        assert_eq!(judged(0, 0), CheckStatus::Ok);
+        assert_eq!(judged(1, 3600), CheckStatus::Ok);
+        assert_eq!(judged(1, 3601), CheckStatus::Warn);
     }
 }

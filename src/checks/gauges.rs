@@ -21,6 +21,7 @@ use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
 use crate::deliveries::probe::PROBE_RESULTS;
 use crate::deliveries::queue_stats::{CALLBACK_STATES, QueueStats};
+use crate::events::unresolved::store::UnresolvedStats;
 use crate::jobs::{self, JobHealth};
 use crate::replicas::CertificateExpiries;
 use crate::telemetry::metrics::{Gauge, MetricVec, MetricsRegistry};
@@ -46,6 +47,8 @@ pub struct DatabaseGauges {
     credential_ages: MetricVec<1, Gauge>,
     last_audit_seq: Gauge,
     deliveries_held: Gauge,
+    unresolved_states: MetricVec<1, Gauge>,
+    oldest_unresolved_state: Gauge,
     job_gauges: JobGauges,
 }
 
@@ -161,6 +164,15 @@ impl DatabaseGauges {
                 "attesto_deliveries_held",
                 "Whether all deliveries are held until an operator releases them.",
             ),
+            unresolved_states: registry.register_gauge_vec(
+                "attesto_unresolved_states",
+                "Events without a state, whose store is asked for it.",
+                ["store"],
+            ),
+            oldest_unresolved_state: registry.register_gauge(
+                "attesto_unresolved_states_oldest_seconds",
+                "How long the oldest of them has been waiting for its state.",
+            ),
             job_gauges: JobGauges::new(keyring, registry),
         }
     }
@@ -215,6 +227,14 @@ impl DatabaseGauges {
             .await?
             .is_some();
         self.deliveries_held.set(f64::from(u8::from(held)));
+        let unresolved = UnresolvedStats::load(&self.database).await?;
+        for (store, count) in [("apple", unresolved.apple), ("google", unresolved.google)] {
+            self.unresolved_states
+                .with_label_values([store])
+                .set(count_to_f64(count));
+        }
+        self.oldest_unresolved_state
+            .set(unresolved.oldest.as_secs_f64());
         let health = self.database.load_health(&self.clock).await?;
         self.clock_skew.set(health.clock_skew);
         self.oldest_transaction

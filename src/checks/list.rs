@@ -15,6 +15,7 @@ use super::{
 use crate::credentials::reseal;
 use crate::deliveries::queue_stats::QueueStats;
 use crate::deliveries::{hold, probe};
+use crate::events::unresolved::store::UnresolvedStats;
 use crate::replicas::LiveReplicas;
 
 /// How long the check of `LISTEN` and `NOTIFY` waits for its own notification.
@@ -239,7 +240,7 @@ fn tenant_checks() -> Vec<Check> {
     checks
 }
 
-fn delivery_checks() -> [Check; 7] {
+fn delivery_checks() -> [Check; 8] {
     let group = CheckGroup::Deliveries;
     [
         Check::judged(
@@ -305,6 +306,12 @@ fn delivery_checks() -> [Check; 7] {
             |tenants, _| tenants.map(|tenants| deliveries::judge_callback_certificates(&tenants)),
         )
         .in_job(EXPIRY_JOB, "callbacks"),
+        Check::judged(
+            group,
+            "deliveries.states",
+            |c| UnresolvedStats::load(&c.database).boxed(),
+            |stats, _| deliveries::judge_unresolved_states(stats),
+        ),
     ]
 }
 

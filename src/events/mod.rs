@@ -10,6 +10,7 @@
 //! - [`recorder`]: the only way to write events
 //! - [`notification_metrics`]: counts the notifications of the stores
 //! - [`store`]: the queries
+//! - [`unresolved`]: events whose state is told later
 
 mod event;
 mod event_type;
@@ -17,6 +18,7 @@ mod notification_metrics;
 pub mod purchase_state;
 mod recorder;
 mod store;
+pub(crate) mod unresolved;
 
 pub use event::{
     AppUserIdSource, EventBody, EventEnvironment, EventSubject, NewEvent, SubjectType,

@@ -157,16 +157,26 @@ pub enum StateBasis {
 /// Why there is no state.
 ///
 /// - `store_unavailable`: the store did not answer in time. An event `purchase.state` follows as soon as it does.
-/// - `replaced_by_unknown`: the purchase was replaced by another that has not been seen yet.
+/// - `replaced_by_unknown`: the purchase was replaced by another that has not been seen yet. An event `purchase.state` follows
+///   as soon as it is.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::IntoStaticStr,
+    strum::EnumString,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum StateError {
     /// The store did not answer in time. An event `purchase.state` follows as soon as it does.
     StoreUnavailable,
-    /// The purchase was replaced by another that has not been seen yet.
+    /// The purchase was replaced by another that has not been seen yet. An event `purchase.state` follows as soon as it is.
     ReplacedByUnknown,
 }
 

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::event::{EventBody, NewEvent};
 use super::event_type::EventSource;
+use super::unresolved::FIRST_RETRY_DELAY;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::crypto::token::sha256;
 use crate::db::{Database, Error};
@@ -40,9 +41,10 @@ pub enum RecordError {
 /// stored: another process stored it meanwhile. The number is given back with the rest of the statement.
 const NOTIFICATION_REPEATED: &str = "AT001";
 
-/// Writes an event and, if its tenant has an active callback, a delivery. One statement: both are written or neither is, and
-/// a client that disconnects cannot leave a transaction open. The same statement checks that the tenant is active: an
-/// earlier check may be out of date, and an export of an inactive tenant must contain all of its events.
+/// Writes an event and, if its tenant has an active callback, a delivery; an event with a subject and without a state is also
+/// listed in `unresolved_states`. One statement: all are written or none is, and a client that disconnects cannot leave a
+/// transaction open. The same statement checks that the tenant is active: an earlier check may be out of date, and an export
+/// of an inactive tenant must contain all of its events.
 pub(super) async fn insert_event(
     database: &Database,
     event: &NewEvent,
@@ -94,6 +96,12 @@ pub(super) async fn insert_event(
                 from event, webhook_configs as config
                 where config.tenant_id = $2 and config.is_active
                 returning id
+            ), unresolved as (
+                insert into unresolved_states
+                    (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
+                select event.id, $2, $3, $21, $19, clock.now + make_interval(secs => $22), clock.now
+                from event cross join (select attesto_now() as now) clock
+                where $21::bytea is not null and $18::text is null and $19::text is not null
             )
             select exists (select from tenant) as "is_active!", exists (select from event) as "is_new!",
                 exists (select from delivery) as "enqueued!",
@@ -121,6 +129,7 @@ pub(super) async fn insert_event(
             event.state_error.map(super::StateError::as_str),
             &body.after_sequence,
             key_hash.as_ref().map(<[u8; 32]>::as_slice),
+            FIRST_RETRY_DELAY.as_secs_f64(),
         )
         .fetch_one(database.pool())
         .await;

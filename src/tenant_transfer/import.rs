@@ -134,6 +134,7 @@ pub async fn import_tenant(
     if let Some(mut last) = unpacked.deferred_tenant_row.take() {
         unpacked.insert_batch(&mut unpacking, &mut last).await?;
     }
+    unpacking.list_unresolved_states().await?;
     let ImportReader {
         rows,
         kept,

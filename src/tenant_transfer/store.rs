@@ -12,6 +12,7 @@ use super::tables::{ConflictPolicy, HistoryScope, TRANSFERRED_TABLES, TransferTa
 use crate::base::id::TenantId;
 use crate::credentials::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
+use crate::events::unresolved::MAX_UNRESOLVED_TIME;
 
 /// The idle timeout is long because the file is read and unsealed between two batches. The audit rows of the changes
 /// are deferred to the end: a transaction that adds to the operators' audit blocks others that add to it, and a history
@@ -430,6 +431,27 @@ impl TenantImport {
             .execute(&mut *self.transaction)
             .await
             .map(drop)
+    }
+
+    /// Lists the events whose state was not told where they come from, as far as it is still asked for.
+    pub(super) async fn list_unresolved_states(&mut self) -> Result<(), Error> {
+        sqlx::query!(
+            "insert into unresolved_states (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at) \
+             select event.id, event.tenant_id, event.source, sha256(convert_to(event.subject_key, 'UTF8')), event.state_error, \
+                    attesto_now(), event.received_at \
+               from webhook_events event \
+              where event.tenant_id = $1 and event.state_error is not null and event.state is null \
+                and event.subject_key is not null and event.received_at > attesto_now() - make_interval(secs => $2) \
+                and not exists (select from webhook_events told \
+                                 where told.tenant_id = event.tenant_id and told.source = event.source \
+                                   and told.external_id = 'state:' || event.id) \
+             on conflict do nothing",
+            self.tenant.as_str(),
+            MAX_UNRESOLVED_TIME.as_secs_f64(),
+        )
+        .execute(&mut *self.transaction)
+        .await
+        .map(drop)
     }
 
     /// Makes the tenant inactive if `as_inactive`. Returns whether it is active; `None`: the file has no tenant.

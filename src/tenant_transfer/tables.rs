@@ -159,12 +159,16 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 13] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 14] = [
     (
         "apple_test_notifications",
         "Apple sends to another address from then on",
     ),
     ("callback_probes", "is learned anew, like webhook_health"),
+    (
+        "unresolved_states",
+        "is made anew of the events that the import brings",
+    ),
     (
         "webhook_health",
         "is learned anew: the callback is called from another place",

@@ -48,7 +48,12 @@ pub(crate) fn altered(fields: &Value, changes: &[(&str, Value)]) -> Value {
 
 impl Shop {
     pub(crate) async fn open() -> Self {
-        let world = World::new().await;
+        Self::open_with(&[]).await
+    }
+
+    /// With some settings, by the names of their variables.
+    pub(crate) async fn open_with(settings: &[(&str, &str)]) -> Self {
+        let world = World::with(settings).await;
         let tenant = world.tenant().await;
         Self { world, tenant }
     }

@@ -16,18 +16,23 @@ use serde_json::{Map, Value, json};
 
 use crate::world::attesto::{APP, Answer, Tenant, World};
 
-const USER: &str = "user-7";
+pub(crate) const USER: &str = "user-7";
 const DAY: Duration = Duration::from_hours(24);
 
 /// A tenant whose app's notifications are pushed when a test says so.
 pub(crate) struct Shop {
     pub(crate) world: World,
-    tenant: Tenant,
+    pub(crate) tenant: Tenant,
 }
 
 impl Shop {
     pub(crate) async fn open() -> Self {
-        let world = World::new().await;
+        Self::open_with(&[]).await
+    }
+
+    /// With some settings, by the names of their variables.
+    pub(crate) async fn open_with(settings: &[(&str, &str)]) -> Self {
+        let world = World::with(settings).await;
         let tenant = world.tenant().await;
         let play = world.simulator.google();
         let file = world.simulator.google_service_account().to_string();
@@ -69,7 +74,7 @@ impl Shop {
         self.push("subscriptionNotification", fields).await
     }
 
-    async fn push(&self, block: &str, fields: Value) -> Value {
+    pub(crate) async fn push(&self, block: &str, fields: Value) -> Value {
         let message = self.play().publish_notification(APP, block, fields);
         self.push_message(&message.message_id).await
     }
@@ -110,25 +115,29 @@ impl Shop {
     }
 
     /// Sells a subscription that another one replaces: the tokens of the old and the new one.
-    fn change_plan(&self, old: NewSubscription, new: SubscriptionReplacement) -> (String, String) {
+    pub(crate) fn change_plan(
+        &self,
+        old: NewSubscription,
+        new: SubscriptionReplacement,
+    ) -> (String, String) {
         let old = self.subscribe(old);
         let new = self.play().replace_subscription(&old, new).unwrap();
         (old, new.purchase_token)
     }
 
-    fn count_calls_at(&self, place: &str) -> usize {
+    pub(crate) fn count_calls_at(&self, place: &str) -> usize {
         self.world.simulator.count_requests_at(place)
     }
 }
 
-fn users() -> NewSubscription {
+pub(crate) fn users() -> NewSubscription {
     NewSubscription {
         obfuscated_external_account_id: Some(USER.to_owned()),
         ..NewSubscription::default()
     }
 }
 
-fn yearly() -> SubscriptionReplacement {
+pub(crate) fn yearly() -> SubscriptionReplacement {
     SubscriptionReplacement {
         product_id: Some("pro_yearly".to_owned()),
         ..SubscriptionReplacement::default()
@@ -432,7 +441,7 @@ async fn g09_what_is_over_is_not_acknowledged() {
     shop.world.end().await;
 }
 
-fn coins() -> NewProduct {
+pub(crate) fn coins() -> NewProduct {
     NewProduct {
         product_id: Some("coins".to_owned()),
         obfuscated_external_account_id: Some(USER.to_owned()),

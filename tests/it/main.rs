@@ -37,6 +37,7 @@ mod health_command;
 #[path = "../histories/mod.rs"]
 mod histories;
 mod jobs;
+mod late_states;
 mod leak_runbook;
 mod metrics;
 mod migration_sql;

@@ -468,6 +468,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
         ("validation_audit", "the callers' doing"),
         ("validation_audit_keys", "written by itself"),
         ("subjects", "the stores' doing"),
+        ("unresolved_states", "written by itself"),
         ("webhook_events", "the stores' doing"),
         ("webhook_health", "the dispatcher's doing"),
     ];

@@ -16,7 +16,9 @@ use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
-use attesto::events::{EventRecorder, RecordError};
+use attesto::events::{
+    EventRecorder, EventSubject, NewEvent, RecordError, StateError, SubjectType,
+};
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::stores::apple::account::EnvironmentChoice;
 use attesto::stores::google::account::GoogleServiceAccount;
@@ -1374,4 +1376,40 @@ async fn other_changes_proceed_during_a_long_import() {
         refused.complained.contains("Try again in a moment"),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn a_state_that_was_not_known_is_asked_for_at_the_destination() {
+    let moved = Move::prepared().await;
+    let id = &moved.tenant.id;
+    let record = EventRecorder::new(moved.old.database(), &moved.old.clock, || {});
+    let event = |external_id: &str, is_told: bool| NewEvent {
+        subject: Some(EventSubject {
+            key: "token".to_owned(),
+            product_id: None,
+            r#type: SubjectType::Subscription,
+            current: true,
+            superseded_by: None,
+        }),
+        state_error: (!is_told).then_some(StateError::StoreUnavailable),
+        ..test_event(id, external_id)
+    };
+    let mut waiting = Vec::new();
+    for external_id in ["1", "2"] {
+        let stored = record.record_event(&event(external_id, false)).await;
+        waiting.push(stored.unwrap().event_id);
+    }
+    let told_later = format!("state:{}", waiting[1]);
+    record
+        .record_event(&event(&told_later, true))
+        .await
+        .unwrap();
+    moved.deactivate();
+    told(&moved.export("export", &[]));
+    told(&moved.import("export", &[]));
+    let listed: Vec<String> = sqlx::query_scalar("select event_id from unresolved_states")
+        .fetch_all(moved.new.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(listed, [waiting[0].to_string()]);
 }

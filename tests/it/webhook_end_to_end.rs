@@ -32,7 +32,7 @@ use crate::world::receiver::{Place, Received, Receiver};
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const NO: &[u8] = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno";
 
-fn secret(letter: &str) -> SigningSecret {
+pub(crate) fn secret(letter: &str) -> SigningSecret {
     SigningSecret::parse(&letter.repeat(40)).unwrap()
 }
 

@@ -9,6 +9,7 @@
 //! - [`ocsp`]: whether a certificate was revoked, with `APPLE_OCSP=on`
 //! - [`translate`]: from Apple's types and statuses to the event vocabulary
 //! - [`state`]: what a purchase is worth, as one pure function
+//! - `late_state`: what the purchase of a stored event is worth, where that was not known when it was received
 //! - `subscription`: asks Apple about a whole subscription
 //! - [`account`]: environments, the tenant's signing key, and the tokens for Apple's API
 //! - [`store`]: the tenant's credentials in the database
@@ -27,6 +28,7 @@ mod chains;
 pub mod check_credentials;
 pub mod error;
 pub mod inspection;
+mod late_state;
 pub mod notifications;
 pub mod ocsp;
 mod openapi;
@@ -41,6 +43,7 @@ pub mod translate;
 pub mod trust;
 pub mod verify;
 
+pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
 pub use routes::{notification_routes, openapi_document, verify_routes};
 pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};

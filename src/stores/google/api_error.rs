@@ -119,6 +119,15 @@ impl PurchaseLookupError {
 }
 
 impl GoogleApiError {
+    /// When to ask again, if Google said so.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            Self::Unexpected { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// What the log says in production: the kind and Google's own code, nothing of a purchase.
     pub(super) fn class(&self) -> String {
         let code = |reason: &Option<String>| reason.as_deref().unwrap_or("no reason").to_owned();

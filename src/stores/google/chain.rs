@@ -135,6 +135,11 @@ impl PurchaseChain {
         self.follow_new_link(PurchaseLink::first(token));
     }
 
+    /// The purchases that were reached, the newest first.
+    pub(super) fn tokens(&self) -> &[String] {
+        &self.tokens
+    }
+
     /// The links that [`follow_new_link`](Self::follow_new_link) was given.
     pub(super) fn new_links(&self) -> &[PurchaseLink] {
         &self.new_links

@@ -17,6 +17,7 @@
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
 //! - [`notifications`]: a use case: something happened to a purchase
+//! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: the first two in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
@@ -30,6 +31,7 @@ mod api_error;
 mod chain;
 pub(crate) mod check_credentials;
 mod error_response;
+mod late_state;
 mod notifications;
 mod openapi;
 pub mod payload;
@@ -44,6 +46,7 @@ pub mod trust;
 pub(crate) mod verify;
 
 pub(crate) use api_error::GoogleApiError;
+pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};

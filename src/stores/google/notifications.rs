@@ -229,7 +229,7 @@ fn translate_event(
 }
 
 /// What the subscription or product is worth, or why that is not known.
-fn event_state(
+pub(super) fn event_state(
     notification: &DeveloperNotification,
     purchase: &PurchaseContext,
 ) -> Option<Result<PurchaseState, StateError>> {
@@ -265,7 +265,7 @@ fn event_state(
 }
 
 /// `None` when Google did not say.
-fn event_environment(purchase: &PurchaseContext) -> Option<EventEnvironment> {
+pub(super) fn event_environment(purchase: &PurchaseContext) -> Option<EventEnvironment> {
     let is_test_purchase = match purchase {
         PurchaseContext::Subscription { fetched, .. } => {
             fetched.as_ref()?.purchase.test_purchase.is_some()
@@ -283,7 +283,7 @@ fn event_environment(purchase: &PurchaseContext) -> Option<EventEnvironment> {
 }
 
 /// What a notification is about: the first purchase of a subscription, or the one purchase of a product.
-fn event_subject(
+pub(super) fn event_subject(
     notification: &DeveloperNotification,
     purchase: &PurchaseContext,
 ) -> Option<EventSubject> {
@@ -325,7 +325,7 @@ fn event_subject(
 }
 
 /// The obfuscated account id, from the notification where it has one, else from the purchase; and which purchase has it.
-fn app_user(
+pub(super) fn app_user(
     notification: &DeveloperNotification,
     purchase: &PurchaseContext,
 ) -> Option<(String, AppUserIdSource)> {

@@ -126,6 +126,22 @@ pub(super) struct PurchaseLookup<'a> {
     lookups_left: usize,
     /// What Google has answered so far, by token.
     subscriptions: HashMap<String, Lookup<SubscriptionPurchase>>,
+    /// Why Google gave no answer, the last time that it gave none.
+    failure: Option<LookupFailure>,
+    /// Google's answer that there is no such purchase as the one that the notification is about.
+    not_found: Option<GoogleNotFound>,
+    /// Whether a failure is logged here, and not by the caller.
+    logs_failures: bool,
+}
+
+/// Why Google gave no answer.
+#[derive(Clone, Debug)]
+pub(super) struct LookupFailure {
+    /// For the log: nothing of a purchase.
+    pub(super) class: String,
+    pub(super) cause: String,
+    /// When to ask again, if Google said so.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl<'a> PurchaseLookup<'a> {
@@ -141,12 +157,34 @@ impl<'a> PurchaseLookup<'a> {
             deadline: Instant::now() + PURCHASE_LOOKUP_TIMEOUT,
             lookups_left: MAX_PURCHASE_LOOKUPS,
             subscriptions: HashMap::new(),
+            failure: None,
+            not_found: None,
+            logs_failures: true,
         }
+    }
+
+    /// The same for an event that is stored already: the caller logs failures.
+    #[must_use]
+    pub(super) fn without_failure_log(self) -> Self {
+        Self {
+            logs_failures: false,
+            ..self
+        }
+    }
+
+    /// Why Google gave no answer, the last time that it gave none.
+    pub(super) fn failure(&self) -> Option<&LookupFailure> {
+        self.failure.as_ref()
+    }
+
+    /// Google's answer that there is no such purchase as the one that the notification is about.
+    pub(super) fn not_found(&self) -> Option<GoogleNotFound> {
+        self.not_found
     }
 
     /// Asks Google about the purchase, and about the other ones of a subscription that are not known yet.
     pub(super) async fn load_context(
-        mut self,
+        &mut self,
         notification: &DeveloperNotification,
     ) -> PurchaseContext {
         if let Some(details) = &notification.subscription_notification
@@ -180,6 +218,7 @@ impl<'a> PurchaseLookup<'a> {
     /// What a subscription is now, where the purchase stands in it, and for a new one what it replaced.
     async fn load_subscription(&mut self, token: &str, is_new: bool) -> PurchaseContext {
         let lookup = self.fetch_subscription(token).await;
+        self.not_found = lookup.as_ref().err().copied().flatten();
         let (replaced, standing) = self.load_standing(token, &lookup, is_new).await;
         PurchaseContext::Subscription {
             fetched: lookup.ok(),
@@ -202,6 +241,7 @@ impl<'a> PurchaseLookup<'a> {
             let call = play.get_product_v2(tenant, account, package_name, token);
             self.run_lookup(call).await
         };
+        self.not_found = fetched.as_ref().err().copied().flatten();
         PurchaseContext::Product {
             purchase_token: token.to_owned(),
             fetched: fetched.ok(),
@@ -500,7 +540,13 @@ impl<'a> PurchaseLookup<'a> {
         if links.is_empty() {
             return;
         }
-        let stored = store::insert_purchase_links(&self.google.database, self.tenant, &links).await;
+        let stored = store::insert_purchase_links(
+            &self.google.database,
+            self.tenant,
+            &links,
+            chain.tokens(),
+        )
+        .await;
         if let Err(error) = stored {
             self.log_links_unavailable(&error);
         }
@@ -540,7 +586,7 @@ impl<'a> PurchaseLookup<'a> {
             return Err(None);
         };
         self.lookups_left = left;
-        let (cause, class) = match timeout_at(self.deadline, call).await {
+        let (cause, class, retry_after) = match timeout_at(self.deadline, call).await {
             Ok(Ok(response)) => {
                 return Ok(Fetched {
                     purchase: Arc::new(response.purchase),
@@ -548,22 +594,33 @@ impl<'a> PurchaseLookup<'a> {
                 });
             }
             Ok(Err(PurchaseLookupError::NotFound(reason))) => return Err(Some(reason)),
+            // Of this app or product there is no such purchase.
             Ok(Err(PurchaseLookupError::OtherApp | PurchaseLookupError::OtherProduct)) => {
-                return Err(None);
+                return Err(Some(GoogleNotFound::Malformed));
             }
-            Ok(Err(PurchaseLookupError::Api(error))) => (error.to_string(), error.class()),
+            Ok(Err(PurchaseLookupError::Api(error))) => {
+                (error.to_string(), error.class(), error.retry_after())
+            }
             Err(_) => (
                 format!("no answer within {PURCHASE_LOOKUP_TIMEOUT:?}"),
                 "google timeout".to_owned(),
+                None,
             ),
         };
-        tracing::warn!(
-            tenantId = self.tenant.as_str(),
+        if self.logs_failures {
+            tracing::warn!(
+                tenantId = self.tenant.as_str(),
+                cause,
+                causeClass = class,
+                hint = "The event is stored without what only Google could tell.",
+                "google_purchase_not_read"
+            );
+        }
+        self.failure = Some(LookupFailure {
+            class,
             cause,
-            causeClass = class,
-            hint = "The event is stored without what only Google could tell.",
-            "google_purchase_not_read"
-        );
+            retry_after,
+        });
         Err(None)
     }
 }

@@ -446,14 +446,22 @@ pub(super) async fn list_later_purchase_links(
 
 /// What is stored already stays as it is, except for what was not known then, and for a purchase that was paid since. A row
 /// without news is not even locked: many verifications of one purchase would wait for each other.
+///
+/// A purchase that is now known to replace another one is what events of their `chain` may be waiting for: the same statement
+/// makes them due.
 pub(super) async fn insert_purchase_links(
     database: &Database,
     tenant: &TenantId,
     links: &[PurchaseLink],
+    chain: &[String],
 ) -> Result<(), db::Error> {
     let hashes: Vec<Vec<u8>> = links
         .iter()
         .map(|link| token::sha256(link.token.as_bytes()).to_vec())
+        .collect();
+    let chain: Vec<Vec<u8>> = chain
+        .iter()
+        .map(|token| token::sha256(token.as_bytes()).to_vec())
         .collect();
     let tokens: Vec<&str> = links.iter().map(|link| link.token.as_str()).collect();
     let replaces: Vec<Option<&str>> = links.iter().map(|link| link.replaces.as_deref()).collect();
@@ -463,7 +471,8 @@ pub(super) async fn insert_purchase_links(
         .map(|link| link.app_user_id.as_deref())
         .collect();
     sqlx::query!(
-        "insert into purchase_links as stored (tenant_id, token_hash, token, replaces, is_paid, app_user_id) \
+        "with news as ( \
+         insert into purchase_links as stored (tenant_id, token_hash, token, replaces, is_paid, app_user_id) \
          select distinct on (hash) $1, hash, token, replaces, paid, app_user_id \
            from unnest($2::bytea[], $3::text[], $4::text[], $5::bool[], $6::text[]) \
                 as new (hash, token, replaces, paid, app_user_id) \
@@ -481,13 +490,20 @@ pub(super) async fn insert_purchase_links(
           where (stored.replaces is null and excluded.replaces is not null) \
              or (stored.is_paid is null and excluded.is_paid is not null) \
              or (not stored.is_paid and excluded.is_paid) \
-             or (stored.app_user_id is null and excluded.app_user_id is not null)",
+             or (stored.app_user_id is null and excluded.app_user_id is not null) \
+         returning stored.replaces \
+         ) \
+         update unresolved_states set next_attempt_at = attesto_now() \
+          where tenant_id = $1 and source = 'google' and key_hash = any($7::bytea[]) \
+            and state_error = 'replaced_by_unknown' and next_attempt_at > attesto_now() \
+            and exists (select from news where replaces is not null)",
         tenant.as_str(),
         &hashes,
         &tokens as &[&str],
         &replaces as &[Option<&str>],
         &paid as &[Option<bool>],
         &users as &[Option<&str>],
+        &chain,
     )
     .execute(database.pool())
     .await?;

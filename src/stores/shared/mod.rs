@@ -6,6 +6,7 @@
 //! - [`credentials`]: a tenant's credentials: loaded, cached, or why not
 //! - [`fresh_ids`]: asking again about a purchase that its store does not know yet
 //! - [`notifications`]: which tenants receive notifications
+//! - [`state_completer`]: tells the states of purchases that were not known when their events were stored
 //! - [`routes`]: the parts of the verify and notification routes that are the same for both stores
 
 pub(crate) mod client;
@@ -13,3 +14,4 @@ pub mod credentials;
 pub(crate) mod fresh_ids;
 pub(crate) mod notifications;
 pub(crate) mod routes;
+pub mod state_completer;
