@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
+use super::clock_offset::ClockOffset;
 use super::pool::session_timeouts_sql;
 use super::{ConnectSettings, DbPool, Error, MIGRATOR};
 
@@ -50,6 +51,8 @@ pub struct Database {
     pub(super) migrator: &'static Migrator,
     /// The lifetime of a reserved connection.
     delivery_connection_ttl: Duration,
+    /// How far the database's clock is ahead.
+    pub(super) clock_offset: Arc<ClockOffset>,
 }
 
 /// Why the database cannot be used now, without host, user or statement.
@@ -191,6 +194,7 @@ impl Database {
             pooler_options,
             migrator: &MIGRATOR,
             delivery_connection_ttl: DELIVERY_CONNECTION_TTL,
+            clock_offset: Arc::default(),
         }
     }
 

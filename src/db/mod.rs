@@ -11,11 +11,13 @@
 //! - [`errors`]: classes of database errors
 //! - [`change_listener`]: notifications of changes, for caches
 //! - [`health`]: clock difference, long transactions, dead rows, table sizes
+//! - `clock_offset`: how far the database's clock is ahead of this process'
 //! - `catalog`: the columns of our tables
 //! - `libpq`: environment variables for `pg_dump` and `pg_restore`
 
 mod catalog;
 pub mod change_listener;
+mod clock_offset;
 pub mod connect_settings;
 pub mod database;
 pub mod errors;

@@ -49,7 +49,7 @@ pub struct PurchaseState {
     pub acknowledge_by: Option<Timestamp>,
     /// What the state was made of.
     pub basis: StateBasis,
-    /// The store's own time of these facts: Apple's newest `signedDate`, the time of the fetch from Google.
+    /// The store's own time of these facts: Apple's newest `signedDate`, the time of the fetch from Google by the database's clock.
     #[schema(value_type = String, format = DateTime)]
     pub as_of: Timestamp,
 }

@@ -36,6 +36,7 @@ pub struct ReplicaHeartbeat {
     id: ReplicaId,
     database: Database,
     keyring: Arc<Keyring>,
+    clock: Clock,
     settings: BTreeMap<&'static str, String>,
     certificates: CertificateExpiries,
 }
@@ -47,6 +48,7 @@ impl ReplicaHeartbeat {
             id: ReplicaId::mint(clock.now()),
             database: database.clone(),
             keyring: keyring.clone(),
+            clock: clock.clone(),
             settings: BTreeMap::new(),
             certificates: Arc::new(BTreeMap::new),
         }
@@ -102,7 +104,7 @@ impl ReplicaHeartbeat {
         }
     }
 
-    /// Writes the row once.
+    /// Writes the row once, and measures how far the database's clock is ahead.
     pub async fn send_heartbeat(&self) -> Result<(), Error> {
         let beat = store::HeartbeatRow {
             id: &self.id,
@@ -114,7 +116,11 @@ impl ReplicaHeartbeat {
             settings: json!(self.settings),
             certificates: json!((self.certificates)()),
         };
-        store::upsert_heartbeat(&self.database, &beat).await
+        let asked = self.clock.now();
+        let seen_at = store::upsert_heartbeat(&self.database, &beat).await?;
+        self.database
+            .record_database_time(&self.clock, asked, seen_at);
+        Ok(())
     }
 
     /// Others lack this process's key when the steps of a key rotation were done in the wrong order.

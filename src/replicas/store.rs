@@ -21,12 +21,13 @@ pub(super) struct HeartbeatRow<'a> {
     pub(super) certificates: serde_json::Value,
 }
 
+/// Returns the time by the database's clock.
 pub(super) async fn upsert_heartbeat(
     database: &Database,
     row: &HeartbeatRow<'_>,
-) -> Result<(), Error> {
+) -> Result<Timestamp, Error> {
     let opening: Vec<i16> = row.opening_key_ids.iter().copied().map(i16::from).collect();
-    sqlx::query!(
+    let seen_at = sqlx::query_scalar!(
         "
         with gone as (
             delete from replicas where seen_at < attesto_now() - make_interval(secs => $7)
@@ -36,6 +37,7 @@ pub(super) async fn upsert_heartbeat(
         select $1, $2, $3, $4, now, now, $5, $6, $8, $9
         from (select attesto_now() as now) clock
         on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
+        returning seen_at
         ",
         row.id.as_str(),
         row.host,
@@ -47,9 +49,9 @@ pub(super) async fn upsert_heartbeat(
         row.settings,
         row.certificates,
     )
-    .execute(database.pool())
+    .fetch_one(database.pool())
     .await?;
-    Ok(())
+    Ok(seen_at.into())
 }
 
 pub(super) async fn delete_replica(database: &Database, id: &ReplicaId) -> Result<(), Error> {

@@ -311,6 +311,32 @@ async fn g03_a_change_at_the_next_renewal_is_no_upgrade() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_state_is_by_the_clock_that_all_processes_share() {
+    let shop = Shop::open().await;
+    let token = shop.subscribe(users());
+    let database_time = async || {
+        let now: time::OffsetDateTime = sqlx::query_scalar("select attesto_now()")
+            .fetch_one(shop.world.database().pool())
+            .await
+            .unwrap();
+        Timestamp::from(now)
+    };
+    let as_of = |told: &Value| Timestamp::parse(told["state"]["asOf"].as_str().unwrap()).unwrap();
+    let before = database_time().await;
+    // By then the difference of the clocks is measured anew.
+    shop.world.clock.advance(Duration::from_mins(1));
+    let event = shop.notify(2, &token).await;
+    let time = as_of(&event);
+    assert!(before <= time && time <= database_time().await, "{time}");
+    assert!(time > shop.now().plus(DAY), "this process' clock is wrong");
+    // A verification uses the difference as last measured.
+    assert!(before <= as_of(&shop.verify_token(&token).await));
+    let product = shop.play().buy_product(coins()).unwrap().purchase_token;
+    assert!(before <= as_of(&shop.verify_token(&product).await));
+    shop.world.end().await;
+}
+
+#[tokio::test]
 async fn g04_the_same_plan_again_is_a_purchase() {
     let shop = Shop::open().await;
     let (_, new) = shop.change_plan(users(), SubscriptionReplacement::default());

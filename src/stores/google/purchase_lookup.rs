@@ -52,7 +52,7 @@ pub(super) enum PurchaseContext {
 #[derive(Debug)]
 pub(super) struct Fetched<T> {
     pub(super) purchase: Arc<T>,
-    /// When Google was asked.
+    /// When Google was asked, by the database's clock.
     pub(super) fetched_at: Timestamp,
 }
 
@@ -187,6 +187,7 @@ impl<'a> PurchaseLookup<'a> {
         &mut self,
         notification: &DeveloperNotification,
     ) -> PurchaseContext {
+        self.refresh_clock_offset().await;
         if let Some(details) = &notification.subscription_notification
             && let Some(token) = &details.purchase_token
         {
@@ -213,6 +214,20 @@ impl<'a> PurchaseLookup<'a> {
             return self.load_order(order_id).await;
         }
         PurchaseContext::None
+    }
+
+    /// The times of what is fetched are by the database's clock. Without an answer the last known difference is used.
+    async fn refresh_clock_offset(&self) {
+        let database = &self.google.database;
+        let refresh = database.refresh_clock_offset(&self.google.clock);
+        if let Ok(Err(error)) = timeout_at(self.deadline, refresh).await {
+            tracing::warn!(
+                tenantId = self.tenant.as_str(),
+                cause = %error,
+                causeClass = "database",
+                "database_time_not_read"
+            );
+        }
     }
 
     /// What a subscription is now, where the purchase stands in it, and for a new one what it replaced.
@@ -590,7 +605,7 @@ impl<'a> PurchaseLookup<'a> {
             Ok(Ok(response)) => {
                 return Ok(Fetched {
                     purchase: Arc::new(response.purchase),
-                    fetched_at: response.fetched_at,
+                    fetched_at: self.google.database.to_database_time(response.fetched_at),
                 });
             }
             Ok(Err(PurchaseLookupError::NotFound(reason))) => return Err(Some(reason)),

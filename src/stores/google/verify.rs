@@ -153,7 +153,7 @@ impl GoogleVerifier {
             FoundPurchase::Subscription(response) => {
                 let fetched = Fetched {
                     purchase: Arc::new(response.purchase),
-                    fetched_at: response.fetched_at,
+                    fetched_at: self.database.to_database_time(response.fetched_at),
                 };
                 let now = self.clock.now();
                 let verified = verify_subscription(request, &fetched, response.raw, now)?;
@@ -162,7 +162,10 @@ impl GoogleVerifier {
                     .await;
                 with_standing(verified, standing)
             }
-            FoundPurchase::Product(response) => verify_product(request, response)?,
+            FoundPurchase::Product(mut response) => {
+                response.fetched_at = self.database.to_database_time(response.fetched_at);
+                verify_product(request, response)?
+            }
         };
         match (&request.expected_app_user_id, &verified.app_user_id) {
             (Some(expected), found) if found.as_ref() != Some(expected) => {
