@@ -254,6 +254,41 @@ async fn g02_the_answer_about_a_replaced_purchase_names_the_current_one() {
 }
 
 #[tokio::test]
+async fn g02_a_purchase_that_google_forgot_is_answered_with_the_one_that_replaced_it() {
+    let shop = Shop::open().await;
+    let (old, new) = shop.change_plan(users(), yearly());
+    let current = shop.notify(4, &new).await;
+    for (status, reason) in [
+        (410, "subscriptionPurchaseNoLongerAvailable"),
+        (404, "purchaseTokenNotFound"),
+    ] {
+        let forgotten = Fault::at_place("google/play").for_id(&old).reason(reason);
+        shop.world
+            .simulator
+            .add_fault(forgotten.status(status).times(0))
+            .unwrap();
+        let expected = json!({ "expectedAppUserId": USER });
+        let answer = shop.verify(&old, &expected).await.body;
+        assert_eq!(answer["valid"], true, "{answer}");
+        assert_eq!(answer["status"], "expired", "the purchase itself");
+        assert_eq!(answer["state"]["status"], "replaced");
+        assert_eq!(answer["state"]["entitled"], true);
+        let until = &current["state"]["entitledUntil"];
+        assert_eq!(answer["state"]["entitledUntil"], *until);
+        assert_eq!(answer["subject"]["key"], old);
+        assert_eq!(answer["subject"]["current"], false);
+        assert_eq!(answer["subject"]["supersededBy"], new);
+        assert_eq!(answer["purchase"]["purchaseToken"], old);
+        assert_eq!(answer["purchase"]["rawResponse"], json!({}));
+        let other = json!({ "expectedAppUserId": "user-8" });
+        let answer = shop.verify(&old, &other).await.body;
+        assert_eq!(answer["error"], "APP_USER_MISMATCH");
+        shop.world.simulator.clear_faults();
+    }
+    shop.world.end().await;
+}
+
+#[tokio::test]
 async fn g02_a_replacement_that_was_never_paid_changes_nothing() {
     let shop = Shop::open().await;
     let old = shop.subscribe(users());

@@ -313,6 +313,29 @@ impl<'a> PurchaseLookup<'a> {
         standing
     }
 
+    /// Where a purchase stands that Google no longer tells of, for a verify request. `None` where no other is known to have
+    /// taken its place.
+    pub(super) async fn find_replacement(&mut self, token: &str) -> Option<SubscriptionStanding> {
+        let (newest, state, user) = match self.find_newest(token, None, true).await {
+            NewestPurchase::None => return None,
+            NewestPurchase::NotFetched(newest, error) => (newest, Err(error), None),
+            NewestPurchase::Found(newest, fetched) => {
+                let user = chain::own_user(&fetched.purchase).map(str::to_owned);
+                (newest, self.state_of(&fetched).await, user)
+            }
+        };
+        let mut chain = PurchaseChain::starting_at(token);
+        self.follow_chain(&mut chain, Some(token)).await;
+        self.store_new_links(&chain).await;
+        let user = chain.app_user_id().map(str::to_owned).or(user);
+        Some(SubscriptionStanding {
+            first_token: chain.first_token().to_owned(),
+            role: PurchaseRole::Replaced { by: Some(newest) },
+            state,
+            app_user: user.map(|user| (user, AppUserIdSource::Purchase)),
+        })
+    }
+
     async fn load_standing(
         &mut self,
         token: &str,

@@ -112,7 +112,8 @@ pub(crate) struct SubscriptionDetails {
     pub(crate) linked_purchase_token: Option<String>,
     /// Whether it was bought by a licence tester: no money moved.
     pub(crate) test_purchase: bool,
-    /// What Google answered, untouched: what this release does not know is in it too.
+    /// What Google answered, untouched: what this release does not know is in it too. `{}` of a purchase that Google no longer
+    /// tells of, while `state` is that of the one which took its place; then nothing else is known of it either.
     #[schema(value_type = Object)]
     pub(crate) raw_response: Box<RawValue>,
 }

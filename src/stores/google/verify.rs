@@ -23,7 +23,7 @@ use super::response_body::{
 };
 use super::state::{self, ProductFacts};
 use super::store::{self, GoogleCredentials};
-use super::translate;
+use super::translate::{self, PurchaseStatus};
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::credentials::TenantCache;
@@ -86,6 +86,8 @@ enum PurchaseQuestion<'a> {
 enum FoundPurchase {
     Subscription(PurchaseResponse<SubscriptionPurchase>),
     Product(PurchaseResponse<ProductPurchase>),
+    /// Google tells no more of it than that it is gone or not known, and another one is known to have taken its place.
+    Replaced(SubscriptionStanding),
 }
 
 impl GoogleVerifyRequest {
@@ -166,6 +168,9 @@ impl GoogleVerifier {
                 response.fetched_at = self.database.to_database_time(response.fetched_at);
                 verify_product(request, response)?
             }
+            FoundPurchase::Replaced(standing) => {
+                with_standing(describe_gone_subscription(request), standing)
+            }
         };
         match (&request.expected_app_user_id, &verified.app_user_id) {
             (Some(expected), found) if found.as_ref() != Some(expected) => {
@@ -188,12 +193,21 @@ impl GoogleVerifier {
         let mut tries = self
             .fresh_tokens
             .start_tries(tenant, &request.purchase_token);
+        let mut is_replacement_sought = false;
         loop {
             let asked = self.ask(tenant, credentials, request, &questions).await;
             let reason = match asked? {
                 Ok(found) => return Ok(found),
                 Err(reason) => reason,
             };
+            let is_gone = matches!(reason, GoogleNotFound::Gone | GoogleNotFound::Unknown);
+            if is_gone && !std::mem::replace(&mut is_replacement_sought, true) {
+                let mut lookup = PurchaseLookup::new(self, tenant, credentials);
+                let replacement = lookup.find_replacement(&request.purchase_token).await;
+                if let Some(standing) = replacement {
+                    return Ok(FoundPurchase::Replaced(standing));
+                }
+            }
             let may_be_early = match reason {
                 GoogleNotFound::Unknown => match tries.wait_for_retry().await {
                     UnknownId::TryAgain => {
@@ -356,6 +370,46 @@ fn verify_subscription(
         state_error: None,
         purchase: PurchaseDetails::Subscription(details),
     })
+}
+
+/// What can be said of a subscription's purchase that Google no longer tells of: it is over.
+fn describe_gone_subscription(request: &GoogleVerifyRequest) -> VerifiedPurchase {
+    VerifiedPurchase {
+        valid: true,
+        version: crate::VERSION,
+        status: PurchaseStatus::Expired,
+        app_user_id: None,
+        app_user_id_source: None,
+        subject: EventSubject {
+            key: request.purchase_token.clone(),
+            product_id: None,
+            r#type: SubjectType::Subscription,
+            current: false,
+            superseded_by: None,
+        },
+        state: None,
+        state_error: None,
+        purchase: PurchaseDetails::Subscription(SubscriptionDetails {
+            kind: "androidpublisher#subscriptionPurchaseV2".to_owned(),
+            package_name: request.package_name.clone(),
+            product_id: None,
+            purchase_token: request.purchase_token.clone(),
+            start_time: None,
+            expiry_time: None,
+            auto_renewing: false,
+            price_currency_code: None,
+            price_amount_micros: None,
+            country_code: None,
+            payment_state: None,
+            acknowledgement_state: 0,
+            acknowledge_by: None,
+            order_id: None,
+            obfuscated_external_account_id: None,
+            linked_purchase_token: None,
+            test_purchase: false,
+            raw_response: RawValue::from_string("{}".to_owned()).expect("JSON"),
+        }),
+    }
 }
 
 /// The same with what is known of the other purchases of its subscription.
