@@ -17,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, fresh_database};
 
 /// 32 bytes of zero, in base64.
@@ -72,7 +73,7 @@ impl Desk {
     }
 
     /// Runs `attesto`, with `file` on its standard input and an environment that holds nothing else.
-    fn attesto(&self, words: &[&str], file: &str, environment: &[(&str, &str)]) -> Ran {
+    fn attesto(&self, words: &[&str], file: impl AsRef<[u8]>, environment: &[(&str, &str)]) -> Ran {
         let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
             .env_clear()
             .env("DATABASE_URL", &self.fresh.url)
@@ -84,7 +85,7 @@ impl Desk {
             .spawn()
             .unwrap();
         // The process may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
+        let _ = child.stdin.take().unwrap().write_all(file.as_ref());
         let output = child.wait_with_output().unwrap();
         let ran = Ran {
             exit: output.status.code().unwrap(),
@@ -99,7 +100,7 @@ impl Desk {
         ran
     }
 
-    fn set(&self, file: &str, more: &[&[&str]]) -> Ran {
+    fn set(&self, file: impl AsRef<[u8]>, more: &[&[&str]]) -> Ran {
         let words = ["apple", "set-credentials", self.tenant.as_str()];
         let words = [&words[..], &["--key-path", "-"], &more.concat()].concat();
         self.attesto(&words, file, &[("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)])
@@ -156,6 +157,84 @@ async fn stored_credentials_are_shown_without_the_key() {
     assert_eq!(other["environment"], "sandbox");
     assert_eq!(other["appAppleId"], Value::Null, "every field is replaced");
     assert_ne!(other["keyFingerprint"], shown["keyFingerprint"]);
+}
+
+/// What places for secrets and editors make of the file, which App Store Connect gives only once.
+#[tokio::test]
+async fn a12_a_key_file_that_was_changed_in_copying_is_read() {
+    let desk = Desk::open().await;
+    let file = key_file();
+    let stored = |file: &[u8]| -> Value {
+        let ran = desk.set(file, &[&NAMES, &APP_APPLE_ID]);
+        assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{ran:?}");
+        let shown: Value = serde_json::from_str(&ran.said).unwrap();
+        shown["keyFingerprint"].clone()
+    };
+    let fingerprint = stored(file.as_bytes());
+    let utf16: Vec<u8> = format!("\u{feff}{file}")
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (name, changed) in [
+        ("\\n written out", file.replace('\n', "\\n").into_bytes()),
+        ("blanks for line ends", file.replace('\n', " ").into_bytes()),
+        ("in quotes", format!("\"{file}\"\n").into_bytes()),
+        ("indented", file.replace('\n', "\n    ").into_bytes()),
+        ("base64", STANDARD.encode(&file).into_bytes()),
+        ("UTF-16", utf16),
+    ] {
+        assert_eq!(stored(&changed), fingerprint, "{name}");
+    }
+    // What cannot be restored is explained, and the file that exists only once is not asked for again.
+    for (changed, what) in [
+        (file.replace("-----", "\u{2014}"), "perhaps the hyphens"),
+        (file[..120].to_owned(), "it was cut off where it was copied"),
+    ] {
+        let ran = desk.set(&changed, &[&NAMES]);
+        assert_eq!(ran.exit, 2, "{ran:?}");
+        assert!(ran.complained.contains(what), "{ran:?}");
+        assert!(
+            !ran.complained.to_lowercase().contains("download"),
+            "{ran:?}"
+        );
+    }
+    // The server reads what the command has stored.
+    let loaded = store::load_credentials(&desk.fresh.database, &keyring(0), &desk.tenant).await;
+    assert_eq!(
+        json!(loaded.unwrap().unwrap().key.fingerprint()),
+        fingerprint
+    );
+}
+
+#[tokio::test]
+async fn a_key_file_whose_name_does_not_fit_is_doubted() {
+    let desk = Desk::open().await;
+    let folder = Folder::new();
+    for (name, doubt) in [
+        ("SubscriptionKey_ABCDE12345.p8", None),
+        ("SubscriptionKey_ABCDE12345 (1).p8", None),
+        ("apple.p8", None),
+        (
+            "AuthKey_ABCDE12345.p8",
+            Some("the file of an In-App Purchase key is called SubscriptionKey_ABCDE12345.p8"),
+        ),
+        (
+            "SubscriptionKey_ZZZZZ99999.p8",
+            Some("its key ID is ZZZZZ99999, and --key-id is ABCDE12345"),
+        ),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, key_file()).unwrap();
+        let words = ["apple", "set-credentials", desk.tenant.as_str()];
+        let path = path.display().to_string();
+        let words = [&words[..], &["--key-path", &path], &NAMES, &APP_APPLE_ID].concat();
+        let ran = desk.attesto(&words, "", &[("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)]);
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        match doubt {
+            None => assert_eq!(ran.complained, "", "{name}"),
+            Some(doubt) => assert!(ran.complained.contains(doubt), "{name}: {ran:?}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -266,7 +345,12 @@ async fn invalid_input_is_refused_and_nothing_is_stored() {
         (
             desk.set(&file, &[&NAMES, &["--app-apple-id", "id123"]]),
             2,
-            "--app-apple-id",
+            "123 without the letters: the Apple ID of the app is meant",
+        ),
+        (
+            desk.set(&file, &[&NAMES, &["--app-apple-id", "com.example.app"]]),
+            2,
+            "App Store Connect, App Information, General Information",
         ),
         (from("-", &file, &[]), 2, "ATTESTO_ENCRYPTION_KEY"),
         (from("/nowhere", "", &key), 1, "cannot read /nowhere"),

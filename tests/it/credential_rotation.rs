@@ -10,7 +10,9 @@ use attesto::base::id::TenantId;
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::simulator::identity::SimulatedAppleKey;
-use attesto::simulator::{Simulator, SimulatorOptions};
+use attesto::simulator::state::apple::NewTransaction;
+use attesto::simulator::state::apple_notifications::NotificationUrls;
+use attesto::simulator::{Fault, Simulator, SimulatorOptions};
 use attesto::stores::{apple, google};
 use attesto::tenants;
 use base64::Engine as _;
@@ -346,7 +348,7 @@ async fn credentials_are_checked_with_the_store_before_they_are_stored() {
         .set_key_revoked(&revoked.key_id, true)
         .unwrap();
     let taken = desk.apple(&good, &["--check"], &[]);
-    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
+    assert_eq!(taken.exit, 0, "{taken:?}");
     let refused = desk.apple(&revoked, &["--check"], &[]);
     assert_eq!(
         (refused.exit, &refused.said),
@@ -358,6 +360,10 @@ async fn credentials_are_checked_with_the_store_before_they_are_stored() {
         "{refused:?}"
     );
     assert!(refused.errors.contains("Nothing was stored"), "{refused:?}");
+    assert!(
+        refused.errors.contains("try --environment sandbox"),
+        "{refused:?}"
+    );
     let stored = desk.blocking(&["apple", "get-credentials", desk.tenant.as_str()], "", &[]);
     assert_eq!(stored.said["keyId"], good.key_id.as_str());
     assert_eq!(stored.said["previous"], Value::Null);
@@ -403,4 +409,109 @@ async fn credentials_are_checked_with_the_store_before_they_are_stored() {
         &away,
     );
     assert_eq!((silent.exit, silent.said), (1, json!(null)));
+}
+
+fn apple_faults(desk: &Desk, fault: &Fault) {
+    for place in ["apple/production", "apple/sandbox"] {
+        let fault = Fault {
+            at: place.to_owned(),
+            ..fault.clone()
+        };
+        desk.simulator.add_fault(fault).unwrap();
+    }
+}
+
+/// Apple knows no transaction of an app that is not the key's: `4040010` for every id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a13_a_wrong_bundle_id_is_noticed_before_it_is_stored() {
+    let desk = Desk::open().await;
+    let key = desk.simulator.apple().api_key();
+    let unknown_app = Fault::at_place("apple/sandbox")
+        .times(0)
+        .error_code(4_040_010);
+    apple_faults(&desk, &unknown_app);
+    for more in [
+        &["--check"][..],
+        &["--check", "--transaction-id", "2000000000000001"],
+    ] {
+        let refused = desk.apple(&key, more, &[]);
+        assert_eq!(
+            (refused.exit, &refused.said),
+            (1, &Value::Null),
+            "{refused:?}"
+        );
+        assert!(
+            refused.errors.contains("the bundle id is wrong"),
+            "{refused:?}"
+        );
+        assert!(refused.errors.contains("Nothing was stored"), "{refused:?}");
+    }
+    desk.simulator.clear_faults();
+    let get = ["apple", "get-credentials", desk.tenant.as_str()];
+    assert_eq!(desk.blocking(&get, "", &[]).exit, 1, "nothing was stored");
+
+    // The transaction of another app proves nothing about this one.
+    let bought = |bundle_id: &str| {
+        let new = NewTransaction {
+            bundle_id: Some(bundle_id.to_owned()),
+            ..NewTransaction::default()
+        };
+        desk.simulator
+            .apple()
+            .create_transaction(new)
+            .unwrap()
+            .transaction_id
+    };
+    let (own, other) = (bought("com.example.app"), bought("com.example.other"));
+    let check_with = |id: &str| desk.apple(&key, &["--check", "--transaction-id", id], &[]);
+    let refused = check_with(&other);
+    assert_eq!(refused.exit, 1, "{refused:?}");
+    assert!(
+        refused
+            .errors
+            .contains("the bundle id is wrong, or the transaction is of another app"),
+        "{refused:?}"
+    );
+    let refused = check_with("not-an-id");
+    assert_eq!(refused.exit, 1, "{refused:?}");
+    assert!(
+        refused.errors.contains("not-an-id is not a transaction id"),
+        "{refused:?}"
+    );
+    let taken = check_with(&own);
+    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
+}
+
+/// Apple answers alike for an app without purchases and for one that is not the key's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_id_that_the_check_cannot_prove_is_doubted() {
+    let desk = Desk::open().await;
+    let key = desk.simulator.apple().api_key();
+    let doubt = "which does not prove the bundle id com.example.app";
+    let taken = desk.apple(&key, &["--check"], &[]);
+    assert_eq!(taken.exit, 0, "{taken:?}");
+    assert!(
+        taken.errors.contains(doubt) && taken.errors.contains("--transaction-id"),
+        "{taken:?}"
+    );
+    // With another key, the same app is as right as it was.
+    let next = desk.simulator.apple().create_api_key().unwrap();
+    let taken = desk.apple(&next, &["--check"], &[]);
+    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
+
+    // A notification about the app proves it.
+    let other = Desk::open().await;
+    let apple = other.simulator.apple();
+    let urls = NotificationUrls {
+        manual: true,
+        ..NotificationUrls::for_both_environments("http://127.0.0.1:1/")
+    };
+    apple
+        .set_notification_urls("com.example.app", urls)
+        .unwrap();
+    apple.create_transaction(NewTransaction::default()).unwrap();
+    let uuid = apple.list_notifications()[0].notification_uuid.clone();
+    apple.push_notification(&uuid).await.unwrap();
+    let taken = other.apple(&apple.api_key(), &["--check"], &[]);
+    assert_eq!((taken.exit, taken.errors.as_str()), (0, ""), "{taken:?}");
 }

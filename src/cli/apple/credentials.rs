@@ -13,8 +13,8 @@ use crate::outbound::{self, Upstream};
 use crate::stores::apple::account::{
     AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
 };
-use crate::stores::apple::api::{self, AppStoreClient};
-use crate::stores::apple::check_credentials;
+use crate::stores::apple::api::{self, AppStoreClient, AppleNotFound};
+use crate::stores::apple::check_credentials::{self, BundleIdProof};
 use crate::stores::apple::store::{self, NewAppleCredentials};
 use crate::stores::shared::credentials::SetCredentialsError;
 
@@ -47,7 +47,7 @@ pub(crate) struct SetAppleCredentialsArgs {
     environment: EnvironmentChoice,
 
     /// Apple ID of the app in App Store Connect, a number; production transactions cannot be verified without it
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_app_apple_id)]
     app_apple_id: Option<i64>,
 
     /// Test the credentials with Apple first, and store nothing when Apple refuses them
@@ -84,7 +84,17 @@ pub(super) async fn set_credentials(
     });
     if arguments.check {
         let id = arguments.transaction_id.as_deref();
-        check_credentials(&tenant, &credentials, id, context).await?;
+        let is_proven = check_credentials(&tenant, &credentials, id, context).await?;
+        let stored = store::find_credential_summary(&database, &tenant).await?;
+        // With another key the app of the stored credentials is as right as it was.
+        let is_app_unchanged =
+            stored.is_some_and(|stored| stored.bundle_id == credentials.bundle_id);
+        if !is_proven && !is_app_unchanged {
+            eprintln!(
+                "attesto: warning: Apple accepts the key, which does not prove the bundle id {}: with a wrong one Apple would answer alike. Give the id of a transaction of the app with --transaction-id.",
+                credentials.bundle_id
+            );
+        }
     }
     let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
     let new = NewAppleCredentials {
@@ -131,40 +141,61 @@ fn key_file_name_warning(path: &Path, key_id: &str) -> Option<String> {
     }
 }
 
-/// Fails when Apple accepts the credentials in no environment, or does not know the transaction that proves the bundle ID;
-/// warns when in one environment of two only.
-pub(super) async fn check_credentials(
+/// Whether Apple's answers prove the bundle id. Fails when Apple accepts the credentials in no environment, and when it knows
+/// the app or its transaction in none; warns when it refuses them in one environment of two.
+async fn check_credentials(
     tenant: &TenantId,
     credentials: &Arc<AppleCredentials>,
     transaction_id: Option<&str>,
     context: &CommandContext,
-) -> Result<(), CommandError> {
+) -> Result<bool, CommandError> {
     let app_store = build_app_store_client(context)?;
     let results =
         check_credentials::check_credentials(&app_store, tenant, credentials, transaction_id).await;
-    let is_accepted = results.iter().any(|(_, result)| result.is_ok());
-    let is_known = results.iter().any(|(_, result)| matches!(result, Ok(true)));
-    let app = &credentials.bundle_id;
-    if let Some(id) = transaction_id.filter(|_| is_accepted && !is_known) {
-        return Err(CommandError::failed(format!(
-            "Apple accepts the key, and knows no transaction {id} of {app}: the bundle id is wrong, or the transaction is of another app. Nothing was stored."
-        )));
-    }
+    let mut proofs = Vec::new();
     let mut refusals = Vec::new();
     for (environment, result) in results {
-        if let Err(failure) = result {
-            let why = describe_api_error(&credentials.bundle_id, environment, &failure);
-            refusals.push(format!("{}: {why}", environment.as_str()));
+        match result {
+            Ok(proof) => proofs.push(proof),
+            Err(failure) => {
+                let why = describe_api_error(
+                    &credentials.bundle_id,
+                    environment,
+                    &failure,
+                    "--environment",
+                );
+                refusals.push(format!("{}: {why}", environment.as_str()));
+            }
         }
     }
-    if is_accepted {
-        for refusal in refusals {
-            eprintln!("attesto: warning: not accepted in {refusal}");
-        }
-        return Ok(());
+    if proofs.is_empty() {
+        refusals.push("Nothing was stored.".to_owned());
+        return Err(CommandError::failed(refusals.join("\n")));
     }
-    refusals.push("Nothing was stored.".to_owned());
-    Err(CommandError::failed(refusals.join("\n")))
+    let is_proven = proofs.contains(&BundleIdProof::Proven);
+    let is_possible = is_proven || proofs.contains(&BundleIdProof::Unproven);
+    if let Some(proof) = proofs.first().filter(|_| !is_possible) {
+        let app = &credentials.bundle_id;
+        let id = transaction_id.unwrap_or_default();
+        let why = match proof {
+            BundleIdProof::TransactionUnknown(AppleNotFound::Unknown) => format!(
+                "knows no transaction {id} of {app}: the bundle id is wrong, or the transaction is of another app"
+            ),
+            BundleIdProof::TransactionUnknown(reason) => {
+                format!("says that {id} is {reason}: give the id of a purchase in the app {app}")
+            }
+            _ => format!(
+                "knows no app {app}: the bundle id is wrong. It is in App Store Connect, under App Information"
+            ),
+        };
+        return Err(CommandError::failed(format!(
+            "Apple accepts the key, and {why}. Nothing was stored."
+        )));
+    }
+    for refusal in refusals {
+        eprintln!("attesto: warning: not accepted in {refusal}");
+    }
+    Ok(is_proven)
 }
 
 pub(super) async fn rollback_credentials(
@@ -219,19 +250,20 @@ pub(super) fn build_app_store_client(
     ))
 }
 
-/// Apple's error in terms of the credentials to correct.
+/// Apple's error in terms of the credentials to correct. `environment_flag` chooses the environment in this command.
 pub(super) fn describe_api_error(
     app: &str,
     environment: AppleEnvironment,
     failure: &api::AppleApiError,
+    environment_flag: &str,
 ) -> String {
     match failure {
         api::AppleApiError::Unauthorized { .. } => {
             let hint = match environment {
-                AppleEnvironment::Production => {
-                    " In production Apple also refuses an app that was never released: try --env sandbox."
-                }
-                AppleEnvironment::Sandbox => "",
+                AppleEnvironment::Production => format!(
+                    " In production Apple also refuses an app that was never released: try {environment_flag} sandbox."
+                ),
+                AppleEnvironment::Sandbox => String::new(),
             };
             format!(
                 "Apple refuses this tenant's key. Check the key ID, the issuer ID and the bundle ID, and that the key is for In-App Purchase and not revoked.{hint}"
@@ -294,6 +326,20 @@ fn parse_key_id(text: &str) -> Result<String, String> {
     }
 }
 
+/// The number of the app, which is easily confused with its bundle ID, its SKU, the team's ID and the `id…` of its web page.
+pub(in crate::cli) fn parse_app_apple_id(text: &str) -> Result<i64, String> {
+    const MEANT: &str = "the Apple ID of the app is meant, a number like 6448311069: App Store Connect, App Information, General Information. The bundle ID, the SKU and the team's ID are others";
+    let digits = text.strip_prefix("id").unwrap_or(text);
+    let number = digits.parse().ok().filter(|number: &i64| *number > 0);
+    match number {
+        Some(number) if digits == text => Ok(number),
+        Some(number) => Err(format!(
+            "must be a number, {number} without the letters: {MEANT}"
+        )),
+        None => Err(format!("must be a number: {MEANT}")),
+    }
+}
+
 /// Returns lower case, which App Store Connect shows and Apple expects.
 fn parse_issuer_id(text: &str) -> Result<String, String> {
     let is_uuid = text.len() == 36
@@ -321,6 +367,25 @@ mod tests {
         for bad in ["", "com.example_app", "com.*", "com.ä", " com.a", &long] {
             assert!(parse_bundle_id(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_apps_number_is_a_number() {
+        assert_eq!(parse_app_apple_id("6448311069"), Ok(6_448_311_069));
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "com.example.app",
+            "A1B2C3D4E5",
+            "6448311069 ",
+            "99999999999999999999",
+        ] {
+            let why = parse_app_apple_id(bad).unwrap_err();
+            assert!(why.contains("App Information"), "{bad}: {why}");
+        }
+        let why = parse_app_apple_id("id6448311069").unwrap_err();
+        assert!(why.contains("6448311069 without the letters"), "{why}");
     }
 
     #[test]

@@ -189,7 +189,9 @@ fn no_outcome_error(
         TestNotificationError::Timeout(waited) => format!(
             "Apple accepted the request but did not report a result within {waited:?}. Look for the event with `attesto webhook list-events {tenant}`, or wait longer with --wait."
         ),
-        TestNotificationError::Api(failure) => describe_api_error(app, environment, failure),
+        TestNotificationError::Api(failure) => {
+            describe_api_error(app, environment, failure, "--env")
+        }
     })
 }
 

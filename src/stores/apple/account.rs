@@ -14,7 +14,9 @@ use std::time::Duration;
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Serialize;
@@ -46,6 +48,11 @@ const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_mins(2);
 const OID_RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 const OID_EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const OID_PRIME256V1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+const PEM_BEGIN: &[u8] = b"-----BEGIN";
+const BASE64_WITH_ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 /// Object identifiers are looked for in this many bytes at the beginning of a PKCS#8 key.
 const MAX_PKCS8_HEADER_BYTES: usize = 32;
 
@@ -207,6 +214,11 @@ pub enum SigningKeyError {
         "the file begins like a key and has no line -----END PRIVATE KEY-----: it was cut off where it was copied. Copy the whole file again"
     )]
     CutOff,
+    /// A PEM block whose first or last line was changed.
+    #[error(
+        "the file names a PRIVATE KEY, and its first line is not -----BEGIN PRIVATE KEY----- or its last one not -----END PRIVATE KEY-----: it was changed where it was copied, perhaps the hyphens, five on each side. Restore both lines; the key is between them"
+    )]
+    LinesChanged,
     /// The file contains no PEM block.
     #[error("the file is not a PEM block labelled PRIVATE KEY. {DOWNLOAD}")]
     NotPem,
@@ -297,8 +309,8 @@ impl fmt::Debug for SigningKey {
 }
 
 /// Restores a PEM file that was changed when it was copied: joined to one line with `\\n` or spaces as line ends,
-/// quoted, indented, encoded in base64 again, encoded in UTF-16, or with a byte order mark. Other files are returned
-/// unchanged.
+/// quoted, indented, encoded in base64 once or twice, without its first and last line, encoded in UTF-16, or with a byte
+/// order mark. Other files are returned unchanged.
 fn restore_pem(file: &[u8]) -> Zeroizing<Vec<u8>> {
     let text = Zeroizing::new(decode_utf16(file));
     let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
@@ -321,8 +333,10 @@ fn restore_pem(file: &[u8]) -> Zeroizing<Vec<u8>> {
 /// Converts UTF-16 of either byte order to UTF-8. Other files are returned unchanged.
 fn decode_utf16(file: &[u8]) -> Vec<u8> {
     let from_pair: fn([u8; 2]) -> u16 = match file {
-        [0xFF, 0xFE, ..] | [b'-', 0, ..] => u16::from_le_bytes,
-        [0xFE, 0xFF, ..] | [0, b'-', ..] => u16::from_be_bytes,
+        [0xFF, 0xFE, ..] => u16::from_le_bytes,
+        [0xFE, 0xFF, ..] => u16::from_be_bytes,
+        [first, 0, ..] if first.is_ascii() && *first != 0 => u16::from_le_bytes,
+        [0, first, ..] if first.is_ascii() && *first != 0 => u16::from_be_bytes,
         _ => return file.to_vec(),
     };
     let units = file
@@ -334,12 +348,27 @@ fn decode_utf16(file: &[u8]) -> Vec<u8> {
     text.trim_start_matches('\u{feff}').as_bytes().to_vec()
 }
 
-/// Decodes a PEM file that was encoded in base64 again.
+/// Decodes a file that was encoded in base64: a PEM file, base64 of one, or the key itself, which is the text between the
+/// lines of a PEM file.
 fn decode_wrapped_pem(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut packed = Zeroizing::new(text.to_vec());
     packed.retain(|byte| !byte.is_ascii_whitespace());
-    let inner = Zeroizing::new(STANDARD.decode(&*packed).ok()?);
-    inner.starts_with(b"-----BEGIN").then_some(inner)
+    let inner = Zeroizing::new(BASE64_WITH_ANY_PADDING.decode(&*packed).ok()?);
+    if is_p256_pkcs8(&inner) {
+        let body = Zeroizing::new(STANDARD.encode(&*inner));
+        let label = "PRIVATE KEY";
+        let pem = format!("-----BEGIN {label}-----{}-----END {label}-----", &*body);
+        return Some(Zeroizing::new(pem.into_bytes()));
+    }
+    let decoded = Zeroizing::new(decode_utf16(&inner));
+    let is_pem = decoded.windows(PEM_BEGIN.len()).any(|at| at == PEM_BEGIN);
+    (is_pem || decode_wrapped_pem(&decoded).is_some()).then_some(inner)
+}
+
+fn is_p256_pkcs8(der: &[u8]) -> bool {
+    let head = &der[..der.len().min(MAX_PKCS8_HEADER_BYTES)];
+    let names = |identifier: &[u8]| head.windows(identifier.len()).any(|at| at == identifier);
+    head.starts_with(&[0x30]) && names(&OID_EC_PUBLIC_KEY) && names(&OID_PRIME256V1)
 }
 
 /// Rebuilds the line ends of a PEM file with one block. `None` for any other text.
@@ -386,7 +415,11 @@ fn detect_wrong_file(file: &[u8]) -> Option<SigningKeyError> {
             what: "a key that is encrypted with a password",
             how: DECRYPT_COMMAND,
         })
-    } else if contains(b"-----BEGIN") && !contains(b"-----END") {
+    } else if contains(PEM_BEGIN) && contains(b"-----END") {
+        None
+    } else if contains(b"END PRIVATE KEY") || contains(b"PRIVATE KEY") && !contains(PEM_BEGIN) {
+        Some(SigningKeyError::LinesChanged)
+    } else if contains(PEM_BEGIN) {
         Some(SigningKeyError::CutOff)
     } else {
         None
@@ -526,6 +559,40 @@ pub(super) mod tests {
             ("indented", file.replace('\n', "\n    ").into_bytes()),
             ("base64", STANDARD.encode(&file).into_bytes()),
             (
+                "base64 twice",
+                STANDARD.encode(STANDARD.encode(&file)).into_bytes(),
+            ),
+            (
+                "base64 in lines",
+                STANDARD.encode(&file).replace("LS0", "\nLS0").into_bytes(),
+            ),
+            (
+                "base64 of UTF-16",
+                STANDARD
+                    .encode(utf16(u16::to_le_bytes, "\u{feff}"))
+                    .into_bytes(),
+            ),
+            (
+                "base64 without its padding",
+                STANDARD
+                    .encode(&file)
+                    .trim_end_matches('=')
+                    .to_owned()
+                    .into_bytes(),
+            ),
+            (
+                "without the first and the last line",
+                file.lines()
+                    .filter(|line| !line.starts_with('-'))
+                    .collect::<Vec<_>>()
+                    .join("\n")
+                    .into_bytes(),
+            ),
+            (
+                "in a file of variables",
+                format!("APPLE_KEY=\"{}\"\n", file.replace('\n', "\\n")).into_bytes(),
+            ),
+            (
                 "UTF-16, little end first",
                 utf16(u16::to_le_bytes, "\u{feff}"),
             ),
@@ -579,7 +646,9 @@ pub(super) mod tests {
 
     #[test]
     fn each_wrong_file_has_its_message() {
-        use SigningKeyError::{Convertible, CutOff, Damaged, Empty, NotPem, TooLarge, WrongKind};
+        use SigningKeyError::{
+            Convertible, CutOff, Damaged, Empty, LinesChanged, NotPem, TooLarge, WrongKind,
+        };
         let good = key_file();
         let huge = format!("{good}{}", "#".repeat(MAX_FILE_BYTES));
         let pkcs8 = generate().to_pkcs8v1().expect("encodes");
@@ -639,7 +708,10 @@ pub(super) mod tests {
                 WrongKind("JSON, perhaps a Google service account's key file"),
             ),
             ("garbage".to_owned(), NotPem),
-            (STANDARD.encode(pkcs8.as_ref()), NotPem),
+            (good.replace("-----", "\u{2014}"), LinesChanged),
+            (good.replace("-----END", "END"), LinesChanged),
+            (good.replace("-----BEGIN", "BEGIN"), LinesChanged),
+            (STANDARD.encode(b"no key at all"), NotPem),
             (good[..150].to_owned(), CutOff),
             (pem("SOMETHING", b"x"), NotPem),
         ] {

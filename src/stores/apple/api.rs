@@ -18,7 +18,8 @@
 //! | anything else | | [`AppleApiError::Unexpected`] |
 //!
 //! For a test notification two more 404s are answers: 4040007 `ServerNotificationUrlNotFound` (Apple has no URL for the
-//! app's notifications) and 4040008 `TestNotificationNotFound` (not sent yet).
+//! app's notifications) and 4040008 `TestNotificationNotFound` (not sent yet). For the history of notifications a 404 that is not
+//! a "retryable" one means that Apple knows no such app.
 //!
 //! A code counts only under its own status: its first three digits are the status it was sent with.
 
@@ -28,12 +29,13 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use url::Url;
 
 use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
 use super::payload::{
-    AppleErrorBody, CheckTestNotificationResponse, SendTestNotificationResponse,
-    SubscriptionStatusesResponse, TransactionInfoResponse,
+    AppleErrorBody, CheckTestNotificationResponse, NotificationHistoryResponse,
+    SendTestNotificationResponse, SubscriptionStatusesResponse, TransactionInfoResponse,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -49,6 +51,9 @@ use crate::stores::shared::client::{
 
 /// Assumed when Apple does not say when to come back.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+/// How far back the history of notifications is read. Apple keeps that of the sandbox for 30 days.
+const MAX_NOTIFICATION_HISTORY: Duration = Duration::from_hours(29 * 24);
 
 /// The App Store Server API, in both environments.
 #[derive(Clone)]
@@ -255,6 +260,42 @@ impl AppStoreClient {
             .send_request(tenant, credentials, Method::GET, url)
             .await?;
         self.parse_response(&answer, 4_040_008)
+    }
+
+    /// Get Notification History: whether Apple has sent notifications about the app in the last weeks. `None`: Apple knows no
+    /// such app.
+    pub(super) async fn has_notifications(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+    ) -> Result<Option<bool>, AppleApiError> {
+        let url = endpoint_url(self.base_url(environment), "notifications", "history")
+            .ok_or_else(unusable_test_token)?;
+        let now = self.clock.now();
+        let query = json!({
+            "startDate": now.minus(MAX_NOTIFICATION_HISTORY).as_millis(),
+            "endDate": now.as_millis(),
+        });
+        let build = |client: &reqwest::Client| {
+            client
+                .post(url.clone())
+                .header(ACCEPT, "application/json")
+                .json(&query)
+        };
+        let answer = self
+            .api
+            .send_request(tenant, credentials, build, classify_response)
+            .await?;
+        match answer.status.as_u16() {
+            200 => serde_json::from_slice(&answer.body)
+                .map(|page: NotificationHistoryResponse| {
+                    Some(!page.notification_history.is_empty())
+                })
+                .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error))),
+            404 if classify_response(&answer) == RetryDecision::Final => Ok(None),
+            _ => Err(to_api_error(&answer, now)),
+        }
     }
 
     fn base_url(&self, environment: AppleEnvironment) -> &Url {

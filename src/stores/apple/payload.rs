@@ -200,6 +200,14 @@ pub struct SendTestNotificationResponse {
     pub test_notification_token: String,
 }
 
+/// The field that is read of Apple's answer about the notifications it has sent.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct NotificationHistoryResponse {
+    /// The notifications of the first page.
+    pub(super) notification_history: Vec<serde::de::IgnoredAny>,
+}
+
 /// What became of a test notification.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
