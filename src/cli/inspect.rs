@@ -5,8 +5,10 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::apple::parse_app_apple_id;
 use super::context::{CommandContext, CommandError};
 use super::input_file;
+use super::state_text::{LABEL_WIDTH, state_rows};
 use crate::base::clock::Timestamp;
 use crate::config::StoreSettings;
 use crate::stores::apple::account::AppleEnvironment;
@@ -27,7 +29,7 @@ pub(crate) struct InspectArgs {
     bundle_id: Option<String>,
 
     /// Apple ID of the app that production data must have
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_app_apple_id)]
     app_apple_id: Option<i64>,
 
     /// Environment it must have
@@ -93,6 +95,11 @@ pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), Com
     };
     let now = args.at.unwrap_or_else(|| context.clock.now());
     let found = inspection::inspect_signed_data(&text, &verifier, &expected, now).ok_or_else(|| {
+        if inspection::is_version_1_notification(&text) {
+            return CommandError::usage_error(
+                "this is a notification of version 1, which Apple has deprecated and does not sign: choose version 2 for this URL in App Store Connect.",
+            );
+        }
         CommandError::usage_error(
             "no JWS found: expected three base64url parts joined by dots, or JSON with such a text in signedPayload, signedTransaction, signedTransactionInfo, signedRenewalInfo or signedAppTransactionInfo.",
         )
@@ -158,6 +165,9 @@ fn write_inspection(text: &mut String, found: &Inspection, indent: &str) {
         let word = serde_json::to_value(status).unwrap_or_default();
         let word = word.as_str().unwrap_or_default();
         let _ = writeln!(text, "{indent}  status now   {word}");
+    }
+    for (label, value) in found.state.as_ref().map(state_rows).unwrap_or_default() {
+        let _ = writeln!(text, "{indent}  {label:<LABEL_WIDTH$} {value}");
     }
     for link in &found.certificates {
         let _ = writeln!(text, "{indent}  {}", format_certificate_line(link));

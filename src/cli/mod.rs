@@ -51,6 +51,7 @@ mod progress;
 mod prune;
 mod serve;
 mod simulator;
+mod state_text;
 mod tail;
 mod tenant;
 mod verify;

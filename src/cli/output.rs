@@ -101,7 +101,7 @@ impl OutputWriter {
         }
     }
 
-    /// Writes several results: a JSON line for each, or a table of the named fields. Where the table is wider than the
+    /// Writes several results: a JSON line for each, or a table of the named fields; `a.b` names field `b` of the object `a`. Where the table is wider than the
     /// terminal, each result becomes a block of lines. `when_empty` replaces a table without rows.
     pub(crate) fn write_rows<T: Serialize>(
         &self,
@@ -126,7 +126,7 @@ impl OutputWriter {
             .map(|fields| {
                 columns
                     .iter()
-                    .map(|name| format_value(&fields[*name]))
+                    .map(|name| format_value(find_column(fields, name)))
                     .collect()
             })
             .collect();
@@ -139,7 +139,7 @@ impl OutputWriter {
             .map(|fields| {
                 let shown = columns
                     .iter()
-                    .map(|name| ((*name).to_owned(), fields[*name].clone()));
+                    .map(|name| ((*name).to_owned(), find_column(fields, name).clone()));
                 self.render_record(&Value::Object(shown.collect()))
             })
             .collect();
@@ -237,10 +237,19 @@ fn push_record_rows(rows: &mut Vec<Vec<String>>, prefix: &str, value: &Value) {
     }
 }
 
-/// `lastUsedAt` as `LAST USED AT`.
+/// The field of a column; null where it or the object around it is missing.
+fn find_column<'a>(fields: &'a Value, name: &str) -> &'a Value {
+    name.split('.').fold(fields, |value, field| &value[field])
+}
+
+/// `lastUsedAt` as `LAST USED AT`, `state.status` as `STATE STATUS`.
 fn column_heading(name: &str) -> String {
     let mut heading = String::new();
     for letter in name.chars() {
+        if letter == '.' {
+            heading.push(' ');
+            continue;
+        }
         if letter.is_uppercase() {
             heading.push(' ');
         }
@@ -415,6 +424,23 @@ mod tests {
             capture_table(15, &rows, &["id", "n"]),
             "ID  evt_01J9ZQ4T5W\nN   1\n",
             "too narrow for a table: a block of lines"
+        );
+    }
+
+    #[test]
+    fn a_column_can_be_a_field_of_an_object() {
+        let rows = [
+            json!({"id": "a", "state": {"entitledUntil": "2026"}}),
+            json!({"id": "b", "state": null}),
+        ];
+        let columns = ["id", "state.entitledUntil"];
+        assert_eq!(
+            capture_table(80, &rows, &columns),
+            "ID  STATE ENTITLED UNTIL\na   2026\nb   -\n"
+        );
+        assert_eq!(
+            capture_table(5, &rows, &columns),
+            "ID                    a\nSTATE ENTITLED UNTIL  2026\n\nID                    b\nSTATE ENTITLED UNTIL  -\n"
         );
     }
 

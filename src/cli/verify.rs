@@ -6,20 +6,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::context::{CommandContext, CommandError};
 use super::input_file;
+use super::state_text::{self, LABEL_WIDTH};
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::events::SubjectType;
+use crate::events::{EventSubject, PurchaseState, StateBasis, StateError, SubjectType};
 use crate::http::Problem;
 use crate::outbound::{self, Upstream};
-use crate::stores::apple::account::EnvironmentChoice;
+use crate::stores::apple::account::{AppleEnvironment, EnvironmentChoice};
 use crate::stores::apple::ocsp::{ResponderPolicy, RevocationChecker};
 use crate::stores::apple::trust::JwsVerifier;
 use crate::stores::apple::{self, AppleVerifier};
@@ -35,7 +35,7 @@ pub(crate) enum VerifyCommand {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto verify apple tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --transaction-id 2000000123456789"
+    after_help = "Examples:\n  attesto verify apple tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --transaction-id 2000000123456789\n  attesto verify apple tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --signed-transaction-path transaction.jws --refresh"
 )]
 #[command(group = clap::ArgGroup::new("about").required(true).multiple(false).args(["transaction_id", "signed_transaction_path"]))]
 pub(crate) struct VerifyAppleArgs {
@@ -61,11 +61,15 @@ pub(crate) struct VerifyAppleArgs {
     /// User it must belong to: the UUID that the app passed to the store
     #[arg(long, value_name = "UUID")]
     expected_app_user_id: Option<String>,
+
+    /// Ask Apple for the whole subscription, even if the transaction itself decides
+    #[arg(long)]
+    refresh: bool,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  attesto verify google tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --type subscription --purchase-token-path token.txt"
+    after_help = "Examples:\n  attesto verify google tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --purchase-token-path token.txt"
 )]
 pub(crate) struct VerifyGoogleArgs {
     /// The tenant's id, `tenant_…`
@@ -75,12 +79,12 @@ pub(crate) struct VerifyGoogleArgs {
     #[arg(long, value_name = "FILE")]
     purchase_token_path: PathBuf,
 
-    /// Type of the purchase
+    /// Type of the purchase, where it is known; it is asked about first
     #[arg(long, value_enum)]
-    r#type: PurchaseTypeArg,
+    r#type: Option<PurchaseTypeArg>,
 
-    /// Product id; required for a one-time product
-    #[arg(long, value_name = "ID", required_if_eq("type", "product"))]
+    /// Product id it must have
+    #[arg(long, value_name = "ID")]
     product_id: Option<String>,
 
     /// Package name of the app [default: the tenant's]
@@ -175,10 +179,24 @@ async fn verify_apple(args: VerifyAppleArgs, context: &CommandContext) -> Result
         purchase,
         environment: args.environment,
         expected_app_user_id: args.expected_app_user_id,
-        refresh: false,
+        refresh: args.refresh,
     };
     match apple.verify_purchase(&args.tenant, &request).await {
-        Ok(found) => print_verified(context, &found, "transaction", "expiresDate"),
+        Ok(found) => {
+            let is_end_unknown =
+                found.transaction.r#type.as_deref() == Some("Non-Renewing Subscription");
+            let text = VerifiedText {
+                state: found.state.as_ref(),
+                state_error: found.state_error,
+                subject: &found.subject,
+                app_user_id: found.app_user_id.as_deref(),
+                is_test: found.environment == AppleEnvironment::Sandbox,
+                is_end_unknown,
+                refresh_hint: (!args.refresh).then_some("--refresh asks Apple for it."),
+            };
+            let text = text.to_lines();
+            Ok(context.output.write_json_or_text(&found, &text)?)
+        }
         Err(outcome) => print_rejection(context, outcome.into()),
     }
 }
@@ -210,19 +228,31 @@ async fn verify_google(
         &context.clock,
         settings,
     );
-    let kind = match args.r#type {
+    let kind = args.r#type.map(|kind| match kind {
         PurchaseTypeArg::Subscription => SubjectType::Subscription,
         PurchaseTypeArg::Product => SubjectType::Product,
-    };
+    });
     let request = google::verify::GoogleVerifyRequest {
         package_name,
         purchase_token,
-        kind: Some(kind),
+        kind,
         product_id: args.product_id,
         expected_app_user_id: args.expected_app_user_id,
     };
     match google.verify_purchase(&args.tenant, &request).await {
-        Ok(found) => print_verified(context, &found, "purchase", "expiryTime"),
+        Ok(found) => {
+            let text = VerifiedText {
+                state: found.state.as_ref(),
+                state_error: found.state_error,
+                subject: &found.subject,
+                app_user_id: found.app_user_id.as_deref(),
+                is_test: found.purchase.is_test(),
+                is_end_unknown: false,
+                refresh_hint: None,
+            };
+            let text = text.to_lines();
+            Ok(context.output.write_json_or_text(&found, &text)?)
+        }
         Err(outcome) => print_rejection(context, outcome.into()),
     }
 }
@@ -238,19 +268,6 @@ fn read_single_line(path: &std::path::Path) -> Result<String, CommandError> {
         )));
     }
     Ok(text.to_owned())
-}
-
-fn print_verified<T: Serialize>(
-    context: &CommandContext,
-    verified: &T,
-    facts: &str,
-    end: &str,
-) -> Result<(), CommandError> {
-    let answer = serde_json::to_value(verified).map_err(std::io::Error::from)?;
-    context
-        .output
-        .write_json_or_text(verified, &explain_verified(&answer, &answer[facts], end))?;
-    Ok(())
 }
 
 fn print_rejection(context: &CommandContext, problem: Problem) -> Result<(), CommandError> {
@@ -271,34 +288,77 @@ fn print_rejection(context: &CommandContext, problem: Problem) -> Result<(), Com
 }
 
 /// A positive answer as text for an operator.
-fn explain_verified(answer: &Value, facts: &Value, end: &str) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
-    let status = text(&answer["status"]);
-    let environment = answer["environment"].as_str();
-    let is_test = environment == Some("sandbox") || facts["testPurchase"] == true;
-    let what = match (facts["productId"].as_str(), facts["kind"].as_str()) {
-        (Some(product), _) => product.to_owned(),
-        (None, _) => "an unnamed product".to_owned(),
-    };
-    let until = facts[end].as_str();
-    let advice = match status.as_str() {
-        "active" => "It is paid: grant it.",
-        "in_grace_period" => "A payment failed and the store is retrying: keep granting it.",
-        "canceled" if until.is_some() => "It will not renew: grant it until its end.",
-        "canceled" => "It was canceled: grant nothing.",
-        "consumed" => "It was consumed: grant nothing more.",
-        "pending" => "It is not paid yet: grant nothing.",
-        _ => "Grant nothing.",
-    };
-    let mut lines = vec![
-        format!("Valid: {what}, status {status}. {advice}"),
-        format!("User: {}.", text(&answer["appUserId"])),
-    ];
-    if let Some(until) = until {
-        lines.insert(1, format!("Until: {until}."));
+struct VerifiedText<'a> {
+    state: Option<&'a PurchaseState>,
+    state_error: Option<StateError>,
+    subject: &'a EventSubject,
+    app_user_id: Option<&'a str>,
+    is_test: bool,
+    /// Whether the purchase ends at a time that only the app knows.
+    is_end_unknown: bool,
+    /// How to learn what one transaction does not say.
+    refresh_hint: Option<&'a str>,
+}
+
+impl VerifiedText<'_> {
+    /// The conclusion, then what it rests on.
+    fn to_lines(&self) -> String {
+        let product = self
+            .state
+            .and_then(|state| state.product_id.as_deref())
+            .or(self.subject.product_id.as_deref());
+        let product = product.unwrap_or("an unnamed product");
+        let mut lines = vec![format!("Valid: {product}. {}", self.conclusion())];
+        let mut push = |label: &str, text: &str| {
+            lines.push(format!("  {label:<LABEL_WIDTH$} {text}"));
+        };
+        for (label, text) in self.state.map(state_text::state_rows).unwrap_or_default() {
+            push(label, &text);
+        }
+        if let Some(newer) = &self.subject.superseded_by {
+            push("replaced by", newer);
+        }
+        push("user", self.app_user_id.unwrap_or("none"));
+        if self.is_test {
+            push("test", "bought in the sandbox or by a license tester");
+        }
+        lines.extend(self.caution());
+        lines.join("\n")
     }
-    if is_test {
-        lines.push("It is a test purchase: made in the sandbox or by a license tester.".into());
+
+    fn conclusion(&self) -> String {
+        let Some(state) = self.state else {
+            let why = self
+                .state_error
+                .map_or("the store does not say", state_text::explain_state_error);
+            return format!(
+                "What it is worth is not known, because {why}: keep what the customer has."
+            );
+        };
+        let why = state_text::explain_status(state);
+        match (state.entitled, state.entitled_until) {
+            (true, Some(end)) => format!("Grant it until {end}: {why}."),
+            (true, None) if self.is_end_unknown => {
+                "Grant it; the app computes when it ends.".to_owned()
+            }
+            (true, None) => "Grant it; it has no end.".to_owned(),
+            (false, _) => format!("Grant nothing: {why}."),
+        }
     }
-    lines.join("\n")
+
+    /// What the state does not cover.
+    fn caution(&self) -> Option<String> {
+        let state = self.state?;
+        if let Some(error) = self.state_error {
+            let why = state_text::explain_state_error(error);
+            return Some(format!(
+                "The whole subscription is not known, because {why}: ask again."
+            ));
+        }
+        let is_narrow = state.basis == StateBasis::Transaction
+            && !state.entitled
+            && self.subject.r#type == SubjectType::Subscription;
+        let hint = self.refresh_hint.filter(|_| is_narrow)?;
+        Some(format!("A later period may be running: {hint}"))
+    }
 }

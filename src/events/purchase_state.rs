@@ -54,6 +54,18 @@ pub struct PurchaseState {
     pub as_of: Timestamp,
 }
 
+impl PurchaseState {
+    /// For one line of text: `active, entitled until 2026-12-29T20:25:35.493Z`.
+    pub(crate) fn to_summary(&self) -> String {
+        let status = self.status.as_str();
+        match (self.entitled, self.entitled_until) {
+            (false, _) => format!("{status}, not entitled"),
+            (true, Some(end)) => format!("{status}, entitled until {end}"),
+            (true, None) => format!("{status}, entitled without an end"),
+        }
+    }
+}
+
 /// What a purchase is now. Entitled are `active` and `in_grace_period`, and `canceled` until its end.
 ///
 /// - `active`: paid for.
@@ -71,8 +83,11 @@ pub struct PurchaseState {
 /// - `replaced`: another purchase took its place; the rest of the state is that purchase's.
 /// - `consumed`: a one-time product that was used up.
 /// - `unknown`: the store uses a word that this release does not know; no access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum StateStatus {
     /// Paid for.
     Active,
@@ -104,6 +119,13 @@ pub enum StateStatus {
     Consumed,
     /// The store uses a word that this release does not know; no access.
     Unknown,
+}
+
+impl StateStatus {
+    /// The name in JSON.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// Which price applies to a period.

@@ -1,12 +1,16 @@
 //! One line of `attesto tail`, as JSON for programs and as text for people.
 
-use serde::Serialize;
+use std::fmt::Write as _;
+
+use serde::{Deserialize as _, Serialize};
+use serde_json::Value;
 
 use crate::audit::store::LoggedVerification;
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId};
 use crate::crypto::token::encode_hex;
 use crate::deliveries::history::{DeliveryRow, EventRow};
+use crate::events::PurchaseState;
 
 /// Something that happened to a tenant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,6 +47,12 @@ pub enum TailLine {
         platform_event: String,
         /// The key of the purchase it is about.
         subject: Option<String>,
+        /// The event's number among those of this purchase.
+        sequence: Option<i64>,
+        /// What the purchase was worth when the event was stored.
+        state: Option<Value>,
+        /// Why that was not known.
+        state_error: Option<String>,
         /// `false` without an active callback: the event is stored only.
         has_delivery: bool,
     },
@@ -97,6 +107,9 @@ impl TailLine {
             event: row.event,
             platform_event: row.platform_event,
             subject: row.subject,
+            sequence: row.sequence,
+            state: row.state,
+            state_error: row.state_error,
             has_delivery: row.status.is_some(),
         }
     }
@@ -148,13 +161,29 @@ impl TailLine {
                 event,
                 platform_event,
                 subject,
+                sequence,
+                state,
+                state_error,
                 has_delivery,
                 ..
             } => {
-                let about = subject
+                let mut about = subject
                     .as_deref()
                     .map(|subject| format!("  about {}", shorten_subject(subject)))
                     .unwrap_or_default();
+                // Results of `write!` are ignored: writing to a `String` cannot fail.
+                if let Some(sequence) = sequence {
+                    let _ = write!(about, ", sequence {sequence}");
+                }
+                // A later release may have stored a word that this one does not know.
+                let known = state
+                    .as_ref()
+                    .and_then(|state| PurchaseState::deserialize(state).ok());
+                if let Some(known) = known {
+                    let _ = write!(about, "  {}", known.to_summary());
+                } else if let Some(why) = state_error {
+                    let _ = write!(about, "  state not known: {why}");
+                }
                 let nowhere = if *has_delivery {
                     ""
                 } else {

@@ -3,13 +3,14 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
 use attesto::simulator::state::apple::{
-    NewTransaction, SimulatedEnvironment, SimulatedTransaction,
+    NewTransaction, SimulatedEnvironment, SimulatedTransaction, TransactionChange,
 };
-use attesto::simulator::state::google::NewSubscription;
+use attesto::simulator::state::google::{NewProduct, NewSubscription, SubscriptionReplacement};
 use attesto::simulator::{JwsForgery, Simulator};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -95,6 +96,16 @@ async fn inspect_decodes_a_transaction() {
     assert_eq!(found["believed"], true);
     assert_eq!(found["kind"], "transaction");
     assert_eq!(found["status"], "active");
+    let state = &found["state"];
+    assert_eq!(
+        (&state["status"], &state["entitled"]),
+        (&json!("active"), &json!(true))
+    );
+    assert_eq!(
+        (&state["basis"], &state["willRenew"]),
+        (&json!("transaction"), &Value::Null)
+    );
+    assert!(state["entitledUntil"].is_string(), "{state}");
     assert_eq!(found["payload"]["transactionId"], id.as_str());
     assert_eq!(found["algorithm"], "ES256");
     let chain = found["certificates"].as_array().unwrap();
@@ -122,6 +133,13 @@ async fn inspect_decodes_a_transaction() {
     let person = inspect(&roots, &["--output", "table"], &jws).await;
     assert!(person.text.contains("it would be accepted"), "{person:?}");
     assert!(person.text.contains("status now   active"), "{person:?}");
+    for line in [
+        "state        active: it is paid for",
+        "entitled     yes, until 20",
+        "based on     one signed transaction alone, which says nothing of later periods",
+    ] {
+        assert!(person.text.contains(line), "{line}: {person:?}");
+    }
 
     // With an expected bundle id or environment.
     for (expectation, why) in [
@@ -145,6 +163,11 @@ async fn inspect_decodes_a_transaction() {
     }
     let right = ["--bundle-id", APP, "--environment", "production"];
     assert_eq!(inspect(&roots, &right, &jws).await.exit, Some(0));
+    let mut nameless = world.simulator.apple().transaction_payload(&id).unwrap();
+    nameless.remove("bundleId");
+    let nameless = world.simulator.apple().sign_payload(&nameless);
+    let ran = inspect(&roots, &["--bundle-id", APP], &nameless).await;
+    assert!(ran.text.contains("It names no app, and"), "{ran:?}");
     // At a time before the signing date it is from the future.
     let early = inspect(&roots, &["--at", "2020-01-01T00:00:00Z"], &jws)
         .await
@@ -210,12 +233,20 @@ async fn inspect_reports_why_a_forgery_is_refused() {
         assert_eq!(ran.exit, Some(1), "{forgery:?}");
         let found = ran.json();
         assert_eq!(found["class"], class, "{forgery:?}");
+        assert_eq!(found["state"], Value::Null, "{forgery:?}");
         assert!(ran.text.contains(explained), "{forgery:?}: {found}");
     }
     for nonsense in ["", "hello", "a.b", "{}", "{\"signedPayload\":7}", "[1]"] {
         let ran = inspect(&roots, &[], nonsense).await;
         assert_eq!((ran.exit, ran.text.as_str()), (Some(2), ""), "{nonsense:?}");
     }
+    let version_1 = json!({ "notification_type": "DID_RENEW", "unified_receipt": {} }).to_string();
+    let ran = inspect(&roots, &[], &version_1).await;
+    assert_eq!(ran.exit, Some(2));
+    assert!(
+        ran.errors.contains("a notification of version 1"),
+        "{ran:?}"
+    );
     world.end().await;
 }
 
@@ -270,9 +301,54 @@ async fn inspect_decodes_a_notification_and_its_parts() {
         "what is inside is shown once"
     );
 
+    // What the purchase is worth, by the whole notification: here in its grace period, by Apple's status.
+    assert_eq!(found["state"]["status"], "active");
+    assert_eq!(found["parts"][0]["state"], Value::Null, "only of the whole");
+    let mut retried = notification(&inner);
+    let end = world.clock.now().plus(Duration::from_hours(24 * 16));
+    let renewal = json!({
+        "originalTransactionId": id, "autoRenewProductId": "com.example.app.pro.yearly",
+        "productId": "com.example.app.pro.monthly", "autoRenewStatus": 1, "environment": "Production",
+        "isInBillingRetryPeriod": true, "gracePeriodExpiresDate": end.as_millis(),
+        "signedDate": world.clock.now().as_millis(),
+    });
+    let authority = world.simulator.identity().certificate_authority();
+    retried["data"]["status"] = json!(4);
+    retried["data"]["signedRenewalInfo"] = json!(authority.sign_jws(renewal.as_object().unwrap()));
+    let retried = sign(&retried);
+    let found = inspect(&roots, &[], &retried).await.json();
+    let state = &found["state"];
+    assert_eq!(state["status"], "in_grace_period", "{found}");
+    assert_eq!(
+        (&state["entitled"], &state["entitledUntil"]),
+        (&json!(true), &json!(end))
+    );
+    assert_eq!(
+        (&state["basis"], &state["renewsAs"]),
+        (&json!("store"), &json!("com.example.app.pro.yearly"))
+    );
+    let person = inspect(&roots, &["--output", "table"], &retried).await;
+    for line in [
+        "state        in_grace_period: a payment failed; access goes on while the store retries",
+        "renewal      as com.example.app.pro.yearly",
+    ] {
+        assert!(person.text.contains(line), "{line}: {person:?}");
+    }
+    // After the transaction's end, and without a status, the notification does not decide.
+    let late = world.clock.now().plus(Duration::from_hours(24 * 60));
+    let late = ["--at", &late.to_string()];
+    let found = inspect(&roots, &late, &good).await.json();
+    assert_eq!(found["state"], Value::Null, "{found}");
+    let remark = "`attesto verify apple --transaction-id` asks Apple";
+    assert!(found["remarks"].to_string().contains(remark), "{found}");
+    let found = inspect(&roots, &late, &inner).await.json();
+    assert_eq!(found["state"]["status"], "expired", "{found}");
+    assert!(found["remarks"].to_string().contains(remark), "{found}");
+
     let found = inspect(&roots, &[], &sign(&notification(&forged)))
         .await
         .json();
+    assert_eq!(found["state"], Value::Null);
     assert_eq!(
         (&found["believed"], &found["class"]),
         (&json!(false), &json!(null))
@@ -338,12 +414,57 @@ async fn verify_apple_answers_as_the_service_does() {
     let served = world.verify("apple", &tenant, &question).await;
     assert_eq!(unsigned(ran.json()), unsigned(served.body));
     let ran = ask(&[&by_id[..], &["--output", "table"]].concat()).await;
-    let told = "status active. It is paid: grant it.";
-    assert!(
-        ran.text.contains(told) && ran.text.contains(USER),
-        "{ran:?}"
-    );
+    for told in [
+        "Valid: com.example.app.pro.monthly. Grant it until 20",
+        ": it is paid for.",
+        "  state        active: it is paid for",
+        "  entitled     yes, until 20",
+        "  based on     ",
+        USER,
+    ] {
+        assert!(ran.text.contains(told), "{told}: {ran:?}");
+    }
     assert_eq!(ask(&by_jws).await.json()["valid"], true);
+
+    // A signed transaction says nothing of later periods; with --refresh Apple is asked.
+    let now = world.clock.now();
+    let new = NewTransaction {
+        environment: SimulatedEnvironment::Production,
+        purchase_date: Some(now.minus(Duration::from_hours(24 * 40))),
+        expires_date: Some(now.minus(Duration::from_hours(24 * 10))),
+        ..NewTransaction::default()
+    };
+    let apple = world.simulator.apple();
+    let old = apple.create_transaction(new).unwrap().transaction_id;
+    let old_jws = apple.sign_transaction(&old).unwrap();
+    let renew = TransactionChange::Renew {};
+    apple.change_transaction(&old, &renew).unwrap();
+    let ask_old = async |more: &[&str]| {
+        let start = ["verify", "apple", tenant.id.as_str()];
+        attesto(&[&start, &by_jws[..], more].concat(), &variables, &old_jws).await
+    };
+    let table = ["--output", "table"];
+    let state = &ask_old(&[]).await.json()["state"];
+    assert_eq!(
+        (&state["status"], &state["basis"]),
+        (&json!("expired"), &json!("transaction"))
+    );
+    let ran = ask_old(&table).await;
+    for told in [
+        "Grant nothing: it has ended.",
+        "A later period may be running: --refresh asks Apple for it.",
+    ] {
+        assert!(ran.text.contains(told), "{told}: {ran:?}");
+    }
+    let state = &ask_old(&["--refresh"]).await.json()["state"];
+    assert_eq!(
+        (&state["status"], &state["entitled"]),
+        (&json!("active"), &json!(true))
+    );
+    assert_eq!(state["basis"], "store");
+    let ran = ask_old(&[&table[..], &["--refresh"]].concat()).await;
+    assert!(ran.text.contains("Grant it until 20"), "{ran:?}");
+    assert!(!ran.text.contains("--refresh"), "{ran:?}");
 
     let stranger = "00000000-0000-4000-8000-000000000001";
     let stranger = [&by_jws[..], &["--expected-app-user-id", stranger]].concat();
@@ -415,7 +536,51 @@ async fn verify_google_answers_as_the_service_does() {
         let ran = ask(question, token).await;
         assert_eq!((ran.exit, &ran.json()["error"]), (Some(1), &json!(error)));
     }
-    assert_eq!(ask(&["--type", "product"], token).await.exit, Some(2));
+    // The token is enough, and a wrong type is no failure.
+    for more in [
+        &[][..],
+        &["--type", "product"],
+        &["--product-id", "pro_monthly"],
+    ] {
+        let answer = ask(more, token).await.json();
+        assert_eq!(
+            answer["subject"]["type"], "subscription",
+            "{more:?}: {answer}"
+        );
+        assert_eq!(answer["state"]["entitled"], true, "{more:?}: {answer}");
+    }
+    let ran = ask(&["--product-id", "other"], token).await;
+    assert_eq!(
+        (ran.exit, &ran.json()["error"]),
+        (Some(1), &json!("PRODUCT_ID_MISMATCH"))
+    );
+    let product = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    let product = play.buy_product(product).unwrap();
+    let ran = ask(&["--output", "table"], &product.purchase_token).await;
+    for told in [
+        "Grant it; it has no end.",
+        "  entitled     yes, without an end",
+        "  quantity     5",
+        "  acknowledge  by 20",
+        "  user         none",
+    ] {
+        assert!(ran.text.contains(told), "{told}: {ran:?}");
+    }
+    // News about a replaced token: the state is that of the purchase that took its place.
+    let new = play.replace_subscription(token, SubscriptionReplacement::default());
+    let new = new.unwrap().purchase_token;
+    assert_eq!(ask(&[], &new).await.json()["subject"]["current"], true);
+    let ran = ask(&["--output", "table"], token).await;
+    for told in [
+        "state        replaced: ",
+        "entitled     yes, until 20",
+        &format!("replaced by  {new}"),
+    ] {
+        assert!(ran.text.contains(told), "{told}: {ran:?}");
+    }
     assert_eq!(ask(&subscription, " ").await.exit, Some(2));
     world.end().await;
 }

@@ -1,6 +1,10 @@
 //! `attesto tail` shows the changes of a tenant.
 
-use attesto::events::{EventRecorder, EventSubject, EventType, NewEvent, SubjectType};
+use attesto::base::clock::Timestamp;
+use attesto::events::purchase_state::{StateBasis, StateStatus};
+use attesto::events::{
+    EventRecorder, EventSubject, EventType, NewEvent, PurchaseState, StateError, SubjectType,
+};
 use attesto::tail::TailWatcher;
 use serde_json::{Value, json};
 
@@ -28,6 +32,10 @@ impl Watched {
     }
 
     async fn happens(&self, external_id: &str) -> String {
+        self.happens_with(external_id, None).await
+    }
+
+    async fn happens_with(&self, external_id: &str, state: Option<PurchaseState>) -> String {
         let event = NewEvent {
             event_type: EventType::SubscriptionRenewed,
             platform_event: "google.subscription_renewed".into(),
@@ -38,6 +46,8 @@ impl Watched {
                 current: true,
                 superseded_by: None,
             }),
+            state_error: state.is_none().then_some(StateError::StoreUnavailable),
+            state,
             ..test_event(&self.tenant, external_id)
         };
         let record = EventRecorder::new(self.world.database(), &self.world.clock, || {});
@@ -76,6 +86,27 @@ impl Watched {
     }
 }
 
+fn active_state() -> PurchaseState {
+    PurchaseState {
+        status: StateStatus::Active,
+        entitled: true,
+        entitled_until: Some(Timestamp::from_millis(86_400_000)),
+        product_id: Some("pro.monthly".into()),
+        base_plan_id: None,
+        offer_id: None,
+        period: None,
+        will_renew: Some(true),
+        renews_as: None,
+        renews_at: None,
+        ownership: None,
+        quantity: None,
+        refundable_quantity: None,
+        acknowledge_by: None,
+        basis: StateBasis::Store,
+        as_of: Timestamp::from_millis(0),
+    }
+}
+
 fn delivery(attempt: i32, status: &str, outcome: &str, code: Option<i32>) -> Value {
     json!({ "kind": "delivery", "attempt": attempt, "status": status, "outcome": outcome, "responseCode": code,
         "isParked": false })
@@ -86,13 +117,13 @@ async fn each_change_is_shown_once() {
     let mut watched = Watched::new().await;
     let shell = watched.world.shell();
     let tenant = watched.tenant.to_string();
-    let event = |has_delivery: bool| {
+    let event = |sequence: i64, has_delivery: bool| {
         json!({ "kind": "event", "platformEvent": "google.subscription_renewed", "subject": "a subscription",
-            "hasDelivery": has_delivery })
+            "sequence": sequence, "state": null, "stateError": "store_unavailable", "hasDelivery": has_delivery })
     };
     assert_eq!(watched.news().await, Vec::<Value>::new());
     watched.happens("1").await;
-    assert_eq!(watched.news().await, [event(false)]);
+    assert_eq!(watched.news().await, [event(1, false)]);
     assert_eq!(watched.news().await, Vec::<Value>::new());
 
     let set = [
@@ -104,7 +135,7 @@ async fn each_change_is_shown_once() {
     ];
     assert_eq!(shell.run(&set).exit, 0);
     watched.happens("2").await;
-    assert_eq!(watched.news().await, [event(true)]);
+    assert_eq!(watched.news().await, [event(2, true)]);
 
     watched
         .sql("update webhook_deliveries set attempt_count = 1, last_outcome = 'http_5xx', last_response_code = 503, last_attempt_at = now() where tenant_id = $1")
@@ -191,9 +222,49 @@ async fn the_command_shows_the_latest_changes() {
         "{line}"
     );
     assert!(
-        line.ends_with("about a subscription  (no active callback: stored, not sent)"),
+        line.ends_with("about a subscription, sequence 2  state not known: store_unavailable  (no active callback: stored, not sent)"),
         "{line}"
     );
+
+    let state = active_state();
+    watched.happens_with("3", Some(state.clone())).await;
+    let last = ["tail", "--tenant", &tenant, "--no-follow", "--last", "1"];
+    let rows = shell.rows(&last);
+    assert_eq!(rows[0]["sequence"], 3);
+    assert_eq!(rows[0]["state"], json!(state));
+    let told = shell.run(&[&last[..], &["--output", "table"]].concat());
+    let about =
+        "about a subscription, sequence 3  active, entitled until 1970-01-02T00:00:00.000Z  (no";
+    assert!(told.said.contains(about), "{}", told.said);
+
+    // The list of events shows the same, each fact in a column.
+    let list = ["webhook", "list-events", &tenant];
+    let rows = shell.rows(&list);
+    assert_eq!(
+        (&rows[0]["sequence"], &rows[0]["state"]),
+        (&json!(3), &json!(state))
+    );
+    assert_eq!(
+        (
+            &rows[1]["sequence"],
+            &rows[1]["state"],
+            &rows[1]["stateError"]
+        ),
+        (&json!(2), &Value::Null, &json!("store_unavailable"))
+    );
+    let table = shell
+        .run(&[&list[..], &["--output", "table"]].concat())
+        .said;
+    let mut lines = table.lines();
+    let header = lines.next().unwrap();
+    assert!(
+        header.contains("SEQUENCE  STATE STATUS  STATE ENTITLED  STATE ENTITLED UNTIL"),
+        "{table}"
+    );
+    let newest: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    let shown = ["3", "active", "yes", "1970-01-02T00:00:00.000Z"];
+    assert!(newest.windows(4).any(|cells| cells == shown), "{table}");
+    assert!(!table.contains(['{', '"']), "{table}");
 
     let nobody = shell.run(&["tail", "--tenant", "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"]);
     assert_eq!(nobody.exit, 1, "{}", nobody.complained);

@@ -9,3 +9,4 @@ mod credentials;
 mod test_notification;
 
 pub(super) use command::{AppleCommand, run};
+pub(super) use credentials::parse_app_apple_id;

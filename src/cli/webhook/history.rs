@@ -39,6 +39,10 @@ pub(super) async fn list_events(
         "source",
         "environment",
         "subject",
+        "sequence",
+        "state.status",
+        "state.entitled",
+        "state.entitledUntil",
         "receivedAt",
         "status",
     ];

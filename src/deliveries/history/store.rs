@@ -1,6 +1,7 @@
 //! The SQL. All statements only read; lists are sorted newest first and have a limit.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
@@ -28,6 +29,12 @@ pub struct EventRow {
     pub environment: Option<String>,
     /// The key of the subscription or purchase that the event is about.
     pub subject: Option<String>,
+    /// The event's number among those of that subject.
+    pub sequence: Option<i64>,
+    /// What the purchase was worth when the event was stored: a `PurchaseState` of `events`, as it was sent.
+    pub state: Option<Value>,
+    /// Why the state was not known.
+    pub state_error: Option<String>,
     /// The app's id of the user, if the app passed one to the store.
     pub app_user_id: Option<String>,
     /// When the event happened, according to the store.
@@ -116,8 +123,9 @@ pub async fn list_events(
         r#"
         select event.id as "id!: EventId", event.event_type as "event_type!", event.reason,
                event.platform_event as "platform_event!", event.source as "source!",
-               event.external_id as "external_id!", event.environment, event.subject_key, event.app_user_id,
-               event.occurred_at, event.received_at as "received_at!", standing.status
+               event.external_id as "external_id!", event.environment, event.subject_key, event.sequence,
+               event.state::text as state, event.state_error, event.app_user_id, event.occurred_at,
+               event.received_at as "received_at!", standing.status
           from (
                select * from webhook_events where tenant_id = $1 and ($2::text is null or $2 = 'delivered')
                union all
@@ -157,6 +165,9 @@ pub async fn list_events(
         external_id: row.external_id,
         environment: row.environment,
         subject: row.subject_key,
+        sequence: row.sequence,
+        state: row.state.and_then(|json| serde_json::from_str(&json).ok()),
+        state_error: row.state_error,
         app_user_id: row.app_user_id,
         occurred_at: row.occurred_at.map(Timestamp::from),
         received_at: row.received_at.into(),

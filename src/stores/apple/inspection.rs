@@ -8,16 +8,19 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use serde::{Deserialize as _, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
 use super::account::AppleEnvironment;
-use super::payload::TransactionPayload;
+use super::payload::{RenewalInfoPayload, TransactionPayload};
+use super::state::{PurchaseFacts, notification_state, purchase_state};
 use super::translate::{self, TransactionStatus};
 use super::trust::{self, JwsVerifier};
 use crate::base::clock::Timestamp;
+use crate::events::PurchaseState;
 
 /// The fields that contain a JWS, and the kind of each.
 const SIGNED_FIELDS: [(&str, SignedDataKind); 5] = [
@@ -91,6 +94,9 @@ pub struct Inspection {
     pub environment: Option<String>,
     /// The status of a transaction, computed now.
     pub status: Option<TransactionStatus>,
+    /// What the purchase of an accepted transaction or notification is worth now, as the service would answer it without asking
+    /// Apple. Null in `parts`.
+    pub state: Option<PurchaseState>,
     /// The certificates in the header, leaf first.
     pub certificates: Vec<CertificateDetails>,
     /// The payload as JSON, not verified.
@@ -132,15 +138,34 @@ pub fn inspect_signed_data(
     now: Timestamp,
 ) -> Option<Inspection> {
     let text = text.trim().trim_matches('"');
-    if text.starts_with('{') {
+    let mut found = if text.starts_with('{') {
         let body: Value = serde_json::from_str(text).ok()?;
         let (field, jws) = find_signed_field(&body)?;
-        return Some(inspect_jws(Some(field), jws, verifier, expected, now));
+        inspect_jws(Some(field), jws, verifier, expected, now)
+    } else {
+        // A text that does not have three parts of base64url is not reported as a bad signature, because it is not a JWS.
+        let parts: Vec<_> = text.split('.').collect();
+        let is_jws = parts.len() == 3 && URL_SAFE_NO_PAD.decode(parts[0]).is_ok();
+        if !is_jws {
+            return None;
+        }
+        inspect_jws(None, text, verifier, expected, now)
+    };
+    if found.believed {
+        found.add_state(now);
     }
-    // A text that does not have three parts of base64url is not reported as a bad signature, because it is not a JWS.
-    let parts: Vec<_> = text.split('.').collect();
-    let is_jws = parts.len() == 3 && URL_SAFE_NO_PAD.decode(parts[0]).is_ok();
-    is_jws.then(|| inspect_jws(None, text, verifier, expected, now))
+    Some(found)
+}
+
+/// Whether `text` is a notification of version 1, in which nothing is signed.
+pub fn is_version_1_notification(text: &str) -> bool {
+    let body: Option<Value> = serde_json::from_str(text).ok();
+    body.is_some_and(|body| {
+        ["notification_type", "unified_receipt"]
+            .iter()
+            .any(|name| body.get(name).is_some())
+            && body.get("signedPayload").is_none()
+    })
 }
 
 /// The first field with a JWS, at the top level or inside `raw` or `transaction`.
@@ -192,6 +217,7 @@ fn inspect_jws(
         signed_on,
         environment: object.and_then(find_environment),
         status: None,
+        state: None,
         certificates: describe_certificates(&texts, signed_on.unwrap_or(now)),
         payload: payload.clone(),
         parts: Vec::new(),
@@ -205,10 +231,8 @@ fn inspect_jws(
     if let Some(object) = object {
         found.check_expected(object, expected);
         if kind == SignedDataKind::Transaction {
-            let transaction =
-                TransactionPayload::deserialize(payload.as_ref().unwrap_or(&Value::Null)).ok();
-            found.status =
-                transaction.map(|transaction| translate::transaction_status(&transaction, now));
+            found.status = decode_payload::<TransactionPayload>(&found)
+                .map(|transaction| translate::transaction_status(&transaction, now));
         }
         for block in ["data", "appData"] {
             let block = object.get(block).and_then(Value::as_object);
@@ -225,6 +249,10 @@ fn inspect_jws(
     found.add_remarks(header.as_ref(), now);
     found.believed = found.refusals.is_empty();
     found
+}
+
+fn decode_payload<T: DeserializeOwned>(found: &Inspection) -> Option<T> {
+    T::deserialize(found.payload.as_ref()?).ok()
 }
 
 fn find_signed_parts(block: &Map<String, Value>) -> Vec<(&'static str, &str)> {
@@ -279,10 +307,10 @@ impl Inspection {
             && self.kind != SignedDataKind::Renewal
             && text("bundleId") != Some(bundle_id)
         {
-            let found = text("bundleId").unwrap_or("none");
-            refuse(format!(
-                "It is of the app {found}, and {bundle_id} was expected."
-            ));
+            refuse(match text("bundleId") {
+                Some(found) => format!("It is of the app {found}, and {bundle_id} was expected."),
+                None => format!("It names no app, and {bundle_id} was expected."),
+            });
         }
         let names_number = matches!(
             self.kind,
@@ -293,10 +321,12 @@ impl Inspection {
             && number != Some(app_apple_id)
             && (number.is_some() || place == Some(AppleEnvironment::Production.as_apple_str()))
         {
-            let found = number.map_or_else(|| "none".to_owned(), |number| number.to_string());
-            refuse(format!(
-                "It gives the app the Apple id {found}, and {app_apple_id} was expected."
-            ));
+            refuse(match number {
+                Some(found) => format!(
+                    "It gives the app the Apple id {found}, and {app_apple_id} was expected."
+                ),
+                None => format!("It gives the app no Apple id, and {app_apple_id} was expected."),
+            });
         }
         match (place, expected.environment) {
             (Some(place), Some(environment)) if place != environment.as_apple_str() => {
@@ -318,6 +348,47 @@ impl Inspection {
         let uuid = object.get("notificationUUID").and_then(Value::as_str);
         if self.kind == SignedDataKind::Notification && uuid.is_none_or(str::is_empty) {
             refuse("It has no notificationUUID, by which it would be known again.".into());
+        }
+    }
+
+    /// Sets `state`, and adds a remark if Apple would have to be asked for the whole subscription.
+    fn add_state(&mut self, now: Timestamp) {
+        let find_part = |kind| self.parts.iter().find(|part| part.kind == kind);
+        let is_decided = match self.kind {
+            SignedDataKind::Transaction => {
+                let Some(transaction) = decode_payload::<TransactionPayload>(self) else {
+                    return;
+                };
+                let facts = PurchaseFacts {
+                    transaction: &transaction,
+                    renewal: None,
+                    status: None,
+                    is_newest: false,
+                    stated_at: now,
+                };
+                self.state = purchase_state(&facts, now);
+                facts.transaction_decides(now)
+            }
+            SignedDataKind::Notification => {
+                let Some(transaction) = find_part(SignedDataKind::Transaction)
+                    .and_then(decode_payload::<TransactionPayload>)
+                else {
+                    return;
+                };
+                let renewal = find_part(SignedDataKind::Renewal)
+                    .and_then(decode_payload::<RenewalInfoPayload>);
+                let block = self
+                    .payload
+                    .as_ref()
+                    .and_then(|payload| payload.get("data"));
+                let status = block.and_then(|block| block.get("status")?.as_i64());
+                self.state = notification_state(&transaction, renewal.as_ref(), status, now);
+                self.state.is_some()
+            }
+            _ => return,
+        };
+        if !is_decided {
+            self.remarks.push("It does not say what the whole subscription is worth now: a later period may be running. `attesto verify apple --transaction-id` asks Apple.".into());
         }
     }
 

@@ -24,7 +24,7 @@ use super::payload::{
     self, Millis, NotificationBlock, NotificationPart, NotificationPayload, OrderedObject,
     RenewalInfoPayload, SignedPart, TransactionPayload,
 };
-use super::state::{PurchaseFacts, SubscriptionStatus, is_earlier_period, purchase_state};
+use super::state::{is_earlier_period, notification_state, purchase_state};
 use super::translate;
 use super::trust::SignatureError;
 use super::verify::AppleVerifier;
@@ -117,16 +117,7 @@ fn state_of_notification(
         find_part(parts, NotificationPart::Transaction)?.decode()?;
     let renewal: Option<RenewalInfoPayload> =
         find_part(parts, NotificationPart::RenewalInfo).and_then(VerifiedPart::decode);
-    let mut facts = PurchaseFacts {
-        transaction: &transaction,
-        renewal: renewal.as_ref(),
-        status: block.status.and_then(SubscriptionStatus::from_number),
-        is_newest: false,
-        stated_at: now,
-    };
-    // Of anything but a subscription that renews there is one transaction.
-    facts.is_newest = !facts.is_auto_renewable();
-    let state = purchase_state(&facts, now).filter(|_| facts.notification_decides(now))?;
+    let state = notification_state(&transaction, renewal.as_ref(), block.status, now)?;
     let is_earlier_period = is_earlier_period(&transaction, &state);
     Some(KnownState {
         is_current: !is_earlier_period && transaction.is_upgraded != Some(true),

@@ -151,6 +151,25 @@ pub(crate) fn purchase_state(facts: &PurchaseFacts<'_>, now: Timestamp) -> Optio
     })
 }
 
+/// The state by what a notification says, with Apple's `status` in it. `None` where that does not decide.
+pub(crate) fn notification_state(
+    transaction: &TransactionPayload,
+    renewal: Option<&RenewalInfoPayload>,
+    status: Option<i64>,
+    now: Timestamp,
+) -> Option<PurchaseState> {
+    let mut facts = PurchaseFacts {
+        transaction,
+        renewal,
+        status: status.and_then(SubscriptionStatus::from_number),
+        is_newest: false,
+        stated_at: now,
+    };
+    // Of anything but a subscription that renews there is one transaction.
+    facts.is_newest = !facts.is_auto_renewable();
+    purchase_state(&facts, now).filter(|_| facts.notification_decides(now))
+}
+
 fn state_basis(facts: &PurchaseFacts<'_>) -> StateBasis {
     if facts.is_newest || facts.status.is_some() {
         StateBasis::Store

@@ -54,6 +54,16 @@ pub(crate) enum PurchaseDetails {
     Product(ProductDetails),
 }
 
+impl PurchaseDetails {
+    /// Whether a license tester made it.
+    pub(crate) fn is_test(&self) -> bool {
+        match self {
+            Self::Subscription(details) => details.test_purchase,
+            Self::Product(details) => details.test_purchase,
+        }
+    }
+}
+
 /// A subscription. It can be of several products, each with its own dates, price and renewal: these are of the requested
 /// `productId`, else of the one that lasts longest. `rawResponse` has them all.
 #[derive(Clone, Debug, Serialize, ToSchema)]
