@@ -1,8 +1,9 @@
 //! A certificate authority that signs as Apple does, and forgeries of its signatures.
 //!
 //! The chain has the shape of Apple's: a P-384 root, a P-384 intermediate and a P-256 leaf, every certificate signed
-//! with ECDSA and SHA-384, Apple's marker extensions on intermediate and leaf, and no extended key usage. A JWS names
-//! all three in `x5c` and is signed with ES256. It verifies only where this very
+//! with ECDSA and SHA-384, Apple's marker extensions on intermediate and leaf, and no extended key usage. Names, policies and
+//! addresses of lists are as long as Apple's, so that a JWS is as large. A JWS names all three in `x5c` and is signed with
+//! ES256. It verifies only where this very
 //! root is trusted.
 
 use std::time::Duration;
@@ -12,15 +13,23 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use der::Encode;
+use der::asn1::{Any, Ia5String, ObjectIdentifier};
+use der::oid::AssociatedOid;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData as _,
-    SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DistinguishedName,
+    DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+    PublicKeyData as _, SignatureAlgorithm,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use strum::{EnumCount, VariantArray};
 use time::OffsetDateTime;
+use x509_cert::ext::pkix::certpolicy::{
+    CertificatePolicies, DisplayText, PolicyInformation, PolicyQualifierInfo, UserNotice,
+};
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AccessDescription, AuthorityInfoAccessSyntax};
 
 use crate::base::clock::Timestamp;
 
@@ -31,6 +40,13 @@ const INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
 /// Apple's extensions for other uses, which a verifier must refuse.
 const OTHER_LEAF_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 2];
 const OTHER_INTERMEDIATE_MARKER_OID: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 2];
+/// Apple's policy for certificates of this kind.
+const POLICY_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113635.100.5.6.1");
+const ID_QT_CPS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.2.1");
+const ID_QT_UNOTICE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.2.2");
+const ID_AD_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
+const POLICY_NOTICE: &str = "Made by a simulator for tests, and not issued by Apple. What is signed with this certificate \
+    proves no purchase, and its root must not be trusted.";
 /// Certificates are valid this long before and after their creation, so that a test can move the clock.
 const VALIDITY_MARGIN: Duration = Duration::from_hours(10 * 365 * 24);
 /// The value of these extensions: an ASN.1 NULL.
@@ -418,38 +434,99 @@ fn generate_key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
 }
 
 fn root_parameters(now: Timestamp) -> CertificateParams {
-    let mut parameters = base_parameters(now, "Simulated Root CA - G3");
+    let mut parameters = base_parameters(
+        now,
+        "Simulated Root CA - G3",
+        "Simulated Certification Authority",
+    );
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    parameters.use_authority_key_identifier_extension = false;
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     parameters
 }
 
 fn intermediate_parameters(now: Timestamp, marker: &[u64]) -> CertificateParams {
-    let mut parameters = base_parameters(now, "Simulated Worldwide Developer Relations CA");
+    let mut parameters = base_parameters(
+        now,
+        "Simulated Worldwide Developer Relations Certification Authority",
+        "G6",
+    );
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    parameters.custom_extensions = vec![CustomExtension::from_oid_content(
-        marker,
-        ASN1_NULL.to_vec(),
-    )];
+    parameters.custom_extensions = vec![
+        CustomExtension::from_oid_content(marker, ASN1_NULL.to_vec()),
+        issuer_address("http://certs.simulator.invalid/rootg3.der"),
+    ];
+    parameters.crl_distribution_points = vec![CrlDistributionPoint {
+        uris: vec!["http://crl.simulator.invalid/rootg3.crl".to_owned()],
+    }];
     parameters
 }
 
 fn leaf_parameters(now: Timestamp, marker: &[u64]) -> CertificateParams {
-    let mut parameters = base_parameters(now, "Simulated App Store Receipt Signing");
+    let mut parameters = base_parameters(
+        now,
+        "Simulated ECC Mac App Store and iTunes Store Receipt Signing",
+        "Simulated Worldwide Developer Relations",
+    );
     parameters.is_ca = IsCa::ExplicitNoCa;
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    parameters.custom_extensions = vec![CustomExtension::from_oid_content(
-        marker,
-        ASN1_NULL.to_vec(),
-    )];
+    parameters.custom_extensions = vec![
+        CustomExtension::from_oid_content(marker, ASN1_NULL.to_vec()),
+        issuer_address("http://certs.simulator.invalid/wwdrg6.der"),
+        certificate_policy(),
+    ];
     parameters
 }
 
-fn base_parameters(now: Timestamp, name: &str) -> CertificateParams {
+/// Where the issuer's certificate is (authority information access). It names no OCSP responder, because there is none.
+fn issuer_address(url: &str) -> CustomExtension {
+    let access = AuthorityInfoAccessSyntax(vec![AccessDescription {
+        access_method: ID_AD_CA_ISSUERS,
+        access_location: GeneralName::UniformResourceIdentifier(
+            Ia5String::new(url).expect("an address is ASCII"),
+        ),
+    }]);
+    to_extension(&access)
+}
+
+/// The policy under which a leaf is issued, with a notice to its users.
+fn certificate_policy() -> CustomExtension {
+    let qualifier = |id, qualifier| PolicyQualifierInfo {
+        policy_qualifier_id: id,
+        qualifier: Some(qualifier),
+    };
+    let notice = UserNotice {
+        notice_ref: None,
+        explicit_text: Some(DisplayText::Utf8String(POLICY_NOTICE.to_owned())),
+    };
+    let page = Ia5String::new("http://simulator.invalid/certificateauthority/");
+    let encoded = (
+        Any::encode_from(&notice),
+        page.and_then(|page| Any::encode_from(&page)),
+    );
+    let (Ok(notice), Ok(page)) = encoded else {
+        unreachable!("a short text is encoded");
+    };
+    to_extension(&CertificatePolicies(vec![PolicyInformation {
+        policy_identifier: POLICY_OID,
+        policy_qualifiers: Some(vec![
+            qualifier(ID_QT_UNOTICE, notice),
+            qualifier(ID_QT_CPS, page),
+        ]),
+    }]))
+}
+
+fn to_extension<T: AssociatedOid + Encode>(content: &T) -> CustomExtension {
+    let oid: Vec<u64> = T::OID.arcs().map(u64::from).collect();
+    CustomExtension::from_oid_content(&oid, content.to_der().expect("a short value is encoded"))
+}
+
+fn base_parameters(now: Timestamp, name: &str, unit: &str) -> CertificateParams {
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);
-    subject.push(DnType::OrganizationName, "Attesto simulator (not Apple)");
+    subject.push(DnType::OrganizationalUnitName, unit);
+    subject.push(DnType::OrganizationName, "Simulator");
     subject.push(DnType::CountryName, "US");
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = subject;

@@ -5,7 +5,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use super::{TestSimulator, start_simulator, with};
@@ -112,6 +112,43 @@ async fn a_change_is_reported_with_its_type_and_subtype() {
     let notifications = world.apple.list_notifications();
     assert_eq!(notifications.len(), count + 1);
     assert_eq!(notifications[count].notification_type, "ONE_TIME_CHARGE");
+}
+
+/// A genuine notification about a subscription is three JWS, two of them inside the third, each with the same three
+/// certificates: 18.7 KB.
+#[tokio::test]
+async fn a_notification_is_as_large_as_apples() {
+    let world = start_simulator().await;
+    post_to(&world, UNREACHABLE);
+    let user = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
+    let bought = world.buy(json!({"environment": "production", "appAccountToken": user}));
+    world
+        .change(&bought.transaction_id, json!({"action": "renew"}))
+        .unwrap();
+    let sent = world.apple.list_notifications().pop().unwrap();
+    assert_eq!(sent.notification_type, "DID_RENEW");
+    let size = json!({ "signedPayload": sent.signed_payload })
+        .to_string()
+        .len();
+    assert!((18_000..=19_500).contains(&size), "{size} bytes");
+
+    let header = sent.signed_payload.split('.').next().unwrap();
+    let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
+    let chain = header["x5c"].as_array().unwrap();
+    let sizes: Vec<_> = chain
+        .iter()
+        .map(|one| STANDARD.decode(one.as_str().unwrap()).unwrap().len())
+        .collect();
+    // Apple's are of 1077, 794 and 583 bytes.
+    let is_near = |size: usize, genuine: usize| size.abs_diff(genuine) <= genuine / 10;
+    assert!(
+        sizes.len() == 3
+            && [1077, 794, 583]
+                .iter()
+                .zip(&sizes)
+                .all(|(genuine, size)| is_near(*size, *genuine)),
+        "{sizes:?}"
+    );
 }
 
 #[tokio::test]
