@@ -13,8 +13,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use sqlx::Row as _;
+use tracing::level_filters::LevelFilter;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
+use crate::world::log::Warnings;
 
 /// The encryption key of every `World`, for commands.
 const ENCRYPTION_KEY: [u8; 32] = [7; 32];
@@ -819,6 +821,7 @@ async fn the_tenants_environment_and_app_apple_id_must_match() {
 
 #[tokio::test]
 async fn checks_run_in_the_documented_order() {
+    let log = Warnings::listen_at(LevelFilter::INFO);
     let shop = Shop::open().await;
     let world = &shop.world;
     let ask = async |id: &str, body: &Value| {
@@ -894,6 +897,7 @@ async fn checks_run_in_the_documented_order() {
     nameless["data"] = data;
     assert_eq!(shop.class(&nameless).await, "other_app");
     assert_eq!(shop.count().await, 0);
+    log.assert_each_400_has_a_cause();
 
     let path = format!("/v1/webhooks/apple/{}", shop.tenant.id);
     assert_eq!(world.ask("GET", &path, None, None).await.status, 405);

@@ -6,13 +6,12 @@ use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
 };
 use attesto::simulator::{Fault, JwsForgery};
-use attesto::telemetry::{LogFormat, LogSettings};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
 use crate::apple_notifications::{Event, Shop, altered};
 use crate::world::attesto::{APP, Answer};
-use crate::world::log::{Page, logging};
+use crate::world::log::Warnings;
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 const ZEROS: &str = "00000000-0000-0000-0000-000000000000";
@@ -410,13 +409,7 @@ async fn a14_an_id_that_apple_does_not_know_yet_is_tried_again() {
 #[tokio::test]
 async fn a11_a_notification_of_version_1_is_named_in_the_answer_and_in_the_log() {
     let shop = Shop::open().await;
-    let log = LogSettings {
-        level: LevelFilter::INFO,
-        format: LogFormat::Json,
-        is_cause_redacted: true,
-    };
-    let page = Page::default();
-    let (writer, _logging) = logging(&log, &page);
+    let log = Warnings::listen_at(LevelFilter::INFO);
     let body = json!({ "unified_receipt": {}, "notification_type": "DID_RENEW" });
     let answer = shop.post(&body).await;
     assert_eq!(
@@ -429,16 +422,8 @@ async fn a11_a_notification_of_version_1_is_named_in_the_answer_and_in_the_log()
             .unwrap()
             .contains("version 1")
     );
-    writer.flush();
-    let written = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
-    let lines = written
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    let request: Value = lines
-        .into_iter()
-        .find(|line: &Value| line["msg"] == "http_request")
-        .unwrap();
-    let class = request["causeClass"].as_str().unwrap();
+    let requests = log.of("http_request");
+    let class = requests[0]["causeClass"].as_str().unwrap();
     assert!(class.contains("version 1"), "{class}");
     shop.world.end().await;
 }

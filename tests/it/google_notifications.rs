@@ -15,8 +15,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sqlx::Row as _;
+use tracing::level_filters::LevelFilter;
 
 use crate::world::attesto::{APP, Answer, Tenant, World};
+use crate::world::log::Warnings;
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
@@ -499,6 +501,7 @@ async fn pushes_are_refused_until_a_service_account_is_configured() {
 
 #[tokio::test]
 async fn invalid_push_requests_are_refused() {
+    let log = Warnings::listen_at(LevelFilter::INFO);
     let shop = Shop::open().await;
     for id in ["x", "tenant_", "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"] {
         let path = format!("/v1/webhooks/google/{id}");
@@ -548,6 +551,7 @@ async fn invalid_push_requests_are_refused() {
     let answer = shop.send(&body).await;
     assert_eq!(answer.status, 400, "{}", answer.body);
     assert_eq!(answer.body["details"]["issues"][0]["path"], "message.data");
+    log.assert_each_400_has_a_cause();
     assert_eq!(shop.count().await, 1);
     let answer = shop
         .world

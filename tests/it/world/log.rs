@@ -46,7 +46,7 @@ pub(crate) fn logging(log: &LogSettings, page: &Page) -> (LogWriter, (DefaultGua
     (writer, (first, second))
 }
 
-/// The captured warnings and errors.
+/// The captured lines of a level and above it.
 pub(crate) struct Warnings {
     page: Page,
     writer: LogWriter,
@@ -54,10 +54,15 @@ pub(crate) struct Warnings {
 }
 
 impl Warnings {
-    /// Captures from now on, on this thread.
+    /// Captures warnings and errors from now on, on this thread.
     pub(crate) fn listen() -> Self {
+        Self::listen_at(LevelFilter::WARN)
+    }
+
+    /// The same for another level.
+    pub(crate) fn listen_at(level: LevelFilter) -> Self {
         let log = LogSettings {
-            level: LevelFilter::WARN,
+            level,
             format: LogFormat::Json,
             is_cause_redacted: true,
         };
@@ -67,6 +72,21 @@ impl Warnings {
             page,
             writer,
             _logging: logging,
+        }
+    }
+
+    /// Checks that the line of each request that was answered with 400 has its cause, even where causes are redacted.
+    pub(crate) fn assert_each_400_has_a_cause(&self) {
+        let requests = self.of("http_request");
+        let refused: Vec<_> = requests
+            .iter()
+            .filter(|line| line["status"] == 400)
+            .collect();
+        assert!(!refused.is_empty(), "no request was answered with 400");
+        for line in refused {
+            // A sentence, not the path of a type.
+            let cause = line["causeClass"].as_str().unwrap_or_default();
+            assert!(cause.contains(' '), "{line}");
         }
     }
 
