@@ -15,7 +15,8 @@ use attesto::base::id::{DeliveryId, EventId, TenantId};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint};
 use attesto::deliveries::{DeliveryJob, Sender, SenderSettings, signature};
 use attesto::egress::{AllowList, EgressPolicy};
-use attesto::events::{EventSource, EventType, NewEvent};
+use attesto::events::purchase_state::{StateBasis, StateStatus};
+use attesto::events::{EventSource, EventSubject, EventType, NewEvent, PurchaseState, SubjectType};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
@@ -116,6 +117,7 @@ const JAVA: Language = Language {
 struct Running {
     url: String,
     events: Folder,
+    _states: Folder,
     _building: Option<Folder>,
     _keeper: Option<Child>,
     _task: Option<AbortOnDropHandle<()>>,
@@ -165,7 +167,7 @@ impl Language {
             return None;
         }
 
-        let (events, building) = (Folder::new(), Folder::new());
+        let (events, states, building) = (Folder::new(), Folder::new(), Folder::new());
         let file = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("docs/receivers")
             .join(self.name)
@@ -193,6 +195,7 @@ impl Language {
             .env("ATTESTO_WEBHOOK_SECRET", known.current.expose())
             .env("ATTESTO_WEBHOOK_SECRET_PREVIOUS", known.previous.expose())
             .env("EVENTS_DIR", &*events)
+            .env("STATES_DIR", &*states)
             .env("HOST", host.to_string())
             .env("PORT", port.to_string())
             .stdin(Stdio::piped())
@@ -219,6 +222,7 @@ impl Language {
         Some(Running {
             url: format!("{here}/hooks/attesto"),
             events,
+            _states: states,
             _building: Some(building),
             _keeper: Some(keeper),
             _task: Some(AbortOnDropHandle::new(task)),
@@ -242,9 +246,9 @@ fn free_address() -> (Ipv4Addr, u16) {
 }
 
 async fn start_rust(known: &Known) -> Running {
-    let events = Folder::new();
+    let (events, states) = (Folder::new(), Folder::new());
     let secrets = [&known.current, &known.previous].map(|secret| secret.expose().to_owned());
-    let receiver = rust::receiver(secrets.to_vec(), events.to_path_buf());
+    let receiver = rust::receiver(secrets.to_vec(), events.to_path_buf(), states.to_path_buf());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a free port");
@@ -253,6 +257,7 @@ async fn start_rust(known: &Known) -> Running {
     Running {
         url: format!("http://{address}/hooks/attesto"),
         events,
+        _states: states,
         _building: None,
         _keeper: None,
         _task: Some(AbortOnDropHandle::new(task)),
@@ -269,6 +274,18 @@ impl Running {
         id: &EventId,
         body: &str,
     ) -> (u16, Option<bool>) {
+        let (code, said) = self.send_for_answer(secrets, at, id, body).await;
+        (code, said["isNew"].as_bool())
+    }
+
+    /// The same with the whole answer.
+    async fn send_for_answer(
+        &self,
+        secrets: &SigningSecrets,
+        at: Timestamp,
+        id: &EventId,
+        body: &str,
+    ) -> (u16, Value) {
         let clock = Clock::fixed(at);
         let settings = SenderSettings::new(Duration::from_secs(10), EgressPolicy::new(true));
         let sender = Sender::new(settings, &clock).expect("a sender");
@@ -290,7 +307,7 @@ impl Running {
         let said: Value = serde_json::from_str(said).unwrap_or_default();
         let code = outcome.status_code();
         let code = code.unwrap_or_else(|| panic!("no answer: {:?}", outcome.detail()));
-        (code, said["isNew"].as_bool())
+        (code, said)
     }
 
     /// Sends with exactly this signature, and returns the status.
@@ -319,6 +336,14 @@ impl Running {
 }
 
 fn event() -> (EventId, String) {
+    event_with(None, None, None)
+}
+
+fn event_with(
+    subject: Option<EventSubject>,
+    sequence: Option<i64>,
+    state: Option<PurchaseState>,
+) -> (EventId, String) {
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let (now, id) = (now(), EventId::mint(now()));
     let event = NewEvent {
@@ -330,17 +355,17 @@ fn event() -> (EventId, String) {
         platform_event: "google.subscription.2".to_owned(),
         occurred_at: None,
         environment: None,
-        subject: None,
+        subject,
         app_user_id: Some("grüße \u{1f600} \u{2028}".to_owned()),
         app_user_id_source: Some(attesto::events::AppUserIdSource::Purchase),
-        state: None,
+        state,
         state_error: None,
         data: raw(
             r#"{"eventId":"evt_00000000000000000000000000","n":123456789012345678901234567890}"#,
         ),
         raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
     };
-    let body = event.to_json_body(&id, now).with_sequence(Some(1));
+    let body = event.to_json_body(&id, now).with_sequence(sequence);
     (id, body)
 }
 
@@ -349,6 +374,7 @@ async fn examine(receiver: &Running, known: &Known) {
     // Only the first test installs it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut expected = takes_what_is_ours_once(receiver, known).await;
+    expected.extend(keeps_the_newest_state(receiver, known).await);
     refuses_strangers(receiver, known).await;
     refuses_the_malformed(receiver, known).await;
     expected.sort();
@@ -402,6 +428,109 @@ async fn takes_what_is_ours_once(receiver: &Running, known: &Known) -> Vec<(Stri
     let new = answers.iter().filter(|(_, is_new)| *is_new == Some(true));
     assert_eq!(new.count(), 1, "{answers:?}");
     expected.push((format!("{id}.json"), body));
+    expected
+}
+
+/// A purchase's state in an event: when the store stated it, whether it entitles, and until when.
+fn state(as_of: i64, entitled: bool, entitled_until: Option<Timestamp>) -> PurchaseState {
+    PurchaseState {
+        status: StateStatus::Active,
+        entitled,
+        entitled_until,
+        // Text that looks like what is searched for, as a store may allow.
+        product_id: Some(r#"{"asOf":"9999-01-01T00:00:00.000Z"}"#.into()),
+        base_plan_id: None,
+        offer_id: Some(r"back\slash".into()),
+        period: None,
+        will_renew: Some(true),
+        renews_as: None,
+        renews_at: None,
+        ownership: None,
+        quantity: Some(1),
+        refundable_quantity: None,
+        acknowledge_by: None,
+        basis: StateBasis::Store,
+        as_of: Timestamp::from_millis(as_of),
+    }
+}
+
+/// The receiver's gate, in the answer's `entitled`: by the newest `asOf`, of equal ones by the higher `sequence`, until the
+/// end. Returns the files it must have stored then.
+async fn keeps_the_newest_state(receiver: &Running, known: &Known) -> Vec<(String, String)> {
+    const T1: i64 = 1_775_830_930_999;
+    let hour = Duration::from_hours(1);
+    let (past, future) = (now().minus(hour), now().plus(hour));
+    let current = SigningSecrets::from(known.current.clone());
+    let mut expected = Vec::new();
+    let (purchase, other) = ("the \"purchase\" \\", "another");
+    for (key, sequence, state, entitled) in [
+        (None, None, None, None),
+        (Some(purchase), Some(1), None, None),
+        (
+            Some(purchase),
+            Some(2),
+            Some(state(T1, true, Some(future))),
+            Some(true),
+        ),
+        // Older, though it arrives later.
+        (
+            Some(purchase),
+            Some(3),
+            Some(state(T1 - 1, false, None)),
+            Some(true),
+        ),
+        // Stated at the same time: the higher sequence counts, in whichever order they arrive.
+        (
+            Some(purchase),
+            Some(11),
+            Some(state(T1, false, None)),
+            Some(false),
+        ),
+        (
+            Some(purchase),
+            Some(9),
+            Some(state(T1, true, None)),
+            Some(false),
+        ),
+        // Nothing is known: what is kept stays.
+        (Some(purchase), Some(12), None, Some(false)),
+        // Newer, though its sequence is lower; another purchase does not matter.
+        (
+            Some(purchase),
+            Some(5),
+            Some(state(T1 + 1, true, None)),
+            Some(true),
+        ),
+        (
+            Some(other),
+            Some(1),
+            Some(state(T1, false, None)),
+            Some(false),
+        ),
+        (Some(purchase), Some(13), None, Some(true)),
+        // The end has passed, whatever the state said when it was stored.
+        (
+            Some(purchase),
+            Some(14),
+            Some(state(T1 + 2, true, Some(past))),
+            Some(false),
+        ),
+    ] {
+        let subject = key.map(|key| EventSubject {
+            key: key.to_owned(),
+            product_id: None,
+            r#type: SubjectType::Subscription,
+            current: true,
+            superseded_by: None,
+        });
+        let (id, body) = event_with(subject, sequence, state);
+        for is_new in [true, false] {
+            let (status, said) = receiver.send_for_answer(&current, now(), &id, &body).await;
+            let answer = json!({ "eventId": id, "isNew": is_new, "entitled": entitled });
+            assert_eq!((status, said), (200, answer), "{key:?} {sequence:?}");
+        }
+        expected.push((format!("{id}.json"), body));
+    }
     expected
 }
 
@@ -566,6 +695,7 @@ async fn standard_webhooks_libraries_accept_our_deliveries() {
     let running = Running {
         url: catcher.url(),
         events: Folder::new(),
+        _states: Folder::new(),
         _building: None,
         _keeper: None,
         _task: None,

@@ -23,9 +23,9 @@ from attesto_client.models import (
     AppleVerifyById,
     ErrorBody,
     GoogleRefused,
-    GoogleSubscription,
     GoogleVerified,
     GoogleVerifyRequest,
+    PurchaseState,
 )
 from attesto_client.types import UNSET, Response
 
@@ -50,16 +50,21 @@ def understand(answer: Answer) -> Decision:
 def decide(answer: Verified | Refused) -> Decision:
     if isinstance(answer, AppleRefused | GoogleRefused):
         return {"do": "refuse", "because": f"{answer.error}: {answer.message}"}
-    verdict = "grant" if is_paid_for(answer) else "refuse"
-    return {"do": verdict, "because": str(answer.status), "user": answer.app_user_id}
+    state = answer.state
+    if not isinstance(state, PurchaseState):
+        # Genuine, and what it is worth is not known: do not change what the user has.
+        return {"do": "ask again", "because": str(answer.state_error or "no state"), "afterSeconds": 60}
+    # Your backend stores the state too, by the same statement as those of events: the newest `as_of` wins.
+    if not is_entitled(state):
+        return {"do": "refuse", "because": str(state.status), "user": answer.app_user_id}
+    until = state.entitled_until.isoformat() if state.entitled_until else None
+    return {"do": "grant", "because": str(state.status), "until": until, "user": answer.app_user_id}
 
 
-def is_paid_for(answer: Verified) -> bool:
-    if str(answer.status) == "canceled" and isinstance(answer, GoogleVerified):
-        # A subscription that will not renew, but is paid until it expires. A canceled product is not paid for.
-        end = answer.purchase.expiry_time if isinstance(answer.purchase, GoogleSubscription) else None
-        return end is not None and end > datetime.now(timezone.utc)
-    return str(answer.status) in ("active", "in_grace_period")
+def is_entitled(state: PurchaseState) -> bool:
+    """The gate: may the customer use the product now?"""
+    end = state.entitled_until
+    return state.entitled and (end is None or datetime.now(timezone.utc) < end)
 
 
 def main() -> None:

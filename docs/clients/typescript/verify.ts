@@ -14,7 +14,8 @@ type Answer = Schemas["apple.Answer"] | Schemas["google.Answer"];
 
 /** What to do now: grant the purchase or not; or change nothing, and ask again or correct the setup. */
 export type Decision =
-  | { do: "grant" | "refuse"; because: string; user?: string | null }
+  | { do: "grant"; because: string; until: string | null; user: string | null }
+  | { do: "refuse"; because: string; user?: string | null }
   | { do: "ask again" | "mend"; because: string; afterSeconds?: number };
 
 const client = createClient<paths>({
@@ -38,21 +39,18 @@ async function ask(
 export function decide(answer: Answer): Decision {
   // The compiler narrows the type by `valid`.
   if (!answer.valid) return { do: "refuse", because: `${answer.error}: ${answer.message}` };
-  return { do: isPaidFor(answer) ? "grant" : "refuse", because: answer.status, user: answer.appUserId };
+  const { state, stateError } = answer;
+  const user = answer.appUserId ?? null;
+  // Genuine, and what it is worth is not known: do not change what the user has.
+  if (state == null) return { do: "ask again", because: stateError ?? "no state", afterSeconds: 60 };
+  // Your backend stores the state too, by the same statement as those of events: the newest `asOf` wins.
+  if (!isEntitled(state)) return { do: "refuse", because: state.status, user };
+  return { do: "grant", because: state.status, until: state.entitledUntil ?? null, user };
 }
 
-function isPaidFor(answer: Schemas["apple.Verified"] | Schemas["google.Verified"]): boolean {
-  switch (answer.status) {
-    case "active":
-    case "in_grace_period":
-      return true;
-    case "canceled":
-      // A subscription that will not renew, but is paid until it expires. A canceled product is not paid for.
-      return "purchase" in answer && "expiryTime" in answer.purchase
-        && Date.parse(answer.purchase.expiryTime ?? "") > Date.now();
-    default:
-      return false;
-  }
+/** The gate: may the customer use the product now? */
+export function isEntitled(state: Schemas["PurchaseState"], now = Date.now()): boolean {
+  return state.entitled && (state.entitledUntil == null || now < Date.parse(state.entitledUntil));
 }
 
 const [store, id = "", productId] = process.argv.slice(2);
@@ -61,7 +59,7 @@ const decision = store === "apple"
   ? await ask(client.POST("/v1/apple/verify", { body: { transactionId: id } }))
   : await ask(client.POST("/v1/google/verify", {
       body: productId === undefined
-        ? { packageName, purchaseToken: id, type: "subscription" }
-        : { packageName, purchaseToken: id, type: "product", productId },
+        ? { packageName, purchaseToken: id }
+        : { packageName, purchaseToken: id, productId },
     }));
 console.log(JSON.stringify(decision));

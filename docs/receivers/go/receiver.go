@@ -7,6 +7,7 @@
 //	ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
 //	ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
 //	EVENTS_DIR                       where events are stored for your own code (./events)
+//	STATES_DIR                       where the newest state of each purchase is kept (./states)
 //	HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 package main
 
@@ -27,6 +28,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -104,6 +106,82 @@ func keep(folder, id string, body []byte) (isNew bool, err error) {
 	return err == nil, err
 }
 
+// purchaseState is what a purchase is worth: the fields that are needed here.
+type purchaseState struct {
+	Entitled      bool       `json:"entitled"`
+	EntitledUntil *time.Time `json:"entitledUntil"`
+	AsOf          time.Time  `json:"asOf"`
+}
+
+// isEntitled is the gate: may the customer use the product now?
+func (s purchaseState) isEntitled(now time.Time) bool {
+	return s.Entitled && (s.EntitledUntil == nil || now.Before(*s.EntitledUntil))
+}
+
+// event is what is needed of an event here.
+type event struct {
+	ID      string `json:"eventId"`
+	Source  string `json:"source"`
+	Subject *struct {
+		Key string `json:"key"`
+	} `json:"subject"`
+	Sequence int64          `json:"sequence"`
+	State    *purchaseState `json:"state"`
+}
+
+// keptState is the newest state of a purchase.
+type keptState struct {
+	Sequence int64         `json:"sequence"`
+	State    purchaseState `json:"state"`
+}
+
+var statesLock sync.Mutex
+
+// keepState keeps the newest state of the event's purchase, and returns what is kept; nil if nothing is known yet.
+//
+// Newest is the latest `asOf`, and of equal ones the higher `sequence`; an event without a state changes nothing. Here the
+// state is a file. In your application it is a row, and all of this is one `INSERT ... ON CONFLICT DO UPDATE ... WHERE`.
+func keepState(folder string, received event) (*purchaseState, error) {
+	if received.Subject == nil {
+		return nil, nil
+	}
+	name := sha256.Sum256([]byte(received.Source + " " + received.Subject.Key))
+	file := filepath.Join(folder, hex.EncodeToString(name[:])+".json")
+	statesLock.Lock()
+	defer statesLock.Unlock()
+	var kept *keptState
+	text, err := os.ReadFile(file)
+	if err == nil {
+		kept = new(keptState)
+		err = json.Unmarshal(text, kept)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if fresh := received.State; fresh != nil {
+		isNewer := kept == nil || fresh.AsOf.After(kept.State.AsOf) ||
+			fresh.AsOf.Equal(kept.State.AsOf) && received.Sequence > kept.Sequence
+		if isNewer {
+			kept = &keptState{Sequence: received.Sequence, State: *fresh}
+			if text, err = json.Marshal(kept); err != nil {
+				return nil, err
+			}
+			if err = os.WriteFile(file+".draft", text, 0o600); err != nil {
+				return nil, err
+			}
+			if err = os.Rename(file+".draft", file); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if kept == nil {
+		return nil, nil
+	}
+	return &kept.State, nil
+}
+
 func answer(w http.ResponseWriter, status int, content any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -115,7 +193,7 @@ func refuse(w http.ResponseWriter, status int, why string) {
 	answer(w, status, map[string]string{"error": why})
 }
 
-func receive(secrets []string, folder string) http.HandlerFunc {
+func receive(secrets []string, folder, states string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			refuse(w, http.StatusNotFound, "not here")
@@ -136,21 +214,27 @@ func receive(secrets []string, folder string) http.HandlerFunc {
 			refuse(w, http.StatusUnauthorized, "not signed by Attesto")
 			return
 		}
-		var event struct {
-			ID string `json:"eventId"`
-		}
-		if json.Unmarshal(body, &event) != nil || !eventID.MatchString(event.ID) {
+		var received event
+		if json.Unmarshal(body, &received) != nil || !eventID.MatchString(received.ID) {
 			refuse(w, http.StatusBadRequest, "no event")
 			return
 		}
-		isNew, err := keep(folder, event.ID, body)
+		var state *purchaseState
+		isNew, err := keep(folder, received.ID, body)
+		if err == nil {
+			state, err = keepState(states, received)
+		}
 		if err != nil {
 			// Attesto will send it again.
-			log.Printf("cannot keep %s: %v", event.ID, err)
+			log.Printf("cannot keep %s: %v", received.ID, err)
 			refuse(w, http.StatusInternalServerError, "cannot keep it")
 			return
 		}
-		answer(w, http.StatusOK, map[string]any{"eventId": event.ID, "isNew": isNew})
+		content := map[string]any{"eventId": received.ID, "isNew": isNew, "entitled": nil}
+		if state != nil {
+			content["entitled"] = state.isEntitled(time.Now())
+		}
+		answer(w, http.StatusOK, content)
 	}
 }
 
@@ -171,16 +255,18 @@ func main() {
 	if len(secrets) == 0 {
 		log.Fatal("set ATTESTO_WEBHOOK_SECRET to what `attesto webhook set-config` printed")
 	}
-	folder := setting("EVENTS_DIR", "events")
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		log.Fatal(err)
+	folder, states := setting("EVENTS_DIR", "events"), setting("STATES_DIR", "states")
+	for _, one := range []string{folder, states} {
+		if err := os.MkdirAll(one, 0o700); err != nil {
+			log.Fatal(err)
+		}
 	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(setting("HOST", "127.0.0.1"), setting("PORT", "3000")))
 	if err != nil {
 		log.Fatal(err)
 	}
 	routes := http.NewServeMux()
-	routes.HandleFunc(path, receive(secrets, folder))
+	routes.HandleFunc(path, receive(secrets, folder, states))
 	server := http.Server{Handler: routes, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
 	fmt.Printf("listening on http://%s%s\n", listener.Addr(), path)
 	log.Fatal(server.Serve(listener))

@@ -6,9 +6,11 @@
 //     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
 //     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
 //     EVENTS_DIR                       where events are stored for your own code (./events)
+//     STATES_DIR                       where the newest state of each purchase is kept (./states)
 //     HOST, PORT                       where to listen (127.0.0.1, 3000); behind your web server, which ends TLS
 
-import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
+import { createHash, createHmac, randomUUID, timingSafeEqual } from "node:crypto";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { link, mkdir, open, unlink } from "node:fs/promises";
 import { createServer } from "node:http";
 import { join } from "node:path";
@@ -60,6 +62,33 @@ async function keep(folder, eventId, body) {
   }
 }
 
+/**
+ * Keeps the newest state of the event's purchase, and returns what is kept; undefined if nothing is known yet.
+ *
+ * Newest is the latest `asOf`, and of equal ones the higher `sequence`; an event without a state changes nothing. Here the
+ * state is a file, read and written without a pause in between. In your application it is a row, and all of this is one
+ * `INSERT ... ON CONFLICT DO UPDATE ... WHERE`.
+ */
+export function keepState(folder, { source, subject, sequence, state }) {
+  if (!subject) return undefined;
+  const name = createHash("sha256").update(`${source} ${subject.key}`).digest("hex");
+  const path = join(folder, `${name}.json`);
+  const kept = existsSync(path) ? JSON.parse(readFileSync(path, "utf8")) : undefined;
+  if (!state) return kept?.state;
+  // Every time has the same form, so that their order is that of the text.
+  const isNewer =
+    !kept || state.asOf > kept.state.asOf || (state.asOf === kept.state.asOf && sequence > kept.sequence);
+  if (!isNewer) return kept.state;
+  writeFileSync(`${path}.draft`, JSON.stringify({ sequence, state }));
+  renameSync(`${path}.draft`, path);
+  return state;
+}
+
+/** The gate: may the customer use the product now? */
+export function isEntitled({ entitled, entitledUntil }, now = Date.now()) {
+  return entitled && (entitledUntil === null || now < Date.parse(entitledUntil));
+}
+
 /** The body's bytes, or undefined when there are too many. */
 async function read(request) {
   const chunks = [];
@@ -72,16 +101,17 @@ async function read(request) {
   return Buffer.concat(chunks);
 }
 
-function eventIdOf(body) {
+function eventOf(body) {
   try {
-    const id = JSON.parse(body.toString("utf8"))?.eventId;
-    return typeof id === "string" && /^evt_[0-9A-Z]{26}$/.test(id) ? id : undefined;
+    const event = JSON.parse(body.toString("utf8"));
+    const id = event?.eventId;
+    return typeof id === "string" && /^evt_[0-9A-Z]{26}$/.test(id) ? event : undefined;
   } catch {
     return undefined;
   }
 }
 
-async function receive(request, secrets, folder) {
+async function receive(request, secrets, folder, states) {
   if (request.method !== "POST" || request.url.split("?")[0] !== PATH) return [404, { error: "not here" }];
   const body = await read(request);
   if (body === undefined) return [413, { error: "too long" }];
@@ -89,24 +119,29 @@ async function receive(request, secrets, folder) {
   if (!isFromAttesto(secrets, request.headers["x-attesto-signature"] ?? "", body)) {
     return [401, { error: "not signed by Attesto" }];
   }
-  const eventId = eventIdOf(body);
-  if (eventId === undefined) return [400, { error: "no event" }];
-  return [200, { eventId, isNew: await keep(folder, eventId, body) }];
+  const event = eventOf(body);
+  if (event === undefined) return [400, { error: "no event" }];
+  const { eventId } = event;
+  const isNew = await keep(folder, eventId, body);
+  const state = keepState(states, event);
+  return [200, { eventId, isNew, entitled: state ? isEntitled(state) : null }];
 }
 
-const { ATTESTO_WEBHOOK_SECRET, ATTESTO_WEBHOOK_SECRET_PREVIOUS, EVENTS_DIR, HOST, PORT } = process.env;
+const { ATTESTO_WEBHOOK_SECRET, ATTESTO_WEBHOOK_SECRET_PREVIOUS, EVENTS_DIR, STATES_DIR, HOST, PORT } = process.env;
 const secrets = [ATTESTO_WEBHOOK_SECRET, ATTESTO_WEBHOOK_SECRET_PREVIOUS].filter(Boolean);
 if (secrets.length === 0) {
   console.error("set ATTESTO_WEBHOOK_SECRET to what `attesto webhook set-config` printed");
   process.exit(1);
 }
 const folder = EVENTS_DIR ?? "events";
+const states = STATES_DIR ?? "states";
 await mkdir(folder, { recursive: true });
+await mkdir(states, { recursive: true });
 
 const server = createServer(async (request, response) => {
   let answer;
   try {
-    answer = await receive(request, secrets, folder);
+    answer = await receive(request, secrets, folder, states);
   } catch (problem) {
     // Attesto will send it again.
     console.error("cannot keep an event:", problem.message);

@@ -11,6 +11,7 @@
  *     ATTESTO_WEBHOOK_SECRET           what `attesto webhook set-config` printed
  *     ATTESTO_WEBHOOK_SECRET_PREVIOUS  the one before it, while you change secrets (optional)
  *     EVENTS_DIR                       where events are stored for your own code (./events); not below your web root
+ *     STATES_DIR                       where the newest state of each purchase is kept (./states); the same
  */
 
 declare(strict_types=1);
@@ -79,8 +80,51 @@ function keep(string $folder, string $eventId, string $body): bool
     }
 }
 
+/**
+ * Keeps the newest state of the event's purchase, and returns what is kept; null if nothing is known yet.
+ *
+ * Newest is the latest `asOf`, and of equal ones the higher `sequence`; an event without a state changes nothing. Here the
+ * state is a file. In your application it is a row, and all of this is one `INSERT ... ON CONFLICT DO UPDATE ... WHERE`.
+ */
+function keep_state(string $folder, array $event): ?array
+{
+    $subject = $event['subject'] ?? null;
+    if (!is_array($subject)) {
+        return null;
+    }
+    $target = $folder . '/' . hash('sha256', ($event['source'] ?? '') . ' ' . ($subject['key'] ?? '')) . '.json';
+    $lock = @fopen("$folder/.lock", 'c');
+    if ($lock === false || !flock($lock, LOCK_EX)) {
+        throw new RuntimeException("cannot write into $folder");
+    }
+    try {
+        $kept = is_file($target) ? json_decode((string) file_get_contents($target), true) : null;
+        $state = $event['state'] ?? null;
+        // Every time has the same form, so that their order is that of the text.
+        $isNewer = $state !== null && ($kept === null
+            || [$state['asOf'], $event['sequence']] > [$kept['state']['asOf'], $kept['sequence']]);
+        if ($isNewer) {
+            $kept = ['sequence' => $event['sequence'], 'state' => $state];
+            $isWritten = file_put_contents("$target.draft", json_encode($kept)) !== false;
+            if (!$isWritten || !rename("$target.draft", $target)) {
+                throw new RuntimeException("cannot write $target");
+            }
+        }
+        return $kept['state'] ?? null;
+    } finally {
+        fclose($lock);
+    }
+}
+
+/** The gate: may the customer use the product now? */
+function is_entitled(array $state, ?DateTimeImmutable $now = null): bool
+{
+    $end = $state['entitledUntil'];
+    return $state['entitled'] && ($end === null || ($now ?? new DateTimeImmutable()) < new DateTimeImmutable($end));
+}
+
 /** The status and the content of the answer. */
-function receive(array $secrets, string $folder): array
+function receive(array $secrets, string $folder, string $states): array
 {
     $target = explode('?', $_SERVER['REQUEST_URI'] ?? '')[0];
     if (($_SERVER['REQUEST_METHOD'] ?? '') !== 'POST' || $target !== PATH) {
@@ -100,7 +144,10 @@ function receive(array $secrets, string $folder): array
         return [400, ['error' => 'no event']];
     }
     try {
-        return [200, ['eventId' => $eventId, 'isNew' => keep($folder, $eventId, $body)]];
+        $isNew = keep($folder, $eventId, $body);
+        $state = keep_state($states, $event);
+        $entitled = $state === null ? null : is_entitled($state);
+        return [200, ['eventId' => $eventId, 'isNew' => $isNew, 'entitled' => $entitled]];
     } catch (RuntimeException $problem) {
         // Attesto will send it again.
         error_log("cannot keep $eventId: " . $problem->getMessage());
@@ -113,12 +160,15 @@ $secrets = array_values(array_filter([
     (string) getenv('ATTESTO_WEBHOOK_SECRET_PREVIOUS'),
 ], fn (string $secret): bool => $secret !== ''));
 $folder = getenv('EVENTS_DIR') ?: 'events';
+$states = getenv('STATES_DIR') ?: 'states';
 if ($secrets === []) {
     error_log('set ATTESTO_WEBHOOK_SECRET to what `attesto webhook set-config` printed');
     [$status, $content] = [500, ['error' => 'not set up']];
 } else {
-    is_dir($folder) || @mkdir($folder, 0700, true);
-    [$status, $content] = receive($secrets, $folder);
+    foreach ([$folder, $states] as $one) {
+        is_dir($one) || @mkdir($one, 0700, true);
+    }
+    [$status, $content] = receive($secrets, $folder, $states);
 }
 http_response_code($status);
 header('Content-Type: application/json');
