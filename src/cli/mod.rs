@@ -1,4 +1,4 @@
-//! The command line: `attesto NOUN VERB`. One file or folder for each noun.
+//! The command line, `attesto` with a noun and a verb. One file or folder for each noun.
 //!
 //! Results go to stdout, as one JSON object a line unless stdout is a terminal; diagnostics go to stderr. A secret is never
 //! printed, except a new API key or a generated secret, once. Exit codes: 0 done; 1 not found, already in that state, or

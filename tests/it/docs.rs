@@ -393,6 +393,28 @@ fn every_documented_command_parses() {
     assert!(count > 80, "only {count} commands were found");
 }
 
+/// Advice in messages and comments names commands, and flags that these have.
+#[test]
+fn every_command_in_a_message_parses() {
+    let source = source();
+    let spans = source
+        .lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2));
+    let (mut count, mut problems) = (0, Vec::new());
+    // Alerts have placeholders of their own.
+    let ours_alone = |span: &&str| span.starts_with("attesto ") && !span.contains("{{");
+    for span in spans.filter(ours_alone) {
+        for command in ours(&words(span)) {
+            count += 1;
+            if let Err(problem) = judge(&command, false) {
+                problems.push(format!("`{span}`: {problem}"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert!(count > 60, "only {count} commands were found");
+}
+
 #[test]
 fn an_invalid_documented_command_is_found() {
     let ours = |line: &str| ours(&words(line)).concat().join(" ");

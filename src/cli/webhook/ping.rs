@@ -103,6 +103,10 @@ fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
         environment: Option<&'static str>,
         subject: Option<&'static str>,
         app_user_id: Option<&'static str>,
+        app_user_id_source: Option<&'static str>,
+        sequence: Option<i64>,
+        state: Option<&'static str>,
+        state_error: Option<&'static str>,
         data: serde_json::Value,
         raw: Option<&'static str>,
     }
@@ -118,6 +122,10 @@ fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
         environment: None,
         subject: None,
         app_user_id: None,
+        app_user_id_source: None,
+        sequence: None,
+        state: None,
+        state_error: None,
         data: json!({ "message": "Sent by `attesto webhook ping`. Nothing has happened." }),
         raw: None,
     };
