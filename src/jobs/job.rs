@@ -1,4 +1,4 @@
-//! A job, and when it is due.
+//! A periodic job, and when it is due.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::store::LastJobRun;
 
-/// The work of a run. It ends between two small steps once the token is cancelled; the value it returns is stored in
+/// The work of a run. It returns between two small steps after the token was cancelled. The returned value is stored in
 /// the run's row.
 pub type JobFn =
     Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
 
-/// The names of all jobs. They stay the same in every release.
+/// The names of all jobs. They never change between releases.
 pub const JOB_NAMES: [&str; 6] = [
     "drift",
     "expiry",
@@ -24,32 +24,32 @@ pub const JOB_NAMES: [&str; 6] = [
     "statistics",
 ];
 
-/// The pause after a run that failed, unless the job's interval is shorter.
+/// How long after a failed run a job is run again, unless its interval is shorter.
 const RETRY_INTERVAL: Duration = Duration::from_mins(5);
 
-/// Something that runs periodically.
+/// A periodic job.
 #[derive(Clone)]
 pub struct Job {
-    /// One word. It stays the same in every release.
+    /// The name, a single word. It never changes between releases.
     pub name: &'static str,
-    /// Shown by `attesto jobs list`.
+    /// The description that `attesto jobs list` shows.
     pub description: &'static str,
-    /// How often it runs. `None`: only on request.
+    /// How often the job runs. `None`: only on command.
     pub interval: Option<Duration>,
-    /// Running it twice, also at the same time, is harmless.
+    /// The work. Running it twice, even at the same time, must be harmless.
     pub run_fn: JobFn,
 }
 
 impl Job {
-    /// Whether it is due, given its last run.
+    /// Whether the job is due, given its last run.
     pub fn is_due(&self, last: Option<&LastJobRun>) -> bool {
         match (self.interval, last) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(every), Some(last)) => match last.outcome.as_deref() {
-                // It is running, or its process died.
+                // The run has not ended. It is due again only if the lease expired, because its process died.
                 None => last.is_lapsed,
-                // Some work was left.
+                // The run ended early, so work remains.
                 Some("stopped" | "interrupted") => true,
                 Some("failed") => last.age >= every.min(RETRY_INTERVAL),
                 Some(_) => last.age >= every,

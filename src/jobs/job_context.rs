@@ -1,4 +1,4 @@
-//! What jobs work with.
+//! The input of jobs.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::deliveries::Sender;
 
-/// What jobs work with.
+/// The input of jobs.
 #[derive(Clone)]
 pub struct JobContext {
-    /// Every job reads or writes it.
+    /// The database.
     pub database: Database,
-    /// The encryption keys. `None` when none is configured: the jobs that need them fail.
+    /// The encryption keys. `None` if none is configured: jobs that need them fail.
     pub keyring: Option<Arc<Keyring>>,
-    /// Connects to callbacks. `None` when this machine has no root certificates: the job `probe` fails.
+    /// Connects to callbacks. `None` if this machine has no root certificates: the job `probe` fails.
     pub sender: Option<Sender>,
-    /// The time, for what is judged by it.
+    /// The clock for ages that are not computed by the database.
     pub clock: Clock,
     /// How often each job runs.
     pub intervals: JobIntervals,
-    /// Whether the run was requested: then it also repeats what an earlier run did recently.
+    /// Whether the run was started by a command. It then also repeats work that an earlier run did recently.
     pub is_forced: bool,
-    /// For the job `retention`.
+    /// The retention periods, for the job `retention`.
     pub retention: RetentionSettings,
-    /// For the job `expiry`.
+    /// The thresholds for warnings, for the job `expiry`.
     pub cadences: ExpiryThresholds,
 }

@@ -1,14 +1,15 @@
-//! What runs periodically: how a job is scheduled, and why each may run twice without harm.
+//! Periodic jobs and their scheduler.
 //!
-//! Promises: a job runs in one process at a time, and in another one when that process dies; every run leaves a row that
-//! says how it ended; a process that is asked to stop ends its jobs at their next convenient moment and never waits for
-//! more than a few rows. A job that was stopped in the middle is resumed by the next process that looks.
+//! Guarantees: a job runs in one process at a time, and in another one if that process dies. Every run leaves a row
+//! that says how it ended. A process that is asked to stop cancels its jobs, which return after a few rows at most. A
+//! job that was stopped before its end is resumed by the next process that looks for due jobs. A job may run twice
+//! without harm; each one's documentation says why.
 //!
 //! - [`job`]: a job, and when it is due
-//! - [`JobContext`]: what jobs work with
-//! - [`scheduler`]: runs jobs that are due, or one on request
-//! - [`probe`], [`reseal`]: two jobs; the others are in `retention` and `checks`, and `app` lists all
-//! - `store`: the rows of runs
+//! - [`JobContext`]: the input of jobs
+//! - [`scheduler`]: runs due jobs, or one job on command
+//! - [`probe`], [`reseal`]: two jobs; the others are in `retention` and `checks`, and `app` has the list of all
+//! - `store`: the SQL of runs
 
 pub mod job;
 mod job_context;

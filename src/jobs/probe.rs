@@ -1,11 +1,12 @@
-//! The job `probe`: connects to callbacks to which nothing was delivered recently, so that an unreachable one is known before the
-//! next event.
+//! The job `probe`: connects to callbacks that got no delivery recently, so that an unreachable one is noticed before
+//! the next event.
 //!
-//! Running it twice is harmless: it sends nothing and changes no delivery. A run that was stopped or failed is resumed where
-//! it ended: callbacks that were probed recently are not probed again.
+//! Running it twice is harmless, because it sends nothing and changes no delivery. A run that was stopped or failed is
+//! resumed where it ended: callbacks that were probed recently are not probed again.
 //!
-//! A process that does not deliver does not schedule it, because it may be unable to reach callbacks. While deliveries
-//! are held it connects to no callback: this may be a copy of an installation, and the callbacks belong to the original.
+//! A process that does not deliver does not schedule it, because such a process may not be able to reach callbacks.
+//! While deliveries are held it connects to no callback: this may be a restored copy of an installation, and the
+//! callbacks belong to the original.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Job, JobContext};
 use crate::deliveries::probe::{self, ProbeRound};
 
-/// Without an interval: a callback to which an event was delivered within this time is not probed.
+/// If the job has no interval: a callback that got a delivery within this time is not probed.
 const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 
 pub(crate) fn probe_job(tools: &JobContext) -> Job {
@@ -36,7 +37,7 @@ async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Re
         .sender
         .context("callbacks cannot be called: this machine has no certificates to trust")?;
     let every = tools.intervals.probe.unwrap_or(DEFAULT_PROBE_INTERVAL);
-    // Less than the interval, so that a callback probed late in one round is still probed in the next.
+    // Less than the interval, so that a callback that was probed late in one run is probed again in the next.
     let known_for = (!tools.is_forced).then_some(every / 2);
     let round =
         probe::probe_all_callbacks(&tools.database, &sender, every, known_for, &stop).await?;

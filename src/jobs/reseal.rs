@@ -1,10 +1,10 @@
-//! The job `reseal`: seals everything with the current key, so that a key rotation finishes without a command.
+//! The job `reseal`: seals all values with the current key, so that a key rotation is completed without a command.
 //!
 //! It waits until every process seals with the same key as this one. Until then the rotation is still being rolled out:
-//! two processes with different settings would reseal the same rows in turn, and one without the key could not open
-//! them.
+//! two processes with different settings would reseal the same rows in turn, and a process without the new key could
+//! not unseal them.
 //!
-//! Running it twice is harmless: a row is written only if it still holds the value that was read.
+//! Running it twice is harmless, because a row is written only if its value is still the one that was read.
 
 use std::sync::Arc;
 

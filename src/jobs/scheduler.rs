@@ -1,4 +1,4 @@
-//! Runs the jobs: every process looks regularly which jobs are due, and the first that claims one runs it.
+//! Runs the jobs. Every process looks for due jobs at an interval, and the first one that claims a job runs it.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::base::clock::Timestamp;
 use crate::db::{Database, Error, error_class};
 use crate::replicas::host_name;
 
-/// Before the first look: the process has just begun to serve.
+/// The delay before the first look, because the process has just started to serve.
 const INITIAL_DELAY: Duration = Duration::from_secs(2);
-/// Between two looks.
+/// The interval at which due jobs are looked for.
 const POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// A running job renews its lease three times before it would expire.
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 4);
@@ -26,14 +26,14 @@ const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(LEASE_TTL.as_secs() /
 pub enum JobOutcome {
     /// All the work was done.
     Done,
-    /// It returned an error or panicked.
+    /// The job returned an error or panicked.
     Failed,
-    /// The process was asked to stop; the next run does the rest.
+    /// The process was asked to stop. The next run does the remaining work.
     Stopped,
 }
 
 impl JobOutcome {
-    /// The word in the run's row.
+    /// The value in the run's row.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -46,13 +46,13 @@ impl JobOutcome {
 /// A run that has ended.
 #[derive(Debug)]
 pub struct JobRun {
-    /// Which job.
+    /// The name of the job.
     pub job: &'static str,
-    /// Also stored in its row.
+    /// The outcome, which is also stored in the run's row.
     pub outcome: JobOutcome,
-    /// What the job reported, or why it failed.
+    /// The summary that the job returned, or its error.
     pub result: Result<Value, anyhow::Error>,
-    /// By the monotonic clock.
+    /// The duration, by the monotonic clock.
     pub duration: Duration,
 }
 
@@ -83,7 +83,7 @@ pub struct JobScheduler {
 }
 
 impl JobScheduler {
-    /// Runs none yet.
+    /// A scheduler for these jobs. It does not start any.
     pub fn new(tools: &JobContext, jobs: Vec<Job>) -> Self {
         Self {
             database: tools.database.clone(),
@@ -91,13 +91,13 @@ impl JobScheduler {
         }
     }
 
-    /// Runs due jobs until `stop`, and returns when the running ones have ended.
+    /// Runs due jobs until `stop` is cancelled, and returns when the running ones have ended.
     pub async fn run(self, stop: CancellationToken) {
         let mut was_failure_logged = false;
         let mut running = JoinSet::new();
         let mut pause = INITIAL_DELAY;
         loop {
-            // So that not all processes look at once.
+            // Jitter, so that processes that started together do not look at the same time.
             let jittered = spread(pause, fastrand::f64());
             if stop.run_until_cancelled(sleep(jittered)).await.is_none() {
                 break;
@@ -151,7 +151,7 @@ impl JobScheduler {
     }
 }
 
-/// Runs one job now, due or not, unless it is already running.
+/// Runs a job now, due or not, unless it is already running.
 pub async fn run_job_now(
     database: &Database,
     job: &Job,
@@ -169,14 +169,14 @@ pub async fn run_job_now(
     }
 }
 
-/// Does the work of a claimed run, renews its lease meanwhile, and writes how it ended.
+/// Runs the work of a claimed run, renews its lease meanwhile, and writes the outcome.
 async fn execute_claimed_run(
     database: &Database,
     job: &Job,
     id: i64,
     stop: &CancellationToken,
 ) -> JobRun {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let stop = stop.child_token();
     let mut work = JoinSet::new();
     work.spawn((job.run_fn)(stop.clone()));
@@ -187,7 +187,7 @@ async fn execute_claimed_run(
             Ok(None) => break Err(anyhow::anyhow!("the job ended without a result")),
             Err(_) => match store::renew_lease(database, id).await {
                 Ok(true) => {}
-                // The lease expired, and another process may have taken the job over.
+                // The lease expired, so another process may have claimed the job.
                 Ok(false) => stop.cancel(),
                 Err(error) => {
                     let class = error_class(&error);
@@ -201,7 +201,7 @@ async fn execute_claimed_run(
         Ok(_) if stop.is_cancelled() => JobOutcome::Stopped,
         Ok(_) => JobOutcome::Done,
     };
-    let took = begun.elapsed();
+    let took = started_at.elapsed();
     let (summary, error) = match &result {
         Ok(value) => (Some(value), None),
         Err(error) => (None, Some(format!("{error:#}"))),

@@ -1,4 +1,4 @@
-//! The rows of runs, in `job_runs`. Only the database's clock decides what is due.
+//! The SQL of runs, in `job_runs`. Due times are computed with the database's clock.
 
 use std::time::Duration;
 
@@ -7,31 +7,31 @@ use serde_json::Value;
 use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
-/// How long a run owns its job without renewing its lease.
+/// How long a run owns its job without a renewal of its lease.
 pub(super) const LEASE_TTL: Duration = Duration::from_mins(1);
 
 /// The last run of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LastJobRun {
-    /// Grows from run to run.
+    /// Ids grow from run to run.
     pub id: i64,
     /// The job's name.
     pub job: String,
     /// The host it ran on.
     pub host: String,
-    /// The interval in the process that ran it. `None`: it was run on request.
+    /// The job's interval in the process that ran it. `None`: the run was started by a command.
     pub interval: Option<Duration>,
-    /// By the database's clock.
+    /// When the run started, by the database's clock.
     pub started_at: Timestamp,
-    /// `None` while it runs.
+    /// When the run ended. `None` while it runs.
     pub finished_at: Option<Timestamp>,
-    /// `done`, `failed`, `stopped` or `interrupted`; `None` while it runs.
+    /// `done`, `failed`, `stopped` or `interrupted`. `None` while it runs.
     pub outcome: Option<String>,
-    /// What the job reported.
+    /// The summary that the job returned.
     pub summary: Option<Value>,
     /// The cause of a failure.
     pub error: Option<String>,
-    /// Since it started.
+    /// The time since the start of the run.
     pub age: Duration,
     /// Whether its lease has expired.
     pub is_lapsed: bool,
@@ -77,19 +77,20 @@ pub async fn list_last_runs(database: &Database) -> Result<Vec<LastJobRun>, Erro
     Ok(runs.collect())
 }
 
-/// For metrics.
+/// The state of a job for metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct JobHealth {
     pub(crate) job: String,
     /// When the last successful run started.
     pub(crate) last_success_at: Option<Timestamp>,
-    /// What that run reported.
+    /// The summary that this run returned.
     pub(crate) last_summary: Option<Value>,
-    /// Whether a run failed since.
+    /// Whether a later run failed.
     pub(crate) is_failing: bool,
 }
 
-/// Of every job that was ever run. The query skips from job to job, so its cost does not grow with the number of runs.
+/// The state of every job that ever ran. The query skips from job to job, so its cost does not grow with the number of
+/// runs.
 pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
     let rows = sqlx::query!(
         r#"
@@ -126,18 +127,18 @@ pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth
 /// The result of an attempt to start a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum JobClaim {
-    /// It started, with this id.
+    /// The run was started, with this id.
     Claimed(i64),
-    /// Another run has started since `seen`.
+    /// Another run was started since `seen`.
     Superseded,
     /// A run has not ended yet.
     AlreadyRunning { host: String, since: Timestamp },
 }
 
-/// The previous run, as the caller last saw it.
+/// The last run that the caller knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PreviousRun {
-    /// Start in any case.
+    /// Start the run in any case.
     Any,
     /// The job had never run.
     NoRun,
@@ -145,9 +146,9 @@ pub(super) enum PreviousRun {
     Id(i64),
 }
 
-/// Starts a run, unless the job is running, or another run has started since the caller looked.
+/// Starts a run, unless the job is running or another run was started since the caller looked.
 ///
-/// Call it where it cannot be cancelled: sqlx loses track of a transaction whose beginning was given up.
+/// Must not be cancelled: sqlx loses track of a transaction whose `begin` was cancelled.
 pub(super) async fn claim_job(
     database: &Database,
     job: &str,
@@ -156,7 +157,7 @@ pub(super) async fn claim_job(
     interval: Option<Duration>,
 ) -> Result<JobClaim, Error> {
     let mut transaction = database.pool().begin().await?;
-    // A second process waits here for the few milliseconds of the first, and then sees its row.
+    // A second process waits here for the few milliseconds that the first one needs, and then sees its row.
     sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('attesto job ' || $1, 0))",
         job
@@ -216,7 +217,7 @@ pub(super) async fn claim_job(
     Ok(JobClaim::Claimed(id))
 }
 
-/// `false` when the run was recorded as ended: another process may have taken the job over.
+/// Returns false if the run was recorded as ended, because another process may have claimed the job.
 pub(super) async fn renew_lease(database: &Database, id: i64) -> Result<bool, Error> {
     let renewed = sqlx::query!(
         "update job_runs set lease_until = attesto_now() + make_interval(secs => $2) \
@@ -229,7 +230,7 @@ pub(super) async fn renew_lease(database: &Database, id: i64) -> Result<bool, Er
     Ok(renewed.rows_affected() == 1)
 }
 
-/// Does nothing when the run was already recorded as interrupted.
+/// Has no effect if the run was already recorded as interrupted.
 pub(super) async fn finish_run(
     database: &Database,
     id: i64,

@@ -1,4 +1,4 @@
-//! A bound on what one owner has running.
+//! Limits the concurrent calls of one owner.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bounds how much one owner may have running at once, so that one tenant's flood does not take every connection.
+/// Limits how many calls of one owner run at the same time, so that one tenant cannot use all connections.
 #[derive(Clone)]
 pub struct Bulkhead<K> {
     max_concurrent: usize,
@@ -15,7 +15,7 @@ pub struct Bulkhead<K> {
 }
 
 impl<K: Eq + Hash + Clone> Bulkhead<K> {
-    /// At most `width` at once for each owner.
+    /// At most `max_concurrent` calls for each owner.
     pub fn new(max_concurrent: usize) -> Self {
         Self {
             max_concurrent,
@@ -23,11 +23,11 @@ impl<K: Eq + Hash + Clone> Bulkhead<K> {
         }
     }
 
-    /// Waits for a place of `owner`'s. `None` when none came free within `patience`.
+    /// Waits for a permit of `owner`. `None` if none became free within `max_wait`.
     pub async fn acquire_permit(
         &self,
         owner: &K,
-        patience: Duration,
+        max_wait: Duration,
     ) -> Option<OwnedSemaphorePermit> {
         let places = {
             let mut owners = self
@@ -45,7 +45,7 @@ impl<K: Eq + Hash + Clone> Bulkhead<K> {
                 .or_insert_with(|| Arc::new(Semaphore::new(self.max_concurrent)))
                 .clone()
         };
-        tokio::time::timeout(patience, places.acquire_owned())
+        tokio::time::timeout(max_wait, places.acquire_owned())
             .await
             .ok()?
             .ok()

@@ -1,4 +1,4 @@
-//! The HTTP client: HTTP/2 where offered, no redirects, no proxy from the environment.
+//! The HTTP client: HTTP/2 if the server offers it, no redirects, no proxy from the environment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
-/// A connection that takes longer than this is not going to be useful to a caller who waits.
+/// A connection that takes longer is of no use to a caller that waits for the answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The HTTP client for calls to stores.
@@ -16,8 +16,8 @@ pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
     Ok(client_builder().build()?)
 }
 
-/// The same for a service of one's own at this machine, whose certificate is judged by itself: not by who issued it, for
-/// which name and until when.
+/// A client for a service of the operator on this machine. Its certificate is compared with the expected one; the
+/// issuer, the name and the validity are not checked.
 pub fn build_local_http_client(
     trust: CertificateTrust,
 ) -> Result<reqwest::Client, HttpClientError> {
@@ -35,8 +35,8 @@ pub fn build_local_http_client(
     Ok(client_builder().tls_backend_preconfigured(tls).build()?)
 }
 
-/// Why no client can be made. In practice there is one reason: a machine, most often a small image, without root
-/// certificates.
+/// Why no client can be created. In practice the only reason is a machine without root certificates, usually a small
+/// container image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no server can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
@@ -45,21 +45,21 @@ pub struct HttpClientError(String);
 
 impl From<reqwest::Error> for HttpClientError {
     fn from(error: reqwest::Error) -> Self {
-        let said = super::root_cause(&error.without_url());
-        Self(said.trim_end_matches('.').to_owned())
+        let cause = super::root_cause(&error.without_url());
+        Self(cause.trim_end_matches('.').to_owned())
     }
 }
 
-/// Whose certificate convinces.
+/// Which certificates are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateTrust {
-    /// Exactly this one, to the byte.
+    /// Only this certificate, compared byte by byte.
     Pinned(CertificateDer<'static>),
-    /// Accepts any certificate. Send nothing that is secret.
+    /// Any certificate. Nothing secret may be sent.
     AnyCertificate,
 }
 
-/// Compares certificates. That the other side has the key is checked as always.
+/// Compares the certificate. The server must still prove that it has the private key.
 #[derive(Debug)]
 struct PinnedCertificateVerifier {
     trust: CertificateTrust,

@@ -1,11 +1,11 @@
 //! HTTP calls to the stores: pooled, bounded in time and size, with few retries.
 //!
-//! No call lasts longer than its deadline, no response is larger than its bound, and no error contains a URL. Tenants'
-//! callbacks are called by `egress`, which trusts them less.
+//! No call lasts longer than its deadline, no response is larger than its limit, and no error contains a URL. Callbacks
+//! of tenants are called with `egress` instead, which trusts them less.
 //!
-//! - [`build_http_client`]: the client for the internet; [`build_local_http_client`]: one for a service on this machine
-//! - [`Upstream`]: one logical call to a store, retries included
-//! - [`Bulkhead`]: bounds the concurrent calls of one tenant
+//! - [`build_http_client`]: the client for the Internet; [`build_local_http_client`]: one for a service on this machine
+//! - [`Upstream`]: one logical call to a store, including retries
+//! - [`Bulkhead`]: limits the concurrent calls of one tenant
 
 pub use crate::base::error::root_cause;
 

@@ -1,4 +1,4 @@
-//! One logical call to a store: up to three attempts inside one deadline, its answer bounded in size.
+//! One logical call to a store: up to three attempts within one deadline, with a limited response size.
 
 use std::time::Duration;
 
@@ -16,52 +16,53 @@ use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
 
-/// The most a store's answer may weigh. A subscription with its whole history of line items is a few kilobytes.
+/// The maximum size of a store's response in bytes. A subscription with its whole history of line items has a few
+/// kilobytes.
 const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
-/// A first attempt and two quick retries.
+/// One attempt and two quick retries.
 const MAX_ATTEMPTS: u32 = 3;
-/// The first pause between attempts; the second is twice as long. Each varies by a quarter either way.
+/// The delay before the first retry; the second one is twice as long. Each varies by a quarter in both directions.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// The longest wait that is passed on.
+/// The longest `Retry-After` that is passed on to callers.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
-/// A `Retry-After` from here on is a moment in milliseconds, below it a number of seconds.
+/// A `Retry-After` of at least this value is a moment in milliseconds; a smaller one is a number of seconds.
 const MIN_EPOCH_MILLIS: i64 = 1_000_000_000;
 
-/// A store's answer, whole.
+/// A store's complete response.
 #[derive(Clone, Debug)]
 pub struct UpstreamResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// The headers, for `Retry-After` and `Cache-Control`.
     pub headers: HeaderMap,
-    /// The body.
+    /// The complete response body.
     pub body: Vec<u8>,
 }
 
-/// Why there is no answer at all. No message repeats a URL, which may hold a purchase token.
+/// Why there is no response. No message contains the URL, which may contain a purchase token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
-    /// The deadline passed first.
+    /// There was no complete response within the deadline.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The connection failed or broke.
+    /// The connection could not be made, or was closed.
     #[error("the connection failed: {0}")]
     Connection(String),
-    /// The answer is larger than any answer should be.
+    /// The response is larger than the limit.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
 }
 
-/// What to do with an answer.
+/// Whether a response is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryDecision {
-    /// It is final, whatever it says.
+    /// The response is returned, whatever it says.
     Final,
-    /// It may be better in a moment: try again while the deadline allows.
+    /// The request is sent again if attempts and time are left.
     Transient,
 }
 
-/// A way to call one store.
+/// Calls one store. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
@@ -70,7 +71,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Calls through `client`; each logical call, retries included, ends within `deadline`.
+    /// Calls through `client`. Each logical call, including retries, ends within `timeout`.
     pub fn new(client: reqwest::Client, timeout: Duration) -> Self {
         Self {
             client,
@@ -79,8 +80,8 @@ impl Upstream {
         }
     }
 
-    /// The same through the same connections, for short answers: of at most `most_bytes` and within `deadline`, or
-    /// sooner.
+    /// A caller that shares the connections and has lower limits: at most `most_bytes` for a response, and `deadline`
+    /// for a call.
     #[must_use]
     pub fn with_limits(&self, deadline: Duration, most_bytes: usize) -> Self {
         Self {
@@ -90,13 +91,13 @@ impl Upstream {
         }
     }
 
-    /// The client, to build a request with.
+    /// The client, to build requests with.
     pub fn client(&self) -> &reqwest::Client {
         &self.client
     }
 
-    /// Sends the request that `build` makes, again while `judge` calls the answer transient, a connection fails, and
-    /// the deadline leaves room. The last answer is returned even when it is transient.
+    /// Sends the request that `build` makes. Sends it again if the connection fails or `judge` returns `Transient`, as
+    /// long as attempts and time are left. The last response is returned even if it is transient.
     pub async fn send_with_retries(
         &self,
         build: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
@@ -125,7 +126,7 @@ impl Upstream {
     }
 }
 
-/// One attempt until `end`.
+/// Makes one attempt, which ends at `end`.
 async fn send_once(
     request: reqwest::RequestBuilder,
     most_bytes: usize,
@@ -136,7 +137,7 @@ async fn send_once(
         Ok(request) => request,
         Err(error) => return Ok(Err(connection_error(error))),
     };
-    // Of the URL only the host: the rest may be a purchase.
+    // Only the host is recorded, because the rest of the URL may identify a purchase.
     let host = request.url().host_str().unwrap_or_default();
     let span = tracing::info_span!(
         "store call",
@@ -183,9 +184,9 @@ async fn execute_request(
     })
 }
 
-/// Writes `part` as one segment of a URL's path: everything but RFC 3986's unreserved characters becomes `%XX`, so that
-/// a slash, a colon, a question mark or a line break stays part of the id. `None` for what a URL has no spelling for: a
-/// segment that is empty or one or two dots. No purchase is called that.
+/// Appends `part` as one segment of a URL's path. All bytes except RFC 3986's unreserved characters are
+/// percent-encoded, so that a slash, a colon, a question mark or a line break stays part of the id. `None` if the
+/// segment is empty, `.` or `..`, which cannot be encoded; no purchase has such an id.
 pub fn push_path_segment(path: &mut String, part: &str) -> Option<()> {
     if matches!(part, "" | "." | "..") {
         return None;
@@ -201,8 +202,8 @@ pub fn push_path_segment(path: &mut String, part: &str) -> Option<()> {
     Some(())
 }
 
-/// `Retry-After` as a number of seconds, as a date, or, which is Apple's way, as the moment in milliseconds since the Unix
-/// epoch; at least a second, at most a day. `None` when absent or nonsense.
+/// Parses `Retry-After`: a number of seconds, a date, or, as Apple sends it, a moment in milliseconds since the Unix
+/// epoch. The result is at least a second and at most a day. `None` if it is missing or invalid.
 pub fn parse_retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<i64>() {
@@ -215,7 +216,7 @@ pub fn parse_retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration
     Some(wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))
 }
 
-/// What is wrong with a store's JSON, without `serde_json`'s own sentence, which repeats the value it did not expect.
+/// Describes a JSON error of a store without the message of `serde_json`, which contains the unexpected value.
 pub fn describe_json_error(error: &serde_json::Error) -> String {
     format!(
         "{:?} error at line {}, column {}",

@@ -1,7 +1,8 @@
-//! Which processes serve on this database, and with which encryption keys.
+//! The processes that serve with this database, and their encryption keys.
 //!
-//! Promises: a process that serves is known to the others within seconds and forgotten when it stops, or 45 seconds after it was
-//! killed; before a process seals with a new key, it can be found out whether every other process can open it.
+//! Guarantees: the other processes know of a process within seconds, and no longer count it when it stops, or 45
+//! seconds after it was killed. Before a process seals with a new key, a command can check that every other process can
+//! unseal with it.
 //!
 //! - [`heartbeat`]: each process writes its row in `replicas` regularly
 //! - [`Replica`]: a process that serves

@@ -20,25 +20,25 @@ pub struct Replica {
     pub(crate) host: String,
     /// Its process id there.
     pub(crate) pid: i32,
-    /// Its release.
+    /// The release of Attesto that it runs.
     pub(crate) version: String,
     pub(crate) started_at: Timestamp,
     /// The time of its last heartbeat.
     pub(crate) seen_at: Timestamp,
-    /// The encryption key it seals with.
+    /// The id of the encryption key it seals with.
     pub(crate) sealing_key_id: u8,
-    /// The encryption keys it can open with.
+    /// The ids of the encryption keys it can unseal with.
     pub(crate) opening_key_ids: Vec<u8>,
-    /// By group of settings that should be the same everywhere, a fingerprint.
+    /// The fingerprint of each group of settings that should be the same in all processes.
     #[serde(skip)]
     pub(crate) settings: BTreeMap<String, String>,
-    /// By name, the certificates it depends on.
+    /// The certificates that the process uses, by name.
     #[serde(skip)]
     pub(crate) certificates: BTreeMap<String, CertificateValidity>,
 }
 
-/// When a certificate is valid. In JSON an object, or only the end as a string where the beginning is not known, as releases
-/// before 0.2 write it.
+/// When a certificate is valid. In JSON an object, or only the end as a string if the beginning is not known, as
+/// releases before 0.2 write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CertificateValidity {
     pub(crate) not_before: Option<Timestamp>,
