@@ -120,8 +120,7 @@ impl DatabaseGauges {
             clock: clock.clone(),
             database_up: registry.register_gauge(
                 "attesto_db_up",
-                "Whether the database answered when it was last asked for these numbers; while it does not, those beside \
-                 this one are old.",
+                "Whether the last read of the database for these metrics succeeded; if not, the others are out of date.",
             ),
             queue_depth: registry.register_gauge_vec(
                 "attesto_queue_depth",
@@ -300,8 +299,7 @@ impl JobGauges {
             ),
             last_success: registry.register_gauge_vec(
                 "attesto_job_last_success_timestamp_seconds",
-                "When the last run of a job began that did all there was to do, in seconds since the Unix epoch; 0: none \
-                 ever did.",
+                "When the last successful run of a job began, in seconds since the Unix epoch; 0: there was none.",
                 ["job"],
             ),
             job_failing: registry.register_gauge_vec(

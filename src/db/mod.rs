@@ -1,6 +1,6 @@
 //! Postgres: the connection pool, the migrations, and what the queries of every room need.
 //!
-//! Promises: a connection is never handed out inside another caller's transaction; a connection that hangs is closed
+//! Guarantees: a connection is never handed out inside another caller's transaction; a connection that hangs is closed
 //! within seconds; the schema is exactly the one this binary was built with, or start-up reports the difference.
 //!
 //! - [`connect_settings`]: [`ConnectSettings`], the address of the database and the size of the pool

@@ -12,7 +12,7 @@ use crate::base::id::{DeliveryId, EventId, TenantId};
 /// What one attempt sends. The secrets that sign it are not part of it: they are read at each attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryJob {
-    /// `X-Attesto-Delivery-Id`
+    /// The value of `X-Attesto-Delivery-Id`.
     pub id: DeliveryId,
     /// `X-Attesto-Event-Id` and `webhook-id`: the same at every attempt and in every redelivery.
     pub event_id: EventId,

@@ -65,7 +65,7 @@ pub enum AttemptOutcome {
     },
     /// The receiver refused it, could not be reached or must not be called. Counts as an attempt.
     Refused {
-        /// The reason.
+        /// Why the delivery was refused.
         class: OutcomeClass,
         /// The HTTP status, when there was one.
         code: Option<u16>,
@@ -79,7 +79,7 @@ pub enum AttemptOutcome {
     /// Nothing was sent, because of a fault on our side such as a DNS resolver that does not answer. Does not count as an
     /// attempt.
     NotAttempted {
-        /// The reason.
+        /// Why nothing was sent.
         class: OutcomeClass,
         /// One sentence for operators.
         detail: String,

@@ -18,9 +18,9 @@ use crate::crypto::token::{encode_hex, hmac_sha256};
 /// The values of the two signature headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignatureHeaders {
-    /// `X-Attesto-Signature`
+    /// The value of `X-Attesto-Signature`.
     pub attesto: String,
-    /// `webhook-signature`
+    /// The value of `webhook-signature`.
     pub standard: String,
 }
 

@@ -9,13 +9,13 @@ use std::process::ExitStatus;
 pub enum EmbeddedError {
     /// The programs `postgres` and `initdb` were not found.
     #[error(
-        "no Postgres is installed here: no folder of PATH and none of the usual places holds both `postgres` and `initdb`.\n\
+        "no Postgres is installed here: neither a folder of PATH nor a usual folder of a distribution has both `postgres` and `initdb`.\n\
          Debian, Ubuntu: sudo apt install postgresql. Fedora: sudo dnf install postgresql-server. Alpine: apk add postgresql. macOS: brew install postgresql@17.\n\
          Installed elsewhere: set ATTESTO_PG_BIN to the folder of the programs. A database of your own: set DATABASE_URL."
     )]
     NotInstalled,
     /// The folder that `ATTESTO_PG_BIN` names does not have the programs.
-    #[error("ATTESTO_PG_BIN names {}, which does not hold both `postgres` and `initdb`", folder.display())]
+    #[error("ATTESTO_PG_BIN names {}, which does not have both `postgres` and `initdb`", folder.display())]
     MissingPrograms {
         /// The value of `ATTESTO_PG_BIN`.
         folder: PathBuf,
@@ -65,7 +65,7 @@ pub enum EmbeddedError {
     },
     /// A folder belongs to a user other than the one that runs Postgres.
     #[error(
-        "{} belongs to the user with id {owner}, not to us: run as that user, or choose another folder with ATTESTO_DATA_DIR",
+        "{} belongs to the user with id {owner}, not to the user of this process: run Attesto as that user, or choose another folder with ATTESTO_DATA_DIR",
         path.display()
     )]
     WrongOwner {
@@ -103,7 +103,7 @@ pub enum EmbeddedError {
     },
     /// The user id of this process has no entry in the user database, which `initdb` requires.
     #[error(
-        "this process runs as the user id {uid}, which has no entry in /etc/passwd, and initdb wants one: add an entry, or use a database of your own (DATABASE_URL)"
+        "this process runs as the user id {uid}, which has no entry in /etc/passwd, which initdb requires: add an entry, or use a database of your own (DATABASE_URL)"
     )]
     UnnamedUser {
         /// The user id of this process.
@@ -134,7 +134,7 @@ pub enum EmbeddedError {
     /// No installed version can read the data, because its major version differs.
     #[error(
         "the data in {} was written by Postgres {found}, and only {} is installed. Either install Postgres {found} again (it is found by itself), or move the data over:\n\
-         with Postgres {found}: pg_dumpall > attesto.sql; then move the folder away, start Attesto once with the new Postgres, and feed it: psql < attesto.sql. Nothing has been changed",
+         with Postgres {found}: pg_dumpall > attesto.sql; then move the folder away, start Attesto once with the new Postgres, and load the dump: psql < attesto.sql. Nothing has been changed",
         data.display(),
         installed.iter().map(|major| format!("Postgres {major}")).collect::<Vec<_>>().join(", ")
     )]
@@ -153,7 +153,7 @@ pub enum EmbeddedError {
         data: PathBuf,
     },
     /// Postgres exited before it accepted connections.
-    #[error("Postgres ended instead of serving ({status}). The end of {}:\n{tail}", log.display())]
+    #[error("Postgres exited before it accepted connections ({status}). The end of {}:\n{tail}", log.display())]
     ExitedAtStart {
         /// The exit status.
         status: ExitStatus,

@@ -1,6 +1,6 @@
 //! `attesto tail`: what happens to one tenant, as it happens.
 //!
-//! Promises: nothing is changed, nothing secret is shown, and a tenant with a long history costs no more than one with a
+//! Guarantees: nothing is changed, nothing secret is shown, and a tenant with a long history costs no more than one with a
 //! short one. It polls the database, so it sees what every process does; of two changes of one delivery between two polls only
 //! the last is shown, and a line says so when more happened than one poll can show.
 //!

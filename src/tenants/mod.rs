@@ -1,6 +1,6 @@
 //! Tenants, their API keys, and the authentication of requests.
 //!
-//! Promises: a request without an active API key is refused, with one text whatever the reason; a revoked key, a deactivated
+//! Guarantees: a request without an active API key is refused, with one text whatever the reason; a revoked key, a deactivated
 //! tenant and a changed limit take effect everywhere within a second; an unreachable database is reported as such and
 //! never as a wrong key; a raw key is shown once and stored nowhere.
 //!

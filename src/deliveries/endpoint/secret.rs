@@ -9,7 +9,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-/// In characters.
+/// The allowed length of a signing secret, in characters.
 const SECRET_LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
 /// How many secrets of one tenant may be valid at once.
 pub(super) const MAX_ACTIVE_SECRETS: usize = 3;

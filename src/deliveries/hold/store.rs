@@ -21,7 +21,7 @@ pub struct DeliveryHold {
 pub struct WaitingDeliveries {
     /// Due now. Includes those that were in flight when a backup was made.
     pub due: i64,
-    /// Due later.
+    /// Due at a later time.
     pub later: i64,
     /// Not sent before an operator acts: the tenant or its callback is inactive, or the delivery is parked.
     pub kept_back: i64,

@@ -237,7 +237,7 @@ pub enum ProbeOutcome {
     },
     /// A delivery would fail.
     Unreachable {
-        /// The reason.
+        /// Why a delivery would fail.
         class: OutcomeClass,
         /// The reason in one sentence, without the URL.
         detail: String,

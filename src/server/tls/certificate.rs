@@ -42,7 +42,7 @@ pub enum TlsCertificateError {
     Unreadable {
         /// Which of the two settings.
         setting: &'static str,
-        /// The file.
+        /// The file's path.
         path: PathBuf,
         /// The error of the operating system.
         cause: io::Error,
@@ -237,7 +237,7 @@ impl TlsCertificate {
         self.not_before
     }
 
-    /// See [`is_renewal_due`].
+    /// Whether the certificate should be renewed: see [`is_renewal_due`].
     pub fn is_expiring_soon(&self, now: Timestamp) -> bool {
         is_renewal_due(Some(self.not_before), self.not_after, now)
     }

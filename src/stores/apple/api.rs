@@ -1,6 +1,6 @@
 //! Calls to the App Store Server API, and the meaning of each response.
 //!
-//! Promises: only Apple's own "not found" is read as "no such transaction", never a gateway's 404 page, a refused key, a
+//! Guarantees: only Apple's own "not found" is read as "no such transaction", never a gateway's 404 page, a refused key, a
 //! limit or an outage; an id from a caller cannot change which URL is called; identical concurrent calls are sent once;
 //! one tenant cannot use every connection; a client token that Apple refuses is replaced once.
 //!

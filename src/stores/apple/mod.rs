@@ -1,6 +1,6 @@
 //! The App Store: verifies transactions and receives notifications.
 //!
-//! Promises: only what leads to a pinned root certificate of Apple is accepted; what Apple does not answer is never
+//! Guarantees: only what leads to a pinned root certificate of Apple is accepted; what Apple does not answer is never
 //! read as "no"; a tenant's private key is unsealed only to sign tokens for Apple's API, and is never shown; a
 //! notification that Apple signed for the tenant is never dropped, whatever its type.
 //!

@@ -1,6 +1,6 @@
 //! Apple's JSON as Apple signs it, with no meaning added.
 //!
-//! Promises: every field may be absent, and `null` is the same as absent; words and numbers Apple may add to are kept
+//! Guarantees: every field may be absent, and `null` is the same as absent; words and numbers Apple may add to are kept
 //! as they came; a date may have the fraction of a millisecond that a local StoreKit writes; unknown fields are passed
 //! over here and survive in the raw payload.
 //!

@@ -1,6 +1,6 @@
 //! Access tokens for the Play Developer API, exchanged for a service account's assertions.
 //!
-//! Promises: a token is requested once for all calls that need it at the same time, and renewed a minute before it
+//! Guarantees: a token is requested once for all calls that need it at the same time, and renewed a minute before it
 //! expires; a token that Google refused is replaced, unless Google says of a new one too that the account lacks the
 //! permission: then no further token is requested for some minutes.
 

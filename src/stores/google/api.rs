@@ -1,6 +1,6 @@
 //! Calls to the Play Developer API, and what each of its answers means.
 //!
-//! Promises: only an answer of Google's about the purchase is read as "no such purchase", never a gateway's 404 page, a
+//! Guarantees: only an answer of Google's about the purchase is read as "no such purchase", never a gateway's 404 page, a
 //! refused credential, a quota or an outage; ids from a caller cannot change which address is called; identical
 //! questions in flight share one call; one tenant cannot take every connection; an access token that Google refuses is
 //! replaced once.

@@ -1,6 +1,6 @@
 //! Google Play: is this purchase real, and what is it now.
 //!
-//! Promises: an answer comes from Google and from nowhere else; "no" is said only when Google said so, and an error,
+//! Guarantees: an answer comes from Google and from nowhere else; "no" is said only when Google said so, and an error,
 //! a refusal of the credentials or a quota is never mistaken for one; a purchase of another app is never called this
 //! tenant's. A notification is accepted only from the account that the tenant named, and what is accepted is never lost,
 //! whatever else cannot be learned.

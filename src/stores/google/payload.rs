@@ -1,6 +1,6 @@
 //! Google Play's JSON as Google sends it, with no meaning added.
 //!
-//! Promises: every field may be absent, and `null` is the same as absent; enums to which Google may add are kept as text;
+//! Guarantees: every field may be absent, and `null` is the same as absent; enums to which Google may add are kept as text;
 //! a 64-bit number is read as a string, which is Google's way, and as a number; unknown fields are ignored here and
 //! survive in the raw answer.
 //!
@@ -17,19 +17,19 @@ use crate::base::clock::Timestamp;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SubscriptionPurchase {
-    /// `androidpublisher#subscriptionPurchaseV2`
+    /// Always `androidpublisher#subscriptionPurchaseV2` in Google's answers.
     pub kind: Option<String>,
     /// The buyer's country, ISO 3166-1 alpha-2.
     pub region_code: Option<String>,
     /// When it was granted; absent while the purchase is pending.
     pub start_time: Option<Timestamp>,
-    /// `SUBSCRIPTION_STATE_…`
+    /// The state, such as `SUBSCRIPTION_STATE_ACTIVE`.
     pub subscription_state: Option<String>,
     /// The order of the purchase as a whole; on its way out of Google's API, so often absent.
     pub latest_order_id: Option<String>,
     /// The token this purchase replaces.
     pub linked_purchase_token: Option<String>,
-    /// `ACKNOWLEDGEMENT_STATE_…`
+    /// Whether the purchase was acknowledged, such as `ACKNOWLEDGEMENT_STATE_PENDING`.
     pub acknowledgement_state: Option<String>,
     /// Why it was cancelled; only while it is cancelled or expired.
     pub canceled_state_context: Option<CanceledStateContext>,
@@ -194,7 +194,7 @@ pub struct Money {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProductPurchase {
-    /// `androidpublisher#productPurchase`
+    /// Always `androidpublisher#productPurchase` in Google's answers.
     pub kind: Option<String>,
     /// When it was bought, in milliseconds since the Unix epoch.
     pub purchase_time_millis: Option<Int64>,
@@ -228,7 +228,7 @@ pub struct ProductPurchase {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProductPurchaseV2 {
-    /// `androidpublisher#productPurchaseV2`
+    /// Always `androidpublisher#productPurchaseV2` in Google's answers.
     pub kind: Option<String>,
     /// What was bought; in practice one product.
     #[serde(deserialize_with = "null_is_empty")]
@@ -243,7 +243,7 @@ pub struct ProductPurchaseV2 {
     pub obfuscated_external_account_id: Option<String>,
     /// When it was paid; absent while it is pending.
     pub purchase_completion_time: Option<Timestamp>,
-    /// `ACKNOWLEDGEMENT_STATE_…`
+    /// Whether the purchase was acknowledged, such as `ACKNOWLEDGEMENT_STATE_PENDING`.
     pub acknowledgement_state: Option<String>,
 }
 
@@ -275,7 +275,7 @@ pub struct ProductOfferDetails {
     pub quantity: Option<Int64>,
     /// How many of them can still be refunded.
     pub refundable_quantity: Option<Int64>,
-    /// `CONSUMPTION_STATE_…`
+    /// Whether the product was consumed, such as `CONSUMPTION_STATE_YET_TO_BE_CONSUMED`.
     pub consumption_state: Option<String>,
     /// Present when it was ordered before its release.
     pub preorder_offer_details: Option<PresenceMarker>,

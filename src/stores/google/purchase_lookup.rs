@@ -1,6 +1,6 @@
 //! What Google says of the purchase that a notification or a verify request is about.
 //!
-//! Promises: a lookup never fails and never takes longer than a few seconds; what could not be learned is left out; news about
+//! Guarantees: a lookup never fails and never takes longer than a few seconds; what could not be learned is left out; news about
 //! a purchase that another one replaced has the state of that other one, or none.
 
 use std::collections::HashMap;

@@ -113,8 +113,8 @@ pub fn verify_response(
         return Err(OcspResponseError::NotAResponse);
     }
     let basic = BasicResponse::from_der(response.response.as_bytes()).map_err(not_a_response)?;
-    let signed = basic.signed.to_der().map_err(not_a_response)?;
-    let data = ResponseData::from_der(&signed).map_err(not_a_response)?;
+    let signed_part = basic.signed.to_der().map_err(not_a_response)?;
+    let data = ResponseData::from_der(&signed_part).map_err(not_a_response)?;
     if data.version.is_some_and(|version| version != 0) {
         return Err(OcspResponseError::NotAResponse);
     }
@@ -126,7 +126,7 @@ pub fn verify_response(
         .signature
         .as_bytes()
         .ok_or(OcspResponseError::BadSignature)?;
-    if !is_signature_valid(&signer, &basic.signature_algorithm, &signed, signature) {
+    if !is_signature_valid(&signer, &basic.signature_algorithm, &signed_part, signature) {
         return Err(OcspResponseError::BadSignature);
     }
 
