@@ -56,11 +56,13 @@ impl TableImpact {
     /// The predicate of a sentence whose subject is the table.
     pub fn describe_impact(self) -> &'static str {
         match self {
-            Self::Creates => "is made",
+            Self::Creates => "is created",
             Self::Locks => "is locked for a moment, once no transaction uses it",
-            Self::ChangesRows => "has rows changed; who changes the same ones waits",
-            Self::ReadsAll => "is read from end to end, and nothing is written to it meanwhile",
-            Self::Rewrites => "is rewritten from end to end, and is locked meanwhile",
+            Self::ChangesRows => {
+                "has some of its rows changed; other transactions that change the same rows wait"
+            }
+            Self::ReadsAll => "is read completely; writes to it wait meanwhile",
+            Self::Rewrites => "is rewritten completely, and is locked meanwhile",
             Self::Unknown => "may be changed in any way",
         }
     }

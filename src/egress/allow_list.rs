@@ -38,9 +38,7 @@ pub enum AllowedNetworkError {
     #[error("it is {0}, which is never called")]
     Forbidden(&'static str),
     /// Its addresses may be called anyway.
-    #[error(
-        "it is public: callbacks may be there without being allowed, and this list takes nothing away"
-    )]
+    #[error("it is public: callbacks may be there in any case, and this list restricts nothing")]
     Public,
 }
 

@@ -313,14 +313,14 @@ impl DataFolder {
             Ok(()) => {
                 if let Some(account) = &self.account {
                     chown(path, Some(account.uid), Some(account.gid))
-                        .map_err(filesystem_error("give away", path))?;
+                        .map_err(filesystem_error("change the owner of", path))?;
                 }
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let data = path
                     .symlink_metadata()
-                    .map_err(filesystem_error("look at", path))?;
+                    .map_err(filesystem_error("read the metadata of", path))?;
                 if data.uid() != self.postgres_uid() {
                     return Err(EmbeddedError::WrongOwner {
                         path: path.to_owned(),

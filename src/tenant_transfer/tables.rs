@@ -164,14 +164,14 @@ pub const EXCLUDED_TABLES: [(&str, &str); 14] = [
         "apple_test_notifications",
         "Apple sends to another address from then on",
     ),
-    ("callback_probes", "is learned anew, like webhook_health"),
+    ("callback_probes", "is collected again, like webhook_health"),
     (
         "unresolved_states",
         "is made anew of the events that the import brings",
     ),
     (
         "webhook_health",
-        "is learned anew: the callback is called from another place",
+        "is collected again: the callback is called from another network",
     ),
     (
         "validation_audit",
