@@ -32,6 +32,7 @@ use crate::deliveries::{
 };
 use crate::egress::EgressPolicy;
 use crate::events::{EventRecorder, NotificationMetrics};
+use crate::http::body_budget::BodyBudget;
 use crate::http::health::{HealthState, ReadinessCheck};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
@@ -91,6 +92,7 @@ pub struct App {
     notification_metrics: NotificationMetrics,
     delivery_metrics: DeliveryMetrics,
     metrics: AppMetrics,
+    body_budget: BodyBudget,
     presence: ReplicaHeartbeat,
     /// The expiry of the certificates that it depends on, other than its own.
     certificate_expiries: CertificateExpiries,
@@ -130,6 +132,9 @@ impl App {
             None => JwsVerifier::with_apple_roots(),
         };
         let registry = MetricsRegistry::default();
+        let body_budget =
+            BodyBudget::with_metrics(settings.admission.body_budget_limits(), &registry);
+        let refusals = body_budget.refusal_metrics();
         let responders = ResponderPolicy::for_roots(stores.apple_root_certificates.is_some());
         let revocations =
             RevocationChecker::new(&upstream, clock, responders).with_metrics(&registry);
@@ -171,10 +176,17 @@ impl App {
             ),
             clock,
         )?;
-        let apple_notifications = apple::AppleNotifications::new(&apple, record.clone(), &changes);
-        let google_notifications =
-            google::GoogleNotifications::new(&google, google_keys, record.clone(), &changes);
-        let callers = Authenticator::new(database, &changes, clock, settings.rate_limit);
+        let apple_notifications =
+            apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals);
+        let google_notifications = google::GoogleNotifications::new(
+            &google,
+            google_keys,
+            record.clone(),
+            &changes,
+            refusals,
+        );
+        let callers = Authenticator::new(database, &changes, clock, settings.rate_limit)
+            .with_refusal_metrics(refusals);
         Ok(Self {
             database: database.clone(),
             keyring: keyring.clone(),
@@ -190,6 +202,7 @@ impl App {
             notification_metrics: NotificationMetrics::new(&registry),
             delivery_metrics: DeliveryMetrics::new(&registry),
             tls_metrics: tls::TlsMetrics::new(&registry),
+            body_budget,
             metrics: AppMetrics {
                 requests: RequestMetrics::new(&registry),
                 statistics: Arc::new(DatabaseGauges::new(
@@ -440,7 +453,8 @@ impl App {
             ),
         ];
         let routes = server::routes::build_router(features);
-        let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT);
+        let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT)
+            .with_body_budget(self.body_budget.clone());
         let layer = match self.metrics.listener {
             Some(_) => layer.with_metrics(self.metrics.requests.clone()),
             None => layer,

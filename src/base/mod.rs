@@ -5,6 +5,8 @@
 //! - [`id`]: a type for each kind of identifier
 //! - [`backoff`]: growing delays between attempts
 //! - [`cache`]: values with a time to live, shared loads, invalidation by key
+//! - `json_text`: whether Postgres stores a JSON text
+//! - `lookup_lanes`: bounds what strangers can have looked up
 //! - [`single_flight`]: concurrent callers share one call
 //! - [`shutdown`]: the signals that stop the process, and core dumps
 
@@ -13,5 +15,7 @@ pub mod cache;
 pub mod clock;
 pub mod error;
 pub mod id;
+pub(crate) mod json_text;
+pub(crate) mod lookup_lanes;
 pub mod shutdown;
 pub mod single_flight;

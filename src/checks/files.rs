@@ -60,7 +60,7 @@ fn check_open_file_limit() -> CheckResult {
         Some(limit) if limit < MIN_OPEN_FILES => CheckResult::warn(
             NAME,
             format!("This user's processes may have {limit} files and connections open."),
-            "Raise it to 16384 or more: LimitNOFILE= of systemd, ulimits of Compose.",
+            "Raise it to 8192 or more: LimitNOFILE= of systemd, ulimits of Compose.",
         ),
         limit => CheckResult::ok(
             NAME,

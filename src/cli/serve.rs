@@ -311,8 +311,10 @@ async fn start_service(
     if let Some(tls) = tls {
         service = service.with_tls(tls);
     }
+    let max_connections = raise_connection_limit();
     let limits = ConnectionLimits {
-        max_connections: raise_connection_limit(),
+        max_connections,
+        max_connections_per_peer: settings.admission.max_connections_per_peer(max_connections),
         ..ConnectionLimits::default()
     };
     let serving = service

@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use super::groups::{
-    ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings, WebhookSettings,
+    AdmissionSettings, ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings,
+    WebhookSettings,
 };
 
 /// The definition of a setting.
@@ -270,6 +271,7 @@ const OPERATION: &[SettingDefinition] = &[
 pub static SETTINGS: LazyLock<Vec<SettingDefinition>> = LazyLock::new(|| {
     [
         BASIC,
+        AdmissionSettings::DEFINITIONS,
         WebhookSettings::DEFINITIONS,
         VALIDATION_AUDIT,
         ExpiryThresholds::DEFINITIONS,

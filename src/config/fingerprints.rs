@@ -14,7 +14,7 @@ use crate::crypto::token;
 pub fn compute_fingerprints(settings: &AppSettings) -> BTreeMap<&'static str, String> {
     let mut groups = BTreeMap::from([
         ("environment", format!("{:?}", settings.mode)),
-        ("limits", format!("{:?}", settings.rate_limit)),
+        ("limits", format!("{:?} ", settings.rate_limit)),
         (
             "credentials",
             format!("{:?} ", settings.credential_cache_ttl),
@@ -24,6 +24,7 @@ pub fn compute_fingerprints(settings: &AppSettings) -> BTreeMap<&'static str, St
             settings.is_validation_audit_enabled.to_string(),
         ),
     ]);
+    settings.admission.add_compared_values(&mut groups);
     settings.expiry_thresholds.add_compared_values(&mut groups);
     settings.webhooks.add_compared_values(&mut groups);
     settings.retention.add_compared_values(&mut groups);

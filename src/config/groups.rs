@@ -15,6 +15,7 @@ use url::Url;
 use super::definitions::{SettingDefinition, SettingKind};
 use super::raw::RawSettings;
 use super::reader::SettingsReader;
+use crate::http::body_budget::BodyBudgetLimits;
 
 macro_rules! setting_group {
     ($(#[$attribute:meta])* $group:ident {
@@ -89,6 +90,19 @@ setting_group! {
         ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "webhook-allow-private-callbacks", "", "false",
             "Callbacks may be at private addresses; refused in production")
             in "deliveries" => is_private_callback_allowed: bool = read_development_switch();
+    }
+}
+
+setting_group! {
+    /// How much of the process' memory and connections senders can take.
+    #[derive(Copy)]
+    AdmissionSettings {
+        ("REQUEST_MEMORY_MEGABYTES", "request-memory-megabytes", "N", "32",
+            "Megabytes that the bodies of requests in hand may take together; further ones are answered with 503")
+            => request_memory_megabytes: usize = read_number(32..=65_536);
+        ("PEER_SHARE_PERCENT", "peer-share-percent", "PERCENT", "25",
+            "How much of the connections, and of the memory for requests without an API key, one address may take; 100 behind a proxy")
+            in "limits" => peer_share_percent: usize = read_number(5..=100);
     }
 }
 
@@ -188,6 +202,22 @@ setting_group! {
         ("UPSTREAM_TIMEOUT_SECONDS", "upstream-timeout-seconds", "SECONDS", "10",
             "How long one request to a store may take, quick retries included")
             in "stores" => upstream_timeout: Duration = read_seconds(1..=60);
+    }
+}
+
+impl AdmissionSettings {
+    /// The memory for the bodies of requests.
+    pub fn body_budget_limits(&self) -> BodyBudgetLimits {
+        BodyBudgetLimits {
+            max_bytes: self.request_memory_megabytes * 1024 * 1024,
+            peer_share_percent: self.peer_share_percent,
+            ..BodyBudgetLimits::default()
+        }
+    }
+
+    /// The connections of one peer, of `max_connections` in all.
+    pub fn max_connections_per_peer(&self, max_connections: usize) -> usize {
+        (max_connections * self.peer_share_percent / 100).max(1)
     }
 }
 

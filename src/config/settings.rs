@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::groups::{
-    ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings, WebhookSettings,
+    AdmissionSettings, ExpiryThresholds, JobIntervals, RetentionSettings, StoreSettings,
+    WebhookSettings,
 };
 use super::raw::RawSettings;
 use super::reader::SettingsReader;
@@ -75,6 +76,8 @@ pub struct AppSettings {
     pub log: LogSettings,
     /// The values of `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`.
     pub rate_limit: RateLimit,
+    /// How much senders can take.
+    pub admission: AdmissionSettings,
     /// The value of `CREDENTIAL_CACHE_TTL_SECONDS`.
     pub credential_cache_ttl: Duration,
     /// The value of `CREDENTIAL_GRACE_HOURS`.
@@ -117,6 +120,7 @@ impl AppSettings {
             per_second: reader.read_number("RATE_LIMIT_PER_SECOND", 1..=1_000_000),
             burst: reader.read_number("RATE_LIMIT_BURST", 1..=1_000_000),
         };
+        let admission = AdmissionSettings::read(&mut reader);
         let credential_ttl = reader.read_seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
         let credential_grace = reader.read_credential_grace();
         let expiry_thresholds = ExpiryThresholds::read(&mut reader);
@@ -138,6 +142,7 @@ impl AppSettings {
                 keyring,
                 log,
                 rate_limit,
+                admission,
                 credential_cache_ttl: credential_ttl,
                 credential_grace,
                 expiry_thresholds,

@@ -3,6 +3,14 @@
 
 use std::path::Path;
 
+/// The most of a sender's text that stands in one field of the log.
+const MAX_LOG_FIELD_BYTES: usize = 200;
+
+/// The beginning of a text that a sender chose, for the log.
+pub(crate) fn truncate_log_field(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_LOG_FIELD_BYTES)]
+}
+
 /// Whether an argument may be a secret: an API key, a URL with a password, the content of a key file. True if it is
 /// longer than every id of Attesto, or looks like one of these.
 pub fn looks_like_secret(text: &str) -> bool {

@@ -20,25 +20,34 @@
 //! Unknown fields are ignored. `null` is the same as leaving a field out. Lengths count characters (Unicode
 //! scalar values). No message repeats what was sent.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Value};
 
 use super::body;
+use super::body_budget::BodyAdmission;
 use super::problem::{Issue, Problem};
+use crate::base::json_text::check_storable;
 
-pub use super::body::limit_body_size;
+pub use super::body::accept_notifications;
 
-/// Extracts a body. A route that takes larger bodies than 16 KiB says so with the layer [`limit_body_size`].
+/// Extracts a body of up to 16 KiB, sent with an API key.
 #[derive(Clone, Copy, Debug)]
 pub struct JsonBody<T>(pub T);
 
 /// What can be read from a JSON object.
 pub trait FromJson: Sized {
+    /// The fields that are read, as `a` or `a.b`; all others are skipped unread, and of an array or object that is named
+    /// itself only its kind is kept. `None`: everything is read, and a name that stands twice in one object is refused.
+    const FIELDS: Option<&'static [&'static str]> = None;
+
     /// Asks `body` for each field there may be. What comes back is used only when no issue was noted; `None` is for
     /// when an issue was, so look at every field before giving up.
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self>;
@@ -49,19 +58,27 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        // The body is read even when its headers are wrong, so that the connection can be used again.
-        let bytes = body::read_body(&parts.headers, &parts.extensions, body).await?;
         let issues = check_headers(&parts.headers);
+        let admission = parts.extensions.get::<BodyAdmission>().cloned();
+        // The body is read even when its headers are wrong, so that the connection can be used again.
+        let bytes = body::read_body(parts, body).await?;
         if !issues.is_empty() {
             return Err(Problem::invalid_request(&issues));
         }
-        read_json(&bytes).map(Self)
+        let read = read_json(&bytes);
+        drop(bytes);
+        // What was read of it is small, and a store may take seconds to answer.
+        if let Some(admission) = admission {
+            admission.release();
+        }
+        read.map(Self)
     }
 }
 
 /// Reads the bytes of a body.
 pub fn read_json<T: FromJson>(bytes: &[u8]) -> Result<T, Problem> {
-    let object = parse_object(bytes).map_err(|issue| Problem::invalid_request(&[issue]))?;
+    let object =
+        parse_object(bytes, T::FIELDS).map_err(|issue| Problem::invalid_request(&[issue]))?;
     let mut issues = Vec::new();
     let read = T::from_json(&mut JsonFields {
         object: &object,
@@ -103,8 +120,12 @@ fn check_headers(headers: &HeaderMap) -> Vec<Issue> {
     issues
 }
 
-/// One JSON object and nothing else: valid UTF-8, no name twice in one object, nested no deeper than 128.
-fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
+/// One JSON object and nothing else: valid UTF-8, nested no deeper than the parser goes, and such that it can be stored. Of all
+/// `fields`, or of those that are named.
+fn parse_object(
+    bytes: &[u8],
+    fields: Option<&'static [&'static str]>,
+) -> Result<Map<String, Value>, Issue> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Issue::new(
             "",
@@ -120,14 +141,118 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Issue> {
             ),
         )
     })?;
-    match serde_json::from_str(text) {
-        Ok(UniqueKeysValue(Value::Object(object))) => Ok(object),
+    // Before the parser: it takes ten times as long, and builds what many small values need much memory for.
+    check_storable(text)
+        .map_err(|error| Issue::new("", format!("The body is not accepted: {error}.")))?;
+    let parsed = match fields {
+        None => serde_json::from_str(text).map(|UniqueKeysValue(value)| value),
+        Some(fields) => parse_fields(text, fields),
+    };
+    match parsed {
+        Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Issue::new("", "The body must be a JSON object.")),
         // The parser's messages are made of its own words and a position, never of what it read.
         Err(problem) => Err(Issue::new(
             "",
             format!("The body is not valid JSON: {problem}."),
         )),
+    }
+}
+
+/// The value, with the named fields only.
+fn parse_fields(text: &str, fields: &'static [&'static str]) -> Result<Value, serde_json::Error> {
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let value = NamedFields {
+        fields,
+        path: String::new(),
+    }
+    .deserialize(&mut parser)?;
+    parser.end()?;
+    Ok(value)
+}
+
+/// Reads a value: of an object the fields that are named, of an array nothing.
+struct NamedFields {
+    fields: &'static [&'static str],
+    /// Where the value is: empty at the top, else `a.b.`.
+    path: String,
+}
+
+impl NamedFields {
+    /// Whether a field, or something in it, is named.
+    fn is_named(&self, path: &str) -> bool {
+        self.fields.iter().any(|field| {
+            let rest = field.strip_prefix(path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for NamedFields {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for NamedFields {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Array(Vec::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = entries.next_key::<Cow<'de, str>>()? {
+            let path = format!("{}{name}", self.path);
+            if !self.is_named(&path) {
+                entries.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let value = entries.next_value_seed(NamedFields {
+                fields: self.fields,
+                path: format!("{path}."),
+            })?;
+            if object.insert(name.into_owned(), value).is_some() {
+                return Err(de::Error::custom("an object names the same field twice"));
+            }
+        }
+        Ok(object.into())
     }
 }
 
@@ -487,6 +612,57 @@ mod tests {
             "{}",
             problem.message
         );
+    }
+
+    /// Some fields of a large body.
+    struct Parts {
+        kind: Option<String>,
+        id: Option<String>,
+        is_list: bool,
+    }
+
+    impl FromJson for Parts {
+        const FIELDS: Option<&'static [&'static str]> = Some(&["kind", "list", "message.id"]);
+
+        fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+            Some(Self {
+                kind: body.optional_string("kind", 1..=9),
+                id: body.optional_object("message", |message| message.optional_string("id", 1..=9)),
+                is_list: body.get_value("list") == Some(&json!([])),
+            })
+        }
+    }
+
+    #[test]
+    fn fields_that_are_not_named_are_skipped_and_must_be_json() {
+        let read = |text: &str| read_json::<Parts>(text.as_bytes());
+        let parts = read(
+            r#"{"kind":"a","other":{"kind":1,"x":[{}]},"list":[1,{"kind":2}],
+                "message":{"id":"b","data":{"id":[1]}},"id":7}"#,
+        )
+        .expect("it is good");
+        assert_eq!(parts.kind.as_deref(), Some("a"));
+        assert_eq!(parts.id.as_deref(), Some("b"));
+        assert!(parts.is_list);
+        for (text, part) in [
+            (r#"{"other":nonsense}"#, "not valid JSON"),
+            (r#"{"other":[1,}"#, "not valid JSON"),
+            (r#"{"kind":"a"} more"#, "not valid JSON"),
+            (r#"[{"kind":"a"}]"#, "must be a JSON object"),
+            (r#"{"kind":"a","kind":"b"}"#, "the same field twice"),
+            (r#"{"message":{"id":"a","id":"b"}}"#, "the same field twice"),
+            (r#"{"other":1e-400000}"#, "exponent"),
+            (r#"{"other":"\ud800"}"#, "surrogate"),
+        ] {
+            let problem = read(text).map(|_| ()).expect_err("it is refused");
+            assert!(
+                problem.message.contains(part),
+                "{text}: {}",
+                problem.message
+            );
+        }
+        let problem = read(r#"{"message":7}"#).map(|_| ()).expect_err("no object");
+        assert_eq!(problem.details["issues"][0]["path"], "message");
     }
 
     #[test]

@@ -7,12 +7,16 @@
 //! - [`problem`]: the error body, and every error code
 //! - [`api_docs`]: errors in the OpenAPI document
 //! - [`body`]: reads a request's body, bounded in bytes and in time
+//! - [`body_budget`]: bounds what all bodies weigh together, and what those of one peer do
+//! - [`connection_info`]: what a request carries of its connection
 //! - [`health`]: `/health` and `/ready`
 //! - [`json`]: reads a body that is a JSON object, and reports every issue at once
 //! - [`request_metrics`]: counts requests, by route
 
 pub mod api_docs;
 pub mod body;
+pub mod body_budget;
+pub mod connection_info;
 pub mod health;
 pub mod json;
 pub mod problem;

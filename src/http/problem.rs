@@ -75,7 +75,7 @@ impl ErrorCode {
             Self::AppleApiError => "502: Apple did not answer, or not with a yes or no.",
             Self::GoogleApiError => "502: Google did not answer, or not with a yes or no.",
             Self::Unavailable => {
-                "503: the database, or what else is needed, cannot be reached; ask again after `Retry-After`."
+                "503: the database, or what else is needed, cannot be reached, or too much is in hand; ask again after `Retry-After`."
             }
             Self::Rejected(_) => "200: the store says no.",
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse as _;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -21,7 +21,9 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use super::body::BodyTimeout;
-use super::problem::{ErrorBody, ErrorCause, ErrorCode, Problem, retry_after_seconds};
+use super::body_budget::{BodyAdmission, BodyBudget, BodyBudgetLimits};
+use super::connection_info::ConnectionInfo;
+use super::problem::{ErrorBody, ErrorCause, ErrorCode, Issue, Problem, retry_after_seconds};
 use super::request_metrics::{self, MatchedRoute, RequestMetrics};
 use crate::base::clock::Clock;
 use crate::base::id;
@@ -86,6 +88,7 @@ pub struct RequestLayer {
     routes: Router,
     clock: Clock,
     body_timeout: Duration,
+    body_budget: BodyBudget,
     metrics: Option<RequestMetrics>,
     /// Whether routes say which of them a request is for.
     has_route_recorder: bool,
@@ -99,10 +102,25 @@ impl RequestLayer {
             routes,
             clock,
             body_timeout,
+            body_budget: BodyBudget::new(BodyBudgetLimits::default()),
             metrics: None,
             has_route_recorder: false,
             is_traced: false,
         }
+    }
+
+    /// The same with another budget for bodies.
+    #[must_use]
+    pub fn with_body_budget(self, body_budget: BodyBudget) -> Self {
+        Self {
+            body_budget,
+            ..self
+        }
+    }
+
+    /// The memory for bodies.
+    pub(crate) fn body_budget(&self) -> &BodyBudget {
+        &self.body_budget
     }
 
     /// The same, and every answer is counted.
@@ -150,23 +168,30 @@ impl RequestLayer {
         let (fields, route) = (RequestLogFields::default(), MatchedRoute::default());
         let method = request.method().clone();
         let path = redact_path(request.uri().path());
+        let refusal = check_host(&request);
+        let admission = BodyAdmission::new(self.body_budget.clone());
         let extensions = request.extensions_mut();
         extensions.insert(fields.clone());
         extensions.insert(id.clone());
         extensions.insert(BodyTimeout(self.body_timeout));
+        extensions.insert(admission.clone());
         if self.has_route_recorder {
             extensions.insert(route.clone());
         }
 
-        let answer = scope_request_id(
-            id.0.clone(),
-            tower::ServiceExt::oneshot(self.routes, request),
-        );
+        let routes = self.routes;
+        let answer = scope_request_id(id.0.clone(), async move {
+            match refusal {
+                Some(problem) => Ok(problem.into_response()),
+                None => tower::ServiceExt::oneshot(routes, request).await,
+            }
+        });
         let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
             Err(panic) => problem_from_panic(panic.as_ref()).into_response(),
         };
+        admission.release();
         let outcome = finalize(&mut response, &method, &id);
         let latency = start.elapsed();
         if let Some(traffic) = &self.metrics {
@@ -247,6 +272,22 @@ impl tower::Service<Request<Body>> for RequestLayer {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         self.clone().handle_request(request).map(Ok).boxed()
     }
+}
+
+/// A request of HTTP/1.1 names exactly one host, and no request names two (RFC 9112, 3.2): a proxy in front may go by another
+/// one than a program behind it. Asked only of what came over a connection.
+fn check_host(request: &Request<Body>) -> Option<Problem> {
+    request.extensions().get::<ConnectionInfo>()?;
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    let is_good = match request.version() {
+        Version::HTTP_11 => hosts == 1,
+        _ => hosts <= 1,
+    };
+    let problem = || {
+        let message = format!("The request must have one Host header; it has {hosts}.");
+        Problem::invalid_request(&[Issue::new("", message)])
+    };
+    (!is_good).then(problem)
 }
 
 /// A panic's own message is in the panic's log line, if anywhere; this is for the answer and the request's line.
@@ -417,7 +458,7 @@ mod tests {
 
     use super::*;
     use crate::base::clock::Timestamp;
-    use crate::http::json::{FromJson, JsonBody, JsonFields, limit_body_size};
+    use crate::http::json::{FromJson, JsonBody, JsonFields, accept_notifications};
 
     struct Named(String);
 
@@ -466,7 +507,7 @@ mod tests {
                 post(async |JsonBody(Named(name)): JsonBody<Named>| {
                     axum::Json(json!({"name": name}))
                 })
-                .layer(limit_body_size(16)),
+                .layer(accept_notifications(16)),
             )
             .route(
                 "/axum",

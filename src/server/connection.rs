@@ -13,7 +13,8 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::activity::{ActiveRequest, ConnectionActivity};
+use super::activity::ActiveRequest;
+use super::connection_table::OpenConnection;
 use super::shared::{ConnectionLimits, ServerState};
 use super::socket::{BoxedStream, ConnectionSocket};
 
@@ -25,7 +26,13 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 const MAX_HEADERS: usize = 64;
 const KEEP_ALIVE_HEADER: HeaderName = HeaderName::from_static("keep-alive");
 /// Requests at once on one HTTP/2 connection.
-const MAX_CONCURRENT_STREAMS: u32 = 128;
+const MAX_CONCURRENT_STREAMS: u32 = 64;
+/// How much a sender of HTTP/2 may send of one body, and of all bodies of a connection, before it was read. Nothing else counts
+/// these bytes.
+const STREAM_WINDOW_BYTES: u32 = 32 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
+/// How much of the answers waits to be sent on one HTTP/2 stream.
+const MAX_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The HTTP library with our limits, for HTTP/1.1 and HTTP/2.
 pub(super) fn build_protocol(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
@@ -41,6 +48,9 @@ pub(super) fn build_protocol(limits: &ConnectionLimits) -> auto::Builder<TokioEx
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(MAX_SEND_BUFFER_BYTES)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX));
     protocol
 }
@@ -52,8 +62,19 @@ pub(super) fn keep_alive_header(limits: &ConnectionLimits) -> Option<HeaderValue
     (kept > 0).then(|| HeaderValue::from_str(&format!("timeout={kept}")).ok())?
 }
 
-/// Talks on a connection until either side ends it.
-pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>) {
+/// Talks on a connection until either side ends it, or its place is needed.
+pub(super) async fn serve_connection(
+    stream: TcpStream,
+    open: Arc<OpenConnection>,
+    server: Arc<ServerState>,
+) {
+    let evicted = open.evicted.clone();
+    evicted
+        .run_until_cancelled(serve_requests(stream, open, server))
+        .await;
+}
+
+async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Arc<ServerState>) {
     // Answers are small and whole: nothing is gained by waiting for more to send.
     let _ = stream.set_nodelay(true);
     let limits = &server.limits;
@@ -72,10 +93,10 @@ pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>
             Box::new(stream)
         }
     };
-    let activity = Arc::new(ConnectionActivity::new());
-    let socket = ConnectionSocket::new(stream, activity.clone(), server.clone());
-    let service = service_fn(|request: Request<Incoming>| {
-        let held = ActiveRequest::new(&activity);
+    let socket = ConnectionSocket::new(stream, open.clone(), server.clone());
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let held = ActiveRequest::new(&open);
+        request.extensions_mut().insert(open.info.clone());
         let is_http_1 = request.version() < Version::HTTP_2;
         let layer = server.request_layer.clone();
         // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
@@ -113,7 +134,7 @@ pub(super) async fn serve_connection(stream: TcpStream, server: Arc<ServerState>
         tokio::select! {
             _ = connection.as_mut() => return,
             () = server.graceful_shutdown.cancelled(), if ending.is_none() => {}
-            () = activity.wait_until_idle(limit, from) => {
+            () = open.activity.wait_until_idle(limit, from) => {
                 if ending.is_some() {
                     return;
                 }

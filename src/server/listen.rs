@@ -6,21 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::connection_table::{Admission, ConnectionSlot, ConnectionTable};
 use super::shared::{ConnectionLimits, ServerState};
 use super::tls::ReloadableTls;
+use crate::http::connection_info::PeerNetwork;
 use crate::http::request_layer::RequestLayer;
 
 /// How long to wait when the system has no room for another connection.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// File descriptors that are kept for the database, the stores and the log.
 const RESERVED_DESCRIPTORS: u64 = 256;
-/// More connections than this are not useful to one process.
-const MAX_CONNECTIONS: u64 = 16 * 1024;
+/// More connections than this are not useful to one process, and each may hold a request's head of 32 KiB.
+const MAX_CONNECTIONS: u64 = 4 * 1024;
+
+/// Reasons in metrics: closed to make room for another one; not taken because its peer has as many as it may.
+const SILENT_CONNECTION: &str = "silent_connection";
+const CONNECTIONS_OF_PEER: &str = "connections_of_peer";
 
 /// As many connections as this process can have file descriptors for, which are first made as many as it may have.
 pub fn raise_connection_limit() -> usize {
@@ -140,12 +145,17 @@ pub fn start_server(
         request_layer: envelope,
         limits,
         tls,
+        connections: ConnectionTable::new(&limits),
         protocol: connection::build_protocol(&limits),
         keep_alive: connection::keep_alive_header(&limits),
         tasks: TaskTracker::new(),
         graceful_shutdown: CancellationToken::new(),
         abort: CancellationToken::new(),
     });
+    let refusals = server.request_layer.body_budget().refusal_metrics();
+    for reason in [SILENT_CONNECTION, CONNECTIONS_OF_PEER] {
+        refusals.declare_reason(reason);
+    }
     server
         .tasks
         .spawn(accept_connections(listener, server.clone()));
@@ -174,24 +184,21 @@ impl RunningServer {
 }
 
 async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
-    let places = Arc::new(Semaphore::new(server.limits.max_connections));
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            let place = place.expect("the semaphore is never closed");
-            (listener.accept().await, place)
-        };
-        let Some((accepted, place)) = server.graceful_shutdown.run_until_cancelled(next).await
-        else {
-            // The listener is closed here: from now on the system refuses connections.
-            return;
-        };
+    let stopping = server.graceful_shutdown.clone();
+    // When this ends the listener is closed: from then on the system refuses connections.
+    while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => {
-                let talk = connection::serve_connection(stream, server.clone());
+            Ok((stream, address)) => {
+                let peer = PeerNetwork::from_address(address.ip());
+                let slot = find_slot(peer, &server);
+                let Some(Some(slot)) = stopping.run_until_cancelled(slot).await else {
+                    continue;
+                };
+                let talk =
+                    connection::serve_connection(stream, slot.connection.clone(), server.clone());
                 server.tasks.spawn(async move {
                     talk.await;
-                    drop(place);
+                    drop(slot);
                 });
             }
             // The caller gave up before it was taken.
@@ -204,6 +211,26 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
                 tracing::error!(cause = %problem, causeClass = class, "accept_failed");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
+        }
+    }
+}
+
+/// The place of a connection of `peer`; `None` when the peer has as many as it may. While all places are taken by requests in
+/// hand, this waits, and further connections wait in the system's backlog.
+async fn find_slot(peer: PeerNetwork, server: &ServerState) -> Option<ConnectionSlot> {
+    let refusals = server.request_layer.body_budget().refusal_metrics();
+    loop {
+        let (admission, evicted) = server.connections.admit(peer);
+        for _ in 0..evicted {
+            refusals.count_refusal(SILENT_CONNECTION);
+        }
+        match admission {
+            Admission::Admitted(slot) => return Some(slot),
+            Admission::PeerFull => {
+                refusals.count_refusal(CONNECTIONS_OF_PEER);
+                return None;
+            }
+            Admission::Full => server.connections.wait_for_release().await,
         }
     }
 }

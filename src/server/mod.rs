@@ -12,12 +12,14 @@
 //! - [`tls`]: the listener's certificate, and how it is reloaded
 //! - [`ConnectionLimits`]: timeouts and counts
 //! - `connection`: one connection, from its first byte to its last
+//! - `connection_table`: which connections are open, and which are closed when there are too many
 //! - `activity`: whether a connection is idle
 //! - `socket`: the bytes of a connection: strict line ends, orderly closing
 //! - `shared`: what all connections of a server share
 
 mod activity;
 mod connection;
+mod connection_table;
 pub mod listen;
 pub mod routes;
 pub mod scrape;

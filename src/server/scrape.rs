@@ -1,11 +1,11 @@
 //! `/metrics`, on a listener of its own: it is for the operator of this service, and never on the public port.
 //!
-//! A connection serves one request within ten seconds, and there are few at once. A scraper needs no more, and other
-//! clients cannot block it for long.
+//! A connection serves one request within ten seconds, and there are few at once. A further one takes the place of the
+//! oldest, which a scraper needs for some milliseconds only: silent connections block nothing.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -15,16 +15,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::listen::BindError;
 use crate::telemetry::metrics::{METRICS_CONTENT_TYPE, MetricsRegistry};
 
 /// How long one connection may take, from its first byte to its last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once; further ones wait.
+/// Connections at once. A further one takes the place of the oldest.
 const MAX_CONNECTIONS: usize = 16;
 /// How long to wait when the system has no room for another connection.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -42,25 +42,18 @@ pub async fn serve_metrics(
     registry: MetricsRegistry,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (
-                listener.accept().await,
-                place.expect("the semaphore is never closed"),
-            )
-        };
-        let Some((accepted, place)) = stop.run_until_cancelled(next).await else {
-            return;
-        };
+    let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, _)) => {
-                let registry = registry.clone();
-                tokio::spawn(async move {
-                    let _ = timeout(CONNECTION_TIMEOUT, serve_connection(stream, registry)).await;
-                    drop(place);
-                });
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= MAX_CONNECTIONS {
+                    open.pop_front();
+                }
+                let serve = serve_connection(stream, registry.clone());
+                open.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+                    let _ = timeout(CONNECTION_TIMEOUT, serve).await;
+                })));
             }
             Err(_) => sleep(ACCEPT_RETRY_DELAY).await,
         }

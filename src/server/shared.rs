@@ -1,5 +1,6 @@
 //! What all connections share, and how patient they are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -8,6 +9,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::connection_table::ConnectionTable;
 use super::tls::ReloadableTls;
 use crate::http::request_layer::RequestLayer;
 
@@ -20,8 +22,10 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
     /// How long closing waits for a caller who is still sending, so that it can read its answer.
     pub linger_timeout: Duration,
-    /// Connections at once. Further ones wait to be taken.
+    /// Connections at once. A further one takes the place of one that is silent; while none is, it waits to be taken.
     pub max_connections: usize,
+    /// Connections of one peer at once. A further one takes the place of one that is silent; while none is, it is closed.
+    pub max_connections_per_peer: usize,
 }
 
 /// How long a request's whole body may take.
@@ -35,6 +39,7 @@ impl Default for ConnectionLimits {
             idle_timeout: Duration::from_secs(12),
             linger_timeout: Duration::from_secs(2),
             max_connections: 1024,
+            max_connections_per_peer: 1024,
         }
     }
 }
@@ -46,6 +51,7 @@ pub(super) struct ServerState {
     pub(super) tls: Option<ReloadableTls>,
     pub(super) protocol: auto::Builder<TokioExecutor>,
     pub(super) keep_alive: Option<HeaderValue>,
+    pub(super) connections: Arc<ConnectionTable>,
     pub(super) tasks: TaskTracker,
     /// Finish what is in hand and take nothing new.
     pub(super) graceful_shutdown: CancellationToken,

@@ -20,7 +20,7 @@ use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::activity::ConnectionActivity;
+use super::connection_table::OpenConnection;
 use super::shared::ServerState;
 
 /// How much is read and thrown away at once.
@@ -38,7 +38,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 /// A connection's socket.
 pub(super) struct ConnectionSocket {
     stream: BoxedStream,
-    activity: Arc<ConnectionActivity>,
+    open: Arc<OpenConnection>,
     server: Arc<ServerState>,
     head_scanner: RequestHeadScanner,
     /// What is still to be written of an answer that took the place of the library's.
@@ -57,12 +57,12 @@ impl ConnectionSocket {
     /// Around a stream.
     pub(super) fn new(
         stream: BoxedStream,
-        activity: Arc<ConnectionActivity>,
+        open: Arc<OpenConnection>,
         server: Arc<ServerState>,
     ) -> Self {
         Self {
             stream,
-            activity,
+            open,
             server,
             head_scanner: RequestHeadScanner::new(),
             replacement_response: Vec::new(),
@@ -116,7 +116,7 @@ impl AsyncRead for ConnectionSocket {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let this = &mut *self;
-        let (in_hand, finished) = this.activity.request_counts();
+        let (in_hand, finished) = this.open.activity.request_counts();
         this.head_scanner
             .scan_bytes(&mut buffer.filled_mut()[before..], in_hand, finished);
         Poll::Ready(Ok(()))

@@ -168,11 +168,16 @@ impl CertificateAuthority {
 
     /// Signs a payload as a compact JWS that verifies against the root.
     pub fn sign_jws(&self, payload: &Map<String, Value>) -> String {
-        sign_compact_jws(
-            &self.signing_key,
-            &self.jws_header,
-            &encode_payload(payload),
-        )
+        self.sign_encoded(&encode_payload(payload))
+    }
+
+    /// The same of a text, which need not be JSON.
+    pub(crate) fn sign_jws_text(&self, payload: &str) -> String {
+        self.sign_encoded(&URL_SAFE_NO_PAD.encode(payload))
+    }
+
+    fn sign_encoded(&self, payload: &str) -> String {
+        sign_compact_jws(&self.signing_key, &self.jws_header, payload)
     }
 
     /// A payload as a JWS that a verifier must refuse. The last two kinds verify, but are of another app or environment.

@@ -1,30 +1,35 @@
 //! Which API keys are active, cached for as long as this process is notified of changes.
+//!
+//! A known key stays cached while notifications arrive; it is read again now and then behind the answer. What has to be read
+//! before the answer goes through [`LookupLanes`], so that a crowd with made-up keys leaves room for known ones.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use tokio::sync::Semaphore;
 
 use crate::base::cache::Cache;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, TenantId};
+use crate::base::lookup_lanes::{LookupLanes, LookupLimits, LookupPermit, LookupQueueFullError};
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
-use crate::db::{Database, Error};
+use crate::db::{Database, Error, error_class};
 
 use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
 use super::api_key_usage::{ApiKeyUsage, LastUsed};
 use super::store;
 use super::tenant::RateLimitOverrides;
 
-/// A change is notified at once; this only matters when the trigger that does was disabled by hand.
-const VALID_KEY_TTL: Duration = Duration::from_mins(5);
+/// A change is notified at once; reading again only matters when the trigger that does was disabled by hand.
+const REFRESH_INTERVAL: Duration = Duration::from_mins(5);
+/// How soon a key is read again that could not be.
+const REFRESH_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a key stays cached that is not used.
+const VALID_KEY_TTL: Duration = Duration::from_hours(24);
 /// How long an unknown key stays unknown. A new key is notified.
 const UNKNOWN_KEY_TTL: Duration = Duration::from_mins(1);
 const MAX_VALID_KEYS: usize = 100_000;
 const MAX_UNKNOWN_KEYS: usize = 20_000;
-/// How many keys are looked up in the database at once, so that a flood of made-up keys leaves connections for others.
-const MAX_CONCURRENT_LOOKUPS: usize = 8;
-/// How long a request waits for a permit and the lookup together.
+/// How long a request waits for a lookup that has begun. The lookup itself goes on, and its result is cached.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a request with an active key may do, and for which tenant.
@@ -37,14 +42,35 @@ pub(super) struct ApiKeyRecord {
     pub(super) last_used: Arc<LastUsed>,
 }
 
-pub(super) struct ApiKeyCache {
+/// Why a key was not looked up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeyLookupError {
+    #[error(transparent)]
+    QueueFull(#[from] LookupQueueFullError),
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+/// Clones share the cache.
+#[derive(Clone)]
+pub(super) struct ApiKeyCache(Arc<CacheState>);
+
+struct CacheState {
     database: Database,
     changes: ChangeListener,
+    clock: Clock,
     usage: Arc<ApiKeyUsage>,
-    valid: Cache<ApiKeyHash, Arc<ApiKeyRecord>>,
+    valid: Cache<ApiKeyHash, CachedKey>,
     /// A cache of its own, so that a flood of made-up keys drops no valid one.
     unknown: Cache<ApiKeyHash, ()>,
-    lookup_permits: Semaphore,
+    lanes: LookupLanes<ApiKeyHash>,
+}
+
+#[derive(Clone)]
+struct CachedKey {
+    record: Arc<ApiKeyRecord>,
+    /// When it is read again, in milliseconds of [`Clock::uptime`].
+    refresh_at_ms: Arc<AtomicU64>,
 }
 
 impl ApiKeyCache {
@@ -54,8 +80,8 @@ impl ApiKeyCache {
         clock: Clock,
         usage: Arc<ApiKeyUsage>,
     ) -> Self {
-        let valid: Cache<ApiKeyHash, Arc<ApiKeyRecord>> = Cache::new(clock.clone(), MAX_VALID_KEYS);
-        let unknown = Cache::new(clock, MAX_UNKNOWN_KEYS);
+        let valid: Cache<ApiKeyHash, CachedKey> = Cache::new(clock.clone(), MAX_VALID_KEYS);
+        let unknown = Cache::new(clock.clone(), MAX_UNKNOWN_KEYS);
         let caches = (valid.downgrade(), unknown.downgrade());
         changes.subscribe(move |change| {
             if (change.affects_table("tenants") || change.affects_table("api_keys"))
@@ -63,77 +89,136 @@ impl ApiKeyCache {
             {
                 // A change of any tenant's may have made an unknown key known.
                 unknown.clear();
-                valid.invalidate(|_, record| match change {
-                    DatabaseChange::Row { tenant, .. } => record.tenant == *tenant,
+                valid.invalidate(|_, cached| match change {
+                    DatabaseChange::Row { tenant, .. } => cached.record.tenant == *tenant,
                     DatabaseChange::Everything => true,
                 });
             }
         });
-        Self {
+        let lanes = LookupLanes::new(&clock, LookupLimits::for_pool(database.max_connections()));
+        Self(Arc::new(CacheState {
             database,
             changes,
+            clock,
             usage,
             valid,
             unknown,
-            lookup_permits: Semaphore::new(MAX_CONCURRENT_LOOKUPS),
-        }
+            lanes,
+        }))
     }
 
     /// The active key with this hash. An error means that it could not be looked up.
     pub(super) async fn find_key(
         &self,
         hash: &ApiKeyHash,
-    ) -> Result<Option<Arc<ApiKeyRecord>>, Error> {
-        if let Some(known) = self.get_cached(hash) {
+    ) -> Result<Option<Arc<ApiKeyRecord>>, KeyLookupError> {
+        let state = &self.0;
+        if let Some(known) = state.get_cached(hash) {
             return Ok(known);
         }
-        let deadline = tokio::time::Instant::now() + LOOKUP_TIMEOUT;
-        let permit = tokio::time::timeout_at(deadline, self.lookup_permits.acquire()).await;
-        let Ok(Ok(_permit)) = permit else {
-            return Err(Error::PoolTimedOut);
-        };
-        // The lookup that held the permit before may have been for the same key.
-        if let Some(known) = self.get_cached(hash) {
+        let permit = state.lanes.enter(hash).await?;
+        // The lookup that had this place before may have been for the same key.
+        if let Some(known) = state.get_cached(hash) {
             return Ok(known);
         }
-        let epochs = (self.valid.epoch(), self.unknown.epoch());
-        let lookup = store::find_active_api_key(&self.database, hash);
-        let Ok(found) = tokio::time::timeout_at(deadline, lookup).await else {
-            return Err(Error::PoolTimedOut);
-        };
-        let found = found?.map(|key| {
-            Arc::new(ApiKeyRecord {
-                last_used: self.usage.last_used_of(&key.id),
-                key: key.id,
-                tenant: key.tenant,
-                environment: key.environment,
-                limits: key.limits,
-            })
-        });
-        match &found {
-            Some(record) => {
-                self.valid
-                    .insert_if_current(epochs.0, *hash, record.clone(), VALID_KEY_TTL);
-            }
-            None => self
-                .unknown
-                .insert_if_current(epochs.1, *hash, (), UNKNOWN_KEY_TTL),
+        // In a task of its own: a statement that is given up costs its connection, and the next caller as much again.
+        let lookup = tokio::spawn(state.clone().look_up(*hash, permit));
+        match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
+            Ok(Ok(found)) => Ok(found?),
+            Ok(Err(_)) => Err(Error::WorkerCrashed.into()),
+            Err(_) => Err(Error::PoolTimedOut.into()),
         }
-        Ok(found)
     }
+}
 
+impl CacheState {
     /// What is cached of the key, while changes are notified.
     #[expect(
         clippy::option_option,
         reason = "outside: is anything known; inside: is the key active"
     )]
-    fn get_cached(&self, hash: &ApiKeyHash) -> Option<Option<Arc<ApiKeyRecord>>> {
+    fn get_cached(self: &Arc<Self>, hash: &ApiKeyHash) -> Option<Option<Arc<ApiKeyRecord>>> {
         if !self.changes.is_listening() {
             return None;
         }
-        if let Some(record) = self.valid.get(hash) {
-            return Some(Some(record));
+        if let Some(cached) = self.valid.get(hash) {
+            if self.claim_refresh(&cached) {
+                tokio::spawn(self.clone().refresh(*hash));
+            }
+            return Some(Some(cached.record));
         }
         self.unknown.get(hash).map(|()| None)
+    }
+
+    /// Whether the key is to be read again, and this caller is the first who sees that.
+    fn claim_refresh(&self, cached: &CachedKey) -> bool {
+        let due = cached.refresh_at_ms.load(Ordering::Relaxed);
+        self.uptime_ms() >= due
+            && cached
+                .refresh_at_ms
+                .compare_exchange(
+                    due,
+                    self.uptime_in_ms(REFRESH_RETRY_INTERVAL),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.uptime_in_ms(Duration::ZERO)
+    }
+
+    fn uptime_in_ms(&self, later: Duration) -> u64 {
+        u64::try_from((self.clock.uptime() + later).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Reads a cached key again. When it cannot be read, it stays as it is.
+    async fn refresh(self: Arc<Self>, hash: ApiKeyHash) {
+        let Ok(permit) = self.lanes.enter(&hash).await else {
+            return;
+        };
+        if let Err(error) = self.look_up(hash, permit).await {
+            let class = error_class(&error);
+            tracing::warn!(
+                cause = %error,
+                causeClass = class,
+                hint = "the key is used as it was read last, and read again in some seconds",
+                "api_key_not_refreshed"
+            );
+        }
+    }
+
+    async fn look_up(
+        self: Arc<Self>,
+        hash: ApiKeyHash,
+        permit: LookupPermit,
+    ) -> Result<Option<Arc<ApiKeyRecord>>, Error> {
+        let epochs = (self.valid.epoch(), self.unknown.epoch());
+        let found = store::find_active_api_key(&self.database, &hash).await?;
+        drop(permit);
+        self.lanes.record_result(&hash, found.is_some());
+        let Some(key) = found else {
+            if self.valid.get(&hash).is_some() {
+                self.valid.invalidate_key(&hash);
+            }
+            self.unknown
+                .insert_if_current(epochs.1, hash, (), UNKNOWN_KEY_TTL);
+            return Ok(None);
+        };
+        let record = Arc::new(ApiKeyRecord {
+            last_used: self.usage.last_used_of(&key.id),
+            key: key.id,
+            tenant: key.tenant,
+            environment: key.environment,
+            limits: key.limits,
+        });
+        let cached = CachedKey {
+            record: record.clone(),
+            refresh_at_ms: Arc::new(AtomicU64::new(self.uptime_in_ms(REFRESH_INTERVAL))),
+        };
+        self.valid
+            .insert_if_current(epochs.0, hash, cached, VALID_KEY_TTL);
+        Ok(Some(record))
     }
 }

@@ -14,13 +14,18 @@ use crate::base::id::{KeyId, TenantId};
 use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, Error};
 use crate::http::api_docs::DocumentedError;
+use crate::http::body_budget::RefusalMetrics;
+use crate::http::connection_info::ConnectionInfo;
 use crate::http::request_layer::RequestLogFields;
 use crate::http::{ErrorCode, Problem};
 
 use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
-use super::api_key_cache::ApiKeyCache;
+use super::api_key_cache::{ApiKeyCache, KeyLookupError};
 use super::api_key_usage::{ApiKeyUsage, FlushScope};
 use super::rate_limiter::TenantRateLimiter;
+
+/// The reason of a refusal, in metrics and in the log.
+const KEY_LOOKUPS_BUSY: &str = "key_lookups";
 
 /// The authenticated sender of a request. A handler with this argument refuses requests without an active API key, and
 /// requests beyond the tenant's rate limit.
@@ -38,6 +43,7 @@ pub struct Caller {
 #[derive(Clone)]
 pub struct Authenticator {
     inner: Arc<AuthenticatorInner>,
+    refusals: RefusalMetrics,
 }
 
 struct AuthenticatorInner {
@@ -62,9 +68,21 @@ pub enum AuthError {
         /// The time until the next request is accepted.
         wait: Duration,
     },
+    /// Too many other keys are being looked up.
+    #[error("too many API keys wait to be looked up")]
+    LookupsBusy,
     /// The key could not be looked up.
     #[error(transparent)]
     Database(#[from] Error),
+}
+
+impl From<KeyLookupError> for AuthError {
+    fn from(error: KeyLookupError) -> Self {
+        match error {
+            KeyLookupError::QueueFull(_) => Self::LookupsBusy,
+            KeyLookupError::Database(error) => Self::Database(error),
+        }
+    }
 }
 
 impl Authenticator {
@@ -89,6 +107,17 @@ impl Authenticator {
                 limiter: TenantRateLimiter::new(clock.clone()),
                 usage,
             }),
+            refusals: RefusalMetrics::default(),
+        }
+    }
+
+    /// The same, and requests are counted that were refused because too many keys were looked up.
+    #[must_use]
+    pub(crate) fn with_refusal_metrics(self, refusals: &RefusalMetrics) -> Self {
+        refusals.declare_reason(KEY_LOOKUPS_BUSY);
+        Self {
+            refusals: refusals.clone(),
+            ..self
         }
     }
 
@@ -101,7 +130,12 @@ impl Authenticator {
         let record = inner
             .key_cache
             .find_key(&hash)
-            .await?
+            .await
+            .inspect_err(|error| {
+                if matches!(error, KeyLookupError::QueueFull(_)) {
+                    self.refusals.count_refusal(KEY_LOOKUPS_BUSY);
+                }
+            })?
             .ok_or(AuthError::Unauthenticated)?;
         record.last_used.record_use(inner.clock.now());
         inner
@@ -156,6 +190,7 @@ impl From<AuthError> for Problem {
                 "Send a valid API key as `Authorization: Bearer attesto_live_…`.",
             ),
             AuthError::RateLimited { wait, .. } => rate_limited_problem(wait),
+            AuthError::LookupsBusy => lookups_busy_problem(),
             AuthError::Database(error) => error.into(),
         }
     }
@@ -169,8 +204,18 @@ fn rate_limited_problem(wait: Duration) -> Problem {
     .with_retry_after(wait)
 }
 
+fn lookups_busy_problem() -> Problem {
+    Problem::new(
+        ErrorCode::Unavailable,
+        "Attesto is looking up too many API keys right now. Send this request again after Retry-After.",
+    )
+    .with_retry_after(Duration::from_secs(1))
+    .with_cause(AuthError::LookupsBusy)
+    .with_cause_class(KEY_LOOKUPS_BUSY)
+}
+
 /// The errors of every route that requires an API key, for the OpenAPI document.
-pub fn describe_auth_errors() -> [DocumentedError; 3] {
+pub fn describe_auth_errors() -> [DocumentedError; 4] {
     [
         DocumentedError::new(
             "there is no good API key: none, or one that is malformed, unknown, revoked, or of an inactive tenant",
@@ -179,6 +224,10 @@ pub fn describe_auth_errors() -> [DocumentedError; 3] {
         DocumentedError::new(
             "this tenant asks more often than its limit allows",
             rate_limited_problem(Duration::from_secs(1)),
+        ),
+        DocumentedError::new(
+            "too many API keys that were not used before are being looked up",
+            lookups_busy_problem(),
         ),
         DocumentedError::database_unavailable(),
     ]
@@ -201,6 +250,9 @@ where
         };
         if let (Some(tenant), Some(fields)) = (tenant, parts.extensions.get::<RequestLogFields>()) {
             fields.set_tenant(tenant.as_str());
+        }
+        if let (Ok(_), Some(connection)) = (&caller, parts.extensions.get::<ConnectionInfo>()) {
+            connection.mark_authenticated();
         }
         Ok(caller?)
     }

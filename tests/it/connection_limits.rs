@@ -28,6 +28,7 @@ const MANNERS: ConnectionLimits = ConnectionLimits {
     idle_timeout: SHORT,
     linger_timeout: Duration::from_secs(2),
     max_connections: 64,
+    max_connections_per_peer: 64,
 };
 
 struct Named(String);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod access_control;
+mod admission;
 mod apple_credentials;
 mod apple_notifications;
 mod apple_ocsp;

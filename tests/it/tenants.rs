@@ -20,6 +20,8 @@ use attesto::tenants::caller::AuthError;
 use attesto::tenants::{ApiKeyEnvironment, Authenticator, Caller, RawApiKey, Tenant, store};
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
+use futures_util::FutureExt as _;
+use sqlx::Executor as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,6 +94,23 @@ impl Office {
         let raw = RawApiKey::generate(ApiKeyEnvironment::Live);
         let id = self.store(&raw).await;
         (id, raw)
+    }
+
+    /// A new key, once this process was notified of it: that clears what is cached of its tenant.
+    async fn heard_key(&self) -> (KeyId, RawApiKey) {
+        let heard = Arc::new(AtomicU32::new(0));
+        let counted = heard.clone();
+        self.changes.subscribe(move |change| {
+            if change.affects_table("api_keys") {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let key = self.key().await;
+        eventually("notified", Duration::from_secs(10), async || {
+            heard.load(Ordering::SeqCst) > 0
+        })
+        .await;
+        key
     }
 
     async fn store(&self, raw: &RawApiKey) -> KeyId {
@@ -228,7 +247,7 @@ async fn a_valid_key_identifies_its_tenant_and_any_other_gets_one_answer() {
 #[tokio::test]
 async fn api_keys_are_cached_and_changes_take_effect_within_a_second() {
     let office = Office::open().await;
-    let (id, raw) = office.key().await;
+    let (id, raw) = office.heard_key().await;
     eventually("remembered", Duration::from_secs(5), async || {
         // Cached: the database would refuse it now, but no notification was sent.
         office.secretly("update tenants set is_active = true").await;
@@ -319,6 +338,72 @@ async fn a_pooler_that_drops_notifications_disables_the_cache() {
         .await
         .unwrap();
     assert!(!office.is_let_in(&raw).await);
+}
+
+/// The pool of a test has five connections, so that one look-up of unknown keys runs at once and 512 wait.
+#[tokio::test]
+async fn a_crowd_with_made_up_keys_keeps_no_known_key_out() {
+    let office = Office::open().await;
+    let (_, raw) = office.heard_key().await;
+    assert!(office.is_let_in(&raw).await);
+    let mut locker = office.database.connect_directly("locker").await.unwrap();
+    locker
+        .execute("begin; lock table api_keys in access exclusive mode")
+        .await
+        .unwrap();
+
+    let made_up: Vec<_> = (0..600)
+        .map(|_| RawApiKey::generate(ApiKeyEnvironment::Live))
+        .collect();
+    let mut calls: Vec<_> = made_up
+        .iter()
+        .map(|key| Box::pin(office.call(key)))
+        .collect();
+    let at_once: Vec<_> = calls
+        .iter_mut()
+        .filter_map(|call| call.now_or_never())
+        .collect();
+    assert_eq!(at_once.len(), 600 - 1 - 512);
+    for answer in at_once {
+        let problem = Problem::from(answer.unwrap_err());
+        assert_eq!(problem.code, ErrorCode::Unavailable);
+        assert!(problem.retry_after.is_some(), "{problem:?}");
+    }
+
+    // Nothing can be read now, and neither the crowd nor the time makes the key unknown.
+    for _ in 0..3 {
+        office.clock.advance(Duration::from_mins(10));
+        let answer = Box::pin(office.call(&raw)).now_or_never();
+        assert!(matches!(answer, Some(Ok(_))), "{answer:?}");
+    }
+    // A key that was known before is read beside the crowd, also when it has to be read anew.
+    drop(calls);
+    locker.execute("rollback").await.unwrap();
+    office.within_a_second(&raw, true).await;
+}
+
+#[tokio::test]
+async fn a_known_key_is_read_again_behind_the_answer() {
+    let office = Office::open().await;
+    let (_, raw) = office.heard_key().await;
+    assert!(office.is_let_in(&raw).await);
+    office
+        .secretly("update api_keys set revoked_at = now()")
+        .await;
+    office.clock.advance(Duration::from_mins(5));
+    assert!(office.is_let_in(&raw).await, "as it was read last");
+    office.within_a_second(&raw, false).await;
+}
+
+#[tokio::test]
+async fn a_look_up_that_has_begun_is_finished_and_remembered_without_its_caller() {
+    let office = Office::open().await;
+    let (_, raw) = office.key().await;
+    eventually("remembered", Duration::from_secs(10), async || {
+        let answer = Box::pin(office.call(&raw)).now_or_never();
+        answer.is_some_and(|answer| answer.is_ok())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -512,6 +597,27 @@ async fn missing_credentials_are_cached_briefly_and_errors_never() {
     office.clock.advance(Duration::from_mins(5));
     cached.remove_expired();
     assert!(value.upgrade().is_none());
+}
+
+#[tokio::test]
+async fn made_up_tenants_drop_no_value() {
+    let office = Office::open().await;
+    let cached: TenantCache<u32, Error> = TenantCache::new(
+        "google_credentials",
+        Duration::from_mins(5),
+        office.clock.clone(),
+        &office.changes,
+    );
+    let tenant = &office.tenant.id;
+    let first = cached.get_or_load(tenant, async { Ok(Some(1)) }).await;
+    assert_eq!(first.unwrap().as_deref(), Some(&1));
+    for number in 0..10_001 {
+        let made_up = TenantId::mint(Timestamp::from_millis(number));
+        let absent = cached.get_or_load(&made_up, async { Ok(None) }).await;
+        assert_eq!(absent.unwrap(), None);
+    }
+    let again = cached.get_or_load(tenant, async { Ok(Some(2)) }).await;
+    assert_eq!(again.unwrap().as_deref(), Some(&1), "not loaded again");
 }
 
 #[tokio::test]

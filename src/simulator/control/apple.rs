@@ -209,6 +209,12 @@ impl AppleScenario {
         self.0.identity.certificate_authority().sign_jws(payload)
     }
 
+    /// Signs any text, for what no JSON value can hold.
+    pub fn sign_text(&self, payload: &str) -> String {
+        let authority = self.0.identity.certificate_authority();
+        authority.sign_jws_text(payload)
+    }
+
     /// A forgery of a signed transaction, which must be refused.
     pub fn forge_transaction(
         &self,

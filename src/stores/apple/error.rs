@@ -10,11 +10,13 @@ use super::api::{AppleApiError, AppleNotFound};
 use super::inspection::SignedDataKind;
 use super::payload::NotificationPart;
 use super::trust::SignatureError;
+use crate::base::json_text::JsonTextError;
 use crate::db;
 use crate::events::RecordError;
 use crate::http::problem::Issue;
 use crate::http::{ErrorCode, Problem};
 use crate::stores::shared::credentials::LoadCredentialsError;
+use crate::stores::shared::notifications::TenantLookupError;
 
 const NO_CREDENTIALS_MESSAGE: &str = "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.";
 const NO_APP_APPLE_ID_MESSAGE: &str = "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.";
@@ -187,7 +189,7 @@ pub enum AppleNotificationError {
     TenantInactive,
     /// The database did not say whether the tenant is active.
     #[error("{0}")]
-    TenantLookup(Arc<db::Error>),
+    TenantLookup(Arc<TenantLookupError>),
     /// The tenant has no Apple credentials.
     #[error("the tenant has no Apple credentials")]
     NoCredentials,
@@ -200,6 +202,9 @@ pub enum AppleNotificationError {
     /// It is not accepted, or not now.
     #[error("{0}")]
     Rejected(#[from] NotificationRejection),
+    /// Apple signed it, and Postgres does not store it.
+    #[error("its signed payload cannot be stored: {0}")]
+    NotStorable(#[from] JsonTextError),
     /// It has no `notificationUUID`, or one that is too long.
     #[error("the notification has no id")]
     NoNotificationUuid,
@@ -293,6 +298,10 @@ impl From<AppleNotificationError> for Problem {
             .with_cause(reason)
             // The text holds nothing of the notification, so that production may log it.
             .with_cause_class(reason.to_string()),
+            AppleNotificationError::NotStorable(error) => Self::invalid_request(&[Issue::new(
+                "signedPayload",
+                format!("cannot be stored: {error}"),
+            )]),
             AppleNotificationError::NoNotificationUuid => Self::invalid_request(&[Issue::new(
                 "notificationUUID",
                 "must be in the signed payload, with 1 to 256 characters",

@@ -30,16 +30,17 @@ use super::trust::SignatureError;
 use super::verify::AppleVerifier;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::json_text::check_storable;
+use crate::crypto::redact::truncate_log_field;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     self, AcceptedNotification, AppUserIdSource, EventRecorder, EventSource, EventSubject,
     EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
 use crate::http::Problem;
-use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
+use crate::http::body_budget::RefusalMetrics;
+use crate::stores::shared::notifications::{ActiveTenants, TenantLookups, is_representable_time};
 
-/// How many tenants are looked up at once: the route can be called without authentication.
-const MAX_CONCURRENT_LOOKUPS: usize = 8;
 /// The longest id of a notification, in characters. Apple's are UUIDs.
 const MAX_NOTIFICATION_ID_CHARS: usize = 256;
 /// How long a notification waits for Apple's answer about the whole subscription. It is stored without one.
@@ -129,10 +130,16 @@ fn state_of_notification(
 
 impl AppleNotifications {
     /// Verifies with `apple` and stores with `recorder`. A change heard by `changes` ends what is cached of a tenant.
-    pub fn new(apple: &AppleVerifier, recorder: EventRecorder, changes: &ChangeListener) -> Self {
+    pub(crate) fn new(
+        apple: &AppleVerifier,
+        recorder: EventRecorder,
+        changes: &ChangeListener,
+        refusals: &RefusalMetrics,
+    ) -> Self {
+        let lookups =
+            TenantLookups::new(&apple.database, &apple.clock).with_refusal_metrics(refusals);
         Self {
-            active_tenants: ActiveTenants::new(&apple.database, &apple.clock, changes)
-                .with_max_concurrent_lookups(MAX_CONCURRENT_LOOKUPS),
+            active_tenants: ActiveTenants::new(&apple.database, &apple.clock, changes, &lookups),
             apple: apple.clone(),
             recorder,
         }
@@ -188,6 +195,7 @@ impl AppleNotifications {
         let (value, raw) = payload
             .and_then(parse_payload)
             .map_err(NotificationRejection::InvalidSignature)?;
+        check_storable(raw.get())?;
         let notification = NotificationPayload::deserialize(&value)
             .map_err(|_| NotificationRejection::InvalidSignature(SignatureError::BadPayload))?;
         let (name, block) = notification
@@ -331,6 +339,7 @@ impl AppleNotifications {
                     Ok((content.map_err(|_| SignatureError::BadPayload)?, raw))
                 })
                 .map_err(|error| NotificationRejection::InvalidPartSignature(part, error))?;
+            check_storable(raw.get())?;
             if !part.is_type_of(&content) {
                 return Err(NotificationRejection::WrongPartType(part).into());
             }
@@ -357,7 +366,7 @@ fn check_app_and_environment(
                 tenantId = tenant.as_str(),
                 error = %why,
                 %expected,
-                found = found.as_deref().unwrap_or("none"),
+                found = truncate_log_field(found.as_deref().unwrap_or("none")),
                 "apple_notification_refused"
             );
             AppleNotificationError::from(why)

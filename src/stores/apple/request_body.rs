@@ -15,6 +15,9 @@ pub(super) struct ApplePushBody {
 }
 
 impl FromJson for ApplePushBody {
+    const FIELDS: Option<&'static [&'static str]> =
+        Some(&["signedPayload", "notification_type", "unified_receipt"]);
+
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
         let is_version_1 = ["notification_type", "unified_receipt"]
             .iter()

@@ -62,7 +62,7 @@ fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
 
 fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotifications>> {
     OpenApiRouter::new()
-        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
+        .routes(routes!(receive_notification).layer(json::accept_notifications(MAX_PUSH_BYTES)))
 }
 
 /// Is this App Store transaction real, and what is it now?
@@ -175,7 +175,7 @@ async fn accept_push(
     let tenant = parse_tenant_id(tenant)?;
     let (parts, body) = request.into_parts();
     let admitted = notifications.find_active_tenant(&tenant).await?;
-    let (ApplePushBody { signed_payload }, raw) = read_notification(&tenant, &parts, body).await?;
+    let (ApplePushBody { signed_payload }, raw) = read_notification(&tenant, parts, body).await?;
     let message = SignedNotification {
         signed_payload,
         raw,

@@ -12,6 +12,7 @@
 //! - [`api`]: calls to the Play Developer API, and what each answer means
 //! - [`api_error`]: why such a call brought no purchase
 //! - [`trust`]: is a push from Google, and from the account that the tenant named
+//! - [`refused_tokens`]: a short memory of push tokens that several tenants refused
 //! - [`chain`]: which purchase was the first of a subscription
 //! - [`state`]: what a purchase is worth, as one pure function
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
@@ -36,6 +37,7 @@ mod notifications;
 mod openapi;
 pub mod payload;
 mod purchase_lookup;
+mod refused_tokens;
 mod request_body;
 mod response_body;
 mod routes;

@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use super::error_response::GoogleNotificationError;
 use super::payload::{DeveloperNotification, Int64};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
+use super::refused_tokens::RefusedTokens;
 use super::state::{self, ProductFacts};
 use super::store::GoogleCredentials;
 use super::translate::{self, GoogleTranslation, ReplacedPurchase};
@@ -28,12 +29,17 @@ use super::trust::{GoogleKeys, PushToken, PushTokenError};
 use super::verify::GoogleVerifier;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::json_text::check_storable;
+use crate::base::lookup_lanes::LookupQueueFullError;
+use crate::crypto::redact::truncate_log_field;
+use crate::crypto::token;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{
     AcceptedNotification, AppUserIdSource, EventEnvironment, EventRecorder, EventSource,
     EventSubject, EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
-use crate::stores::shared::notifications::{ActiveTenants, is_representable_time};
+use crate::http::body_budget::RefusalMetrics;
+use crate::stores::shared::notifications::{ActiveTenants, TenantLookups, is_representable_time};
 
 /// Stores Google's notifications. Clones share the caches.
 #[derive(Clone)]
@@ -41,6 +47,8 @@ pub(crate) struct GoogleNotifications {
     google: GoogleVerifier,
     keys: GoogleKeys,
     active_tenants: ActiveTenants,
+    lookups: TenantLookups,
+    refused_tokens: RefusedTokens,
     recorder: EventRecorder,
 }
 
@@ -79,9 +87,14 @@ impl GoogleNotifications {
         keys: GoogleKeys,
         recorder: EventRecorder,
         changes: &ChangeListener,
+        refusals: &RefusalMetrics,
     ) -> Self {
+        let lookups =
+            TenantLookups::new(&google.database, &google.clock).with_refusal_metrics(refusals);
         Self {
-            active_tenants: ActiveTenants::new(&google.database, &google.clock, changes),
+            active_tenants: ActiveTenants::new(&google.database, &google.clock, changes, &lookups),
+            lookups,
+            refused_tokens: RefusedTokens::new(&google.clock, changes),
             google: google.clone(),
             keys,
             recorder,
@@ -95,34 +108,67 @@ impl GoogleNotifications {
         tenant: &TenantId,
         token: Option<&str>,
     ) -> Result<AuthenticatedPush, GoogleNotificationError> {
-        let token = PushToken::parse(token.ok_or(PushTokenError::Missing)?)?;
+        let text = token.ok_or(PushTokenError::Missing)?;
+        let token = PushToken::parse(text)?;
+        let token_hash = token::sha256(text.as_bytes());
+        self.refused_tokens.check_token(&token_hash)?;
         let key = self.keys.find_key(token.key_id()).await?;
         let identity = token.verify_token(&key, self.google.clock.now())?;
-        let credentials = self
-            .google
-            .get_credentials(tenant)
-            .await
-            .map_err(GoogleNotificationError::Credentials)?
-            .ok_or(PushTokenError::NoCredentials)?;
+        // No tenant accepts one without: there is nothing to look up.
+        if identity.account.is_none() {
+            return Err(PushTokenError::WrongServiceAccount.into());
+        }
+        let Some(credentials) = self.find_credentials(tenant).await? else {
+            self.refused_tokens.record_refusal(token_hash);
+            return Err(PushTokenError::NoCredentials.into());
+        };
         if let Err(error) = identity.check_push_settings(tenant, &credentials.push_settings) {
+            self.refused_tokens.record_refusal(token_hash);
             // Google signed these two, so they may be logged, and the operator needs them to correct the settings.
             tracing::warn!(
                 tenantId = tenant.as_str(),
                 error = %error,
-                account = identity.account.as_deref().unwrap_or("none that is verified"),
-                audience = identity.audience,
+                account = identity.account.as_deref().map(truncate_log_field),
+                audience = truncate_log_field(&identity.audience),
                 "google_push_refused"
             );
             return Err(error.into());
         }
+        self.refused_tokens.record_acceptance(token_hash);
         let is_active = self.active_tenants.is_active(tenant).await;
-        if !is_active.map_err(GoogleNotificationError::Database)? {
+        if !is_active.map_err(GoogleNotificationError::TenantLookup)? {
             return Err(GoogleNotificationError::TenantInactive);
         }
         Ok(AuthenticatedPush {
             tenant: tenant.clone(),
             credentials,
         })
+    }
+
+    /// The tenant's credentials. Everyone can have Google sign a token, and push it to made-up tenants: so what is not cached is
+    /// looked up for a few at once only.
+    async fn find_credentials(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Option<Arc<GoogleCredentials>>, GoogleNotificationError> {
+        let permit = if self.google.has_cached_credentials(tenant) {
+            None
+        } else {
+            let permit = self.lookups.enter(tenant).await;
+            let busy = |full: LookupQueueFullError| {
+                GoogleNotificationError::TenantLookup(Arc::new(full.into()))
+            };
+            Some(permit.map_err(busy)?)
+        };
+        let credentials = self
+            .google
+            .get_credentials(tenant)
+            .await
+            .map_err(GoogleNotificationError::Credentials)?;
+        if permit.is_some() {
+            self.lookups.record_result(tenant, credentials.is_some());
+        }
+        Ok(credentials)
     }
 
     /// Stores the message of a push. When this returns, the event is committed.
@@ -139,7 +185,7 @@ impl GoogleNotifications {
             tracing::warn!(
                 tenantId = push.tenant.as_str(),
                 expected,
-                found,
+                found = truncate_log_field(found),
                 hint = "Check the tenant's package name, and that the topic is of this app only.",
                 "google_message_of_another_app"
             );
@@ -348,7 +394,7 @@ fn decode_message(data: Option<&str>) -> DecodedMessage {
         .and_then(|data| STANDARD.decode(data).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())
         // Parsed as a `Value` first: that refuses what a database would not store, such as half a surrogate pair.
-        .filter(|text| serde_json::from_str::<Value>(text).is_ok())
+        .filter(|text| check_storable(text).is_ok() && serde_json::from_str::<Value>(text).is_ok())
         .unwrap_or_else(|| "null".to_owned());
     DecodedMessage {
         notification: serde_json::from_str(&text).unwrap_or_default(),

@@ -17,6 +17,14 @@ pub(super) struct GooglePushBody {
 }
 
 impl FromJson for GooglePushBody {
+    const FIELDS: Option<&'static [&'static str]> = Some(&[
+        "message.messageId",
+        "message.message_id",
+        "message.data",
+        "message.publishTime",
+        "message.publish_time",
+    ]);
+
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
         if !body.has_field("message") {
             body.add_issue(

@@ -61,7 +61,7 @@ fn verify_openapi_router() -> OpenApiRouter<VerifyState<GoogleVerifier>> {
 
 fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifications>> {
     OpenApiRouter::new()
-        .routes(routes!(receive_notification).layer(json::limit_body_size(MAX_PUSH_BYTES)))
+        .routes(routes!(receive_notification).layer(json::accept_notifications(MAX_PUSH_BYTES)))
 }
 
 /// Is this Google Play purchase real, and what is it now?
@@ -189,7 +189,7 @@ async fn accept_push(
     let push = notifications
         .authenticate_push(&tenant, bearer_token(&parts.headers))
         .await?;
-    let (message, raw): (GooglePushBody, _) = read_notification(&tenant, &parts, body).await?;
+    let (message, raw): (GooglePushBody, _) = read_notification(&tenant, parts, body).await?;
     let message = PubsubMessage {
         id: message.id,
         data: message.data,

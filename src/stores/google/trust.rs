@@ -38,6 +38,10 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 /// The maximum lifetime of a token in seconds. Google's tokens are valid for an hour.
 const MAX_TOKEN_TTL_SECONDS: i64 = 86_400;
+/// The longest audience: an address of ours is far shorter.
+const MAX_AUDIENCE_BYTES: usize = 2048;
+/// The longest address of an account (RFC 5321, 4.5.3.1).
+const MAX_ACCOUNT_BYTES: usize = 320;
 /// The issuer of Google's tokens, in both forms that Google uses.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
@@ -90,6 +94,9 @@ pub enum PushTokenError {
     /// The claim `aud` is not the tenant's.
     #[error("the audience is another one")]
     WrongAudience,
+    /// This token was refused for several tenants a moment ago.
+    #[error("the token was refused for several tenants a moment ago")]
+    RefusedBefore,
     /// The claim `email` is not the tenant's account, or Google has not verified it.
     #[error("the account is another one, or not verified")]
     WrongServiceAccount,
@@ -178,9 +185,18 @@ impl<'a> PushToken<'a> {
         if !is_valid {
             return Err(PushTokenError::OutsideValidity);
         }
+        // What no tenant can have named is refused before the tenant is looked up.
+        if claims.aud.is_empty() || claims.aud.len() > MAX_AUDIENCE_BYTES {
+            return Err(PushTokenError::WrongAudience);
+        }
+        let account = claims.email.filter(|email| {
+            claims.email_verified == Some(true)
+                && email.len() <= MAX_ACCOUNT_BYTES
+                && email.contains('@')
+        });
         Ok(PushIdentity {
             audience: claims.aud,
-            account: claims.email.filter(|_| claims.email_verified == Some(true)),
+            account,
         })
     }
 }

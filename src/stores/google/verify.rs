@@ -292,6 +292,11 @@ impl GoogleVerifier {
         }
     }
 
+    /// Whether asking for the tenant's credentials is likely to need no query.
+    pub(super) fn has_cached_credentials(&self, tenant: &TenantId) -> bool {
+        self.credential_cache.is_cached(tenant)
+    }
+
     /// The tenant's credentials, cached. `None` when it has none.
     pub(super) async fn get_credentials(
         &self,

@@ -3,19 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
+use crate::base::lookup_lanes::{LookupLanes, LookupLimits, LookupPermit, LookupQueueFullError};
 use crate::credentials::TenantCache;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{self, Database};
+use crate::http::body_budget::RefusalMetrics;
+use crate::http::{ErrorCode, Problem};
 use crate::tenants;
 
 /// How long it is cached that a tenant is active. A change to the tenant's row ends it sooner.
 const ACTIVE_TENANT_TTL: Duration = Duration::from_mins(5);
-/// How long a lookup waits while too many others run.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// The reason of a refusal, in metrics and in the log.
+const TENANT_LOOKUPS_BUSY: &str = "tenant_lookups";
+/// When a store should come again that was refused because of others.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The last millisecond of the year 9999: RFC 3339 has no later time.
 const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 
@@ -23,41 +26,102 @@ const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 #[derive(Clone)]
 pub(crate) struct ActiveTenants {
     database: Database,
-    cache: TenantCache<(), db::Error>,
-    lookups: Option<Arc<Semaphore>>,
+    cache: TenantCache<(), TenantLookupError>,
+    lookups: TenantLookups,
 }
 
-impl ActiveTenants {
-    pub(crate) fn new(database: &Database, clock: &Clock, changes: &ChangeListener) -> Self {
+/// Why it is not known what there is of a tenant.
+#[derive(Debug, thiserror::Error)]
+pub enum TenantLookupError {
+    #[error(transparent)]
+    Busy(#[from] LookupQueueFullError),
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+impl From<&TenantLookupError> for Problem {
+    fn from(error: &TenantLookupError) -> Self {
+        match error {
+            TenantLookupError::Busy(full) => Self::new(
+                ErrorCode::Unavailable,
+                "Attesto is looking up too many tenants right now. Send this notification again after Retry-After.",
+            )
+            .with_retry_after(BUSY_RETRY_AFTER)
+            .with_cause(full)
+            .with_cause_class(TENANT_LOOKUPS_BUSY),
+            TenantLookupError::Database(error) => error.into(),
+        }
+    }
+}
+
+/// Bounds the lookups of tenants that senders without an API key can cause, with room for tenants that were found before.
+/// Clones share the bounds.
+#[derive(Clone)]
+pub(crate) struct TenantLookups {
+    lanes: Arc<LookupLanes<TenantId>>,
+    refusals: RefusalMetrics,
+}
+
+impl TenantLookups {
+    pub(crate) fn new(database: &Database, clock: &Clock) -> Self {
+        let limits = LookupLimits::for_pool(database.max_connections());
         Self {
-            database: database.clone(),
-            cache: TenantCache::new("tenants", ACTIVE_TENANT_TTL, clock.clone(), changes),
-            lookups: None,
+            lanes: Arc::new(LookupLanes::new(clock, limits)),
+            refusals: RefusalMetrics::default(),
         }
     }
 
-    /// Looks up at most `max` tenants at once in the database: for a route that can be called without authentication,
-    /// so that such calls do not take every connection.
     #[must_use]
-    pub(crate) fn with_max_concurrent_lookups(mut self, max: usize) -> Self {
-        self.lookups = Some(Arc::new(Semaphore::new(max)));
-        self
+    pub(crate) fn with_refusal_metrics(self, refusals: &RefusalMetrics) -> Self {
+        refusals.declare_reason(TENANT_LOOKUPS_BUSY);
+        Self {
+            refusals: refusals.clone(),
+            ..self
+        }
     }
 
-    pub(crate) async fn is_active(&self, tenant: &TenantId) -> Result<bool, Arc<db::Error>> {
+    /// Waits until something of `tenant` may be looked up.
+    pub(crate) async fn enter(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<LookupPermit, LookupQueueFullError> {
+        let permit = self.lanes.enter(tenant).await;
+        if permit.is_err() {
+            self.refusals.count_refusal(TENANT_LOOKUPS_BUSY);
+        }
+        permit
+    }
+
+    /// Notes whether it was found.
+    pub(crate) fn record_result(&self, tenant: &TenantId, is_found: bool) {
+        self.lanes.record_result(tenant, is_found);
+    }
+}
+
+impl ActiveTenants {
+    pub(crate) fn new(
+        database: &Database,
+        clock: &Clock,
+        changes: &ChangeListener,
+        lookups: &TenantLookups,
+    ) -> Self {
+        Self {
+            database: database.clone(),
+            cache: TenantCache::new("tenants", ACTIVE_TENANT_TTL, clock.clone(), changes),
+            lookups: lookups.clone(),
+        }
+    }
+
+    pub(crate) async fn is_active(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<bool, Arc<TenantLookupError>> {
         let (database, id, lookups) = (self.database.clone(), tenant.clone(), self.lookups.clone());
         let load = async move {
-            let _permit = match &lookups {
-                Some(lookups) => {
-                    let permit = tokio::time::timeout(LOOKUP_TIMEOUT, lookups.acquire()).await;
-                    let Ok(Ok(permit)) = permit else {
-                        return Err(db::Error::PoolTimedOut);
-                    };
-                    Some(permit)
-                }
-                None => None,
-            };
+            let permit = lookups.enter(&id).await?;
             let found = tenants::store::find_tenant(&database, &id).await?;
+            drop(permit);
+            lookups.record_result(&id, found.is_some());
             Ok(found.filter(|tenant| tenant.is_active).map(drop))
         };
         let found = self.cache.get_or_load(tenant, load).await?;

@@ -107,13 +107,13 @@ pub(crate) fn parse_tenant_id(segment: &str) -> Result<TenantId, Problem> {
 /// request's log line names the tenant.
 pub(crate) async fn read_notification<T: FromJson>(
     tenant: &TenantId,
-    parts: &Parts,
+    parts: Parts,
     body: Body,
 ) -> Result<(T, Box<RawValue>), Problem> {
     if let Some(fields) = parts.extensions.get::<RequestLogFields>() {
         fields.set_tenant(tenant.as_str());
     }
-    let body = body::read_body(&parts.headers, &parts.extensions, body).await?;
+    let body = body::read_body(parts, body).await?;
     let notification = json::read_json(&body)?;
     // It was parsed just now, so this cannot fail.
     let raw = serde_json::from_slice(&body).map_err(Problem::internal_error)?;

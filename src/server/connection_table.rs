@@ -1,0 +1,247 @@
+//! Which connections are open, and which of them are closed when there are too many.
+//!
+//! A new connection is worth more than one that has been silent for long: its sender is about to ask something. So when a
+//! peer has as many connections as it may, or all peers together have, those are closed that have waited longest without a
+//! request in hand; those that never had an active API key first. A request whose body is still arriving counts as none. A
+//! crowd of silent connections therefore keeps no other client out.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::activity::ConnectionActivity;
+use super::shared::ConnectionLimits;
+use crate::http::connection_info::{ConnectionInfo, PeerNetwork};
+
+/// One in this many connections is closed at once, so that a flood of new ones does not search the table for each.
+const EVICTED_FRACTION: usize = 16;
+
+/// The open connections of a server.
+pub(super) struct ConnectionTable {
+    max_connections: usize,
+    max_connections_per_peer: usize,
+    state: Mutex<TableState>,
+    released: Notify,
+}
+
+#[derive(Default)]
+struct TableState {
+    count: usize,
+    by_peer: HashMap<PeerNetwork, Vec<Arc<OpenConnection>>>,
+}
+
+/// An open connection.
+pub(super) struct OpenConnection {
+    pub(super) info: ConnectionInfo,
+    pub(super) activity: ConnectionActivity,
+    /// Cancelled when another connection needs the place.
+    pub(super) evicted: CancellationToken,
+}
+
+/// In which order connections are closed: the least first.
+type EvictionRank = (bool, bool, Instant);
+
+impl OpenConnection {
+    fn new(peer: PeerNetwork) -> Self {
+        Self {
+            info: ConnectionInfo::new(peer),
+            activity: ConnectionActivity::new(),
+            evicted: CancellationToken::new(),
+        }
+    }
+
+    /// `None` while a whole request is in hand.
+    fn eviction_rank(&self) -> Option<EvictionRank> {
+        let receiving = self.info.receiving_requests();
+        let (active, since) = self.activity.active_requests_and_last_change();
+        (active <= receiving).then_some((self.info.is_authenticated(), active > 0, since))
+    }
+}
+
+/// What becomes of a new connection.
+pub(super) enum Admission {
+    Admitted(ConnectionSlot),
+    /// The peer has as many as it may, each with a request in hand.
+    PeerFull,
+    /// All places are taken, each with a request in hand.
+    Full,
+}
+
+/// The place of a connection, until it is dropped.
+pub(super) struct ConnectionSlot {
+    table: Arc<ConnectionTable>,
+    pub(super) connection: Arc<OpenConnection>,
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        let peer = self.connection.info.peer();
+        let mut state = self.table.state.lock();
+        if let Some(connections) = state.by_peer.get_mut(&peer) {
+            let before = connections.len();
+            connections.retain(|connection| !Arc::ptr_eq(connection, &self.connection));
+            let removed = before - connections.len();
+            if connections.is_empty() {
+                state.by_peer.remove(&peer);
+            }
+            state.count -= removed;
+        }
+        drop(state);
+        self.table.released.notify_one();
+    }
+}
+
+impl ConnectionTable {
+    pub(super) fn new(limits: &ConnectionLimits) -> Arc<Self> {
+        Arc::new(Self {
+            max_connections: limits.max_connections.max(1),
+            max_connections_per_peer: limits.max_connections_per_peer.max(1),
+            state: Mutex::default(),
+            released: Notify::new(),
+        })
+    }
+
+    /// A place for a connection of `peer`, and how many others were closed for it.
+    pub(super) fn admit(self: &Arc<Self>, peer: PeerNetwork) -> (Admission, usize) {
+        let mut state = self.state.lock();
+        let mut evicted = 0;
+        let of_peer = state.by_peer.get(&peer).map_or(0, Vec::len);
+        if of_peer >= self.max_connections_per_peer {
+            evicted += state.evict_of_peer(peer);
+            if evicted == 0 {
+                return (Admission::PeerFull, 0);
+            }
+        }
+        if state.count >= self.max_connections {
+            let more = state.evict_of_largest_peer();
+            if more == 0 {
+                return (Admission::Full, evicted);
+            }
+            evicted += more;
+        }
+        let connection = Arc::new(OpenConnection::new(peer));
+        let of_peer = state.by_peer.entry(peer).or_default();
+        of_peer.push(connection.clone());
+        state.count += 1;
+        let slot = ConnectionSlot {
+            table: self.clone(),
+            connection,
+        };
+        (Admission::Admitted(slot), evicted)
+    }
+
+    /// Waits until a place was given back since the last call.
+    pub(super) async fn wait_for_release(&self) {
+        self.released.notified().await;
+    }
+}
+
+impl TableState {
+    /// Closes some connections of the peer with the most, as far as it has any without a request in hand; returns how many.
+    fn evict_of_largest_peer(&mut self) -> usize {
+        let mut peers: Vec<_> = self
+            .by_peer
+            .iter()
+            .map(|(peer, connections)| (connections.len(), *peer))
+            .collect();
+        peers.sort_unstable_by_key(|(count, _)| Reverse(*count));
+        peers
+            .into_iter()
+            .map(|(_, peer)| self.evict_of_peer(peer))
+            .find(|evicted| *evicted > 0)
+            .unwrap_or(0)
+    }
+
+    /// Closes some connections of a peer; returns how many.
+    fn evict_of_peer(&mut self, peer: PeerNetwork) -> usize {
+        let Some(connections) = self.by_peer.get_mut(&peer) else {
+            return 0;
+        };
+        let mut ranked: Vec<_> = connections
+            .iter()
+            .filter_map(|connection| Some((connection.eviction_rank()?, connection.clone())))
+            .collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked.truncate((connections.len() / EVICTED_FRACTION).max(1));
+        for (_, connection) in &ranked {
+            connection.evicted.cancel();
+        }
+        connections.retain(|connection| !connection.evicted.is_cancelled());
+        if connections.is_empty() {
+            self.by_peer.remove(&peer);
+        }
+        self.count -= ranked.len();
+        ranked.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::activity::ActiveRequest;
+    use super::*;
+
+    fn table(max_connections: usize, max_connections_per_peer: usize) -> Arc<ConnectionTable> {
+        ConnectionTable::new(&ConnectionLimits {
+            max_connections,
+            max_connections_per_peer,
+            ..ConnectionLimits::default()
+        })
+    }
+
+    fn peer(number: u8) -> PeerNetwork {
+        PeerNetwork::from_address([192, 0, 2, number].into())
+    }
+
+    fn admit(table: &Arc<ConnectionTable>, number: u8) -> ConnectionSlot {
+        match table.admit(peer(number)) {
+            (Admission::Admitted(slot), _) => slot,
+            _ => panic!("there is a place"),
+        }
+    }
+
+    fn is_open(slot: &ConnectionSlot) -> bool {
+        !slot.connection.evicted.is_cancelled()
+    }
+
+    #[test]
+    fn the_longest_silent_stranger_makes_room() {
+        let table = table(100, 3);
+        let caller = admit(&table, 1);
+        caller.connection.info.mark_authenticated();
+        let older = admit(&table, 1);
+        let newer = admit(&table, 1);
+        let _elsewhere = admit(&table, 2);
+        let _fourth = admit(&table, 1);
+        assert!(is_open(&caller) && !is_open(&older) && is_open(&newer));
+        drop(older);
+        assert_eq!(table.state.lock().count, 4);
+    }
+
+    #[test]
+    fn a_connection_with_a_request_in_hand_is_kept() {
+        let table = table(2, 100);
+        let (one, other) = (admit(&table, 1), admit(&table, 2));
+        let request = ActiveRequest::new(&one.connection);
+        let _other_request = ActiveRequest::new(&other.connection);
+        assert!(matches!(table.admit(peer(3)), (Admission::Full, 0)));
+        drop(request);
+        let _third = admit(&table, 3);
+        assert!(!is_open(&one) && is_open(&other));
+    }
+
+    #[test]
+    fn a_peer_with_requests_in_all_its_connections_gets_no_further_one() {
+        let table = table(100, 1);
+        let busy = admit(&table, 1);
+        let _request = ActiveRequest::new(&busy.connection);
+        assert!(matches!(table.admit(peer(1)), (Admission::PeerFull, 0)));
+        let _other = admit(&table, 2);
+        drop(busy);
+        assert_eq!(table.state.lock().count, 1);
+    }
+}
