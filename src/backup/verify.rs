@@ -79,7 +79,7 @@ pub async fn verify_backup(
     // The result is not needed: verifying on another server than the one that was backed up is normal, and only the
     // database that the backup was made of has a row for it.
     if let Err(error) = store::record_verified(database, &report).await {
-        tracing::debug!(%error, "the trial is not noted");
+        tracing::debug!(%error, "backup_verification_not_recorded");
     }
     Ok(report)
 }

@@ -178,7 +178,11 @@ impl EmbeddedPostgres {
         let is_new = !folder.has_cluster();
         let binaries = if is_new {
             let best = &binaries[0];
-            tracing::info!(folder = %folder.cluster_path().display(), version = best.major_version(), "making a private Postgres");
+            tracing::info!(
+                folder = %folder.cluster_path().display(),
+                version = best.major_version(),
+                "embedded_postgres_creating"
+            );
             create_cluster(&folder, best).await?;
             best
         } else {
@@ -195,7 +199,7 @@ impl EmbeddedPostgres {
             folder = %folder.cluster_path().display(),
             version = binaries.major_version(),
             after = ?started_at.elapsed(),
-            "the private Postgres answers"
+            "embedded_postgres_ready"
         );
         let (folder, stop) = (Arc::new(folder), CancellationToken::new());
         let supervisor = supervise_postmaster(
@@ -283,13 +287,17 @@ async fn supervise_postmaster(
         if ended.is_none() {
             return postmaster.stop().await;
         }
-        tracing::error!(log = %folder.log_path().display(), "the private Postgres ended by itself: starting it again");
+        tracing::error!(
+            log = %folder.log_path().display(),
+            hint = "it is started again; its log says why it ended",
+            "embedded_postgres_exited"
+        );
         let mut backoff = Backoff::new(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
         postmaster = loop {
             match start_postmaster(&folder, &binaries).await {
                 Ok(postmaster) => break postmaster,
                 Err(problem) => {
-                    tracing::error!(error = %problem, "the private Postgres does not start");
+                    tracing::error!(error = %problem, "embedded_postgres_start_failed");
                 }
             }
             let delay = backoff.next_delay(fastrand::f64());

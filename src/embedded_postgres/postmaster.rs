@@ -99,9 +99,13 @@ impl OrphanedPostmaster {
                 .any(|window| window == name)
         };
         if !command_line.is_empty() && !is_postgres("postgres") && !is_postgres("postmaster") {
-            tracing::warn!(%pid, "the note of Postgres' process id is from before a crash: corrected");
+            tracing::warn!(
+                %pid,
+                hint = "its process id was from before a crash, and is another program's now",
+                "embedded_postgres_pid_file_corrected"
+            );
             if let Err(error) = std::fs::write(&path, format!("{}\n{rest}", std::process::id())) {
-                tracing::warn!(%error, "cannot correct the note");
+                tracing::warn!(%error, "embedded_postgres_pid_file_not_corrected");
             }
         }
         None
@@ -208,14 +212,14 @@ impl Postmaster {
         ] {
             let Some(pid) = self.process_id() else { return };
             if let Err(error) = kill_process(pid, signal) {
-                tracing::warn!(%error, "cannot tell Postgres to stop");
+                tracing::warn!(%error, "embedded_postgres_signal_failed");
             }
             let started_at = Instant::now();
             if timeout(max_wait, self.wait_for_exit()).await.is_ok() {
-                tracing::debug!(after = ?started_at.elapsed(), "Postgres has stopped");
+                tracing::debug!(after = ?started_at.elapsed(), "embedded_postgres_stopped");
                 return;
             }
-            tracing::warn!(after = ?max_wait, "Postgres has not stopped");
+            tracing::warn!(after = ?max_wait, "embedded_postgres_not_stopped");
         }
     }
 

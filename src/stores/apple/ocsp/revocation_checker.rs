@@ -259,7 +259,8 @@ impl RevocationChecker {
                             serialNumber = subject.serial_number(),
                             responder = url.as_str(),
                             status = answer.status.as_str(),
-                            "apple_certificate_not_good: nothing that this certificate signed is believed"
+                            hint = "nothing that this certificate signed is believed",
+                            "apple_certificate_not_good"
                         );
                     }
                     Some(this.store_response(&subject, answer))
@@ -273,7 +274,8 @@ impl RevocationChecker {
                         serialNumber = subject.serial_number(),
                         responder = url.as_str(),
                         error = %why,
-                        "apple_ocsp_unanswered: a certificate that was good still is, for a day longer than its responder said; what a new one signed is answered with \"try again\""
+                        hint = "a certificate that was good still is, for a day longer than its responder said; what a new one signed is answered with \"try again\"",
+                        "apple_ocsp_unanswered"
                     );
                     None
                 }
